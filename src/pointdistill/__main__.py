@@ -1,0 +1,5 @@
+"""``python -m pointdistill``."""
+
+from pointdistill.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""What exists on disk: meshes, sources, corpora, benchmarks. Knows nothing about learning."""

@@ -1,0 +1,1 @@
+"""What happens over time: training, evaluation, weights, reports."""

@@ -1,0 +1,166 @@
+"""Settings as frozen records: to JSON and back, with every unknown key an error that names the nearest."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+from pointdistill.engine.schedules import ScheduleConfig
+from pointdistill.errors import ConfigError
+from pointdistill.model.distillation import Mode
+from pointdistill.model.encoder import EncoderConfig
+from pointdistill.model.heads import HeadConfig
+from pointdistill.model.masking import MaskingConfig
+from pointdistill.model.predictor import PredictorConfig
+from pointdistill.model.views import AugmentConfig, CropConfig
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """Everything that decides what a run computes. Defaults: the small model in dual mode on ShapeNet."""
+
+    name: str = "small"
+    """The preset this began as."""
+
+    mode: Mode = Mode.DUAL
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    global_crop: CropConfig = field(default_factory=CropConfig)
+    local_crop: CropConfig = field(
+        default_factory=lambda: CropConfig(
+            count=4, share_low=0.05, share_high=0.4, points=256, patches=16
+        )
+    )
+    """Not used in MPM mode."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    epochs: int = 300
+    """Passes over the corpus; the last partial batch of each is dropped."""
+
+    steps: int | None = None
+    """Optimiser steps of the whole run; when given it decides instead of ``epochs``."""
+
+    batch_size: int = 128
+    """Shapes a step, over all processes."""
+
+    weight_decay: float = 0.05
+    clip_norm: float = 10.0
+
+    centers_from_first_batch: bool = False
+    """Start the teacher's centres at the first batch's mean logits instead of zero (the paper: zero)."""
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            msg = f"batch_size must be at least 1, got {self.batch_size}"
+            raise ConfigError(msg)
+        if self.epochs < 1 or (self.steps is not None and self.steps < 1):
+            msg = f"epochs and steps must be at least 1, got {self.epochs} and {self.steps}"
+            raise ConfigError(msg)
+        if self.encoder.cls_token != self.mode.has_cls:
+            msg = f"encoder.cls_token must be {self.mode.has_cls} in {self.mode} mode"
+            raise ConfigError(msg)
+
+    def steps_per_epoch(self, shapes: int) -> int:
+        """Whole batches in a pass over ``shapes`` shapes.
+
+        Raises:
+            ConfigError: if they do not fill one batch.
+        """
+        if shapes < self.batch_size:
+            msg = (
+                f"the corpus holds {shapes} shapes, fewer than one batch of {self.batch_size}; "
+                f"use a larger corpus or --batch-size {max(1, shapes)}"
+            )
+            raise ConfigError(msg)
+        return shapes // self.batch_size
+
+    def total_steps(self, shapes: int) -> int:
+        """Optimiser steps of the run over a corpus of ``shapes`` shapes."""
+        per_epoch = self.steps_per_epoch(shapes)
+        return self.steps if self.steps is not None else self.epochs * per_epoch
+
+
+def to_plain(value: Any) -> Any:
+    """A record as dictionaries, lists and plain values, ready for JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(kind: type[Record], value: Mapping[str, Any], *, where: str = "") -> Record:
+    """A record from what ``to_plain`` wrote; keys that are left out take their defaults.
+
+    Raises:
+        ConfigError: for a key that does not exist (with the nearest that does) or a value of the wrong type.
+    """
+    if not isinstance(typing.cast("object", value), Mapping):
+        msg = f"{where or kind.__name__}: expected a table of settings, got {value!r}"
+        raise ConfigError(msg)
+    hints = typing.get_type_hints(kind)
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            msg = f"unknown setting {_path(where, key)!r}{hint}"
+            raise ConfigError(msg)
+    missing = [
+        name
+        for name, item in known.items()
+        if name not in value and item.default is MISSING and item.default_factory is MISSING
+    ]
+    if missing:
+        msg = f"missing setting {_path(where, missing[0])!r}"
+        raise ConfigError(msg)
+    built = {
+        key: _convert(hints[key], item, where=_path(where, key)) for key, item in value.items()
+    }
+    return kind(**built)
+
+
+def _path(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _convert(hint: Any, value: Any, *, where: str) -> Any:
+    """``value`` as the annotated type, or one clear refusal."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, value, where=where)
+    if typing.get_origin(hint) is types.UnionType:
+        if value is None:
+            return None
+        return _convert(typing.get_args(hint)[0], value, where=where)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, list | tuple):
+            inner = typing.get_args(hint)[0]
+            return tuple(_convert(inner, item, where=where) for item in value)
+    elif isinstance(hint, type) and issubclass(hint, Enum):
+        accepted = [member.value for member in hint]
+        if value in accepted:
+            return hint(value)
+        msg = f"{where} must be one of {', '.join(map(str, accepted))}, got {value!r}"
+        raise ConfigError(msg)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    name = getattr(hint, "__name__", str(hint))
+    msg = f"{where} must be of type {name}, got {value!r}"
+    raise ConfigError(msg)

@@ -1,0 +1,1 @@
+"""What the network is: tensors in, tensors out. No files, no loops."""

@@ -1,0 +1,62 @@
+"""Projection head: features to prototype logits. Sizes: D width, K prototypes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+NORMALIZE_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """Widths of a projection head; defaults are those of small and base (large: 2048 hidden)."""
+
+    hidden: int = 1024
+    """Width of the two hidden layers."""
+
+    bottleneck: int = 256
+    """Width of the unit vectors that are compared with the prototypes."""
+
+    prototypes: int = 4096
+    """K, the number of prototypes: the size of the distributions that are distilled."""
+
+
+class Prototypes(nn.Module):
+    """A linear layer whose weight is ``magnitude`` · ``direction`` / |``direction``|, row by row.
+
+    Both are learned. (PyTorch's weight norm computes the same; here the two parts are plain parameters.)
+    """
+
+    def __init__(self, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        self.magnitude = nn.Parameter(torch.ones(prototypes, 1))
+        self.direction = nn.Parameter(torch.randn(prototypes, bottleneck))
+        self.bias = nn.Parameter(torch.zeros(prototypes))
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """(..., K) logits of (..., bottleneck) unit vectors."""
+        weight = self.direction * (self.magnitude / self.direction.norm(dim=1, keepdim=True))
+        return functional.linear(unit, weight, self.bias)
+
+
+class ProjectionHead(nn.Module):
+    """MLP D → hidden → hidden → bottleneck, L2 normalisation, prototypes."""
+
+    def __init__(self, width: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.bottleneck),
+        )
+        self.prototypes = Prototypes(config.bottleneck, config.prototypes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., K) logits, before any temperature, of (..., D) features."""
+        return self.prototypes(functional.normalize(self.mlp(features), dim=-1, eps=NORMALIZE_EPS))

@@ -1,0 +1,40 @@
+"""Initial weights: one function that reaches every parameter."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pointdistill.model.encoder import Encoder
+from pointdistill.model.heads import Prototypes
+from pointdistill.model.predictor import Predictor
+
+STD = 0.02
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, *, generator: torch.Generator) -> None:
+    """Draw all weights of ``module`` anew.
+
+    Linear weights and tokens are truncated normal with standard deviation 0.02, biases zero, norms one; the
+    prototype layer keeps PyTorch's default for a linear layer, its magnitudes the norms of its directions.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=STD, generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.RMSNorm | nn.LayerNorm | nn.BatchNorm1d):
+            for name, parameter in part.named_parameters(recurse=False):
+                nn.init.constant_(parameter, 0.0 if name == "bias" else 1.0)
+        elif isinstance(part, Prototypes):
+            nn.init.kaiming_uniform_(part.direction, a=math.sqrt(5), generator=generator)
+            bound = 1.0 / math.sqrt(part.direction.shape[1])
+            nn.init.uniform_(part.bias, -bound, bound, generator=generator)
+            part.magnitude.copy_(part.direction.norm(dim=1, keepdim=True))
+        elif isinstance(part, Encoder) and part.cls_token is not None:
+            nn.init.trunc_normal_(part.cls_token, std=STD, generator=generator)
+        elif isinstance(part, Predictor):
+            nn.init.trunc_normal_(part.mask_token, std=STD, generator=generator)

@@ -1,0 +1,101 @@
+"""Points to patches: unit sphere, farthest point sampling, nearest neighbours. Batched, on any device.
+
+Sizes: B clouds (any leading sizes), N points, P patches, K points a patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """A cloud cut into overlapping patches."""
+
+    centers: Tensor
+    """(..., P, 3) coordinates of the patch centres, in the view's unit sphere."""
+
+    offsets: Tensor
+    """(..., P, K, 3) each patch's points relative to its centre."""
+
+    def flatten(self) -> Patches:
+        """All leading sizes merged into one."""
+        return Patches(self.centers.flatten(0, -3), self.offsets.flatten(0, -4))
+
+    def select(self, index: int | slice) -> Patches:
+        """Entries of the second leading size (the crops of a shape)."""
+        return Patches(self.centers[:, index], self.offsets[:, index])
+
+
+def to_unit_sphere(points: Tensor) -> Tensor:
+    """Centre (..., N, 3) points on their mean and divide by the largest norm.
+
+    A cloud of one repeated point has no size; it stays at the origin rather than becoming NaN.
+    """
+    centered = points - points.mean(dim=-2, keepdim=True)
+    radius = centered.square().sum(-1).amax(-1).sqrt()[..., None, None]
+    return centered / torch.where(radius > 0, radius, torch.ones_like(radius))
+
+
+def farthest_points(points: Tensor, count: int, *, start: Tensor) -> Tensor:
+    """Exact farthest point sampling: (B, count) int64 indices, the first of them ``start``.
+
+    Args:
+        points: (B, N, 3).
+        count: number of points to choose, at most N.
+        start: (B,) int64 index of each cloud's first point.
+
+    Costs count · N distances a cloud. Ties go to the lower index.
+    """
+    clouds, size, _ = points.shape
+    if count > size:
+        msg = f"cannot choose {count} farthest points out of {size}"
+        raise ValueError(msg)
+    planes = points.transpose(1, 2).contiguous()  # x, y and z apart: three streaming passes a step
+    chosen = torch.empty(clouds, count, dtype=torch.int64, device=points.device)
+    nearest = torch.full((clouds, size), torch.inf, dtype=points.dtype, device=points.device)
+    current = start
+    for step in range(count):
+        chosen[:, step] = current
+        if step + 1 == count:
+            break
+        center = planes.gather(2, current[:, None, None].expand(-1, 3, 1))
+        gap = (planes - center).square_().sum(1)
+        torch.minimum(nearest, gap, out=nearest)
+        current = nearest.argmax(1)
+    return chosen
+
+
+def nearest_points(points: Tensor, centers: Tensor, count: int) -> Tensor:
+    """(B, P, count) int64 indices of the points of (B, N, 3) nearest to each of (B, P, 3) centres.
+
+    Distances are taken from differences, not from expanding the square, so near-ties fall as they should.
+    """
+    if count > points.shape[1]:
+        msg = f"cannot take {count} neighbours out of {points.shape[1]} points"
+        raise ValueError(msg)
+    distance = torch.cdist(centers, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.topk(count, dim=-1, largest=False, sorted=False).indices
+
+
+def gather_points(points: Tensor, index: Tensor) -> Tensor:
+    """Rows of (B, N, C) ``points`` at (B, ...) ``index``: (B, ..., C)."""
+    flat = index.flatten(1)[..., None].expand(-1, -1, points.shape[-1])
+    return points.gather(1, flat).view(*index.shape, points.shape[-1])
+
+
+def cut_patches(points: Tensor, center_index: Tensor, patch_index: Tensor) -> Patches:
+    """Patches of (B, N, 3) points at (B, P) centres and (B, P, K) members."""
+    centers = gather_points(points, center_index)
+    return Patches(centers, gather_points(points, patch_index) - centers[:, :, None])
+
+
+def patchify(points: Tensor, *, patches: int, patch_points: int, start: Tensor) -> Patches:
+    """Farthest point centres and their nearest points of (B, N, 3) clouds in their unit spheres."""
+    center_index = farthest_points(points, patches, start=start)
+    centers = gather_points(points, center_index)
+    member_index = nearest_points(points, centers, patch_points)
+    return Patches(centers, gather_points(points, member_index) - centers[:, :, None])

@@ -1,0 +1,76 @@
+"""The predictor: masked patches are asked for by place, and answered from the visible tokens alone.
+
+Sizes: R rows, H hidden patches, S visible tokens (CLS included), D encoder width, W predictor width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pointdistill.errors import ConfigError
+from pointdistill.model.transformer import NORM_EPS, Attention, MlpBranch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictorConfig:
+    """Defaults are the small model's."""
+
+    width: int = 192
+    """W."""
+
+    heads: int = 3
+    """Attention heads; divides ``width``."""
+
+    depth: int = 6
+    """Blocks of cross-attention and MLP."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            msg = f"predictor.heads must divide predictor.width, got {self.heads} heads, width {self.width}"
+            raise ConfigError(msg)
+
+
+class PredictorBlock(nn.Module):
+    """Cross-attention, normed on the queries only, then MLP. The queries never attend to each other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.attention = Attention(width, heads)
+        self.mlp = MlpBranch(width)
+
+    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
+        """(R, H, W) from (R, H, W) queries and (R, S, W) memory."""
+        queries = queries + self.attention(self.norm(queries), memory)
+        return queries + self.mlp(queries)
+
+
+class Predictor(nn.Module):
+    """Features of hidden patches from their places and the student's visible tokens."""
+
+    def __init__(self, encoder_width: int, config: PredictorConfig) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder_width))
+        self.narrow = nn.Linear(encoder_width, config.width)
+        self.blocks = nn.ModuleList(
+            PredictorBlock(config.width, config.heads) for _ in range(config.depth)
+        )
+        self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
+        self.widen = nn.Linear(config.width, encoder_width)
+
+    def forward(self, positions: Tensor, memory: Tensor) -> Tensor:
+        """(R, H, D) predicted features.
+
+        Args:
+            positions: (R, H, D) position embeddings of the hidden patches.
+            memory: (R, S, D) the student encoder's output for the visible tokens, CLS included.
+        """
+        memory = self.narrow(memory)
+        positions = self.narrow(positions)
+        queries = self.narrow(self.mask_token).expand_as(positions)
+        for block in self.blocks:
+            queries = block(queries + positions, memory)
+        return self.widen(self.norm(queries))

@@ -1,0 +1,86 @@
+"""Random numbers as a pure function of (key, stream, counter).
+
+A pretraining view depends on (seed, epoch, shape index) alone: not on the batch a shape falls into, the number
+of processes, or what was drawn before. So each shape carries a 64-bit key, and every draw hashes that key with
+the name of what is drawn. Only integer arithmetic is used up to the last step, so a CPU and a GPU draw the same
+bits. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_GOLDEN = (
+    -7046029254386353131
+)  # 0x9E3779B97F4A7C15, the odd integer nearest 2**64 / golden ratio, as int64
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's own shift of int64 drags the sign bit along."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(value: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64; products wrap, as in unsigned arithmetic."""
+    value = (value ^ _shift_right(value, 30)) * _MIX_1
+    value = (value ^ _shift_right(value, 27)) * _MIX_2
+    return value ^ _shift_right(value, 31)
+
+
+def sample_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
+    """One key a sample: (B,) int64 from a run's seed, the epoch, and (B,) int64 indices of shapes."""
+    key = torch.full_like(index, seed)
+    for part in (torch.full_like(index, epoch), index):
+        key = _mix(key + _GOLDEN) + part
+    return _mix(key + _GOLDEN)
+
+
+class KeyedRandom:
+    """Draws for a batch of B samples, each from its own key; a stream's name keeps draws apart.
+
+    Args:
+        keys: (B,) int64, from ``sample_keys``.
+        stream: prefix of every stream name, so that two users of the same keys do not share draws.
+    """
+
+    def __init__(self, keys: Tensor, stream: str = "") -> None:
+        self.keys = keys
+        self.stream = stream
+
+    def child(self, stream: str) -> KeyedRandom:
+        """The same keys under another prefix."""
+        return KeyedRandom(self.keys, f"{self.stream}/{stream}")
+
+    def bits(self, name: str, shape: Sequence[int] = ()) -> Tensor:
+        """(B, *shape) int64, all 64 bits uniform.
+
+        Each size is hashed in turn, so an entry depends on its own place alone: a longer, padded axis gives
+        the same numbers at its beginning.
+        """
+        stream = zlib.crc32(f"{self.stream}/{name}".encode())
+        mixed = _mix(self.keys + stream * _GOLDEN_LOW)
+        for size in shape:
+            counter = torch.arange(1, size + 1, device=self.keys.device)
+            mixed = _mix(mixed[..., None] + counter * _GOLDEN)
+        return mixed
+
+    def uniform(
+        self, name: str, shape: Sequence[int] = (), *, low: float = 0.0, high: float = 1.0
+    ) -> Tensor:
+        """(B, *shape) float32 in [low, high), on a grid of 2**-24 of the range."""
+        fraction = _shift_right(self.bits(name, shape), 40).to(torch.float32) * 2.0**-24
+        return low + (high - low) * fraction
+
+    def integers(self, name: str, high: Tensor) -> Tensor:
+        """int64 of the shape of ``high`` (first size B), uniform in [0, high)."""
+        fraction = _shift_right(self.bits(name, high.shape[1:]), 11).to(torch.float64) * 2.0**-53
+        return (fraction * high).to(torch.int64)
+
+
+_GOLDEN_LOW = 2654435761  # Knuth's multiplicative constant spreads 32-bit stream names over 64 bits

@@ -1,0 +1,152 @@
+"""Pre-norm transformer whose position embeddings are added before every block.
+
+Sizes: B rows, T tokens, S memory tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+NORM_EPS = 1e-5
+"""Of every RMSNorm in the model; PyTorch's own default differs."""
+
+DROP_SUBSET_FROM = 0.1
+"""Stochastic depth at this rate or above computes a branch for the kept samples only."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases; to itself, or to a memory of the same width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.project = nn.Linear(width, width, bias=False)
+
+    def forward(self, queries: Tensor, memory: Tensor | None = None) -> Tensor:
+        """(B, T, D) from (B, T, D) queries and, for cross-attention, (B, S, D) memory."""
+        if memory is None:
+            query, key, value = self.query_key_value(queries).chunk(3, dim=-1)
+        else:
+            width = queries.shape[-1]
+            weight = self.query_key_value.weight
+            query = functional.linear(queries, weight[:width])
+            key, value = functional.linear(memory, weight[width:]).chunk(2, dim=-1)
+        mixed = functional.scaled_dot_product_attention(
+            self._split(query), self._split(key), self._split(value)
+        )
+        return self.project(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) to (B, heads, T, D / heads)."""
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """Two linear layers without biases around an exact GELU."""
+
+    def __init__(self, width: int, *, ratio: int = 4) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, ratio * width, bias=False)
+        self.contract = nn.Linear(ratio * width, width, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.contract(functional.gelu(self.expand(tokens)))
+
+
+class StochasticDepth(nn.Module):
+    """Skips a residual branch for a random share of the samples, in training only.
+
+    From a rate of 0.1 on, round(keep · B) samples pass the branch and the rest are never computed; below, each
+    sample's branch is multiplied by zero or 1 / keep. ``generator`` must be given where the rate is not 0.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(
+        self, tokens: Tensor, branch: nn.Module, generator: torch.Generator | None
+    ) -> Tensor:
+        """``tokens`` + ``branch(tokens)``, (B, T, D)."""
+        if not self.training or self.rate == 0.0:
+            return tokens + branch(tokens)
+        assert generator is not None, "stochastic depth in training needs a generator"
+        keep, rows = 1.0 - self.rate, len(tokens)
+        if self.rate < DROP_SUBSET_FROM:
+            draw = torch.rand(rows, generator=generator, device=tokens.device)
+            scale = (draw < keep).to(tokens.dtype) / keep
+            return tokens + branch(tokens) * scale[:, None, None]
+        order = torch.randperm(rows, generator=generator, device=tokens.device)
+        kept = order[: max(1, round(keep * rows))]
+        update = branch(tokens[kept]) / keep
+        return tokens.index_add(0, kept, update.to(tokens.dtype))
+
+
+class SelfAttentionBranch(nn.Module):
+    """Norm, then attention of the tokens among themselves."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.attention = Attention(width, heads)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.attention(self.norm(tokens))
+
+
+class MlpBranch(nn.Module):
+    """Norm, then MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.mlp(self.norm(tokens))
+
+
+class Block(nn.Module):
+    """Self-attention and MLP, each a residual branch with stochastic depth."""
+
+    def __init__(self, width: int, heads: int, *, drop_rate: float) -> None:
+        super().__init__()
+        self.attention = SelfAttentionBranch(width, heads)
+        self.mlp = MlpBranch(width)
+        self.depth = StochasticDepth(drop_rate)
+
+    def forward(self, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        tokens = self.depth(tokens, self.attention, generator)
+        return self.depth(tokens, self.mlp, generator)
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; positions are added to the tokens before each. A final norm."""
+
+    def __init__(self, width: int, heads: int, drop_rates: tuple[float, ...]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads, drop_rate=rate) for rate in drop_rates)
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+
+    def hidden_states(
+        self, tokens: Tensor, positions: Tensor, generator: torch.Generator | None = None
+    ) -> list[Tensor]:
+        """Each block's raw output, before the final norm: depth × (B, T, D)."""
+        states = []
+        for block in self.blocks:
+            tokens = block(tokens + positions, generator)
+            states.append(tokens)
+        return states
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """(B, T, D) normed features from (B, T, D) tokens and (B, T, D) position embeddings."""
+        return self.norm(self.hidden_states(tokens, positions, generator)[-1])

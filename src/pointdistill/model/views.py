@@ -1,0 +1,177 @@
+"""Views of a batch of stored shapes: crop, augment, normalise, patchify. Batched tensor code, on any device.
+
+Sizes: B shapes, N stored points (padded to the largest), C crops, n points a view, P patches, K points a patch.
+Source: AsymDSD (arXiv 2506.21724); the numbers are in docs/method.md, section 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pointdistill.errors import ConfigError
+from pointdistill.model.patches import Patches, gather_points, patchify, to_unit_sphere
+from pointdistill.model.random import KeyedRandom
+
+ASPECT_RANGE = (0.33, 3.0)
+MINIMUM_POINTS = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropConfig:
+    """One kind of view; defaults are the paper's global view."""
+
+    count: int = 2
+    """Views of this kind a shape."""
+
+    share_low: float = 0.4
+    share_high: float = 1.0
+    """The crop keeps a share of the shape's points, uniform between the two."""
+
+    points: int = 1024
+    """Points of the view, after random subsampling."""
+
+    patches: int = 64
+    patch_points: int = 32
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share_low <= self.share_high <= 1.0:
+            msg = f"crop shares must satisfy 0 < low <= high <= 1, got {self.share_low} and {self.share_high}"
+            raise ConfigError(msg)
+        if self.count < 1:
+            msg = f"a kind of view needs a count of at least 1, got {self.count}"
+            raise ConfigError(msg)
+        if not (1 <= self.patches <= self.points and 1 <= self.patch_points <= self.points):
+            msg = (
+                f"patches and patch_points must lie in 1 to points ({self.points}), "
+                f"got {self.patches} and {self.patch_points}"
+            )
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """What is done to each crop by itself."""
+
+    rotate_z: bool = True
+    """Rotation about z by U(0, 2 pi)."""
+
+    scale_low: float = 0.8
+    scale_high: float = 1.2
+    """Each axis is scaled by its own factor, uniform between the two."""
+
+
+def draw_views(
+    points: Tensor,
+    counts: Tensor,
+    crop: CropConfig,
+    random: KeyedRandom,
+    augment: AugmentConfig | None = None,
+) -> tuple[Patches, Tensor]:
+    """Views of one kind: patches (B, C, P, ...) and the points (B, C, n, 3) they were cut from.
+
+    Args:
+        points: (B, N, 3) stored points, z up, any unit; rows beyond a shape's count are ignored.
+        counts: (B,) int64 points of each shape. A shape with fewer than ``crop.points`` gives all of them and
+            then repeats.
+        random: the shapes' own random numbers.
+        augment: defaults to the paper's.
+    """
+    views = crop_points(points, counts, crop, random)
+    views = to_unit_sphere(augment_points(views, augment or AugmentConfig(), random))
+    flat = views.flatten(0, 1)
+    start = random.integers("start", torch.full_like(views[..., 0, 0], crop.points))
+    patches = patchify(
+        flat, patches=crop.patches, patch_points=crop.patch_points, start=start.flatten()
+    )
+    shape = views.shape[:2]
+    cut = Patches(patches.centers.unflatten(0, shape), patches.offsets.unflatten(0, shape))
+    return cut, views
+
+
+def crop_points(points: Tensor, counts: Tensor, crop: CropConfig, random: KeyedRandom) -> Tensor:
+    """(B, C, n, 3) random subsets of random boxes' worth of each shape, not yet augmented.
+
+    The box is randomly turned and stretched around one point of the shape; the points keep their pose. It grows
+    until it holds the crop's share of the points (never fewer than the view's), of which a random subset of the
+    view's size is drawn without replacement.
+    """
+    size = points.shape[1]
+    outside = torch.arange(size, device=points.device) >= counts[:, None]  # (B, N), padding
+    distance = box_distance(points, counts, crop.count, random)
+    distance = distance.masked_fill(outside[:, None], torch.inf)
+    share = random.uniform("share", (crop.count,), low=crop.share_low, high=crop.share_high)
+    wanted = (share * counts[:, None]).floor().to(torch.int64).clamp(min=crop.points)
+    keep = torch.minimum(wanted, counts[:, None])
+    inside = distance <= _kth_smallest(distance, keep)[..., None]
+    # A random order of the points inside; a point beyond them never comes first.
+    order = random.uniform("subset", (crop.count, size)).masked_fill(~inside, 2.0)
+    available = min(crop.points, size)
+    chosen = order.topk(available, dim=-1, largest=False, sorted=True).indices
+    # A shape of fewer points than the view repeats from its first.
+    place = torch.arange(crop.points, device=points.device)
+    chosen = chosen.gather(-1, place % keep.clamp(max=available)[..., None])
+    return gather_points(points, chosen)
+
+
+def box_distance(points: Tensor, counts: Tensor, crops: int, random: KeyedRandom) -> Tensor:
+    """(B, C, N) distance of each point from a random point of its shape, in a random box's own measure.
+
+    The largest of |scale · rotated offset| over the axes: points at equal distance lie on a box's surface.
+    """
+    center_index = random.integers("center", counts[:, None].expand(-1, crops))
+    centers = gather_points(points, center_index)  # (B, C, 3)
+    low, high = ASPECT_RANGE
+    aspect = random.uniform("aspect", (crops,), low=low, high=high)
+    scales = torch.stack([torch.ones_like(aspect), aspect.rsqrt(), aspect.sqrt()], dim=-1)
+    axis_order = random.uniform("axes", (crops, 3)).argsort(-1)
+    scales = scales.gather(-1, axis_order)
+    # One matrix for turning and scaling: (B, C, 3 box axes, 3 coordinates).
+    box = scales[..., None] * random_rotations(random.uniform("rotation", (crops, 3)))
+    turned = points[:, None] @ box.transpose(-1, -2)
+    offset = turned - (box @ centers[..., None]).squeeze(-1)[:, :, None]
+    return offset.abs().amax(-1)
+
+
+def random_rotations(uniform: Tensor) -> Tensor:
+    """(..., 3, 3) uniformly distributed rotations from (..., 3) uniform numbers.
+
+    Through a uniform unit quaternion (Shoemake, Graphics Gems III, 1992).
+    """
+    u, v, w = uniform.unbind(-1)
+    turn = 2.0 * torch.pi
+    short, long = (1.0 - u).sqrt(), u.sqrt()
+    x, y = short * (turn * v).sin(), short * (turn * v).cos()
+    z, s = long * (turn * w).sin(), long * (turn * w).cos()
+    rows = [
+        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - z * s), 2 * (x * z + y * s)], -1),
+        torch.stack([2 * (x * y + z * s), 1 - 2 * (x * x + z * z), 2 * (y * z - x * s)], -1),
+        torch.stack([2 * (x * z - y * s), 2 * (y * z + x * s), 1 - 2 * (x * x + y * y)], -1),
+    ]
+    return torch.stack(rows, -2)
+
+
+def augment_points(views: Tensor, augment: AugmentConfig, random: KeyedRandom) -> Tensor:
+    """(B, C, n, 3): each crop turned about z by its own angle, then each axis scaled by its own factor."""
+    crops = views.shape[1]
+    if augment.rotate_z:
+        angle = random.uniform("angle", (crops,), high=2.0 * torch.pi)
+        cos, sin = angle.cos()[..., None], angle.sin()[..., None]
+        x, y, z = views.unbind(-1)
+        views = torch.stack([cos * x - sin * y, sin * x + cos * y, z], dim=-1)
+    scale = random.uniform("scale", (crops, 1, 3), low=augment.scale_low, high=augment.scale_high)
+    return views * scale
+
+
+def _kth_smallest(values: Tensor, k: Tensor) -> Tensor:
+    """(B, C) the k-th smallest (from 1) of (B, C, N) values, k (B, C).
+
+    A CPU selects row by row, which is cheaper than sorting; a GPU sorts all rows at once.
+    """
+    if values.device.type == "cpu":
+        rows = zip(values.flatten(0, 1), k.flatten().tolist(), strict=True)
+        found = [row.kthvalue(place).values for row, place in rows]
+        return torch.stack(found).view(k.shape)
+    return values.sort(-1).values.gather(-1, (k - 1)[..., None]).squeeze(-1)

@@ -1,0 +1,25 @@
+"""What several tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Golden numbers: those of the repository, or another set of the same sizes."""
+    return Path(os.environ.get("POINTDISTILL_GOLDEN", TESTS / "golden"))
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Material that lies beside a checkout on the project's own machines; absent elsewhere."""
+    folder = TESTS.parent.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("the folder 'shared' is not beside this checkout")
+    return folder

@@ -1,0 +1,222 @@
+"""The training loop: determinism, resume bit for bit, interruption, refusal of what is not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pointdistill.engine.loader import epoch_order
+from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
+from pointdistill.engine.run_folder import begin_run, read_metrics
+from pointdistill.engine.state import list_checkpoints, load_latest, new_state
+from pointdistill.engine.weights import load_encoder
+from pointdistill.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from pointdistill.model.distillation import Losses, Mode, objective
+from tests.engine.conftest import MemoryCorpus, micro_config
+
+
+def options(**changes: int) -> RunOptions:
+    return RunOptions(device="cpu", log_every=1, **changes)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state, _ = load_latest(run / "checkpoints")
+    found = {f"student.{n}": v for n, v in state.student.state_dict().items()}
+    found |= {f"teacher.{n}": v for n, v in state.teacher.state_dict().items()}
+    for name, parameter in state.student.named_parameters():
+        for moment, value in state.optimizer.state[parameter].items():
+            found[f"{moment}.{name}"] = value
+    return found
+
+
+def assert_same_bits(first: Path, second: Path) -> None:
+    ours, theirs = weights(first), weights(second)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run)]
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_resumed_run_equals_uninterrupted_run(
+    mode: Mode, memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    """Seven steps in one go, and three plus four after a reload: the same weights, moments and losses."""
+    config = micro_config(mode)
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    pretrain(config, corpus=memory_corpus, run=whole, options=options())
+    first = pretrain(config, corpus=memory_corpus, run=split, options=options(stop_at=3))
+    assert first.interrupted
+    second = pretrain(config, corpus=memory_corpus, run=split, resume=True, options=options())
+    assert (second.step, second.interrupted) == (7, False)
+    assert_same_bits(whole, split)
+    assert losses(whole) == losses(split)
+    assert len(losses(whole)) == 7
+
+
+def test_same_seed_same_losses_and_another_seed_others(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    config = micro_config()
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        pretrain(
+            replace(config, seed=seed),
+            corpus=memory_corpus,
+            run=tmp_path / name,
+            options=options(stop_at=2),
+        )
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+def test_a_signal_finishes_the_step_and_saves(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    def interrupt(record: StepRecord) -> None:
+        if record.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = micro_config()
+    result = pretrain(
+        config, corpus=memory_corpus, run=tmp_path / "run", options=options(), report=interrupt
+    )
+    assert (result.step, result.interrupted) == (2, True)
+    pretrain(config, corpus=memory_corpus, run=tmp_path / "run", resume=True, options=options())
+    pretrain(config, corpus=memory_corpus, run=tmp_path / "whole", options=options())
+    assert_same_bits(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    config, run = micro_config(), tmp_path / "run"
+    pretrain(config, corpus=memory_corpus, run=run, options=options(save_every=2))
+    before, last = list_checkpoints(run / "checkpoints")
+    damaged = last / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    result = pretrain(config, corpus=memory_corpus, run=run, resume=True, options=options())
+    assert before.name == "step-00000006"
+    assert (result.step, len(losses(run))) == (7, 7)
+    pretrain(config, corpus=memory_corpus, run=tmp_path / "whole", options=options())
+    assert_same_bits(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("poison", ["nan", "infinite", "empty"])
+def test_a_poisoned_shape_never_changes_a_weight(
+    poison: str, memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    """Shape 11 comes in the second batch: the run stops there, with the state of after the first."""
+    config, run = micro_config(), tmp_path / "run"
+    assert 11 in epoch_order(20, seed=0, epoch=0)[6:12]
+    if poison == "empty":
+        memory_corpus.clouds[11] = memory_corpus.clouds[11][:0]
+    else:
+        memory_corpus.clouds[11][0, 0] = np.nan if poison == "nan" else np.inf
+    with pytest.raises(DataError, match=r"shape 11 of the corpus has (no points|coordinates that)"):
+        pretrain(config, corpus=memory_corpus, run=run, options=options(save_every=1))
+    state, _ = load_latest(run / "checkpoints")
+    assert (state.step, len(losses(run))) == (1, 1)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    memory_corpus: MemoryCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third step's loss is made infinite; the weights stay those of the second."""
+    run, taken = tmp_path / "run", []
+
+    def burst(*arguments: Any, **keywords: Any) -> Losses:
+        losses = objective(*arguments, **keywords)
+        taken.append(1)
+        return replace(losses, total=losses.total * (math.inf if len(taken) == 3 else 1.0))
+
+    monkeypatch.setattr("pointdistill.engine.pretrain.objective", burst)
+    with pytest.raises(DivergenceError, match=r"step 3: loss inf.*were not changed.*step-00000002"):
+        pretrain(
+            micro_config(), corpus=memory_corpus, run=run, options=options(save_every=1)
+        )
+    state, _ = load_latest(run / "checkpoints")
+    assert state.step == 2
+
+
+def test_the_run_leaves_the_teachers_encoder(memory_corpus: MemoryCorpus, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain(micro_config(), corpus=memory_corpus, run=run, options=options())
+    state, _ = load_latest(run / "checkpoints")
+    encoder = load_encoder(run)
+    for name, value in state.teacher.encoder.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], value), name
+    described = json.loads((run / "encoder" / "config.json").read_text())
+    assert described["sources"] == [{"name": "random", "licence": "CC0", "shapes": 20}]
+    assert described["training"]["step"] == 7
+
+
+def test_init_from_begins_with_an_encoders_weights(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    pretrain(micro_config(), corpus=memory_corpus, run=tmp_path / "first", options=options())
+    state = begin_run(
+        replace(micro_config(), seed=5),
+        memory_corpus,
+        tmp_path / "second",
+        init_from=tmp_path / "first",
+    )
+    kept = load_encoder(tmp_path / "first").state_dict()
+    for branch in (state.student, state.teacher):
+        for name, value in branch.encoder.state_dict().items():
+            assert torch.equal(kept[name], value), name
+
+
+def test_init_from_an_encoder_of_another_size_lists_what_does_not_fit(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    pretrain(
+        micro_config(), corpus=memory_corpus, run=tmp_path / "a", options=options(stop_at=1)
+    )
+    config = micro_config()
+    wider = replace(config, encoder=replace(config.encoder, width=16))
+    with pytest.raises(CheckpointError, match=r"does not fit this model: .*cls_token is \(1, 1, 12\)"):
+        begin_run(wider, memory_corpus, tmp_path / "b", init_from=tmp_path / "a")
+
+
+def test_resume_refuses_another_corpus(memory_corpus: MemoryCorpus, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain(micro_config(), corpus=memory_corpus, run=run, options=options(stop_at=1))
+    with pytest.raises(CheckpointError, match="was begun with the corpus memory"):
+        pretrain(
+            micro_config(), corpus=MemoryCorpus(memory_corpus.clouds[:12]), run=run, resume=True
+        )
+
+
+def test_a_folder_with_a_run_is_not_overwritten(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    pretrain(micro_config(), corpus=memory_corpus, run=run, options=options(stop_at=1))
+    with pytest.raises(ConfigError, match="holds a run already; go on with --resume"):
+        pretrain(micro_config(), corpus=memory_corpus, run=run)
+
+
+def test_nothing_to_resume_is_said(memory_corpus: MemoryCorpus, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run here"):
+        pretrain(micro_config(), corpus=memory_corpus, run=tmp_path / "none", resume=True)
+
+
+def test_a_corpus_smaller_than_a_batch_is_refused(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    few = MemoryCorpus(memory_corpus.clouds[:5])
+    with pytest.raises(ConfigError, match="holds 5 shapes, fewer than one batch of 6"):
+        pretrain(micro_config(), corpus=few, run=tmp_path / "run")
