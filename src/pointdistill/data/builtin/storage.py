@@ -1,0 +1,216 @@
+"""Things that hold other things in the open: bookshelf, shelf, box, bin, glass box."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+
+from pointdistill.data.builtin.fronts import carcass, stack
+from pointdistill.data.builtin.mesh import Mesh
+from pointdistill.data.builtin.primitives import (
+    arc,
+    box,
+    cushion,
+    cylinder,
+    ellipsoid,
+    lathe,
+    rod,
+    torus,
+    vessel,
+)
+from pointdistill.data.builtin.registry import Assembly, Draw, category
+
+
+def books(
+    draw: Draw, left: float, right: float, level: float, room: float, depth: float
+) -> list[Mesh]:
+    """Books side by side from ``left``, some leaning, up to somewhere before ``right``."""
+    pieces, x = [], left
+    stop = left + (right - left) * draw.between(0.3, 1.0)
+    while x < stop - 0.06:
+        thick, tall = draw.between(0.02, 0.07), room * draw.between(0.6, 0.95)
+        book = box((thick, depth * draw.between(0.55, 0.85), tall), (x + thick / 2, 0, level))
+        if draw.chance(0.1) and x + thick + tall * 0.3 < stop:
+            book = book.turned("y", 12, about=(x + thick, 0, level))
+            x += tall * 0.2
+        pieces.append(book)
+        x += thick * 1.05
+    return pieces
+
+
+@category("bookshelf", "frame", "board", "book")
+def bookshelf(shape: Assembly, draw: Draw) -> None:
+    """A case of open compartments with books in many of them."""
+    width, depth, height = draw.between(0.5, 1.6), draw.between(0.22, 0.42), draw.between(0.8, 2.2)
+    board = draw.between(0.018, 0.04)
+    shape.add("frame", *carcass(width, depth, height, 0.0, board, back=draw.chance(0.85)))
+    edges = stack(
+        draw, -width / 2 + board, width / 2 - board, draw.count(1, 1 if width < 0.8 else 2)
+    )
+    for x in edges[1:-1]:
+        shape.add("frame", box((board, depth * 0.95, height), (x, 0, 0)))
+    levels = stack(draw, board, height - board, draw.count(3, 6))
+    filled = draw.between(0.35, 0.95)
+    for low, high in pairwise(levels):
+        shape.add("board", box((width - board, depth * 0.95, board), (0, 0, low)))
+        for left, right in pairwise(edges):
+            if draw.chance(filled):
+                row = books(
+                    draw, left + board, right - board, low + board, high - low - board, depth
+                )
+                if row:
+                    shape.add("book", *row)
+
+
+@category("shelf", "frame", "board", "item")
+def shelf(shape: Assembly, draw: Draw) -> None:
+    """Open boards one over the other: on posts, between side panels, on a ladder or on a wall plate."""
+    width, depth, height = draw.between(0.45, 1.7), draw.between(0.2, 0.6), draw.between(0.5, 2.1)
+    thick, count = draw.between(0.015, 0.05), draw.count(2, 6)
+    kind = draw.pick(("posts", "panels", "ladder", "wall", "grid"))
+    levels = np.linspace(draw.between(0.02, 0.25), height - thick, count)
+    x = width / 2
+    if kind in ("panels", "grid"):
+        sides = np.linspace(-x, x, 2 if kind == "panels" else draw.count(3, 5))
+        shape.add("frame", *(box((thick, depth, height), (side, 0, 0)) for side in sides))
+    elif kind == "wall":
+        shape.add("frame", box((width * draw.between(0.5, 1), thick, height), (0, depth / 2, 0)))
+    else:
+        lean = 0.0 if kind == "posts" else depth * 0.7
+        post = draw.between(0.01, 0.03)
+        for sx in (-1, 1):
+            shape.add(
+                "frame", rod((sx * x, depth / 2, 0), (sx * x, depth / 2, height), post, power=5)
+            )
+            start, end = (sx * x, -depth / 2, 0), (sx * x, -depth / 2 + lean, height)
+            shape.add("frame", rod(start, end, post, power=5))
+    for level in levels:
+        cut = 0.7 * level / height if kind == "ladder" else 0.0
+        shape.add("board", box((width, depth * (1 - cut), thick), (0, depth * cut / 2, level)))
+    for level in levels[:-1]:
+        room = levels[1] - levels[0] - thick
+        for _ in range(draw.pick((0, 0, 1, 2))):
+            size = room * draw.between(0.3, 0.8)
+            at = (draw.between(-0.38, 0.38) * width, 0.1 * depth, level + thick)
+            wide = min(size, depth * 0.6)
+            item = draw.pick((box((wide, wide, size), at), cylinder(wide / 2, size, at, around=14)))
+            shape.add("item", item)
+
+
+@category("box", "body", "lid", "handle")
+def open_box(shape: Assembly, draw: Draw) -> None:
+    """A carton, crate or chest: shut, open, with flaps up or a lid beside it."""
+    width, depth, height = (
+        draw.between(0.25, 1.1),
+        draw.between(0.25, 0.8),
+        draw.between(0.12, 0.85),
+    )
+    kind = draw.pick(("shut", "flaps", "flaps", "lid", "crate", "hinged"))
+    wall = draw.between(0.008, 0.03)
+    if kind == "shut":
+        shape.add("body", box((width, depth, height), edge=draw.pick((0.0, 0.02))))
+        shape.add("lid", box((width * 1.005, draw.between(0.05, 0.12), height * 1.01)))
+        return
+    sides = [
+        box((width, depth, wall)),
+        box((wall, depth, height), (-width / 2, 0, 0)),
+        box((wall, depth, height), (width / 2, 0, 0)),
+        box((width, wall, height), (0, -depth / 2, 0)),
+        box((width, wall, height), (0, depth / 2, 0)),
+    ]
+    shape.add("body", *sides)
+    if kind == "flaps":
+        for side in (-1, 1):
+            tilt = draw.between(-100, 60)
+            flap = box((wall, depth, width * 0.48), (0, 0, 0)).turned("y", side * (90 + tilt) * 0.7)
+            shape.add("lid", flap.moved(side * width / 2, 0, height))
+            flap = box((width, wall, depth * 0.45)).turned("x", -side * draw.between(-40, 110))
+            shape.add("lid", flap.moved(0, side * depth / 2, height))
+    elif kind == "lid":
+        over = box((width * 1.04, depth * 1.04, height * draw.between(0.1, 0.3)))
+        shape.add(
+            "lid", over.moved(draw.between(-0.1, 0.1) * width, 0, height * draw.between(0.8, 1))
+        )
+    elif kind == "hinged":
+        cover = box((width, depth, wall * 2)).moved(0, -depth / 2)
+        shape.add("lid", cover.turned("x", -draw.between(0, 110)).moved(0, depth / 2, height))
+    else:
+        for side in (-1, 1):
+            grip = torus(min(0.06, depth * 0.2), 0.012, around=14).turned("y", 90)
+            shape.add("handle", grip.moved(side * (width / 2 + 0.01), 0, height * 0.7))
+
+
+@category("bin", "body", "lid", "pedal", "wheel", "content")
+def bin_(shape: Assembly, draw: Draw) -> None:
+    """A waste bin: an open bucket, a pedal bin with a domed lid, a swing top or a wheeled one."""
+    radius, height = draw.between(0.13, 0.34), draw.between(0.22, 1.0)
+    power, stretch = draw.pick((2.0, 2.0, 3.0, 7.0)), (1.0, draw.between(0.6, 1.2))
+    kind = draw.pick(("open", "open", "dome", "swing", "wheels"))
+    turn = partial(lathe, power=power, stretch=stretch)
+    flare = draw.between(0.65, 1.05)
+    outline = [(radius * flare, 0.0), (radius * (1 + flare) / 2, height / 2), (radius, height)]
+    lift = 0.06 if kind == "wheels" else 0.0
+    shape.add("body", vessel(outline, 0.015, (0, 0, lift), power=power, stretch=stretch))
+    top = height + lift
+    if kind == "open":
+        bead = [(0.98, -0.02), (1.05, -0.02), (1.06, 0.01), (0.97, 0.01)]
+        shape.add("body", turn(np.array(bead) * (radius, 1.0), (0, 0, top), closed=True))
+        if draw.chance(0.4):
+            pile = (radius * 1.7, radius * 1.7 * stretch[1], height * draw.between(0.2, 0.5))
+            middle = (0.0, 0.0, height * draw.between(0.5, 0.8))
+            shape.add("content", ellipsoid(pile, middle, power=2.6))
+    elif kind == "dome":
+        rise = radius * draw.between(0.2, 0.9)
+        dome = arc(1.0, 0, 90, 6) * (radius * 1.03, rise)
+        tilt = draw.pick((0.0, draw.between(0, 60)))
+        shape.add("lid", turn(dome).turned("x", -tilt, about=(0, radius, 0)).moved(z=top))
+        shape.add("pedal", box((0.08, 0.1, 0.015), (0, -radius, 0.02)))
+    elif kind == "swing":
+        slope, upper = height * draw.between(0.15, 0.35), radius * draw.between(0.3, 0.6)
+        hood = [(radius * 1.03, 0), (radius * 1.03, 0.04), (upper, slope)]
+        shape.add("lid", turn(hood, (0, 0, top)))
+    else:
+        cover = box((radius * 2.1, radius * 2.2, 0.04)).moved(0, -radius)
+        cover = cover.turned("x", -draw.pick((0.0, 8.0, 60.0)))
+        shape.add("lid", cover.moved(0, radius, top))
+        roller = cylinder(0.09, 0.05, (0, 0, -0.025), around=14).turned("y", 90)
+        for side in (-1, 1):
+            shape.add("wheel", roller.moved(side * radius * 0.8, radius * 0.8, 0.09))
+
+
+@category("glass_box", "pane", "frame", "content")
+def glass_box(shape: Assembly, draw: Draw) -> None:
+    """A case of glass: panes in a frame, open or shut, some with an object inside."""
+    width, depth, height = draw.between(0.3, 1.0), draw.between(0.25, 0.7), draw.between(0.25, 0.9)
+    bar = draw.between(0.008, 0.025)
+    x, y = width / 2, depth / 2
+    for sx in (-1, 1):
+        shape.add("pane", box((0.006, depth, height), (sx * x, 0, 0)))
+        for sy in (-1, 1):
+            shape.add("frame", rod((sx * x, sy * y, 0), (sx * x, sy * y, height), bar, power=7))
+    for sy in (-1, 1):
+        shape.add("pane", box((width, 0.006, height), (0, sy * y, 0)))
+    levels = (0.0, height) if draw.chance(0.7) else (0.0,)
+    for level in levels:
+        shape.add("pane", box((width, depth, 0.006), (0, 0, level)))
+        edge = np.array([(-x, -y), (x, -y), (x, y), (-x, y)])
+        ends = [(float(a), float(b), level) for a, b in edge]
+        for start, end in zip(ends, ends[1:] + ends[:1], strict=True):
+            shape.add("frame", rod(start, end, bar, power=7))
+    if draw.chance(0.4):
+        size = min(width, depth, height) * draw.between(0.3, 0.6)
+        at = (0.0, 0.0, bar)
+        item = draw.pick(
+            (
+                ellipsoid((size, size, size), at),
+                cushion((size, size, size), at),
+                torus(size / 3, size / 8, (0, 0, size / 5)),
+            )
+        )
+        shape.add("content", item)
+    if draw.chance(0.3):
+        shape.add(
+            "frame", box((width * 1.05, depth * 1.05, draw.between(0.05, 0.3))).moved(z=-0.05)
+        )
