@@ -43,6 +43,20 @@ _PAIRS: tuple[tuple[str, str], ...] = (
     (r"_head\.linear\.bias$", "_head.prototypes.bias"),
     (r"_head\.linear\.parametrizations\.weight\.original0$", "_head.prototypes.magnitude"),
     (r"_head\.linear\.parametrizations\.weight\.original1$", "_head.prototypes.direction"),
+    # Classifier and segmenter. A linear layer, its norm, activation and dropout are numbered there in one row.
+    (r"^\.classification_head\.mlp\.", ".head."),
+    (r"^\.segmentation_head\.7\.", ".head.linears.2."),
+    (r"^\.segmentation_head\.", ".head."),
+    (r"^\.head\.0\.", ".head.linears.0."),
+    (r"^\.head\.1\.", ".head.norms.0."),
+    (r"^\.head\.4\.", ".head.linears.1."),
+    (r"^\.head\.5\.", ".head.norms.1."),
+    (r"^\.head\.8\.", ".head.linears.2."),
+    (r"^\.point_upsample\.mlp\.0\.", ".upsample.linears.0."),
+    (r"^\.point_upsample\.mlp\.1\.", ".upsample.norms.0."),
+    (r"^\.point_upsample\.mlp\.3\.", ".upsample.linears.1."),
+    (r"^\.point_upsample\.mlp\.4\.", ".upsample.norms.1."),
+    (r"^\.label_embedding\.", ".category_embedding."),
 )
 
 

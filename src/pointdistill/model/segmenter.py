@@ -1,0 +1,150 @@
+"""Part segmentation: an encoder, its layers carried from patch centres to points, and a head at each point.
+
+Sizes: B clouds, N points a cloud, P patches, D the encoder's width, L layers read. Source: docs/method.md,
+section 7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pointdistill.errors import ConfigError
+from pointdistill.model.classifier import NormedMlp
+from pointdistill.model.encoder import Encoder
+from pointdistill.model.patches import Patches, gather_points
+
+NEIGHBOURS = 3
+"""Patch centres that a point's features are interpolated from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmenterConfig:
+    """What a segmenter adds to its encoder. Defaults are those of ShapeNetPart on the small model."""
+
+    parts: int = 50
+    """Part labels, of all categories together."""
+
+    categories: int = 16
+
+    layers: tuple[int, ...] = (4, 8, 12)
+    """Blocks whose raw outputs are read, counted from 1."""
+
+    point_widths: tuple[int, int] = (384, 384)
+    """Layers over a point's coordinates and interpolated features."""
+
+    category_width: int = 64
+    """Length of the learned vector of the shape's category."""
+
+    head_widths: tuple[int, int] = (512, 256)
+
+    dropout: float = 0.5
+    """After the head's first layer."""
+
+    def __post_init__(self) -> None:
+        if not self.layers or min(self.layers) < 1:
+            msg = f"segmenter.layers must be some blocks counted from 1, got {self.layers}"
+            raise ConfigError(msg)
+        if not 0.0 <= self.dropout < 1.0:
+            msg = f"segmenter.dropout must lie in [0, 1), got {self.dropout!r}"
+            raise ConfigError(msg)
+
+
+class Segmenter(nn.Module):
+    """Points, their patches and a category to part logits at every point."""
+
+    def __init__(self, encoder: Encoder, config: SegmenterConfig) -> None:
+        """Build on ``encoder``, which becomes part of the segmenter: not a copy of it.
+
+        Raises:
+            ConfigError: if the encoder has fewer blocks than ``config.layers`` asks for.
+        """
+        super().__init__()
+        if max(config.layers) > encoder.config.depth:
+            msg = f"segmenter.layers {config.layers} go beyond the encoder's {encoder.config.depth} blocks"
+            raise ConfigError(msg)
+        width = encoder.config.width
+        layered = len(config.layers) * width
+        self.config = config
+        self.encoder = encoder
+        self.layer_norm = nn.LayerNorm(width)
+        self.category_embedding = nn.Embedding(config.categories, config.category_width)
+        self.upsample = NormedMlp(3 + layered, config.point_widths, dropout=(0.0, 0.0))
+        of_cls = width if encoder.config.cls_token else 0
+        self.head = NormedMlp(
+            config.point_widths[-1] + config.category_width + of_cls + 2 * layered,
+            config.head_widths,
+            dropout=(config.dropout, 0.0),
+            outputs=config.parts,
+            bias=True,
+        )
+
+    def forward(
+        self,
+        points: Tensor,
+        patches: Patches,
+        category: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """(B, N, parts) logits.
+
+        Args:
+            points: (B, N, 3) in their unit spheres.
+            patches: cut from these points.
+            category: (B,) int64 of each shape.
+            generator: source of stochastic depth and dropout; needed in training where a rate is not 0.
+        """
+        cls, layers = self._encode(patches, generator)
+        at_points = self._at_points(points, patches.centers, layers)
+        summary = [self.category_embedding(category), layers.mean(1), layers.amax(1)]
+        if cls is not None:
+            summary.insert(1, cls)
+        # The first layer over [point, shape] is one over the point plus one over the shape: the second, nine
+        # tenths of its inputs, is computed once a shape instead of once a point.
+        weight = self.head.first_linear.weight
+        of_point, of_shape = weight.split(
+            [at_points.shape[-1], weight.shape[1] - at_points.shape[-1]], 1
+        )
+        hidden = functional.linear(at_points, of_point)
+        hidden = hidden + functional.linear(torch.cat(summary, dim=1), of_shape)[:, None]
+        return self.head.after_first_linear(hidden, generator)
+
+    def _encode(
+        self, patches: Patches, generator: torch.Generator | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """CLS (B, D) after the final norm, or None, and the normed layers of the patches (B, P, L · D)."""
+        tokens = self.encoder.embed(patches)
+        transformer = self.encoder.transformer
+        states = transformer.hidden_states(*self.encoder.with_cls(tokens), generator)
+        count = tokens.features.shape[1]
+        layers = [self.layer_norm(states[layer - 1][:, -count:]) for layer in self.config.layers]
+        cls = transformer.norm(states[-1][:, 0]) if self.encoder.config.cls_token else None
+        return cls, torch.cat(layers, dim=-1)
+
+    def _at_points(self, points: Tensor, centers: Tensor, layers: Tensor) -> Tensor:
+        """(B, N, point width) features from (B, N, 3) points, (B, P, 3) centres and (B, P, L · D) layers.
+
+        Interpolation and the first linear layer commute, so that layer is taken at the P centres, not at the
+        N points, and its narrower output is what is gathered.
+        """
+        of_place, of_layers = self.upsample.first_linear.weight.split([3, layers.shape[-1]], dim=1)
+        carried = interpolate(functional.linear(layers, of_layers), centers, points)
+        return self.upsample.after_first_linear(functional.linear(points, of_place) + carried)
+
+
+def interpolate(features: Tensor, centers: Tensor, points: Tensor) -> Tensor:
+    """Features of the nearest centres at each point, weighted by inverse squared distance: (B, N, F).
+
+    Args:
+        features: (B, P, F), one vector a centre.
+        centers: (B, P, 3).
+        points: (B, N, 3); at a centre itself that centre's features all but alone are returned.
+    """
+    distance = torch.cdist(points, centers, compute_mode="donot_use_mm_for_euclid_dist")
+    near = distance.topk(min(NEIGHBOURS, centers.shape[1]), dim=-1, largest=False, sorted=False)
+    closeness = 1.0 / (near.values.square() + torch.finfo(features.dtype).eps)
+    weights = closeness / closeness.sum(-1, keepdim=True)
+    return (gather_points(features, near.indices) * weights[..., None]).sum(-2)
