@@ -25,9 +25,7 @@ class MemoryCorpus:
 
     clouds: list[NDArray[np.float32]]
     path: Path = Path("memory")
-    sources: tuple[SimpleNamespace, ...] = (
-        SimpleNamespace(name="random", licence="CC0", kept=20),
-    )
+    sources: tuple[SimpleNamespace, ...] = (SimpleNamespace(name="random", licence="CC0", kept=20),)
 
     def __len__(self) -> int:
         return len(self.clouds)

@@ -17,7 +17,7 @@ import torch
 from pointdistill.engine.loader import epoch_order
 from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
 from pointdistill.engine.run_folder import begin_run, read_metrics
-from pointdistill.engine.state import list_checkpoints, load_latest, new_state
+from pointdistill.engine.state import list_checkpoints, load_latest
 from pointdistill.engine.weights import load_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from pointdistill.model.distillation import Losses, Mode, objective
@@ -81,9 +81,7 @@ def test_same_seed_same_losses_and_another_seed_others(
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
 
 
-def test_a_signal_finishes_the_step_and_saves(
-    memory_corpus: MemoryCorpus, tmp_path: Path
-) -> None:
+def test_a_signal_finishes_the_step_and_saves(memory_corpus: MemoryCorpus, tmp_path: Path) -> None:
     def interrupt(record: StepRecord) -> None:
         if record.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
@@ -144,9 +142,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
 
     monkeypatch.setattr("pointdistill.engine.pretrain.objective", burst)
     with pytest.raises(DivergenceError, match=r"step 3: loss inf.*were not changed.*step-00000002"):
-        pretrain(
-            micro_config(), corpus=memory_corpus, run=run, options=options(save_every=1)
-        )
+        pretrain(micro_config(), corpus=memory_corpus, run=run, options=options(save_every=1))
     state, _ = load_latest(run / "checkpoints")
     assert state.step == 2
 
@@ -182,12 +178,12 @@ def test_init_from_begins_with_an_encoders_weights(
 def test_init_from_an_encoder_of_another_size_lists_what_does_not_fit(
     memory_corpus: MemoryCorpus, tmp_path: Path
 ) -> None:
-    pretrain(
-        micro_config(), corpus=memory_corpus, run=tmp_path / "a", options=options(stop_at=1)
-    )
+    pretrain(micro_config(), corpus=memory_corpus, run=tmp_path / "a", options=options(stop_at=1))
     config = micro_config()
     wider = replace(config, encoder=replace(config.encoder, width=16))
-    with pytest.raises(CheckpointError, match=r"does not fit this model: .*cls_token is \(1, 1, 12\)"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit this model: .*cls_token is \(1, 1, 12\)"
+    ):
         begin_run(wider, memory_corpus, tmp_path / "b", init_from=tmp_path / "a")
 
 

@@ -45,6 +45,7 @@ class StepRecord:
 
     total: int
     epoch: int
+    batch_size: int
     loss: float
     terms: dict[str, float]
     gradient_norm: float
@@ -246,6 +247,7 @@ class _Trainer:
             step=state.step,
             total=self.total,
             epoch=batch.epoch,
+            batch_size=config.batch_size,
             loss=losses.total.item(),
             terms={name: value.item() for name, value in losses.terms.items()},
             gradient_norm=norm.item(),

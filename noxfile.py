@@ -1,0 +1,48 @@
+"""What a developer and CI run: ``nox`` alone does lint, types and tests."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and simple mistakes."""
+    session.install("ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict static types."""
+    session.install("-e", ".[dev]")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite, on a CPU."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Timings, side by side in one run; see docs/results.md."""
+    session.install("-e", ".")
+    names = session.posargs or ["views", "step", "corpus"]
+    for name in names:
+        session.run("python", f"benchmarks/{name}.py")
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Check that links between the pages lead somewhere and that the commands in them exist."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "tests/test_docs.py")

@@ -1,0 +1,64 @@
+"""The command line: parses, calls one function, prints, sets the exit code. ``--help`` does not load torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from pointdistill.cli.doctor import doctor
+from pointdistill.cli.evaluate import evaluate
+from pointdistill.cli.export import export
+from pointdistill.cli.prepare_data import prepare_data
+from pointdistill.cli.pretrain import pretrain
+from pointdistill.cli.quickstart import quickstart
+from pointdistill.cli.sample import sample
+from pointdistill.cli.version import show_version
+from pointdistill.errors import PointDistillError
+
+app = typer.Typer(
+    name="pointdistill",
+    help="Self-supervised representations of 3-D shapes, from meshes and point clouds, with no labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.callback()(show_version)
+for command in (quickstart, prepare_data, pretrain, evaluate, sample, export, doctor):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the program; exit codes: 0 done, 2 wrong input, 130 interrupted, 1 anything else."""
+    command = typer.main.get_command(app)
+    try:
+        code = command(args=arguments, standalone_mode=False)
+    except PointDistillError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted")
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        # Usage errors are the parser's own class; which package holds it depends on typer's version.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        _say(f"error: {message()}; see `{_path(error)} --help`")
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _path(error: Exception) -> str:
+    """The command a usage error belongs to, as typed."""
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else "pointdistill"
+
+
+def _say(message: str) -> None:
+    print(" ".join(message.split()), file=sys.stderr)  # noqa: T201 (one line, whatever the width)

@@ -1,0 +1,115 @@
+"""Features of a frozen encoder, pooled the way each protocol reads them.
+
+Sizes: n clouds, N points a cloud, P patches, D the encoder's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pointdistill.engine.inputs import ProtocolInput, cloud_batches
+from pointdistill.errors import DataError
+
+if TYPE_CHECKING:
+    from pointdistill.model.encoder import Encoder
+
+BATCH_SIZE = 64
+"""Clouds a forward pass; changes the speed and the memory, never the features."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What an encoder says of n clouds, on the CPU."""
+
+    cls: Tensor | None
+    """(n, D) features of the CLS token; None for an encoder without one."""
+
+    mean: Tensor
+    """(n, D) mean over the patches."""
+
+    max: Tensor
+    """(n, D) maximum over the patches."""
+
+    @property
+    def joined(self) -> Tensor:
+        """CLS, mean and maximum side by side, (n, 3D), or (n, 2D) without a CLS token.
+
+        Read by the linear probe and by the logistic regression.
+        """
+        return torch.cat(self._parts(self.mean, self.max), dim=1)
+
+    @property
+    def unit(self) -> Tensor:
+        """CLS and mean side by side, rows of length 1: (n, 2D), or (n, D) without a CLS token.
+
+        Read by the nearest neighbours and by the SVM.
+        """
+        return normalize(torch.cat(self._parts(self.mean), dim=1), dim=1)
+
+    def _parts(self, *pooled: Tensor) -> list[Tensor]:
+        return [*pooled] if self.cls is None else [self.cls, *pooled]
+
+
+def extract_features(
+    encoder: Encoder,
+    points: NDArray[np.float32],
+    *,
+    inputs: ProtocolInput,
+    seed: int,
+    epoch: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> Features:
+    """Features of clouds from a frozen encoder.
+
+    Each cloud's features depend on the seed, the epoch and its index alone, whatever the batch size
+    (up to rounding). The encoder is put on ``device`` and left in the mode it was in.
+
+    Args:
+        encoder: of which only ``forward`` is called; no gradient is kept.
+        points: (n, N, 3) float32, any unit and place, z up.
+        inputs: points and patches a cloud, how the points are chosen, and the augmentation.
+        seed: of the subsets and of the augmentation.
+        epoch: augment as in this training epoch, from 0; None for the clouds as they are.
+        batch_size: clouds a forward pass.
+        device: where to compute; the features come back to the CPU.
+        progress: told after each batch how many clouds it held.
+
+    Raises:
+        DataError: if there are no clouds, or the encoder refuses them.
+    """
+    if len(points) == 0:
+        msg = (
+            "no clouds to take features of; expected points of shape (n, N, 3) with n of at least 1"
+        )
+        raise DataError(msg)
+    device = torch.device(device)
+    width = encoder.config.width
+    cls = torch.empty(len(points), width) if encoder.config.cls_token else None
+    mean, largest = torch.empty(len(points), width), torch.empty(len(points), width)
+    was_training = encoder.training
+    encoder.to(device).eval()
+    try:
+        with torch.inference_mode():
+            for rows, clouds in cloud_batches(
+                points, inputs, seed=seed, epoch=epoch, batch_size=batch_size, device=device
+            ):
+                output = encoder(clouds, patches=min(inputs.patches, clouds.shape[1]))
+                if cls is not None and output.cls is not None:
+                    cls[rows] = output.cls
+                mean[rows] = output.patches.mean(dim=1)
+                largest[rows] = output.patches.amax(dim=1)
+                if progress is not None:
+                    progress(len(clouds))
+    finally:
+        encoder.train(was_training)
+    return Features(cls=cls, mean=mean, max=largest)

@@ -1,0 +1,151 @@
+"""From what a user typed to a run that can start: defaults found, contradictions refused, remarks made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.workspace import last_corpus, last_run, remember_run
+from pointdistill.engine.config import PretrainConfig, from_plain
+from pointdistill.engine.cost import GIB, largest_batch, step_gib
+from pointdistill.engine.devices import pick_device
+from pointdistill.engine.recipes import recipe
+from pointdistill.engine.run_folder import read_run_config
+from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.model.distillation import Mode
+
+MEMORY_SHARE = 0.4
+"""Of the machine's memory that a step on a CPU may take, where the batch is ours to choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A run about to start or to go on."""
+
+    config: PretrainConfig
+    corpus: Corpus
+    run: Path
+    resume: bool
+    init_from: Path | None
+    remarks: tuple[str, ...]
+    """What was chosen for the user, a line each."""
+
+
+def new_launch(
+    size: str,
+    mode: str,
+    *,
+    data: Path | None,
+    run: Path | None,
+    init_from: Path | None,
+    changes: Mapping[str, int | None],
+    device: str,
+) -> Launch:
+    """A new run of a recipe; ``changes`` are settings to replace where not None.
+
+    Raises:
+        ConfigError: for a value that is not accepted, or ``epochs`` together with ``steps``.
+        DataError: if there is no corpus to train on.
+    """
+    remarks = []
+    given = {name: value for name, value in changes.items() if value is not None}
+    if "epochs" in given and "steps" in given:
+        msg = "--epochs and --steps both say how long to train; give one of them"
+        raise ConfigError(msg)
+    if "epochs" in given:
+        given["steps"] = None
+    config = replace(recipe(size, Mode(mode)), **given)
+    if data is None:
+        data = last_corpus()
+        if data is None:
+            msg = (
+                "no corpus was made in this folder yet; run `pointdistill prepare-data`, "
+                "or name one with --data"
+            )
+            raise DataError(msg)
+        remarks.append(f"corpus: {data} (the last one made in this folder)")
+    corpus = open_corpus(data)
+    if "batch_size" not in given:
+        config, why = _fit_batch(config, len(corpus), device)
+        remarks += why
+    if run is None:
+        run = _next_run(config)
+        remarks.append(f"run: {run}")
+    return Launch(config, corpus, run, False, init_from, tuple(remarks))
+
+
+def resumed_launch(*, data: Path | None, run: Path | None, changes: Mapping[str, Any]) -> Launch:
+    """The run in ``run``, or the last one made in this folder, as it was configured.
+
+    Raises:
+        CheckpointError: if there is no run.
+        ConfigError: if a setting was given that belongs to the run.
+    """
+    remarks = []
+    given = [f"--{name.replace('_', '-')}" for name, value in changes.items() if value is not None]
+    if given:
+        msg = f"{', '.join(given)} cannot be changed when a run is resumed; leave it out, or start a new run"
+        raise ConfigError(msg)
+    if run is None:
+        run = last_run()
+        if run is None:
+            msg = "no run was made in this folder yet; name one with --run, or start one without --resume"
+            raise CheckpointError(msg)
+        remarks.append(f"run: {run} (the last one made in this folder)")
+    described = read_run_config(run)
+    corpus = open_corpus(data or Path(described["corpus"]["path"]))
+    config = from_plain(PretrainConfig, described["config"])
+    return Launch(config, corpus, run, True, None, tuple(remarks))
+
+
+def announce(launch: Launch) -> list[str]:
+    """Remember the run as this folder's last, and say in a few lines what is about to happen."""
+    remember_run(launch.run)
+    config, shapes = launch.config, len(launch.corpus)
+    total = config.total_steps(shapes)
+    lines = [
+        f"{config.name} encoder, {config.mode} mode, seed {config.seed}: {total:,} steps of "
+        f"{config.batch_size} of {shapes:,} shapes ({total * config.batch_size / shapes:.1f} epochs)"
+    ]
+    return [*launch.remarks, *lines]
+
+
+def _fit_batch(
+    config: PretrainConfig, shapes: int, device: str
+) -> tuple[PretrainConfig, list[str]]:
+    """Shrink a recipe's batch to the corpus, and on a CPU to its memory; say so."""
+    remarks = []
+    if shapes < config.batch_size:
+        remarks.append(f"batch: {shapes} instead of {config.batch_size}, all the corpus has")
+        config = replace(config, batch_size=max(1, shapes))
+    if pick_device(device).type == "cpu":
+        allowed = MEMORY_SHARE * _memory_gib()
+        if step_gib(config) > allowed:
+            fitting = largest_batch(config, allowed)
+            remarks.append(
+                f"batch: {fitting} instead of the recipe's {config.batch_size}, whose step would take some "
+                f"{step_gib(config):.0f} GiB of this CPU's memory; results will differ from the paper's "
+                f"(--batch-size {config.batch_size} insists)"
+            )
+            config = replace(config, batch_size=fitting)
+    return config, remarks
+
+
+def _memory_gib() -> float:
+    """Physical memory; 8 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    except (AttributeError, ValueError, OSError):
+        return 8.0
+
+
+def _next_run(config: PretrainConfig) -> Path:
+    """The first free ``runs/<size>-<mode>-<number>``."""
+    number = 1
+    while (path := Path("runs") / f"{config.name}-{config.mode}-{number}").exists():
+        number += 1
+    return path

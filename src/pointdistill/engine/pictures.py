@@ -1,0 +1,209 @@
+"""Pictures for reports, each a PNG: loss curves, clouds, masked patches, neighbours.
+
+Backgrounds are transparent and lines mid-grey, so that a picture reads on a light and a dark page.
+Sizes: N points a cloud, P patches.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgba_array
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pointdistill.errors import DataError
+
+LOSS_TERMS = ("loss", "patch", "cls", "koleo", "regression")
+"""The total and its terms, by their names in a run's metrics."""
+
+_INK = "#7d8590"
+_VISIBLE, _MASKED = "#2f81f7", "#d9822b"
+_HEIGHTS: Colormap = LinearSegmentedColormap.from_list("height", ["#3b6fd4", "#23a094", "#e0a030"])
+_LINES = ("#2f81f7", "#d9822b", "#2da44e", "#bf5fd6", "#d1495b", "#8a6d3b")
+_DPI = 110
+_CELL_INCHES = 1.7
+_AZIMUTH, _ELEVATION = math.radians(35.0), math.radians(20.0)
+
+
+def loss_curves(rows: Sequence[Mapping[str, float]], *, terms: Sequence[str] = LOSS_TERMS) -> bytes:
+    """Draw loss terms over the steps of a run, each raw (pale) and as a running mean.
+
+    Args:
+        rows: one a logged step, with ``step`` and the terms, as in a run's ``metrics.jsonl``.
+        terms: which keys to draw, in this order; those that no row has are left out.
+
+    Raises:
+        DataError: if there are no rows, or none has a term.
+    """
+    drawn = [name for name in terms if any(name in row for row in rows)]
+    if not drawn:
+        msg = f"none of {', '.join(terms)} is in the {len(rows)} rows; give a run's metrics"
+        raise DataError(msg)
+    figure, axes = _figure(1, len(drawn), width=3.4, height=2.5)
+    for axis, name, color in zip(axes, drawn, cycle(_LINES), strict=False):
+        steps = np.array([row["step"] for row in rows if name in row])
+        values = np.array([row[name] for row in rows if name in row])
+        axis.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
+        axis.plot(steps, _running_mean(values), color=color, linewidth=1.6)
+        axis.set_title(_title(name), color=_INK, fontsize=9)
+        axis.set_xlabel("step", color=_INK, fontsize=8)
+        axis.grid(color=_INK, alpha=0.2, linewidth=0.5)
+        axis.tick_params(colors=_INK, labelsize=7)
+        for spine in axis.spines.values():
+            spine.set_color(_INK)
+            spine.set_alpha(0.4)
+    return _png(figure)
+
+
+def _title(term: str) -> str:
+    return term if term == "loss" else f"{term} loss"
+
+
+def clouds(
+    shapes: Sequence[NDArray[np.floating]], *, titles: Sequence[str] = (), columns: int = 6
+) -> bytes:
+    """Draw clouds side by side, seen from the front and a little above, coloured by height.
+
+    Args:
+        shapes: (N, 3) each, z up, any unit; N may differ.
+        titles: one a shape, or none.
+        columns: clouds a row.
+    """
+    return _grid(
+        [(shape, _HEIGHTS(_share(shape[:, 2]))) for shape in shapes],
+        titles=titles,
+        columns=columns,
+    )
+
+
+def masked_patches(
+    views: Sequence[tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.bool_]]],
+    *,
+    titles: Sequence[str] = (),
+    columns: int = 6,
+) -> bytes:
+    """Draw what a student sees of each view (blue) and what it must predict (orange).
+
+    Each point takes the colour of the patch whose centre is nearest to it.
+
+    Args:
+        views: points (N, 3), patch centres (P, 3) in the same unit, and mask (P,), true = masked.
+        titles: one a view, or none.
+        columns: views a row.
+    """
+    drawn = []
+    for points, centers, mask in views:
+        gaps = np.linalg.norm(points[:, None] - centers[None], axis=2)
+        hidden = mask[gaps.argmin(axis=1)]
+        drawn.append((points, np.where(hidden, _MASKED, _VISIBLE)))
+    return _grid(drawn, titles=titles, columns=columns)
+
+
+def neighbour_rows(
+    rows: Sequence[Sequence[NDArray[np.floating]]], *, titles: Sequence[Sequence[str]] = ()
+) -> bytes:
+    """Draw a row a query: the query first, then its neighbours from the nearest on.
+
+    Args:
+        rows: clouds (N, 3), equally many in each row.
+        titles: such as class names, in the same arrangement, or none.
+    """
+    flat = [cloud for row in rows for cloud in row]
+    names = [title for row in titles for title in row]
+    return clouds(flat, titles=names, columns=len(rows[0]) if rows else 1)
+
+
+def _grid(
+    drawn: Sequence[tuple[NDArray[np.floating], NDArray[np.generic]]],
+    *,
+    titles: Sequence[str],
+    columns: int,
+) -> bytes:
+    """Clouds with a colour a point, in rows of ``columns``."""
+    if not drawn:
+        msg = "no clouds to draw; expected at least one of shape (N, 3)"
+        raise DataError(msg)
+    columns = min(columns, len(drawn))
+    lines = math.ceil(len(drawn) / columns)
+    height = _CELL_INCHES + (0.25 if titles else 0.0)
+    figure, axes = _figure(lines, columns, width=_CELL_INCHES, height=height)
+    for index, axis in enumerate(axes):
+        axis.set_axis_off()
+        if index < len(drawn):
+            _draw_cloud(axis, *drawn[index])
+        if index < len(titles):
+            axis.set_title(titles[index], color=_INK, fontsize=8, pad=2)
+    return _png(figure)
+
+
+def _draw_cloud(axis: Axes, points: NDArray[np.floating], colors: NDArray[np.generic]) -> None:
+    """One cloud in parallel projection; far points first, smaller and paler."""
+    seen = points @ _camera().T
+    seen = seen - (seen.max(axis=0) + seen.min(axis=0)) / 2.0
+    # The whole cell is used, whatever the cloud's extent along the line of sight.
+    right, up, near = (seen / max(float(np.abs(seen[:, :2]).max()), 1e-12)).T
+    order = np.argsort(near)
+    depth = _share(near)[order]
+    rgba = to_rgba_array(colors)[order]
+    rgba[:, 3] = 0.35 + 0.65 * depth
+    size = 10.0 * math.sqrt(256 / max(len(points), 256))
+    axis.scatter(
+        right[order],
+        up[order],
+        c=rgba,
+        s=size * (0.5 + 0.5 * depth),
+        linewidths=0,
+    )
+    axis.set_xlim(-1.04, 1.04)
+    axis.set_ylim(-1.04, 1.04)
+    axis.set_aspect("equal")
+
+
+def _camera() -> NDArray[np.float64]:
+    """Rows: the directions to the right, up, and towards the viewer, z up in the world."""
+    sin_a, cos_a = math.sin(_AZIMUTH), math.cos(_AZIMUTH)
+    sin_e, cos_e = math.sin(_ELEVATION), math.cos(_ELEVATION)
+    near = [cos_a * cos_e, sin_a * cos_e, sin_e]
+    right = [-sin_a, cos_a, 0.0]
+    up = [-cos_a * sin_e, -sin_a * sin_e, cos_e]
+    return np.array([right, up, near])
+
+
+def _share(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Values moved and scaled to [0, 1]; all 0 where they are equal."""
+    low, high = values.min(), values.max()
+    return (values - low) / max(float(high - low), 1e-12)
+
+
+def _running_mean(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Mean over a fortieth of the run to each side, shorter at the ends."""
+    reach = max(1, len(values) // 40)
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    place = np.arange(len(values))
+    first, last = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _figure(lines: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A transparent figure without pyplot's hidden state, and its axes row by row."""
+    size = (width * columns, height * lines)
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    figure.patch.set_alpha(0.0)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    flat = [axis for row in axes for axis in row]
+    for axis in flat:
+        axis.patch.set_alpha(0.0)
+    return figure, flat
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # Without the library's version in it, the same picture is the same bytes.
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,22 @@
+"""Classifiers on frozen features: what a representation is worth, with nothing of it trained.
+
+Every probe takes ``Samples`` and returns a ``Score``. Which pooled features each reads is decided
+in ``pointdistill.engine.evaluate``.
+"""
+
+from pointdistill.engine.probe.linear import LinearProbe, linear_probe
+from pointdistill.engine.probe.logistic import logistic_probe
+from pointdistill.engine.probe.nearest import nearest_neighbour_probe
+from pointdistill.engine.probe.samples import Samples, Score, score_predictions
+from pointdistill.engine.probe.svm import svm_probe
+
+__all__ = [
+    "LinearProbe",
+    "Samples",
+    "Score",
+    "linear_probe",
+    "logistic_probe",
+    "nearest_neighbour_probe",
+    "score_predictions",
+    "svm_probe",
+]

@@ -1,0 +1,73 @@
+"""What goes into a probe and what comes out: labelled features, and accuracies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pointdistill.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Labelled feature vectors of one split, on the CPU.
+
+    Sizes: n clouds, F numbers a feature vector.
+
+    Raises:
+        DataError: if the two do not fit, there are none, or a feature is not finite.
+    """
+
+    features: Tensor  # (n, F) float32
+    labels: Tensor  # (n,) int64, from 0
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or self.labels.shape != self.features.shape[:1]:
+            msg = (
+                f"expected features (n, F) and labels (n,), got {tuple(self.features.shape)} "
+                f"and {tuple(self.labels.shape)}"
+            )
+            raise DataError(msg)
+        if len(self.labels) == 0:
+            msg = "a probe needs at least one labelled cloud in each split, got none"
+            raise DataError(msg)
+        bad = int((~self.features.isfinite()).any(dim=1).sum())
+        if bad:
+            msg = (
+                f"features of {bad} of {len(self.labels)} clouds are not finite; "
+                "look for broken clouds, or for weights that diverged"
+            )
+            raise DataError(msg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How well one probe did on the test split, in percent."""
+
+    accuracy: float
+    """Share of the test clouds named right (OA); of a trained probe, after its last epoch."""
+
+    class_accuracy: float
+    """Mean over the classes present in the test split of the share named right in each."""
+
+    best_accuracy: float | None = None
+    """Highest OA after any epoch: chosen on the test split, so a bound and not a result."""
+
+    best_epoch: int | None = None
+    """The first epoch, counted from 1, that reached ``best_accuracy``."""
+
+    note: str = ""
+    """What a reader must know before trusting the figures, or nothing."""
+
+
+def score_predictions(predicted: Tensor, labels: Tensor, *, note: str = "") -> Score:
+    """Overall and mean class accuracy of (n,) predicted classes against (n,) true ones."""
+    right = (predicted == labels).double()
+    by_class = [right[labels == label].mean() for label in torch.unique(labels)]
+    return Score(
+        accuracy=100.0 * right.mean().item(),
+        class_accuracy=100.0 * sum(share.item() for share in by_class) / len(by_class),
+        note=note,
+    )

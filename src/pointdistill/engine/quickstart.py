@@ -1,0 +1,268 @@
+"""The whole way on one machine in minutes: corpus, stand-in, pretraining, measurement, report.
+
+Everything lies in one folder and is found again there: a second call goes on where the first stopped, and gives
+the same numbers for the same seed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pointdistill
+from pointdistill.data.benchmarks import Benchmark, read_scanobjectnn
+from pointdistill.data.build.prepare import prepare_corpus
+from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.sources import SourceRequest
+from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
+from pointdistill.data.workspace import remember_run
+from pointdistill.engine.config import PretrainConfig
+from pointdistill.engine.evaluate import Evaluation, evaluate, evaluate_geometry
+from pointdistill.engine.gallery import learning_pictures
+from pointdistill.engine.inputs import protocol_input
+from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
+from pointdistill.engine.recipes import recipe
+from pointdistill.engine.report import Picture, Section, write_report
+from pointdistill.engine.results import Result, results_table, write_results
+from pointdistill.engine.run_folder import RUN_CONFIG, read_metrics
+from pointdistill.engine.state import new_state
+from pointdistill.engine.weights import load_encoder
+from pointdistill.errors import ConfigError
+from pointdistill.model.encoder import Encoder
+
+SPLIT = "OBJ-BG"
+PRETRAINED, INITIAL, GEOMETRY = "pretrained", "initial weights", "geometric features"
+PROTOCOLS = ("knn", "linear", "svm", "logistic")
+AUGMENTED_COPIES = 4
+"""Augmented feature sets for the linear probe; a new one each of 150 epochs would take most of the time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuickstartConfig:
+    """How large the run is; the defaults stay under five minutes on two cores."""
+
+    shapes: int = 4000
+    """Shapes of the builtin corpus."""
+
+    points: int = 2048
+    """Points a shape: local views keep 5 % of them at the least, which is a view's worth."""
+
+    sizes: ScanSizes = field(default_factory=ScanSizes)
+    """Of the stand-in benchmark."""
+
+    steps: int | None = None
+    """Optimiser steps; None takes the tiny recipe's."""
+
+    seed: int = 0
+    """Of corpus, weights, views and probes. The stand-in has a seed of its own, always the same."""
+
+    device: str = "cpu"
+
+    def pretraining(self) -> PretrainConfig:
+        """The tiny recipe at this seed and length."""
+        config = recipe("tiny")
+        return replace(config, seed=self.seed, steps=self.steps or config.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Where progress goes; each may be ignored."""
+
+    stage: Callable[[str, str], None] = lambda _name, _text: None
+    """Told a stage's short name and a line when it begins."""
+
+    count: Callable[[int, int], None] = lambda _done, _total: None
+    """Told done and total within the stage."""
+
+    step: Callable[[StepRecord], None] = lambda _record: None
+    """Told every training step."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuickstartResult:
+    """What it came to."""
+
+    folder: Path
+    run: Path
+    report: Path
+    results: list[Result]
+    seconds: dict[str, float]
+    """By stage, in this call."""
+
+    interrupted: bool = False
+
+
+def quickstart(
+    folder: Path, config: QuickstartConfig | None = None, hooks: Hooks | None = None
+) -> QuickstartResult:
+    """Do it all in ``folder``; what is there already from a call with the same settings is kept.
+
+    Raises:
+        ConfigError: if ``folder`` holds results of other settings.
+    """
+    config, hooks = config or QuickstartConfig(), hooks or Hooks()
+    clock = _Clock(hooks)
+    corpus = _corpus(folder, config, clock)
+    benchmark = _stand_in(folder, config, clock)
+    run = folder / f"run-seed{config.seed}"
+    finished = _pretrain(run, corpus, config, clock)
+    if not finished:
+        return QuickstartResult(folder, run, folder / "report.html", [], clock.seconds, True)
+    trained = load_encoder(run)
+    results = _measure(trained, config, benchmark, clock)
+    write_results(run / "results.json", results)
+    clock.begin("report", "writing the report")
+    report = folder / "report.html"
+    _report(report, config, corpus, benchmark, run, trained, results, clock)
+    clock.end()
+    return QuickstartResult(folder, run, report, results, clock.seconds)
+
+
+class _Clock:
+    """Tells the hooks what begins, and remembers how long each stage took."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.hooks = hooks
+        self.seconds: dict[str, float] = {}
+        self._stage = ""
+        self._began = 0.0
+
+    def begin(self, stage: str, text: str) -> None:
+        self.end()
+        self._stage, self._began = stage, time.perf_counter()
+        self.hooks.stage(stage, text)
+
+    def end(self) -> None:
+        if self._stage:
+            spent = time.perf_counter() - self._began
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + spent
+        self._stage = ""
+
+
+def _corpus(folder: Path, config: QuickstartConfig, clock: _Clock) -> Corpus:
+    clock.begin("corpus", f"making {config.shapes:,} shapes of {config.points:,} points")
+    prepared = prepare_corpus(
+        "builtin",
+        SourceRequest(shapes=config.shapes),
+        output=folder / f"corpus-seed{config.seed}",
+        points=config.points,
+        seed=config.seed,
+        progress=lambda p: clock.hooks.count(p.done, p.total),
+    )
+    return open_corpus(prepared.report.path)
+
+
+def _stand_in(folder: Path, config: QuickstartConfig, clock: _Clock) -> Benchmark:
+    sizes = config.sizes
+    path = folder / "scanobjectnn-stand-in" / f"h5_files-{sizes.train}-{sizes.test}.zip"
+    if not path.exists():
+        clock.begin(
+            "stand-in", "making the ScanObjectNN stand-in (simulated scans of builtin shapes)"
+        )
+        make_scanobjectnn_stand_in(path, splits=[SPLIT], sizes=sizes, progress=clock.hooks.count)
+    return read_scanobjectnn(path, SPLIT)
+
+
+def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, clock: _Clock) -> bool:
+    """Train, or go on; whether the run is complete."""
+    wanted = config.pretraining()
+    clock.begin(
+        "pretraining", f"pretraining the tiny encoder for {wanted.steps:,} steps, no labels"
+    )
+    remember_run(run)
+    begun = (run / RUN_CONFIG).is_file() and (run / "checkpoints").is_dir()
+    result = pretrain(
+        wanted,
+        corpus=corpus,
+        run=run,
+        resume=begun,
+        options=RunOptions(device=config.device, save_every=400),
+        report=clock.hooks.step,
+    )
+    if begun and result.total != wanted.steps:
+        msg = (
+            f"{run} holds a run of {result.total} steps, not {wanted.steps}; choose another folder"
+        )
+        raise ConfigError(msg)
+    return not result.interrupted
+
+
+def _measure(
+    trained: Encoder, config: QuickstartConfig, benchmark: Benchmark, clock: _Clock
+) -> list[Result]:
+    """The same probes on the trained encoder, on its own initial weights, and on geometric features."""
+    evaluation = Evaluation(
+        protocols=PROTOCOLS, seeds=(config.seed,), augmented_copies=AUGMENTED_COPIES
+    )
+    results = []
+    initial = new_state(config.pretraining()).teacher.encoder
+    for name, encoder in ((PRETRAINED, trained), (INITIAL, initial)):
+        clock.begin(f"measuring {name}", f"measuring: {name}")
+        results += evaluate(
+            encoder,
+            benchmark,
+            evaluation,
+            name=name,
+            device=config.device,
+            progress=lambda _task, done, total: clock.hooks.count(done, total),
+        )
+    clock.begin(f"measuring {GEOMETRY}", f"measuring: {GEOMETRY}")
+    inputs = protocol_input(benchmark.name, trained.config)
+    results += evaluate_geometry(
+        benchmark,
+        evaluation,
+        inputs=inputs,
+        progress=lambda _task, done, total: clock.hooks.count(done, total),
+    )
+    return results
+
+
+def _report(
+    path: Path,
+    config: QuickstartConfig,
+    corpus: Corpus,
+    benchmark: Benchmark,
+    run: Path,
+    trained: Encoder,
+    results: list[Result],
+    clock: _Clock,
+) -> None:
+    """One page: facts, the table, the curves, and pictures of what was learned from and with what effect."""
+    from pointdistill.engine.pictures import loss_curves
+
+    trained_for = config.pretraining()
+    facts = {
+        "encoder": f"tiny, {sum(p.numel() for p in trained.parameters()):,} parameters",
+        "pretraining": f"{trained_for.steps:,} steps of {trained_for.batch_size} shapes, dual mode, no labels",
+        "corpus": f"{len(corpus):,} builtin shapes, content {corpus.manifest.content[:16]}",
+        "measured on": f"{benchmark.data_name} ({benchmark.split}): {len(benchmark.train):,} clouds to "
+        f"train the probes, {len(benchmark.test):,} to test",
+        "seed": str(config.seed),
+        "seconds": ", ".join(f"{name} {spent:.0f}" for name, spent in clock.seconds.items()),
+        "pointdistill": pointdistill.__version__,
+    }
+    gallery = learning_pictures(trained, corpus, benchmark, trained_for)
+    sections = [
+        Section(
+            "What was learned, measured",
+            "Test accuracy in percent of simple classifiers on frozen features. The initial weights are "
+            "this very run's own, before its first step.",
+            tables=(results_table(results),),
+        ),
+        Section(
+            "Training",
+            pictures=(Picture("Loss terms over the steps", loss_curves(read_metrics(run))),),
+        ),
+        *gallery,
+    ]
+    write_report(
+        path,
+        title="pointdistill quickstart",
+        lead="An encoder that was pretrained on this machine without labels, beside the same encoder before "
+        "training and beside simple geometric features. The benchmark is a stand-in made of simulated "
+        "scans, not ScanObjectNN itself.",
+        facts=facts,
+        sections=sections,
+    )

@@ -1,0 +1,347 @@
+"""A benchmark in, results out: what is run, what is recorded, what is shown beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
+from pointdistill.engine.describe import CountClouds, Description
+from pointdistill.engine.evaluate import Evaluation, evaluate, evaluate_geometry, measure
+from pointdistill.engine.inputs import ProtocolInput, protocol_input
+from pointdistill.engine.probe import LinearProbe
+from pointdistill.engine.published import (
+    BASE_MIXTURE,
+    MPM_SMALL,
+    SMALL,
+    SMALL_MIXTURE,
+    comparison_for,
+    comparison_model,
+    published_figure,
+)
+from pointdistill.engine.results import Result, Spread, results_table, write_results
+from pointdistill.errors import ConfigError
+from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.initialize import initialize
+from pointdistill.model.views import AugmentConfig
+
+QUICK = LinearProbe(epochs=6, warmup_epochs=1, peak_learning_rate=0.05)
+
+
+def shapes(n: int, *, seed: int) -> LabelledClouds:
+    """Sticks standing, sticks lying, and balls: three classes that any features tell apart."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    stretch = np.array([[0.1, 0.1, 1.0], [1.0, 0.1, 0.1], [1.0, 1.0, 1.0]])[labels]
+    points = rng.normal(size=(n, 64, 3)) * stretch[:, None]
+    return LabelledClouds(points=points.astype(np.float32), labels=labels.astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Benchmark:
+    return Benchmark(
+        name="ScanObjectNN",
+        split="PB-T50-RS",
+        classes=("standing", "lying", "ball"),
+        train=shapes(30, seed=0),
+        test=shapes(15, seed=1),
+        data_name="ScanObjectNN stand-in",
+        form="h5_files.zip, main_split",
+        checksum="0" * 64,
+        stand_in=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    config = EncoderConfig(
+        width=16,
+        depth=1,
+        heads=2,
+        stage_one=(8, 16),
+        stage_two=(16,),
+        points=48,
+        patches=6,
+        patch_points=8,
+    )
+    encoder = Encoder(config)
+    initialize(encoder, generator=torch.Generator().manual_seed(0))
+    return encoder
+
+
+class Oracle:
+    """Features that are the label itself, read off the shape; counts how often it is asked."""
+
+    name = "oracle"
+    has_patches = False
+    inputs = ProtocolInput(
+        points=64, patches=1, subsampling="uniform", augment=AugmentConfig(rotate_z=False)
+    )
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int, int | None]] = []
+
+    def __call__(
+        self, points: NDArray[np.float32], *, seed: int, epoch: int | None, count: CountClouds
+    ) -> Description:
+        self.asked.append((len(points), seed, epoch))
+        spread = points.std(axis=1)
+        labels = np.where(spread[:, 0] < 0.5, 0, np.where(spread[:, 2] < 0.5, 1, 2))
+        features = torch.eye(3)[torch.from_numpy(labels)]
+        count(len(points))
+        return Description(joined=features, unit=features)
+
+
+def test_every_protocol_reads_true_features_perfectly(benchmark: Benchmark) -> None:
+    results = measure(Oracle(), benchmark, Evaluation(probe=replace(QUICK, epochs=40)))
+    assert [result.protocol for result in results] == ["knn", "svm", "linear", "logistic"]
+    assert [result.accuracy.mean for result in results] == [100.0] * 4
+    assert [result.class_accuracy.mean for result in results] == [100.0] * 4
+
+
+def test_linear_probe_gets_new_clouds_each_epoch(benchmark: Benchmark) -> None:
+    oracle = Oracle()
+    measure(oracle, benchmark, Evaluation(protocols=("linear",), seeds=(5,), probe=QUICK))
+    plain, augmented = oracle.asked[:2], oracle.asked[2:]
+    assert plain == [(30, 5, None), (15, 5, None)]
+    assert augmented == [(30, 5, epoch) for epoch in range(6)]
+
+
+def test_augmented_copies_are_made_once(benchmark: Benchmark) -> None:
+    oracle = Oracle()
+    plan = Evaluation(protocols=("linear",), augmented_copies=2, probe=QUICK)
+    (result,) = measure(oracle, benchmark, plan)
+    assert oracle.asked[2:] == [(30, 0, 0), (30, 0, 1)]
+    assert result.augmentation == "2 augmented copies of the training clouds, in turn"
+
+
+@pytest.mark.parametrize("copies", [None, 2, 50])
+def test_progress_ends_at_what_was_announced(benchmark: Benchmark, copies: int | None) -> None:
+    told: list[tuple[str, int, int]] = []
+    measure(
+        Oracle(),
+        benchmark,
+        Evaluation(seeds=(0, 1), augmented_copies=copies, probe=QUICK),
+        progress=lambda *step: told.append(step),
+    )
+    tasks, done, totals = zip(*told, strict=True)
+    assert set(totals) == {done[-1]}
+    assert list(done) == sorted(done)
+    assert tasks[0] == "seed 0: features"
+    assert tasks[-1] == "seed 1: linear probe"
+
+
+def test_encoder_result_says_what_was_measured(benchmark: Benchmark, encoder: Encoder) -> None:
+    plan = Evaluation(seeds=(0, 1), augmented_copies=2, probe=QUICK)
+    results = evaluate(encoder, benchmark, plan, name="teacher", published_model=SMALL)
+    linear = results[2]
+    assert linear.features == "teacher"
+    assert (linear.benchmark, linear.split) == ("ScanObjectNN", "PB-T50-RS")
+    assert linear.data_name == "ScanObjectNN stand-in"
+    assert linear.stand_in
+    assert (linear.train_clouds, linear.test_clouds) == (30, 15)
+    assert (linear.points, linear.patches, linear.subsampling) == (48, 6, "uniform")
+    assert linear.seeds == (0, 1)
+    assert linear.accuracy.deviation is not None
+    assert linear.best_epoch_accuracy is not None
+    assert linear.best_epoch_accuracy.mean >= linear.accuracy.mean
+    assert results[0].best_epoch_accuracy is None
+    # The paper has SVM and linear figures for this split, and none for neighbours.
+    published = [result.published and result.published.accuracy for result in results]
+    assert published == [None, 82.34, 83.33, None]
+
+
+def test_the_same_seeds_give_the_same_results(benchmark: Benchmark, encoder: Encoder) -> None:
+    plan = Evaluation(augmented_copies=2, probe=QUICK)
+    first = evaluate(encoder, benchmark, plan, name="teacher", batch_size=64)
+    assert evaluate(encoder, benchmark, plan, name="teacher", batch_size=64) == first
+
+
+def test_geometry_is_measured_on_the_same_points(benchmark: Benchmark, encoder: Encoder) -> None:
+    results = evaluate_geometry(
+        benchmark,
+        Evaluation(protocols=("svm", "logistic"), probe=QUICK),
+        inputs=protocol_input("ScanObjectNN", encoder.config),
+    )
+    assert [result.accuracy.mean for result in results] == [100.0, 100.0]
+    assert results[0].features == "geometric features"
+    assert (results[0].points, results[0].patches) == (48, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocols": ("svm", "mlp")}, "some of knn, svm, linear, logistic, got 'mlp'"),
+        ({"protocols": ()}, "got none"),
+        ({"seeds": ()}, "at least one seed"),
+        ({"augmented_copies": 0}, "at least 1, got 0; leave it out"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Evaluation(**change)  # type: ignore[arg-type]
+
+
+def test_spread_is_the_sample_deviation() -> None:
+    """1, 2, 3 around 2: the squares sum to 2, over n - 1 = 2."""
+    assert Spread.of([1.0, 2.0, 3.0]) == Spread(mean=2.0, deviation=1.0)
+    assert str(Spread.of([1.0, 2.0, 3.0])) == "2.00 ± 1.00"
+    assert str(Spread.of([50.125])) == "50.12"
+
+
+def make_result(**changes: object) -> Result:
+    plain = Result(
+        features="teacher",
+        benchmark="ScanObjectNN",
+        split="OBJ-BG",
+        data_name="ScanObjectNN",
+        form="h5_files.zip",
+        checksum="ab",
+        stand_in=False,
+        train_clouds=2309,
+        test_clouds=581,
+        protocol="linear",
+        points=2048,
+        patches=128,
+        subsampling="uniform",
+        augmentation="training clouds augmented anew each epoch",
+        seeds=(0,),
+        accuracy=Spread(89.5, None),
+        class_accuracy=Spread(88.25, None),
+        best_epoch_accuracy=Spread(90.0, None),
+        published=published_figure(
+            SMALL, benchmark="ScanObjectNN", split="OBJ-BG", protocol="linear"
+        ),
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_table_shows_ours_beside_the_published_figure() -> None:
+    """One encoder on one split: what is the same in both rows has no column."""
+    table = results_table([make_result(), make_result(protocol="knn", published=None)])
+    assert table.title == "Accuracy on ScanObjectNN, OBJ-BG"
+    assert table.columns == (
+        "protocol",
+        "accuracy %",
+        "class mean %",
+        "best epoch %",
+        "published %",
+    )
+    assert table.rows[0] == ("linear", "89.50", "88.25", "90.00", "89.95")
+    assert table.rows[1] == ("knn", "89.50", "88.25", "90.00", "-")
+    assert "Features: teacher." in table.notes
+    assert "Points / patches: 2048 / 128." in table.notes
+    assert "Points chosen by uniform subsampling." in table.notes
+    assert any("AsymDSD-S (ShapeNet)" in note for note in table.notes)
+    assert not any("stand-in" in note for note in table.notes)
+
+
+def test_what_differs_between_rows_has_a_column() -> None:
+    others = make_result(features="initial weights", split="OBJ-ONLY", points=256, patches=16)
+    table = results_table([make_result(), others])
+    assert table.title == "Accuracy on ScanObjectNN"
+    assert table.columns[:4] == ("features", "split", "protocol", "points / patches")
+    assert table.rows[1][:4] == (
+        "initial weights",
+        "OBJ-ONLY",
+        "linear",
+        "256 / 16",
+    )
+
+
+def test_table_of_a_stand_in_says_so_in_title_and_notes() -> None:
+    table = results_table([make_result(stand_in=True, data_name="ScanObjectNN stand-in")])
+    assert "stand-in" in table.title
+    assert any("not comparable with published" in note for note in table.notes)
+
+
+def test_warnings_of_probes_reach_the_table_once() -> None:
+    results = [make_result(notes=("not converged",)), make_result(notes=("not converged",))]
+    notes = results_table(results).notes
+    assert [note for note in notes if "converged" in note] == ["teacher, linear: not converged."]
+
+
+def test_markdown_has_a_row_a_result() -> None:
+    lines = results_table([make_result()]).markdown().splitlines()
+    assert lines[0] == "**Accuracy on ScanObjectNN, OBJ-BG**"
+    assert lines[2].startswith("| protocol | accuracy % |")
+    assert lines[4].startswith("| linear | 89.50 |")
+
+
+def test_results_file_holds_every_field(tmp_path: Path) -> None:
+    write_results(tmp_path / "results.json", [make_result()])
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["format"] == 1
+    (row,) = content["results"]
+    assert set(row) == set(Result.__dataclass_fields__)
+    assert row["accuracy"] == {"mean": 89.5, "deviation": None}
+    assert row["published"] == {"model": SMALL, "accuracy": 89.95}
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    ("model", "benchmark", "split", "protocol", "accuracy"),
+    [
+        (SMALL, "ModelNet40", None, "linear", 92.52),
+        (SMALL, "ScanObjectNN", "PB-T50-RS", "linear", 83.33),
+        (SMALL, "ScanObjectNN", "PB-T50-RS", "finetune", 90.53),
+        (SMALL_MIXTURE, "ScanObjectNN", "OBJ-ONLY", "linear", 94.51),
+        (BASE_MIXTURE, "ScanObjectNN", "OBJ-BG", "linear", 96.16),
+        (MPM_SMALL, "ScanObjectNN", "PB-T50-RS", "svm", 81.06),
+    ],
+)
+def test_published_figures(
+    model: str, benchmark: str, split: str | None, protocol: str, accuracy: float
+) -> None:
+    figure = published_figure(model, benchmark=benchmark, split=split, protocol=protocol)
+    assert figure is not None
+    assert figure.accuracy == accuracy
+
+
+@pytest.mark.parametrize(
+    ("model", "benchmark", "split", "protocol"),
+    [
+        (SMALL, "ScanObjectNN", "PB-T50-RS", "knn"),
+        (SMALL, "ScanObjectNN", "OBJ-BG", "svm"),
+        (SMALL, "ScanObjectNN", None, "linear"),
+        (BASE_MIXTURE, "ModelNet40", None, "svm"),
+        (None, "ModelNet40", None, "linear"),
+    ],
+)
+def test_no_figure_is_lent_to_another_protocol(
+    model: str | None, benchmark: str, split: str | None, protocol: str
+) -> None:
+    found = published_figure(model, benchmark=benchmark, split=split, protocol=protocol)
+    assert found is None
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "sources", "model"),
+    [
+        ("small", "dual", 1, SMALL),
+        ("small", "dual", 12, SMALL_MIXTURE),
+        ("small", "mpm", 12, MPM_SMALL),  # never trained on the Mixture
+        ("tiny", "dual", 1, SMALL),
+        ("base", "dual", 1, BASE_MIXTURE),  # never trained on ShapeNet alone
+        ("base", "cls", 1, None),
+        ("large", "dual", 12, None),
+    ],
+)
+def test_model_that_is_set_beside_ours(
+    size: str, mode: str, sources: int, model: str | None
+) -> None:
+    assert comparison_model(size=size, mode=mode, sources=sources) == model
+
+
+def test_comparison_is_read_from_an_encoder_folder(tmp_path: Path) -> None:
+    config = {"training": {"name": "small", "mode": "mpm"}, "sources": [{"name": "builtin"}]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert comparison_for(tmp_path) == MPM_SMALL
+    (tmp_path / "config.json").write_text("{}")
+    assert comparison_for(tmp_path) is None

@@ -1,0 +1,215 @@
+"""An encoder and an archive on disk: what is found by itself, what is said, what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
+from pointdistill.data.workspace import remember_run
+from pointdistill.engine.evaluate_saved import (
+    BENCHMARKS,
+    EvaluationRequest,
+    Outcome,
+    evaluate_saved,
+)
+from pointdistill.engine.weights import save_encoder
+from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.initialize import initialize
+
+Measure = Callable[..., tuple[Outcome, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in of two splits, two training objects a class and one test object."""
+    path = tmp_path_factory.mktemp("stand-in") / "h5_files.zip"
+    sizes = ScanSizes(train=2, test=1, copies=1)
+    make_scanobjectnn_stand_in(path, splits=("OBJ-BG", "OBJ-ONLY"), sizes=sizes, workers=1)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with an encoder, remembered as the last of its folder."""
+    config = EncoderConfig(
+        width=12,
+        depth=1,
+        heads=2,
+        stage_one=(8, 8),
+        stage_two=(8,),
+        points=48,
+        patches=6,
+        patch_points=8,
+    )
+    encoder = Encoder(config)
+    initialize(encoder, generator=torch.Generator().manual_seed(0))
+    folder = tmp_path / "runs" / "tiny"
+    save_encoder(encoder, folder / "encoder", training={"name": "tiny", "mode": "dual"})
+    (folder / "metrics.jsonl").write_text("")
+    remember_run(folder, folder=tmp_path)
+    return folder
+
+
+@pytest.fixture
+def measure(tmp_path: Path) -> Measure:
+    """Evaluate ScanObjectNN in the test's folder, by the quick protocols; also what was said."""
+
+    def run_it(**changes: object) -> tuple[Outcome, list[str]]:
+        options: dict[str, object] = {
+            "benchmark": "scanobjectnn",
+            "protocols": ("knn", "logistic"),
+            "device": "cpu",
+            "folder": tmp_path,
+        }
+        said: list[str] = []
+        request = EvaluationRequest(**{**options, **changes})  # type: ignore[arg-type]
+        return evaluate_saved(request, say=said.append, progress=lambda *_: None), said
+
+    return run_it
+
+
+def test_last_run_is_taken_and_named(measure: Measure, run: Path, stand_in: Path) -> None:
+    outcome, said = measure(data=stand_in, splits=("OBJ-BG",))
+    assert said[0] == f"encoder: {run}/encoder, the teacher of the last run in this folder"
+    assert {result.features for result in outcome.results} == {f"encoder of {run}"}
+    assert outcome.output == run / "evaluation" / "scanobjectnn"
+
+
+def test_results_of_every_split_are_written(measure: Measure, run: Path, stand_in: Path) -> None:
+    outcome, said = measure(data=stand_in, splits=("OBJ-ONLY", "OBJ-BG"))
+    expected = [("OBJ-BG", "knn"), ("OBJ-BG", "logistic")]
+    expected += [("OBJ-ONLY", "knn"), ("OBJ-ONLY", "logistic")]
+    assert [(result.split, result.protocol) for result in outcome.results] == expected
+    assert all(result.stand_in for result in outcome.results)
+    written = json.loads((outcome.output / "results.json").read_text())["results"]
+    assert [(row["split"], row["protocol"]) for row in written] == expected
+    assert "stand-in" in (outcome.output / "results.md").read_text()
+    data = [line for line in said if line.startswith("data: ")]
+    assert data[0] == (
+        f"data: ScanObjectNN stand-in, OBJ-BG, 30 training and 15 test clouds, {stand_in}"
+    )
+
+
+def test_first_splits_results_survive_a_failure_in_the_second(
+    measure: Measure, run: Path, stand_in: Path
+) -> None:
+    with pytest.raises(DataError, match="PB-T50-RS needs"):
+        measure(data=stand_in, splits=("OBJ-BG", "PB-T50-RS"))
+    written = run / "evaluation" / "scanobjectnn" / "results.json"
+    assert {row["split"] for row in json.loads(written.read_text())["results"]} == {"OBJ-BG"}
+
+
+def test_archive_is_looked_for_under_data(
+    measure: Measure, run: Path, stand_in: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "h5_files.zip").write_bytes(stand_in.read_bytes())
+    outcome, _ = measure(splits=("OBJ-BG",))
+    assert len(outcome.results) == 2
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "archive", "origin"),
+    [
+        ("scanobjectnn", "data/h5_files.zip", "hkust-vgd.github.io/scanobjectnn"),
+        ("modelnet40", "data/ModelNet40.zip", "modelnet.cs.princeton.edu"),
+    ],
+)
+def test_without_the_archive_one_line_says_where_it_comes_from_and_goes(
+    measure: Measure, benchmark: str, archive: str, origin: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        measure(benchmark=benchmark)
+    message = str(caught.value)
+    assert archive in message
+    assert origin in message
+    assert "--stand-in" in message
+    assert "\n" not in message
+
+
+def test_stand_in_is_made_once_and_remembered(
+    measure: Measure, run: Path, stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def make(path: Path, count: Callable[[int, int], None]) -> None:
+        made.append(path)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(stand_in.read_bytes())
+        count(1, 1)
+
+    kind = replace(BENCHMARKS["scanobjectnn"], make_stand_in=make)
+    monkeypatch.setitem(BENCHMARKS, "scanobjectnn", kind)
+    outcome, said = measure(stand_in=True, splits=("OBJ-BG",))
+    _, said_again = measure(stand_in=True, splits=("OBJ-BG",))
+    assert made == [tmp_path / "data" / "stand-in" / "h5_files.zip"]
+    assert [line for line in said if line.startswith("making the stand-in")]
+    assert not [line for line in said_again if line.startswith("making the stand-in")]
+    assert outcome.output == run / "evaluation" / "scanobjectnn-stand-in"
+
+
+def test_no_stand_in_is_made_without_an_encoder(measure: Measure, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no run was made in this folder.*pretrain"):
+        measure(stand_in=True)
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_encoder_outside_a_run_leaves_its_folder_alone(
+    measure: Measure, run: Path, stand_in: Path, tmp_path: Path
+) -> None:
+    (run / "encoder").rename(tmp_path / "mine")
+    outcome, said = measure(encoder=tmp_path / "mine", data=stand_in, splits=("OBJ-BG",))
+    assert said[0] == f"encoder: {tmp_path}/mine"
+    assert outcome.output == tmp_path / "evaluation" / "scanobjectnn"
+    assert sorted(file.name for file in (tmp_path / "mine").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("copies", "augmentation"),
+    [
+        (None, "4 augmented copies of the training clouds, in turn"),  # the default on a CPU
+        (1, "one augmented copy of the training clouds"),
+    ],
+)
+def test_augmented_copies_are_recorded(
+    measure: Measure, run: Path, stand_in: Path, copies: int | None, augmentation: str
+) -> None:
+    outcome, _ = measure(
+        data=stand_in, splits=("OBJ-BG",), protocols=("linear",), augmented_copies=copies, seeds=2
+    )
+    (result,) = outcome.results
+    assert result.augmentation == augmentation
+    assert result.seeds == (0, 1)
+    # Set beside the small model: there is no published figure of a tiny one.
+    assert result.published is not None
+    assert result.published.model == "AsymDSD-S (ShapeNet)"
+    assert result.published.accuracy == 89.95
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"benchmark": "modelnet10"}, "unknown benchmark 'modelnet10'; choose one of scanobjectnn"),
+        ({"splits": ("PB",)}, "no split 'PB'; choose from OBJ-BG, OBJ-ONLY, PB-T50-RS"),
+        ({"benchmark": "modelnet40", "splits": ("PB",)}, "has one only; leave it out"),
+        ({"seeds": 0}, "--seeds must be at least 1, got 0"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, got 'gpu'"),
+        ({"protocols": ("mlp",)}, "got 'mlp'"),
+        ({"stand_in": True, "data": Path("x.zip")}, "give one"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_refused(
+    measure: Measure, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        measure(**change)

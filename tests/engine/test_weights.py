@@ -1,0 +1,99 @@
+"""Encoders on disk: the same features in a new process, and refusals that say what is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pointdistill.engine.weights import export_encoder, load_encoder, save_encoder
+from pointdistill.errors import CheckpointError, DataError
+from pointdistill.model.encoder import Encoder
+from pointdistill.model.initialize import initialize
+from tests.engine.conftest import micro_config
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    encoder = Encoder(micro_config().encoder)
+    initialize(encoder, generator=torch.Generator().manual_seed(0))
+    save_encoder(encoder, tmp_path / "encoder", sources=[{"name": "x", "licence": "CC0"}])
+    return tmp_path / "encoder"
+
+
+def test_export_and_load_in_a_new_process_give_the_same_features(
+    saved: Path, tmp_path: Path
+) -> None:
+    export_encoder(saved, tmp_path / "copy")
+    points = np.random.default_rng(0).normal(size=(2, 48, 3)).astype(np.float32)
+    np.save(tmp_path / "points.npy", points)
+    code = (
+        "import numpy, torch, pointdistill; "
+        f"e = pointdistill.load_encoder({str(tmp_path / 'copy')!r}); "
+        f"p = torch.from_numpy(numpy.load({str(tmp_path / 'points.npy')!r})); "
+        f"numpy.save({str(tmp_path / 'features.npy')!r}, e(p).cls.numpy())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    here = load_encoder(saved)(torch.from_numpy(points)).cls
+    np.testing.assert_allclose(np.load(tmp_path / "features.npy"), here, atol=1e-6)
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["sources"] == [
+        {"name": "x", "licence": "CC0"}
+    ]
+
+
+def test_the_weights_file_alone_is_enough_of_a_name(saved: Path) -> None:
+    assert load_encoder(saved / "model.safetensors").config == micro_config().encoder
+
+
+def test_a_folder_without_an_encoder(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"no encoder here; expected a folder with model\.safe"
+    ):
+        load_encoder(tmp_path)
+
+
+def test_weights_cut_short(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="not readable as safetensors"):
+        load_encoder(saved)
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_unknown_version(saved: Path) -> None:
+    edit(saved, version=99)
+    with pytest.raises(CheckpointError, match="format version 99, this program reads 1"):
+        load_encoder(saved)
+
+
+def test_an_unknown_setting_names_the_nearest(saved: Path) -> None:
+    edit(saved, encoder={"widht": 12})
+    with pytest.raises(
+        CheckpointError, match=r"unknown setting 'encoder\.widht'; did you mean 'width'"
+    ):
+        load_encoder(saved)
+
+
+def test_weights_of_another_shape_are_listed(saved: Path) -> None:
+    kept = json.loads((saved / "config.json").read_text())["encoder"]
+    edit(saved, encoder=kept | {"depth": 2})
+    with pytest.raises(
+        CheckpointError, match=r"does not fit this model: missing transformer\.blocks\.1"
+    ):
+        load_encoder(saved)
+
+
+def test_export_does_not_write_among_other_files(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(DataError, match="exists and holds other files"):
+        export_encoder(saved, tmp_path / "photos")

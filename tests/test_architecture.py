@@ -1,0 +1,61 @@
+"""The house stands: imports run one way, torch stays out of what must start fast, files stay small."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "pointdistill"
+ALLOWED = {
+    "cli": {"engine", "data", "errors"},
+    "engine": {"model", "data", "errors"},
+    "model": {"errors"},
+    "data": {"errors"},
+}
+LONGEST_FILE = 400
+
+
+def internal_imports(layer: str) -> Iterator[tuple[Path, str]]:
+    """Every import of our own in a layer, as (file, layer imported)."""
+    for path in sorted((SOURCE / layer).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                assert node.level == 0, f"{path}: relative import"
+                names = [node.module]
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == "pointdistill" and len(parts) > 1:
+                    yield path, parts[1]
+
+
+@pytest.mark.parametrize("layer", sorted(ALLOWED))
+def test_layer_imports_only_what_lies_below(layer: str) -> None:
+    found = list(internal_imports(layer))
+    assert found
+    wrong = [f"{p}: imports {t}" for p, t in found if t not in ALLOWED[layer] | {layer}]
+    assert wrong == []
+
+
+def test_data_does_not_know_torch() -> None:
+    for path in (SOURCE / "data").rglob("*.py"):
+        assert "import torch" not in path.read_text(encoding="utf-8"), path
+
+
+def test_files_stay_readable() -> None:
+    lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCE.rglob("*.py")}
+    assert {p: n for p, n in lengths.items() if n > LONGEST_FILE} == {}
+
+
+@pytest.mark.parametrize("module", ["pointdistill", "pointdistill.cli", "pointdistill.data.corpus"])
+def test_torch_is_not_loaded_by(module: str) -> None:
+    """``--help``, and a program that only reads corpora, must not wait for it."""
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
