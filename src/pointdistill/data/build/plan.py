@@ -1,0 +1,78 @@
+"""How a source's shapes are divided, before any of them is read.
+
+A shard holds consecutive shapes in id order and is divided into pieces, the units of work and of
+resuming. Both depend on the number of shapes and points alone, so that every build of a source
+divides it alike.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+SHARD_BYTES = 256 * 2**20
+"""Most bytes of points in a shard: what one can lose, copy or fetch at once."""
+
+SHARD_SHAPES = 4096
+"""Most shapes in a shard."""
+
+PIECE_BYTES = 16 * 2**20
+"""Most bytes of points in a piece: what a worker holds, and what a kill costs."""
+
+PIECE_SHAPES = 512
+"""Most shapes in a piece."""
+
+FEWEST_PIECE_SHAPES = 16
+_PIECES_AIMED_AT = 64  # in a small build, so that every core has some
+_POINT_BYTES = 7  # 3 int16 and a part label
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive entries, ``start`` to ``stop`` of the whole list, that one worker builds."""
+
+    number: int
+    shard: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        """Number of entries."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Pieces in order; those of one shard follow each other."""
+
+    pieces: tuple[Piece, ...]
+    shards: int
+
+    def pieces_of(self, shard: int) -> tuple[Piece, ...]:
+        """The pieces that one shard is made of."""
+        return tuple(piece for piece in self.pieces if piece.shard == shard)
+
+
+def make_plan(shapes: int, points: int) -> Plan:
+    """Divide ``shapes`` entries of at most ``points`` points each."""
+    shape_bytes = points * _POINT_BYTES
+    most_in_shard = max(1, min(SHARD_SHAPES, SHARD_BYTES // shape_bytes))
+    most_in_piece = max(1, min(PIECE_SHAPES, PIECE_BYTES // shape_bytes))
+    small = max(FEWEST_PIECE_SHAPES, _quotient_up(shapes, _PIECES_AIMED_AT))
+    shard_ends = _divide(0, shapes, most_in_shard)
+    pieces: list[Piece] = []
+    for shard, (start, stop) in enumerate(shard_ends):
+        for begin, end in _divide(start, stop, min(most_in_piece, small)):
+            pieces.append(Piece(number=len(pieces), shard=shard, start=begin, stop=end))
+    return Plan(pieces=tuple(pieces), shards=len(shard_ends))
+
+
+def _divide(start: int, stop: int, most: int) -> list[tuple[int, int]]:
+    """Ranges of nearly equal length, none longer than ``most``."""
+    count = _quotient_up(stop - start, most)
+    ends = [start + (stop - start) * k // count for k in range(count + 1)]
+    return list(itertools.pairwise(ends))
+
+
+def _quotient_up(value: int, by: int) -> int:
+    return -(-value // by)

@@ -1,0 +1,146 @@
+"""The last step of a build: the manifest that turns a folder of shards into a corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from pointdistill.data.build.plan import Plan
+from pointdistill.data.build.state import BuildFolder, Refusal, differences, remove_build
+from pointdistill.data.build.tasks import BuildJob
+from pointdistill.data.corpus.manifest import (
+    MANIFEST_NAME,
+    REFUSED_NAME,
+    Manifest,
+    ShardRecord,
+    SourceFacts,
+    SourceRecord,
+    read_manifest,
+    write_manifest,
+)
+from pointdistill.data.corpus.reader import open_corpus
+from pointdistill.data.files import sha256_of, write_aside
+from pointdistill.errors import CorpusError, DataError
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildReport:
+    """What a build left behind."""
+
+    path: Path
+    """The corpus folder."""
+
+    kept: int
+    refused: int
+    examples: tuple[str, ...]
+    """Some of the refused shapes with their causes; ``refused.jsonl`` has all."""
+
+    was_complete: bool
+    """True where the corpus was there already, made with the same settings."""
+
+    resumed: int
+    """Shapes that an earlier, interrupted build had finished."""
+
+
+def publish(job: BuildJob, plan: Plan) -> None:
+    """Write the list of refused shapes and then the manifest, which makes the folder a corpus."""
+    folder, facts = job.folder, job.source.facts
+    outcomes = [folder.shard_outcome(shard) for shard in range(plan.shards)]
+    refused = [r for outcome in outcomes if outcome is not None for r in outcome.refused]
+    found = [folder.shard_record(shard) for shard in range(plan.shards)]
+    shards = tuple(record for record in found if record is not None)
+    if not shards:
+        raise _nothing_kept(folder, facts, refused)
+    if refused:
+        _write_refused(folder.corpus / REFUSED_NAME, facts.name, refused)
+    record = SourceRecord(
+        **{field.name: getattr(facts, field.name) for field in fields(SourceFacts)},
+        kept=sum(shard.shapes for shard in shards),
+        refused=len(refused),
+    )
+    manifest = Manifest(
+        seed=job.seed,
+        points=job.points,
+        content=_content(folder.corpus, shards),
+        refused_sha256=sha256_of(folder.corpus / REFUSED_NAME) if refused else None,
+        sources=(record,),
+        shards=shards,
+    )
+    aside = folder.path / MANIFEST_NAME
+    write_manifest(aside, manifest)
+    aside.replace(folder.corpus / MANIFEST_NAME)
+
+
+def _nothing_kept(folder: BuildFolder, facts: SourceFacts, refused: Sequence[Refusal]) -> DataError:
+    """The error of a source without a usable shape; its build is removed, since nothing can resume it."""
+    remove_build(folder.corpus)
+    first = f"{refused[0].id}: {refused[0].cause}"
+    return DataError(
+        f"none of the {len(refused):,} shapes of {facts.name} can be used; first {first}"
+    )
+
+
+def _write_refused(path: Path, source: str, refused: Sequence[Refusal]) -> None:
+    with write_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+        for refusal in refused:
+            line = {"source": source, "id": refusal.id, "cause": refusal.cause}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _content(corpus: Path, shards: Sequence[ShardRecord]) -> str:
+    """SHA-256 over the rows' checksums; shards follow each other in (source, id) order."""
+    content = hashlib.sha256()
+    for shard in shards:
+        with h5py.File(corpus / shard.file, "r") as file:
+            content.update(file["sha256"][()].tobytes())
+    return content.hexdigest()
+
+
+def report_complete(output: Path, settings: Mapping[str, Any]) -> BuildReport:
+    """Report on a corpus that is there already.
+
+    Raises:
+        CorpusError: if it was made with other settings, or a shard is missing or cut short.
+    """
+    manifest = read_manifest(output)
+    names = [field.name for field in fields(SourceFacts)]
+    there = {
+        "seed": manifest.seed,
+        "points": manifest.points,
+        "source": {name: getattr(manifest.sources[0], name) for name in names},
+    }
+    different = differences(json.loads(json.dumps(there)), settings)
+    if different or len(manifest.sources) != 1:
+        msg = (
+            f"{output}: holds a corpus made with other settings ({different or 'several sources'}); "
+            f"choose another folder, or remove this one"
+        )
+        raise CorpusError(msg)
+    remove_build(output)
+    return replace(report(output), was_complete=True)
+
+
+def report(output: Path) -> BuildReport:
+    """What the finished corpus in ``output`` holds; opening it checks that its shards are there."""
+    manifest = open_corpus(output).manifest
+    examples = []
+    if manifest.refused_sha256 is not None:
+        with (output / REFUSED_NAME).open(encoding="utf-8") as file:
+            refused = [json.loads(line) for line, _ in zip(file, range(_EXAMPLES), strict=False)]
+        examples = [f"{refusal['id']}: {refusal['cause']}" for refusal in refused]
+    return BuildReport(
+        path=output,
+        kept=manifest.shapes,
+        refused=sum(source.refused for source in manifest.sources),
+        examples=tuple(examples),
+        was_complete=False,
+        resumed=0,
+    )

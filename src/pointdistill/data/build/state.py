@@ -1,0 +1,212 @@
+"""An unfinished build on disk: what is done, so that a killed build goes on from there.
+
+It lies in ``.building`` inside the corpus folder. A piece or shard is finished when its JSON mark
+exists, which is written last; whatever has no mark is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pointdistill.data.corpus.manifest import BUILDING_NAME, MANIFEST_NAME, ShardRecord
+from pointdistill.data.files import read_json, write_json
+from pointdistill.errors import CorpusError
+
+PLAN_NAME = "plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A shape that could not be used, and why in one line."""
+
+    id: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the shapes of a piece or shard."""
+
+    kept: int
+    refused: tuple[Refusal, ...]
+
+    @property
+    def shapes(self) -> int:
+        """Kept and refused together."""
+        return self.kept + len(self.refused)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildFolder:
+    """The files of an unfinished build, by their purpose."""
+
+    corpus: Path
+    """The corpus folder; finished shards lie in it."""
+
+    @property
+    def path(self) -> Path:
+        """The folder of the unfinished build."""
+        return self.corpus / BUILDING_NAME
+
+    def piece(self, number: int) -> Path:
+        """Shapes of a piece, in the layout of a shard; absent where all were refused."""
+        return self.path / f"piece-{number:06d}.h5"
+
+    def shard(self, number: int) -> Path:
+        """A shard before it moves into the corpus folder."""
+        return self.path / f"shard-{number:05d}.h5"
+
+    def finish_piece(self, number: int, outcome: Outcome) -> None:
+        """Mark a piece as finished."""
+        write_json(self._piece_mark(number), asdict(outcome))
+
+    def finish_shard(self, number: int, outcome: Outcome, record: ShardRecord | None) -> None:
+        """Mark a shard as finished; ``record`` is None where all its shapes were refused."""
+        stored = asdict(outcome) | {"record": asdict(record) if record else None}
+        write_json(self._shard_mark(number), stored)
+
+    def piece_outcome(self, number: int) -> Outcome | None:
+        """What became of a piece; None until it is finished."""
+        return _outcome(self._piece_mark(number))
+
+    def shard_outcome(self, number: int) -> Outcome | None:
+        """What became of a shard; None until it is finished, or where its file is not what it was."""
+        outcome = _outcome(self._shard_mark(number))
+        if outcome is None or outcome.kept == 0:
+            return outcome
+        record = self.shard_record(number)
+        try:
+            whole = record is None or (self.corpus / record.file).stat().st_size == record.bytes
+        except FileNotFoundError:
+            whole = False
+        return outcome if whole else None
+
+    def shard_record(self, number: int) -> ShardRecord | None:
+        """What the manifest says of a finished shard; None if all its shapes were refused."""
+        record = read_json(self._shard_mark(number))["record"]
+        return ShardRecord(**record) if record else None
+
+    def remove_pieces(self, numbers: Sequence[int]) -> None:
+        """Delete what a finished shard was made of."""
+        for number in numbers:
+            self.piece(number).unlink(missing_ok=True)
+            self._piece_mark(number).unlink(missing_ok=True)
+
+    def _piece_mark(self, number: int) -> Path:
+        return self.piece(number).with_suffix(".json")
+
+    def _shard_mark(self, number: int) -> Path:
+        return self.shard(number).with_suffix(".json")
+
+
+@contextmanager
+def unfinished_build(corpus: Path, settings: Mapping[str, Any]) -> Iterator[BuildFolder]:
+    """Begin a build in ``corpus``, or go on with the one that was begun there with the same settings.
+
+    Args:
+        corpus: a new or empty folder, or one with an unfinished build.
+        settings: everything that decides what the corpus will hold, as JSON.
+
+    Raises:
+        CorpusError: if the folder holds something else, a build with other settings, or one that
+            another
+            process is working on.
+    """
+    build = BuildFolder(corpus)
+    _refuse_foreign(corpus)
+    try:
+        build.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"{corpus}: cannot be made ({error.strerror}); choose another folder for the corpus"
+        raise CorpusError(msg) from error
+    with _locked(build.path / "lock", corpus):
+        plan = build.path / PLAN_NAME
+        if plan.is_file():
+            different = differences(read_json(plan), settings)
+            if different:
+                msg = (
+                    f"{corpus}: holds an unfinished build with other settings ({different}); finish it "
+                    f"with those, remove the folder, or choose another"
+                )
+                raise CorpusError(msg)
+        else:
+            write_json(plan, settings)
+        for leftover in build.path.glob(".*.part*"):
+            leftover.unlink()
+        yield build
+
+
+def remove_build(corpus: Path) -> None:
+    """Delete the folder of an unfinished build, if there is one; the corpus itself stays."""
+    shutil.rmtree(corpus / BUILDING_NAME, ignore_errors=True)
+
+
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
+    """Which settings differ, as ``points: 2048 there, 1024 asked``; empty if none."""
+    found = []
+    # As JSON: a tuple that was stored has come back as a list.
+    asked = json.loads(json.dumps(asked))
+    for key in sorted(there.keys() | asked.keys()):
+        old, new = there.get(key), asked.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = differences(old, new, f"{prefix}{key}.")
+            found += [inner] if inner else []
+        elif old != new:
+            found.append(f"{prefix}{key}: {_short(old)} there, {_short(new)} asked")
+    return "; ".join(found)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _outcome(mark: Path) -> Outcome | None:
+    if not mark.is_file():
+        return None
+    stored = read_json(mark)
+    refused = tuple(Refusal(**refusal) for refusal in stored["refused"])
+    return Outcome(kept=stored["kept"], refused=refused)
+
+
+def _refuse_foreign(corpus: Path) -> None:
+    """Raise if the folder holds files that are not a build's: they are not ours to mix with."""
+    if not corpus.exists():
+        return
+    if not corpus.is_dir():
+        msg = f"{corpus}: is a file; choose another name for the corpus"
+        raise CorpusError(msg)
+    if (corpus / BUILDING_NAME).is_dir() or not any(corpus.iterdir()):
+        return
+    msg = (
+        f"{corpus}: holds other files and no {MANIFEST_NAME}; choose another folder for the corpus"
+    )
+    raise CorpusError(msg)
+
+
+@contextmanager
+def _locked(path: Path, corpus: Path) -> Iterator[None]:
+    """Keep a second build out; the lock ends with the process, however it ends."""
+    try:
+        import fcntl  # not on Windows, where two builds at a time are up to the user
+    except ImportError:
+        yield
+        return
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            msg = (
+                f"{corpus}: another process is building this corpus; wait for it or choose another"
+            )
+            raise CorpusError(msg) from error
+        except OSError:
+            # Some network file systems have no locks; determinism makes a second build harmless.
+            pass
+        yield

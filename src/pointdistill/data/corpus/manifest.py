@@ -1,0 +1,193 @@
+"""``corpus.json``: what a corpus holds, where it came from, and how it was made.
+
+It names no time, host or absolute path: the same inputs and settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pointdistill.data.files import read_json, write_json
+from pointdistill.errors import CorpusError, DataError
+
+MANIFEST_NAME = "corpus.json"
+REFUSED_NAME = "refused.jsonl"
+"""File in a corpus folder with a line for each refused shape; absent where there is none."""
+
+BUILDING_NAME = ".building"
+"""Folder inside a corpus folder that holds the state of an unfinished build."""
+
+FORMAT = "pointdistill corpus"
+VERSION = 1
+FRAME = "right-handed, z up"
+
+_Record = TypeVar("_Record", "SourceRecord", "ShardRecord")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceFacts:
+    """What is known of a source before any of its shapes is read."""
+
+    name: str
+    """Name under which its shapes are recorded; a stand-in's ends in ``-stand-in``."""
+
+    licence: str
+    """What the source's licence allows, in a few words."""
+
+    origin: str
+    """Where it comes from, for people."""
+
+    turned: str
+    """How its axes became z up: ``none``, or the order of the old axes, such as ``zxy``."""
+
+    labels: tuple[str, ...] = ()
+    """Label names; a row's label is an index into them."""
+
+    part_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """For a label, the names of its shapes' parts; a point's part is an index into them."""
+
+    stand_in: bool = False
+    """True where the archive only has the layout of the real one."""
+
+    archive: str | None = None
+    """File or folder name of the archive, without its path; None where there is none."""
+
+    archive_sha256: str | None = None
+    """Hexadecimal SHA-256 of the archive, or of a folder's list of names and checksums."""
+
+    settings: Mapping[str, Any]
+    """Settings of the source that decide which shapes there are and what they look like."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceRecord(SourceFacts):
+    """A source in a finished corpus."""
+
+    kept: int
+    """Shapes of this source in the corpus."""
+
+    refused: int
+    """Shapes that could not be used; ``refused.jsonl`` names each with its cause."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardRecord:
+    """One HDF5 file of a corpus; its shapes come from one source."""
+
+    file: str
+    source: str
+    shapes: int
+    points: int
+    """Points of all its shapes together."""
+
+    bytes: int
+    """Size of the file."""
+
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """The whole of ``corpus.json``."""
+
+    seed: int
+    """Every shape's points depend on this, its source and its id alone."""
+
+    points: int
+    """Points asked for a shape; one with fewer has them all."""
+
+    content: str
+    """SHA-256 over the rows' own checksums in (source, id) order: equal for equal data."""
+
+    refused_sha256: str | None
+    """SHA-256 of ``refused.jsonl``; None where nothing was refused."""
+
+    sources: tuple[SourceRecord, ...]
+    shards: tuple[ShardRecord, ...]
+
+    @property
+    def shapes(self) -> int:
+        """Number of shapes in the corpus."""
+        return sum(shard.shapes for shard in self.shards)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest, whole or not at all; as ``corpus.json`` it makes its folder a corpus."""
+    head = {"format": FORMAT, "version": VERSION, "frame": FRAME, "shapes": manifest.shapes}
+    write_json(path, head | asdict(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``corpus.json``.
+
+    Raises:
+        CorpusError: if the folder is no corpus, is unfinished, damaged, or of another format
+            version.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise CorpusError(_why_no_manifest(folder))
+    try:
+        stored = read_json(path)
+    except DataError as error:
+        raise CorpusError(str(error)) from error
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        msg = f"{path}: its format is not {FORMAT!r}, so not a corpus; name another folder"
+        raise CorpusError(msg)
+    if stored.get("version") != VERSION:
+        msg = (
+            f"{path}: format version {stored.get('version')!r}, this program reads version "
+            f"{VERSION}; update pointdistill or prepare the corpus again"
+        )
+        raise CorpusError(msg)
+    try:
+        return _manifest_from(stored)
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"{path}: damaged ({type(error).__name__}: {error}); prepare the corpus again"
+        raise CorpusError(msg) from error
+
+
+def _manifest_from(stored: dict[str, Any]) -> Manifest:
+    return Manifest(
+        seed=int(stored["seed"]),
+        points=int(stored["points"]),
+        content=str(stored["content"]),
+        refused_sha256=stored["refused_sha256"],
+        sources=tuple(_record(SourceRecord, source) for source in stored["sources"]),
+        shards=tuple(_checked(_record(ShardRecord, shard)) for shard in stored["shards"]),
+    )
+
+
+def _record(kind: type[_Record], stored: Mapping[str, Any]) -> _Record:
+    """A record from its JSON object: exactly its fields, lists as tuples."""
+    names = {item.name for item in fields(kind)}
+    if names != set(stored):
+        msg = f"{kind.__name__} has {sorted(stored)}, expected {sorted(names)}"
+        raise ValueError(msg)
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
+    }
+    return kind(**values)
+
+
+def _checked(shard: ShardRecord) -> ShardRecord:
+    """The record, if its file lies in the corpus folder: a stranger's cannot point elsewhere."""
+    if Path(shard.file).name != shard.file or shard.file in {"", ".", ".."}:
+        msg = f"shard file {shard.file!r} leads out of the corpus folder"
+        raise ValueError(msg)
+    if shard.shapes < 1 or shard.points < 1:
+        msg = f"shard {shard.file} claims {shard.shapes} shapes of {shard.points} points"
+        raise ValueError(msg)
+    return shard
+
+
+def _why_no_manifest(folder: Path) -> str:
+    make = "`pointdistill prepare-data`"
+    if not folder.exists():
+        return f"{folder}: no such corpus; make one with {make}"
+    if (folder / BUILDING_NAME).is_dir():
+        return f"{folder}: this corpus is not finished; run the same {make} again to go on"
+    return f"{folder}: not a corpus, it holds no {MANIFEST_NAME}; make one with {make}"

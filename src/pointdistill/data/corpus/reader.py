@@ -1,0 +1,287 @@
+"""Random access to the shapes of a corpus, without reading what is not asked for.
+
+Opening reads ``corpus.json`` and looks at the shards' sizes; ids, labels and points stay on disk
+until they are asked for. A shard is memory-mapped at its first use, so a read costs the points' own
+bytes.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.corpus.codec import Points, restore
+from pointdistill.data.corpus.manifest import Manifest, ShardRecord, SourceRecord, read_manifest
+from pointdistill.data.corpus.shard import UNKNOWN_LABEL
+from pointdistill.errors import CorpusError
+
+MOST_OPEN_SHARDS = 1024
+"""Most shards mapped at a time; a read from one that is not costs some 0.1 ms more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One shape of a corpus. Sizes: n points."""
+
+    points: Points
+    """(n, 3) float32, z up, in the source's own unit and place."""
+
+    id: str
+    source: str
+    label: int
+    """Index into the corpus's ``label_names``; -1 where it is not known."""
+
+    part: NDArray[np.uint8] | None
+    """(n,) uint8, the part each point belongs to, 255 where not known; None without parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a dataset's bytes lie in its file."""
+
+    offset: int
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+    def view(self, file: mmap.mmap) -> NDArray[np.generic]:
+        count = int(np.prod(self.shape))
+        return np.frombuffer(file, self.dtype, count, self.offset).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _MappedShard:
+    """Views of a shard's datasets; the file stays mapped for as long as one of them lives."""
+
+    points: NDArray[np.int16]
+    offsets: NDArray[np.int64]
+    center: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    id: NDArray[np.bytes_]
+    label: NDArray[np.int32]
+    part: NDArray[np.uint8] | None
+
+
+class Corpus:
+    """Shapes by number, 0 to ``len(corpus) - 1``, in (source, id) order.
+
+    Reading is safe from several threads and after a fork; a pickled corpus opens its folder anew.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """Use `open_corpus`, which checks the folder first."""
+        self.path = path
+        self.manifest = manifest
+        self._count = manifest.shapes
+        self._ends = list(itertools.accumulate(shard.shapes for shard in manifest.shards))
+        self._label_names, self._label_of = _merge_labels(manifest.sources)
+        self._places: dict[int, dict[str, _Place]] = {}
+        self._mapped: dict[int, _MappedShard] = {}
+        self._most_open = _most_open_shards()
+
+    def __len__(self) -> int:
+        """Number of shapes."""
+        return self._count
+
+    def __getitem__(self, index: int) -> Shape:
+        """Shape ``index``; negative numbers count from the end."""
+        number, row = self._locate(index)
+        shard = self._open(number)
+        source = self.manifest.shards[number].source
+        start, stop = shard.offsets[row], shard.offsets[row + 1]
+        return Shape(
+            points=restore(shard.points[start:stop], shard.center[row], shard.scale[row]),
+            id=bytes(shard.id[row]).decode(),
+            source=source,
+            label=int(self._label_of[source][shard.label[row]]),
+            part=None if shard.part is None else shard.part[start:stop].copy(),
+        )
+
+    def points(self, index: int) -> Points:
+        """Points of shape ``index`` alone, (n, 3) float32; cheaper than the whole `Shape`."""
+        number, row = self._locate(index)
+        shard = self._open(number)
+        points = shard.points[shard.offsets[row] : shard.offsets[row + 1]]
+        return restore(points, shard.center[row], shard.scale[row])
+
+    def labels(self) -> NDArray[np.int64]:
+        """Label of every shape, (len(corpus),) int64: index into ``label_names``, -1 if unknown."""
+        found = [np.empty(0, np.int64)]
+        for number, record in enumerate(self.manifest.shards):
+            found.append(self._label_of[record.source][self._open(number).label])
+        return np.concatenate(found)
+
+    def ids(self) -> list[str]:
+        """Id of every shape, unique within its source."""
+        shards = range(len(self.manifest.shards))
+        return [bytes(name).decode() for number in shards for name in self._open(number).id]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels of all sources; sources that share a name share the label."""
+        return self._label_names
+
+    @property
+    def content(self) -> str:
+        """Checksum of the shapes themselves: equal for equal data, however it was built."""
+        return self.manifest.content
+
+    @property
+    def sources(self) -> tuple[SourceRecord, ...]:
+        """What is recorded of each source: licence, checksum, counts, settings."""
+        return self.manifest.sources
+
+    def describe(self) -> str:
+        """What the corpus holds and where it came from, in a few lines for people."""
+        made = self.manifest
+        lines = [f"{self.path}: {len(self):,} shapes of up to {made.points:,} points, z up"]
+        for source in made.sources:
+            refused = f", {source.refused:,} refused" if source.refused else ""
+            labels = f", {len(source.labels)} labels" if source.labels else ""
+            lines.append(
+                f"  {source.name}: {source.kept:,} shapes{labels}{refused}; {source.licence}"
+            )
+        lines.append(f"  seed {made.seed}, content {made.content[:16]}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Corpus({str(self.path)!r}, {len(self):,} shapes)"
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return open_corpus, (self.path,)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Shard number and row of a shape."""
+        place = index + self._count if index < 0 else index
+        if not 0 <= place < self._count:
+            msg = f"shape {index} of a corpus of {self._count:,}; the first is 0"
+            raise IndexError(msg)
+        number = bisect.bisect_right(self._ends, place)
+        return number, place - (self._ends[number - 1] if number else 0)
+
+    def _open(self, number: int) -> _MappedShard:
+        """Views of a shard. No lock: two threads may map the same one, which is harmless."""
+        mapped = self._mapped.get(number)
+        if mapped is None:
+            record = self.manifest.shards[number]
+            path = self.path / record.file
+            if number not in self._places:
+                self._places[number] = _find_places(path, record)
+            mapped = _map_shard(path, self._places[number])
+            if len(self._mapped) >= self._most_open:
+                # The oldest goes; None, because another thread may have taken it in the meantime.
+                self._mapped.pop(next(iter(self._mapped), number), None)
+            self._mapped[number] = mapped
+        return mapped
+
+
+def open_corpus(path: Path | str) -> Corpus:
+    """Open a corpus folder; costs its ``corpus.json`` and one look at each shard's size.
+
+    Raises:
+        CorpusError: if the folder is no finished corpus, has another format version, or a shard is
+            missing
+            or has not the size it was written with.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    for shard in manifest.shards:
+        check_size(folder / shard.file, shard)
+    return Corpus(folder, manifest)
+
+
+def check_size(path: Path, record: ShardRecord) -> None:
+    """Raise unless a shard is there with the size it was written with.
+
+    Raises:
+        CorpusError: naming the shard and both sizes.
+    """
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        msg = f"{path}: missing, with {record.shapes:,} shapes; prepare the corpus again"
+        raise CorpusError(msg) from error
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror})"
+        raise CorpusError(msg) from error
+    if size != record.bytes:
+        cause = "cut short" if size < record.bytes else "changed"
+        msg = f"{path}: {cause}, {size:,} bytes of {record.bytes:,}; prepare the corpus again"
+        raise CorpusError(msg)
+
+
+def _most_open_shards() -> int:
+    """Each mapped shard holds a file descriptor; half of those a process may have are for others."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return MOST_OPEN_SHARDS
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return MOST_OPEN_SHARDS
+    return max(1, min(MOST_OPEN_SHARDS, allowed // 2))
+
+
+def _merge_labels(
+    sources: tuple[SourceRecord, ...],
+) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
+    """All sources' label names, and for each source the number of its own label in that list.
+
+    The arrays end in -1, so that an unknown label (-1) finds itself.
+    """
+    number = {name: k for k, name in enumerate(dict.fromkeys(n for s in sources for n in s.labels))}
+    own = {
+        source.name: np.array([*(number[n] for n in source.labels), UNKNOWN_LABEL], np.int64)
+        for source in sources
+    }
+    return tuple(number), own
+
+
+def _find_places(path: Path, record: ShardRecord) -> dict[str, _Place]:
+    """Where each dataset lies; checks that the file is the shard that its record describes."""
+    try:
+        with h5py.File(path, "r") as file:
+            places = {
+                name: _Place(item.id.get_offset(), item.dtype, item.shape)
+                for name, item in file.items()
+                if isinstance(item, h5py.Dataset) and item.id.get_offset() is not None
+            }
+    except (OSError, RuntimeError) as error:
+        msg = f"{path}: damaged ({error}); prepare the corpus again"
+        raise CorpusError(msg) from error
+    shapes, points = record.shapes, record.points
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "points": ("<i2", (points, 3)),
+        "offsets": ("<i8", (shapes + 1,)),
+        "center": ("<f4", (shapes, 3)),
+        "scale": ("<f4", (shapes,)),
+        "label": ("<i4", (shapes,)),
+        "id": ("S", (shapes,)),
+    } | ({"part": ("u1", (points,))} if "part" in places else {})
+    for name, (kind, shape) in expected.items():
+        place = places.get(name)
+        fits = place and place.shape == shape and (kind == "S" or place.dtype == np.dtype(kind))
+        if not fits:
+            found = f"{place.dtype} {place.shape}" if place else "nothing"
+            msg = f"{path}: {name} is {found}, expected {kind} {shape}; prepare the corpus again"
+            raise CorpusError(msg)
+    return {name: places[name] for name in expected}
+
+
+def _map_shard(path: Path, places: dict[str, _Place]) -> _MappedShard:
+    """Map a file and view its datasets; the descriptor is closed, the map keeps its own."""
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        views = {name: place.view(mapped) for name, place in places.items()}
+    except (OSError, ValueError) as error:
+        msg = f"{path}: cannot be read ({error}); prepare the corpus again"
+        raise CorpusError(msg) from error
+    return _MappedShard(**cast("dict[str, Any]", {"part": None} | views))

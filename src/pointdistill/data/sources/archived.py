@@ -1,0 +1,72 @@
+"""What sources that are an archive share: it is opened once in each process, and may be a stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from pointdistill.data.benchmarks.archive import Archive, open_archive
+from pointdistill.data.benchmarks.scanobjectnn import STAND_IN_MARKER
+from pointdistill.data.corpus.manifest import SourceFacts
+from pointdistill.data.sources.base import SourceInfo
+
+
+class ArchiveSource:
+    """A zip file, or the folder extracted from it, that is read in place."""
+
+    def __init__(self, path: Path, facts: SourceFacts) -> None:
+        self.facts = facts
+        self._path = path
+        self._open: tuple[Archive, ExitStack] | None = None
+
+    @property
+    def archive(self) -> Archive:
+        """The archive, opened at its first use in this process."""
+        if self._open is None:
+            held = ExitStack()
+            archive = held.enter_context(open_archive(self._path, absent=_gone(self._path)))
+            self._open = archive, held
+        return self._open[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker gets: no open file, which two processes would read out of step."""
+        return self.__dict__ | {"_open": None}
+
+
+def archive_facts(
+    archive: Archive,
+    info: SourceInfo,
+    *,
+    names: Sequence[str],
+    turned: str,
+    labels: tuple[str, ...],
+    settings: Mapping[str, Any],
+) -> SourceFacts:
+    """What is known of an archive; one that says it is a stand-in gets a name that says so too.
+
+    Args:
+        archive: as opened.
+        info: the source's row.
+        names: members that hold shapes; of a folder, only these enter the checksum.
+        turned: how the axes become z up.
+        labels: label names.
+        settings: what decides which shapes there are.
+    """
+    stand_in = archive.find(STAND_IN_MARKER) is not None
+    return SourceFacts(
+        name=f"{info.name}-stand-in" if stand_in else info.name,
+        licence="CC0-1.0 (made on the spot)" if stand_in else info.licence,
+        origin="this program" if stand_in else info.origin,
+        turned=turned,
+        labels=labels,
+        stand_in=stand_in,
+        archive=archive.path.name,
+        archive_sha256=archive.checksum(names),
+        settings=settings,
+    )
+
+
+def _gone(path: Path) -> str:
+    return f"{path}: was there when the build began and is gone; put it back and run the same again"

@@ -1,0 +1,111 @@
+"""A user's own folder of meshes and point clouds; its first level of sub-folders are the labels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pointdistill.data.corpus.manifest import SourceFacts
+from pointdistill.data.corpus.shard import UNKNOWN_LABEL
+from pointdistill.data.files import sha256_of
+from pointdistill.data.meshes.read import FORMATS
+from pointdistill.data.meshes.records import Axis
+from pointdistill.data.meshes.sampling import check_axis
+from pointdistill.data.sources.base import Cloud, Entry, SourceInfo, SourceRequest, required_path
+from pointdistill.data.sources.shapes import cloud_of, read_named
+from pointdistill.errors import DataError
+
+ASSUMED_UP: Axis = "z"
+
+# Beside the shapes themselves: a glTF keeps its vertices in a file of this kind.
+_COMPANIONS = frozenset({".bin"})
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """Every mesh and cloud below a folder; a shape's id is its path from there."""
+
+    facts: SourceFacts
+    path: Path
+    up: Axis
+    """Up axis of files that do not state their own."""
+
+    def entries(self) -> Sequence[Entry]:
+        """Every file of a format that is read."""
+        number = {label: k for k, label in enumerate(self.facts.labels)}
+        return [
+            Entry(
+                id=_printable(name),
+                label=number[label] if (label := _label(name)) else UNKNOWN_LABEL,
+                where=name,
+            )
+            for name in _files(self.path, FORMATS)
+        ]
+
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+        """Points of one file; see `pointdistill.data.sources.base.Source`."""
+        shape = read_named(self.path / entry.where, entry.id)
+        return cloud_of(shape, count, up=shape.declared_up or self.up, rng=rng)
+
+
+def open_source(request: SourceRequest, info: SourceInfo) -> FolderSource:
+    """The source for a folder; reads every file once for its checksum.
+
+    Raises:
+        ConfigError: if ``up`` is no axis.
+        DataError: if there is no such folder, or nothing in it that can be read.
+    """
+    path = required_path(request, info)
+    if not path.is_dir():
+        msg = f"{path}: is a file; give the folder that holds it"
+        raise DataError(msg)
+    up = check_axis(request.up or ASSUMED_UP)
+    names = list(_files(path, FORMATS))
+    if not names:
+        endings = ", ".join(ending[1:] for ending in FORMATS)
+        msg = f"{path}: holds no mesh or point cloud; files that end in {endings} are read"
+        raise DataError(msg)
+    facts = SourceFacts(
+        name=info.name,
+        licence=info.licence,
+        origin=info.origin,
+        turned=f"from the up axis that a file states, else from {up}",
+        labels=tuple(sorted({label for name in names if (label := _label(name))})),
+        archive=_printable(path.resolve().name),
+        archive_sha256=_checksum(path),
+        settings={"up": up},
+    )
+    return FolderSource(facts, path.resolve(), up)
+
+
+def _files(path: Path, endings: Collection[str]) -> Iterator[str]:
+    """Files below ``path`` with one of ``endings``, as POSIX paths; hidden ones and litter left out."""
+    for folder, subfolders, files in os.walk(path):
+        subfolders[:] = [s for s in subfolders if not s.startswith(".") and s != "__MACOSX"]
+        for file in files:
+            if not file.startswith(".") and Path(file).suffix.lower() in endings:
+                yield Path(folder, file).relative_to(path).as_posix()
+
+
+def _label(name: str) -> str | None:
+    """The first sub-folder of a file's path; None for a file that lies in no sub-folder."""
+    parts = PurePosixPath(name).parts
+    return _printable(parts[0]) if len(parts) > 1 else None
+
+
+def _printable(name: str) -> str:
+    """The name with bytes that are not UTF-8, and characters that do not print, spelled out."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 of a list as ``sha256sum`` prints it, sorted by name."""
+    names = sorted((_printable(name), name) for name in _files(path, {*FORMATS, *_COMPANIONS}))
+    lines = (f"{sha256_of(path / name)}  {printed}\n" for printed, name in names)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

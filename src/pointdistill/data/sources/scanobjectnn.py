@@ -1,0 +1,105 @@
+"""ScanObjectNN as a source: the clouds of its three training sets as they are, turned to z up."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.benchmarks.archive import Archive, open_archive
+from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS
+from pointdistill.data.corpus.manifest import SourceFacts
+from pointdistill.data.meshes.sampling import to_z_up
+from pointdistill.data.sources.archived import ArchiveSource, archive_facts
+from pointdistill.data.sources.base import Cloud, Entry, SourceInfo, SourceRequest, required_path
+from pointdistill.errors import DataError
+
+
+class ScanObjectNNSource(ArchiveSource):
+    """Clouds of 2,048 points, by split, side and row: ``OBJ-BG/train/00000``.
+
+    A worker holds one HDF5 member at a time: 0.3 GiB for the largest.
+    """
+
+    def __init__(self, path: Path, facts: SourceFacts, members: dict[str, str]) -> None:
+        """Use `open_source`; ``members`` maps ``OBJ-BG/train`` and so on to the archive's names."""
+        super().__init__(path, facts)
+        self._members = members
+        self._held: tuple[str, NDArray[np.generic]] | None = None
+
+    def entries(self) -> Sequence[Entry]:
+        """All rows of all members; reads each member whole, which checks it too."""
+        found: list[Entry] = []
+        for name, member in self._members.items():
+            _, labels = _read(self.archive, member)
+            found += [
+                Entry(id=f"{name}/{row:05d}", label=int(label), where=member)
+                for row, label in enumerate(labels)
+            ]
+        return found
+
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:  # noqa: ARG002
+        """One row's points; see `pointdistill.data.sources.base.Source`."""
+        if self._held is None or self._held[0] != entry.where:
+            self._held = None  # before the next is read, or two are in memory
+            self._held = entry.where, _read(self.archive, entry.where)[0]
+        row = int(entry.id.rsplit("/", 1)[1])
+        return Cloud(to_z_up(self._held[1][row].astype(np.float64), "y"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the member that this process holds."""
+        return super().__getstate__() | {"_held": None}
+
+
+def open_source(request: SourceRequest, info: SourceInfo) -> ScanObjectNNSource:
+    """The source for an ``h5_files.zip``: its training sets, and its test sets if asked for.
+
+    Raises:
+        DataError: if the archive is absent, damaged, or holds none of the sets.
+    """
+    path = required_path(request, info)
+    sides = ("train", "test") if request.include_test else ("train",)
+    with open_archive(path, absent=str(path)) as archive:
+        found = {
+            f"{split}/{side}": archive.find(files.members[("train", "test").index(side)])
+            for split, files in SPLITS.items()
+            for side in sides
+        }
+        members = {name: member for name, member in found.items() if member is not None}
+        if not members:
+            lacking = SPLITS["OBJ-BG"].members[0]
+            msg = f"{path}: holds no {lacking} nor another training set; get it from {info.origin}"
+            raise DataError(msg)
+        facts = archive_facts(
+            archive,
+            info,
+            names=list(members.values()),
+            turned="zxy",
+            labels=CLASSES,
+            settings={"sets": sorted(members)},
+        )
+    return ScanObjectNNSource(path, facts, members)
+
+
+def _read(archive: Archive, member: str) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+    """Points (n, N, 3), y up, and labels (n,) of one HDF5 member.
+
+    Raises:
+        DataError: if the member is damaged or has another layout.
+    """
+    try:
+        with h5py.File(io.BytesIO(archive.read(member)), "r") as file:
+            points, labels = file["data"][()], file["label"][()].reshape(-1)
+    except (OSError, RuntimeError, KeyError, AttributeError) as error:
+        archive.refuse(member, error)
+    if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(labels):
+        archive.refuse(member, f"data of shape {points.shape} with {len(labels)} labels")
+    whole: NDArray[np.int64] = labels.astype(np.int64)
+    if len(whole) and (whole.min() < 0 or whole.max() >= len(CLASSES)):
+        archive.refuse(member, f"labels from {whole.min()} to {whole.max()}")
+    return points, whole

@@ -1,0 +1,57 @@
+"""From what a mesh file held to the points of a shape: the same for every source of meshes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pointdistill.data.benchmarks.archive import Archive
+from pointdistill.data.meshes.read import read_mesh
+from pointdistill.data.meshes.records import Axis, PointSet, Surface
+from pointdistill.data.meshes.sampling import draw
+from pointdistill.data.sources.base import Cloud
+from pointdistill.errors import DataError
+
+
+def cloud_of(shape: Surface | PointSet, count: int, *, up: Axis, rng: np.random.Generator) -> Cloud:
+    """Points of a shape, turned from ``up`` to z up.
+
+    Args:
+        shape: a surface gives ``count`` points, uniform by area; a cloud a random subset of its
+            own, or
+            all where it has fewer.
+        count: points wanted.
+        up: the axis that points up in the shape's frame.
+        rng: the shape's own generator.
+
+    Raises:
+        DataError: if a cloud has fewer than 32 points.
+    """
+    available = len(shape.points) if isinstance(shape, PointSet) else count
+    return Cloud(draw(shape, min(count, available), rng=rng, up=up))
+
+
+def read_member(archive: Archive, name: str) -> Surface | PointSet:
+    """The mesh or cloud in one member of an archive.
+
+    Costs a temporary file of the member's size, for the time of the reading.
+
+    Raises:
+        DataError: as `read_mesh`, naming the member.
+    """
+    content = archive.read(name)
+    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+        # The member's own name could lead anywhere; its ending is all that the reader needs.
+        path = Path(folder, "member").with_suffix(PurePosixPath(name).suffix)
+        path.write_bytes(content)
+        return read_named(path, name)
+
+
+def read_named(path: Path, name: str) -> Surface | PointSet:
+    """The mesh or cloud in a file that is called ``name`` in messages, the same on every machine."""
+    try:
+        return read_mesh(path)
+    except DataError as error:
+        raise DataError(str(error).removeprefix(f"{path}: ").replace(str(path), name)) from error

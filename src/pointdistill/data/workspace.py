@@ -1,0 +1,84 @@
+"""What was made last in a folder, so that the next command needs no path.
+
+It is kept in ``.pointdistill/workspace.json`` of the folder, for convenience alone: whatever is
+missing, moved or unreadable counts as not made, and where it cannot be written nothing is
+remembered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from pointdistill.data.files import read_json, write_json
+from pointdistill.errors import DataError
+
+WORKSPACE_NAME = Path(".pointdistill", "workspace.json")
+
+_CORPUS = "corpus"
+_RUN = "run"
+_STAND_INS = "stand_ins"
+
+
+def remember_corpus(path: Path, *, folder: Path = Path()) -> None:
+    """Note the corpus that was made last in ``folder``, the current one unless given."""
+    _remember(folder, {_CORPUS: _kept(path, folder)})
+
+
+def last_corpus(*, folder: Path = Path()) -> Path | None:
+    """The corpus that was made last in ``folder``; None if there is none or it is gone."""
+    return _found(_read(folder).get(_CORPUS), folder)
+
+
+def remember_run(path: Path, *, folder: Path = Path()) -> None:
+    """Note the run that was started or resumed last in ``folder``."""
+    _remember(folder, {_RUN: _kept(path, folder)})
+
+
+def last_run(*, folder: Path = Path()) -> Path | None:
+    """The run that was started or resumed last in ``folder``; None if there is none or it is gone."""
+    return _found(_read(folder).get(_RUN), folder)
+
+
+def remember_stand_in(benchmark: str, path: Path, *, folder: Path = Path()) -> None:
+    """Note the archive that stands in for a benchmark in ``folder``."""
+    known = _stand_ins(folder)
+    _remember(folder, {_STAND_INS: known | {benchmark: _kept(path, folder)}})
+
+
+def last_stand_in(benchmark: str, *, folder: Path = Path()) -> Path | None:
+    """The archive that stands in for a benchmark; None if there is none or it is gone."""
+    return _found(_stand_ins(folder).get(benchmark), folder)
+
+
+def _stand_ins(folder: Path) -> dict[str, Any]:
+    known = _read(folder).get(_STAND_INS)
+    return known if isinstance(known, dict) else {}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        stored = read_json(folder / WORKSPACE_NAME)
+    except DataError:
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _remember(folder: Path, noted: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        write_json(folder / WORKSPACE_NAME, _read(folder) | noted)
+
+
+def _kept(path: Path, folder: Path) -> str:
+    """Relative where it lies in the folder, so that the folder can be moved; else absolute."""
+    whole, base = path.resolve(), folder.resolve()
+    return whole.relative_to(base).as_posix() if whole.is_relative_to(base) else str(whole)
+
+
+def _found(stored: object, folder: Path) -> Path | None:
+    """The path that was noted, if there is something at it."""
+    if not isinstance(stored, str) or not stored:
+        return None
+    path = folder / stored
+    return path if path.exists() else None

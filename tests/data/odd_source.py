@@ -1,0 +1,76 @@
+"""Sources for the build's tests, in a module of its own so that worker processes can import it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pointdistill.data.corpus.manifest import SourceFacts
+from pointdistill.data.sources.base import Cloud, Entry
+from pointdistill.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class OddSource:
+    """``shapes`` random clouds; ``odd`` names the behaviour of some, by number."""
+
+    shapes: int
+    odd: dict[int, str] = field(default_factory=dict)
+    scratch: Path = Path()
+    name: str = "odd"
+
+    @property
+    def facts(self) -> SourceFacts:
+        return SourceFacts(
+            name=self.name,
+            licence="none",
+            origin="a test",
+            turned="none",
+            labels=("even", "uneven"),
+            settings={"shapes": self.shapes},
+        )
+
+    def entries(self) -> Sequence[Entry]:
+        # Backwards: the build sorts.
+        return [Entry(f"{k:04d}", label=k % 2, where=str(k)) for k in reversed(range(self.shapes))]
+
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+        number = int(entry.where)
+        points = rng.normal(size=(count, 3)).astype(np.float32)
+        part = (np.arange(count) % 3).astype(np.uint8)
+        match self.odd.get(number):
+            case "raise":
+                raise ValueError("a reader's own\nbug")
+            case "refuse":
+                raise DataError("a cause")
+            case "nan":
+                points[5, 1] = np.nan
+            case "few":
+                return Cloud(points[:31])
+            case "fewest":
+                return Cloud(points[:32])
+            case "many":
+                return Cloud(rng.normal(size=(count * 2, 3)).astype(np.float32))
+            case "one place":
+                points[:] = points[0]
+            case "wrong parts":
+                part = part[:-1]
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "die once":
+                mark = self.scratch / "died"
+                if not mark.exists():
+                    mark.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            case "full disk":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            case "slow":
+                time.sleep(0.02)
+        return Cloud(points, part)

@@ -1,0 +1,362 @@
+"""Building a corpus: the same bytes whatever happens on the way, and no shape lost to another's fault."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pointdistill.data.build import BuildReport, Progress, build_corpus
+from pointdistill.data.corpus import open_corpus, verify_corpus
+from pointdistill.data.sources import SourceRequest, open_source, shape_rng
+from pointdistill.errors import ConfigError, CorpusError, DataError
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The class of the odd source, in a module that workers can import."""
+    monkeypatch.syspath_prepend(HERE)
+    return importlib.import_module("odd_source").OddSource  # type: ignore[no-any-return]
+
+
+def build(source: Any, output: Path, **options: Any) -> BuildReport:
+    return build_corpus(source, output, **{"points": 64, "workers": 0} | options)
+
+
+def digest(folder: Path) -> str:
+    """One checksum of all files of a folder, names and bytes."""
+    whole = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        whole.update(f"{file.relative_to(folder)}\0".encode())
+        whole.update(file.read_bytes() if file.is_file() else b"")
+    return whole.hexdigest()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_bytes_do_not_depend_on_the_workers(
+    tmp_path: Path, odd: Callable[..., Any], workers: int
+) -> None:
+    source = odd(200, {3: "refuse", 77: "many"})
+    build(source, tmp_path / "alone")
+    build(source, tmp_path / "many", workers=workers)
+    assert digest(tmp_path / "many") == digest(tmp_path / "alone")
+    assert not (tmp_path / "many" / ".building").exists()
+
+
+def test_a_shapes_points_depend_on_seed_source_and_id_alone(
+    tmp_path: Path, odd: Callable[..., Any]
+) -> None:
+    """Shape 0007 is the same among 10 shapes, among 100, and beside refused ones."""
+    few = open_corpus(build(odd(10), tmp_path / "few").path)
+    many = open_corpus(build(odd(100, {5: "refuse"}), tmp_path / "many").path)
+    expected = shape_rng(seed=0, source="odd", shape_id="0007").normal(size=(64, 3))
+    assert np.allclose(few.points(7), expected, atol=1e-4)
+    assert many[6].id == "0007"
+    assert np.array_equal(many.points(6), few.points(7))
+    reseeded = open_corpus(build(odd(10), tmp_path / "reseeded", seed=1).path)
+    renamed = open_corpus(build(odd(10, name="other"), tmp_path / "renamed").path)
+    assert not np.array_equal(reseeded.points(7), few.points(7))
+    assert not np.array_equal(renamed.points(7), few.points(7))
+
+
+def test_rows_are_in_id_order_with_their_labels(tmp_path: Path, odd: Callable[..., Any]) -> None:
+    corpus = open_corpus(build(odd(50), tmp_path / "corpus").path)
+    assert corpus.ids() == [f"{k:04d}" for k in range(50)]
+    assert corpus.labels().tolist() == [k % 2 for k in range(50)]
+    part = corpus[3].part
+    assert part is not None
+    assert part.tolist() == [k % 3 for k in range(64)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_used_is_refused_with_its_cause(
+    tmp_path: Path, odd: Callable[..., Any], workers: int
+) -> None:
+    behaviours = {
+        1: "raise",
+        2: "refuse",
+        3: "nan",
+        4: "few",
+        5: "one place",
+        6: "wrong parts",
+        7: "fewest",
+        8: "many",
+    }
+    report = build(odd(20, behaviours), tmp_path / "corpus", workers=workers)
+    assert (report.kept, report.refused) == (14, 6)
+    assert report.examples[1] == "0002: a cause"
+    lines = (tmp_path / "corpus" / "refused.jsonl").read_text().splitlines()
+    refused = {line["id"]: line["cause"] for line in map(json.loads, lines)}
+    assert refused == {
+        "0001": "ValueError: a reader's own bug",
+        "0002": "a cause",
+        "0003": "1 of 64 points are not finite",
+        "0004": "31 points, at least 32 are needed",
+        "0005": "all 64 points are at one place",
+        "0006": "part labels of shape (63,) for 64 points",
+    }
+    corpus = open_corpus(tmp_path / "corpus")
+    assert corpus.sources[0].refused == 6
+    sizes = {shape.id: len(shape.points) for shape in corpus}
+    assert (sizes["0007"], sizes["0008"], sizes["0009"]) == (32, 64, 64)
+    assert verify_corpus(tmp_path / "corpus") == ()
+
+
+def test_more_points_than_asked_for_are_a_subset_in_order(
+    tmp_path: Path, odd: Callable[..., Any]
+) -> None:
+    corpus = open_corpus(build(odd(1, {0: "many"}), tmp_path / "corpus").path)
+    rng = shape_rng(seed=0, source="odd", shape_id="0000")
+    rng.normal(size=(64, 3))  # what the source draws first
+    whole = rng.normal(size=(128, 3))
+    gaps = np.abs(corpus.points(0)[:, None] - whole[None]).max(axis=2)
+    chosen = gaps.argmin(axis=1)
+    assert gaps.min(axis=1).max() < 1e-3
+    assert (np.diff(chosen) > 0).all()
+
+
+def test_a_shape_that_kills_its_reader_costs_itself_alone(
+    tmp_path: Path, odd: Callable[..., Any]
+) -> None:
+    """Two killers in one piece and a third elsewhere, beside one that dies the first time only."""
+    source = odd(60, {3: "die", 5: "die", 40: "die", 20: "die once"}, scratch=tmp_path)
+    report = build(source, tmp_path / "corpus", workers=2)
+    assert (report.kept, report.refused) == (57, 3)
+    assert report.examples[0] == "0003: reading it ended the process 2 times (killed by SIGKILL)"
+    spared = odd(60, {3: "refuse", 5: "refuse", 40: "refuse"})
+    calm = open_corpus(build(spared, tmp_path / "calm").path)
+    assert open_corpus(tmp_path / "corpus").content == calm.content
+
+
+def test_a_source_without_a_usable_shape_leaves_nothing(
+    tmp_path: Path, odd: Callable[..., Any]
+) -> None:
+    with pytest.raises(
+        DataError, match="none of the 2 shapes of odd can be used; first 0000: a cause"
+    ):
+        build(odd(2, {0: "refuse", 1: "refuse"}), tmp_path / "corpus")
+    assert build(odd(2), tmp_path / "corpus").kept == 2, "the same folder serves a better source"
+
+
+def test_a_source_without_shapes_is_an_error(tmp_path: Path, odd: Callable[..., Any]) -> None:
+    with pytest.raises(DataError, match="odd holds no shapes"):
+        build(odd(0), tmp_path / "corpus")
+
+
+def test_a_complete_corpus_is_left_as_it_is(tmp_path: Path, odd: Callable[..., Any]) -> None:
+    first = build(odd(20, {2: "refuse"}), tmp_path / "corpus")
+    before = digest(tmp_path / "corpus")
+    again = build(odd(20, {2: "refuse"}), tmp_path / "corpus")
+    assert (first.was_complete, again.was_complete) == (False, True)
+    assert (again.kept, again.refused, again.examples) == (19, 1, ("0002: a cause",))
+    assert digest(tmp_path / "corpus") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": 32}, "points: 64 there, 32 asked"),
+        ({"seed": 1}, "seed: 0 there, 1 asked"),
+        ({"shapes": 21}, "source.settings.shapes: 20 there, 21 asked"),
+    ],
+)
+def test_other_settings_do_not_touch_a_corpus(
+    tmp_path: Path, odd: Callable[..., Any], change: dict[str, int], message: str
+) -> None:
+    build(odd(20), tmp_path / "corpus")
+    before = digest(tmp_path / "corpus")
+    changed = dict(change)
+    with pytest.raises(CorpusError, match=message):
+        build(odd(changed.pop("shapes", 20)), tmp_path / "corpus", **changed)
+    assert digest(tmp_path / "corpus") == before
+
+
+def test_a_folder_with_other_files_is_not_mixed_with(
+    tmp_path: Path, odd: Callable[..., Any]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CorpusError, match="holds other files"):
+        build(odd(20), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(CorpusError, match="is a file"):
+        build(odd(20), tmp_path / "thesis.tex")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"points": 31}, "points must be at least 32, got 31"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"workers": -1}, "workers must be at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(
+    tmp_path: Path, odd: Callable[..., Any], options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(odd(20), tmp_path / "corpus", **options)
+    assert not (tmp_path / "corpus").exists()
+
+
+def stop_at(count: int) -> Callable[[Progress], None]:
+    """A progress callback that presses Ctrl-C once ``count`` shapes are done."""
+
+    def press(progress: Progress) -> None:
+        if progress.done >= count:
+            raise KeyboardInterrupt
+
+    return press
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_after_ctrl_c_the_same_call_goes_on(
+    tmp_path: Path, odd: Callable[..., Any], workers: int
+) -> None:
+    source, folder = odd(100, {9: "refuse"}), tmp_path / "corpus"
+    with pytest.raises(KeyboardInterrupt):
+        build(source, folder, workers=workers, progress=stop_at(60))
+    with pytest.raises(CorpusError, match="not finished"):
+        open_corpus(folder)
+    with pytest.raises(CorpusError, match=r"unfinished build with other settings .*points"):
+        build(source, folder, points=32)
+    steps: list[Progress] = []
+    report = build(source, folder, workers=workers, progress=steps.append)
+    assert 16 <= report.resumed <= 60
+    assert steps[0] == Progress(done=report.resumed, total=100, refused=1)
+    assert steps[-1] == Progress(done=100, total=100, refused=1)
+    assert [step.done for step in steps] == sorted(step.done for step in steps)
+    build(source, tmp_path / "whole")
+    assert digest(folder) == digest(tmp_path / "whole")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from odd_source import OddSource
+from pointdistill.data.build import build_corpus
+if __name__ == "__main__":
+    odd = dict.fromkeys(range(0, 120, 7), "slow") | {{9: "refuse"}}
+    build_corpus(OddSource(120, odd), Path({output!r}), points=64, workers=2)
+"""
+
+
+def finished_work(folder: Path) -> int:
+    """How many pieces and shards are marked as finished."""
+    return len(list(folder.glob(".building/*.json")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
+    tmp_path: Path, odd: Callable[..., Any], seed: int
+) -> None:
+    """SIGKILL to the parent alone, soon after it got on with the work; orphans end by themselves."""
+    folder, script = tmp_path / "corpus", tmp_path / "script.py"
+    script.write_text(SCRIPT.format(here=str(HERE), output=str(folder)))
+    chance = random.Random(seed)
+    kills = 0
+    while kills < 3:
+        before = finished_work(folder)
+        process = subprocess.Popen([sys.executable, script])
+        while process.poll() is None and finished_work(folder) == before:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 1
+    behaviours = dict.fromkeys(range(0, 120, 7), "slow") | {9: "refuse"}
+    build(odd(120, behaviours), folder)
+    build(odd(120, behaviours), tmp_path / "whole")
+    assert digest(folder) == digest(tmp_path / "whole")
+
+
+def test_a_shard_that_vanished_is_built_again(tmp_path: Path, odd: Callable[..., Any]) -> None:
+    """As after a power failure that kept the mark of a shard and lost its name."""
+    folder = tmp_path / "corpus"
+    build(odd(40), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        # The last report comes when all pieces are there and the shard is not yet joined.
+        build(odd(40), folder, progress=stop_at(40))
+    mark = folder / ".building" / "shard-00000.json"
+    record = json.loads((tmp_path / "whole" / "corpus.json").read_text())["shards"][0]
+    mark.write_text(json.dumps({"kept": 40, "refused": [], "record": record}))
+    build(odd(40), folder)
+    assert digest(folder) == digest(tmp_path / "whole")
+
+
+def test_two_builds_of_one_folder_do_not_meet(tmp_path: Path, odd: Callable[..., Any]) -> None:
+    pytest.importorskip("fcntl")
+    source, folder = odd(40), tmp_path / "corpus"
+
+    def second(progress: Progress) -> None:
+        build(source, folder)
+
+    with pytest.raises(CorpusError, match="another process is building"):
+        build(source, folder, progress=second)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_while_reading_stops_the_build_and_keeps_what_is_done(
+    tmp_path: Path, odd: Callable[..., Any], workers: int
+) -> None:
+    folder = tmp_path / "corpus"
+    with pytest.raises(
+        DataError, match=r"no space left on the disk; [\d,]+ of 100 shapes are safe"
+    ):
+        build(odd(100, {90: "full disk"}), folder, workers=workers)
+    assert build(odd(100), folder).resumed > 0
+    build(odd(100), tmp_path / "whole")
+    assert digest(folder) == digest(tmp_path / "whole")
+
+
+def test_a_full_disk_while_writing_is_one_line(
+    tmp_path: Path, odd: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pointdistill.data.build.tasks.write_shard", fail)
+    with pytest.raises(DataError, match=r"0 of 100 shapes are safe: make room and run the same"):
+        build(odd(100), tmp_path / "corpus")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, odd: Callable[..., Any]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CorpusError, match=r"cannot be made \(Not a directory\)"):
+        build(odd(20), tmp_path / "file" / "corpus")
+
+
+def test_two_shapes_of_one_id_are_an_error(tmp_path: Path, odd: Callable[..., Any]) -> None:
+    class Doubled(odd):  # type: ignore[misc]
+        def entries(self) -> list[Any]:
+            return [*super().entries(), *super().entries()]
+
+    with pytest.raises(DataError, match="odd holds '0000' twice"):
+        build(Doubled(3), tmp_path / "corpus")
+
+
+def test_builtin_gives_the_same_bytes_with_two_workers_as_with_none(tmp_path: Path) -> None:
+    source = open_source("builtin", SourceRequest(shapes=60))
+    build(source, tmp_path / "alone")
+    build(source, tmp_path / "pair", workers=2)
+    assert digest(tmp_path / "alone") == digest(tmp_path / "pair")

@@ -1,0 +1,46 @@
+"""How shapes are divided into shards and pieces."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from pointdistill.data.build.plan import (
+    PIECE_BYTES,
+    PIECE_SHAPES,
+    SHARD_BYTES,
+    SHARD_SHAPES,
+    make_plan,
+)
+
+
+@pytest.mark.parametrize("points", [32, 1024, 16_384, 10_000_000])
+@pytest.mark.parametrize("shapes", [1, 2, 63, 64, 65, 1000, 10_000, 123_457])
+def test_every_shape_is_in_one_piece_within_the_limits(shapes: int, points: int) -> None:
+    if shapes * points > 10**10:
+        shapes = 20
+    plan = make_plan(shapes, points)
+    ends = [(piece.start, piece.stop) for piece in plan.pieces]
+    assert ends[0][0] == 0
+    assert ends[-1][1] == shapes
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(ends))
+    assert [piece.number for piece in plan.pieces] == list(range(len(plan.pieces)))
+    for piece in plan.pieces:
+        assert 1 <= len(piece) <= PIECE_SHAPES
+        assert len(piece) == 1 or len(piece) * points * 6 <= PIECE_BYTES
+    sizes = [sum(map(len, plan.pieces_of(shard))) for shard in range(plan.shards)]
+    assert sum(sizes) == shapes
+    assert max(sizes) - min(sizes) <= 1, "shards are of one size, to within a shape"
+    assert max(sizes) <= SHARD_SHAPES
+    assert max(sizes) == 1 or max(sizes) * points * 6 <= SHARD_BYTES
+
+
+def test_sizes_that_the_docs_state() -> None:
+    """10,000 shapes of 16,384 points: five shards of 2,000; a million of 64: 245 shards."""
+    assert make_plan(10_000, 16_384).shards == 5
+    assert make_plan(1_000_000, 64).shards == 245
+
+
+def test_a_small_build_has_work_for_many_cores() -> None:
+    assert len(make_plan(1500, 1024).pieces) >= 60

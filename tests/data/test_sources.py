@@ -1,0 +1,410 @@
+"""The sources: what they list, which way is up, what they record, what they refuse."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import trimesh
+
+from pointdistill.data.benchmarks.scanobjectnn import CLASSES
+from pointdistill.data.build import build_corpus
+from pointdistill.data.builtin import CATEGORIES, PART_NAMES
+from pointdistill.data.corpus import Corpus, open_corpus, verify_corpus
+from pointdistill.data.sources import SOURCES, SourceRequest, open_source, source_info
+from pointdistill.errors import ConfigError, DataError
+
+# Extents 1, 2, 3, all from 0 on: every wrong turn and every mirror image changes a range.
+WEDGE = np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]], float)
+WEDGE_FACES = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
+
+
+def wedge_off(vertices: np.ndarray = WEDGE, *, glued: bool = False) -> str:
+    """The wedge as OFF text; ``glued`` puts the counts on the header's line, as ModelNet40 does."""
+    lines = ["OFF4 4 0" if glued else "OFF\n4 4 0"]
+    lines += [" ".join(map(str, vertex)) for vertex in vertices]
+    lines += ["3 " + " ".join(map(str, face)) for face in WEDGE_FACES]
+    return "\n".join(lines) + "\n"
+
+
+def write_zip(path: Path, members: dict[str, str | bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def build(name: str, output: Path, *, points: int = 256, **request: Any) -> Corpus:
+    source = open_source(name, SourceRequest(**request))
+    return open_corpus(build_corpus(source, output, points=points, workers=0).path)
+
+
+def ranges(points: np.ndarray) -> list[list[float]]:
+    """Smallest and largest of x, y and z, to a tenth: a sample of a surface misses its corners."""
+    return [
+        [round(v, 0) + 0.0 for v in pair] for pair in zip(points.min(0), points.max(0), strict=True)
+    ]
+
+
+def test_every_row_of_the_table_names_a_module_that_opens() -> None:
+    for info in SOURCES:
+        assert info.module.endswith(f".{info.name}")
+        if info.archive is not None:
+            with pytest.raises(DataError, match=info.name):
+                open_source(info.name, SourceRequest())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bultin", "did you mean builtin"),
+        ("xyz", "choose one of builtin, folder"),
+        ("/", "folder --input /"),
+    ],
+)
+def test_an_unknown_source_is_told_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        source_info(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "message"),
+    [
+        (
+            "builtin",
+            {"up": "y"},
+            "up='y' has no meaning for builtin; its options are: categories, shapes",
+        ),
+        ("builtin", {"path": Path("x")}, "reads no file, got 'x'"),
+        ("builtin", {"shapes": 0}, "shapes must be at least 1, got 0"),
+        ("builtin", {"categories": ["char"]}, "no built-in category 'char'; did you mean chair"),
+        ("folder", {"include_test": True}, "include_test=True has no meaning for folder"),
+        ("modelnet40", {"shapes": 3}, "shapes=3 has no meaning for modelnet40"),
+    ],
+)
+def test_options_that_a_source_does_not_have_are_refused(
+    name: str, request_: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_source(name, SourceRequest(**request_))
+
+
+@pytest.mark.parametrize("name", ["folder", "modelnet40", "scanobjectnn"])
+def test_an_absent_archive_says_where_it_comes_from(name: str, tmp_path: Path) -> None:
+    info = source_info(name)
+    with pytest.raises(DataError, match="no such file or folder") as caught:
+        open_source(name, SourceRequest(path=tmp_path / "absent"))
+    assert info.origin in str(caught.value)
+    assert str(info.archive) in str(caught.value)
+
+
+# builtin
+
+
+def test_builtin_takes_turns_with_its_categories(tmp_path: Path) -> None:
+    count = len(CATEGORIES) + 3
+    corpus = build("builtin", tmp_path / "corpus", shapes=count, points=64)
+    assert corpus.label_names == CATEGORIES
+    assert np.bincount(corpus.labels(), minlength=len(CATEGORIES)).tolist() == [2, 2, 2] + [1] * (
+        len(CATEGORIES) - 3
+    )
+    first = corpus[0]
+    assert first.id == f"{CATEGORIES[0]}/000000"
+    assert first.part is not None
+    assert first.part.max() < len(PART_NAMES[CATEGORIES[0]])
+    record = corpus.sources[0]
+    assert {k: tuple(v) for k, v in record.part_names.items()} == PART_NAMES
+    assert "CC0" in record.licence
+
+
+def test_builtin_shapes_are_the_same_in_a_larger_corpus(tmp_path: Path) -> None:
+    few = build("builtin", tmp_path / "few", shapes=4, categories=("table", "chair"), points=64)
+    many = build("builtin", tmp_path / "many", shapes=8, categories=("chair", "table"), points=64)
+    assert few.ids() == ["chair/000000", "chair/000001", "table/000000", "table/000001"]
+    assert np.array_equal(few.points(3), many.points(many.ids().index("table/000001")))
+    assert not np.array_equal(many.points(0), many.points(1))
+
+
+# folder
+
+
+def test_a_folder_is_turned_upright_and_labelled_by_its_sub_folders(tmp_path: Path) -> None:
+    """GLB is y-up by its standard, and so turned: new (x, y, z) = old (z, x, y)."""
+    files = tmp_path / "mine"
+    (files / "wedges" / "more").mkdir(parents=True)
+    (files / "clouds").mkdir()
+    (files / "wedges" / "a.off").write_text(wedge_off())
+    (files / "wedges" / "more" / "A.OFF").write_text(wedge_off(2 * WEDGE))
+    (files / "b.glb").write_bytes(trimesh.Trimesh(WEDGE, WEDGE_FACES).export(file_type="glb"))
+    cloud = np.random.default_rng(0).uniform(size=(40, 3)) * [1, 2, 3]
+    np.savetxt(files / "clouds" / "c.xyz", cloud)
+    (files / "wedges" / "._a.off").write_text("litter")
+    (files / ".hidden").mkdir()
+    (files / ".hidden" / "d.off").write_text(wedge_off())
+    (files / "readme.md").write_text("not a shape")
+
+    corpus = build("folder", tmp_path / "corpus", path=files)
+    assert corpus.ids() == ["b.glb", "clouds/c.xyz", "wedges/a.off", "wedges/more/A.OFF"]
+    assert corpus.label_names == ("clouds", "wedges")
+    assert corpus.labels().tolist() == [-1, 0, 1, 1]
+    assert ranges(corpus.points(0)) == [[0, 3], [0, 1], [0, 2]]
+    assert ranges(corpus.points(2)) == [[0, 1], [0, 2], [0, 3]]
+    assert np.allclose(corpus.points(1), cloud, atol=1e-4), "a cloud is taken as it is"
+    assert verify_corpus(tmp_path / "corpus") == ()
+
+
+def test_up_is_for_files_that_do_not_state_theirs(tmp_path: Path) -> None:
+    files = tmp_path / "mine"
+    files.mkdir()
+    (files / "a.off").write_text(wedge_off())
+    (files / "b.glb").write_bytes(trimesh.Trimesh(WEDGE, WEDGE_FACES).export(file_type="glb"))
+    corpus = build("folder", tmp_path / "corpus", path=files, up="y")
+    for k in range(2):
+        assert ranges(corpus.points(k)) == [[0, 3], [0, 1], [0, 2]]
+    with pytest.raises(ConfigError, match="up must be one of"):
+        open_source("folder", SourceRequest(path=files, up="up"))
+
+
+def test_a_folders_checksum_notices_a_change_of_the_same_size(tmp_path: Path) -> None:
+    (tmp_path / "a.off").write_text(wedge_off())
+    before = open_source("folder", SourceRequest(path=tmp_path)).facts
+    assert open_source("folder", SourceRequest(path=tmp_path)).facts == before
+    (tmp_path / "a.off").write_text(wedge_off().replace("3", "4", 1))
+    assert open_source("folder", SourceRequest(path=tmp_path)).facts != before
+
+
+def test_bad_files_are_refused_by_names_that_are_the_same_everywhere(tmp_path: Path) -> None:
+    files = tmp_path / "mine"
+    files.mkdir()
+    (files / "good.off").write_text(wedge_off())
+    (files / "empty.obj").touch()
+    (files / "short.ply").write_text("ply\nformat ascii 1.0\nelement vertex 9\n")
+    build("folder", tmp_path / "corpus", path=files)
+    refused = (tmp_path / "corpus" / "refused.jsonl").read_text()
+    assert [json.loads(line)["id"] for line in refused.splitlines()] == ["empty.obj", "short.ply"]
+    assert str(tmp_path) not in refused
+    assert str(tmp_path) not in (tmp_path / "corpus" / "corpus.json").read_text()
+
+
+def test_names_that_are_not_text_become_ids_that_are(tmp_path: Path) -> None:
+    files = tmp_path / "mine"
+    files.mkdir()
+    try:
+        Path(str(files) + "/\udcff\n.off").write_text(wedge_off())
+    except (OSError, UnicodeError):
+        pytest.skip("this file system refuses such names")
+    corpus = build("folder", tmp_path / "corpus", path=files)
+    assert corpus.ids() == ["\\xff\\n.off"]
+
+
+def test_a_folder_without_shapes_and_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no mesh or point cloud; files that end in obj, off"):
+        open_source("folder", SourceRequest(path=tmp_path))
+    (tmp_path / "a.off").write_text(wedge_off())
+    with pytest.raises(DataError, match="is a file; give the folder"):
+        open_source("folder", SourceRequest(path=tmp_path / "a.off"))
+
+
+def test_real_meshes_all_arrive_upright_and_broken_ones_are_all_refused(
+    tmp_path: Path, shared_dir: Path
+) -> None:
+    """``suzanne.obj`` (no stated axis, y up) and ``monkey.glb`` are the same object."""
+    corpus = build("folder", tmp_path / "corpus", path=shared_dir / "meshes", points=512, up="y")
+    lines = (tmp_path / "corpus" / "refused.jsonl").read_text().splitlines()
+    refused = {json.loads(line)["id"] for line in lines}
+    bad = {f"bad/{file.name}" for file in (shared_dir / "meshes" / "bad").iterdir()}
+    assert bad <= refused
+    assert not any(name.startswith(("good/", "draco/")) for name in refused)
+    shapes = {shape.id: shape.points for shape in corpus}
+    for name in ("good/suzanne.obj", "good/monkey.glb"):
+        assert np.allclose(np.ptp(shapes[name], axis=0), [1.70, 2.73, 1.97], atol=0.1)
+
+
+# modelnet40
+
+
+@pytest.fixture
+def modelnet40(tmp_path: Path) -> Path:
+    """An archive with the quirks of the real one."""
+    members = {
+        "ModelNet40/chair/train/chair_0001.off": wedge_off(),
+        "ModelNet40/chair/train/chair_0002.off": wedge_off(glued=True),
+        "ModelNet40/airplane/train/airplane_0001.off": wedge_off(2 * WEDGE),
+        "ModelNet40/chair/test/chair_0890.off": wedge_off(),
+        "ModelNet40/.DS_Store": "x",
+        "ModelNet40/chair/.DS_Store": "x",
+        "__MACOSX/ModelNet40/chair/train/._chair_0001.off": "x",
+    }
+    return write_zip(tmp_path / "ModelNet40.zip", members)
+
+
+def test_modelnet40_takes_the_training_split_upright(tmp_path: Path, modelnet40: Path) -> None:
+    corpus = build("modelnet40", tmp_path / "corpus", path=modelnet40)
+    assert corpus.ids() == [
+        "airplane/train/airplane_0001",
+        "chair/train/chair_0001",
+        "chair/train/chair_0002",
+    ]
+    assert corpus.label_names == ("airplane", "chair")
+    assert corpus.labels().tolist() == [0, 1, 1]
+    assert ranges(corpus.points(1)) == ranges(corpus.points(2)) == [[0, 1], [0, 2], [0, 3]]
+    record = corpus.sources[0]
+    assert (record.name, record.stand_in, record.archive) == ("modelnet40", False, "ModelNet40.zip")
+    assert record.settings == {"splits": ["train"]}
+
+
+def test_modelnet40s_test_split_comes_in_on_request_only(tmp_path: Path, modelnet40: Path) -> None:
+    corpus = build("modelnet40", tmp_path / "corpus", path=modelnet40, include_test=True)
+    assert "chair/test/chair_0890" in corpus.ids()
+    assert corpus.sources[0].settings["splits"] == ["train", "test"]
+
+
+def test_an_extracted_archive_gives_the_same_shapes(tmp_path: Path, modelnet40: Path) -> None:
+    with zipfile.ZipFile(modelnet40) as archive:
+        archive.extractall(tmp_path / "extracted")
+    zipped = build("modelnet40", tmp_path / "zipped", path=modelnet40)
+    plain = build("modelnet40", tmp_path / "plain", path=tmp_path / "extracted")
+    assert plain.content == zipped.content
+
+
+def test_a_stand_in_is_recorded_as_one(tmp_path: Path, modelnet40: Path) -> None:
+    with zipfile.ZipFile(modelnet40, "a") as archive:
+        archive.writestr("ModelNet40/STAND-IN.json", "{}")
+    record = build("modelnet40", tmp_path / "corpus", path=modelnet40).sources[0]
+    assert (record.name, record.stand_in) == ("modelnet40-stand-in", True)
+    assert "CC0" in record.licence
+    assert (tmp_path / "corpus" / "modelnet40-stand-in-00000.h5").is_file()
+
+
+def test_a_damaged_mesh_costs_itself_alone(tmp_path: Path, modelnet40: Path) -> None:
+    with zipfile.ZipFile(modelnet40, "a") as archive:
+        archive.writestr("ModelNet40/chair/train/chair_0003.off", wedge_off()[:40])
+    corpus = build("modelnet40", tmp_path / "corpus", path=modelnet40)
+    assert len(corpus) == 3
+    (line,) = (tmp_path / "corpus" / "refused.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "chair/train/chair_0003"
+    assert "/tmp" not in line
+
+
+def test_a_member_that_leads_out_of_the_archive_is_refused(
+    tmp_path: Path, modelnet40: Path
+) -> None:
+    with zipfile.ZipFile(modelnet40, "a") as archive:
+        archive.writestr("../../chair/train/evil.off", wedge_off())
+    with pytest.raises(DataError, match="leads out of the archive"):
+        open_source("modelnet40", SourceRequest(path=modelnet40))
+
+
+def test_another_form_of_modelnet40_is_told_apart(tmp_path: Path) -> None:
+    path = write_zip(
+        tmp_path / "x.zip", {"modelnet40_normal_resampled/chair/chair_0001.txt": "1 2 3"}
+    )
+    with pytest.raises(DataError, match=r"holds no <class>/train/<name>\.off"):
+        open_source("modelnet40", SourceRequest(path=path))
+
+
+# scanobjectnn
+
+
+def h5_bytes(points: np.ndarray, labels: np.ndarray) -> bytes:
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        file["data"] = points.astype(np.float32)
+        file["label"] = labels
+    return memory.getvalue()
+
+
+@pytest.fixture
+def scans() -> np.ndarray:
+    """(5, 64, 3), z up, extents near 1, 2, 3 from 0 on."""
+    return np.random.default_rng(0).uniform(size=(5, 64, 3)) * [1, 2, 3]
+
+
+@pytest.fixture
+def scanobjectnn(tmp_path: Path, scans: np.ndarray) -> Path:
+    """Three training sets and a test set, y up as in the real archive: old (x, y, z) = new (y, z, x)."""
+    old = scans[..., [1, 2, 0]]
+    members = {
+        "h5_files/main_split/training_objectdataset.h5": h5_bytes(old[:2], np.array([4, 0])),
+        "h5_files/main_split/test_objectdataset.h5": h5_bytes(old[4:], np.array([14])),
+        "h5_files/main_split_nobg/training_objectdataset.h5": h5_bytes(old[2:3], np.array([9])),
+        "h5_files/main_split/training_objectdataset_augmentedrot_scale75.h5": h5_bytes(
+            old[3:4], np.array([1])
+        ),
+    }
+    return write_zip(tmp_path / "h5_files.zip", members)
+
+
+def test_scanobjectnn_takes_its_training_sets_as_they_are_turned_upright(
+    tmp_path: Path, scanobjectnn: Path, scans: np.ndarray
+) -> None:
+    corpus = build("scanobjectnn", tmp_path / "corpus", path=scanobjectnn)
+    assert corpus.ids() == [
+        "OBJ-BG/train/00000",
+        "OBJ-BG/train/00001",
+        "OBJ-ONLY/train/00000",
+        "PB-T50-RS/train/00000",
+    ]
+    assert corpus.label_names == CLASSES
+    assert [CLASSES[k] for k in corpus.labels()] == ["chair", "bag", "table", "bin"]
+    for k in range(4):
+        assert np.allclose(corpus.points(k), scans[k], atol=1e-4)
+    assert corpus.sources[0].turned == "zxy"
+
+
+def test_scanobjectnns_test_set_comes_in_on_request_only(
+    tmp_path: Path, scanobjectnn: Path, scans: np.ndarray
+) -> None:
+    corpus = build("scanobjectnn", tmp_path / "corpus", path=scanobjectnn, include_test=True)
+    assert corpus.ids()[0] == "OBJ-BG/test/00000"
+    assert np.allclose(corpus.points(0), scans[4], atol=1e-4)
+
+
+def test_a_scan_that_is_not_finite_costs_itself_alone(tmp_path: Path, scans: np.ndarray) -> None:
+    scans[1, 3, 0] = np.inf
+    content = h5_bytes(scans, np.arange(5))
+    path = write_zip(tmp_path / "h5.zip", {"x/main_split/training_objectdataset.h5": content})
+    corpus = build("scanobjectnn", tmp_path / "corpus", path=path)
+    assert [shape_id[-1] for shape_id in corpus.ids()] == ["0", "2", "3", "4"]
+    assert "1 of 64 points are not finite" in (tmp_path / "corpus" / "refused.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (h5_bytes(np.zeros((2, 64, 3)), np.array([0, 15])), "labels from 0 to 15"),
+        (h5_bytes(np.zeros((2, 64, 3)), np.array([0])), r"\(2, 64, 3\) with 1 labels"),
+        (h5_bytes(np.zeros((2, 64)), np.array([0, 1])), r"\(2, 64\) with 2 labels"),
+        (h5_bytes(np.zeros((2, 64, 3)), np.array([0, 1]))[:900], "is damaged"),
+        (b"not HDF5", "is damaged"),
+    ],
+)
+def test_a_damaged_set_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = write_zip(tmp_path / "h5.zip", {"main_split/training_objectdataset.h5": content})
+    with pytest.raises(DataError, match=message) as caught:
+        build("scanobjectnn", tmp_path / "corpus", path=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_archive_without_the_sets_says_what_it_lacks(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "h5.zip", {"readme.txt": "x"})
+    with pytest.raises(DataError, match=r"holds no main_split/training_objectdataset\.h5"):
+        open_source("scanobjectnn", SourceRequest(path=path))
+
+
+@pytest.mark.parametrize("name", ["modelnet40", "scanobjectnn"])
+def test_a_source_in_use_can_be_sent_to_a_worker(name: str, request: pytest.FixtureRequest) -> None:
+    """Its open archive stays behind; the copy opens its own."""
+    source = open_source(name, SourceRequest(path=request.getfixturevalue(name)))
+    entry = source.entries()[0]
+    ours = source.read(entry, 64, rng=np.random.default_rng(0))
+    copy = pickle.loads(pickle.dumps(source))
+    theirs = copy.read(entry, 64, rng=np.random.default_rng(0))
+    assert np.array_equal(ours.points, theirs.points)
