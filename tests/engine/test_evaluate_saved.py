@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
+from pointdistill.data.standins import (
+    MeshSizes,
+    ScanSizes,
+    make_modelnet40_stand_in,
+    make_scanobjectnn_stand_in,
+)
 from pointdistill.data.workspace import remember_run
 from pointdistill.engine.evaluate_saved import (
     BENCHMARKS,
@@ -95,6 +100,19 @@ def test_results_of_every_split_are_written(measure: Measure, run: Path, stand_i
     assert data[0] == (
         f"data: ScanObjectNN stand-in, OBJ-BG, 30 training and 15 test clouds, {stand_in}"
     )
+
+
+def test_modelnet40_goes_from_meshes_to_results(
+    measure: Measure, run: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "ModelNet40.zip"
+    make_modelnet40_stand_in(archive, sizes=MeshSizes(train=1, test=1), workers=1)
+    outcome, said = measure(benchmark="modelnet40", data=archive, protocols=("knn",))
+    (result,) = outcome.results
+    assert (result.data_name, result.split, result.stand_in) == ("ModelNet40 stand-in", None, True)
+    assert (result.points, result.patches, result.subsampling) == (48, 6, "farthest")
+    assert result.train_clouds == result.test_clouds
+    assert any(line.startswith("data: ModelNet40 stand-in, ") for line in said)
 
 
 def test_first_splits_results_survive_a_failure_in_the_second(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,22 @@ def test_export_and_load_in_a_new_process_give_the_same_features(
 
 def test_the_weights_file_alone_is_enough_of_a_name(saved: Path) -> None:
     assert load_encoder(saved / "model.safetensors").config == micro_config().encoder
+
+
+def test_a_hub_repository_is_found_in_the_cache_without_a_network(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache as a download leaves it; the file system is all that is asked."""
+    cached = tmp_path / "hub" / "models--someone--shapes"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(saved, cached / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    assert load_encoder("someone/shapes").config == micro_config().encoder
+    with pytest.raises(CheckpointError, match="someone/other: neither a folder here nor a Hub repos"):
+        load_encoder("someone/other")
 
 
 def test_a_folder_without_an_encoder(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def new_launch(
         DataError: if there is no corpus to train on.
     """
     remarks = []
-    given = {name: value for name, value in changes.items() if value is not None}
+    given: dict[str, Any] = {n: value for n, value in changes.items() if value is not None}
     if "epochs" in given and "steps" in given:
         msg = "--epochs and --steps both say how long to train; give one of them"
         raise ConfigError(msg)

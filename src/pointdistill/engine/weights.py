@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import pointdistill
 from pointdistill.data.files import read_json, write_aside, write_json
 from pointdistill.engine.config import from_plain, to_plain
+from pointdistill.engine.hub import fetch_encoder, looks_like_repository
 from pointdistill.errors import CheckpointError, DataError, PointDistillError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 
@@ -60,11 +61,14 @@ def load_encoder(path: Path | str) -> Encoder:
     features (B, P, D) and patch centres (B, P, 3).
 
     Args:
-        path: the folder, the ``model.safetensors`` in it, or a run folder (its ``encoder/`` is taken).
+        path: the folder, the ``model.safetensors`` in it, a run folder (its ``encoder/`` is taken), or a Hub
+            repository as ``owner/name``, which is downloaded once and then found in the cache.
 
     Raises:
         CheckpointError: if there is no encoder, its format is unknown, or weights and configuration differ.
     """
+    if not Path(path).exists() and looks_like_repository(str(path)):
+        path = fetch_encoder(str(path))
     folder = find_encoder(Path(path))
     config = read_encoder_config(folder)
     encoder = Encoder(config)
