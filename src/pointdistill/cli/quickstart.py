@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
     from pointdistill.engine.pretrain import StepRecord
 
 
@@ -52,8 +55,7 @@ def quickstart(
 class _Stages:
     """One progress line a stage, left standing with its time when the next begins."""
 
-    def __init__(self, console: object) -> None:
-        from rich.console import Console
+    def __init__(self, console: Console) -> None:
         from rich.progress import (
             BarColumn,
             Progress,
@@ -62,7 +64,6 @@ class _Stages:
             TimeRemainingColumn,
         )
 
-        assert isinstance(console, Console)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -71,7 +72,7 @@ class _Stages:
             TextColumn("{task.fields[note]}", markup=False),
             console=console,
         )
-        self._task = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> _Stages:
         self._progress.start()

@@ -1,0 +1,105 @@
+"""The command's own part: its names, its exit codes, what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pointdistill.cli import main
+from pointdistill.cli.evaluate import BenchmarkName, ProtocolName
+from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
+from pointdistill.data.workspace import remember_run, remember_stand_in
+from pointdistill.engine.evaluate import PROTOCOLS
+from pointdistill.engine.evaluate_saved import BENCHMARKS
+from pointdistill.engine.weights import save_encoder
+from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.initialize import initialize
+
+
+def run_program(*arguments: str) -> int | str | None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a run and a small stand-in, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    config = EncoderConfig(
+        width=12,
+        depth=1,
+        heads=2,
+        stage_one=(8, 8),
+        stage_two=(8,),
+        points=48,
+        patches=6,
+        patch_points=8,
+    )
+    encoder = Encoder(config)
+    initialize(encoder, generator=torch.Generator().manual_seed(0))
+    save_encoder(encoder, Path("runs/a/encoder"), training={"name": "tiny", "mode": "dual"})
+    Path("runs/a/metrics.jsonl").write_text("")
+    remember_run(Path("runs/a"))
+    archive = Path("data/stand-in/h5_files.zip")
+    sizes = ScanSizes(train=2, test=1, copies=1)
+    make_scanobjectnn_stand_in(archive, splits=("OBJ-BG",), sizes=sizes, workers=1)
+    remember_stand_in("scanobjectnn", archive)
+    return tmp_path
+
+
+def test_names_typed_are_the_engines() -> None:
+    assert tuple(BenchmarkName) == tuple(BENCHMARKS)
+    assert tuple(ProtocolName) == PROTOCOLS
+
+
+def test_results_and_the_next_step_are_printed(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run_program(
+        *("evaluate", "scanobjectnn", "--stand-in", "--split", "OBJ-BG"),
+        *("--protocol", "knn", "--protocol", "svm", "--device", "cpu"),
+    )
+    out, err = capsys.readouterr()
+    assert code == 0
+    assert "encoder: runs/a/encoder, the teacher of the last run in this folder" in err
+    assert "data: ScanObjectNN stand-in, OBJ-BG" in err
+    assert "**Accuracy on ScanObjectNN stand-in, OBJ-BG**" in out
+    assert [line.split(" | ")[0] for line in out.splitlines() if line[:5] in ("| knn", "| svm")]
+    assert "not comparable with published" in out
+    assert out.splitlines()[-1] == "next: pointdistill evaluate modelnet40 --stand-in"
+    assert (workplace / "runs/a/evaluation/scanobjectnn-stand-in/results.json").is_file()
+
+
+def test_without_the_archive_one_line_and_exit_code_2(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_program("evaluate", "scanobjectnn") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "data/h5_files.zip" in err
+    assert "--stand-in" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("modelnet10",), "modelnet10"),
+        (("scanobjectnn", "--protocol", "mlp"), "mlp"),
+        (("scanobjectnn", "--split", "PB"), "PB"),
+        (("scanobjectnn", "--encoder", "nowhere", "--stand-in"), "nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    workplace: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    named: str,
+) -> None:
+    assert run_program("evaluate", *arguments) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert named in err

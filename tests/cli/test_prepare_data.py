@@ -1,0 +1,89 @@
+"""``pointdistill prepare-data`` as it is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pointdistill.cli import main
+from pointdistill.data.corpus import open_corpus
+from pointdistill.data.workspace import last_corpus
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Type a command in an empty folder; its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(["prepare-data", *words])
+        written = capsys.readouterr()
+        return int(stop.value.code or 0), written.out, written.err
+
+    return typed
+
+
+def test_it_makes_builtin_shapes_and_says_what_comes_next(run: Run) -> None:
+    code, out, _ = run("--shapes", "20", "--points", "64", "--workers", "0")
+    assert code == 0
+    assert "data/builtin is complete: 20 shapes of builtin" in out
+    assert "next: pointdistill pretrain --size small" in out
+    assert last_corpus() == Path("data/builtin")
+    assert len(open_corpus("data/builtin")) == 20
+    code, out, _ = run("--shapes", "20", "--points", "64")
+    assert (code, "was complete already" in out) == (0, True)
+
+
+def test_other_settings_are_one_line_and_exit_code_2(run: Run) -> None:
+    run("--shapes", "20", "--points", "64", "--workers", "0")
+    code, out, err = run("--shapes", "21", "--points", "64")
+    assert (code, out) == (2, "")
+    assert "20 there, 21 asked" in err
+    assert err.count("\n") == 1
+
+
+def test_refused_files_are_listed_and_counted(run: Run) -> None:
+    files = Path("mine")
+    files.mkdir()
+    (files / "good.xyz").write_text("".join(f"{k} {k * k} 1\n" for k in range(40)))
+    for k in range(5):
+        (files / f"bad{k}.off").touch()
+    code, out, err = run("folder", "--input", "mine", "--points", "64", "--workers", "0")
+    assert code == 0
+    assert "data/mine is complete: 1 shapes of folder" in out
+    assert "refused: bad0.off" in err
+    assert "refused: 5 in all, see data/mine/refused.jsonl" in err
+    assert "files that state no up axis were taken as z up" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["modelnet40"], "with --input give ModelNet40.zip, from https://"),
+        (["scanobjectnn", "--archive", "no.zip"], "no.zip: no such file or folder"),
+        (["buitlin"], "did you mean builtin"),
+        (["--points", "8"], "--points"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(run: Run, words: list[str], message: str) -> None:
+    code, _, err = run(*words)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pointdistill.data.build.prepare.build_corpus", interrupted)
+    code, _, err = run("--shapes", "20")
+    assert code == 130
+    assert "the same command goes on" in err
