@@ -1,0 +1,100 @@
+"""`pointdistill sample`: surface points of mesh and point files."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pointdistill.data.meshes import SampleReport
+
+
+def sample(
+    files: Annotated[list[Path], typer.Argument(help="Mesh or point files.", metavar="FILE…")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A folder (one .npy for each file), an archive.npz, or for one file a .npy, .ply or .xyz.",
+        ),
+    ],
+    points: Annotated[int, typer.Option(help="Points from each file.", min=1)] = 16_384,
+    seed: Annotated[
+        int,
+        typer.Option(help="Same seed and file name: same points, whatever else is sampled.", min=0),
+    ] = 0,
+    up: Annotated[
+        str | None,
+        typer.Option(
+            help="Up axis of the files (x, y, z, -x, -y, -z), turned to z. Default: as they are."
+        ),
+    ] = None,
+    cloud_format: Annotated[
+        str | None,
+        typer.Option("--format", help="npy, ply or xyz for the files in a folder. Default: npy."),
+    ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Drop faces and points that cannot be used, and say how many."
+        ),
+    ] = False,
+) -> None:
+    """Turn meshes into surface points, uniform by area over the whole scene.
+
+    Reads obj, off, ply, stl, glb, gltf (Draco too), dae, 3mf and 3dxml;
+    point clouds as ply, npy, npz, xyz, txt, csv, pts and pcd.
+
+    Files that cannot be used are listed, the others are done; the exit code
+    is then 2.
+    """
+    from pointdistill.data.meshes import sample_files
+
+    with _progress() as progress:
+        report = sample_files(
+            files,
+            points=points,
+            seed=seed,
+            output=output,
+            cloud_format=cloud_format,
+            up=up,
+            repair=repair,
+            progress=progress,
+        )
+    _print(report, points, output)
+    if report.failed:
+        raise typer.Exit(2)
+
+
+def _print(report: SampleReport, points: int, output: Path) -> None:
+    for file in report.sampled:
+        if file.dropped:
+            kind = "faces" if file.is_surface else "points"
+            typer.echo(f"{file.source}: dropped {file.dropped:,} {kind}")
+    if report.sampled:
+        clouds = sum(not file.is_surface for file in report.sampled)
+        note = f", {clouds:,} of them point clouds" if clouds else ""
+        typer.echo(f"sampled {len(report.sampled):,} files, {points:,} points each{note}: {output}")
+    for failed in report.failed:
+        typer.echo(f"error: {failed.reason}", err=True)
+    if report.failed:
+        total = len(report.failed) + len(report.sampled)
+        typer.echo(f"{len(report.failed):,} of {total:,} files were not sampled", err=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; it goes away when the work is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("sampling", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

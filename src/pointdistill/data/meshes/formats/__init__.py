@@ -1,0 +1,6 @@
+"""One module a file format, each with ``read(path, limits) -> Draft``.
+
+A reader checks what a header promises against the size of the file before it allocates, reports what is
+wrong as a `DataError` without the file's name (the caller adds it), and judges no face: that is the checks'
+task.
+"""

@@ -1,0 +1,242 @@
+"""The bytes and arrays of a glTF file: container, buffers, views, accessors.
+
+Every index, offset and count is held against what it points into before an array is made.
+Layout: glTF 2.0 specification, "GLB File Format" and "Accessors".
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.meshes.checks import check_size
+from pointdistill.data.meshes.formats.binary import map_file
+from pointdistill.data.meshes.formats.text import shown
+from pointdistill.data.meshes.records import Floats, MeshLimits
+from pointdistill.errors import DataError
+
+Json = Mapping[str, Any]
+
+_JSON_CHUNK, _BINARY_CHUNK = 0x4E4F534A, 0x004E4942
+_COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+
+
+@dataclass(slots=True)
+class Document:
+    """A glTF file: its JSON, and its arrays on demand."""
+
+    path: Path
+    json: Json
+    limits: MeshLimits
+    embedded: memoryview | None  # the binary chunk of a GLB
+    _loaded: dict[int, memoryview] = field(default_factory=dict)
+
+    def item(self, kind: str, index: Any) -> Json:
+        """Entry ``index`` of the top-level array ``kind``.
+
+        Raises:
+            DataError: if there is none.
+        """
+        entries = self.json.get(kind, ())
+        if not isinstance(index, int) or not 0 <= index < len(entries):
+            msg = f"refers to entry {index!r} of {len(entries)} {kind}; the file is damaged, export it again"
+            raise DataError(msg)
+        entry: Json = entries[index]
+        return entry
+
+    def view(self, index: Any) -> memoryview:
+        """The bytes of a buffer view.
+
+        Raises:
+            DataError: if it reaches past its buffer.
+        """
+        view = self.item("bufferViews", index)
+        data = self._buffer(view["buffer"])
+        start, length = view.get("byteOffset", 0), view["byteLength"]
+        if not 0 <= start <= start + length <= len(data):
+            msg = (
+                f"buffer view {index} wants bytes {start:,} to {start + length:,} of {len(data):,}; "
+                "the file is damaged or cut short"
+            )
+            raise DataError(msg)
+        return data[start : start + length]
+
+    def array(self, index: Any) -> NDArray[Any]:
+        """An accessor's values, (count, width), sparse ones applied; integers as they are stored.
+
+        Raises:
+            DataError: if it reaches past its view or has more entries than the limits accept.
+        """
+        accessor = self.item("accessors", index)
+        count, width = accessor["count"], _WIDTHS[accessor["type"]]
+        check_size("accessor values", count * width, 3 * self.limits.vertices)
+        dtype = np.dtype(_COMPONENTS[accessor["componentType"]])
+        if "bufferView" in accessor:
+            stride = self.item("bufferViews", accessor["bufferView"]).get("byteStride")
+            data = self.view(accessor["bufferView"])
+            values = _strided(data, accessor.get("byteOffset", 0), stride, (count, width), dtype)
+        else:
+            values = np.zeros((count, width), dtype)
+        if "sparse" in accessor:
+            values = self._sparse(values, accessor["sparse"])
+        return values
+
+    def floats(self, index: Any) -> Floats:
+        """An accessor's values as numbers, (count, width); normalised integers in [-1, 1] or [0, 1]."""
+        values = self.array(index)
+        if not self.item("accessors", index).get("normalized") or values.dtype.kind == "f":
+            return values.astype(np.float64)
+        scaled: Floats = np.maximum(values / np.iinfo(values.dtype).max, -1.0)
+        return scaled
+
+    def _sparse(self, values: NDArray[Any], sparse: Json) -> NDArray[Any]:
+        count, where, what = sparse["count"], sparse["indices"], sparse["values"]
+        index_type = np.dtype(_COMPONENTS[where["componentType"]])
+        data = self.view(where["bufferView"])
+        rows = _strided(data, where.get("byteOffset", 0), None, (count, 1), index_type)[:, 0]
+        if count and int(rows.max()) >= len(values):
+            msg = f"a sparse accessor sets entry {int(rows.max())} of {len(values)}; the file is damaged"
+            raise DataError(msg)
+        data = self.view(what["bufferView"])
+        shape = (count, values.shape[1])
+        changed = values.copy()
+        changed[rows] = _strided(data, what.get("byteOffset", 0), None, shape, values.dtype)
+        return changed
+
+    def _buffer(self, index: Any) -> memoryview:
+        if index not in self._loaded:
+            buffer = self.item("buffers", index)
+            data = self._load(index, buffer.get("uri"))
+            if len(data) < buffer["byteLength"]:
+                msg = (
+                    f"buffer {index} has {len(data):,} bytes, {buffer['byteLength']:,} are stated; "
+                    "the file is damaged or cut short"
+                )
+                raise DataError(msg)
+            self._loaded[index] = data
+        return self._loaded[index]
+
+    def _load(self, index: int, uri: str | None) -> memoryview:
+        if uri is None:
+            if self.embedded is None or index != 0:
+                msg = f"buffer {index} is neither embedded nor in a file; export the model again"
+                raise DataError(msg)
+            return self.embedded
+        if uri.startswith("data:"):
+            return _decode_uri(uri)
+        path = self.path.parent / unquote(uri)
+        inside = path.resolve().is_relative_to(self.path.parent.resolve())
+        if "://" in uri or not inside or not path.is_file():
+            msg = (
+                f"its buffer {shown(uri.encode())} is not a file in its folder; keep the .bin file beside "
+                "the .gltf, or export a .glb"
+            )
+            raise DataError(msg)
+        return map_file(path, self.limits)
+
+
+def _decode_uri(uri: str) -> memoryview:
+    head, comma, body = uri.partition(",")
+    if not comma or not head.endswith(";base64"):
+        msg = f"a buffer is given as {shown(head.encode())}; accepted are base64 data"
+        raise DataError(msg)
+    try:
+        return memoryview(base64.b64decode(body, validate=True))
+    except (binascii.Error, ValueError) as error:
+        msg = f"an embedded buffer is not base64 ({error}); the file is damaged, export it again"
+        raise DataError(msg) from error
+
+
+def _strided(
+    data: memoryview, offset: int, stride: int | None, shape: tuple[int, int], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """A table whose rows lie ``stride`` bytes apart; a view of ``data``."""
+    count, width = shape
+    row = width * dtype.itemsize
+    stride = stride or row
+    end = offset + (count - 1) * stride + row if count else offset
+    if min(count, offset) < 0 or stride < row or end > len(data):
+        msg = (
+            f"an accessor of {count:,} entries wants bytes {offset:,} to {end:,} of {len(data):,}; "
+            "the file is damaged or cut short"
+        )
+        raise DataError(msg)
+    table: NDArray[Any] = np.ndarray(
+        shape, dtype, buffer=data, offset=offset, strides=(stride, dtype.itemsize)
+    )
+    return table
+
+
+def open_document(path: Path, limits: MeshLimits) -> Document:
+    """Open a .gltf or .glb file; which of the two it is, its first bytes say.
+
+    Raises:
+        DataError: if it is neither, is cut short, or is not glTF 2.
+    """
+    data = map_file(path, limits)
+    if bytes(data[:4]) == b"glTF":
+        text, embedded = _chunks(data)
+    else:
+        text, embedded = data, None
+    try:
+        document = json.loads(_bounded_json(text, limits))
+    except (ValueError, RecursionError) as error:
+        msg = (
+            f"expected {len(text):,} bytes of glTF JSON ({error}); the file is damaged, cut short or of "
+            "another format"
+        )
+        raise DataError(msg) from error
+    version = document["asset"]["version"] if isinstance(document, dict) else None
+    if not str(version).startswith("2."):
+        msg = f"glTF version {version!r}, accepted is 2.x; export the model again"
+        raise DataError(msg)
+    return Document(path, document, limits, embedded)
+
+
+def _bounded_json(text: memoryview, limits: MeshLimits) -> bytes:
+    """The JSON text, once its size and the number of its values are known to be bearable."""
+    check_size("bytes of JSON", len(text), limits.document_bytes)
+    data = bytes(text)
+    values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    check_size("values in JSON", values, 10 * limits.document_elements)
+    return data
+
+
+def _chunks(data: memoryview) -> tuple[memoryview, memoryview | None]:
+    """The JSON chunk and the binary chunk of a GLB."""
+    if len(data) < 20:
+        msg = f"a GLB file of {len(data)} bytes; it is cut short"
+        raise DataError(msg)
+    _, version, stated = struct.unpack_from("<4sII", data)
+    if version != 2:
+        msg = f"GLB version {version}, accepted is 2; export the model again"
+        raise DataError(msg)
+    if stated > len(data):
+        msg = f"the header promises {stated:,} bytes, the file has {len(data):,}; it is cut short"
+        raise DataError(msg)
+    chunks: dict[int, memoryview] = {}
+    at = 12
+    while at + 8 <= stated:
+        length, kind = struct.unpack_from("<II", data, at)
+        if at + 8 + length > len(data):
+            msg = (
+                f"a chunk of {length:,} bytes at byte {at:,} of {len(data):,}; the file is damaged"
+            )
+            raise DataError(msg)
+        chunks.setdefault(kind, data[at + 8 : at + 8 + length])
+        at += 8 + length + -length % 4
+    if _JSON_CHUNK not in chunks:
+        msg = "a GLB file without JSON; the file is damaged, export it again"
+        raise DataError(msg)
+    return chunks[_JSON_CHUNK], chunks.get(_BINARY_CHUNK)

@@ -1,0 +1,89 @@
+"""Point Cloud Library's PCD, text and plain binary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.meshes.checks import check_size
+from pointdistill.data.meshes.formats.binary import map_file
+from pointdistill.data.meshes.formats.text import check_text_size, line_blocks, parse_points, shown
+from pointdistill.data.meshes.records import Draft, Floats, MeshLimits
+from pointdistill.errors import DataError
+
+_LONGEST_HEADER = 1 << 16
+_KINDS = {"F": "f", "I": "i", "U": "u"}
+_NEEDED = ("FIELDS", "SIZE", "TYPE", "POINTS", "DATA")
+
+
+def read(path: Path, limits: MeshLimits) -> Draft:
+    """Read x, y, z of every point. Compressed data are refused.
+
+    Raises:
+        DataError: if the header is none, lacks coordinates, or promises more points than follow.
+    """
+    header, start = _header(path)
+    names = header["FIELDS"]
+    if missing := [axis for axis in "xyz" if axis not in names]:
+        msg = f"the points have no {', '.join(missing)}, found {', '.join(names)}"
+        raise DataError(msg)
+    stated = int(header["POINTS"][0])
+    check_size("points", stated, limits.vertices)
+    form = header["DATA"][0]
+    if form not in ("ascii", "binary"):
+        msg = f"DATA {form}, accepted are ascii and binary; save the cloud as binary or as .ply"
+        raise DataError(msg)
+    counts = [int(count) for count in header.get("COUNT", ["1"] * len(names))]
+    if form == "ascii":
+        columns = [sum(counts[: names.index(axis)]) for axis in "xyz"]
+        points = _text_points(path, start, (columns[0], columns[1], columns[2]), limits)
+    else:
+        points = _binary_points(path, start, header, counts, limits)
+    if len(points) < stated:
+        msg = (
+            f"the header promises {stated:,} points, the file has {len(points):,}; it is cut short"
+        )
+        raise DataError(msg)
+    return Draft(points=[points[:stated]])
+
+
+def _header(path: Path) -> tuple[dict[str, list[str]], int]:
+    with path.open("rb") as file:
+        text = file.read(_LONGEST_HEADER)
+    header: dict[str, list[str]] = {}
+    at = 0
+    while "DATA" not in header and (end := text.find(b"\n", at)) >= 0:
+        words = text[at:end].decode("ascii", "replace").split()
+        at = end + 1
+        if words and not words[0].startswith("#"):
+            header[words[0].upper()] = words[1:]
+    if any(not header.get(key) for key in _NEEDED):
+        msg = f"expected a PCD header with {', '.join(_NEEDED)}, got {shown(text[:60])}"
+        raise DataError(msg)
+    return header, at
+
+
+def _text_points(
+    path: Path, start: int, columns: tuple[int, int, int], limits: MeshLimits
+) -> Floats:
+    check_text_size(path, limits.text_bytes)
+    points = [parse_points(rows, columns=columns) for rows in line_blocks(path, start=start)]
+    return np.concatenate([np.empty((0, 3)), *points])
+
+
+def _binary_points(
+    path: Path, start: int, header: dict[str, list[str]], counts: list[int], limits: MeshLimits
+) -> Floats:
+    fields: list[tuple[str, str, tuple[int]]] = []
+    columns = zip(header["FIELDS"], header["TYPE"], header["SIZE"], counts, strict=True)
+    for place, (name, kind, size, count) in enumerate(columns):
+        # Padding fields share the name "_".
+        unique = name if name in ("x", "y", "z") else f"{place}"
+        fields.append((unique, f"<{_KINDS[kind]}{size}", (count,)))
+    row = np.dtype(fields)
+    data = map_file(path, limits)
+    rows: NDArray[np.void] = np.frombuffer(data, row, (len(data) - start) // row.itemsize, start)
+    check_size("points", len(rows), limits.vertices)
+    return np.stack([rows[axis][:, 0] for axis in "xyz"], axis=1).astype(np.float64)

@@ -1,0 +1,163 @@
+"""The header of a PLY file: which elements follow, how many of each, and what each consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pointdistill.data.meshes.formats.text import shown
+from pointdistill.errors import DataError
+
+_LONGEST_HEADER = 1 << 20
+
+_TYPES = {
+    "char": "i1",
+    "int8": "i1",
+    "uchar": "u1",
+    "uint8": "u1",
+    "short": "i2",
+    "int16": "i2",
+    "ushort": "u2",
+    "uint16": "u2",
+    "int": "i4",
+    "int32": "i4",
+    "uint": "u4",
+    "uint32": "u4",
+    "float": "f4",
+    "float32": "f4",
+    "double": "f8",
+    "float64": "f8",
+}
+_FORMS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """One property of an element; a list where ``count_type`` is set."""
+
+    name: str
+    item_type: str  # numpy type code without byte order
+    count_type: str | None = None
+
+    @property
+    def least_bytes(self) -> int:
+        """Fewest bytes that it takes in a binary file."""
+        return np.dtype(self.count_type or self.item_type).itemsize
+
+
+@dataclass(slots=True)
+class Element:
+    """One element of the header: its name, how many rows follow, and each row's properties in order."""
+
+    name: str
+    count: int
+    properties: list[Property] = field(default_factory=list)
+
+    @property
+    def property_names(self) -> str:
+        """All properties as a message shows them."""
+        return ", ".join(item.name for item in self.properties) or "none"
+
+    @property
+    def scalar_names(self) -> list[str]:
+        """Names of the properties that are single numbers."""
+        return [item.name for item in self.properties if item.count_type is None]
+
+    @property
+    def list_names(self) -> list[str]:
+        """Names of the properties that are lists."""
+        return [item.name for item in self.properties if item.count_type is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before the data."""
+
+    form: str
+    byte_order: str  # "<", ">", or "" for text
+    elements: list[Element]
+    data_start: int  # byte after the header
+
+    @property
+    def names(self) -> str:
+        """All elements as a message shows them."""
+        return ", ".join(element.name for element in self.elements) or "none"
+
+    def element(self, name: str) -> Element | None:
+        """The element of that name, if there is one."""
+        return next((element for element in self.elements if element.name == name), None)
+
+
+def read_header(path: Path) -> Header:
+    """Read the header, and hold its counts against the size of the file.
+
+    Raises:
+        DataError: if it is not a PLY header, or promises more than the file can hold.
+    """
+    with path.open("rb") as file:
+        start = file.read(_LONGEST_HEADER)
+    if start[:3] != b"ply" or start[3:4] not in (b"\n", b"\r", b" "):
+        msg = f"expected a PLY file that begins with 'ply', got {shown(start[:20])}"
+        raise DataError(msg)
+    mark = start.find(b"end_header")
+    end = start.find(b"\n", mark)
+    if mark >= 0 and end < 0:
+        # Files of old systems end their lines with CR alone.
+        end = start.find(b"\r", mark)
+    if mark < 0 or end < 0:
+        msg = "the header has no end_header line; the file is damaged or cut short"
+        raise DataError(msg)
+    form, elements = _parse(start[:mark])
+    header = Header(form, _FORMS[form], elements, end + 1)
+    _check_promise(header, path.stat().st_size - header.data_start)
+    return header
+
+
+def _parse(text: bytes) -> tuple[str, list[Element]]:
+    form, elements = "", list[Element]()
+    for line in text.decode("ascii", "replace").splitlines()[1:]:
+        words = line.split()
+        match words:
+            case [] | ["comment", *_] | ["obj_info", *_]:
+                continue
+            case ["format", name, *_] if name in _FORMS:
+                form = name
+            case ["element", name, count] if count.isdecimal():
+                elements.append(Element(name, int(count)))
+            case ["property", "list", count_type, item_type, name] if elements:
+                elements[-1].properties.append(
+                    Property(name, _TYPES[item_type], _TYPES[count_type])
+                    if count_type in _TYPES and item_type in _TYPES
+                    else _unknown_type(line)
+                )
+            case ["property", item_type, name] if elements and item_type in _TYPES:
+                elements[-1].properties.append(Property(name, _TYPES[item_type]))
+            case _:
+                _unknown_type(line)
+    if not form:
+        msg = f"the header names no format, accepted are {', '.join(_FORMS)}; export the file again"
+        raise DataError(msg)
+    return form, elements
+
+
+def _unknown_type(line: str) -> Property:
+    msg = f"the header line {shown(line.encode())} is not PLY; the file is damaged, export it again"
+    raise DataError(msg)
+
+
+def _check_promise(header: Header, available: int) -> None:
+    """Every row takes at least its scalars and its lists' counts; in text, a character and a line end."""
+    for element in header.elements:
+        row = sum(item.least_bytes for item in element.properties)
+        if header.form == "ascii":
+            row = 2 * len(element.properties)
+        needed = element.count * row
+        if needed > available + 1:
+            msg = (
+                f"the header promises {element.count:,} of {element.name!r} (at least {needed:,} bytes), "
+                f"the file has {max(available, 0):,} bytes after it; it is damaged or cut short"
+            )
+            raise DataError(msg)
+        available -= needed

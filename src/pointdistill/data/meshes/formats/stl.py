@@ -1,0 +1,81 @@
+"""STL, binary and text; every facet brings its own corners, several solids make one surface."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from pointdistill.data.meshes.checks import check_size
+from pointdistill.data.meshes.formats.binary import map_file
+from pointdistill.data.meshes.formats.text import check_text_size, line_blocks, parse_points
+from pointdistill.data.meshes.records import Draft, Floats, Indices, MeshLimits, Part
+from pointdistill.errors import DataError
+
+_HEADER = 84
+_FACET = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+
+
+def read(path: Path, limits: MeshLimits) -> Draft:
+    """Read an STL file as one part.
+
+    Raises:
+        DataError: if the file is cut short or is neither form of STL.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(_HEADER)
+    facets = struct.unpack("<I", start[80:])[0] if len(start) == _HEADER else 0
+    expected = _HEADER + facets * _FACET.itemsize
+    # Binary files may begin with "solid" too, so their length decides before their first word.
+    if size == expected and facets:
+        return _read_binary(path, facets, limits)
+    if start.lstrip()[:5].lower() == b"solid" and b"\0" not in start:
+        return _read_text(path, limits)
+    if len(start) < _HEADER or not facets:
+        msg = f"expected an STL file, got {size:,} bytes and 0 facets; export the file again"
+        raise DataError(msg)
+    if size < expected:
+        msg = (
+            f"the header promises {facets:,} triangles ({expected:,} bytes), the file has {size:,} bytes; "
+            "it is cut short or not an STL file"
+        )
+        raise DataError(msg)
+    return _read_binary(path, facets, limits)
+
+
+def _read_binary(path: Path, facets: int, limits: MeshLimits) -> Draft:
+    check_size("triangles", facets, limits.faces)
+    data = map_file(path, limits)
+    corners = np.frombuffer(data, _FACET, facets, _HEADER)["corners"]
+    vertices = corners.reshape(-1, 3).astype(np.float64)
+    return Draft([Part(vertices, np.arange(len(vertices)))])
+
+
+def _read_text(path: Path, limits: MeshLimits) -> Draft:
+    """Facets are counted by their `endloop`, so that one with other than three corners is seen."""
+    check_text_size(path, limits.text_bytes)
+    vertices: list[Floats] = []
+    ends: list[Indices] = []
+    seen = 0
+    last = b""
+    for lines in line_blocks(path):
+        words = [line[:7].lower() for line in lines]
+        is_vertex = np.array([word[:6] == b"vertex" for word in words])
+        is_end = np.array([word == b"endloop" for word in words])
+        ends.append(seen + np.cumsum(is_vertex)[is_end])
+        rows = [line[6:] for line, word in zip(lines, words, strict=True) if word[:6] == b"vertex"]
+        vertices.append(parse_points(rows))
+        seen += len(rows)
+        check_size("vertices", seen, 3 * limits.faces)
+        last = lines[-1]
+    facet_ends = np.concatenate(ends) if ends else np.empty(0, np.int64)
+    if not last.lower().startswith(b"endsolid") or (seen and seen != facet_ends[-1:].sum()):
+        msg = f"the file ends inside a solid, after {len(facet_ends):,} facets; it is cut short"
+        raise DataError(msg)
+    if not seen:
+        msg = "0 facets in the file; export it again"
+        raise DataError(msg)
+    sizes = np.diff(facet_ends, prepend=0)
+    return Draft([Part(np.concatenate(vertices), np.arange(seen), sizes)])

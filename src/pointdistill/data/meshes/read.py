@@ -1,0 +1,124 @@
+"""Any file -> a surface or a cloud: what every format has in common stands here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import stat
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol, cast
+
+from pointdistill.data.meshes.checks import assemble
+from pointdistill.data.meshes.records import Draft, MeshLimits, PointSet, Surface
+from pointdistill.errors import DataError
+
+_PACKAGE = "pointdistill.data.meshes.formats"
+_LFS_MARK = b"version https://git-lfs.github.com/spec/"
+
+FORMATS = MappingProxyType(
+    {
+        ".obj": "obj",
+        ".off": "off",
+        ".ply": "ply",
+        ".stl": "stl",
+        ".glb": "gltf",
+        ".gltf": "gltf",
+        ".dae": "collada",
+        ".3mf": "threemf",
+        ".3dxml": "threedxml",
+        ".npy": "arrays",
+        ".npz": "arrays",
+        ".xyz": "columns",
+        ".txt": "columns",
+        ".csv": "columns",
+        ".pts": "columns",
+        ".pcd": "pcd",
+    }
+)
+"""Accepted file endings, in lower case, and the module that reads each."""
+
+MESH_SUFFIXES = frozenset(
+    {".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".dae", ".3mf", ".3dxml"}
+)
+"""Endings of files that can hold a surface; the others hold points alone."""
+
+
+class _Reader(Protocol):
+    def read(self, path: Path, limits: MeshLimits) -> Draft: ...
+
+
+def read_mesh(
+    path: str | os.PathLike[str], *, repair: bool = False, limits: MeshLimits | None = None
+) -> Surface | PointSet:
+    """Read a mesh with all transforms of its scene applied, or a point cloud, in the file's own frame.
+
+    Args:
+        path: a file that ends in one of `FORMATS`, in any case.
+        repair: leave out faces and points that cannot be used, instead of refusing the file; the result
+            says how many.
+        limits: largest file and scene that are accepted.
+
+    Raises:
+        DataError: if the file is missing, damaged, empty, too large, or not what its name says. One line
+            that names the file, the cause and how many faces or points it concerns.
+    """
+    path = Path(path)
+    limits = limits or MeshLimits()
+    try:
+        reader = _reader(path)
+        _check_file(path)
+        return assemble(reader.read(path, limits), repair=repair, limits=limits)
+    except DataError as error:
+        raise DataError(one_line(f"{path}: {error}")) from error
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror or error}); check that it is there and yours to read"
+        raise DataError(one_line(msg)) from error
+    except MemoryError as error:
+        msg = f"{path}: does not fit into memory; simplify or split the file"
+        raise DataError(one_line(msg)) from error
+    except Exception as error:
+        # A stranger's file can break a reader's assumptions in ways that no list of classes covers, and
+        # one file must not end a batch of thousands.
+        kind = path.suffix.lower().lstrip(".").upper()
+        cause = (
+            f"{error} is missing"
+            if isinstance(error, KeyError)
+            else f"{type(error).__name__}: {error}"
+        )
+        msg = f"{path}: not a readable {kind} file ({cause}); it is damaged or of another format, export it again"
+        raise DataError(one_line(msg)) from error
+
+
+def _reader(path: Path) -> _Reader:
+    module = FORMATS.get(path.suffix.lower())
+    if module is None:
+        ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
+        accepted = ", ".join(ending[1:] for ending in FORMATS)
+        msg = f"{ending} is not read, accepted are {accepted}; export the model as one of them"
+        raise DataError(msg)
+    return cast("_Reader", importlib.import_module(f"{_PACKAGE}.{module}"))
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file, an empty one, and the pointer that Git LFS leaves in place of a file."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        msg = "is a folder; name the files in it"
+        raise DataError(msg)
+    if not stat.S_ISREG(status.st_mode):
+        msg = "is a device or a pipe, not a file; save its content to a file"
+        raise DataError(msg)
+    if not status.st_size:
+        msg = "is empty (0 bytes); copy or export it again"
+        raise DataError(msg)
+    with path.open("rb") as file:
+        if file.read(len(_LFS_MARK)) == _LFS_MARK:
+            msg = f"is a Git LFS pointer ({status.st_size} bytes), not the file; fetch it with `git lfs pull`"
+            raise DataError(msg)
+
+
+def one_line(message: str) -> str:
+    """The message without line breaks or control characters, whatever a file's name or content holds."""
+    words = "".join(character if character.isprintable() else " " for character in message).split()
+    return " ".join(words)[:1000]

@@ -1,0 +1,104 @@
+"""One file or mesh -> points, with the randomness that belongs to it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.meshes.objects import from_object
+from pointdistill.data.meshes.read import one_line, read_mesh
+from pointdistill.data.meshes.records import Axis, MeshLimits, PointSet, Surface
+from pointdistill.data.meshes.sampling import check_axis, draw
+from pointdistill.errors import ConfigError, DataError
+
+
+class RepairWarning(UserWarning):
+    """A mesh was sampled without the faces or points that ``repair`` dropped."""
+
+
+def sample_surface(
+    mesh: str | os.PathLike[str] | Surface | PointSet | Any,
+    count: int,
+    seed: int,
+    *,
+    up: str | None = None,
+    repair: bool = False,
+    limits: MeshLimits | None = None,
+) -> NDArray[np.float32]:
+    """Draw points uniformly by area over a whole scene, all its transforms applied.
+
+    A file without faces gives its own points, a random subset where there are more than ``count``.
+
+    Args:
+        mesh: a path, a ``trimesh.Trimesh``, ``Scene`` or ``PointCloud``, or what `read_mesh` returned.
+        count: number of points.
+        seed: source of randomness, with the file's name where ``mesh`` is a path: the points are those
+            that `sample_files` writes for the same seed.
+        up: the axis that points up in the file, to turn it to z; None keeps the file's frame.
+        repair: leave out faces and points that cannot be used, with a `RepairWarning` that says how
+            many, instead of refusing the mesh.
+        limits: largest file and scene that are accepted.
+
+    Returns:
+        (count, 3) float32, in the unit of the file.
+
+    Raises:
+        DataError: if the mesh cannot be read or used; one line that says why.
+        ConfigError: if ``count``, ``seed`` or ``up`` is not accepted.
+    """
+    axis = None if up is None else check_axis(up)
+    if isinstance(mesh, str | os.PathLike):
+        path = Path(mesh)
+        shape = read_mesh(path, repair=repair, limits=limits)
+        _warn_of_repair(shape, str(path))
+        return draw_for_file(shape, path, count, seed=seed, up=axis)
+    if isinstance(mesh, Surface | PointSet):
+        shape = mesh
+    else:
+        shape = from_object(mesh, repair=repair, limits=limits)
+        _warn_of_repair(shape, f"the given {type(mesh).__name__}")
+    return draw(shape, count, rng=shape_rng(seed), up=axis)
+
+
+def _warn_of_repair(shape: Surface | PointSet, name: str) -> None:
+    if isinstance(shape, Surface):
+        dropped, kind = shape.dropped_faces, "faces"
+    else:
+        dropped, kind = shape.dropped_points, "points"
+    if dropped:
+        warnings.warn(f"{name}: dropped {dropped:,} {kind}", RepairWarning, stacklevel=3)
+
+
+def draw_for_file(
+    shape: Surface | PointSet, path: Path, count: int, *, seed: int, up: Axis | None
+) -> NDArray[np.float32]:
+    """Draw from what ``path`` held, with the randomness of its name; (count, 3).
+
+    Raises:
+        DataError: if the shape cannot give ``count`` points; names the file.
+        ConfigError: if ``count`` or ``seed`` is not accepted.
+    """
+    try:
+        return draw(shape, count, rng=shape_rng(seed, path.name), up=up)
+    except DataError as error:
+        raise DataError(one_line(f"{path}: {error}")) from error
+
+
+def shape_rng(seed: int, name: str = "") -> np.random.Generator:
+    """The generator of one shape: it depends on the seed and the shape's name alone.
+
+    Raises:
+        ConfigError: if ``seed`` is negative.
+    """
+    if seed < 0:
+        msg = f"the seed must be 0 or more, got {seed}"
+        raise ConfigError(msg)
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    words = np.frombuffer(digest, "<u4").tolist() if name else []
+    return np.random.default_rng(np.random.SeedSequence([seed, *words]))
