@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# As the program's own entry does, and before anything loads torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 TESTS = Path(__file__).parent
 
 
