@@ -11,6 +11,7 @@ import typer
 from pointdistill.cli.doctor import doctor
 from pointdistill.cli.evaluate import evaluate
 from pointdistill.cli.export import export
+from pointdistill.cli.import_weights import import_weights
 from pointdistill.cli.prepare_data import prepare_data
 from pointdistill.cli.pretrain import pretrain
 from pointdistill.cli.quickstart import quickstart
@@ -27,7 +28,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(show_version)
-for command in (quickstart, prepare_data, pretrain, evaluate, sample, export, doctor):
+for command in (
+    quickstart,
+    prepare_data,
+    pretrain,
+    evaluate,
+    sample,
+    export,
+    import_weights,
+    doctor,
+):
     app.command()(command)
 
 

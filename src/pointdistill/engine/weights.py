@@ -162,6 +162,23 @@ def load_exactly(module: nn.Module, found: Mapping[str, Tensor], path: Path) -> 
     module.load_state_dict(dict(found))
 
 
+def check_free_for_encoder(output: Path) -> None:
+    """Raise unless ``output`` is absent, empty, or an encoder folder that may be replaced.
+
+    Raises:
+        DataError: if it holds anything else, a run's own ``config.json`` for one.
+    """
+    if not output.exists():
+        return
+    if not output.is_dir():
+        msg = f"{output} is a file; name a folder for the encoder"
+        raise DataError(msg)
+    holds = {entry.name for entry in output.iterdir()}
+    if holds and not {CONFIG, WEIGHTS} <= holds:
+        msg = f"{output} exists and holds other files; choose a new folder for the encoder"
+        raise DataError(msg)
+
+
 def export_encoder(source: Path, output: Path) -> Path:
     """Copy the encoder of ``source`` to the folder ``output``, checked on the way; the folder found.
 
@@ -170,9 +187,7 @@ def export_encoder(source: Path, output: Path) -> Path:
         DataError: if ``output`` exists and is not an encoder folder.
     """
     folder = find_encoder(source)
-    if output.exists() and any(output.iterdir()) and not (output / CONFIG).is_file():
-        msg = f"{output} exists and holds other files; choose a new folder for the encoder"
-        raise DataError(msg)
+    check_free_for_encoder(output)
     encoder = load_encoder(folder)
     kept = read_json(folder / CONFIG)
     save_encoder(encoder, output, sources=kept["sources"], training=kept["training"])

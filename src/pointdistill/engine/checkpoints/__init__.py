@@ -1,0 +1,10 @@
+"""Checkpoints that other programs wrote with ``torch.save``, read as data: nothing in them is run."""
+
+from __future__ import annotations
+
+from pointdistill.engine.checkpoints.limits import LIMITS, Limits
+from pointdistill.engine.checkpoints.names import Placeholder
+from pointdistill.engine.checkpoints.tensor_records import TensorRecord
+from pointdistill.engine.checkpoints.torch_file import Checkpoint, open_checkpoint
+
+__all__ = ["LIMITS", "Checkpoint", "Limits", "Placeholder", "TensorRecord", "open_checkpoint"]
