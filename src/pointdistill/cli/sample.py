@@ -83,8 +83,8 @@ def _print(report: SampleReport, points: int, output: Path) -> None:
         typer.echo(f"sampled {len(report.sampled):,} files, {points:,} points each{note}: {output}")
     for failed in report.failed:
         typer.echo(f"error: {failed.reason}", err=True)
-    if report.failed:
-        total = len(report.failed) + len(report.sampled)
+    total = len(report.failed) + len(report.sampled)
+    if report.failed and total > 1:
         typer.echo(f"{len(report.failed):,} of {total:,} files were not sampled", err=True)
 
 

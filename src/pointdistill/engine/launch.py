@@ -51,6 +51,7 @@ def new_launch(
         ConfigError: for a value that is not accepted, or ``epochs`` together with ``steps``.
         DataError: if there is no corpus to train on.
     """
+    pick_device(device)  # a device that cannot be had is refused before anything is made
     remarks = []
     given: dict[str, Any] = {n: value for n, value in changes.items() if value is not None}
     if "epochs" in given and "steps" in given:

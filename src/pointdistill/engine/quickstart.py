@@ -154,14 +154,19 @@ def _corpus(folder: Path, config: QuickstartConfig, clock: _Clock) -> Corpus:
     return open_corpus(prepared.report.path)
 
 
-def _stand_in(folder: Path, config: QuickstartConfig, clock: _Clock) -> Benchmark:
+def stand_in_path(folder: Path, config: QuickstartConfig) -> Path:
+    """Where the stand-in of these sizes lies."""
     sizes = config.sizes
-    path = folder / "scanobjectnn-stand-in" / f"h5_files-{sizes.train}-{sizes.test}.zip"
+    return folder / "scanobjectnn-stand-in" / f"h5_files-{sizes.train}-{sizes.test}.zip"
+
+
+def _stand_in(folder: Path, config: QuickstartConfig, clock: _Clock) -> Benchmark:
+    path = stand_in_path(folder, config)
     if not path.exists():
-        clock.begin(
-            "stand-in", "making the ScanObjectNN stand-in (simulated scans of builtin shapes)"
+        clock.begin("stand-in", "making the ScanObjectNN stand-in (scans of builtin shapes)")
+        make_scanobjectnn_stand_in(
+            path, splits=[SPLIT], sizes=config.sizes, progress=clock.hooks.count
         )
-        make_scanobjectnn_stand_in(path, splits=[SPLIT], sizes=sizes, progress=clock.hooks.count)
     return read_scanobjectnn(path, SPLIT)
 
 

@@ -80,7 +80,7 @@ def tiny() -> PretrainConfig:
             first_patch_temperature=0.04,
             final_patch_temperature=0.04,
         ),
-        steps=1600,
+        steps=1000,
         batch_size=32,
         centers_from_first_batch=True,
     )

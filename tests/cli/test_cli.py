@@ -1,0 +1,140 @@
+"""The command line as a whole: its surface, its exit codes, and how long ``--help`` takes to load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from pointdistill.cli import app, main
+from pointdistill.cli.pretrain import ModeName, Size
+from pointdistill.engine.recipes import SIZES
+from pointdistill.model.distillation import Mode
+
+SURFACE = {
+    "quickstart": {"--folder", "--seed", "--shapes", "--steps"},
+    "prepare-data": {
+        "--input",
+        "--archive",
+        "--output",
+        "-o",
+        "--points",
+        "--shapes",
+        "--seed",
+        "--workers",
+        "--up",
+        "--include-test",
+    },
+    "pretrain": {
+        "--size",
+        "--mode",
+        "--data",
+        "--run",
+        "--resume",
+        "--init-from",
+        "--epochs",
+        "--steps",
+        "--batch-size",
+        "--seed",
+        "--save-every",
+        "--device",
+        "--precision",
+    },
+    "evaluate": {
+        "--encoder",
+        "--data",
+        "--stand-in",
+        "--split",
+        "--protocol",
+        "--seeds",
+        "--augmented-copies",
+        "--output",
+        "--device",
+    },
+    "export": {"--encoder"},
+    "import-weights": {"--output", "--branch", "--heads"},
+    "doctor": set(),
+}
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize("command", SURFACE)
+def test_options_do_not_grow_by_accident(command: str) -> None:
+    """A new option is a decision: extend this set and the README in the same commit."""
+    known = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    options = {name for p in known.params for name in p.opts if name.startswith("-")}
+    assert options == SURFACE[command]
+
+
+def test_names_on_the_command_line_are_the_engines() -> None:
+    assert [size.value for size in Size] == list(SIZES)
+    assert [mode.value for mode in ModeName] == [mode.value for mode in Mode]
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("pointdistill ")
+    assert run("--help") == 0
+    assert "quickstart" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "--size", "huge"], "'huge'"),
+        (["pretrain", "--sice", "tiny"], "--sice"),
+        (["pretrain"], "no corpus was made in this folder yet"),
+        (["pretrain", "--resume"], "no run was made in this folder yet"),
+        (["pretrain", "--data", "nowhere"], "nowhere"),
+        (["pretrain", "--epochs", "1", "--steps", "1"], "--epochs and --steps"),
+        (["pretrain", "--device", "tpu"], "tpu"),
+        (["export", "out"], "no run was made in this folder yet"),
+        (["evaluate", "scanobjectnn"], "--stand-in"),
+        (["frobnicate"], "frobnicate"),
+        (["sample", "missing.obj", "--output", "out"], "missing.obj"),
+        (["prepare-data", "shapenet"], "shapenet"),
+        (["import-weights", "missing.ckpt", "--output", "out"], "missing.ckpt"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+    assert "Traceback" not in said
+
+
+def test_doctor_finds_nothing_that_stops_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("doctor") == 0
+    said = capsys.readouterr().out
+    assert "torch" in said
+    assert "nothing here would stop a run" in said
+
+
+def test_help_loads_neither_torch_nor_trimesh() -> None:
+    code = (
+        "import sys; from pointdistill.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'trimesh', 'sklearn', 'h5py')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == 0
