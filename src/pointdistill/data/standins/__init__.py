@@ -1,0 +1,21 @@
+"""Stand-ins: archives in the real benchmarks' layouts, made on the spot from built-in shapes.
+
+Each carries a marker by which the readers of `pointdistill.data.benchmarks` know it, so that no
+result on a stand-in can pass for one on the benchmark.
+"""
+
+from __future__ import annotations
+
+from pointdistill.data.standins.hardness import HARDNESS, STAND_IN_SEED, Hardness
+from pointdistill.data.standins.modelnet40 import MeshSizes, make_modelnet40_stand_in
+from pointdistill.data.standins.scanobjectnn import ScanSizes, make_scanobjectnn_stand_in
+
+__all__ = [
+    "HARDNESS",
+    "STAND_IN_SEED",
+    "Hardness",
+    "MeshSizes",
+    "ScanSizes",
+    "make_modelnet40_stand_in",
+    "make_scanobjectnn_stand_in",
+]
