@@ -72,9 +72,7 @@ def run_supervised(folder: Path, seed: int) -> dict[str, float]:
         )
         spent = time.perf_counter() - began
         score = result.score
-        write_json(
-            kept, {"last": score.accuracy, "best": score.best_accuracy, "seconds": spent}
-        )
+        write_json(kept, {"last": score.accuracy, "best": score.best_accuracy, "seconds": spent})
     return json.loads(kept.read_text())
 
 
@@ -93,7 +91,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     seeds = range(given.seeds)
-    print(f"{platform.processor() or platform.machine()}, {given.threads} threads, torch {torch.__version__}")
+    print(
+        f"{platform.processor() or platform.machine()}, {given.threads} threads, torch {torch.__version__}"
+    )
     if given.part != "supervised":
         found = [run_quickstart(given.folder, seed) for seed in seeds]
         print(f"\n| features | {' | '.join(PROTOCOLS)} |")
@@ -101,14 +101,14 @@ def main() -> None:
         for name in (PRETRAINED, INITIAL, GEOMETRY):
             cells = [spread([run[name][p] for run in found]) for p in PROTOCOLS]
             print(f"| {name} | {' | '.join(cells)} |")
-        gains = [
-            spread([run[PRETRAINED][p] - run[INITIAL][p] for run in found]) for p in PROTOCOLS
-        ]
+        gains = [spread([run[PRETRAINED][p] - run[INITIAL][p] for run in found]) for p in PROTOCOLS]
         print(f"| gain over initial weights | {' | '.join(gains)} |")
     if given.part != "quickstart":
         scores = [run_supervised(given.folder, seed) for seed in seeds]
         print("\n| supervised from scratch | last epoch | best epoch |\n| --- | --- | --- |")
-        print(f"| tiny | {spread([s['last'] for s in scores])} | {spread([s['best'] for s in scores])} |")
+        print(
+            f"| tiny | {spread([s['last'] for s in scores])} | {spread([s['best'] for s in scores])} |"
+        )
 
 
 if __name__ == "__main__":

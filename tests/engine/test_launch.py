@@ -45,7 +45,9 @@ def test_without_data_the_last_corpus_is_taken_and_named(corpus: Path) -> None:
 
 
 def test_without_any_corpus_it_says_how_to_make_one() -> None:
-    with pytest.raises(DataError, match=r"no corpus was made in this folder yet; run `pointdistill prep"):
+    with pytest.raises(
+        DataError, match=r"no corpus was made in this folder yet; run `pointdistill prep"
+    ):
         start()
 
 

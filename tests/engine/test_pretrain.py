@@ -216,3 +216,14 @@ def test_a_corpus_smaller_than_a_batch_is_refused(
     few = MemoryCorpus(memory_corpus.clouds[:5])
     with pytest.raises(ConfigError, match="holds 5 shapes, fewer than one batch of 6"):
         pretrain(micro_config(), corpus=few, run=tmp_path / "run")
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    begin_run(micro_config(), memory_corpus, run, init_from=None)
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
+    pretrain(micro_config(), corpus=memory_corpus, run=run, options=options())
+    assert len(losses(run)) == 7
+    assert losses(run)[0] != 9.0

@@ -63,7 +63,9 @@ def test_a_hub_repository_is_found_in_the_cache_without_a_network(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     assert load_encoder("someone/shapes").config == micro_config().encoder
-    with pytest.raises(CheckpointError, match="someone/other: neither a folder here nor a Hub repos"):
+    with pytest.raises(
+        CheckpointError, match="someone/other: neither a folder here nor a Hub repos"
+    ):
         load_encoder("someone/other")
 
 

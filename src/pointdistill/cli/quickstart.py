@@ -28,7 +28,7 @@ def quickstart(
     from rich.console import Console
 
     from pointdistill.cli.tables import rich_table
-    from pointdistill.engine.quickstart import Hooks, QuickstartConfig, quickstart
+    from pointdistill.engine.quickstart import Hooks, QuickstartConfig, gains, quickstart
     from pointdistill.engine.results import results_table
 
     console = Console(stderr=True)
@@ -48,6 +48,8 @@ def quickstart(
             out.print(note, markup=False, highlight=False, style="dim")
     else:
         typer.echo(table.markdown())
+    added = ", ".join(f"{name} {gain:+.1f}" for name, gain in gains(result.results).items())
+    typer.echo(f"pretraining changed the accuracy of its own initial weights by: {added} points")
     typer.echo(f"{sum(result.seconds.values()):.0f} seconds; report with pictures: {result.report}")
     typer.echo("next: pointdistill prepare-data   (or: prepare-data folder --input YOUR_MESHES)")
 

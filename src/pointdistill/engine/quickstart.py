@@ -7,7 +7,7 @@ the same numbers for the same seed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.sources import SourceRequest
 from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.workspace import remember_run
-from pointdistill.engine.config import PretrainConfig
+from pointdistill.engine.config import PretrainConfig, to_plain
 from pointdistill.engine.evaluate import Evaluation, evaluate, evaluate_geometry
 from pointdistill.engine.gallery import learning_pictures
 from pointdistill.engine.inputs import protocol_input
@@ -26,8 +26,8 @@ from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
 from pointdistill.engine.recipes import recipe
 from pointdistill.engine.report import Picture, Section, write_report
 from pointdistill.engine.results import Result, results_table, write_results
-from pointdistill.engine.run_folder import RUN_CONFIG, read_metrics
-from pointdistill.engine.state import new_state
+from pointdistill.engine.run_folder import CHECKPOINTS, read_metrics, read_run_config
+from pointdistill.engine.state import list_checkpoints, new_state
 from pointdistill.engine.weights import load_encoder
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
@@ -120,6 +120,12 @@ def quickstart(
     return QuickstartResult(folder, run, report, results, clock.seconds)
 
 
+def gains(results: Sequence[Result]) -> dict[str, float]:
+    """Points of accuracy that pretraining added to the run's own initial weights, by protocol."""
+    accuracy = {(r.features, r.protocol): r.accuracy.mean for r in results}
+    return {name: accuracy[PRETRAINED, name] - accuracy[INITIAL, name] for name in PROTOCOLS}
+
+
 class _Clock:
     """Tells the hooks what begins, and remembers how long each stage took."""
 
@@ -176,8 +182,11 @@ def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, clock: _Clock
     clock.begin(
         "pretraining", f"pretraining the tiny encoder for {wanted.steps:,} steps, no labels"
     )
+    begun = bool(list_checkpoints(run / CHECKPOINTS))
+    if begun and read_run_config(run)["config"] != to_plain(wanted):
+        msg = f"{run} holds a run of other settings; choose another folder, or remove that run"
+        raise ConfigError(msg)
     remember_run(run)
-    begun = (run / RUN_CONFIG).is_file() and (run / "checkpoints").is_dir()
     result = pretrain(
         wanted,
         corpus=corpus,
@@ -186,11 +195,6 @@ def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, clock: _Clock
         options=RunOptions(device=config.device, save_every=400),
         report=clock.hooks.step,
     )
-    if begun and result.total != wanted.steps:
-        msg = (
-            f"{run} holds a run of {result.total} steps, not {wanted.steps}; choose another folder"
-        )
-        raise ConfigError(msg)
     return not result.interrupted
 
 

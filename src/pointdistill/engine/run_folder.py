@@ -50,10 +50,12 @@ def begin_run(
     Raises:
         ConfigError: if ``run`` holds a run already, or the corpus does not fill a batch.
     """
-    if list_checkpoints(run / CHECKPOINTS) or (run / METRICS).exists():
+    if list_checkpoints(run / CHECKPOINTS):
         msg = f"{run} holds a run already; go on with --resume, or choose another folder with --run"
         raise ConfigError(msg)
     config.total_steps(len(corpus))
+    # Rows of a run that was killed before its first checkpoint: it begins anew.
+    (run / METRICS).unlink(missing_ok=True)
     state = new_state(config)
     if init_from is not None:
         folder = find_encoder(init_from)

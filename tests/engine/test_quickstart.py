@@ -1,0 +1,56 @@
+"""The quickstart at a toy size: it goes the whole way, twice with the same numbers, and writes its page."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pointdistill.data.standins import ScanSizes
+from pointdistill.data.workspace import last_corpus, last_run
+from pointdistill.engine.pretrain import StepRecord
+from pointdistill.engine.quickstart import (
+    GEOMETRY,
+    INITIAL,
+    PRETRAINED,
+    PROTOCOLS,
+    Hooks,
+    QuickstartConfig,
+    gains,
+    quickstart,
+)
+from pointdistill.errors import ConfigError
+
+TOY = QuickstartConfig(shapes=64, points=320, sizes=ScanSizes(train=4, test=2), steps=3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "quick start"
+
+
+def test_the_whole_way_and_again_with_the_same_numbers(folder: Path) -> None:
+    steps: list[StepRecord] = []
+    first = quickstart(folder, TOY, Hooks(step=steps.append))
+    assert [record.step for record in steps] == [1, 2, 3]
+    measured = {(r.features, r.protocol) for r in first.results}
+    assert measured == {(f, p) for f in (PRETRAINED, INITIAL, GEOMETRY) for p in PROTOCOLS}
+    assert all(result.stand_in for result in first.results)
+    assert gains(first.results).keys() == set(PROTOCOLS)
+    again = quickstart(folder, TOY)
+    assert again.results == first.results
+    fresh = quickstart(folder.parent / "elsewhere", TOY)
+    assert fresh.results == first.results
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 5
+    assert not re.search(r'(src|href)="http', page)
+    assert "stand-in" in page
+    assert json.loads((folder / "run-seed0" / "results.json").read_text())
+    assert last_run() is not None
+    assert last_corpus() is not None
+    with pytest.raises(ConfigError, match="holds a run of other settings; choose another folder"):
+        quickstart(folder, replace(TOY, steps=4))
