@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from pointdistill.data.benchmarks.workers import ordered_map, usable_cores
+from pointdistill.data.workers import ordered_map, usable_cores
 from pointdistill.errors import DataError
 
 

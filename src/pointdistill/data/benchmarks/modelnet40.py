@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.benchmarks.archive import Archive, open_archive
+from pointdistill.data.archive import Archive, open_archive
 from pointdistill.data.benchmarks.records import (
     Benchmark,
     LabelledClouds,
@@ -24,10 +24,10 @@ from pointdistill.data.benchmarks.records import (
     is_stand_in,
     named_data,
 )
-from pointdistill.data.benchmarks.workers import Progress, ordered_map
 from pointdistill.data.files import write_aside
 from pointdistill.data.meshes import draw, shape_rng
 from pointdistill.data.sources.shapes import read_member
+from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError, DataError
 
 NAME = "ModelNet40"

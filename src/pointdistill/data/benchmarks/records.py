@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.benchmarks.archive import Archive
+from pointdistill.data.archive import Archive
 from pointdistill.errors import DataError
 
 STAND_IN_MARKER = "STAND-IN.json"

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.benchmarks.archive import MEMBER_LIMIT_BYTES, Archive, open_archive
+from pointdistill.data.archive import MEMBER_LIMIT_BYTES, Archive, open_archive
 from pointdistill.data.benchmarks.records import (
     STAND_IN_MARKER as STAND_IN_MARKER,
 )

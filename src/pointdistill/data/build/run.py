@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pointdistill.data.benchmarks.workers import usable_cores
 from pointdistill.data.build.plan import Plan, make_plan
 from pointdistill.data.build.pool import Died, Pool, open_pool
 from pointdistill.data.build.publish import BuildReport, publish, report, report_complete
@@ -17,6 +16,7 @@ from pointdistill.data.build.tasks import BuildJob, BuildTask, JoinTask, PieceTa
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
 from pointdistill.data.meshes.records import MINIMUM_POINTS
 from pointdistill.data.sources.base import Entry, Source
+from pointdistill.data.workers import usable_cores
 from pointdistill.errors import ConfigError, DataError
 
 DEFAULT_POINTS = 16_384

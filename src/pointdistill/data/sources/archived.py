@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pointdistill.data.benchmarks.archive import Archive, open_archive
+from pointdistill.data.archive import Archive, open_archive
 from pointdistill.data.benchmarks.scanobjectnn import STAND_IN_MARKER
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.sources.base import SourceInfo

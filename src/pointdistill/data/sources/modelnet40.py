@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pointdistill.data.benchmarks.archive import open_archive
+from pointdistill.data.archive import open_archive
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.sources.archived import ArchiveSource, archive_facts
 from pointdistill.data.sources.base import Cloud, Entry, SourceInfo, SourceRequest, required_path

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.benchmarks.archive import Archive, open_archive
+from pointdistill.data.archive import Archive, open_archive
 from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.meshes.sampling import to_z_up

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pointdistill.data.benchmarks.archive import Archive
+from pointdistill.data.archive import Archive
 from pointdistill.data.meshes.read import read_mesh
 from pointdistill.data.meshes.records import Axis, PointSet, Surface
 from pointdistill.data.meshes.sampling import draw

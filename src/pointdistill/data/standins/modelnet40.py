@@ -15,11 +15,11 @@ import numpy as np
 
 from pointdistill.data.benchmarks.modelnet40 import CLASSES, NAME
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
-from pointdistill.data.benchmarks.workers import Progress, ordered_map
 from pointdistill.data.builtin import CATEGORIES, BuiltinShape, make_shape
 from pointdistill.data.files import write_aside
 from pointdistill.data.standins.hardness import STAND_IN_SEED
 from pointdistill.data.standins.zips import add_marker, add_member
+from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError
 
 VERSION = 1

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.benchmarks.scanobjectnn import CLASSES, NAME, SPLITS
-from pointdistill.data.benchmarks.workers import Progress, ordered_map
 from pointdistill.data.builtin import make_shape, sample_shape
 from pointdistill.data.files import write_aside
 from pointdistill.data.standins.crops import Cloud, perturbed, with_background, without_background
 from pointdistill.data.standins.hardness import HARDNESS, STAND_IN_SEED, Hardness
 from pointdistill.data.standins.scans import Points, Scene, look_at_room, pose
 from pointdistill.data.standins.zips import add_marker, add_member
+from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError
 
 POINTS = 2048
