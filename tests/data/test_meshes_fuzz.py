@@ -124,8 +124,8 @@ def test_a_small_file_that_promises_much_costs_little(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800 * 2**10
 
 
-def test_the_elements_of_a_document_are_counted_while_it_is_read(tmp_path: Path) -> None:
+def test_the_tags_of_a_document_are_counted_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "wide.dae"
     path.write_text("<COLLADA>" + "<a/>" * 2000 + "not even closed")
-    with pytest.raises(DataError, match="1,001 XML elements, at most 1,000 are accepted"):
-        read_mesh(path, limits=MeshLimits(document_elements=1000))
+    with pytest.raises(DataError, match="2,001 tags and attributes, at most 1,000 are accepted"):
+        read_mesh(path, limits=MeshLimits(document_values=1000))

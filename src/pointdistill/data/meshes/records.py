@@ -35,11 +35,10 @@ class MeshLimits:
     """Size of a text file that is read block by block (obj, off, ply, stl, xyz, …)."""
 
     document_bytes: int = 100 * 2**20
-    """Size of an XML or JSON document (dae, gltf, and each document in 3mf and 3dxml)."""
+    """Size of an XML or JSON document (dae, gltf), or of all documents of an archive (3mf, 3dxml)."""
 
-    document_elements: int = 500_000
-    """Elements of an XML document (vertices and triangles of a 3mf not counted); a JSON document may have
-    ten times as many values."""
+    document_values: int = 5_000_000
+    """Values of a JSON document, or tags and attributes of XML documents."""
 
     vertices: int = 15_000_000
     """Vertices of a whole scene, instances included, or points of a cloud."""

@@ -209,7 +209,7 @@ def _bounded_json(text: memoryview, limits: MeshLimits) -> bytes:
     check_size("bytes of JSON", len(text), limits.document_bytes)
     data = bytes(text)
     values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
-    check_size("values in JSON", values, 10 * limits.document_elements)
+    check_size("values in JSON", values, limits.document_values)
     return data
 
 

@@ -1,26 +1,30 @@
 """3DXML with tessellated parts, as CAD programs export it: the assembly with every instance in its place.
 
-Only a part's finest form is read; its coarser levels of detail would double the surface. Numbers keep the
-file's own unit.
+trimesh reads it. Only a part's finest form counts; its coarser levels of detail would double the surface.
+Numbers keep the file's own unit.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Final
 
-import numpy as np
+from lxml import etree
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.archive import Archive, open_archive
-from pointdistill.data.meshes.formats.xml import Element, float_list, index_list, parse_xml
-from pointdistill.data.meshes.polygons import fan_triangles, strip_triangles
-from pointdistill.data.meshes.records import Draft, Floats, Indices, MeshLimits, Part
+from pointdistill.data.meshes.formats.assembly import count_placed, load_parts
+from pointdistill.data.meshes.formats.documents import Archive, open_archive
+from pointdistill.data.meshes.records import Draft, MeshLimits
 from pointdistill.errors import DataError
 
-_DEEPEST = 64
+_MANIFEST: Final = "Manifest.xml"
+
+_MOST_STEPS: Final = 1_000_000
+"""trimesh walks the whole assembly once for each shape, at about twenty microseconds an instance."""
+
+_MOST_FACES: Final = 500_000
+"""A <Face> costs a kilobyte and 40 microseconds, however few triangles it has."""
 
 
 def read(path: Path, limits: MeshLimits) -> Draft:
@@ -29,120 +33,123 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     Raises:
         DataError: if the archive is damaged, or a part is stored as something other than triangles.
     """
+    from trimesh.exchange.threedxml import load_3DXML
+
     with open_archive(path, limits) as archive:
-        manifest = parse_xml(archive.document("Manifest.xml"), limits)
-        root = manifest.find("Root")
-        document = parse_xml(archive.document(root.text.strip() if root else ""), limits)
-        structure = document.find("ProductStructure")
+        manifest = archive.parse(_MANIFEST)
+        name = (manifest.findtext("{*}Root") or "").strip()
+        product = archive.parse(name)
+        structure = product.find("{*}ProductStructure")
         if structure is None:
             msg = "the archive has no product structure; export the model as tessellated 3DXML"
             raise DataError(msg)
-        assembly = _Assembly(archive, limits)
-        assembly.list_children(structure)
-        assembly.place(structure.attribute("root"), np.eye(4), depth=0)
-        return Draft(assembly.parts)
+        # Views and materials stand beside it.
+        product[:] = [structure]
+        stored, members = _shapes(structure, archive)
+    children = _children(structure, stored)
+    instances, triangles = count_placed(children, stored, [structure.get("root")])
+    check_size("instances", instances, limits.instances)
+    check_size("shapes times instances", len(stored) * instances, _MOST_STEPS)
+    check_size("triangles", triangles, limits.faces)
+    members |= {_MANIFEST: etree.tostring(manifest), name: etree.tostring(product)}
+    return Draft(load_parts(load_3DXML, members, triangles=triangles))
 
 
-@dataclass(slots=True)
-class _Assembly:
-    archive: Archive
-    limits: MeshLimits
-    parts: list[Part] = field(default_factory=list)
-    _children: dict[str, list[Element]] = field(default_factory=lambda: defaultdict(list))
-    _shapes: dict[str, Element] = field(default_factory=dict)
-    _read: dict[str, list[Part]] = field(default_factory=dict)
-    _visits: int = 0
-
-    def list_children(self, structure: Element) -> None:
-        """Note which instances each reference aggregates, and which shapes there are."""
-        for element in structure.children:
-            if element.name in ("Instance3D", "InstanceRep"):
-                self._children[_linked(element, "IsAggregatedBy")].append(element)
-            elif element.name == "ReferenceRep":
-                self._shapes[element.attribute("id")] = element
-
-    def place(self, reference: str, matrix: Floats, *, depth: int) -> None:
-        """Place everything below one reference."""
-        if depth > _DEEPEST:
-            msg = f"reference {reference!r} contains itself; the file is damaged, export it again"
+def _shapes(structure: Any, archive: Archive) -> tuple[dict[str, int], dict[str, bytes]]:
+    """The triangles of each shape, and the documents that hold them; shapes without any are taken out."""
+    stored: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    members: dict[str, bytes] = {}
+    faces = 0
+    for shape in structure.findall("{*}ReferenceRep"):
+        if (form := shape.get("format")) != "TESSELLATED":
+            msg = f"a part is stored as {form!r}, accepted is TESSELLATED; export it tessellated"
             raise DataError(msg)
-        for instance in self._children.get(reference, ()):
-            self._visits += 1
-            check_size("instances", self._visits, self.limits.instances)
-            target = _linked(instance, "IsInstanceOf")
-            if instance.name == "Instance3D":
-                self.place(target, matrix @ _matrix(instance), depth=depth + 1)
-                continue
-            for part in self._shape(target):
-                self.parts.append(Part(part.vertices, part.corners, matrix=matrix))
-
-    def _shape(self, identity: str) -> list[Part]:
-        if identity not in self._read:
-            if identity not in self._shapes:
-                msg = f"shape {identity!r} is not in the file; export it with its parts embedded"
-                raise DataError(msg)
-            shape = self._shapes[identity]
-            stored = shape.attributes.get("format")
-            if stored != "TESSELLATED":
-                msg = f"a part is stored as {stored!r}, accepted is TESSELLATED; export it tessellated"
-                raise DataError(msg)
-            name = shape.attribute("associatedFile").rpartition(":")[2]
-            document = parse_xml(self.archive.document(name), self.limits)
-            self._read[identity] = [
-                part
-                for element in document.walk()
-                if (part := _representation(element)) is not None
-            ]
-        return self._read[identity]
+        name = shape.get("associatedFile", "").rpartition(":")[2]
+        if name not in members:
+            document = archive.parse(name)
+            faces += sum(1 for _ in document.iter("{*}Face"))
+            check_size("<Face> elements", faces, _MOST_FACES)
+            counts[name] = _tidy(document)
+            members[name] = etree.tostring(document)
+        stored[shape.get("id")] = counts[name]
+        if not counts[name]:
+            structure.remove(shape)
+    return stored, members
 
 
-def _linked(element: Element, name: str) -> str:
-    """The id that a child element names; a bare id or one after a '#'."""
-    child = element.find(name)
-    if child is None:
-        msg = f"<{element.name}> has no {name}; the file is damaged, export it again"
+def _tidy(document: Any) -> int:
+    """Leave of each <Rep> what trimesh reads right, and count the triangles."""
+    looks = ("SurfaceAttributes", "PolygonalLOD", "Normals", "TextureCoordinates", "Edges")
+    etree.strip_elements(document, *(f"{{*}}{name}" for name in looks), with_tail=False)
+    triangles = 0
+    for shape in document.iter("{*}Rep"):
+        if (buffer := shape.find("{*}VertexBuffer")) is None:
+            continue
+        # Normals are required there, and of no use here.
+        etree.SubElement(buffer, "Normals").text = "0 0 0"
+        positions = buffer.findtext("{*}Positions", "").replace(",", " ").split()
+        for group in shape.findall("{*}Faces"):
+            for face in group.findall("{*}Face"):
+                triangles += _tidy_face(face, vertices=len(positions) // 3)
+                # Of several in one group, each would count again with all that follow.
+                etree.SubElement(shape, "Faces").append(face)
+            shape.remove(group)
+    return triangles
+
+
+def _tidy_face(face: Any, *, vertices: int) -> int:
+    """Take out strips and fans that are too short for a triangle, check the indices, count the triangles."""
+    indices = [int(index) for index in face.attrib.pop("triangles", "").replace(",", " ").split()]
+    if indices:
+        face.set("triangles", " ".join(map(str, indices)))
+    triangles = len(indices) // 3
+    for kind in ("strips", "fans"):
+        lists = [text.split() for text in face.attrib.pop(kind, "").split(",")]
+        if lists := [text for text in lists if len(text) > 2]:
+            face.set(kind, ",".join(" ".join(text) for text in lists))
+        indices += (int(index) for text in lists for index in text)
+        triangles += sum(len(text) - 2 for text in lists)
+    if indices and not 0 <= min(indices) <= max(indices) < vertices:
+        # trimesh joins the vertices of all the bodies of a part: the index would name another's.
+        msg = f"a face has an index outside the {vertices:,} vertices of its body; export the model again"
         raise DataError(msg)
-    return child.text.strip().rpartition("#")[2]
+    return triangles
 
 
-def _matrix(instance: Element) -> Floats:
-    """Nine numbers, the columns of a rotation, and three of a translation."""
-    matrix = np.eye(4)
-    relative = instance.find("RelativeMatrix")
-    if relative is not None:
-        numbers = float_list(relative.text)
-        if len(numbers) != 12:
-            msg = f"a RelativeMatrix has {len(numbers)} numbers, expected 12; the file is damaged"
-            raise DataError(msg)
-        matrix[:3] = numbers.reshape(4, 3).T
-    return matrix
+def _children(structure: Any, shapes: Iterable[str]) -> dict[str, list[str]]:
+    """What every part holds; ids and links are put as trimesh expects them.
+
+    trimesh names a shape after the part that holds it, and of two with one name keeps one. So ids become
+    names, and each shape gets a part to itself, inside the one that held it.
+    """
+    children: dict[str, list[str]] = {shape: [] for shape in shapes}
+    for part in structure.findall("{*}Reference3D"):
+        part.set("name", part.get("id"))
+        children[part.get("id")] = []
+    for instance in structure.findall("{*}Instance3D"):
+        instance.set("name", instance.get("id"))
+        children.setdefault(_link(instance, "IsAggregatedBy").text, []).append(
+            _link(instance, "IsInstanceOf").text
+        )
+    for instance in structure.findall("{*}InstanceRep"):
+        owner = _link(instance, "IsAggregatedBy")
+        alone = f"part of {instance.get('id')}"
+        children.setdefault(owner.text, []).append(alone)
+        children[alone] = [_link(instance, "IsInstanceOf").text]
+        etree.SubElement(structure, "Reference3D", id=alone, name=alone)
+        place = etree.SubElement(structure, "Instance3D", id=f"place of {alone}", name=alone)
+        etree.SubElement(place, "IsAggregatedBy").text = owner.text
+        etree.SubElement(place, "IsInstanceOf").text = alone
+        owner.text = alone
+    return children
 
 
-def _representation(element: Element) -> Part | None:
-    """The triangles of one <Rep> with vertices of its own; None for any other element."""
-    buffer = element.find("VertexBuffer") if element.name == "Rep" else None
-    positions = buffer.find("Positions") if buffer is not None else None
-    if positions is None:
-        return None
-    numbers = float_list(positions.text)
-    if len(numbers) % 3:
-        msg = f"{len(numbers):,} coordinates are not points; the file is damaged, export it again"
+def _link(instance: Any, name: str) -> Any:
+    """The element that names another's id, bare or after a '#'; the id is left alone in it."""
+    link = instance.find(f"{{*}}{name}")
+    if link is None:
+        msg = f"instance {instance.get('id')!r} has no {name}; the file is damaged, export it again"
         raise DataError(msg)
-    corners = [_corners(face) for faces in element.all("Faces") for face in faces.all("Face")]
-    return Part(numbers.reshape(-1, 3), np.concatenate([np.empty(0, np.int64), *corners]))
-
-
-def _corners(face: Element) -> Indices:
-    """The triangles of a <Face>, which may come as triangles, strips and fans together."""
-    triangles = index_list(face.attributes.get("triangles", ""))
-    if len(triangles) % 3:
-        msg = f"{len(triangles):,} indices are not triangles; the file is damaged, export it again"
-        raise DataError(msg)
-    strips = _lists(face, "strips", strip_triangles)
-    fans = _lists(face, "fans", fan_triangles)
-    return np.concatenate([triangles, strips, fans])
-
-
-def _lists(face: Element, name: str, cut: Callable[[list[Indices]], Indices]) -> Indices:
-    lists = [index_list(text) for text in face.attributes.get(name, "").split(",")]
-    return cut([indices for indices in lists if len(indices) > 2])
+    link.text = (link.text or "").strip().rpartition("#")[2]
+    return link
