@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pointdistill.engine.devices import is_main_process
 from pointdistill.engine.launch import announce, new_launch, resumed_launch
 from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
 from pointdistill.errors import ConfigError
@@ -48,7 +49,7 @@ def run_pretraining(
             changes=changes,
             device=device,
         )
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not is_main_process())
     for line in announce(launch):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     with training_progress(console) as show:
@@ -61,6 +62,8 @@ def run_pretraining(
             options=RunOptions(device=device, precision=precision, save_every=save_every),
             report=show,
         )
+    if not is_main_process():
+        raise typer.Exit(130 if result.interrupted else 0)
     if result.interrupted:
         typer.echo(
             f"stopped after step {result.step} of {result.total}; everything is saved in {result.run}"

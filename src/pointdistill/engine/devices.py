@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, distributed
 
 from pointdistill.errors import ConfigError
 
@@ -48,7 +50,25 @@ def mean_over_processes(accelerator: Accelerator, value: Tensor) -> Tensor:
     """The average of a tensor over all processes."""
     if accelerator.num_processes == 1:
         return value
-    return accelerator.reduce(value, reduction="mean")
+    return accelerator.reduce(value.detach().clone(), reduction="mean")
+
+
+def any_process(accelerator: Accelerator, answer: bool) -> bool:
+    """Whether the answer is yes on any process; all get the same, so that none waits for one that stopped."""
+    if accelerator.num_processes == 1:
+        return answer
+    votes = torch.tensor(float(answer), device=accelerator.device)
+    return accelerator.reduce(votes, reduction="sum").item() > 0
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one of several that talks: known before any of them is set up."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def process_count() -> int:
+    """Processes that a launcher started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, int]] | None:
@@ -57,8 +77,25 @@ def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, in
         return None
 
     def gather(value: Tensor) -> tuple[Tensor, int]:
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(all_gather(value)), accelerator.process_index * len(value)
+        everyone: Tensor = _GatherRows.apply(value)  # type: ignore[no-untyped-call]
+        return everyone, accelerator.process_index * len(value)
 
     return gather
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes joined; each process's rows collect the gradients of every process's loss."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.rows = len(value)
+        parts = [torch.empty_like(value) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        distributed.all_reduce(gradient)
+        first = distributed.get_rank() * ctx.rows
+        return gradient[first : first + ctx.rows]

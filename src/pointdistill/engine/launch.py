@@ -12,7 +12,7 @@ from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.workspace import last_corpus, last_run, remember_run
 from pointdistill.engine.config import PretrainConfig, from_plain
 from pointdistill.engine.cost import GIB, largest_batch, step_gib
-from pointdistill.engine.devices import pick_device
+from pointdistill.engine.devices import is_main_process, pick_device, process_count
 from pointdistill.engine.recipes import recipe
 from pointdistill.engine.run_folder import read_run_config
 from pointdistill.errors import CheckpointError, ConfigError, DataError
@@ -74,6 +74,9 @@ def new_launch(
         config, why = _fit_batch(config, len(corpus), device)
         remarks += why
     if run is None:
+        if process_count() > 1:
+            msg = f"{process_count()} processes were started together; name their one folder with --run"
+            raise ConfigError(msg)
         run = _next_run(config)
         remarks.append(f"run: {run}")
     return Launch(config, corpus, run, False, init_from, tuple(remarks))
@@ -105,7 +108,8 @@ def resumed_launch(*, data: Path | None, run: Path | None, changes: Mapping[str,
 
 def announce(launch: Launch) -> list[str]:
     """Remember the run as this folder's last, and say in a few lines what is about to happen."""
-    remember_run(launch.run)
+    if is_main_process():
+        remember_run(launch.run)
     config, shapes = launch.config, len(launch.corpus)
     total = config.total_steps(shapes)
     lines = [

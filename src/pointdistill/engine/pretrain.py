@@ -14,7 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pointdistill.engine.config import PretrainConfig
-from pointdistill.engine.devices import build_accelerator, gather_rows, mean_over_processes
+from pointdistill.engine.devices import (
+    any_process,
+    build_accelerator,
+    gather_rows,
+    mean_over_processes,
+)
 from pointdistill.engine.interrupt import interruptible
 from pointdistill.engine.loader import Batch, batches
 from pointdistill.engine.optimizer import clip_gradients
@@ -116,9 +121,12 @@ def pretrain(
     options = options or RunOptions()
     accelerator = build_accelerator(options.device, options.precision)
     if resume:
-        state, spent = resume_run(corpus, run)
+        state, spent = resume_run(corpus, run, write=accelerator.is_main_process)
     else:
-        state, spent = begin_run(config, corpus, run, init_from=init_from), 0.0
+        state = begin_run(
+            config, corpus, run, init_from=init_from, write=accelerator.is_main_process
+        )
+        spent = 0.0
     total = state.config.total_steps(len(corpus))
     to_device(state, accelerator.device)
     with interruptible() as stopped:
@@ -209,7 +217,7 @@ class _Trainer:
             self._log(record, last)
             if report is not None:
                 report(record)
-            if stopped():
+            if any_process(self.accelerator, stopped()):
                 break
             if self.state.step % self.options.save_every == 0 and self.state.step < last:
                 self.save()
@@ -241,15 +249,17 @@ class _Trainer:
 
         self.accelerator.backward(losses.total)
         norm = clip_gradients(self.student.parameters(), config.clip_norm)
-        self._refuse_nonfinite(losses.total, norm)
+        loss = mean_over_processes(self.accelerator, losses.total.detach())
+        terms = {n: mean_over_processes(self.accelerator, v) for n, v in losses.terms.items()}
+        self._refuse_nonfinite(loss, norm)
         self._update(rates, means)
         return StepRecord(
             step=state.step,
             total=self.total,
             epoch=batch.epoch,
             batch_size=config.batch_size,
-            loss=losses.total.item(),
-            terms={name: value.item() for name, value in losses.terms.items()},
+            loss=loss.item(),
+            terms={name: value.item() for name, value in terms.items()},
             gradient_norm=norm.item(),
             learning_rate=rates.learning_rate,
             shapes_per_second=config.batch_size / (time.perf_counter() - began),

@@ -43,9 +43,14 @@ class TrainingCorpus(PointSource, Protocol):
 
 
 def begin_run(
-    config: PretrainConfig, corpus: TrainingCorpus, run: Path, *, init_from: Path | None
+    config: PretrainConfig,
+    corpus: TrainingCorpus,
+    run: Path,
+    *,
+    init_from: Path | None,
+    write: bool = True,
 ) -> TrainState:
-    """A fresh state, with the run's ``config.json`` written.
+    """A fresh state, with the run's ``config.json`` written (by one process of several: ``write``).
 
     Raises:
         ConfigError: if ``run`` holds a run already, or the corpus does not fill a batch.
@@ -54,12 +59,14 @@ def begin_run(
         msg = f"{run} holds a run already; go on with --resume, or choose another folder with --run"
         raise ConfigError(msg)
     config.total_steps(len(corpus))
-    # Rows of a run that was killed before its first checkpoint: it begins anew.
-    (run / METRICS).unlink(missing_ok=True)
     state = new_state(config)
     if init_from is not None:
         folder = find_encoder(init_from)
         start_from(state, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    if not write:
+        return state
+    # Rows of a run that was killed before its first checkpoint: it begins anew.
+    (run / METRICS).unlink(missing_ok=True)
     described = {
         "pointdistill": pointdistill.__version__,
         "torch": torch.__version__,
@@ -76,8 +83,12 @@ def begin_run(
     return state
 
 
-def resume_run(corpus: TrainingCorpus, run: Path) -> tuple[TrainState, float]:
+def resume_run(
+    corpus: TrainingCorpus, run: Path, *, write: bool = True
+) -> tuple[TrainState, float]:
     """The state of the newest whole checkpoint, and the seconds spent on it.
+
+    One process of several (``write``) also drops the metrics of later steps, which will be taken again.
 
     Raises:
         CheckpointError: if there is no run, no whole checkpoint, or the corpus is another.
@@ -90,7 +101,8 @@ def resume_run(corpus: TrainingCorpus, run: Path) -> tuple[TrainState, float]:
         )
         raise CheckpointError(msg)
     state, saved = load_latest(run / CHECKPOINTS)
-    _forget_after(run / METRICS, state.step)
+    if write:
+        _forget_after(run / METRICS, state.step)
     return state, saved["seconds"]
 
 
