@@ -34,9 +34,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Timings, side by side in one run; see docs/results.md."""
-    session.install("-e", ".")
-    names = session.posargs or ["views", "step", "corpus"]
+    """Timings, side by side in one run (``-- learning``: what pretraining is worth)."""
+    session.install("-e", ".[test]")
+    names = session.posargs or ["views", "corpus"]
     for name in names:
         session.run("python", f"benchmarks/{name}.py")
 
