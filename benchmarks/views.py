@@ -2,7 +2,7 @@
 
 The baseline is what a competent user writes with NumPy and SciPy for a loader worker: ``argpartition`` for the crop,
 an unshuffled ``choice``, one float32 matrix product for the augmentation, farthest points with running minima, a
-k-d tree for the neighbours. Both make the same kinds of views; figures are medians of alternating rounds.
+k-d tree for the neighbours. Both make the same kinds of views, in alternating rounds.
 
 Run: ``python benchmarks/views.py``
 """
