@@ -1,8 +1,8 @@
-"""Views of 16,384-point shapes (2 global, 4 local), shapes a second on one CPU thread, against NumPy and SciPy.
+"""Views of 16,384-point shapes (2 global, 4 local) on one CPU thread, against NumPy and SciPy.
 
-The baseline is what a competent user writes with NumPy and SciPy for a loader worker: ``argpartition`` for the crop,
-an unshuffled ``choice``, one float32 matrix product for the augmentation, farthest points with running minima, a
-k-d tree for the neighbours. Both make the same kinds of views, in alternating rounds.
+The baseline is what a competent user writes for a loader worker: ``argpartition`` for the crop, an unshuffled
+``choice``, one float32 matrix product for the augmentation, farthest points with running minima, a k-d tree
+for the neighbours. Both make the same kinds of views; figures are medians of alternating rounds.
 
 Run: ``python benchmarks/views.py``
 """
