@@ -5,10 +5,10 @@ Sizes: B shapes, N points of the largest of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,30 @@ from pointdistill.errors import DataError
 
 AHEAD = 2
 """Batches read while the device computes; reading is a copy from the page cache, so few are enough."""
+
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def made_ahead(items: Iterator[Item], make: Callable[[Item], Made]) -> Iterator[Made]:
+    """``make`` of each item, one ahead in a thread of its own; what it raises is raised in its turn.
+
+    On a CPU the views of the next step are made while this one trains: tensor operations release Python's lock.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+
+        def next_made() -> Made:
+            return make(next(items))
+
+        waiting = pool.submit(next_made)
+        while True:
+            try:
+                made = waiting.result()
+            except StopIteration:
+                return
+            waiting = pool.submit(next_made)
+            yield made
 
 
 class PointSource(Protocol):
@@ -73,7 +97,10 @@ def read_batch(corpus: PointSource, index: Sequence[int] | NDArray[np.int64], ep
         # A sum is not finite as soon as one term is not; float64 cannot overflow on float32 terms.
         if not (len(cloud) and np.isfinite(cloud.sum(dtype=np.float64))):
             what = "coordinates that are not finite" if len(cloud) else "no points"
-            msg = f"shape {number} of the corpus has {what}; check it with `pointdistill verify` or build it anew"
+            msg = (
+                f"shape {number} of the corpus has {what}; look at it with pointdistill.open_corpus, "
+                "or build the corpus anew"
+            )
             raise DataError(msg)
     counts = [len(cloud) for cloud in clouds]
     points = np.zeros((len(clouds), max(counts), 3), np.float32)

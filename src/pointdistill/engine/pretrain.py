@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from pointdistill.engine.devices import (
     build_accelerator,
     gather_rows,
     mean_over_processes,
+    threads_for,
 )
 from pointdistill.engine.interrupt import interruptible
-from pointdistill.engine.loader import Batch, batches
+from pointdistill.engine.loader import Batch, batches, made_ahead
 from pointdistill.engine.optimizer import clip_gradients
 from pointdistill.engine.run_folder import (
     CHECKPOINTS,
@@ -129,7 +130,7 @@ def pretrain(
         spent = 0.0
     total = state.config.total_steps(len(corpus))
     to_device(state, accelerator.device)
-    with interruptible() as stopped:
+    with interruptible() as stopped, threads_for(state.config.encoder.width, accelerator.device):
         trainer = _Trainer(state, corpus, accelerator, run, options, total, spent)
         loss = trainer.train(report, stopped)
     done = state.step >= total
@@ -209,10 +210,11 @@ class _Trainer:
             parts=self.accelerator.num_processes,
         )
         loss = math.nan
-        for batch in source:
-            began = time.perf_counter()
-            record = self._step(batch.to(self.accelerator.device), began)
+        began = time.perf_counter()
+        for batch, views in self._with_views(source):
+            record = self._step(batch, views, began)
             self.spent += time.perf_counter() - began
+            began = time.perf_counter()
             loss = record.loss
             self._log(record, last)
             if report is not None:
@@ -223,14 +225,23 @@ class _Trainer:
                 self.save()
         return loss
 
-    def _step(self, batch: Batch, began: float) -> StepRecord:
+    def _with_views(self, source: Iterator[Batch]) -> Iterator[tuple[Batch, Views]]:
+        """Each batch and its views: made on the GPU in their turn, on a CPU one step ahead."""
+        device, config = self.accelerator.device, self.state.config
+
+        def make(batch: Batch) -> tuple[Batch, Views]:
+            moved = batch.to(device)
+            return moved, make_views(moved, config)
+
+        return made_ahead(source, make) if device.type == "cpu" else map(make, source)
+
+    def _step(self, batch: Batch, views: Views, began: float) -> StepRecord:
         """One optimiser step; reads as section 5 of docs/method.md."""
         state, config = self.state, self.state.config
         rates = config.schedule.at(state.step, total=self.total, steps_per_epoch=self.per_epoch)
         generator = step_generator(
             self.accelerator.device, config.seed, state.step, self.accelerator.process_index
         )
-        views = make_views(batch, config)
 
         with self.accelerator.autocast():
             targets, means = state.teacher(views.global_views)
