@@ -69,6 +69,17 @@ class PretrainConfig:
         if self.epochs < 1 or (self.steps is not None and self.steps < 1):
             msg = f"epochs and steps must be at least 1, got {self.epochs} and {self.steps}"
             raise ConfigError(msg)
+        crop, encoder = self.global_crop, self.encoder
+        seen = (crop.points, crop.patches, crop.patch_points)
+        if seen != (encoder.points, encoder.patches, encoder.patch_points):
+            msg = f"encoder.points, .patches and .patch_points must be those of global_crop, {seen}"
+            raise ConfigError(msg)
+        if self.mode is Mode.DUAL and crop.count < 2:
+            msg = f"dual mode needs at least 2 global views, got global_crop.count {crop.count}"
+            raise ConfigError(msg)
+        if not 0 <= self.seed < 2**63:
+            msg = f"seed must lie in 0 to 2**63 - 1, got {self.seed}"
+            raise ConfigError(msg)
         if self.encoder.cls_token != self.mode.has_cls:
             msg = f"encoder.cls_token must be {self.mode.has_cls} in {self.mode} mode"
             raise ConfigError(msg)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that a loop asks between its steps."""
+"""Ctrl-C, SIGTERM and a closed terminal as a question that a loop asks between its steps."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.append(number)
 
+    # A closed terminal sends SIGHUP, which Windows does not have.
+    signals = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
     try:
-        before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handle) for number in signals}
     except ValueError:
         before = {}
     try:

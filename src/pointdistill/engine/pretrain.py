@@ -83,6 +83,9 @@ class RunOptions:
     save_every: int = 500
     """Steps between checkpoints."""
 
+    save_minutes: float = 10.0
+    """Minutes after which a checkpoint is due whatever the steps."""
+
     log_every: int = 10
     """Steps between rows of ``metrics.jsonl``; the first and the last are always written."""
 
@@ -136,7 +139,6 @@ def pretrain(
     done = state.step >= total
     if accelerator.is_main_process:
         trainer.save()
-        save_teacher(state, run / ENCODER, corpus)
     return RunResult(run, state.step, total, not done, loss)
 
 
@@ -193,6 +195,7 @@ class _Trainer:
         self.total = total
         self.spent = spent
         self.per_epoch = state.config.steps_per_epoch(len(corpus))
+        self.saved_at = time.monotonic()
         self.student: nn.Module = accelerator.prepare_model(state.student)
 
     def train(
@@ -221,7 +224,7 @@ class _Trainer:
                 report(record)
             if any_process(self.accelerator, stopped()):
                 break
-            if self.state.step % self.options.save_every == 0 and self.state.step < last:
+            if self._time_to_save() and self.state.step < last:
                 self.save()
         return loss
 
@@ -316,9 +319,19 @@ class _Trainer:
         }
         append_metrics(self.run, row)
 
+    def _time_to_save(self) -> bool:
+        """Every so many steps, and where steps are slow every so many minutes."""
+        waited = time.monotonic() - self.saved_at
+        return (
+            self.state.step % self.options.save_every == 0
+            or waited > 60 * self.options.save_minutes
+        )
+
     def save(self) -> None:
-        """Write a checkpoint of this step."""
+        """Write a checkpoint of this step, and the teacher's encoder beside the checkpoints."""
+        self.saved_at = time.monotonic()
         if not self.accelerator.is_main_process:
             return
+        save_teacher(self.state, self.run / ENCODER, self.corpus)
         folder = self.run / CHECKPOINTS
         save_state(self.state, folder, {"seconds": self.spent})

@@ -20,12 +20,13 @@ from pointdistill.engine.state import (
     start_from,
 )
 from pointdistill.engine.weights import WEIGHTS, find_encoder, read_tensors, save_encoder
-from pointdistill.errors import CheckpointError, ConfigError
+from pointdistill.errors import CheckpointError, ConfigError, DataError
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 RUN_CONFIG = "config.json"
 ENCODER = "encoder"
+FORMAT = "pointdistill-run"
 
 
 class TrainingCorpus(PointSource, Protocol):
@@ -58,6 +59,9 @@ def begin_run(
     if list_checkpoints(run / CHECKPOINTS):
         msg = f"{run} holds a run already; go on with --resume, or choose another folder with --run"
         raise ConfigError(msg)
+    if run.exists() and not _is_free(run):
+        msg = f"{run} holds other things than a run; choose a new folder with --run"
+        raise ConfigError(msg)
     config.total_steps(len(corpus))
     state = new_state(config)
     if init_from is not None:
@@ -68,10 +72,11 @@ def begin_run(
     # Rows of a run that was killed before its first checkpoint: it begins anew.
     (run / METRICS).unlink(missing_ok=True)
     described = {
+        "format": FORMAT,
         "pointdistill": pointdistill.__version__,
         "torch": torch.__version__,
         "corpus": {
-            "path": str(corpus.path),
+            "path": str(corpus.path.resolve()),
             "shapes": len(corpus),
             "fingerprint": corpus_fingerprint(corpus),
         },
@@ -117,10 +122,28 @@ def read_run_config(run: Path) -> dict[str, Any]:
         msg = f"{run}: no run here (no {RUN_CONFIG}); start one without --resume"
         raise CheckpointError(msg)
     found = read_json(path)
-    if not isinstance(found, dict) or "corpus" not in found:
-        msg = f"{path}: not the configuration of a run"
+    whole = isinstance(found, dict) and found.get("format") == FORMAT
+    if not (whole and isinstance(found.get("config"), dict) and _names_corpus(found.get("corpus"))):
+        msg = f"{path}: not the configuration of a run, or a damaged one"
         raise CheckpointError(msg)
     return found
+
+
+def _names_corpus(value: object) -> bool:
+    return isinstance(value, dict) and {"path", "fingerprint"} <= value.keys()
+
+
+def _is_free(run: Path) -> bool:
+    """Whether a folder is empty, or a run that was killed before its first checkpoint."""
+    if not run.is_dir():
+        return False
+    if not any(run.iterdir()):
+        return True
+    try:
+        read_run_config(run)
+    except (CheckpointError, DataError):
+        return False
+    return True
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

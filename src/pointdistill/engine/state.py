@@ -29,6 +29,7 @@ VERSION = 1
 KEEP = 2
 """Checkpoints kept: the last, and the one before in case the last is damaged."""
 
+_KEYS = {"version", "step", "config", "files", "seconds"}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -71,7 +72,11 @@ def save_state(state: TrainState, folder: Path, extra: dict[str, Any]) -> Path:
     """Write ``folder/step-…``, complete or absent, and thin the older ones; the checkpoint written."""
     path = folder / f"step-{state.step:08d}"
     if path.exists():
+        if is_whole(path):
+            return path  # the same step of the same run: the same bytes
         shutil.rmtree(path)
+    for left_over in folder.glob(".step-*.part"):
+        shutil.rmtree(left_over)
     with folder_aside(path) as aside:
         model = {f"student.{n}": v for n, v in state.student.state_dict().items()}
         model |= {f"teacher.{n}": v for n, v in state.teacher.state_dict().items()}
@@ -114,6 +119,15 @@ def load_latest(folder: Path) -> tuple[TrainState, dict[str, Any]]:
     raise CheckpointError(msg)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether every file of a checkpoint has the checksum it was written with."""
+    try:
+        files = read_json(path / STATE)["files"]
+        return all(sha256_of(path / name) == checksum for name, checksum in files.items())
+    except (DataError, OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:
     """One checkpoint, every file checked against its checksum.
 
@@ -121,7 +135,10 @@ def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:
         CheckpointError: if it is damaged or of another version.
     """
     described = read_json(path / STATE)
-    if described.get("version") != VERSION:
+    if not (isinstance(described, dict) and described.keys() >= _KEYS):
+        msg = f"{path / STATE} is damaged"
+        raise CheckpointError(msg)
+    if described["version"] != VERSION:
         msg = (
             f"{path}: checkpoint version {described.get('version')!r}, this program reads {VERSION}"
         )

@@ -67,7 +67,8 @@ def load_encoder(path: Path | str) -> Encoder:
     Raises:
         CheckpointError: if there is no encoder, its format is unknown, or weights and configuration differ.
     """
-    if not Path(path).exists() and looks_like_repository(str(path)):
+    # `runs/mine` with a folder `runs` here is a path with a typing error, never a stranger's repository.
+    if not Path(path).parent.is_dir() and looks_like_repository(str(path)):
         path = fetch_encoder(str(path))
     folder = find_encoder(Path(path))
     config = read_encoder_config(folder)
@@ -190,5 +191,7 @@ def export_encoder(source: Path, output: Path) -> Path:
     check_free_for_encoder(output)
     encoder = load_encoder(folder)
     kept = read_json(folder / CONFIG)
-    save_encoder(encoder, output, sources=kept["sources"], training=kept["training"])
+    save_encoder(
+        encoder, output, sources=kept.get("sources", []), training=kept.get("training", {})
+    )
     return folder

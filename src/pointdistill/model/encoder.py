@@ -20,10 +20,14 @@ from pointdistill.model.patches import (
     patchify,
     to_unit_sphere,
 )
-from pointdistill.model.transformer import NORM_EPS, Transformer
+from pointdistill.model.transformer import RMSNorm, Transformer
 
 POSITION_HIDDEN = 128
 """Width of the position embedding's hidden layer, the same in every size."""
+
+
+LARGEST = 16_384
+"""Of any width or depth: a damaged configuration must not ask for all memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +68,10 @@ class EncoderConfig:
     """K, points a patch."""
 
     def __post_init__(self) -> None:
+        sizes = (self.width, self.depth, self.heads, *self.stage_one, *self.stage_two)
+        if not (self.stage_one and all(0 < size <= LARGEST for size in sizes)):
+            msg = f"encoder sizes must lie in 1 to {LARGEST:,}, with a stage_one; got {self}"
+            raise ConfigError(msg)
         if self.width % self.heads:
             msg = f"encoder.heads must divide encoder.width, got {self.heads} heads, width {self.width}"
             raise ConfigError(msg)
@@ -140,7 +148,7 @@ def _mlp(widths: Sequence[int], *, bias: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inner, outer in itertools.pairwise(widths):
         if layers:
-            layers += [nn.RMSNorm(inner, eps=NORM_EPS), nn.GELU()]
+            layers += [RMSNorm(inner), nn.GELU()]
         layers.append(nn.Linear(inner, outer, bias=bias))
     return nn.Sequential(*layers)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pointdistill.errors import ConfigError
-from pointdistill.model.transformer import NORM_EPS, Attention, MlpBranch
+from pointdistill.model.transformer import Attention, MlpBranch, RMSNorm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class PredictorBlock(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.norm = RMSNorm(width)
         self.attention = Attention(width, heads)
         self.mlp = MlpBranch(width)
 
@@ -58,7 +58,7 @@ class Predictor(nn.Module):
         self.blocks = nn.ModuleList(
             PredictorBlock(config.width, config.heads) for _ in range(config.depth)
         )
-        self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
+        self.norm = RMSNorm(config.width)
         self.widen = nn.Linear(config.width, encoder_width)
 
     def forward(self, positions: Tensor, memory: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class KeyedRandom:
         the same numbers at its beginning.
         """
         stream = zlib.crc32(f"{self.stream}/{name}".encode())
-        mixed = _mix(self.keys + stream * _GOLDEN_LOW)
+        mixed = _mix(self.keys + _signed(stream * _GOLDEN_LOW))
         for size in shape:
             counter = torch.arange(1, size + 1, device=self.keys.device)
             mixed = _mix(mixed[..., None] + counter * _GOLDEN)
@@ -81,6 +81,11 @@ class KeyedRandom:
         """int64 of the shape of ``high`` (first size B), uniform in [0, high)."""
         fraction = _shift_right(self.bits(name, high.shape[1:]), 11).to(torch.float64) * 2.0**-53
         return (fraction * high).to(torch.int64)
+
+
+def _signed(value: int) -> int:
+    """The int64 with the lowest 64 bits of a Python integer."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 _GOLDEN_LOW = 2654435761  # Knuth's multiplicative constant spreads 32-bit stream names over 64 bits

@@ -16,6 +16,17 @@ DROP_SUBSET_FROM = 0.1
 """Stochastic depth at this rate or above computes a branch for the kept samples only."""
 
 
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's, with the model's eps; under autocast the scale follows the tokens' type to the fused kernel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        return functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head attention without biases; to itself, or to a memory of the same width."""
 
@@ -91,7 +102,7 @@ class SelfAttentionBranch(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.norm = RMSNorm(width)
         self.attention = Attention(width, heads)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -104,7 +115,7 @@ class MlpBranch(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.norm = RMSNorm(width)
         self.mlp = Mlp(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -133,7 +144,7 @@ class Transformer(nn.Module):
     def __init__(self, width: int, heads: int, drop_rates: tuple[float, ...]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(width, heads, drop_rate=rate) for rate in drop_rates)
-        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.norm = RMSNorm(width)
 
     def hidden_states(
         self, tokens: Tensor, positions: Tensor, generator: torch.Generator | None = None

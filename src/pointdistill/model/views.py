@@ -16,7 +16,6 @@ from pointdistill.model.patches import Patches, gather_points, patchify, to_unit
 from pointdistill.model.random import KeyedRandom
 
 ASPECT_RANGE = (0.33, 3.0)
-MINIMUM_POINTS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
