@@ -68,8 +68,8 @@ BOX_OBJ = "".join(f"v {x} {y} {z}\n" for x, y, z in BOX) + "".join(
         ("a.xyz", "1 2 3\n" * 40, "all 40 points are at one place"),
         ("a.npy", "junk", "expected a numpy array"),
         ("a.pcd", "junk\n", "expected a PCD header"),
-        ("a.fbx", "x", "the ending '.fbx' is not read, accepted are obj, off"),
-        ("plain", "x", "no ending is not read"),
+        ("a.fbx", "x", "files ending in '.fbx' are not read, accepted are obj, off"),
+        ("plain", "x", "files without an ending are not read"),
     ],
 )
 def test_what_cannot_be_read_says_why(

@@ -11,8 +11,8 @@ from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.workspace import remember_corpus, remember_run
 from pointdistill.engine import launch
-from pointdistill.engine.launch import announce, new_launch, resumed_launch
-from pointdistill.engine.pretrain import RunOptions, pretrain
+from pointdistill.engine.launch import announce, carry_out, new_launch, resumed_launch
+from pointdistill.engine.pretrain import RunOptions
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 
 
@@ -84,13 +84,8 @@ def test_a_batch_that_does_not_fit_a_cpu_shrinks_and_is_said(
 
 def test_resume_takes_the_last_run_with_its_own_configuration(corpus: Path) -> None:
     first = start(data=corpus, steps=2, batch_size=8, seed=3)
-    announce(first)
-    pretrain(
-        first.config,
-        corpus=first.corpus,
-        run=first.run,
-        options=RunOptions(device="cpu", stop_at=1),
-    )
+    assert announce(first)[-1].startswith("tiny encoder, dual mode, seed 3: 2 steps of 8 of 60")
+    carry_out(first, RunOptions(device="cpu", stop_at=1), lambda _record: None)
     again = resumed_launch(data=None, run=None, changes={"steps": None})
     assert (again.run.resolve(), again.config) == (first.run.resolve(), first.config)
     assert again.resume

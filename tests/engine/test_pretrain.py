@@ -190,7 +190,7 @@ def test_init_from_an_encoder_of_another_size_lists_what_does_not_fit(
 def test_resume_refuses_another_corpus(memory_corpus: MemoryCorpus, tmp_path: Path) -> None:
     run = tmp_path / "run"
     pretrain(micro_config(), corpus=memory_corpus, run=run, options=options(stop_at=1))
-    with pytest.raises(CheckpointError, match="was begun with the corpus .*memory"):
+    with pytest.raises(CheckpointError, match=r"was begun with the corpus .*memory"):
         pretrain(
             micro_config(), corpus=MemoryCorpus(memory_corpus.clouds[:12]), run=run, resume=True
         )

@@ -17,6 +17,7 @@ from pointdistill.engine.quickstart import (
     INITIAL,
     PRETRAINED,
     PROTOCOLS,
+    SUPERVISED,
     Hooks,
     QuickstartConfig,
     gains,
@@ -24,7 +25,9 @@ from pointdistill.engine.quickstart import (
 )
 from pointdistill.errors import ConfigError
 
-TOY = QuickstartConfig(shapes=64, points=320, sizes=ScanSizes(train=4, test=2), steps=3)
+TOY = QuickstartConfig(
+    shapes=64, points=320, sizes=ScanSizes(train=4, test=2), steps=3, supervised_epochs=1
+)
 
 
 @pytest.fixture
@@ -38,7 +41,8 @@ def test_the_whole_way_and_again_with_the_same_numbers(folder: Path) -> None:
     first = quickstart(folder, TOY, Hooks(step=steps.append))
     assert [record.step for record in steps] == [1, 2, 3]
     measured = {(r.features, r.protocol) for r in first.results}
-    assert measured == {(f, p) for f in (PRETRAINED, INITIAL, GEOMETRY) for p in PROTOCOLS}
+    frozen = {(f, p) for f in (PRETRAINED, INITIAL, GEOMETRY) for p in PROTOCOLS}
+    assert measured == frozen | {(SUPERVISED, "scratch")}
     assert all(result.stand_in for result in first.results)
     assert gains(first.results).keys() == set(PROTOCOLS)
     again = quickstart(folder, TOY)
@@ -51,6 +55,6 @@ def test_the_whole_way_and_again_with_the_same_numbers(folder: Path) -> None:
     assert "stand-in" in page
     assert json.loads((folder / "run-seed0" / "results.json").read_text())
     assert last_run() is not None
-    assert last_corpus() is not None
+    assert last_corpus() is None  # that of `prepare-data` stays the one to train on
     with pytest.raises(ConfigError, match="holds a run of other settings; choose another folder"):
         quickstart(folder, replace(TOY, steps=4))

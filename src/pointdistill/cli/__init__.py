@@ -52,6 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
         sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        # A name that is a file where a folder is wanted, no permission, a full disk: the user's to mend.
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"error: {where}{error.strerror or error}; give another path, or free it")
+        sys.exit(2)
+    except MemoryError:
+        _say("error: not enough memory for this; ask for fewer points, shapes or a smaller batch")
+        sys.exit(2)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except Exception as error:

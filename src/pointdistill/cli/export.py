@@ -26,6 +26,4 @@ def export(
         raise CheckpointError(msg)
     folder = export_encoder(source, output)
     typer.echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
-    typer.echo(
-        f'next: python -c "import pointdistill; e = pointdistill.load_encoder({str(output)!r})"'
-    )
+    typer.echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")

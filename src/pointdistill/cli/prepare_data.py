@@ -87,4 +87,4 @@ def _print(prepared: Prepared) -> None:
         typer.echo(f"went on from {report.resumed:,} shapes that were there already", err=True)
     state = "was complete already" if report.was_complete else "is complete"
     typer.echo(f"{report.path} {state}: {report.kept:,} shapes of {prepared.facts.name}")
-    typer.echo("next: pointdistill pretrain --size small")
+    typer.echo("next: pointdistill pretrain --size small   (--size tiny without a GPU)")

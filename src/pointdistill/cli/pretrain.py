@@ -28,11 +28,13 @@ class ModeName(StrEnum):
 
 def pretrain(
     size: Annotated[
-        Size, typer.Option(help="Encoder: the paper's small, base, large; tiny for a CPU.")
-    ] = Size.SMALL,
+        Size | None,
+        typer.Option(help="The paper's small, base, large; tiny for a CPU. Default: small."),
+    ] = None,
     mode: Annotated[
-        ModeName, typer.Option(help="Objectives: both, CLS alone, masked patches alone.")
-    ] = ModeName.DUAL,
+        ModeName | None,
+        typer.Option(help="Both objectives, CLS or masked patches alone. Default: dual."),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Corpus folder; by default the last one made in this folder."),
@@ -57,7 +59,10 @@ def pretrain(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Shapes a step, over all processes.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order, views and masks.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Of weights, order, views, masks. Default: 0."),
+    ] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto (bf16 on a GPU), no, or bf16.")] = "auto",
@@ -66,8 +71,8 @@ def pretrain(
     from pointdistill.cli.training import run_pretraining
 
     run_pretraining(
-        size=size.value,
-        mode=mode.value,
+        size=size.value if size else None,
+        mode=mode.value if mode else None,
         data=data,
         run=run,
         resume=resume,

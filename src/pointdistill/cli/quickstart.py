@@ -18,7 +18,7 @@ def quickstart(
     folder: Annotated[
         Path, typer.Option(help="Everything is written here and found again.")
     ] = Path("quickstart"),
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same numbers.")] = 0,
     shapes: Annotated[int, typer.Option(min=64, help="Shapes of the builtin corpus.")] = 4000,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps; by default the tiny recipe's.")

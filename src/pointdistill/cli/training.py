@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pointdistill.engine.devices import is_main_process
-from pointdistill.engine.launch import announce, new_launch, resumed_launch
-from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
+from pointdistill.engine.launch import announce, carry_out, new_launch, resumed_launch
+from pointdistill.engine.pretrain import RunOptions, StepRecord
 from pointdistill.errors import ConfigError
 
 MEASURED_STEPS = 3
@@ -21,8 +22,8 @@ SLOW_HOURS = 1.0
 
 def run_pretraining(
     *,
-    size: str,
-    mode: str,
+    size: str | None,
+    mode: str | None,
     data: Path | None,
     run: Path | None,
     resume: bool,
@@ -37,12 +38,12 @@ def run_pretraining(
         if init_from is not None:
             msg = "--init-from begins a run and --resume goes on with one; give one of them"
             raise ConfigError(msg)
-        asked = {name: value for name, value in changes.items() if name != "seed"}
+        asked = {"size": size, "mode": mode, **changes}
         launch = resumed_launch(data=data, run=run, changes=asked)
     else:
         launch = new_launch(
-            size,
-            mode,
+            size or "small",
+            mode or "dual",
             data=data,
             run=run,
             init_from=init_from,
@@ -53,22 +54,15 @@ def run_pretraining(
     for line in announce(launch):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     with training_progress(console) as show:
-        result = pretrain(
-            launch.config,
-            corpus=launch.corpus,
-            run=launch.run,
-            resume=launch.resume,
-            init_from=launch.init_from,
-            options=RunOptions(device=device, precision=precision, save_every=save_every),
-            report=show,
-        )
+        options = RunOptions(device=device, precision=precision, save_every=save_every)
+        result = carry_out(launch, options, show)
     if not is_main_process():
         raise typer.Exit(130 if result.interrupted else 0)
     if result.interrupted:
         typer.echo(
             f"stopped after step {result.step} of {result.total}; everything is saved in {result.run}"
         )
-        typer.echo(f"next: pointdistill pretrain --resume --run {result.run}")
+        typer.echo(f"next: pointdistill pretrain --resume --run {shlex.quote(str(result.run))}")
         raise typer.Exit(130)
     typer.echo(f"{result.total} steps done; the teacher's encoder is in {result.run}/encoder")
     typer.echo(

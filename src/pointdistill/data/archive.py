@@ -70,7 +70,9 @@ class _ZipArchive(Archive):
     def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
         self.path = path
         self._file = file
-        self.names = _wanted(path, [i.filename for i in file.infolist() if not i.is_dir()])
+        self.names = _wanted(
+            path, [i.filename for i in file.infolist() if not i.filename.endswith("/")]
+        )
 
     def read(self, name: str) -> bytes:
         self._check_size(name, self._file.getinfo(name).file_size)
@@ -136,7 +138,7 @@ def _wanted(path: Path, names: list[str]) -> tuple[str, ...]:
     wanted = []
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        if ".." in parts or PurePosixPath(name).is_absolute():
+        if not parts or ".." in parts or PurePosixPath(name).is_absolute():
             msg = f"{path}: member {name!r} leads out of the archive; fetch it from its own site"
             raise DataError(msg)
         if "__MACOSX" not in parts and not parts[-1].startswith("."):

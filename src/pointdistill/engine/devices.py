@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, distributed
 
 from pointdistill.errors import ConfigError
@@ -46,7 +47,28 @@ def build_accelerator(device: str, precision: str) -> Accelerator:
         raise ConfigError(msg)
     on_gpu = pick_device(device).type == "cuda"
     mixed = ("bf16" if on_gpu else "no") if precision == "auto" else precision
+    if mixed == "bf16" and not on_gpu:
+        _check_bf16_on_cpu()
+    if process_count() == 1:
+        # Accelerate remembers the first precision and device of a process; a second run may want others.
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=not on_gpu, mixed_precision=mixed)
+
+
+def _check_bf16_on_cpu() -> None:
+    """Raise unless this CPU can train in bf16, by doing the smallest piece of it.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    weight = torch.ones(8, 8, requires_grad=True)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = torch.nn.functional.linear(torch.ones(8, 8), weight).sum()
+        loss.backward()
+    except RuntimeError as error:
+        msg = f"precision 'bf16' cannot be had on this CPU ({error}); use --precision no"
+        raise ConfigError(msg) from error
 
 
 def mean_over_processes(accelerator: Accelerator, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from pointdistill.data.workspace import last_corpus, last_run, remember_run
 from pointdistill.engine.config import PretrainConfig, from_plain
 from pointdistill.engine.cost import GIB, largest_batch, step_gib
 from pointdistill.engine.devices import is_main_process, pick_device, process_count
+from pointdistill.engine.pretrain import RunOptions, RunResult, StepRecord, pretrain
 from pointdistill.engine.recipes import recipe
 from pointdistill.engine.run_folder import read_run_config
 from pointdistill.errors import CheckpointError, ConfigError, DataError
@@ -106,10 +107,31 @@ def resumed_launch(*, data: Path | None, run: Path | None, changes: Mapping[str,
     return Launch(config, corpus, run, True, None, tuple(remarks))
 
 
+def carry_out(
+    launch: Launch, options: RunOptions, report: Callable[[StepRecord], None]
+) -> RunResult:
+    """Train; the run becomes this folder's last one with its first step, so that a refused one never does."""
+    remembered: list[Path] = []
+
+    def tell(record: StepRecord) -> None:
+        if is_main_process() and not remembered:
+            remember_run(launch.run)
+            remembered.append(launch.run)
+        report(record)
+
+    return pretrain(
+        launch.config,
+        corpus=launch.corpus,
+        run=launch.run,
+        resume=launch.resume,
+        init_from=launch.init_from,
+        options=options,
+        report=tell,
+    )
+
+
 def announce(launch: Launch) -> list[str]:
-    """Remember the run as this folder's last, and say in a few lines what is about to happen."""
-    if is_main_process():
-        remember_run(launch.run)
+    """What is about to happen, in a few lines."""
     config, shapes = launch.config, len(launch.corpus)
     total = config.total_steps(shapes)
     lines = [

@@ -66,8 +66,8 @@ def read_mesh(
     path = Path(path)
     limits = limits or MeshLimits()
     try:
-        reader = _reader(path)
         _check_file(path)
+        reader = _reader(path)
         return assemble(reader.read(path, limits), repair=repair, limits=limits)
     except DataError as error:
         raise DataError(one_line(f"{path}: {error}")) from error
@@ -93,9 +93,9 @@ def read_mesh(
 def _reader(path: Path) -> _Reader:
     module = FORMATS.get(path.suffix.lower())
     if module is None:
-        ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
+        ending = f"files ending in {path.suffix!r}" if path.suffix else "files without an ending"
         accepted = ", ".join(ending[1:] for ending in FORMATS)
-        msg = f"{ending} is not read, accepted are {accepted}; export the model as one of them"
+        msg = f"{ending} are not read, accepted are {accepted}; export the model as one of them"
         raise DataError(msg)
     return cast("_Reader", importlib.import_module(f"{_PACKAGE}.{module}"))
 

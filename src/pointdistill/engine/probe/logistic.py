@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pointdistill.engine.probe.samples import Samples, Score, score_predictions
+from pointdistill.engine.probe.samples import Samples, Score, check_classes, score_predictions
 
 INVERSE_PENALTY = 0.1
 """scikit-learn's C, one value for every encoder and benchmark. Of 0.001 to 1 it was within a point of
@@ -33,6 +33,7 @@ def logistic_probe(train: Samples, test: Samples) -> Score:
     """
     regression = LogisticRegression(C=INVERSE_PENALTY, max_iter=_ITERATIONS)
     pipeline = make_pipeline(StandardScaler(), regression)
+    check_classes(train)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         pipeline.fit(train.features.double().numpy(), train.labels.numpy())

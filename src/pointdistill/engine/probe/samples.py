@@ -42,6 +42,18 @@ class Samples:
             raise DataError(msg)
 
 
+def check_classes(train: Samples) -> None:
+    """Raise unless there are two classes to tell apart.
+
+    Raises:
+        DataError: naming the only class.
+    """
+    classes = train.labels.unique().tolist()
+    if len(classes) < 2:
+        msg = f"the training clouds are all of class {classes[0]}; a classifier needs at least 2 to tell apart"
+        raise DataError(msg)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """How well one probe did on the test split, in percent."""

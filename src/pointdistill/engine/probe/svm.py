@@ -8,7 +8,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
-from pointdistill.engine.probe.samples import Samples, Score, score_predictions
+from pointdistill.engine.probe.samples import Samples, Score, check_classes, score_predictions
 
 
 def svm_probe(train: Samples, test: Samples, *, seed: int) -> Score:
@@ -23,6 +23,7 @@ def svm_probe(train: Samples, test: Samples, *, seed: int) -> Score:
         seed: order in which liblinear visits the clouds, where its solver draws one.
     """
     machine = LinearSVC(random_state=seed)
+    check_classes(train)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         machine.fit(train.features.numpy(), train.labels.numpy())
