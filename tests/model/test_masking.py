@@ -79,3 +79,29 @@ def test_a_ratio_that_hides_nothing_or_all_is_refused(ratio: float) -> None:
 def test_too_few_patches_for_the_ratio_is_refused() -> None:
     with pytest.raises(ConfigError, match="hides 0 of 2 patches"):
         MaskingConfig(ratio=0.1).hidden_patches(2)
+
+
+@pytest.mark.parametrize("patches", [16, 64])
+def test_masks_by_hand(patches: int) -> None:
+    """Blocks laid one after the other from the drawn seeds, then the flips the drawn numbers ask for."""
+    config = MaskingConfig(masks_per_view=2, block_share=0.2)
+    places, draws = centers(2, 1, patches), random(2)
+    found = draw_masks(places, config, draws)
+    count, size = config.blocks(patches)
+    hidden = config.hidden_patches(patches)
+    seed_numbers = draws.uniform("mask.seeds", (1, 2, patches))
+    flip_numbers = draws.uniform("mask.flip", (1, 2, patches))
+    for row in range(2):
+        for mask in range(2):
+            seeds = seed_numbers[row, 0, mask].argsort(descending=True)[:count]
+            visible: set[int] = set()
+            for seed in seeds.tolist():
+                gaps = (places[row, 0] - places[row, 0, seed]).norm(dim=-1)
+                visible |= set(gaps.argsort()[:size].tolist())
+            # Hidden first are those outside the blocks; within a side, those with the larger number.
+            order = sorted(
+                range(patches),
+                key=lambda p: (p not in visible, float(flip_numbers[row, 0, mask, p])),
+                reverse=True,
+            )
+            assert set(found[row, 0, mask].nonzero().flatten().tolist()) == set(order[:hidden])

@@ -130,3 +130,32 @@ def test_integers_cover_their_range_evenly() -> None:
     counts = draws.flatten().bincount(minlength=7)
     assert len(counts) == 7
     assert (counts - 1000).abs().max() < 5 * 1000**0.5
+
+
+def test_box_distance_by_hand() -> None:
+    """Point by point and axis by axis: the largest of |scale · (rotated offset from the centre)|."""
+    points, counts = clouds(2, 30), torch.tensor([30, 25])
+    random = keyed([4, 5])
+    found = box_distance(points, counts, 2, random)
+    aspect = random.uniform("aspect", (2,), low=0.33, high=3.0)
+    order = random.uniform("axes", (2, 3)).argsort(-1)
+    turn = random_rotations(random.uniform("rotation", (2, 3)))
+    center = random.integers("center", counts[:, None].expand(-1, 2))
+    assert (center < counts[:, None]).all()
+    for shape in range(2):
+        for crop in range(2):
+            a = float(aspect[shape, crop])
+            three = (1.0, a**-0.5, a**0.5)
+            scales = [three[int(place)] for place in order[shape, crop]]
+            for number in range(30):
+                offset = points[shape, number] - points[shape, int(center[shape, crop])]
+                along = [float(turn[shape, crop, axis] @ offset) for axis in range(3)]
+                by_hand = max(abs(s * x) for s, x in zip(scales, along, strict=True))
+                assert found[shape, crop, number].item() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_aspect_ratios_are_uniform_in_their_range() -> None:
+    aspect = keyed([0]).uniform("aspect", (5000,), low=0.33, high=3.0)
+    assert 0.33 <= aspect.min() < 0.34
+    assert 2.99 < aspect.max() < 3.0
+    assert aspect.mean().item() == pytest.approx(1.665, abs=0.05)  # (0.33 + 3) / 2
