@@ -321,6 +321,15 @@ def h5_bytes(points: np.ndarray, labels: np.ndarray) -> bytes:
     return memory.getvalue()
 
 
+def h5_claiming(shape: tuple[int, ...], kind: str = "f4") -> bytes:
+    """A small file whose chunked, never written points claim any size."""
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        file.create_dataset("data", shape, kind, chunks=(1, *shape[1:]))
+        file["label"] = np.zeros(2, np.int64)
+    return memory.getvalue()
+
+
 @pytest.fixture
 def scans() -> np.ndarray:
     """(5, 64, 3), z up, extents near 1, 2, 3 from 0 on."""
@@ -379,6 +388,8 @@ def test_a_scan_that_is_not_finite_costs_itself_alone(tmp_path: Path, scans: np.
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (h5_claiming((1_000_000, 2048, 3)), r"'data' claims 24,576,000,000 bytes"),
+        (h5_claiming((2, 64, 3), "S4"), "no numeric dataset 'data'"),
         (h5_bytes(np.zeros((2, 64, 3)), np.array([0, 15])), "labels from 0 to 15"),
         (h5_bytes(np.zeros((2, 64, 3)), np.array([0])), r"\(2, 64, 3\) with 1 labels"),
         (h5_bytes(np.zeros((2, 64)), np.array([0, 1])), r"\(2, 64\) with 2 labels"),

@@ -104,19 +104,10 @@ def _next(measured: BenchmarkName, encoder: Path | None, stand_in: bool) -> str:
 
 
 def _print(outcome: Outcome) -> None:
-    """The table, in lines on a terminal and as Markdown in a file."""
-    from rich.console import Console
-
-    from pointdistill.cli.tables import rich_table
+    from pointdistill.cli.tables import print_table
     from pointdistill.engine.results import results_table
 
-    table, console = results_table(outcome.results), Console()
-    if console.is_terminal:
-        console.print(rich_table(table))
-        for note in table.notes:
-            console.print(note, markup=False, highlight=False, style="dim")
-    else:
-        typer.echo(table.markdown())
+    print_table(results_table(outcome.results))
     typer.echo(f"results: {outcome.output}/results.json, {outcome.output}/results.md")
 
 

@@ -27,7 +27,7 @@ def quickstart(
     """See it work in minutes: make shapes, pretrain a tiny encoder, measure it beside its initial weights."""
     from rich.console import Console
 
-    from pointdistill.cli.tables import rich_table
+    from pointdistill.cli.tables import print_table
     from pointdistill.engine.quickstart import Hooks, QuickstartConfig, gains, quickstart
     from pointdistill.engine.results import results_table
 
@@ -41,13 +41,7 @@ def quickstart(
     if result.interrupted:
         typer.echo(f"stopped; everything is saved in {folder}, the same command goes on from there")
         raise typer.Exit(130)
-    table, out = results_table(result.results), Console()
-    if out.is_terminal:
-        out.print(rich_table(table))
-        for note in table.notes:
-            out.print(note, markup=False, highlight=False, style="dim")
-    else:
-        typer.echo(table.markdown())
+    print_table(results_table(result.results))
     added = ", ".join(f"{name} {gain:+.1f}" for name, gain in gains(result.results).items())
     typer.echo(f"pretraining changed the accuracy of its own initial weights by: {added} points")
     typer.echo(f"{sum(result.seconds.values()):.0f} seconds; report with pictures: {result.report}")

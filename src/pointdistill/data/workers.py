@@ -48,7 +48,7 @@ def ordered_map(
     # Spawned, not forked: a fork beside the threads of torch or of a progress bar may lock up.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
     try:
-        with _interrupts_held():
+        with interrupts_held():
             results = pool.map(function, tasks)  # starts the processes
         yield from results
     except BrokenProcessPool as error:
@@ -59,7 +59,7 @@ def ordered_map(
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[None]:
     """Hold Ctrl-C back; processes started meanwhile never get it, since the parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 PROTOCOLS = ("knn", "svm", "linear", "logistic")
 """The first three are published; the last is blind to the scale of the features."""
 
+COPIES_ON_CPU = 4
+"""Augmented copies for the linear probe on a CPU, where 150 passes of an encoder take too long."""
+
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many clouds have been described, and how many will be in all."""
 

@@ -15,15 +15,18 @@ from pointdistill.data.files import write_aside
 from pointdistill.data.standins import make_modelnet40_stand_in, make_scanobjectnn_stand_in
 from pointdistill.data.workspace import last_run, last_stand_in, remember_stand_in
 from pointdistill.engine.devices import pick_device
-from pointdistill.engine.evaluate import PROTOCOLS, Evaluation, Progress, evaluate
+from pointdistill.engine.evaluate import (
+    COPIES_ON_CPU,
+    PROTOCOLS,
+    Evaluation,
+    Progress,
+    evaluate,
+)
 from pointdistill.engine.published import comparison_for
 from pointdistill.engine.results import Result, results_table, write_results
 from pointdistill.engine.run_folder import METRICS
 from pointdistill.engine.weights import find_encoder, load_encoder
 from pointdistill.errors import CheckpointError, ConfigError
-
-COPIES_ON_CPU = 4
-"""Augmented copies for the linear probe on a CPU, where 150 passes of an encoder take too long."""
 
 RESULTS, TABLE = "results.json", "results.md"
 

@@ -23,7 +23,12 @@ from pointdistill.data.workspace import remember_run
 from pointdistill.engine.classifier_recipes import RECIPES
 from pointdistill.engine.config import PretrainConfig, to_plain
 from pointdistill.engine.devices import threads_for
-from pointdistill.engine.evaluate import Evaluation, evaluate, evaluate_geometry
+from pointdistill.engine.evaluate import (
+    COPIES_ON_CPU,
+    Evaluation,
+    evaluate,
+    evaluate_geometry,
+)
 from pointdistill.engine.gallery import learning_pictures
 from pointdistill.engine.inputs import protocol_input
 from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
@@ -41,8 +46,6 @@ SPLIT = "OBJ-BG"
 PRETRAINED, INITIAL, GEOMETRY = "pretrained", "initial weights", "geometric features"
 SUPERVISED = "supervised from scratch"
 PROTOCOLS = ("knn", "linear", "svm", "logistic")
-AUGMENTED_COPIES = 4
-"""Augmented feature sets for the linear probe; a new one each of 150 epochs would take most of the time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,7 +219,7 @@ def _measure(
 ) -> list[Result]:
     """The same probes on the trained encoder, on its own initial weights, and on geometric features."""
     evaluation = Evaluation(
-        protocols=PROTOCOLS, seeds=(config.seed,), augmented_copies=AUGMENTED_COPIES
+        protocols=PROTOCOLS, seeds=(config.seed,), augmented_copies=COPIES_ON_CPU
     )
     results = []
     initial = new_state(config.pretraining()).teacher.encoder

@@ -124,8 +124,8 @@ def _read_clouds(archive: Archive, member: str) -> LabelledClouds:
     """Read one HDF5 member; bytes and points are in memory at once, 0.7 GiB for PB-T50-RS."""
     try:
         with h5py.File(io.BytesIO(archive.read(member)), "r") as file:
-            points = _dataset(archive, member, file, "data").astype(np.float32, copy=False)
-            labels = _dataset(archive, member, file, "label").reshape(-1)
+            points = read_dataset(archive, member, file, "data").astype(np.float32, copy=False)
+            labels = read_dataset(archive, member, file, "label").reshape(-1)
     except (OSError, RuntimeError) as error:
         archive.refuse(member, error)
     source = f"{archive.path}: {member}"
@@ -143,8 +143,12 @@ def _read_clouds(archive: Archive, member: str) -> LabelledClouds:
     return LabelledClouds(points=np.ascontiguousarray(points[..., [2, 0, 1]]), labels=whole)
 
 
-def _dataset(archive: Archive, member: str, file: h5py.File, key: str) -> NDArray[np.generic]:
-    """One numeric dataset of an HDF5 file; anything else is refused before it is read."""
+def read_dataset(archive: Archive, member: str, file: h5py.File, key: str) -> NDArray[np.generic]:
+    """One numeric dataset of an HDF5 member of ``archive``, whole.
+
+    Raises:
+        DataError: if it is absent, not numeric, or claims more than a member may hold; before it is read.
+    """
     dataset = file.get(key)
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
         archive.refuse(member, f"no numeric dataset {key!r}")

@@ -16,11 +16,11 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Protocol, TypeVar
 
+from pointdistill.data.workers import interrupts_held
 from pointdistill.errors import DataError
 
 Task = TypeVar("Task")
@@ -102,7 +102,7 @@ class _Worker(Generic[Task]):
     def __init__(self, context: Any, job: Job[Task, Any]) -> None:
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, job), daemon=True)
-        with _interrupts_held():
+        with interrupts_held():
             self.process.start()
         # Only the worker may hold its end, so that its death ends the connection.
         theirs.close()
@@ -224,21 +224,6 @@ def _context() -> Any:
         context.set_forkserver_preload(["pointdistill.data.build.tasks"])
         return context
     return multiprocessing.get_context("spawn")
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back; a process started meanwhile never gets it, not even while it is importing."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # Starting this helper of multiprocessing's ends by letting Ctrl-C through; so it goes first.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection, job: Job[Any, Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.archive import Archive, open_archive
-from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS
+from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS, read_dataset
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.meshes.sampling import to_z_up
 from pointdistill.data.sources.archived import ArchiveSource, archive_facts
@@ -94,8 +94,9 @@ def _read(archive: Archive, member: str) -> tuple[NDArray[np.generic], NDArray[n
     """
     try:
         with h5py.File(io.BytesIO(archive.read(member)), "r") as file:
-            points, labels = file["data"][()], file["label"][()].reshape(-1)
-    except (OSError, RuntimeError, KeyError, AttributeError) as error:
+            points = read_dataset(archive, member, file, "data")
+            labels = read_dataset(archive, member, file, "label").reshape(-1)
+    except (OSError, RuntimeError) as error:
         archive.refuse(member, error)
     if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(labels):
         archive.refuse(member, f"data of shape {points.shape} with {len(labels)} labels")
