@@ -36,7 +36,7 @@ def tests(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Timings, side by side in one run (``-- learning``: what pretraining is worth)."""
     session.install("-e", ".[test]")
-    names = session.posargs or ["views", "corpus"]
+    names = session.posargs or ["views", "step", "corpus"]
     for name in names:
         session.run("python", f"benchmarks/{name}.py")
 

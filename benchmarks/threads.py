@@ -1,0 +1,91 @@
+"""A training step of the tiny and the small model: one thread or all, threads that spin or wait, alone or beside a busy process.
+
+Why the program asks OpenMP to wait passively, and why a narrow encoder trains on one thread. Each way runs in a
+process of its own, since OpenMP reads its settings when torch is loaded. Views are made within the step here;
+``pretrain`` makes them a step ahead on a CPU.
+
+Run: ``python benchmarks/threads.py``
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+STEPS, WARMUP = 7, 2
+BATCH = {"tiny": 32, "small": 2}
+BUSY = "while True: pass"
+
+
+def measure(name: str) -> None:
+    """Print the median seconds of a step in this process."""
+    import numpy as np
+    import torch
+
+    from pointdistill.engine.loader import Batch
+    from pointdistill.engine.pretrain import make_views
+    from pointdistill.engine.recipes import recipe
+    from pointdistill.engine.state import new_state
+    from pointdistill.model.distillation import objective
+
+    config = recipe(name)
+    state = new_state(config)
+    rates = config.schedule.at(0, total=100, steps_per_epoch=10)
+    size = BATCH[name]
+    points = np.random.default_rng(0).normal(size=(size, 2048, 3)).astype(np.float32)
+    seconds = []
+    for step in range(WARMUP + STEPS):
+        began = time.perf_counter()
+        batch = Batch(torch.from_numpy(points), torch.full((size,), 2048), torch.arange(size), step)
+        views = make_views(batch, config)
+        targets, _ = state.teacher(views.global_views)
+        predictions = state.student(views)
+        losses = objective(config.mode, predictions, targets, views.masks, rates.temperatures)
+        losses.total.backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.teacher.follow(state.student, 0.99)
+        seconds.append(time.perf_counter() - began)
+    print(statistics.median(seconds[WARMUP:]))
+
+
+def timed(name: str, threads: int, policy: str, *, busy: bool) -> float:
+    """Median seconds of a step in a new process, perhaps beside one that never rests."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": policy}
+    beside = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
+    try:
+        done = subprocess.run(
+            [sys.executable, __file__, name],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        if beside is not None:
+            beside.kill()
+            beside.wait()
+    return float(done.stdout)
+
+
+def main() -> None:
+    cores = os.cpu_count() or 1
+    print(f"{platform.machine()}, {cores} cores, median of {STEPS} steps")
+    print("| model, shapes | threads | which, waiting, | alone, s | beside a busy process, s |")
+    print("| --- | --- | --- | --- | --- |")
+    ways = [(1, "PASSIVE", "-"), (cores, "PASSIVE", "sleep"), (cores, "ACTIVE", "spin")]
+    for name, size in BATCH.items():
+        for threads, policy, waiting in ways:
+            alone, beside = (timed(name, threads, policy, busy=busy) for busy in (False, True))
+            print(
+                f"| {name}, {size} | {threads} | {waiting} | {alone:.3f} | {beside:.3f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    measure(sys.argv[1]) if sys.argv[1:] else main()
