@@ -35,8 +35,8 @@ def tests(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Timings, side by side in one run (``-- learning``: what pretraining is worth)."""
-    session.install("-e", ".[test]")
-    names = session.posargs or ["views", "step", "corpus"]
+    session.install("-e", ".[bench]")
+    names = session.posargs or ["views", "step", "threads", "loader", "train", "corpus", "embed"]
     for name in names:
         session.run("python", f"benchmarks/{name}.py")
 

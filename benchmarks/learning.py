@@ -1,19 +1,22 @@
-"""What pretraining is worth on the stand-in: three seeds, beside initial weights, geometry, and labels.
+"""What pretraining is worth on the stand-in: recipes and seeds beside initial weights, geometry, and labels.
 
-Each seed makes its own corpus, weights, views and probes (``pointdistill quickstart --seed S``); the stand-in is
-always the same. The supervised run trains the same encoder from scratch with the labels. Prints Markdown for
-docs/results.md. Some 30 minutes on two quiet cores; what is finished is kept in FOLDER and not done again.
+Each seed has its own corpus, weights, views and probes; the stand-in is always the same. The supervised run
+trains the same encoder from scratch with the labels. Prints Markdown for docs/results.md. A recipe and seed takes
+some four minutes on one core; what is finished is kept in FOLDER under its settings and not done again, so that
+two calls with different seeds can share the work of two cores.
 
-Run: ``python benchmarks/learning.py [FOLDER] [--seeds 3] [--part quickstart|supervised|all] [--threads N]``
+Run: ``python benchmarks/learning.py [FOLDER] [--seeds 0 1 2] [--recipes tiny tiny-cls …] [--supervised]``
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
-import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -21,59 +24,115 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
-from pointdistill.data.benchmarks import read_scanobjectnn
+from pointdistill.data.benchmarks import Benchmark, read_scanobjectnn
+from pointdistill.data.build import build_corpus
+from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files import write_json
+from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.data.standins import make_scanobjectnn_stand_in
 from pointdistill.engine.classifier_recipes import RECIPES
+from pointdistill.engine.config import PretrainConfig, to_plain
+from pointdistill.engine.evaluation import COPIES_ON_CPU, Evaluation, evaluate, evaluate_geometry
 from pointdistill.engine.inputs import protocol_input
-from pointdistill.engine.quickstart import (
-    GEOMETRY,
-    INITIAL,
-    PRETRAINED,
-    PROTOCOLS,
-    SPLIT,
-    QuickstartConfig,
-    quickstart,
-    stand_in_path,
-)
-from pointdistill.engine.recipes import recipe
-from pointdistill.engine.state import new_state
+from pointdistill.engine.pretrain import pretrain
+from pointdistill.engine.quickstart import PROTOCOLS, SPLIT, QuickstartConfig, stand_in_path
+from pointdistill.engine.recipes import find_recipe
+from pointdistill.engine.results import Result
+from pointdistill.engine.run_folder import CHECKPOINTS
+from pointdistill.engine.state import list_checkpoints, new_state
 from pointdistill.engine.supervised import train_classifier
+from pointdistill.engine.weights import load_encoder
+
+SIZES = QuickstartConfig()
+DEFAULT = ["tiny", "tiny-cls", "tiny-mpm", "tiny-mpm-query-attention", "tiny-mpm-no-predictor"]
+Scores = dict[str, float]
 
 
-def run_quickstart(folder: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Accuracy in percent by features and protocol."""
-    kept = folder / f"quickstart-{seed}.json"
-    if not kept.exists():
-        began = time.perf_counter()
-        result = quickstart(folder, QuickstartConfig(seed=seed))
-        found: dict[str, dict[str, float]] = {"seconds": result.seconds}
-        for row in result.results:
-            found.setdefault(row.features, {})[row.protocol] = row.accuracy.mean
-        found["seconds"]["all"] = time.perf_counter() - began
-        write_json(kept, found)
-    return json.loads(kept.read_text())
+class Bench:
+    """The stand-in, corpora by seed, and what was measured so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = stand_in_path(folder, SIZES)
+        if not path.exists():
+            make_scanobjectnn_stand_in(path, splits=[SPLIT], sizes=SIZES.sizes)
+        self.stand_in: Benchmark = read_scanobjectnn(path, SPLIT)
+
+    def kept(self, name: str, settings: object, measure: Callable[[], Scores]) -> Scores:
+        """``measure()``, or what it gave under the same settings."""
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        path = self.folder / f"{name}-{digest}.json"
+        if not path.exists():
+            write_json(path, measure())
+            print(f"{path}: {path.read_text()}", flush=True)
+        found: Scores = json.loads(path.read_text())
+        return found
+
+    def corpus(self, seed: int) -> Corpus:
+        source = open_source("builtin", SourceRequest(shapes=SIZES.shapes))
+        folder = self.folder / f"corpus-seed{seed}"
+        return open_corpus(build_corpus(source, folder, points=SIZES.points, seed=seed).path)
+
+    def evaluation(self, seed: int) -> Evaluation:
+        return Evaluation(protocols=PROTOCOLS, seeds=(seed,), augmented_copies=COPIES_ON_CPU)
+
+    def pretrained(self, name: str, seed: int) -> Scores:
+        config = replace(find_recipe(name).config, seed=seed)
+
+        def measure() -> Scores:
+            run = self.folder / f"{name}-seed{seed}"
+            begun = bool(list_checkpoints(run / CHECKPOINTS))
+            pretrain(config, corpus=self.corpus(seed), run=run, resume=begun)
+            return by_protocol(
+                evaluate(load_encoder(run), self.stand_in, self.evaluation(seed), name=name)
+            )
+
+        return self.kept(f"{name}-seed{seed}", to_plain(config), measure)
+
+    def initial(self, seed: int) -> Scores:
+        config = replace(find_recipe("tiny").config, seed=seed)
+
+        def measure() -> Scores:
+            encoder = new_state(config).teacher.encoder
+            return by_protocol(
+                evaluate(encoder, self.stand_in, self.evaluation(seed), name="initial")
+            )
+
+        return self.kept(f"initial-seed{seed}", to_plain(config.encoder), measure)
+
+    def geometry(self, seed: int) -> Scores:
+        encoder = find_recipe("tiny").config.encoder
+        inputs = protocol_input(self.stand_in.name, encoder)
+
+        def measure() -> Scores:
+            found = evaluate_geometry(self.stand_in, self.evaluation(seed), inputs=inputs)
+            return by_protocol(found)
+
+        return self.kept(f"geometry-seed{seed}", to_plain(inputs), measure)
+
+    def supervised(self, seed: int) -> Scores:
+        """Last and best epoch's test accuracy of the scratch protocol."""
+        config: PretrainConfig = find_recipe("tiny").config
+        encoder = new_state(config).student.encoder
+
+        def measure() -> Scores:
+            score = train_classifier(
+                encoder,
+                self.stand_in.train,
+                self.stand_in.test,
+                classes=len(self.stand_in.classes),
+                recipe=RECIPES["scratch"],
+                inputs=protocol_input(self.stand_in.name, encoder.config),
+                seed=seed,
+            ).score
+            assert score.best_accuracy is not None
+            return {"last": score.accuracy, "best": score.best_accuracy}
+
+        return self.kept(f"supervised-seed{seed}", to_plain(config.encoder), measure)
 
 
-def run_supervised(folder: Path, seed: int) -> dict[str, float]:
-    """Last and best epoch's test accuracy of the scratch protocol."""
-    kept = folder / f"supervised-{seed}.json"
-    if not kept.exists():
-        benchmark = read_scanobjectnn(stand_in_path(folder, QuickstartConfig()), SPLIT)
-        encoder = new_state(recipe("tiny")).student.encoder
-        began = time.perf_counter()
-        result = train_classifier(
-            encoder,
-            benchmark.train,
-            benchmark.test,
-            classes=len(benchmark.classes),
-            recipe=RECIPES["scratch"],
-            inputs=protocol_input(benchmark.name, encoder.config),
-            seed=seed,
-        )
-        spent = time.perf_counter() - began
-        score = result.score
-        write_json(kept, {"last": score.accuracy, "best": score.best_accuracy, "seconds": spent})
-    return json.loads(kept.read_text())
+def by_protocol(results: list[Result]) -> Scores:
+    return {result.protocol: result.accuracy.mean for result in results}
 
 
 def spread(values: list[float]) -> str:
@@ -82,33 +141,37 @@ def spread(values: list[float]) -> str:
     return f"{np.mean(values):.1f} ± {deviation:.1f}"
 
 
+def show(name: str, runs: list[Scores]) -> None:
+    print(f"| {name} | {' | '.join(spread([run[p] for run in runs]) for p in PROTOCOLS)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("learning"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--part", choices=("quickstart", "supervised", "all"), default="all")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--recipes", nargs="+", default=DEFAULT)
+    parser.add_argument("--supervised", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    seeds = range(given.seeds)
-    print(
-        f"{platform.processor() or platform.machine()}, {given.threads} threads, torch {torch.__version__}"
-    )
-    if given.part != "supervised":
-        found = [run_quickstart(given.folder, seed) for seed in seeds]
-        print(f"\n| features | {' | '.join(PROTOCOLS)} |")
-        print(f"| --- |{' --- |' * len(PROTOCOLS)}")
-        for name in (PRETRAINED, INITIAL, GEOMETRY):
-            cells = [spread([run[name][p] for run in found]) for p in PROTOCOLS]
-            print(f"| {name} | {' | '.join(cells)} |")
-        gains = [spread([run[PRETRAINED][p] - run[INITIAL][p] for run in found]) for p in PROTOCOLS]
-        print(f"| gain over initial weights | {' | '.join(gains)} |")
-    if given.part != "quickstart":
-        scores = [run_supervised(given.folder, seed) for seed in seeds]
+    bench = Bench(given.folder)
+    initial = [bench.initial(seed) for seed in given.seeds]
+    geometry = [bench.geometry(seed) for seed in given.seeds]
+    found = {name: [bench.pretrained(name, seed) for seed in given.seeds] for name in given.recipes}
+    labelled = [bench.supervised(seed) for seed in given.seeds] if given.supervised else []
+    print(f"{platform.machine()}, {given.threads} thread, torch {torch.__version__}")
+    print(f"\n| features | {' | '.join(PROTOCOLS)} |\n| --- |{' --- |' * len(PROTOCOLS)}")
+    for name, runs in found.items():
+        show(name, runs)
+    show("initial weights", initial)
+    show("geometric features", geometry)
+    for name, runs in found.items():
+        pairs = list(zip(runs, initial, strict=True))
+        show(f"gain of {name}", [{p: run[p] - start[p] for p in PROTOCOLS} for run, start in pairs])
+    if labelled:
         print("\n| supervised from scratch | last epoch | best epoch |\n| --- | --- | --- |")
-        print(
-            f"| tiny | {spread([s['last'] for s in scores])} | {spread([s['best'] for s in scores])} |"
-        )
+        cells = [spread([run[epoch] for run in labelled]) for epoch in ("last", "best")]
+        print(f"| tiny | {cells[0]} | {cells[1]} |")
 
 
 if __name__ == "__main__":

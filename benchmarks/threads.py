@@ -1,4 +1,4 @@
-"""A training step of the tiny and the small model: one thread or all, threads that spin or wait, alone or beside a busy process.
+"""A step of the tiny and the small model on one thread or all, spinning or waiting, alone or beside others.
 
 Why the program asks OpenMP to wait passively, and why a narrow encoder trains on one thread. Each way runs in a
 process of its own, since OpenMP reads its settings when torch is loaded. Views are made within the step here;

@@ -1,35 +1,47 @@
-"""Views of 16,384-point shapes (2 global, 4 local) on one CPU thread, against NumPy and SciPy.
+"""Views of 16,384-point shapes (2 global, 4 local) on one CPU thread, against a per-sample pipeline.
 
-The baseline is what a competent user writes for a loader worker: ``argpartition`` for the crop, an unshuffled
-``choice``, one float32 matrix product for the augmentation, farthest points with running minima, a k-d tree
-for the neighbours. Both make the same kinds of views; figures are medians of alternating rounds.
+The baseline is what a competent user writes for a loader worker: one float32 matrix product for the box,
+``argpartition`` for the crop, an unshuffled ``choice``, ``fpsample``'s bucket sampling for the centres, SciPy's
+k-d tree for the neighbours. Both make the same kinds of views; figures are medians of alternating rounds. On a GPU
+(``--device cuda``) there is no baseline.
 
-Run: ``python benchmarks/views.py``
+Run: ``python benchmarks/views.py [--device cuda --batch 128]``
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-
-os.environ["OMP_NUM_THREADS"] = "1"
-
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
+from fpsample import bucket_fps_kdline_sampling
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from pointdistill.engine.allocator import keep_freed_memory
 from pointdistill.engine.recipes import recipe
+from pointdistill.model.patches import farthest_points, gather_points, nearest_points
+from pointdistill.model.patches import to_unit_sphere as unit
 from pointdistill.model.random import KeyedRandom, sample_keys
-from pointdistill.model.views import CropConfig, crop_points, draw_views
+from pointdistill.model.views import (
+    AugmentConfig,
+    CropConfig,
+    augment_points,
+    crop_points,
+    draw_views,
+)
 
-SHAPES = 8
 ROUNDS = 7
+POINTS = 16_384
+BUCKET_HEIGHT = 3  # fpsample's fastest for a thousand points, of 3, 5 and 7
 Points = NDArray[np.float32]
 
 
@@ -49,66 +61,113 @@ def baseline_view(points: Points, crop: CropConfig, rng: np.random.Generator) ->
     view = view @ (turn.T * rng.uniform(0.8, 1.2, 3)).astype(np.float32)
     view -= view.mean(0)
     view /= np.sqrt(np.square(view).sum(1).max())
-    centers = farthest(view, crop.patches, int(rng.integers(crop.points)))
+    start = int(rng.integers(crop.points))
+    centers = bucket_fps_kdline_sampling(view, crop.patches, h=BUCKET_HEIGHT, start_idx=start)
     _, members = cKDTree(view).query(view[centers], k=crop.patch_points)
     return view[members] - view[centers][:, None]
 
 
-def farthest(points: Points, count: int, start: int) -> NDArray[np.int64]:
-    chosen = np.empty(count, np.int64)
-    nearest = np.full(len(points), np.inf, np.float32)
-    for step in range(count):
-        chosen[step] = start
-        gap = np.square(points - points[start]).sum(1)
-        np.minimum(nearest, gap, out=nearest)
-        start = int(nearest.argmax())
-    return chosen
-
-
-def median_seconds(run: Callable[[], object], other: Callable[[], object]) -> tuple[float, float]:
-    """Medians of two ways, taken in turn so that a drifting machine drifts for both."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for way, kept in ((run, times[0]), (other, times[1])):
+def medians(ways: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+    """Median seconds of each way, taken in turn so that a drifting machine drifts for all."""
+    times: list[list[float]] = [[] for _ in ways]
+    for _ in range(ROUNDS + 1):
+        for way, kept in zip(ways, times, strict=True):
             began = time.perf_counter()
             way()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             kept.append(time.perf_counter() - began)
-    return statistics.median(times[0]), statistics.median(times[1])
+    return [statistics.median(kept[1:]) for kept in times]
+
+
+class Stages:
+    """Our views of a batch, whole and stage by stage."""
+
+    def __init__(self, points: torch.Tensor) -> None:
+        config = recipe("small")
+        assert config.local_crop is not None
+        self.kinds = {"global": config.global_crop, "local": config.local_crop}
+        shapes = len(points)
+        self.points, self.counts = points, torch.full((shapes,), POINTS, device=points.device)
+        index = torch.arange(shapes, device=points.device)
+        self.random = KeyedRandom(sample_keys(seed=0, epoch=0, index=index))
+        self.cropped = {n: crop_points(*self.input, c, self.of(n)) for n, c in self.kinds.items()}
+        self.flat = {n: unit(v.flatten(0, 1)) for n, v in self.cropped.items()}
+        self.start = {
+            n: torch.zeros_like(f[:, 0, 0], dtype=torch.int64) for n, f in self.flat.items()
+        }
+        self.centers = {n: self.spread(n) for n in self.kinds}
+
+    @property
+    def input(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.points, self.counts
+
+    def of(self, kind: str) -> KeyedRandom:
+        return self.random.child(kind)
+
+    def spread(self, kind: str) -> torch.Tensor:
+        flat = self.flat[kind]
+        chosen = farthest_points(flat, self.kinds[kind].patches, start=self.start[kind])
+        return gather_points(flat, chosen)
+
+    def whole(self) -> None:
+        for kind, crop in self.kinds.items():
+            draw_views(*self.input, crop, self.of(kind))
+
+    def crops(self) -> None:
+        for kind, crop in self.kinds.items():
+            crop_points(*self.input, crop, self.of(kind))
+
+    def augmentation(self) -> None:
+        for kind, cropped in self.cropped.items():
+            unit(augment_points(cropped, AugmentConfig(), self.of(kind)))
+
+    def centres(self) -> None:
+        for kind in self.kinds:
+            self.spread(kind)
+
+    def neighbours(self) -> None:
+        for kind, crop in self.kinds.items():
+            nearest_points(self.flat[kind], self.centers[kind], crop.patch_points)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=8)
+    given = parser.parse_args()
+    device = torch.device(given.device)
     torch.set_num_threads(1)
-    config = recipe("small")
-    assert config.local_crop is not None
-    kinds = {"global": config.global_crop, "local": config.local_crop}
+    keep_freed_memory()
     rng = np.random.default_rng(0)
-    shapes = rng.normal(size=(SHAPES, 16_384, 3)).astype(np.float32)
-    points, counts = torch.from_numpy(shapes), torch.full((SHAPES,), 16_384)
-    random = KeyedRandom(sample_keys(seed=0, epoch=0, index=torch.arange(SHAPES)))
-
-    def ours() -> None:
-        for name, crop in kinds.items():
-            draw_views(points, counts, crop, random.child(name))
+    shapes = rng.normal(size=(given.batch, POINTS, 3)).astype(np.float32)
+    ours = Stages(torch.from_numpy(shapes).to(device))
 
     def theirs() -> None:
         for cloud in shapes:
-            for crop in kinds.values():
+            for crop in ours.kinds.values():
                 for _ in range(crop.count):
                     baseline_view(cloud, crop, rng)
 
-    def crops() -> None:
-        for name, crop in kinds.items():
-            crop_points(points, counts, crop, random.child(name))
-
-    our_seconds, their_seconds = median_seconds(ours, theirs)
-    crop_seconds, _ = median_seconds(crops, lambda: None)
-    print(f"{platform.machine()}, one thread, torch {torch.__version__}, median of {ROUNDS}")
+    stages = {
+        "crops": ours.crops,
+        "augmentation, unit sphere": ours.augmentation,
+        "farthest points": ours.centres,
+        "neighbours": ours.neighbours,
+    }
+    on_cpu = device.type == "cpu"
+    ways = [ours.whole, *stages.values(), *([theirs] if on_cpu else [])]
+    seconds, *found = medians(ways, device)
+    where = platform.machine() + ", one thread" if on_cpu else torch.cuda.get_device_name()
+    print(f"{where}, torch {torch.__version__}, batch {given.batch}, median of {ROUNDS}")
     print("| way | shapes/s |\n| --- | --- |")
-    print(f"| batched tensors (ours) | {SHAPES / our_seconds:.1f} |")
-    print(f"| per sample, NumPy and SciPy | {SHAPES / their_seconds:.1f} |")
-    print(
-        f"\nratio {their_seconds / our_seconds:.2f}; crops are {crop_seconds / our_seconds:.0%} of ours"
-    )
+    print(f"| batched tensors (ours) | {given.batch / seconds:.1f} |")
+    if on_cpu:
+        print(f"| per sample: NumPy, fpsample, SciPy | {given.batch / found[-1]:.1f} |")
+        print(f"\nratio {found[-1] / seconds:.2f}")
+    print("\n| stage | share of ours |\n| --- | --- |")
+    for name, spent in zip(stages, found[: len(stages)], strict=True):
+        print(f"| {name} | {spent / seconds:.0%} |")
 
 
 if __name__ == "__main__":

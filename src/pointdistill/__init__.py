@@ -1,7 +1,8 @@
 """Self-supervised representations of 3-D shapes, from meshes and point clouds, with no labels.
 
-Three calls are the stable interface: ``load_encoder``, ``sample_surface`` and ``open_corpus``. They are looked up
-when first used, so that importing the package costs nothing (torch is loaded by ``load_encoder`` alone).
+Five calls are the stable interface: ``load_encoder``, ``load_classifier``, ``load_segmenter``, ``sample_surface``
+and ``open_corpus``. They are looked up when first used, so that importing the package costs nothing (torch is
+loaded by the first three alone).
 """
 
 from __future__ import annotations
@@ -9,15 +10,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_encoder", "open_corpus", "sample_surface"]
+__all__ = [
+    "__version__",
+    "load_classifier",
+    "load_encoder",
+    "load_segmenter",
+    "open_corpus",
+    "sample_surface",
+]
 
 if TYPE_CHECKING:
     from pointdistill.data.corpus import open_corpus
     from pointdistill.data.meshes import sample_surface
+    from pointdistill.engine.model_folder import load_classifier, load_segmenter
     from pointdistill.engine.weights import load_encoder
 
 _HOMES = {
+    "load_classifier": "pointdistill.engine.model_folder",
     "load_encoder": "pointdistill.engine.weights",
+    "load_segmenter": "pointdistill.engine.model_folder",
     "open_corpus": "pointdistill.data.corpus",
     "sample_surface": "pointdistill.data.meshes",
 }

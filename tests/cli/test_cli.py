@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from pointdistill.cli import app, main
-from pointdistill.cli.pretrain import ModeName, Size
+from pointdistill.cli.run_options import ModeName, Size
 from pointdistill.engine.recipes import SIZES
 from pointdistill.model.distillation import Mode
 
@@ -28,7 +28,31 @@ SURFACE = {
         "--up",
         "--include-test",
     },
+    "recipes": set(),
+    "plan": {
+        "--recipe",
+        "--size",
+        "--mode",
+        "--config",
+        "--set",
+        "--data",
+        "--shapes",
+        "--epochs",
+        "--steps",
+        "--batch-size",
+        "--device",
+        "--precision",
+        "--no-measure",
+    },
     "pretrain": {
+        "--recipe",
+        "--config",
+        "--set",
+        "--keep",
+        "--probe",
+        "--probe-every",
+        "--track",
+        "--sharding",
         "--size",
         "--mode",
         "--data",
@@ -50,6 +74,9 @@ SURFACE = {
         "--split",
         "--protocol",
         "--seeds",
+        "--corpus",
+        "--epochs",
+        "--votes",
         "--augmented-copies",
         "--output",
         "--device",
@@ -63,7 +90,9 @@ SURFACE = {
         "--up",
         "--repair",
     },
-    "export": {"--encoder"},
+    "reconstruct": {"--encoder", "--data", "--steps", "--seeds", "--output", "--device"},
+    "export": {"--encoder", "--format", "--points"},
+    "push": {"--card-only", "--private"},
     "import-weights": {"--output", "--branch", "--heads"},
     "doctor": set(),
 }
@@ -100,12 +129,23 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["pretrain", "--size", "huge"], "'huge'"),
         (["pretrain", "--sice", "tiny"], "--sice"),
+        (["pretrain", "--recipe", "tinny"], "did you mean 'tiny'?"),
+        (["pretrain", "--set", "masking.ratoi=1"], "did you mean 'masking.ratio'?"),
+        (["pretrain", "--config", "missing.toml"], "missing.toml"),
+        (["pretrain", "--resume", "--set", "seed=1"], "--set cannot be changed"),
+        (["plan"], "or plan without one: --shapes N"),
+        (["plan", "--shapes", "9", "--device", "tpu"], "tpu"),
+        (["recipes", "tinny"], "did you mean 'tiny'?"),
         (["pretrain"], "no corpus was made in this folder yet"),
         (["pretrain", "--resume"], "no run was made in this folder yet"),
         (["pretrain", "--data", "nowhere"], "nowhere"),
         (["pretrain", "--epochs", "1", "--steps", "1"], "--epochs and --steps"),
         (["pretrain", "--device", "tpu"], "tpu"),
         (["export", "out"], "no run was made in this folder yet"),
+        (["export", "out", "--encoder", "x", "--points", "9"], "--points 9 belongs to --format onnx"),
+        (["reconstruct"], "no run was made in this folder yet"),
+        (["push", "missing", "jane/shapes"], "no encoder here"),
+        (["push", "missing", "shapes"], "expected owner/name"),
         (["evaluate", "scanobjectnn"], "--stand-in"),
         (["frobnicate"], "frobnicate"),
         (["sample", "missing.obj", "--output", "out"], "missing.obj"),

@@ -11,8 +11,7 @@ from pointdistill.cli import main
 from pointdistill.cli.evaluate import BenchmarkName, ProtocolName
 from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.workspace import remember_run, remember_stand_in
-from pointdistill.engine.evaluate import PROTOCOLS
-from pointdistill.engine.evaluate_saved import BENCHMARKS
+from pointdistill.engine.evaluation.kinds import ALL_PROTOCOLS, BENCHMARKS
 from pointdistill.engine.weights import save_encoder
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
@@ -51,8 +50,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_names_typed_are_the_engines() -> None:
-    assert tuple(BenchmarkName) == tuple(BENCHMARKS)
-    assert tuple(ProtocolName) == PROTOCOLS
+    assert tuple(BenchmarkName) == (*BENCHMARKS, "all")
+    assert tuple(ProtocolName) == (*ALL_PROTOCOLS, "all")
 
 
 def test_results_and_the_next_step_are_printed(
@@ -60,7 +59,7 @@ def test_results_and_the_next_step_are_printed(
 ) -> None:
     code = run_program(
         *("evaluate", "scanobjectnn", "--stand-in", "--split", "OBJ-BG"),
-        *("--protocol", "knn", "--protocol", "svm", "--device", "cpu"),
+        *("--protocol", "knn", "--protocol", "svm", "--device", "cpu", "--seeds", "1"),
     )
     out, err = capsys.readouterr()
     assert code == 0
@@ -84,11 +83,62 @@ def test_without_the_archive_one_line_and_exit_code_2(
     assert "--stand-in" in err
 
 
+def test_seeds_are_three_and_departures_are_named(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run_program(
+        *("evaluate", "scanobjectnn", "--stand-in", "--split", "OBJ-BG", "--device", "cpu"),
+        *("--protocol", "linear", "--epochs", "2", "--votes", "2", "--output", "out"),
+    )
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "| linear (2 of 150 epochs, 2 votes) |" in out
+    assert "Seeds: 0, 1, 2; mean ± sample standard deviation." in out
+    assert "results: out/results.json, out/results.md" in out
+
+
+def test_ctrl_c_says_that_what_is_finished_stays(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pointdistill.engine.evaluation.bench.trained_score", interrupt)
+    code = run_program(
+        *("evaluate", "scanobjectnn", "--stand-in", "--split", "OBJ-BG", "--device", "cpu"),
+        *("--protocol", "knn", "--protocol", "finetune", "--seeds", "1"),
+    )
+    assert code == 130
+    assert "every finished score is kept, the same command goes on" in capsys.readouterr().err
+    assert len(list(Path("runs/a/evaluation/scanobjectnn-stand-in/scores").iterdir())) == 1
+
+
+def test_all_measures_what_there_is_and_says_what_there_is_not(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An archive with one of ScanObjectNN's three splits, and nothing of the other benchmarks."""
+    Path("data/h5_files.zip").write_bytes(Path("data/stand-in/h5_files.zip").read_bytes())
+    code = run_program("evaluate", "all", "--protocol", "knn", "--seeds", "1", "--device", "cpu")
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "**Accuracy on ScanObjectNN stand-in, OBJ-BG**" in out
+    missing = [line for line in out.splitlines() if line.startswith("not measured: ")]
+    assert [line.split(": ")[1] for line in missing] == [
+        "modelnet40",
+        "fewshot",
+        "lvis",
+        "scanobjectnn, OBJ-ONLY",
+        "scanobjectnn, PB-T50-RS",
+    ]
+    assert "modelnet.cs.princeton.edu" in missing[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (("modelnet10",), "modelnet10"),
-        (("scanobjectnn", "--protocol", "mlp"), "mlp"),
+        (("scanobjectnn", "--protocol", "parts"), "parts"),
+        (("scanobjectnn", "--protocol", "knn", "--votes", "3"), "knn"),
         (("scanobjectnn", "--split", "PB"), "PB"),
         (("scanobjectnn", "--encoder", "nowhere", "--stand-in"), "nowhere"),
     ],

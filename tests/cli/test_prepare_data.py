@@ -9,7 +9,9 @@ import pytest
 
 from pointdistill.cli import main
 from pointdistill.data.corpus import open_corpus
+from pointdistill.data.sources import SOURCES
 from pointdistill.data.workspace import last_corpus
+from tests.data.source_archives import wedge_obj, write_zip
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -59,6 +61,33 @@ def test_refused_files_are_listed_and_counted(run: Run) -> None:
     assert "refused: bad0.off" in err
     assert "refused: 5 in all, see data/mine/refused.jsonl" in err
     assert "files that state no up axis were taken as z up" in err
+
+
+def test_an_archive_becomes_a_corpus_and_a_difference_to_the_whole_is_said(run: Run) -> None:
+    mesh = "ShapeNetCore.v2/03001627/a1/models/model_normalized.obj"
+    write_zip(Path("ShapeNetCore.v2.zip"), {mesh: wedge_obj()})
+    code, out, err = run(
+        "shapenetcore", "--archive", "ShapeNetCore.v2.zip", "--points", "64", "--workers", "0"
+    )
+    assert code == 0
+    assert "data/shapenetcore is complete: 1 shapes of shapenetcore" in out
+    assert "1 shapes kept and 0 refused; the whole of shapenetcore gives 52,470" in err
+    assert open_corpus("data/shapenetcore").ids() == ["03001627/a1"]
+
+
+def test_the_help_names_every_source(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert [info.name for info in SOURCES if info.name not in "".join(out.split())] == []
+
+
+@pytest.mark.parametrize("name", [info.name for info in SOURCES if info.archive])
+def test_an_absent_archive_is_one_line_that_says_where_it_comes_from(run: Run, name: str) -> None:
+    info = next(info for info in SOURCES if info.name == name)
+    code, _, err = run(name, "--archive", "absent")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert f"give {info.archive}, from {info.origin}" in err
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
 from pointdistill.engine.describe import CountClouds, Description
-from pointdistill.engine.evaluate import Evaluation, evaluate, evaluate_geometry, measure
+from pointdistill.engine.evaluation import Evaluation, evaluate, evaluate_geometry, measure
 from pointdistill.engine.inputs import ProtocolInput, protocol_input
-from pointdistill.engine.probe import LinearProbe
+from pointdistill.engine.probe import HeadTraining
 from pointdistill.engine.published import (
     BASE_MIXTURE,
     MPM_SMALL,
@@ -25,13 +25,14 @@ from pointdistill.engine.published import (
     comparison_model,
     published_figure,
 )
-from pointdistill.engine.results import Result, Spread, results_table, write_results
+from pointdistill.engine.results import Figure, Result, Spread, combine, write_results
+from pointdistill.engine.results_tables import results_table, results_tables
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
 from pointdistill.model.views import AugmentConfig
 
-QUICK = LinearProbe(epochs=6, warmup_epochs=1, peak_learning_rate=0.05)
+QUICK = HeadTraining(epochs=6, warmup_epochs=1, peak_learning_rate=0.05)
 
 
 def shapes(n: int, *, seed: int) -> LabelledClouds:
@@ -87,6 +88,9 @@ class Oracle:
     def __init__(self) -> None:
         self.asked: list[tuple[int, int, int | None]] = []
 
+    def voting(self) -> Oracle:
+        return self
+
     def __call__(
         self, points: NDArray[np.float32], *, seed: int, epoch: int | None, count: CountClouds
     ) -> Description:
@@ -99,15 +103,17 @@ class Oracle:
 
 
 def test_every_protocol_reads_true_features_perfectly(benchmark: Benchmark) -> None:
-    results = measure(Oracle(), benchmark, Evaluation(probe=replace(QUICK, epochs=40)))
-    assert [result.protocol for result in results] == ["knn", "svm", "linear", "logistic"]
-    assert [result.accuracy.mean for result in results] == [100.0] * 4
-    assert [result.class_accuracy.mean for result in results] == [100.0] * 4
+    results = measure(
+        Oracle(), benchmark, Evaluation(head=replace(QUICK, epochs=60, peak_learning_rate=0.02))
+    )
+    assert [result.protocol for result in results] == ["knn", "svm", "linear", "mlp", "logistic"]
+    assert [result.accuracy.mean for result in results] == [100.0] * 5
+    assert [result.class_accuracy.mean for result in results] == [100.0] * 5
 
 
 def test_linear_probe_gets_new_clouds_each_epoch(benchmark: Benchmark) -> None:
     oracle = Oracle()
-    measure(oracle, benchmark, Evaluation(protocols=("linear",), seeds=(5,), probe=QUICK))
+    measure(oracle, benchmark, Evaluation(protocols=("linear",), seeds=(5,), head=QUICK))
     plain, augmented = oracle.asked[:2], oracle.asked[2:]
     assert plain == [(30, 5, None), (15, 5, None)]
     assert augmented == [(30, 5, epoch) for epoch in range(6)]
@@ -115,7 +121,7 @@ def test_linear_probe_gets_new_clouds_each_epoch(benchmark: Benchmark) -> None:
 
 def test_augmented_copies_are_made_once(benchmark: Benchmark) -> None:
     oracle = Oracle()
-    plan = Evaluation(protocols=("linear",), augmented_copies=2, probe=QUICK)
+    plan = Evaluation(protocols=("linear",), augmented_copies=2, head=QUICK)
     (result,) = measure(oracle, benchmark, plan)
     assert oracle.asked[2:] == [(30, 0, 0), (30, 0, 1)]
     assert result.augmentation == "2 augmented copies of the training clouds, in turn"
@@ -127,18 +133,18 @@ def test_progress_ends_at_what_was_announced(benchmark: Benchmark, copies: int |
     measure(
         Oracle(),
         benchmark,
-        Evaluation(seeds=(0, 1), augmented_copies=copies, probe=QUICK),
+        Evaluation(seeds=(0, 1), augmented_copies=copies, head=QUICK),
         progress=lambda *step: told.append(step),
     )
     tasks, done, totals = zip(*told, strict=True)
     assert set(totals) == {done[-1]}
     assert list(done) == sorted(done)
-    assert tasks[0] == "seed 0: features"
-    assert tasks[-1] == "seed 1: linear probe"
+    assert tasks[0] == "ScanObjectNN, PB-T50-RS, seed 0: features"
+    assert tasks[-1] == "ScanObjectNN, PB-T50-RS, seed 1: features"
 
 
 def test_encoder_result_says_what_was_measured(benchmark: Benchmark, encoder: Encoder) -> None:
-    plan = Evaluation(seeds=(0, 1), augmented_copies=2, probe=QUICK)
+    plan = Evaluation(seeds=(0, 1), augmented_copies=2, head=QUICK)
     results = evaluate(encoder, benchmark, plan, name="teacher", published_model=SMALL)
     linear = results[2]
     assert linear.features == "teacher"
@@ -154,11 +160,11 @@ def test_encoder_result_says_what_was_measured(benchmark: Benchmark, encoder: En
     assert results[0].best_epoch_accuracy is None
     # The paper has SVM and linear figures for this split, and none for neighbours.
     published = [result.published and result.published.accuracy for result in results]
-    assert published == [None, 82.34, 83.33, None]
+    assert published == [None, 82.34, 83.33, None, None]
 
 
 def test_the_same_seeds_give_the_same_results(benchmark: Benchmark, encoder: Encoder) -> None:
-    plan = Evaluation(augmented_copies=2, probe=QUICK)
+    plan = Evaluation(augmented_copies=2, head=QUICK)
     first = evaluate(encoder, benchmark, plan, name="teacher", batch_size=64)
     assert evaluate(encoder, benchmark, plan, name="teacher", batch_size=64) == first
 
@@ -166,7 +172,7 @@ def test_the_same_seeds_give_the_same_results(benchmark: Benchmark, encoder: Enc
 def test_geometry_is_measured_on_the_same_points(benchmark: Benchmark, encoder: Encoder) -> None:
     results = evaluate_geometry(
         benchmark,
-        Evaluation(protocols=("svm", "logistic"), probe=QUICK),
+        Evaluation(protocols=("svm", "logistic"), head=QUICK),
         inputs=protocol_input("ScanObjectNN", encoder.config),
     )
     assert [result.accuracy.mean for result in results] == [100.0, 100.0]
@@ -177,10 +183,13 @@ def test_geometry_is_measured_on_the_same_points(benchmark: Benchmark, encoder: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"protocols": ("svm", "mlp")}, "some of knn, svm, linear, logistic, got 'mlp'"),
+        ({"protocols": ("svm", "vote")}, "mlp, logistic, finetune, scratch, got 'vote'"),
         ({"protocols": ()}, "got none"),
         ({"seeds": ()}, "at least one seed"),
         ({"augmented_copies": 0}, "at least 1, got 0; leave it out"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"protocols": ("linear", "svm"), "votes": 2}, "got 2; svm has no logits to average"),
+        ({"protocols": ("linear",), "votes": 0}, "votes must be at least 1"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(change: dict[str, object], message: str) -> None:
@@ -228,8 +237,8 @@ def test_table_shows_ours_beside_the_published_figure() -> None:
     assert table.title == "Accuracy on ScanObjectNN, OBJ-BG"
     assert table.columns == (
         "protocol",
-        "accuracy %",
-        "class mean %",
+        "OA %",
+        "mAcc %",
         "best epoch %",
         "published %",
     )
@@ -270,18 +279,19 @@ def test_warnings_of_probes_reach_the_table_once() -> None:
 def test_markdown_has_a_row_a_result() -> None:
     lines = results_table([make_result()]).markdown().splitlines()
     assert lines[0] == "**Accuracy on ScanObjectNN, OBJ-BG**"
-    assert lines[2].startswith("| protocol | accuracy % |")
+    assert lines[2].startswith("| protocol | OA % |")
     assert lines[4].startswith("| linear | 89.50 |")
 
 
 def test_results_file_holds_every_field(tmp_path: Path) -> None:
     write_results(tmp_path / "results.json", [make_result()])
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["format"] == 1
+    assert content["format"] == 2
     (row,) = content["results"]
     assert set(row) == set(Result.__dataclass_fields__)
     assert row["accuracy"] == {"mean": 89.5, "deviation": None}
-    assert row["published"] == {"model": SMALL, "accuracy": 89.95}
+    assert row["published"]["model"] == SMALL
+    assert row["published"]["accuracy"] == 89.95
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
@@ -345,3 +355,109 @@ def test_comparison_is_read_from_an_encoder_folder(tmp_path: Path) -> None:
     assert comparison_for(tmp_path) == MPM_SMALL
     (tmp_path / "config.json").write_text("{}")
     assert comparison_for(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "benchmark", "split", "protocol", "text"),
+    [
+        (SMALL, "ModelNet40 few-shot", "10w10s", "finetune", "94.40 ± 3.50"),
+        (SMALL, "ShapeNetPart", None, "parts", "86.00 / 84.40"),
+        (BASE_MIXTURE, "Objaverse-LVIS", None, "knn", "33.68 / 50.24 / 54.68"),
+        (SMALL_MIXTURE, "Objaverse-LVIS", None, "linear", "37.75 / 57.43 / 64.70"),
+        (None, "ModelNet40", None, "scratch", "92.90"),
+    ],
+)
+def test_published_figures_of_the_other_protocols(
+    model: str | None, benchmark: str, split: str | None, protocol: str, text: str
+) -> None:
+    figure = published_figure(model, benchmark=benchmark, split=split, protocol=protocol)
+    assert str(figure) == text
+
+
+def of_seed(seed: int, accuracy: float, **changes: object) -> Result:
+    values: dict[str, object] = {
+        "seeds": (seed,),
+        "each": (accuracy,),
+        "accuracy": Spread.of([accuracy]),
+        "best_epoch_accuracy": Spread.of([accuracy + 1]),
+        "further": (Figure("top-5", Spread.of([2 * accuracy])),),
+    }
+    return make_result(**{**values, **changes})
+
+
+def test_seeds_of_one_setting_become_one_result() -> None:
+    """Whatever the order they were measured in."""
+    (joined,) = combine([of_seed(2, 30.0), of_seed(0, 10.0), of_seed(1, 20.0)])
+    assert (joined.seeds, joined.each) == ((0, 1, 2), (10.0, 20.0, 30.0))
+    assert joined.accuracy == Spread(20.0, 10.0)
+    assert joined.best_epoch_accuracy == Spread(21.0, 10.0)
+    assert joined.further == (Figure("top-5", Spread(40.0, 20.0)),)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checksum": "cd"},
+        {"protocol": "mlp"},
+        {"epochs": 5},
+        {"votes": 3},
+        {"augmentation": "one augmented copy of the training clouds"},
+        {"fingerprint": "ef"},
+        {"subsampling": "farthest"},
+    ],
+)
+def test_what_differs_is_never_averaged(change: dict[str, object]) -> None:
+    assert len(combine([of_seed(0, 10.0), of_seed(1, 20.0, **change)])) == 2
+
+
+def test_folds_are_joined_though_each_has_a_file_of_its_own() -> None:
+    folds = [of_seed(k, 10.0, checksum=f"{k}", repeated_over="folds") for k in range(2)]
+    (joined,) = combine(folds)
+    assert joined.repeated_over == "folds"
+    assert len(joined.checksum) == 64
+
+
+def test_every_benchmark_has_a_table_with_its_own_figures() -> None:
+    parts = make_result(
+        benchmark="ShapeNetPart",
+        data_name="ShapeNetPart",
+        split=None,
+        protocol="parts",
+        metrics=("instance mIoU", "class mIoU"),
+    )
+    classes, segments = results_tables([make_result(), parts])
+    assert classes.title == "Accuracy on ScanObjectNN, OBJ-BG"
+    assert segments.title == "Instance mIoU on ShapeNetPart"
+    assert segments.columns[1:3] == ("instance mIoU %", "class mIoU %")
+
+
+def test_departures_are_in_the_row_and_under_the_table() -> None:
+    short = make_result(epochs=5, protocol_epochs=150, votes=10)
+    whole = make_result(epochs=150, protocol_epochs=150)
+    table = results_table([whole, short])
+    assert [row[0] for row in table.rows] == ["linear", "linear (5 of 150 epochs, 10 votes)"]
+    assert any(note.startswith("Votes: logits averaged") for note in table.notes)
+    assert any("departure" in note for note in table.notes)
+    assert not any("departure" in note for note in results_table([whole]).notes)
+
+
+def test_rows_of_different_data_or_seeds_are_told_apart() -> None:
+    table = results_table([make_result(), make_result(checksum="cd" * 32, seeds=(0, 1))])
+    assert ("data" in table.columns, "repeats" in table.columns) == (True, True)
+    assert table.rows[1][table.columns.index("data")] == "cdcdcdcd"
+    assert table.rows[1][table.columns.index("repeats")] == "2 seeds"
+
+
+def test_augmentation_has_a_column_where_it_alone_tells_rows_apart() -> None:
+    copies = make_result(augmentation="4 augmented copies of the training clouds, in turn")
+    table = results_table([make_result(), copies])
+    assert "augmentation" in table.columns
+    assert "augmentation" not in results_table([copies, make_result(protocol="knn")]).columns
+
+
+def test_data_form_and_checksum_are_under_the_table() -> None:
+    notes = results_table([make_result(checksum="ab" * 32)]).notes
+    assert (
+        "ScanObjectNN, OBJ-BG: 2,309 training and 581 test clouds; h5_files.zip; "
+        "SHA-256 abababababababab." in notes
+    )

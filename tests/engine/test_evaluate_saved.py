@@ -17,13 +17,10 @@ from pointdistill.data.standins import (
     make_scanobjectnn_stand_in,
 )
 from pointdistill.data.workspace import remember_run
-from pointdistill.engine.evaluate_saved import (
-    BENCHMARKS,
-    EvaluationRequest,
-    Outcome,
-    evaluate_saved,
-)
-from pointdistill.engine.weights import save_encoder
+from pointdistill.engine.evaluation.kinds import BENCHMARKS
+from pointdistill.engine.evaluation.request import EvaluationRequest
+from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved, fingerprint
+from pointdistill.engine.weights import load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
@@ -70,6 +67,7 @@ def measure(tmp_path: Path) -> Measure:
         options: dict[str, object] = {
             "benchmark": "scanobjectnn",
             "protocols": ("knn", "logistic"),
+            "seeds": 1,
             "device": "cpu",
             "folder": tmp_path,
         }
@@ -84,7 +82,7 @@ def test_last_run_is_taken_and_named(measure: Measure, run: Path, stand_in: Path
     outcome, said = measure(data=stand_in, splits=("OBJ-BG",))
     assert said[0] == f"encoder: {run}/encoder, the teacher of the last run in this folder"
     assert {result.features for result in outcome.results} == {f"encoder of {run}"}
-    assert outcome.output == run / "evaluation" / "scanobjectnn"
+    assert outcome.outputs[0] == run / "evaluation" / "scanobjectnn"
 
 
 def test_results_of_every_split_are_written(measure: Measure, run: Path, stand_in: Path) -> None:
@@ -93,9 +91,9 @@ def test_results_of_every_split_are_written(measure: Measure, run: Path, stand_i
     expected += [("OBJ-ONLY", "knn"), ("OBJ-ONLY", "logistic")]
     assert [(result.split, result.protocol) for result in outcome.results] == expected
     assert all(result.stand_in for result in outcome.results)
-    written = json.loads((outcome.output / "results.json").read_text())["results"]
+    written = json.loads((outcome.outputs[0] / "results.json").read_text())["results"]
     assert [(row["split"], row["protocol"]) for row in written] == expected
-    assert "stand-in" in (outcome.output / "results.md").read_text()
+    assert "stand-in" in (outcome.outputs[0] / "results.md").read_text()
     data = [line for line in said if line.startswith("data: ")]
     assert data[0] == (
         f"data: ScanObjectNN stand-in, OBJ-BG, 30 training and 15 test clouds, {stand_in}"
@@ -170,7 +168,7 @@ def test_stand_in_is_made_once_and_remembered(
     assert made == [tmp_path / "data" / "stand-in" / "h5_files.zip"]
     assert [line for line in said if line.startswith("making the stand-in")]
     assert not [line for line in said_again if line.startswith("making the stand-in")]
-    assert outcome.output == run / "evaluation" / "scanobjectnn-stand-in"
+    assert outcome.outputs[0] == run / "evaluation" / "scanobjectnn-stand-in"
 
 
 def test_no_stand_in_is_made_without_an_encoder(measure: Measure, tmp_path: Path) -> None:
@@ -185,7 +183,7 @@ def test_an_encoder_outside_a_run_leaves_its_folder_alone(
     (run / "encoder").rename(tmp_path / "mine")
     outcome, said = measure(encoder=tmp_path / "mine", data=stand_in, splits=("OBJ-BG",))
     assert said[0] == f"encoder: {tmp_path}/mine"
-    assert outcome.output == tmp_path / "evaluation" / "scanobjectnn"
+    assert outcome.outputs[0] == tmp_path / "evaluation" / "scanobjectnn"
     assert sorted(file.name for file in (tmp_path / "mine").iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -214,6 +212,155 @@ def test_augmented_copies_are_recorded(
     assert result.published.accuracy == 89.95
 
 
+def test_a_later_narrower_evaluation_adds_and_overwrites_nothing(
+    measure: Measure, run: Path, stand_in: Path
+) -> None:
+    data = {"data": stand_in, "splits": ("OBJ-BG",)}
+    measure(**data, protocols=("knn",), seeds=2)
+    outcome, _ = measure(**data, protocols=("logistic",))
+    assert [result.protocol for result in outcome.results] == ["logistic"]
+    rows = json.loads((outcome.outputs[0] / "results.json").read_text())["results"]
+    assert [(row["protocol"], row["seeds"]) for row in rows] == [("knn", [0, 1]), ("logistic", [0])]
+    # One seed more joins the row that is there.
+    outcome, _ = measure(**data, protocols=("knn",), seeds=3)
+    (result,) = outcome.results
+    assert result.seeds == (0, 1, 2)
+    assert len(result.each) == 3
+
+
+def test_what_is_done_is_not_measured_again(
+    measure: Measure, run: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"data": stand_in, "splits": ("OBJ-BG",), "protocols": ("knn", "finetune"), "epochs": 1}
+    first, _ = measure(**data)
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("measured again")
+
+    monkeypatch.setattr("pointdistill.engine.evaluation.bench.trained_score", refuse)
+    monkeypatch.setattr("pointdistill.engine.evaluation.bench.FrozenRun", refuse)
+    again, _ = measure(**data)
+    assert again.results == first.results
+
+
+def test_interrupted_after_a_seed_goes_on_with_the_next(
+    measure: Measure, run: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pointdistill.engine.evaluation import bench as module
+
+    whole = module.trained_score
+    trained: list[int] = []
+
+    def until_the_second(*arguments: object, seed: int, **options: object) -> object:
+        if seed == 1 and not trained.count(1):
+            trained.append(seed)
+            raise KeyboardInterrupt
+        trained.append(seed)
+        return whole(*arguments, seed=seed, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "trained_score", until_the_second)
+    data = {"data": stand_in, "splits": ("OBJ-BG",), "protocols": ("finetune",), "epochs": 1}
+    with pytest.raises(KeyboardInterrupt):
+        measure(**data, seeds=2)
+    written = run / "evaluation" / "scanobjectnn" / "results.json"
+    assert json.loads(written.read_text())["results"][0]["seeds"] == [0]
+    outcome, _ = measure(**data, seeds=2)
+    assert trained == [0, 1, 1]
+    assert outcome.results[0].seeds == (0, 1)
+
+
+def test_other_weights_under_the_same_name_are_another_row(
+    measure: Measure, run: Path, stand_in: Path
+) -> None:
+    data = {"data": stand_in, "splits": ("OBJ-BG",), "protocols": ("knn",)}
+    before = fingerprint(run / "encoder")
+    measure(**data)
+    encoder = Encoder(load_encoder(run).config)
+    initialize(encoder, generator=torch.Generator().manual_seed(1))
+    save_encoder(encoder, run / "encoder", training={"name": "tiny", "mode": "dual"})
+    assert fingerprint(run / "encoder") != before
+    outcome, _ = measure(**data)
+    rows = json.loads((outcome.outputs[0] / "results.json").read_text())["results"]
+    assert len({row["fingerprint"] for row in rows}) == len(rows) == 2
+
+
+def test_a_moved_run_keeps_its_scores(measure: Measure, run: Path, stand_in: Path) -> None:
+    data = {"data": stand_in, "splits": ("OBJ-BG",), "protocols": ("knn",)}
+    measure(**data, output=run.parent / "shared")
+    moved = run.rename(run.with_name("moved"))
+    outcome, _ = measure(**data, encoder=moved, output=run.parent / "shared", seeds=2)
+    assert [result.seeds for result in outcome.results] == [(0, 1)]
+
+
+def test_departures_and_votes_are_named_in_every_output(
+    measure: Measure, run: Path, stand_in: Path
+) -> None:
+    outcome, _ = measure(
+        data=stand_in, splits=("OBJ-BG",), protocols=("linear", "finetune"), epochs=2, votes=3
+    )
+    labels = [result.label for result in outcome.results]
+    assert labels == [f"{name} (2 of 150 epochs, 3 votes)" for name in ("linear", "finetune")]
+    assert all(result.published is None for result in outcome.results)
+    assert all(result.best_epoch_accuracy is None for result in outcome.results)
+    folder = outcome.outputs[0]
+    assert "linear (2 of 150 epochs, 3 votes)" in (folder / "results.md").read_text()
+    for kind in ("pictures", "scores"):
+        names = [path.name for path in (folder / kind).iterdir()]
+        assert len(names) == 2
+        assert all("2-of-150-epochs-3-votes" in name for name in names)
+    plain, _ = measure(data=stand_in, splits=("OBJ-BG",), protocols=("linear",), epochs=2)
+    assert [result.label for result in plain.results] == ["linear (2 of 150 epochs)"]
+
+
+def test_a_picture_a_row_is_drawn_and_shown(measure: Measure, run: Path, stand_in: Path) -> None:
+    outcome, _ = measure(data=stand_in, splits=("OBJ-BG", "OBJ-ONLY"))
+    folder = outcome.outputs[0]
+    pictures = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert len(pictures) == len(outcome.results) == 4
+    text = (folder / "results.md").read_text()
+    assert all(f"(pictures/{name})" in text for name in pictures)
+
+
+def test_a_damaged_score_is_named(measure: Measure, run: Path, stand_in: Path) -> None:
+    outcome, _ = measure(data=stand_in, splits=("OBJ-BG",))
+    broken = next((outcome.outputs[0] / "scores").iterdir())
+    broken.write_text('{"result": {}}')
+    with pytest.raises(DataError, match=rf"{broken.name}: not a score.*measured again"):
+        measure(data=stand_in, splits=("OBJ-BG",))
+
+
+def test_results_of_another_version_are_not_overwritten(
+    measure: Measure, run: Path, stand_in: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "results.json").write_text('{"format": 1, "results": []}')
+    with pytest.raises(ConfigError, match=r"has format 1.*choose another --output"):
+        measure(data=stand_in, output=tmp_path / "old")
+
+
+def test_all_measures_what_is_there_and_says_what_is_not(
+    measure: Measure, run: Path, stand_in: Path, tmp_path: Path
+) -> None:
+    """Nothing but ModelNet40's archive under data/."""
+    (tmp_path / "data").mkdir()
+    make_modelnet40_stand_in(
+        tmp_path / "data" / "ModelNet40.zip", sizes=MeshSizes(train=1, test=1), workers=1
+    )
+    outcome, _ = measure(benchmark="all", protocols=("knn", "finetune"), epochs=1)
+    assert [result.protocol for result in outcome.results] == ["knn", "finetune"]
+    assert outcome.outputs == (run / "evaluation" / "modelnet40",)
+    missing = dict(line.split(": ", 1) for line in outcome.absent)
+    assert list(missing) == ["scanobjectnn", "fewshot", "lvis"]  # ShapeNetPart has neither protocol
+    assert "hkust-vgd.github.io" in missing["scanobjectnn"]
+    assert "ModelNetFewshot.zip" in missing["fewshot"]
+
+
+def test_all_without_any_data_is_one_line(measure: Measure, run: Path) -> None:
+    with pytest.raises(DataError, match=r"no benchmark's data is here.*h5_files.zip") as caught:
+        measure(benchmark="all", protocols=())
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -221,8 +368,13 @@ def test_augmented_copies_are_recorded(
         ({"splits": ("PB",)}, "no split 'PB'; choose from OBJ-BG, OBJ-ONLY, PB-T50-RS"),
         ({"benchmark": "modelnet40", "splits": ("PB",)}, "has one only; leave it out"),
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
+        ({"benchmark": "fewshot", "seeds": 11, "protocols": ()}, "at most 10, the folds there are"),
         ({"device": "gpu"}, "device must be one of auto, cpu, cuda, got 'gpu'"),
-        ({"protocols": ("mlp",)}, "got 'mlp'"),
+        ({"protocols": ("parts",)}, "scanobjectnn has no protocol 'parts'; choose from knn, svm"),
+        ({"votes": 2}, "knn, logistic: no votes there; choose from linear, mlp, finetune, scratch"),
+        ({"benchmark": "lvis", "protocols": (), "votes": 2}, "leave --votes out"),
+        ({"benchmark": "all", "splits": ("OBJ-BG",)}, "--split belongs to one benchmark"),
+        ({"stand_in": True, "corpus": Path("c")}, "--corpus c was given; give one"),
         ({"stand_in": True, "data": Path("x.zip")}, "give one"),
     ],
 )

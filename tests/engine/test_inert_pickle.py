@@ -6,32 +6,36 @@ import pickle
 import struct
 import sys
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
-from pointdistill.engine.checkpoints.inert_pickle import read_pickle
-from pointdistill.engine.checkpoints.limits import LIMITS, Limits
-from pointdistill.engine.checkpoints.names import Builder, Placeholder
-from tests.engine.handmade import (
-    MIB,
-    bounded,
-    call,
-    number,
-    program,
-    refused,
-    sequence,
-    table,
-    text,
-)
+from pointdistill.data.pickles import Builder, PickleLimits, Placeholder, Purpose, read_pickle
+from pointdistill.errors import DataError
+from tests.engine.handmade import MIB, bounded, call, number, program, sequence, table, text
 
 KNOWN = {("collections", "OrderedDict"): Builder(lambda _: OrderedDict())}
+LIMITS = PickleLimits()
+PURPOSE = Purpose(contents="weights", writer="torch.save", advice="save it anew")
 
 
-def read(data: bytes, limits: Limits = LIMITS) -> Any:
-    return read_pickle(data, known=KNOWN, persistent=lambda identity: identity, limits=limits)
+def read(data: bytes, limits: PickleLimits = LIMITS) -> Any:
+    return read_pickle(
+        data, known=KNOWN, persistent=lambda identity: identity, limits=limits, purpose=PURPOSE
+    )
+
+
+@contextmanager
+def refused(pattern: str) -> Iterator[None]:
+    """In one line."""
+    with pytest.raises(DataError, match=pattern) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
 
 
 SHARED = [1, 2]
@@ -285,7 +289,8 @@ def test_steps_that_do_not_fit_each_other(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"N", b"X", b"K", b"\xff.", b"cos", b"X\x02\x00\x00\x00\xff\xff."]
+    "data",
+    [b"", b"N", b"X", b"K", b"\xff.", b"cos", b"X\x02\x00\x00\x00\xff\xff.", b"cfoo\nTh\\!ing\n."],
 )
 def test_cut_short_or_damaged(data: bytes) -> None:
     with refused("damaged"):

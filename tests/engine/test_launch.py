@@ -13,6 +13,7 @@ from pointdistill.data.workspace import remember_corpus, remember_run
 from pointdistill.engine import launch
 from pointdistill.engine.launch import announce, carry_out, new_launch, resumed_launch
 from pointdistill.engine.pretrain import RunOptions
+from pointdistill.engine.settings import Asked
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 
 
@@ -29,11 +30,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def start(size: str = "tiny", **given: Any) -> launch.Launch:
-    options: dict[str, Any] = {"data": None, "run": None, "init_from": None, "device": "cpu"}
-    changes = {"epochs": None, "steps": None, "batch_size": None, "seed": 0}
-    known = {name: given.pop(name) for name in list(given) if name in changes}
-    return new_launch(size, "dual", changes=changes | known, **(options | given))
+def start(size: str = "tiny", *, data: Path | None = None, **asked: Any) -> launch.Launch:
+    given = {} if "recipe" in asked else {"size": size}
+    return new_launch(Asked(**given, **asked), data=data, device="cpu")
 
 
 def test_without_data_the_last_corpus_is_taken_and_named(corpus: Path) -> None:
@@ -56,9 +55,22 @@ def test_runs_are_numbered(corpus: Path) -> None:
     assert start(data=corpus).run == Path("runs/tiny-dual-2")
 
 
-def test_epochs_and_steps_together_are_refused(corpus: Path) -> None:
-    with pytest.raises(ConfigError, match="--epochs and --steps both say how long"):
-        start(data=corpus, epochs=1, steps=1)
+@pytest.mark.parametrize(
+    ("recipe", "run"),
+    [
+        ("tiny-mpm-no-predictor", "tiny-mpm-no-predictor-1"),  # says its mode
+        ("tiny-no-local-crops", "tiny-no-local-crops-dual-1"),
+    ],
+)
+def test_a_recipe_names_its_run(corpus: Path, recipe: str, run: str) -> None:
+    found = start(data=corpus, recipe=recipe)
+    assert found.config.name == recipe
+    assert found.run == Path("runs", run)
+
+
+def test_what_was_changed_is_said(corpus: Path) -> None:
+    found = start(data=corpus, recipe="tiny-mpm", set=["masking.ratio=0.7"])
+    assert found.remarks[-1] == "changed from tiny-mpm: masking.ratio = 0.7 (recipe: 0.8)"
 
 
 def test_epochs_decide_over_the_recipes_steps(corpus: Path) -> None:
@@ -74,7 +86,7 @@ def test_a_batch_larger_than_the_corpus_shrinks_and_is_said(corpus: Path) -> Non
 def test_a_batch_that_does_not_fit_a_cpu_shrinks_and_is_said(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_memory_gib", lambda: 16.0)
+    monkeypatch.setattr(launch, "memory_gib", lambda: 16.0)
     found = start("small", data=corpus)
     assert 2 <= found.config.batch_size < 60
     assert any("of this CPU's memory" in line for line in found.remarks)
@@ -84,24 +96,33 @@ def test_a_batch_that_does_not_fit_a_cpu_shrinks_and_is_said(
 
 def test_resume_takes_the_last_run_with_its_own_configuration(corpus: Path) -> None:
     first = start(data=corpus, steps=2, batch_size=8, seed=3)
-    assert announce(first)[-1].startswith("tiny encoder, dual mode, seed 3: 2 steps of 8 of 60")
+    assert announce(first)[-1].startswith("tiny, dual mode, seed 3: 2 steps of 8 of 60")
     carry_out(first, RunOptions(device="cpu", stop_at=1), lambda _record: None)
-    again = resumed_launch(data=None, run=None, changes={"steps": None})
+    again = resumed_launch(Asked(), data=None, run=None)
     assert (again.run.resolve(), again.config) == (first.run.resolve(), first.config)
     assert again.resume
 
 
-def test_resume_refuses_what_belongs_to_the_run(corpus: Path) -> None:
-    with pytest.raises(ConfigError, match="--batch-size cannot be changed when a run is resumed"):
-        resumed_launch(data=None, run=None, changes={"batch_size": 4})
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        (Asked(batch_size=4), "--batch-size"),
+        (Asked(recipe="tiny"), "--recipe"),
+        (Asked(config=Path("run.toml")), "--config"),
+        (Asked(set=["seed=1", "steps=2"], seed=0), "--set, --seed"),
+    ],
+)
+def test_resume_refuses_what_belongs_to_the_run(asked: Asked, options: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{options} cannot be changed when a run is resumed"):
+        resumed_launch(asked, data=None, run=None)
 
 
 def test_resume_without_a_run() -> None:
     with pytest.raises(CheckpointError, match="no run was made in this folder yet"):
-        resumed_launch(data=None, run=None, changes={})
+        resumed_launch(Asked(), data=None, run=None)
 
 
 def test_a_run_that_was_deleted_is_no_last_run() -> None:
     remember_run(Path("runs/gone"))
     with pytest.raises(CheckpointError, match="no run was made in this folder yet"):
-        resumed_launch(data=None, run=None, changes={})
+        resumed_launch(Asked(), data=None, run=None)

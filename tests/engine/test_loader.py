@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 
-from pointdistill.engine.loader import batches, epoch_order, read_batch
+from pointdistill.engine.loader import (
+    STAND_IN_POINTS,
+    batches,
+    epoch_order,
+    made_ahead,
+    on_device,
+    read_batch,
+)
+from pointdistill.errors import DataError
 from tests.engine.conftest import MemoryCorpus
 
 
@@ -49,3 +59,59 @@ def test_processes_share_every_batch() -> None:
 
 def test_no_steps_no_batches() -> None:
     assert indices(10, 4, 4) == []
+
+
+def test_a_shape_that_cannot_be_read_comes_in_its_turn_as_a_fault() -> None:
+    """Shape 7 has a coordinate that is not a number: its batch says so, and those before and after are whole."""
+    poisoned = corpus(12)
+    poisoned.clouds[7][0, 0] = np.nan
+    found = list(batches(poisoned, batch_size=4, seed=3, first=0, last=3))
+    bad = [7 in batch.index.tolist() for batch in found]
+    assert [batch.fault is not None for batch in found] == bad
+    assert sum(bad) == 1
+    (stand_in,) = (batch for batch in found if batch.fault)
+    assert isinstance(stand_in.fault, DataError)
+    assert stand_in.points.shape == (4, STAND_IN_POINTS, 3)
+    assert torch.isfinite(stand_in.points).all()
+
+
+def test_any_error_of_the_corpus_is_a_fault() -> None:
+    """A disk that fails in the middle of a run, on one process of several."""
+
+    class Failing(MemoryCorpus):
+        def points(self, index: int) -> np.ndarray:
+            raise OSError(5, "Input/output error")
+
+    (found,) = batches(Failing(corpus(4).clouds), batch_size=4, seed=0, first=0, last=1)
+    assert isinstance(found.fault, OSError)
+
+
+def test_nothing_is_read_by_rows_that_padding_left() -> None:
+    """The memory is not cleared before it is filled, so every row's end must be."""
+    for _ in range(3):
+        assert read_batch(corpus(50), [0, 49], epoch=0).points[0, 1:].abs().sum() == 0.0
+
+
+def test_on_a_cpu_batches_pass_as_they_are() -> None:
+    source = list(batches(corpus(8), batch_size=4, seed=0, first=0, last=2))
+    moved = list(on_device(iter(source), torch.device("cpu")))
+    assert all(
+        torch.equal(a.points, b.points) and a.epoch == b.epoch
+        for a, b in zip(source, moved, strict=True)
+    )
+
+
+def test_what_is_made_ahead_is_made_once_in_order_and_raises_in_its_turn() -> None:
+    made: list[int] = []
+
+    def make(item: int) -> int:
+        made.append(item)
+        if item == 2:
+            raise ZeroDivisionError
+        return 10 * item
+
+    items = made_ahead(iter([0, 1, 2, 3]), make)
+    assert [next(items), next(items)] == [0, 10]
+    with pytest.raises(ZeroDivisionError):
+        next(items)
+    assert made[:3] == [0, 1, 2]

@@ -11,12 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pointdistill.engine.part_iou import (
-    SHAPENET_PARTS,
-    mean_part_iou,
-    predict_parts,
-    shape_ious,
-)
+from pointdistill.data.benchmarks.shapenetpart_layout import CATEGORY_PARTS
+from pointdistill.engine.part_iou import mean_part_iou, predict_parts, shape_ious
 from pointdistill.errors import DataError
 
 PARTS = ((0, 1), (2, 3, 4))
@@ -33,7 +29,7 @@ def test_golden_means(golden_dir: Path) -> None:
     assert result.instance == pytest.approx(expected["instance_mIoU"], rel=1e-6)
     assert result.category == pytest.approx(expected["class_mIoU"], rel=1e-6)
     assert list(result.by_category) == expected["categories_present"]
-    assert [list(group) for group in SHAPENET_PARTS] == parts
+    assert [list(group) for group in CATEGORY_PARTS] == parts
 
 
 def test_iou_by_hand() -> None:
@@ -69,7 +65,7 @@ def test_means_over_shapes_and_over_categories() -> None:
 def by_definition(predicted: Tensor, truth: Tensor, category: int) -> float:
     """One shape's mean IoU with sets of points."""
     ious = []
-    for part in SHAPENET_PARTS[category]:
+    for part in CATEGORY_PARTS[category]:
         ours = {i for i, label in enumerate(predicted.tolist()) if label == part}
         theirs = {i for i, label in enumerate(truth.tolist()) if label == part}
         ious.append(len(ours & theirs) / len(ours | theirs) if ours | theirs else 1.0)
@@ -79,11 +75,11 @@ def by_definition(predicted: Tensor, truth: Tensor, category: int) -> float:
 def test_counts_match_the_definition() -> None:
     draw = torch.Generator().manual_seed(0)
     categories = torch.randint(0, 16, (20,), generator=draw)
-    labels = torch.tensor([min(group) for group in SHAPENET_PARTS])[categories]
+    labels = torch.tensor([min(group) for group in CATEGORY_PARTS])[categories]
     predicted, truth = (
         labels[:, None] + torch.randint(0, 2, (20, 12), generator=draw) for _ in range(2)
     )
-    ious = shape_ious(predicted, truth, categories, SHAPENET_PARTS)
+    ious = shape_ious(predicted, truth, categories, CATEGORY_PARTS)
     rows = zip(predicted, truth, categories.tolist(), strict=True)
     assert ious.tolist() == pytest.approx([by_definition(*row) for row in rows])
 

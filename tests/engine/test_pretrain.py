@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from pointdistill.engine.loader import epoch_order
-from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
-from pointdistill.engine.run_folder import begin_run, read_metrics
+from pointdistill.engine.pretrain import StepRecord, pretrain
+from pointdistill.engine.run_folder import begin_run
 from pointdistill.engine.state import list_checkpoints, load_latest
 from pointdistill.engine.weights import load_encoder
-from pointdistill.errors import CheckpointError, ConfigError, DataError, DivergenceError
-from pointdistill.model.distillation import Losses, Mode, objective
+from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.model.distillation import Mode
 from tests.engine.conftest import MemoryCorpus, micro_config
-
-
-def options(**changes: int) -> RunOptions:
-    return RunOptions(device="cpu", log_every=1, **changes)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    state, _ = load_latest(run / "checkpoints")
-    found = {f"student.{n}": v for n, v in state.student.state_dict().items()}
-    found |= {f"teacher.{n}": v for n, v in state.teacher.state_dict().items()}
-    for name, parameter in state.student.named_parameters():
-        for moment, value in state.optimizer.state[parameter].items():
-            found[f"{moment}.{name}"] = value
-    return found
-
-
-def assert_same_bits(first: Path, second: Path) -> None:
-    ours, theirs = weights(first), weights(second)
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
-
-
-def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in read_metrics(run)]
+from tests.engine.runs import assert_same_bits, losses, options, weights
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -129,24 +103,6 @@ def test_a_poisoned_shape_never_changes_a_weight(
     assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(
-    memory_corpus: MemoryCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The third step's loss is made infinite; the weights stay those of the second."""
-    run, taken = tmp_path / "run", []
-
-    def burst(*arguments: Any, **keywords: Any) -> Losses:
-        losses = objective(*arguments, **keywords)
-        taken.append(1)
-        return replace(losses, total=losses.total * (math.inf if len(taken) == 3 else 1.0))
-
-    monkeypatch.setattr("pointdistill.engine.pretrain.objective", burst)
-    with pytest.raises(DivergenceError, match=r"step 3: loss inf.*were not changed.*step-00000002"):
-        pretrain(micro_config(), corpus=memory_corpus, run=run, options=options(save_every=1))
-    state, _ = load_latest(run / "checkpoints")
-    assert state.step == 2
-
-
 def test_the_run_leaves_the_teachers_encoder(memory_corpus: MemoryCorpus, tmp_path: Path) -> None:
     run = tmp_path / "run"
     pretrain(micro_config(), corpus=memory_corpus, run=run, options=options())
@@ -227,3 +183,69 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     pretrain(micro_config(), corpus=memory_corpus, run=run, options=options())
     assert len(losses(run)) == 7
     assert losses(run)[0] != 9.0
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 100])
+def test_what_is_logged_changes_no_bit(
+    log_every: int, memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    config = micro_config()
+    pretrain(config, corpus=memory_corpus, run=tmp_path / "a", options=options(log_every=2))
+    pretrain(config, corpus=memory_corpus, run=tmp_path / "b", options=options(log_every=log_every))
+    assert_same_bits(tmp_path / "a", tmp_path / "b")
+
+
+def test_checkpoints_are_thinned_to_those_asked_for(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    for keep, left in ((1, [7]), (3, [4, 6, 7])):
+        run = tmp_path / str(keep)
+        pretrain(
+            micro_config(), corpus=memory_corpus, run=run, options=options(save_every=2, keep=keep)
+        )
+        found = [path.name for path in list_checkpoints(run / "checkpoints")]
+        assert found == [f"step-{step:08d}" for step in left]
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_first_file_begins_anew(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.4711.part.json").write_text("{")
+    pretrain(micro_config(), corpus=memory_corpus, run=run, options=options(stop_at=1))
+    assert not (run / ".config.4711.part.json").exists()
+
+
+def test_what_a_killed_process_wrote_aside_is_removed_on_resume(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    pretrain(micro_config(), corpus=memory_corpus, run=run, options=options(stop_at=1))
+    half = run / "checkpoints" / ".step-00000005.4711.part"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    (run / "encoder" / ".model.4711.part.safetensors").write_bytes(b"half")
+    pretrain(micro_config(), corpus=memory_corpus, run=run, resume=True, options=options(stop_at=2))
+    assert list(run.rglob(".*.part*")) == []
+
+
+def test_options_that_cannot_be_are_refused() -> None:
+    for wrong, said in (
+        ({"keep": 0}, "keep must be at least 1, got 0"),
+        ({"log_every": 0}, "log_every must be at least 1"),
+        ({"save_minutes": 0.0}, "save_minutes must be positive"),
+        ({"sharding": "zero"}, "sharding must be one of none, fsdp, got 'zero'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            options(**wrong)
+
+
+def test_sharding_one_process_is_refused(memory_corpus: MemoryCorpus, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="splits a model over processes, and there is one"):
+        pretrain(
+            micro_config(),
+            corpus=memory_corpus,
+            run=tmp_path / "run",
+            options=options(sharding="fsdp"),
+        )

@@ -17,6 +17,7 @@ from pointdistill.engine.probe import (
     score_predictions,
     svm_probe,
 )
+from pointdistill.engine.probe.nearest import vote
 from pointdistill.errors import ConfigError, DataError
 
 
@@ -41,6 +42,20 @@ def test_score_is_in_percent_over_clouds_and_over_classes() -> None:
     assert score.accuracy == 75.0
     assert score.class_accuracy == pytest.approx(100 * (2 / 3 + 1) / 2)
     assert score.best_accuracy is None
+
+
+def test_confusions_are_true_by_predicted() -> None:
+    score = score_predictions(torch.tensor([0, 2, 1, 1]), torch.tensor([0, 0, 0, 1]))
+    assert score.confusion == ((1, 1, 1), (0, 1, 0), (0, 0, 0))
+    many = torch.arange(300)
+    assert score_predictions(many, many).confusion is None
+
+
+def test_votes_are_ranked_by_number_then_by_the_nearest() -> None:
+    """Neighbours at 1 to 5 degrees name 4, 1, 2, 2, 1: two votes each for 1 and 2, the nearer of them 1's."""
+    train = at_angles([1, 2, 3, 4, 5, 180], [4, 1, 2, 2, 1, 0])
+    ranked = vote(at_angles([0], [0]).features, train.features, train.labels)
+    assert ranked.tolist() == [[1, 2, 4, -1, -1]]
 
 
 def test_a_class_without_test_clouds_does_not_count() -> None:

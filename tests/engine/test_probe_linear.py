@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pointdistill.engine.probe import LinearProbe, Samples, linear_probe
-from pointdistill.engine.probe.linear import LinearHead
+from pointdistill.engine.probe import HeadTraining, LinearHead, Samples, linear_probe
 from pointdistill.errors import ConfigError
 
-QUICK = LinearProbe(epochs=12, warmup_epochs=2, batch_size=8, peak_learning_rate=0.05)
+QUICK = HeadTraining(epochs=12, warmup_epochs=2, batch_size=8, peak_learning_rate=0.05)
 
 
 def corners(n: int, *, seed: int) -> Samples:
@@ -33,11 +32,11 @@ def corners(n: int, *, seed: int) -> Samples:
     ],
 )
 def test_published_learning_rate(step: int, rate: float) -> None:
-    assert LinearProbe().learning_rate(step, steps_per_epoch=10) == pytest.approx(rate, rel=1e-12)
+    assert HeadTraining().learning_rate(step, steps_per_epoch=10) == pytest.approx(rate, rel=1e-12)
 
 
 def test_rate_falls_after_the_warm_up() -> None:
-    rates = [LinearProbe().learning_rate(step, steps_per_epoch=1) for step in range(10, 151)]
+    rates = [HeadTraining().learning_rate(step, steps_per_epoch=1) for step in range(10, 151)]
     assert all(later < earlier for earlier, later in pairwise(rates))
 
 
@@ -59,8 +58,7 @@ def test_head_steps_as_autograd_and_torch_adamw_do() -> None:
         nn.functional.cross_entropy(reference(features), labels, label_smoothing=0.2).backward()
         optimizer.step()
         targets = 0.8 * nn.functional.one_hot(labels, 4) + 0.05
-        inputs = torch.cat([features, torch.ones(7, 1)], dim=1)
-        head.step(inputs, targets, learning_rate=rate, decay=0.05)
+        head.step(head.prepare(features), targets, learning_rate=rate, decay=0.05)
     torch.testing.assert_close(head.weight[:-1].T, reference.weight.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(head.weight[-1], reference.bias.detach(), rtol=1e-4, atol=1e-5)
     features = torch.randn(5, 6, generator=generator)
@@ -99,7 +97,7 @@ def test_the_last_epoch_is_the_result_and_the_best_is_beside_it() -> None:
         test,
         seed=0,
         classes=3,
-        settings=LinearProbe(epochs=40, warmup_epochs=1, batch_size=8, peak_learning_rate=0.05),
+        settings=HeadTraining(epochs=40, warmup_epochs=1, batch_size=8, peak_learning_rate=0.05),
     )
     assert score.best_accuracy == 100.0
     assert score.best_epoch is not None
@@ -124,10 +122,17 @@ def test_same_seed_same_score_another_seed_another_run() -> None:
 def test_a_last_smaller_batch_is_used() -> None:
     """Nine clouds in batches of eight: the ninth alone holds class 2."""
     features, labels = torch.eye(3)[[0, 1] * 4 + [2]], torch.tensor([0, 1] * 4 + [2])
-    settings = LinearProbe(epochs=80, warmup_epochs=1, batch_size=8, peak_learning_rate=0.05)
+    settings = HeadTraining(epochs=80, warmup_epochs=1, batch_size=8, peak_learning_rate=0.05)
     test = Samples(features, labels)
     score = linear_probe(lambda _: features, labels, test, seed=0, classes=3, settings=settings)
     assert score.accuracy == 100.0
+
+
+def test_a_shortened_run_keeps_the_schedules_proportions() -> None:
+    short = HeadTraining().shortened(30)
+    assert (short.epochs, short.warmup_epochs) == (30, 2)
+    assert short.learning_rate(2, steps_per_epoch=1) == 5e-4
+    assert HeadTraining().shortened(None) == HeadTraining()
 
 
 @pytest.mark.parametrize(
@@ -140,4 +145,4 @@ def test_a_last_smaller_batch_is_used() -> None:
 )
 def test_settings_that_make_no_sense_are_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        LinearProbe(**change)  # type: ignore[arg-type]
+        HeadTraining(**change)  # type: ignore[arg-type]

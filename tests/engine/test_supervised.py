@@ -11,55 +11,21 @@ from torch import Tensor
 
 from pointdistill.data.benchmarks.records import LabelledClouds
 from pointdistill.engine.classifier_recipes import RECIPES, ClassifierRecipe
-from pointdistill.engine.inputs import ProtocolInput
+from pointdistill.engine.epochs import EpochRecord, split_batches
 from pointdistill.engine.schedules import two_stage, warmup_cosine
 from pointdistill.engine.supervised import (
     ClassifierResult,
-    EpochRecord,
     cut_clouds,
     predict,
-    split_batches,
     train_classifier,
     training_patches,
 )
 from pointdistill.errors import ConfigError, DataError, DivergenceError
-from pointdistill.model.encoder import Encoder, EncoderConfig
-from pointdistill.model.initialize import initialize
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import Patches
-from pointdistill.model.views import AugmentConfig
+from tests.engine.labelled import INPUTS, make_clouds, make_encoder
 
-CONFIG = EncoderConfig(
-    width=16,
-    depth=2,
-    heads=2,
-    stage_one=(8, 16),
-    stage_two=(16,),
-    points=48,
-    patches=6,
-    patch_points=8,
-)
-INPUTS = ProtocolInput(
-    points=48,
-    patches=6,
-    subsampling="uniform",
-    augment=AugmentConfig(rotate_z=True, scale_low=0.9, scale_high=1.1),
-)
 SCRATCH = replace(RECIPES["scratch"], batch_size=8)
-
-
-def make_encoder() -> Encoder:
-    encoder = Encoder(CONFIG)
-    initialize(encoder, generator=torch.Generator().manual_seed(7))
-    return encoder.requires_grad_(requires_grad=False)
-
-
-def make_clouds(count: int = 30, *, seed: int = 0) -> LabelledClouds:
-    """Upright needles, lying discs and round balls in turn."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 3
-    stretch = np.array([[0.1, 0.1, 1.0], [1.0, 1.0, 0.1], [1.0, 1.0, 1.0]])[labels]
-    points = rng.normal(size=(count, 60, 3)) * stretch[:, None]
-    return LabelledClouds(points.astype(np.float32), labels)
 
 
 def train(
@@ -230,9 +196,15 @@ def test_a_cloud_left_over_can_be_trained_on() -> None:
 
 
 def test_divergence_is_named() -> None:
+    wild = replace(SCRATCH, peak_learning_rate=1e30, warmup_epochs=0)
+    with pytest.raises(DivergenceError, match="epoch 1 of 2: the loss is nan; lower the recipe's"):
+        train(wild)
+
+
+def test_points_that_are_not_finite_are_refused() -> None:
     broken = make_clouds()
     broken.points[3] = np.nan
-    with pytest.raises(DivergenceError, match="epoch 1 of 2: the loss is nan; lower the recipe's"):
+    with pytest.raises(DataError, match="1 of 30 training clouds have points that are not finite"):
         train(clouds=broken)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pointdistill.engine.weights import export_encoder, load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, DataError
@@ -67,6 +69,59 @@ def test_a_hub_repository_is_found_in_the_cache_without_a_network(
         CheckpointError, match="someone/other: neither a folder here nor a Hub repos"
     ):
         load_encoder("someone/other")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param({"HF_HUB_OFFLINE": "1"}, id="told to stay offline"),
+        # Nothing listens at the discard port.
+        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, id="no network"),
+    ],
+)
+def test_a_new_process_finds_the_cache(
+    saved: Path, tmp_path: Path, setting: dict[str, str]
+) -> None:
+    """The layout that a download leaves: blobs, and a snapshot of links to them."""
+    cached = tmp_path / "home" / "hub" / "models--someone--shapes"
+    for folder in ("refs", "blobs", f"snapshots/{'0' * 40}"):
+        (cached / folder).mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    for number, name in enumerate(("model.safetensors", "config.json")):
+        shutil.copy(saved / name, cached / "blobs" / str(number))
+        (cached / "snapshots" / ("0" * 40) / name).symlink_to(f"../../blobs/{number}")
+    code = (
+        "import pointdistill\n"
+        "for name in ('someone/shapes', 'someone/other'):\n"
+        "    try: print(pointdistill.load_encoder(name).config.width)\n"
+        "    except pointdistill.errors.CheckpointError as error: print(error)"
+    )
+    kept = {n: v for n, v in os.environ.items() if not n.lower().endswith("_proxy")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=kept | setting | {"HF_HOME": str(tmp_path / "home")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found, missing = done.stdout.splitlines()
+    assert found == "12"
+    assert missing.startswith("someone/other: neither a folder here nor a Hub repository")
+
+
+def test_a_file_alone_is_an_encoder(saved: Path, tmp_path: Path) -> None:
+    """Under any name, anywhere: its header holds the configuration."""
+    alone = tmp_path / "elsewhere" / "mine.safetensors"
+    alone.parent.mkdir()
+    shutil.copy(saved / "model.safetensors", alone)
+    assert load_encoder(alone).config == micro_config().encoder
+    save_file({"a": torch.ones(1)}, alone)
+    with pytest.raises(CheckpointError, match=r"its header holds no configuration .* export"):
+        load_encoder(alone)
+    alone.write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match="not readable as safetensors"):
+        load_encoder(alone)
 
 
 def test_a_folder_without_an_encoder(tmp_path: Path) -> None:

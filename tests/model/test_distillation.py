@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pointdistill.model.distillation import Mode, Student, Teacher
-from pointdistill.model.encoder import Encoder
+from pointdistill.model.distillation import (
+    Mode,
+    Student,
+    Targets,
+    Teacher,
+    Temperatures,
+    Views,
+    objective,
+)
+from pointdistill.model.encoder import Encoder, Tokens
 from pointdistill.model.heads import ProjectionHead
 from pointdistill.model.initialize import initialize
-from pointdistill.model.predictor import Predictor
+from pointdistill.model.masking import Masks
+from pointdistill.model.patches import Patches
+from pointdistill.model.predictor import Predictor, PredictorConfig
 from pointdistill.model.transformer import StochasticDepth
 from tests.engine.conftest import micro_config
 
 CONFIG = micro_config()
 
 
-def student() -> Student:
-    module = Student(Mode.DUAL, CONFIG.encoder, CONFIG.head, CONFIG.predictor)
+PREDICTOR = PredictorConfig(width=8, heads=2, depth=1)
+
+
+def student(predictor: PredictorConfig | None = PREDICTOR) -> Student:
+    module = Student(Mode.DUAL, CONFIG.encoder, CONFIG.head, predictor)
     initialize(module, generator=torch.Generator().manual_seed(0))
     return module
 
 
 BUILDERS: list[Callable[[], nn.Module]] = [
     lambda: Encoder(CONFIG.encoder),
-    lambda: Predictor(12, CONFIG.predictor),
+    lambda: Predictor(12, PREDICTOR),
+    lambda: Predictor(12, replace(PREDICTOR, query_attention=True)),
     lambda: ProjectionHead(12, CONFIG.head),
     student,
+    lambda: student(None),
 ]
 
 
@@ -101,6 +117,97 @@ def test_hidden_places_do_not_see_each_other() -> None:
     before, after = predictor(places, memory), predictor(moved, memory)
     torch.testing.assert_close(before[:, :2], after[:, :2])
     assert not torch.allclose(before[:, 2], after[:, 2])
+
+
+def test_with_query_attention_they_do() -> None:
+    """The ablation: another hidden patch changes the answer at every hidden place."""
+    predictor = Predictor(12, replace(PREDICTOR, query_attention=True))
+    initialize(predictor, generator=torch.Generator().manual_seed(0))
+    memory, places = torch.randn(1, 4, 12), torch.randn(1, 3, 12)
+    moved = places.clone()
+    moved[0, 2] = torch.randn(12)
+    before, after = predictor(places, memory), predictor(moved, memory)
+    assert not any(torch.allclose(before[0, row], after[0, row]) for row in range(3))
+
+
+def some_views(*, local: bool = True) -> Views:
+    """Two shapes, two global views of 8 patches under one mask that hides 5."""
+
+    def cut(count: int, patches: int) -> Patches:
+        centers = torch.randn(2, count, patches, 3)
+        return Patches(centers, torch.randn(2, count, patches, 6, 3))
+
+    order = torch.stack([torch.randperm(8) for _ in range(4)])
+    return Views(cut(2, 8), cut(2, 4) if local else None, Masks(order[:, :5], order[:, 5:]), 1)
+
+
+def moved_patch(views: Views, place: Tensor) -> Views:
+    """The same with other points in one patch of every global view; (4,) ``place`` says which."""
+    offsets = views.global_views.offsets.clone()
+    offsets.flatten(0, 1)[torch.arange(4), place] = torch.randn(4, 6, 3)
+    return replace(views, global_views=Patches(views.global_views.centers, offsets))
+
+
+@pytest.mark.parametrize("predictor", [PREDICTOR, None])
+def test_what_is_hidden_is_not_seen_and_what_is_visible_is(
+    predictor: PredictorConfig | None,
+) -> None:
+    """Predictions depend on the points of visible patches alone, with a predictor and without."""
+    module = student(predictor).eval()
+    views = some_views()
+    masks = views.masks
+    assert masks is not None
+    before = module(views).patch_logits
+    hidden = module(moved_patch(views, masks.hidden_index[:, 0])).patch_logits
+    torch.testing.assert_close(hidden, before)
+    seen = module(moved_patch(views, masks.visible_index[:, 0])).patch_logits
+    assert not torch.allclose(seen, before, atol=1e-6)
+    assert before.shape == (4, 5, 16)
+
+
+def test_without_a_predictor_the_encoder_itself_answers_at_hidden_places() -> None:
+    """By hand: the mask token put at the hidden places, one pass, the features of these places."""
+    module = student(None).eval()
+    assert module.predictor is None
+    assert module.mask_token is not None
+    views = some_views()
+    masks = views.masks
+    assert masks is not None
+    tokens = module.encoder.embed(views.global_views.flatten())
+    features = tokens.features.clone()
+    for row, hidden in enumerate(masks.hidden_index.tolist()):
+        for place in hidden:
+            features[row, place] = module.mask_token[0, 0]
+    _, encoded = module.encoder.encode(Tokens(features, tokens.positions))
+    wanted = torch.stack([encoded[row, index] for row, index in enumerate(masks.hidden_index)])
+    torch.testing.assert_close(module(views).patch_features, wanted)
+
+
+@pytest.mark.parametrize("mode", [Mode.DUAL, Mode.CLS])
+def test_without_local_views_the_other_terms_make_the_mean(mode: Mode) -> None:
+    """By hand: each term the mean over its (target, prediction) pairs, the loss the mean over what is left."""
+    module = Student(mode, CONFIG.encoder, CONFIG.head, CONFIG.predictor)
+    initialize(module, generator=torch.Generator().manual_seed(0))
+    views = some_views(local=False)
+    predictions = module.eval()(views)
+    assert predictions.local_cls_logits is None
+    targets = Targets(torch.randn(2, 2, 16), torch.randn(4, 8, 16), torch.randn(4, 8, 12))
+    warmth = Temperatures(cls_teacher=0.04, patch_teacher=0.05)
+    loss = objective(mode, predictions, targets, views.masks, warmth).terms["cls"]
+
+    def against(logits: Tensor, first: int) -> Tensor:
+        probs = (targets.cls_logits / 0.04).softmax(-1)[:, first:]
+        pairs = [
+            -(p * (q / 0.1).log_softmax(-1)).sum(-1)
+            for p in probs.unbind(1)
+            for q in logits.unbind(1)
+        ]
+        return torch.stack(pairs).mean()
+
+    terms = [against(predictions.whole_cls_logits, 1 if mode is Mode.DUAL else 0)]
+    if mode is Mode.DUAL:
+        terms.append(against(predictions.masked_cls_logits, 0))
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.25])

@@ -39,8 +39,9 @@ def test_every_target_meets_every_prediction() -> None:
 def test_a_confident_right_answer_costs_little_and_a_wrong_one_the_gap() -> None:
     """Logits (1, 0) at temperature 0.1 are (10, 0): right costs e^-10, wrong costs 10 more."""
     logits = torch.tensor([[1.0, 0.0]])
-    right = patch_cross_entropy(logits, torch.tensor([[1.0, 0.0]]), student_temperature=0.1)
-    wrong = patch_cross_entropy(logits, torch.tensor([[0.0, 1.0]]), student_temperature=0.1)
+    first = torch.tensor([0])
+    right = patch_cross_entropy(logits, torch.tensor([[1.0, 0.0]]), first, student_temperature=0.1)
+    wrong = patch_cross_entropy(logits, torch.tensor([[0.0, 1.0]]), first, student_temperature=0.1)
     assert right.item() == pytest.approx(math.exp(-10), rel=1e-2)
     assert (wrong - right).item() == pytest.approx(10.0, rel=1e-5)
 

@@ -9,13 +9,22 @@ from typing import NoReturn
 import typer
 
 from pointdistill.cli.doctor import doctor
+from pointdistill.cli.embed import embed
 from pointdistill.cli.evaluate import evaluate
 from pointdistill.cli.export import export
+from pointdistill.cli.finetune import finetune
 from pointdistill.cli.import_weights import import_weights
+from pointdistill.cli.leaks import leaks
+from pointdistill.cli.plan import plan
+from pointdistill.cli.predict import predict
 from pointdistill.cli.prepare_data import prepare_data
 from pointdistill.cli.pretrain import pretrain
+from pointdistill.cli.push import push
 from pointdistill.cli.quickstart import quickstart
+from pointdistill.cli.recipes import recipes
+from pointdistill.cli.reconstruct import reconstruct
 from pointdistill.cli.sample import sample
+from pointdistill.cli.search import search
 from pointdistill.cli.version import show_version
 from pointdistill.errors import PointDistillError
 
@@ -32,10 +41,19 @@ app.callback()(show_version)
 for command, summary in (
     (quickstart, "See it work in minutes on this machine."),
     (prepare_data, "Make a corpus to pretrain on."),
+    (recipes, "List the runs that have a name."),
+    (plan, "Say what a run will cost here."),
     (pretrain, "Pretrain an encoder, with no labels."),
     (evaluate, "Measure an encoder on a benchmark."),
+    (leaks, "List test shapes that a corpus has."),
+    (finetune, "Make a classifier or a segmenter."),
+    (predict, "Name shapes, or their parts."),
+    (embed, "Features of any files, folders, corpora."),
+    (search, "Find the shapes nearest to a file."),
     (sample, "Turn mesh files into surface points."),
-    (export, "Write an encoder as safetensors."),
+    (reconstruct, "Draw what an encoder's features hold."),
+    (export, "Write an encoder as safetensors or ONNX."),
+    (push, "Share weights on the Hugging Face Hub."),
     (import_weights, "Read a published checkpoint."),
     (doctor, "Print versions, devices, and problems."),
 ):

@@ -1,4 +1,4 @@
-"""``pointdistill evaluate``: a frozen encoder on a labelled benchmark."""
+"""``pointdistill evaluate``: an encoder on labelled benchmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.engine.evaluate_saved import Outcome
+    from pointdistill.engine.evaluation.saved import Outcome
 
 
 class BenchmarkName(StrEnum):
@@ -19,26 +19,44 @@ class BenchmarkName(StrEnum):
 
     SCANOBJECTNN = "scanobjectnn"
     MODELNET40 = "modelnet40"
+    FEWSHOT = "fewshot"
+    SHAPENETPART = "shapenetpart"
+    LVIS = "lvis"
+    ALL = "all"
 
 
 class ProtocolName(StrEnum):
-    """How features are measured; repeated here for the same reason."""
+    """How it is measured; repeated here for the same reason."""
 
     KNN = "knn"
     SVM = "svm"
     LINEAR = "linear"
+    MLP = "mlp"
     LOGISTIC = "logistic"
+    FINETUNE = "finetune"
+    SCRATCH = "scratch"
+    PARTS = "parts"
+    ALL = "all"
 
 
 def evaluate(
-    benchmark: Annotated[BenchmarkName, typer.Argument(help="What to measure on.")],
+    benchmark: Annotated[
+        BenchmarkName,
+        typer.Argument(help="What to measure on; all: every benchmark that there is data for."),
+    ],
     encoder: Annotated[
         Path | None,
         typer.Option(help="Run or encoder folder; by default the last run made in this folder."),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="The archive; by default data/h5_files.zip or data/ModelNet40.zip."),
+        typer.Option(
+            help="The archive; by default it is looked for under data/. With all: the folder of archives."
+        ),
+    ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(help="For lvis: the corpus of Objaverse; by default the last one made here."),
     ] = None,
     stand_in: Annotated[
         bool,
@@ -49,48 +67,76 @@ def evaluate(
     split: Annotated[
         list[str] | None,
         typer.Option(
-            help="ScanObjectNN: OBJ-BG, OBJ-ONLY or PB-T50-RS; again for more. Default: all."
+            help="Such as PB-T50-RS of scanobjectnn or 5w10s of fewshot; again for more. Default: all."
         ),
     ] = None,
     protocol: Annotated[
         list[ProtocolName] | None,
-        typer.Option(help="How to measure; again for more. Default: all."),
+        typer.Option(
+            help="How to measure; again for more. Default: on frozen features; finetune for fewshot; "
+            "every protocol for the benchmark all."
+        ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs with seeds 0, 1, ...; mean and deviation are shown.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many, from 0 on: seeds (default 3), folds of fewshot or draws of lvis (default 10).",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train shorter than the protocol; every output names it."),
+    ] = None,
+    votes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Average logits over so many versions of each test cloud; every output says so.",
+        ),
     ] = 1,
     augmented_copies: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Augmented training sets that the linear probe goes through in turn; 0 makes a "
+            help="Augmented training sets that linear and mlp go through in turn; 0 makes a "
             "new one each epoch, as published. Default: 0 on a GPU, 4 on a CPU.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for results.json and results.md; by default inside the run."),
+        typer.Option(help="Folder that results are added to; by default inside the run."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Measure a frozen encoder on a benchmark, the published figures beside ours."""
-    from pointdistill.engine.evaluate import PROTOCOLS
-    from pointdistill.engine.evaluate_saved import EvaluationRequest, evaluate_saved
+    """Measure an encoder on a benchmark, the published figures beside ours.
+
+    Every score is kept when it is done: the same command goes on after Ctrl-C, and later ones add to it.
+    """
+    from pointdistill.engine.evaluation.request import EvaluationRequest
+    from pointdistill.engine.evaluation.saved import evaluate_saved
 
     request = EvaluationRequest(
         benchmark=benchmark.value,
         encoder=encoder,
         data=data,
+        corpus=corpus,
         stand_in=stand_in,
         splits=tuple(split or ()),
-        protocols=tuple(name.value for name in protocol) if protocol else PROTOCOLS,
+        protocols=tuple(name.value for name in protocol or ()),
         seeds=seeds,
+        epochs=epochs,
+        votes=votes,
         augmented_copies=augmented_copies,
         output=output,
         device=device,
     )
     with _progress() as (say, show):
-        outcome = evaluate_saved(request, say=say, progress=show)
+        try:
+            outcome = evaluate_saved(request, say=say, progress=show)
+        except KeyboardInterrupt:
+            say("stopped; every finished score is kept, the same command goes on from there")
+            raise
     _print(outcome)
     typer.echo(f"next: {_next(benchmark, encoder, stand_in)}")
 
@@ -98,17 +144,22 @@ def evaluate(
 def _next(measured: BenchmarkName, encoder: Path | None, stand_in: bool) -> str:
     """The command that comes next, with the options that it shares with this one."""
     named = f" --encoder {encoder}" if encoder is not None else ""
-    if measured is BenchmarkName.MODELNET40:
+    if measured in (BenchmarkName.MODELNET40, BenchmarkName.ALL):
         return f"pointdistill export my-encoder{named}"
-    return f"pointdistill evaluate modelnet40{named}{' --stand-in' if stand_in else ''}"
+    other = "modelnet40" if measured is BenchmarkName.SCANOBJECTNN else "scanobjectnn"
+    return f"pointdistill evaluate {other}{named}{' --stand-in' if stand_in else ''}"
 
 
 def _print(outcome: Outcome) -> None:
     from pointdistill.cli.tables import print_table
-    from pointdistill.engine.results import results_table
+    from pointdistill.engine.results_tables import results_tables
 
-    print_table(results_table(outcome.results))
-    typer.echo(f"results: {outcome.output}/results.json, {outcome.output}/results.md")
+    for table in results_tables(outcome.results):
+        print_table(table)
+    for reason in outcome.absent:
+        typer.echo(f"not measured: {reason}")
+    for output in outcome.outputs:
+        typer.echo(f"results: {output}/results.json, {output}/results.md")
 
 
 @contextmanager

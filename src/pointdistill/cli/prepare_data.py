@@ -15,13 +15,18 @@ def prepare_data(
     source: Annotated[
         str,
         typer.Argument(
-            help="builtin (objects made on the spot), folder (your own meshes and clouds), "
-            "modelnet40, or scanobjectnn."
+            help="builtin (objects made on the spot), folder (your own meshes and clouds), or an "
+            "archive: shapenetcore, 3d-future, scanobjectnn, modelnet40, s3dis, sunrgbd, abo, "
+            "omniobject3d, toys4k, google-scanned-objects, objaverse-cap3d, objaverse-xl-cap3d, objaverse."
         ),
     ] = "builtin",
     path: Annotated[
         Path | None,
-        typer.Option("--input", "--archive", help="The archive, or your folder of files."),
+        typer.Option(
+            "--input",
+            "--archive",
+            help="The archive, or the folder that holds it; or your folder of files.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,

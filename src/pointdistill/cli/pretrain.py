@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class Size(StrEnum):
-    """Names of the recipes, repeated here so that ``--help`` does not load torch; a test compares them."""
-
-    TINY = "tiny"
-    SMALL = "small"
-    BASE = "base"
-    LARGE = "large"
-
-
-class ModeName(StrEnum):
-    """The training modes, repeated here for the same reason."""
-
-    DUAL = "dual"
-    CLS = "cls"
-    MPM = "mpm"
+from pointdistill.cli.run_options import (
+    BatchSizeOption,
+    ConfigOption,
+    DataOption,
+    DeviceOption,
+    EpochsOption,
+    ModeOption,
+    PrecisionOption,
+    RecipeOption,
+    SetOption,
+    SizeOption,
+    StepsOption,
+    asked_for,
+)
 
 
 def pretrain(
-    size: Annotated[
-        Size | None,
-        typer.Option(help="The paper's small, base, large; tiny for a CPU. Default: small."),
-    ] = None,
-    mode: Annotated[
-        ModeName | None,
-        typer.Option(help="Both objectives, CLS or masked patches alone. Default: dual."),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Corpus folder; by default the last one made in this folder."),
-    ] = None,
+    recipe: RecipeOption = None,
+    size: SizeOption = None,
+    mode: ModeOption = None,
+    config: ConfigOption = None,
+    changes: SetOption = None,
+    data: DataOption = None,
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default a new one under runs/.")
     ] = None,
@@ -51,34 +42,61 @@ def pretrain(
     init_from: Annotated[
         Path | None, typer.Option(help="Encoder or run folder whose weights to begin with.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the corpus.")] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Optimiser steps of the whole run, instead of --epochs."),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Shapes a step, over all processes.")
-    ] = None,
+    epochs: EpochsOption = None,
+    steps: StepsOption = None,
+    batch_size: BatchSizeOption = None,
     seed: Annotated[
         int | None,
         typer.Option(min=0, max=2**63 - 1, help="Of weights, order, views, masks. Default: 0."),
     ] = None,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto (bf16 on a GPU), no, or bf16.")] = "auto",
+    save_every: Annotated[int, typer.Option(min=1, help="Steps that a kill may cost.")] = 500,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints kept, the newest.")] = 2,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            help="Judge the teacher meanwhile by nearest neighbours: builtin, a corpus, or an archive."
+        ),
+    ] = None,
+    probe_every: Annotated[int, typer.Option(min=1, help="Epochs between probes.")] = 5,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Also tell one of Accelerate's trackers, such as tensorboard or wandb."),
+    ] = None,
+    sharding: Annotated[
+        str,
+        typer.Option(help="none: each process holds the model; fsdp: each holds a part of it."),
+    ] = "none",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Pretrain an encoder on a corpus, with no labels. Ctrl-C saves; --resume goes on."""
     from pointdistill.cli.training import run_pretraining
+    from pointdistill.engine.run_options import RunOptions
 
     run_pretraining(
-        size=size.value if size else None,
-        mode=mode.value if mode else None,
+        asked_for(
+            recipe=recipe,
+            size=size,
+            mode=mode,
+            config=config,
+            changes=changes,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+        ),
         data=data,
         run=run,
         resume=resume,
         init_from=init_from,
-        changes={"epochs": epochs, "steps": steps, "batch_size": batch_size, "seed": seed},
-        save_every=save_every,
-        device=device,
-        precision=precision,
+        options=RunOptions(
+            device=device,
+            precision=precision,
+            sharding=sharding,
+            save_every=save_every,
+            keep=keep,
+            track=tuple(track or ()),
+            probe=probe,
+            probe_every=probe_every,
+        ),
     )

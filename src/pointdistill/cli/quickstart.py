@@ -29,7 +29,7 @@ def quickstart(
 
     from pointdistill.cli.tables import print_table
     from pointdistill.engine.quickstart import Hooks, QuickstartConfig, gains, quickstart
-    from pointdistill.engine.results import results_table
+    from pointdistill.engine.results_tables import results_table
 
     console = Console(stderr=True)
     with _Stages(console) as stages:

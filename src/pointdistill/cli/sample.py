@@ -49,7 +49,7 @@ def sample(
     """Turn meshes into surface points, uniform by area over the whole scene.
 
     Reads obj, off, ply, stl, glb, gltf (Draco too), dae, 3mf and 3dxml;
-    point clouds as ply, npy, npz, xyz, txt, csv, pts and pcd.
+    point clouds as ply, npy, npz, xyz, txt, csv, pts, pcd and las.
 
     Files that cannot be used are listed, the others are done; the exit code
     is then 2.

@@ -1,61 +1,45 @@
-"""What a training run shows while it goes: one line of progress, and what came of it."""
+"""Carries out ``pretrain``: says what will happen, shows it, and what came of it."""
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pointdistill.cli.training_progress import remarks_to, say, training_progress
 from pointdistill.engine.devices import is_main_process
-from pointdistill.engine.launch import announce, carry_out, new_launch, resumed_launch
-from pointdistill.engine.pretrain import RunOptions, StepRecord
+from pointdistill.engine.launch import Launch, announce, carry_out, new_launch, resumed_launch
+from pointdistill.engine.machine import out_of_memory
+from pointdistill.engine.pretrain import RunResult
+from pointdistill.engine.run_options import RunOptions
+from pointdistill.engine.settings import Asked
 from pointdistill.errors import ConfigError
-
-MEASURED_STEPS = 3
-SLOW_HOURS = 1.0
 
 
 def run_pretraining(
+    asked: Asked,
     *,
-    size: str | None,
-    mode: str | None,
     data: Path | None,
     run: Path | None,
     resume: bool,
     init_from: Path | None,
-    changes: Mapping[str, int | None],
-    save_every: int,
-    device: str,
-    precision: str,
+    options: RunOptions,
 ) -> None:
     """Start or resume, show progress, say what comes next; exit code 130 when interrupted."""
     if resume:
         if init_from is not None:
             msg = "--init-from begins a run and --resume goes on with one; give one of them"
             raise ConfigError(msg)
-        asked = {"size": size, "mode": mode, **changes}
-        launch = resumed_launch(data=data, run=run, changes=asked)
+        launch = resumed_launch(asked, data=data, run=run)
     else:
-        launch = new_launch(
-            size or "small",
-            mode or "dual",
-            data=data,
-            run=run,
-            init_from=init_from,
-            changes=changes,
-            device=device,
-        )
+        launch = new_launch(asked, data=data, run=run, init_from=init_from, device=options.device)
     console = Console(stderr=True, quiet=not is_main_process())
     for line in announce(launch):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    with training_progress(console) as show:
-        options = RunOptions(device=device, precision=precision, save_every=save_every)
-        result = carry_out(launch, options, show)
+        say(console, line)
+    result = _train(launch, options, console)
     if not is_main_process():
         raise typer.Exit(130 if result.interrupted else 0)
     if result.interrupted:
@@ -70,51 +54,27 @@ def run_pretraining(
     )
 
 
-class _Show:
-    """Turns step records into a progress line; after a few steps says what the rest will cost."""
+def _train(launch: Launch, options: RunOptions, console: Console) -> RunResult:
+    """The run under a progress line.
 
-    def __init__(self, progress: Progress, console: Console) -> None:
-        self.progress = progress
-        self.console = console
-        self.task = progress.add_task("", total=None)
-        self.speeds: list[float] = []
+    Raises:
+        ConfigError: if a step did not fit into memory.
+    """
 
-    def __call__(self, record: StepRecord) -> None:
-        terms = " ".join(f"{name} {value:.3f}" for name, value in record.terms.items())
-        self.progress.update(
-            self.task,
-            total=record.total,
-            completed=record.step,
-            description=f"loss {record.loss:.3f} ({terms}) {record.shapes_per_second:.0f} shapes/s",
+    def on_signal() -> None:
+        # Straight to the file: within a signal's handler a buffered stream may be in the middle of a write.
+        if is_main_process():
+            os.write(2, b"\nfinishing this step, then saving; a second signal stops at once\n")
+
+    try:
+        with training_progress(console) as show, remarks_to(console):
+            return carry_out(launch, options, show, on_signal=on_signal)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        batch = launch.config.batch_size
+        msg = (
+            f"a step of {batch} shapes does not fit into the memory of this device; give a smaller --batch-size "
+            f"(such as {max(1, batch // 2)}), or ask `pointdistill plan` what fits"
         )
-        self.speeds.append(record.shapes_per_second)
-        if len(self.speeds) == MEASURED_STEPS:
-            self._say_cost(record)
-
-    def _say_cost(self, record: StepRecord) -> None:
-        speed = self.speeds[-1]
-        batch = record.batch_size
-        hours = (record.total - record.step) * batch / speed / 3600
-        if hours > SLOW_HOURS:
-            span = f"{hours / 24:.0f} days" if hours > 48 else f"{hours:.1f} hours"
-            self.console.print(
-                f"cost: about {span} for this run on this device ({speed:.1f} shapes/s); "
-                "--size tiny takes minutes on a CPU. Ctrl-C saves, --resume goes on",
-                style="yellow",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-
-
-@contextmanager
-def training_progress(console: Console) -> Iterator[_Show]:
-    """A progress line for ``pretrain``'s reports."""
-    columns = (
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield _Show(progress, console)
+        raise ConfigError(msg) from error

@@ -1,4 +1,4 @@
-"""A zip file or the folder extracted from it, read alike, in place, and without trust.
+"""A zip or tar file, or the folder extracted from it, read alike, in place, and without trust.
 
 Nothing is extracted. Archives come from strangers and from broken downloads, so every way in which
 one can be damaged ends as one line that names the file and what to do.
@@ -6,12 +6,15 @@ one can be damaged ends as one line that names the file and what to do.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
@@ -21,16 +24,45 @@ from pointdistill.errors import DataError
 MEMBER_LIMIT_BYTES = 1 << 30
 """Largest member that is read; the largest real one (ScanObjectNN PB-T50-RS) has some 0.4 GiB."""
 
-_POINTER_START = b"version https://git-lfs"
+POINTER_START = b"version https://git-lfs"
+"""How the file begins that Git LFS leaves in place of one it did not fetch."""
+
+_ENCRYPTED = 1  # a zip member's flag
+_GZIP_START = b"\x1f\x8b"
+_TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
 _PAGE_STARTS = (b"<!doctype html", b"<html")
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a member's bytes lie, so that `pointdistill.data.places.read_place` needs no directory."""
+
+    name: str
+    offset: int = 0
+    """Of a zip member's own header, or of a tar member's first byte; 0 in a folder."""
+
+    packed: int = 0
+    """Bytes that it takes in the archive."""
+
+    size: int = 0
+    """Bytes that it has."""
+
+    crc: int | None = None
+    """CRC-32 of its bytes, which only zip files state."""
+
+    method: int | None = None
+    """A zip member's compression; -1 where it asks for a password; None elsewhere."""
+
+
 class Archive(ABC):
-    """Members of a zip file or folder by their POSIX names, without the litter of other systems."""
+    """Members of an archive or folder by their POSIX names, without the litter of other systems."""
 
     path: Path
     names: tuple[str, ...]
     """Sorted member names; folders, ``__MACOSX/`` and dot files are left out."""
+
+    unsafe: tuple[str, ...] = ()
+    """Names that lead out of the archive: such members are not read."""
 
     def find(self, suffix: str) -> str | None:
         """The member whose path ends in ``suffix``, whatever folder it lies in; None if absent.
@@ -49,12 +81,17 @@ class Archive(ABC):
         """The bytes of one member.
 
         Raises:
-            DataError: if it cannot be read whole, or is larger than `MEMBER_LIMIT_BYTES`.
+            DataError: if it cannot be read whole, is larger than `MEMBER_LIMIT_BYTES`, or is a
+                Git-LFS pointer in place of the member.
         """
 
     @abstractmethod
+    def place(self, name: str) -> Place:
+        """Where one member lies."""
+
+    @abstractmethod
     def checksum(self, names: Sequence[str]) -> str:
-        """Hexadecimal SHA-256 of the zip file, or of names and contents of a folder's ``names``."""
+        """Hexadecimal SHA-256 of the archive, or of names and contents of a folder's ``names``."""
 
     def refuse(self, name: str, cause: object) -> NoReturn:
         """Raise the DataError for a member that cannot be read."""
@@ -65,40 +102,95 @@ class Archive(ABC):
         if size > MEMBER_LIMIT_BYTES:
             self.refuse(name, f"{size:,} bytes, at most {MEMBER_LIMIT_BYTES:,} are read")
 
+    def _no_pointer(self, name: str, content: bytes) -> bytes:
+        if content.startswith(POINTER_START):
+            msg = (
+                f"{self.path}: {name} is a Git-LFS pointer in place of the file; run `git lfs pull`"
+            )
+            raise DataError(msg)
+        return content
+
 
 class _ZipArchive(Archive):
     def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
         self.path = path
         self._file = file
-        self.names = _wanted(
-            path, [i.filename for i in file.infolist() if not i.filename.endswith("/")]
+        self.names, self.unsafe = _sorted_out(
+            i.filename for i in file.infolist() if not i.filename.endswith("/")
         )
 
     def read(self, name: str) -> bytes:
         self._check_size(name, self._file.getinfo(name).file_size)
         try:
-            return self._file.read(name)
+            return self._no_pointer(name, self._file.read(name))
         # RuntimeError: a password is asked for. NotImplementedError: a compression Python does not
         # know.
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             self.refuse(name, error)
 
+    def place(self, name: str) -> Place:
+        info = self._file.getinfo(name)
+        method = -1 if info.flag_bits & _ENCRYPTED else info.compress_type
+        return Place(name, info.header_offset, info.compress_size, info.file_size, info.CRC, method)
+
     def checksum(self, names: Sequence[str]) -> str:  # noqa: ARG002  a zip file is one thing
-        return sha256_of(self.path)
+        return _file_checksum(self.path)
+
+
+class _TarArchive(Archive):
+    def __init__(self, path: Path, file: tarfile.TarFile) -> None:
+        self.path = path
+        self._file = file
+        # Of a name that is there twice the last counts, as for tar itself. Links are not followed.
+        self._members = {member.name: member for member in file.getmembers() if member.isreg()}
+        self._check_end()
+        self.names, self.unsafe = _sorted_out(self._members)
+
+    def read(self, name: str) -> bytes:
+        member = self._members[name]
+        self._check_size(name, member.size)
+        try:
+            stream = self._file.extractfile(member)
+            assert stream is not None  # of a regular file it never is
+            return self._no_pointer(name, stream.read())
+        except (tarfile.TarError, EOFError, OSError) as error:
+            self.refuse(name, error)
+
+    def place(self, name: str) -> Place:
+        member = self._members[name]
+        return Place(name, member.offset_data, member.size, member.size)
+
+    def checksum(self, names: Sequence[str]) -> str:  # noqa: ARG002  a tar file is one thing
+        return _file_checksum(self.path)
+
+    def _check_end(self) -> None:
+        """Raise where the members do not end in an empty block: ``tarfile`` takes any stop for the end."""
+        assert self._file.fileobj is not None
+        self._file.fileobj.seek(self._file.offset)
+        if self._file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            msg = "no end mark"
+            raise tarfile.ReadError(msg)
 
 
 class _FolderArchive(Archive):
     def __init__(self, path: Path) -> None:
         self.path = path
         files = (file for file in path.rglob("*") if file.is_file())
-        self.names = _wanted(path, [file.relative_to(path).as_posix() for file in files])
+        self.names, self.unsafe = _sorted_out(file.relative_to(path).as_posix() for file in files)
 
     def read(self, name: str) -> bytes:
         try:
             self._check_size(name, (self.path / name).stat().st_size)
-            return (self.path / name).read_bytes()
+            return self._no_pointer(name, (self.path / name).read_bytes())
         except OSError as error:
             self.refuse(name, error)
+
+    def place(self, name: str) -> Place:
+        try:
+            size = (self.path / name).stat().st_size
+        except OSError as error:
+            self.refuse(name, error)
+        return Place(name, packed=size, size=size)
 
     def checksum(self, names: Sequence[str]) -> str:
         whole = hashlib.sha256()
@@ -108,15 +200,16 @@ class _FolderArchive(Archive):
 
 
 @contextmanager
-def open_archive(path: Path, *, absent: str) -> Iterator[Archive]:
-    """Open a zip file, or a folder that was extracted from one.
+def open_archive(path: Path, *, absent: str, tolerate_unsafe: bool = False) -> Iterator[Archive]:
+    """Open a zip or an uncompressed tar file, or a folder that was extracted from one.
 
     Args:
-        path: the zip file or the folder.
+        path: the file or the folder.
         absent: what to tell the user when there is nothing at ``path``.
+        tolerate_unsafe: leave members whose name leads out to the caller, as ``unsafe``.
 
     Raises:
-        DataError: if there is nothing, if it is no whole zip file, or if a member's name leads out
+        DataError: if there is nothing, if it is no whole archive, or if a member's name leads out
         of it.
     """
     if not path.exists():
@@ -124,41 +217,81 @@ def open_archive(path: Path, *, absent: str) -> Iterator[Archive]:
     if path.is_dir():
         yield _FolderArchive(path)
         return
-    try:
-        file = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        msg = f"{path}: {_what_it_is(path)}; fetch the archive again"
-        raise DataError(msg) from error
-    with file:
-        yield _ZipArchive(path, file)
+    with ExitStack() as held:
+        try:
+            archive = _open_file(path, held)
+        except (
+            zipfile.BadZipFile,
+            tarfile.TarError,
+            OSError,
+            ValueError,
+            NotImplementedError,
+        ) as error:
+            msg = f"{path}: {_what_it_is(path)}; fetch the archive again"
+            raise DataError(msg) from error
+        if archive.unsafe and not tolerate_unsafe:
+            msg = f"{path}: member {archive.unsafe[0]!r} leads out of the archive; fetch it from its own site"
+            raise DataError(msg)
+        yield archive
 
 
-def _wanted(path: Path, names: list[str]) -> tuple[str, ...]:
-    """Names sorted, litter dropped; a name that leads out of the archive is refused."""
-    wanted = []
+def _open_file(path: Path, held: ExitStack) -> Archive:
+    if _looks_like_tar(path):
+        return _TarArchive(path, held.enter_context(tarfile.open(path, "r:")))
+    return _ZipArchive(path, held.enter_context(zipfile.ZipFile(path)))
+
+
+def _looks_like_tar(path: Path) -> bool:
+    if path.suffix == ".tar":
+        return True
+    with path.open("rb") as file:
+        file.seek(_TAR_MAGIC_AT)
+        return file.read(len(_TAR_MAGIC)) == _TAR_MAGIC
+
+
+def _file_checksum(path: Path) -> str:
+    """SHA-256 of a file, worked out once a process: forty folds are read from one archive."""
+    status = path.stat()
+    return _checksum_of_state(path.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@functools.lru_cache(maxsize=32)
+def _checksum_of_state(path: Path, *state: int) -> str:  # noqa: ARG001  the state is the key
+    return sha256_of(path)
+
+
+def _sorted_out(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Sorted names without litter, and those that lead out of the archive."""
+    wanted, unsafe = [], []
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts or ".." in parts or PurePosixPath(name).is_absolute():
-            msg = f"{path}: member {name!r} leads out of the archive; fetch it from its own site"
-            raise DataError(msg)
-        if "__MACOSX" not in parts and not parts[-1].startswith("."):
+            unsafe.append(name)
+        elif "__MACOSX" not in parts and not parts[-1].startswith("."):
             wanted.append(name)
-    return tuple(sorted(wanted))
+    return tuple(sorted(wanted)), tuple(sorted(unsafe))
 
 
 def _what_it_is(path: Path) -> str:
-    """Why a file is no zip file, as far as its first bytes tell."""
+    """Why a file is no archive, as far as its first bytes tell."""
     try:
         with path.open("rb") as file:
-            start = file.read(64)
+            start = file.read(512)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+    kind = "tar" if path.suffix == ".tar" else "zip"
     if not start:
-        return "an empty file, not a zip archive"
-    if start.startswith(_POINTER_START):
-        return "a Git-LFS pointer in place of the zip archive; run `git lfs pull`"
+        return f"an empty file, not a {kind} archive"
+    if start.startswith(POINTER_START):
+        return f"a Git-LFS pointer in place of the {kind} archive; run `git lfs pull`"
     if start.lstrip().lower().startswith(_PAGE_STARTS):
-        return "a web page (a login or form?) in place of the zip archive"
+        return f"a web page (a login or form?) in place of the {kind} archive"
     if start.startswith(b"PK"):
         return "a zip archive that ends early, as a broken download does"
-    return "not a zip archive"
+    if start[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC):
+        return "a tar archive that ends early, as a broken download does"
+    if start.startswith(_GZIP_START):
+        return (
+            "gzip-compressed as a whole: gunzip it and give what comes out; if that is refused too"
+        )
+    return f"not a {kind} archive"

@@ -8,6 +8,7 @@ remembered.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ WORKSPACE_NAME = Path(".pointdistill", "workspace.json")
 _CORPUS = "corpus"
 _RUN = "run"
 _STAND_INS = "stand_ins"
+_EMBEDDING = "embedding"
+_EMBEDDINGS = "embeddings"
 
 
 def remember_corpus(path: Path, *, folder: Path = Path()) -> None:
@@ -50,6 +53,26 @@ def remember_stand_in(benchmark: str, path: Path, *, folder: Path = Path()) -> N
 def last_stand_in(benchmark: str, *, folder: Path = Path()) -> Path | None:
     """The archive that stands in for a benchmark; None if there is none or it is gone."""
     return _found(_stand_ins(folder).get(benchmark), folder)
+
+
+def remember_embedding(output: Path, inputs: Sequence[Path], *, folder: Path = Path()) -> None:
+    """Note the embedding that was made last in ``folder``, and what it is of."""
+    kept = _kept(output, folder)
+    known = _read(folder).get(_EMBEDDINGS)
+    made = {str(path.resolve()): kept for path in inputs}
+    _remember(
+        folder,
+        {_EMBEDDING: kept, _EMBEDDINGS: (known if isinstance(known, dict) else {}) | made},
+    )
+
+
+def last_embedding(of: Path | None = None, *, folder: Path = Path()) -> Path | None:
+    """The embedding that was made last in ``folder``, or last of the path ``of``; None if there is none."""
+    stored = _read(folder)
+    if of is None:
+        return _found(stored.get(_EMBEDDING), folder)
+    known = stored.get(_EMBEDDINGS)
+    return _found(known.get(str(of.resolve())), folder) if isinstance(known, dict) else None
 
 
 def _stand_ins(folder: Path) -> dict[str, Any]:

@@ -141,3 +141,22 @@ RECIPES = {
     )
 }
 """The published protocols that train an encoder with the three-layer head, by name."""
+
+_FINETUNING = {
+    "ScanObjectNN": "finetune-scanobjectnn",
+    "ModelNet40": "finetune-modelnet40",
+    "ModelNet40 few-shot": "few-shot",
+}
+
+
+def recipe_for(benchmark: str, protocol: str) -> ClassifierRecipe:
+    """The recipe of ``finetune`` or ``scratch`` on a benchmark, by its name in results.
+
+    Raises:
+        ConfigError: if the method has none for it.
+    """
+    name = "scratch" if protocol == "scratch" else _FINETUNING.get(benchmark)
+    if name is None or protocol not in ("finetune", "scratch"):
+        msg = f"no recipe for {protocol!r} on {benchmark!r}; there is one for {', '.join(_FINETUNING)}"
+        raise ConfigError(msg)
+    return RECIPES[name]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -27,20 +29,22 @@ class PretrainConfig:
     """Everything that decides what a run computes. Defaults: the small model in dual mode on ShapeNet."""
 
     name: str = "small"
-    """The preset this began as."""
+    """The recipe this began as, or a name of your own; runs are numbered under it."""
 
     mode: Mode = Mode.DUAL
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    predictor: PredictorConfig | None = field(default_factory=PredictorConfig)
+    """None is an ablation: mask tokens pass the encoder among the visible ones. Not used in CLS mode."""
+
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     global_crop: CropConfig = field(default_factory=CropConfig)
-    local_crop: CropConfig = field(
+    local_crop: CropConfig | None = field(
         default_factory=lambda: CropConfig(
             count=4, share_low=0.05, share_high=0.4, points=256, patches=16
         )
     )
-    """Not used in MPM mode."""
+    """None is an ablation: no local views. Not used in MPM mode."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -63,26 +67,47 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.+-]{0,99}", self.name):
+            msg = f"name must be up to 100 letters, digits and . + - _, as in tiny-mpm, got {self.name!r}"
+            raise ConfigError(msg)
         if self.batch_size < 1:
             msg = f"batch_size must be at least 1, got {self.batch_size}"
             raise ConfigError(msg)
         if self.epochs < 1 or (self.steps is not None and self.steps < 1):
             msg = f"epochs and steps must be at least 1, got {self.epochs} and {self.steps}"
             raise ConfigError(msg)
+        if self.weight_decay < 0.0 or self.clip_norm <= 0.0:
+            msg = (
+                "weight_decay must not be negative and clip_norm must be positive, "
+                f"got {self.weight_decay!r} and {self.clip_norm!r}"
+            )
+            raise ConfigError(msg)
+        if not 0 <= self.seed < 2**63:
+            msg = f"seed must lie in 0 to 2**63 - 1, got {self.seed}"
+            raise ConfigError(msg)
+        self._check_views()
+
+    def _check_views(self) -> None:
+        """What mode, encoder, crops and masks ask of each other."""
         crop, encoder = self.global_crop, self.encoder
         seen = (crop.points, crop.patches, crop.patch_points)
         if seen != (encoder.points, encoder.patches, encoder.patch_points):
             msg = f"encoder.points, .patches and .patch_points must be those of global_crop, {seen}"
             raise ConfigError(msg)
+        if encoder.cls_token != self.mode.has_cls:
+            msg = (
+                f"encoder.cls_token must be {self.mode.has_cls} in {self.mode} mode "
+                f"(--mode {self.mode} sets all that belongs to it)"
+            )
+            raise ConfigError(msg)
         if self.mode is Mode.DUAL and crop.count < 2:
             msg = f"dual mode needs at least 2 global views, got global_crop.count {crop.count}"
             raise ConfigError(msg)
-        if not 0 <= self.seed < 2**63:
-            msg = f"seed must lie in 0 to 2**63 - 1, got {self.seed}"
+        if self.mode is Mode.CLS and crop.count < 2 and self.local_crop is None:
+            msg = f"cls mode without local views needs at least 2 global views, got {crop.count}"
             raise ConfigError(msg)
-        if self.encoder.cls_token != self.mode.has_cls:
-            msg = f"encoder.cls_token must be {self.mode.has_cls} in {self.mode} mode"
-            raise ConfigError(msg)
+        if self.mode.has_patches:
+            self.masking.hidden_patches(crop.patches)
 
     def steps_per_epoch(self, shapes: int) -> int:
         """Whole batches in a pass over ``shapes`` shapes.
@@ -155,7 +180,7 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
     if is_dataclass(hint) and isinstance(hint, type):
         return from_plain(hint, value, where=where)
     if typing.get_origin(hint) is types.UnionType:
-        if value is None:
+        if value is None or value == "none":  # TOML has no null
             return None
         return _convert(typing.get_args(hint)[0], value, where=where)
     if typing.get_origin(hint) is tuple:
@@ -169,9 +194,12 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
         msg = f"{where} must be one of {', '.join(map(str, accepted))}, got {value!r}"
         raise ConfigError(msg)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            msg = f"{where} must be a finite number, got {value!r}"
+            raise ConfigError(msg)
         return float(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    name = getattr(hint, "__name__", str(hint))
+    name = str(hint) if typing.get_origin(hint) else hint.__name__
     msg = f"{where} must be of type {name}, got {value!r}"
     raise ConfigError(msg)

@@ -6,7 +6,7 @@ Sizes: n clouds, N points a cloud.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from pointdistill.engine.features import BATCH_SIZE, extract_features
 from pointdistill.engine.geometry import GEOMETRY_WIDTH, describe_geometry
-from pointdistill.engine.inputs import ProtocolInput, cloud_batches
+from pointdistill.engine.inputs import ProtocolInput, cloud_batches, voting_input
 
 if TYPE_CHECKING:
     from pointdistill.model.encoder import Encoder
@@ -52,6 +52,9 @@ class Describer(Protocol):
     def has_patches(self) -> bool:
         """Whether the features come from patches."""
 
+    def voting(self) -> Describer:
+        """The same features, but every epoch is a vote on test clouds; see ``voting_input``."""
+
     def __call__(
         self, points: NDArray[np.float32], *, seed: int, epoch: int | None, count: CountClouds
     ) -> Description:
@@ -72,6 +75,10 @@ class EncoderDescriber:
     def has_patches(self) -> bool:
         """An encoder reads patches."""
         return True
+
+    def voting(self) -> EncoderDescriber:
+        """Other points of each cloud, scaled, never rotated."""
+        return replace(self, inputs=voting_input(self.inputs))
 
     def __call__(
         self, points: NDArray[np.float32], *, seed: int, epoch: int | None, count: CountClouds
@@ -101,6 +108,10 @@ class GeometryDescriber:
     def has_patches(self) -> bool:
         """Only points are read."""
         return False
+
+    def voting(self) -> GeometryDescriber:
+        """Other points of each cloud, scaled, never rotated."""
+        return replace(self, inputs=voting_input(self.inputs))
 
     def __call__(
         self, points: NDArray[np.float32], *, seed: int, epoch: int | None, count: CountClouds

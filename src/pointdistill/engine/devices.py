@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from torch import Tensor, distributed
 
+from pointdistill.engine.allocator import keep_freed_memory
 from pointdistill.errors import ConfigError
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "no", "bf16")
 NARROW = 128
-"""Width up to which an encoder trains faster on one thread than on several."""
+"""Width up to which an encoder trains on one thread of a CPU."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -36,8 +39,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def build_accelerator(device: str, precision: str) -> Accelerator:
+def build_accelerator(
+    device: str, precision: str, *, track: Sequence[str] = (), project: Path | None = None
+) -> Accelerator:
     """Accelerate for this process, in the precision asked for.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``auto``, ``no`` or ``bf16``.
+        track: trackers that exist and are installed.
+        project: where trackers that need a folder write.
 
     Raises:
         ConfigError: for a device or precision that does not exist or cannot be had.
@@ -52,7 +63,30 @@ def build_accelerator(device: str, precision: str) -> Accelerator:
     if process_count() == 1:
         # Accelerate remembers the first precision and device of a process; a second run may want others.
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=not on_gpu, mixed_precision=mixed)
+    accelerator = Accelerator(
+        cpu=not on_gpu,
+        mixed_precision=mixed,
+        log_with=list(track) or None,
+        project_dir=None if project is None else str(project),
+    )
+    _check_launcher(accelerator)
+    return accelerator
+
+
+def _check_launcher(accelerator: Accelerator) -> None:
+    """Raise unless the launcher left the sharding to us: its plugins know nothing of the teacher.
+
+    Raises:
+        ConfigError: naming the launcher's choice.
+    """
+    plain = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+    if accelerator.distributed_type not in plain:
+        chosen = accelerator.distributed_type.value
+        msg = (
+            f"accelerate was configured for {chosen}; start it with --multi_gpu (or torchrun) instead, "
+            "and give --sharding fsdp to split a large model over the processes"
+        )
+        raise ConfigError(msg)
 
 
 def _check_bf16_on_cpu() -> None:
@@ -71,31 +105,36 @@ def _check_bf16_on_cpu() -> None:
         raise ConfigError(msg) from error
 
 
-def mean_over_processes(accelerator: Accelerator, value: Tensor) -> Tensor:
-    """The average of a tensor over all processes."""
+def mean_over_processes(
+    accelerator: Accelerator, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The average of every tensor over all processes, in one message: float32, each of the shape given."""
     if accelerator.num_processes == 1:
-        return value
-    return accelerator.reduce(value.detach().clone(), reduction="mean")
-
-
-def any_process(accelerator: Accelerator, answer: bool) -> bool:
-    """Whether the answer is yes on any process; all get the same, so that none waits for one that stopped."""
-    if accelerator.num_processes == 1:
-        return answer
-    votes = torch.tensor(float(answer), device=accelerator.device)
-    return accelerator.reduce(votes, reduction="sum").item() > 0
+        return dict(values)
+    flat = torch.cat([value.detach().float().reshape(-1) for value in values.values()])
+    distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    parts = flat.split([value.numel() for value in values.values()])
+    return {
+        name: part.view(value.shape)
+        for (name, value), part in zip(values.items(), parts, strict=True)
+    }
 
 
 @contextmanager
 def threads_for(width: int, device: torch.device) -> Iterator[None]:
-    """One thread for a narrow encoder on a CPU, for as long as the block lasts.
+    """A CPU set up for an encoder's work: freed memory kept, and one thread for a narrow encoder, for the block.
 
-    Its operations are too small to share: with two threads a step of the tiny model gains a tenth on a quiet
-    machine and loses half where the threads must wait for each other.
+    Its operations are too small to share. Seconds that a step of the tiny model at batch 32 takes on two cores,
+    alone and beside a busy process (``benchmarks/threads.py``): one thread 0.261 and 0.286; two that wait
+    passively 0.583 and 0.344; two that spin 0.199 and 0.615. One thread is never far from the best, and leaves a
+    core to the views of the next step.
     """
     before = torch.get_num_threads()
-    if device.type == "cpu" and width <= NARROW:
-        torch.set_num_threads(1)
+    if device.type == "cpu":
+        keep_freed_memory()
+        if width <= NARROW:
+            torch.set_num_threads(1)
     try:
         yield
     finally:

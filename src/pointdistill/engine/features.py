@@ -5,7 +5,7 @@ Sizes: n clouds, N points a cloud, P patches, D the encoder's width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pointdistill.engine.devices import threads_for
 from pointdistill.engine.inputs import ProtocolInput, cloud_batches
 from pointdistill.errors import DataError
 
@@ -92,22 +93,51 @@ def extract_features(
             "no clouds to take features of; expected points of shape (n, N, 3) with n of at least 1"
         )
         raise DataError(msg)
-    device = torch.device(device)
-    width = encoder.config.width
-    cls = torch.empty(len(points), width) if encoder.config.cls_token else None
-    mean, largest = torch.empty(len(points), width), torch.empty(len(points), width)
+    batches = cloud_batches(
+        points,
+        inputs,
+        seed=seed,
+        epoch=epoch,
+        batch_size=batch_size,
+        device=torch.device(device),
+    )
+    return pool_batches(
+        encoder, batches, len(points), patches=inputs.patches, device=device, progress=progress
+    )
+
+
+def pool_batches(
+    encoder: Encoder,
+    batches: Iterable[tuple[slice | Tensor, Tensor]],
+    count: int,
+    *,
+    patches: int,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> Features:
+    """Features of ``count`` clouds that come in batches.
+
+    Args:
+        encoder: put on ``device`` and left in the mode it was in.
+        batches: rows of the result, and the (B, N, 3) clouds whose features belong there, on ``device``.
+        count: rows in all; every one must come once.
+        patches: that a cloud is cut into, or as many as it has points.
+        device: where to compute.
+        progress: told after each batch how many clouds it held.
+    """
+    width, device = encoder.config.width, torch.device(device)
+    cls = torch.empty(count, width) if encoder.config.cls_token else None
+    mean, largest = torch.empty(count, width), torch.empty(count, width)
     was_training = encoder.training
     encoder.to(device).eval()
     try:
-        with torch.inference_mode():
-            for rows, clouds in cloud_batches(
-                points, inputs, seed=seed, epoch=epoch, batch_size=batch_size, device=device
-            ):
-                output = encoder(clouds, patches=min(inputs.patches, clouds.shape[1]))
+        with torch.inference_mode(), threads_for(width, device):
+            for rows, clouds in batches:
+                output = encoder(clouds, patches=min(patches, clouds.shape[1]))
                 if cls is not None and output.cls is not None:
-                    cls[rows] = output.cls
-                mean[rows] = output.patches.mean(dim=1)
-                largest[rows] = output.patches.amax(dim=1)
+                    cls[rows] = output.cls.cpu()
+                mean[rows] = output.patches.mean(dim=1).cpu()
+                largest[rows] = output.patches.amax(dim=1).cpu()
                 if progress is not None:
                     progress(len(clouds))
     finally:

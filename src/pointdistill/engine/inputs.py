@@ -50,6 +50,13 @@ class ProtocolInput:
             raise ConfigError(msg)
 
 
+_MODELNET40 = ProtocolInput(
+    points=1024,
+    patches=64,
+    subsampling="farthest",
+    augment=AugmentConfig(rotate_z=False, scale_low=0.6, scale_high=1.4),
+)
+
 PUBLISHED_INPUTS = {
     "ScanObjectNN": ProtocolInput(
         points=2048,
@@ -57,11 +64,19 @@ PUBLISHED_INPUTS = {
         subsampling="uniform",
         augment=AugmentConfig(rotate_z=True, scale_low=0.9, scale_high=1.1),
     ),
-    "ModelNet40": ProtocolInput(
+    "ModelNet40": _MODELNET40,
+    "ModelNet40 few-shot": _MODELNET40,
+    "ShapeNetPart": ProtocolInput(
+        points=2048,
+        patches=128,
+        subsampling="uniform",
+        augment=AugmentConfig(rotate_z=False, scale_low=0.8, scale_high=1.25),
+    ),
+    "Objaverse-LVIS": ProtocolInput(
         points=1024,
         patches=64,
-        subsampling="farthest",
-        augment=AugmentConfig(rotate_z=False, scale_low=0.6, scale_high=1.4),
+        subsampling="uniform",
+        augment=AugmentConfig(rotate_z=True, scale_low=1.0, scale_high=1.0),
     ),
 }
 """By the benchmark's name. Source: AsymDSD (arXiv 2506.21724), evaluation protocols."""
@@ -86,6 +101,11 @@ def protocol_input(benchmark: str, encoder: EncoderConfig) -> ProtocolInput:
     if (encoder.points, encoder.patches) == _PUBLISHED_DENSITY:
         return published
     return replace(published, points=encoder.points, patches=encoder.patches)
+
+
+def voting_input(inputs: ProtocolInput) -> ProtocolInput:
+    """The input of a further vote on a test cloud: other points of it, scaled as in training, never rotated."""
+    return replace(inputs, augment=replace(inputs.augment, rotate_z=False))
 
 
 def cloud_batches(
@@ -116,13 +136,23 @@ def cloud_batches(
     for first in range(0, len(points), batch_size):
         rows = slice(first, min(first + batch_size, len(points)))
         index = torch.arange(rows.start, rows.stop, device=device)
-        keys = sample_keys(seed=seed, epoch=0 if epoch is None else epoch + 1, index=index)
-        random = KeyedRandom(keys, _STREAM)
         clouds = torch.from_numpy(points[rows]).to(device)
-        clouds = subsample(clouds, inputs.points, inputs.subsampling, random)
-        if epoch is not None:
-            clouds = augment_points(clouds[:, None], inputs.augment, random)[:, 0]
-        yield rows, clouds
+        yield rows, draw_clouds(clouds, index, inputs, seed=seed, epoch=epoch)
+
+
+def draw_clouds(
+    clouds: Tensor, index: Tensor, inputs: ProtocolInput, *, seed: int, epoch: int | None
+) -> Tensor:
+    """(B, min(N, inputs.points), 3) of (B, N, 3) stored clouds: subsampled and, in a training epoch, augmented.
+
+    ``index`` (B,) int64 numbers the clouds in their split; with the seed and the epoch it decides every draw.
+    """
+    keys = sample_keys(seed=seed, epoch=0 if epoch is None else epoch + 1, index=index)
+    random = KeyedRandom(keys, _STREAM)
+    clouds = subsample(clouds, inputs.points, inputs.subsampling, random)
+    if epoch is None:
+        return clouds
+    return augment_points(clouds[:, None], inputs.augment, random)[:, 0]
 
 
 def subsample(points: Tensor, count: int, how: Subsampling, random: KeyedRandom) -> Tensor:

@@ -8,10 +8,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible(on_signal: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether to stop; a second signal interrupts at once.
 
     Outside the main thread no handler can be set, and the answer is always no.
+
+    Args:
+        on_signal: called within the handler of the first signal, so that a user is answered at once even where
+            the loop asks late.
     """
     asked: list[int] = []
 
@@ -19,6 +23,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
+        if on_signal is not None:
+            on_signal()
 
     # A closed terminal sends SIGHUP, which Windows does not have.
     signals = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]

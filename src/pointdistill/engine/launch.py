@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.workspace import last_corpus, last_run, remember_run
 from pointdistill.engine.config import PretrainConfig, from_plain
-from pointdistill.engine.cost import GIB, largest_batch, step_gib
+from pointdistill.engine.cost import largest_batch, step_gib
 from pointdistill.engine.devices import is_main_process, pick_device, process_count
+from pointdistill.engine.machine import memory_gib
 from pointdistill.engine.pretrain import RunOptions, RunResult, StepRecord, pretrain
-from pointdistill.engine.recipes import recipe
 from pointdistill.engine.run_folder import read_run_config
+from pointdistill.engine.settings import Asked, settle
 from pointdistill.errors import CheckpointError, ConfigError, DataError
-from pointdistill.model.distillation import Mode
 
 MEMORY_SHARE = 0.4
 """Of the machine's memory that a step on a CPU may take, where the batch is ours to choose."""
@@ -37,42 +35,27 @@ class Launch:
 
 
 def new_launch(
-    size: str,
-    mode: str,
+    asked: Asked,
     *,
     data: Path | None,
-    run: Path | None,
-    init_from: Path | None,
-    changes: Mapping[str, int | None],
-    device: str,
+    run: Path | None = None,
+    init_from: Path | None = None,
+    device: str = "auto",
 ) -> Launch:
-    """A new run of a recipe; ``changes`` are settings to replace where not None.
+    """A new run, as it was asked for.
 
     Raises:
-        ConfigError: for a value that is not accepted, or ``epochs`` together with ``steps``.
+        ConfigError: for a setting that is not accepted, or several processes without one named ``run``.
         DataError: if there is no corpus to train on.
     """
     pick_device(device)  # a device that cannot be had is refused before anything is made
-    remarks = []
-    given: dict[str, Any] = {n: value for n, value in changes.items() if value is not None}
-    if "epochs" in given and "steps" in given:
-        msg = "--epochs and --steps both say how long to train; give one of them"
-        raise ConfigError(msg)
-    if "epochs" in given:
-        given["steps"] = None
-    config = replace(recipe(size, Mode(mode)), **given)
-    if data is None:
-        data = last_corpus()
-        if data is None:
-            msg = (
-                "no corpus was made in this folder yet; run `pointdistill prepare-data`, "
-                "or name one with --data"
-            )
-            raise DataError(msg)
-        remarks.append(f"corpus: {data} (the last one made in this folder)")
-    corpus = open_corpus(data)
-    if "batch_size" not in given:
-        config, why = _fit_batch(config, len(corpus), device)
+    settings = settle(asked)
+    config, remarks = settings.config, []
+    corpus, where = find_corpus(data)
+    if where:
+        remarks.append(where)
+    if not settings.batch_asked:
+        config, why = fit_batch(config, len(corpus), device)
         remarks += why
     if run is None:
         if process_count() > 1:
@@ -80,10 +63,29 @@ def new_launch(
             raise ConfigError(msg)
         run = _next_run(config)
         remarks.append(f"run: {run}")
+    remarks += settings.remarks()
     return Launch(config, corpus, run, False, init_from, tuple(remarks))
 
 
-def resumed_launch(*, data: Path | None, run: Path | None, changes: Mapping[str, Any]) -> Launch:
+def find_corpus(data: Path | None) -> tuple[Corpus, str | None]:
+    """The corpus in ``data``, or the last one made in this folder and a line that says which.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if data is not None:
+        return open_corpus(data), None
+    last = last_corpus()
+    if last is None:
+        msg = (
+            "no corpus was made in this folder yet; run `pointdistill prepare-data`, "
+            "or name one with --data"
+        )
+        raise DataError(msg)
+    return open_corpus(last), f"corpus: {last} (the last one made in this folder)"
+
+
+def resumed_launch(asked: Asked, *, data: Path | None, run: Path | None) -> Launch:
     """The run in ``run``, or the last one made in this folder, as it was configured.
 
     Raises:
@@ -91,7 +93,7 @@ def resumed_launch(*, data: Path | None, run: Path | None, changes: Mapping[str,
         ConfigError: if a setting was given that belongs to the run.
     """
     remarks = []
-    given = [f"--{name.replace('_', '-')}" for name, value in changes.items() if value is not None]
+    given = dict.fromkeys(asked.words()[::2])
     if given:
         msg = f"{', '.join(given)} cannot be changed when a run is resumed; leave it out, or start a new run"
         raise ConfigError(msg)
@@ -108,9 +110,16 @@ def resumed_launch(*, data: Path | None, run: Path | None, changes: Mapping[str,
 
 
 def carry_out(
-    launch: Launch, options: RunOptions, report: Callable[[StepRecord], None]
+    launch: Launch,
+    options: RunOptions,
+    report: Callable[[StepRecord], None],
+    *,
+    on_signal: Callable[[], None] | None = None,
 ) -> RunResult:
-    """Train; the run becomes this folder's last one with its first step, so that a refused one never does."""
+    """Train; the run becomes this folder's last one with its first step, so that a refused one never does.
+
+    ``on_signal`` is called at once when a signal asks to stop, before the step is finished.
+    """
     remembered: list[Path] = []
 
     def tell(record: StepRecord) -> None:
@@ -127,6 +136,7 @@ def carry_out(
         init_from=launch.init_from,
         options=options,
         report=tell,
+        on_signal=on_signal,
     )
 
 
@@ -135,22 +145,20 @@ def announce(launch: Launch) -> list[str]:
     config, shapes = launch.config, len(launch.corpus)
     total = config.total_steps(shapes)
     lines = [
-        f"{config.name} encoder, {config.mode} mode, seed {config.seed}: {total:,} steps of "
+        f"{config.name}, {config.mode} mode, seed {config.seed}: {total:,} steps of "
         f"{config.batch_size} of {shapes:,} shapes ({total * config.batch_size / shapes:.1f} epochs)"
     ]
     return [*launch.remarks, *lines]
 
 
-def _fit_batch(
-    config: PretrainConfig, shapes: int, device: str
-) -> tuple[PretrainConfig, list[str]]:
+def fit_batch(config: PretrainConfig, shapes: int, device: str) -> tuple[PretrainConfig, list[str]]:
     """Shrink a recipe's batch to the corpus, and on a CPU to its memory; say so."""
     remarks = []
     if shapes < config.batch_size:
         remarks.append(f"batch: {shapes} instead of {config.batch_size}, all the corpus has")
         config = replace(config, batch_size=max(1, shapes))
     if pick_device(device).type == "cpu":
-        allowed = MEMORY_SHARE * _memory_gib()
+        allowed = MEMORY_SHARE * memory_gib()
         if step_gib(config) > allowed:
             fitting = largest_batch(config, allowed)
             remarks.append(
@@ -162,17 +170,11 @@ def _fit_batch(
     return config, remarks
 
 
-def _memory_gib() -> float:
-    """Physical memory; 8 GiB where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    except (AttributeError, ValueError, OSError):
-        return 8.0
-
-
 def _next_run(config: PretrainConfig) -> Path:
-    """The first free ``runs/<size>-<mode>-<number>``."""
+    """The first free ``runs/<name>-<mode>-<number>``; a name that says the mode does not say it twice."""
+    named = str(config.mode) in config.name.split("-")
+    name = config.name if named else f"{config.name}-{config.mode}"
     number = 1
-    while (path := Path("runs") / f"{config.name}-{config.mode}-{number}").exists():
+    while (path := Path("runs") / f"{name}-{number}").exists():
         number += 1
     return path

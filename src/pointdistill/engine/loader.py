@@ -5,9 +5,11 @@ Sizes: B shapes, N points of the largest of them.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +22,8 @@ from pointdistill.errors import DataError
 AHEAD = 2
 """Batches read while the device computes; reading is a copy from the page cache, so few are enough."""
 
+STAND_IN_POINTS = 256
+"""Points of each cloud that stands in for one that could not be read."""
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -70,14 +74,46 @@ class Batch:
 
     epoch: int
 
+    fault: Exception | None = None
+    """Why the shapes could not be read; the points are then a stand-in, and the step must not be taken."""
+
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; the copy does not block the host."""
-        return Batch(
-            self.points.to(device, non_blocking=True),
-            self.counts.to(device, non_blocking=True),
-            self.index.to(device, non_blocking=True),
-            self.epoch,
+        """The batch on a device; from pinned memory the copy does not block the host."""
+        return replace(
+            self,
+            points=self.points.to(device, non_blocking=True),
+            counts=self.counts.to(device, non_blocking=True),
+            index=self.index.to(device, non_blocking=True),
         )
+
+
+def on_device(source: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Each batch on the device. To a GPU it is copied on a stream of its own while the step before computes."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in source)
+        return
+    lane = torch.cuda.Stream(device)
+
+    def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(lane):
+            return batch.to(device), lane.record_event()
+
+    sent: deque[tuple[Batch, torch.cuda.Event]] = deque()
+    for batch in source:
+        sent.append(send(batch))
+        if len(sent) > 1:
+            yield _arrived(*sent.popleft())
+    while sent:
+        yield _arrived(*sent.popleft())
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """The batch, for work queued from now on: it waits for the copy, and the memory is kept until it is done."""
+    stream = torch.cuda.current_stream(batch.points.device)
+    stream.wait_event(copied)
+    for tensor in (batch.points, batch.counts, batch.index):
+        tensor.record_stream(stream)
+    return batch
 
 
 def epoch_order(shapes: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -86,8 +122,14 @@ def epoch_order(shapes: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     return rng.permutation(shapes)
 
 
-def read_batch(corpus: PointSource, index: Sequence[int] | NDArray[np.int64], epoch: int) -> Batch:
-    """Read and pad the shapes at ``index``.
+def read_batch(
+    corpus: PointSource,
+    index: Sequence[int] | NDArray[np.int64],
+    epoch: int,
+    *,
+    pin: bool = False,
+) -> Batch:
+    """Read and pad the shapes at ``index``; ``pin`` puts them into page-locked memory.
 
     Raises:
         DataError: if a shape has no points or a coordinate that is not finite: it must never reach a weight.
@@ -102,16 +144,29 @@ def read_batch(corpus: PointSource, index: Sequence[int] | NDArray[np.int64], ep
                 "or build the corpus anew"
             )
             raise DataError(msg)
-    counts = [len(cloud) for cloud in clouds]
-    points = np.zeros((len(clouds), max(counts), 3), np.float32)
-    for row, cloud in zip(points, clouds, strict=True):
+    return _padded(clouds, np.asarray(index, np.int64), epoch, pin=pin)
+
+
+def _padded(
+    clouds: Sequence[NDArray[np.float32]], index: NDArray[np.int64], epoch: int, *, pin: bool
+) -> Batch:
+    """The clouds in one tensor, in page-locked memory where asked: a GPU reads from there by itself."""
+    counts = torch.tensor([len(cloud) for cloud in clouds])
+    points = torch.empty(len(clouds), int(counts.max()), 3, pin_memory=pin)
+    for row, cloud in zip(points.numpy(), clouds, strict=True):
         row[: len(cloud)] = cloud
-    return Batch(
-        torch.from_numpy(points),
-        torch.tensor(counts),
-        torch.tensor(np.asarray(index, np.int64)),
-        epoch,
-    )
+        row[len(cloud) :] = 0.0
+    number = torch.tensor(index)
+    if pin:
+        counts, number = counts.pin_memory(), number.pin_memory()
+    return Batch(points, counts, number, epoch)
+
+
+def _stand_in(index: NDArray[np.int64], epoch: int, fault: Exception, *, pin: bool) -> Batch:
+    """A batch that says why it could not be read, with points that can be trained on, so that every process
+    comes as far as the decision not to take the step."""
+    cloud = np.random.default_rng(0).random((STAND_IN_POINTS, 3), np.float32)
+    return replace(_padded([cloud] * len(index), index, epoch, pin=pin), fault=fault)
 
 
 def batches(
@@ -123,8 +178,12 @@ def batches(
     last: int,
     part: int = 0,
     parts: int = 1,
+    pin: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of steps ``first`` to ``last`` - 1, whatever was read before.
+    """The batches of steps ``first`` to ``last`` - 1, whatever was read before, read ahead in a thread.
+
+    A batch that cannot be read comes in its turn, with the reason as its ``fault``: of several processes, the one
+    that meets it must not leave the others waiting.
 
     Args:
         corpus: shapes by number.
@@ -134,15 +193,23 @@ def batches(
         last: step to end before.
         part: which of ``parts`` equal shares of every batch this process reads.
         parts: number of processes; divides ``batch_size``.
+        pin: read into page-locked memory, for a GPU.
     """
     per_epoch = len(corpus) // batch_size
     share = batch_size // parts
 
+    @lru_cache(maxsize=1)  # a million shapes take 20 ms to shuffle: once an epoch, not once a step
+    def order(epoch: int) -> NDArray[np.int64]:
+        return epoch_order(len(corpus), seed=seed, epoch=epoch)
+
     def read(step: int) -> Batch:
         epoch, place = divmod(step, per_epoch)
-        order = epoch_order(len(corpus), seed=seed, epoch=epoch)
         begin = place * batch_size + part * share
-        return read_batch(corpus, order[begin : begin + share], epoch)
+        index = order(epoch)[begin : begin + share]
+        try:
+            return read_batch(corpus, index, epoch, pin=pin)
+        except Exception as error:
+            return _stand_in(index, epoch, error, pin=pin)
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting: list[Future[Batch]] = []

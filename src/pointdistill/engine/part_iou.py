@@ -17,29 +17,6 @@ from pointdistill.errors import DataError
 CategoryParts = Sequence[Sequence[int]]
 """For each category in turn, the part labels that belong to it."""
 
-SHAPENET_PARTS: CategoryParts = tuple(
-    tuple(range(first, last))
-    for first, last in (
-        (0, 4),  # airplane
-        (4, 6),  # bag
-        (6, 8),  # cap
-        (8, 12),  # car
-        (12, 16),  # chair
-        (16, 19),  # earphone
-        (19, 22),  # guitar
-        (22, 24),  # knife
-        (24, 28),  # lamp
-        (28, 30),  # laptop
-        (30, 36),  # motorbike
-        (36, 38),  # mug
-        (38, 41),  # pistol
-        (41, 44),  # rocket
-        (44, 47),  # skateboard
-        (47, 50),  # table
-    )
-)
-"""ShapeNetPart's 50 parts by category, in the order of the categories' synset numbers."""
-
 
 @dataclass(frozen=True, slots=True)
 class PartIou:

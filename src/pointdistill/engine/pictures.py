@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
@@ -119,13 +120,47 @@ def neighbour_rows(
     return clouds(flat, titles=names, columns=len(rows[0]) if rows else 1)
 
 
+@dataclass(frozen=True, slots=True)
+class FilledView:
+    """One view whose hidden patches were guessed; all points in one frame."""
+
+    seen: NDArray[np.floating]
+    """(n, 3) points of the visible patches."""
+
+    hidden: NDArray[np.floating]
+    """(m, 3) points of the hidden patches, as they are."""
+
+    guesses: tuple[NDArray[np.floating], ...]
+    """(m, 3) each, as they were guessed."""
+
+
+def filled_views(views: Sequence[FilledView], *, titles: Sequence[str]) -> bytes:
+    """Draw a row a view: whole, what is seen of it (blue), and with each guess of the rest (orange).
+
+    Args:
+        views: with one guess for each title.
+        titles: of the guesses.
+    """
+    drawn, frames = [], []
+    for view in views:
+        nothing = view.hidden[:0]
+        frame = np.concatenate([view.seen, view.hidden, *view.guesses])
+        for added in (view.hidden, nothing, *view.guesses):
+            colors = [_VISIBLE] * len(view.seen) + [_MASKED] * len(added)
+            drawn.append((np.concatenate([view.seen, added]), np.array(colors)))
+            frames.append(frame)
+    names = ["shape", "seen", *titles] * len(views)
+    return _grid(drawn, titles=names, columns=2 + len(titles), frames=frames)
+
+
 def _grid(
     drawn: Sequence[tuple[NDArray[np.floating], NDArray[np.generic]]],
     *,
     titles: Sequence[str],
     columns: int,
+    frames: Sequence[NDArray[np.floating]] | None = None,
 ) -> bytes:
-    """Clouds with a colour a point, in rows of ``columns``."""
+    """Clouds with a colour a point, in rows of ``columns``; each fills its cell, or its frame does."""
     if not drawn:
         msg = "no clouds to draw; expected at least one of shape (N, 3)"
         raise DataError(msg)
@@ -136,18 +171,25 @@ def _grid(
     for index, axis in enumerate(axes):
         axis.set_axis_off()
         if index < len(drawn):
-            _draw_cloud(axis, *drawn[index])
+            points, colors = drawn[index]
+            _draw_cloud(axis, points, colors, points if frames is None else frames[index])
         if index < len(titles):
             axis.set_title(titles[index], color=_INK, fontsize=8, pad=2)
     return _png(figure)
 
 
-def _draw_cloud(axis: Axes, points: NDArray[np.floating], colors: NDArray[np.generic]) -> None:
-    """One cloud in parallel projection; far points first, smaller and paler."""
-    seen = points @ _camera().T
-    seen = seen - (seen.max(axis=0) + seen.min(axis=0)) / 2.0
+def _draw_cloud(
+    axis: Axes,
+    points: NDArray[np.floating],
+    colors: NDArray[np.generic],
+    frame: NDArray[np.floating],
+) -> None:
+    """One cloud in parallel projection, as large as its frame allows; far points first, smaller and paler."""
+    bounds = frame @ _camera().T
+    middle = (bounds.max(axis=0) + bounds.min(axis=0)) / 2.0
     # The whole cell is used, whatever the cloud's extent along the line of sight.
-    right, up, near = (seen / max(float(np.abs(seen[:, :2]).max()), 1e-12)).T
+    extent = max(float(np.abs(bounds[:, :2] - middle[:2]).max()), 1e-12)
+    right, up, near = ((points @ _camera().T - middle) / extent).T
     order = np.argsort(near)
     depth = _share(near)[order]
     rgba = to_rgba_array(colors)[order]

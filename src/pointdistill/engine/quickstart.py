@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 import pointdistill
 from pointdistill.data.benchmarks import Benchmark, read_scanobjectnn
 from pointdistill.data.build import build_corpus
@@ -22,8 +20,7 @@ from pointdistill.data.standins import HARDNESS, ScanSizes, make_scanobjectnn_st
 from pointdistill.data.workspace import remember_run
 from pointdistill.engine.classifier_recipes import RECIPES
 from pointdistill.engine.config import PretrainConfig, to_plain
-from pointdistill.engine.devices import threads_for
-from pointdistill.engine.evaluate import (
+from pointdistill.engine.evaluation import (
     COPIES_ON_CPU,
     Evaluation,
     evaluate,
@@ -34,7 +31,8 @@ from pointdistill.engine.inputs import protocol_input
 from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
 from pointdistill.engine.recipes import recipe
 from pointdistill.engine.report import Picture, Section, write_report
-from pointdistill.engine.results import Result, Spread, results_table, write_results
+from pointdistill.engine.results import Result, Spread, write_results
+from pointdistill.engine.results_tables import results_table
 from pointdistill.engine.run_folder import CHECKPOINTS, read_metrics, read_run_config
 from pointdistill.engine.state import list_checkpoints, new_state
 from pointdistill.engine.supervised import train_classifier
@@ -251,19 +249,18 @@ def _supervised(
     epochs = config.supervised_epochs
     clock.begin(SUPERVISED, f"training with labels, from scratch, {epochs} epochs")
     encoder = new_state(config.pretraining()).student.encoder
-    with threads_for(encoder.config.width, torch.device(config.device)):
-        trained = train_classifier(
-            encoder,
-            benchmark.train,
-            benchmark.test,
-            classes=len(benchmark.classes),
-            recipe=RECIPES["scratch"],
-            inputs=protocol_input(benchmark.name, encoder.config),
-            seed=config.seed,
-            epochs=epochs,
-            device=config.device,
-            report=lambda record: clock.hooks.count(record.epoch, epochs),
-        )
+    trained = train_classifier(
+        encoder,
+        benchmark.train,
+        benchmark.test,
+        classes=len(benchmark.classes),
+        recipe=RECIPES["scratch"],
+        inputs=protocol_input(benchmark.name, encoder.config),
+        seed=config.seed,
+        epochs=epochs,
+        device=config.device,
+        report=lambda record: clock.hooks.count(record.epoch, epochs),
+    )
     score = trained.score
     return replace(
         like,

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from pointdistill.data.files import write_json
-from pointdistill.engine.inputs import Subsampling
+from pointdistill.engine.config import to_plain
 from pointdistill.engine.published import PublishedFigure
-from pointdistill.engine.tables import Table
 
-NOTHING = "-"
-"""A cell for which there is no figure."""
-
-RESULTS_FORMAT = 1
+RESULTS_FORMAT = 2
 """Version of ``results.json``; raised when the meaning of a field changes."""
+
+FOLDS = "folds"
+"""What a few-shot result is repeated over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,17 @@ class Spread:
         return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
 
 
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One more figure of a result."""
+
+    name: str
+    value: Spread
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One set of features under one protocol on one split. Accuracies are in percent."""
+    """One set of features under one protocol on one split. Figures are in percent."""
 
     features: str
     """Whose features: a run's encoder, its initial weights, or the geometric baseline."""
@@ -55,7 +63,7 @@ class Result:
     """Which distributed form of the benchmark was read."""
 
     checksum: str
-    """SHA-256 of the archive."""
+    """SHA-256 of the archive; of a result over folds, of the folds' checksums where they differ."""
 
     stand_in: bool
     train_clouds: int
@@ -66,19 +74,23 @@ class Result:
     patches: int | None
     """None for features that have no patches."""
 
-    subsampling: Subsampling
+    subsampling: str
+    """``uniform`` or ``farthest``."""
+
     augmentation: str
     """How often the training clouds were augmented."""
 
     seeds: tuple[int, ...]
+    """Or the numbers of the folds or draws; see ``repeated_over``."""
+
     accuracy: Spread
-    """Overall accuracy on the test split; of a trained probe, after its last epoch."""
+    """The first main figure, overall accuracy for one, on the test split; after the last epoch of training."""
 
     class_accuracy: Spread
-    """Mean over classes."""
+    """The second main figure, the mean over classes for one."""
 
     best_epoch_accuracy: Spread | None
-    """Of the best epoch, chosen on the test split; None for probes without epochs."""
+    """The first main figure of the best epoch, chosen on the test split; None for probes without epochs."""
 
     published: PublishedFigure | None
     """What the paper reports for the same protocol on the real benchmark."""
@@ -86,79 +98,99 @@ class Result:
     notes: tuple[str, ...] = ()
     """What to know before trusting the figures."""
 
+    metrics: tuple[str, str] = ("OA", "mAcc")
+    """Names of the two main figures."""
 
-def write_results(path: Path, results: Sequence[Result]) -> None:
-    """Write results as JSON: ``format`` and ``results``, one object each with the fields above."""
-    rows = [asdict(result) for result in results]
-    write_json(path, {"format": RESULTS_FORMAT, "results": rows})
+    further: tuple[Figure, ...] = ()
+    """Other figures, such as top-5 accuracy."""
+
+    each: tuple[float, ...] = ()
+    """The first main figure of every seed, in the order of ``seeds``."""
+
+    repeated_over: str = "seeds"
+    """What ``seeds`` counts: ``seeds``, ``folds`` or ``draws``."""
+
+    fingerprint: str = ""
+    """Of the encoder's weights; empty for features without any."""
+
+    epochs: int | None = None
+    """Epochs of training; None for probes without."""
+
+    protocol_epochs: int | None = None
+    """Epochs that the protocol has: other than ``epochs`` in a run that was shortened."""
+
+    votes: int = 1
+    """Versions of each test cloud whose logits were averaged; 1 is no voting."""
+
+    @property
+    def departure(self) -> str:
+        """In what the run was not the protocol, in words; empty if in nothing."""
+        shortened = self.epochs is not None and self.epochs != self.protocol_epochs
+        parts = [f"{self.epochs} of {self.protocol_epochs} epochs"] * shortened
+        return ", ".join([*parts, *[f"{self.votes} votes"] * (self.votes > 1)])
+
+    @property
+    def label(self) -> str:
+        """The protocol as every output names it: ``linear``, or ``linear (5 of 150 epochs)``."""
+        return f"{self.protocol} ({self.departure})" if self.departure else self.protocol
 
 
-def results_table(results: Sequence[Result]) -> Table:
-    """The results as a table, the published figures beside ours where there are any.
+_VARYING = (
+    "seeds",
+    "accuracy",
+    "class_accuracy",
+    "best_epoch_accuracy",
+    "published",
+    "notes",
+    "further",
+    "each",
+)
 
-    What is the same in every row (whose features, which split, how many points) is said in the title
-    or below the table instead of in a column of its own.
-    """
-    data = sorted({f"{r.data_name}, {r.split}" if r.split else r.data_name for r in results})
-    cells = [_row(result) for result in results]
-    shared = {key: cells[0][key] for key in _SHARED if len({row[key] for row in cells}) == 1}
-    columns = [key for key in cells[0] if key not in shared]
-    said = [f"{key.capitalize()}: {shared[key]}." for key in _NOTED if key in shared]
-    return Table(
-        title="Accuracy on " + (data[0] if len(data) == 1 else results[0].data_name),
-        columns=tuple(columns),
-        rows=tuple(tuple(row[key] for key in columns) for row in cells),
-        notes=(*said, *_notes(results)),
+
+def setting_of(result: Result) -> tuple[Hashable, ...]:
+    """What two results must share to be seeds of one: whose features, on what, how."""
+    left_out = {*_VARYING}
+    # A folder may be moved, and be named from elsewhere; the weights stay the same.
+    left_out |= {"features"} if result.fingerprint else set()
+    # Each fold is a file of its own.
+    left_out |= {"checksum"} if result.repeated_over == FOLDS else set()
+    return tuple(getattr(result, item.name) for item in fields(Result) if item.name not in left_out)
+
+
+def combine(results: Sequence[Result]) -> list[Result]:
+    """Results of single seeds (with ``each`` set) joined, one a setting, in the order of first appearance."""
+    groups: dict[tuple[Hashable, ...], dict[int, Result]] = {}
+    for result in results:
+        (seed,) = result.seeds
+        groups.setdefault(setting_of(result), {})[seed] = result
+    return [_join([group[seed] for seed in sorted(group)]) for group in groups.values()]
+
+
+def _join(seeds: Sequence[Result]) -> Result:
+    """Single seeds of one setting as one result; names and published figures are the last one's."""
+    best = [s.best_epoch_accuracy.mean for s in seeds if s.best_epoch_accuracy is not None]
+    names = [figure.name for figure in seeds[0].further]
+    columns = zip(*[[figure.value.mean for figure in s.further] for s in seeds], strict=True)
+    return replace(
+        seeds[-1],
+        seeds=tuple(s.seeds[0] for s in seeds),
+        checksum=_joint_checksum([s.checksum for s in seeds]),
+        accuracy=Spread.of([s.accuracy.mean for s in seeds]),
+        class_accuracy=Spread.of([s.class_accuracy.mean for s in seeds]),
+        best_epoch_accuracy=Spread.of(best) if len(best) == len(seeds) else None,
+        notes=tuple(dict.fromkeys(note for s in seeds for note in s.notes)),
+        further=tuple(Figure(n, Spread.of(c)) for n, c in zip(names, columns, strict=True)),
+        each=tuple(s.accuracy.mean for s in seeds),
     )
 
 
-_SHARED = ("features", "split", "points / patches")
-_NOTED = ("features", "points / patches")
+def _joint_checksum(checksums: Sequence[str]) -> str:
+    if len(set(checksums)) == 1:
+        return checksums[0]
+    return hashlib.sha256("".join(checksums).encode()).hexdigest()
 
 
-def _row(result: Result) -> dict[str, str]:
-    """The cells of one result by their columns."""
-    patches = "" if result.patches is None else f" / {result.patches}"
-    best, published = result.best_epoch_accuracy, result.published
-    return {
-        "features": result.features,
-        "split": result.split or NOTHING,
-        "protocol": result.protocol,
-        "points / patches": f"{result.points}{patches}",
-        "accuracy %": str(result.accuracy),
-        "class mean %": str(result.class_accuracy),
-        "best epoch %": NOTHING if best is None else str(best),
-        "published %": NOTHING if published is None else f"{published.accuracy:.2f}",
-    }
-
-
-def _notes(results: Sequence[Result]) -> list[str]:
-    """The sentences under the table: seeds, epochs, whose the published figures are, warnings."""
-    chosen = sorted({result.subsampling for result in results})
-    seeds = sorted({", ".join(map(str, result.seeds)) for result in results})
-    notes = [
-        f"Points chosen by {' or '.join(chosen)} subsampling.",
-        f"Seeds: {' or '.join(seeds)}{_deviation(results)}.",
-    ]
-    if any(result.best_epoch_accuracy is not None for result in results):
-        notes.append(
-            "Accuracy is that of the last epoch. The best epoch is chosen on the test split: "
-            "a bound, not a result."
-        )
-    augmentations = sorted({r.augmentation for r in results if r.protocol == "linear"})
-    notes += [f"Linear probe: {augmentation}." for augmentation in augmentations]
-    models = sorted({result.published.model for result in results if result.published})
-    if models:
-        notes.append(f"Published: {', '.join(models)}, on the real benchmark and in its own input.")
-    if any(result.stand_in for result in results):
-        notes.append(
-            "This is a stand-in made by pointdistill in the benchmark's layout; "
-            "its figures are not comparable with published ones."
-        )
-    warned = [f"{r.features}, {r.protocol}: {note}." for r in results for note in r.notes]
-    return [*notes, *dict.fromkeys(warned)]
-
-
-def _deviation(results: Sequence[Result]) -> str:
-    several = any(len(result.seeds) > 1 for result in results)
-    return "; mean ± sample standard deviation" if several else ""
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write results as JSON: ``format`` and ``results``, one object each with the fields above."""
+    rows = [to_plain(result) for result in results]
+    write_json(path, {"format": RESULTS_FORMAT, "results": rows})

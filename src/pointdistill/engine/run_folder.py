@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +23,16 @@ from pointdistill.engine.state import (
 )
 from pointdistill.engine.weights import WEIGHTS, find_encoder, read_tensors, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.model.encoder import Encoder
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+TRACKING = "tracking"
 RUN_CONFIG = "config.json"
 ENCODER = "encoder"
 FORMAT = "pointdistill-run"
+LEFT_OVER = ".*.part*"
+"""What `pointdistill.data.files` writes to before it renames."""
 
 
 class TrainingCorpus(PointSource, Protocol):
@@ -69,6 +75,7 @@ def begin_run(
         start_from(state, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
     if not write:
         return state
+    remove_left_overs(run)
     # Rows of a run that was killed before its first checkpoint: it begins anew.
     (run / METRICS).unlink(missing_ok=True)
     described = {
@@ -107,6 +114,7 @@ def resume_run(
         raise CheckpointError(msg)
     state, saved = load_latest(run / CHECKPOINTS)
     if write:
+        remove_left_overs(run)
         _forget_after(run / METRICS, state.step)
     return state, saved["seconds"]
 
@@ -137,7 +145,7 @@ def _is_free(run: Path) -> bool:
     """Whether a folder is empty, or a run that was killed before its first checkpoint."""
     if not run.is_dir():
         return False
-    if not any(run.iterdir()):
+    if all(fnmatch(entry.name, LEFT_OVER) for entry in run.iterdir()):
         return True
     try:
         read_run_config(run)
@@ -155,27 +163,32 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def append_metrics(run: Path, row: dict[str, Any]) -> None:
-    """Add one row to ``metrics.jsonl``."""
-    with (run / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def save_teacher(state: TrainState, folder: Path, corpus: TrainingCorpus) -> None:
-    """Write the teacher's encoder as an encoder folder, with the licences of what it saw."""
-    config = state.config
+def save_teacher(
+    encoder: Encoder, step: int, config: PretrainConfig, run: Path, sources: Any
+) -> None:
+    """Write the teacher's encoder as the run's encoder folder, with the licences of what it saw."""
     save_encoder(
-        state.teacher.encoder,
-        folder,
-        sources=licence_ledger(corpus),
+        encoder,
+        run / ENCODER,
+        sources=sources,
         training={
             "name": config.name,
             "mode": str(config.mode),
-            "step": state.step,
+            "step": step,
             "seed": config.seed,
             "batch_size": config.batch_size,
         },
     )
+
+
+def remove_left_overs(run: Path) -> None:
+    """Files and folders that a killed process was writing aside."""
+    for folder in (run, run / CHECKPOINTS, run / ENCODER):
+        for left in folder.glob(LEFT_OVER):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
 
 def licence_ledger(corpus: TrainingCorpus) -> list[dict[str, Any]]:

@@ -63,6 +63,16 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         for name in (
+            "first_learning_rate",
+            "peak_learning_rate",
+            "final_learning_rate",
+            "warmup_epochs",
+            "temperature_epochs",
+        ):
+            if getattr(self, name) < 0.0:
+                msg = f"schedule.{name} must not be negative, got {getattr(self, name)!r}"
+                raise ConfigError(msg)
+        for name in (
             "first_cls_temperature",
             "final_cls_temperature",
             "first_patch_temperature",

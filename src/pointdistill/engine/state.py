@@ -1,4 +1,4 @@
-"""Everything a run needs to go on, in one place: saved complete or not at all, loaded strictly.
+"""Everything a run needs to go on, in one place; loaded strictly. ``saving`` writes it.
 
 There is no random state in it: all randomness is derived from (seed, epoch, index) or (seed, step).
 """
@@ -6,7 +6,6 @@ There is no random state in it: all randomness is derived from (seed, epoch, ind
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pointdistill.data.files import folder_aside, read_json, sha256_of, write_json
-from pointdistill.engine.config import PretrainConfig, from_plain, to_plain
+from pointdistill.data.files import read_json, sha256_of
+from pointdistill.engine.config import PretrainConfig, from_plain
 from pointdistill.engine.optimizer import build_optimizer
-from pointdistill.engine.weights import load_exactly, read_tensors, write_tensors
+from pointdistill.engine.weights import load_exactly, read_tensors
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.distillation import Student, Teacher
 from pointdistill.model.initialize import initialize
@@ -26,9 +25,6 @@ MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 VERSION = 1
-KEEP = 2
-"""Checkpoints kept: the last, and the one before in case the last is damaged."""
-
 _KEYS = {"version", "step", "config", "files", "seconds"}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -66,33 +62,6 @@ def start_from(state: TrainState, encoder_state: dict[str, Tensor], path: Path) 
     """Begin student and teacher with an encoder's weights (``--init-from``)."""
     load_exactly(state.student.encoder, encoder_state, path)
     state.teacher.follow(state.student, momentum=0.0)
-
-
-def save_state(state: TrainState, folder: Path, extra: dict[str, Any]) -> Path:
-    """Write ``folder/step-…``, complete or absent, and thin the older ones; the checkpoint written."""
-    path = folder / f"step-{state.step:08d}"
-    if path.exists():
-        if is_whole(path):
-            return path  # the same step of the same run: the same bytes
-        shutil.rmtree(path)
-    for left_over in folder.glob(".step-*.part"):
-        shutil.rmtree(left_over)
-    with folder_aside(path) as aside:
-        model = {f"student.{n}": v for n, v in state.student.state_dict().items()}
-        model |= {f"teacher.{n}": v for n, v in state.teacher.state_dict().items()}
-        write_tensors(aside / MODEL, {n: v.detach().cpu() for n, v in model.items()})
-        write_tensors(aside / OPTIMIZER, _moments(state))
-        described = {
-            "version": VERSION,
-            "step": state.step,
-            "config": to_plain(state.config),
-            "files": {name: sha256_of(aside / name) for name in (MODEL, OPTIMIZER)},
-            **extra,
-        }
-        write_json(aside / STATE, described)
-    for old in list_checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old)
-    return path
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -157,15 +126,6 @@ def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:
     _restore_moments(state, read_tensors(path / OPTIMIZER))
     state.step = described["step"]
     return state, described
-
-
-def _moments(state: TrainState) -> dict[str, Tensor]:
-    """AdamW's moments by parameter name; a parameter without a gradient so far has none."""
-    tensors = {}
-    for name, parameter in state.student.named_parameters():
-        for moment, value in state.optimizer.state.get(parameter, {}).items():
-            tensors[f"{moment}.{name}"] = value.detach().cpu()
-    return tensors
 
 
 def _restore_moments(state: TrainState, tensors: dict[str, Tensor]) -> None:

@@ -7,27 +7,30 @@ docs/method.md.
 from __future__ import annotations
 
 import copy
-import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pointdistill.data.benchmarks.records import LabelledClouds
 from pointdistill.engine.classifier_recipes import ClassifierRecipe
-from pointdistill.engine.inputs import ProtocolInput, cloud_batches, subsample
-from pointdistill.engine.optimizer import build_optimizer
-from pointdistill.engine.probe.samples import Score, score_predictions
-from pointdistill.errors import ConfigError, DataError, DivergenceError
-from pointdistill.model.classifier import (
-    Classifier,
-    ClassifierConfig,
-    initialize_uniform,
+from pointdistill.engine.epochs import (
+    STREAM,
+    EpochRecord,
+    Figures,
+    Trained,
+    device_of,
+    train_epochs,
+    weights_generator,
 )
-from pointdistill.model.encoder import Encoder
+from pointdistill.engine.inputs import ProtocolInput, cloud_batches, subsample
+from pointdistill.engine.probe.samples import Score, score_predictions
+from pointdistill.errors import DataError
+from pointdistill.model.classifier import Classifier, ClassifierConfig, initialize_uniform
+from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
 from pointdistill.model.patches import Patches, patchify, to_unit_sphere
 from pointdistill.model.random import KeyedRandom, sample_keys
@@ -35,29 +38,6 @@ from pointdistill.model.views import augment_points
 
 EVALUATION_BATCH = 128
 """Clouds a forward pass without gradients; changes the speed and the memory, the logits by rounding alone."""
-
-_STREAM = "supervised"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochRecord:
-    """One epoch of training, for a progress report."""
-
-    epoch: int
-    """Counted from 1."""
-
-    epochs: int
-    loss: float
-    """Mean over the training clouds, in nats."""
-
-    accuracy: float
-    """Of the test clouds after this epoch, in percent."""
-
-    learning_rate: float
-    """Of the epoch's last step."""
-
-    clouds_per_second: float
-    """Training clouds a second, testing not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,46 +86,65 @@ def train_classifier(
         DataError: if labels and clouds do not fit, or clouds are fewer or smaller than training needs.
         DivergenceError: if the loss of an epoch is not finite.
     """
-    if epochs is not None and epochs < 1:
-        msg = f"epochs must be at least 1, got {epochs}"
-        raise ConfigError(msg)
-    _check_clouds(train, "training", fewest=2, classes=classes)
-    _check_clouds(test, "test", fewest=1, classes=classes)
-    _check_density(min(train.points.shape[1], test.points.shape[1], inputs.points), encoder)
-    classifier = _build(encoder, classes, recipe, seed=seed)
-    trainer = _Trainer(classifier, train, recipe, inputs, seed, epochs or recipe.epochs, device)
-    held_out = cut_clouds(test, inputs, encoder.config.patch_points, seed=seed, device=device)
-    return _train(trainer, held_out, torch.from_numpy(test.labels), report)
+    check_labelled(train, test, classes=classes, inputs=inputs, encoder=encoder.config)
+    classifier = build_classifier(encoder, classes, recipe, seed=seed)
+    task = ClassifierTask(classifier.to(device), train, test, recipe, inputs, seed)
+    trained = train_epochs(task, recipe, seed=seed, epochs=epochs, report=report)
+    return ClassifierResult(classifier_score(trained), classifier)
 
 
-def _train(
-    trainer: _Trainer,
-    test: Patches,
-    labels: Tensor,
-    report: Callable[[EpochRecord], None] | None,
-) -> ClassifierResult:
-    """All epochs, each followed by a test."""
-    score, best, best_epoch = None, -1.0, 0
-    for epoch in range(trainer.epochs):
-        began = time.perf_counter()
-        loss = trainer.train_epoch(epoch)
-        seconds = time.perf_counter() - began
-        score = score_predictions(predict(trainer.classifier, test), labels)
-        if score.accuracy > best:
-            best, best_epoch = score.accuracy, epoch + 1
-        if report is not None:
-            record = EpochRecord(
-                epoch=epoch + 1,
-                epochs=trainer.epochs,
-                loss=loss,
-                accuracy=score.accuracy,
-                learning_rate=trainer.optimizer.param_groups[0]["lr"],
-                clouds_per_second=len(trainer.labels) / seconds,
-            )
-            report(record)
-    assert score is not None
-    score = replace(score, best_accuracy=best, best_epoch=best_epoch)
-    return ClassifierResult(score, trainer.classifier.eval())
+def classifier_score(trained: Trained) -> Score:
+    """What at least one epoch came to, as the probes say it."""
+    assert trained.last is not None
+    return Score(
+        accuracy=trained.last.overall,
+        class_accuracy=trained.last.class_mean,
+        best_accuracy=trained.best_overall,
+        best_epoch=trained.best_epoch,
+    )
+
+
+class ClassifierTask:
+    """A classifier's training clouds and test clouds, as the loop of epochs asks for them."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        train: LabelledClouds,
+        test: LabelledClouds,
+        recipe: ClassifierRecipe,
+        inputs: ProtocolInput,
+        seed: int,
+    ) -> None:
+        """Put both splits where ``classifier`` is; the test clouds are cut into patches here, once."""
+        device = device_of(classifier)
+        self.model = classifier
+        self.count = len(train)
+        self._smoothing, self._inputs, self._seed = recipe.label_smoothing, inputs, seed
+        self._points = torch.from_numpy(train.points).to(device)
+        self._labels = torch.from_numpy(train.labels).to(device)
+        self._test_labels = torch.from_numpy(test.labels)
+        self._test = cut_clouds(
+            test, inputs, classifier.encoder.config.patch_points, seed=seed, device=device
+        )
+
+    def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
+        """Cross-entropy with label smoothing; see ``epochs.Task``."""
+        patches = training_patches(
+            self._points,
+            index,
+            self._inputs,
+            self.model.encoder.config.patch_points,
+            seed=self._seed,
+            epoch=epoch,
+        )
+        logits = self.model(patches, noise)
+        return cross_entropy(logits, self._labels[index], label_smoothing=self._smoothing)
+
+    def measure(self) -> Figures:
+        """Accuracies on the test clouds."""
+        score = score_predictions(predict(self.model, self._test), self._test_labels)
+        return Figures(score.accuracy, score.class_accuracy)
 
 
 def predict(
@@ -188,83 +187,8 @@ def cut_clouds(
         batch_size=EVALUATION_BATCH,
         device=torch.device(device),
     ):
-        normalised = to_unit_sphere(batch)
-        start = normalised.square().sum(-1).argmax(-1)
-        cut.append(_cut(normalised, inputs, patch_points, start))
+        cut.append(cut_from_outermost(to_unit_sphere(batch), inputs, patch_points))
     return Patches(torch.cat([c.centers for c in cut]), torch.cat([c.offsets for c in cut]))
-
-
-class _Trainer:
-    """What changes from step to step, and one epoch of steps."""
-
-    def __init__(
-        self,
-        classifier: Classifier,
-        train: LabelledClouds,
-        recipe: ClassifierRecipe,
-        inputs: ProtocolInput,
-        seed: int,
-        epochs: int,
-        device: torch.device | str,
-    ) -> None:
-        self.classifier = classifier.to(device)
-        self.recipe, self.inputs, self.seed, self.epochs = recipe, inputs, seed, epochs
-        self.points = torch.from_numpy(train.points).to(device)
-        self.labels = torch.from_numpy(train.labels).to(device)
-        self.optimizer = build_optimizer(
-            classifier, learning_rate=0.0, weight_decay=recipe.weight_decay
-        )
-        self.noise = _generator(seed, "noise", device)
-        self.step = 0
-
-    def train_epoch(self, epoch: int) -> float:
-        """One pass over the training clouds; their mean loss.
-
-        Raises:
-            DivergenceError: if it is not finite.
-        """
-        everything = torch.arange(len(self.labels), device=self.labels.device)
-        order = sample_keys(seed=self.seed, epoch=epoch, index=everything).argsort()
-        batches = split_batches(order, self.recipe.batch_size)
-        # Summed where it is computed: reading every step's loss would make a GPU wait for it.
-        summed = torch.zeros((), device=order.device)
-        for index in batches:
-            summed += len(index) * self._step(index, epoch, self.epochs * len(batches))
-        mean = summed.item() / len(order)
-        if not math.isfinite(mean):
-            msg = (
-                f"epoch {epoch + 1} of {self.epochs}: the loss is {mean}; lower the recipe's "
-                f"peak_learning_rate ({self.recipe.peak_learning_rate}), or look for broken clouds"
-            )
-            raise DivergenceError(msg)
-        return mean
-
-    def _step(self, index: Tensor, epoch: int, total: int) -> Tensor:
-        """One optimiser step on the clouds at (B,) ``index``; their mean loss, detached."""
-        trains_encoder = self.step >= self.recipe.frozen_steps(total)
-        self.classifier.train().encoder.train(trains_encoder)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate(self.step, total=total)
-        patches = training_patches(
-            self.points,
-            index,
-            self.inputs,
-            self.classifier.encoder.config.patch_points,
-            seed=self.seed,
-            epoch=epoch,
-        )
-        with torch.set_grad_enabled(trains_encoder):
-            features = self.classifier.features(patches, self.noise)
-        logits = self.classifier.head(features, self.noise)
-        loss = cross_entropy(
-            logits, self.labels[index], label_smoothing=self.recipe.label_smoothing
-        )
-        # A parameter without a gradient is skipped by the optimiser, so a frozen encoder does not decay either.
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.step += 1
-        return loss.detach()
 
 
 def training_patches(
@@ -288,30 +212,29 @@ def training_patches(
         seed: of the run.
         epoch: from 0.
     """
-    random = KeyedRandom(sample_keys(seed=seed, epoch=epoch, index=index), _STREAM)
+    random = KeyedRandom(sample_keys(seed=seed, epoch=epoch, index=index), STREAM)
     clouds = subsample(points[index], inputs.points, inputs.subsampling, random)
     clouds = augment_points(clouds[:, None], inputs.augment, random)[:, 0]
     start = random.integers("first centre", torch.full_like(index, clouds.shape[1]))
-    return _cut(to_unit_sphere(clouds), inputs, patch_points, start)
+    return cut_from(to_unit_sphere(clouds), inputs, patch_points, start)
 
 
-def split_batches(order: Tensor, size: int) -> list[Tensor]:
-    """Consecutive runs of ``size`` entries; the last may be shorter, and a single one left over joins it."""
-    batches = list(order.split(size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+def cut_from_outermost(clouds: Tensor, inputs: ProtocolInput, patch_points: int) -> Patches:
+    """Patches of (B, N, 3) clouds in their unit spheres; the first centre is the point farthest out."""
+    return cut_from(clouds, inputs, patch_points, clouds.square().sum(-1).argmax(-1))
 
 
-def _cut(clouds: Tensor, inputs: ProtocolInput, patch_points: int, start: Tensor) -> Patches:
+def cut_from(clouds: Tensor, inputs: ProtocolInput, patch_points: int, start: Tensor) -> Patches:
     """Patches of (B, N, 3) clouds in their unit spheres, from (B,) first centres."""
     patches = min(inputs.patches, clouds.shape[1])
     return patchify(clouds, patches=patches, patch_points=patch_points, start=start)
 
 
-def _build(encoder: Encoder, classes: int, recipe: ClassifierRecipe, *, seed: int) -> Classifier:
-    """The recipe's classifier on a copy of the encoder, every weight of it to be trained."""
-    generator = _generator(seed, "weights")
+def build_classifier(
+    encoder: Encoder, classes: int, recipe: ClassifierRecipe, *, seed: int
+) -> Classifier:
+    """The recipe's classifier on a copy of the encoder, on the CPU, its fresh weights drawn by ``seed``."""
+    generator = weights_generator(seed)
     encoder = copy.deepcopy(encoder).cpu()
     if recipe.random_encoder:
         initialize(encoder, generator=generator)
@@ -319,15 +242,26 @@ def _build(encoder: Encoder, classes: int, recipe: ClassifierRecipe, *, seed: in
     classifier = Classifier(encoder, config)
     draw: Callable[..., None] = initialize if recipe.truncated_head else initialize_uniform
     draw(classifier.head, generator=generator)
-    return classifier.requires_grad_(requires_grad=True)
+    return classifier
 
 
-def _generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for each purpose."""
-    key = sample_keys(seed=seed, epoch=0, index=torch.zeros(1, dtype=torch.int64))
-    generator = torch.Generator(device)
-    generator.manual_seed(int(KeyedRandom(key, _STREAM).bits(purpose)))
-    return generator
+def check_labelled(
+    train: LabelledClouds,
+    test: LabelledClouds,
+    *,
+    classes: int,
+    inputs: ProtocolInput,
+    encoder: EncoderConfig,
+) -> None:
+    """Raise unless a classifier can be trained and tested on these clouds.
+
+    Raises:
+        DataError: if labels and clouds do not fit, clouds are fewer or smaller than training needs, or a point
+            is not finite.
+    """
+    _check_clouds(train, "training", fewest=2, classes=classes)
+    _check_clouds(test, "test", fewest=1, classes=classes)
+    check_density(min(train.points.shape[1], test.points.shape[1], inputs.points), encoder)
 
 
 def _check_clouds(clouds: LabelledClouds, side: str, *, fewest: int, classes: int) -> None:
@@ -339,14 +273,22 @@ def _check_clouds(clouds: LabelledClouds, side: str, *, fewest: int, classes: in
     if shape[0] < fewest:
         msg = f"training a classifier needs at least {fewest} {side} clouds, got {shape[0]}"
         raise DataError(msg)
+    broken = int((~np.isfinite(clouds.points)).any(axis=(1, 2)).sum())
+    if broken:
+        msg = f"{broken} of {shape[0]} {side} clouds have points that are not finite; take them out"
+        raise DataError(msg)
     if labels.min() < 0 or labels.max() >= classes:
         msg = f"{side} labels must lie in 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
         raise DataError(msg)
 
 
-def _check_density(points: int, encoder: Encoder) -> None:
-    """Raise unless clouds of ``points`` points fill a patch."""
-    least = encoder.config.patch_points
+def check_density(points: int, encoder: EncoderConfig) -> None:
+    """Raise unless clouds of ``points`` points fill a patch.
+
+    Raises:
+        DataError: if they do not.
+    """
+    least = encoder.patch_points
     if points < least:
         msg = f"a patch of this encoder needs {least} points, the clouds give {points}; give it denser ones"
         raise DataError(msg)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -20,6 +21,10 @@ from pointdistill.model.encoder import Encoder, EncoderConfig
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+ONNX = "model.onnx"
+HEADER = "pointdistill"
+"""Key in the header of the weights' file under which the configuration is stored once more."""
+
 FORMAT = "pointdistill-encoder"
 VERSION = 1
 
@@ -40,18 +45,16 @@ def save_encoder(
         training: how it came about (recipe, steps, seed).
     """
     state = {name: value.float().contiguous().cpu() for name, value in encoder.state_dict().items()}
-    write_tensors(folder / WEIGHTS, state)
-    write_json(
-        folder / CONFIG,
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "pointdistill": pointdistill.__version__,
-            "encoder": to_plain(encoder.config),
-            "sources": list(sources),
-            "training": dict(training or {}),
-        },
-    )
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "pointdistill": pointdistill.__version__,
+        "encoder": to_plain(encoder.config),
+        "sources": list(sources),
+        "training": dict(training or {}),
+    }
+    write_tensors(folder / WEIGHTS, state, {HEADER: json.dumps(described)})
+    write_json(folder / CONFIG, described)
 
 
 def load_encoder(path: Path | str) -> Encoder:
@@ -61,21 +64,65 @@ def load_encoder(path: Path | str) -> Encoder:
     features (B, P, D) and patch centres (B, P, 3).
 
     Args:
-        path: the folder, the ``model.safetensors`` in it, a run folder (its ``encoder/`` is taken), or a Hub
-            repository as ``owner/name``, which is downloaded once and then found in the cache.
+        path: the folder, the ``model.safetensors`` in it (also by itself, under any name), a run folder (its
+            ``encoder/`` is taken), or a Hub repository as ``owner/name``, which is downloaded once and then found
+            in the cache.
 
     Raises:
         CheckpointError: if there is no encoder, its format is unknown, or weights and configuration differ.
     """
+    alone = Path(path)
+    if alone.suffix == Path(WEIGHTS).suffix and alone.is_file() and not _beside_config(alone):
+        return _load(_encoder_config(_read_header(alone), alone), alone)
+    folder = resolve_encoder(path)
+    return _load(read_encoder_config(folder), folder / WEIGHTS)
+
+
+def _load(config: EncoderConfig, weights: Path) -> Encoder:
+    """An encoder with the weights of a file."""
+    encoder = Encoder(config)
+    load_exactly(encoder, read_tensors(weights), weights)
+    return encoder.eval().requires_grad_(requires_grad=False)
+
+
+def _beside_config(weights: Path) -> bool:
+    """Whether a weights' file lies in an encoder folder."""
+    return weights.name == WEIGHTS and weights.with_name(CONFIG).is_file()
+
+
+def _read_header(path: Path) -> Any:
+    """The configuration in the header of a weights' file.
+
+    Raises:
+        CheckpointError: if it is damaged or has none.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            stored = (file.metadata() or {}).get(HEADER)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+    if stored is None:
+        msg = (
+            f"{path}: its header holds no configuration of an encoder, and no {CONFIG} lies beside it; "
+            "give the folder that `pointdistill export` wrote"
+        )
+        raise CheckpointError(msg)
+    try:
+        return json.loads(stored)
+    except json.JSONDecodeError as error:
+        raise _damaged(path, error) from error
+
+
+def resolve_encoder(path: Path | str) -> Path:
+    """The encoder folder that a path or a Hub repository ``owner/name`` means; downloaded if need be.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     # `runs/mine` with a folder `runs` here is a path with a typing error, never a stranger's repository.
     if not Path(path).parent.is_dir() and looks_like_repository(str(path)):
         path = fetch_encoder(str(path))
-    folder = find_encoder(Path(path))
-    config = read_encoder_config(folder)
-    encoder = Encoder(config)
-    state = read_tensors(folder / WEIGHTS)
-    load_exactly(encoder, state, folder / WEIGHTS)
-    return encoder.eval().requires_grad_(requires_grad=False)
+    return find_encoder(Path(path))
 
 
 def find_encoder(path: Path) -> Path:
@@ -102,27 +149,34 @@ def read_encoder_config(folder: Path) -> EncoderConfig:
     Raises:
         CheckpointError: if the file is damaged, or of another format or a newer version.
     """
-    path = folder / CONFIG
     try:
-        found = read_json(path)
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
-            msg = f"{path}: not an encoder's configuration (expected format {FORMAT!r})"
-            raise CheckpointError(msg)
-        if found.get("version") != VERSION:
-            msg = f"{path}: format version {found.get('version')!r}, this program reads {VERSION}; update it"
-            raise CheckpointError(msg)
+        found = read_json(folder / CONFIG)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return _encoder_config(found, folder / CONFIG)
+
+
+def _encoder_config(found: Any, path: Path) -> EncoderConfig:
+    """The configuration in what a file holds."""
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        msg = f"{path}: not an encoder's configuration (expected format {FORMAT!r})"
+        raise CheckpointError(msg)
+    if found.get("version") != VERSION:
+        msg = f"{path}: format version {found.get('version')!r}, this program reads {VERSION}; update it"
+        raise CheckpointError(msg)
+    try:
         return from_plain(EncoderConfig, found.get("encoder", {}), where="encoder")
-    except CheckpointError:
-        raise
     except PointDistillError as error:
         msg = f"{path}: {error}"
         raise CheckpointError(msg) from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, whole or absent."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or absent; ``header`` is text that goes with it."""
     with write_aside(path) as aside:
-        aside.write_bytes(save(dict(tensors)))
+        aside.write_bytes(save(dict(tensors), None if header is None else dict(header)))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -134,8 +188,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        msg = f"{path}: not readable as safetensors ({error}); it may be cut short, copy it again"
-        raise CheckpointError(msg) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: not readable as safetensors ({error}); it may be cut short, copy it again"
+    )
 
 
 def load_exactly(module: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:
@@ -164,7 +223,7 @@ def load_exactly(module: nn.Module, found: Mapping[str, Tensor], path: Path) -> 
 
 
 def check_free_for_encoder(output: Path) -> None:
-    """Raise unless ``output`` is absent, empty, or an encoder folder that may be replaced.
+    """Raise unless ``output`` is absent, empty, or holds an encoder, or its ONNX file, that may be replaced.
 
     Raises:
         DataError: if it holds anything else, a run's own ``config.json`` for one.
@@ -175,19 +234,23 @@ def check_free_for_encoder(output: Path) -> None:
         msg = f"{output} is a file; name a folder for the encoder"
         raise DataError(msg)
     holds = {entry.name for entry in output.iterdir()}
-    if holds and not {CONFIG, WEIGHTS} <= holds:
+    if not (holds <= {ONNX} or {CONFIG, WEIGHTS} <= holds):
         msg = f"{output} exists and holds other files; choose a new folder for the encoder"
         raise DataError(msg)
 
 
-def export_encoder(source: Path, output: Path) -> Path:
+def export_encoder(source: Path | str, output: Path) -> Path:
     """Copy the encoder of ``source`` to the folder ``output``, checked on the way; the folder found.
+
+    Args:
+        source: as for ``load_encoder``.
+        output: made if absent.
 
     Raises:
         CheckpointError: if ``source`` holds no encoder or a damaged one.
         DataError: if ``output`` exists and is not an encoder folder.
     """
-    folder = find_encoder(source)
+    folder = resolve_encoder(source)
     check_free_for_encoder(output)
     encoder = load_encoder(folder)
     kept = read_json(folder / CONFIG)

@@ -186,11 +186,16 @@ def ramp_stochastic_depth(encoder: Encoder, last: float) -> None:
 
 @torch.no_grad()
 def initialize_uniform(head: nn.Module, *, generator: torch.Generator) -> None:
-    """Draw linear weights and biases from U(-1, 1) / sqrt(inputs), PyTorch's default; norms become one."""
+    """Draw weights from PyTorch's default distributions: linear ones U(-1, 1) / sqrt(inputs), embeddings N(0, 1).
+
+    Norms become the identity.
+    """
     for part in head.modules():
         if isinstance(part, nn.Linear):
             bound = 1.0 / math.sqrt(part.in_features)
             for parameter in part.parameters():
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        elif isinstance(part, nn.BatchNorm1d):
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, generator=generator)
+        elif isinstance(part, nn.BatchNorm1d | nn.LayerNorm):
             part.reset_parameters()

@@ -64,7 +64,7 @@ class Views:
     """(B, V, P, ...)."""
 
     local_views: Patches | None
-    """(B, L, P', ...); None in MPM mode."""
+    """(B, L, P', ...); None in MPM mode, and where a run has no local views."""
 
     masks: Masks | None
     """B · V · M rows; None in CLS mode."""
@@ -138,14 +138,26 @@ class Branch(nn.Module):
 
 
 class Student(Branch):
-    """The trained branch; the predictor and its mask token are its own."""
+    """The trained branch; the predictor and its mask token are its own.
+
+    Without a predictor (an ablation) the mask token stands at every hidden place of the encoder's own input.
+    """
 
     def __init__(
-        self, mode: Mode, encoder: EncoderConfig, head: HeadConfig, predictor: PredictorConfig
+        self,
+        mode: Mode,
+        encoder: EncoderConfig,
+        head: HeadConfig,
+        predictor: PredictorConfig | None,
     ) -> None:
         super().__init__(mode, encoder, head)
         self.mode = mode
-        self.predictor = Predictor(encoder.width, predictor) if mode.has_patches else None
+        self.predictor: Predictor | None = None
+        self.mask_token: nn.Parameter | None = None
+        if mode.has_patches and predictor is not None:
+            self.predictor = Predictor(encoder.width, predictor)
+        elif mode.has_patches:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
 
     def forward(self, views: Views, generator: torch.Generator | None = None) -> Predictions:
         """All passes of the student; in DDP this is the one call that is wrapped."""
@@ -154,17 +166,14 @@ class Student(Branch):
         if self.mode is Mode.MPM:
             return self._predict_masked(tokens, views, generator)[1]
         assert self.cls_head is not None
-        assert views.local_views is not None
-        local, _ = self.encoder.encode(self.encoder.embed(views.local_views.flatten()), generator)
-        assert local is not None
-        local = local.unflatten(0, (shapes, -1))
+        local_logits = self._local_logits(views, generator)
         whole, _ = self.encoder.encode(self._unmasked(tokens, shapes), generator)
         assert whole is not None
         whole = whole.unflatten(0, (shapes, -1))
         if self.mode is Mode.CLS:
             return Predictions(
                 whole_cls_logits=self.cls_head(whole),
-                local_cls_logits=self.cls_head(local),
+                local_cls_logits=local_logits,
                 cls_features=whole,
             )
         masked, patches = self._predict_masked(tokens, views, generator)
@@ -173,11 +182,21 @@ class Student(Branch):
         return Predictions(
             masked_cls_logits=self.cls_head(masked),
             whole_cls_logits=self.cls_head(whole),
-            local_cls_logits=self.cls_head(local),
+            local_cls_logits=local_logits,
             cls_features=torch.cat([whole, masked], dim=1),
             patch_logits=patches.patch_logits,
             patch_features=patches.patch_features,
         )
+
+    def _local_logits(self, views: Views, generator: torch.Generator | None) -> Tensor | None:
+        """CLS logits (B, L, K) of the local views; None where there are none."""
+        if views.local_views is None:
+            return None
+        assert self.cls_head is not None
+        tokens = self.encoder.embed(views.local_views.flatten())
+        local, _ = self.encoder.encode(tokens, generator)
+        assert local is not None
+        return self.cls_head(local.unflatten(0, (len(views.local_views.centers), -1)))
 
     def _unmasked(self, tokens: Tokens, shapes: int) -> Tokens:
         """The global views that are also seen whole: all in CLS mode, each shape's first in dual mode."""
@@ -190,18 +209,28 @@ class Student(Branch):
         self, tokens: Tokens, views: Views, generator: torch.Generator | None
     ) -> tuple[Tensor | None, Predictions]:
         """CLS features (B · V · M, D) of the visible tokens, and predictions of the hidden patches."""
-        assert self.predictor is not None
         assert self.patch_head is not None
         assert views.masks is not None
         versions = Tokens(
             tokens.features.repeat_interleave(views.masks_per_view, 0),
             tokens.positions.repeat_interleave(views.masks_per_view, 0),
         )
-        cls, seen = self.encoder.encode(versions.select(views.masks.visible_index), generator)
-        memory = seen if cls is None else torch.cat([cls[:, None], seen], dim=1)
-        where = gather_points(versions.positions, views.masks.hidden_index)
-        features = self.predictor(where, memory)
+        if self.predictor is None:
+            cls, patches = self.encoder.encode(self._blanked(versions, views.masks), generator)
+            features = gather_points(patches, views.masks.hidden_index)
+        else:
+            cls, seen = self.encoder.encode(versions.select(views.masks.visible_index), generator)
+            memory = seen if cls is None else torch.cat([cls[:, None], seen], dim=1)
+            where = gather_points(versions.positions, views.masks.hidden_index)
+            features = self.predictor(where, memory)
         return cls, Predictions(patch_logits=self.patch_head(features), patch_features=features)
+
+    def _blanked(self, versions: Tokens, masks: Masks) -> Tokens:
+        """All places of every version, the mask token at the hidden ones; positions as they are."""
+        assert self.mask_token is not None
+        place = masks.hidden_index[..., None].expand(-1, -1, versions.features.shape[-1])
+        token = self.mask_token.to(versions.features.dtype).expand(place.shape)
+        return Tokens(versions.features.scatter(1, place, token), versions.positions)
 
 
 class Teacher(Branch):
@@ -297,17 +326,19 @@ def _patch_terms(
     assert predictions.patch_features is not None
     assert targets.patch_logits is not None
     probs = (targets.patch_logits / temperatures.patch_teacher).softmax(-1)
-    versions = len(masks.hidden_index) // len(probs)
-    hidden = masks.hidden_index.unflatten(0, (-1, versions))  # (B · V, M, H)
+    rows, (views, patches) = len(masks.hidden_index), probs.shape[:2]
+    view = torch.arange(rows, device=probs.device) // (rows // views)  # of each row of masks
+    target_index = (masks.hidden_index + patches * view[:, None]).flatten()
     terms = {
         "patch": patch_cross_entropy(
             predictions.patch_logits.flatten(0, 1),
-            gather_points(probs, hidden).flatten(0, 2),
+            probs.flatten(0, 1),
+            target_index,
             student_temperature=temperatures.student,
         )
     }
     if mode is Mode.MPM:
-        wanted = gather_points(targets.patch_features, hidden).flatten(0, 2)
+        wanted = targets.patch_features.flatten(0, 1)[target_index]
         terms["regression"] = feature_regression(predictions.patch_features.flatten(0, 1), wanted)
     return terms
 
@@ -315,16 +346,20 @@ def _patch_terms(
 def _cls_term(
     mode: Mode, predictions: Predictions, targets: Targets, temperatures: Temperatures
 ) -> Tensor:
-    """Mean of the CLS cross-entropies: local, masked global and view to view; in CLS mode local and global."""
+    """Mean of the CLS cross-entropies: local, masked global and view to view; in CLS mode local and global.
+
+    Without local views their term is left out of the mean.
+    """
     assert targets.cls_logits is not None
-    assert predictions.local_cls_logits is not None
     assert predictions.whole_cls_logits is not None
     probs = (targets.cls_logits / temperatures.cls_teacher).softmax(-1)
 
     def against(logits: Tensor, teacher_probs: Tensor) -> Tensor:
         return view_cross_entropy(logits, teacher_probs, student_temperature=temperatures.student)
 
-    terms = [against(predictions.local_cls_logits, probs)]
+    terms = []
+    if predictions.local_cls_logits is not None:
+        terms.append(against(predictions.local_cls_logits, probs))
     if mode is Mode.CLS:
         terms.append(against(predictions.whole_cls_logits, probs))
     else:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pointdistill.errors import ConfigError
+
 NORMALIZE_EPS = 1e-6
 
 
@@ -23,6 +25,12 @@ class HeadConfig:
 
     prototypes: int = 4096
     """K, the number of prototypes: the size of the distributions that are distilled."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "bottleneck", "prototypes"):
+            if getattr(self, name) < 1:
+                msg = f"head.{name} must be at least 1, got {getattr(self, name)!r}"
+                raise ConfigError(msg)
 
 
 class Prototypes(nn.Module):

@@ -7,9 +7,7 @@ import math
 import torch
 from torch import nn
 
-from pointdistill.model.encoder import Encoder
 from pointdistill.model.heads import Prototypes
-from pointdistill.model.predictor import Predictor
 
 STD = 0.02
 
@@ -34,7 +32,7 @@ def initialize(module: nn.Module, *, generator: torch.Generator) -> None:
             bound = 1.0 / math.sqrt(part.direction.shape[1])
             nn.init.uniform_(part.bias, -bound, bound, generator=generator)
             part.magnitude.copy_(part.direction.norm(dim=1, keepdim=True))
-        elif isinstance(part, Encoder) and part.cls_token is not None:
-            nn.init.trunc_normal_(part.cls_token, std=STD, generator=generator)
-        elif isinstance(part, Predictor):
-            nn.init.trunc_normal_(part.mask_token, std=STD, generator=generator)
+        else:
+            for name, parameter in part.named_parameters(recurse=False):
+                if name.endswith("_token"):
+                    nn.init.trunc_normal_(parameter, std=STD, generator=generator)

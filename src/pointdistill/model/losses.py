@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pointdistill.model.fused import indexed_cross_entropy
+
 KOLEO_EPS = 1e-6
 SMOOTH_L1_BETA = 2.0
 
@@ -30,11 +32,23 @@ def view_cross_entropy(
 
 
 def patch_cross_entropy(
-    student_logits: Tensor, teacher_probs: Tensor, *, student_temperature: float
+    student_logits: Tensor,
+    teacher_probs: Tensor,
+    target_index: Tensor,
+    *,
+    student_temperature: float,
 ) -> Tensor:
-    """Mean cross-entropy, in nats, row by row: (R, K) predictions against (R, K) targets."""
-    log_probs = (student_logits.float() / student_temperature).log_softmax(dim=-1)
-    return -(teacher_probs * log_probs).sum() / len(teacher_probs)
+    """Mean cross-entropy, in nats, of each predicted patch against the teacher's word on the same patch.
+
+    Args:
+        student_logits: (R, K), before softmax, a row for every hidden patch of every mask.
+        teacher_probs: (T, K), a row for every patch, rows sum to 1; no gradient flows into it.
+        target_index: (R,) int64, which patch each row predicts.
+        student_temperature: positive; below 1 sharpens the prediction.
+    """
+    return indexed_cross_entropy(
+        student_logits, teacher_probs, target_index, temperature=student_temperature
+    )
 
 
 def koleo(features: Tensor, everyone: Tensor | None = None, *, first: int = 0) -> Tensor:

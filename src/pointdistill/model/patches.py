@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pointdistill.model.selection import in_numpy, largest_index, smallest_indices
+
 
 @dataclass(frozen=True, slots=True)
 class Patches:
@@ -65,20 +67,31 @@ def farthest_points(points: Tensor, count: int, *, start: Tensor) -> Tensor:
         center = planes.gather(2, current[:, None, None].expand(-1, 3, 1))
         gap = (planes - center).square_().sum(1)
         torch.minimum(nearest, gap, out=nearest)
-        current = nearest.argmax(1)
+        current = largest_index(nearest)
     return chosen
 
 
 def nearest_points(points: Tensor, centers: Tensor, count: int) -> Tensor:
     """(B, P, count) int64 indices of the points of (B, N, 3) nearest to each of (B, P, 3) centres.
 
-    Distances are taken from differences, not from expanding the square, so near-ties fall as they should.
+    Squares of differences, not an expanded square, so near-ties fall as they should; a patch's members come
+    in the order of the points.
     """
     if count > points.shape[1]:
         msg = f"cannot take {count} neighbours out of {points.shape[1]} points"
         raise ValueError(msg)
-    distance = torch.cdist(centers, points, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance.topk(count, dim=-1, largest=False, sorted=False).indices
+    if not in_numpy(points):
+        return smallest_indices(_squared_distances(centers, points), count)
+    # One cloud's distances stay in a CPU's cache, a batch's do not.
+    clouds = zip(centers.split(1), points.split(1), strict=True)
+    return torch.cat([smallest_indices(_squared_distances(c, p), count) for c, p in clouds])
+
+
+def _squared_distances(centers: Tensor, points: Tensor) -> Tensor:
+    """(B, P, N) between (B, P, 3) centres and (B, N, 3) points."""
+    planes = zip(centers.unbind(-1), points.unbind(-1), strict=True)
+    gaps = [center[:, :, None] - plane.contiguous()[:, None] for center, plane in planes]
+    return gaps[0].square_().addcmul_(gaps[1], gaps[1]).addcmul_(gaps[2], gaps[2])
 
 
 def gather_points(points: Tensor, index: Tensor) -> Tensor:

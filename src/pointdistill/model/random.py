@@ -3,7 +3,8 @@
 A pretraining view depends on (seed, epoch, shape index) alone: not on the batch a shape falls into, the number
 of processes, or what was drawn before. So each shape carries a 64-bit key, and every draw hashes that key with
 the name of what is drawn. Only integer arithmetic is used up to the last step, so a CPU and a GPU draw the same
-bits. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+bits. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); for orders it
+is that of MurmurHash3 (Appleby, 2011).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _GOLDEN = (
 )  # 0x9E3779B97F4A7C15, the odd integer nearest 2**64 / golden ratio, as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_MIX_32 = (-1640531535, -2048144789, -1028477387)  # odd, as int32; the last two are MurmurHash3's
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
@@ -76,6 +78,24 @@ class KeyedRandom:
         """(B, *shape) float32 in [low, high), on a grid of 2**-24 of the range."""
         fraction = _shift_right(self.bits(name, shape), 40).to(torch.float32) * 2.0**-24
         return low + (high - low) * fraction
+
+    def order(self, name: str, shape: Sequence[int]) -> Tensor:
+        """(B, *shape) int32 in [0, 2**31), to put the last axis in a random order; ties are possible.
+
+        Half as wide as ``bits`` and a third of its cost: a crop draws one for every stored point.
+        """
+        seeds = self.bits(name, shape[:-1])[..., None]
+        counter = torch.arange(shape[-1], dtype=torch.int32, device=self.keys.device)
+        mixed = counter * _MIX_32[0] + seeds.to(torch.int32)
+        mixed ^= (mixed >> 15) & 0x1FFFF
+        mixed *= _MIX_32[1]
+        mixed ^= (seeds >> 32).to(
+            torch.int32
+        )  # apart from the other rows, however near their seeds
+        mixed ^= (mixed >> 13) & 0x7FFFF
+        mixed *= _MIX_32[2]
+        mixed ^= (mixed >> 16) & 0xFFFF
+        return mixed & 0x7FFFFFFF
 
     def integers(self, name: str, high: Tensor) -> Tensor:
         """int64 of the shape of ``high`` (first size B), uniform in [0, high)."""

@@ -14,8 +14,10 @@ from torch import Tensor
 from pointdistill.errors import ConfigError
 from pointdistill.model.patches import Patches, gather_points, patchify, to_unit_sphere
 from pointdistill.model.random import KeyedRandom
+from pointdistill.model.selection import kth_smallest, smallest_indices
 
 ASPECT_RANGE = (0.33, 3.0)
+_LAST = 2**31 - 1  # of an int32 order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,15 +102,15 @@ def crop_points(points: Tensor, counts: Tensor, crop: CropConfig, random: KeyedR
     size = points.shape[1]
     outside = torch.arange(size, device=points.device) >= counts[:, None]  # (B, N), padding
     distance = box_distance(points, counts, crop.count, random)
-    distance = distance.masked_fill(outside[:, None], torch.inf)
+    distance.masked_fill_(outside[:, None], torch.inf)
     share = random.uniform("share", (crop.count,), low=crop.share_low, high=crop.share_high)
     wanted = (share * counts[:, None]).floor().to(torch.int64).clamp(min=crop.points)
     keep = torch.minimum(wanted, counts[:, None])
-    inside = distance <= _kth_smallest(distance, keep)[..., None]
+    beyond = distance > kth_smallest(distance, keep)[..., None]
     # A random order of the points inside; a point beyond them never comes first.
-    order = random.uniform("subset", (crop.count, size)).masked_fill(~inside, 2.0)
+    order = random.order("subset", (crop.count, size)).masked_fill_(beyond, _LAST)
     available = min(crop.points, size)
-    chosen = order.topk(available, dim=-1, largest=False, sorted=True).indices
+    chosen = smallest_indices(order, available)
     # A shape of fewer points than the view repeats from its first.
     place = torch.arange(crop.points, device=points.device)
     chosen = chosen.gather(-1, place % keep.clamp(max=available)[..., None])
@@ -129,9 +131,10 @@ def box_distance(points: Tensor, counts: Tensor, crops: int, random: KeyedRandom
     scales = scales.gather(-1, axis_order)
     # One matrix for turning and scaling: (B, C, 3 box axes, 3 coordinates).
     box = scales[..., None] * random_rotations(random.uniform("rotation", (crops, 3)))
-    turned = points[:, None] @ box.transpose(-1, -2)
-    offset = turned - (box @ centers[..., None]).squeeze(-1)[:, :, None]
-    return offset.abs().amax(-1)
+    place = (box @ centers[..., None]).flatten(1, 2)  # (B, 3C, 1)
+    # A row of N numbers for each box axis: long rows stream, rows of three do not.
+    offset = torch.baddbmm(place, box.flatten(1, 2), points.transpose(1, 2), beta=-1)
+    return offset.abs_().unflatten(1, (crops, 3)).amax(2)
 
 
 def random_rotations(uniform: Tensor) -> Tensor:
@@ -162,15 +165,3 @@ def augment_points(views: Tensor, augment: AugmentConfig, random: KeyedRandom) -
         views = torch.stack([cos * x - sin * y, sin * x + cos * y, z], dim=-1)
     scale = random.uniform("scale", (crops, 1, 3), low=augment.scale_low, high=augment.scale_high)
     return views * scale
-
-
-def _kth_smallest(values: Tensor, k: Tensor) -> Tensor:
-    """(B, C) the k-th smallest (from 1) of (B, C, N) values, k (B, C).
-
-    A CPU selects row by row, which is cheaper than sorting; a GPU sorts all rows at once.
-    """
-    if values.device.type == "cpu":
-        rows = zip(values.flatten(0, 1), k.flatten().tolist(), strict=True)
-        found = [row.kthvalue(place).values for row, place in rows]
-        return torch.stack(found).view(k.shape)
-    return values.sort(-1).values.gather(-1, (k - 1)[..., None]).squeeze(-1)

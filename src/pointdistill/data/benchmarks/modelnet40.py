@@ -1,22 +1,35 @@
-"""ModelNet40: 40 classes of CAD models (Wu et al., CVPR 2015), read from its meshes.
+"""ModelNet40: 40 classes of CAD models (Wu et al., CVPR 2015), read in any of the forms that go round.
 
-Layout of ``ModelNet40.zip``: ``ModelNet40/<class>/{train,test}/<class>_0001.off``, z up. Two more
-forms of the benchmark go round, points sampled by others; results on them are not comparable.
+Results on different forms are not comparable, so a benchmark's ``form`` says which was read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.archive import Archive, open_archive
+from pointdistill.data.benchmarks.modelnet40_forms import (
+    ARCHIVE_NAME,
+    CLASSES,
+    HDF5,
+    NAME,
+    OFFICIAL,
+    RESAMPLED,
+    SIDES,
+    Model,
+    find_form,
+    hdf5_members,
+    list_models,
+    read_hdf5,
+    split_lists,
+)
 from pointdistill.data.benchmarks.records import (
     Benchmark,
     LabelledClouds,
@@ -24,51 +37,28 @@ from pointdistill.data.benchmarks.records import (
     is_stand_in,
     named_data,
 )
+from pointdistill.data.benchmarks.rows import read_rows
 from pointdistill.data.files import write_aside
-from pointdistill.data.meshes import draw, shape_rng
+from pointdistill.data.meshes import PointSet, draw, shape_rng
 from pointdistill.data.sources.shapes import read_member
 from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError, DataError
 
-NAME = "ModelNet40"
-ARCHIVE_NAME = "ModelNet40.zip"
-OFFICIAL = (9843, 2468)
 POINTS = 4096
-"""Points a mesh by default: four times what the protocol then keeps by farthest point sampling."""
+"""Points a model by default: four times what the protocol then keeps by farthest point sampling."""
 
-CLASSES = (
-    "airplane", "bathtub", "bed", "bench", "bookshelf", "bottle", "bowl", "car", "chair", "cone",
-    "cup", "curtain", "desk", "door", "dresser", "flower_pot", "glass_box", "guitar", "keyboard",
-    "lamp", "laptop", "mantel", "monitor", "night_stand", "person", "piano", "plant", "radio",
-    "range_hood", "sink", "sofa", "stairs", "stool", "table", "tent", "toilet", "tv_stand", "vase",
-    "wardrobe", "xbox",
-)  # fmt: skip
-
-_SIDES = ("train", "test")
-_BATCH = 16  # meshes a task
+_COLUMNS = ("x", "y", "z", "nx", "ny", "nz")
+_BATCH = 16  # models a task
 _CACHE_VERSION = 1  # raised when the same seed would give other points
 
 
 @dataclass(frozen=True, slots=True)
-class _Mesh:
-    """One OFF member of the archive."""
-
-    member: str
-    class_name: str
-    side: str
-
-    @property
-    def id(self) -> str:
-        """Class, split and name, whatever folder it lies in: ``chair/train/chair_0001``."""
-        return f"{self.class_name}/{self.side}/{PurePosixPath(self.member).stem}"
-
-
-@dataclass(frozen=True, slots=True)
 class _Task:
-    """A few meshes to sample."""
+    """A few models to sample."""
 
     path: Path
-    meshes: tuple[_Mesh, ...]
+    models: tuple[Model, ...]
+    form: str
     points: int
     seed: int
 
@@ -82,64 +72,98 @@ def read_modelnet40(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Benchmark:
-    """Read ModelNet40, or its stand-in, and sample every mesh uniformly by area.
+    """Read ModelNet40, or its stand-in, in whichever form the archive holds.
 
-    A mesh's points depend on the seed and its id alone. Sampling all 12,311 meshes takes minutes;
-    the points are therefore kept on disk, under a name that tells archive, count and seed.
+    Meshes are sampled uniformly by area; of 10,000 resampled points a random subset is drawn; either depends on
+    the seed and the model's id alone. That takes minutes for all 12,311 models; the points are therefore kept
+    on disk, under a name that tells archive, count and seed. The clouds of the HDF5 form are given as they are.
 
     Args:
-        path: ``ModelNet40.zip``, or the folder extracted from it.
-        points: points a mesh.
+        path: ``ModelNet40.zip``, ``modelnet40_normal_resampled`` or ``modelnet40_ply_hdf5_2048``, zipped or as
+            folders.
+        points: points a model; the HDF5 form has its own 2,048.
         seed: of the sampling, not negative.
         cache: folder for the points; beside the archive by default.
         workers: processes; 1 works in this one, None takes every usable core.
-        progress: called with meshes (done, total) while they are sampled.
+        progress: called with models (done, total) while they are sampled.
 
     Returns:
-        The benchmark with clouds of (n, points, 3), z up, in the meshes' own units.
+        The benchmark with clouds of (n, N, 3), z up, in the models' own units. ``form`` names the form.
 
     Raises:
         ConfigError: if ``points`` or ``seed`` is not accepted.
-        DataError: if the archive is absent or damaged, or any mesh of it is.
+        DataError: if the archive is absent or damaged, holds several forms, or any model of it is damaged.
     """
     if points < 1 or seed < 0:
         msg = f"ModelNet40 is sampled at 1 point or more and a seed from 0, got {points} and {seed}"
         raise ConfigError(msg)
     with open_archive(path, absent=_absent(path)) as archive:
-        meshes = _meshes(archive)
+        form = find_form(archive)
         stand_in = is_stand_in(archive)
-        checksum = archive.checksum([mesh.member for mesh in meshes])
+        if form == HDF5:
+            return _hdf5_benchmark(archive, stand_in=stand_in)
+        models = list_models(archive, form)
+        checksum = archive.checksum([*(m.member for m in models), *split_lists(archive)])
     name = f"modelnet40-{checksum[:16]}-{points}-points-seed-{seed}.h5"
     kept = (cache or path.parent) / name
-    clouds = _read_cache(kept, len(meshes), points)
+    clouds = _read_cache(kept, len(models), points)
     if clouds is None:
-        clouds = _sample(path, meshes, points, seed, workers=workers, progress=progress)
+        tasks = [
+            _Task(path, tuple(models[start : start + _BATCH]), form, points, seed)
+            for start in range(0, len(models), _BATCH)
+        ]
+        clouds = _sample(tasks, len(models), points, workers=workers, progress=progress)
         # A folder that cannot be written to costs the next call its time, and nothing else.
         with contextlib.suppress(OSError):
             _write_cache(kept, clouds)
     check_clouds(clouds, str(path))
-    return _benchmark(meshes, clouds, checksum, stand_in=stand_in)
+    return _benchmark(models, clouds, form, checksum, stand_in=stand_in)
 
 
 def _benchmark(
-    meshes: Sequence[_Mesh], clouds: NDArray[np.float32], checksum: str, *, stand_in: bool
+    models: Sequence[Model],
+    clouds: NDArray[np.float32],
+    form: str,
+    checksum: str,
+    *,
+    stand_in: bool,
 ) -> Benchmark:
-    classes = tuple(sorted({mesh.class_name for mesh in meshes}))
-    labels = np.array([classes.index(mesh.class_name) for mesh in meshes], dtype=np.int64)
+    classes = tuple(sorted({model.class_name for model in models}))
+    labels = np.array([classes.index(model.class_name) for model in models], dtype=np.int64)
     train, test = (
-        LabelledClouds(clouds[chosen], labels[chosen])
-        for chosen in (np.array([mesh.side == side for mesh in meshes]) for side in _SIDES)
+        LabelledClouds(clouds[rows], labels[rows], tuple(models[row].id for row in rows))
+        for rows in ([k for k, model in enumerate(models) if model.side == side] for side in SIDES)
     )
     counts = (len(train), len(test))
+    what = {
+        ARCHIVE_NAME: f"OFF meshes, {clouds.shape[1]:,} points uniform by area",
+        RESAMPLED: f"{clouds.shape[1]:,} of each model's resampled points",
+    }[form]
     return Benchmark(
         name=NAME,
         split=None,
         classes=classes,
         train=train,
         test=test,
-        data_name=named_data(NAME, stand_in=stand_in, counts=counts, official=OFFICIAL),
-        form=f"{ARCHIVE_NAME}, OFF meshes, {clouds.shape[1]:,} points uniform by area",
+        data_name=named_data(NAME, stand_in=stand_in, counts=counts, official=OFFICIAL[form]),
+        form=f"{form}, {what}",
         checksum=checksum,
+        stand_in=stand_in,
+    )
+
+
+def _hdf5_benchmark(archive: Archive, *, stand_in: bool) -> Benchmark:
+    train, test = read_hdf5(archive)
+    counts = (len(train), len(test))
+    return Benchmark(
+        name=NAME,
+        split=None,
+        classes=CLASSES,
+        train=train,
+        test=test,
+        data_name=named_data(NAME, stand_in=stand_in, counts=counts, official=OFFICIAL[HDF5]),
+        form=f"{HDF5}, {train.points.shape[1]:,} points a model as distributed",
+        checksum=archive.checksum([m for side in SIDES for m in hdf5_members(archive, side)]),
         stand_in=stand_in,
     )
 
@@ -151,75 +175,42 @@ def _absent(path: Path) -> str:
     )
 
 
-def _meshes(archive: Archive) -> list[_Mesh]:
-    """The archive's meshes in the order of their ids."""
-    found = []
-    for member in archive.names:
-        path = PurePosixPath(member)
-        if path.suffix.lower() == ".off" and len(path.parts) >= 3 and path.parts[-2] in _SIDES:
-            found.append(_Mesh(member, class_name=path.parts[-3], side=path.parts[-2]))
-    unknown = sorted({mesh.class_name for mesh in found} - set(CLASSES))
-    if unknown:
-        msg = (
-            f"{archive.path}: {unknown[0]!r} is none of ModelNet40's classes ({CLASSES[0]} … "
-            f"{CLASSES[-1]}); a set of your own goes through prepare-data"
-        )
-        raise DataError(msg)
-    for side in _SIDES:
-        if not any(mesh.side == side for mesh in found):
-            msg = (
-                f"{archive.path}: holds no <class>/{side}/<name>.off; other forms of ModelNet40 "
-                f"are not meshes, get {ARCHIVE_NAME} from https://modelnet.cs.princeton.edu"
-            )
-            raise DataError(msg)
-    found.sort(key=lambda mesh: mesh.id)
-    for one, other in itertools.pairwise(found):
-        if one.id == other.id:
-            msg = (
-                f"{archive.path}: holds {one.id} twice ({one.member}, {other.member}); "
-                f"keep one of them"
-            )
-            raise DataError(msg)
-    return found
-
-
 def _sample(
-    path: Path,
-    meshes: Sequence[_Mesh],
+    tasks: Sequence[_Task],
+    models: int,
     points: int,
-    seed: int,
     *,
     workers: int | None,
     progress: Progress | None,
 ) -> NDArray[np.float32]:
-    """Points (n, points, 3) of every mesh, in the meshes' order."""
-    clouds = np.empty((len(meshes), points, 3), dtype=np.float32)
-    tasks = [
-        _Task(path, tuple(meshes[start : start + _BATCH]), points, seed)
-        for start in range(0, len(meshes), _BATCH)
-    ]
+    """Points (models, points, 3) of every task's models, in the tasks' order."""
+    clouds = np.empty((models, points, 3), dtype=np.float32)
     done = 0
     for some in ordered_map(_sample_some, tasks, workers=workers):
         clouds[done : done + len(some)] = some
         done += len(some)
         if progress:
-            progress(done, len(meshes))
+            progress(done, models)
     return clouds
 
 
 def _sample_some(task: _Task) -> NDArray[np.float32]:
-    """Points (n, points, 3) of a task's meshes."""
+    """Points (n, points, 3) of a task's models."""
     with open_archive(task.path, absent=_absent(task.path)) as archive:
         return np.stack(list(_draw_each(task, archive)))
 
 
 def _draw_each(task: _Task, archive: Archive) -> Iterator[NDArray[np.float32]]:
-    for mesh in task.meshes:
+    for model in task.models:
+        rng = shape_rng(task.seed, model.id)
         try:
-            shape = read_member(archive, mesh.member)
-            yield draw(shape, task.points, rng=shape_rng(task.seed, mesh.id), up=None)
+            if task.form == RESAMPLED:
+                cloud = PointSet(read_rows(archive, model.member, _COLUMNS)[:, :3])
+                yield draw(cloud, task.points, rng=rng, up="y")
+            else:
+                yield draw(read_member(archive, model.member), task.points, rng=rng, up=None)
         except DataError as error:
-            msg = f"{task.path}: {mesh.id}: {error}"
+            msg = f"{task.path}: {model.id}: {error}"
             raise DataError(msg) from error
 
 
@@ -229,14 +220,14 @@ def _write_cache(path: Path, clouds: NDArray[np.float32]) -> None:
         file["points"] = clouds
 
 
-def _read_cache(path: Path, meshes: int, points: int) -> NDArray[np.float32] | None:
+def _read_cache(path: Path, models: int, points: int) -> NDArray[np.float32] | None:
     """Points kept by an earlier call; None where there are none, or not what they should be."""
     try:
         with h5py.File(path, "r") as file:
             if file.attrs.get("version") != _CACHE_VERSION:
                 return None
             kept = file["points"]
-            if kept.shape != (meshes, points, 3) or kept.dtype != np.float32:
+            if kept.shape != (models, points, 3) or kept.dtype != np.float32:
                 return None
             clouds: NDArray[np.float32] = kept[()]
             return clouds

@@ -28,6 +28,9 @@ class LabelledClouds:
     labels: NDArray[np.int64]
     """(n,) int64, indices into the benchmark's ``classes``."""
 
+    ids: tuple[str, ...] | None = None
+    """n names as a corpus made of the same data has them; None where the data has none."""
+
     def __len__(self) -> int:
         """Number of clouds."""
         return len(self.labels)

@@ -6,22 +6,17 @@ Layout of ``h5_files.zip``: one folder with background and one without, HDF5 fil
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
-import numpy as np
-from numpy.typing import NDArray
-
-from pointdistill.data.archive import MEMBER_LIMIT_BYTES, Archive, open_archive
+from pointdistill.data.archive import Archive, open_archive
+from pointdistill.data.benchmarks.hdf5 import read_dataset as read_dataset
+from pointdistill.data.benchmarks.hdf5 import read_labelled_hdf5
 from pointdistill.data.benchmarks.records import (
     STAND_IN_MARKER as STAND_IN_MARKER,
 )
 from pointdistill.data.benchmarks.records import (
     Benchmark,
-    LabelledClouds,
-    check_clouds,
     is_stand_in,
     named_data,
 )
@@ -79,8 +74,10 @@ def read_scanobjectnn(path: Path, split: str) -> Benchmark:
     files = SPLITS[split]
     with open_archive(path, absent=_absent(path)) as archive:
         train_member, test_member = _members(archive, split)
-        train = _read_clouds(archive, train_member)
-        test = _read_clouds(archive, test_member)
+        train, test = (
+            read_labelled_hdf5(archive, member, name=NAME, classes=CLASSES)
+            for member in (train_member, test_member)
+        )
         stand_in = is_stand_in(archive)
         checksum = archive.checksum((train_member, test_member))
     return Benchmark(
@@ -118,41 +115,3 @@ def _members(archive: Archive, split: str) -> tuple[str, str]:
         )
         raise DataError(msg)
     return train, test
-
-
-def _read_clouds(archive: Archive, member: str) -> LabelledClouds:
-    """Read one HDF5 member; bytes and points are in memory at once, 0.7 GiB for PB-T50-RS."""
-    try:
-        with h5py.File(io.BytesIO(archive.read(member)), "r") as file:
-            points = read_dataset(archive, member, file, "data").astype(np.float32, copy=False)
-            labels = read_dataset(archive, member, file, "label").reshape(-1)
-    except (OSError, RuntimeError) as error:
-        archive.refuse(member, error)
-    source = f"{archive.path}: {member}"
-    check_clouds(points, source)
-    if len(labels) != len(points):
-        msg = f"{source}: {len(points)} clouds but {len(labels)} labels; fetch the archive again"
-        raise DataError(msg)
-    whole = labels.astype(np.int64)
-    if (whole != labels).any() or whole.min() < 0 or whole.max() >= len(CLASSES):
-        msg = (
-            f"{source}: labels from {labels.min()} to {labels.max()}; "
-            f"ScanObjectNN's are whole numbers from 0 to {len(CLASSES) - 1}"
-        )
-        raise DataError(msg)
-    return LabelledClouds(points=np.ascontiguousarray(points[..., [2, 0, 1]]), labels=whole)
-
-
-def read_dataset(archive: Archive, member: str, file: h5py.File, key: str) -> NDArray[np.generic]:
-    """One numeric dataset of an HDF5 member of ``archive``, whole.
-
-    Raises:
-        DataError: if it is absent, not numeric, or claims more than a member may hold; before it is read.
-    """
-    dataset = file.get(key)
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
-        archive.refuse(member, f"no numeric dataset {key!r}")
-    if dataset.nbytes > MEMBER_LIMIT_BYTES:
-        archive.refuse(member, f"dataset {key!r} claims {dataset.nbytes:,} bytes")
-    values: NDArray[np.generic] = dataset[()]
-    return values

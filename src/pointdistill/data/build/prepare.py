@@ -58,7 +58,7 @@ def prepare_corpus(
         progress=progress,
     )
     remember_corpus(report.path)
-    return Prepared(report=report, facts=facts, notes=_notes(source, request, facts))
+    return Prepared(report=report, facts=facts, notes=_notes(source, request, facts, report))
 
 
 def _default_name(facts: SourceFacts) -> str:
@@ -66,11 +66,22 @@ def _default_name(facts: SourceFacts) -> str:
     return facts.archive if facts.name == "folder" and facts.archive else facts.name
 
 
-def _notes(source: str, request: SourceRequest, facts: SourceFacts) -> tuple[str, ...]:
+def _notes(
+    source: str, request: SourceRequest, facts: SourceFacts, report: BuildReport
+) -> tuple[str, ...]:
     notes = []
+    info = source_info(source)
+    official = info.official
+    if official is not None and request.include_test:
+        official += info.official_test
+    if official not in (None, report.kept) and not facts.stand_in:
+        notes.append(
+            f"{report.kept:,} shapes kept and {report.refused:,} refused; the whole of {source} gives "
+            f"{official:,}"
+        )
     if facts.stand_in:
         notes.append(f"{facts.archive} is a stand-in, so the corpus is recorded as {facts.name}")
-    options = source_info(source).options
+    options = info.options
     if "include_test" in options and not request.include_test:
         notes.append("test split left out; --include-test takes it in")
     if "up" in options and request.up is None:

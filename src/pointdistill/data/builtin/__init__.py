@@ -28,6 +28,7 @@ from pointdistill.data.builtin.shape import (
     BuiltinShape,
     face_areas,
     make_shape,
+    sample_faces,
     sample_shape,
     shape_rng,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "BuiltinShape",
     "face_areas",
     "make_shape",
+    "sample_faces",
     "sample_shape",
     "shape_rng",
 ]

@@ -89,6 +89,18 @@ def sample_shape(
     Raises:
         ConfigError: if ``count`` is below 1.
     """
+    points, face = sample_faces(shape, count, rng=rng)
+    return points, shape.face_part[face]
+
+
+def sample_faces(
+    shape: BuiltinShape, count: int, *, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """The points of `sample_shape`, (count, 3), and the face that each lies on, (count,).
+
+    Raises:
+        ConfigError: if ``count`` is below 1.
+    """
     if count < 1:
         msg = f"a sample needs at least 1 point, got {count}"
         raise ConfigError(msg)
@@ -102,4 +114,4 @@ def sample_shape(
     weight[beyond] = 1.0 - weight[beyond]
     first, second = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
     points = corner[face, 0] + weight[:, :1] * first[face] + weight[:, 1:] * second[face]
-    return points, shape.face_part[face]
+    return points, face

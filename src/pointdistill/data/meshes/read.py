@@ -34,6 +34,7 @@ FORMATS = MappingProxyType(
         ".csv": "columns",
         ".pts": "columns",
         ".pcd": "pcd",
+        ".las": "las",
     }
 )
 """Accepted file endings, in lower case, and the module that reads each."""

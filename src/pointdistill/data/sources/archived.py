@@ -44,7 +44,7 @@ def archive_facts(
     labels: tuple[str, ...],
     settings: Mapping[str, Any],
 ) -> SourceFacts:
-    """What is known of an archive; one that says it is a stand-in gets a name that says so too.
+    """What is known of a source that is one archive.
 
     Args:
         archive: as opened.
@@ -54,7 +54,28 @@ def archive_facts(
         labels: label names.
         settings: what decides which shapes there are.
     """
-    stand_in = archive.find(STAND_IN_MARKER) is not None
+    return source_facts(
+        info,
+        archive=archive.path.name,
+        checksum=archive.checksum(names),
+        stand_in=archive.find(STAND_IN_MARKER) is not None,
+        turned=turned,
+        labels=labels,
+        settings=settings,
+    )
+
+
+def source_facts(
+    info: SourceInfo,
+    *,
+    archive: str,
+    checksum: str,
+    turned: str,
+    labels: tuple[str, ...],
+    settings: Mapping[str, Any],
+    stand_in: bool = False,
+) -> SourceFacts:
+    """The facts of a source's row with those of its archive; a stand-in's name says that it is one."""
     return SourceFacts(
         name=f"{info.name}-stand-in" if stand_in else info.name,
         licence="CC0-1.0 (made on the spot)" if stand_in else info.licence,
@@ -62,8 +83,8 @@ def archive_facts(
         turned=turned,
         labels=labels,
         stand_in=stand_in,
-        archive=archive.path.name,
-        archive_sha256=archive.checksum(names),
+        archive=archive,
+        archive_sha256=checksum,
         settings=settings,
     )
 

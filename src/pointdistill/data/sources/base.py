@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ class Entry:
     """Index into the source's ``labels``; -1 where it is not known."""
 
     where: str = ""
-    """Where the source finds it: a member of an archive, a path inside a folder."""
+    """Where the source finds it, for the source alone: a path inside a folder, the place of a member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,23 @@ class SourceInfo:
     """Where it is to be had, for people."""
 
     archive: str | None
-    """Usual name of its archive; None where there is none."""
+    """Usual name of its archive, for people; None where there is none."""
+
+    files: tuple[str, ...] = ()
+    """Names by which its archives are found in a folder: one with ``*`` or ``?`` stands for any number, at
+    least one; every other is needed."""
+
+    access: str = ""
+    """What it takes to get the archive, in a few words: ``no login``, or who asks for what."""
+
+    commercial: bool | None = None
+    """Whether the licence allows commercial use; None where that is not known, or differs by shape."""
+
+    official: int | None = None
+    """Shapes that the whole archive gives; None where there is no such number."""
+
+    official_test: int = 0
+    """Shapes more with the test split."""
 
     options: frozenset[str] = field(default_factory=frozenset)
     """Fields of `SourceRequest`, beside ``path``, that it understands."""
@@ -155,5 +172,43 @@ def required_path(request: SourceRequest, info: SourceInfo) -> Path:
     if path is not None and path.exists():
         return path
     given = f"{path}: no such file or folder" if path else f"{info.name} needs the path of its data"
-    msg = f"{given}; with --input give {info.archive}, from {info.origin}"
+    access = f" ({info.access})" if info.access else ""
+    msg = f"{given}; with --input give {info.archive}, from {info.origin}{access}"
     raise DataError(msg)
+
+
+def archive_paths(request: SourceRequest, info: SourceInfo) -> tuple[Path, ...]:
+    """The archives of a request: those named, those that lie in a folder, or the folder they were extracted to.
+
+    Where a source needs several archives, one of them is enough to find the others beside it.
+
+    Raises:
+        DataError: if there is nothing at the path, or one of several archives is missing.
+    """
+    path = required_path(request, info)
+    several = len(info.files) > 1
+    if not path.is_dir() and not several:
+        return (path,)
+    folder = path if path.is_dir() else path.parent
+    found, missing = find_archives(info, folder)
+    if missing and (found or not path.is_dir()):
+        msg = f"{folder}: {', '.join(missing)} missing; {info.name} is {info.archive}, from {info.origin}"
+        raise DataError(msg)
+    return found or (path,)
+
+
+def find_archives(info: SourceInfo, folder: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """A source's archives that lie in a folder, sorted by name, and which of ``info.files`` are missing."""
+    found: set[Path] = set()
+    missing = []
+    for pattern in info.files:
+        matches = list(folder.glob(pattern))
+        found.update(matches)
+        missing += [] if matches else [pattern]
+    return tuple(sorted(found)), tuple(missing)
+
+
+def printable(name: str) -> str:
+    """The name with bytes that are not UTF-8, and characters that do not print, spelled out."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

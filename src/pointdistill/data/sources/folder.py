@@ -16,7 +16,14 @@ from pointdistill.data.files import sha256_of
 from pointdistill.data.meshes.read import FORMATS
 from pointdistill.data.meshes.records import Axis
 from pointdistill.data.meshes.sampling import check_axis
-from pointdistill.data.sources.base import Cloud, Entry, SourceInfo, SourceRequest, required_path
+from pointdistill.data.sources.base import (
+    Cloud,
+    Entry,
+    SourceInfo,
+    SourceRequest,
+    printable,
+    required_path,
+)
 from pointdistill.data.sources.shapes import cloud_of, read_named
 from pointdistill.errors import DataError
 
@@ -40,7 +47,7 @@ class FolderSource:
         number = {label: k for k, label in enumerate(self.facts.labels)}
         return [
             Entry(
-                id=_printable(name),
+                id=printable(name),
                 label=number[label] if (label := _label(name)) else UNKNOWN_LABEL,
                 where=name,
             )
@@ -76,7 +83,7 @@ def open_source(request: SourceRequest, info: SourceInfo) -> FolderSource:
         origin=info.origin,
         turned=f"from the up axis that a file states, else from {up}",
         labels=tuple(sorted({label for name in names if (label := _label(name))})),
-        archive=_printable(path.resolve().name),
+        archive=printable(path.resolve().name),
         archive_sha256=_checksum(path),
         settings={"up": up},
     )
@@ -95,17 +102,11 @@ def _files(path: Path, endings: Collection[str]) -> Iterator[str]:
 def _label(name: str) -> str | None:
     """The first sub-folder of a file's path; None for a file that lies in no sub-folder."""
     parts = PurePosixPath(name).parts
-    return _printable(parts[0]) if len(parts) > 1 else None
-
-
-def _printable(name: str) -> str:
-    """The name with bytes that are not UTF-8, and characters that do not print, spelled out."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(parts[0]) if len(parts) > 1 else None
 
 
 def _checksum(path: Path) -> str:
     """SHA-256 of a list as ``sha256sum`` prints it, sorted by name."""
-    names = sorted((_printable(name), name) for name in _files(path, {*FORMATS, *_COMPANIONS}))
+    names = sorted((printable(name), name) for name in _files(path, {*FORMATS, *_COMPANIONS}))
     lines = (f"{sha256_of(path / name)}  {printed}\n" for printed, name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -16,7 +16,7 @@ from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS, read_data
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.meshes.sampling import to_z_up
 from pointdistill.data.sources.archived import ArchiveSource, archive_facts
-from pointdistill.data.sources.base import Cloud, Entry, SourceInfo, SourceRequest, required_path
+from pointdistill.data.sources.base import Cloud, Entry, SourceInfo, SourceRequest, archive_paths
 from pointdistill.errors import DataError
 
 
@@ -62,7 +62,7 @@ def open_source(request: SourceRequest, info: SourceInfo) -> ScanObjectNNSource:
     Raises:
         DataError: if the archive is absent, damaged, or holds none of the sets.
     """
-    path = required_path(request, info)
+    path = archive_paths(request, info)[0]
     sides = ("train", "test") if request.include_test else ("train",)
     with open_archive(path, absent=str(path)) as archive:
         found = {

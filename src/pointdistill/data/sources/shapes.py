@@ -20,8 +20,7 @@ def cloud_of(shape: Surface | PointSet, count: int, *, up: Axis, rng: np.random.
 
     Args:
         shape: a surface gives ``count`` points, uniform by area; a cloud a random subset of its
-            own, or
-            all where it has fewer.
+            own, or all where it has fewer.
         count: points wanted.
         up: the axis that points up in the shape's frame.
         rng: the shape's own generator.
@@ -41,7 +40,11 @@ def read_member(archive: Archive, name: str) -> Surface | PointSet:
     Raises:
         DataError: as `read_mesh`, naming the member.
     """
-    content = archive.read(name)
+    return read_content(archive.read(name), name)
+
+
+def read_content(content: bytes, name: str) -> Surface | PointSet:
+    """The mesh or cloud in the bytes of a file that is called ``name``; as `read_member`."""
     with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
         # The member's own name could lead anywhere; its ending is all that the reader needs.
         path = Path(folder, "member").with_suffix(PurePosixPath(name).suffix)

@@ -7,15 +7,27 @@ result on a stand-in can pass for one on the benchmark.
 from __future__ import annotations
 
 from pointdistill.data.standins.hardness import HARDNESS, STAND_IN_SEED, Hardness
+from pointdistill.data.standins.lvis import LvisSizes, make_lvis_stand_in
 from pointdistill.data.standins.modelnet40 import MeshSizes, make_modelnet40_stand_in
+from pointdistill.data.standins.modelnet_fewshot import (
+    FewshotSizes,
+    make_modelnet_fewshot_stand_in,
+)
 from pointdistill.data.standins.scanobjectnn import ScanSizes, make_scanobjectnn_stand_in
+from pointdistill.data.standins.shapenetpart import PartSizes, make_shapenetpart_stand_in
 
 __all__ = [
     "HARDNESS",
     "STAND_IN_SEED",
+    "FewshotSizes",
     "Hardness",
+    "LvisSizes",
     "MeshSizes",
+    "PartSizes",
     "ScanSizes",
+    "make_lvis_stand_in",
     "make_modelnet40_stand_in",
+    "make_modelnet_fewshot_stand_in",
     "make_scanobjectnn_stand_in",
+    "make_shapenetpart_stand_in",
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pointdistill.data.benchmarks.modelnet40 import CLASSES, NAME
+from pointdistill.data.benchmarks.modelnet40_forms import CLASSES, NAME
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.builtin import CATEGORIES, BuiltinShape, make_shape
 from pointdistill.data.files import write_aside
@@ -25,9 +25,10 @@ from pointdistill.errors import ConfigError
 VERSION = 1
 """Of the generator; numbers on the stand-in can be compared only within one."""
 
-_MADE_AS = {"monitor": "display"}  # one thing, two names
+MADE_AS = {"monitor": "display"}
+"""ModelNet40's name to the built-in one, where one thing has two."""
 
-STAND_IN_CLASSES = tuple(name for name in CLASSES if _MADE_AS.get(name, name) in CATEGORIES)
+STAND_IN_CLASSES = tuple(name for name in CLASSES if MADE_AS.get(name, name) in CATEGORIES)
 """The ModelNet40 classes that the built-in shapes can stand in for."""
 
 _GLUED = 5  # every fifth header has its counts on the line of OFF, as in a part of the real files
@@ -116,7 +117,7 @@ def _each_mesh(task: _Task) -> Iterator[bytes]:
     for number in task.numbers:
         key = (task.seed, CLASSES.index(task.class_name), number)
         rng = np.random.default_rng(np.random.SeedSequence(key))
-        shape = make_shape(_MADE_AS.get(task.class_name, task.class_name), rng=rng)
+        shape = make_shape(MADE_AS.get(task.class_name, task.class_name), rng=rng)
         # The real models come in units of anything from metres to millimetres.
         scale = 10.0 ** rng.uniform(0.0, 3.0)
         yield off_file(shape, scale=scale, glued=number % _GLUED == 0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pointdistill.data.pickles import Placeholder
 from pointdistill.engine.checkpoints.limits import LIMITS, Limits
-from pointdistill.engine.checkpoints.names import Placeholder
 from pointdistill.engine.checkpoints.tensor_records import TensorRecord
 from pointdistill.engine.checkpoints.torch_file import Checkpoint, open_checkpoint
 

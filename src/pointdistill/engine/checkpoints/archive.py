@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import PurePosixPath
 
-from pointdistill.engine.checkpoints.limits import Limits, shown
+from pointdistill.data.pickles import shown
+from pointdistill.engine.checkpoints.limits import Limits
 from pointdistill.errors import CheckpointError
 
 _LOCAL = struct.Struct("<4s5H3L2H")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_SHOWN = 80
+from pointdistill.data.pickles import PickleLimits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class Limits(PickleLimits):
     """What reading a file may cost; weights apart, under 150 MiB and a few seconds at these defaults.
 
-    A checkpoint of the large model with its optimiser's moments needs a tenth of each.
+    A checkpoint of the large model with its optimiser's moments needs a tenth of each. Its pickle does not hold
+    the tensors' values.
     """
 
     members: int = 20_000
@@ -19,21 +20,6 @@ class Limits:
 
     directory_bytes: int = 4 << 20
     """Of the archive's table of contents."""
-
-    pickle_bytes: int = 8 << 20
-    """Of the pickle, in which the tensors' values do not lie."""
-
-    operations: int = 500_000
-    """Steps of the pickle; each makes at most one object of a fixed size beside its own bytes."""
-
-    open_marks: int = 200
-    """Nesting of lists, tuples and tables that are begun and not ended."""
-
-    integer_bits: int = 256
-    """Of one integer. Random states have up to 128; arithmetic on longer ones is slow."""
-
-    name_length: int = 256
-    """Characters of a global's name. Names can be recalled often, so long ones would add up."""
 
     dimensions: int = 16
     """Axes of one tensor."""
@@ -44,9 +30,3 @@ class Limits:
 
 LIMITS = Limits()
 """The limits of ``import-weights``."""
-
-
-def shown(text: object) -> str:
-    """Text that a file chose, quoted, shortened and without control characters, for a message."""
-    plain = text if isinstance(text, str) else type(text).__name__
-    return ascii(plain if len(plain) <= _SHOWN else plain[:_SHOWN] + "...")

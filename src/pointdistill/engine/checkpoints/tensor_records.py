@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pointdistill.engine.checkpoints.limits import Limits, shown
-from pointdistill.engine.checkpoints.names import Builder, Globals, Placeholder
+from pointdistill.data.pickles import Builder, Globals, Placeholder, shown
+from pointdistill.engine.checkpoints.limits import Limits
 from pointdistill.errors import CheckpointError
 
 _STORAGE_TYPES = {

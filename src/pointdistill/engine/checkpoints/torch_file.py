@@ -11,15 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pointdistill.data.pickles import Placeholder, Purpose, read_pickle, shown
 from pointdistill.engine.checkpoints.archive import Archive
-from pointdistill.engine.checkpoints.inert_pickle import read_pickle
-from pointdistill.engine.checkpoints.limits import LIMITS, Limits, shown
-from pointdistill.engine.checkpoints.names import Placeholder
+from pointdistill.engine.checkpoints.limits import LIMITS, Limits
 from pointdistill.engine.checkpoints.tensor_records import Storage, TensorRecord, tensor_globals
-from pointdistill.errors import CheckpointError
+from pointdistill.errors import CheckpointError, DataError
 
 STATE_DICT = "state_dict"
 _PICKLE = "data.pkl"
+_PURPOSE = Purpose(
+    contents="weights",
+    writer="torch.save",
+    advice="if the file is your own, save its state_dict alone and import that",
+)
 
 
 class Checkpoint:
@@ -43,6 +47,7 @@ class Checkpoint:
                 known=tensor_globals(limits),
                 persistent=self._storage,
                 limits=limits,
+                purpose=_PURPOSE,
             )
 
     def value(self, *keys: str) -> object:
@@ -167,7 +172,7 @@ def _naming(path: Path) -> Iterator[None]:
     """Put the file's path in front of what is wrong with it."""
     try:
         yield
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, DataError, OSError) as error:
         msg = f"{path}: {error}"
         raise CheckpointError(msg) from error
 

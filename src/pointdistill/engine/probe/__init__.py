@@ -1,17 +1,21 @@
 """Classifiers on frozen features: what a representation is worth, with nothing of it trained.
 
 Every probe takes ``Samples`` and returns a ``Score``. Which pooled features each reads is decided
-in ``pointdistill.engine.evaluate``.
+in ``pointdistill.engine.evaluation``.
 """
 
-from pointdistill.engine.probe.linear import LinearProbe, linear_probe
+from pointdistill.engine.probe.linear import LinearHead, linear_probe
 from pointdistill.engine.probe.logistic import logistic_probe
+from pointdistill.engine.probe.mlp import MlpHead
 from pointdistill.engine.probe.nearest import nearest_neighbour_probe
 from pointdistill.engine.probe.samples import Samples, Score, score_predictions
 from pointdistill.engine.probe.svm import svm_probe
+from pointdistill.engine.probe.training import HeadTraining, train_heads
 
 __all__ = [
-    "LinearProbe",
+    "HeadTraining",
+    "LinearHead",
+    "MlpHead",
     "Samples",
     "Score",
     "linear_probe",
@@ -19,4 +23,5 @@ __all__ = [
     "nearest_neighbour_probe",
     "score_predictions",
     "svm_probe",
+    "train_heads",
 ]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from pointdistill.engine.probe.samples import Samples, Score, score_predictions
 from pointdistill.errors import ConfigError
 
+NEIGHBOURS = 5
+"""Votes for each test cloud in the published protocol."""
+
 _ROWS = 1024  # Test rows compared at once: 50 MB of similarities against 11,416 training clouds.
 
 
-def nearest_neighbour_probe(train: Samples, test: Samples, *, neighbours: int = 5) -> Score:
+def nearest_neighbour_probe(
+    train: Samples, test: Samples, *, neighbours: int = NEIGHBOURS
+) -> Score:
     """Name each test cloud by a vote of its nearest training clouds.
 
     Similarity is the cosine; each neighbour has one vote whatever its distance. Of classes with
@@ -21,34 +26,52 @@ def nearest_neighbour_probe(train: Samples, test: Samples, *, neighbours: int = 
     Args:
         train: the voters; at least ``neighbours`` of them.
         test: features of the same width.
-        neighbours: votes for each test cloud; the published protocol has 5.
+        neighbours: votes for each test cloud.
 
     Raises:
         ConfigError: if there are fewer training clouds than votes.
     """
-    if not 1 <= neighbours <= len(train.labels):
+    voters = normalize(train.features, dim=1)
+    ranked = vote(test.features, voters, train.labels, neighbours=neighbours)
+    return score_predictions(ranked[:, 0], test.labels)
+
+
+def vote(rows: Tensor, voters: Tensor, labels: Tensor, *, neighbours: int = NEIGHBOURS) -> Tensor:
+    """The classes that the neighbours of each row name, most votes first, then the nearest voter's.
+
+    Sizes: b rows, n voters, F features, k neighbours.
+
+    Args:
+        rows: (b, F), of any length.
+        voters: (n, F), rows of length 1.
+        labels: (n,) int64 of the voters.
+        neighbours: k.
+
+    Returns:
+        (b, k) int64 classes, -1 after the last that has a vote.
+
+    Raises:
+        ConfigError: if there are fewer voters than votes.
+    """
+    if not 1 <= neighbours <= len(labels):
         msg = (
-            f"neighbours must lie between 1 and the {len(train.labels)} training clouds, "
-            f"got {neighbours}"
+            f"neighbours must lie between 1 and the {len(labels)} training clouds, got {neighbours}"
         )
         raise ConfigError(msg)
-    classes = int(train.labels.max()) + 1
-    voters = normalize(train.features, dim=1)
-    predicted = []
-    for rows in torch.split(normalize(test.features, dim=1), _ROWS):
-        nearest = (rows @ voters.T).topk(neighbours, dim=1, sorted=True).indices
-        predicted.append(_elect(train.labels[nearest], classes))
-    return score_predictions(torch.cat(predicted), test.labels)
+    ranked = []
+    for some in normalize(rows, dim=1).split(_ROWS):
+        nearest = (some @ voters.T).topk(neighbours, dim=1, sorted=True).indices
+        ranked.append(_rank(labels[nearest]))
+    return torch.cat(ranked)
 
 
-def _elect(votes: Tensor, classes: int) -> Tensor:
-    """The winning class of each row of (n, k) votes, the nearest voter's first."""
-    k = votes.shape[1]
-    counts = one_hot(votes, classes).sum(dim=1).double()
-    # Below one vote, so it only breaks ties; written from far to near, so that a class keeps its
-    # nearest.
-    for rank in reversed(range(k)):
-        first = votes[:, rank : rank + 1]
-        whole = counts.gather(1, first).floor()
-        counts.scatter_(1, first, whole + (k - rank) / (k + 1))
-    return counts.argmax(dim=1)
+def _rank(named: Tensor) -> Tensor:
+    """The distinct classes of each row of (b, k), named from near to far, by votes; -1 fills the rest."""
+    k = named.shape[1]
+    same = named[:, :, None] == named[:, None, :]
+    repeated = same.tril(-1).any(dim=2)
+    rank = torch.arange(k, device=named.device)
+    # One number to sort by: votes weigh k each, nearness less than one vote, and a repeated name goes last.
+    worth = torch.where(repeated, -1, same.sum(dim=2) * k - rank)
+    order = worth.argsort(dim=1, descending=True)
+    return named.masked_fill(repeated, -1).gather(1, order)

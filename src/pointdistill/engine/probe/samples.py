@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pointdistill.errors import DataError
+
+Confusion = tuple[tuple[int, ...], ...]
+"""Test clouds by true class (rows) and predicted class (columns)."""
+
+MOST_CONFUSED = 256
+"""Classes up to which the confusions are kept: beyond, nobody can read them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +79,28 @@ class Score:
     note: str = ""
     """What a reader must know before trusting the figures, or nothing."""
 
+    further: tuple[tuple[str, float], ...] = ()
+    """Other figures of the same predictions by name, such as ``top-5``."""
+
+    confusion: Confusion | None = field(default=None, repr=False)
+    """None for more than ``MOST_CONFUSED`` classes."""
+
 
 def score_predictions(predicted: Tensor, labels: Tensor, *, note: str = "") -> Score:
     """Overall and mean class accuracy of (n,) predicted classes against (n,) true ones."""
+    classes = 1 + int(torch.maximum(predicted, labels).max())
     right = (predicted == labels).double()
-    by_class = [right[labels == label].mean() for label in torch.unique(labels)]
+    of_class = torch.bincount(labels, minlength=classes)
+    hits = torch.bincount(labels, weights=right, minlength=classes)
+    present = of_class > 0
     return Score(
         accuracy=100.0 * right.mean().item(),
-        class_accuracy=100.0 * sum(share.item() for share in by_class) / len(by_class),
+        class_accuracy=100.0 * (hits[present] / of_class[present]).mean().item(),
         note=note,
+        confusion=_confusion(predicted, labels, classes) if classes <= MOST_CONFUSED else None,
     )
+
+
+def _confusion(predicted: Tensor, labels: Tensor, classes: int) -> Confusion:
+    pairs = torch.bincount(labels * classes + predicted, minlength=classes**2)
+    return tuple(map(tuple, pairs.view(classes, classes).tolist()))

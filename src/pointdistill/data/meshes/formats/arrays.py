@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,22 @@ def _from_archive(path: Path, limits: MeshLimits) -> NDArray[Any]:
         member = members[wanted[0]]
         check_size("bytes in the archive", member.file_size, limits.file_bytes)
         with file.open(member) as stream:
+            _check_claim(stream, member.file_size)
+        with file.open(member) as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def _check_claim(stream: IO[bytes], size: int) -> None:
+    """Refuse an array whose header claims more bytes than its member holds, before room is made for them."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > size:
+        msg = f"an array of shape {shape} claims {claimed:,} bytes, the member has {size:,}; it is cut short"
+        raise DataError(msg)
 
 
 def _points(array: NDArray[Any], limits: MeshLimits) -> NDArray[np.float64]:

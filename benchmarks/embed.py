@@ -1,0 +1,251 @@
+"""Embedding clouds with the small encoder on two CPU threads, against an eager encoder of the same weights.
+
+The baseline is what a competent user writes in PyTorch: batches of clouds, patches cut and embedded once with
+batched operations, ``[x, max]`` joined and put through one linear layer, fused attention
+(``scaled_dot_product_attention``), ``torch.no_grad``, two threads inside each operation. Both get the same
+clouds, batch size and float32 weights. Rounds alternate; figures are medians, and the ratio is the median of
+each round's own. What each change contributes is measured on one thread by taking it away alone.
+
+Run: ``python benchmarks/embed.py``, or ``python benchmarks/embed.py --memory 100000`` for the memory of ``embed``
+over a builtin corpus of that many clouds and over a tenth of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pointdistill.engine.embedding import frozen
+from pointdistill.engine.embedding.compute import CPU_BATCH, FeatureMaker, computing
+from pointdistill.engine.recipes import recipe
+from pointdistill.engine.weights import save_encoder
+from pointdistill.model.encoder import Encoder
+
+THREADS = 2
+CLOUDS = 96
+ROUNDS = 7
+
+
+class Baseline(nn.Module):
+    """The same function of the same weights, written plainly."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, points: Tensor) -> Tensor:
+        """(B, 3D) CLS, mean and maximum of (B, N, 3) clouds."""
+        config = self.encoder.config
+        points = points - points.mean(1, keepdim=True)
+        points = points / points.norm(dim=-1).amax(1)[:, None, None]
+        offsets, centers = cut(points, config.patches, config.patch_points)
+        tokens = self.embed_patches(offsets)
+        positions = self.encoder.position_embedding(centers)
+        cls = self.encoder.cls_token.expand(len(points), -1, -1)
+        tokens = torch.cat([cls, tokens], 1)
+        positions = torch.cat([torch.zeros_like(cls), positions], 1)
+        for block in self.encoder.transformer.blocks:
+            tokens = tokens + positions
+            tokens = tokens + attend(block.attention.attention, block.attention.norm(tokens))
+            tokens = tokens + block.mlp.mlp(block.mlp.norm(tokens))
+        tokens = self.encoder.transformer.norm(tokens)
+        patches = tokens[:, 1:]
+        return torch.cat([tokens[:, 0], patches.mean(1), patches.amax(1)], 1)
+
+    def embed_patches(self, offsets: Tensor) -> Tensor:
+        embedding = self.encoder.patch_embedding
+        local = embedding.stage_one(offsets)
+        largest = local.amax(2, keepdim=True).expand_as(local)
+        return embedding.stage_two(torch.cat([local, largest], -1)).amax(2)
+
+
+def cut(points: Tensor, patches: int, members: int) -> tuple[Tensor, Tensor]:
+    """Offsets (B, P, K, 3) and centres (B, P, 3): farthest points, then the nearest of each."""
+    rows = torch.arange(len(points))
+    chosen = torch.empty(len(points), patches, dtype=torch.int64)
+    current = points.square().sum(-1).argmax(-1)
+    nearest = torch.full(points.shape[:2], torch.inf)
+    for step in range(patches):
+        chosen[:, step] = current
+        gap = (points - points[rows, current][:, None]).square().sum(-1)
+        nearest = torch.minimum(nearest, gap)
+        current = nearest.argmax(-1)
+    centers = points[rows[:, None], chosen]
+    distance = torch.cdist(centers, points, compute_mode="donot_use_mm_for_euclid_dist")
+    index = distance.topk(members, largest=False, sorted=False).indices
+    return points[rows[:, None, None], index] - centers[:, :, None], centers
+
+
+def attend(attention: nn.Module, tokens: Tensor) -> Tensor:
+    packed = attention.query_key_value(tokens).unflatten(-1, (3, attention.heads, -1))
+    query, key, value = packed.permute(2, 0, 3, 1, 4)
+    mixed = functional.scaled_dot_product_attention(query, key, value)
+    return attention.project(mixed.transpose(1, 2).flatten(2))
+
+
+def random_encoder(size: str) -> Encoder:
+    """Weights of a trained model's order: features, and so their differences, of order one."""
+    torch.manual_seed(0)
+    encoder = Encoder(recipe(size).encoder).eval().requires_grad_(requires_grad=False)
+    for name, weight in encoder.named_parameters():
+        if weight.ndim > 1:
+            nn.init.trunc_normal_(weight, std=0.05)
+        elif "norm" in name:
+            nn.init.normal_(weight, 1.0, 0.1)
+    return encoder
+
+
+def ours(maker: FeatureMaker, clouds: list[np.ndarray], batch: int) -> np.ndarray:
+    with computing(maker) as threads:
+        waiting = [threads.submit(clouds[i : i + batch]) for i in range(0, len(clouds), batch)]
+        return np.stack([row.features for future in waiting for row in future.result()])
+
+
+def shared(maker: FeatureMaker, clouds: list[np.ndarray], batch: int) -> None:
+    for first in range(0, len(clouds), batch):
+        maker(clouds[first : first + batch])
+
+
+def plain(model: Baseline, clouds: list[np.ndarray], batch: int) -> np.ndarray:
+    parts = [
+        torch.from_numpy(np.stack(clouds[i : i + batch])) for i in range(0, len(clouds), batch)
+    ]
+    with torch.no_grad():
+        return torch.cat([model(part) for part in parts]).numpy()
+
+
+def seconds(function: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    function()
+    return time.perf_counter() - begun
+
+
+def speed(count: int, rounds: int, batch: int) -> None:
+    torch.set_num_threads(THREADS)
+    rng = np.random.default_rng(0)
+    encoder = random_encoder("small")
+    clouds = [rng.normal(size=(1024, 3)).astype(np.float32) for _ in range(count)]
+    maker = FeatureMaker(encoder, "pooled", torch.device("cpu"), points=1024)
+    model = Baseline(encoder)
+    one, other = ours(maker, clouds[:batch], batch), plain(model, clouds[:batch], batch)
+    print(f"{platform.machine()}, {THREADS} threads, torch {torch.__version__}")
+    print(
+        f"features: largest difference {np.abs(one - other).max():.1e}, of values to {other.max():.1f}"
+    )
+    contenders: dict[str, Callable[[], object]] = {
+        "ours": lambda: ours(maker, clouds, batch),
+        "ours, threads inside operations": lambda: shared(maker, clouds, batch),
+        "eager": lambda: plain(model, clouds, batch),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds):
+        for name in list(taken) if turn % 2 else list(taken)[::-1]:
+            taken[name].append(seconds(contenders[name]))
+    for name, times in taken.items():
+        print(f"{name}: {count / statistics.median(times):.1f} clouds/s")
+    ratios = [e / o for o, e in zip(taken["ours"], taken["eager"], strict=True)]
+    print(
+        f"ratio: {statistics.median(ratios):.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)})"
+    )
+
+
+def contributions(rounds: int, batch: int) -> None:
+    """Each part beside its plain version, milliseconds a cloud on one thread."""
+    torch.set_num_threads(1)
+    encoder = random_encoder("small")
+    fast, model = frozen.frozen_copy(encoder), Baseline(encoder)
+    points = torch.randn(batch, 1024, 3, generator=torch.Generator().manual_seed(0))
+    offsets, centers = cut(points, 64, 32)
+    positions = encoder.position_embedding(centers)
+    tokens = encoder.patch_embedding(offsets)
+    rows: list[tuple[str, Callable[[], object]]] = [
+        ("patches cut", lambda: cut(points, 64, 32)),
+        ("patch embedding, eager: [x, max] joined", lambda: model.embed_patches(offsets)),
+        ("  + the layer over max once a patch", lambda: encoder.patch_embedding(offsets)),
+        ("  + norms and GELUs in place", lambda: at_once(fast.patch_embedding, offsets)),
+        ("  + a few patches at a time", lambda: fast.patch_embedding(offsets)),
+        ("transformer, eager", lambda: encoder.transformer(tokens, positions)),
+        (
+            "  + in place, folded norms, fused residuals",
+            lambda: fast.transformer(tokens, positions),
+        ),
+    ]
+    taken: dict[str, list[float]] = {name: [] for name, _ in rows}
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for name, function in rows:
+                taken[name].append(seconds(function))
+    print("\nmilliseconds a cloud on one thread")
+    for name, times in taken.items():
+        print(f"{name:46} {1000 * statistics.median(times) / batch:6.1f}")
+
+
+def at_once(embedding: nn.Module, offsets: Tensor) -> Tensor:
+    """The patch embedding of all patches together, as if a cache had no end."""
+    cached, frozen.CACHED_VALUES = frozen.CACHED_VALUES, sys.maxsize
+    try:
+        return embedding(offsets)
+    finally:
+        frozen.CACHED_VALUES = cached
+
+
+MEMORY = """
+import json, resource, sys
+from pathlib import Path
+from pointdistill.engine.embedding.run import EmbedRequest, embed
+report = embed(EmbedRequest(paths=[Path(sys.argv[1])], output=Path(sys.argv[2]), encoder=sys.argv[3]))
+print(json.dumps([report.shapes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+def memory(count: int) -> None:
+    """Peak memory of a whole process that embeds ``count`` clouds, and of one with a tenth of them."""
+    from pointdistill.data.build.prepare import prepare_corpus
+    from pointdistill.data.sources import SourceRequest
+
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        save_encoder(random_encoder("tiny"), here / "encoder")
+        for shapes in (count // 10, count):
+            corpus, output = here / f"corpus-{shapes}", here / f"{shapes}.npz"
+            prepare_corpus(
+                "builtin", SourceRequest(shapes=shapes), output=corpus, points=512, seed=0
+            )
+            begun = time.perf_counter()
+            told = subprocess.run(
+                [sys.executable, "-c", MEMORY, str(corpus), str(output), str(here / "encoder")],
+                check=True,
+                capture_output=True,
+                text=True,
+                cwd=here,
+            ).stdout
+            kept, mebibytes = json.loads(told)
+            speed = kept / (time.perf_counter() - begun)
+            print(f"{kept:,} clouds: {mebibytes:.0f} MiB at the peak, {speed:.0f} clouds/s")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--memory", type=int, metavar="CLOUDS")
+    parser.add_argument("--clouds", type=int, default=CLOUDS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--batch", type=int, default=CPU_BATCH)
+    given = parser.parse_args()
+    if given.memory:
+        memory(given.memory)
+    else:
+        speed(given.clouds, given.rounds, given.batch)
+        contributions(given.rounds, given.batch)

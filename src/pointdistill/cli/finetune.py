@@ -1,0 +1,203 @@
+"""``pointdistill finetune``: an encoder and labelled shapes become a classifier or a segmenter."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pointdistill.engine.finetune import Finetuned, Hooks
+
+
+class TaskName(StrEnum):
+    """What can be trained on; repeated here so that ``--help`` does not load torch; a test compares them."""
+
+    FOLDER = "folder"
+    SCANOBJECTNN = "scanobjectnn"
+    MODELNET40 = "modelnet40"
+    SHAPENETPART = "shapenetpart"
+
+
+def finetune(
+    context: typer.Context,
+    benchmark: Annotated[
+        TaskName, typer.Argument(help="What to train on; folder is your own, see --data.")
+    ] = TaskName.FOLDER,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your folder, with one sub-folder a class of meshes or clouds; or a benchmark's archive."
+        ),
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(help="Run or encoder folder; by default the last run made in this folder."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the model; by default under models/."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="ScanObjectNN: OBJ-BG, OBJ-ONLY or PB-T50-RS. Default: PB-T50-RS."),
+    ] = None,
+    stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="Take the benchmark's stand-in, made on first use.")
+    ] = False,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Begin with random weights, to compare.")
+    ] = False,
+    frozen: Annotated[
+        bool,
+        typer.Option("--frozen", help="Train the head alone, on features that stay as they are."),
+    ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passes over the data. Default: the recipe's, 150 or 300."),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**63 - 1, help="Of weights, order, views; and a folder's split."),
+    ] = 0,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Share of a folder's classes kept for testing. Default: 0.2."),
+    ] = None,
+    up: Annotated[
+        str | None,
+        typer.Option(help="Up axis of a folder's files that do not state it. Default: z."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted training in --output.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Make a classifier of an encoder (on shapenetpart, a part segmenter). Ctrl-C saves; --resume goes on."""
+    from pointdistill.engine.finetune import finetune, resume_finetune
+    from pointdistill.engine.finetune_choices import FinetuneRequest
+
+    if resume:
+        place = _resumed(context, output)
+        with _progress() as hooks:
+            result = resume_finetune(place, device=device, hooks=hooks)
+    else:
+        request = FinetuneRequest(
+            benchmark=benchmark.value,
+            data=data,
+            split=split,
+            stand_in=stand_in,
+            held_out=held_out,
+            up=up,
+            encoder=encoder,
+            from_scratch=from_scratch,
+            frozen=frozen,
+            epochs=epochs,
+            seed=seed,
+            output=output,
+            device=device,
+        )
+        with _progress() as hooks:
+            result = finetune(request, hooks)
+    _say_result(result)
+
+
+def _resumed(context: typer.Context, output: Path | None) -> Path:
+    """The folder to go on in.
+
+    Raises:
+        ConfigError: if it was not named, or settings were that it has already.
+    """
+    from pointdistill.errors import ConfigError
+
+    given = [
+        name
+        for name in context.params
+        if name not in ("resume", "output", "device")
+        and (source := context.get_parameter_source(name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if given or output is None:
+        told = f", and {given[0]} was given" if given else ""
+        msg = f"a training goes on with the settings it began with: give --resume with --output alone{told}"
+        raise ConfigError(msg)
+    return output
+
+
+def _say_result(result: Finetuned) -> None:
+    """What came of it and what comes next; exit code 130 when interrupted."""
+    place = shlex.quote(str(result.output))
+    if not result.finished:
+        typer.echo(
+            f"stopped after {result.epochs} whole epochs; everything is saved in {result.output}"
+        )
+        typer.echo(f"next: pointdistill finetune --resume --output {place}")
+        raise typer.Exit(130)
+    typer.echo(f"{_score(result)}")
+    typer.echo(f"{result.kind}: {result.output}")
+    category = " --category CATEGORY" if result.kind == "segmenter" else ""
+    typer.echo(f"next: pointdistill predict {place} FILE…{category}")
+
+
+def _score(result: Finetuned) -> str:
+    """The last epoch's figures as the result, the best epoch's under its name."""
+    score = result.score
+    if result.kind == "classifier":
+        main, mean, names = "accuracy", "class_accuracy", ("accuracy", "class mean")
+    else:
+        main, mean, names = "instance_miou", "class_miou", ("instance mIoU", "class mIoU")
+    return (
+        f"test {names[0]} {score[main]:.2f} %, {names[1]} {score[mean]:.2f} %, after the last of "
+        f"{result.epochs} epochs (best epoch {score['best_epoch']}: {score['best_epoch_' + main]:.2f} %, "
+        "chosen on the test shapes: a bound, not a result)"
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Hooks]:
+    """Lines and a bar on stderr; the bar on a terminal only, and gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from pointdistill.engine.epochs import EpochRecord
+    from pointdistill.engine.finetune import Hooks
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def say(line: str) -> None:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        def count(what: str, done: int, total: int) -> None:
+            if bar.tasks[task].total != total:
+                bar.reset(task, total=total)
+            bar.update(task, description=what, completed=done, visible=True)
+
+        def epoch(record: EpochRecord) -> None:
+            text = (
+                f"loss {record.loss:.3f}, test {record.accuracy:.1f} %, "
+                f"{record.clouds_per_second:.0f} shapes/s"
+            )
+            count(text, record.epoch, record.epochs)
+
+        yield Hooks(say=say, count=count, epoch=epoch)

@@ -1,0 +1,73 @@
+"""``pointdistill leaks``: test shapes of a benchmark that lie in a corpus."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class BenchmarkName(StrEnum):
+    """What can be checked; repeated here so that ``--help`` does not load torch."""
+
+    SCANOBJECTNN = "scanobjectnn"
+    MODELNET40 = "modelnet40"
+    FEWSHOT = "fewshot"
+    SHAPENETPART = "shapenetpart"
+    LVIS = "lvis"
+
+
+def leaks(
+    benchmark: Annotated[BenchmarkName, typer.Argument(help="Whose test shapes are looked for.")],
+    corpus: Annotated[Path | None, typer.Option(help="The corpus to look in.")] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of a corpus, a run: the corpus it saw. Default: the last run here."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The archive; by default it is looked for under data/.")
+    ] = None,
+    stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="Check a stand-in, made on first use.")
+    ] = False,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Such as OBJ-BG; again for more. Default: all.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes. Default: one a core.")
+    ] = None,
+) -> None:
+    """List the test shapes of a benchmark that a corpus has: by id, and by the shapes themselves.
+
+    Fingerprints of the corpus are kept in its folder; stopped at any time, the same command goes on.
+    """
+    import json
+
+    from pointdistill.cli.tables import print_table
+    from pointdistill.cli.task_progress import task_progress
+    from pointdistill.engine.leaks import LeakRequest, check_leaks, leaks_table
+
+    request = LeakRequest(
+        benchmark=benchmark.value,
+        corpus=corpus,
+        encoder=encoder,
+        data=data,
+        stand_in=stand_in,
+        splits=tuple(split or ()),
+        workers=workers,
+    )
+    with task_progress() as (say, show):
+        checked = check_leaks(request, say=say, progress=show)
+    if as_json:
+        typer.echo(json.dumps(checked.plain(), indent=1, ensure_ascii=False))
+        return
+    print_table(leaks_table(checked))
+    named = f" --encoder {encoder}" if encoder is not None else ""
+    typer.echo(
+        f"next: pointdistill evaluate {benchmark.value}{named}{' --stand-in' if stand_in else ''}"
+    )

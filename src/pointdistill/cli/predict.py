@@ -1,0 +1,175 @@
+"""``pointdistill predict``: what a fine-tuned model says of any file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pointdistill.data.meshes import FailedFile
+    from pointdistill.engine.models import TrainedClassifier, TrainedSegmenter
+    from pointdistill.engine.predict import ClassifiedFile, SegmentedFile
+
+SHOWN = 3
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder that `finetune` wrote.")],
+    files: Annotated[list[Path], typer.Argument(help="Mesh or point files.", metavar="FILE…")],
+    category: Annotated[
+        str | None, typer.Option(help="What the files are; needed by a segmenter.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Of a segmenter: a folder (one coloured .ply for each file), an archive.npz, or one .ply.",
+        ),
+    ] = None,
+    up: Annotated[
+        str | None,
+        typer.Option(
+            help="Up axis (x, y, z, -x, -y, -z) of files that do not state it. Default: the training data's."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, on stdout.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Name shapes with a classifier, or their parts with a segmenter.
+
+    Files that cannot be used are listed, the others are done; the exit code
+    is then 2.
+    """
+    from pointdistill.engine.devices import pick_device
+    from pointdistill.engine.model_folder import load_model
+    from pointdistill.engine.models import TrainedClassifier
+    from pointdistill.errors import ConfigError
+
+    where = pick_device(device)
+    loaded = load_model(model)
+    if isinstance(loaded, TrainedClassifier):
+        if category is not None or output is not None:
+            msg = f"{model} is a classifier; --category and --output are for a segmenter, leave them out"
+            raise ConfigError(msg)
+        failed = _classify(loaded.to(where), files, up, as_json)
+    else:
+        failed = _segment(loaded.to(where), files, category, output, up, as_json)
+    if failed:
+        raise typer.Exit(2)
+
+
+def _classify(
+    classifier: TrainedClassifier, files: Sequence[Path], up: str | None, as_json: bool
+) -> bool:
+    """Whether any file could not be used."""
+    from pointdistill.cli.tables import print_table
+    from pointdistill.engine.predict import classify_files
+    from pointdistill.engine.tables import Table
+
+    with _progress("classifying") as progress:
+        done, failed = classify_files(classifier, files, up=up, progress=progress)
+    if as_json:
+        _print_json([_class_row(file) for file in done])
+    elif done:
+        places = ("class", "second", "third")[: min(SHOWN, len(classifier.classes))]
+        rows = tuple(
+            (
+                str(file.source),
+                *(f"{name} {100 * p:.1f} %" for name, p in file.probabilities[:SHOWN]),
+            )
+            for file in done
+        )
+        print_table(Table("What the files show", ("file", *places), rows))
+    _remark(done, failed, up or classifier.spec.input.up)
+    return bool(failed)
+
+
+def _segment(
+    segmenter: TrainedSegmenter,
+    files: Sequence[Path],
+    category: str | None,
+    output: Path | None,
+    up: str | None,
+    as_json: bool,
+) -> bool:
+    """Whether any file could not be used."""
+    from pointdistill.cli.tables import print_table
+    from pointdistill.engine.predict import plan_parts, segment_files, write_parts
+    from pointdistill.engine.tables import Table
+
+    destination = plan_parts(files, output) if output is not None else None
+    with _progress("segmenting") as progress:
+        done, failed = segment_files(segmenter, files, category=category, up=up, progress=progress)
+    names = segmenter.spec.part_names
+    if destination is not None and done:
+        write_parts(done, names, destination)
+    if as_json:
+        _print_json([_part_row(file, names) for file in done])
+    elif done:
+        rows = tuple(
+            (str(file.source), f"{len(file.points):,}", _shares(file, names)) for file in done
+        )
+        print_table(Table("Parts of the files", ("file", "points", "parts"), rows))
+    _remark(done, failed, up or segmenter.spec.input.up)
+    if output is not None and done:
+        typer.echo(f"parts: {output}", err=as_json)
+    return bool(failed)
+
+
+def _class_row(file: ClassifiedFile) -> dict[str, Any]:
+    best, probability = file.probabilities[0]
+    return {
+        "file": str(file.source),
+        "class": best,
+        "probability": probability,
+        "probabilities": dict(file.probabilities),
+    }
+
+
+def _part_row(file: SegmentedFile, names: Sequence[str]) -> dict[str, Any]:
+    return {"file": str(file.source), "points": len(file.points), "parts": file.shares(names)}
+
+
+def _shares(file: SegmentedFile, names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in file.shares(names).items())
+
+
+def _print_json(rows: Sequence[dict[str, Any]]) -> None:
+    import json
+
+    typer.echo(json.dumps(list(rows), indent=1, ensure_ascii=False))
+
+
+def _remark(
+    done: Sequence[ClassifiedFile | SegmentedFile], failed: Sequence[FailedFile], up: str
+) -> None:
+    """What was assumed, and what could not be used."""
+    assumed = sum(file.assumed_up for file in done)
+    if assumed:
+        typer.echo(
+            f"{assumed:,} of {len(done):,} files state no up axis; {up} was taken, --up names another",
+            err=True,
+        )
+    for file in failed:
+        typer.echo(f"error: {file.reason}", err=True)
+    if failed and len(failed) + len(done) > 1:
+        typer.echo(
+            f"{len(failed):,} of {len(failed) + len(done):,} files could not be used", err=True
+        )
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; it goes away when the work is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,37 @@
+"""``pointdistill push``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def push(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Run, encoder folder or fine-tuned model."),
+    ],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Name on the Hub.")],
+    card_only: Annotated[
+        Path | None,
+        typer.Option(help="Write the folder that would be uploaded here, and upload nothing."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="For you alone, if the repository is new.")
+    ] = False,
+) -> None:
+    """Upload weights to the Hugging Face Hub with a model card: recipe, results, licences. Needs your token."""
+    from pointdistill.engine.push import CARD, prepare, upload
+
+    made = prepare(source, repository, card_only or Path("hub", repository))
+    licence = made.licence.identifier + (f" ({made.licence.name})" if made.licence.name else "")
+    typer.echo(f"{made.source} -> {made.folder}: licence {licence}, {made.results} results")
+    if made.non_commercial:
+        typer.echo(f"no commercial use: it saw {', '.join(made.non_commercial)}")
+    if card_only is not None:
+        typer.echo(f"next: read {made.folder / CARD}, then pointdistill push {source} {repository}")
+        return
+    typer.echo(upload(made.folder, repository, private=private))
+    typer.echo(f"next: anywhere, pointdistill.load_encoder({repository!r})")

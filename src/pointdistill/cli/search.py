@@ -1,0 +1,73 @@
+"""``pointdistill search``: the nearest shapes of an embedding, as a table and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pointdistill.engine.embedding.search import Found
+    from pointdistill.engine.tables import Table
+
+
+def search(
+    query: Annotated[Path, typer.Argument(help="A mesh or point file.")],
+    index: Annotated[
+        Path | None,
+        typer.Argument(
+            help="What `embed` wrote, or a folder or corpus embedded here. Default: the last one."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Shapes to find.", min=1)] = 10,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Picture to write. Default: the query's name and -neighbours.png."),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="The encoder that made the index, if it is no longer where it was."),
+    ] = None,
+    up: Annotated[
+        str | None,
+        typer.Option(
+            help="Up axis of a query that does not state its own. Default: as in the index."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """The shapes of an embedding nearest to a file, by the cosine of their features."""
+    from pointdistill.cli.tables import print_table
+    from pointdistill.engine.embedding.index import open_index
+    from pointdistill.engine.embedding.search import draw_sheet, find_index
+    from pointdistill.engine.embedding.search import search as run
+    from pointdistill.errors import ConfigError
+
+    picture = sheet or Path(f"{query.stem}-neighbours.png")
+    if picture.suffix.lower() != ".png":
+        msg = f"the sheet must end in .png, got {str(picture)!r}"
+        raise ConfigError(msg)
+    opened = open_index(find_index(index))
+    found = run(query, opened, count=count, encoder=encoder, up=up, device=device)
+    if found.assumed_up and up is None:
+        axis = found.settings.up
+        typer.echo(
+            f"note: {query} does not state its up axis, {axis} was assumed as for the index; "
+            "--up says otherwise",
+            err=True,
+        )
+    print_table(_table(query, opened.path, found))
+    for name in draw_sheet(picture, query, found):
+        typer.echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
+    typer.echo(f"picture: {picture}")
+
+
+def _table(query: Path, index: Path, found: Found) -> Table:
+    from pointdistill.engine.tables import Table as Made
+
+    rows = tuple(
+        (str(rank), neighbour.id, f"{neighbour.similarity:.4f}")
+        for rank, neighbour in enumerate(found.neighbours, start=1)
+    )
+    return Made(f"Nearest to {query} in {index}", ("rank", "shape", "similarity"), rows)

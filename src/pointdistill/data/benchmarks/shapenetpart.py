@@ -1,0 +1,263 @@
+"""ShapeNetPart: 16 categories of shapes with a part at every point (Yi et al., SIGGRAPH Asia 2016).
+
+Layout of ``shapenetcore_partanno_segmentation_benchmark_v0_normal`` (a tar or zip file): ``<synset>/<id>.txt``,
+rows x y z nx ny nz part, y up, and ``train_test_split/shuffled_{train,val,test}_file_list.json``. Turned to z
+up here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.archive import Archive, open_archive
+from pointdistill.data.benchmarks.part_records import PartBenchmark, PartClouds
+from pointdistill.data.benchmarks.records import is_stand_in, named_data
+from pointdistill.data.benchmarks.rows import read_rows
+from pointdistill.data.benchmarks.shapenetpart_layout import CATEGORIES, CATEGORY_PARTS, SYNSETS
+from pointdistill.data.files import write_aside
+from pointdistill.data.workers import Progress, ordered_map
+from pointdistill.errors import DataError
+
+NAME = "ShapeNetPart"
+ARCHIVE_STEM = "shapenetcore_partanno_segmentation_benchmark_v0_normal"
+SPLITS = ("train", "val", "test")
+OFFICIAL = (14007, 2874)
+"""Clouds for training (12,137 and the 1,870 of the validation split) and for testing."""
+
+_COLUMNS = ("x", "y", "z", "nx", "ny", "nz", "part")
+_BATCH = 256  # clouds a task: a tar file is listed anew in each
+_CACHE_VERSION = 1  # raised when the same archive would give other values
+
+Cloud = tuple[NDArray[np.float32], NDArray[np.uint8]]
+"""Points (n, 3) and parts (n,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """One listed shape."""
+
+    member: str
+    id: str  # <synset>/<id>
+    split: str
+
+    @property
+    def category(self) -> int:
+        """Number of its category."""
+        return list(SYNSETS).index(self.id.split("/")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A few shapes to read."""
+
+    path: Path
+    shapes: tuple[_Shape, ...]
+
+
+def read_shapenetpart(
+    path: Path,
+    *,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> PartBenchmark:
+    """Read ShapeNetPart, or its stand-in, in place; ``train`` is the official train and val together.
+
+    Reading 16,881 text files takes a minute on two cores; what they hold is therefore kept on disk (0.6 GB),
+    under a name that tells the archive, and all of it is in memory afterwards.
+
+    Args:
+        path: the tar or zip file of the form with normals, or the folder extracted from it.
+        cache: folder for what was read; beside the archive by default.
+        workers: processes; 1 works in this one, None takes every usable core.
+        progress: called with clouds (done, total) while they are read.
+
+    Returns:
+        The benchmark with clouds of any number of points, turned to z up: new (x, y, z) = old (z, x, y), a
+        rotation; in the order of their ids.
+
+    Raises:
+        DataError: if the archive is absent, damaged, of another form, or lacks a shape that its lists name.
+    """
+    with open_archive(path, absent=_absent(path)) as archive:
+        shapes = _shapes(archive)
+        stand_in = is_stand_in(archive)
+        checksum = archive.checksum(
+            [*(shape.member for shape in shapes), *(_list_member(archive, s) for s in SPLITS)]
+        )
+    kept = (cache or path.parent) / f"shapenetpart-{checksum[:16]}.h5"
+    clouds = _read_cache(kept, len(shapes))
+    if clouds is None:
+        clouds = _read_all(path, shapes, workers=workers, progress=progress)
+        # A folder that cannot be written to costs the next call its time, and nothing else.
+        with contextlib.suppress(OSError):
+            _write_cache(kept, clouds)
+    train = _side(shapes, clouds, ("train", "val"))
+    test = _side(shapes, clouds, ("test",))
+    counts = (len(train), len(test))
+    return PartBenchmark(
+        name=NAME,
+        categories=CATEGORIES,
+        category_parts=CATEGORY_PARTS,
+        train=train,
+        test=test,
+        data_name=named_data(NAME, stand_in=stand_in, counts=counts, official=OFFICIAL),
+        form=f"{ARCHIVE_STEM}, trained on train and val",
+        checksum=checksum,
+        stand_in=stand_in,
+    )
+
+
+def _absent(path: Path) -> str:
+    return (
+        f"{path}: no such archive. {ARCHIVE_STEM}.zip (or .tar) is at https://shapenet.org for those who "
+        f"registered; save it as {path}, or pass --stand-in to run on the stand-in instead"
+    )
+
+
+def _list_name(split: str) -> str:
+    return f"train_test_split/shuffled_{split}_file_list.json"
+
+
+def _list_member(archive: Archive, split: str) -> str:
+    member = archive.find(_list_name(split))
+    if member is None:
+        msg = (
+            f"{archive.path}: has no {_list_name(split)}; other forms of {NAME} are not read, get "
+            f"{ARCHIVE_STEM}.zip from https://shapenet.org"
+        )
+        raise DataError(msg)
+    return member
+
+
+def _shapes(archive: Archive) -> list[_Shape]:
+    """Every shape that the archive's lists name, in the order of their ids."""
+    members = _members(archive)
+    split_of: dict[str, str] = {}
+    for split in SPLITS:
+        for entry in _listed(archive, split):
+            if split_of.setdefault(entry, split) != split:
+                both = f"{split_of[entry]} and {split}"
+                msg = f"{archive.path}: {entry} is in the lists of {both}; fetch the archive again"
+                raise DataError(msg)
+    missing = sorted(split_of.keys() - members.keys())
+    if missing:
+        msg = (
+            f"{archive.path}: lacks {len(missing)} of the {len(split_of)} shapes that its lists name, such as "
+            f"{missing[0]}.txt; fetch the archive again"
+        )
+        raise DataError(msg)
+    return [_Shape(members[entry], entry, split_of[entry]) for entry in sorted(split_of)]
+
+
+def _members(archive: Archive) -> dict[str, str]:
+    """Members that hold a shape, by ``<synset>/<id>``."""
+    found: dict[str, str] = {}
+    for member in archive.names:
+        path = PurePosixPath(member)
+        if path.suffix == ".txt" and len(path.parts) >= 2 and path.parts[-2] in SYNSETS:
+            name = f"{path.parts[-2]}/{path.stem}"
+            if found.setdefault(name, member) != member:
+                msg = f"{archive.path}: holds {name} twice ({found[name]}, {member}); keep one of them"
+                raise DataError(msg)
+    return found
+
+
+def _listed(archive: Archive, split: str) -> list[str]:
+    """``<synset>/<id>`` of every entry ``shape_data/<synset>/<id>`` of one list."""
+    member = _list_member(archive, split)
+    try:
+        entries = json.loads(archive.read(member))
+    except ValueError as error:
+        archive.refuse(member, error)
+    if not isinstance(entries, list) or (not entries and split != "val"):
+        archive.refuse(member, "not a list of shapes")
+    found = []
+    for entry in entries:
+        parts = str(entry).split("/")
+        if len(parts) < 2 or parts[-2] not in SYNSETS:
+            archive.refuse(member, f"{str(entry)[:80]!r} is not shape_data/<synset>/<id>")
+        found.append("/".join(parts[-2:]))
+    return found
+
+
+def _read_all(
+    path: Path, shapes: Sequence[_Shape], *, workers: int | None, progress: Progress | None
+) -> list[Cloud]:
+    """Every shape's points and parts, in the shapes' order."""
+    tasks = [
+        _Task(path, tuple(shapes[start : start + _BATCH]))
+        for start in range(0, len(shapes), _BATCH)
+    ]
+    clouds: list[Cloud] = []
+    for some in ordered_map(_read_some, tasks, workers=workers):
+        clouds += some
+        if progress:
+            progress(len(clouds), len(shapes))
+    return clouds
+
+
+def _read_some(task: _Task) -> list[Cloud]:
+    with open_archive(task.path, absent=_absent(task.path)) as archive:
+        return [_read_cloud(archive, shape) for shape in task.shapes]
+
+
+def _read_cloud(archive: Archive, shape: _Shape) -> Cloud:
+    """One text file, turned to z up."""
+    table = read_rows(archive, shape.member, _COLUMNS)
+    with np.errstate(over="ignore"):
+        points = table[:, [2, 0, 1]].astype(np.float32)
+    if not np.isfinite(points).all():
+        archive.refuse(shape.member, "it has points beyond what float32 holds")
+    own = CATEGORY_PARTS[shape.category]
+    if not np.isin(table[:, -1], own).all():
+        foreign = table[~np.isin(table[:, -1], own), -1][0]
+        name = CATEGORIES[shape.category]
+        archive.refuse(shape.member, f"part {foreign:g} is none of {name}'s, {own[0]} to {own[-1]}")
+    return points, table[:, -1].astype(np.uint8)
+
+
+def _side(shapes: Sequence[_Shape], clouds: Sequence[Cloud], splits: Sequence[str]) -> PartClouds:
+    chosen = [i for i, shape in enumerate(shapes) if shape.split in splits]
+    return PartClouds(
+        points=tuple(clouds[i][0] for i in chosen),
+        parts=tuple(clouds[i][1] for i in chosen),
+        categories=np.array([shapes[i].category for i in chosen], dtype=np.int64),
+        ids=tuple(shapes[i].id for i in chosen),
+    )
+
+
+def _write_cache(path: Path, clouds: Sequence[Cloud]) -> None:
+    with write_aside(path) as aside, h5py.File(aside, "w") as file:
+        file.attrs["version"] = _CACHE_VERSION
+        counts = np.array([len(parts) for _, parts in clouds], dtype=np.int64)
+        file["counts"] = counts
+        points = file.create_dataset("points", (int(counts.sum()), 3), np.float32)
+        parts = file.create_dataset("parts", (int(counts.sum()),), np.uint8)
+        for (cloud, part), end in zip(clouds, np.cumsum(counts), strict=True):
+            points[end - len(part) : end] = cloud
+            parts[end - len(part) : end] = part
+
+
+def _read_cache(path: Path, shapes: int) -> list[Cloud] | None:
+    """What an earlier call kept; None where there is nothing, or not what it should be."""
+    try:
+        with h5py.File(path, "r") as file:
+            counts, points, parts = file["counts"][()], file["points"][()], file["parts"][()]
+            version = file.attrs.get("version")
+    except (OSError, KeyError, AttributeError, RuntimeError):
+        return None
+    total = int(counts.sum())
+    fits = len(counts) == shapes and points.shape == (total, 3) and parts.shape == (total,)
+    if version != _CACHE_VERSION or not fits:
+        return None
+    ends = np.cumsum(counts)[:-1]
+    return list(zip(np.split(points, ends), np.split(parts, ends), strict=True))

@@ -1,0 +1,111 @@
+"""A shape as 168 numbers that hardly change when it is sampled anew, scaled, moved, or turned about z.
+
+The points are centred on their mean and scaled to unit root mean square distance from it. Then the averages of
+cos(k pi rho / 3) cos(l pi (z + 3) / 6) e^(i m theta) are taken over the points (rho, theta, z cylindrical), for
+m below 7, k below 4, l below 6. A turn about z changes the phase of such an average alone, so its magnitude is
+kept. An average over n points errs by 1/sqrt(n) at most, whatever the shape: fingerprints of one surface differ
+by a known amount, and the squared magnitudes are freed from the part that the error adds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Real = TypeVar("Real", bound=np.floating[Any])
+
+ANGULAR, RADIAL, VERTICAL = 7, 4, 6
+SIZE = ANGULAR * RADIAL * VERTICAL
+POINTS = 4096
+"""Points looked at: more would hardly sharpen a comparison with a test cloud of one or two thousand."""
+
+VERSION = 1
+"""Raised when the same points would give other numbers."""
+
+_REACH = 3.0
+"""In units of the root mean square radius; the few points beyond it count as if they lay there."""
+
+_STEP = 0.05  # of the radius; the size of an error of the centre that 1,000 points may have
+_SMALLEST = 1e-12
+
+
+def thinned(points: NDArray[Real], count: int) -> NDArray[Real]:
+    """At most ``count`` of (n, 3) points, evenly spaced in their order; the array itself where it has no more."""
+    if len(points) <= count:
+        return points
+    return points[np.arange(count) * len(points) // count]
+
+
+def centred(points: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Points (n, 3) about their mean, at unit root mean square distance from it; all 0 where they coincide."""
+    # A row an axis: means along the columns of (n, 3) take ten times as long.
+    exact = np.ascontiguousarray(points.T, np.float64)
+    exact -= exact.mean(axis=1, keepdims=True)
+    radius = float(np.sqrt(np.square(exact).sum() / len(points)))
+    exact /= max(radius, _SMALLEST)
+    return exact.T
+
+
+def fingerprint(points: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The fingerprint of (n, 3) points, z up, n at least 2: (168,) float32, each within -1 to 1.
+
+    Costs some 0.6 ms of one core.
+    """
+    return _averages(centred(thinned(points, POINTS)))
+
+
+def tangents(points: NDArray[np.floating]) -> NDArray[np.float32]:
+    """How the fingerprint of (n, 3) points changes as their centre and scale do: (168, 4), orthonormal columns.
+
+    The mean and the radius of a sample miss those of its surface by some 1/sqrt(n); what differs between two
+    fingerprints in these directions alone is therefore no difference of shape. Costs 5 ms of one core.
+    """
+    placed = centred(thinned(points, POINTS))
+    slopes = []
+    for shift in (*(_STEP * np.eye(3)), np.zeros(3)):
+        scale = 1.0 if shift.any() else 1.0 + _STEP
+        slopes.append(_averages(placed * scale + shift) - _averages(placed / scale - shift))
+    directions, _ = np.linalg.qr(np.array(slopes).T)
+    return directions.astype(np.float32)
+
+
+def _averages(placed: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The fingerprint of (n, 3) points that are centred and scaled already."""
+    x, y, z = np.ascontiguousarray(placed.T, np.float32)
+    rho = np.hypot(x, y)
+    rings = _cosines(np.minimum(rho, _REACH) * (np.pi / _REACH), RADIAL)
+    levels = _cosines((np.clip(z, -_REACH, _REACH) + _REACH) * (np.pi / (2 * _REACH)), VERTICAL)
+    profile = (rings[:, None] * levels[None]).reshape(RADIAL * VERTICAL, -1)
+    turns = _turns(x, y, rho)
+    # Not through BLAS, whose threads get in the way of the other processes that do the same.
+    sums = np.einsum("in,jn->ij", profile, turns) / len(x)  # (24, 13)
+    power = sums[:, 1::2] ** 2 + sums[:, 2::2] ** 2
+    spread = np.einsum("ij,ij->i", profile, profile)[:, None] / len(x) - power
+    power -= np.maximum(spread, 0.0) / max(len(x) - 1, 1)
+    return np.hstack((sums[:, :1], np.sqrt(np.maximum(power, 0.0)))).ravel()
+
+
+def _cosines(angle: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """cos(k angle) for k from 0 to count - 1, (count, n), by Chebyshev's recurrence."""
+    found = np.empty((count, len(angle)), np.float32)
+    found[0], found[1] = 1.0, np.cos(angle)
+    for k in range(2, count):
+        found[k] = 2.0 * found[1] * found[k - 1] - found[k - 2]
+    return found
+
+
+def _turns(
+    x: NDArray[np.float32], y: NDArray[np.float32], rho: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """1, then cos(m theta) and sin(m theta) for m from 1 on: (2 * ANGULAR - 1, n)."""
+    inverse = 1.0 / np.maximum(rho, np.float32(_SMALLEST))
+    cosine, sine = x * inverse, y * inverse
+    found = np.empty((2 * ANGULAR - 1, len(x)), np.float32)
+    found[0], found[1], found[2] = 1.0, cosine, sine
+    for m in range(2, ANGULAR):
+        before_cosine, before_sine = found[2 * m - 3], found[2 * m - 2]
+        found[2 * m - 1] = before_cosine * cosine - before_sine * sine
+        found[2 * m] = before_cosine * sine + before_sine * cosine
+    return found

@@ -1,0 +1,291 @@
+"""The stack machine of a pickle, without its reach: it imports nothing and calls nothing that the file names.
+
+Each step makes at most one object of a fixed size, or moves what is there, and looks at no more than that: so
+memory and time are linear in the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+from pointdistill.data.pickles.limits import PickleLimits, Purpose, shown
+from pointdistill.data.pickles.names import Builder, Globals, Placeholder, Stateful, is_refused
+from pointdistill.errors import DataError
+
+_HIGHEST_PROTOCOL = 5
+_KEY_BITS, _KEY_LENGTH = 64, 4096
+
+
+class Machine:
+    """The stack, the marks in it, and the memo."""
+
+    def __init__(
+        self,
+        known: Globals,
+        persistent: Callable[[object], object],
+        limits: PickleLimits,
+        purpose: Purpose,
+    ) -> None:
+        self.known = known
+        self.persistent = persistent
+        self.limits = limits
+        self.purpose = purpose
+        self.stack: list[object] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, object] = {}
+
+    def take(self, step: str, argument: object) -> None:
+        """One step, by its name in ``pickletools``."""
+        if step in _PUSH:
+            self.push(argument)
+        elif step in _CONSTANTS:
+            self.stack.append(_CONSTANTS[step])
+        elif step in _STEPS:
+            _STEPS[step](self)
+        elif step in _STEPS_WITH_ARGUMENT:
+            _STEPS_WITH_ARGUMENT[step](self, argument)
+
+    def result(self) -> object:
+        """What is left at the end."""
+        if len(self.stack) != 1 or self.marks:
+            msg = f"its pickle leaves {len(self.stack)} values and {len(self.marks)} marks, not one value"
+            raise DataError(msg)
+        return self.stack[0]
+
+    def push(self, value: object) -> None:
+        """A plain value."""
+        if isinstance(value, int) and value.bit_length() > self.limits.integer_bits:
+            msg = (
+                f"its pickle has an integer of {value.bit_length()} bits; "
+                f"accepted are {self.limits.integer_bits}"
+            )
+            raise DataError(msg)
+        self.stack.append(value)
+
+    def pop(self, count: int = 1) -> list[object]:
+        """The last values, oldest first; those under the last mark are out of reach."""
+        if len(self.stack) - count < (self.marks[-1] if self.marks else 0):
+            msg = "its pickle takes values that it did not give; copy the file again"
+            raise DataError(msg)
+        taken = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return taken
+
+    def pop_to_mark(self) -> list[object]:
+        """The values above the last mark, and the mark with them."""
+        if not self.marks:
+            msg = "its pickle ends a list that it did not begin; copy the file again"
+            raise DataError(msg)
+        taken = self.pop(len(self.stack) - self.marks[-1])
+        self.marks.pop()
+        return taken
+
+    def top(self) -> object:
+        """The last value, which stays."""
+        (value,) = self.pop()
+        self.stack.append(value)
+        return value
+
+    def mark(self) -> None:
+        """Begin a list of values."""
+        if len(self.marks) == self.limits.open_marks:
+            msg = f"its pickle nests deeper than {self.limits.open_marks}"
+            raise DataError(msg)
+        self.marks.append(len(self.stack))
+
+    def discard(self) -> None:
+        """Drop the last value, or the mark if there is none above it."""
+        if self.marks and self.marks[-1] == len(self.stack):
+            self.marks.pop()
+        else:
+            self.pop()
+
+    def discard_to_mark(self) -> None:
+        """Drop the last mark and what is above it."""
+        self.pop_to_mark()
+
+    def remember(self, index: object) -> None:
+        """Store the last value; a table by index, so that an index costs the same whatever its size."""
+        assert isinstance(index, int)
+        self.memo[index] = self.top()
+
+    def recall(self, index: object) -> None:
+        """Push a stored value."""
+        if index not in self.memo:
+            msg = f"its pickle recalls value {index}, which it did not store; copy the file again"
+            raise DataError(msg)
+        assert isinstance(index, int)
+        self.stack.append(self.memo[index])
+
+    def protocol(self, version: object) -> None:
+        """Refuse a protocol that is not known."""
+        if not isinstance(version, int) or version > _HIGHEST_PROTOCOL:
+            msg = f"its pickle has protocol {version}; accepted are up to {_HIGHEST_PROTOCOL}"
+            raise DataError(msg)
+
+    def name_global(self, argument: object) -> None:
+        """Module and name in the step itself."""
+        module, _, name = str(argument).partition(" ")
+        self.find(module, name)
+
+    def name_global_from_stack(self) -> None:
+        """Module and name from the stack."""
+        module, name = self.pop(2)
+        if not isinstance(module, str) or not isinstance(name, str):
+            msg = f"its pickle names a global by {shown(module)} and {shown(name)}, not by text"
+            raise DataError(msg)
+        self.find(module, name)
+
+    def find(self, module: str, name: str) -> None:
+        """What stands for a global. Looks it up in a table, and imports nothing."""
+        if len(module) + len(name) > self.limits.name_length:
+            msg = f"its pickle names a global of {len(module) + len(name)} characters"
+            raise DataError(msg)
+        if is_refused(module, name):
+            msg = (
+                f"its pickle names {shown(f'{module}.{name}')}, which {self.purpose.contents} do not "
+                f"need and attacks use; {self.purpose.advice}"
+            )
+            raise DataError(msg)
+        found = self.known.get((module, name))
+        self.stack.append(Placeholder(f"{module}.{name}") if found is None else found)
+
+    def call(self) -> None:
+        """REDUCE and NEWOBJ: one of our own builders builds, a placeholder writes down."""
+        callee, arguments = self.pop(2)
+        if not isinstance(arguments, tuple):
+            msg = f"its pickle calls something with {shown(arguments)} for arguments"
+            raise DataError(msg)
+        if isinstance(callee, Builder):
+            self.stack.append(callee.build(arguments))
+        elif isinstance(callee, Placeholder):
+            self.stack.append(Placeholder(callee.name, [arguments]))
+        else:
+            msg = f"its pickle calls a value ({shown(callee)})"
+            raise DataError(msg)
+
+    def call_with_names(self) -> None:
+        """NEWOBJ_EX."""
+        callee, arguments, names = self.pop(3)
+        if not isinstance(callee, Placeholder):
+            msg = f"its pickle calls a value ({shown(callee)}) with named arguments"
+            raise DataError(msg)
+        self.stack.append(Placeholder(callee.name, [arguments, names]))
+
+    def set_state(self) -> None:
+        """BUILD. An ordered dictionary may have attributes (PyTorch hangs versions on it); they are dropped."""
+        target, state = self.pop(2)
+        if isinstance(target, Placeholder):
+            target.received.append(state)
+        elif isinstance(target, Stateful):
+            target.set_state(state)
+        elif not isinstance(target, OrderedDict):
+            msg = f"its pickle gives attributes to a value ({shown(target)})"
+            raise DataError(msg)
+        self.stack.append(target)
+
+    def replace_persistent(self) -> None:
+        """What the caller has for a persistent id."""
+        (identity,) = self.pop()
+        self.stack.append(self.persistent(identity))
+
+    def make_tuple(self, count: int) -> None:
+        """A tuple of the last values."""
+        self.stack.append(tuple(self.pop(count)))
+
+    def extend(self, items: list[object]) -> None:
+        """APPEND and APPENDS."""
+        target = self.top()
+        if isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, Placeholder):
+            target.received.extend(items)
+        else:
+            msg = f"its pickle appends to a value ({shown(target)})"
+            raise DataError(msg)
+
+    def set_items(self, items: list[object]) -> None:
+        """SETITEM and SETITEMS: keys and values in turn."""
+        target = self.top()
+        if isinstance(target, Placeholder):
+            target.received.extend(items)
+        elif isinstance(target, dict) and len(items) % 2 == 0:
+            target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
+        else:
+            msg = f"its pickle sets items of a value ({shown(target)})"
+            raise DataError(msg)
+
+    def add_items(self, items: list[object]) -> None:
+        """Members of a set."""
+        target = self.top()
+        if not isinstance(target, set):
+            msg = f"its pickle adds members to a value ({shown(target)})"
+            raise DataError(msg)
+        target.update(map(_key, items))
+
+
+def _key(value: object) -> object:
+    """``value`` where comparing it costs little, else a placeholder around it, which is compared by identity.
+
+    Hashing nested tuples that share their parts takes exponential time, long integers can be chosen to
+    collide, and long texts that are equal are compared to their end each time.
+    """
+    if isinstance(value, float | None) or (
+        isinstance(value, str | bytes) and len(value) <= _KEY_LENGTH
+    ):
+        return value
+    if isinstance(value, int) and value.bit_length() <= _KEY_BITS:
+        return value
+    return value if isinstance(value, Placeholder) else Placeholder("key", [value])
+
+
+_PUSH = frozenset(
+    {
+        *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+        *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    }
+)
+_CONSTANTS: Mapping[str, object] = {
+    "NONE": None,
+    "NEWTRUE": True,
+    "NEWFALSE": False,
+    "EMPTY_TUPLE": (),
+}
+_STEPS_WITH_ARGUMENT: Mapping[str, Callable[[Machine, object], None]] = {
+    "PROTO": Machine.protocol,
+    "GLOBAL": Machine.name_global,
+    "BINPUT": Machine.remember,
+    "LONG_BINPUT": Machine.remember,
+    "BINGET": Machine.recall,
+    "LONG_BINGET": Machine.recall,
+}
+_STEPS: Mapping[str, Callable[[Machine], None]] = {
+    "MARK": Machine.mark,
+    "POP": Machine.discard,
+    "POP_MARK": Machine.discard_to_mark,
+    "DUP": lambda m: m.stack.append(m.top()),
+    "MEMOIZE": lambda m: m.remember(len(m.memo)),
+    "EMPTY_LIST": lambda m: m.stack.append([]),
+    "EMPTY_DICT": lambda m: m.stack.append({}),
+    "EMPTY_SET": lambda m: m.stack.append(set()),
+    "TUPLE": lambda m: m.stack.append(tuple(m.pop_to_mark())),
+    "TUPLE1": lambda m: m.make_tuple(1),
+    "TUPLE2": lambda m: m.make_tuple(2),
+    "TUPLE3": lambda m: m.make_tuple(3),
+    "FROZENSET": lambda m: m.stack.append(frozenset(map(_key, m.pop_to_mark()))),
+    "APPEND": lambda m: m.extend(m.pop()),
+    "APPENDS": lambda m: m.extend(m.pop_to_mark()),
+    "SETITEM": lambda m: m.set_items(m.pop(2)),
+    "SETITEMS": lambda m: m.set_items(m.pop_to_mark()),
+    "ADDITEMS": lambda m: m.add_items(m.pop_to_mark()),
+    "STACK_GLOBAL": Machine.name_global_from_stack,
+    "REDUCE": Machine.call,
+    "NEWOBJ": Machine.call,
+    "NEWOBJ_EX": Machine.call_with_names,
+    "BUILD": Machine.set_state,
+    "BINPERSID": Machine.replace_persistent,
+}
+ACCEPTED = frozenset({"FRAME", "STOP", *_PUSH, *_CONSTANTS, *_STEPS, *_STEPS_WITH_ARGUMENT})
+"""Names of the steps that protocols 2 to 5 write for plain data; two of them move nothing on the stack."""

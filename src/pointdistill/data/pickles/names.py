@@ -1,0 +1,87 @@
+"""What stands for the globals that a pickle names, and which names are refused outright."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+NEVER_NAMED = frozenset(
+    {
+        "__builtin__",
+        "__builtins__",
+        "builtins",
+        "importlib",
+        "nt",
+        "os",
+        "posix",
+        "subprocess",
+        "sys",
+    }
+)
+"""Refused as any part of a global's name: what runs commands or finds other modules."""
+
+NEVER_A_PACKAGE = NEVER_NAMED | {
+    *("_frozen_importlib", "_frozen_importlib_external", "_imp", "imp", "runpy", "zipimport"),
+    *("_pickle", "cPickle", "copy_reg", "copyreg", "marshal", "pickle"),
+    *("_io", "codecs", "io", "ntpath", "posixpath", "shutil", "tempfile"),
+    *("_posixsubprocess", "_winapi", "commands", "multiprocessing", "popen2", "pty", "signal"),
+    *("_ctypes", "bdb", "code", "codeop", "ctypes", "pdb"),
+    *("_socket", "asyncio", "socket", "webbrowser"),
+    *(
+        "cProfile",
+        "doctest",
+        "linecache",
+        "operator",
+        "pkgutil",
+        "profile",
+        "pydoc",
+        "timeit",
+        "trace",
+    ),
+    *("bz2", "fileinput", "gzip", "lzma", "mmap", "sqlite3", "tarfile", "zipfile"),
+    *("ftplib", "http", "smtplib", "ssl", "urllib", "xmlrpc"),
+}
+"""Refused as the package a global comes from: what loads code, opens files or reaches the network."""
+
+
+@dataclass(eq=False, slots=True)
+class Placeholder:
+    """Stands for a global, or an object made by one, that the file names and nobody needs."""
+
+    name: str
+    """Module and name, as the file has them."""
+
+    received: list[object] = field(default_factory=list, repr=False)
+    """What the file would have called it with or put into it; written down, never used."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Builder:
+    """A function of ours that stands for a global of the allow-list."""
+
+    build: Callable[[tuple[object, ...]], object]
+    """Called with the arguments that the file gives, unchecked; raises one of our errors if they do not fit."""
+
+
+class Stateful(ABC):
+    """What a builder makes of an object whose pickle gives it a state afterwards."""
+
+    @abstractmethod
+    def set_state(self, state: object) -> None:
+        """Take the state that the file gives, unchecked; raises DataError if it does not fit."""
+
+
+Globals = Mapping[tuple[str, str], object]
+"""(module, name) to what stands for it: a ``Builder``, or a value that is never called."""
+
+
+def is_refused(module: str, name: str) -> bool:
+    """Whether a global has no place among data.
+
+    A name with a dot reaches through the attributes of something that would be accepted by itself; no writer of
+    plain data needs one.
+    """
+    modules = [part.strip() for part in module.split(".")]
+    parts = {*modules, *(part.strip() for part in name.split("."))}
+    return modules[0] in NEVER_A_PACKAGE or "." in name or not NEVER_NAMED.isdisjoint(parts)

@@ -1,0 +1,341 @@
+"""What a user names (files, folders, archives, corpora) as one numbered list of shapes, and their points.
+
+A list knows names alone; a shape is read when it is asked for, in any process. Archives are read in place.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import hashlib
+import itertools
+import json
+import os
+import posixpath
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal, TypeAlias
+from urllib.parse import unquote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.archive import MEMBER_LIMIT_BYTES, Archive, open_archive
+from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.corpus.manifest import MANIFEST_NAME
+from pointdistill.data.meshes import FORMATS, Axis, PointSet, Surface, draw, shape_rng
+from pointdistill.data.sources.shapes import read_named
+from pointdistill.errors import DataError
+
+ARCHIVE_SUFFIXES = (".zip", ".tar")
+
+Kind: TypeAlias = Literal["file", "folder", "archive", "corpus"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeSource:
+    """One path that was given, and the shapes in it."""
+
+    kind: Kind
+    path: str
+    """Absolute."""
+
+    given: str
+    """As the user wrote it, with forward slashes."""
+
+    names: tuple[str, ...] | None = None
+    """POSIX names inside a folder or archive; the file's own; None for a corpus, whose shapes have numbers."""
+
+    count: int = 1
+
+    stamp: str = ""
+    """Changes when the shapes do: a corpus's checksum, sizes and times of files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one shape is to be found; small, since it is sent to worker processes."""
+
+    kind: Kind
+    path: str
+    """Of the file, folder, archive or corpus."""
+
+    name: str
+    """Of the file inside it; empty for a corpus."""
+
+    row: int
+    """Number of the shape within its source."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadSettings:
+    """How shapes become points; with a shape's own name this decides every draw."""
+
+    points: int
+    """Points of a surface; a cloud with fewer gives all it has."""
+
+    seed: int
+
+    up: Axis = "z"
+    """Up axis of files that do not state their own."""
+
+    minimum: int = 32
+    """Shapes with fewer points are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadShape:
+    """One shape, or why there is none. Sizes: n points."""
+
+    name: str
+    """Within its source; of a corpus its id, after the name of the source where there are several."""
+
+    points: NDArray[np.float32] | None = None
+    """(n, 3), z up, in the file's unit."""
+
+    reason: str = ""
+    """Where ``points`` is None: the cause, without the file's name."""
+
+    assumed_up: bool = False
+    """Whether the up axis is the one of the settings, since the file states none."""
+
+
+@dataclass(slots=True)
+class ReadTask:
+    """Neighbouring shapes of a list, to be read by one process."""
+
+    chunk: int
+    """Of the caller's own counting; not looked at here."""
+
+    first: int
+    """Number of the first of them in the list."""
+
+    places: list[Place]
+    refused: dict[int, str] = field(default_factory=dict)
+    """By position in the task: why a shape is not tried again."""
+
+
+class ShapeList:
+    """Shapes by number, 0 to ``len(shapes) - 1``, in the order of the sources and of their names."""
+
+    def __init__(self, sources: Sequence[ShapeSource]) -> None:
+        """Use `list_shapes`, which looks at the paths first."""
+        self.sources = tuple(sources)
+        self._ends = list(itertools.accumulate(source.count for source in sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> tuple[int, Place]:
+        """Number of the source, and the place, of shape ``index``."""
+        if not 0 <= index < len(self):
+            msg = f"shape {index} of a list of {len(self):,}; the first is 0"
+            raise IndexError(msg)
+        number = bisect.bisect_right(self._ends, index)
+        source = self.sources[number]
+        row = index - (self._ends[number] - source.count)
+        name = "" if source.names is None else source.names[row]
+        return number, Place(source.kind, source.path, name, row)
+
+    def shape_id(self, number: int, name: str) -> str:
+        """Id of a shape of source ``number``: its name there; with several sources the source is put before."""
+        source = self.sources[number]
+        if len(self.sources) == 1:
+            return name
+        return source.given if source.kind == "file" else f"{source.given}/{name}"
+
+    def stamp(self) -> str:
+        """Hexadecimal SHA-256 of what the list is made of: equal for the same shapes in the same order."""
+        whole = hashlib.sha256()
+        for source in self.sources:
+            line = (source.kind, source.path, source.given, source.count, source.stamp)
+            whole.update(json.dumps(line).encode())
+        return whole.hexdigest()
+
+
+def list_shapes(paths: Sequence[Path], *, leave_out: Path | None = None) -> ShapeList:
+    """Look at every path; a file that is missing or of no known format is refused when it is read.
+
+    Args:
+        paths: files, folders (with all below them), zip and tar archives, corpora; given twice, one counts once.
+        leave_out: a file that is not taken from a folder: the output of the work at hand.
+
+    Raises:
+        DataError: if there is no path, a folder or archive holds no shape, or a corpus or archive is damaged.
+    """
+    distinct = {os.path.realpath(path): path for path in reversed(paths)}
+    kept = [path for path in dict.fromkeys(paths) if distinct[os.path.realpath(path)] == path]
+    if not kept:
+        msg = "nothing was named; give mesh or point files, folders, zips or a corpus"
+        raise DataError(msg)
+    return ShapeList([_source(path, leave_out) for path in kept])
+
+
+def _source(path: Path, leave_out: Path | None) -> ShapeSource:
+    given, whole = path.as_posix(), str(path.resolve())
+    if path.is_dir() and (path / MANIFEST_NAME).is_file():
+        corpus = open_corpus(path)
+        return ShapeSource("corpus", whole, given, None, len(corpus), corpus.content)
+    if not path.is_dir() and path.suffix.lower() not in ARCHIVE_SUFFIXES:
+        return ShapeSource("file", whole, given, (path.name,), stamp=_stamp([path]))
+    absent = f"{path}: no such file or folder; check its name"
+    with open_archive(path, absent=absent) as archive:
+        names = tuple(name for name in archive.names if _is_shape(name))
+    if path.is_dir() and leave_out is not None:
+        own = leave_out.resolve()
+        names = tuple(name for name in names if Path(whole, name) != own)
+    if not names:
+        endings = ", ".join(ending[1:] for ending in FORMATS)
+        msg = f"{path}: holds no mesh or point cloud; files that end in {endings} are read"
+        raise DataError(msg)
+    if path.is_dir():
+        stamp = _stamp([path / name for name in names])
+        return ShapeSource("folder", whole, given, names, len(names), stamp)
+    return ShapeSource("archive", whole, given, names, len(names), _stamp([path]))
+
+
+def _is_shape(name: str) -> bool:
+    """Whether a file is one of those read; nothing below a hidden folder is."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in FORMATS and not any(part.startswith(".") for part in path.parts)
+
+
+def _stamp(files: Sequence[Path]) -> str:
+    """Digest of names, sizes and times of change."""
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(os.fsencode(f"{file}\0{_state(file)[1:]}\n"))
+    return whole.hexdigest()
+
+
+def read_shape(place: Place, settings: ReadSettings) -> ReadShape:
+    """The points of one shape, or the reason why it has none; only a corpus or archive that is gone raises.
+
+    The draw depends on the seed and the file's own name alone, as in `sample_surface`; of a corpus, on the
+    seed, the source and the id.
+
+    Raises:
+        DataError: if the corpus or archive as a whole cannot be read.
+    """
+    if place.kind == "corpus":
+        return _from_corpus(
+            _corpus(place.path, _state(Path(place.path, MANIFEST_NAME))), place.row, settings
+        )
+    try:
+        shape = _read(place)
+        rng = shape_rng(settings.seed, PurePosixPath(place.name).name)
+        up = shape.declared_up or settings.up
+        available = len(shape.points) if isinstance(shape, PointSet) else settings.points
+        points = draw(shape, min(settings.points, available), rng=rng, up=up)
+        return _enough(place.name, points, settings, assumed_up=shape.declared_up is None)
+    except DataError as error:
+        return ReadShape(place.name, reason=str(error))
+
+
+def read_task(
+    settings: ReadSettings, task: ReadTask, step: Callable[[int], None]
+) -> list[ReadShape]:
+    """All shapes of a task; ``step`` is told the position of each before it is read.
+
+    It stands here, away from anything that loads torch, for the processes that do nothing else.
+
+    Raises:
+        DataError: if the corpus or archive as a whole cannot be read.
+    """
+    found = []
+    for number, place in enumerate(task.places):
+        step(number)
+        if number in task.refused:
+            found.append(ReadShape(place.name, reason=task.refused[number]))
+        else:
+            found.append(read_shape(place, settings))
+    return found
+
+
+def _from_corpus(corpus: Corpus, row: int, settings: ReadSettings) -> ReadShape:
+    shape = corpus[row]
+    name = shape.id if len(corpus.sources) == 1 else f"{shape.source}/{shape.id}"
+    points = shape.points
+    if len(points) > settings.points:
+        rng = shape_rng(settings.seed, f"{shape.source}/{shape.id}")
+        keep = rng.choice(len(points), settings.points, replace=False, shuffle=False)
+        points = points[np.sort(keep)]
+    try:
+        return _enough(name, points, settings, assumed_up=False)
+    except DataError as error:
+        return ReadShape(name, reason=str(error))
+
+
+def _enough(
+    name: str, points: NDArray[np.float32], settings: ReadSettings, *, assumed_up: bool
+) -> ReadShape:
+    if len(points) < settings.minimum:
+        msg = f"{len(points):,} points, {settings.minimum:,} are needed; use a denser scan"
+        raise DataError(msg)
+    return ReadShape(name, points, assumed_up=assumed_up)
+
+
+def _read(place: Place) -> Surface | PointSet:
+    path = Path(place.path)
+    if place.kind == "file":
+        return read_named(path, place.name)
+    if place.kind == "folder":
+        return read_named(path / place.name, place.name)
+    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+        archive, _ = _archive(place.path, _state(Path(place.path)))
+        return read_named(_unpack(archive, place.name, Path(folder)), place.name)
+
+
+def _unpack(archive: Archive, name: str, folder: Path) -> Path:
+    """One member as a file in ``folder``, with the buffers beside it that a glTF names."""
+    content = archive.read(name)
+    if PurePosixPath(name).suffix.lower() == ".gltf":
+        unpacked = len(content)
+        for relative in _buffers(content):
+            member = posixpath.join(posixpath.dirname(name), relative)
+            if member in archive.names and unpacked <= MEMBER_LIMIT_BYTES:
+                buffer = archive.read(member)
+                unpacked += len(buffer)
+                (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+                (folder / relative).write_bytes(buffer)
+    # The member's own name could lead anywhere; its ending is all that the reader needs.
+    path = folder / f"member{PurePosixPath(name).suffix}"
+    path.write_bytes(content)
+    return path
+
+
+def _buffers(content: bytes) -> list[str]:
+    """Names of a glTF's buffer files that lie in its own folder or below; damage is left to the reader."""
+    try:
+        named = [unquote(buffer["uri"]) for buffer in json.loads(content)["buffers"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    plain = {posixpath.normpath(uri) for uri in named if not uri.startswith("data:")}
+    return sorted(uri for uri in plain if not uri.startswith(("..", "/")) and "\\" not in uri)
+
+
+@functools.lru_cache(maxsize=1)
+def _archive(
+    path: str,
+    state: tuple[int, ...],  # noqa: ARG001  what is built anew at its place is opened anew
+) -> tuple[Archive, AbstractContextManager[Archive]]:
+    """An open archive and what holds it open; shapes come in order, so one at a time is enough."""
+    held = open_archive(Path(path), absent=f"{path}: is gone; put it back and go on")
+    return held.__enter__(), held
+
+
+@functools.lru_cache(maxsize=4)
+def _corpus(path: str, state: tuple[int, ...]) -> Corpus:  # noqa: ARG001  as above
+    return open_corpus(path)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written anew; nothing of one that is gone, which its reader reports."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns

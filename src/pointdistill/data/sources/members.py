@@ -1,0 +1,199 @@
+"""Sources whose shapes are members of one or several archives, one member a shape.
+
+Such a source is a function from a member's name to a shape's id and label, and the axis that points up.
+The listing looks at the archives' directories alone and notes where each member lies; a worker reads from
+there and holds no list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from pointdistill.data.archive import Archive, Place, open_archive
+from pointdistill.data.benchmarks.scanobjectnn import STAND_IN_MARKER
+from pointdistill.data.corpus.manifest import SourceFacts
+from pointdistill.data.corpus.shard import UNKNOWN_LABEL
+from pointdistill.data.meshes.records import Axis
+from pointdistill.data.places import read_place
+from pointdistill.data.sources.archived import source_facts
+from pointdistill.data.sources.base import (
+    Cloud,
+    Entry,
+    SourceInfo,
+    SourceRequest,
+    archive_paths,
+    printable,
+)
+from pointdistill.data.sources.shapes import cloud_of, read_content
+from pointdistill.errors import DataError
+
+TURNED = {"y": "zxy", "z": "none"}
+"""How a corpus records that an axis became z; see `pointdistill.data.meshes.sampling.to_z_up`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a member's name says of its shape."""
+
+    id: str
+    label: str | None = None
+
+
+Namer = Callable[[str], Named | None]
+"""From a member's name to its shape; None for what is no shape of the source."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """What a source's archives look like inside."""
+
+    name: Namer
+    up: Axis
+    pattern: str
+    """How its members are called, for people: ``<class>/train/<name>.off``."""
+
+    labels: tuple[str, ...] | None = None
+    """Label names where they are fixed; else those that occur, in alphabetical order."""
+
+
+class MemberSource:
+    """Shapes by the names of the members that hold them."""
+
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        facts: SourceFacts,
+        *,
+        up: Axis,
+        layout: Layout | None = None,
+    ) -> None:
+        """Use `open_members`; a source that lists its shapes in another way has no layout."""
+        self.facts = facts
+        self._roots = tuple(roots)
+        self._up = up
+        self._layout = layout
+
+    def entries(self) -> Sequence[Entry]:
+        """Every member that is a shape; one whose name leads out of its archive is refused when it is read."""
+        assert self._layout is not None, "a worker reads, and lists nothing"
+        number = {label: k for k, label in enumerate(self.facts.labels)}
+        found: list[Entry] = []
+        for root, archive in enumerate(_opened(self._roots)):
+            found += [
+                Entry(id=printable(name), where="") for name in unsafe_shapes(archive, self._layout)
+            ]
+            for name, shape in _shapes(archive, self._layout):
+                label = UNKNOWN_LABEL if shape.label is None else number[printable(shape.label)]
+                where = note_place(root, archive.place(name))
+                found.append(Entry(id=printable(shape.id), label=label, where=where))
+        return found
+
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+        """Points of one member; see `pointdistill.data.sources.base.Source`."""
+        if not entry.where:
+            msg = f"the name {entry.id!r} leads out of the archive; fetch it from its own site"
+            raise DataError(msg)
+        root, place = noted_place(entry.where)
+        return self.cloud(read_place(self._roots[root], place), place.name, count, rng=rng)
+
+    def cloud(self, content: bytes, name: str, count: int, *, rng: np.random.Generator) -> Cloud:
+        """Points of the mesh or cloud that a member holds."""
+        return cloud_of(read_content(content, name), count, up=self._up, rng=rng)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker gets: nothing that only the listing needs."""
+        return self.__dict__ | {"_layout": None}
+
+
+def open_members(
+    request: SourceRequest,
+    info: SourceInfo,
+    layout: Layout,
+    *,
+    kind: type[MemberSource] = MemberSource,
+    settings: Mapping[str, Any] | None = None,
+) -> MemberSource:
+    """The source for the archives of a request.
+
+    Reads each archive once, for its checksum; of members only the names.
+
+    Args:
+        request: names the archive, or a folder.
+        info: the source's row.
+        layout: what is a shape, and which way is up.
+        kind: how a member becomes points.
+        settings: what decides which shapes there are.
+
+    Raises:
+        DataError: if an archive is absent or damaged, or none holds a shape.
+    """
+    roots = archive_paths(request, info)
+    labels: set[str] = set()
+    checksums, shapes, stand_in = [], 0, False
+    for archive in _opened(roots):
+        members = list(_shapes(archive, layout))
+        shapes += len(members)
+        labels.update(printable(shape.label) for _, shape in members if shape.label is not None)
+        stand_in |= archive.find(STAND_IN_MARKER) is not None
+        checksums.append(archive.checksum([name for name, _ in members]))
+    if not shapes:
+        msg = f"{', '.join(map(str, roots))}: holds no {layout.pattern}; get {info.archive} from {info.origin}"
+        raise DataError(msg)
+    facts = source_facts(
+        info,
+        archive=", ".join(root.name for root in roots),
+        checksum=joint_checksum(roots, checksums),
+        stand_in=stand_in,
+        turned=TURNED[layout.up],
+        labels=tuple(sorted(labels)) if layout.labels is None else layout.labels,
+        settings=settings or {},
+    )
+    return kind(roots, facts, up=layout.up, layout=layout)
+
+
+def joint_checksum(roots: Sequence[Path], checksums: Sequence[str]) -> str:
+    """The checksum of one archive; of several the SHA-256 of a list as ``sha256sum`` prints it."""
+    if len(checksums) == 1:
+        return checksums[0]
+    lines = (f"{sha}  {root.name}\n" for sha, root in zip(checksums, roots, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def note_place(root: int, place: Place) -> str:
+    """A place in archive number ``root`` as text, for an entry's ``where``."""
+    return json.dumps([root, *astuple(place)])
+
+
+def noted_place(where: str) -> tuple[int, Place]:
+    """What `note_place` wrote."""
+    root, *fields = json.loads(where)
+    return root, Place(*fields)
+
+
+def unsafe_shapes(archive: Archive, layout: Layout) -> list[str]:
+    """Members that would be shapes but for a name that leads out of the archive."""
+    ending = PurePosixPath(layout.pattern).suffix
+    return [name for name in archive.unsafe if PurePosixPath(name).suffix.lower() == ending]
+
+
+def _shapes(archive: Archive, layout: Layout) -> Iterator[tuple[str, Named]]:
+    for name in archive.names:
+        shape = layout.name(name)
+        if shape is not None:
+            yield name, shape
+
+
+def _opened(roots: Sequence[Path]) -> Iterator[Archive]:
+    """Each archive, open while it is looked at: the directory of one alone takes up memory."""
+    for root in roots:
+        with ExitStack() as held:
+            absent = f"{root}: is gone; put it back and run the same again"
+            yield held.enter_context(open_archive(root, absent=absent, tolerate_unsafe=True))

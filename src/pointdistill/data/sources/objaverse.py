@@ -1,0 +1,146 @@
+"""Objaverse 1.0 (Deitke et al., CVPR 2023) as GLB: a folder of scenes with an index, y up. Ids: the bare uid."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.archive import Place
+from pointdistill.data.meshes.records import Axis, PointSet
+from pointdistill.data.sources.archived import source_facts
+from pointdistill.data.sources.base import (
+    Cloud,
+    Entry,
+    SourceInfo,
+    SourceRequest,
+    archive_paths,
+    printable,
+)
+from pointdistill.data.sources.members import TURNED, MemberSource, note_place
+from pointdistill.data.sources.shapes import cloud_of, read_content
+from pointdistill.errors import DataError
+
+FEWEST_POINTS = 2048
+"""Shapes with fewer distinct points are refused."""
+
+_INDEXES = ("object-paths.json.gz", "object-paths.json")
+_UP: Axis = "y"
+
+
+class ObjaverseSource(MemberSource):
+    """Scenes that the index names and the folder holds."""
+
+    def entries(self) -> Sequence[Entry]:
+        """One for each file that is there; a path that leads out of the folder is refused when it is read."""
+        folder = self._roots[0]
+        return [
+            Entry(id=printable(uid), where=note_place(0, Place(name)) if _inside(name) else "")
+            for uid, name, _ in _present(folder)
+        ]
+
+    def cloud(self, content: bytes, name: str, count: int, *, rng: np.random.Generator) -> Cloud:
+        """Points of a scene's surface, or of its point sets where it has no surface.
+
+        Raises:
+            DataError: if fewer than 2,048 of them are distinct, however many points are wanted.
+        """
+        shape = read_content(content, name)
+        cloud = cloud_of(shape, max(count, FEWEST_POINTS), up=self._up, rng=rng)
+        distinct = _distinct(shape.points if isinstance(shape, PointSet) else cloud.points)
+        if distinct < FEWEST_POINTS:
+            msg = f"{name}: {distinct:,} distinct points, shapes with at least {FEWEST_POINTS:,} are kept"
+            raise DataError(msg)
+        return cloud
+
+
+def open_source(request: SourceRequest, info: SourceInfo) -> ObjaverseSource:
+    """The source for a folder of GLB files with ``object-paths.json.gz``.
+
+    Its checksum is one of uids, paths and sizes: to read all files for it would take as long as the build.
+
+    Raises:
+        DataError: if the folder or its index is absent or damaged, or none of its files is there.
+    """
+    found = archive_paths(request, info)[0]
+    folder = (found if found.is_dir() else found.parent).resolve()
+    listed = hashlib.sha256()
+    shapes = 0
+    for uid, name, size in _present(folder):
+        listed.update(f"{size}  {uid}  {name}\n".encode("utf-8", "backslashreplace"))
+        shapes += 1
+    if not shapes:
+        msg = (
+            f"{folder}: holds none of the files of its index; get {info.archive} from {info.origin}"
+        )
+        raise DataError(msg)
+    facts = source_facts(
+        info,
+        archive=printable(folder.name),
+        checksum=listed.hexdigest(),
+        turned=TURNED[_UP],
+        labels=(),
+        settings={"fewest_points": FEWEST_POINTS},
+    )
+    return ObjaverseSource((folder,), facts, up=_UP)
+
+
+def _present(folder: Path) -> list[tuple[str, str, int]]:
+    """Uid, path and size of each file of the index that is there, and of paths that lead out, by uid."""
+    sizes = _sizes(folder)
+    return [
+        (uid, name, sizes.get(name, -1))
+        for uid, name in sorted(_index(folder).items())
+        if name in sizes or not _inside(name)
+    ]
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each GLB file below a folder, by its POSIX path from there."""
+    sizes = {}
+    for below, _, files in os.walk(folder):
+        for file in files:
+            if file.endswith(".glb"):
+                path = Path(below, file)
+                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return sizes
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Path of each uid, as the index has it.
+
+    Raises:
+        DataError: if there is no index, or it is damaged.
+    """
+    path = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
+    if path is None:
+        msg = f"{folder}: holds no {_INDEXES[0]}, the table of uids and paths that comes with the files"
+        raise DataError(msg)
+    try:
+        content = path.read_bytes()
+        table = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
+        msg = f"{path}: not a table of uids and paths ({error}); fetch it again"
+        raise DataError(msg) from error
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        msg = f"{path}: expected a JSON table of uid to path; fetch it again"
+        raise DataError(msg)
+    return table
+
+
+def _inside(name: str) -> bool:
+    """Whether a path of the index stays in its folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return bool(path.parts) and ".." not in path.parts and not path.is_absolute()
+
+
+def _distinct(points: NDArray[np.floating]) -> int:
+    """How many of (n, 3) points differ from each other."""
+    return len(np.unique(np.ascontiguousarray(points).view(f"V{3 * points.itemsize}")))

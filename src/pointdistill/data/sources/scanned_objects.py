@@ -1,0 +1,88 @@
+"""Google Scanned Objects (Downs et al., ICRA 2022): a folder of zips, one a model, OBJ, z up.
+
+Ids: the name of the zip.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pointdistill.data.archive import open_archive
+from pointdistill.data.corpus.manifest import SourceFacts
+from pointdistill.data.files import sha256_of
+from pointdistill.data.sources.archived import source_facts
+from pointdistill.data.sources.base import (
+    Cloud,
+    Entry,
+    SourceInfo,
+    SourceRequest,
+    archive_paths,
+    printable,
+)
+from pointdistill.data.sources.members import joint_checksum
+from pointdistill.data.sources.shapes import cloud_of, read_member
+from pointdistill.errors import DataError
+
+_MESH = "meshes/model.obj"
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedObjectsSource:
+    """One zip a shape: a damaged zip costs its shape alone."""
+
+    facts: SourceFacts
+    folder: Path
+
+    def entries(self) -> Sequence[Entry]:
+        """Every zip of the folder; none is opened."""
+        return [Entry(id=printable(zip_.stem), where=zip_.name) for zip_ in _zips(self.folder)]
+
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+        """Points of one zip's mesh; see `pointdistill.data.sources.base.Source`."""
+        path = self.folder / entry.where
+        if not path.exists():
+            # The machine's fault and not the shape's: the build stops, to go on from there.
+            msg = f"{path}: was there when the build began and is gone; put it back and run the same again"
+            raise OSError(errno.ESTALE, msg)
+        try:
+            with open_archive(path, absent=str(path), tolerate_unsafe=True) as archive:
+                member = archive.find(_MESH)
+                if member is None:
+                    archive.refuse(_MESH, "it is not in the zip")
+                shape = read_member(archive, member)
+        except DataError as error:
+            raise DataError(str(error).replace(str(path), path.name)) from error
+        return cloud_of(shape, count, up="z", rng=rng)
+
+
+def open_source(request: SourceRequest, info: SourceInfo) -> ScannedObjectsSource:
+    """The source for a folder of zips; reads each once for its checksum.
+
+    Raises:
+        DataError: if the folder is absent or holds no zip.
+    """
+    found = archive_paths(request, info)[0]
+    # A file that was named, and not found in a folder, is no folder of zips.
+    path = found.parent if request.path != found and not found.is_dir() else found
+    zips = _zips(path) if path.is_dir() else []
+    if not zips:
+        msg = f"{path}: is no folder of <name>.zip; get {info.archive} from {info.origin}"
+        raise DataError(msg)
+    facts = source_facts(
+        info,
+        archive=printable(path.resolve().name),
+        checksum=joint_checksum(zips, [sha256_of(zip_) for zip_ in zips]),
+        turned="none",
+        labels=(),
+        settings={},
+    )
+    return ScannedObjectsSource(facts, path.resolve())
+
+
+def _zips(folder: Path) -> list[Path]:
+    return sorted(zip_ for zip_ in folder.glob("*.zip") if not zip_.name.startswith("."))

@@ -1,0 +1,168 @@
+"""Clouds to features: of which kind, on which threads.
+
+Sizes: B clouds, N points a cloud, P patches, D the encoder's width, m vectors a shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pointdistill.engine.config import to_plain
+from pointdistill.engine.embedding.frozen import frozen_copy
+from pointdistill.engine.features import Features
+from pointdistill.errors import ConfigError
+from pointdistill.model.encoder import Encoder, EncoderOutput
+from pointdistill.model.patches import to_unit_sphere
+from pointdistill.model.segmenter import interpolate
+
+FeatureKind: TypeAlias = Literal["cls", "pooled", "patches", "points"]
+"""CLS; CLS, mean and maximum over the patches side by side; each patch's; each point's."""
+
+KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
+
+CPU_BATCH, GPU_BATCH = 16, 64
+"""Clouds a forward pass, unless asked for otherwise; features are the same to rounding for any."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeFeatures:
+    """What an encoder says of one shape, in the kind asked for."""
+
+    features: NDArray[np.float32]
+    """(F,) of a whole shape; (m, D), one vector a patch or a point."""
+
+    positions: NDArray[np.float32] | None
+    """(m, 3) patch centres or points, z up in the shape's own unit; None for a whole shape."""
+
+
+def check_kind(kind: str, encoder: Encoder) -> FeatureKind:
+    """The kind of that name.
+
+    Raises:
+        ConfigError: if there is none, or it needs a CLS token that the encoder does not have.
+    """
+    if kind not in KINDS:
+        msg = f"features must be one of {', '.join(KINDS)}, got {kind!r}"
+        raise ConfigError(msg)
+    if kind == "cls" and not encoder.config.cls_token:
+        msg = "features 'cls' cannot be had: this encoder has no CLS token (mode mpm); use pooled"
+        raise ConfigError(msg)
+    return kind
+
+
+def feature_width(kind: FeatureKind, encoder: Encoder) -> int:
+    """Length of one vector of a kind: D, or 3D for pooled (2D without a CLS token)."""
+    parts = (3 if encoder.config.cls_token else 2) if kind == "pooled" else 1
+    return parts * encoder.config.width
+
+
+def encoder_checksum(encoder: Encoder) -> str:
+    """Hexadecimal SHA-256 of an encoder's configuration and weights, however it is stored."""
+    whole = hashlib.sha256(json.dumps(to_plain(encoder.config), sort_keys=True).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        whole.update(name.encode())
+        whole.update(value.cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
+class FeatureMaker:
+    """An encoder on a device, asked for one kind of features."""
+
+    def __init__(
+        self, encoder: Encoder, kind: FeatureKind, device: torch.device, *, points: int
+    ) -> None:
+        """``points``: of a draw; features of a whole shape are the mean over as many draws as a cloud holds."""
+        self.kind = kind
+        self.points = points
+        self.device = device
+        encoder = encoder.to(device).eval()
+        self.encoder = frozen_copy(encoder) if device.type == "cpu" else encoder
+
+    def __call__(self, clouds: Sequence[NDArray[np.float32]]) -> list[ShapeFeatures]:
+        """Features of clouds of equally many points, each (N, 3), z up."""
+        with torch.inference_mode():
+            points = torch.from_numpy(np.stack(clouds)).to(self.device)
+            if self.kind in ("cls", "pooled"):
+                return [ShapeFeatures(row, None) for row in _rows(self._of_shapes(points))]
+            output = self.encoder(points)
+            if self.kind == "patches":
+                places = zip(_rows(output.centers), clouds, strict=True)
+                positions = [_own_unit(centers, cloud) for centers, cloud in places]
+                features = _rows(output.patches)
+            else:
+                unit = to_unit_sphere(points)
+                features = _rows(interpolate(output.patches, output.centers, unit))
+                positions = list(clouds)
+        return [ShapeFeatures(f, p) for f, p in zip(features, positions, strict=True)]
+
+    def _of_shapes(self, points: Tensor) -> Tensor:
+        """(B, F) from (B, N, 3): every k-th point is a draw, k = N / points, and the draws are averaged."""
+        draws = max(1, points.shape[1] // self.points)
+        if draws > 1:
+            used = points[:, : draws * self.points].unflatten(1, (self.points, draws))
+            points = used.transpose(1, 2).flatten(0, 1)
+        output = self.encoder(points)
+        features = output.cls if self.kind == "cls" else _pooled(output)
+        assert features is not None, "the kind was checked against the encoder"
+        return features.unflatten(0, (-1, draws)).mean(dim=1) if draws > 1 else features
+
+
+def _pooled(output: EncoderOutput) -> Tensor:
+    patches = output.patches
+    return Features(cls=output.cls, mean=patches.mean(dim=1), max=patches.amax(dim=1)).joined
+
+
+def _rows(values: Tensor) -> list[NDArray[np.float32]]:
+    """One array a cloud."""
+    return list(values.cpu().numpy())
+
+
+def _own_unit(centers: NDArray[np.float32], cloud: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(P, 3) centres in a cloud's unit sphere, back in the cloud's own unit and place."""
+    mean = cloud.mean(axis=0, dtype=np.float64)
+    radius = np.sqrt(np.square(cloud - mean).sum(axis=1).max())
+    own: NDArray[np.float32] = (centers * (radius or 1.0) + mean).astype(np.float32)
+    return own
+
+
+class Computing:
+    """Forward passes in the background, one a thread."""
+
+    def __init__(self, maker: FeatureMaker, pool: ThreadPoolExecutor, threads: int) -> None:
+        self.maker = maker
+        self.threads = threads
+        self._pool = pool
+
+    def submit(self, clouds: Sequence[NDArray[np.float32]]) -> Future[list[ShapeFeatures]]:
+        """Begin with a batch of equally many points each."""
+        return self._pool.submit(self.maker, clouds)
+
+
+@contextmanager
+def computing(maker: FeatureMaker) -> Iterator[Computing]:
+    """Threads that compute features, for as long as the block lasts.
+
+    On a CPU each takes batches of its own and works on them alone: cores that share one batch's operations
+    wait for each other at the end of every one of them.
+    """
+    before = torch.get_num_threads()
+    threads = before if maker.device.type == "cpu" else 1
+    if threads > 1:
+        torch.set_num_threads(1)  # threads that start from now on take this over
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield Computing(maker, pool, threads)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)

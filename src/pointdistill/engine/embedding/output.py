@@ -1,0 +1,171 @@
+"""One file from finished chunks: .npz, readable with numpy alone, or Parquet. One chunk in memory at a time.
+
+Sizes: n shapes, F the length of a vector, m vectors of all shapes together.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.files import write_aside
+from pointdistill.engine.embedding.work import WorkFolder
+from pointdistill.errors import ConfigError
+
+SUFFIXES = (".npz", ".parquet")
+
+INFO = "info"
+"""Name of the JSON text that says how an embedding was made: a 0-d array, or a key of Parquet's metadata."""
+
+PARQUET_KEY = b"pointdistill"
+
+
+def check_output(output: Path) -> None:
+    """Raise unless the file can be written as its ending says.
+
+    Raises:
+        ConfigError: for another ending, a folder in its place, or Parquet without pyarrow.
+    """
+    if output.suffix.lower() not in SUFFIXES:
+        msg = f"the output must end in {' or '.join(SUFFIXES)}, got {str(output)!r}"
+        raise ConfigError(msg)
+    if output.is_dir():
+        msg = f"{output} is a folder; name a file that ends in {' or '.join(SUFFIXES)}"
+        raise ConfigError(msg)
+    if output.suffix.lower() == ".parquet":
+        parquet()
+
+
+def parquet() -> tuple[Any, Any]:
+    """The modules ``pyarrow`` and ``pyarrow.parquet``.
+
+    Raises:
+        ConfigError: if they are not installed.
+    """
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        msg = (
+            "Parquet needs pyarrow; pip install 'pointdistill[parquet]', or end the output in .npz"
+        )
+        raise ConfigError(msg) from error
+
+
+def write_output(work: WorkFolder, output: Path, info: Mapping[str, Any], *, width: int) -> None:
+    """Write all chunks as one file, whole or absent.
+
+    Args:
+        work: every chunk is there.
+        output: ends in one of `SUFFIXES`.
+        info: how it was made; its ``features`` says whether there is one vector a shape or several.
+        width: F.
+    """
+    ragged = info["features"] in ("patches", "points")
+    with write_aside(output) as aside:
+        if output.suffix.lower() == ".parquet":
+            _write_parquet(work, aside, info, width=width, ragged=ragged)
+        else:
+            _write_npz(work, aside, info, width=width, ragged=ragged)
+
+
+def _write_npz(
+    work: WorkFolder, path: Path, info: Mapping[str, Any], *, width: int, ragged: bool
+) -> None:
+    shapes = vectors = 0
+    longest = 1
+    for chunk in work.columns("ids", "counts"):
+        shapes += len(chunk["ids"])
+        vectors += int(chunk["counts"].sum()) if "counts" in chunk else 0
+        longest = max(longest, chunk["ids"].dtype.itemsize // 4)
+    with zipfile.ZipFile(path, "w") as archive:
+
+        def member(name: str, dtype: str, shape: tuple[int, ...], column: str) -> None:
+            blocks = (chunk[column] for chunk in work.columns(column) if column in chunk)
+            _write_member(archive, name, dtype, shape, blocks)
+
+        _write_member(archive, INFO, *_text(json.dumps(info)))
+        member("ids", f"<U{longest}", (shapes,), "ids")
+        member("sources", "<i4", (shapes,), "sources")
+        member("rows", "<i8", (shapes,), "rows")
+        member("features", "<f4", (vectors, width), "features")
+        if ragged:
+            _write_member(archive, "offsets", "<i8", (shapes + 1,), _offsets(work))
+            member("positions", "<f4", (vectors, 3), "positions")
+
+
+def _text(text: str) -> tuple[str, tuple[()], Iterator[NDArray[Any]]]:
+    value = np.array(text)
+    return value.dtype.str, (), iter([value])
+
+
+def _offsets(work: WorkFolder) -> Iterator[NDArray[np.int64]]:
+    """Where each shape's vectors begin, and at last where they end."""
+    total = 0
+    yield np.zeros(1, np.int64)
+    for chunk in work.columns("counts"):
+        if "counts" in chunk:
+            yield total + np.cumsum(chunk["counts"])
+            total += int(chunk["counts"].sum())
+
+
+def _write_member(
+    archive: zipfile.ZipFile,
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    blocks: Iterator[NDArray[Any]],
+) -> None:
+    """One array of an .npz file, block after block."""
+    member = zipfile.ZipInfo(f"{name}.npy")
+    # Numbers of a network do not compress; names of a fixed length, four bytes a letter, do.
+    member.compress_type = zipfile.ZIP_DEFLATED if "U" in dtype else zipfile.ZIP_STORED
+    with archive.open(member, "w", force_zip64=True) as stream:
+        header = {"descr": dtype, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for block in blocks:
+            stream.write(block.astype(dtype, copy=False).tobytes())
+
+
+def _write_parquet(
+    work: WorkFolder, path: Path, info: Mapping[str, Any], *, width: int, ragged: bool
+) -> None:
+    arrow, files = parquet()
+    vector = arrow.list_(arrow.float32(), width)
+    fields = [("id", arrow.string()), ("source", arrow.int32()), ("row", arrow.int64())]
+    if ragged:
+        place = arrow.list_(arrow.float32(), 3)
+        fields += [("features", arrow.list_(vector)), ("positions", arrow.list_(place))]
+    else:
+        fields.append(("features", vector))
+    schema = arrow.schema(fields, metadata={PARQUET_KEY: json.dumps(info).encode()})
+    columns = ("ids", "sources", "rows", "counts", "features", "positions")
+    with files.ParquetWriter(path, schema) as writer:
+        for chunk in work.columns(*columns):
+            if "features" in chunk:
+                arrays = [*_plain_columns(arrow, chunk), *_vectors(arrow, chunk, ragged=ragged)]
+                writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
+
+
+def _plain_columns(arrow: Any, chunk: Mapping[str, NDArray[Any]]) -> list[Any]:
+    names = ("ids", "sources", "rows")
+    return [arrow.array(chunk[name].tolist() if name == "ids" else chunk[name]) for name in names]
+
+
+def _vectors(arrow: Any, chunk: Mapping[str, NDArray[Any]], *, ragged: bool) -> list[Any]:
+    """Feature vectors, and the positions of several a shape, as lists of lists."""
+    fixed: Callable[..., Any] = arrow.FixedSizeListArray.from_arrays
+    arrays = []
+    for name in ("features", "positions") if ragged else ("features",):
+        values = fixed(arrow.array(chunk[name].ravel()), chunk[name].shape[1])
+        if ragged:
+            ends = np.concatenate([[0], np.cumsum(chunk["counts"])]).astype(np.int32)
+            values = arrow.ListArray.from_arrays(arrow.array(ends), values)
+        arrays.append(values)
+    return arrays

@@ -1,0 +1,104 @@
+"""What may be done with weights, from the licences of what they saw: never more than the strictest allows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+_RESTRICTED = re.compile(
+    r"non[\s-]?commercial|\bnc\b|\bresearch\b|\bacademic|\beducation|\bevaluation only",
+    re.IGNORECASE,
+)
+_OPEN = (
+    ("cc0-1.0", re.compile(r"cc[\s-]?0([\s-]?1\.0)?", re.IGNORECASE)),
+    ("mit", re.compile(r"mit( licen[cs]e)?", re.IGNORECASE)),
+    ("apache-2.0", re.compile(r"apache([\s-]?2\.0)?", re.IGNORECASE)),
+    ("cc-by-4.0", re.compile(r"cc[\s-]by[\s-]4\.0", re.IGNORECASE)),
+)
+"""The Hub's names of licences that allow any use, from the freest on, and how a ledger writes them."""
+
+_NOT_COMMERCIAL = ("cc-by-nc-4.0", re.compile(r"cc[\s-]by[\s-]nc[\s-]4\.0", re.IGNORECASE))
+
+
+class Terms(StrEnum):
+    """What a source allows."""
+
+    OPEN = "any use"
+    NON_COMMERCIAL = "no commercial use"
+    UNKNOWN = "not known"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTerms:
+    """One source of a ledger."""
+
+    name: str
+    licence: str
+    """As the ledger has it."""
+
+    shapes: int | None
+    terms: Terms
+    identifier: str | None
+    """The Hub's name of the licence, where it is one of those that are told apart here."""
+
+
+@dataclass(frozen=True, slots=True)
+class CardLicence:
+    """What a model card's header says."""
+
+    identifier: str
+    name: str | None
+    """Where the identifier is ``other``."""
+
+
+def read_ledger(entries: Any) -> list[SourceTerms]:
+    """The sources of an encoder's ``config.json``; whatever is no entry counts as a source of unknown terms."""
+    if not isinstance(entries, list):
+        entries = []
+    return [_source(entry) for entry in entries]
+
+
+def _source(entry: Any) -> SourceTerms:
+    found: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {}
+    licence, shapes = str(found.get("licence") or "not recorded"), found.get("shapes")
+    terms, identifier = terms_of(licence)
+    return SourceTerms(
+        name=str(found.get("name") or "not recorded"),
+        licence=licence,
+        shapes=shapes if isinstance(shapes, int) and shapes > 0 else None,
+        terms=terms,
+        identifier=identifier,
+    )
+
+
+def terms_of(licence: str) -> tuple[Terms, str | None]:
+    """What a licence allows, and the Hub's name for it where it has one.
+
+    Words decide: research, academic and educational use count as not commercial. What is neither that nor a
+    well-known open licence with nothing added but a remark in brackets is not known.
+    """
+    bare = re.sub(r"\s*\([^()]*\)\s*$", "", licence.strip())
+    identifier, written = _NOT_COMMERCIAL
+    if written.fullmatch(bare):
+        return Terms.NON_COMMERCIAL, identifier
+    if _RESTRICTED.search(licence):
+        return Terms.NON_COMMERCIAL, None
+    for identifier, written in _OPEN:
+        if written.fullmatch(bare):
+            return Terms.OPEN, identifier
+    return Terms.UNKNOWN, None
+
+
+def card_licence(sources: Iterable[SourceTerms]) -> CardLicence:
+    """The strictest of the sources' licences; ``other`` where no well-known one claims no more than all allow."""
+    known = list(sources)
+    order = [identifier for identifier, _ in (*_OPEN, _NOT_COMMERCIAL)]
+    identifiers = [source.identifier for source in known if source.identifier is not None]
+    if known and len(identifiers) == len(known):
+        return CardLicence(max(identifiers, key=order.index), None)
+    if any(source.terms is Terms.NON_COMMERCIAL for source in known):
+        return CardLicence("other", "non-commercial")
+    return CardLicence("other", "unknown")

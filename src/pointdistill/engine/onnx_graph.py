@@ -1,0 +1,304 @@
+"""An encoder as an ONNX graph: raw points in, features out, the cutting into patches inside.
+
+It is written node by node, not traced: farthest point sampling is one ``Loop`` instead of a copy of its body
+for every patch, the number of clouds stays open, and no version of torch has a say in it. ``onnx_export``
+compares what it computes with the encoder itself before a file is kept.
+
+Sizes: B clouds (open), N points, P patches, K points a patch, D width (all fixed).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from pointdistill.model.encoder import Encoder
+from pointdistill.model.transformer import Attention, Block, RMSNorm
+
+OPSET = 17
+"""Of 2022: old enough for the runtimes that robots have, and it has all that is needed."""
+
+IR_VERSION = 8
+"""The file format that came with it."""
+
+INPUT = "points"
+OUTPUTS = ("cls", "patches", "centers")
+
+
+class Nodes:
+    """Nodes under construction: each method adds what computes something, and names the result."""
+
+    def __init__(self, names: itertools.count[int] | None = None) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        # A loop's body is a graph of its own, but its names must differ from those around it.
+        self._names = names or itertools.count()
+
+    def body(self) -> Nodes:
+        """Nodes for the inside of a loop, which may use every name from around it."""
+        return Nodes(self._names)
+
+    def add(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        """One node with one output."""
+        output = name or self.new_name(kind)
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
+        return output
+
+    def new_name(self, kind: str) -> str:
+        """A name that no other value has."""
+        return f"{kind.lower()}_{next(self._names)}"
+
+    def constant(self, value: np.ndarray | Tensor, name: str | None = None) -> str:
+        """A stored value: a weight under its own name, or a number."""
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        name = name or self.new_name("constant")
+        self.constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+        return name
+
+    def number(self, value: float) -> str:
+        """A float32 scalar."""
+        return self.constant(np.array(value, np.float32))
+
+    def counts(self, *values: int) -> str:
+        """A row of int64: axes, sizes or indices."""
+        return self.constant(np.array(values, np.int64))
+
+    def sum(self, value: str, axis: int, *, keep: bool = False) -> str:
+        """Sum over one axis."""
+        return self.add("ReduceSum", value, self.counts(axis), keepdims=int(keep))
+
+    def square(self, value: str) -> str:
+        """Each value times itself."""
+        return self.add("Mul", value, value)
+
+
+def encoder_model(encoder: Encoder, points: int) -> onnx.ModelProto:
+    """The graph of ``encoder(points)``: the same patches, the same features.
+
+    Input ``points`` (B, N, 3) float32; outputs ``cls`` (B, D), if the encoder has a CLS token, ``patches``
+    (B, P, D) and ``centers`` (B, P, 3). Coordinates are not checked: where one is not finite, neither are the
+    features.
+
+    Args:
+        encoder: on any device, in float32.
+        points: N; more than twice those of a view in pretraining are thinned first, as the encoder does.
+    """
+    config = encoder.config
+    g = Nodes()
+    cloud, size = _unit_sphere(g, INPUT), points
+    if size > 2 * config.points:
+        cloud = _unit_sphere(g, _gather(g, cloud, _farthest(g, cloud, config.points)))
+        size = config.points
+    patches = patch_count(encoder, points)
+    centers = g.add("Identity", _gather(g, cloud, _farthest(g, cloud, patches)), name=OUTPUTS[2])
+    members = _gather(g, cloud, _nearest(g, cloud, centers, config.patch_points))
+    offsets = g.add("Sub", members, g.add("Unsqueeze", centers, g.counts(2)))
+    features = _embed_patches(g, encoder, offsets)
+    positions = _layers(g, "position_embedding", encoder.position_embedding, centers)
+    normed = _transformer(g, encoder, features, positions)
+    outputs = [(OUTPUTS[1], [patches, config.width]), (OUTPUTS[2], [patches, 3])]
+    if encoder.cls_token is None:
+        g.add("Identity", normed, name=OUTPUTS[1])
+    else:
+        g.add("Gather", normed, g.constant(np.array(0, np.int64)), axis=1, name=OUTPUTS[0])
+        g.add("Slice", normed, g.counts(1), g.counts(1 + patches), g.counts(1), name=OUTPUTS[1])
+        outputs.insert(0, (OUTPUTS[0], [config.width]))
+    return _model(g, points, outputs)
+
+
+def patch_count(encoder: Encoder, points: int) -> int:
+    """P, the patches that ``encoder`` cuts a cloud of N points into."""
+    config = encoder.config
+    size = config.points if points > 2 * config.points else points
+    return min(size, max(1, round(size * config.patches / config.points)))
+
+
+def _model(g: Nodes, points: int, outputs: Sequence[tuple[str, list[int]]]) -> onnx.ModelProto:
+    def value(name: str, sizes: list[int]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *sizes])
+
+    graph = helper.make_graph(
+        g.nodes,
+        "encoder",
+        [value(INPUT, [points, 3])],
+        [value(name, sizes) for name, sizes in outputs],
+        list(g.constants.values()),
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+
+
+def _unit_sphere(g: Nodes, points: str) -> str:
+    """``model.patches.to_unit_sphere``: a cloud of one repeated point stays at the origin."""
+    centered = g.add("Sub", points, g.add("ReduceMean", points, axes=[1]))
+    norms = g.sum(g.square(centered), 2, keep=True)
+    radius = g.add("Sqrt", g.add("ReduceMax", norms, axes=[1]))
+    has_size = g.add("Greater", radius, g.number(0.0))
+    return g.add("Div", centered, g.add("Where", has_size, radius, g.number(1.0)))
+
+
+def _farthest(g: Nodes, points: str, count: int) -> str:
+    """``model.patches.farthest_points`` from the outermost point on: (B, count) indices of (B, N, 3) points."""
+    from_origin = g.sum(g.square(points), 2)  # (B, N)
+    start = g.add("ArgMax", from_origin, axis=1, keepdims=1)  # (B, 1)
+    planes = g.add("Transpose", points, perm=[0, 2, 1])  # (B, 3, N)
+    infinite = g.add("Add", g.add("Mul", from_origin, g.number(0.0)), g.number(math.inf))
+
+    # Of the body's results the condition and two values go on to the next step; the last is collected.
+    b = g.body()
+    step, again, current, nearest = (b.new_name("step") for _ in range(4))
+    center = b.add("GatherND", points, current, batch_dims=1)  # (B, 3)
+    gap = b.sum(b.square(b.add("Sub", planes, b.add("Unsqueeze", center, b.counts(2)))), 1)
+    nearer = b.add("Min", nearest, gap)
+    following = b.add("ArgMax", nearer, axis=1, keepdims=1)
+    results = [b.add("Identity", again), following, nearer, b.add("Identity", current)]
+
+    body = helper.make_graph(
+        b.nodes,
+        "farthest_point",
+        [
+            helper.make_tensor_value_info(step, TensorProto.INT64, []),
+            helper.make_tensor_value_info(again, TensorProto.BOOL, []),
+            helper.make_tensor_value_info(current, TensorProto.INT64, ["batch", 1]),
+            helper.make_tensor_value_info(nearest, TensorProto.FLOAT, ["batch", None]),
+        ],
+        [
+            helper.make_tensor_value_info(results[0], TensorProto.BOOL, []),
+            helper.make_tensor_value_info(results[1], TensorProto.INT64, ["batch", 1]),
+            helper.make_tensor_value_info(results[2], TensorProto.FLOAT, ["batch", None]),
+            helper.make_tensor_value_info(results[3], TensorProto.INT64, ["batch", 1]),
+        ],
+        list(b.constants.values()),
+    )
+    chosen = [g.new_name("chosen") for _ in range(3)]
+    steps, yes = g.constant(np.array(count, np.int64)), g.constant(np.array(True))
+    g.nodes.append(helper.make_node("Loop", [steps, yes, start, infinite], chosen, body=body))
+    by_cloud = g.add("Transpose", chosen[2], perm=[1, 0, 2])  # from (count, B, 1)
+    return g.add("Squeeze", by_cloud, g.counts(2))
+
+
+def _nearest(g: Nodes, points: str, centers: str, count: int) -> str:
+    """(B, P, count) indices of the points nearest to each centre, from differences as in the model."""
+    squares = []
+    for axis in range(3):
+        index = g.counts(axis)
+        of_center = g.add("Gather", centers, index, axis=2)  # (B, P, 1)
+        of_point = g.add("Transpose", g.add("Gather", points, index, axis=2), perm=[0, 2, 1])
+        squares.append(g.square(g.add("Sub", of_center, of_point)))  # (B, P, N)
+    distance = g.add("Add", g.add("Add", squares[0], squares[1]), squares[2])
+    values, index = g.new_name("distance"), g.new_name("member")
+    g.nodes.append(
+        helper.make_node(
+            "TopK", [distance, g.counts(count)], [values, index], axis=2, largest=0, sorted=0
+        )
+    )
+    return index
+
+
+def _gather(g: Nodes, points: str, index: str) -> str:
+    """Rows of (B, N, 3) points at (B, ...) indices: (B, ..., 3)."""
+    return g.add("GatherND", points, g.add("Unsqueeze", index, g.counts(-1)), batch_dims=1)
+
+
+def _embed_patches(g: Nodes, encoder: Encoder, offsets: str) -> str:
+    """``model.encoder.PatchEmbedding``: the layer over [point, patch maximum] in two parts, as there."""
+    embedding, name = encoder.patch_embedding, "patch_embedding"
+    local = _layers(g, f"{name}.stage_one", embedding.stage_one, offsets)
+    summary = g.add("ReduceMax", local, axes=[2])  # (B, P, 1, hidden)
+    mix = embedding.stage_two[0]
+    assert isinstance(mix, nn.Linear)
+    of_point, of_patch = mix.weight.chunk(2, dim=1)
+    mixed = g.add(
+        "Add",
+        _product(g, f"{name}.stage_two.0.of_point", of_point, local),
+        _product(g, f"{name}.stage_two.0.of_patch", of_patch, summary, mix.bias),
+    )
+    rest = list(embedding.stage_two.named_children())[1:]
+    for child, layer in rest:
+        mixed = _layer(g, f"{name}.stage_two.{child}", layer, mixed)
+    return g.add("ReduceMax", mixed, axes=[2], keepdims=0)
+
+
+def _transformer(g: Nodes, encoder: Encoder, features: str, positions: str) -> str:
+    """(B, T, D) normed tokens; the CLS token in front, its position zero."""
+    if encoder.cls_token is not None:
+        # Multiplying by zero gives it as many rows as there are clouds.
+        row = g.add("Slice", positions, g.counts(0), g.counts(1), g.counts(1))
+        nowhere = g.add("Mul", row, g.number(0.0))
+        cls = g.add("Add", nowhere, g.constant(encoder.cls_token, "cls_token"))
+        features = g.add("Concat", cls, features, axis=1)
+        positions = g.add("Concat", nowhere, positions, axis=1)
+    tokens = features
+    for number, block in enumerate(encoder.transformer.blocks):
+        assert isinstance(block, Block)
+        name = f"transformer.blocks.{number}"
+        tokens = g.add("Add", tokens, positions)
+        normed = _layer(g, f"{name}.attention.norm", block.attention.norm, tokens)
+        mixed = _attention(g, f"{name}.attention.attention", block.attention.attention, normed)
+        tokens = g.add("Add", tokens, mixed)
+        normed = _layer(g, f"{name}.mlp.norm", block.mlp.norm, tokens)
+        wide = _layer(g, f"{name}.mlp.mlp.expand", block.mlp.mlp.expand, normed)
+        update = _layer(g, f"{name}.mlp.mlp.contract", block.mlp.mlp.contract, _gelu(g, wide))
+        tokens = g.add("Add", tokens, update)
+    return _layer(g, "transformer.norm", encoder.transformer.norm, tokens)
+
+
+def _attention(g: Nodes, name: str, attention: Attention, tokens: str) -> str:
+    """Multi-head self-attention of (B, T, D) tokens."""
+    width, heads = attention.project.in_features, attention.heads
+    split = g.counts(0, 0, heads, width // heads)
+    parts = []
+    for part, weight in zip(
+        ("query", "key", "value"), attention.query_key_value.weight.chunk(3), strict=True
+    ):
+        projected = _product(g, f"{name}.{part}", weight, tokens)
+        # The key is turned once more, for the product of queries and keys.
+        order = [0, 2, 3, 1] if part == "key" else [0, 2, 1, 3]
+        parts.append(g.add("Transpose", g.add("Reshape", projected, split), perm=order))
+    query, key, value = parts
+    scale = g.number((width // heads) ** -0.5)
+    scores = g.add("MatMul", g.add("Mul", query, scale), key)
+    mixed = g.add("MatMul", g.add("Softmax", scores, axis=-1), value)
+    joined = g.add("Reshape", g.add("Transpose", mixed, perm=[0, 2, 1, 3]), g.counts(0, 0, width))
+    return _layer(g, f"{name}.project", attention.project, joined)
+
+
+def _layers(g: Nodes, name: str, layers: nn.Sequential, value: str) -> str:
+    """Layers one after the other."""
+    for child, layer in layers.named_children():
+        value = _layer(g, f"{name}.{child}", layer, value)
+    return value
+
+
+def _layer(g: Nodes, name: str, layer: nn.Module, value: str) -> str:
+    """One layer, its weights under the names that they have in the encoder."""
+    if isinstance(layer, nn.Linear):
+        return _product(g, name, layer.weight, value, layer.bias)
+    if isinstance(layer, RMSNorm):
+        assert layer.eps is not None
+        mean = g.add("ReduceMean", g.square(value), axes=[-1])
+        size = g.add("Sqrt", g.add("Add", mean, g.number(layer.eps)))
+        weight = g.constant(layer.weight, f"{name}.weight")
+        return g.add("Mul", g.add("Div", value, size), weight)
+    assert isinstance(layer, nn.GELU), f"{name} is a {type(layer).__name__}, which has no node here"
+    return _gelu(g, value)
+
+
+def _product(g: Nodes, name: str, weight: Tensor, value: str, bias: Tensor | None = None) -> str:
+    """A linear layer; the weight is stored as the product takes it, (inputs, outputs)."""
+    product = g.add("MatMul", value, g.constant(weight.T, f"{name}.weight"))
+    return product if bias is None else g.add("Add", product, g.constant(bias, f"{name}.bias"))
+
+
+def _gelu(g: Nodes, value: str) -> str:
+    """The exact one."""
+    gate = g.add("Erf", g.add("Mul", value, g.number(math.sqrt(0.5))))
+    return g.add("Mul", g.add("Mul", value, g.number(0.5)), g.add("Add", gate, g.number(1.0)))

@@ -1,0 +1,133 @@
+"""The process in which ``measure_steps`` trains: a trial as JSON on stdin, what it came to as JSON on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pointdistill.data.corpus import open_corpus
+from pointdistill.engine.config import PretrainConfig, from_plain
+from pointdistill.engine.devices import pick_device
+from pointdistill.engine.machine import GIB, out_of_memory, peak_resident_gib, resident_gib
+from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
+from pointdistill.engine.run_folder import TrainingCorpus
+from pointdistill.errors import PointDistillError
+
+WARM_STEPS = 2
+"""Not timed: the optimiser makes its moments, kernels choose their ways."""
+
+TIMED_STEPS = 30
+LEAST_STEPS = 3
+"""Timed steps that are wanted however slow they are."""
+
+ENDLESS = 10**6
+"""Steps of the run, so that it never comes to its end, where it would save."""
+
+
+class SyntheticCorpus:
+    """As many shapes as asked for, of random points; a few are made, and given again and again."""
+
+    path = Path("synthetic")
+    sources: tuple[Any, ...] = ()
+
+    def __init__(self, shapes: int, points: int) -> None:
+        rng = np.random.default_rng(0)
+        self.shapes = shapes
+        self.clouds = rng.standard_normal((8, points, 3), np.float32)
+
+    def __len__(self) -> int:
+        return self.shapes
+
+    def points(self, index: int) -> NDArray[np.float32]:
+        """(n, 3) float32."""
+        return self.clouds[index % len(self.clouds)]
+
+
+class _EnoughError(Exception):
+    """Leaves the loop between two steps, without a checkpoint."""
+
+
+class Watch:
+    """The wall time of every step but the first, until there are enough."""
+
+    def __init__(self, budget: float) -> None:
+        self.budget = budget
+        self.marks: list[tuple[int, float]] = []
+
+    def __call__(self, record: StepRecord) -> None:
+        """Take note of a report; leaves the loop when there are enough."""
+        self.marks.append((record.step, time.perf_counter()))
+        timed = record.step - WARM_STEPS
+        spent = self.marks[-1][1] - self.marks[0][1]
+        if timed >= TIMED_STEPS or (timed >= LEAST_STEPS and spent > self.budget):
+            raise _EnoughError
+
+    def seconds(self) -> list[float]:
+        """Of a step, between any two reports that follow each other."""
+        warm = [mark for mark in self.marks if mark[0] >= WARM_STEPS]
+        pairs = itertools.pairwise(warm)
+        return [(late - early) / (last - first) for (first, early), (last, late) in pairs]
+
+
+def run_trial(given: dict[str, Any]) -> dict[str, Any]:
+    """A measurement, as plain values."""
+    config = from_plain(PretrainConfig, given["config"])
+    corpus: TrainingCorpus = (
+        SyntheticCorpus(4 * config.batch_size, given["points"])
+        if given["corpus"] is None
+        else open_corpus(Path(given["corpus"]))
+    )
+    on_gpu = pick_device(given["device"]).type == "cuda"
+    idle = 0.0 if on_gpu else (resident_gib() or 0.0)
+    watch = Watch(given["seconds"])
+    options = RunOptions(
+        device=given["device"],
+        precision=given["precision"],
+        save_every=ENDLESS,
+        save_minutes=ENDLESS,
+    )
+    with contextlib.suppress(_EnoughError):
+        pretrain(
+            replace(config, steps=ENDLESS),
+            corpus=corpus,
+            run=Path(given["run"]),
+            options=options,
+            report=watch,
+        )
+    peak = torch.cuda.max_memory_allocated() / GIB if on_gpu else peak_resident_gib()
+    return {
+        "batch_size": config.batch_size,
+        "seconds": statistics.median(watch.seconds()),
+        "gib": peak,
+        "idle_gib": idle,
+        "steps": watch.marks[-1][0] - WARM_STEPS,
+    }
+
+
+def main() -> None:
+    """Answer with one line of JSON."""
+    answer: dict[str, Any]
+    try:
+        answer = {"measured": run_trial(json.load(sys.stdin))}
+    except PointDistillError as error:
+        answer = {"refused": str(error)}
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        answer = {"out_of_memory": True}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

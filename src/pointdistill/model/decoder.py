@@ -1,0 +1,109 @@
+"""Points of hidden patches from the features of visible ones: a way to see what features hold.
+
+Sizes: R rows (a view under a mask), S visible patches, H hidden patches, K points a patch, D encoder width,
+W decoder width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pointdistill.errors import ConfigError
+from pointdistill.model.patches import Patches, gather_points
+from pointdistill.model.predictor import PredictorBlock
+from pointdistill.model.transformer import RMSNorm
+
+PLACE_HIDDEN = 64
+"""Width of the hidden layer between a patch's centre and its embedding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """A decoder small enough that what it draws must come from the features."""
+
+    width: int
+    """W."""
+
+    heads: int
+    """Attention heads; divides ``width``."""
+
+    depth: int = 2
+    """Blocks of cross-attention and MLP."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 1 or self.heads < 1 or self.width < 1 or self.width % self.heads:
+            msg = f"decoder needs at least one block and heads that divide its width, got {self}"
+            raise ConfigError(msg)
+
+
+class PatchDecoder(nn.Module):
+    """Asks for each hidden patch by its place; the answer comes through attention to visible features.
+
+    Hidden patches do not attend to each other: where the others lie would give the shape away without features.
+    """
+
+    def __init__(self, encoder_width: int, patch_points: int, config: DecoderConfig) -> None:
+        super().__init__()
+        self.patch_points = patch_points
+        self.narrow = nn.Linear(encoder_width, config.width)
+        self.place = nn.Sequential(
+            nn.Linear(3, PLACE_HIDDEN), nn.GELU(), nn.Linear(PLACE_HIDDEN, config.width)
+        )
+        self.blocks = nn.ModuleList(
+            PredictorBlock(config.width, config.heads, query_attention=False)
+            for _ in range(config.depth)
+        )
+        self.norm = RMSNorm(config.width)
+        self.draw = nn.Linear(config.width, 3 * patch_points)
+
+    def forward(
+        self,
+        cls: Tensor | None,
+        features: Tensor,
+        visible_centers: Tensor,
+        hidden_centers: Tensor,
+    ) -> Tensor:
+        """(R, H, K, 3) points of the hidden patches, relative to their centres.
+
+        Args:
+            cls: (R, D) of the CLS token, or None.
+            features: (R, S, D) of the visible patches.
+            visible_centers: (R, S, 3) in the view's unit sphere.
+            hidden_centers: (R, H, 3).
+        """
+        memory = self.narrow(features) + self.place(visible_centers)
+        if cls is not None:
+            memory = torch.cat([self.narrow(cls)[:, None], memory], dim=1)
+        queries = self.place(hidden_centers)
+        for block in self.blocks:
+            queries = block(queries, memory)
+        return self.draw(self.norm(queries)).unflatten(-1, (self.patch_points, 3))
+
+
+def chamfer_distance(predicted: Tensor, target: Tensor) -> Tensor:
+    """(...) symmetric squared Chamfer distance between (..., K, 3) and (..., L, 3) points.
+
+    The mean squared distance of a predicted point to the nearest target, plus that of a target to the nearest
+    predicted point, in the square of the points' unit.
+    """
+    squared = (predicted.unsqueeze(-2) - target.unsqueeze(-3)).square().sum(-1)  # (..., K, L)
+    return squared.amin(-1).mean(-1) + squared.amin(-2).mean(-1)
+
+
+def copied_patches(patches: Patches, visible_index: Tensor, hidden_index: Tensor) -> Tensor:
+    """(R, H, K, 3) guesses without any learning: each hidden patch is the visible one with the nearest centre.
+
+    Args:
+        patches: all P of each of R views.
+        visible_index: (R, S).
+        hidden_index: (R, H).
+    """
+    centers = gather_points(patches.centers, visible_index)
+    wanted = gather_points(patches.centers, hidden_index)
+    nearest = torch.cdist(wanted, centers).argmin(-1)  # (R, H), places among the visible
+    source = visible_index.gather(1, nearest)
+    rows = torch.arange(len(source), device=source.device)[:, None]
+    return patches.offsets[rows, source]

@@ -1,0 +1,157 @@
+"""``finetune`` and ``predict`` as typed: what they print, their exit codes, Ctrl-C, and their options."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from pointdistill.cli import app, main
+from pointdistill.cli.finetune import TaskName
+from pointdistill.engine.training_data import FOLDER, KINDS
+from tests.engine.labelled import saved_encoder
+from tests.engine.test_finetune import mesh_folder
+from tests.engine.test_models import classifier_folder, segmenter_folder
+
+SURFACE = {
+    "finetune": {
+        "--data",
+        "--encoder",
+        "--output",
+        "-o",
+        "--split",
+        "--stand-in",
+        "--from-scratch",
+        "--frozen",
+        "--epochs",
+        "--seed",
+        "--held-out",
+        "--up",
+        "--resume",
+        "--device",
+    },
+    "predict": {"--category", "--output", "-o", "--up", "--json", "--device"},
+}
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with an encoder and a few labelled meshes."""
+    monkeypatch.chdir(tmp_path)
+    saved_encoder(tmp_path / "encoder")
+    mesh_folder(tmp_path / "meshes")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", SURFACE)
+def test_options_do_not_grow_by_accident(command: str) -> None:
+    known = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    options = {name for p in known.params for name in p.opts if name.startswith("-")}
+    assert options == SURFACE[command]
+
+
+def test_names_on_the_command_line_are_the_engines() -> None:
+    assert [name.value for name in TaskName] == [FOLDER, *KINDS]
+
+
+def test_from_a_folder_to_names(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin = ("finetune", "--data", "meshes", "--encoder", "encoder", "--device", "cpu")
+    assert run(*begin, "--epochs", "60") == 0
+    said = capsys.readouterr()
+    assert "test accuracy" in said.out
+    assert "chosen on the test shapes: a bound, not a result" in said.out
+    assert "next: pointdistill predict models/meshes FILE…" in said.out
+    assert "recipe few-shot, 60 epochs instead of the recipe's 150, on cpu" in said.err
+    files = ["meshes/ball/0.ply", "meshes/rod/1.ply", "missing.obj"]
+    assert run("predict", "models/meshes", *files, "--device", "cpu") == 2
+    said = capsys.readouterr()
+    assert "| meshes/ball/0.ply | ball " in said.out
+    assert "| meshes/rod/1.ply | rod " in said.out
+    assert "error: missing.obj: cannot be read" in said.err
+    assert "1 of 3 files could not be used" in said.err
+    assert "2 of 2 files state no up axis; z was taken" in said.err
+    assert run("predict", "models/meshes", files[0], "--json", "--device", "cpu") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["file"] == files[0]
+    assert row["class"] == max(row["probabilities"], key=row["probabilities"].get) == "ball"
+    assert sum(row["probabilities"].values()) == pytest.approx(1.0)
+
+
+def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    segmenter_folder(here / "seg")
+    asked = ("predict", "seg", "meshes/ball/0.ply", "--category", "chair", "--device", "cpu")
+    assert run(*asked, "--output", "out") == 0
+    said = capsys.readouterr().out
+    assert "| meshes/ball/0.ply | 16,384 | " in said
+    assert "parts: out" in said
+    assert (here / "out" / "0.ply").read_bytes().startswith(b"ply\n")
+    assert run(*asked, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert sum(row["parts"].values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["finetune"], "for your own shapes give --data FOLDER"),
+        (["finetune", "--data", "meshes", "--encoder", "nowhere"], "nowhere: no encoder here"),
+        (["finetune", "modelnet40", "--encoder", "encoder"], "ModelNet40.zip"),
+        (["finetune", "--resume"], "give --resume with --output alone"),
+        (["finetune", "--resume", "--output", "x", "--seed", "1"], "alone, and seed was given"),
+        (["finetune", "--resume", "--output", "x"], "x: no model here"),
+        (["finetune", "cars"], "'cars'"),
+        (["predict", "encoder", "a.obj"], "neither a classifier nor a segmenter"),
+        (["predict", "cls", "a.obj", "--category", "chair"], "cls is a classifier"),
+        (["predict", "seg", "a.obj"], "must be told the files' category"),
+        (["predict", "seg", "a.obj", "--category", "x", "--output", "x.obj"], "not .obj"),
+        (["predict", "cls", "a.obj", "--device", "tpu"], "tpu"),
+        (["predict", "cls", "missing.obj"], "missing.obj"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classifier_folder(here / "cls")
+    segmenter_folder(here / "seg")
+    assert run(*arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
+    assert [line.startswith("error: ") for line in lines] == [False] * (len(lines) - 1) + [True]
+
+
+def test_ctrl_c_saves_and_resume_gives_the_same_bytes(here: Path) -> None:
+    begin = [sys.executable, "-m", "pointdistill", "finetune", "--device", "cpu"]
+    own = ["--data", "meshes", "--encoder", "encoder", "--epochs", "60"]
+    started = subprocess.Popen(
+        [*begin, *own, "--output", "split"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stderr is not None
+    # Said just before the first step; Ctrl-C counts from then on.
+    while "recipe few-shot" not in (line := started.stderr.readline()):
+        assert line, "it ended before it trained"
+    time.sleep(0.1)
+    started.send_signal(signal.SIGINT)
+    out, error = started.communicate(timeout=60)
+    assert started.returncode == 130, error
+    assert "Traceback" not in error
+    assert "next: pointdistill finetune --resume --output split" in out
+    assert not (here / "split" / "model.safetensors").exists()
+    assert run("finetune", "--resume", "--output", "split", "--device", "cpu") == 0
+    assert run("finetune", *own, "--output", "whole", "--device", "cpu") == 0
+    whole, split = (here / name / "model.safetensors" for name in ("whole", "split"))
+    assert whole.read_bytes() == split.read_bytes()

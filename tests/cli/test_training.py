@@ -1,0 +1,182 @@
+"""What a training run shows, plain and on a terminal, and how it says that it must stop."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from pointdistill.cli import main, training, training_progress
+from pointdistill.cli.training_progress import remarks_to, span
+from pointdistill.cli.training_progress import training_progress as shown
+from pointdistill.data.build import build_corpus
+from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.engine.pretrain import StepRecord
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "corpus"
+    source = open_source("builtin", SourceRequest(shapes=16))
+    build_corpus(source, folder, points=300, seed=0, workers=0)
+    return folder
+
+
+def record(step: int, total: int = 100, speed: float = 64.0) -> StepRecord:
+    return StepRecord(
+        step=step,
+        total=total,
+        epoch=0,
+        batch_size=32,
+        loss=4.25,
+        terms={"patch": 4.0, "cls": 4.5},
+        gradient_norm=1.0,
+        learning_rate=1e-3,
+        shapes_per_second=speed,
+    )
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return int(stopped.value.code or 0)
+
+
+def test_a_file_gets_a_line_a_minute_and_no_control_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Steps of 40 seconds: the first, the third (80 s later), the fifth, and the last."""
+    clock = [0.0]
+    monkeypatch.setattr(training_progress.time, "monotonic", lambda: clock[0])
+    file = io.StringIO()
+    with shown(Console(file=file)) as show:
+        for step in range(1, 7):
+            show(record(step, total=6))
+            clock[0] += 40.0
+    text = file.getvalue()
+    assert [line.split(":")[0] for line in text.splitlines()] == [
+        f"step {step} of 6" for step in (1, 3, 5, 6)
+    ]
+    assert text.splitlines()[1].endswith("64 shapes/s, 2 minutes left")
+    assert text.isprintable() or set(text) - {c for c in text if c.isprintable()} == {"\n"}
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    file = io.StringIO()
+    with shown(Console(file=file, force_terminal=True, width=120)) as show:
+        show(record(3))
+    assert "3/100" in file.getvalue()
+    assert "loss 4.250 (patch 4.000 cls 4.500)" in file.getvalue()
+
+
+def test_a_slow_run_says_its_cost_once() -> None:
+    file = io.StringIO()
+    with shown(Console(file=file)) as show:
+        for step in range(1, 6):
+            show(record(step, total=90_003, speed=32.0))  # a step a second
+    (line,) = [line for line in file.getvalue().splitlines() if line.startswith("cost:")]
+    assert line.startswith("cost: about 25.0 hours for this run on this device (32.0 shapes/s)")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (40, "40 seconds"),
+        (1500, "25 minutes"),
+        (7199, "120 minutes"),
+        (11520, "3.2 hours"),
+        (864000, "10 days"),
+    ],
+)
+def test_spans(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_remarks_of_the_run_are_shown_while_it_lasts() -> None:
+    file, log = io.StringIO(), logging.getLogger("pointdistill")
+    with remarks_to(Console(file=file)):
+        log.warning("the disk is [full]")
+    log.warning("nobody listens")
+    assert file.getvalue() == "the disk is [full]\n"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_full_memory_is_one_line_with_the_next_step(
+    corpus: Path,
+    tmp_path: Path,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "carry_out", full)
+    code = run("pretrain", "--recipe", "tiny", "--data", str(corpus), "--batch-size", "8")
+    assert code == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: a step of 8 shapes does not fit into the memory of this device")
+    assert "smaller --batch-size (such as 4)" in said
+    assert "pointdistill plan" in said
+
+
+def test_ctrl_c_is_answered_at_once_and_saves(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The signal comes while the second step is reported: it is answered before the run is over."""
+    import signal
+
+    class Signalled:
+        def __init__(self, _console: Console) -> None:
+            pass
+
+        def __call__(self, seen: StepRecord) -> None:
+            if seen.step == 2:
+                signal.raise_signal(signal.SIGINT)
+                assert "finishing this step, then saving" in capfd.readouterr().err
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training_progress, "_Lines", Signalled)
+    code = run(
+        *("pretrain", "--recipe", "tiny-mpm", "--data", str(corpus), "--batch-size", "4"),
+        *("--steps", "50", "--device", "cpu", "--set", "encoder.depth=1"),
+    )
+    assert code == 130
+    said = capfd.readouterr()
+    assert "everything is saved in runs/tiny-mpm-1" in said.out
+    assert "next: pointdistill pretrain --resume --run runs/tiny-mpm-1" in said.out
+    assert list(Path("runs/tiny-mpm-1/checkpoints").iterdir())
+
+
+def test_recipes_are_listed_and_printed_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("recipes") == 0
+    assert "| tiny-mpm-no-predictor | mpm | 600 steps | 32 |" in capsys.readouterr().out
+    assert run("recipes", "tiny-mpm") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("# Our own: masked patches alone")
+    assert "masking.ratio = 0.8" in lines
+
+
+def test_a_plan_by_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--recipe", "tiny-mpm", "--set", "seed=4", "--shapes", "4000", "--device", "cpu"]
+    assert run("plan", "--no-measure", *arguments) == 0
+    said = capsys.readouterr()
+    assert "changed from tiny-mpm: seed = 4 (recipe: 0)" in said.err
+    lines = dict(line.split(maxsplit=1) for line in said.out.splitlines())
+    assert lines["run"] == "tiny-mpm, mpm mode"
+    assert lines["steps"] == "600 of 32 shapes (4.8 epochs)"
+    assert lines["basis"] == "arithmetic for float32"
+    assert lines["time"].startswith("not measured; 1.66 GFLOP a step")
+    assert lines["next:"] == ("pointdistill pretrain --recipe tiny-mpm --set seed=4 --device cpu")
+    assert not list(tmp_path.iterdir())

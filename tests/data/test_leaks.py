@@ -1,0 +1,275 @@
+"""Fingerprints, the laying of clouds upon each other, ids, the kept file, and the check as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pointdistill.data.build import build_corpus
+from pointdistill.data.builtin import make_shape, sample_shape
+from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.leaks import HeldOut, find_leaks, store
+from pointdistill.data.leaks.candidates import MOST, Wanted, nearest_prints
+from pointdistill.data.leaks.check import match_clouds
+from pointdistill.data.leaks.fingerprint import SIZE, centred, fingerprint, tangents, thinned
+from pointdistill.data.leaks.ids import leaks_by_id
+from pointdistill.data.leaks.store import FILE_NAME, Prints, corpus_prints, kept_prints
+from pointdistill.data.leaks.surface import SAME_SURFACE, Survey, surface_gap
+from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.data.sources.base import shape_rng
+
+Cloud = NDArray[np.float32]
+CATEGORIES = ("airplane", "bed", "chair", "lamp", "sofa", "table")
+SHAPES = 60
+SEED = 3
+
+
+def moved(points: Cloud, *, rng: np.random.Generator, mirror: bool = False) -> Cloud:
+    """Turned about z, scaled, shifted."""
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    turn = np.array(((cosine, -sine, 0.0), (sine, cosine, 0.0), (0.0, 0.0, 1.0)))
+    if mirror:
+        turn[:, 0] *= -1.0
+    scale = 10.0 ** rng.uniform(-2.0, 2.0)
+    return ((points @ turn.T + rng.normal(size=3)) * scale).astype(np.float32)
+
+
+def resampled(number: int, count: int = 1024) -> Cloud:
+    """Another sample of shape ``number`` of the corpus, moved."""
+    name = f"{CATEGORIES[number % 6]}/{number // 6:06d}"
+    shape = make_shape(
+        name.split("/")[0], rng=shape_rng(seed=SEED, source="builtin", shape_id=name)
+    )
+    rng = np.random.default_rng((1, number))
+    return moved(sample_shape(shape, count, rng=rng)[0], rng=rng)
+
+
+def clean(number: int, count: int = 1024) -> Cloud:
+    """A shape of the same categories that is not in the corpus."""
+    rng = np.random.default_rng((2, number))
+    return moved(
+        sample_shape(make_shape(CATEGORIES[number % 6], rng=rng), count, rng=rng)[0], rng=rng
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("leaks") / "corpus"
+    source = open_source("builtin", SourceRequest(shapes=SHAPES, categories=CATEGORIES))
+    build_corpus(source, folder, points=4096, seed=SEED, workers=0)
+    return open_corpus(folder)
+
+
+def held_out(clouds: list[Cloud], **other: object) -> HeldOut:
+    given = HeldOut(benchmark="ModelNet40", clouds=clouds, ids=None, checksum="a", stand_in=False)
+    return replace(given, **other)  # type: ignore[arg-type]
+
+
+def naive_fingerprint(points: Cloud) -> list[float]:
+    """The definition, one average at a time."""
+    x, y, z = centred(points).T
+    rho, theta = np.minimum(np.hypot(x, y), 3.0), np.arctan2(y, x)
+    found = []
+    for k in range(4):
+        for level in range(6):
+            wave = np.cos(k * np.pi * rho / 3) * np.cos(level * np.pi * (np.clip(z, -3, 3) + 3) / 6)
+            found.append(wave.mean())
+            for m in range(1, 7):
+                power = abs((wave * np.exp(1j * m * theta)).mean()) ** 2
+                power -= ((wave**2).mean() - power) / (len(points) - 1)
+                found.append(np.sqrt(max(power, 0.0)))
+    return found
+
+
+def test_fingerprint_is_what_it_says() -> None:
+    points = clean(2, 700)
+    np.testing.assert_allclose(fingerprint(points), naive_fingerprint(points), atol=2e-4)
+
+
+def test_fingerprint_forgets_turn_scale_and_place_alone() -> None:
+    points = clean(2, 2000)
+    mine = fingerprint(points)
+    rng = np.random.default_rng(0)
+    np.testing.assert_allclose(fingerprint(moved(points, rng=rng)), mine, atol=2e-3)
+    lying = fingerprint(points[:, [2, 0, 1]])
+    assert np.linalg.norm(lying - mine) > 0.1
+
+
+def test_tangents_explain_a_shifted_centre() -> None:
+    """One point far away moves the mean; what that changes lies in the tangents nearly all."""
+    points = centred(clean(1, 2000)).astype(np.float32)
+    pulled = np.vstack((points, np.full((20, 3), 2.5, np.float32)))
+    change = fingerprint(points + 0.0) - fingerprint(pulled)
+    slopes = tangents(points)
+    np.testing.assert_allclose(slopes.T @ slopes, np.eye(4), atol=1e-5)
+    left = change - slopes @ (slopes.T @ change)
+    assert np.linalg.norm(left) < 0.7 * np.linalg.norm(change)
+
+
+def test_coinciding_points_have_a_fingerprint() -> None:
+    assert np.isfinite(fingerprint(np.ones((40, 3), np.float32))).all()
+
+
+def test_thinned_is_evenly_spaced() -> None:
+    rows = np.arange(30.0).reshape(10, 3)
+    assert thinned(rows, 4)[:, 0].tolist() == [0.0, 6.0, 15.0, 21.0]
+    assert thinned(rows, 10) is rows
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_gap_of_two_samples_is_one_and_of_two_shapes_is_not(corpus: Corpus, number: int) -> None:
+    names = corpus.ids()
+    index = names.index(f"{CATEGORIES[number]}/000000")
+    same = surface_gap(Survey(resampled(number)), Survey(corpus.points(index)))
+    assert 0.9 < same < SAME_SURFACE
+    other = names.index(f"{CATEGORIES[number]}/000001")
+    assert surface_gap(Survey(resampled(number)), Survey(corpus.points(other))) > 1.3
+
+
+def test_the_same_points_have_no_gap(corpus: Corpus) -> None:
+    points = corpus.points(7)
+    turned = moved(points, rng=np.random.default_rng(5))
+    assert surface_gap(Survey(turned), Survey(points)) < 0.6
+
+
+def test_a_mirrored_shape_is_another() -> None:
+    """Of a shape without a plane of symmetry: two planks across each other, one of them tilted."""
+    rng = np.random.default_rng(0)
+    u, v = rng.random((2, 5000, 1))
+    planks = np.where(
+        rng.random((5000, 1)) < 0.5,
+        u * np.array((1.0, 0.0, 0.0)) + v * np.array((0.0, 0.3, 0.0)),
+        u * np.array((0.1, 0.9, 0.3)) + v * np.array((0.2, 0.0, 0.1)) + np.array((0.6, 0.0, 0.2)),
+    ).astype(np.float32)
+    seen = Survey(planks[:4000])
+    assert surface_gap(Survey(moved(planks[4000:], rng=rng)), seen) < SAME_SURFACE
+    assert surface_gap(Survey(moved(planks[4000:], rng=rng, mirror=True)), seen) > 1.5
+
+
+def test_nearest_prints_agree_with_all_distances() -> None:
+    """Over more corpus rows than one chunk, and more than are kept."""
+    rng = np.random.default_rng(0)
+    clouds = [clean(k, 512) for k in range(3)]
+    wanted = Wanted.of(clouds)
+    near = np.repeat(wanted.prints, 3000, axis=0) + rng.normal(scale=0.03, size=(9000, SIZE))
+    prints = Prints(near.astype(np.float16), rng.integers(500, 4096, 9000).astype(np.uint16))
+    found = nearest_prints(prints, wanted)
+    for k in range(3):
+        apart = prints.values.astype(np.float64) - wanted.prints[k]
+        apart -= (apart @ wanted.tangents[k]) @ wanted.tangents[k].T
+        distance = (apart**2).sum(axis=1) / (1 / 512 + 1 / prints.points.astype(np.float64))
+        best = np.argsort(distance)[:MOST]
+        assert distance[best[-1]] < 85.0
+        assert set(found[k].tolist()) == set(best.tolist())
+        assert found[k][0] == best[0]
+    far = Prints(np.full((5, SIZE), 0.9, np.float16), np.full(5, 4096, np.uint16))
+    assert [len(few) for few in nearest_prints(far, wanted)] == [0, 0, 0]
+
+
+def test_planted_shapes_are_found_and_clean_ones_are_not(corpus: Corpus) -> None:
+    """The benchmark in small: all that was planted, under its own name, and nothing else."""
+    numbers = list(range(0, SHAPES, 9))
+    clouds = [resampled(number, 1024 + 1024 * (number % 2)) for number in numbers]
+    others = [clean(number, 1024) for number in range(6)]
+    found = match_clouds([*clouds, *others], corpus, workers=1)
+    names = corpus.ids()
+    expected = [f"{CATEGORIES[number % 6]}/{number // 6:06d}" for number in numbers]
+    assert [names[m.corpus_index] if m else None for m in found] == [*expected, *[None] * 6]
+
+
+def test_the_report_does_not_depend_on_the_workers(corpus: Corpus) -> None:
+    shapes = held_out([clean(0), resampled(4), resampled(9)])
+    alone = find_leaks(shapes, corpus, workers=1)
+    assert [(leak.test, leak.how, leak.source) for leak in alone.leaks] == [
+        (1, "geometry", "builtin"),
+        (2, "geometry", "builtin"),
+    ]
+    assert alone.leaks[0].corpus_id == f"{CATEGORIES[4]}/000000"
+    assert find_leaks(shapes, corpus, workers=2) == alone
+
+
+def test_fingerprints_are_kept_and_go_on_after_a_stop(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (corpus.path / FILE_NAME).unlink(missing_ok=True)
+    monkeypatch.setattr(store, "_BLOCK", 8)
+
+    def stop(done: int, total: int) -> None:
+        assert total == SHAPES
+        if done >= 24:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        corpus_prints(corpus, workers=1, progress=stop)
+    assert len(kept_prints(corpus)) == 24
+    steps: list[int] = []
+    whole = corpus_prints(corpus, workers=1, progress=lambda done, _: steps.append(done))
+    assert steps[0] == 32
+    assert steps[-1] == SHAPES
+    again = corpus_prints(corpus, workers=1, progress=lambda *_: pytest.fail("computed again"))
+    np.testing.assert_array_equal(again.values, whole.values)
+    expected = fingerprint(corpus.points(33)).astype(np.float16)
+    np.testing.assert_array_equal(whole.values[33], expected)
+
+
+@pytest.mark.parametrize("damage", ["other corpus", "other version", "cut short"])
+def test_fingerprints_of_something_else_are_not_used(corpus: Corpus, damage: str) -> None:
+    corpus_prints(corpus, workers=1)
+    path = corpus.path / FILE_NAME
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        with h5py.File(path, "r+") as file:
+            file.attrs["corpus" if damage == "other corpus" else "version"] = "another"
+    assert len(kept_prints(corpus)) == 0
+    assert len(corpus_prints(corpus, workers=1)) == SHAPES
+    assert len(kept_prints(corpus)) == SHAPES
+
+
+def named(corpus: Corpus, **facts: object) -> Corpus:
+    """The same corpus, its one source under another name."""
+    source = replace(corpus.sources[0], **facts)  # type: ignore[arg-type]
+    shards = tuple(replace(s, source=source.name) for s in corpus.manifest.shards)
+    return Corpus(corpus.path, replace(corpus.manifest, sources=(source,), shards=shards))
+
+
+@pytest.mark.parametrize(
+    ("source", "benchmark", "ids", "found"),
+    [
+        ("modelnet40", "ModelNet40", ("chair/000001", "chair/999999"), {0: "chair/000001"}),
+        ("shapenet", "ModelNet40", ("chair/000001",), {}),
+        ("shapenet", "ShapeNetPart", ("03001627/000001",), {0: "airplane/000001"}),
+        ("objaverse-cap3d", "Objaverse-LVIS", ("000002",), {0: "airplane/000002"}),
+        ("modelnet40", "ModelNet40 few-shot", ("chair/000001",), {}),
+    ],
+)
+def test_ids_meet_in_the_same_data_alone(
+    corpus: Corpus, source: str, benchmark: str, ids: tuple[str, ...], found: dict[int, str]
+) -> None:
+    shapes = held_out([clean(0, 64)] * len(ids), benchmark=benchmark, ids=ids)
+    leaks = leaks_by_id(shapes, named(corpus, name=source))
+    assert {number: leak.corpus_id for number, leak in leaks.items()} == found
+
+
+def test_ids_of_a_stand_in_mean_nothing_in_another_archive(corpus: Corpus) -> None:
+    shapes = held_out([clean(0, 64)], ids=("chair/000001",), stand_in=True)
+    facts = {"name": "modelnet40-stand-in", "stand_in": True}
+    assert not leaks_by_id(shapes, named(corpus, archive_sha256="b", **facts))
+    assert leaks_by_id(shapes, named(corpus, archive_sha256="a", **facts))
+    assert not leaks_by_id(shapes, named(corpus, name="modelnet40"))
+
+
+def test_a_shape_found_by_id_is_not_compared(corpus: Corpus) -> None:
+    """And one whose id is absent still is, in the same source."""
+    known = named(corpus, name="modelnet40")
+    shapes = held_out([clean(0), resampled(2)], ids=("chair/000003", "chair/test/1"))
+    report = find_leaks(shapes, known, workers=1)
+    assert [(leak.test, leak.how) for leak in report.leaks] == [(0, "id"), (1, "geometry")]
+    assert report.ids_met == ("modelnet40",)
+    assert report.count("id") == report.count("geometry") == 1
+    assert not find_leaks(held_out([resampled(2)]), known, geometry=False).leaks

@@ -1,0 +1,94 @@
+"""LAS clouds made byte by byte, and what is refused; arrays that claim more than they hold."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pointdistill.data.meshes import PointSet, read_mesh
+from pointdistill.errors import DataError
+
+COUNTS = np.arange(120).reshape(40, 3).astype("<i4")
+
+
+def las(*, minor: int = 2, form: int = 0, record: int = 20, points: int = 40) -> bytes:
+    """A header as the specification lays it out, and 40 points; scale 0.5, 0.25, 2, moved by 10, 20, 30."""
+    header = bytearray(375 if minor >= 4 else 227)
+    header[:4] = b"LASF"
+    header[24:26] = bytes((1, minor))
+    struct.pack_into(
+        "<HIIBHI",
+        header,
+        94,
+        len(header),
+        len(header),
+        0,
+        form,
+        record,
+        0 if minor >= 4 else points,
+    )
+    struct.pack_into("<6d", header, 131, 0.5, 0.25, 2.0, 10.0, 20.0, 30.0)
+    if minor >= 4:
+        struct.pack_into("<Q", header, 247, points)
+    return bytes(header) + b"".join(row.tobytes() + b"\7" * (record - 12) for row in COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("minor", "form", "record"), [(2, 0, 20), (3, 3, 34), (4, 6, 30), (4, 1, 31)]
+)
+def test_points_are_scaled_and_moved(minor: int, form: int, record: int, tmp_path: Path) -> None:
+    path = tmp_path / "scan.LAS"
+    path.write_bytes(las(minor=minor, form=form, record=record))
+    cloud = read_mesh(path)
+    assert isinstance(cloud, PointSet)
+    np.testing.assert_array_equal(cloud.points, COUNTS * [0.5, 0.25, 2.0] + [10.0, 20.0, 30.0])
+    assert cloud.declared_up == "z"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (las(points=4_000_000_000), "at most 15,000,000 are accepted"),
+        (las(points=41), "promises 41 points, the file has 40; it is cut short"),
+        (las(minor=4, points=10**18), "at most 15,000,000 are accepted"),
+        (las()[:300], "promises 40 points, the file has 3; it is cut short"),
+        (las(form=0x82), r"is compressed \(LAZ\)"),
+        (las(form=11), "point format 11 with 20 bytes a point"),
+        (b"LASF" + b"\0" * 300, "point format 0 with 0 bytes a point"),
+        (b"PK\3\4" + b"\0" * 300, "expected a LAS header"),
+    ],
+)
+def test_damage_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "scan.las"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        read_mesh(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scale_of_nan_is_refused(tmp_path: Path) -> None:
+    content = bytearray(las())
+    struct.pack_into("<d", content, 131, float("nan"))
+    (tmp_path / "scan.las").write_bytes(content)
+    with pytest.raises(DataError, match="40 of 40 points are NaN"):
+        read_mesh(tmp_path / "scan.las")
+
+
+def test_an_array_that_claims_more_than_its_member_holds(tmp_path: Path) -> None:
+    """Before room is made: 2**40 rows would not fit into any memory."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (2**40, 3)}
+    )
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("points.npy", header.getvalue() + b"\0" * 1200)
+    with pytest.raises(DataError, match="claims 13,194,139,533,312 bytes"):
+        read_mesh(tmp_path / "huge.npz")
+    (tmp_path / "huge.npy").write_bytes(header.getvalue() + b"\0" * 1200)
+    with pytest.raises(DataError, match="cut short or of another format"):
+        read_mesh(tmp_path / "huge.npy")

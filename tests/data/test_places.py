@@ -1,0 +1,115 @@
+"""Members read from where they lie: the same bytes as through the archive, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pointdistill.data import places
+from pointdistill.data.archive import Place, open_archive
+from pointdistill.data.places import read_place
+from pointdistill.errors import DataError
+
+CONTENT = b"0123456789" * 5000
+
+
+@pytest.fixture(params=["deflated", "stored", "after a prefix", "tar", "folder"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "b.txt").write_bytes(CONTENT)
+    (folder / "c.txt").write_bytes(b"")
+    if request.param == "folder":
+        return folder
+    path = tmp_path / ("x.tar" if request.param == "tar" else "x.zip")
+    if request.param == "tar":
+        with tarfile.open(path, "w") as tar:
+            tar.add(folder, arcname="")
+        return path
+    method = zipfile.ZIP_STORED if request.param == "stored" else zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name in ("a/b.txt", "c.txt"):
+            archive.write(folder / name, name)
+    if request.param == "after a prefix":
+        path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
+    return path
+
+
+def place_of(root: Path, name: str) -> Place:
+    with open_archive(root, absent="absent") as archive:
+        return archive.place(name)
+
+
+def test_a_place_gives_what_the_archive_gives(root: Path) -> None:
+    with open_archive(root, absent="absent") as archive:
+        for name in ("a/b.txt", "c.txt"):
+            assert read_place(root, archive.place(name)) == archive.read(name)
+
+
+def test_an_archive_that_is_gone_is_the_machines_fault(root: Path) -> None:
+    """So that a build stops, and does not refuse every shape that is left."""
+    place = place_of(root, "a/b.txt")
+    root.rename(root.with_name("elsewhere"))
+    with pytest.raises(OSError, match="is gone; put it back") as caught:
+        read_place(root, place)
+    assert caught.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"crc": 1}, "its checksum is another"),
+        ({"size": 49_999}, "its checksum is another"),
+        ({"offset": 5}, "does not lie where"),
+        ({"packed": 10**9}, "ends before it does"),
+        ({"method": -1}, "asks for a password"),
+        ({"size": 2**31}, "at most 1,073,741,824 are read"),
+    ],
+)
+def test_a_member_that_is_not_what_the_list_says_is_refused(
+    tmp_path: Path, change: dict[str, int], cause: str
+) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("b.txt", CONTENT)
+    with pytest.raises(DataError, match=cause) as caught:
+        read_place(path, replace(place_of(path, "b.txt"), **change))
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_bytes_that_do_not_unpack_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("b.txt", CONTENT)
+    place = place_of(path, "b.txt")
+    damaged = bytearray(path.read_bytes())
+    damaged[place.offset + 40 : place.offset + 60] = b"\xff" * 20
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"b\.txt is damaged"):
+        read_place(path, place)
+
+
+def test_a_password_is_seen_in_the_list(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("b.txt", CONTENT)
+    flagged = bytearray(path.read_bytes())
+    flagged[flagged.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(flagged)
+    assert place_of(path, "b.txt").method == -1
+
+
+def test_a_file_of_a_folder_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b.txt").write_bytes(CONTENT)
+    monkeypatch.setattr(places, "MEMBER_LIMIT_BYTES", len(CONTENT) - 1)
+    place = place_of(tmp_path, "b.txt")
+    for grown in (place, replace(place, size=1)):
+        with pytest.raises(DataError, match="49,999"):
+            read_place(tmp_path, grown)
+    with pytest.raises(DataError, match="No such file"):
+        read_place(tmp_path, Place("gone.txt"))

@@ -1,0 +1,339 @@
+"""Embeddings: the same features whatever the batch, the neighbours or a kill in between; files anyone can read."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pointdistill import load_encoder
+from pointdistill.data import shape_lists
+from pointdistill.engine.embedding import loop, run
+from pointdistill.engine.embedding.compute import FeatureMaker, computing
+from pointdistill.engine.embedding.frozen import frozen_copy
+from pointdistill.engine.embedding.index import open_index
+from pointdistill.engine.embedding.run import EmbedRequest, embed
+from pointdistill.engine.weights import save_encoder
+from pointdistill.errors import ConfigError, DataError
+from pointdistill.model.encoder import Encoder, EncoderConfig
+
+MICRO = EncoderConfig(
+    width=12,
+    depth=2,
+    heads=2,
+    stage_one=(8, 8),
+    stage_two=(8,),
+    points=48,
+    patches=8,
+    patch_points=6,
+)
+COUNTS = (48, 60, 48, 200, 7, 48, 60, 48, 48, 90, 48)
+
+
+def random_encoder(config: EncoderConfig = MICRO, seed: int = 0) -> Encoder:
+    """Features of order one, so that 1e-5 means something."""
+    torch.manual_seed(seed)
+    encoder = Encoder(config).eval().requires_grad_(requires_grad=False)
+    for name, weight in encoder.named_parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=0.3)
+        elif "norm" in name:
+            nn.init.normal_(weight, 1.0, 0.3)
+    return encoder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An encoder, and clouds of many sizes; the one of 7 points has the fewest that may be."""
+    monkeypatch.chdir(tmp_path)
+    save_encoder(random_encoder(), tmp_path / "encoder")
+    rng = np.random.default_rng(0)
+    (tmp_path / "clouds").mkdir()
+    for number, count in enumerate(COUNTS):
+        # Fewer than 32 points are refused by the reader of any cloud.
+        cloud = rng.normal(size=(max(count, 32), 3)) * [1, 2, 3] + number
+        np.save(tmp_path / "clouds" / f"{number:02d}.npy", cloud.astype(np.float32))
+    return tmp_path
+
+
+def request(output: str = "out.npz", **changes: Any) -> EmbedRequest:
+    plain = EmbedRequest(
+        paths=[Path("clouds")], output=Path(output), encoder="encoder", points=100, draws=1
+    )
+    return replace(plain, **changes)
+
+
+def features(output: str = "out.npz", **changes: Any) -> NDArray[np.float32]:
+    embed(request(output, **changes))
+    with np.load(output) as stored:
+        found: NDArray[np.float32] = stored["features"]
+    return found
+
+
+@pytest.mark.parametrize("cls_token", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_frozen_copy_is_the_same_function(cls_token: bool, bias: bool) -> None:
+    config = replace(MICRO, cls_token=cls_token, embedding_bias=bias, stage_two=(8, 10))
+    encoder = random_encoder(config)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    points = torch.randn(5, 130, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = encoder(points), frozen_copy(encoder)(points)
+        again = encoder(points)
+    torch.testing.assert_close(found.patches, expected.patches, rtol=0, atol=1e-5)
+    assert (found.cls is None) == (not cls_token)
+    if cls_token:
+        torch.testing.assert_close(found.cls, expected.cls, rtol=0, atol=1e-5)
+    assert torch.equal(again.patches, expected.patches)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+def test_features_are_the_encoders_own(folder: Path) -> None:
+    found = features()
+    encoder = load_encoder("encoder")
+    for row, file in zip(found, sorted(Path("clouds").iterdir()), strict=True):
+        cloud = np.load(file)
+        if len(cloud) <= 100:
+            with torch.inference_mode():
+                out = encoder(torch.from_numpy(cloud)[None])
+            expected = torch.cat([out.cls[0], out.patches[0].mean(0), out.patches[0].amax(0)])
+            np.testing.assert_allclose(row, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["pooled", "points"])
+def test_neither_batch_nor_neighbours_matter(folder: Path, kind: str) -> None:
+    expected = features(features=kind)
+    for size in (1, 3, 64):
+        found = features(f"batch-{size}.npz", features=kind, batch_size=size)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    alone = features("alone.npz", features=kind, paths=[Path("clouds/03.npy")])
+    offsets = np.load("out.npz")["offsets"] if kind == "points" else np.arange(len(COUNTS) + 1)
+    np.testing.assert_allclose(alone, expected[offsets[3] : offsets[4]], rtol=0, atol=1e-5)
+
+
+def test_the_seed_matters_where_points_are_drawn_and_only_there(folder: Path) -> None:
+    one, other = features(), features("other.npz", seed=1)
+    changed = np.abs(one - other).max(axis=1) > 1e-5
+    assert changed.tolist() == [count > 100 for count in COUNTS]
+
+
+def test_draws_are_averaged_as_far_as_the_points_go(folder: Path) -> None:
+    """Every third point is a draw of 16; the clouds have 32 points or more, so two draws or three."""
+    found = features(points=16, draws=3)
+    encoder = load_encoder("encoder")
+    for number in (0, 4):
+        cloud = np.load(f"clouds/{number:02d}.npy")
+        draws = len(cloud) // 16
+        rows = [cloud[: 16 * draws][k::draws] for k in range(draws)]
+        with torch.inference_mode():
+            out = encoder(torch.from_numpy(np.stack(rows)))
+        each = torch.cat([out.cls, out.patches.mean(1), out.patches.amax(1)], 1)
+        np.testing.assert_allclose(found[number], each.mean(0).numpy(), atol=1e-5)
+    # An encoder of fewer than 1,024 points averages by itself, of as many as have 2,048 together.
+    embed(request("default.npz", points=None, draws=None))
+    assert open_index(Path("default.npz")).info["draws"] == 2048 // 48
+
+
+def test_patches_and_points_have_positions(folder: Path) -> None:
+    embed(request(features="patches"))
+    embed(request("points.npz", features="points"))
+    patches, points = np.load("out.npz"), np.load("points.npz")
+    sizes = [min(max(count, 32), 100) for count in COUNTS]
+    assert np.diff(points["offsets"]).tolist() == sizes
+    # 8 patches of 48 points: one for six. A view of more than 96 points is thinned to 48.
+    counts = [8 if size > 96 else round(size / 6) for size in sizes]
+    assert np.diff(patches["offsets"]).tolist() == counts
+    cloud = np.load("clouds/01.npy")
+    np.testing.assert_array_equal(points["positions"][48 : 48 + 60], cloud)
+    centers = patches["positions"][8 : 8 + 10]
+    gaps = np.linalg.norm(centers[:, None] - cloud[None], axis=2).min(axis=1)
+    assert gaps.max() < 1e-4
+    # At a patch's centre a point has that patch's features all but alone.
+    at = np.linalg.norm(centers[0] - cloud, axis=1).argmin()
+    np.testing.assert_allclose(points["features"][48 + at], patches["features"][8], atol=1e-3)
+
+
+def test_parquet_holds_what_npz_holds(folder: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for kind in ("cls", "patches"):
+        embed(request(f"{kind}.npz", features=kind))
+        embed(request(f"{kind}.parquet", features=kind))
+    plain, columns = open_index(Path("cls.npz")), open_index(Path("cls.parquet"))
+    assert columns.info == plain.info
+    for name in ("ids", "sources", "rows", "features"):
+        one, other = (np.concatenate(list(index.blocks(name))) for index in (plain, columns))
+        np.testing.assert_array_equal(other, one)
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table("patches.parquet")
+    stored = np.load("patches.npz")
+    rows = table["features"].to_pylist()
+    assert [len(row) for row in rows] == np.diff(stored["offsets"]).tolist()
+    np.testing.assert_array_equal(np.concatenate(rows).astype(np.float32), stored["features"])
+    places = np.concatenate(table["positions"].to_pylist()).astype(np.float32)
+    np.testing.assert_array_equal(places, stored["positions"])
+
+
+def test_stopped_and_called_again_it_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = features("whole.npz")
+    monkeypatch.setattr(run, "CHUNK_SHAPES", 3)
+
+    def stop_at_four(done: int, total: int, refused: int) -> None:
+        if done == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    report = embed(request(batch_size=1), stop_at_four)
+    assert report.interrupted
+    assert 0 < report.shapes < len(COUNTS)
+    assert not Path("out.npz").exists()
+    read: list[str] = []
+    original = shape_lists.read_shape
+
+    def counted(place: Any, settings: Any) -> Any:
+        read.append(place.name)
+        return original(place, settings)
+
+    monkeypatch.setattr(shape_lists, "read_shape", counted)
+    np.testing.assert_allclose(features(), expected, rtol=0, atol=1e-5)
+    assert len(read) == len(COUNTS) - report.shapes
+    assert sorted(path.name for path in folder.iterdir() if path.name.endswith(".work")) == []
+    # Complete: nothing is read again, and the same report comes back.
+    read.clear()
+    assert embed(request()).was_complete
+    assert read == []
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_file(folder: Path) -> None:
+    code = (
+        "from tests.engine.test_embedding import request, run; run.CHUNK_SHAPES = 1;"
+        "run.embed(request(batch_size=1, workers=0), lambda *told: __import__('time').sleep(0.05))"
+    )
+    root = Path(__file__).parent.parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    started = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    chunks = folder / ".out.npz.work"
+    while not list(chunks.glob("chunk-*")):
+        assert started.poll() is None
+        time.sleep(0.02)
+    started.kill()
+    started.wait()
+    left = len(list(chunks.glob("chunk-*")))
+    assert 0 < left < len(COUNTS)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    np.testing.assert_allclose(np.load("out.npz")["features"], features("whole.npz"), atol=1e-5)
+
+
+def test_another_request_does_not_take_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed(request())
+    with pytest.raises(DataError, match=r"out.npz: exists, made of other seed; remove it"):
+        embed(request(seed=1))
+    Path("out.npz").write_bytes(b"something else")
+    with pytest.raises(DataError, match="not readable as an embedding"):
+        embed(request())
+    monkeypatch.setattr(loop.EmbeddingLoop, "go", lambda *given, **named: None)
+    monkeypatch.setattr(run, "_finish", lambda *given: None)
+    embed(request("new.npz"))
+    with pytest.raises(DataError, match="an unfinished embedding with other features, width"):
+        embed(request("new.npz", features="cls"))
+
+
+def test_bad_files_are_listed_and_the_others_done(folder: Path) -> None:
+    Path("clouds/bad.npy").write_bytes(b"no array")
+    Path("clouds/tiny.xyz").write_text("0 0 0\n1 1 1\n")
+    report = embed(request(workers=1))
+    assert [name for name, _ in report.failed] == ["bad.npy", "tiny.xyz"]
+    assert report.shapes == len(COUNTS)
+    assert report.assumed_up == len(COUNTS)
+    stored = np.load("out.npz")
+    assert len(stored["ids"]) == len(stored["features"]) == len(COUNTS)
+    info = json.loads(str(stored["info"]))
+    assert [name for name, _ in info["failed"]] == ["bad.npy", "tiny.xyz"]
+
+
+def test_nothing_usable_writes_nothing(folder: Path) -> None:
+    Path("bad.npy").write_bytes(b"no array")
+    report = embed(request(paths=[Path("bad.npy")]))
+    assert report.shapes == 0
+    assert not Path("out.npz").exists()
+
+
+def end_at_the_third(settings: Any, task: Any, step: Callable[[int], None]) -> Any:
+    """A reading process that dies at one file, as a reader written in C might."""
+    for number, place in enumerate(task.places):
+        step(number)
+        if place.name == "02.npy" and number not in task.refused:
+            os._exit(3)
+    return _READ(settings, task, lambda number: None)
+
+
+_READ = shape_lists.read_task
+
+
+def test_a_file_that_kills_its_reader_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "read_task", end_at_the_third)
+    ((name, reason),) = embed(request(workers=1)).failed
+    assert name == "02.npy"
+    assert "the process that read it ended (exit code 3)" in reason
+
+
+def test_settings_that_are_not_accepted(folder: Path) -> None:
+    save_encoder(random_encoder(replace(MICRO, cls_token=False)), Path("mpm"))
+    cases = [
+        (
+            {"features": "cls", "encoder": "mpm"},
+            "this encoder has no CLS token .mode mpm.; use pooled",
+        ),
+        ({"features": "all"}, "features must be one of cls, pooled, patches, points, got 'all'"),
+        ({"draws": 0}, "draws must be at least 1, got 0"),
+        ({"draws": 2, "features": "points"}, "points features are of one draw, got 2"),
+        ({"points": 5}, "points must be at least 6 for this encoder"),
+        ({"output": Path("out.csv")}, "must end in .npz or .parquet, got 'out.csv'"),
+        ({"up": "w"}, "up must be one of"),
+        ({"batch_size": 0}, "the batch size must be at least 1"),
+    ]
+    for changes, said in cases:
+        with pytest.raises(ConfigError, match=said):
+            embed(request(**changes))
+    assert features("mpm.npz", encoder="mpm").shape == (len(COUNTS), 2 * MICRO.width)
+
+
+def test_the_checksum_is_of_the_weights_not_of_the_file(folder: Path) -> None:
+    save_encoder(load_encoder("encoder"), Path("copy"), training={"recipe": "another note"})
+    first, second = (
+        embed(request(f"{name}.npz", encoder=name)).output for name in ("encoder", "copy")
+    )
+    assert open_index(first).info["encoder_sha256"] == open_index(second).info["encoder_sha256"]
+    save_encoder(random_encoder(seed=1), Path("other"))
+    third = open_index(embed(request("other.npz", encoder="other")).output)
+    assert third.info["encoder_sha256"] != open_index(first).info["encoder_sha256"]
+
+
+def test_one_thread_or_two_give_the_same() -> None:
+    maker = FeatureMaker(random_encoder(), "pooled", torch.device("cpu"), points=60)
+    clouds = [np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)] * 3
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with computing(maker) as background:
+                found.append(background.submit(clouds).result()[2].features)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[0], found[1])

@@ -1,0 +1,277 @@
+"""Few-shot, ShapeNetPart and LVIS from stand-in archives to results, at toy sizes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pointdistill.data.benchmarks import draw_lvis, read_lvis
+from pointdistill.data.corpus import open_corpus
+from pointdistill.data.standins import (
+    MeshSizes,
+    ScanSizes,
+    make_modelnet40_stand_in,
+    make_scanobjectnn_stand_in,
+)
+from pointdistill.data.standins.lvis import CORPUS_FOLDER, LvisSizes, make_lvis_stand_in
+from pointdistill.data.standins.modelnet_fewshot import FewshotSizes, make_modelnet_fewshot_stand_in
+from pointdistill.data.standins.shapenetpart import PartSizes, make_shapenetpart_stand_in
+from pointdistill.data.workspace import remember_run, remember_stand_in
+from pointdistill.engine.describe import EncoderDescriber
+from pointdistill.engine.evaluation import features_kept
+from pointdistill.engine.evaluation.features_kept import CorpusFeatures
+from pointdistill.engine.evaluation.kinds import BENCHMARKS
+from pointdistill.engine.evaluation.lvis import rank_score
+from pointdistill.engine.evaluation.request import EvaluationRequest
+from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved
+from pointdistill.engine.features import extract_features
+from pointdistill.engine.inputs import protocol_input
+from pointdistill.engine.weights import load_encoder, save_encoder
+from pointdistill.errors import DataError
+from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.initialize import initialize
+
+CONFIG = EncoderConfig(
+    width=12,
+    depth=1,
+    heads=2,
+    stage_one=(8, 8),
+    stage_two=(8,),
+    points=48,
+    patches=6,
+    patch_points=8,
+)
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of every benchmark: few-shot has two settings, ScanObjectNN one split."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    sizes = FewshotSizes(settings=((5, 10), (10, 20)), folds=2, test=2, points=64)
+    make_modelnet_fewshot_stand_in(folder / "ModelNetFewshot.zip", sizes=sizes, workers=1)
+    make_shapenetpart_stand_in(
+        folder / "parts.zip", sizes=PartSizes(train=1, val=1, test=1, points=80), workers=1
+    )
+    make_scanobjectnn_stand_in(
+        folder / "h5_files.zip",
+        splits=("OBJ-BG",),
+        sizes=ScanSizes(train=2, test=1, copies=1),
+        workers=1,
+    )
+    make_modelnet40_stand_in(folder / "ModelNet40.zip", sizes=MeshSizes(train=1, test=1), workers=1)
+    make_lvis_stand_in(
+        folder / "lvis",
+        sizes=LvisSizes(
+            categories=("chair", "table", "bottle"),
+            each=12,
+            scarce=1,
+            unlabelled=2,
+            missing=1,
+            points=64,
+        ),
+        workers=1,
+    )
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, stand_ins: Path) -> Path:
+    """A folder with a run, that knows the stand-ins."""
+    encoder = Encoder(CONFIG)
+    initialize(encoder, generator=torch.Generator().manual_seed(0))
+    save_encoder(encoder, tmp_path / "run" / "encoder", training={"name": "tiny", "mode": "dual"})
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    remember_run(tmp_path / "run", folder=tmp_path)
+    for name, path in (
+        ("scanobjectnn", "h5_files.zip"),
+        ("modelnet40", "ModelNet40.zip"),
+        ("fewshot", "ModelNetFewshot.zip"),
+        ("shapenetpart", "parts.zip"),
+        ("lvis", "lvis"),
+    ):
+        remember_stand_in(name, stand_ins / path, folder=tmp_path)
+    return tmp_path
+
+
+def measure(folder: Path, benchmark: str, **changes: object) -> Outcome:
+    request = EvaluationRequest(
+        benchmark=benchmark,
+        stand_in=True,
+        device="cpu",
+        folder=folder,
+        **changes,  # type: ignore[arg-type]
+    )
+    return evaluate_saved(request, say=lambda _: None, progress=lambda *_: None)
+
+
+def test_every_fold_is_trained_once_and_summed_up_by_setting(workplace: Path) -> None:
+    settings = {"splits": ("5w10s", "10w20s"), "epochs": 1}
+    measure(workplace, "fewshot", **settings, seeds=1)
+    scores = workplace / "run" / "evaluation" / "fewshot-stand-in" / "scores"
+    before = {path.name: path.stat().st_mtime_ns for path in scores.iterdir()}
+    assert len(before) == 2
+    outcome = measure(workplace, "fewshot", **settings, seeds=2)
+    after = {path.name: path.stat().st_mtime_ns for path in scores.iterdir()}
+    assert len(after) == 4
+    assert before.items() <= after.items()
+    first, second = outcome.results
+    assert (first.split, second.split) == ("5w10s", "10w20s")
+    assert (first.seeds, first.repeated_over) == ((0, 1), "folds")
+    assert first.accuracy.mean == pytest.approx(np.mean(first.each))
+    assert first.accuracy.deviation == pytest.approx(np.std(first.each, ddof=1))
+    assert (first.train_clouds, first.test_clouds, second.train_clouds) == (50, 10, 200)
+    assert first.label == "finetune (1 of 150 epochs)"
+    assert (first.points, first.patches, first.subsampling) == (48, 6, "farthest")
+
+
+def test_probes_on_frozen_features_of_the_folds(workplace: Path) -> None:
+    outcome = measure(workplace, "fewshot", splits=("5w10s",), protocols=("knn",), seeds=2)
+    (result,) = outcome.results
+    assert (result.protocol, result.seeds, result.metrics) == ("knn", (0, 1), ("OA", "mAcc"))
+    # The classes of one fold are not those of another: nothing to draw.
+    assert not (outcome.outputs[0] / "pictures").exists()
+
+
+def test_parts_are_kept_seed_by_seed(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure(workplace, "shapenetpart", epochs=1, seeds=1)
+    outcome = measure(workplace, "shapenetpart", epochs=1, seeds=2)
+    (result,) = outcome.results
+    assert (result.benchmark, result.protocol, result.seeds) == ("ShapeNetPart", "parts", (0, 1))
+    assert result.metrics == ("instance mIoU", "class mIoU")
+    assert result.label == "parts (1 of 300 epochs)"
+    assert 0.0 <= result.class_accuracy.mean <= 100.0
+    text = (outcome.outputs[0] / "results.md").read_text()
+    assert "| parts (1 of 300 epochs) |" in text
+    assert "instance mIoU %" in text
+    # All of it is kept: nothing is trained again.
+    monkeypatch.setattr("pointdistill.engine.evaluation.parts.measure_parts", pytest.fail)
+    assert measure(workplace, "shapenetpart", epochs=1, seeds=2).results == outcome.results
+
+
+def test_lvis_draws_share_features_that_are_described_once(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[tuple[int, int | None]] = []
+    whole = CorpusFeatures.of
+
+    def counted(self: CorpusFeatures, rows: np.ndarray, **options: object) -> object:  # type: ignore[type-arg]
+        described.append((len(rows), options["epoch"]))  # type: ignore[arg-type]
+        return whole(self, rows, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CorpusFeatures, "of", counted)
+    monkeypatch.setattr(features_kept, "ROWS", 10)
+    outcome = measure(workplace, "lvis", epochs=3, seeds=2, augmented_copies=2)
+    knn, linear = outcome.results
+    # 24 shapes in files of 10, 10 and 4; as they are, then twice augmented; however many draws.
+    assert described == [(n, epoch) for epoch in (None, 0, 1) for n in (10, 10, 4)]
+    measure(workplace, "lvis", epochs=3, seeds=4, augmented_copies=2)
+    assert len(described) == 9
+    assert (linear.seeds, linear.repeated_over, linear.metrics) == (
+        (0, 1),
+        "draws",
+        ("top-1", "mAcc"),
+    )
+    assert (linear.train_clouds, linear.test_clouds) == (20, 4)
+    assert [figure.name for figure in linear.further] == ["top-3", "top-5"]
+    # Two categories: every true one is among three.
+    assert linear.further[0].value.mean == 100.0
+    assert knn.accuracy.mean <= knn.further[0].value.mean
+    assert linear.label == "linear (3 of 150 epochs)"
+    assert knn.label == "knn"
+
+
+def test_lvis_augments_anew_each_epoch_as_published(workplace: Path) -> None:
+    outcome = measure(
+        workplace, "lvis", epochs=2, seeds=1, augmented_copies=0, protocols=("linear",)
+    )
+    assert outcome.results[0].augmentation == "training clouds augmented anew each epoch"
+
+
+def test_streamed_features_are_those_of_the_encoder(
+    workplace: Path, stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the corpus in memory; for any batch size and any size of file."""
+    corpus = open_corpus(stand_ins / "lvis" / CORPUS_FOLDER)
+    shapes = read_lvis(next((stand_ins / "lvis").glob("*.gz")), corpus)
+    encoder = load_encoder(workplace / "run")
+    inputs = protocol_input("Objaverse-LVIS", encoder.config)
+    in_memory = np.stack([corpus.points(index) for index in range(len(corpus))])
+    expected = extract_features(encoder, in_memory, inputs=inputs, seed=0).joined[shapes.indices]
+    for size, rows in ((1, 7), (5, 100)):
+        monkeypatch.setattr(features_kept, "ROWS", rows)
+        describer = EncoderDescriber(name="", encoder=encoder, inputs=inputs, batch_size=size)
+        folder = tmp_path / f"features-{size}"
+        features = CorpusFeatures(folder, describer, corpus, shapes.indices)
+        features.describe(None, lambda _: None)
+        assert features.missing(None) == 0
+        found = torch.cat([part for _, part in features.stream()])
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
+        train, _ = draw_lvis(shapes, seed=0)
+        assert torch.equal(features.rows(train, None), found[train])
+
+
+class RaggedCorpus:
+    """Two clouds with fewer points than the protocol's, one with more."""
+
+    sizes = (20, 64, 20)
+
+    def __len__(self) -> int:
+        return 3
+
+    def points(self, index: int) -> np.ndarray:  # type: ignore[type-arg]
+        rng = np.random.default_rng(index)
+        return rng.normal(size=(self.sizes[index], 3)).astype(np.float32)
+
+
+def test_shapes_of_different_sizes_keep_their_places(workplace: Path, tmp_path: Path) -> None:
+    encoder, corpus = load_encoder(workplace / "run"), RaggedCorpus()
+    inputs = protocol_input("Objaverse-LVIS", encoder.config)
+    describer = EncoderDescriber(name="", encoder=encoder, inputs=inputs)
+    features = CorpusFeatures(tmp_path, describer, corpus, np.arange(3))
+    found = features.of(np.arange(3), seed=0, epoch=None, count=lambda _: None).joined
+    for index in (0, 2):  # used whole, so there is nothing random
+        alone = extract_features(encoder, corpus.points(index)[None], inputs=inputs, seed=0).joined
+        torch.testing.assert_close(found[index : index + 1], alone, rtol=0.0, atol=1e-5)
+
+
+def test_ranked_accuracies() -> None:
+    """Of four shapes one is right at once, one at the third place, one at the fifth, one never."""
+    ranked = torch.tensor([[7, 1, 2, 3, 4], [1, 2, 7, 3, 4], [1, 2, 3, 4, 7], [1, 2, -1, -1, -1]])
+    score = rank_score(ranked, torch.tensor([7, 7, 7, 7]))
+    assert score.accuracy == 25.0
+    assert score.further == (("top-3", 50.0), ("top-5", 75.0))
+
+
+def test_lvis_without_a_corpus_says_what_is_lacking(workplace: Path) -> None:
+    request = EvaluationRequest(benchmark="lvis", folder=workplace, device="cpu")
+    with pytest.raises(DataError, match=r"names shapes of a corpus.*--corpus.*--stand-in"):
+        evaluate_saved(request, say=lambda _: None, progress=lambda *_: None)
+
+
+def test_all_on_stand_ins_runs_frozen_protocols_first(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every benchmark, into one folder."""
+    for name, splits in (("fewshot", ("5w10s", "10w20s")), ("scanobjectnn", ("OBJ-BG",))):
+        monkeypatch.setitem(BENCHMARKS, name, replace(BENCHMARKS[name], splits=splits))
+    outcome = measure(
+        workplace,
+        "all",
+        protocols=("knn", "finetune", "parts"),
+        epochs=1,
+        seeds=1,
+        output=workplace / "out",
+    )
+    written = (workplace / "out" / "scores").iterdir()
+    in_order = [path.name for path in sorted(written, key=lambda path: path.stat().st_mtime_ns)]
+    assert ["knn" in name for name in in_order] == [True] * 5 + [False] * 5
+    rows = json.loads((workplace / "out" / "results.json").read_text())["results"]
+    assert len(rows) == len(outcome.results) == 10
+    assert len({row["benchmark"] for row in rows}) == 5
+    text = (workplace / "out" / "results.md").read_text()
+    assert len([line for line in text.splitlines() if line.startswith("**")]) == 5

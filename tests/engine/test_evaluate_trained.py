@@ -1,0 +1,224 @@
+"""Protocols that train the encoder, votes, and what a long evaluation is said to cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
+from pointdistill.engine.classifier_recipes import RECIPES, recipe_for
+from pointdistill.engine.evaluation import Evaluation, evaluate, evaluate_geometry
+from pointdistill.engine.evaluation.forecast import Forecast, in_words
+from pointdistill.engine.evaluation.trained import trained_score, training_cost, voted_logits
+from pointdistill.engine.inputs import protocol_input, voting_input
+from pointdistill.engine.probe import score_predictions
+from pointdistill.engine.supervised import train_classifier
+from pointdistill.errors import ConfigError
+from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.initialize import initialize
+
+CONFIG = EncoderConfig(
+    width=16,
+    depth=1,
+    heads=2,
+    stage_one=(8, 16),
+    stage_two=(16,),
+    points=48,
+    patches=6,
+    patch_points=8,
+)
+
+
+def shapes(n: int, *, seed: int) -> LabelledClouds:
+    """Sticks standing, sticks lying, and balls."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    stretch = np.array([[0.1, 0.1, 1.0], [1.0, 0.1, 0.1], [1.0, 1.0, 1.0]])[labels]
+    points = rng.normal(size=(n, 64, 3)) * stretch[:, None]
+    return LabelledClouds(points=points.astype(np.float32), labels=labels.astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Benchmark:
+    return Benchmark(
+        name="ScanObjectNN",
+        split="OBJ-BG",
+        classes=("standing", "lying", "ball", "never seen"),
+        train=shapes(24, seed=0),
+        test=shapes(12, seed=1),
+        data_name="ScanObjectNN stand-in",
+        form="h5_files.zip",
+        checksum="0" * 64,
+        stand_in=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    encoder = Encoder(CONFIG)
+    initialize(encoder, generator=torch.Generator().manual_seed(0))
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "protocol", "recipe"),
+    [
+        ("ScanObjectNN", "finetune", "finetune-scanobjectnn"),
+        ("ModelNet40", "finetune", "finetune-modelnet40"),
+        ("ModelNet40 few-shot", "finetune", "few-shot"),
+        ("ModelNet40", "scratch", "scratch"),
+    ],
+)
+def test_recipe_of_a_protocol(benchmark: str, protocol: str, recipe: str) -> None:
+    assert recipe_for(benchmark, protocol) is RECIPES[recipe]
+
+
+def test_no_recipe_is_lent_to_another_benchmark() -> None:
+    with pytest.raises(ConfigError, match="no recipe for 'finetune' on 'ShapeNetPart'"):
+        recipe_for("ShapeNetPart", "finetune")
+
+
+def test_the_score_is_the_trainings_own(benchmark: Benchmark, encoder: Encoder) -> None:
+    inputs = protocol_input(benchmark.name, encoder.config)
+    done: list[int] = []
+    score = trained_score(
+        encoder,
+        benchmark,
+        "scratch",
+        inputs=inputs,
+        seed=1,
+        epochs=3,
+        votes=1,
+        device="cpu",
+        report=done.append,
+    )
+    expected = train_classifier(
+        encoder,
+        benchmark.train,
+        benchmark.test,
+        classes=4,
+        recipe=RECIPES["scratch"],
+        inputs=inputs,
+        seed=1,
+        epochs=3,
+    ).score
+    assert done == [1, 2, 3]
+    assert score.accuracy == pytest.approx(expected.accuracy)
+    assert score.class_accuracy == pytest.approx(expected.class_accuracy)
+    assert (score.best_accuracy, score.best_epoch) == (expected.best_accuracy, expected.best_epoch)
+    assert score.confusion is not None
+    assert sum(map(sum, score.confusion)) == 12
+
+
+def test_results_of_trained_protocols_name_what_departs(
+    benchmark: Benchmark, encoder: Encoder
+) -> None:
+    plan = Evaluation(protocols=("knn", "finetune", "scratch"), seeds=(0, 1), epochs=2)
+    told: list[str] = []
+    knn, finetune, scratch = evaluate(
+        encoder, benchmark, plan, name="teacher", progress=lambda task, *_: told.append(task)
+    )
+    assert (knn.label, finetune.label) == ("knn", "finetune (2 of 150 epochs)")
+    assert knn.epochs is None
+    assert (scratch.epochs, scratch.protocol_epochs, scratch.seeds) == (2, 150, (0, 1))
+    assert finetune.augmentation == "training clouds augmented anew each epoch"
+    assert finetune.best_epoch_accuracy is not None
+    assert finetune.published is None
+    assert told[-1] == "ScanObjectNN, OBJ-BG, seed 1: scratch"
+
+
+def test_only_an_encoder_can_be_trained(benchmark: Benchmark) -> None:
+    inputs = protocol_input(benchmark.name, CONFIG)
+    with pytest.raises(ConfigError, match="'finetune' trains an encoder"):
+        evaluate_geometry(benchmark, Evaluation(protocols=("finetune",)), inputs=inputs)
+
+
+def test_votes_are_the_mean_of_the_clouds_and_of_their_versions(
+    benchmark: Benchmark, encoder: Encoder
+) -> None:
+    inputs = protocol_input(benchmark.name, encoder.config)
+    classifier = train_classifier(
+        encoder,
+        benchmark.train,
+        benchmark.test,
+        classes=4,
+        recipe=RECIPES["scratch"],
+        inputs=inputs,
+        seed=0,
+        epochs=1,
+    ).classifier
+    logits = [
+        voted_logits(classifier, benchmark.test, inputs, seed=0, votes=votes, device="cpu")
+        for votes in (1, 2, 3)
+    ]
+    second, third = 2 * logits[1] - logits[0], 3 * logits[2] - 2 * logits[1]
+    assert not torch.allclose(second, logits[0], atol=1e-4)
+    assert not torch.allclose(third, second, atol=1e-4)
+    predicted = score_predictions(logits[0].argmax(1), torch.from_numpy(benchmark.test.labels))
+    assert 0.0 <= predicted.accuracy <= 100.0
+
+
+def test_a_vote_scales_and_never_rotates() -> None:
+    voting = voting_input(protocol_input("ScanObjectNN", CONFIG)).augment
+    assert not voting.rotate_z
+    assert (voting.scale_low, voting.scale_high) == (0.9, 1.1)
+
+
+def test_frozen_epochs_cost_a_third() -> None:
+    """ModelNet40: 50 epochs with the encoder frozen, 100 with it trained."""
+    cost = training_cost("finetune", "ModelNet40", epochs=None)
+    assert cost == pytest.approx(50 / 3 + 100)
+    assert training_cost("finetune", "ModelNet40", epochs=None, done=60) == 90
+    assert training_cost("finetune", "ModelNet40", epochs=15) == pytest.approx(5 / 3 + 10)
+    assert training_cost("scratch", "ModelNet40", epochs=None, done=1) == 149
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_takes_long_is_said_once_after_the_first_measured_part() -> None:
+    said: list[str] = []
+    clock = Clock()
+    forecast = Forecast(said.append, "finetune", hint="--epochs N shortens it", clock=clock)
+    clock.now = 1.0
+    forecast(1, 100)
+    assert said == []  # too early to tell
+    clock.now = 30.0
+    forecast(10, 100)
+    forecast(20, 100)
+    assert len(said) == 1
+    assert said[0].startswith(
+        "finetune: about 4 min to go, by the first 30 s; what is finished is kept"
+    )
+    assert said[0].endswith("--epochs N shortens it")
+
+
+def test_what_is_short_is_not_mentioned() -> None:
+    said: list[str] = []
+    clock = Clock()
+    forecast = Forecast(said.append, "features", clock=clock)
+    clock.now = 10.0
+    forecast(50, 100)
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (3.2, "3 s"),
+        (89, "89 s"),
+        (120, "2 min"),
+        (7_000, "117 min"),
+        (9_000, "2.5 h"),
+        (1e6, "12 days"),
+    ],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words

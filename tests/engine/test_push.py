@@ -1,0 +1,380 @@
+"""Sharing weights: what the card says of licences and results, and what reaches a Hub on this machine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from pointdistill.data.files import sha256_of, write_json
+from pointdistill.engine.licences import CardLicence, Terms, card_licence, read_ledger, terms_of
+from pointdistill.engine.model_card import model_card
+from pointdistill.engine.model_folder import (
+    build_model,
+    load_classifier,
+    save_weights,
+    write_description,
+)
+from pointdistill.engine.models import ClassifierSpec, InputSpec
+from pointdistill.engine.push import prepare, upload
+from pointdistill.engine.weights import load_encoder, save_encoder
+from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.model.classifier import ClassifierConfig
+from pointdistill.model.encoder import Encoder
+from pointdistill.model.initialize import initialize
+from pointdistill.model.views import AugmentConfig
+from tests.engine.conftest import micro_config
+
+OPEN = {"name": "builtin", "licence": "CC0-1.0 (made on the spot)", "shapes": 4000}
+BY = {"name": "OmniObject3D", "licence": "CC BY 4.0", "shapes": 5911}
+NC = {"name": "ABO", "licence": "CC BY-NC 4.0", "shapes": 7953}
+ACADEMIC = {"name": "modelnet40", "licence": "academic use; models belong to their owners"}
+EACH = {"name": "objaverse", "licence": "ODC-By, per object", "shapes": 797_084}
+
+
+@pytest.mark.parametrize(
+    ("licence", "terms", "identifier"),
+    [
+        ("CC0-1.0 (made on the spot)", Terms.OPEN, "cc0-1.0"),
+        ("CC BY 4.0", Terms.OPEN, "cc-by-4.0"),
+        ("MIT", Terms.OPEN, "mit"),
+        ("Apache-2.0", Terms.OPEN, "apache-2.0"),
+        ("CC BY-NC 4.0", Terms.NON_COMMERCIAL, "cc-by-nc-4.0"),
+        ("CC BY-NC-SA 4.0", Terms.NON_COMMERCIAL, None),
+        ("non-commercial", Terms.NON_COMMERCIAL, None),
+        ("Noncommercial use, on a form", Terms.NON_COMMERCIAL, None),
+        ("academic use; models belong to their owners", Terms.NON_COMMERCIAL, None),
+        ("research use, on its authors' form", Terms.NON_COMMERCIAL, None),
+        ("MIT for research only", Terms.NON_COMMERCIAL, None),
+        ("MIT, but not for robots", Terms.UNKNOWN, None),
+        ("CC BY 4.0, per object", Terms.UNKNOWN, None),
+        ("ODC-By, per object", Terms.UNKNOWN, None),
+        ("your own files", Terms.UNKNOWN, None),
+        ("unknown: ask whoever published the weights", Terms.UNKNOWN, None),
+        ("", Terms.UNKNOWN, None),
+    ],
+)
+def test_what_a_licence_allows(licence: str, terms: Terms, identifier: str | None) -> None:
+    assert terms_of(licence) == (terms, identifier)
+
+
+@pytest.mark.parametrize(
+    ("ledger", "identifier", "name"),
+    [
+        ([OPEN], "cc0-1.0", None),
+        ([OPEN, BY], "cc-by-4.0", None),
+        ([BY, NC, OPEN], "cc-by-nc-4.0", None),
+        ([NC, ACADEMIC], "other", "non-commercial"),
+        ([OPEN, EACH], "other", "unknown"),
+        ([EACH, ACADEMIC], "other", "non-commercial"),
+        ([OPEN, "damaged"], "other", "unknown"),
+        ([], "other", "unknown"),
+        (None, "other", "unknown"),
+    ],
+)
+def test_a_card_claims_no_more_than_the_strictest_source_allows(
+    ledger: Any, identifier: str, name: str | None
+) -> None:
+    assert card_licence(read_ledger(ledger)) == CardLicence(identifier, name)
+
+
+def described(*sources: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": "pointdistill-encoder",
+        "encoder": {"width": 12, "depth": 1, "heads": 2},
+        "sources": list(sources),
+        "training": {"name": "tiny", "mode": "dual", "step": 600, "seed": 0, "batch_size": 32},
+    }
+
+
+def test_the_card_of_a_mixture() -> None:
+    """Every source is named, those without commercial use in bold; the header is what the Hub reads."""
+    card = model_card("jane/shapes", described(OPEN, ACADEMIC, NC, EACH))
+    header = ModelCard(card).data
+    assert header.license == "other"
+    assert header.to_dict()["license_name"] == "non-commercial"
+    assert header.library_name == "pointdistill"
+    assert header.datasets == ["abo", "builtin", "modelnet40", "objaverse"]
+    assert "| **ABO** | 7,953 | **CC BY-NC 4.0** | **no commercial use** |" in card
+    assert "| **modelnet40** | - | **academic use; models belong to their owners** |" in card
+    assert "| builtin | 4,000 | CC0-1.0 (made on the spot) | any use |" in card
+    assert "| objaverse | 797,084 | ODC-By, per object | not known |" in card
+    assert "**Not for commercial use.**" in card
+    assert "pointdistill.load_encoder('jane/shapes')" in card
+    for line in ("| recipe | tiny |", "| steps | 600 |", "| seed | 0 |", "| mode | dual |"):
+        assert line in card
+    assert "None were recorded" in card
+
+
+def test_a_card_without_bold_where_all_is_open() -> None:
+    card = model_card("jane/shapes", described(OPEN))
+    assert ModelCard(card).data.license == "cc0-1.0"
+    assert "**" not in card.partition("## Licences")[2]
+
+
+def test_a_ledger_cannot_write_into_the_card() -> None:
+    """Names come from a file that a stranger may have made."""
+    evil = {
+        "name": "a|b\n# Free of charge\n---\nlicense: mit\n<script>",
+        "licence": "non-commercial",
+    }
+    card = model_card("jane/shapes", described(evil))
+    assert ModelCard(card).data.license == "other"
+    assert "\n# Free" not in card
+    assert "<script>" not in card
+    assert card.count("\nlicense: ") == 1
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {
+        "features": "encoder of runs/a",
+        "data_name": "ScanObjectNN",
+        "split": "OBJ-BG",
+        "stand_in": False,
+        "protocol": "linear",
+        "points": 2048,
+        "seeds": [0, 1, 2],
+        "accuracy": {"mean": 81.234, "deviation": 0.456},
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "| ScanObjectNN, OBJ-BG | linear | 2048 | 81.23 ± 0.46 | 3 seeds |"),
+        ({"stand_in": True}, "| ScanObjectNN, OBJ-BG (stand-in) | linear |"),
+        ({"split": None}, "| ScanObjectNN | linear |"),
+        (
+            {"epochs": 5, "protocol_epochs": 150, "votes": 10},
+            "| linear (5 of 150 epochs, 10 votes) |",
+        ),
+        ({"seeds": [3], "accuracy": {"mean": 50, "deviation": None}}, "| 50.00 | 1 seed |"),
+        ({"repeated_over": "folds", "seeds": list(range(10))}, "| 10 folds |"),
+    ],
+)
+def test_results_are_read_from_what_there_is(changes: dict[str, Any], line: str) -> None:
+    card = model_card("jane/shapes", described(OPEN), [{}, {"accuracy": "high"}, row(**changes)])
+    assert line in card
+    assert ("its figures are not the benchmark's" in card) == bool(changes.get("stand_in"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """An encoder in the run that made it, with results of its own and of others."""
+    folder = tmp_path / "runs" / "a"
+    encoder = Encoder(micro_config().encoder)
+    initialize(encoder, generator=torch.Generator().manual_seed(0))
+    save_encoder(encoder, folder / "encoder", sources=[OPEN, NC], training={"name": "tiny"})
+    (folder / "metrics.jsonl").touch()
+    corpus = {"path": "/home/jane/secret", "shapes": 4000, "fingerprint": "abc"}
+    write_json(folder / "config.json", {"format": "pointdistill-run", "corpus": corpus})
+    own = sha256_of(folder / "encoder" / "model.safetensors")
+    rows = [row(fingerprint=own), row(fingerprint="0" * 64, protocol="svm")]
+    write_json(folder / "evaluation" / "scanobjectnn" / "results.json", {"results": rows})
+    write_json(folder / "evaluation" / "cut" / "results.json", {"results": "short"})
+    return folder
+
+
+def test_the_prepared_folder(run: Path, tmp_path: Path) -> None:
+    made = prepare(run, "jane/shapes", tmp_path / "card")
+    assert {entry.name for entry in made.folder.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+    assert load_encoder(made.folder).config == micro_config().encoder
+    assert (made.results, made.non_commercial) == (1, ("ABO",))
+    card = (made.folder / "README.md").read_text()
+    assert "linear" in card
+    assert "svm" not in card
+    assert "| shapes of the corpus | 4000 |" in card
+    assert "secret" not in card
+    (made.folder / "model.onnx").touch()
+    again = prepare(run, "jane/shapes", tmp_path / "card")
+    assert not (again.folder / "model.onnx").exists()
+
+
+def test_a_fine_tuned_classifier(tmp_path: Path) -> None:
+    """It carries the licences of its pretraining and of the data it was trained on."""
+    encoder = micro_config().encoder
+    spec = ClassifierSpec(
+        encoder=encoder,
+        classifier=ClassifierConfig(classes=2, hidden=(4,)),
+        classes=("chair", "table|s"),
+        input=InputSpec(
+            points=48,
+            patches=8,
+            subsampling="uniform",
+            augment=AugmentConfig(),
+            cloud_points=60,
+            up="z",
+        ),
+    )
+    folder = tmp_path / "model"
+    facts = {"sources": [OPEN, ACADEMIC], "training": {"recipe": {"name": "mlp"}, "epochs": 3}}
+    write_description(folder, spec, facts)
+    with pytest.raises(CheckpointError, match="not finished"):
+        prepare(folder, "jane/chairs", tmp_path / "card")
+    save_weights(folder, build_model(spec))
+    made = prepare(folder, "jane/chairs", tmp_path / "card")
+    assert load_classifier(made.folder).spec == spec
+    card = (made.folder / "README.md").read_text()
+    assert "A classifier of 3-D shapes" in card
+    assert "Classes: chair, table s." in card
+    assert "load_classifier(huggingface_hub.snapshot_download('jane/chairs'))" in card
+    assert "| recipe | mlp |" in card
+    assert made.licence.name == "non-commercial"
+
+
+@pytest.mark.parametrize(
+    "name", ["shapes", "a/b/c", "../x", "jane/a--b", "jane/-a", "jane/" + "a" * 99]
+)
+def test_names_that_the_hub_does_not_have(run: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no repository of the Hub; expected owner/name"):
+        prepare(run, name, tmp_path / "card")
+    assert not (tmp_path / "card").exists()
+
+
+def test_other_files_are_not_touched(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"holds other files \(notes\.txt\)"):
+        prepare(run, "jane/shapes", tmp_path / "card")
+    with pytest.raises(DataError, match="is where the weights come from"):
+        prepare(run, "jane/shapes", run / "encoder")
+    with pytest.raises(CheckpointError, match="no encoder here"):
+        prepare(tmp_path / "runs", "jane/shapes", tmp_path / "other")
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the Hub as an upload asks for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: list[str] = []
+        self.created: dict[str, Any] = {}
+        self.files: dict[str, bytes] = {}
+        self.token = ""
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        self._answer({"id": "jane/shapes", "sha": "0" * 40, "siblings": []})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        hub, path = self.server, self.path.partition("?")[0]
+        hub.asked.append(path)
+        hub.token = self.headers.get("Authorization", "")
+        if path == "/api/repos/create":
+            hub.created = json.loads(body)
+            self._answer({"url": f"{hub.address}/jane/shapes"})
+        elif path == "/api/validate-yaml":
+            self._answer({"errors": [], "warnings": []})
+        elif path.endswith("/preupload/main"):
+            names = [file["path"] for file in json.loads(body)["files"]]
+            regular = {"uploadMode": "regular", "shouldIgnore": False}
+            self._answer({"files": [{"path": name} | regular for name in names]})
+        elif path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    hub.files[line["value"]["path"]] = content
+            self._answer(
+                {"commitUrl": f"{hub.address}/jane/shapes/commit/1", "commitOid": "1" * 40}
+            )
+        else:
+            self._answer({"error": f"not here: {path}"}, status=404)
+
+    def _answer(self, value: dict[str, Any], status: int = 200) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 (the base's own name)
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on this machine, to which the client is sent; no request leaves it."""
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    point_client_at(monkeypatch, server.address)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def point_client_at(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_jane")
+    for name in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_reaches_the_hub(hub: Hub, run: Path, tmp_path: Path, private: bool) -> None:
+    made = prepare(run, "jane/shapes", tmp_path / "card")
+    assert upload(made.folder, "jane/shapes", private=private) == f"{hub.address}/jane/shapes"
+    assert hub.created["name"] == "shapes"
+    assert hub.created["organization"] == "jane"
+    assert bool(hub.created.get("private") or hub.created.get("visibility") == "private") == private
+    assert hub.token == "Bearer hf_of_jane"
+    assert hub.files == {entry.name: entry.read_bytes() for entry in made.folder.iterdir()}
+
+
+def test_without_a_token_the_folder_stays(
+    hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepare(run, "jane/shapes", tmp_path / "card")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(
+        CheckpointError, match=r"no Hugging Face token .*set HF_TOKEN\. .*is ready and"
+    ):
+        upload(made.folder, "jane/shapes", private=False)
+    assert hub.asked == []
+    assert (made.folder / "README.md").is_file()
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_a_network_the_folder_stays(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    """Nothing listens at the discard port; and offline mode does not even try."""
+    made = prepare(run, "jane/shapes", tmp_path / "card")
+    point_client_at(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    with pytest.raises(
+        CheckpointError, match=r"could not be uploaded .*is ready and stays"
+    ) as caught:
+        upload(made.folder, "jane/shapes", private=False)
+    assert "\n" not in str(caught.value)
+    assert (made.folder / "README.md").is_file()

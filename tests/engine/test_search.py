@@ -1,0 +1,147 @@
+"""Search: the nearest by cosine against a sort of everything, the right encoder, and pictures of what is found."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trimesh
+
+from pointdistill.data.build import build_corpus
+from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.engine.embedding import index as index_module
+from pointdistill.engine.embedding.index import Index, open_index
+from pointdistill.engine.embedding.run import EmbedRequest, embed
+from pointdistill.engine.embedding.search import draw_sheet, find_index, nearest, search
+from pointdistill.engine.weights import save_encoder
+from pointdistill.errors import CheckpointError, ConfigError, DataError
+from tests.engine.test_embedding import random_encoder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Boxes of growing height, half of them in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    save_encoder(random_encoder(), tmp_path / "encoder")
+    for number in range(8):
+        path = tmp_path / ("low" if number < 4 else "high") / f"{number}.obj"
+        path.parent.mkdir(exist_ok=True)
+        trimesh.creation.box((1, 2, 0.5 + number)).export(path)
+    return tmp_path
+
+
+def embedded(output: str = "out.npz", **changes: Any) -> Index:
+    plain = EmbedRequest(
+        paths=[Path("low"), Path("high")], output=Path(output), encoder="encoder", points=45
+    )
+    return open_index(embed(replace(plain, **changes)).output)
+
+
+class Rows(Index):
+    """Vectors in memory, in blocks of three."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        info = {"format": index_module.FORMAT, "version": index_module.VERSION}
+        super().__init__(Path("memory"), info)
+        self.values = values
+
+    def blocks(self, column: str) -> Any:
+        yield from (self.values[first : first + 3] for first in range(0, len(self.values), 3))
+
+
+def test_nearest_is_what_a_sort_of_everything_gives() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(50, 4)).astype(np.float32)
+    values[7] = values[30] * 2  # of one direction: a tie, the lower row first
+    query = values[30] + 0.01
+    cosine = values @ query / np.linalg.norm(values, axis=1) / np.linalg.norm(query)
+    expected = np.argsort(-cosine.round(6), kind="stable")[:9]
+    found = nearest(Rows(values), query, 9)
+    assert {row for row, _ in found[:2]} == {7, 30}
+    assert [row for row, _ in found[2:]] == expected[2:].tolist()
+    np.testing.assert_allclose([s for _, s in found], np.sort(cosine)[::-1][:9], atol=1e-6)
+    assert len(nearest(Rows(values), query, 99)) == 50
+
+
+def test_a_row_of_zeros_is_like_nothing() -> None:
+    values = np.zeros((2, 3), np.float32)
+    values[1] = 1
+    assert nearest(Rows(values), np.ones(3, np.float32), 2) == [(1, pytest.approx(1)), (0, 0.0)]
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_a_file_finds_itself(folder: Path, ending: str) -> None:
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    index = embedded(f"out.{ending}")
+    found = search(Path("high/5.obj"), index, count=3)
+    assert found.neighbours[0].id == "high/5.obj"
+    assert found.neighbours[0].similarity == pytest.approx(1, abs=1e-6)
+    assert len({n.id for n in found.neighbours}) == 3
+    Path("high/6.obj").unlink()
+    everything = search(Path("low/1.obj"), index, count=8)
+    gone = draw_sheet(Path("sheet.png"), Path("low/1.obj"), everything)
+    assert gone == ["high/6.obj"]
+    assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_blocks_do_not_change_what_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = embedded()
+    whole = {name: np.concatenate(list(index.blocks(name))) for name in ("ids", "features")}
+    monkeypatch.setattr(index_module, "BLOCK_BYTES", 200)
+    blocks = list(index.blocks("features"))
+    assert len(blocks) == 8
+    np.testing.assert_array_equal(np.concatenate(blocks), whole["features"])
+    assert index.pick("ids", [6, 0, 6]) == [whole["ids"][6], whole["ids"][0], whole["ids"][6]]
+
+
+def test_a_corpus_is_found_by_its_folder_and_drawn_by_its_rows(folder: Path) -> None:
+    source = open_source("builtin", SourceRequest(shapes=6, categories=["bed", "mug"]))
+    build_corpus(source, folder / "corpus", points=100, workers=0)
+    embedded("corpus.npz", paths=[Path("corpus")])
+    assert find_index(Path("corpus")) == find_index(None) == Path("corpus.npz")
+    found = search(Path("low/1.obj"), open_index(find_index(Path("corpus"))), count=6)
+    assert sorted(n.id for n in found.neighbours)[0] == "bed/000000"
+    assert draw_sheet(Path("sheet.png"), Path("low/1.obj"), found) == []
+    # Another corpus at its place: its rows hold other shapes.
+    shutil.rmtree("corpus")
+    source = open_source("builtin", SourceRequest(shapes=6, categories=["lamp"]))
+    build_corpus(source, folder / "corpus", points=100, workers=0)
+    assert len(draw_sheet(Path("sheet.png"), Path("low/1.obj"), found)) == 6
+
+
+def test_only_the_encoder_that_made_it_may_ask(folder: Path) -> None:
+    index = embedded()
+    save_encoder(random_encoder(seed=1), Path("other"))
+    with pytest.raises(CheckpointError, match=r"out.npz: made by another encoder .*name that one"):
+        search(Path("low/1.obj"), index, encoder="other")
+    shutil.move("encoder", "moved")
+    with pytest.raises(CheckpointError, match="which is gone; say with --encoder where it is"):
+        search(Path("low/1.obj"), index)
+    found = search(Path("low/1.obj"), index, encoder="moved")
+    assert found.neighbours[0].id == "low/1.obj"
+
+
+def test_what_cannot_be_searched_is_one_line(folder: Path) -> None:
+    with pytest.raises(DataError, match="no embedding was made in this folder yet"):
+        find_index(None)
+    with pytest.raises(DataError, match="low: not embedded yet; run `pointdistill embed`"):
+        find_index(Path("low"))
+    index = embedded()
+    with pytest.raises(ConfigError, match="the count must be at least 1"):
+        search(Path("low/1.obj"), index, count=0)
+    with pytest.raises(DataError, match=r"absent.obj: .*No such file"):
+        search(Path("absent.obj"), index)
+    with pytest.raises(DataError, match="search needs one: embed with --features pooled"):
+        search(Path("low/1.obj"), embedded("patches.npz", features="patches"))
+    np.savez("plain.npz", features=np.ones((2, 3)))
+    with pytest.raises(DataError, match=r"plain\.npz: not an embedding"):
+        open_index(Path("plain.npz"))
+    content = Path("out.npz").read_bytes()
+    Path("cut.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"cut\.npz: not readable as an embedding"):
+        open_index(Path("cut.npz"))

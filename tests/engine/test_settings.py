@@ -1,0 +1,199 @@
+"""What was asked for: files, assignments and options laid over a recipe, and helpful refusals."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pointdistill.engine.config import to_plain
+from pointdistill.engine.recipes import RECIPES, recipe
+from pointdistill.engine.settings import (
+    Asked,
+    as_toml,
+    merged,
+    parse_assignment,
+    read_settings,
+    settle,
+)
+from pointdistill.errors import ConfigError, DataError
+from pointdistill.model.distillation import Mode
+
+
+def test_nothing_asked_is_the_small_model() -> None:
+    found = settle(Asked())
+    assert (found.config, found.changed, found.batch_asked) == (recipe("small"), (), False)
+
+
+def test_size_and_mode_are_the_short_way() -> None:
+    assert settle(Asked(size="tiny", mode="mpm")).config == recipe("tiny", Mode.MPM)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("masking.ratio=0.8", {"masking": {"ratio": 0.8}}),
+        ("schedule.peak_learning_rate = 1e-3", {"schedule": {"peak_learning_rate": 1e-3}}),
+        ("mode=mpm", {"mode": "mpm"}),
+        ('name="1e5"', {"name": "1e5"}),
+        ("encoder.stage_one=[32, 48]", {"encoder": {"stage_one": [32, 48]}}),
+        ("augment.rotate_z=false", {"augment": {"rotate_z": False}}),
+        ("masking.ratio=.5", {"masking": {"ratio": 0.5}}),
+        ("name=a=b", {"name": "a=b"}),
+        ("name=1\nseed=2", {"name": "1\nseed=2"}),  # one assignment, whatever TOML makes of it
+    ],
+)
+def test_assignments(text: str, plain: dict[str, object]) -> None:
+    assert parse_assignment(text) == plain
+
+
+@pytest.mark.parametrize("text", ["masking", "=3", "masking..ratio=3", "seed="])
+def test_what_is_no_assignment_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--set wants key=value, such as masking\.ratio=0\.8"):
+        parse_assignment(text)
+
+
+def test_tables_are_merged_and_values_replaced() -> None:
+    base = {"a": {"b": 1, "c": 2}, "d": None, "e": {"f": 1}}
+    change = {"a": {"c": 3}, "d": {"g": 4}, "e": None}
+    assert merged(base, change) == {"a": {"b": 1, "c": 3}, "d": {"g": 4}, "e": None}
+    assert base["a"] == {"b": 1, "c": 2}
+
+
+def test_recipe_then_file_then_assignment_then_option(tmp_path: Path) -> None:
+    """Each lays over the one before; what differs from the recipe is said, with the recipe's value."""
+    file = tmp_path / "run.toml"
+    file.write_text("seed = 1\nbatch_size = 7\n[masking]\nratio = 0.5\nmasks_per_view = 3\n")
+    found = settle(Asked(recipe="tiny", config=file, set=["seed=2", "masking.ratio=0.6"], seed=3))
+    config = found.config
+    assert (config.seed, config.batch_size) == (3, 7)
+    assert (config.masking.ratio, config.masking.masks_per_view) == (0.6, 3)
+    assert found.batch_asked
+    assert found.changed == (
+        "masking.ratio = 0.6 (recipe: 0.7)",
+        "masking.masks_per_view = 3 (recipe: 1)",
+        "batch_size = 7 (recipe: 32)",
+        "seed = 3 (recipe: 0)",
+    )
+    assert found.remarks()[0].startswith("changed from tiny: masking.ratio = 0.6 (recipe: 0.7), ")
+
+
+def test_a_file_may_name_its_recipe_and_the_option_decides(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('recipe = "tiny-mpm"\nseed = 5\n')
+    assert settle(Asked(config=file)).recipe == "tiny-mpm"
+    assert settle(Asked(config=file, recipe="tiny-cls")).recipe == "tiny-cls"
+
+
+@pytest.mark.parametrize("name", ["small-shapenet", "tiny-mpm-no-predictor", "tiny-no-local-crops"])
+def test_what_recipes_prints_is_a_file_that_config_reads(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(as_toml(RECIPES[name].config))
+    found = settle(Asked(config=file))
+    assert (found.config, found.changed, found.recipe) == (RECIPES[name].config, (), name)
+
+
+def test_every_setting_can_be_changed_by_its_printed_line() -> None:
+    """A whole recipe carried over line by line as assignments."""
+    wanted = RECIPES["tiny-mpm-one-mask"].config
+    lines = as_toml(wanted).splitlines()
+    assert settle(Asked(recipe="small-shapenet", set=lines)).config == wanted
+    assert tomllib.loads(as_toml(wanted))["masking"]["masks_per_view"] == 1
+
+
+def test_a_runs_own_configuration_is_the_run(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    plain = to_plain(RECIPES["tiny-cls-no-crops"].config)
+    file.write_text(json.dumps({"format": "pointdistill-run", "config": plain}))
+    assert settle(Asked(config=file)).config == RECIPES["tiny-cls-no-crops"].config
+
+
+def test_none_takes_a_part_away_and_a_value_brings_it_back() -> None:
+    without = settle(Asked(recipe="tiny-mpm", set=["predictor=none"])).config
+    assert without.predictor is None
+    back = settle(Asked(recipe="tiny-mpm-no-predictor", set=["predictor.depth=1"])).config
+    assert back.predictor is not None
+    assert back.predictor.depth == 1
+
+
+def test_epochs_decide_over_steps_that_were_said_before(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("steps = 9\n")
+    assert settle(Asked(recipe="tiny", config=file)).config.steps == 9
+    assert settle(Asked(recipe="tiny", config=file, epochs=2)).config.steps is None
+    assert settle(Asked(recipe="tiny", set=["epochs=2"])).config.steps is None
+    assert settle(Asked(recipe="tiny", set=["epochs=2", "steps=4"])).config.steps == 4
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("masking.ratoi=1", r"unknown setting 'masking.ratoi'; did you mean 'masking.ratio'\?"),
+        ("peak_learning_rate=1", r"did you mean 'schedule.peak_learning_rate'\?"),
+        ("batch_size.x=1", r"unknown setting 'batch_size.x'; did you mean 'batch_size'\?"),
+        ("batch_size=2.5", "batch_size must be of type int, got 2.5"),
+        ("batch_size=many", "batch_size must be of type int, got 'many'"),
+        ("seed=none", "seed must be of type int, got 'none'"),
+        ("masking=3", "masking: expected a table of settings, got 3"),
+        (
+            "masking.kind=blok",
+            "masking.kind must be one of inverse-block, block, random, got 'blok'",
+        ),
+        ("encoder.stage_one=[1.5]", "encoder.stage_one must be of type int, got 1.5"),
+        ("encoder.stage_one=8", r"encoder.stage_one must be of type tuple\[int, ...\], got 8"),
+        ("weight_decay=nan", "weight_decay must be a finite number, got nan"),
+        ("weight_decay=-1", "weight_decay must not be negative"),
+        ("clip_norm=0", "clip_norm must be positive"),
+        ("mode=mpm", r"encoder.cls_token must be False in mpm mode \(--mode mpm sets all"),
+        ("masking.ratio=0.01", "hides 0 of 16 patches"),
+        ("predictor.depth=0", "predictor = none trains without one"),
+        ("head.hidden=-4", "head.hidden must be at least 1, got -4"),
+        ("schedule.warmup_epochs=-1", "schedule.warmup_epochs must not be negative"),
+        ("name=../elsewhere", "name must be"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_line(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        settle(Asked(recipe="tiny", set=[assignment]))
+    assert "\n" not in str(refused.value)
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--epochs and --steps both say how long"):
+        settle(Asked(epochs=1, steps=1))
+    with pytest.raises(ConfigError, match="--recipe names a whole run, and --size and --mode"):
+        settle(Asked(recipe="tiny", mode="mpm"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("run.toml", "masking.ratio: 0.8", "not a TOML file"),
+        ("run.toml", 'recipe = "tiny-mmp"', "did you mean 'tiny-mpm'"),
+        ("run.toml", "recipe = 3", "recipe must be the name of one, got 3"),
+        ("run.toml", "x = " + "1" * 2**20, "too large for settings"),
+        ("config.json", "{}", "not a run's config.json"),
+        ("config.json", '{"format": "pointdistill-run"}', "configuration is damaged"),
+    ],
+)
+def test_what_is_no_settings_file_is_refused(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises((ConfigError, DataError), match=message):
+        settle(Asked(config=tmp_path / name))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.toml"):
+        with pytest.raises(DataError, match="no settings file here"):
+            read_settings(path)
+
+
+def test_words_are_what_was_typed() -> None:
+    asked = Asked(recipe="tiny", set=["seed=1", "steps=2"], batch_size=4)
+    assert asked.words() == [
+        *("--recipe", "tiny", "--set", "seed=1", "--set", "steps=2", "--batch-size", "4")
+    ]

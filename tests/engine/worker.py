@@ -1,0 +1,142 @@
+"""A run of the micro model in a process of its own, to be killed or to be one of several.
+
+``python -m tests.engine.worker '{"run": …}'``; each process also leaves in ``<run>.rank-<r>.json`` how many there
+were and which shapes it saw, and may save the gradients of its first step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pointdistill.engine import step, trainer
+from pointdistill.engine.config import PretrainConfig
+from pointdistill.engine.loader import Batch
+from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
+from pointdistill.engine.run_folder import CHECKPOINTS
+from pointdistill.engine.sharding import whole
+from pointdistill.engine.state import list_checkpoints
+from pointdistill.errors import PointDistillError
+from pointdistill.model.distillation import Views
+from tests.engine.conftest import MemoryCorpus, micro_config
+
+
+def shared_config(steps: int = 6) -> PretrainConfig:
+    """Without stochastic depth, whose draws belong to a process."""
+    config = micro_config()
+    return replace(config, encoder=replace(config.encoder, drop_path=0.0), steps=steps)
+
+
+def shapes(poison: int | None = None, how: str = "nan") -> MemoryCorpus:
+    """The corpus of the fixture, perhaps with a shape that cannot be trained on."""
+    rng = np.random.default_rng(0)
+    corpus = MemoryCorpus([rng.normal(size=(60 + i, 3)).astype(np.float32) for i in range(20)])
+    if poison is not None:
+        if how == "empty":
+            corpus.clouds[poison] = corpus.clouds[poison][:0]
+        else:
+            corpus.clouds[poison][0, 0] = float(how)
+    return corpus
+
+
+def note_shapes(path: Path) -> None:
+    """Write down which shapes this process is given."""
+    seen: list[list[int]] = []
+    views_of = trainer.make_views
+
+    def noting(batch: Batch, config: PretrainConfig) -> Views:
+        seen.append(batch.index.tolist())
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        path.write_text(json.dumps({"processes": world, "shapes": seen}))
+        return views_of(batch, config)
+
+    trainer.make_views = noting
+
+
+def keep_gradients(path: Path, rank: int) -> None:
+    """Save the gradients of the first step, as they are before they are clipped."""
+    clip = step.clip_gradients
+
+    def keeping(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+        kept = list(parameters)
+        found = {f"{n:03d}": whole(p.grad) for n, p in enumerate(kept) if p.grad is not None}
+        if rank == 0 and not path.exists():
+            save_file({n: g.detach().clone().contiguous() for n, g in found.items()}, path)
+        return clip(kept, max_norm)
+
+    step.clip_gradients = keeping
+
+
+def main(asked: dict[str, Any], first_step: Callable[[], None] = lambda: None) -> int:
+    run, rank = Path(asked["run"]), int(os.environ.get("RANK", "0"))
+    note_shapes(run.with_name(f"{run.name}.rank-{rank}.json"))
+    if "gradients" in asked:
+        keep_gradients(Path(asked["gradients"]), rank)
+
+    taken: list[int] = []
+
+    def report(record: StepRecord) -> None:
+        if not taken:
+            first_step()
+        taken.append(record.step)
+        if asked.get("signal") == [rank, record.step]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(asked.get("pause", 0.0))
+
+    resume = asked.get("resume", False) and bool(list_checkpoints(run / CHECKPOINTS))
+    try:
+        result = pretrain(
+            shared_config(asked.get("steps", 6)),
+            corpus=shapes(asked.get("poison"), asked.get("how", "nan")),
+            run=run,
+            resume=resume,
+            options=RunOptions(**{"device": "cpu", "log_every": 1} | asked.get("options", {})),
+            report=report,
+        )
+    except PointDistillError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 130 if result.interrupted else 0
+
+
+def nursery() -> None:
+    """For each line of the input, ``{"delay": …, "running": …, …}``, begin a run in a fork, kill it after the
+    delay (counted from its first step when ``running``) or let it end, and say how it ended.
+
+    Loading torch once instead of for every kill saves a minute.
+    """
+    for line in sys.stdin:
+        asked = json.loads(line)
+        delay, running = asked.pop("delay"), asked.pop("running", False)
+        started, starts = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os._exit(main(asked, first_step=partial(os.close, starts)))
+        os.close(starts)
+        if running:
+            os.read(started, 1)  # returns at the end of the pipe
+        os.close(started)
+        if delay is not None:
+            time.sleep(delay)
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(main(json.loads(sys.argv[1])))
+    nursery()

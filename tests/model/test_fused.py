@@ -1,0 +1,58 @@
+"""Gradients written out by hand, against autograd of the plain formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pointdistill.model import fused
+from pointdistill.model.fused import indexed_cross_entropy, rms_norm
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_rms_norm_of_three_and_four() -> None:
+    """Mean square 12.5, so 3 and 4 become 3 / 3.5355 and 4 / 3.5355, the second then tripled."""
+    normed = rms_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 3.0]), 0.0)
+    torch.testing.assert_close(normed, torch.tensor([[3.0, 12.0]]) / 12.5**0.5)
+
+
+def test_rms_norm_has_autograds_gradients() -> None:
+    x, weight = draw(2, 3, 7).requires_grad_(), draw(7, seed=1).requires_grad_()
+    upstream = draw(2, 3, 7, seed=2)
+    plain = torch.nn.functional.rms_norm(x, (7,), weight, 1e-5)
+    lean = rms_norm(x, weight, 1e-5)
+    torch.testing.assert_close(lean, plain)
+    wanted = torch.autograd.grad(plain, (x, weight), upstream)
+    found = torch.autograd.grad(lean, (x, weight), upstream)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("chunk", [5, 10, 2**18], ids=["a row", "two rows", "all at once"])
+def test_indexed_cross_entropy_has_autograds_gradients(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven rows of five logits against three targets, in chunks that do and do not divide them."""
+    monkeypatch.setattr(fused, "_CHUNK_ON_CPU", chunk)
+    logits = draw(7, 5).float().requires_grad_()
+    probs = draw(3, 5, seed=1).float().softmax(-1)
+    index = torch.tensor([2, 0, 1, 1, 2, 0, 0])
+    plain = -(probs[index] * (logits / 0.1).log_softmax(-1)).sum(-1).mean()
+    lean = indexed_cross_entropy(logits, probs, index, temperature=0.1)
+    torch.testing.assert_close(lean, plain)
+    wanted = torch.autograd.grad(3.0 * plain, logits)
+    found = torch.autograd.grad(3.0 * lean, logits)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_half_precision_logits_are_summed_in_float32() -> None:
+    logits = draw(4, 6).to(torch.bfloat16).requires_grad_()
+    probs = draw(4, 6, seed=1).float().softmax(-1)
+    index = torch.arange(4)
+    loss = indexed_cross_entropy(logits, probs, index, temperature=0.1)
+    wanted = indexed_cross_entropy(logits.float(), probs, index, temperature=0.1)
+    torch.testing.assert_close(loss, wanted)
+    assert torch.autograd.grad(loss, logits)[0].dtype == torch.bfloat16
