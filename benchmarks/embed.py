@@ -30,8 +30,8 @@ from torch.nn import functional
 
 from pointdistill.engine.embedding import frozen
 from pointdistill.engine.embedding.compute import CPU_BATCH, FeatureMaker, computing
+from pointdistill.engine.exchange.weights import save_encoder
 from pointdistill.engine.recipes import recipe
-from pointdistill.engine.weights import save_encoder
 from pointdistill.model.encoder import Encoder
 
 THREADS = 2

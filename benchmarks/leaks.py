@@ -32,7 +32,7 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.sources.base import shape_rng
 from pointdistill.data.workers import ordered_map
 
-MEASURED_SEED, CALIBRATION_SEED = 0, 1
+MEASURED_SEED, CALIBRATION_SEED = 2, 1
 TEST_POINTS = (1024, 2048)
 THIRTY = CATEGORIES[::2] + CATEGORIES[1:6:2]
 

@@ -30,18 +30,18 @@ from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files import write_json
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.standins import make_scanobjectnn_stand_in
-from pointdistill.engine.classifier_recipes import RECIPES
 from pointdistill.engine.config import PretrainConfig, to_plain
 from pointdistill.engine.evaluation import COPIES_ON_CPU, Evaluation, evaluate, evaluate_geometry
+from pointdistill.engine.evaluation.results import Result
+from pointdistill.engine.exchange.weights import load_encoder
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES
+from pointdistill.engine.finetuning.supervised import train_classifier
 from pointdistill.engine.inputs import protocol_input
-from pointdistill.engine.pretrain import pretrain
 from pointdistill.engine.quickstart import PROTOCOLS, SPLIT, QuickstartConfig, stand_in_path
 from pointdistill.engine.recipes import find_recipe
-from pointdistill.engine.results import Result
-from pointdistill.engine.run_folder import CHECKPOINTS
-from pointdistill.engine.state import list_checkpoints, new_state
-from pointdistill.engine.supervised import train_classifier
-from pointdistill.engine.weights import load_encoder
+from pointdistill.engine.training.pretrain import pretrain
+from pointdistill.engine.training.run_folder import CHECKPOINTS
+from pointdistill.engine.training.state import list_checkpoints, new_state
 
 SIZES = QuickstartConfig()
 DEFAULT = ["tiny", "tiny-cls", "tiny-mpm", "tiny-mpm-query-attention", "tiny-mpm-no-predictor"]

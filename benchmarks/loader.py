@@ -29,7 +29,7 @@ from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.codec import LEVELS
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.loader import batches, epoch_order
+from pointdistill.engine.training.loader import batches, epoch_order
 
 SHAPES, POINTS, BATCH, ROUNDS = 512, 16_384, 32, 7
 

@@ -26,12 +26,12 @@ import torch
 from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.cost import STORED_POINTS
-from pointdistill.engine.launch import new_launch
 from pointdistill.engine.machine import GIB, peak_resident_gib
 from pointdistill.engine.plan import Plan, make_plan
-from pointdistill.engine.pretrain import pretrain
-from pointdistill.engine.run_options import RunOptions
 from pointdistill.engine.settings import Asked
+from pointdistill.engine.training.launch import new_launch
+from pointdistill.engine.training.pretrain import pretrain
+from pointdistill.engine.training.run_options import RunOptions
 
 CASES = [f"tiny-{mode}-32" for mode in ("dual", "cls", "mpm")]
 CASES += [f"small-{mode}-{batch}" for mode in ("dual", "cls", "mpm") for batch in (4, 8)]

@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pointdistill.engine.allocator import keep_freed_memory
-from pointdistill.engine.loader import Batch
 from pointdistill.engine.optimizer import clip_gradients
 from pointdistill.engine.recipes import recipe
-from pointdistill.engine.state import TrainState, new_state, to_device
-from pointdistill.engine.step import make_views
+from pointdistill.engine.training.loader import Batch
+from pointdistill.engine.training.state import TrainState, new_state, to_device
+from pointdistill.engine.training.step import make_views
 from pointdistill.model import distillation
 from pointdistill.model.distillation import Branch, Views, objective
 from pointdistill.model.encoder import PatchEmbedding

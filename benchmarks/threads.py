@@ -26,10 +26,10 @@ def measure(name: str) -> None:
     import numpy as np
     import torch
 
-    from pointdistill.engine.loader import Batch
-    from pointdistill.engine.pretrain import make_views
     from pointdistill.engine.recipes import recipe
-    from pointdistill.engine.state import new_state
+    from pointdistill.engine.training.loader import Batch
+    from pointdistill.engine.training.pretrain import make_views
+    from pointdistill.engine.training.state import new_state
     from pointdistill.model.distillation import objective
 
     config = recipe(name)

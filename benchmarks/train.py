@@ -30,12 +30,12 @@ from pointdistill.data.corpus import open_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config import PretrainConfig
 from pointdistill.engine.devices import build_accelerator, pick_device, threads_for
-from pointdistill.engine.loader import Batch, read_batch
-from pointdistill.engine.pretrain import RunOptions, StepRecord, make_views, pretrain
 from pointdistill.engine.recipes import recipe
-from pointdistill.engine.sharding import prepare_student
-from pointdistill.engine.state import new_state, to_device
-from pointdistill.engine.step import Stepper
+from pointdistill.engine.training.loader import Batch, read_batch
+from pointdistill.engine.training.pretrain import RunOptions, StepRecord, make_views, pretrain
+from pointdistill.engine.training.sharding import prepare_student
+from pointdistill.engine.training.state import new_state, to_device
+from pointdistill.engine.training.step import Stepper
 from pointdistill.model.distillation import Mode
 
 WARM = 0.2

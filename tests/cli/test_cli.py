@@ -142,7 +142,10 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["pretrain", "--epochs", "1", "--steps", "1"], "--epochs and --steps"),
         (["pretrain", "--device", "tpu"], "tpu"),
         (["export", "out"], "no run was made in this folder yet"),
-        (["export", "out", "--encoder", "x", "--points", "9"], "--points 9 belongs to --format onnx"),
+        (
+            ["export", "out", "--encoder", "x", "--points", "9"],
+            "--points 9 belongs to --format onnx",
+        ),
         (["reconstruct"], "no run was made in this folder yet"),
         (["push", "missing", "jane/shapes"], "no encoder here"),
         (["push", "missing", "shapes"], "expected owner/name"),

@@ -14,7 +14,7 @@ import typer
 
 from pointdistill.cli import app, main
 from pointdistill.cli.finetune import TaskName
-from pointdistill.engine.training_data import FOLDER, KINDS
+from pointdistill.engine.finetuning.training_data import FOLDER, KINDS
 from tests.engine.labelled import saved_encoder
 from tests.engine.test_finetune import mesh_folder
 from tests.engine.test_models import classifier_folder, segmenter_folder

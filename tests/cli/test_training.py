@@ -15,7 +15,7 @@ from pointdistill.cli.training_progress import remarks_to, span
 from pointdistill.cli.training_progress import training_progress as shown
 from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.pretrain import StepRecord
+from pointdistill.engine.training.pretrain import StepRecord
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 
 from pointdistill.data.benchmarks.part_records import PartBenchmark, PartClouds
 from pointdistill.data.benchmarks.records import LabelledClouds
+from pointdistill.engine.exchange.weights import save_encoder
 from pointdistill.engine.inputs import ProtocolInput
-from pointdistill.engine.weights import save_encoder
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
 from pointdistill.model.views import AugmentConfig

@@ -14,8 +14,8 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding.index import Index, open_index
 from pointdistill.engine.embedding.run import EmbedRequest, embed
 from pointdistill.engine.embedding.search import search
-from pointdistill.engine.pretrain import RunOptions, pretrain
 from pointdistill.engine.recipes import recipe
+from pointdistill.engine.training.pretrain import RunOptions, pretrain
 
 STEPS = 60
 

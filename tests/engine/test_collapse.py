@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from pointdistill.engine import collapse
-from pointdistill.engine.collapse import CollapseWatch, entropies, sum_up, sum_up_targets
+from pointdistill.engine.training import collapse
+from pointdistill.engine.training.collapse import CollapseWatch, entropies, sum_up, sum_up_targets
 from pointdistill.model.distillation import Targets, Temperatures
 
 LOG4 = math.log(4)

@@ -19,7 +19,7 @@ from pointdistill.engine.cost import (
 )
 from pointdistill.engine.machine import GIB
 from pointdistill.engine.recipes import RECIPES, recipe
-from pointdistill.engine.state import new_state
+from pointdistill.engine.training.state import new_state
 from pointdistill.model.distillation import Mode, Temperatures, Views, objective
 from pointdistill.model.masking import Masks
 from pointdistill.model.patches import Patches

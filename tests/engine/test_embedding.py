@@ -26,7 +26,7 @@ from pointdistill.engine.embedding.compute import FeatureMaker, computing
 from pointdistill.engine.embedding.frozen import frozen_copy
 from pointdistill.engine.embedding.index import open_index
 from pointdistill.engine.embedding.run import EmbedRequest, embed
-from pointdistill.engine.weights import save_encoder
+from pointdistill.engine.exchange.weights import save_encoder
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 

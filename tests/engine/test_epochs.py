@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pointdistill.engine import training_file
-from pointdistill.engine.classifier_recipes import RECIPES
-from pointdistill.engine.epochs import EpochRecord, Trained, train_epochs
-from pointdistill.engine.supervised import ClassifierTask, build_classifier
-from pointdistill.engine.training_file import TrainingFile, write_start
+from pointdistill.engine.finetuning import training_file
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES
+from pointdistill.engine.finetuning.epochs import EpochRecord, Trained, train_epochs
+from pointdistill.engine.finetuning.supervised import ClassifierTask, build_classifier
+from pointdistill.engine.finetuning.training_file import TrainingFile, write_start
 from pointdistill.errors import CheckpointError, DivergenceError
 from pointdistill.model.classifier import Classifier
 from tests.engine.labelled import INPUTS, make_clouds, make_encoder

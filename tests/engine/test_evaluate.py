@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.engine.describe import CountClouds, Description
 from pointdistill.engine.evaluation import Evaluation, evaluate, evaluate_geometry, measure
-from pointdistill.engine.inputs import ProtocolInput, protocol_input
-from pointdistill.engine.probe import HeadTraining
-from pointdistill.engine.published import (
+from pointdistill.engine.evaluation.describe import CountClouds, Description
+from pointdistill.engine.evaluation.probe import HeadTraining
+from pointdistill.engine.evaluation.published import (
     BASE_MIXTURE,
     MPM_SMALL,
     SMALL,
@@ -25,8 +24,9 @@ from pointdistill.engine.published import (
     comparison_model,
     published_figure,
 )
-from pointdistill.engine.results import Figure, Result, Spread, combine, write_results
-from pointdistill.engine.results_tables import results_table, results_tables
+from pointdistill.engine.evaluation.results import Figure, Result, Spread, combine, write_results
+from pointdistill.engine.evaluation.results_tables import results_table, results_tables
+from pointdistill.engine.inputs import ProtocolInput, protocol_input
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize

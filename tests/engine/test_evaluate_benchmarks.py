@@ -22,16 +22,16 @@ from pointdistill.data.standins.lvis import CORPUS_FOLDER, LvisSizes, make_lvis_
 from pointdistill.data.standins.modelnet_fewshot import FewshotSizes, make_modelnet_fewshot_stand_in
 from pointdistill.data.standins.shapenetpart import PartSizes, make_shapenetpart_stand_in
 from pointdistill.data.workspace import remember_run, remember_stand_in
-from pointdistill.engine.describe import EncoderDescriber
 from pointdistill.engine.evaluation import features_kept
+from pointdistill.engine.evaluation.describe import EncoderDescriber
 from pointdistill.engine.evaluation.features_kept import CorpusFeatures
 from pointdistill.engine.evaluation.kinds import BENCHMARKS
 from pointdistill.engine.evaluation.lvis import rank_score
 from pointdistill.engine.evaluation.request import EvaluationRequest
 from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved
+from pointdistill.engine.exchange.weights import load_encoder, save_encoder
 from pointdistill.engine.features import extract_features
 from pointdistill.engine.inputs import protocol_input
-from pointdistill.engine.weights import load_encoder, save_encoder
 from pointdistill.errors import DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize

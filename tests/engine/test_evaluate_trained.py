@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.engine.classifier_recipes import RECIPES, recipe_for
 from pointdistill.engine.evaluation import Evaluation, evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.forecast import Forecast, in_words
+from pointdistill.engine.evaluation.probe import score_predictions
 from pointdistill.engine.evaluation.trained import trained_score, training_cost, voted_logits
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES, recipe_for
+from pointdistill.engine.finetuning.supervised import train_classifier
 from pointdistill.engine.inputs import protocol_input, voting_input
-from pointdistill.engine.probe import score_predictions
-from pointdistill.engine.supervised import train_classifier
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointdistill.engine.describe import EncoderDescriber, GeometryDescriber
+from pointdistill.engine.evaluation.describe import EncoderDescriber, GeometryDescriber
+from pointdistill.engine.evaluation.geometry import GEOMETRY_WIDTH, describe_geometry
 from pointdistill.engine.features import Features, extract_features
-from pointdistill.engine.geometry import GEOMETRY_WIDTH, describe_geometry
 from pointdistill.engine.inputs import (
     PUBLISHED_INPUTS,
     ProtocolInput,

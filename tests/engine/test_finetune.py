@@ -20,18 +20,18 @@ from pointdistill.data.standins import (
     make_scanobjectnn_stand_in,
     make_shapenetpart_stand_in,
 )
-from pointdistill.engine import finetune as module
-from pointdistill.engine.classifier_recipes import RECIPES
-from pointdistill.engine.epochs import EpochRecord
-from pointdistill.engine.finetune import Finetuned, Hooks, finetune, resume_finetune
-from pointdistill.engine.finetune_choices import (
+from pointdistill.engine.finetuning import finetune as module
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES
+from pointdistill.engine.finetuning.epochs import EpochRecord
+from pointdistill.engine.finetuning.finetune import Finetuned, Hooks, finetune, resume_finetune
+from pointdistill.engine.finetuning.finetune_choices import (
     FinetuneRequest,
     choose_recipe,
     head_only,
     part_names,
 )
-from pointdistill.engine.predict import classify_files
-from pointdistill.engine.training_data import KINDS
+from pointdistill.engine.finetuning.predict import classify_files
+from pointdistill.engine.finetuning.training_data import KINDS
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from tests.engine.labelled import make_encoder, part_benchmark, saved_encoder
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pointdistill.engine import step as step_module
-from pointdistill.engine import trainer as trainer_module
 from pointdistill.engine.optimizer import build_optimizer, guarded_step
-from pointdistill.engine.pretrain import StepRecord, pretrain
-from pointdistill.engine.state import load_latest, new_state
-from pointdistill.engine.step import follow
+from pointdistill.engine.training import step as step_module
+from pointdistill.engine.training import trainer as trainer_module
+from pointdistill.engine.training.pretrain import StepRecord, pretrain
+from pointdistill.engine.training.state import load_latest, new_state
+from pointdistill.engine.training.step import follow
 from pointdistill.errors import DivergenceError
 from pointdistill.model.distillation import Losses, Mode, Targets, Teacher, objective
 from tests.engine.conftest import MemoryCorpus, micro_config
@@ -212,7 +212,7 @@ def test_divergence_is_named_even_when_the_disk_is_full(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     break_loss(math.nan)(monkeypatch)
-    monkeypatch.setattr("pointdistill.engine.saving.save_file", full)
+    monkeypatch.setattr("pointdistill.engine.training.saving.save_file", full)
     with pytest.raises(DivergenceError, match=r"step 4: .*Last good checkpoint: none yet"):
         pretrain(micro_config(), corpus=memory_corpus, run=tmp_path / "run", options=options())
     assert "the state after step 3 could not be saved (No space" in caplog.text

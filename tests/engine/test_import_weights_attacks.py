@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pointdistill.engine.import_weights import import_weights
+from pointdistill.engine.exchange.import_weights import import_weights
 from tests.engine.handmade import (
     bounded,
     call,

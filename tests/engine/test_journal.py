@@ -13,10 +13,10 @@ import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from pointdistill.engine import journal
-from pointdistill.engine.journal import Journal, check_trackers
-from pointdistill.engine.pretrain import pretrain
-from pointdistill.engine.run_folder import read_metrics
+from pointdistill.engine.training import journal
+from pointdistill.engine.training.journal import Journal, check_trackers
+from pointdistill.engine.training.pretrain import pretrain
+from pointdistill.engine.training.run_folder import read_metrics
 from pointdistill.errors import ConfigError
 from pointdistill.model.distillation import Mode
 from tests.engine.conftest import MemoryCorpus, micro_config
@@ -132,7 +132,7 @@ def test_a_tracker_is_told_every_row_and_the_settings(
     memory_corpus: MemoryCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "check_trackers", lambda _names: None)
-    monkeypatch.setattr("pointdistill.engine.pretrain.check_trackers", lambda _names: None)
+    monkeypatch.setattr("pointdistill.engine.training.pretrain.check_trackers", lambda _names: None)
     tracker: Any = Noting()
     pretrain(
         micro_config(),

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from pointdistill.engine.pretrain import pretrain
-from pointdistill.engine.run_folder import read_metrics
-from pointdistill.engine.state import is_whole, list_checkpoints
-from pointdistill.engine.weights import load_encoder
+from pointdistill.engine.exchange.weights import load_encoder
+from pointdistill.engine.training.pretrain import pretrain
+from pointdistill.engine.training.run_folder import read_metrics
+from pointdistill.engine.training.state import is_whole, list_checkpoints
 from tests.engine.runs import assert_same_bits, options, untimed
 from tests.engine.worker import shapes, shared_config
 

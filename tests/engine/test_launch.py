@@ -10,10 +10,10 @@ import pytest
 from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.workspace import remember_corpus, remember_run
-from pointdistill.engine import launch
-from pointdistill.engine.launch import announce, carry_out, new_launch, resumed_launch
-from pointdistill.engine.pretrain import RunOptions
 from pointdistill.engine.settings import Asked
+from pointdistill.engine.training import launch
+from pointdistill.engine.training.launch import announce, carry_out, new_launch, resumed_launch
+from pointdistill.engine.training.pretrain import RunOptions
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 
 

@@ -27,7 +27,7 @@ from pointdistill.engine import leaks
 from pointdistill.engine.evaluation.kinds import BENCHMARKS
 from pointdistill.engine.held_out import held_out_of
 from pointdistill.engine.leaks import LeakRequest, check_leaks, leak_warning
-from pointdistill.engine.run_folder import FORMAT
+from pointdistill.engine.training.run_folder import FORMAT
 from pointdistill.errors import CheckpointError, ConfigError, CorpusError
 
 
@@ -101,7 +101,10 @@ def test_a_warning_where_test_shapes_were_seen_and_none_where_not(made: Path) ->
     count = len(benchmark.test)
     assert line is not None
     assert line.startswith(f"{count} of {count} test shapes were in the corpus this encoder saw")
-    assert f"`pointdistill leaks modelnet40 --encoder {made / 'run-leaky' / 'encoder'} --stand-in`" in line
+    assert (
+        f"`pointdistill leaks modelnet40 --encoder {made / 'run-leaky' / 'encoder'} --stand-in`"
+        in line
+    )
     assert leak_warning(benchmark, "modelnet40", made / "run-clean") is None
     assert not (made / "clean" / FILE_NAME).exists(), "all ids met: nothing to compute"
 

@@ -10,23 +10,23 @@ import pytest
 import torch
 
 import pointdistill
-from pointdistill.engine.classifier_recipes import RECIPES
-from pointdistill.engine.model_folder import (
+from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES
+from pointdistill.engine.finetuning.model_folder import (
     load_model,
     read_description,
     save_weights,
     write_description,
 )
-from pointdistill.engine.models import (
+from pointdistill.engine.finetuning.models import (
     ClassifierSpec,
     InputSpec,
     SegmenterSpec,
     TrainedClassifier,
     TrainedSegmenter,
 )
-from pointdistill.engine.segmenter_task import SegmenterRecipe, build_segmenter
-from pointdistill.engine.supervised import build_classifier, cut_from_outermost
-from pointdistill.engine.weights import save_encoder
+from pointdistill.engine.finetuning.segmenter_task import SegmenterRecipe, build_segmenter
+from pointdistill.engine.finetuning.supervised import build_classifier, cut_from_outermost
 from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.patches import to_unit_sphere
 from tests.engine.labelled import CATEGORY_PARTS, CONFIG, INPUTS, make_encoder

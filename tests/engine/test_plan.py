@@ -27,8 +27,8 @@ from pointdistill.engine.plan.measure import (
     read_answer,
 )
 from pointdistill.engine.recipes import recipe
-from pointdistill.engine.run_options import RunOptions
 from pointdistill.engine.settings import Asked
+from pointdistill.engine.training.run_options import RunOptions
 from pointdistill.errors import ConfigError, DataError, PointDistillError
 from tests.engine.conftest import micro_config
 

@@ -11,8 +11,8 @@ import trimesh
 
 from pointdistill import load_classifier, load_segmenter
 from pointdistill.data.meshes import PointSet, read_mesh
-from pointdistill.engine import predict as module
-from pointdistill.engine.predict import (
+from pointdistill.engine.finetuning import predict as module
+from pointdistill.engine.finetuning.predict import (
     SegmentedFile,
     classify_files,
     plan_parts,

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from pointdistill.engine.loader import epoch_order
-from pointdistill.engine.pretrain import StepRecord, pretrain
-from pointdistill.engine.run_folder import begin_run
-from pointdistill.engine.state import list_checkpoints, load_latest
-from pointdistill.engine.weights import load_encoder
+from pointdistill.engine.exchange.weights import load_encoder
+from pointdistill.engine.training.loader import epoch_order
+from pointdistill.engine.training.pretrain import StepRecord, pretrain
+from pointdistill.engine.training.run_folder import begin_run
+from pointdistill.engine.training.state import list_checkpoints, load_latest
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.distillation import Mode
 from tests.engine.conftest import MemoryCorpus, micro_config

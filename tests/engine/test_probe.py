@@ -10,14 +10,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from pointdistill.engine.probe import (
+from pointdistill.engine.evaluation.probe import (
     Samples,
     logistic_probe,
     nearest_neighbour_probe,
     score_predictions,
     svm_probe,
 )
-from pointdistill.engine.probe.nearest import vote
+from pointdistill.engine.evaluation.probe.nearest import vote
 from pointdistill.errors import ConfigError, DataError
 
 

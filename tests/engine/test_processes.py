@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pointdistill.engine.loader import epoch_order
-from pointdistill.engine.pretrain import pretrain
-from pointdistill.engine.run_folder import read_metrics
-from pointdistill.engine.state import load_latest
+from pointdistill.engine.training.loader import epoch_order
+from pointdistill.engine.training.pretrain import pretrain
+from pointdistill.engine.training.run_folder import read_metrics
+from pointdistill.engine.training.state import load_latest
 from tests.engine.runs import assert_equal, losses, options, tensors, weights
 from tests.engine.worker import shapes, shared_config
 

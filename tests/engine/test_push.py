@@ -15,17 +15,23 @@ import torch
 from huggingface_hub import ModelCard
 
 from pointdistill.data.files import sha256_of, write_json
-from pointdistill.engine.licences import CardLicence, Terms, card_licence, read_ledger, terms_of
-from pointdistill.engine.model_card import model_card
-from pointdistill.engine.model_folder import (
+from pointdistill.engine.exchange.licences import (
+    CardLicence,
+    Terms,
+    card_licence,
+    read_ledger,
+    terms_of,
+)
+from pointdistill.engine.exchange.model_card import model_card
+from pointdistill.engine.exchange.push import prepare, upload
+from pointdistill.engine.exchange.weights import load_encoder, save_encoder
+from pointdistill.engine.finetuning.model_folder import (
     build_model,
     load_classifier,
     save_weights,
     write_description,
 )
-from pointdistill.engine.models import ClassifierSpec, InputSpec
-from pointdistill.engine.push import prepare, upload
-from pointdistill.engine.weights import load_encoder, save_encoder
+from pointdistill.engine.finetuning.models import ClassifierSpec, InputSpec
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.classifier import ClassifierConfig
 from pointdistill.model.encoder import Encoder

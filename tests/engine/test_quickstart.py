@@ -11,7 +11,6 @@ import pytest
 
 from pointdistill.data.standins import ScanSizes
 from pointdistill.data.workspace import last_corpus, last_run
-from pointdistill.engine.pretrain import StepRecord
 from pointdistill.engine.quickstart import (
     GEOMETRY,
     INITIAL,
@@ -23,6 +22,7 @@ from pointdistill.engine.quickstart import (
     gains,
     quickstart,
 )
+from pointdistill.engine.training.pretrain import StepRecord
 from pointdistill.errors import ConfigError
 
 TOY = QuickstartConfig(

@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from pointdistill.engine.readings import Readings, StepNumbers, describe_unsound, steps_behind
+from pointdistill.engine.training.readings import (
+    Readings,
+    StepNumbers,
+    describe_unsound,
+    steps_behind,
+)
 from tests.engine.conftest import micro_config
 
 

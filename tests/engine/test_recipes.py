@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pointdistill.engine.config import PretrainConfig, from_plain, to_plain
-from pointdistill.engine.pretrain import RunOptions, pretrain
 from pointdistill.engine.recipes import RECIPES, find_recipe, recipe
 from pointdistill.engine.settings import differences
+from pointdistill.engine.training.pretrain import RunOptions, pretrain
 from pointdistill.errors import ConfigError
 from pointdistill.model.distillation import Mode, Student
 from pointdistill.model.masking import MaskKind

@@ -14,15 +14,15 @@ import torch
 
 from pointdistill.data.build.prepare import prepare_corpus
 from pointdistill.data.sources import SourceRequest
-from pointdistill.engine.loader import read_batch
+from pointdistill.engine.exchange.weights import save_encoder
 from pointdistill.engine.recipes import SIZES
-from pointdistill.engine.reconstruct import (
+from pointdistill.engine.reconstruction.reconstruct import (
     ReconstructRequest,
     masking_of,
     reconstruct,
 )
-from pointdistill.engine.reconstruct_comparison import Features
-from pointdistill.engine.reconstruct_decoder import (
+from pointdistill.engine.reconstruction.reconstruct_comparison import Features
+from pointdistill.engine.reconstruction.reconstruct_decoder import (
     ReconstructConfig,
     decoder_config,
     guess_by_copying,
@@ -32,7 +32,7 @@ from pointdistill.engine.reconstruct_decoder import (
     split_shapes,
     train_decoder,
 )
-from pointdistill.engine.weights import save_encoder
+from pointdistill.engine.training.loader import read_batch
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.decoder import PatchDecoder
 from pointdistill.model.encoder import Encoder

@@ -12,12 +12,12 @@ from pointdistill.data.benchmarks.records import LabelledClouds
 from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
-from pointdistill.engine import run_probe
-from pointdistill.engine.pretrain import pretrain
-from pointdistill.engine.run_folder import read_metrics
-from pointdistill.engine.run_probe import LabelledSet, RunProbe, open_labelled_set
-from pointdistill.engine.saving import take_snapshot
-from pointdistill.engine.state import new_state
+from pointdistill.engine.training import run_probe
+from pointdistill.engine.training.pretrain import pretrain
+from pointdistill.engine.training.run_folder import read_metrics
+from pointdistill.engine.training.run_probe import LabelledSet, RunProbe, open_labelled_set
+from pointdistill.engine.training.saving import take_snapshot
+from pointdistill.engine.training.state import new_state
 from pointdistill.errors import DataError
 from pointdistill.model.encoder import Encoder
 from tests.engine.conftest import MemoryCorpus, micro_config

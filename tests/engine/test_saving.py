@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from pointdistill.engine import saving, trainer
-from pointdistill.engine.pretrain import StepRecord, pretrain
-from pointdistill.engine.run_folder import read_metrics
-from pointdistill.engine.saving import Saver, Snapshot, take_snapshot, write_snapshot
-from pointdistill.engine.state import list_checkpoints, load_latest, new_state
+from pointdistill.engine.training import saving, trainer
+from pointdistill.engine.training.pretrain import StepRecord, pretrain
+from pointdistill.engine.training.run_folder import read_metrics
+from pointdistill.engine.training.saving import Saver, Snapshot, take_snapshot, write_snapshot
+from pointdistill.engine.training.state import list_checkpoints, load_latest, new_state
 from pointdistill.errors import CheckpointError
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_equal, assert_same_bits, options, tensors

@@ -17,7 +17,7 @@ from pointdistill.engine.embedding import index as index_module
 from pointdistill.engine.embedding.index import Index, open_index
 from pointdistill.engine.embedding.run import EmbedRequest, embed
 from pointdistill.engine.embedding.search import draw_sheet, find_index, nearest, search
-from pointdistill.engine.weights import save_encoder
+from pointdistill.engine.exchange.weights import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from tests.engine.test_embedding import random_encoder
 

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from pointdistill.data.benchmarks.part_records import PartClouds
 from pointdistill.data.benchmarks.shapenetpart_layout import CATEGORY_PARTS as SHAPENET
-from pointdistill.engine.epochs import EpochRecord
-from pointdistill.engine.inputs import PUBLISHED_INPUTS
-from pointdistill.engine.packed_clouds import PackedClouds
-from pointdistill.engine.part_iou import mean_part_iou, predict_parts, shape_ious
-from pointdistill.engine.results import Spread
-from pointdistill.engine.segment import SegmenterResult, measure_parts, train_segmenter
-from pointdistill.engine.segmenter_task import (
+from pointdistill.engine.evaluation.results import Spread
+from pointdistill.engine.finetuning.epochs import EpochRecord
+from pointdistill.engine.finetuning.packed_clouds import PackedClouds
+from pointdistill.engine.finetuning.part_iou import mean_part_iou, predict_parts, shape_ious
+from pointdistill.engine.finetuning.segment import SegmenterResult, measure_parts, train_segmenter
+from pointdistill.engine.finetuning.segmenter_task import (
     SegmenterRecipe,
     SegmenterTask,
     build_segmenter,
     segment,
     segmenter_config,
 )
+from pointdistill.engine.inputs import PUBLISHED_INPUTS
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.encoder import EncoderConfig
 from pointdistill.model.random import KeyedRandom, sample_keys

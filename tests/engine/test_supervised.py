@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.benchmarks.records import LabelledClouds
-from pointdistill.engine.classifier_recipes import RECIPES, ClassifierRecipe
-from pointdistill.engine.epochs import EpochRecord, split_batches
-from pointdistill.engine.schedules import two_stage, warmup_cosine
-from pointdistill.engine.supervised import (
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES, ClassifierRecipe
+from pointdistill.engine.finetuning.epochs import EpochRecord, split_batches
+from pointdistill.engine.finetuning.supervised import (
     ClassifierResult,
     cut_clouds,
     predict,
     train_classifier,
     training_patches,
 )
+from pointdistill.engine.schedules import two_stage, warmup_cosine
 from pointdistill.errors import ConfigError, DataError, DivergenceError
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import Patches

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.engine.onnx_export import OnnxExport
+    from pointdistill.engine.exchange.onnx_export import OnnxExport
 
 
 class FormatName(StrEnum):
@@ -43,7 +43,7 @@ def export(
 ) -> None:
     """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
     from pointdistill.data.workspace import last_run
-    from pointdistill.engine.weights import export_encoder
+    from pointdistill.engine.exchange.weights import export_encoder
     from pointdistill.errors import CheckpointError, ConfigError
 
     source = encoder or last_run()
@@ -51,7 +51,7 @@ def export(
         msg = "no run was made in this folder yet; run `pointdistill pretrain`, or name one with --encoder"
         raise CheckpointError(msg)
     if file_format is FormatName.ONNX:
-        from pointdistill.engine.onnx_export import export_onnx
+        from pointdistill.engine.exchange.onnx_export import export_onnx
 
         _say(export_onnx(source, output, points=points))
         return

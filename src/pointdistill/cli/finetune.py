@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.engine.finetune import Finetuned, Hooks
+    from pointdistill.engine.finetuning.finetune import Finetuned, Hooks
 
 
 class TaskName(StrEnum):
@@ -79,8 +79,8 @@ def finetune(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Make a classifier of an encoder (on shapenetpart, a part segmenter). Ctrl-C saves; --resume goes on."""
-    from pointdistill.engine.finetune import finetune, resume_finetune
-    from pointdistill.engine.finetune_choices import FinetuneRequest
+    from pointdistill.engine.finetuning.finetune import finetune, resume_finetune
+    from pointdistill.engine.finetuning.finetune_choices import FinetuneRequest
 
     if resume:
         place = _resumed(context, output)
@@ -170,8 +170,8 @@ def _progress() -> Iterator[Hooks]:
         TimeRemainingColumn,
     )
 
-    from pointdistill.engine.epochs import EpochRecord
-    from pointdistill.engine.finetune import Hooks
+    from pointdistill.engine.finetuning.epochs import EpochRecord
+    from pointdistill.engine.finetuning.finetune import Hooks
 
     console = Console(stderr=True)
     columns = (

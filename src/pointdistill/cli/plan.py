@@ -56,7 +56,7 @@ def plan(
 
     from pointdistill.cli.training_progress import say
     from pointdistill.engine.plan import make_plan
-    from pointdistill.engine.run_options import RunOptions
+    from pointdistill.engine.training.run_options import RunOptions
 
     asked = asked_for(
         recipe=recipe,

@@ -11,8 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import FailedFile
-    from pointdistill.engine.models import TrainedClassifier, TrainedSegmenter
-    from pointdistill.engine.predict import ClassifiedFile, SegmentedFile
+    from pointdistill.engine.finetuning.models import TrainedClassifier, TrainedSegmenter
+    from pointdistill.engine.finetuning.predict import ClassifiedFile, SegmentedFile
 
 SHOWN = 3
 
@@ -46,8 +46,8 @@ def predict(
     is then 2.
     """
     from pointdistill.engine.devices import pick_device
-    from pointdistill.engine.model_folder import load_model
-    from pointdistill.engine.models import TrainedClassifier
+    from pointdistill.engine.finetuning.model_folder import load_model
+    from pointdistill.engine.finetuning.models import TrainedClassifier
     from pointdistill.errors import ConfigError
 
     where = pick_device(device)
@@ -68,8 +68,8 @@ def _classify(
 ) -> bool:
     """Whether any file could not be used."""
     from pointdistill.cli.tables import print_table
-    from pointdistill.engine.predict import classify_files
-    from pointdistill.engine.tables import Table
+    from pointdistill.engine.finetuning.predict import classify_files
+    from pointdistill.engine.reporting.tables import Table
 
     with _progress("classifying") as progress:
         done, failed = classify_files(classifier, files, up=up, progress=progress)
@@ -99,8 +99,8 @@ def _segment(
 ) -> bool:
     """Whether any file could not be used."""
     from pointdistill.cli.tables import print_table
-    from pointdistill.engine.predict import plan_parts, segment_files, write_parts
-    from pointdistill.engine.tables import Table
+    from pointdistill.engine.finetuning.predict import plan_parts, segment_files, write_parts
+    from pointdistill.engine.reporting.tables import Table
 
     destination = plan_parts(files, output) if output is not None else None
     with _progress("segmenting") as progress:

@@ -71,7 +71,7 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on a corpus, with no labels. Ctrl-C saves; --resume goes on."""
     from pointdistill.cli.training import run_pretraining
-    from pointdistill.engine.run_options import RunOptions
+    from pointdistill.engine.training.run_options import RunOptions
 
     run_pretraining(
         asked_for(

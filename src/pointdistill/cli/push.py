@@ -23,7 +23,7 @@ def push(
     ] = False,
 ) -> None:
     """Upload weights to the Hugging Face Hub with a model card: recipe, results, licences. Needs your token."""
-    from pointdistill.engine.push import CARD, prepare, upload
+    from pointdistill.engine.exchange.push import CARD, prepare, upload
 
     made = prepare(source, repository, card_only or Path("hub", repository))
     licence = made.licence.identifier + (f" ({made.licence.name})" if made.licence.name else "")

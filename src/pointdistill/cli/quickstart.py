@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from pointdistill.engine.pretrain import StepRecord
+    from pointdistill.engine.training.pretrain import StepRecord
 
 
 def quickstart(
@@ -28,8 +28,8 @@ def quickstart(
     from rich.console import Console
 
     from pointdistill.cli.tables import print_table
+    from pointdistill.engine.evaluation.results_tables import results_table
     from pointdistill.engine.quickstart import Hooks, QuickstartConfig, gains, quickstart
-    from pointdistill.engine.results_tables import results_table
 
     console = Console(stderr=True)
     with _Stages(console) as stages:

@@ -15,8 +15,8 @@ def recipes(
     """List the runs that have a name, or print one of them with every setting."""
     from pointdistill.cli.tables import print_table
     from pointdistill.engine.recipes import RECIPES, find_recipe
+    from pointdistill.engine.reporting.tables import Table
     from pointdistill.engine.settings import as_toml
-    from pointdistill.engine.tables import Table
 
     if name is not None:
         found = find_recipe(name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.engine.reconstruct_comparison import Show
+    from pointdistill.engine.reconstruction.reconstruct_comparison import Show
 
 
 def reconstruct(
@@ -39,9 +39,9 @@ def reconstruct(
 ) -> None:
     """Fill masked patches from frozen features, beside random features; draw it. Ctrl-C keeps what is done."""
     from pointdistill.cli.tables import print_table
-    from pointdistill.engine.reconstruct import ReconstructRequest
-    from pointdistill.engine.reconstruct import reconstruct as run
-    from pointdistill.engine.reconstruct_comparison import PICTURE, RESULTS
+    from pointdistill.engine.reconstruction.reconstruct import ReconstructRequest
+    from pointdistill.engine.reconstruction.reconstruct import reconstruct as run
+    from pointdistill.engine.reconstruction.reconstruct_comparison import PICTURE, RESULTS
 
     request = ReconstructRequest(
         encoder=encoder, data=data, steps=steps, seeds=seeds, output=output, device=device

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from pointdistill.engine.embedding.search import Found
-    from pointdistill.engine.tables import Table
+    from pointdistill.engine.reporting.tables import Table
 
 
 def search(
@@ -64,7 +64,7 @@ def search(
 
 
 def _table(query: Path, index: Path, found: Found) -> Table:
-    from pointdistill.engine.tables import Table as Made
+    from pointdistill.engine.reporting.tables import Table as Made
 
     rows = tuple(
         (str(rank), neighbour.id, f"{neighbour.similarity:.4f}")

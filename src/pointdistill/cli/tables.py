@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     import rich.table
 
-    from pointdistill.engine.tables import Table
+    from pointdistill.engine.reporting.tables import Table
 
 
 def print_table(table: Table) -> None:

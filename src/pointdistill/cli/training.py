@@ -11,11 +11,17 @@ from rich.console import Console
 
 from pointdistill.cli.training_progress import remarks_to, say, training_progress
 from pointdistill.engine.devices import is_main_process
-from pointdistill.engine.launch import Launch, announce, carry_out, new_launch, resumed_launch
 from pointdistill.engine.machine import out_of_memory
-from pointdistill.engine.pretrain import RunResult
-from pointdistill.engine.run_options import RunOptions
 from pointdistill.engine.settings import Asked
+from pointdistill.engine.training.launch import (
+    Launch,
+    announce,
+    carry_out,
+    new_launch,
+    resumed_launch,
+)
+from pointdistill.engine.training.pretrain import RunResult
+from pointdistill.engine.training.run_options import RunOptions
 from pointdistill.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pointdistill.engine.pretrain import StepRecord
+from pointdistill.engine.training.pretrain import StepRecord
 
 MEASURED_STEPS = 3
 SLOW_HOURS = 1.0

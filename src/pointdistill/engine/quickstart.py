@@ -18,7 +18,6 @@ from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.standins import HARDNESS, ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.workspace import remember_run
-from pointdistill.engine.classifier_recipes import RECIPES
 from pointdistill.engine.config import PretrainConfig, to_plain
 from pointdistill.engine.evaluation import (
     COPIES_ON_CPU,
@@ -26,17 +25,18 @@ from pointdistill.engine.evaluation import (
     evaluate,
     evaluate_geometry,
 )
-from pointdistill.engine.gallery import learning_pictures
+from pointdistill.engine.evaluation.results import Result, Spread, write_results
+from pointdistill.engine.evaluation.results_tables import results_table
+from pointdistill.engine.exchange.weights import load_encoder
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES
+from pointdistill.engine.finetuning.supervised import train_classifier
 from pointdistill.engine.inputs import protocol_input
-from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
 from pointdistill.engine.recipes import recipe
-from pointdistill.engine.report import Picture, Section, write_report
-from pointdistill.engine.results import Result, Spread, write_results
-from pointdistill.engine.results_tables import results_table
-from pointdistill.engine.run_folder import CHECKPOINTS, read_metrics, read_run_config
-from pointdistill.engine.state import list_checkpoints, new_state
-from pointdistill.engine.supervised import train_classifier
-from pointdistill.engine.weights import load_encoder
+from pointdistill.engine.reporting.gallery import learning_pictures
+from pointdistill.engine.reporting.report import Picture, Section, write_report
+from pointdistill.engine.training.pretrain import RunOptions, StepRecord, pretrain
+from pointdistill.engine.training.run_folder import CHECKPOINTS, read_metrics, read_run_config
+from pointdistill.engine.training.state import list_checkpoints, new_state
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
 
@@ -288,7 +288,7 @@ def _report(
     clock: _Clock,
 ) -> None:
     """One page: facts, the table, the curves, and pictures of what was learned from and with what effect."""
-    from pointdistill.engine.pictures import loss_curves
+    from pointdistill.engine.reporting.pictures import loss_curves
 
     trained_for = config.pretraining()
     facts = {

@@ -13,7 +13,7 @@ from typing import Any
 from pointdistill.data.files import read_json
 from pointdistill.engine.config import PretrainConfig, from_plain, to_plain
 from pointdistill.engine.recipes import RECIPES, find_recipe, recipe
-from pointdistill.engine.run_folder import FORMAT
+from pointdistill.engine.training.run_folder import FORMAT
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.distillation import Mode
 

@@ -87,7 +87,7 @@ def _near(
         apart = there[at[part]] - wanted.prints[near[part]]
         explained = np.einsum("ij,ijk->ik", apart, wanted.tangents[near[part]])
         found[part] = np.einsum("ij,ij->i", apart, apart)
-        pass
+        found[part] -= np.einsum("ik,ik->i", explained, explained)
     found /= noise[near, at]
     kept = found <= _CUTOFF
     return near[kept], at[kept], found[kept]

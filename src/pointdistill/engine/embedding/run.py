@@ -22,8 +22,8 @@ from pointdistill.engine.embedding.index import FORMAT, VERSION, open_index
 from pointdistill.engine.embedding.loop import EmbeddingLoop, Tell
 from pointdistill.engine.embedding.output import check_output, write_output
 from pointdistill.engine.embedding.work import WorkFolder
+from pointdistill.engine.exchange.weights import load_encoder
 from pointdistill.engine.interrupt import interruptible
-from pointdistill.engine.weights import load_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 

@@ -26,7 +26,7 @@ from pointdistill.engine.embedding.compute import (
 )
 from pointdistill.engine.embedding.index import Index
 from pointdistill.engine.embedding.run import find_and_load
-from pointdistill.engine.pictures import clouds
+from pointdistill.engine.reporting.pictures import clouds
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 

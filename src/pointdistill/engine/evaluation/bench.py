@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import torch
 
 from pointdistill.data.benchmarks.records import Benchmark
-from pointdistill.engine.classifier_recipes import recipe_for
-from pointdistill.engine.describe import Describer, EncoderDescriber, GeometryDescriber
+from pointdistill.engine.evaluation.describe import Describer, EncoderDescriber, GeometryDescriber
 from pointdistill.engine.evaluation.forecast import Forecast, Say
 from pointdistill.engine.evaluation.frozen import FrozenRun
 from pointdistill.engine.evaluation.plan import FROZEN, HEADS, TRAINED, VOTING, Evaluation
+from pointdistill.engine.evaluation.probe import Score
+from pointdistill.engine.evaluation.published import published_figure
+from pointdistill.engine.evaluation.results import Result, combine
 from pointdistill.engine.evaluation.trained import trained_score, training_cost
 from pointdistill.engine.evaluation.units import NOT_MEASURED, Keeper, KeepNothing, Unit, measured
 from pointdistill.engine.features import BATCH_SIZE
+from pointdistill.engine.finetuning.classifier_recipes import recipe_for
 from pointdistill.engine.inputs import ProtocolInput, protocol_input
-from pointdistill.engine.probe import Score
-from pointdistill.engine.published import published_figure
-from pointdistill.engine.results import Result, combine
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
 
@@ -49,7 +49,7 @@ def evaluate(
         evaluation: protocols, seeds and settings.
         name: what to call these features in the results.
         published_model: whose published figures to set beside ours, by its name in
-            ``pointdistill.engine.published``.
+            ``pointdistill.engine.evaluation.published``.
         device: where encoders run and are trained; heads on frozen features train on the CPU.
         batch_size: clouds a forward pass of a frozen encoder.
         progress: told after every batch of clouds, and after every epoch of training.

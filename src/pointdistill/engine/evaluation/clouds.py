@@ -9,7 +9,7 @@ from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.engine.evaluation.bench import Bench, measure_units
 from pointdistill.engine.evaluation.forecast import Count
 from pointdistill.engine.evaluation.job import Job
-from pointdistill.engine.results import Result
+from pointdistill.engine.evaluation.results import Result
 
 Read = Callable[[Path, str | None, Count], Benchmark]
 """Read one split of an archive; refuses an absent one by saying where it comes from."""

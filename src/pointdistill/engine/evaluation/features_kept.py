@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pointdistill.data.files import write_aside
-from pointdistill.engine.describe import CountClouds, EncoderDescriber
+from pointdistill.engine.evaluation.describe import CountClouds, EncoderDescriber
 from pointdistill.engine.features import Features, pool_batches
 from pointdistill.engine.inputs import draw_clouds
-from pointdistill.engine.loader import PointSource, made_ahead
+from pointdistill.engine.training.loader import PointSource, made_ahead
 
 ROWS = 4096
 """Shapes a file: 19 MB of the small encoder's features; what a kill can cost."""

@@ -11,7 +11,7 @@ from pointdistill.data.benchmarks.modelnet_fewshot import (
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.engine.evaluation.bench import Bench, measure_units
 from pointdistill.engine.evaluation.job import Job
-from pointdistill.engine.results import FOLDS, Result
+from pointdistill.engine.evaluation.results import FOLDS, Result
 
 SPLITS = {f"{way}w{shot}s": (way, shot) for way, shot in FEWSHOT_SETTINGS}
 """Way and shot by the name that a user types."""

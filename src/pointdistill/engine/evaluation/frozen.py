@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.engine.describe import CountClouds, Describer, Description
+from pointdistill.engine.evaluation.describe import CountClouds, Describer, Description
 from pointdistill.engine.evaluation.plan import HEADS, Evaluation
-from pointdistill.engine.probe import (
+from pointdistill.engine.evaluation.probe import (
     LinearHead,
     MlpHead,
     Samples,
@@ -21,7 +21,7 @@ from pointdistill.engine.probe import (
     svm_probe,
     train_heads,
 )
-from pointdistill.engine.probe.training import Head
+from pointdistill.engine.evaluation.probe.training import Head
 
 _HEADS: dict[str, Callable[..., Head]] = {"linear": LinearHead, "mlp": MlpHead}
 

@@ -12,8 +12,8 @@ import torch
 from pointdistill.data.benchmarks.lvis import LvisShapes
 from pointdistill.data.benchmarks.part_records import PartBenchmark
 from pointdistill.data.benchmarks.records import Benchmark
-from pointdistill.engine.describe import EncoderDescriber
 from pointdistill.engine.evaluation.bench import Progress
+from pointdistill.engine.evaluation.describe import EncoderDescriber
 from pointdistill.engine.evaluation.forecast import Count, Say
 from pointdistill.engine.evaluation.kept import KeptUnits
 from pointdistill.engine.evaluation.plan import Evaluation

@@ -19,8 +19,7 @@ from pointdistill.data.files import read_json, write_aside, write_json
 from pointdistill.engine.config import from_plain, to_plain
 from pointdistill.engine.evaluation.charts import confusion_chart
 from pointdistill.engine.evaluation.plan import PROTOCOLS
-from pointdistill.engine.evaluation.units import Unit, unit_key
-from pointdistill.engine.results import (
+from pointdistill.engine.evaluation.results import (
     FOLDS,
     RESULTS_FORMAT,
     Result,
@@ -28,7 +27,8 @@ from pointdistill.engine.results import (
     setting_of,
     write_results,
 )
-from pointdistill.engine.results_tables import results_tables
+from pointdistill.engine.evaluation.results_tables import results_tables
+from pointdistill.engine.evaluation.units import Unit, unit_key
 from pointdistill.errors import ConfigError, DataError
 
 RESULTS, TABLE, SCORES, PICTURES = "results.json", "results.md", "scores", "pictures"

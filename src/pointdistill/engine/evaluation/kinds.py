@@ -23,7 +23,7 @@ from pointdistill.engine.evaluation.clouds import evaluate_clouds
 from pointdistill.engine.evaluation.forecast import Count
 from pointdistill.engine.evaluation.job import Job
 from pointdistill.engine.evaluation.plan import FROZEN, PROTOCOLS
-from pointdistill.engine.results import Result
+from pointdistill.engine.evaluation.results import Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

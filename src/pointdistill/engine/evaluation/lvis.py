@@ -22,12 +22,12 @@ from pointdistill.engine.evaluation.bench import SHORTER, augmentation_in_words
 from pointdistill.engine.evaluation.features_kept import CorpusFeatures
 from pointdistill.engine.evaluation.forecast import Forecast
 from pointdistill.engine.evaluation.job import Job
+from pointdistill.engine.evaluation.probe import HeadTraining, LinearHead, Score, score_predictions
+from pointdistill.engine.evaluation.probe.nearest import vote
+from pointdistill.engine.evaluation.probe.training import smooth_targets, train_head
+from pointdistill.engine.evaluation.published import published_figure
+from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.units import NOT_MEASURED, measured
-from pointdistill.engine.probe import HeadTraining, LinearHead, Score, score_predictions
-from pointdistill.engine.probe.nearest import vote
-from pointdistill.engine.probe.training import smooth_targets, train_head
-from pointdistill.engine.published import published_figure
-from pointdistill.engine.results import Result
 
 PROTOCOLS = ("knn", "linear")
 DRAWS = "draws"

@@ -9,10 +9,10 @@ from pointdistill.data.benchmarks.shapenetpart import read_shapenetpart
 from pointdistill.engine.evaluation.bench import SHORTER
 from pointdistill.engine.evaluation.forecast import Forecast
 from pointdistill.engine.evaluation.job import Job
+from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.units import NOT_MEASURED, Unit
-from pointdistill.engine.results import Result
-from pointdistill.engine.segment import PROTOCOL, measure_parts
-from pointdistill.engine.segmenter_task import SegmenterRecipe
+from pointdistill.engine.finetuning.segment import PROTOCOL, measure_parts
+from pointdistill.engine.finetuning.segmenter_task import SegmenterRecipe
 
 PROTOCOLS = (PROTOCOL,)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pointdistill.data.benchmarks.records import Benchmark
-from pointdistill.engine.probe import HeadTraining
+from pointdistill.engine.evaluation.probe import HeadTraining
 from pointdistill.errors import ConfigError
 
 FROZEN = ("knn", "svm", "linear", "mlp", "logistic")

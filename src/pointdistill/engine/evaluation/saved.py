@@ -17,13 +17,13 @@ from pointdistill.engine.evaluation.job import Job
 from pointdistill.engine.evaluation.kept import KeptUnits
 from pointdistill.engine.evaluation.kinds import ALL_PROTOCOLS, BENCHMARKS
 from pointdistill.engine.evaluation.plan import COPIES_ON_CPU, FROZEN, HEADS
+from pointdistill.engine.evaluation.published import comparison_for
 from pointdistill.engine.evaluation.request import ALL, EvaluationRequest
+from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.sources import Place, find_place, stand_in_place
+from pointdistill.engine.exchange.weights import CONFIG, WEIGHTS, find_encoder, load_encoder
 from pointdistill.engine.leaks import leak_warning
-from pointdistill.engine.published import comparison_for
-from pointdistill.engine.results import Result
-from pointdistill.engine.run_folder import METRICS
-from pointdistill.engine.weights import CONFIG, WEIGHTS, find_encoder, load_encoder
+from pointdistill.engine.training.run_folder import METRICS
 from pointdistill.errors import CheckpointError, DataError
 
 

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.engine.classifier_recipes import recipe_for
 from pointdistill.engine.devices import threads_for
-from pointdistill.engine.inputs import ProtocolInput, cloud_batches, voting_input
-from pointdistill.engine.probe import Score, score_predictions
-from pointdistill.engine.probe.training import mean_logits
-from pointdistill.engine.supervised import (
+from pointdistill.engine.evaluation.probe import Score, score_predictions
+from pointdistill.engine.evaluation.probe.training import mean_logits
+from pointdistill.engine.finetuning.classifier_recipes import recipe_for
+from pointdistill.engine.finetuning.supervised import (
     EVALUATION_BATCH,
     cut_from_outermost,
     train_classifier,
 )
+from pointdistill.engine.inputs import ProtocolInput, cloud_batches, voting_input
 from pointdistill.model.classifier import Classifier
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import to_unit_sphere

@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from pointdistill.engine.probe import Score
-from pointdistill.engine.probe.samples import Confusion
-from pointdistill.engine.results import Figure, Result, Spread, setting_of
+from pointdistill.engine.evaluation.probe import Score
+from pointdistill.engine.evaluation.probe.samples import Confusion
+from pointdistill.engine.evaluation.results import Figure, Result, Spread, setting_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,12 @@ from pointdistill.engine.cost import (
     step_flops,
 )
 from pointdistill.engine.devices import pick_device, process_count
-from pointdistill.engine.launch import find_corpus, fit_batch
 from pointdistill.engine.machine import GIB, memory_gib
 from pointdistill.engine.plan.estimate import Estimate, arithmetic, estimate
 from pointdistill.engine.plan.measure import Trial
-from pointdistill.engine.run_options import RunOptions
 from pointdistill.engine.settings import Asked, settle
+from pointdistill.engine.training.launch import find_corpus, fit_batch
+from pointdistill.engine.training.run_options import RunOptions
 from pointdistill.errors import ConfigError, DataError
 
 TRIAL_SECONDS = 10.0

@@ -20,8 +20,8 @@ from pointdistill.data.corpus import open_corpus
 from pointdistill.engine.config import PretrainConfig, from_plain
 from pointdistill.engine.devices import pick_device
 from pointdistill.engine.machine import GIB, out_of_memory, peak_resident_gib, resident_gib
-from pointdistill.engine.pretrain import RunOptions, StepRecord, pretrain
-from pointdistill.engine.run_folder import TrainingCorpus
+from pointdistill.engine.training.pretrain import RunOptions, StepRecord, pretrain
+from pointdistill.engine.training.run_folder import TrainingCorpus
 from pointdistill.errors import PointDistillError
 
 WARM_STEPS = 2

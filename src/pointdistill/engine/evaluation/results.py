@@ -1,0 +1,196 @@
+"""What an evaluation found, with everything that a reader needs to know what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from pointdistill.data.files import write_json
+from pointdistill.engine.config import to_plain
+from pointdistill.engine.evaluation.published import PublishedFigure
+
+RESULTS_FORMAT = 2
+"""Version of ``results.json``; raised when the meaning of a field changes."""
+
+FOLDS = "folds"
+"""What a few-shot result is repeated over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure over several seeds."""
+
+    mean: float
+
+    deviation: float | None
+    """Sample standard deviation over the seeds; None for a single one."""
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Mean and deviation of at least one value."""
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(mean=statistics.fmean(values), deviation=deviation)
+
+    def __str__(self) -> str:
+        """Two decimals, as in ``51.20 ± 0.43``."""
+        return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One more figure of a result."""
+
+    name: str
+    value: Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One set of features under one protocol on one split. Figures are in percent."""
+
+    features: str
+    """Whose features: a run's encoder, its initial weights, or the geometric baseline."""
+
+    benchmark: str
+    split: str | None
+    data_name: str
+    """What the data really was; for a stand-in it says so."""
+
+    form: str
+    """Which distributed form of the benchmark was read."""
+
+    checksum: str
+    """SHA-256 of the archive; of a result over folds, of the folds' checksums where they differ."""
+
+    stand_in: bool
+    train_clouds: int
+    test_clouds: int
+
+    protocol: str
+    points: int
+    patches: int | None
+    """None for features that have no patches."""
+
+    subsampling: str
+    """``uniform`` or ``farthest``."""
+
+    augmentation: str
+    """How often the training clouds were augmented."""
+
+    seeds: tuple[int, ...]
+    """Or the numbers of the folds or draws; see ``repeated_over``."""
+
+    accuracy: Spread
+    """The first main figure, overall accuracy for one, on the test split; after the last epoch of training."""
+
+    class_accuracy: Spread
+    """The second main figure, the mean over classes for one."""
+
+    best_epoch_accuracy: Spread | None
+    """The first main figure of the best epoch, chosen on the test split; None for probes without epochs."""
+
+    published: PublishedFigure | None
+    """What the paper reports for the same protocol on the real benchmark."""
+
+    notes: tuple[str, ...] = ()
+    """What to know before trusting the figures."""
+
+    metrics: tuple[str, str] = ("OA", "mAcc")
+    """Names of the two main figures."""
+
+    further: tuple[Figure, ...] = ()
+    """Other figures, such as top-5 accuracy."""
+
+    each: tuple[float, ...] = ()
+    """The first main figure of every seed, in the order of ``seeds``."""
+
+    repeated_over: str = "seeds"
+    """What ``seeds`` counts: ``seeds``, ``folds`` or ``draws``."""
+
+    fingerprint: str = ""
+    """Of the encoder's weights; empty for features without any."""
+
+    epochs: int | None = None
+    """Epochs of training; None for probes without."""
+
+    protocol_epochs: int | None = None
+    """Epochs that the protocol has: other than ``epochs`` in a run that was shortened."""
+
+    votes: int = 1
+    """Versions of each test cloud whose logits were averaged; 1 is no voting."""
+
+    @property
+    def departure(self) -> str:
+        """In what the run was not the protocol, in words; empty if in nothing."""
+        shortened = self.epochs is not None and self.epochs != self.protocol_epochs
+        parts = [f"{self.epochs} of {self.protocol_epochs} epochs"] * shortened
+        return ", ".join([*parts, *[f"{self.votes} votes"] * (self.votes > 1)])
+
+    @property
+    def label(self) -> str:
+        """The protocol as every output names it: ``linear``, or ``linear (5 of 150 epochs)``."""
+        return f"{self.protocol} ({self.departure})" if self.departure else self.protocol
+
+
+_VARYING = (
+    "seeds",
+    "accuracy",
+    "class_accuracy",
+    "best_epoch_accuracy",
+    "published",
+    "notes",
+    "further",
+    "each",
+)
+
+
+def setting_of(result: Result) -> tuple[Hashable, ...]:
+    """What two results must share to be seeds of one: whose features, on what, how."""
+    left_out = {*_VARYING}
+    # A folder may be moved, and be named from elsewhere; the weights stay the same.
+    left_out |= {"features"} if result.fingerprint else set()
+    # Each fold is a file of its own.
+    left_out |= {"checksum"} if result.repeated_over == FOLDS else set()
+    return tuple(getattr(result, item.name) for item in fields(Result) if item.name not in left_out)
+
+
+def combine(results: Sequence[Result]) -> list[Result]:
+    """Results of single seeds (with ``each`` set) joined, one a setting, in the order of first appearance."""
+    groups: dict[tuple[Hashable, ...], dict[int, Result]] = {}
+    for result in results:
+        (seed,) = result.seeds
+        groups.setdefault(setting_of(result), {})[seed] = result
+    return [_join([group[seed] for seed in sorted(group)]) for group in groups.values()]
+
+
+def _join(seeds: Sequence[Result]) -> Result:
+    """Single seeds of one setting as one result; names and published figures are the last one's."""
+    best = [s.best_epoch_accuracy.mean for s in seeds if s.best_epoch_accuracy is not None]
+    names = [figure.name for figure in seeds[0].further]
+    columns = zip(*[[figure.value.mean for figure in s.further] for s in seeds], strict=True)
+    return replace(
+        seeds[-1],
+        seeds=tuple(s.seeds[0] for s in seeds),
+        checksum=_joint_checksum([s.checksum for s in seeds]),
+        accuracy=Spread.of([s.accuracy.mean for s in seeds]),
+        class_accuracy=Spread.of([s.class_accuracy.mean for s in seeds]),
+        best_epoch_accuracy=Spread.of(best) if len(best) == len(seeds) else None,
+        notes=tuple(dict.fromkeys(note for s in seeds for note in s.notes)),
+        further=tuple(Figure(n, Spread.of(c)) for n, c in zip(names, columns, strict=True)),
+        each=tuple(s.accuracy.mean for s in seeds),
+    )
+
+
+def _joint_checksum(checksums: Sequence[str]) -> str:
+    if len(set(checksums)) == 1:
+        return checksums[0]
+    return hashlib.sha256("".join(checksums).encode()).hexdigest()
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write results as JSON: ``format`` and ``results``, one object each with the fields above."""
+    rows = [to_plain(result) for result in results]
+    write_json(path, {"format": RESULTS_FORMAT, "results": rows})

@@ -1,0 +1,141 @@
+"""Results as tables: ours beside the published figures, what was measured in title, columns and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pointdistill.engine.evaluation.results import Result
+from pointdistill.engine.reporting.tables import Table
+
+NOTHING = "-"
+"""A cell for which there is no figure."""
+
+_BEST = "best epoch %"
+_SHARED = ("features", "split", "data", "points / patches", "repeats")
+_NOTED = ("features", "points / patches")
+_COPYING = ("linear", "mlp")  # protocols that may go through copies instead of augmenting anew
+
+
+def results_tables(results: Sequence[Result]) -> list[Table]:
+    """One table a benchmark, in the order of first appearance."""
+    groups: dict[tuple[str, tuple[str, str]], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.data_name, result.metrics), []).append(result)
+    return [results_table(group) for group in groups.values()]
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """Results with the same main figures as one table, the published figures beside ours where there are any.
+
+    What is the same in every row (whose features, which split, how many points) is said in the title
+    or below the table instead of in a column of its own.
+    """
+    data = sorted({f"{r.data_name}, {r.split}" if r.split else r.data_name for r in results})
+    further = list(dict.fromkeys(figure.name for r in results for figure in r.further))
+    cells = [_row(result, further) for result in results]
+    shared = {key: cells[0][key] for key in _SHARED if len({row[key] for row in cells}) == 1}
+    if not _tells_apart(results, lambda r: (r.data_name, r.split), lambda r: r.checksum):
+        shared["data"] = ""
+    if not _tells_apart(results, lambda r: (r.features, r.split, r.label), _augmentation):
+        shared["augmentation"] = ""
+    columns = [key for key in cells[0] if key not in shared]
+    said = [f"{key.capitalize()}: {shared[key]}." for key in _NOTED if key in shared]
+    if all(result.best_epoch_accuracy is None for result in results):
+        columns.remove(_BEST)
+    what = results[0].metrics[0] if "IoU" in results[0].metrics[0] else "accuracy"
+    return Table(
+        title=f"{what[0].upper()}{what[1:]} on "
+        + (data[0] if len(data) == 1 else results[0].data_name),
+        columns=tuple(columns),
+        rows=tuple(tuple(row[key] for key in columns) for row in cells),
+        notes=(*said, *_notes(results)),
+    )
+
+
+def _tells_apart(
+    results: Sequence[Result], alike: Callable[[Result], object], value: Callable[[Result], str]
+) -> bool:
+    """Whether results that are ``alike`` differ in a value, which then needs a column."""
+    return len({(alike(r), value(r)) for r in results}) > len({alike(r) for r in results})
+
+
+def _augmentation(result: Result) -> str:
+    return result.augmentation
+
+
+def _row(result: Result, further: Sequence[str]) -> dict[str, str]:
+    """The cells of one result by their columns."""
+    patches = "" if result.patches is None else f" / {result.patches}"
+    values = {figure.name: str(figure.value) for figure in result.further}
+    best, published = result.best_epoch_accuracy, result.published
+    return {
+        "features": result.features,
+        "split": result.split or NOTHING,
+        "data": result.checksum[:8],
+        "protocol": result.label,
+        "augmentation": result.augmentation,
+        "points / patches": f"{result.points}{patches}",
+        "repeats": f"{len(result.seeds)} {result.repeated_over}",
+        f"{result.metrics[0]} %": str(result.accuracy),
+        f"{result.metrics[1]} %": str(result.class_accuracy),
+        **{f"{name} %": values.get(name, NOTHING) for name in further},
+        _BEST: NOTHING if best is None else str(best),
+        "published %": NOTHING if published is None else str(published),
+    }
+
+
+def _notes(results: Sequence[Result]) -> list[str]:
+    """The sentences under the table: data, seeds, epochs, whose the published figures are, warnings."""
+    chosen = sorted({result.subsampling for result in results})
+    notes = [f"Points chosen by {' or '.join(chosen)} subsampling.", *_repeats(results)]
+    if any(result.best_epoch_accuracy is not None for result in results):
+        notes.append(
+            f"{results[0].metrics[0]} is that of the last epoch. The best epoch is chosen on the test split: "
+            "a bound, not a result."
+        )
+    copied: dict[str, list[str]] = {}
+    for result in results:
+        if result.protocol in _COPYING and result.protocol not in copied.get(
+            result.augmentation, ()
+        ):
+            copied.setdefault(result.augmentation, []).append(result.protocol)
+    notes += [f"{', '.join(protocols)}: {how}." for how, protocols in copied.items()]
+    models = sorted({result.published.model for result in results if result.published})
+    if models:
+        notes.append(f"Published: {', '.join(models)}, on the real benchmark and in its own input.")
+    if any(result.epochs != result.protocol_epochs for result in results):
+        notes.append("Fewer epochs than the protocol's are a departure from it.")
+    if any(result.votes > 1 for result in results):
+        notes.append(
+            "Votes: logits averaged over that many versions of each test cloud, resampled and scaled. "
+            "The published figures have none."
+        )
+    if any(result.stand_in for result in results):
+        notes.append(
+            "This is a stand-in made by pointdistill in the benchmark's layout; "
+            "its figures are not comparable with published ones."
+        )
+    warned = [f"{r.features}, {r.protocol}: {note}." for r in results for note in r.notes]
+    return [*notes, *dict.fromkeys(warned), *dict.fromkeys(map(_data, results))]
+
+
+def _repeats(results: Sequence[Result]) -> list[str]:
+    """Over which seeds or folds the figures are means."""
+    several = any(len(result.seeds) > 1 for result in results)
+    spread = "; mean ± sample standard deviation" if several else ""
+    repeats: dict[str, set[tuple[int, ...]]] = {}
+    for result in results:
+        repeats.setdefault(result.repeated_over, set()).add(result.seeds)
+    return [
+        f"{what.capitalize()}: {' or '.join(', '.join(map(str, one)) for one in sorted(seeds))}{spread}."
+        for what, seeds in repeats.items()
+    ]
+
+
+def _data(result: Result) -> str:
+    """Which files were read, in words."""
+    split = f", {result.split}" if result.split else ""
+    return (
+        f"{result.data_name}{split}: {result.train_clouds:,} training and {result.test_clouds:,} test "
+        f"clouds; {result.form}; SHA-256 {result.checksum[:16]}."
+    )

@@ -1,0 +1,1 @@
+"""Encoders and models on disk and elsewhere: safetensors, the Hub, ONNX, other people's checkpoints."""

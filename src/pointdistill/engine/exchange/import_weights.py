@@ -1,0 +1,261 @@
+"""Encoders of the checkpoints that the method's authors publish, in our own format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pointdistill.data.files import sha256_of
+from pointdistill.engine.exchange.checkpoints import (
+    LIMITS,
+    Checkpoint,
+    Limits,
+    TensorRecord,
+    open_checkpoint,
+)
+from pointdistill.engine.exchange.official_names import our_name
+from pointdistill.engine.exchange.weights import check_free_for_encoder, load_exactly, save_encoder
+from pointdistill.engine.recipes import SIZES
+from pointdistill.errors import CheckpointError, ConfigError
+from pointdistill.model.distillation import Mode
+from pointdistill.model.encoder import Encoder, EncoderConfig
+
+PUBLISHED_SIZES = ("small", "base", "large")
+HEADS_OF_WIDTH = {
+    48: 3,
+    **{e.width: e.heads for e in (SIZES[n]().encoder for n in PUBLISHED_SIZES)},
+}
+"""Attention heads by width, which no weight's shape shows: the paper's sizes, and one for trying things out."""
+
+DEEPEST, WIDEST = 256, 1 << 14
+UNKNOWN_SOURCE = {
+    "name": "not recorded in the imported file",
+    "licence": "unknown: ask whoever published the weights",
+    "shapes": 0,
+}
+"""The licence ledger of an imported encoder."""
+
+
+class Branch(StrEnum):
+    """Which of the two encoders in a checkpoint; evaluation reads the teacher's."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedEncoder:
+    """An encoder read from a published checkpoint, and what the file says of it."""
+
+    encoder: Encoder
+    """In evaluation mode on the CPU, float32."""
+
+    branch: Branch
+    mode: Mode | None
+    """What it was trained with; None if neither projection head is in the file."""
+
+    heads_from: str
+    """Who says how many attention heads there are."""
+
+    epoch: int | None
+    step: int | None
+
+    @property
+    def size(self) -> str:
+        """The paper's name of its width, or ``imported``."""
+        return _size_of(self.encoder.config.width) or "imported"
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.encoder.parameters())
+
+
+def import_weights(
+    checkpoint: Path, output: Path, *, branch: str = "teacher", heads: int | None = None
+) -> ImportedEncoder:
+    """Write an encoder of a published checkpoint as an encoder folder.
+
+    Args:
+        checkpoint: a Lightning file in the published format; read as data, nothing in it is run.
+        output: folder, made if absent; an encoder in it is replaced.
+        branch: ``teacher`` or ``student``.
+        heads: attention heads; by default what the file's settings say, else what the width has in the paper.
+
+    Raises:
+        CheckpointError: if the file is refused, is not an encoder of this method, or ``heads`` do not fit.
+        ConfigError: if ``branch`` does not exist.
+        DataError: if ``output`` holds other files.
+    """
+    check_free_for_encoder(output)
+    found = read_published(checkpoint, branch=branch, heads=heads)
+    origin = {
+        "file": checkpoint.name,
+        "sha256": sha256_of(checkpoint),
+        "branch": str(found.branch),
+        "epoch": found.epoch,
+        "step": found.step,
+        "heads_from": found.heads_from,
+    }
+    training = {
+        "name": found.size,
+        "mode": None if found.mode is None else str(found.mode),
+        "imported": origin,
+    }
+    save_encoder(found.encoder, output, sources=[UNKNOWN_SOURCE], training=training)
+    return found
+
+
+def read_published(
+    path: Path, *, branch: str = "teacher", heads: int | None = None, limits: Limits = LIMITS
+) -> ImportedEncoder:
+    """An encoder of a published checkpoint, in memory; arguments and errors as ``import_weights``."""
+    if branch not in list(Branch):
+        msg = f"branch must be one of {', '.join(Branch)}, got {branch!r}"
+        raise ConfigError(msg)
+    with open_checkpoint(path, limits=limits) as checkpoint:
+        weights = {our_name(name): record for name, record in checkpoint.state_dict().items()}
+        records = _under(f"{branch}.encoder.", weights)
+        try:
+            layout = read_layout({name: r.shape for name, r in records.items()})
+        except CheckpointError as error:
+            msg = f"{path}: no encoder of this method under {branch!r} ({error}); it holds {_parts(weights)}"
+            raise CheckpointError(msg) from error
+        config, heads_from = _with_heads(layout, heads, checkpoint)
+        return ImportedEncoder(
+            encoder=_load(config, records, checkpoint),
+            branch=Branch(branch),
+            mode=_mode(branch, weights),
+            heads_from=heads_from,
+            epoch=_count(checkpoint.value("epoch")),
+            step=_count(checkpoint.value("global_step")),
+        )
+
+
+def _under(prefix: str, weights: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
+    return {n.removeprefix(prefix): r for n, r in weights.items() if n.startswith(prefix)}
+
+
+def _parts(weights: Mapping[str, TensorRecord]) -> str:
+    """The first words of the names in a file, for a message."""
+    found = sorted({ascii(name.split(".")[0][:30]) for name in weights})
+    return ", ".join(found[:6]) + (", ..." if found[6:] else "")
+
+
+def read_layout(shapes: Mapping[str, tuple[int, ...]]) -> EncoderConfig:
+    """The configuration that an encoder's shapes show, with one head; views as in the paper.
+
+    Args:
+        shapes: of each weight, by the names of ``Encoder.state_dict``.
+
+    Raises:
+        CheckpointError: saying which weight is missing or odd.
+    """
+    blocks = [re.match(r"transformer\.blocks\.(\d{1,6})\.", name) for name in shapes]
+    depth = 1 + max((int(found[1]) for found in blocks if found), default=-1)
+    width = _lengths(shapes, "transformer.norm", axes=1)[-1]
+    stage_one = _lengths(shapes, "patch_embedding.stage_one.", axes=2)
+    stage_two = _lengths(shapes, "patch_embedding.stage_two.", axes=2)
+    if not 1 <= depth <= DEEPEST:
+        msg = f"{depth} blocks; accepted are 1 to {DEEPEST}"
+        raise CheckpointError(msg)
+    return replace(
+        _known(width),
+        width=width,
+        depth=depth,
+        heads=1,
+        stage_one=stage_one,
+        stage_two=stage_two[:-1],
+        embedding_bias="patch_embedding.stage_one.0.bias" in shapes,
+        cls_token="cls_token" in shapes,
+    )
+
+
+def _lengths(shapes: Mapping[str, tuple[int, ...]], layer: str, *, axes: int) -> tuple[int, ...]:
+    """Outputs of the weights with ``axes`` axes whose names are ``layer``, a number perhaps, and weight."""
+    pattern = re.compile(re.escape(layer.removesuffix(".")) + r"(?:\.(\d{1,6}))?\.weight")
+    named = [(pattern.fullmatch(name), shape) for name, shape in shapes.items()]
+    found = sorted((int(m[1] or 0), s[0]) for m, s in named if m and len(s) == axes)
+    lengths = tuple(length for _, length in found)
+    if not 1 <= len(lengths) <= DEEPEST or not all(1 <= length <= WIDEST for length in lengths):
+        msg = f"{layer.removesuffix('.')} has {len(lengths)} layers of the widths {lengths[:6]}"
+        raise CheckpointError(msg)
+    return lengths
+
+
+def _size_of(width: int) -> str | None:
+    """The paper's size of a width."""
+    return next((name for name in PUBLISHED_SIZES if SIZES[name]().encoder.width == width), None)
+
+
+def _known(width: int) -> EncoderConfig:
+    """What shapes do not show, from the recipe of that width where there is one."""
+    size = _size_of(width)
+    return EncoderConfig() if size is None else SIZES[size]().encoder
+
+
+def _with_heads(
+    layout: EncoderConfig, asked: int | None, checkpoint: Checkpoint
+) -> tuple[EncoderConfig, str]:
+    """The layout with its attention heads, and who said how many."""
+    stated = _count(checkpoint.value("hyper_parameters", "encoder_config", "num_heads"))
+    for heads, said_by in (
+        (asked, "given"),
+        (stated, "the file's settings"),
+        (HEADS_OF_WIDTH.get(layout.width), "the paper's size of this width"),
+    ):
+        if heads is not None:
+            if heads < 1 or layout.width % heads:
+                msg = (
+                    f"{checkpoint.path}: {heads} attention heads ({said_by}) do not divide its width, "
+                    f"{layout.width}; give --heads"
+                )
+                raise CheckpointError(msg)
+            return replace(layout, heads=heads), said_by
+    msg = (
+        f"{checkpoint.path}: no size of the paper has the width {layout.width}, so the number of attention heads "
+        "is not known; give --heads"
+    )
+    raise CheckpointError(msg)
+
+
+def _load(
+    config: EncoderConfig, records: Mapping[str, TensorRecord], checkpoint: Checkpoint
+) -> Encoder:
+    """An encoder with the recorded weights. Its shapes are compared before it takes any memory."""
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    for name, expected in encoder.state_dict().items():
+        record = records.get(name)
+        if record is not None and (
+            record.shape != expected.shape or not record.storage.dtype.is_floating_point
+        ):
+            msg = (
+                f"{checkpoint.path}: {name} is {record.storage.dtype} of shape {record.shape}; expected "
+                f"floating point of {tuple(expected.shape)}"
+            )
+            raise CheckpointError(msg)
+    tensors = checkpoint.tensors(records)
+    encoder.to_empty(device="cpu")
+    load_exactly(encoder, tensors, checkpoint.path)
+    return encoder.eval().requires_grad_(requires_grad=False)
+
+
+def _mode(branch: str, weights: Mapping[str, TensorRecord]) -> Mode | None:
+    """What a branch was trained for, from the projection heads it has."""
+    has_cls, has_patches = (bool(_under(f"{branch}.{h}_head.", weights)) for h in ("cls", "patch"))
+    if has_cls and has_patches:
+        return Mode.DUAL
+    if has_cls:
+        return Mode.CLS
+    return Mode.MPM if has_patches else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,171 @@
+"""Sharing weights on the Hugging Face Hub: a folder with a model card, and its upload with one's own token."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pointdistill.data.files import read_json, sha256_of, write_aside
+from pointdistill.engine.exchange.hub import check_repository, hub_errors, reason_of
+from pointdistill.engine.exchange.licences import CardLicence, Terms, card_licence, read_ledger
+from pointdistill.engine.exchange.model_card import KINDS, model_card, read_results
+from pointdistill.engine.exchange.weights import (
+    CONFIG,
+    FORMAT,
+    ONNX,
+    WEIGHTS,
+    load_encoder,
+    resolve_encoder,
+)
+from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG
+from pointdistill.errors import CheckpointError, DataError
+
+CARD = "README.md"
+UPLOADED = (CARD, CONFIG, WEIGHTS, ONNX)
+"""All that is ever uploaded; the ONNX file where there is one."""
+
+TOKEN_HELP = "run `hf auth login` or set HF_TOKEN"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A folder that is ready to be uploaded."""
+
+    folder: Path
+    source: Path
+    """Where the weights were taken from."""
+
+    licence: CardLicence
+    non_commercial: tuple[str, ...]
+    """Sources that allow no commercial use."""
+
+    results: int
+    """Rows of results in the card."""
+
+
+def prepare(source: Path | str, repository: str, folder: Path) -> Prepared:
+    """Write the folder that would be uploaded: weights, configuration, model card.
+
+    Args:
+        source: an encoder as for ``load_encoder``, or the folder of a fine-tuned model.
+        repository: ``owner/name``, as the card calls it.
+        folder: made if absent; one that was prepared before is replaced.
+
+    Raises:
+        CheckpointError: if there are no weights, or they do not load.
+        ConfigError: if ``repository`` is no name of the Hub.
+        DataError: if ``folder`` holds other files.
+    """
+    check_repository(repository)
+    found = _find(source)
+    described = read_json(found / CONFIG)
+    _check_free(folder)
+    run = _run_of(found)
+    rows = read_results(_results_of(found, run), fingerprint=sha256_of(found / WEIGHTS))
+    card = model_card(
+        repository, described, rows, run=None if run is None else read_json(run / RUN_CONFIG)
+    )
+    for name in (CONFIG, WEIGHTS, ONNX):
+        if (found / name).is_file():
+            _copy(found / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    with write_aside(folder / CARD) as aside:
+        aside.write_text(card, encoding="utf-8")
+    sources = read_ledger(described.get("sources"))
+    return Prepared(
+        folder=folder,
+        source=found,
+        licence=card_licence(sources),
+        non_commercial=tuple(s.name for s in sources if s.terms is Terms.NON_COMMERCIAL),
+        results=len(rows),
+    )
+
+
+def upload(folder: Path, repository: str, *, private: bool) -> str:
+    """Create the repository if there is none, upload a prepared folder, and return its address.
+
+    Raises:
+        CheckpointError: without a token or a network, or where the Hub refuses; the folder stays as it is.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    ready = f"{folder} is ready and stays; the same command tries again"
+    if get_token() is None:
+        msg = f"no Hugging Face token on this machine: {TOKEN_HELP}. {ready}"
+        raise CheckpointError(msg)
+    api = HfApi()
+    try:
+        made = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=list(UPLOADED),
+            commit_message="Upload weights with their model card",
+        )
+    except hub_errors() as error:
+        msg = (
+            f"{repository} could not be uploaded ({reason_of(error)}); check the network, the name and the token "
+            f"({TOKEN_HELP}). {ready}"
+        )
+        raise CheckpointError(msg) from error
+    return str(made)
+
+
+def _find(source: Path | str) -> Path:
+    """The folder of an encoder or a fine-tuned model, once it has proved to load."""
+    given = Path(source)
+    described = _described(given)
+    if described is not None and described.get("format") in KINDS and described["format"] != FORMAT:
+        from pointdistill.engine.finetuning.model_folder import load_model
+
+        load_model(given)
+        return given
+    folder = resolve_encoder(source)
+    load_encoder(folder)
+    return folder
+
+
+def _described(folder: Path) -> dict[str, Any] | None:
+    """A folder's ``config.json``, if it has one that can be read."""
+    if not (folder / CONFIG).is_file():
+        return None
+    found = read_json(folder / CONFIG)
+    return found if isinstance(found, dict) else None
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run whose encoder this is."""
+    run = folder.parent
+    return run if (run / METRICS).is_file() and (run / RUN_CONFIG).is_file() else None
+
+
+def _results_of(folder: Path, run: Path | None) -> list[Path]:
+    """The results that lie in the run, or with the model."""
+    beside = folder if run is None else run
+    return sorted([*beside.glob("results.json"), *beside.glob("evaluation/*/results.json")])
+
+
+def _check_free(folder: Path) -> None:
+    """Raise unless a folder is absent, empty, or one that was prepared before.
+
+    Raises:
+        DataError: if it is a file or holds anything else.
+    """
+    if folder.exists() and not folder.is_dir():
+        msg = f"{folder} is a file; name a folder"
+        raise DataError(msg)
+    others = {entry.name for entry in folder.iterdir()} - {*UPLOADED} if folder.exists() else set()
+    if others:
+        msg = f"{folder} holds other files ({min(others)}); choose a new folder"
+        raise DataError(msg)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists() and source.samefile(target):
+        msg = f"{target.parent} is where the weights come from; choose another folder"
+        raise DataError(msg)
+    with write_aside(target) as aside:
+        shutil.copyfile(source, aside)

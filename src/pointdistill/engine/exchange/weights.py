@@ -1,0 +1,260 @@
+"""Encoders on disk: a folder of ``model.safetensors`` and ``config.json``. No pickle, no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+import pointdistill
+from pointdistill.data.files import read_json, write_aside, write_json
+from pointdistill.engine.config import from_plain, to_plain
+from pointdistill.engine.exchange.hub import fetch_encoder, looks_like_repository
+from pointdistill.errors import CheckpointError, DataError, PointDistillError
+from pointdistill.model.encoder import Encoder, EncoderConfig
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+ONNX = "model.onnx"
+HEADER = "pointdistill"
+"""Key in the header of the weights' file under which the configuration is stored once more."""
+
+FORMAT = "pointdistill-encoder"
+VERSION = 1
+
+
+def save_encoder(
+    encoder: Encoder,
+    folder: Path,
+    *,
+    sources: Sequence[Mapping[str, Any]] = (),
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an encoder folder, each file whole or absent.
+
+    Args:
+        encoder: weights are stored in float32.
+        folder: made if absent; an encoder in it is replaced.
+        sources: licence ledger, one entry a source that the encoder saw.
+        training: how it came about (recipe, steps, seed).
+    """
+    state = {name: value.float().contiguous().cpu() for name, value in encoder.state_dict().items()}
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "pointdistill": pointdistill.__version__,
+        "encoder": to_plain(encoder.config),
+        "sources": list(sources),
+        "training": dict(training or {}),
+    }
+    write_tensors(folder / WEIGHTS, state, {HEADER: json.dumps(described)})
+    write_json(folder / CONFIG, described)
+
+
+def load_encoder(path: Path | str) -> Encoder:
+    """The encoder in a folder that ``export`` or a run wrote, in evaluation mode on the CPU.
+
+    ``encoder(points)`` takes (B, N, 3) raw points, z up, and returns an ``EncoderOutput``: CLS (B, D), patch
+    features (B, P, D) and patch centres (B, P, 3).
+
+    Args:
+        path: the folder, the ``model.safetensors`` in it (also by itself, under any name), a run folder (its
+            ``encoder/`` is taken), or a Hub repository as ``owner/name``, which is downloaded once and then found
+            in the cache.
+
+    Raises:
+        CheckpointError: if there is no encoder, its format is unknown, or weights and configuration differ.
+    """
+    alone = Path(path)
+    if alone.suffix == Path(WEIGHTS).suffix and alone.is_file() and not _beside_config(alone):
+        return _load(_encoder_config(_read_header(alone), alone), alone)
+    folder = resolve_encoder(path)
+    return _load(read_encoder_config(folder), folder / WEIGHTS)
+
+
+def _load(config: EncoderConfig, weights: Path) -> Encoder:
+    """An encoder with the weights of a file."""
+    encoder = Encoder(config)
+    load_exactly(encoder, read_tensors(weights), weights)
+    return encoder.eval().requires_grad_(requires_grad=False)
+
+
+def _beside_config(weights: Path) -> bool:
+    """Whether a weights' file lies in an encoder folder."""
+    return weights.name == WEIGHTS and weights.with_name(CONFIG).is_file()
+
+
+def _read_header(path: Path) -> Any:
+    """The configuration in the header of a weights' file.
+
+    Raises:
+        CheckpointError: if it is damaged or has none.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            stored = (file.metadata() or {}).get(HEADER)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+    if stored is None:
+        msg = (
+            f"{path}: its header holds no configuration of an encoder, and no {CONFIG} lies beside it; "
+            "give the folder that `pointdistill export` wrote"
+        )
+        raise CheckpointError(msg)
+    try:
+        return json.loads(stored)
+    except json.JSONDecodeError as error:
+        raise _damaged(path, error) from error
+
+
+def resolve_encoder(path: Path | str) -> Path:
+    """The encoder folder that a path or a Hub repository ``owner/name`` means; downloaded if need be.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    # `runs/mine` with a folder `runs` here is a path with a typing error, never a stranger's repository.
+    if not Path(path).parent.is_dir() and looks_like_repository(str(path)):
+        path = fetch_encoder(str(path))
+    return find_encoder(Path(path))
+
+
+def find_encoder(path: Path) -> Path:
+    """The encoder folder that ``path`` means.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if path.name == WEIGHTS and path.is_file():
+        path = path.parent
+    for folder in (path, path / "encoder"):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    msg = (
+        f"{path}: no encoder here; expected a folder with {WEIGHTS} and {CONFIG}, or a run folder "
+        "that `pointdistill pretrain` wrote"
+    )
+    raise CheckpointError(msg)
+
+
+def read_encoder_config(folder: Path) -> EncoderConfig:
+    """The configuration in an encoder folder.
+
+    Raises:
+        CheckpointError: if the file is damaged, or of another format or a newer version.
+    """
+    try:
+        found = read_json(folder / CONFIG)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return _encoder_config(found, folder / CONFIG)
+
+
+def _encoder_config(found: Any, path: Path) -> EncoderConfig:
+    """The configuration in what a file holds."""
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        msg = f"{path}: not an encoder's configuration (expected format {FORMAT!r})"
+        raise CheckpointError(msg)
+    if found.get("version") != VERSION:
+        msg = f"{path}: format version {found.get('version')!r}, this program reads {VERSION}; update it"
+        raise CheckpointError(msg)
+    try:
+        return from_plain(EncoderConfig, found.get("encoder", {}), where="encoder")
+    except PointDistillError as error:
+        msg = f"{path}: {error}"
+        raise CheckpointError(msg) from error
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or absent; ``header`` is text that goes with it."""
+    with write_aside(path) as aside:
+        aside.write_bytes(save(dict(tensors), None if header is None else dict(header)))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: not readable as safetensors ({error}); it may be cut short, copy it again"
+    )
+
+
+def load_exactly(module: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:
+    """Load weights into ``module`` if every name and shape agrees and every value is finite.
+
+    Raises:
+        CheckpointError: listing every tensor of ``path`` that does not fit.
+    """
+    expected = module.state_dict()
+    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"unexpected {name}" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        if expected[name].shape != found[name].shape:
+            problems.append(
+                f"{name} is {tuple(found[name].shape)}, the model's {tuple(expected[name].shape)}"
+            )
+        elif not torch.isfinite(found[name]).all():
+            problems.append(f"{name} holds values that are not finite")
+    if problems:
+        shown = "; ".join(problems[:6]) + (
+            f"; and {len(problems) - 6} more" if problems[6:] else ""
+        )
+        msg = f"{path} does not fit this model: {shown}"
+        raise CheckpointError(msg)
+    module.load_state_dict(dict(found))
+
+
+def check_free_for_encoder(output: Path) -> None:
+    """Raise unless ``output`` is absent, empty, or holds an encoder, or its ONNX file, that may be replaced.
+
+    Raises:
+        DataError: if it holds anything else, a run's own ``config.json`` for one.
+    """
+    if not output.exists():
+        return
+    if not output.is_dir():
+        msg = f"{output} is a file; name a folder for the encoder"
+        raise DataError(msg)
+    holds = {entry.name for entry in output.iterdir()}
+    if not (holds <= {ONNX} or {CONFIG, WEIGHTS} <= holds):
+        msg = f"{output} exists and holds other files; choose a new folder for the encoder"
+        raise DataError(msg)
+
+
+def export_encoder(source: Path | str, output: Path) -> Path:
+    """Copy the encoder of ``source`` to the folder ``output``, checked on the way; the folder found.
+
+    Args:
+        source: as for ``load_encoder``.
+        output: made if absent.
+
+    Raises:
+        CheckpointError: if ``source`` holds no encoder or a damaged one.
+        DataError: if ``output`` exists and is not an encoder folder.
+    """
+    folder = resolve_encoder(source)
+    check_free_for_encoder(output)
+    encoder = load_encoder(folder)
+    kept = read_json(folder / CONFIG)
+    save_encoder(
+        encoder, output, sources=kept.get("sources", []), training=kept.get("training", {})
+    )
+    return folder

@@ -1,0 +1,1 @@
+"""Models trained with labels: classifiers and segmenters, from a benchmark or a user's own folder."""

@@ -1,0 +1,309 @@
+"""The loop that all training with labels shares: order, schedule, noise, tests, and going on after a stop.
+
+What a task is (clouds with classes, shapes with parts) is the task's own; see ``supervised`` and ``segment``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pointdistill.engine.devices import threads_for
+from pointdistill.engine.finetuning.training_file import (
+    Progress,
+    TrainingFile,
+    read_progress,
+    write_progress,
+)
+from pointdistill.engine.optimizer import build_optimizer
+from pointdistill.errors import ConfigError, DivergenceError
+from pointdistill.model.classifier import Classifier
+from pointdistill.model.random import KeyedRandom, sample_keys
+from pointdistill.model.segmenter import Segmenter
+
+STREAM = "supervised"
+"""Prefix of every random stream of training with labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How well a model does on the test split, in percent."""
+
+    overall: float
+    """Overall accuracy, or instance mIoU: what the best epoch is chosen by."""
+
+    class_mean: float
+    """Mean class accuracy, or class mIoU."""
+
+
+class Schedule(Protocol):
+    """How long and how fast to train; ``ClassifierRecipe`` and ``SegmenterRecipe`` are such."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training data."""
+
+    @property
+    def batch_size(self) -> int:
+        """Clouds a step."""
+
+    @property
+    def weight_decay(self) -> float:
+        """On every trained parameter."""
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Named where a loss is not finite."""
+
+    def frozen_steps(self, total: int) -> int:
+        """Of ``total`` steps, those at the beginning that leave the encoder alone."""
+
+    def learning_rate(self, step: int, *, total: int) -> float:
+        """At optimiser step ``step``, from 0, of ``total``."""
+
+
+class Task(Protocol):
+    """What is trained, and on what."""
+
+    @property
+    def model(self) -> Classifier | Segmenter:
+        """On the device where it is trained; its encoder is part of it."""
+
+    @property
+    def count(self) -> int:
+        """Training clouds."""
+
+    def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
+        """Mean loss, in nats, of the training clouds at (B,) ``index``, with its gradient.
+
+        Args:
+            index: on the model's device.
+            epoch: from 0; decides with the index what a cloud looks like.
+            noise: of dropout and stochastic depth.
+        """
+
+    def measure(self) -> Figures:
+        """How the model does on the test split; it is left in the mode it was in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRecord:
+    """One epoch of training, for a progress report."""
+
+    epoch: int
+    """Counted from 1."""
+
+    epochs: int
+    loss: float
+    """Mean over the training clouds, in nats."""
+
+    accuracy: float
+    """Of the test clouds after this epoch, in percent: overall accuracy, or instance mIoU of parts."""
+
+    learning_rate: float
+    """Of the epoch's last step."""
+
+    clouds_per_second: float
+    """Training clouds a second, testing not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What became of a training."""
+
+    finished: bool
+    """False: it was asked to stop, and what it had is in its training file."""
+
+    epochs: int
+    """Completed."""
+
+    last: Figures | None
+    """After the last epoch completed; None before the first."""
+
+    best_overall: float
+    best_epoch: int
+    """The best epoch, counted from 1, and its figure: chosen on the test split."""
+
+
+def train_epochs(
+    task: Task,
+    schedule: Schedule,
+    *,
+    seed: int,
+    epochs: int | None = None,
+    report: Callable[[EpochRecord], None] | None = None,
+    file: TrainingFile | None = None,
+) -> Trained:
+    """Train for all epochs, testing after each. Same seed, same weights on a CPU, stopped in between or not.
+
+    Everything random depends on the seed and the step or (epoch, index), so a training file holds no random state.
+
+    Args:
+        task: its model is changed in place, and left in evaluation mode.
+        schedule: of learning rate and frozen steps, batch size and weight decay.
+        seed: of the order, dropout and stochastic depth.
+        epochs: instead of the schedule's, which is shortened in proportion.
+        report: told after every epoch.
+        file: where to keep what is needed to go on; it is gone on with if it exists.
+
+    Raises:
+        ConfigError: if ``epochs`` is below 1.
+        CheckpointError: if ``file`` exists and does not fit.
+        DivergenceError: if a loss is not finite, found when an epoch ends or before anything is kept.
+    """
+    if epochs is not None and epochs < 1:
+        msg = f"epochs must be at least 1, got {epochs}"
+        raise ConfigError(msg)
+    loop = _Loop(task, schedule, seed, epochs or schedule.epochs, report, file)
+    with threads_for(task.model.encoder.config.width, loop.device):
+        return loop.run()
+
+
+@dataclass
+class _Loop:
+    """What changes from step to step."""
+
+    task: Task
+    schedule: Schedule
+    seed: int
+    epochs: int
+    report: Callable[[EpochRecord], None] | None
+    file: TrainingFile | None
+    progress: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        model = self.task.model.requires_grad_(requires_grad=True)
+        self.device = device_of(model)
+        self.optimizer = build_optimizer(
+            model, learning_rate=0.0, weight_decay=self.schedule.weight_decay
+        )
+        self.per_epoch = len(split_batches(torch.arange(self.task.count), self.schedule.batch_size))
+        self.total = self.epochs * self.per_epoch
+        self.frozen = self.schedule.frozen_steps(self.total)
+        self.noise = torch.Generator(self.device)
+        self.progress = Progress(loss_sum=torch.zeros((), device=self.device))
+        if self.file is not None and self.file.path.exists():
+            read_progress(self.file.path, self.progress, model, self.optimizer)
+
+    def run(self) -> Trained:
+        """The epochs that are left."""
+        finished = True
+        while finished and self.progress.step < self.total:
+            epoch, place = divmod(self.progress.step, self.per_epoch)
+            finished = self._run_epoch(epoch, place)
+        self.task.model.eval()
+        done = self.progress.step // self.per_epoch
+        return Trained(
+            finished=finished,
+            epochs=done,
+            last=Figures(self.progress.overall, self.progress.class_mean) if done else None,
+            best_overall=self.progress.best_overall,
+            best_epoch=self.progress.best_epoch,
+        )
+
+    def _run_epoch(self, epoch: int, first: int) -> bool:
+        """One epoch from its ``first`` step on; False where it was asked to stop."""
+        began, clouds = time.perf_counter(), 0
+        order = sample_keys(
+            seed=self.seed, epoch=epoch, index=torch.arange(self.task.count, device=self.device)
+        ).argsort()
+        for index in split_batches(order, self.schedule.batch_size)[first:]:
+            self._step(index, epoch)
+            clouds += len(index)
+            if self.progress.step % self.per_epoch and not self._goes_on(epoch):
+                return False
+        self._finish_epoch(epoch, clouds / (time.perf_counter() - began))
+        return self._goes_on(epoch)
+
+    def _step(self, index: Tensor, epoch: int) -> None:
+        """One optimiser step on the clouds at (B,) ``index``."""
+        model, step = self.task.model, self.progress.step
+        trains_encoder = step >= self.frozen
+        model.train().encoder.train(trains_encoder)
+        # A parameter without a gradient is skipped by the optimiser, so a frozen encoder does not decay either.
+        model.encoder.requires_grad_(requires_grad=trains_encoder)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.learning_rate(step, total=self.total)
+        self.noise.manual_seed(_number(self.seed, "noise", step))
+        loss = self.task.loss(index, epoch=epoch, noise=self.noise)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        # Summed where it is computed: reading every step's loss would make a GPU wait for it.
+        self.progress.loss_sum += len(index) * loss.detach()
+        self.progress.step += 1
+
+    def _finish_epoch(self, epoch: int, speed: float) -> None:
+        """Test, remember the best, report."""
+        loss = self._finite_loss(epoch) / self.task.count
+        self.progress.loss_sum.zero_()
+        figures = self.task.measure()
+        self.progress.overall, self.progress.class_mean = figures.overall, figures.class_mean
+        if figures.overall > self.progress.best_overall:
+            self.progress.best_overall, self.progress.best_epoch = figures.overall, epoch + 1
+        if self.report is not None:
+            record = EpochRecord(
+                epoch=epoch + 1,
+                epochs=self.epochs,
+                loss=loss,
+                accuracy=figures.overall,
+                learning_rate=self.optimizer.param_groups[0]["lr"],
+                clouds_per_second=speed,
+            )
+            self.report(record)
+
+    def _finite_loss(self, epoch: int) -> float:
+        """The loss summed over this epoch's clouds so far.
+
+        Raises:
+            DivergenceError: if it is not finite.
+        """
+        loss = self.progress.loss_sum.item()
+        if not math.isfinite(loss):
+            msg = (
+                f"epoch {epoch + 1} of {self.epochs}: the loss is {loss}; lower the recipe's "
+                f"peak_learning_rate ({self.schedule.peak_learning_rate}), or look for broken clouds"
+            )
+            raise DivergenceError(msg)
+        return loss
+
+    def _goes_on(self, epoch: int) -> bool:
+        """Keep what there is where it is time to; whether nobody asked to stop."""
+        if self.file is None:
+            return True
+        stopping = self.file.stop() and self.progress.step < self.total
+        if stopping or self.file.is_due():
+            self._finite_loss(epoch)
+            write_progress(self.file.path, self.progress, self.task.model, self.optimizer)
+            self.file.written()
+        return not stopping
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where its weights lie."""
+    return next(module.parameters()).device
+
+
+def split_batches(order: Tensor, size: int) -> list[Tensor]:
+    """Consecutive runs of ``size`` entries; the last may be shorter, and a single one left over joins it."""
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def weights_generator(seed: int) -> torch.Generator:
+    """The generator that a run's fresh weights are drawn from, on the CPU."""
+    return torch.Generator().manual_seed(_number(seed, "weights", 0))
+
+
+def _number(seed: int, purpose: str, index: int) -> int:
+    """64 random bits of their own for each purpose and index."""
+    keys = sample_keys(seed=seed, epoch=0, index=torch.tensor([index]))
+    return int(KeyedRandom(keys, STREAM).bits(purpose))

@@ -1,0 +1,324 @@
+"""From an encoder and labelled shapes to a classifier or segmenter on disk, whatever interrupts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pointdistill.data.benchmarks import Benchmark, PartBenchmark
+from pointdistill.data.files import read_json
+from pointdistill.engine.config import from_plain, to_plain
+from pointdistill.engine.devices import pick_device
+from pointdistill.engine.exchange.weights import CONFIG, WEIGHTS, find_encoder, load_encoder
+from pointdistill.engine.finetuning.classifier_recipes import ClassifierRecipe
+from pointdistill.engine.finetuning.epochs import EpochRecord, Trained, train_epochs
+from pointdistill.engine.finetuning.finetune_choices import (
+    TRAINING,
+    FinetuneRequest,
+    Recipe,
+    check_free,
+    choose_recipe,
+    default_output,
+    encoder_path,
+    part_names,
+)
+from pointdistill.engine.finetuning.model_folder import (
+    build_model,
+    read_description,
+    save_weights,
+    write_description,
+)
+from pointdistill.engine.finetuning.models import ClassifierSpec, InputSpec, SegmenterSpec, Spec
+from pointdistill.engine.finetuning.segmenter_task import (
+    SegmenterRecipe,
+    SegmenterTask,
+    build_segmenter,
+)
+from pointdistill.engine.finetuning.supervised import (
+    ClassifierTask,
+    build_classifier,
+    check_labelled,
+)
+from pointdistill.engine.finetuning.training_data import (
+    FOLDER,
+    Count,
+    DataChoice,
+    Say,
+    choose_data,
+    licence_of,
+    read_data,
+)
+from pointdistill.engine.finetuning.training_file import TrainingFile, write_start
+from pointdistill.engine.inputs import protocol_input
+from pointdistill.engine.interrupt import interruptible
+from pointdistill.errors import CheckpointError
+from pointdistill.model.classifier import Classifier
+from pointdistill.model.encoder import Encoder
+from pointdistill.model.segmenter import Segmenter
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuned:
+    """What a call left behind."""
+
+    output: Path
+    finished: bool
+    """False: it was interrupted, and goes on with ``resume_finetune``."""
+
+    kind: str
+    """``classifier`` or ``segmenter``."""
+
+    epochs: int
+    """Completed."""
+
+    score: Mapping[str, Any]
+    """As in the model's ``config.json``; empty where it was interrupted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Where progress goes; each may be ignored."""
+
+    say: Say = lambda _line: None
+    """Told, a line at a time, what was chosen."""
+
+    count: Count = lambda _what, _done, _total: None
+    """Told how far the reading is."""
+
+    epoch: Callable[[EpochRecord], None] = lambda _record: None
+    """Told every epoch."""
+
+
+def finetune(request: FinetuneRequest, hooks: Hooks | None = None) -> Finetuned:
+    """Train a classifier or a segmenter, and write it as a folder for ``predict`` and ``load_classifier``.
+
+    Raises:
+        ConfigError: for settings that do not exist or contradict each other.
+        DataError: if the data are absent, damaged, or too few; or ``output`` holds something.
+        CheckpointError: if there is no encoder.
+        DivergenceError: if a loss is not finite.
+    """
+    hooks = hooks or Hooks()
+    pick_device(request.device)
+    found = find_encoder(encoder_path(request))
+    hooks.say(f"encoder: {found}" + (", drawn anew" if request.from_scratch else ""))
+    output = request.output or default_output(request)
+    check_free(output)
+    encoder = load_encoder(found)
+    choice = choose_data(
+        request.benchmark,
+        data=request.data,
+        split=request.split,
+        stand_in=request.stand_in,
+        held_out=request.held_out,
+        up=request.up,
+        seed=request.seed,
+        folder=request.folder,
+        say=hooks.say,
+        count=hooks.count,
+    )
+    if choice.benchmark == FOLDER:
+        choice = replace(choice, points=protocol_input("ScanObjectNN", encoder.config).points)
+    data = read_data(choice, say=hooks.say, count=hooks.count)
+    _begin(request, choice, data, encoder, read_json(found / CONFIG), output)
+    return _carry_out(output, data, request.device, hooks)
+
+
+def resume_finetune(output: Path, *, device: str = "auto", hooks: Hooks | None = None) -> Finetuned:
+    """Go on where ``finetune`` was interrupted; on a CPU the model is the same to the bit.
+
+    Raises:
+        CheckpointError: if ``output`` holds no interrupted training, or the data are no longer the same.
+    """
+    hooks = hooks or Hooks()
+    _, facts = read_description(output)
+    if not (output / TRAINING).is_file():
+        finished = (output / WEIGHTS).is_file()
+        state = "is finished" if finished else "has nothing to go on from"
+        msg = f"{output}: its training {state}; start another with a new --output"
+        raise CheckpointError(msg)
+    choice = from_plain(DataChoice, _training(facts, output)["data"], where="training.data")
+    data = read_data(choice, say=hooks.say, count=hooks.count)
+    if data.checksum != _training(facts, output)["checksum"]:
+        msg = f"{choice.path}: not the data that {output} was begun with; put those back, or start a new one"
+        raise CheckpointError(msg)
+    return _carry_out(output, data, device, hooks)
+
+
+def _begin(
+    request: FinetuneRequest,
+    choice: DataChoice,
+    data: Benchmark | PartBenchmark,
+    encoder: Encoder,
+    encoder_facts: Mapping[str, Any],
+    output: Path,
+) -> None:
+    """Write the folder of a training that has taken no step yet."""
+    recipe = choose_recipe(request, data)
+    name = "ScanObjectNN" if choice.benchmark == FOLDER else data.name
+    inputs = protocol_input(name, encoder.config)
+    described = InputSpec(
+        points=inputs.points,
+        patches=inputs.patches,
+        subsampling=inputs.subsampling,
+        augment=inputs.augment,
+        cloud_points=_cloud_points(data, inputs.points),
+        up=choice.up,
+    )
+    model: Classifier | Segmenter
+    spec: Spec
+    if isinstance(data, Benchmark):
+        assert isinstance(recipe, ClassifierRecipe)
+        check_labelled(
+            data.train, data.test, classes=len(data.classes), inputs=inputs, encoder=encoder.config
+        )
+        model = build_classifier(encoder, len(data.classes), recipe, seed=request.seed)
+        spec = ClassifierSpec(
+            encoder=encoder.config, classifier=model.config, classes=data.classes, input=described
+        )
+    else:
+        assert isinstance(recipe, SegmenterRecipe)
+        model = build_segmenter(encoder, data.category_parts, recipe, seed=request.seed)
+        spec = SegmenterSpec(
+            encoder=encoder.config,
+            segmenter=model.config,
+            categories=data.categories,
+            category_parts=data.category_parts,
+            part_names=part_names(data),
+            input=described,
+        )
+    # The weights first: a folder with a configuration can then always be gone on with.
+    write_start(output / TRAINING, model)
+    write_description(output, spec, _facts(request, recipe, choice, data, encoder_facts))
+
+
+def _facts(
+    request: FinetuneRequest,
+    recipe: Recipe,
+    choice: DataChoice,
+    data: Benchmark | PartBenchmark,
+    encoder: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a ``config.json`` tells beside the model: licences, recipe and data."""
+    licence = licence_of(choice, stand_in=data.stand_in)
+    learned = {"name": data.data_name, "licence": licence, "shapes": len(data.train)}
+    return {
+        "sources": [*([] if request.from_scratch else encoder.get("sources", [])), learned],
+        "pretraining": {} if request.from_scratch else encoder.get("training", {}),
+        "training": {
+            "recipe": to_plain(recipe),
+            "seed": request.seed,
+            "epochs": request.epochs or recipe.epochs,
+            "data": to_plain(choice),
+            "data_name": data.data_name,
+            "form": data.form,
+            "checksum": data.checksum,
+            "stand_in": data.stand_in,
+            "train_clouds": len(data.train),
+            "test_clouds": len(data.test),
+        },
+        "score": None,
+    }
+
+
+def _carry_out(
+    output: Path, data: Benchmark | PartBenchmark, device: str, hooks: Hooks
+) -> Finetuned:
+    """Train from what the folder holds, and finish the folder."""
+    spec, facts = read_description(output)
+    training = _training(facts, output)
+    seed, epochs = int(training["seed"]), int(training["epochs"])
+    where, inputs = pick_device(device), spec.input.protocol()
+    model = build_model(spec).to(where)
+    task: ClassifierTask | SegmenterTask
+    recipe: Recipe
+    if isinstance(data, Benchmark):
+        assert isinstance(model, Classifier)
+        recipe = from_plain(ClassifierRecipe, training["recipe"], where="training.recipe")
+        task = ClassifierTask(model, data.train, data.test, recipe, inputs, seed)
+    else:
+        assert isinstance(model, Segmenter)
+        recipe = from_plain(SegmenterRecipe, training["recipe"], where="training.recipe")
+        task = SegmenterTask(model, data.train, data.test, data.category_parts, inputs, seed)
+    hooks.say(_in_words(data, recipe, epochs, where))
+    with interruptible() as stop:
+        trained = train_epochs(
+            task,
+            recipe,
+            seed=seed,
+            epochs=epochs,
+            report=hooks.epoch,
+            file=TrainingFile(output / TRAINING, stop),
+        )
+    kind = "classifier" if isinstance(data, Benchmark) else "segmenter"
+    if not trained.finished:
+        return Finetuned(output, False, kind, trained.epochs, {})
+    score = _score(task, trained, data)
+    save_weights(output, model)
+    write_description(output, spec, _finished(facts, score))
+    (output / TRAINING).unlink()
+    return Finetuned(output, True, kind, trained.epochs, score)
+
+
+def _score(
+    task: ClassifierTask | SegmenterTask, trained: Trained, data: Benchmark | PartBenchmark
+) -> dict[str, Any]:
+    """The figures of the last epoch with the best beside them, in percent."""
+    assert trained.last is not None
+    last, best = trained.last, {"best_epoch": trained.best_epoch}
+    if isinstance(data, Benchmark):
+        score = {"accuracy": last.overall, "class_accuracy": last.class_mean}
+        return score | {"best_epoch_accuracy": trained.best_overall} | best
+    assert isinstance(task, SegmenterTask)
+    parts = task.score(best=trained.best_overall, best_epoch=trained.best_epoch)
+    return {
+        "instance_miou": parts.instance,
+        "class_miou": parts.category,
+        "best_epoch_instance_miou": parts.best_instance,
+        **best,
+        "by_category": {data.categories[k]: iou for k, iou in parts.by_category.items()},
+    }
+
+
+def _cloud_points(data: Benchmark | PartBenchmark, given: int) -> int:
+    """Points of a stored cloud; where they differ, as many as the network is given."""
+    return int(data.train.points.shape[1]) if isinstance(data, Benchmark) else given
+
+
+def _training(facts: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """The ``training`` part of a ``config.json``.
+
+    Raises:
+        CheckpointError: if it is not there.
+    """
+    training = facts.get("training")
+    expected = {"recipe", "seed", "epochs", "data", "checksum"}
+    if not isinstance(training, dict) or not expected <= training.keys():
+        msg = f"{output / CONFIG}: does not say how the model is trained; it is damaged, start anew"
+        raise CheckpointError(msg)
+    return training
+
+
+def _finished(facts: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a finished model: its score, and no path of this machine any more."""
+    training = dict(facts["training"])
+    training["data"] = {**training["data"], "path": Path(training["data"]["path"]).name}
+    kept = {name: facts[name] for name in ("sources", "pretraining")}
+    return {**kept, "training": training, "score": dict(score)}
+
+
+def _in_words(
+    data: Benchmark | PartBenchmark, recipe: Recipe, epochs: int, device: torch.device
+) -> str:
+    split = f" {data.split}" if isinstance(data, Benchmark) and data.split else ""
+    length = f"{epochs} epochs" + (
+        f" instead of the recipe's {recipe.epochs}" if epochs != recipe.epochs else ""
+    )
+    return (
+        f"{data.data_name}{split}: {len(data.train):,} shapes to train on, {len(data.test):,} to test; "
+        f"recipe {recipe.name}, {length}, on {device}"
+    )

@@ -1,0 +1,307 @@
+"""A trained classifier or segmenter on any mesh or point file: the bad ones listed, the good ones done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pointdistill.data.benchmarks.labelled_folder import repeated
+from pointdistill.data.files import write_aside
+from pointdistill.data.meshes import (
+    AXES,
+    Axis,
+    FailedFile,
+    PointSet,
+    check_axis,
+    read_mesh,
+    to_z_up,
+)
+from pointdistill.data.meshes.clouds import Destination, plan
+from pointdistill.data.meshes.sample import draw_for_file
+from pointdistill.engine.finetuning.models import (
+    ClassPrediction,
+    TrainedClassifier,
+    TrainedSegmenter,
+)
+from pointdistill.errors import ConfigError, DataError
+
+BATCH = 32
+"""Clouds a forward pass; changes the speed and the memory, what is said of a file by rounding alone."""
+
+PART_POINTS = 16_384
+"""Points that a mesh gets parts at; a cloud keeps its own up to as many."""
+
+_SEED = 0  # of the points drawn: the same file gets the same answer
+
+Progress = Callable[[int, int], None]
+"""Told the files done and their total."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifiedFile:
+    """What a classifier says of one file."""
+
+    source: Path
+    probabilities: tuple[tuple[str, float], ...]
+    """Every class with its probability, the likeliest first."""
+
+    assumed_up: bool
+    """Whether the file did not state its up axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedFile:
+    """What a segmenter says of one file. Sizes: n points."""
+
+    source: Path
+    points: NDArray[np.float32]
+    """(n, 3), in the file's own frame and unit."""
+
+    parts: NDArray[np.int64]
+    """(n,) part labels."""
+
+    assumed_up: bool
+
+    def shares(self, part_names: Sequence[str]) -> dict[str, float]:
+        """Share of the points of each part that occurs."""
+        found, counts = np.unique(self.parts, return_counts=True)
+        return {
+            part_names[part]: count / len(self.parts)
+            for part, count in zip(found.tolist(), counts.tolist(), strict=True)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """One file's points, in its own frame."""
+
+    source: Path
+    points: NDArray[np.float32]
+    up: Axis
+    assumed_up: bool
+
+    def z_up(self) -> NDArray[np.float32]:
+        """(n, 3) float32, turned."""
+        return to_z_up(self.points.astype(np.float64), self.up).astype(np.float32)
+
+
+def classify_files(
+    classifier: TrainedClassifier,
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    up: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[ClassifiedFile], list[FailedFile]]:
+    """Name every file; what is said of one does not depend on the others.
+
+    Args:
+        classifier: on the device where it is to run.
+        paths: meshes and clouds; one that is given twice is read once.
+        up: up axis of files that do not state their own; that of the training data by default.
+        progress: told after every file.
+
+    Returns:
+        The files that were named, and those that could not be read with their cause.
+
+    Raises:
+        ConfigError: if there are no paths, or ``up`` is no axis.
+    """
+    spec = classifier.spec.input
+    done: list[ClassifiedFile] = []
+    failed: list[FailedFile] = []
+    waiting: list[_Opened] = []
+
+    def flush() -> None:
+        if waiting:
+            clouds = np.stack([repeated(file.z_up(), spec.cloud_points) for file in waiting])
+            said = classifier(torch.from_numpy(clouds))
+            done.extend(_classified(waiting, said))
+            waiting.clear()
+
+    for opened in _open(paths, spec.cloud_points, _axis(up, spec.axis), progress):
+        if isinstance(opened, FailedFile):
+            failed.append(opened)
+            continue
+        waiting.append(opened)
+        if len(waiting) == BATCH:
+            flush()
+    flush()
+    return done, failed
+
+
+def segment_files(
+    segmenter: TrainedSegmenter,
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    category: str | None = None,
+    up: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[SegmentedFile], list[FailedFile]]:
+    """Give every point of every file a part; arguments and errors are those of ``classify_files``, and:
+
+    Args:
+        segmenter: on the device where it is to run.
+        paths: meshes, which get ``PART_POINTS`` points, and clouds, which keep their own up to as many.
+        category: of all the files; may be left out where the segmenter knows one only.
+        up: as in ``classify_files``.
+        progress: told after every file.
+
+    Raises:
+        ConfigError: if no category is given and there are several.
+        DataError: if the category is unknown.
+    """
+    if category is None and len(segmenter.categories) > 1:
+        msg = f"a segmenter must be told the files' category; choose one of {', '.join(segmenter.categories)}"
+        raise ConfigError(msg)
+    category = category or segmenter.categories[0]
+    segmenter.number_of(category)
+    done: list[SegmentedFile] = []
+    failed: list[FailedFile] = []
+    least = segmenter.spec.encoder.patch_points
+    for opened in _open(paths, PART_POINTS, _axis(up, segmenter.spec.input.axis), progress):
+        if isinstance(opened, FailedFile):
+            failed.append(opened)
+            continue
+        cloud = repeated(opened.z_up(), max(least, len(opened.points)))
+        said = segmenter(torch.from_numpy(cloud)[None], category)
+        parts = said.parts[0, : len(opened.points)].cpu().numpy()
+        done.append(SegmentedFile(opened.source, opened.points, parts, opened.assumed_up))
+    return done, failed
+
+
+def plan_parts(paths: Sequence[Path], output: Path) -> Destination:
+    """Where the parts of each file go, before anything is read.
+
+    Args:
+        paths: the inputs.
+        output: a folder of one .ply for each, a .ply for a single input, or a .npz for all.
+
+    Raises:
+        ConfigError: if the inputs do not fit the output.
+    """
+    if output.suffix.lower() not in ("", ".ply", ".npz"):
+        msg = f"parts are written as .ply or .npz, not {output.suffix}; end the output so, or name a folder"
+        raise ConfigError(msg)
+    single = output.suffix.lower() in (".ply", ".npz")
+    return plan(_distinct(paths), output, None if single else "ply")
+
+
+def write_parts(
+    files: Sequence[SegmentedFile], part_names: Sequence[str], destination: Destination
+) -> None:
+    """Write points and parts: coloured PLY files with a ``part`` property, or one NumPy archive.
+
+    The archive holds, for an input that would be called ``chair``, ``chair.points`` (n, 3) float32 and
+    ``chair.parts`` (n,) int64; and ``part_names``.
+    """
+    if destination.suffix == ".npz":
+        arrays: dict[str, NDArray[np.generic]] = {"part_names": np.array(part_names)}
+        for file in files:
+            arrays[f"{destination.names[file.source]}.points"] = file.points
+            arrays[f"{destination.names[file.source]}.parts"] = file.parts
+        with write_aside(destination.output) as aside:
+            np.savez(aside, allow_pickle=False, **arrays)
+        return
+    for file in files:
+        with write_aside(destination.path(file.source)) as aside:
+            aside.write_bytes(_ply(file, part_names))
+
+
+def _ply(file: SegmentedFile, part_names: Sequence[str]) -> bytes:
+    """A binary PLY with the parts as a number and as a colour; the names stand in comments."""
+    fields = [
+        ("x", "<f4"),
+        ("y", "<f4"),
+        ("z", "<f4"),
+        ("red", "u1"),
+        ("green", "u1"),
+        ("blue", "u1"),
+    ]
+    rows = np.empty(len(file.points), dtype=[*fields, ("part", "<u2")])
+    for column, name in enumerate("xyz"):
+        rows[name] = file.points[:, column]
+    for column, name in enumerate(("red", "green", "blue")):
+        rows[name] = _PALETTE[file.parts % len(_PALETTE), column]
+    rows["part"] = file.parts
+    named = (f"comment part {part}: {part_names[part]}" for part in np.unique(file.parts))
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        *named,
+        f"element vertex {len(rows)}",
+        *(f"property float {name}" for name in "xyz"),
+        *(f"property uchar {name}" for name in ("red", "green", "blue")),
+        "property ushort part",
+        "end_header\n",
+    ]
+    return "\n".join(header).encode() + rows.tobytes()
+
+
+# Okabe and Ito's colours, which most colour-blind people tell apart, without black.
+_PALETTE = np.array(
+    [
+        (230, 159, 0),
+        (86, 180, 233),
+        (0, 158, 115),
+        (240, 228, 66),
+        (0, 114, 178),
+        (213, 94, 0),
+        (204, 121, 167),
+    ],
+    dtype=np.uint8,
+)
+
+
+def _open(
+    paths: Iterable[str | os.PathLike[str]], count: int, up: Axis, progress: Progress | None
+) -> Iterator[_Opened | FailedFile]:
+    """Each file's points, at most ``count`` of them, or why it cannot be read.
+
+    Raises:
+        ConfigError: if there are no files.
+    """
+    sources = _distinct([Path(path) for path in paths])
+    if not sources:
+        msg = "no file to look at; name at least one mesh or point cloud"
+        raise ConfigError(msg)
+    for done, source in enumerate(sources, start=1):
+        try:
+            shape = read_mesh(source)
+            available = len(shape.points) if isinstance(shape, PointSet) else count
+            points = draw_for_file(shape, source, min(count, available), seed=_SEED, up=None)
+        except DataError as error:
+            yield FailedFile(source, str(error))
+        else:
+            declared = shape.declared_up
+            yield _Opened(source, points, declared or up, assumed_up=declared is None)
+        if progress is not None:
+            progress(done, len(sources))
+
+
+def _classified(files: Sequence[_Opened], said: ClassPrediction) -> Iterator[ClassifiedFile]:
+    for file, ranked in zip(files, said.top(len(said.classes)), strict=True):
+        yield ClassifiedFile(file.source, tuple(ranked), file.assumed_up)
+
+
+def _axis(up: str | None, trained: Axis) -> Axis:
+    """The axis asked for, or that of the training data.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    assert trained in AXES
+    return trained if up is None else check_axis(up)
+
+
+def _distinct(paths: Sequence[Path]) -> list[Path]:
+    """Each file once, as it was first spelled, in the order given."""
+    first: dict[str, Path] = {}
+    for path in paths:
+        first.setdefault(os.path.realpath(path), path)
+    return list(first.values())

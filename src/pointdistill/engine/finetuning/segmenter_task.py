@@ -1,0 +1,259 @@
+"""Part segmentation as the loop of epochs asks for it: recipe, weights, clouds, loss and figures.
+
+Sizes: n clouds, B clouds a batch, N points given to the network. Source: section 7 of docs/method.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pointdistill.data.benchmarks.part_records import PartClouds
+from pointdistill.engine.finetuning.epochs import STREAM, Figures, device_of, weights_generator
+from pointdistill.engine.finetuning.packed_clouds import PackedClouds
+from pointdistill.engine.finetuning.part_iou import (
+    CategoryParts,
+    PartIou,
+    mean_part_iou,
+    predict_parts,
+    shape_ious,
+)
+from pointdistill.engine.finetuning.supervised import check_density, cut_from, cut_from_outermost
+from pointdistill.engine.inputs import ProtocolInput
+from pointdistill.engine.schedules import warmup_cosine
+from pointdistill.errors import ConfigError
+from pointdistill.model.classifier import initialize_uniform
+from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.initialize import initialize
+from pointdistill.model.patches import to_unit_sphere
+from pointdistill.model.random import KeyedRandom, sample_keys
+from pointdistill.model.segmenter import Segmenter, SegmenterConfig
+from pointdistill.model.views import augment_points
+
+EVALUATION_BATCH = 32
+"""Clouds a forward pass without gradients; changes the speed and the memory, the logits by rounding alone."""
+
+_PUBLISHED = SegmenterConfig()
+_PUBLISHED_WIDTH = 384
+_PUBLISHED_DEPTH = 12
+_TEST_STREAM = "evaluation"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmenterRecipe:
+    """How a segmenter is trained. Defaults are those published for ShapeNetPart."""
+
+    name: str = "parts"
+
+    random_encoder: bool = False
+    """Draw the encoder's weights anew before training."""
+
+    frozen_encoder: bool = False
+    """Train everything but the encoder."""
+
+    epochs: int = 300
+    """Passes over the training clouds; the warm-up's are part of these."""
+
+    warmup_epochs: int = 10
+    first_learning_rate: float = 1e-7
+    peak_learning_rate: float = 2e-4
+    final_learning_rate: float = 1e-7
+    """Linear from the first to the peak over the warm-up, then cosine to the final one."""
+
+    weight_decay: float = 0.05
+    """On every trained parameter."""
+
+    batch_size: int = 16
+    """Clouds a step; the last batch of an epoch may be smaller."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_epochs <= self.epochs or self.epochs < 1:
+            msg = (
+                f"epochs must be at least 1 and hold the warm-up, got epochs {self.epochs}, "
+                f"warmup_epochs {self.warmup_epochs}"
+            )
+            raise ConfigError(msg)
+        if self.batch_size < 1:
+            msg = f"batch_size must be at least 1, got {self.batch_size}"
+            raise ConfigError(msg)
+
+    def frozen_steps(self, total: int) -> int:
+        """Of a run of ``total`` optimiser steps, those that leave the encoder alone: all or none."""
+        return total if self.frozen_encoder else 0
+
+    def learning_rate(self, step: int, *, total: int) -> float:
+        """At optimiser step ``step``, from 0, of ``total``. A shorter run keeps the proportions."""
+        return warmup_cosine(
+            step,
+            first=self.first_learning_rate,
+            peak=self.peak_learning_rate,
+            final=self.final_learning_rate,
+            warmup=round(total * self.warmup_epochs / self.epochs),
+            total=total,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartScore:
+    """Mean intersections over union on the test split, in percent."""
+
+    instance: float
+    """Mean over the shapes, after the last epoch."""
+
+    category: float
+    """Mean over the categories of the mean over their shapes ("class mIoU"), after the last epoch."""
+
+    by_category: dict[int, float]
+    """Mean over the shapes of each category in the test split."""
+
+    best_instance: float
+    """Highest instance mIoU after any epoch: chosen on the test split, so a bound and not a result."""
+
+    best_epoch: int
+    """The first epoch, counted from 1, that reached it."""
+
+
+class SegmenterTask:
+    """A segmenter's training clouds and test clouds, as the loop of epochs asks for them."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        train: PartClouds,
+        test: PartClouds,
+        category_parts: CategoryParts,
+        inputs: ProtocolInput,
+        seed: int,
+    ) -> None:
+        """Put the training clouds where ``segmenter`` is; the test clouds are drawn and cut here, once.
+
+        Raises:
+            DataError: if there are no clouds, or patches need more points than a cloud gets.
+        """
+        device = device_of(segmenter)
+        check_density(inputs.points, segmenter.encoder.config)
+        self.model, self.count = segmenter, len(train)
+        self._parts, self._inputs, self._seed = category_parts, inputs, seed
+        self._train = PackedClouds.of(train, device, side="training")
+        held_out = PackedClouds.of(test, device, side="test")
+        everything = torch.arange(len(test), device=device)
+        random = KeyedRandom(sample_keys(seed=seed, epoch=0, index=everything), _TEST_STREAM)
+        points, self._truth = held_out.draw(everything, inputs.points, random)
+        self._points, self._categories = to_unit_sphere(points), held_out.categories
+
+    def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
+        """Cross-entropy over all points; see ``epochs.Task``."""
+        keys = sample_keys(seed=self._seed, epoch=epoch, index=index)
+        random = KeyedRandom(keys, STREAM)
+        points, parts = self._train.draw(index, self._inputs.points, random)
+        points = augment_points(points[:, None], self._inputs.augment, random)[:, 0]
+        points = to_unit_sphere(points)
+        start = random.integers("first centre", torch.full_like(index, points.shape[1]))
+        patches = cut_from(points, self._inputs, self.model.encoder.config.patch_points, start)
+        logits = self.model(points, patches, self._train.categories[index], noise)
+        return cross_entropy(logits.flatten(0, 1), parts.flatten())
+
+    def measure(self) -> Figures:
+        """Instance and class mIoU of the test clouds."""
+        means = self._means()
+        return Figures(100.0 * means.instance, 100.0 * means.category)
+
+    def score(self, *, best: float, best_epoch: int) -> PartScore:
+        """The test clouds' figures, every category's among them, beside those of the best epoch."""
+        means = self._means()
+        return PartScore(
+            instance=100.0 * means.instance,
+            category=100.0 * means.category,
+            by_category={number: 100.0 * iou for number, iou in means.by_category.items()},
+            best_instance=best,
+            best_epoch=best_epoch,
+        )
+
+    def _means(self) -> PartIou:
+        """Of the test clouds, by the model as it is."""
+        ious = shape_ious(self._predict(), self._truth, self._categories, self._parts)
+        return mean_part_iou(ious, self._categories)
+
+    def _predict(self) -> Tensor:
+        """(n, N) int64 predicted parts of the test clouds; the model is left in the mode it was in."""
+        was_training = self.model.training
+        self.model.eval()
+        predicted = []
+        try:
+            with torch.inference_mode():
+                for points, categories in zip(
+                    self._points.split(EVALUATION_BATCH),
+                    self._categories.split(EVALUATION_BATCH),
+                    strict=True,
+                ):
+                    logits = segment(self.model, points, points, categories, self._inputs)
+                    predicted.append(predict_parts(logits, categories, self._parts))
+        finally:
+            self.model.train(was_training)
+        return torch.cat(predicted)
+
+
+def segment(
+    segmenter: Segmenter,
+    points: Tensor,
+    context: Tensor,
+    categories: Tensor,
+    inputs: ProtocolInput,
+) -> Tensor:
+    """(B, N, parts) logits at every point.
+
+    Args:
+        segmenter: in evaluation mode.
+        points: (B, N, 3), where parts are wanted, in the clouds' unit spheres.
+        context: (B, N', 3), the points that patches are cut from, in the same frame, of the density trained on.
+        categories: (B,) int64.
+        inputs: patches a cloud.
+    """
+    patches = cut_from_outermost(context, inputs, segmenter.encoder.config.patch_points)
+    return segmenter(points, patches, categories)
+
+
+def build_segmenter(
+    encoder: Encoder, category_parts: CategoryParts, recipe: SegmenterRecipe, *, seed: int
+) -> Segmenter:
+    """A segmenter on a copy of the encoder, on the CPU, its fresh weights drawn by ``seed``."""
+    generator = weights_generator(seed)
+    encoder = copy.deepcopy(encoder).cpu()
+    if recipe.random_encoder:
+        initialize(encoder, generator=generator)
+    segmenter = Segmenter(encoder, segmenter_config(encoder.config, category_parts))
+    for part in (
+        segmenter.layer_norm,
+        segmenter.category_embedding,
+        segmenter.upsample,
+        segmenter.head,
+    ):
+        initialize_uniform(part, generator=generator)
+    return segmenter
+
+
+def segmenter_config(encoder: EncoderConfig, category_parts: CategoryParts) -> SegmenterConfig:
+    """The published segmenter for these categories, its layers at a third, two thirds and all of the depth.
+
+    An encoder narrower than the published small one gets narrower layers in proportion: at their published width
+    they would cost ten times a tiny encoder.
+    """
+    scale = min(1.0, encoder.width / _PUBLISHED_WIDTH)
+    layers = {
+        max(1, round(layer * encoder.depth / _PUBLISHED_DEPTH)) for layer in _PUBLISHED.layers
+    }
+    inner, outer = (
+        tuple(max(1, round(scale * width)) for width in widths)
+        for widths in (_PUBLISHED.point_widths, _PUBLISHED.head_widths)
+    )
+    return SegmenterConfig(
+        parts=1 + max(part for parts in category_parts for part in parts),
+        categories=len(category_parts),
+        layers=tuple(sorted(layers)),
+        point_widths=(inner[0], inner[1]),
+        head_widths=(outer[0], outer[1]),
+    )

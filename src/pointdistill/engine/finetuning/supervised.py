@@ -1,0 +1,294 @@
+"""Training of classifiers: encoder and head together, from random weights or from pretrained ones.
+
+Sizes: n clouds, N points a stored cloud, B clouds a batch, P patches, K points a patch. Source: section 7 of
+docs/method.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pointdistill.data.benchmarks.records import LabelledClouds
+from pointdistill.engine.evaluation.probe.samples import Score, score_predictions
+from pointdistill.engine.finetuning.classifier_recipes import ClassifierRecipe
+from pointdistill.engine.finetuning.epochs import (
+    STREAM,
+    EpochRecord,
+    Figures,
+    Trained,
+    device_of,
+    train_epochs,
+    weights_generator,
+)
+from pointdistill.engine.inputs import ProtocolInput, cloud_batches, subsample
+from pointdistill.errors import DataError
+from pointdistill.model.classifier import Classifier, ClassifierConfig, initialize_uniform
+from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.initialize import initialize
+from pointdistill.model.patches import Patches, patchify, to_unit_sphere
+from pointdistill.model.random import KeyedRandom, sample_keys
+from pointdistill.model.views import augment_points
+
+EVALUATION_BATCH = 128
+"""Clouds a forward pass without gradients; changes the speed and the memory, the logits by rounding alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierResult:
+    """A trained classifier and how well it did."""
+
+    score: Score
+    """After the last epoch, with the best epoch beside it."""
+
+    classifier: Classifier
+    """As the last epoch left it, in evaluation mode."""
+
+
+def train_classifier(
+    encoder: Encoder,
+    train: LabelledClouds,
+    test: LabelledClouds,
+    *,
+    classes: int,
+    recipe: ClassifierRecipe,
+    inputs: ProtocolInput,
+    seed: int,
+    epochs: int | None = None,
+    device: torch.device | str = "cpu",
+    report: Callable[[EpochRecord], None] | None = None,
+) -> ClassifierResult:
+    """Train a classifier and test it after every epoch.
+
+    What a training cloud looks like depends on (seed, epoch, index) alone. The test clouds are the same in every
+    epoch: those that the probes of the same seed see.
+
+    Args:
+        encoder: copied; the one passed in is not changed.
+        train: labelled clouds, z up.
+        test: labelled clouds, z up.
+        classes: of the benchmark; labels lie below it.
+        recipe: one of ``RECIPES``, or a changed copy.
+        inputs: points and patches a cloud, how the points are chosen, and the augmentation in training.
+        seed: of the weights that are drawn, of the order, the views, dropout and stochastic depth.
+        epochs: instead of the recipe's; its schedule is shortened in proportion.
+        device: where to train.
+        report: told after every epoch.
+
+    Raises:
+        ConfigError: if ``epochs`` is below 1.
+        DataError: if labels and clouds do not fit, or clouds are fewer or smaller than training needs.
+        DivergenceError: if the loss of an epoch is not finite.
+    """
+    check_labelled(train, test, classes=classes, inputs=inputs, encoder=encoder.config)
+    classifier = build_classifier(encoder, classes, recipe, seed=seed)
+    task = ClassifierTask(classifier.to(device), train, test, recipe, inputs, seed)
+    trained = train_epochs(task, recipe, seed=seed, epochs=epochs, report=report)
+    return ClassifierResult(classifier_score(trained), classifier)
+
+
+def classifier_score(trained: Trained) -> Score:
+    """What at least one epoch came to, as the probes say it."""
+    assert trained.last is not None
+    return Score(
+        accuracy=trained.last.overall,
+        class_accuracy=trained.last.class_mean,
+        best_accuracy=trained.best_overall,
+        best_epoch=trained.best_epoch,
+    )
+
+
+class ClassifierTask:
+    """A classifier's training clouds and test clouds, as the loop of epochs asks for them."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        train: LabelledClouds,
+        test: LabelledClouds,
+        recipe: ClassifierRecipe,
+        inputs: ProtocolInput,
+        seed: int,
+    ) -> None:
+        """Put both splits where ``classifier`` is; the test clouds are cut into patches here, once."""
+        device = device_of(classifier)
+        self.model = classifier
+        self.count = len(train)
+        self._smoothing, self._inputs, self._seed = recipe.label_smoothing, inputs, seed
+        self._points = torch.from_numpy(train.points).to(device)
+        self._labels = torch.from_numpy(train.labels).to(device)
+        self._test_labels = torch.from_numpy(test.labels)
+        self._test = cut_clouds(
+            test, inputs, classifier.encoder.config.patch_points, seed=seed, device=device
+        )
+
+    def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
+        """Cross-entropy with label smoothing; see ``epochs.Task``."""
+        patches = training_patches(
+            self._points,
+            index,
+            self._inputs,
+            self.model.encoder.config.patch_points,
+            seed=self._seed,
+            epoch=epoch,
+        )
+        logits = self.model(patches, noise)
+        return cross_entropy(logits, self._labels[index], label_smoothing=self._smoothing)
+
+    def measure(self) -> Figures:
+        """Accuracies on the test clouds."""
+        score = score_predictions(predict(self.model, self._test), self._test_labels)
+        return Figures(score.accuracy, score.class_accuracy)
+
+
+def predict(
+    classifier: Classifier, patches: Patches, *, batch_size: int = EVALUATION_BATCH
+) -> Tensor:
+    """(n,) int64 predicted classes, on the CPU, of n clouds' patches; no gradient, no dropout.
+
+    The classifier is left in the mode it was in.
+    """
+    was_training = classifier.training
+    classifier.eval()
+    try:
+        with torch.inference_mode():
+            batches = zip(
+                patches.centers.split(batch_size), patches.offsets.split(batch_size), strict=True
+            )
+            return torch.cat([classifier(Patches(*batch)).argmax(1) for batch in batches]).cpu()
+    finally:
+        classifier.train(was_training)
+
+
+def cut_clouds(
+    clouds: LabelledClouds,
+    inputs: ProtocolInput,
+    patch_points: int,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Patches:
+    """Patches of all clouds, not augmented, on ``device``: (n, P, 3) and (n, P, K, 3).
+
+    Farthest point sampling begins at the point farthest from the mean, as in ``Encoder``.
+    """
+    cut = []
+    for _, batch in cloud_batches(
+        clouds.points,
+        inputs,
+        seed=seed,
+        epoch=None,
+        batch_size=EVALUATION_BATCH,
+        device=torch.device(device),
+    ):
+        cut.append(cut_from_outermost(to_unit_sphere(batch), inputs, patch_points))
+    return Patches(torch.cat([c.centers for c in cut]), torch.cat([c.offsets for c in cut]))
+
+
+def training_patches(
+    points: Tensor,
+    index: Tensor,
+    inputs: ProtocolInput,
+    patch_points: int,
+    *,
+    seed: int,
+    epoch: int,
+) -> Patches:
+    """Clouds as an epoch sees them: subsampled, augmented, cut from a random first centre.
+
+    Each depends on (seed, epoch, index) alone, whatever else is in the batch.
+
+    Args:
+        points: (n, N, 3), all training clouds.
+        index: (B,) int64, those wanted.
+        inputs: how they are subsampled and augmented.
+        patch_points: K.
+        seed: of the run.
+        epoch: from 0.
+    """
+    random = KeyedRandom(sample_keys(seed=seed, epoch=epoch, index=index), STREAM)
+    clouds = subsample(points[index], inputs.points, inputs.subsampling, random)
+    clouds = augment_points(clouds[:, None], inputs.augment, random)[:, 0]
+    start = random.integers("first centre", torch.full_like(index, clouds.shape[1]))
+    return cut_from(to_unit_sphere(clouds), inputs, patch_points, start)
+
+
+def cut_from_outermost(clouds: Tensor, inputs: ProtocolInput, patch_points: int) -> Patches:
+    """Patches of (B, N, 3) clouds in their unit spheres; the first centre is the point farthest out."""
+    return cut_from(clouds, inputs, patch_points, clouds.square().sum(-1).argmax(-1))
+
+
+def cut_from(clouds: Tensor, inputs: ProtocolInput, patch_points: int, start: Tensor) -> Patches:
+    """Patches of (B, N, 3) clouds in their unit spheres, from (B,) first centres."""
+    patches = min(inputs.patches, clouds.shape[1])
+    return patchify(clouds, patches=patches, patch_points=patch_points, start=start)
+
+
+def build_classifier(
+    encoder: Encoder, classes: int, recipe: ClassifierRecipe, *, seed: int
+) -> Classifier:
+    """The recipe's classifier on a copy of the encoder, on the CPU, its fresh weights drawn by ``seed``."""
+    generator = weights_generator(seed)
+    encoder = copy.deepcopy(encoder).cpu()
+    if recipe.random_encoder:
+        initialize(encoder, generator=generator)
+    config = ClassifierConfig(classes=classes, pooling=recipe.pooling, drop_path=recipe.drop_path)
+    classifier = Classifier(encoder, config)
+    draw: Callable[..., None] = initialize if recipe.truncated_head else initialize_uniform
+    draw(classifier.head, generator=generator)
+    return classifier
+
+
+def check_labelled(
+    train: LabelledClouds,
+    test: LabelledClouds,
+    *,
+    classes: int,
+    inputs: ProtocolInput,
+    encoder: EncoderConfig,
+) -> None:
+    """Raise unless a classifier can be trained and tested on these clouds.
+
+    Raises:
+        DataError: if labels and clouds do not fit, clouds are fewer or smaller than training needs, or a point
+            is not finite.
+    """
+    _check_clouds(train, "training", fewest=2, classes=classes)
+    _check_clouds(test, "test", fewest=1, classes=classes)
+    check_density(min(train.points.shape[1], test.points.shape[1], inputs.points), encoder)
+
+
+def _check_clouds(clouds: LabelledClouds, side: str, *, fewest: int, classes: int) -> None:
+    """Raise unless there are enough clouds, each with a label below ``classes``."""
+    shape, labels = clouds.points.shape, clouds.labels
+    if len(shape) != 3 or shape[2] != 3 or labels.shape != shape[:1]:
+        msg = f"expected {side} clouds (n, N, 3) with labels (n,), got {shape} and {labels.shape}"
+        raise DataError(msg)
+    if shape[0] < fewest:
+        msg = f"training a classifier needs at least {fewest} {side} clouds, got {shape[0]}"
+        raise DataError(msg)
+    broken = int((~np.isfinite(clouds.points)).any(axis=(1, 2)).sum())
+    if broken:
+        msg = f"{broken} of {shape[0]} {side} clouds have points that are not finite; take them out"
+        raise DataError(msg)
+    if labels.min() < 0 or labels.max() >= classes:
+        msg = f"{side} labels must lie in 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
+        raise DataError(msg)
+
+
+def check_density(points: int, encoder: EncoderConfig) -> None:
+    """Raise unless clouds of ``points`` points fill a patch.
+
+    Raises:
+        DataError: if they do not.
+    """
+    least = encoder.patch_points
+    if points < least:
+        msg = f"a patch of this encoder needs {least} points, the clouds give {points}; give it denser ones"
+        raise DataError(msg)

@@ -1,0 +1,133 @@
+"""What training with labels needs to go on: one safetensors file, whole or absent.
+
+It holds the model, AdamW's moments and the sum of the losses since the epoch began; its metadata holds the numbers
+of steps and the best epoch. There is no random state in it: see ``epochs``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pointdistill.data.files import write_aside
+from pointdistill.engine.exchange.weights import load_exactly
+from pointdistill.errors import CheckpointError
+
+SAVE_SECONDS = 120.0
+"""Training that a killed machine loses at the most; a small model's file takes a second to write."""
+
+_MODEL, _OPTIMIZER, _LOSS = "model.", "optimizer.", "loss_sum"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_NUMBERS = "progress"
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a training has come."""
+
+    loss_sum: Tensor
+    """Scalar, on the model's device: losses summed over the clouds of the epoch begun."""
+
+    step: int = 0
+    """Optimiser steps taken."""
+
+    overall: float = -1.0
+    class_mean: float = -1.0
+    """Of the test after the last epoch completed, in percent; -1 before the first."""
+
+    best_overall: float = -1.0
+    best_epoch: int = 0
+
+
+@dataclass(slots=True)
+class TrainingFile:
+    """Where to keep what is needed to go on, and when."""
+
+    path: Path
+
+    stop: Callable[[], bool] = lambda: False
+    """Asked after every step; when the answer is yes, everything is kept and the training ends."""
+
+    _last: float = field(default_factory=time.monotonic)
+
+    def is_due(self) -> bool:
+        """Whether ``SAVE_SECONDS`` went by since anything was written."""
+        return time.monotonic() - self._last >= SAVE_SECONDS
+
+    def written(self) -> None:
+        """Count from now."""
+        self._last = time.monotonic()
+
+
+def write_start(path: Path, model: nn.Module) -> None:
+    """Write the training file of a model that no step was taken with."""
+    _write(path, Progress(loss_sum=torch.zeros(())), model, {})
+
+
+def write_progress(
+    path: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Replace the training file, whole or not at all."""
+    moments = {
+        f"{_OPTIMIZER}{moment}.{name}": value
+        for name, parameter in model.named_parameters()
+        for moment, value in optimizer.state.get(parameter, {}).items()
+    }
+    _write(path, progress, model, moments)
+
+
+def _write(path: Path, progress: Progress, model: nn.Module, moments: Mapping[str, Tensor]) -> None:
+    tensors = {_MODEL + name: value for name, value in model.state_dict().items()} | dict(moments)
+    tensors[_LOSS] = progress.loss_sum
+    numbers = {
+        item.name: getattr(progress, item.name) for item in fields(Progress) if item.name != _LOSS
+    }
+    stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with write_aside(path) as aside:
+        save_file(stored, aside, metadata={_NUMBERS: json.dumps(numbers)})
+
+
+def read_progress(
+    path: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Bring ``progress``, ``model`` and ``optimizer`` to where the file was written.
+
+    Raises:
+        CheckpointError: if the file is damaged or of another model.
+    """
+    tensors, numbers = _read(path)
+    weights = {n.removeprefix(_MODEL): v for n, v in tensors.items() if n.startswith(_MODEL)}
+    load_exactly(model, weights, path)
+    for name, parameter in model.named_parameters():
+        moments = {m: tensors.get(f"{_OPTIMIZER}{m}.{name}") for m in _MOMENTS}
+        # A parameter that was frozen so far has none.
+        found = {m: v.to(parameter.device) for m, v in moments.items() if v is not None}
+        if found:
+            optimizer.state[parameter] = found
+    progress.loss_sum.copy_(tensors[_LOSS])
+    for name, value in numbers.items():
+        setattr(progress, name, value)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, float]]:
+    """All tensors of a training file, and its numbers by the names of ``Progress``'s fields."""
+    expected = {item.name for item in fields(Progress)} - {_LOSS}
+    try:
+        with safe_open(path, framework="pt") as file:
+            numbers = json.loads((file.metadata() or {}).get(_NUMBERS, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        msg = f"{path}: not readable ({error}); remove it to begin anew"
+        raise CheckpointError(msg) from error
+    if numbers.keys() != expected or _LOSS not in tensors:
+        msg = f"{path}: not a training file of this program; remove it to begin anew"
+        raise CheckpointError(msg)
+    return tensors, numbers

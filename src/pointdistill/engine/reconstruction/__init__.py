@@ -1,0 +1,1 @@
+"""Filling hidden patches from frozen features."""

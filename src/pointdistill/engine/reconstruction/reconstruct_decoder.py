@@ -1,0 +1,278 @@
+"""One decoder on frozen features: its views and masks, its training, and its distance on held-out shapes.
+
+Views and masks depend on (seed, epoch, shape index) alone. Sizes: B shapes, P patches, S visible and H hidden ones
+of them, K points a patch, D encoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pointdistill.engine.optimizer import build_optimizer, clip_gradients
+from pointdistill.engine.schedules import warmup_cosine
+from pointdistill.engine.training.loader import Batch, PointSource, epoch_order, read_batch
+from pointdistill.errors import ConfigError, DataError
+from pointdistill.model.decoder import (
+    DecoderConfig,
+    PatchDecoder,
+    chamfer_distance,
+    copied_patches,
+)
+from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.initialize import initialize
+from pointdistill.model.masking import MaskingConfig, Masks, draw_masks
+from pointdistill.model.patches import Patches, gather_points
+from pointdistill.model.random import KeyedRandom, sample_keys
+from pointdistill.model.views import AugmentConfig, CropConfig, draw_views
+
+FEWEST_SHAPES = 10
+"""Of a corpus, so that some can be held out."""
+
+Progress = Callable[[int, int, float], None]
+"""Told steps done, steps in all, and the loss."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReconstructConfig:
+    """What decides the numbers of a comparison, beside the encoder and the corpus."""
+
+    steps: int = 1000
+    """Optimiser steps of each decoder."""
+
+    batch_size: int = 32
+    """Shapes a step; the training shapes are fewer where the corpus is small."""
+
+    learning_rate: float = 2e-3
+    """Peak; linear warm-up over a twentieth of the steps, then cosine to zero."""
+
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+
+    held_out_share: float = 0.1
+    """Of the corpus's shapes, kept from the decoders."""
+
+    most_held_out: int = 512
+
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """As in the encoder's pretraining, one mask a view."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            msg = f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Numbers of the shapes that decoders learn from, and of those they are measured on."""
+
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedViews:
+    """B shapes cut into patches, with what is seen of each."""
+
+    patches: Patches
+    """(B, P, ...)."""
+
+    masks: Masks
+    """(B, H) and (B, S)."""
+
+    @property
+    def target(self) -> Tensor:
+        """(B, H, K, 3) points of the hidden patches, relative to their centres."""
+        return _rows(self.patches.offsets, self.masks.hidden_index)
+
+    @property
+    def hidden_centers(self) -> Tensor:
+        """(B, H, 3)."""
+        return gather_points(self.patches.centers, self.masks.hidden_index)
+
+    @property
+    def visible_centers(self) -> Tensor:
+        """(B, S, 3)."""
+        return gather_points(self.patches.centers, self.masks.visible_index)
+
+
+def split_shapes(shapes: int, config: ReconstructConfig, *, seed: int) -> Split:
+    """Which shapes are held out: a random share of a corpus, by the seed.
+
+    Raises:
+        DataError: if there are too few to split.
+    """
+    if shapes < FEWEST_SHAPES:
+        msg = f"the corpus holds {shapes} shapes; at least {FEWEST_SHAPES} are needed to hold some out"
+        raise DataError(msg)
+    order = np.random.default_rng(np.random.SeedSequence((seed, shapes))).permutation(shapes)
+    count = min(config.most_held_out, max(1, round(config.held_out_share * shapes)))
+    return Split(train=np.sort(order[count:]), held_out=np.sort(order[:count]))
+
+
+def decoder_config(encoder: EncoderConfig) -> DecoderConfig:
+    """A decoder for an encoder: no wider than the small model's predictor, with heads of the encoder's width."""
+    head = encoder.width // encoder.heads
+    heads = max(1, min(encoder.heads, 192 // head))
+    return DecoderConfig(width=heads * head, heads=heads)
+
+
+def new_decoder(encoder: EncoderConfig) -> PatchDecoder:
+    """The decoder of an encoder, its weights yet to be drawn or loaded."""
+    return PatchDecoder(encoder.width, encoder.patch_points, decoder_config(encoder))
+
+
+def masked_views(
+    batch: Batch, encoder: EncoderConfig, masking: MaskingConfig, *, seed: int, augment: bool
+) -> MaskedViews:
+    """A view of each whole shape, with one mask: a pure function of (seed, epoch, shape index).
+
+    Args:
+        batch: raw shapes, on the device.
+        encoder: says how many points and patches.
+        masking: how the hidden patches are chosen.
+        seed: of the views and masks.
+        augment: turn and scale as in pretraining; otherwise the shapes are as they are stored.
+    """
+    keys = sample_keys(seed=seed, epoch=batch.epoch, index=batch.index)
+    random = KeyedRandom(keys, "reconstruct")
+    whole = CropConfig(
+        count=1,
+        share_low=1.0,
+        share_high=1.0,
+        points=encoder.points,
+        patches=encoder.patches,
+        patch_points=encoder.patch_points,
+    )
+    as_stored = AugmentConfig(rotate_z=False, scale_low=1.0, scale_high=1.0)
+    cut, _ = draw_views(
+        batch.points, batch.counts, whole, random, AugmentConfig() if augment else as_stored
+    )
+    mask = draw_masks(cut.centers, masking, random)[:, 0, 0]
+    hidden = masking.hidden_patches(encoder.patches)
+    return MaskedViews(cut.select(0), Masks.from_bool(mask, hidden))
+
+
+def predict(decoder: PatchDecoder, encoder: Encoder, views: MaskedViews) -> Tensor:
+    """(B, H, K, 3) points of the hidden patches; the encoder sees the visible ones, and gets no gradient."""
+    with torch.no_grad():
+        visible = views.masks.visible_index
+        seen = Patches(views.visible_centers, _rows(views.patches.offsets, visible))
+        cls, features = encoder.encode(encoder.embed(seen))
+    return decoder(cls, features, views.visible_centers, views.hidden_centers)
+
+
+def train_decoder(
+    encoder: Encoder,
+    corpus: PointSource,
+    train: NDArray[np.int64],
+    config: ReconstructConfig,
+    *,
+    seed: int,
+    progress: Progress,
+    stopped: Callable[[], bool],
+) -> PatchDecoder | None:
+    """A decoder on an encoder's frozen features; None if it was stopped before its last step.
+
+    Args:
+        encoder: in evaluation mode, on the device to use.
+        corpus: shapes by number.
+        train: numbers of those to learn from.
+        config: how long and how fast.
+        seed: of the decoder's weights, the order, the views and the masks.
+        progress: told after every step.
+        stopped: asked after every step.
+    """
+    device = encoder.transformer.norm.weight.device
+    decoder = new_decoder(encoder.config)
+    initialize(decoder, generator=torch.Generator().manual_seed(seed))
+    decoder.to(device)
+    optimizer = build_optimizer(
+        decoder, learning_rate=config.learning_rate, weight_decay=config.weight_decay
+    )
+    size = min(config.batch_size, len(train))
+    for step in range(config.steps):
+        batch = _training_batch(corpus, train, step, size, seed=seed).to(device)
+        views = masked_views(batch, encoder.config, config.masking, seed=seed, augment=True)
+        loss = chamfer_distance(predict(decoder, encoder, views), views.target).mean()
+        loss.backward()
+        clip_gradients(decoder.parameters(), config.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(step, config)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress(step + 1, config.steps, loss.item())
+        if stopped() and step + 1 < config.steps:
+            return None
+    return decoder.eval().requires_grad_(requires_grad=False)
+
+
+def _training_batch(
+    corpus: PointSource, train: NDArray[np.int64], step: int, size: int, *, seed: int
+) -> Batch:
+    """The shapes of a step; the last partial batch of an epoch is dropped."""
+    epoch, place = divmod(step, len(train) // size)
+    order = epoch_order(len(train), seed=seed, epoch=epoch)
+    return read_batch(corpus, train[order[place * size : (place + 1) * size]], epoch)
+
+
+def _rate(step: int, config: ReconstructConfig) -> float:
+    warmup = config.steps // 20
+    peak = config.learning_rate
+    return warmup_cosine(
+        step + 1, total=config.steps + 1, warmup=warmup, first=0.0, peak=peak, final=0.0
+    )
+
+
+def held_out_views(
+    corpus: PointSource,
+    index: NDArray[np.int64],
+    encoder: EncoderConfig,
+    config: ReconstructConfig,
+    *,
+    seed: int,
+    device: torch.device,
+) -> MaskedViews:
+    """Views of held-out shapes as they are stored, the same for every decoder of a seed."""
+    batch = read_batch(corpus, index, epoch=0).to(device)
+    return masked_views(batch, encoder, config.masking, seed=seed, augment=False)
+
+
+Guess = Callable[[MaskedViews], Tensor]
+"""From views to (B, H, K, 3) points of their hidden patches."""
+
+
+def guess_by_copying(views: MaskedViews) -> Tensor:
+    """The trivial guess: the nearest visible patch once more."""
+    return copied_patches(views.patches, views.masks.visible_index, views.masks.hidden_index)
+
+
+@torch.no_grad()
+def measure(
+    guess: Guess,
+    corpus: PointSource,
+    held_out: NDArray[np.int64],
+    encoder: EncoderConfig,
+    config: ReconstructConfig,
+    *,
+    seed: int,
+    device: torch.device,
+) -> float:
+    """Mean Chamfer distance of a guess over the hidden patches of held-out shapes."""
+    total = 0.0
+    for first in range(0, len(held_out), config.batch_size):
+        index = held_out[first : first + config.batch_size]
+        views = held_out_views(corpus, index, encoder, config, seed=seed, device=device)
+        total += float(chamfer_distance(guess(views), views.target).double().mean(1).sum())
+    return total / len(held_out)
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """(B, T, ...) rows of (B, P, ...) values at (B, T) indices."""
+    return values[torch.arange(len(index), device=index.device)[:, None], index]

@@ -1,0 +1,1 @@
+"""Pretraining: a run from what was asked for to what is left on disk."""

@@ -1,0 +1,180 @@
+"""From what a user typed to a run that can start: defaults found, contradictions refused, remarks made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.workspace import last_corpus, last_run, remember_run
+from pointdistill.engine.config import PretrainConfig, from_plain
+from pointdistill.engine.cost import largest_batch, step_gib
+from pointdistill.engine.devices import is_main_process, pick_device, process_count
+from pointdistill.engine.machine import memory_gib
+from pointdistill.engine.settings import Asked, settle
+from pointdistill.engine.training.pretrain import RunOptions, RunResult, StepRecord, pretrain
+from pointdistill.engine.training.run_folder import read_run_config
+from pointdistill.errors import CheckpointError, ConfigError, DataError
+
+MEMORY_SHARE = 0.4
+"""Of the machine's memory that a step on a CPU may take, where the batch is ours to choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A run about to start or to go on."""
+
+    config: PretrainConfig
+    corpus: Corpus
+    run: Path
+    resume: bool
+    init_from: Path | None
+    remarks: tuple[str, ...]
+    """What was chosen for the user, a line each."""
+
+
+def new_launch(
+    asked: Asked,
+    *,
+    data: Path | None,
+    run: Path | None = None,
+    init_from: Path | None = None,
+    device: str = "auto",
+) -> Launch:
+    """A new run, as it was asked for.
+
+    Raises:
+        ConfigError: for a setting that is not accepted, or several processes without one named ``run``.
+        DataError: if there is no corpus to train on.
+    """
+    pick_device(device)  # a device that cannot be had is refused before anything is made
+    settings = settle(asked)
+    config, remarks = settings.config, []
+    corpus, where = find_corpus(data)
+    if where:
+        remarks.append(where)
+    if not settings.batch_asked:
+        config, why = fit_batch(config, len(corpus), device)
+        remarks += why
+    if run is None:
+        if process_count() > 1:
+            msg = f"{process_count()} processes were started together; name their one folder with --run"
+            raise ConfigError(msg)
+        run = _next_run(config)
+        remarks.append(f"run: {run}")
+    remarks += settings.remarks()
+    return Launch(config, corpus, run, False, init_from, tuple(remarks))
+
+
+def find_corpus(data: Path | None) -> tuple[Corpus, str | None]:
+    """The corpus in ``data``, or the last one made in this folder and a line that says which.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if data is not None:
+        return open_corpus(data), None
+    last = last_corpus()
+    if last is None:
+        msg = (
+            "no corpus was made in this folder yet; run `pointdistill prepare-data`, "
+            "or name one with --data"
+        )
+        raise DataError(msg)
+    return open_corpus(last), f"corpus: {last} (the last one made in this folder)"
+
+
+def resumed_launch(asked: Asked, *, data: Path | None, run: Path | None) -> Launch:
+    """The run in ``run``, or the last one made in this folder, as it was configured.
+
+    Raises:
+        CheckpointError: if there is no run.
+        ConfigError: if a setting was given that belongs to the run.
+    """
+    remarks = []
+    given = dict.fromkeys(asked.words()[::2])
+    if given:
+        msg = f"{', '.join(given)} cannot be changed when a run is resumed; leave it out, or start a new run"
+        raise ConfigError(msg)
+    if run is None:
+        run = last_run()
+        if run is None:
+            msg = "no run was made in this folder yet; name one with --run, or start one without --resume"
+            raise CheckpointError(msg)
+        remarks.append(f"run: {run} (the last one made in this folder)")
+    described = read_run_config(run)
+    corpus = open_corpus(data or Path(described["corpus"]["path"]))
+    config = from_plain(PretrainConfig, described["config"])
+    return Launch(config, corpus, run, True, None, tuple(remarks))
+
+
+def carry_out(
+    launch: Launch,
+    options: RunOptions,
+    report: Callable[[StepRecord], None],
+    *,
+    on_signal: Callable[[], None] | None = None,
+) -> RunResult:
+    """Train; the run becomes this folder's last one with its first step, so that a refused one never does.
+
+    ``on_signal`` is called at once when a signal asks to stop, before the step is finished.
+    """
+    remembered: list[Path] = []
+
+    def tell(record: StepRecord) -> None:
+        if is_main_process() and not remembered:
+            remember_run(launch.run)
+            remembered.append(launch.run)
+        report(record)
+
+    return pretrain(
+        launch.config,
+        corpus=launch.corpus,
+        run=launch.run,
+        resume=launch.resume,
+        init_from=launch.init_from,
+        options=options,
+        report=tell,
+        on_signal=on_signal,
+    )
+
+
+def announce(launch: Launch) -> list[str]:
+    """What is about to happen, in a few lines."""
+    config, shapes = launch.config, len(launch.corpus)
+    total = config.total_steps(shapes)
+    lines = [
+        f"{config.name}, {config.mode} mode, seed {config.seed}: {total:,} steps of "
+        f"{config.batch_size} of {shapes:,} shapes ({total * config.batch_size / shapes:.1f} epochs)"
+    ]
+    return [*launch.remarks, *lines]
+
+
+def fit_batch(config: PretrainConfig, shapes: int, device: str) -> tuple[PretrainConfig, list[str]]:
+    """Shrink a recipe's batch to the corpus, and on a CPU to its memory; say so."""
+    remarks = []
+    if shapes < config.batch_size:
+        remarks.append(f"batch: {shapes} instead of {config.batch_size}, all the corpus has")
+        config = replace(config, batch_size=max(1, shapes))
+    if pick_device(device).type == "cpu":
+        allowed = MEMORY_SHARE * memory_gib()
+        if step_gib(config) > allowed:
+            fitting = largest_batch(config, allowed)
+            remarks.append(
+                f"batch: {fitting} instead of the recipe's {config.batch_size}, whose step would take some "
+                f"{step_gib(config):.0f} GiB of this CPU's memory; results will differ from the paper's "
+                f"(--batch-size {config.batch_size} insists)"
+            )
+            config = replace(config, batch_size=fitting)
+    return config, remarks
+
+
+def _next_run(config: PretrainConfig) -> Path:
+    """The first free ``runs/<name>-<mode>-<number>``; a name that says the mode does not say it twice."""
+    named = str(config.mode) in config.name.split("-")
+    name = config.name if named else f"{config.name}-{config.mode}"
+    number = 1
+    while (path := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return path

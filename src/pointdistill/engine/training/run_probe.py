@@ -1,0 +1,182 @@
+"""A probe of a run while it trains: nearest neighbours of the teacher's features on a small labelled set.
+
+It works on a copy of the teacher, from seeds of its own, so that the run's numbers are the same with and without.
+Sizes: n clouds, N points a cloud.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
+from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
+from pointdistill.data.benchmarks.scanobjectnn import SPLITS, read_scanobjectnn
+from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.corpus.manifest import MANIFEST_NAME
+from pointdistill.data.corpus.shard import UNKNOWN_LABEL
+from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.data.sources.base import shape_rng
+from pointdistill.engine.evaluation.probe import Samples, nearest_neighbour_probe
+from pointdistill.engine.features import extract_features
+from pointdistill.engine.inputs import ProtocolInput
+from pointdistill.errors import DataError
+from pointdistill.model.encoder import Encoder
+from pointdistill.model.views import AugmentConfig
+
+BUILTIN = "builtin"
+BUILTIN_SHAPES = 1080
+"""20 of each of the 54 categories: half of them vote, half are judged."""
+
+VOTERS, JUDGED = 2000, 1000
+"""Most clouds of either side; larger sets are thinned, since a probe must cost seconds."""
+
+NEIGHBOURS = 5
+SEED = 20_250_000
+"""Of the choice of clouds and points; far from the seeds of runs, whose shapes must not be these."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSet:
+    """What a run is probed on."""
+
+    name: str
+    voters: LabelledClouds
+    judged: LabelledClouds
+
+
+def open_labelled_set(where: str, *, points: int) -> LabelledSet:
+    """The set that ``where`` means.
+
+    Args:
+        where: ``builtin`` (shapes made on the spot), a corpus with labels, or the archive of ScanObjectNN or
+            ModelNet40.
+        points: N, of clouds that have more or fewer.
+
+    Raises:
+        DataError: if it is none of these, or has too few labelled clouds.
+    """
+    if where == BUILTIN:
+        found = _halved(BUILTIN, *_builtin(points))
+    elif (Path(where) / MANIFEST_NAME).is_file():
+        found = _halved(where, *_labelled(open_corpus(where), points))
+    else:
+        benchmark = _benchmark(Path(where))
+        voters, judged = (
+            _thinned(side, most)
+            for side, most in ((benchmark.train, VOTERS), (benchmark.test, JUDGED))
+        )
+        found = LabelledSet(benchmark.data_name, voters, judged)
+    if len(np.unique(found.voters.labels)) < 2 or len(found.voters) < NEIGHBOURS:
+        msg = (
+            f"{where}: a probe needs at least {NEIGHBOURS} labelled clouds of 2 classes to vote, got "
+            f"{len(found.voters)}; name another set, or builtin"
+        )
+        raise DataError(msg)
+    return found
+
+
+class RunProbe:
+    """Judges a teacher's encoder on one labelled set, always the same way."""
+
+    def __init__(self, labelled: LabelledSet, device: torch.device) -> None:
+        self.labelled = labelled
+        self.device = device
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        """Accuracies in percent, and what they cost. The encoder is moved to the device: give a copy."""
+        began = time.perf_counter()
+        inputs = ProtocolInput(
+            points=encoder.config.points,
+            patches=encoder.config.patches,
+            subsampling="uniform",
+            augment=AugmentConfig(),
+        )
+        voters, judged = (
+            Samples(
+                extract_features(
+                    encoder, side.points, inputs=inputs, seed=SEED, device=self.device
+                ).unit,
+                torch.from_numpy(side.labels),
+            )
+            for side in (self.labelled.voters, self.labelled.judged)
+        )
+        score = nearest_neighbour_probe(voters, judged, neighbours=NEIGHBOURS)
+        return {
+            "probe_accuracy": round(score.accuracy, 3),
+            "probe_class_accuracy": round(score.class_accuracy, 3),
+            "probe_seconds": round(time.perf_counter() - began, 3),
+        }
+
+
+def _builtin(points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Builtin shapes, (n, N, 3), and their categories (n,)."""
+    source = open_source("builtin", SourceRequest(shapes=BUILTIN_SHAPES))
+    entries = source.entries()
+    clouds = [
+        source.read(
+            entry, points, rng=shape_rng(seed=SEED, source=BUILTIN, shape_id=entry.id)
+        ).points.astype(np.float32)
+        for entry in entries
+    ]
+    return np.stack(clouds), np.array([entry.label for entry in entries], np.int64)
+
+
+def _labelled(corpus: Corpus, points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Shapes of a corpus whose label is known, thinned: (n, N, 3) and (n,)."""
+    labels = corpus.labels()
+    known = np.flatnonzero(labels != UNKNOWN_LABEL)
+    rng = np.random.default_rng(SEED)
+    chosen = np.sort(rng.permutation(known)[: VOTERS + JUDGED])
+    clouds = np.empty((len(chosen), points, 3), np.float32)
+    for row, number in zip(clouds, chosen, strict=True):
+        cloud = corpus.points(int(number))
+        row[:] = cloud[rng.choice(len(cloud), points, replace=len(cloud) < points)]
+    return clouds, labels[chosen]
+
+
+def _halved(name: str, points: NDArray[np.float32], labels: NDArray[np.int64]) -> LabelledSet:
+    """In the order of a fixed shuffle, every second cloud of each label votes and the others are judged."""
+    order = np.random.default_rng(SEED).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    sides = [LabelledClouds(points[part], labels[part]) for part in (order[::2], order[1::2])]
+    return LabelledSet(name, _thinned(sides[0], VOTERS), _thinned(sides[1], JUDGED))
+
+
+def _thinned(side: LabelledClouds, most: int) -> LabelledClouds:
+    """At most ``most`` clouds, drawn by a fixed seed."""
+    if len(side) <= most:
+        return side
+    chosen = np.sort(np.random.default_rng(SEED).choice(len(side), most, replace=False))
+    return LabelledClouds(side.points[chosen], side.labels[chosen])
+
+
+def _benchmark(path: Path) -> Benchmark:
+    """The first split that an archive has.
+
+    Raises:
+        DataError: if there is no such file, or it is of neither benchmark.
+    """
+    if not path.exists():
+        msg = f"{path}: no such file; a probe takes builtin, a corpus with labels, or a benchmark's archive"
+        raise DataError(msg)
+    readers: Sequence[Callable[[], Benchmark]] = (
+        *(lambda split=split: read_scanobjectnn(path, split) for split in SPLITS),
+        lambda: read_modelnet40(path),
+    )
+    for read in readers:
+        try:
+            return read()
+        except DataError:
+            continue
+    msg = (
+        f"{path}: neither a corpus with labels nor the archive of ScanObjectNN or ModelNet40; "
+        "give one of these, or builtin"
+    )
+    raise DataError(msg)
