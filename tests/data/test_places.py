@@ -82,6 +82,17 @@ def test_a_member_that_is_not_what_the_list_says_is_refused(
     assert str(tmp_path) not in str(caught.value)
 
 
+def test_of_a_name_that_a_zip_has_twice_the_last_counts(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("b.txt", b"first")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("b.txt", b"last")
+    with open_archive(path, absent="absent") as archive:
+        assert archive.names == ("b.txt",)
+    assert read_place(path, place_of(path, "b.txt")) == b"last"
+
+
 def test_bytes_that_do_not_unpack_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -57,6 +57,7 @@ def test_s3dis_objects_are_cut_by_their_annotation(tmp_path: Path, s3dis: Path) 
     corpus = build("s3dis", tmp_path / "corpus", path=s3dis, points=4096)
     assert corpus.ids() == ["Area_5/office_19/ceiling_1", "Area_5/office_19/chair_12"]
     assert labels_of(corpus) == ["ceiling", "chair"]
+    assert corpus.sources[0].turned == "none"
     assert corpus.points(0).shape == (3000, 3), "the row with the control byte too"
     assert np.allclose(corpus.points(0), box_cloud(3000), atol=1e-3)
     assert np.allclose(corpus.points(1), box_cloud(2048, seed=1), atol=1e-3)

@@ -108,6 +108,8 @@ def test_listing_reads_no_member_and_a_worker_holds_no_list(
         patch.setattr(zipfile.ZipFile, "open", forbidden)
         entries = source.entries()
     worker = pickle.loads(pickle.dumps(source))
+    with pytest.raises(AssertionError, match="a worker reads, and lists nothing"):
+        worker.entries()
     monkeypatch.setattr(zipfile, "ZipFile", forbidden)
     ours = source.read(entries[0], 64, rng=np.random.default_rng(0)).points
     theirs = worker.read(entries[0], 64, rng=np.random.default_rng(0)).points
@@ -201,6 +203,7 @@ def test_abo_is_read_out_of_its_tar_upright(tmp_path: Path) -> None:
     members = {
         "3dmodels/original/0/B07B4MJZN0.glb": wedge_glb(),
         "3dmodels/original/H/B07B4MKHGH.glb": wedge_glb()[:-40],
+        "3dmodels/simplified/0/B07B4MJZN0.glb": wedge_glb(),
         "3dmodels/metadata/3dmodels.csv.gz": b"x",
         "3dmodels/original/H/._B07B4MKHGH.glb": b"x",
         "3dmodels/README.md": b"x",

@@ -261,14 +261,14 @@ def _checksum_of_state(path: Path, *state: int) -> str:  # noqa: ARG001  the sta
 
 
 def _sorted_out(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Sorted names without litter, and those that lead out of the archive."""
-    wanted, unsafe = [], []
+    """Sorted names without litter, and those that lead out of the archive; each once."""
+    wanted, unsafe = set(), set()
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts or ".." in parts or PurePosixPath(name).is_absolute():
-            unsafe.append(name)
+            unsafe.add(name)
         elif "__MACOSX" not in parts and not parts[-1].startswith("."):
-            wanted.append(name)
+            wanted.add(name)
     return tuple(sorted(wanted)), tuple(sorted(unsafe))
 
 

@@ -24,9 +24,9 @@ class S3DISSource(MemberSource):
     """Clouds of a few thousand to millions of rows ``x y z r g b``."""
 
     def cloud(self, content: bytes, name: str, count: int, *, rng: np.random.Generator) -> Cloud:
-        """A random subset of the rows; only these are parsed, and of each only x, y and z.
+        """A random subset of the rows; only these are parsed, which is what costs.
 
-        Parsing is what costs, and the colours are where the archive has a row with a control byte in it.
+        Of each row only x, y and z count: the archive has one with a control byte inside a colour.
 
         Raises:
             DataError: if there are fewer than 2,048 rows, or one has no three numbers.
@@ -38,7 +38,7 @@ class S3DISSource(MemberSource):
         if len(rows) > count:
             chosen = np.sort(rng.choice(len(rows), size=count, replace=False, shuffle=False))
             rows = [rows[k] for k in chosen]
-        return Cloud(parse_points([b" ".join(row.split(None, 3)[:3]) for row in rows]))
+        return Cloud(parse_points(rows))
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> MemberSource:

@@ -99,8 +99,8 @@ def _scene(row: Any) -> Scene:
 
 
 def _boxes(found: Any) -> Iterator[Box]:
-    """The boxes of an image; one without any has an empty array in their place."""
-    for box in found.ravel() if found.dtype.names else ():
+    """The boxes of an image; one without any has an empty matrix in their place."""
+    for box in found.ravel():
         yield Box(
             label=_text(box["classname"]),
             centre=_numbers(box["centroid"], 3),
