@@ -31,7 +31,8 @@ from pointdistill.data.files import write_json
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.standins import make_scanobjectnn_stand_in
 from pointdistill.engine.config import PretrainConfig, to_plain
-from pointdistill.engine.evaluation import COPIES_ON_CPU, Evaluation, evaluate, evaluate_geometry
+from pointdistill.engine.evaluation.bench import evaluate, evaluate_geometry
+from pointdistill.engine.evaluation.plan import COPIES_ON_CPU, Evaluation
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.exchange.weights import load_encoder
 from pointdistill.engine.finetuning.classifier_recipes import RECIPES

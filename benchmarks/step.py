@@ -216,6 +216,7 @@ def main() -> None:
         ends = [ways[0], ways[-1]]
         ends[1].label = "all ours"
         run_rounds(ends, views, given.rounds)
+        check_losses(ends)
         show(ends, baseline, ", freed memory kept")
 
 

@@ -24,7 +24,6 @@ import torch
 from fpsample import bucket_fps_kdline_sampling
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from scipy.spatial.transform import Rotation
 
 from pointdistill.engine.allocator import keep_freed_memory
 from pointdistill.engine.recipes import recipe
@@ -46,25 +45,39 @@ Points = NDArray[np.float32]
 
 
 def baseline_view(points: Points, crop: CropConfig, rng: np.random.Generator) -> Points:
-    """One view's patches, (P, K, 3), of one shape."""
+    """One view's patches, (P, K, 3), of one shape given as (3, N): rows of N numbers are what NumPy is fast on."""
     aspect = rng.uniform(0.33, 3.0)
     scales = rng.permutation([1.0, aspect**-0.5, aspect**0.5])
-    box = (Rotation.random(random_state=rng).as_matrix() * scales).astype(np.float32)
-    distance = np.abs((points - points[rng.integers(len(points))]) @ box).max(1)
-    keep = max(crop.points, int(rng.uniform(crop.share_low, crop.share_high) * len(points)))
+    box = (random_rotation(rng) * scales[:, None]).astype(np.float32)
+    center = points[:, rng.integers(points.shape[1])]
+    along = np.abs(box @ points - (box @ center)[:, None])
+    distance = np.maximum(np.maximum(along[0], along[1]), along[2])
+    keep = max(crop.points, int(rng.uniform(crop.share_low, crop.share_high) * points.shape[1]))
     nearest = np.argpartition(distance, keep - 1)[:keep]
-    view = points[nearest[rng.choice(keep, crop.points, replace=False, shuffle=False)]]
+    chosen = nearest[rng.choice(keep, crop.points, replace=False, shuffle=False)]
     angle = rng.uniform(0, 2 * np.pi)
-    turn = np.array(
-        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
-    )
-    view = view @ (turn.T * rng.uniform(0.8, 1.2, 3)).astype(np.float32)
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) * rng.uniform(0.8, 1.2, 3)[:, None]
+    view = points[:, chosen].T @ turn.T.astype(np.float32)
     view -= view.mean(0)
-    view /= np.sqrt(np.square(view).sum(1).max())
+    view /= np.sqrt(np.einsum("ij,ij->i", view, view).max())
     start = int(rng.integers(crop.points))
-    centers = bucket_fps_kdline_sampling(view, crop.patches, h=BUCKET_HEIGHT, start_idx=start)
-    _, members = cKDTree(view).query(view[centers], k=crop.patch_points)
-    return view[members] - view[centers][:, None]
+    centers = view[bucket_fps_kdline_sampling(view, crop.patches, h=BUCKET_HEIGHT, start_idx=start)]
+    tree = cKDTree(view, balanced_tree=False, compact_nodes=False)  # half the time of its defaults
+    _, members = tree.query(centers, k=crop.patch_points)
+    return view[members] - centers[:, None]
+
+
+def random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
+    """From a random unit quaternion; SciPy's ``Rotation`` costs ten times as much for a single one."""
+    x, y, z, w = (q := rng.normal(size=4)) / np.sqrt(q @ q)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
 
 
 def medians(ways: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
@@ -134,7 +147,7 @@ class Stages:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
     given = parser.parse_args()
     device = torch.device(given.device)
     torch.set_num_threads(1)
@@ -144,7 +157,8 @@ def main() -> None:
     ours = Stages(torch.from_numpy(shapes).to(device))
 
     def theirs() -> None:
-        for cloud in shapes:
+        for stored in shapes:
+            cloud = np.ascontiguousarray(stored.T)
             for crop in ours.kinds.values():
                 for _ in range(crop.count):
                     baseline_view(cloud, crop, rng)

@@ -59,3 +59,11 @@ def test_torch_is_not_loaded_by(module: str) -> None:
     """``--help``, and a program that only reads corpora, must not wait for it."""
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["load_encoder", "load_classifier", "load_segmenter"])
+def test_a_public_name_loads_before_anything_else(name: str) -> None:
+    """Rooms of the engine import each other's modules; none may need a room to be loaded before it."""
+    code = f"import pointdistill; pointdistill.{name}"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()

@@ -19,6 +19,7 @@ SURFACE = {
     "prepare-data": {
         "--input",
         "--archive",
+        "--archives",
         "--output",
         "-o",
         "--points",
@@ -27,7 +28,15 @@ SURFACE = {
         "--workers",
         "--up",
         "--include-test",
+        "--plan",
+        "--fetch",
+        "--sources",
+        "--take-tests",
+        "--exclude-tests",
     },
+    "inspect": {"--json"},
+    "verify": set(),
+    "preview": {"--shapes", "--seed", "--ids", "--label", "--source", "--output", "-o"},
     "recipes": set(),
     "plan": {
         "--recipe",
@@ -81,6 +90,37 @@ SURFACE = {
         "--output",
         "--device",
     },
+    "leaks": {"--corpus", "--encoder", "--data", "--stand-in", "--split", "--json", "--workers"},
+    "finetune": {
+        "--data",
+        "--encoder",
+        "--output",
+        "-o",
+        "--split",
+        "--stand-in",
+        "--from-scratch",
+        "--frozen",
+        "--epochs",
+        "--seed",
+        "--held-out",
+        "--up",
+        "--resume",
+        "--device",
+    },
+    "predict": {"--category", "--output", "-o", "--up", "--json", "--device"},
+    "embed": {
+        "--output",
+        "-o",
+        "--encoder",
+        "--features",
+        "--points",
+        "--draws",
+        "--seed",
+        "--up",
+        "--batch-size",
+        "--device",
+    },
+    "search": {"--count", "--sheet", "--encoder", "--up", "--device"},
     "sample": {
         "--points",
         "--seed",
@@ -102,6 +142,10 @@ def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     return int(stopped.value.code or 0)
+
+
+def test_every_command_has_a_row() -> None:
+    assert set(SURFACE) == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", SURFACE)

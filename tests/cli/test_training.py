@@ -180,3 +180,7 @@ def test_a_plan_by_arithmetic(
     assert lines["time"].startswith("not measured; 1.66 GFLOP a step")
     assert lines["next:"] == ("pointdistill pretrain --recipe tiny-mpm --set seed=4 --device cpu")
     assert not list(tmp_path.iterdir())
+    assert run("plan", "--no-measure", *arguments, "--keep", "9") == 0
+    many = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert float(many["disk"].split()[0]) > 2 * float(lines["disk"].split()[0])
+    assert "--keep 9" in many["next:"]

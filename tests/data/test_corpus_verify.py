@@ -12,7 +12,9 @@ import pytest
 
 from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import open_corpus, verify_corpus
+from pointdistill.data.corpus.verify import find_damage
 from pointdistill.data.sources import SourceRequest, open_source
+from tests.data.test_corpus import edit, some_rows, write_corpus
 
 DOCS = Path(__file__).parents[2] / "docs" / "corpus-format.md"
 
@@ -96,7 +98,7 @@ def test_missing_short_and_garbled_shards_are_named(folder: Path) -> None:
     shard.write_bytes(content[:-1])
     assert "cut short" in verify_corpus(folder)[0]
     shard.write_bytes(bytes(len(content)))
-    assert "damaged, cannot be read" in verify_corpus(folder)[0]
+    assert "damaged, none of its 12 shapes can be read" in verify_corpus(folder)[0]
     shard.unlink()
     assert "missing, with 12 shapes" in verify_corpus(folder)[0]
 
@@ -115,6 +117,67 @@ def test_values_that_are_not_finite_are_noticed_even_with_a_fitting_checksum(fol
         )
         file["sha256"][0] = np.frombuffer(digest, np.uint8)
     assert "shape 0 (chair/000000): center or scale is not finite" in verify_corpus(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "value", "problem"),
+    [
+        ("scale", np.float32(-1.0), "scale -1.0 is negative, which mirrors it"),
+        ("center", np.float32(3e38), "its points lie beyond 1e+30"),
+        ("points", np.int16(-32768), "a point lies outside its cube (below -32767)"),
+    ],
+)
+def test_values_that_no_reader_expects_are_noticed(
+    folder: Path, dataset: str, value: np.generic, problem: str
+) -> None:
+    from pointdistill.data.corpus.codec import Quantised
+    from pointdistill.data.corpus.shard import row_digest
+
+    with h5py.File(folder / "builtin-00000.h5", "r+") as file:
+        file[dataset][0] = value
+        shape = Quantised(file["points"][:32], file["center"][0], file["scale"][0])
+        digest = row_digest(
+            shape, source="builtin", shape_id="chair/000000", label="chair", part=file["part"][:32]
+        )
+        file["sha256"][0] = np.frombuffer(digest, np.uint8)
+    assert f"shape 0 (chair/000000): {problem}" in verify_corpus(folder)[0]
+
+
+def test_a_dataset_of_another_shape_is_a_line_and_no_crash(folder: Path) -> None:
+    shard = folder / "builtin-00000.h5"
+    with h5py.File(shard, "r+") as file:
+        few = file["center"][:5]
+        del file["center"]
+        file["center"] = few
+    stored = json.loads((folder / "corpus.json").read_text())
+    stored["shards"][0]["bytes"] = shard.stat().st_size
+    (folder / "corpus.json").write_text(json.dumps(stored))
+    assert verify_corpus(folder) == (
+        "builtin-00000.h5: center is float32 (5, 3), expected f4 (12, 3), so no shape can be read",
+    )
+
+
+def test_a_manifest_that_lost_a_shard_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    rows = some_rows("a", 9)
+    write_corpus(folder, [("a", rows[:3]), ("a", rows[3:])])
+    stored = json.loads((folder / "corpus.json").read_text())
+    edit(folder, {"shards": stored["shards"][:1], "shapes": 3})
+    assert verify_corpus(folder) == ("corpus.json: counts 9 shapes of a, its shards hold 3",)
+
+
+def test_damage_is_told_as_soon_as_it_is_found(tmp_path: Path) -> None:
+    """The first of three shards is damaged: its line comes before the others are read."""
+    folder = tmp_path / "corpus"
+    rows = some_rows("a", 9)
+    write_corpus(folder, [("a", rows[:3]), ("a", rows[3:6]), ("a", rows[6:])])
+    flip_byte(folder / "a-00000.h5", place_of(folder / "a-00000.h5", "scale"))
+    steps: list[int] = []
+    found = find_damage(folder, progress=lambda done, _: steps.append(done))
+    assert next(found) == "a-00000.h5: shape 0 (a/é00): does not match its checksum"
+    assert steps == []
+    assert list(found) == []
+    assert steps == [1, 2, 3]
 
 
 def test_the_recipe_of_the_docs_runs_as_printed(

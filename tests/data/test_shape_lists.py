@@ -120,6 +120,47 @@ def test_a_gltf_in_a_zip_finds_its_own_buffers_and_no_others(tmp_path: Path) -> 
     assert "is not a file in its folder" in shape.reason
 
 
+@pytest.mark.parametrize(
+    "names",
+    [["a", "a/b"], ["n" * 300], ["member.gltf/a"]],
+    ids=["file and folder", "too long", "under the document itself"],
+)
+def test_a_gltf_whose_buffers_cannot_be_files_is_refused_alone(
+    tmp_path: Path, names: list[str]
+) -> None:
+    document = {
+        "asset": {"version": "2.0"},
+        "buffers": [{"uri": n, "byteLength": 1} for n in names],
+    }
+    with zipfile.ZipFile(tmp_path / "odd.zip", "w") as archive:
+        archive.writestr("bad.gltf", json.dumps(document))
+        archive.write(box(tmp_path / "good.obj"), "good.obj")
+        for name in names:
+            archive.writestr(name, b"x")
+    bad, good = read_all(list_shapes([tmp_path / "odd.zip"])).values()
+    assert bad.points is None
+    assert "cannot be unpacked" in bad.reason
+    assert len(points_of(good)) == 100
+
+
+def test_what_held_many_shapes_and_is_gone_is_no_reason_of_one(tmp_path: Path) -> None:
+    box(tmp_path / "in" / "box.obj")
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.write(tmp_path / "in" / "box.obj", "box.obj")
+    places = [list_shapes([tmp_path / name])[0][1] for name in ("in", "in.zip")]
+    for place in places:
+        assert read_shape(place, SETTINGS).points is not None
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.write(tmp_path / "in" / "box.obj", "another.obj")
+    with pytest.raises(DataError, match=r"in.zip: lost box.obj meanwhile; put the archive back"):
+        read_shape(places[1], SETTINGS)
+    (tmp_path / "in.zip").unlink()
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    for place in places:
+        with pytest.raises(DataError, match="is gone; put it back and go on"):
+            read_shape(place, SETTINGS)
+
+
 def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
     (tmp_path / "broken.obj").write_text("v 0 0 0\n")
     content = io.BytesIO()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from torch import nn
 
 from pointdistill import load_encoder
 from pointdistill.data import shape_lists
+from pointdistill.data.meshes import shape_rng
+from pointdistill.data.shape_lists import Place, ReadSettings, read_shape
 from pointdistill.engine.embedding import loop, run
 from pointdistill.engine.embedding.compute import FeatureMaker, computing
 from pointdistill.engine.embedding.frozen import frozen_copy
@@ -131,20 +134,71 @@ def test_the_seed_matters_where_points_are_drawn_and_only_there(folder: Path) ->
 
 
 def test_draws_are_averaged_as_far_as_the_points_go(folder: Path) -> None:
-    """Every third point is a draw of 16; the clouds have 32 points or more, so two draws or three."""
+    """Runs of 16 of the shuffled cloud: 48 points are three, 32 are two, and 200 give 48 of themselves."""
     found = features(points=16, draws=3)
     encoder = load_encoder("encoder")
-    for number in (0, 4):
+    for number, draws in ((0, 3), (4, 2)):
         cloud = np.load(f"clouds/{number:02d}.npy")
-        draws = len(cloud) // 16
-        rows = [cloud[: 16 * draws][k::draws] for k in range(draws)]
+        order = shape_rng(0, f"{number:02d}.npy").permutation(len(cloud))
+        rows = cloud[order].reshape(draws, 16, 3)
         with torch.inference_mode():
-            out = encoder(torch.from_numpy(np.stack(rows)))
+            out = encoder(torch.from_numpy(rows))
         each = torch.cat([out.cls, out.patches.mean(1), out.patches.amax(1)], 1)
         np.testing.assert_allclose(found[number], each.mean(0).numpy(), atol=1e-5)
     # An encoder of fewer than 1,024 points averages by itself, of as many as have 2,048 together.
     embed(request("default.npz", points=None, draws=None))
     assert open_index(Path("default.npz")).info["draws"] == 2048 // 48
+
+
+@pytest.mark.parametrize("count", [17, 40, 47])
+def test_every_point_of_a_cloud_is_in_a_draw(folder: Path, count: int) -> None:
+    """Moving any one point changes the features, though the draws of 16 do not come out even."""
+    cloud = np.load("clouds/00.npy")[:count]
+    # Sorted, as exporters write clouds: without a shuffle each draw would be a slice.
+    cloud = cloud[cloud[:, 2].argsort()]
+    maker = FeatureMaker(random_encoder(), "pooled", torch.device("cpu"), points=16)
+    moved = np.repeat(cloud[None], count, axis=0)
+    moved[np.arange(count), np.arange(count)] += np.float32(0.5)
+    (plain,) = maker([cloud])
+    for other in maker(list(moved)):
+        assert np.abs(other.features - plain.features).max() > 1e-4
+
+
+def test_the_order_in_a_file_is_not_that_of_the_draws(folder: Path) -> None:
+    """A cloud sorted by z: every draw reaches over nearly all of it."""
+    cloud = np.load("clouds/03.npy")
+    np.save("sorted.npy", cloud[cloud[:, 2].argsort()])
+    plain = ReadSettings(points=200, seed=0)
+    place = Place("file", str(Path("sorted.npy").resolve()), "sorted.npy", 0)
+    kept, shuffled = (read_shape(place, s).points for s in (plain, replace(plain, shuffled=True)))
+    assert kept is not None
+    assert shuffled is not None
+    assert (np.diff(kept[:, 2]) >= 0).all()
+    np.testing.assert_array_equal(shuffled[shuffled[:, 2].argsort()], kept)
+    heights = shuffled[:, 2].reshape(4, 50)
+    assert (np.ptp(heights, axis=1) > 0.5 * np.ptp(kept[:, 2])).all()
+
+
+def test_an_archive_that_is_gone_stops_the_work_and_it_goes_on_when_it_is_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "CHUNK_SHAPES", 3)
+    archive = Path(shutil.make_archive("clouds", "zip", "clouds"))
+    expected = features("whole.npz", paths=[archive])
+
+    def take_away(done: int, total: int, refused: int) -> None:
+        if archive.exists():
+            archive.rename("elsewhere.zip")
+
+    asked = request(paths=[archive], batch_size=1, workers=0)
+    with pytest.raises(DataError, match=r"clouds.zip: is gone; put it back and go on"):
+        embed(asked, take_away)
+    assert not Path("out.npz").exists()
+    assert Path(".out.npz.work").exists()
+    Path("elsewhere.zip").rename(archive)
+    report = embed(asked)
+    assert (report.shapes, report.failed, report.was_complete) == (len(COUNTS), (), False)
+    np.testing.assert_allclose(np.load("out.npz")["features"], expected, rtol=0, atol=1e-5)
 
 
 def test_patches_and_points_have_positions(folder: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.engine.evaluation import Evaluation, evaluate, evaluate_geometry, measure
+from pointdistill.engine.evaluation.bench import evaluate, evaluate_geometry, measure
 from pointdistill.engine.evaluation.describe import CountClouds, Description
+from pointdistill.engine.evaluation.plan import Evaluation
 from pointdistill.engine.evaluation.probe import HeadTraining
 from pointdistill.engine.evaluation.published import (
     BASE_MIXTURE,
@@ -125,6 +126,7 @@ def test_augmented_copies_are_made_once(benchmark: Benchmark) -> None:
     (result,) = measure(oracle, benchmark, plan)
     assert oracle.asked[2:] == [(30, 0, 0), (30, 0, 1)]
     assert result.augmentation == "2 augmented copies of the training clouds, in turn"
+    assert result.label == "linear (2 augmented copies)"
 
 
 @pytest.mark.parametrize("copies", [None, 2, 50])
@@ -144,7 +146,7 @@ def test_progress_ends_at_what_was_announced(benchmark: Benchmark, copies: int |
 
 
 def test_encoder_result_says_what_was_measured(benchmark: Benchmark, encoder: Encoder) -> None:
-    plan = Evaluation(seeds=(0, 1), augmented_copies=2, head=QUICK)
+    plan = Evaluation(seeds=(0, 1), head=QUICK)
     results = evaluate(encoder, benchmark, plan, name="teacher", published_model=SMALL)
     linear = results[2]
     assert linear.features == "teacher"
@@ -161,6 +163,17 @@ def test_encoder_result_says_what_was_measured(benchmark: Benchmark, encoder: En
     # The paper has SVM and linear figures for this split, and none for neighbours.
     published = [result.published and result.published.accuracy for result in results]
     assert published == [None, 82.34, 83.33, None, None]
+
+
+def test_copies_that_never_come_again_are_the_protocol(benchmark: Benchmark) -> None:
+    """Six epochs: with six copies, each has its own, as if none had been asked for."""
+    plans = [
+        Evaluation(protocols=("knn", "linear"), augmented_copies=n, head=QUICK)
+        for n in (None, 6, 5)
+    ]
+    published, six, five = (measure(Oracle(), benchmark, plan) for plan in plans)
+    assert six == published
+    assert [result.label for result in five] == ["knn", "linear (5 augmented copies)"]
 
 
 def test_the_same_seeds_give_the_same_results(benchmark: Benchmark, encoder: Encoder) -> None:
@@ -286,7 +299,7 @@ def test_markdown_has_a_row_a_result() -> None:
 def test_results_file_holds_every_field(tmp_path: Path) -> None:
     write_results(tmp_path / "results.json", [make_result()])
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["format"] == 2
+    assert content["format"] == 3
     (row,) = content["results"]
     assert set(row) == set(Result.__dataclass_fields__)
     assert row["accuracy"] == {"mean": 89.5, "deviation": None}
@@ -401,7 +414,8 @@ def test_seeds_of_one_setting_become_one_result() -> None:
         {"protocol": "mlp"},
         {"epochs": 5},
         {"votes": 3},
-        {"augmentation": "one augmented copy of the training clouds"},
+        {"copies": 4},
+        {"checksum": "cd", "repeated_over": "folds"},
         {"fingerprint": "ef"},
         {"subsampling": "farthest"},
     ],
@@ -410,11 +424,15 @@ def test_what_differs_is_never_averaged(change: dict[str, object]) -> None:
     assert len(combine([of_seed(0, 10.0), of_seed(1, 20.0, **change)])) == 2
 
 
-def test_folds_are_joined_though_each_has_a_file_of_its_own() -> None:
-    folds = [of_seed(k, 10.0, checksum=f"{k}", repeated_over="folds") for k in range(2)]
-    (joined,) = combine(folds)
-    assert joined.repeated_over == "folds"
-    assert len(joined.checksum) == 64
+def test_folds_of_different_archives_are_different_rows() -> None:
+    """Fold 0 of another archive is no fold of this one, and takes the place of none."""
+    folds = [of_seed(k, 10.0, repeated_over="folds") for k in range(2)]
+    other = of_seed(0, 90.0, checksum="cd", repeated_over="folds")
+    rows = combine([*folds, other])
+    assert [(row.checksum, row.seeds, row.each) for row in rows] == [
+        ("ab", (0, 1), (10.0, 10.0)),
+        ("cd", (0,), (90.0,)),
+    ]
 
 
 def test_every_benchmark_has_a_table_with_its_own_figures() -> None:
@@ -448,11 +466,26 @@ def test_rows_of_different_data_or_seeds_are_told_apart() -> None:
     assert table.rows[1][table.columns.index("repeats")] == "2 seeds"
 
 
-def test_augmentation_has_a_column_where_it_alone_tells_rows_apart() -> None:
-    copies = make_result(augmentation="4 augmented copies of the training clouds, in turn")
-    table = results_table([make_result(), copies])
-    assert "augmentation" in table.columns
-    assert "augmentation" not in results_table([copies, make_result(protocol="knn")]).columns
+def test_copies_are_a_departure_in_the_row_and_under_the_table() -> None:
+    rows = [make_result(copies=copies) for copies in (None, 1, 4)]
+    table = results_table(rows)
+    assert [row[0] for row in table.rows] == [
+        "linear",
+        "linear (1 augmented copy)",
+        "linear (4 augmented copies)",
+    ]
+    note = "Augmented copies are a departure from the protocol, which augments anew each epoch."
+    assert note in table.notes
+    assert note not in results_table(rows[:1]).notes
+
+
+@pytest.mark.parametrize(
+    "departure", [{"copies": 4}, {"epochs": 5, "protocol_epochs": 150}, {"votes": 2}]
+)
+def test_no_published_figure_stands_beside_a_departure(departure: dict[str, object]) -> None:
+    figure = make_result().published
+    assert make_result(published=None).beside(figure).published == figure
+    assert make_result(**departure).beside(figure).published is None
 
 
 def test_data_form_and_checksum_are_under_the_table() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pointdistill.data.benchmarks import draw_lvis, read_lvis
+from pointdistill.data.benchmarks import Benchmark, draw_lvis, read_lvis, read_modelnet_fewshot
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.standins import (
     MeshSizes,
@@ -21,8 +22,8 @@ from pointdistill.data.standins import (
 from pointdistill.data.standins.lvis import CORPUS_FOLDER, LvisSizes, make_lvis_stand_in
 from pointdistill.data.standins.modelnet_fewshot import FewshotSizes, make_modelnet_fewshot_stand_in
 from pointdistill.data.standins.shapenetpart import PartSizes, make_shapenetpart_stand_in
-from pointdistill.data.workspace import remember_run, remember_stand_in
-from pointdistill.engine.evaluation import features_kept
+from pointdistill.data.workspace import last_stand_in, remember_run, remember_stand_in
+from pointdistill.engine.evaluation import features_kept, saved
 from pointdistill.engine.evaluation.describe import EncoderDescriber
 from pointdistill.engine.evaluation.features_kept import CorpusFeatures
 from pointdistill.engine.evaluation.kinds import BENCHMARKS
@@ -129,6 +130,53 @@ def test_every_fold_is_trained_once_and_summed_up_by_setting(workplace: Path) ->
     assert (first.points, first.patches, first.subsampling) == (48, 6, "farthest")
 
 
+def test_a_leak_is_looked_for_in_every_fold(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[np.ndarray] = []
+
+    def remember(benchmark: Benchmark, name: str, encoder: Path) -> str:
+        looked_at.append(benchmark.test.points)
+        return "seen"
+
+    monkeypatch.setattr(saved, "leak_warning", remember)
+    measure(workplace, "fewshot", splits=("5w10s",), protocols=("knn",), seeds=2)
+    (found,) = looked_at
+    archive = last_stand_in("fewshot", folder=workplace)
+    assert archive is not None
+    folds = [read_modelnet_fewshot(archive, way=5, shot=10, fold=fold) for fold in (0, 1)]
+    np.testing.assert_array_equal(found, np.concatenate([f.test.points for f in folds]))
+
+
+def test_folds_of_another_archive_are_a_row_of_their_own(workplace: Path) -> None:
+    """Extracted folders: every fold is a file of its own, and still one archive."""
+    source = last_stand_in("fewshot", folder=workplace)
+    assert source is not None
+    for name in ("one", "other"):
+        with zipfile.ZipFile(source) as archive:
+            archive.extractall(workplace / name)
+    first, second = (
+        workplace / "other" / member
+        for member in ("ModelNetFewshot/5way_10shot/0.pkl", "ModelNetFewshot/5way_10shot/1.pkl")
+    )
+    second.write_bytes(first.read_bytes())
+    for name, seeds in (("one", 2), ("other", 1)):
+        request = EvaluationRequest(
+            benchmark="fewshot",
+            data=workplace / name,
+            splits=("5w10s",),
+            protocols=("knn",),
+            seeds=seeds,
+            device="cpu",
+            folder=workplace,
+        )
+        outcome = evaluate_saved(request, say=lambda _: None, progress=lambda *_: None)
+        assert [result.seeds for result in outcome.results] == [tuple(range(seeds))]
+    rows = json.loads((outcome.outputs[0] / "results.json").read_text())["results"]
+    assert sorted(row["seeds"] for row in rows) == [[0], [0, 1]]
+    assert len({row["checksum"] for row in rows}) == 2
+
+
 def test_probes_on_frozen_features_of_the_folds(workplace: Path) -> None:
     outcome = measure(workplace, "fewshot", splits=("5w10s",), protocols=("knn",), seeds=2)
     (result,) = outcome.results
@@ -181,7 +229,7 @@ def test_lvis_draws_share_features_that_are_described_once(
     # Two categories: every true one is among three.
     assert linear.further[0].value.mean == 100.0
     assert knn.accuracy.mean <= knn.further[0].value.mean
-    assert linear.label == "linear (3 of 150 epochs)"
+    assert linear.label == "linear (3 of 150 epochs, 2 augmented copies)"
     assert knn.label == "knn"
 
 
@@ -190,6 +238,7 @@ def test_lvis_augments_anew_each_epoch_as_published(workplace: Path) -> None:
         workplace, "lvis", epochs=2, seeds=1, augmented_copies=0, protocols=("linear",)
     )
     assert outcome.results[0].augmentation == "training clouds augmented anew each epoch"
+    assert outcome.results[0].label == "linear (2 of 150 epochs)"
 
 
 def test_streamed_features_are_those_of_the_encoder(

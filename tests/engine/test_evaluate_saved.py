@@ -19,7 +19,8 @@ from pointdistill.data.standins import (
 from pointdistill.data.workspace import remember_run
 from pointdistill.engine.evaluation.kinds import BENCHMARKS
 from pointdistill.engine.evaluation.request import EvaluationRequest
-from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved, fingerprint
+from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved
+from pointdistill.engine.exchange.record import fingerprint
 from pointdistill.engine.exchange.weights import load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
@@ -190,26 +191,61 @@ def test_an_encoder_outside_a_run_leaves_its_folder_alone(
     ]
 
 
+def test_a_file_by_itself_and_a_hub_repository_are_encoders(
+    measure: Measure, run: Path, stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights wherever they lie: nothing is measured twice, it is one row."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda repository, **_: {"jane/shapes": str(run / "encoder")}[repository],
+    )
+    alone = tmp_path / "mine.safetensors"
+    alone.write_bytes((run / "encoder" / "model.safetensors").read_bytes())
+    data = {"data": stand_in, "splits": ("OBJ-BG",), "protocols": ("knn",)}
+    first, said = measure(**data, encoder=alone)
+    assert said[0] == f"encoder: {alone}"
+    assert first.outputs == (tmp_path / "evaluation" / "scanobjectnn",)
+    second, _ = measure(**data, encoder=Path("jane/shapes"), output=first.outputs[0])
+    assert second.results == first.results
+
+
 @pytest.mark.parametrize(
-    ("copies", "augmentation"),
+    ("copies", "augmentation", "label", "published"),
     [
-        (None, "4 augmented copies of the training clouds, in turn"),  # the default on a CPU
-        (1, "one augmented copy of the training clouds"),
+        # The default on a CPU.
+        (
+            None,
+            "4 augmented copies of the training clouds, in turn",
+            "linear (4 augmented copies)",
+            None,
+        ),
+        (1, "one augmented copy of the training clouds", "linear (1 augmented copy)", None),
+        (0, "training clouds augmented anew each epoch", "linear", 89.95),
     ],
 )
 def test_augmented_copies_are_recorded(
-    measure: Measure, run: Path, stand_in: Path, copies: int | None, augmentation: str
+    measure: Measure,
+    run: Path,
+    stand_in: Path,
+    copies: int | None,
+    augmentation: str,
+    label: str,
+    published: float | None,
 ) -> None:
     outcome, _ = measure(
         data=stand_in, splits=("OBJ-BG",), protocols=("linear",), augmented_copies=copies, seeds=2
     )
     (result,) = outcome.results
-    assert result.augmentation == augmentation
+    assert (result.augmentation, result.label) == (augmentation, label)
     assert result.seeds == (0, 1)
-    # Set beside the small model: there is no published figure of a tiny one.
-    assert result.published is not None
-    assert result.published.model == "AsymDSD-S (ShapeNet)"
-    assert result.published.accuracy == 89.95
+    if published is None:
+        assert result.published is None
+    else:
+        # Set beside the small model: there is no published figure of a tiny one.
+        assert result.published is not None
+        assert result.published.model == "AsymDSD-S (ShapeNet)"
+        assert result.published.accuracy == published
 
 
 def test_a_later_narrower_evaluation_adds_and_overwrites_nothing(
@@ -273,12 +309,12 @@ def test_other_weights_under_the_same_name_are_another_row(
     measure: Measure, run: Path, stand_in: Path
 ) -> None:
     data = {"data": stand_in, "splits": ("OBJ-BG",), "protocols": ("knn",)}
-    before = fingerprint(run / "encoder")
+    before = fingerprint(load_encoder(run))
     measure(**data)
     encoder = Encoder(load_encoder(run).config)
     initialize(encoder, generator=torch.Generator().manual_seed(1))
     save_encoder(encoder, run / "encoder", training={"name": "tiny", "mode": "dual"})
-    assert fingerprint(run / "encoder") != before
+    assert fingerprint(load_encoder(run)) != before
     outcome, _ = measure(**data)
     rows = json.loads((outcome.outputs[0] / "results.json").read_text())["results"]
     assert len({row["fingerprint"] for row in rows}) == len(rows) == 2

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.engine.evaluation import Evaluation, evaluate, evaluate_geometry
+from pointdistill.engine.evaluation.bench import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.forecast import Forecast, in_words
+from pointdistill.engine.evaluation.plan import Evaluation
 from pointdistill.engine.evaluation.probe import score_predictions
 from pointdistill.engine.evaluation.trained import trained_score, training_cost, voted_logits
 from pointdistill.engine.finetuning.classifier_recipes import RECIPES, recipe_for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 import trimesh
 
 from pointdistill import load_classifier, load_segmenter
+from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
 from pointdistill.data.standins import (
     PartSizes,
     ScanSizes,
@@ -31,7 +33,7 @@ from pointdistill.engine.finetuning.finetune_choices import (
     part_names,
 )
 from pointdistill.engine.finetuning.predict import classify_files
-from pointdistill.engine.finetuning.training_data import KINDS
+from pointdistill.engine.finetuning.training_data import KINDS, choose_data
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from tests.engine.labelled import make_encoder, part_benchmark, saved_encoder
 
@@ -136,6 +138,53 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
         resume_finetune(tmp_path / "split")
 
 
+def test_killed_before_the_last_file_was_removed(
+    meshes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finished model is described already, without the path that its data could be read from again."""
+    asked = request(tmp_path, epochs=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(asked)
+    with pytest.raises(DataError, match="go on with --resume"):
+        finetune(asked)
+    whole = (tmp_path / "model" / "config.json").read_bytes()
+    result = resume_finetune(tmp_path / "model", device="cpu")
+    assert (result.finished, result.kind, result.epochs) == (True, "classifier", 1)
+    assert result.score == stored(tmp_path / "model")["score"]
+    assert (tmp_path / "model" / "config.json").read_bytes() == whole
+    assert not (tmp_path / "model" / "training.safetensors").exists()
+
+
+def _killed(path: Path, missing_ok: bool = False) -> None:
+    """In place of `Path.unlink`: the end, where the training file is removed."""
+    if path.name == "training.safetensors":
+        raise KeyboardInterrupt
+    if path.exists() or not missing_ok:
+        os.unlink(path)  # noqa: PTH108 (what is replaced)
+
+
+def test_a_file_by_itself_is_an_encoder(meshes: Path, tmp_path: Path) -> None:
+    alone = (tmp_path / "encoder" / "model.safetensors").rename(tmp_path / "mine.safetensors")
+    result = finetune(request(tmp_path, encoder=alone, epochs=1))
+    config = stored(result.output)
+    assert config["sources"][0]["name"] == "made up"
+    assert config["pretraining"] == {"name": "tiny"}
+
+
+def test_a_hub_repository_is_an_encoder(
+    meshes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda repository, **_: {"jane/shapes": str(tmp_path / "encoder")}[repository],
+    )
+    result = finetune(request(tmp_path, encoder=Path("jane/shapes"), epochs=1))
+    assert stored(result.output)["sources"][0]["name"] == "made up"
+
+
 def test_resume_wants_the_same_data(
     meshes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +249,23 @@ def test_a_shapenetpart_stand_in(tmp_path: Path) -> None:
     said = segmenter(torch.randn(1, 60, 3), "chair")
     assert set(said.parts.flatten().tolist()) <= {12, 13, 14, 15}
     assert result.score["by_category"].keys() == set(segmenter.categories)
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_a_shapenetpart_archive_is_found_in_both_forms(tmp_path: Path, form: str) -> None:
+    archive = tmp_path / "data" / f"{ARCHIVE_STEM}.{form}"
+    archive.parent.mkdir()
+    archive.touch()
+    options = {"data": None, "split": None, "stand_in": False, "held_out": None, "up": None}
+    choice = choose_data(
+        "shapenetpart",
+        **options,  # type: ignore[arg-type]
+        seed=0,
+        folder=tmp_path,
+        say=lambda _: None,
+        count=lambda *_: None,
+    )
+    assert Path(choice.path) == archive
 
 
 def test_recipes_fit_the_data() -> None:

@@ -94,6 +94,52 @@ def test_a_batch_that_does_not_fit_a_cpu_shrinks_and_is_said(
     assert insisted.config.batch_size == 60
 
 
+@pytest.mark.parametrize(
+    ("size", "processes", "batch", "said"),
+    [
+        ("small", 4, 60, "batch: 60 instead of 128, all the corpus has, and 4 processes can share"),
+        ("small", 7, 56, "batch: 56 instead of 128, all the corpus has, and 7 processes can share"),
+        ("tiny", 3, 30, "batch: 30 instead of 32, a multiple of the 3 processes"),
+    ],
+)
+def test_a_batch_of_our_choice_is_one_that_the_processes_can_share(
+    corpus: Path,
+    size: str,
+    processes: int,
+    batch: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setattr(launch, "memory_gib", lambda: 1000.0)
+    found = new_launch(Asked(size=size), data=corpus, run=Path("run"), device="cpu")
+    assert found.config.batch_size == batch
+    assert said in found.remarks
+    monkeypatch.setattr(launch, "memory_gib", lambda: 20.0)
+    fitted = new_launch(Asked(size="small"), data=corpus, run=Path("run"), device="cpu")
+    assert fitted.config.batch_size < 56
+    assert fitted.config.batch_size % processes == 0
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "said"),
+    [
+        (4, 30, "batch_size 30 is not a multiple of the 4 processes; use --batch-size 28"),
+        (4, 2, "batch_size 2 is not a multiple of the 4 processes; use --batch-size 4"),
+        (8, 64, "holds 60 shapes, fewer than one batch of 64; .*--batch-size 56"),
+        (64, None, "holds 60 shapes, fewer than the 64 processes that share a batch; start fewer"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(
+    corpus: Path, processes: int, batch: int | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    asked = Asked(size="tiny", batch_size=batch)
+    with pytest.raises(ConfigError, match=said):
+        new_launch(asked, data=corpus, run=Path("run"), device="cpu")
+    assert not Path("run").exists()
+
+
 def test_resume_takes_the_last_run_with_its_own_configuration(corpus: Path) -> None:
     first = start(data=corpus, steps=2, batch_size=8, seed=3)
     assert announce(first)[-1].startswith("tiny, dual mode, seed 3: 2 steps of 8 of 60")

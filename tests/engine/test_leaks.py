@@ -186,7 +186,8 @@ def test_the_command_prints_a_table_or_json(made: Path, capsys: pytest.CaptureFi
     assert run("leaks", "modelnet40", *options, "--workers", "1") == 0
     out = capsys.readouterr().out
     assert "| test | test id | found by | corpus shape | source | gap |" in out
-    assert out.splitlines()[-1] == "next: pointdistill evaluate modelnet40"
+    named = f"--data {made / 'ModelNet40.zip'}"
+    assert out.splitlines()[-1] == f"next: pointdistill evaluate modelnet40 {named}"
     assert run("leaks", "modelnet40", *options, "--workers", "1", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["format"] == 1

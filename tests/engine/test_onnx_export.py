@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from pointdistill.engine.exchange.export import export_encoder
 from pointdistill.engine.exchange.onnx_export import export_onnx
-from pointdistill.engine.exchange.weights import export_encoder, load_encoder, save_encoder
+from pointdistill.engine.exchange.weights import load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
+from pointdistill.model.patches import to_unit_sphere
 from tests.engine.conftest import micro_config
 
 onnx = pytest.importorskip("onnx")
@@ -76,6 +78,18 @@ def test_the_file_computes_what_the_encoder_does(
     assert found["patches"].shape == (batch, made.patches, made.width)
     assert made.difference is not None
     assert made.difference < 1e-4
+
+
+@pytest.mark.parametrize("radii", [1, 10, 30])
+def test_a_cloud_away_from_the_origin(tmp_path: Path, radii: float) -> None:
+    """As far as the documentation promises, in radii of the cloud."""
+    made = export_onnx(saved(tmp_path / "encoder"), tmp_path / "out")
+    given = (
+        to_unit_sphere(torch.randn(20, 48, 3, generator=torch.Generator().manual_seed(1))) + radii
+    )
+    found, expected = run(made.path, given), load_encoder(tmp_path / "encoder")(given)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, getattr(expected, name), rtol=0, atol=1e-4)
 
 
 def test_a_cloud_of_one_repeated_point_is_no_nan(tmp_path: Path) -> None:

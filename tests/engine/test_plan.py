@@ -16,6 +16,7 @@ import torch
 from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.cost import IDLE_GIB, checkpoint_gib, encoder_gib, step_gib
+from pointdistill.engine.machine import GIB
 from pointdistill.engine.plan import Plan, make_plan
 from pointdistill.engine.plan import trial as trial_process
 from pointdistill.engine.plan.estimate import Estimate, affordable_batch, estimate, extrapolate
@@ -188,6 +189,20 @@ def test_arithmetic_plans_say_where_they_come_from() -> None:
     assert made.step.gib == step_gib(config) + IDLE_GIB + checkpoint_gib(config)
     assert made.disk_gib == 3 * checkpoint_gib(config) + encoder_gib(config)
     assert made.problems == []
+
+
+@pytest.mark.parametrize("keep", [1, 5])
+def test_the_disk_holds_the_checkpoints_kept_and_one_being_written(keep: int) -> None:
+    options = RunOptions(device="cpu", keep=keep)
+    made = make_plan(Asked(recipe="tiny"), data=None, shapes=4000, options=options, measured=False)
+    assert made.disk_gib == (keep + 1) * checkpoint_gib(made.config) + encoder_gib(made.config)
+
+
+def test_a_gpus_peak_is_all_that_torch_took_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3 GiB taken, tensors filled 2 at once: the run does not fit into 2."""
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2 * GIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3 * GIB)
+    assert trial_process.peak_gib(on_gpu=True) == 3.0
 
 
 def test_hours_are_steps_times_seconds() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from pointdistill.engine.training.loader import epoch_order
 from pointdistill.engine.training.pretrain import pretrain
-from pointdistill.engine.training.run_folder import read_metrics
+from pointdistill.engine.training.run_folder import read_metrics, read_run_config
 from pointdistill.engine.training.state import load_latest
 from tests.engine.runs import assert_equal, losses, options, tensors, weights
 from tests.engine.worker import shapes, shared_config
@@ -125,6 +125,17 @@ def test_a_poisoned_shape_stops_both_processes_before_the_step(
     state, _ = load_latest(run / "checkpoints")
     assert (state.step, len(losses(run))) == (1, 1)
     assert_equal(tensors(state), one_step)
+
+
+def test_machines_of_different_memory_agree_on_the_smaller_batch(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, said = two_processes({"run": str(run), "batches": [6, 4], "steps": 2, "options": SAVED})
+    assert code == 0, said
+    assert read_run_config(run)["config"]["batch_size"] == 4
+    seen = [
+        json.loads(run.with_name(f"run.rank-{rank}.json").read_text())["shapes"] for rank in (0, 1)
+    ]
+    assert [len(part) for shapes in seen for part in shapes] == [2, 2, 2, 2]
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from pointdistill.data.files import sha256_of, write_json
+from pointdistill.data.files import write_json
+from pointdistill.engine.config import to_plain
+from pointdistill.engine.evaluation.results import Result, Spread
 from pointdistill.engine.exchange.licences import (
     CardLicence,
     Terms,
@@ -24,6 +27,7 @@ from pointdistill.engine.exchange.licences import (
 )
 from pointdistill.engine.exchange.model_card import model_card
 from pointdistill.engine.exchange.push import prepare, upload
+from pointdistill.engine.exchange.record import fingerprint
 from pointdistill.engine.exchange.weights import load_encoder, save_encoder
 from pointdistill.engine.finetuning.model_folder import (
     build_model,
@@ -62,6 +66,10 @@ EACH = {"name": "objaverse", "licence": "ODC-By, per object", "shapes": 797_084}
         ("MIT for research only", Terms.NON_COMMERCIAL, None),
         ("MIT, but not for robots", Terms.UNKNOWN, None),
         ("CC BY 4.0, per object", Terms.UNKNOWN, None),
+        ("CC BY 4.0 (each object under its own terms)", Terms.UNKNOWN, None),
+        ("MIT (no military use)", Terms.UNKNOWN, None),
+        ("CC BY 4.0 (ShareAlike)", Terms.UNKNOWN, None),
+        ("CC BY 4.0 (Made on the spot)", Terms.OPEN, "cc-by-4.0"),
         ("ODC-By, per object", Terms.UNKNOWN, None),
         ("your own files", Terms.UNKNOWN, None),
         ("unknown: ask whoever published the weights", Terms.UNKNOWN, None),
@@ -139,36 +147,55 @@ def test_a_ledger_cannot_write_into_the_card() -> None:
     assert card.count("\nlicense: ") == 1
 
 
-def row(**changes: Any) -> dict[str, Any]:
-    return {
-        "features": "encoder of runs/a",
-        "data_name": "ScanObjectNN",
-        "split": "OBJ-BG",
-        "stand_in": False,
-        "protocol": "linear",
-        "points": 2048,
-        "seeds": [0, 1, 2],
-        "accuracy": {"mean": 81.234, "deviation": 0.456},
-    } | changes
+def row(**changes: Any) -> Result:
+    usual = Result(
+        features="encoder of /home/jane/secret",
+        benchmark="ScanObjectNN",
+        split="OBJ-BG",
+        data_name="ScanObjectNN",
+        form="main_split",
+        checksum="0" * 64,
+        stand_in=False,
+        train_clouds=30,
+        test_clouds=15,
+        protocol="linear",
+        points=2048,
+        patches=128,
+        subsampling="uniform",
+        augmentation="anew each epoch",
+        seeds=(0, 1, 2),
+        accuracy=Spread(81.234, 0.456),
+        class_accuracy=Spread(79.0, 1.0),
+        best_epoch_accuracy=None,
+        published=None,
+    )
+    return replace(usual, **changes)
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "| ScanObjectNN, OBJ-BG | linear | 2048 | 81.23 ± 0.46 | 3 seeds |"),
+        (
+            {},
+            "| ScanObjectNN, OBJ-BG | linear | 2048 | OA 81.23 ± 0.46, mAcc 79.00 ± 1.00 | 3 seeds |",
+        ),
         ({"stand_in": True}, "| ScanObjectNN, OBJ-BG (stand-in) | linear |"),
         ({"split": None}, "| ScanObjectNN | linear |"),
         (
             {"epochs": 5, "protocol_epochs": 150, "votes": 10},
             "| linear (5 of 150 epochs, 10 votes) |",
         ),
-        ({"seeds": [3], "accuracy": {"mean": 50, "deviation": None}}, "| 50.00 | 1 seed |"),
-        ({"repeated_over": "folds", "seeds": list(range(10))}, "| 10 folds |"),
+        (
+            {"seeds": (3,), "accuracy": Spread(50.0, None)},
+            "| OA 50.00, mAcc 79.00 ± 1.00 | 1 seed |",
+        ),
+        ({"repeated_over": "folds", "seeds": tuple(range(10))}, "| 10 folds |"),
     ],
 )
-def test_results_are_read_from_what_there_is(changes: dict[str, Any], line: str) -> None:
-    card = model_card("jane/shapes", described(OPEN), [{}, {"accuracy": "high"}, row(**changes)])
+def test_what_was_measured(changes: dict[str, Any], line: str) -> None:
+    card = model_card("jane/shapes", described(OPEN), [row(**changes)])
     assert line in card
+    assert "secret" not in card
     assert ("its figures are not the benchmark's" in card) == bool(changes.get("stand_in"))
 
 
@@ -182,9 +209,10 @@ def run(tmp_path: Path) -> Path:
     (folder / "metrics.jsonl").touch()
     corpus = {"path": "/home/jane/secret", "shapes": 4000, "fingerprint": "abc"}
     write_json(folder / "config.json", {"format": "pointdistill-run", "corpus": corpus})
-    own = sha256_of(folder / "encoder" / "model.safetensors")
-    rows = [row(fingerprint=own), row(fingerprint="0" * 64, protocol="svm")]
-    write_json(folder / "evaluation" / "scanobjectnn" / "results.json", {"results": rows})
+    own = fingerprint(encoder)
+    rows = [row(fingerprint=own), row(fingerprint="0" * 16, protocol="svm"), row(protocol="knn")]
+    stored = {"results": [*map(to_plain, rows), {}, {"accuracy": "high"}, 3]}
+    write_json(folder / "evaluation" / "scanobjectnn" / "results.json", stored)
     write_json(folder / "evaluation" / "cut" / "results.json", {"results": "short"})
     return folder
 
@@ -201,6 +229,7 @@ def test_the_prepared_folder(run: Path, tmp_path: Path) -> None:
     card = (made.folder / "README.md").read_text()
     assert "linear" in card
     assert "svm" not in card
+    assert "knn" not in card
     assert "| shapes of the corpus | 4000 |" in card
     assert "secret" not in card
     (made.folder / "model.onnx").touch()
@@ -225,7 +254,9 @@ def test_a_fine_tuned_classifier(tmp_path: Path) -> None:
         ),
     )
     folder = tmp_path / "model"
-    facts = {"sources": [OPEN, ACADEMIC], "training": {"recipe": {"name": "mlp"}, "epochs": 3}}
+    training = {"recipe": {"name": "mlp"}, "epochs": 3, "data_name": "chairs", "stand_in": True}
+    score = {"accuracy": 91.234, "class_accuracy": 88, "best_epoch_accuracy": 93.0, "best_epoch": 2}
+    facts = {"sources": [OPEN, ACADEMIC], "training": training, "score": score}
     write_description(folder, spec, facts)
     with pytest.raises(CheckpointError, match="not finished"):
         prepare(folder, "jane/chairs", tmp_path / "card")
@@ -237,6 +268,11 @@ def test_a_fine_tuned_classifier(tmp_path: Path) -> None:
     assert "Classes: chair, table s." in card
     assert "load_classifier(huggingface_hub.snapshot_download('jane/chairs'))" in card
     assert "| recipe | mlp |" in card
+    assert "| accuracy | 91.23 |\n| mean over classes | 88.00 |" in card
+    assert "On the test split of chairs, after the last of 3 epochs." in card
+    assert "its figures are not the benchmark's" in card
+    assert "pointdistill evaluate" not in card
+    assert made.results == 1
     assert made.licence.name == "non-commercial"
 
 

@@ -16,10 +16,12 @@ import pytest
 import torch
 
 from pointdistill.engine.training import saving, trainer
-from pointdistill.engine.training.pretrain import StepRecord, pretrain
+from pointdistill.engine.training.pretrain import pretrain
+from pointdistill.engine.training.readings import StepNumbers
 from pointdistill.engine.training.run_folder import read_metrics
 from pointdistill.engine.training.saving import Saver, Snapshot, take_snapshot, write_snapshot
 from pointdistill.engine.training.state import list_checkpoints, load_latest, new_state
+from pointdistill.engine.training.step import Stepper
 from pointdistill.errors import CheckpointError
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_equal, assert_same_bits, options, tensors
@@ -114,6 +116,37 @@ def test_a_damaged_checkpoint_of_the_same_step_is_written_anew(tmp_path: Path) -
     assert load_latest(tmp_path)[0].step == 1
 
 
+def test_thinning_never_counts_what_a_run_could_not_go_on_with(tmp_path: Path) -> None:
+    """12 is damaged, so the run went on from 8 and saves 10: 10 is kept, and 12 does not stand for it."""
+    for step in (4, 8, 12):
+        write_snapshot(snapshot(step), tmp_path, keep=3)
+    cut_short(tmp_path / "step-00000012")
+    write_snapshot(snapshot(10), tmp_path, keep=2)
+    assert [path.name[-2:] for path in list_checkpoints(tmp_path)] == ["08", "10"]
+    assert load_latest(tmp_path)[0].step == 10
+
+
+def test_a_checkpoint_that_is_passed_over_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        write_snapshot(snapshot(step), tmp_path, keep=2)
+    without_model(tmp_path / "step-00000002")
+    with caplog.at_level(logging.WARNING, "pointdistill"):
+        load_latest(tmp_path)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "step-00000002/model.safetensors is missing or damaged" in line
+
+
+def test_a_state_on_the_cpu_never_asks_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To wait for a GPU would take memory of one that ``--device cpu`` left alone."""
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: asked.append(device))
+    snapshot()
+    assert asked == []
+
+
 def test_a_full_disk_leaves_nothing_of_the_new_and_all_of_the_old(tmp_path: Path) -> None:
     write_snapshot(snapshot(1), tmp_path, keep=1)
     with files_up_to(4096), pytest.raises((OSError, saving.SafetensorError)):
@@ -206,32 +239,35 @@ def test_a_bug_while_writing_is_not_taken_for_a_full_disk() -> None:
     saver.close()
 
 
+@pytest.mark.parametrize("every", [1, 2, 4])
 def test_a_slow_disk_is_waited_for_before_a_kill_could_cost_more(
-    memory_corpus: MemoryCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    every: int, memory_corpus: MemoryCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each checkpoint takes longer than all steps; no step is reported more than 2 past the last on the disk."""
-    write = saving.write_snapshot
+    """A checkpoint takes longer than steps do; none is taken more than ``every`` past the last on the disk."""
+    write, behind = saving.write_snapshot, []
 
     def slow(*arguments: Any, **keywords: Any) -> Path:
         time.sleep(0.3)
         return write(*arguments, **keywords)
 
-    def report(record: StepRecord) -> None:
-        saved = list_checkpoints(tmp_path / "run" / "checkpoints")
-        newest = int(saved[-1].name.removeprefix("step-")) if saved else 0
-        behind.append(record.step - newest)
+    class Watched(Stepper):
+        def __call__(self, *arguments: Any, **keywords: Any) -> StepNumbers:
+            numbers = super().__call__(*arguments, **keywords)
+            saved = list_checkpoints(tmp_path / "run" / "checkpoints")
+            newest = int(saved[-1].name.removeprefix("step-")) if saved else 0
+            behind.append(numbers.step - newest)
+            return numbers
 
-    behind: list[int] = []
     monkeypatch.setattr(trainer, "write_snapshot", slow)
+    monkeypatch.setattr(trainer, "Stepper", Watched)
     pretrain(
         micro_config(),
         corpus=memory_corpus,
         run=tmp_path / "run",
-        options=options(save_every=2),
-        report=report,
+        options=options(save_every=every),
     )
     assert len(behind) == 7
-    assert max(behind) == 2
+    assert max(behind) == every
 
 
 def test_checkpoints_begin_a_tenth_early() -> None:

@@ -26,9 +26,10 @@ from pointdistill.engine.finetuning.segmenter_task import (
 )
 from pointdistill.engine.inputs import PUBLISHED_INPUTS
 from pointdistill.errors import ConfigError, DataError
-from pointdistill.model.encoder import EncoderConfig
+from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.segmenter import SegmenterConfig
+from pointdistill.model.transformer import StochasticDepth
 from tests.engine.labelled import (
     CATEGORY_PARTS,
     CONFIG,
@@ -147,6 +148,14 @@ def test_a_frozen_encoder_stays_and_everything_else_learns() -> None:
     trained = weights(train())
     moved = [n for n in before if not torch.equal(before[n], trained[f"encoder.{n}"])]
     assert moved == list(before)
+
+
+def test_stochastic_depth_of_pretraining_does_not_stay() -> None:
+    """Base and large are pretrained with it; the protocol has none."""
+    encoder = Encoder(replace(CONFIG, drop_path=0.2))
+    segmenter = build_segmenter(encoder, CATEGORY_PARTS, RECIPE, seed=0)
+    rates = [part.rate for part in segmenter.modules() if isinstance(part, StochasticDepth)]
+    assert rates == [0.0] * CONFIG.depth
 
 
 def test_no_weight_escapes_the_drawing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_what_recipes_prints_is_a_file_that_config_reads(name: str, tmp_path: Pa
 
 def test_every_setting_can_be_changed_by_its_printed_line() -> None:
     """A whole recipe carried over line by line as assignments."""
-    wanted = RECIPES["tiny-mpm-one-mask"].config
+    wanted = RECIPES["tiny"].config
     lines = as_toml(wanted).splitlines()
     assert settle(Asked(recipe="small-shapenet", set=lines)).config == wanted
     assert tomllib.loads(as_toml(wanted))["masking"]["masks_per_view"] == 1
@@ -150,6 +151,12 @@ def test_epochs_decide_over_steps_that_were_said_before(tmp_path: Path) -> None:
         ("masking.ratio=0.01", "hides 0 of 16 patches"),
         ("predictor.depth=0", "predictor = none trains without one"),
         ("head.hidden=-4", "head.hidden must be at least 1, got -4"),
+        (
+            "augment.scale_low=5",
+            r"augment.scale_low and .scale_high must satisfy 0 < low <= high, got 5",
+        ),
+        ("augment.scale_low=0", r"must satisfy 0 < low <= high, got 0.0 and 1.2"),
+        ("augment.scale_high=-1", r"must satisfy 0 < low <= high, got 0.8 and -1.0"),
         ("schedule.warmup_epochs=-1", "schedule.warmup_epochs must not be negative"),
         ("name=../elsewhere", "name must be"),
     ],
@@ -158,6 +165,65 @@ def test_wrong_values_are_refused_in_one_line(assignment: str, message: str) -> 
     with pytest.raises(ConfigError, match=message) as refused:
         settle(Asked(recipe="tiny", set=[assignment]))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        (
+            "tiny-cls",
+            ["masking.ratio=0.5", "seed=1", "predictor.depth=9"],
+            "masking.ratio, predictor.depth would not be used in cls mode; leave it out, or train in dual or mpm",
+        ),
+        ("tiny-cls", ["predictor=none"], "predictor would not be used in cls mode"),
+        ("tiny-cls", ["schedule.final_patch_temperature=0.5"], "final_patch_temperature would not"),
+        (
+            "tiny-mpm",
+            ["local_crop.count=8"],
+            "local_crop.count would not be used in mpm mode; .*dual or cls",
+        ),
+        ("tiny-mpm", ["local_crop=none"], "local_crop would not be used in mpm mode"),
+        ("tiny-mpm", ["schedule.first_cls_temperature=0.5"], "first_cls_temperature would not"),
+        (
+            "tiny",
+            ["masking.kind=random", "masking.block_share=0.9"],
+            "masking.block_share would not be used with masking.kind = random; .*inverse-block or block",
+        ),
+    ],
+)
+def test_a_change_that_the_run_would_never_look_at_is_refused(
+    recipe: str, changes: list[str], message: str, tmp_path: Path
+) -> None:
+    """Typed or in a file."""
+    file = tmp_path / "run.toml"
+    file.write_text("\n".join(changes).replace("=random", "='random'").replace("=none", "='none'"))
+    for asked in (Asked(recipe=recipe, set=changes), Asked(recipe=recipe, config=file)):
+        with pytest.raises(ConfigError, match=message) as refused:
+            settle(asked)
+        assert "\n" not in str(refused.value)
+
+
+def test_what_was_not_changed_is_not_refused() -> None:
+    """The recipe's own value, and a setting that another change brings into use."""
+    same = ["masking.ratio=0.7", "predictor.depth=2"]
+    assert settle(Asked(recipe="tiny-cls", set=same)).config == RECIPES["tiny-cls"].config
+    used = ["masking.kind=block", "masking.block_share=0.3"]
+    assert settle(Asked(recipe="tiny-random-masks", set=used)).config.masking.block_share == 0.3
+
+
+@pytest.mark.parametrize("name", ["tiny", "of-my-own"])
+def test_a_whole_configuration_is_taken_with_what_it_does_not_use(
+    name: str, tmp_path: Path
+) -> None:
+    """As the run was, whatever its recipe is now; but a change beside it is a change."""
+    config = replace(recipe("tiny", Mode.MPM), name=name, local_crop=None)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"format": "pointdistill-run", "config": to_plain(config)}))
+    found = settle(Asked(config=file))
+    assert found.config == config
+    assert not any(line.startswith("local_crop") for line in found.changed)
+    with pytest.raises(ConfigError, match="first_cls_temperature would not be used in mpm"):
+        settle(Asked(config=file, set=["schedule.first_cls_temperature=0.5"]))
 
 
 def test_contradictions_are_refused() -> None:

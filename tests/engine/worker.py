@@ -96,10 +96,13 @@ def main(asked: dict[str, Any], first_step: Callable[[], None] = lambda: None) -
             os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(asked.get("pause", 0.0))
 
+    config = shared_config(asked.get("steps", 6))
+    if "batches" in asked:
+        config = replace(config, batch_size=asked["batches"][rank])
     resume = asked.get("resume", False) and bool(list_checkpoints(run / CHECKPOINTS))
     try:
         result = pretrain(
-            shared_config(asked.get("steps", 6)),
+            config,
             corpus=shapes(asked.get("poison"), asked.get("how", "nan")),
             run=run,
             resume=resume,

@@ -12,6 +12,7 @@ from pointdistill.model.views import (
     augment_points,
     box_distance,
     crop_points,
+    draw_boxes,
     draw_views,
     random_rotations,
 )
@@ -52,7 +53,7 @@ def test_a_crop_is_a_subset_of_the_points_nearest_in_the_box_measure() -> None:
     points, counts = clouds(2, 200), torch.tensor([200, 200])
     random = keyed([0, 1])
     cropped = crop_points(points, counts, CROP, random)
-    distance = box_distance(points, counts, CROP.count, random)
+    distance = box_distance(points, *draw_boxes(points, counts, CROP.count, random))
     share = random.uniform("share", (CROP.count,), low=CROP.share_low, high=CROP.share_high)
     for row in range(2):
         for crop in range(CROP.count):
@@ -136,7 +137,7 @@ def test_box_distance_by_hand() -> None:
     """Point by point and axis by axis: the largest of |scale · (rotated offset from the centre)|."""
     points, counts = clouds(2, 30), torch.tensor([30, 25])
     random = keyed([4, 5])
-    found = box_distance(points, counts, 2, random)
+    found = box_distance(points, *draw_boxes(points, counts, 2, random))
     aspect = random.uniform("aspect", (2,), low=0.33, high=3.0)
     order = random.uniform("axes", (2, 3)).argsort(-1)
     turn = random_rotations(random.uniform("rotation", (2, 3)))

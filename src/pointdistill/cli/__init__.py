@@ -14,17 +14,20 @@ from pointdistill.cli.evaluate import evaluate
 from pointdistill.cli.export import export
 from pointdistill.cli.finetune import finetune
 from pointdistill.cli.import_weights import import_weights
+from pointdistill.cli.inspect import inspect
 from pointdistill.cli.leaks import leaks
 from pointdistill.cli.plan import plan
 from pointdistill.cli.predict import predict
 from pointdistill.cli.prepare_data import prepare_data
 from pointdistill.cli.pretrain import pretrain
+from pointdistill.cli.preview import preview
 from pointdistill.cli.push import push
 from pointdistill.cli.quickstart import quickstart
 from pointdistill.cli.recipes import recipes
 from pointdistill.cli.reconstruct import reconstruct
 from pointdistill.cli.sample import sample
 from pointdistill.cli.search import search
+from pointdistill.cli.verify import verify
 from pointdistill.cli.version import show_version
 from pointdistill.errors import PointDistillError
 
@@ -41,6 +44,9 @@ app.callback()(show_version)
 for command, summary in (
     (quickstart, "See it work in minutes on this machine."),
     (prepare_data, "Make a corpus to pretrain on."),
+    (inspect, "Say what a corpus holds."),
+    (verify, "Check a corpus for damage."),
+    (preview, "Draw shapes of a corpus; turn them."),
     (recipes, "List the runs that have a name."),
     (plan, "Say what a run will cost here."),
     (pretrain, "Pretrain an encoder, with no labels."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -143,7 +144,7 @@ def evaluate(
 
 def _next(measured: BenchmarkName, encoder: Path | None, stand_in: bool) -> str:
     """The command that comes next, with the options that it shares with this one."""
-    named = f" --encoder {encoder}" if encoder is not None else ""
+    named = f" --encoder {shlex.quote(str(encoder))}" if encoder is not None else ""
     if measured in (BenchmarkName.MODELNET40, BenchmarkName.ALL):
         return f"pointdistill export my-encoder{named}"
     other = "modelnet40" if measured is BenchmarkName.SCANOBJECTNN else "scanobjectnn"

@@ -25,7 +25,7 @@ def export(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Run or encoder folder, or owner/name on the Hub; by default the last run made in this folder.",
+            help="Run, encoder folder or file, or owner/name on the Hub; by default the last run made here.",
         ),
     ] = None,
     file_format: Annotated[
@@ -43,7 +43,7 @@ def export(
 ) -> None:
     """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
     from pointdistill.data.workspace import last_run
-    from pointdistill.engine.exchange.weights import export_encoder
+    from pointdistill.engine.exchange.export import export_encoder
     from pointdistill.errors import CheckpointError, ConfigError
 
     source = encoder or last_run()

@@ -37,7 +37,9 @@ def finetune(
     ] = None,
     encoder: Annotated[
         Path | None,
-        typer.Option(help="Run or encoder folder; by default the last run made in this folder."),
+        typer.Option(
+            help="Run, encoder folder or file, or owner/name on the Hub; by default the last run made here."
+        ),
     ] = None,
     output: Annotated[
         Path | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -44,4 +45,4 @@ def import_weights(
     typer.echo(
         "the file does not say which shapes it saw; ask whoever published it for their licences"
     )
-    typer.echo(f"next: pointdistill evaluate scanobjectnn --encoder {output}")
+    typer.echo(f"next: pointdistill evaluate scanobjectnn --encoder {shlex.quote(str(output))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -67,7 +68,7 @@ def leaks(
         typer.echo(json.dumps(checked.plain(), indent=1, ensure_ascii=False))
         return
     print_table(leaks_table(checked))
-    named = f" --encoder {encoder}" if encoder is not None else ""
-    typer.echo(
-        f"next: pointdistill evaluate {benchmark.value}{named}{' --stand-in' if stand_in else ''}"
-    )
+    command = ["pointdistill", "evaluate", benchmark.value]
+    command += [] if encoder is None else ["--encoder", str(encoder)]
+    command += [] if data is None else ["--data", str(data)]
+    typer.echo(f"next: {shlex.join([*command, *(['--stand-in'] if stand_in else [])])}")

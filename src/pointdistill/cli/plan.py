@@ -13,6 +13,7 @@ from pointdistill.cli.run_options import (
     DataOption,
     DeviceOption,
     EpochsOption,
+    KeepOption,
     ModeOption,
     PrecisionOption,
     RecipeOption,
@@ -42,6 +43,7 @@ def plan(
     epochs: EpochsOption = None,
     steps: StepsOption = None,
     batch_size: BatchSizeOption = None,
+    keep: KeepOption = 2,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     no_measure: Annotated[
@@ -73,7 +75,7 @@ def plan(
         asked,
         data=data,
         shapes=shapes,
-        options=RunOptions(device=device, precision=precision),
+        options=RunOptions(device=device, precision=precision, keep=keep),
         measured=not no_measure,
         report=lambda line: say(console, line),
     )
@@ -84,6 +86,7 @@ def plan(
     for problem in made.problems:
         typer.echo(f"problem: {problem}")
     words = [*asked.words(), *(["--data", str(data)] if data else [])]
+    words += [] if keep == 2 else ["--keep", str(keep)]
     words += [] if device == "auto" else ["--device", device]
     words += [] if precision == "auto" else ["--precision", precision]
     typer.echo(f"next: {shlex.join(['pointdistill', 'pretrain', *words])}")

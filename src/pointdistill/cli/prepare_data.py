@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.data.build.prepare import Prepared
+    from pointdistill.data.build import BuildReport
+    from pointdistill.data.mixture import MixtureRequest
+
+_MIXTURE = "mixture"
 
 
 def prepare_data(
     source: Annotated[
         str,
         typer.Argument(
-            help="builtin (objects made on the spot), folder (your own meshes and clouds), or an "
-            "archive: shapenetcore, 3d-future, scanobjectnn, modelnet40, s3dis, sunrgbd, abo, "
+            help="builtin (objects made on the spot), folder (your own meshes and clouds), mixture "
+            "(all archives that a folder holds as one corpus), or an archive: "
+            "shapenetcore, 3d-future, scanobjectnn, modelnet40, s3dis, sunrgbd, abo, "
             "omniobject3d, toys4k, google-scanned-objects, objaverse-cap3d, objaverse-xl-cap3d, objaverse."
         ),
     ] = "builtin",
@@ -25,6 +30,7 @@ def prepare_data(
         typer.Option(
             "--input",
             "--archive",
+            "--archives",
             help="The archive, or the folder that holds it; or your folder of files.",
         ),
     ] = None,
@@ -53,6 +59,30 @@ def prepare_data(
         bool,
         typer.Option("--include-test", help="Take a benchmark's test split in; recorded."),
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="mixture: say what is there and what it will cost, and stop."),
+    ] = False,
+    fetch: Annotated[
+        bool,
+        typer.Option("--fetch", help="mixture: download what needs no login, and stop."),
+    ] = False,
+    sources: Annotated[
+        str | None,
+        typer.Option(help="mixture: sources to take, with commas. Default: all that are there."),
+    ] = None,
+    take_tests: Annotated[
+        str | None,
+        typer.Option(
+            help="mixture: sources whose test split is taken in: modelnet40,scanobjectnn. Default: none."
+        ),
+    ] = None,
+    exclude_tests: Annotated[
+        str | None,
+        typer.Option(
+            help="mixture: all leaves out ShapeNetPart's test shapes and LVIS's too; needs their lists."
+        ),
+    ] = None,
 ) -> None:
     """Make a corpus of surface points to pretrain on; stopped at any time, the same command goes on.
 
@@ -62,6 +92,20 @@ def prepare_data(
     from pointdistill.data.build.prepare import prepare_corpus
     from pointdistill.data.sources import SourceRequest
 
+    of_mixture = {
+        "--plan": plan,
+        "--fetch": fetch,
+        "--sources": sources,
+        "--take-tests": take_tests,
+        "--exclude-tests": exclude_tests,
+    }
+    if source == _MIXTURE:
+        refused = {"--shapes": shapes, "--up": up, "--include-test": include_test}
+        _refuse(refused, f"{_MIXTURE}; for test splits name the source with --take-tests")
+        asked = _mixture_request(path, sources, take_tests, exclude_tests)
+        _mixture(asked, output, points, seed, workers, plan=plan, fetch=fetch)
+        return
+    _refuse(of_mixture, f"{source}; it is for {_MIXTURE}")
     request = SourceRequest(path=path, shapes=shapes, up=up, include_test=include_test)
     try:
         with shape_progress(f"preparing {source}") as progress:
@@ -75,15 +119,81 @@ def prepare_data(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        typer.echo("stopped; what is done is kept, the same command goes on from there", err=True)
-        raise typer.Exit(130) from None
-    _print(prepared)
-
-
-def _print(prepared: Prepared) -> None:
-    report = prepared.report
+        _stopped()
     for note in prepared.notes:
         typer.echo(f"note: {note}", err=True)
+    _print(prepared.report, prepared.facts.name)
+
+
+def _mixture(
+    request: MixtureRequest,
+    output: Path | None,
+    points: int,
+    seed: int,
+    workers: int | None,
+    *,
+    plan: bool,
+    fetch: bool,
+) -> None:
+    """Plan, fetch for, or build a mixture."""
+    from pointdistill.cli.mixture import fetch_archives, make_mixture, show_plan
+    from pointdistill.data.build.prepare import DATA_FOLDER
+    from pointdistill.data.workspace import remember_corpus
+
+    corpus = output or DATA_FOLDER / _MIXTURE
+    try:
+        if fetch:
+            fetch_archives(request)
+        elif plan:
+            show_plan(request, corpus, points=points, seed=seed, workers=workers)
+        else:
+            report = make_mixture(request, corpus, points=points, seed=seed, workers=workers)
+            remember_corpus(report.path)
+            _print(report, f"the {_MIXTURE}")
+    except KeyboardInterrupt:
+        _stopped()
+
+
+def _mixture_request(
+    path: Path | None, sources: str | None, take_tests: str | None, exclude_tests: str | None
+) -> MixtureRequest:
+    from pointdistill.data.mixture import MixtureRequest
+    from pointdistill.errors import ConfigError
+
+    if path is None:
+        msg = f"{_MIXTURE} needs the folder that holds the archives; give it with --archives"
+        raise ConfigError(msg)
+    if exclude_tests not in (None, "all"):
+        msg = f"--exclude-tests accepts all, got {exclude_tests!r}"
+        raise ConfigError(msg)
+    return MixtureRequest(
+        archives=path,
+        sources=_names(sources),
+        take_tests=_names(take_tests),
+        exclude_all_tests=exclude_tests is not None,
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raise where an option was given that has no meaning here."""
+    from pointdistill.errors import ConfigError
+
+    for option, value in options.items():
+        if value not in (None, False):
+            msg = f"{option} has no meaning for {why}"
+            raise ConfigError(msg)
+
+
+def _stopped() -> NoReturn:
+    typer.echo("stopped; what is done is kept, the same command goes on from there", err=True)
+    raise typer.Exit(130) from None
+
+
+def _print(report: BuildReport, name: str) -> None:
     for example in report.examples:
         typer.echo(f"refused: {example}", err=True)
     if report.refused > len(report.examples):
@@ -91,5 +201,5 @@ def _print(prepared: Prepared) -> None:
     if report.resumed:
         typer.echo(f"went on from {report.resumed:,} shapes that were there already", err=True)
     state = "was complete already" if report.was_complete else "is complete"
-    typer.echo(f"{report.path} {state}: {report.kept:,} shapes of {prepared.facts.name}")
+    typer.echo(f"{report.path} {state}: {report.kept:,} shapes of {name}")
     typer.echo("next: pointdistill pretrain --size small   (--size tiny without a GPU)")

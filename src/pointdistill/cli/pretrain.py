@@ -13,6 +13,7 @@ from pointdistill.cli.run_options import (
     DataOption,
     DeviceOption,
     EpochsOption,
+    KeepOption,
     ModeOption,
     PrecisionOption,
     RecipeOption,
@@ -50,7 +51,7 @@ def pretrain(
         typer.Option(min=0, max=2**63 - 1, help="Of weights, order, views, masks. Default: 0."),
     ] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps that a kill may cost.")] = 500,
-    keep: Annotated[int, typer.Option(min=1, help="Checkpoints kept, the newest.")] = 2,
+    keep: KeepOption = 2,
     probe: Annotated[
         str | None,
         typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -27,11 +28,13 @@ def push(
 
     made = prepare(source, repository, card_only or Path("hub", repository))
     licence = made.licence.identifier + (f" ({made.licence.name})" if made.licence.name else "")
-    typer.echo(f"{made.source} -> {made.folder}: licence {licence}, {made.results} results")
+    count = f"{made.results} result{'' if made.results == 1 else 's'}"
+    typer.echo(f"{made.source} -> {made.folder}: licence {licence}, {count}")
     if made.non_commercial:
         typer.echo(f"no commercial use: it saw {', '.join(made.non_commercial)}")
     if card_only is not None:
-        typer.echo(f"next: read {made.folder / CARD}, then pointdistill push {source} {repository}")
+        again = shlex.join(["pointdistill", "push", source, repository])
+        typer.echo(f"next: read {shlex.quote(str(made.folder / CARD))}, then {again}")
         return
     typer.echo(upload(made.folder, repository, private=private))
-    typer.echo(f"next: anywhere, pointdistill.load_encoder({repository!r})")
+    typer.echo(f"next: anywhere, in Python: {made.load}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,8 @@ def reconstruct(
         typer.echo(f"stopped; what is finished is in {result.output}, the same command goes on")
         raise typer.Exit(130)
     typer.echo(f"results: {result.output / RESULTS}; picture: {result.output / PICTURE}")
-    typer.echo("next: pointdistill export my-encoder")
+    named = "" if encoder is None else f" --encoder {shlex.quote(encoder)}"
+    typer.echo(f"next: pointdistill export my-encoder{named}")
 
 
 @contextmanager

@@ -66,7 +66,10 @@ BatchSizeOption = Annotated[
     int | None, typer.Option(min=1, help="Shapes a step, over all processes.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto (bf16 on a GPU), no, or bf16.")]
+PrecisionOption = Annotated[
+    str, typer.Option(help="auto (as begun; a new run: bf16 on a GPU), no, or bf16.")
+]
+KeepOption = Annotated[int, typer.Option(min=1, help="Checkpoints kept, the newest.")]
 
 
 def asked_for(

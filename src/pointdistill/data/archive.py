@@ -195,7 +195,7 @@ class _FolderArchive(Archive):
     def checksum(self, names: Sequence[str]) -> str:
         whole = hashlib.sha256()
         for name in sorted(names):
-            whole.update(f"{sha256_of(self.path / name)}  {name}\n".encode())
+            whole.update(f"{_file_checksum(self.path / name)}  {name}\n".encode())
         return whole.hexdigest()
 
 
@@ -255,7 +255,7 @@ def _file_checksum(path: Path) -> str:
     return _checksum_of_state(path.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=64)
 def _checksum_of_state(path: Path, *state: int) -> str:  # noqa: ARG001  the state is the key
     return sha256_of(path)
 

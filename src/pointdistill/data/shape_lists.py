@@ -11,23 +11,21 @@ import hashlib
 import itertools
 import json
 import os
-import posixpath
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
-from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import MEMBER_LIMIT_BYTES, Archive, open_archive
+from pointdistill.data.archive import open_archive
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
 from pointdistill.data.meshes import FORMATS, Axis, PointSet, Surface, draw, shape_rng
 from pointdistill.data.sources.shapes import read_named
+from pointdistill.data.unpacking import HeldArchive, file_state, hold_archive, unpack
 from pointdistill.errors import DataError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar")
@@ -84,6 +82,9 @@ class ReadSettings:
 
     minimum: int = 32
     """Shapes with fewer points are refused."""
+
+    shuffled: bool = False
+    """Whether points come in random order instead of the file's, so that any run of them is a draw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,29 +208,32 @@ def _stamp(files: Sequence[Path]) -> str:
     """Digest of names, sizes and times of change."""
     whole = hashlib.sha256()
     for file in files:
-        whole.update(os.fsencode(f"{file}\0{_state(file)[1:]}\n"))
+        whole.update(os.fsencode(f"{file}\0{file_state(file)[1:]}\n"))
     return whole.hexdigest()
 
 
 def read_shape(place: Place, settings: ReadSettings) -> ReadShape:
-    """The points of one shape, or the reason why it has none; only a corpus or archive that is gone raises.
+    """The points of one shape, or the reason why it has none; only what held many shapes and is gone raises.
 
     The draw depends on the seed and the file's own name alone, as in `sample_surface`; of a corpus, on the
     seed, the source and the id.
 
     Raises:
-        DataError: if the corpus or archive as a whole cannot be read.
+        DataError: if the corpus, archive or folder as a whole cannot be read.
     """
     if place.kind == "corpus":
         return _from_corpus(
-            _corpus(place.path, _state(Path(place.path, MANIFEST_NAME))), place.row, settings
+            _corpus(place.path, file_state(Path(place.path, MANIFEST_NAME))), place.row, settings
         )
+    held = _held(place)
     try:
-        shape = _read(place)
+        shape = _read(place, held)
         rng = shape_rng(settings.seed, PurePosixPath(place.name).name)
         up = shape.declared_up or settings.up
         available = len(shape.points) if isinstance(shape, PointSet) else settings.points
         points = draw(shape, min(settings.points, available), rng=rng, up=up)
+        if settings.shuffled:
+            points = rng.permutation(points)
         return _enough(place.name, points, settings, assumed_up=shape.declared_up is None)
     except DataError as error:
         return ReadShape(place.name, reason=str(error))
@@ -243,7 +247,7 @@ def read_task(
     It stands here, away from anything that loads torch, for the processes that do nothing else.
 
     Raises:
-        DataError: if the corpus or archive as a whole cannot be read.
+        DataError: if the corpus, archive or folder as a whole cannot be read.
     """
     found = []
     for number, place in enumerate(task.places):
@@ -259,10 +263,12 @@ def _from_corpus(corpus: Corpus, row: int, settings: ReadSettings) -> ReadShape:
     shape = corpus[row]
     name = shape.id if len(corpus.sources) == 1 else f"{shape.source}/{shape.id}"
     points = shape.points
+    rng = shape_rng(settings.seed, f"{shape.source}/{shape.id}")
     if len(points) > settings.points:
-        rng = shape_rng(settings.seed, f"{shape.source}/{shape.id}")
         keep = rng.choice(len(points), settings.points, replace=False, shuffle=False)
         points = points[np.sort(keep)]
+    if settings.shuffled:
+        points = rng.permutation(points)
     try:
         return _enough(name, points, settings, assumed_up=False)
     except DataError as error:
@@ -278,64 +284,32 @@ def _enough(
     return ReadShape(name, points, assumed_up=assumed_up)
 
 
-def _read(place: Place) -> Surface | PointSet:
+def _held(place: Place) -> HeldArchive | None:
+    """The archive that holds a shape, opened; None for a shape in no archive.
+
+    Raises:
+        DataError: if an archive or folder is gone, or the archive is no longer the one that was listed.
+    """
+    if place.kind == "folder" and not Path(place.path).is_dir():
+        msg = f"{place.path}: is gone; put it back and go on"
+        raise DataError(msg)
+    if place.kind != "archive":
+        return None
+    held = hold_archive(Path(place.path))
+    if place.name not in held.names:
+        msg = f"{place.path}: lost {place.name} meanwhile; put the archive back as it was and go on"
+        raise DataError(msg)
+    return held
+
+
+def _read(place: Place, held: HeldArchive | None) -> Surface | PointSet:
     path = Path(place.path)
-    if place.kind == "file":
-        return read_named(path, place.name)
-    if place.kind == "folder":
-        return read_named(path / place.name, place.name)
+    if held is None:
+        return read_named(path if place.kind == "file" else path / place.name, place.name)
     with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
-        archive, _ = _archive(place.path, _state(Path(place.path)))
-        return read_named(_unpack(archive, place.name, Path(folder)), place.name)
-
-
-def _unpack(archive: Archive, name: str, folder: Path) -> Path:
-    """One member as a file in ``folder``, with the buffers beside it that a glTF names."""
-    content = archive.read(name)
-    if PurePosixPath(name).suffix.lower() == ".gltf":
-        unpacked = len(content)
-        for relative in _buffers(content):
-            member = posixpath.join(posixpath.dirname(name), relative)
-            if member in archive.names and unpacked <= MEMBER_LIMIT_BYTES:
-                buffer = archive.read(member)
-                unpacked += len(buffer)
-                (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-                (folder / relative).write_bytes(buffer)
-    # The member's own name could lead anywhere; its ending is all that the reader needs.
-    path = folder / f"member{PurePosixPath(name).suffix}"
-    path.write_bytes(content)
-    return path
-
-
-def _buffers(content: bytes) -> list[str]:
-    """Names of a glTF's buffer files that lie in its own folder or below; damage is left to the reader."""
-    try:
-        named = [unquote(buffer["uri"]) for buffer in json.loads(content)["buffers"]]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return []
-    plain = {posixpath.normpath(uri) for uri in named if not uri.startswith("data:")}
-    return sorted(uri for uri in plain if not uri.startswith(("..", "/")) and "\\" not in uri)
-
-
-@functools.lru_cache(maxsize=1)
-def _archive(
-    path: str,
-    state: tuple[int, ...],  # noqa: ARG001  what is built anew at its place is opened anew
-) -> tuple[Archive, AbstractContextManager[Archive]]:
-    """An open archive and what holds it open; shapes come in order, so one at a time is enough."""
-    held = open_archive(Path(path), absent=f"{path}: is gone; put it back and go on")
-    return held.__enter__(), held
+        return read_named(unpack(held, place.name, Path(folder)), place.name)
 
 
 @functools.lru_cache(maxsize=4)
 def _corpus(path: str, state: tuple[int, ...]) -> Corpus:  # noqa: ARG001  as above
     return open_corpus(path)
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written anew; nothing of one that is gone, which its reader reports."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -17,11 +17,14 @@ from pointdistill.errors import ConfigError
 from pointdistill.model.distillation import Mode
 from pointdistill.model.encoder import EncoderConfig
 from pointdistill.model.heads import HeadConfig
-from pointdistill.model.masking import MaskingConfig
+from pointdistill.model.masking import MaskingConfig, MaskKind
 from pointdistill.model.predictor import PredictorConfig
 from pointdistill.model.views import AugmentConfig, CropConfig
 
 Record = TypeVar("Record")
+
+_TABLES_OF = {"patch": ("masking", "predictor"), "cls": ("local_crop",)}
+"""Tables of settings that belong to one of the two objectives alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,18 +112,54 @@ class PretrainConfig:
         if self.mode.has_patches:
             self.masking.hidden_patches(crop.patches)
 
+    def why_unused(self, key: str) -> str | None:
+        """Why this run never looks at a setting, and what to do; None where it does.
+
+        Args:
+            key: dotted, or the name of a table of settings.
+        """
+        table, _, name = key.partition(".")
+        for part, has in (("patch", self.mode.has_patches), ("cls", self.mode.has_cls)):
+            if not has and (table in _TABLES_OF[part] or f"_{part}_" in name):
+                using = " or ".join(mode for mode in Mode if mode is not self.mode)
+                return f"in {self.mode} mode; leave it out, or train in {using} mode"
+        if key == "masking.block_share" and self.masking.kind is MaskKind.RANDOM:
+            return "with masking.kind = random; leave it out, or choose inverse-block or block"
+        return None
+
+    def check_batch(self, shapes: int, processes: int) -> None:
+        """Raise unless ``shapes`` shapes fill a batch and ``processes`` processes can share it equally.
+
+        Raises:
+            ConfigError: names a batch size that works.
+        """
+        largest = max(processes, min(shapes, self.batch_size) // processes * processes)
+        if shapes < processes and processes > 1:
+            msg = (
+                f"the corpus holds {shapes} shapes, fewer than the {processes} processes that share a batch; "
+                "start fewer processes, or use a larger corpus"
+            )
+            raise ConfigError(msg)
+        if shapes < self.batch_size:
+            msg = (
+                f"the corpus holds {shapes} shapes, fewer than one batch of {self.batch_size}; "
+                f"use a larger corpus or --batch-size {largest}"
+            )
+            raise ConfigError(msg)
+        if self.batch_size % processes:
+            msg = (
+                f"batch_size {self.batch_size} is not a multiple of the {processes} processes; use --batch-size "
+                f"{largest}, or start a number of processes that divides it"
+            )
+            raise ConfigError(msg)
+
     def steps_per_epoch(self, shapes: int) -> int:
         """Whole batches in a pass over ``shapes`` shapes.
 
         Raises:
             ConfigError: if they do not fill one batch.
         """
-        if shapes < self.batch_size:
-            msg = (
-                f"the corpus holds {shapes} shapes, fewer than one batch of {self.batch_size}; "
-                f"use a larger corpus or --batch-size {max(1, shapes)}"
-            )
-            raise ConfigError(msg)
+        self.check_batch(shapes, processes=1)
         return shapes // self.batch_size
 
     def total_steps(self, shapes: int) -> int:

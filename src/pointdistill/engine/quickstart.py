@@ -19,12 +19,8 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.standins import HARDNESS, ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.workspace import remember_run
 from pointdistill.engine.config import PretrainConfig, to_plain
-from pointdistill.engine.evaluation import (
-    COPIES_ON_CPU,
-    Evaluation,
-    evaluate,
-    evaluate_geometry,
-)
+from pointdistill.engine.evaluation.bench import evaluate, evaluate_geometry
+from pointdistill.engine.evaluation.plan import COPIES_ON_CPU, Evaluation
 from pointdistill.engine.evaluation.results import Result, Spread, write_results
 from pointdistill.engine.evaluation.results_tables import results_table
 from pointdistill.engine.exchange.weights import load_encoder
@@ -267,6 +263,7 @@ def _supervised(
         features=SUPERVISED,
         protocol="scratch",
         augmentation="training clouds augmented anew each epoch",
+        copies=None,
         accuracy=Spread.of([score.accuracy]),
         class_accuracy=Spread.of([score.class_accuracy]),
         best_epoch_accuracy=None

@@ -72,7 +72,8 @@ def settle(asked: Asked) -> Settings:
     """The configuration that was asked for.
 
     Raises:
-        ConfigError: for an unknown recipe, size or setting, a value of the wrong kind, or contradictions.
+        ConfigError: for an unknown recipe, size or setting, a value of the wrong kind, contradictions, or a change
+            of what the run would never look at.
         DataError: if the settings file cannot be read.
     """
     if asked.epochs is not None and asked.steps is not None:
@@ -87,6 +88,7 @@ def settle(asked: Asked) -> Settings:
         change = merged(change, {**source, **lasts})
     _refuse_unknown(change)
     config = from_plain(PretrainConfig, merged(to_plain(base), change))
+    _refuse_unused(base, config, {} if _says_everything(in_file) else in_file, asked.set)
     return Settings(config, base.name, tuple(differences(base, config)), "batch_size" in change)
 
 
@@ -163,13 +165,13 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 
 def differences(base: PretrainConfig, config: PretrainConfig) -> list[str]:
-    """``key = value (recipe: value)`` of all settings of ``config`` that are not those of ``base``."""
+    """``key = value (recipe: value)`` of all settings that ``config`` uses and that are not those of ``base``."""
     before, after = flat(to_plain(base)), flat(to_plain(config))
     lines = []
     for key, value in after.items():
         # A table that one of them lacks is a key of its own there, and its settings are missing.
         known = key in before
-        if key == "name" or (known and before[key] == value):
+        if key == "name" or (known and before[key] == value) or config.why_unused(key):
             continue
         lines.append(
             f"{key} = {_shown(value)}" + (f" (recipe: {_shown(before[key])})" if known else "")
@@ -220,6 +222,33 @@ def _options(asked: Asked) -> dict[str, Any]:
     """The settings that have options of their own."""
     given = {name: getattr(asked, name) for name in ("epochs", "steps", "batch_size", "seed")}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _says_everything(in_file: Mapping[str, Any]) -> bool:
+    """Whether a file is a whole configuration, such as a run's own: what of it is unused was not asked for."""
+    return {item.name for item in fields(PretrainConfig)} <= in_file.keys()
+
+
+def _refuse_unused(
+    base: PretrainConfig,
+    config: PretrainConfig,
+    in_file: Mapping[str, Any],
+    assigned: Sequence[str],
+) -> None:
+    """Raise if a setting was changed that the run would never look at: it would be taken to matter."""
+    before, after = flat(to_plain(base)), flat(to_plain(config))
+    asked = dict.fromkeys(
+        key for one in (in_file, *map(parse_assignment, assigned)) for key in flat(one)
+    )
+    reasons: dict[str, list[str]] = {}
+    for key in asked:
+        why = config.why_unused(key)
+        same = key in before and key in after and before[key] == after[key]
+        if why is not None and not same:
+            reasons.setdefault(why, []).append(key)
+    for why, keys in reasons.items():
+        msg = f"{', '.join(keys)} would not be used {why}"
+        raise ConfigError(msg)
 
 
 def _refuse_unknown(change: Mapping[str, Any]) -> None:

@@ -294,12 +294,10 @@ def objective(
 ) -> Losses:
     """The total loss of a step and its terms (section 5 of docs/method.md)."""
     terms: dict[str, Tensor] = {}
-    total: Tensor = torch.zeros(())
-    weight = 0.0
+    weights: dict[str, float] = {}
     if mode.has_patches:
         terms |= _patch_terms(mode, predictions, targets, masks, temperatures)
-        total = sum(terms.values(), start=total.to(terms["patch"].device))
-        weight += len(terms)
+        weights |= dict.fromkeys(terms, 1.0)
     if mode.has_cls:
         terms["cls"] = _cls_term(mode, predictions, targets, temperatures)
         assert predictions.cls_features is not None
@@ -308,9 +306,10 @@ def objective(
         else:
             everyone, first = gather(predictions.cls_features)
             terms["koleo"] = koleo(predictions.cls_features, everyone, first=first)
-        total = total.to(terms["cls"].device) + terms["cls"] + KOLEO_WEIGHT * terms["koleo"]
-        weight += 1.0 + KOLEO_WEIGHT
-    return Losses(total / weight, terms)
+        weights |= {"cls": 1.0, "koleo": KOLEO_WEIGHT}
+    # Summed from the terms themselves: a zero made on the host would be sent to the device, and waited for.
+    total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return Losses(total / sum(weights.values()), terms)
 
 
 def _patch_terms(

@@ -70,8 +70,7 @@ def koleo(features: Tensor, everyone: Tensor | None = None, *, first: int = 0) -
         return features.sum() * 0.0  # One shape alone has no neighbour to keep away from.
     with torch.no_grad():
         cosine = ours @ others.transpose(1, 2)
-        own = torch.arange(ours.shape[1], device=cosine.device)
-        cosine[:, own, own + first] = -2.0
+        cosine.diagonal(first, dim1=1, dim2=2).fill_(-2.0)  # oneself: below any cosine
         nearest = cosine.argmax(-1)
     neighbours = others.gather(1, nearest[..., None].expand(-1, -1, others.shape[-1]))
     distance = functional.pairwise_distance(ours, neighbours, eps=KOLEO_EPS)

@@ -57,6 +57,7 @@ def farthest_points(points: Tensor, count: int, *, start: Tensor) -> Tensor:
         msg = f"cannot choose {count} farthest points out of {size}"
         raise ValueError(msg)
     planes = points.transpose(1, 2).contiguous()  # x, y and z apart: three streaming passes a step
+    offset = torch.empty_like(planes)
     chosen = torch.empty(clouds, count, dtype=torch.int64, device=points.device)
     nearest = torch.full((clouds, size), torch.inf, dtype=points.dtype, device=points.device)
     current = start
@@ -65,7 +66,7 @@ def farthest_points(points: Tensor, count: int, *, start: Tensor) -> Tensor:
         if step + 1 == count:
             break
         center = planes.gather(2, current[:, None, None].expand(-1, 3, 1))
-        gap = (planes - center).square_().sum(1)
+        gap = torch.sub(planes, center, out=offset).square_().sum(1)
         torch.minimum(nearest, gap, out=nearest)
         current = largest_index(nearest)
     return chosen
@@ -89,9 +90,11 @@ def nearest_points(points: Tensor, centers: Tensor, count: int) -> Tensor:
 
 def _squared_distances(centers: Tensor, points: Tensor) -> Tensor:
     """(B, P, N) between (B, P, 3) centres and (B, N, 3) points."""
-    planes = zip(centers.unbind(-1), points.unbind(-1), strict=True)
-    gaps = [center[:, :, None] - plane.contiguous()[:, None] for center, plane in planes]
-    return gaps[0].square_().addcmul_(gaps[1], gaps[1]).addcmul_(gaps[2], gaps[2])
+    planes = points.transpose(1, 2).contiguous().unsqueeze(1).unbind(2)  # three of (B, 1, N)
+    x, y, z = (
+        plane - center for plane, center in zip(planes, centers.unsqueeze(2).unbind(3), strict=True)
+    )
+    return x.square_().addcmul_(y, y).addcmul_(z, z)
 
 
 def gather_points(points: Tensor, index: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,25 @@ def sample_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
     for part in (torch.full_like(index, epoch), index):
         key = _mix(key + _GOLDEN) + part
     return _mix(key + _GOLDEN)
+
+
+def order_of(place: Any, low: Any, high: Any) -> Any:
+    """int32 in [0, 2**31) for each place, to put places in a random order; ties are possible.
+
+    Half as wide as ``KeyedRandom.bits`` and a third of its cost: a crop draws one for every point that it keeps.
+
+    Args:
+        place: int32 numbers of the places, a tensor or a NumPy array; the same bits from either.
+        low: int32 random bits of the order, which broadcast with the places.
+        high: as many again: they set orders apart whose lower bits are near.
+    """
+    mixed = place * _MIX_32[0] + low
+    mixed ^= (mixed >> 15) & 0x1FFFF
+    mixed *= _MIX_32[1]
+    mixed ^= high
+    mixed ^= (mixed >> 13) & 0x7FFFF
+    mixed *= _MIX_32[2]
+    return mixed & 0x7FFFFFFF
 
 
 class KeyedRandom:
@@ -78,24 +98,6 @@ class KeyedRandom:
         """(B, *shape) float32 in [low, high), on a grid of 2**-24 of the range."""
         fraction = _shift_right(self.bits(name, shape), 40).to(torch.float32) * 2.0**-24
         return low + (high - low) * fraction
-
-    def order(self, name: str, shape: Sequence[int]) -> Tensor:
-        """(B, *shape) int32 in [0, 2**31), to put the last axis in a random order; ties are possible.
-
-        Half as wide as ``bits`` and a third of its cost: a crop draws one for every stored point.
-        """
-        seeds = self.bits(name, shape[:-1])[..., None]
-        counter = torch.arange(shape[-1], dtype=torch.int32, device=self.keys.device)
-        mixed = counter * _MIX_32[0] + seeds.to(torch.int32)
-        mixed ^= (mixed >> 15) & 0x1FFFF
-        mixed *= _MIX_32[1]
-        mixed ^= (seeds >> 32).to(
-            torch.int32
-        )  # apart from the other rows, however near their seeds
-        mixed ^= (mixed >> 13) & 0x7FFFF
-        mixed *= _MIX_32[2]
-        mixed ^= (mixed >> 16) & 0xFFFF
-        return mixed & 0x7FFFFFFF
 
     def integers(self, name: str, high: Tensor) -> Tensor:
         """int64 of the shape of ``high`` (first size B), uniform in [0, high)."""

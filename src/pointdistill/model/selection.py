@@ -13,14 +13,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pointdistill.model.random import order_of
 
-def kth_smallest(values: Tensor, k: Tensor) -> Tensor:
-    """(...) the k-th smallest, from 1, of each row of (..., N) values; k (...) int64."""
-    if in_numpy(values):
-        rows, places = values.flatten(0, -2).numpy(), (k - 1).flatten().tolist()
-        found = [np.partition(row, place)[place] for row, place in zip(rows, places, strict=True)]
-        return torch.from_numpy(np.stack(found)).view(k.shape)
-    return values.sort(-1).values.gather(-1, (k - 1)[..., None]).squeeze(-1)
+_LAST = 2**31 - 1  # of an int32 order
+
+
+def draw_nearest(distance: Tensor, keep: Tensor, seeds: Tensor, count: int) -> Tensor:
+    """(..., count) int64 indices: a random subset of each row's nearest, drawn without replacement.
+
+    A row that keeps fewer than ``count`` gives all of them, and then repeats from the first.
+
+    Args:
+        distance: (..., N) float32, none negative.
+        keep: (...) int64, how many nearest to draw from, 1 to N; what ties with the last of them is kept as well.
+        seeds: (...) int64 random bits of each row.
+        count: of the subset.
+    """
+    available = min(count, distance.shape[-1])
+    if in_numpy(distance):
+        rows = _as_int32(distance).flatten(0, -2).numpy()
+        halves = (half.flatten().numpy() for half in _halves(seeds))
+        parts = zip(rows, keep.flatten().tolist(), *halves, strict=True)
+        drawn = [_draw_row(row, kept, *half, count=available) for row, kept, *half in parts]
+        chosen = torch.from_numpy(np.stack(drawn)).view(*keep.shape, available)
+    else:
+        last = distance.sort(-1).values.gather(-1, (keep - 1)[..., None])
+        place = torch.arange(distance.shape[-1], dtype=torch.int32, device=distance.device)
+        low, high = _halves(seeds)
+        order = order_of(place, low[..., None], high[..., None])
+        chosen = smallest_indices(order.masked_fill_(distance > last, _LAST), available)
+    place = torch.arange(count, device=distance.device)
+    return chosen.gather(-1, place % keep.clamp(max=available)[..., None])
 
 
 def smallest_indices(values: Tensor, count: int) -> Tensor:
@@ -31,10 +54,9 @@ def smallest_indices(values: Tensor, count: int) -> Tensor:
         count: at most N.
     """
     if in_numpy(values):
-        rows = values.flatten(0, -2).numpy()
+        rows = _as_int32(values).flatten(0, -2).numpy()
         return torch.from_numpy(_smallest_of_rows(rows, count)).view(*values.shape[:-1], count)
-    if values.is_floating_point():
-        values = values.float().view(torch.int32)  # in the same order, as none is negative
+    values = _as_int32(values)
     place = torch.arange(values.shape[-1], device=values.device)
     keys = (values.to(torch.int64) << 32) | place
     first = keys.topk(count, dim=-1, largest=False, sorted=False).values & 0xFFFFFFFF
@@ -56,6 +78,27 @@ def in_numpy(values: Tensor) -> bool:
         and torch._C._get_tracing_state() is None
         and not torch.compiler.is_compiling()
     )
+
+
+def _as_int32(values: Tensor) -> Tensor:
+    """Numbers of the same order: the bits of a float that is not negative rise with it, and select faster."""
+    return values.float().view(torch.int32) if values.is_floating_point() else values
+
+
+def _halves(seeds: Tensor) -> tuple[Tensor, Tensor]:
+    """The lower and the upper 32 bits."""
+    return seeds.to(torch.int32), (seeds >> 32).to(torch.int32)
+
+
+def _draw_row(
+    distance: NDArray[np.int32], keep: int, low: np.int32, high: np.int32, *, count: int
+) -> NDArray[np.int64]:
+    """``draw_nearest`` of one row; only the points inside are put in an order."""
+    inside = np.flatnonzero(distance <= np.partition(distance, keep - 1)[keep - 1])
+    if len(inside) > count:
+        order: NDArray[np.int32] = order_of(inside.astype(np.int32), low, high)
+        return inside[_smallest_of_rows(order[None], count)[0]]
+    return np.resize(inside, count)
 
 
 def _smallest_of_rows(rows: NDArray[Any], count: int) -> NDArray[np.int64]:

@@ -19,9 +19,10 @@ DROP_SUBSET_FROM = 0.1
 
 
 class RMSNorm(nn.RMSNorm):
-    """PyTorch's, with the model's eps; under autocast the scale follows the tokens' type to the fused kernel.
+    """PyTorch's, with the model's eps. Tokens keep their type: autocast would have them normed in float32.
 
-    Training on a CPU, which has no kernel, takes a leaner gradient (``fused.rms_norm``).
+    PyTorch sums in float32 whatever the type. Training on a CPU, which has no kernel, takes a leaner gradient
+    (``fused.rms_norm``).
     """
 
     def __init__(self, width: int) -> None:
@@ -31,7 +32,11 @@ class RMSNorm(nn.RMSNorm):
         """(..., D) to (..., D)."""
         if x.device.type == "cpu" and x.dtype == self.weight.dtype and torch.is_grad_enabled():
             return rms_norm(x, self.weight, NORM_EPS)
-        return functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        weight = self.weight.to(x.dtype)
+        if not torch.is_autocast_enabled(x.device.type):
+            return functional.rms_norm(x, self.normalized_shape, weight, self.eps)
+        with torch.autocast(x.device.type, enabled=False):
+            return functional.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
 class Attention(nn.Module):

@@ -6,6 +6,7 @@ Source: AsymDSD (arXiv 2506.21724); the numbers are in docs/method.md, section 1
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,9 @@ from torch import Tensor
 from pointdistill.errors import ConfigError
 from pointdistill.model.patches import Patches, gather_points, patchify, to_unit_sphere
 from pointdistill.model.random import KeyedRandom
-from pointdistill.model.selection import kth_smallest, smallest_indices
+from pointdistill.model.selection import draw_nearest, in_numpy
 
 ASPECT_RANGE = (0.33, 3.0)
-_LAST = 2**31 - 1  # of an int32 order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +63,14 @@ class AugmentConfig:
     scale_high: float = 1.2
     """Each axis is scaled by its own factor, uniform between the two."""
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.scale_low <= self.scale_high < math.inf:
+            msg = (
+                "augment.scale_low and .scale_high must satisfy 0 < low <= high, "
+                f"got {self.scale_low!r} and {self.scale_high!r}"
+            )
+            raise ConfigError(msg)
+
 
 def draw_views(
     points: Tensor,
@@ -99,42 +107,52 @@ def crop_points(points: Tensor, counts: Tensor, crop: CropConfig, random: KeyedR
     until it holds the crop's share of the points (never fewer than the view's), of which a random subset of the
     view's size is drawn without replacement.
     """
-    size = points.shape[1]
-    outside = torch.arange(size, device=points.device) >= counts[:, None]  # (B, N), padding
-    distance = box_distance(points, counts, crop.count, random)
-    distance.masked_fill_(outside[:, None], torch.inf)
     share = random.uniform("share", (crop.count,), low=crop.share_low, high=crop.share_high)
     wanted = (share * counts[:, None]).floor().to(torch.int64).clamp(min=crop.points)
     keep = torch.minimum(wanted, counts[:, None])
-    beyond = distance > kth_smallest(distance, keep)[..., None]
-    # A random order of the points inside; a point beyond them never comes first.
-    order = random.order("subset", (crop.count, size)).masked_fill_(beyond, _LAST)
-    available = min(crop.points, size)
-    chosen = smallest_indices(order, available)
-    # A shape of fewer points than the view repeats from its first.
-    place = torch.arange(crop.points, device=points.device)
-    chosen = chosen.gather(-1, place % keep.clamp(max=available)[..., None])
-    return gather_points(points, chosen)
+    seeds = random.bits("subset", (crop.count,))
+    boxes, centers = draw_boxes(points, counts, crop.count, random)
+    padded = not in_numpy(points) or int(counts.min()) < points.shape[1]
+
+    def cut(rows: slice) -> Tensor:
+        distance = box_distance(points[rows], boxes[rows], centers[rows])
+        if padded:
+            place = torch.arange(points.shape[1], device=points.device)
+            distance.masked_fill_((place >= counts[rows, None])[:, None], torch.inf)
+        chosen = draw_nearest(distance, keep[rows], seeds[rows], crop.points)
+        return gather_points(points[rows], chosen)
+
+    if not in_numpy(points):
+        return cut(slice(None))
+    # A CPU's cache holds the distances of one shape's crops, not of a batch's.
+    return torch.cat([cut(slice(row, row + 1)) for row in range(len(points))])
 
 
-def box_distance(points: Tensor, counts: Tensor, crops: int, random: KeyedRandom) -> Tensor:
-    """(B, C, N) distance of each point from a random point of its shape, in a random box's own measure.
-
-    The largest of |scale · rotated offset| over the axes: points at equal distance lie on a box's surface.
-    """
+def draw_boxes(
+    points: Tensor, counts: Tensor, crops: int, random: KeyedRandom
+) -> tuple[Tensor, Tensor]:
+    """Random boxes: (B, C, 3 box axes, 3 coordinates), turning and scaling in one, and their centres (B, C, 3)."""
     center_index = random.integers("center", counts[:, None].expand(-1, crops))
-    centers = gather_points(points, center_index)  # (B, C, 3)
     low, high = ASPECT_RANGE
     aspect = random.uniform("aspect", (crops,), low=low, high=high)
     scales = torch.stack([torch.ones_like(aspect), aspect.rsqrt(), aspect.sqrt()], dim=-1)
     axis_order = random.uniform("axes", (crops, 3)).argsort(-1)
     scales = scales.gather(-1, axis_order)
-    # One matrix for turning and scaling: (B, C, 3 box axes, 3 coordinates).
-    box = scales[..., None] * random_rotations(random.uniform("rotation", (crops, 3)))
-    place = (box @ centers[..., None]).flatten(1, 2)  # (B, 3C, 1)
+    boxes = scales[..., None] * random_rotations(random.uniform("rotation", (crops, 3)))
+    return boxes, gather_points(points, center_index)
+
+
+def box_distance(points: Tensor, boxes: Tensor, centers: Tensor) -> Tensor:
+    """(B, C, N) distance of each point of (B, N, 3) from a box's centre, in the box's own measure.
+
+    The largest of |scale · rotated offset| over the axes: points at equal distance lie on a box's surface.
+    ``boxes`` (B, C, 3, 3) and ``centers`` (B, C, 3) are those of ``draw_boxes``.
+    """
+    middle = boxes @ centers[..., None]  # (B, C, 3, 1)
     # A row of N numbers for each box axis: long rows stream, rows of three do not.
-    offset = torch.baddbmm(place, box.flatten(1, 2), points.transpose(1, 2), beta=-1)
-    return offset.abs_().unflatten(1, (crops, 3)).amax(2)
+    along = boxes.flatten(1, 2) @ points.transpose(1, 2).contiguous()
+    along = along.unflatten(1, boxes.shape[1:3]).sub_(middle).abs_()
+    return torch.maximum(torch.maximum(along[:, :, 0], along[:, :, 1]), along[:, :, 2])
 
 
 def random_rotations(uniform: Tensor) -> Tensor:

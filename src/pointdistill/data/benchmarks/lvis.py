@@ -129,6 +129,16 @@ def read_lvis(annotation: Path, corpus: Corpus) -> LvisShapes:
     )
 
 
+def annotated_uids(annotation: Path) -> frozenset[str]:
+    """Every uid of an annotation, whatever its category.
+
+    Raises:
+        DataError: if the annotation is absent or damaged.
+    """
+    table = _table(annotation, _read_bytes(annotation))
+    return frozenset(itertools.chain.from_iterable(table.values()))
+
+
 def draw_lvis(
     shapes: LvisShapes, *, shots: int = SHOTS, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

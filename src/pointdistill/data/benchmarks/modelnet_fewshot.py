@@ -62,7 +62,7 @@ def read_modelnet_fewshot(path: Path, *, way: int, shot: int, fold: int) -> Benc
     Returns:
         The fold with clouds of (n, N, 3) turned to z up: new (x, y, z) = old (z, x, y), a rotation.
         ``split`` is such as ``5w10s``, ``form`` names the fold; a label is an index into the fold's own
-        ``way`` classes.
+        ``way`` classes. ``checksum`` is the same for all folds of a setting: it covers those that a folder has.
 
     Raises:
         ConfigError: if there is no such setting or fold.
@@ -73,7 +73,7 @@ def read_modelnet_fewshot(path: Path, *, way: int, shot: int, fold: int) -> Benc
         member = _member(archive, f"{way}way_{shot}shot", fold)
         train, test = _Fold(archive, member, way=way, shot=shot).read()
         stand_in = is_stand_in(archive)
-        checksum = archive.checksum([member])
+        checksum = archive.checksum(_folds(archive, f"{way}way_{shot}shot"))
     counts = (len(train.labels), len(test.labels))
     return Benchmark(
         name=NAME,
@@ -122,6 +122,12 @@ def _member(archive: Archive, setting: str, fold: int) -> str:
         )
         raise DataError(msg)
     return member
+
+
+def _folds(archive: Archive, setting: str) -> list[str]:
+    """The members that are folds of a setting."""
+    found = (archive.find(f"{setting}/{fold}.pkl") for fold in range(FOLDS))
+    return [member for member in found if member is not None]
 
 
 @dataclass(frozen=True, slots=True)

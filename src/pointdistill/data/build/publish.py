@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
     REFUSED_NAME,
     Manifest,
-    ShardRecord,
     SourceFacts,
     SourceRecord,
     read_manifest,
@@ -69,7 +68,7 @@ def publish(job: BuildJob, plan: Plan) -> None:
     manifest = Manifest(
         seed=job.seed,
         points=job.points,
-        content=_content(folder.corpus, shards),
+        content=content_of(folder.corpus / shard.file for shard in shards),
         refused_sha256=sha256_of(folder.corpus / REFUSED_NAME) if refused else None,
         sources=(record,),
         shards=shards,
@@ -95,11 +94,11 @@ def _write_refused(path: Path, source: str, refused: Sequence[Refusal]) -> None:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _content(corpus: Path, shards: Sequence[ShardRecord]) -> str:
-    """SHA-256 over the rows' checksums; shards follow each other in (source, id) order."""
+def content_of(shards: Iterable[Path]) -> str:
+    """SHA-256 over the rows' checksums of shards that follow each other in (source, id) order."""
     content = hashlib.sha256()
     for shard in shards:
-        with h5py.File(corpus / shard.file, "r") as file:
+        with h5py.File(shard, "r") as file:
             content.update(file["sha256"][()].tobytes())
     return content.hexdigest()
 

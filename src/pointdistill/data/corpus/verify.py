@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pointdistill.data.corpus.codec import Quantised
+from pointdistill.data.corpus.codec import LARGEST_COORDINATE, LEVELS, Quantised
 from pointdistill.data.corpus.manifest import (
+    MANIFEST_NAME,
     REFUSED_NAME,
+    Manifest,
     ShardRecord,
     SourceRecord,
     read_manifest,
@@ -37,47 +39,76 @@ def verify_corpus(
     Raises:
         CorpusError: if ``corpus.json`` itself cannot be read.
     """
+    return tuple(find_damage(path, progress=progress))
+
+
+def find_damage(
+    path: Path | str, *, progress: Callable[[int, int], None] | None = None
+) -> Iterator[str]:
+    """The lines of `verify_corpus` one by one, each as soon as it is known; one shard is in memory at a time."""
     folder = Path(path)
     manifest = read_manifest(folder)
     sources = {source.name: source for source in manifest.sources}
-    wrong: list[str] = []
+    wrong_counts = list(_count_problems(manifest))
+    yield from wrong_counts
+    damaged = bool(wrong_counts)
     content = hashlib.sha256()
     for number, shard in enumerate(manifest.shards, start=1):
-        wrong += _shard_problems(folder / shard.file, shard, sources.get(shard.source), content)
+        for line in _shard_problems(folder / shard.file, shard, sources.get(shard.source), content):
+            damaged = True
+            yield line
         if progress:
             progress(number, len(manifest.shards))
-    if not wrong and content.hexdigest() != manifest.content:
-        wrong.append(
-            f"{folder}: the rows give content {content.hexdigest()}, not {manifest.content}"
-        )
+    if not damaged and content.hexdigest() != manifest.content:
+        yield f"{folder}: the rows give content {content.hexdigest()}, not {manifest.content}"
     if manifest.refused_sha256 is not None:
-        wrong += _refused_problems(folder / REFUSED_NAME, manifest.refused_sha256)
-    return tuple(wrong)
+        yield from _refused_problems(folder / REFUSED_NAME, manifest.refused_sha256)
+
+
+def _count_problems(manifest: Manifest) -> Iterator[str]:
+    """Sources of which the manifest counts other shapes than its shards have."""
+    for source in manifest.sources:
+        shapes = sum(shard.shapes for shard in manifest.shards if shard.source == source.name)
+        if shapes != source.kept:
+            yield (
+                f"{MANIFEST_NAME}: counts {source.kept:,} shapes of {source.name}, "
+                f"its shards hold {shapes:,}"
+            )
 
 
 def _shard_problems(
     path: Path, record: ShardRecord, source: SourceRecord | None, content: hashlib._Hash
-) -> list[str]:
+) -> Iterator[str]:
     """What is wrong with one shard; its rows' checksums are added to ``content``."""
     if source is None:
-        return [f"{path.name}: comes from {record.source!r}, which corpus.json does not list"]
+        yield f"{path.name}: comes from {record.source!r}, which corpus.json does not list"
+        return
     try:
         check_size(path, record)
         whole = sha256_of(path) == record.sha256
         block = read_block(path)
     except CorpusError as error:
-        return [str(error)]
-    except (OSError, RuntimeError, KeyError) as error:
-        return [f"{path.name}: damaged, cannot be read ({error})"]
-    wrong = [f"{path.name}: {problem}" for problem in _row_problems(block, source)]
+        yield str(error)
+        return
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        all_of_it = f"none of its {record.shapes:,} shapes"
+        yield f"{path.name}: damaged, {all_of_it} can be read ({error})"
+        return
+    found = False
+    for problem in _row_problems(block, record, source):
+        found = True
+        yield f"{path.name}: {problem}"
     content.update(block.sha256.tobytes())
-    if not whole and not wrong:
-        wrong.append(f"{path.name}: changed since it was written, but no shape is affected")
-    return wrong
+    if not whole and not found:
+        yield f"{path.name}: changed since it was written, but no shape is affected"
 
 
-def _row_problems(block: Block, source: SourceRecord) -> Iterator[str]:
+def _row_problems(block: Block, record: ShardRecord, source: SourceRecord) -> Iterator[str]:
     """One line for each damaged row of a shard."""
+    misshapen = _misshapen(block, record)
+    if misshapen is not None:
+        yield f"{misshapen}, so no shape can be read"
+        return
     ends_fit = block.offsets[0] == 0 and block.offsets[-1] == len(block.points)
     if not ends_fit or (np.diff(block.offsets) < 1).any():
         yield "offsets are damaged, so no shape can be told from the next"
@@ -99,11 +130,49 @@ def _row_problems(block: Block, source: SourceRecord) -> Iterator[str]:
         )
         if digest != block.sha256[row].tobytes():
             yield f"shape {row} ({name}): does not match its checksum"
-        elif not (np.isfinite(shape.center).all() and np.isfinite(shape.scale)):
-            yield f"shape {row} ({name}): center or scale is not finite"
+        else:
+            wrong = _values_problem(shape)
+            if wrong is not None:
+                yield f"shape {row} ({name}): {wrong}"
 
 
-def _refused_problems(path: Path, sha256: str) -> list[str]:
+def _misshapen(block: Block, record: ShardRecord) -> str | None:
+    """A dataset that has not as many rows, columns or bytes as the manifest's shapes and points take."""
+    shapes, points = record.shapes, record.points
+    expected = {
+        "points": ((points, 3), "i2"),
+        "offsets": ((shapes + 1,), "i8"),
+        "center": ((shapes, 3), "f4"),
+        "scale": ((shapes,), "f4"),
+        "label": ((shapes,), "i4"),
+        "id": ((shapes,), None),
+        "sha256": ((shapes, 32), "u1"),
+        "part": ((points,), "u1"),
+    }
+    for name, (shape, kind) in expected.items():
+        values = getattr(block, name)
+        if values is None:
+            continue
+        if values.shape != shape or (kind is not None and values.dtype != np.dtype(kind)):
+            return f"{name} is {values.dtype} {values.shape}, expected {kind or 'text'} {shape}"
+    return None
+
+
+def _values_problem(shape: Quantised) -> str | None:
+    """Why a row that matches its checksum still gives no usable points; None if it does."""
+    if not (np.isfinite(shape.center).all() and np.isfinite(shape.scale)):
+        return "center or scale is not finite"
+    if shape.scale < 0:
+        return f"scale {shape.scale} is negative, which mirrors it"
+    if float(np.abs(shape.center).max()) + float(shape.scale) > 2 * LARGEST_COORDINATE:
+        return f"its points lie beyond {LARGEST_COORDINATE:.0e}"
+    if int(shape.points.min()) < -LEVELS:
+        return f"a point lies outside its cube (below -{LEVELS})"
+    return None
+
+
+def _refused_problems(path: Path, sha256: str) -> Iterator[str]:
     if not path.is_file():
-        return [f"{path.name}: missing"]
-    return [] if sha256_of(path) == sha256 else [f"{path.name}: changed since it was written"]
+        yield f"{path.name}: missing"
+    elif sha256_of(path) != sha256:
+        yield f"{path.name}: changed since it was written"

@@ -82,7 +82,7 @@ class FeatureMaker:
     def __init__(
         self, encoder: Encoder, kind: FeatureKind, device: torch.device, *, points: int
     ) -> None:
-        """``points``: of a draw; features of a whole shape are the mean over as many draws as a cloud holds."""
+        """``points``: of a draw; features of a whole shape are the mean over the draws that hold its points."""
         self.kind = kind
         self.points = points
         self.device = device
@@ -107,11 +107,16 @@ class FeatureMaker:
         return [ShapeFeatures(f, p) for f, p in zip(features, positions, strict=True)]
 
     def _of_shapes(self, points: Tensor) -> Tensor:
-        """(B, F) from (B, N, 3): every k-th point is a draw, k = N / points, and the draws are averaged."""
-        draws = max(1, points.shape[1] // self.points)
+        """(B, F) from (B, N, 3) in random order: the mean over ceil(N / points) runs of neighbouring rows.
+
+        The runs begin evenly spread, so that every point is in one; where N is no multiple, they overlap.
+        """
+        spare = max(0, points.shape[1] - self.points)
+        draws = 1 + -(-spare // self.points)
         if draws > 1:
-            used = points[:, : draws * self.points].unflatten(1, (self.points, draws))
-            points = used.transpose(1, 2).flatten(0, 1)
+            starts = [spare * draw // (draws - 1) for draw in range(draws)]
+            points = torch.stack([points[:, s : s + self.points] for s in starts], dim=1)
+            points = points.flatten(0, 1)
         output = self.encoder(points)
         features = output.cls if self.kind == "cls" else _pooled(output)
         assert features is not None, "the kind was checked against the encoder"

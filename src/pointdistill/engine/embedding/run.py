@@ -122,6 +122,7 @@ def embed(request: EmbedRequest, tell: Tell | None = None) -> EmbedReport:
         seed=request.seed,
         up=check_axis(request.up),
         minimum=encoder.config.patch_points,
+        shuffled=draws > 1,
     )
     shapes = list_shapes(request.paths, leave_out=request.output)
     decides = _decides(encoder, kind, settings, shapes) | {"points": points, "draws": draws}

@@ -123,6 +123,7 @@ def search(
         seed=index.info["seed"],
         up=check_axis(up or index.info["up"]),
         minimum=network.config.patch_points,
+        shuffled=index.info["draws"] > 1,
     )
     shape = read_shape(Place("file", str(query.absolute()), query.name, 0), settings)
     if shape.points is None:

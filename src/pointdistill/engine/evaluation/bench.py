@@ -129,8 +129,8 @@ class Bench:
         benchmark, describer, evaluation = self.benchmark, self.describer, self.evaluation
         points = min(describer.inputs.points, benchmark.train.points.shape[1])
         epochs = protocol_epochs(protocol, benchmark.name, evaluation)
-        departs = evaluation.votes > 1 or evaluation.epochs not in (None, epochs)
-        return Result(
+        copies = evaluation.copies_of(protocol)
+        asked = Result(
             features=describer.name,
             benchmark=benchmark.name,
             split=benchmark.split,
@@ -144,24 +144,26 @@ class Bench:
             points=points,
             patches=min(describer.inputs.patches, points) if describer.has_patches else None,
             subsampling=describer.inputs.subsampling,
-            augmentation=augmentation_in_words(protocol, evaluation.augmented_copies),
+            augmentation=augmentation_in_words(protocol, copies),
             seeds=(seed,),
             accuracy=NOT_MEASURED,
             class_accuracy=NOT_MEASURED,
             best_epoch_accuracy=None,
-            published=None
-            if departs and epochs is not None
-            else published_figure(
-                self.published_model,
-                benchmark=benchmark.name,
-                split=benchmark.split,
-                protocol=protocol,
-            ),
+            published=None,
             repeated_over=evaluation.repeated_over,
             fingerprint=self.fingerprint,
             epochs=None if epochs is None else evaluation.epochs or epochs,
             protocol_epochs=epochs,
             votes=evaluation.votes if protocol in VOTING else 1,
+            copies=copies,
+        )
+        return asked.beside(
+            published_figure(
+                self.published_model,
+                benchmark=benchmark.name,
+                split=benchmark.split,
+                protocol=protocol,
+            )
         )
 
 
@@ -283,7 +285,7 @@ def augmentation_in_words(protocol: str, copies: int | None) -> str:
     """How often the training clouds were augmented."""
     if protocol not in VOTING:
         return "training clouds not augmented"
-    if copies is None or protocol in TRAINED:
+    if copies is None:
         return "training clouds augmented anew each epoch"
     if copies == 1:
         return "one augmented copy of the training clouds"

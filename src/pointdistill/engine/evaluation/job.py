@@ -78,8 +78,11 @@ class Job:
             repeated_over=repeated_over,
         )
 
-    def announce(self, benchmark: Labelled) -> None:
-        """Say what was read, and whether the encoder saw any of it, before anything is measured on it."""
+    def announce(self, benchmark: Labelled, *, tested: Labelled | None = None) -> None:
+        """Say what was read, and whether the encoder saw any of it, before anything is measured on it.
+
+        ``tested`` has all that is tested on, where that is more than ``benchmark``.
+        """
         parts = [benchmark.data_name]
         if isinstance(benchmark, LvisShapes):
             parts.append(f"{len(benchmark):,} shapes of {len(benchmark.classes):,} categories")
@@ -90,7 +93,7 @@ class Job:
             counts = f"{len(benchmark.train):,} training and {len(benchmark.test):,} test clouds"
             parts.append(counts)
         self.say(f"data: {', '.join([*parts, str(self.archive)])}")
-        warning = self.warn(benchmark)
+        warning = self.warn(tested or benchmark)
         if warning is not None:
             self.say(f"warning: {warning}")
 

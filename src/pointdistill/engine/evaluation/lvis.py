@@ -86,8 +86,8 @@ class _Lvis:
         job, shapes, inputs = self.job, self.shapes, self.features.describer.inputs
         train, test = draw_lvis(shapes, seed=seed)
         linear = protocol == "linear"
-        shortened = linear and job.epochs not in (None, TRAINING.epochs)
-        return Result(
+        copies = job.augmented_copies if linear else None
+        asked = Result(
             features=job.name,
             benchmark=NAME,
             split=None,
@@ -101,21 +101,21 @@ class _Lvis:
             points=inputs.points,
             patches=inputs.patches,
             subsampling=inputs.subsampling,
-            augmentation=augmentation_in_words(protocol, job.augmented_copies),
+            augmentation=augmentation_in_words(protocol, copies),
             seeds=(seed,),
             accuracy=NOT_MEASURED,
             class_accuracy=NOT_MEASURED,
             best_epoch_accuracy=None,
-            published=None
-            if shortened
-            else published_figure(
-                job.published_model, benchmark=NAME, split=None, protocol=protocol
-            ),
+            published=None,
             metrics=("top-1", "mAcc"),
             repeated_over=DRAWS,
             fingerprint=job.fingerprint,
             epochs=self.training.epochs if linear else None,
             protocol_epochs=TRAINING.epochs if linear else None,
+            copies=copies,
+        )
+        return asked.beside(
+            published_figure(job.published_model, benchmark=NAME, split=None, protocol=protocol)
         )
 
     def describe(self, protocols: set[str]) -> None:

@@ -80,5 +80,4 @@ def _measure(job: Job, benchmark: PartBenchmark, seed: int, *, later: int) -> Re
         device=job.device,
         progress=show,
     )
-    published = None if result.departure else result.published
-    return replace(result, fingerprint=job.fingerprint, published=published)
+    return replace(result, fingerprint=job.fingerprint).beside(result.published)

@@ -82,6 +82,13 @@ class Evaluation:
         """Settings of the heads, shortened where ``epochs`` says so."""
         return self.head.shortened(self.epochs)
 
+    def copies_of(self, protocol: str) -> int | None:
+        """Augmented sets that a protocol repeats; None where every epoch has a set of its own, or none is made."""
+        copies = self.augmented_copies
+        if protocol not in HEADS or copies is None or copies >= self.head_training.epochs:
+            return None
+        return copies
+
     def clouds_to_describe(self, benchmark: Benchmark, protocols: tuple[str, ...]) -> int:
         """Clouds that frozen ``protocols`` describe for one seed, which is nearly all of their cost."""
         if not set(protocols) & set(FROZEN):

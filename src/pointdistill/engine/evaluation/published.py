@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointdistill.data.files import read_json
+from pointdistill.engine.exchange.weights import read_facts
 
 CLS_SMALL = "AsymSD-CLS-S (ShapeNet)"
 MPM_SMALL = "AsymSD-MPM-S (ShapeNet)"
@@ -114,8 +114,8 @@ def comparison_model(*, size: str, mode: str, sources: int) -> str | None:
 
 
 def comparison_for(encoder: Path) -> str | None:
-    """``comparison_model`` of an encoder folder, from what its ``config.json`` says of its training."""
-    config = read_json(encoder / "config.json")
+    """``comparison_model`` of an encoder's folder or file, from what it says of its training."""
+    config = read_facts(encoder)
     training = config.get("training", {})
     return comparison_model(
         size=str(training.get("name")).partition("-")[0],  # of a recipe such as small-shapenet

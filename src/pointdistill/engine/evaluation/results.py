@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,7 +11,7 @@ from pointdistill.data.files import write_json
 from pointdistill.engine.config import to_plain
 from pointdistill.engine.evaluation.published import PublishedFigure
 
-RESULTS_FORMAT = 2
+RESULTS_FORMAT = 3
 """Version of ``results.json``; raised when the meaning of a field changes."""
 
 FOLDS = "folds"
@@ -63,7 +62,7 @@ class Result:
     """Which distributed form of the benchmark was read."""
 
     checksum: str
-    """SHA-256 of the archive; of a result over folds, of the folds' checksums where they differ."""
+    """SHA-256 of the archive; of a folder, of the files that the benchmark and split have in it."""
 
     stand_in: bool
     train_clouds: int
@@ -122,17 +121,31 @@ class Result:
     votes: int = 1
     """Versions of each test cloud whose logits were averaged; 1 is no voting."""
 
+    copies: int | None = None
+    """Augmented sets of training clouds gone through in turn; None where each epoch made its own, as published,
+    or nothing was augmented."""
+
     @property
     def departure(self) -> str:
         """In what the run was not the protocol, in words; empty if in nothing."""
         shortened = self.epochs is not None and self.epochs != self.protocol_epochs
         parts = [f"{self.epochs} of {self.protocol_epochs} epochs"] * shortened
-        return ", ".join([*parts, *[f"{self.votes} votes"] * (self.votes > 1)])
+        if self.copies is not None:
+            parts.append(
+                "1 augmented copy" if self.copies == 1 else f"{self.copies} augmented copies"
+            )
+        if self.votes > 1:
+            parts.append(f"{self.votes} votes")
+        return ", ".join(parts)
 
     @property
     def label(self) -> str:
         """The protocol as every output names it: ``linear``, or ``linear (5 of 150 epochs)``."""
         return f"{self.protocol} ({self.departure})" if self.departure else self.protocol
+
+    def beside(self, published: PublishedFigure | None) -> Result:
+        """The same with a published figure beside it, or without one where the run was not the protocol."""
+        return replace(self, published=None if self.departure else published)
 
 
 _VARYING = (
@@ -152,8 +165,6 @@ def setting_of(result: Result) -> tuple[Hashable, ...]:
     left_out = {*_VARYING}
     # A folder may be moved, and be named from elsewhere; the weights stay the same.
     left_out |= {"features"} if result.fingerprint else set()
-    # Each fold is a file of its own.
-    left_out |= {"checksum"} if result.repeated_over == FOLDS else set()
     return tuple(getattr(result, item.name) for item in fields(Result) if item.name not in left_out)
 
 
@@ -174,7 +185,6 @@ def _join(seeds: Sequence[Result]) -> Result:
     return replace(
         seeds[-1],
         seeds=tuple(s.seeds[0] for s in seeds),
-        checksum=_joint_checksum([s.checksum for s in seeds]),
         accuracy=Spread.of([s.accuracy.mean for s in seeds]),
         class_accuracy=Spread.of([s.class_accuracy.mean for s in seeds]),
         best_epoch_accuracy=Spread.of(best) if len(best) == len(seeds) else None,
@@ -182,12 +192,6 @@ def _join(seeds: Sequence[Result]) -> Result:
         further=tuple(Figure(n, Spread.of(c)) for n, c in zip(names, columns, strict=True)),
         each=tuple(s.accuracy.mean for s in seeds),
     )
-
-
-def _joint_checksum(checksums: Sequence[str]) -> str:
-    if len(set(checksums)) == 1:
-        return checksums[0]
-    return hashlib.sha256("".join(checksums).encode()).hexdigest()
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.reporting.tables import Table
@@ -34,10 +34,8 @@ def results_table(results: Sequence[Result]) -> Table:
     further = list(dict.fromkeys(figure.name for r in results for figure in r.further))
     cells = [_row(result, further) for result in results]
     shared = {key: cells[0][key] for key in _SHARED if len({row[key] for row in cells}) == 1}
-    if not _tells_apart(results, lambda r: (r.data_name, r.split), lambda r: r.checksum):
+    if not _several_archives(results):
         shared["data"] = ""
-    if not _tells_apart(results, lambda r: (r.features, r.split, r.label), _augmentation):
-        shared["augmentation"] = ""
     columns = [key for key in cells[0] if key not in shared]
     said = [f"{key.capitalize()}: {shared[key]}." for key in _NOTED if key in shared]
     if all(result.best_epoch_accuracy is None for result in results):
@@ -52,15 +50,10 @@ def results_table(results: Sequence[Result]) -> Table:
     )
 
 
-def _tells_apart(
-    results: Sequence[Result], alike: Callable[[Result], object], value: Callable[[Result], str]
-) -> bool:
-    """Whether results that are ``alike`` differ in a value, which then needs a column."""
-    return len({(alike(r), value(r)) for r in results}) > len({alike(r) for r in results})
-
-
-def _augmentation(result: Result) -> str:
-    return result.augmentation
+def _several_archives(results: Sequence[Result]) -> bool:
+    """Whether data of one name differ in their checksum, which then needs a column."""
+    named = {(r.data_name, r.split) for r in results}
+    return len({(r.data_name, r.split, r.checksum) for r in results}) > len(named)
 
 
 def _row(result: Result, further: Sequence[str]) -> dict[str, str]:
@@ -73,7 +66,6 @@ def _row(result: Result, further: Sequence[str]) -> dict[str, str]:
         "split": result.split or NOTHING,
         "data": result.checksum[:8],
         "protocol": result.label,
-        "augmentation": result.augmentation,
         "points / patches": f"{result.points}{patches}",
         "repeats": f"{len(result.seeds)} {result.repeated_over}",
         f"{result.metrics[0]} %": str(result.accuracy),
@@ -105,6 +97,10 @@ def _notes(results: Sequence[Result]) -> list[str]:
         notes.append(f"Published: {', '.join(models)}, on the real benchmark and in its own input.")
     if any(result.epochs != result.protocol_epochs for result in results):
         notes.append("Fewer epochs than the protocol's are a departure from it.")
+    if any(result.copies is not None for result in results):
+        notes.append(
+            "Augmented copies are a departure from the protocol, which augments anew each epoch."
+        )
     if any(result.votes > 1 for result in results):
         notes.append(
             "Votes: logits averaged over that many versions of each test cloud, resampled and scaled. "

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pointdistill.data.files import read_json, sha256_of
 from pointdistill.data.workspace import last_run
 from pointdistill.engine.devices import pick_device
 from pointdistill.engine.evaluation.bench import Progress
@@ -21,7 +19,8 @@ from pointdistill.engine.evaluation.published import comparison_for
 from pointdistill.engine.evaluation.request import ALL, EvaluationRequest
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.sources import Place, find_place, stand_in_place
-from pointdistill.engine.exchange.weights import CONFIG, WEIGHTS, find_encoder, load_encoder
+from pointdistill.engine.exchange.record import fingerprint
+from pointdistill.engine.exchange.weights import find_encoder, load_encoder, locate_encoder
 from pointdistill.engine.leaks import leak_warning
 from pointdistill.engine.training.run_folder import METRICS
 from pointdistill.errors import CheckpointError, DataError
@@ -126,7 +125,8 @@ class _Work:
         self._asked: dict[Path, list[Result]] = {}
         self._request, self._folder, self._device = request, folder, device
         self._say, self._progress = say, progress
-        self._encoder, self._fingerprint = load_encoder(folder), fingerprint(folder)
+        self._encoder = load_encoder(folder)
+        self._fingerprint = fingerprint(self._encoder)
 
     def introduce(self, places: dict[str, Place]) -> None:
         """Say what was chosen for the user."""
@@ -158,7 +158,7 @@ class _Work:
         job = Job(
             encoder=self._encoder,
             folder=self._folder,
-            name=f"encoder of {_run_of(self._folder)}",
+            name=f"encoder of {_named(request.encoder, self._folder)}",
             fingerprint=self._fingerprint,
             published_model=comparison_for(self._folder),
             device=self._device,
@@ -190,21 +190,14 @@ class _Work:
         return asked or None
 
 
-def fingerprint(folder: Path) -> str:
-    """Sixteen hexadecimal digits that tell an encoder folder's weights and architecture from any other's."""
-    architecture = read_json(folder / CONFIG)["encoder"]
-    text = f"{sha256_of(folder / WEIGHTS)} {sorted(architecture.items())!r}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _encoder_folder(request: EvaluationRequest, say: Say) -> Path:
-    """The encoder asked for, or that of the last run.
+    """The folder, or the file by itself, of the encoder asked for, or of the last run's.
 
     Raises:
         CheckpointError: if there is neither.
     """
     if request.encoder is not None:
-        folder = find_encoder(request.encoder)
+        folder = locate_encoder(request.encoder)
         say(f"encoder: {folder}")
         return folder
     run = last_run(folder=request.folder)
@@ -222,6 +215,11 @@ def _encoder_folder(request: EvaluationRequest, say: Say) -> Path:
 def _run_of(encoder: Path) -> Path:
     """The run whose encoder this is, or the folder itself."""
     return encoder.parent if (encoder.parent / METRICS).is_file() else encoder
+
+
+def _named(asked: Path | None, encoder: Path) -> Path:
+    """What results call an encoder by: its run, its folder, or its name on the Hub."""
+    return asked if asked is not None and not asked.exists() else _run_of(encoder)
 
 
 def _output(request: EvaluationRequest, name: str, encoder: Path) -> Path:

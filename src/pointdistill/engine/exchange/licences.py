@@ -20,6 +20,9 @@ _OPEN = (
 )
 """The Hub's names of licences that allow any use, from the freest on, and how a ledger writes them."""
 
+_REMARKS = ("made on the spot",)
+"""What may stand in brackets behind a licence without changing it; anything else may be a condition."""
+
 _NOT_COMMERCIAL = ("cc-by-nc-4.0", re.compile(r"cc[\s-]by[\s-]nc[\s-]4\.0", re.IGNORECASE))
 
 
@@ -78,9 +81,10 @@ def terms_of(licence: str) -> tuple[Terms, str | None]:
     """What a licence allows, and the Hub's name for it where it has one.
 
     Words decide: research, academic and educational use count as not commercial. What is neither that nor a
-    well-known open licence with nothing added but a remark in brackets is not known.
+    well-known open licence with nothing added but a harmless remark in brackets is not known.
     """
-    bare = re.sub(r"\s*\([^()]*\)\s*$", "", licence.strip())
+    remarks = "|".join(map(re.escape, _REMARKS))
+    bare = re.sub(rf"\s*\(({remarks})\)$", "", licence.strip(), flags=re.IGNORECASE)
     identifier, written = _NOT_COMMERCIAL
     if written.fullmatch(bare):
         return Terms.NON_COMMERCIAL, identifier

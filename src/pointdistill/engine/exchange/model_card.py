@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pointdistill.data.files import read_json
+from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.exchange.licences import SourceTerms, Terms, card_licence, read_ledger
 from pointdistill.engine.reporting.tables import Table
-from pointdistill.errors import DataError
 
 LIBRARY = "pointdistill"
 TAGS = ("point-cloud", "3d", "self-supervised-learning", "asymdsd")
@@ -25,11 +23,26 @@ _TRAINING = (
     ("batch size", ("batch_size",)),
     ("seed", ("seed",)),
     ("data", ("data_name",)),
+    ("shapes of the corpus", ("corpus", "shapes")),
+    ("content of the corpus", ("corpus", "fingerprint")),
     ("imported from", ("imported", "file")),
     ("its SHA-256", ("imported", "sha256")),
     ("branch", ("imported", "branch")),
 )
 """Lines of the training table: what they are called, and where in ``config.json`` they may stand."""
+
+
+_FIGURES = {
+    "accuracy": "accuracy",
+    "class_accuracy": "mean over classes",
+    "best_epoch_accuracy": "accuracy of the best epoch",
+    "instance_miou": "instance mIoU",
+    "class_miou": "class mIoU",
+    "best_epoch_instance_miou": "instance mIoU of the best epoch",
+}
+"""Entries of a fine-tuned model's score, and what they are called."""
+
+_STAND_IN = "A stand-in is data made by pointdistill in a benchmark's layout; its figures are not the benchmark's."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +54,7 @@ class Kind:
     """Python that makes ``model`` from ``repository``."""
 
     use: str
-    """Python that asks it about ``points``."""
+    """Python that asks it about ``points``; ``{category}`` is a category's name."""
 
     purpose: str
 
@@ -65,7 +78,8 @@ CLASSIFIER = Kind(
 SEGMENTER = Kind(
     noun="segmenter",
     load="model = pointdistill.load_segmenter(huggingface_hub.snapshot_download({repository!r}))",
-    use="prediction = model(torch.from_numpy(points)[None], [0])  # the number of its category",
+    use="prediction = model(torch.from_numpy(points)[None], {category!r})  # one of model.categories\n"
+    "prediction.parts, prediction.part_names  # a label at every point, the labels' names",
     purpose="Naming the parts of objects of the categories that it was trained on.",
 )
 KINDS = {
@@ -79,17 +93,14 @@ KINDS = {
 def model_card(
     repository: str,
     described: Mapping[str, Any],
-    results: Iterable[Mapping[str, Any]] = (),
-    *,
-    run: Mapping[str, Any] | None = None,
+    results: Sequence[Result] = (),
 ) -> str:
     """The text of ``README.md``, its header in YAML.
 
     Args:
         repository: ``owner/name``.
-        described: the folder's ``config.json``.
-        results: rows of ``results.json`` files that belong to these weights.
-        run: the ``config.json`` of the run they come from, if it is at hand.
+        described: the folder's ``config.json``; of an encoder, with all that is known of its training.
+        results: what was measured with these weights, of an encoder; other models have their score with them.
     """
     kind = KINDS[described["format"]]
     sources = read_ledger(described.get("sources"))
@@ -97,9 +108,9 @@ def model_card(
         _header(sources),
         f"# {repository.partition('/')[2]}",
         _summary(kind, described),
-        _section("Use", _code(kind, repository) + f"\n\n{kind.purpose}"),
-        _section("Training", _training(described, run)),
-        _section("Results", _results(results)),
+        _section("Use", _code(kind, repository, described) + f"\n\n{kind.purpose}"),
+        _section("Training", _training(described)),
+        _section("Results", _results(results) if kind is ENCODER else _score(described)),
         _section("Licences", _licences(sources)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -143,30 +154,39 @@ def _summary(kind: Kind, described: Mapping[str, Any]) -> str:
     )
 
 
-def _code(kind: Kind, repository: str) -> str:
+def load_line(described: Mapping[str, Any], repository: str) -> str:
+    """Python that loads what a repository holds."""
+    return KINDS[described["format"]].load.format(repository=repository)
+
+
+def _code(kind: Kind, repository: str, described: Mapping[str, Any]) -> str:
+    use = kind.use.format(category=_category(described)) if kind is SEGMENTER else kind.use
     imports = "import huggingface_hub\n" if "huggingface_hub" in kind.load else ""
     return (
         f"```python\n{imports}import pointdistill\nimport torch\n\n"
-        f"{kind.load.format(repository=repository)}\n"
+        f"{load_line(described, repository)}\n"
         'points = pointdistill.sample_surface("chair.obj", 1024, seed=0)\n'
-        f"{kind.use}\n```\n\n"
-        "Any unit and place, z up. Weights are safetensors; nothing in this repository is run when it is loaded."
+        f"{use}\n```\n\n"
+        "Any unit and place within float32, z up. Weights are safetensors; nothing in this repository is run when "
+        "it is loaded."
     )
 
 
-def _training(described: Mapping[str, Any], run: Mapping[str, Any] | None) -> str:
+def _category(described: Mapping[str, Any]) -> str:
+    """A category that a segmenter knows: that of the card's file, or its first."""
+    model = described.get("model")
+    known = model.get("categories") if isinstance(model, Mapping) else None
+    names = [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
+    return "chair" if "chair" in names or not names else names[0]
+
+
+def _training(described: Mapping[str, Any]) -> str:
     training = described.get("training")
     rows = []
     for label, *places in _TRAINING:
         value = next((v for v in (_at(training, place) for place in places) if v is not None), None)
         if value is not None:
             rows.append((label, _plain(value)))
-    corpus = _at(run, ("corpus", "shapes"))
-    if corpus is not None:
-        rows.append(("shapes of the corpus", _plain(corpus)))
-    content = _at(run, ("corpus", "fingerprint"))
-    if content is not None:
-        rows.append(("content of the corpus", _plain(content)))
     if not rows:
         return "Nothing was recorded of how these weights came about."
     table = Table("", ("setting", "value"), tuple(rows)).markdown().partition("\n\n")[2]
@@ -180,77 +200,55 @@ def _at(value: Any, path: tuple[str, ...]) -> Any:
     return value if isinstance(value, str | int | float) and not isinstance(value, bool) else None
 
 
-def read_results(files: Iterable[Path], *, fingerprint: str) -> list[Mapping[str, Any]]:
-    """Rows of ``results.json`` files; damaged ones, and rows of other weights, are left out.
-
-    Args:
-        files: as ``pointdistill evaluate`` writes them.
-        fingerprint: SHA-256 of the weights' file.
-    """
-    rows: list[Mapping[str, Any]] = []
-    for file in files:
-        try:
-            stored = read_json(file)
-        except DataError:
-            continue
-        found = stored.get("results") if isinstance(stored, dict) else None
-        for row in found if isinstance(found, list) else []:
-            if isinstance(row, dict) and row.get("fingerprint") in (None, "", fingerprint):
-                rows.append(row)
-    return rows
-
-
-def _results(rows: Iterable[Mapping[str, Any]]) -> str:
+def _results(results: Sequence[Result]) -> str:
     """A table of what was measured; a stand-in is named as such in every row."""
-    cells = list(_result_cells(rows))
-    if not cells:
+    if not results:
         return "None were recorded with these weights. `pointdistill evaluate` measures them."
-    columns = ("features", "data", "protocol", "points", "accuracy %", "repeated")
+    columns = ("data", "protocol", "points", "result %", "repeated")
     notes = ["Figures of the last epoch, on the test split, in percent."]
-    if any("stand-in" in row[1] for row in cells):
-        notes.append(
-            "A stand-in is data made by pointdistill in a benchmark's layout; its figures are not the benchmark's."
-        )
-    return Table("", columns, tuple(cells), tuple(notes)).markdown().strip().partition("\n\n")[2]
+    if any(result.stand_in for result in results):
+        notes.append(_STAND_IN)
+    rows = tuple(_result_row(result) for result in results)
+    return Table("", columns, rows, tuple(notes)).markdown().strip().partition("\n\n")[2]
 
 
-def _result_cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    for row in rows:
-        mean, deviation = _at(row, ("accuracy", "mean")), _at(row, ("accuracy", "deviation"))
-        data = row.get("data_name") or row.get("benchmark")
-        if not isinstance(mean, int | float) or not isinstance(data, str):
-            continue
-        split = row.get("split")
-        named = f"{_plain(data)}, {_plain(split)}" if isinstance(split, str) and split else data
-        if row.get("stand_in") and "stand-in" not in named:
-            named += " (stand-in)"
-        seeds = row.get("seeds")
-        repeated = "-"
-        if isinstance(seeds, list):
-            over = _plain(row.get("repeated_over") or "seeds")
-            repeated = f"{len(seeds)} {over.removesuffix('s') if len(seeds) == 1 else over}"
-        spread = f" ± {deviation:.2f}" if isinstance(deviation, int | float) else ""
-        yield (
-            _plain(row.get("features") or "-"),
-            named,
-            _protocol(row),
-            _plain(row.get("points") or "-"),
-            f"{mean:.2f}{spread}",
-            repeated,
-        )
+def _result_row(result: Result) -> tuple[str, ...]:
+    data = result.data_name + (f", {result.split}" if result.split else "")
+    if result.stand_in and "stand-in" not in data:
+        data += " (stand-in)"
+    count = len(result.seeds)
+    over = result.repeated_over.removesuffix("s") if count == 1 else result.repeated_over
+    first, second = result.metrics
+    figures = f"{first} {result.accuracy}, {second} {result.class_accuracy}"
+    cells = (data, result.label, result.points, figures, f"{count} {over}")
+    return tuple(_plain(cell) for cell in cells)
 
 
-def _protocol(row: Mapping[str, Any]) -> str:
-    """The protocol, and in what the run departed from it."""
-    parts = []
-    epochs, whole = row.get("epochs"), row.get("protocol_epochs")
-    if epochs is not None and epochs != whole:
-        parts.append(f"{_plain(epochs)} of {_plain(whole)} epochs")
-    votes = row.get("votes")
-    if isinstance(votes, int) and votes > 1:
-        parts.append(f"{votes} votes")
-    name = _plain(row.get("protocol") or "-")
-    return f"{name} ({', '.join(parts)})" if parts else name
+def _score(described: Mapping[str, Any]) -> str:
+    """What a fine-tuned model reached on the test split of its own data."""
+    score, training = described.get("score"), described.get("training")
+    rows = [
+        (label, f"{value:.2f}")
+        for key, label in _FIGURES.items()
+        if isinstance(value := _at(score, (key,)), int | float)
+    ]
+    categories = score.get("by_category") if isinstance(score, Mapping) else None
+    rows += [
+        (f"IoU of {_plain(name)}", f"{value:.2f}")
+        for name, value in (categories.items() if isinstance(categories, Mapping) else ())
+        if isinstance(value, int | float)
+    ]
+    if not rows:
+        return "None were recorded with these weights."
+    data, epochs = _at(training, ("data_name",)), _at(training, ("epochs",))
+    notes = [
+        f"On the test split of {_plain(data or 'its data')}, after the last of {_plain(epochs or '-')} epochs. "
+        "The best epoch is chosen on the test shapes: a bound, not a result."
+    ]
+    if isinstance(training, Mapping) and training.get("stand_in"):
+        notes.append(_STAND_IN)
+    table = Table("", ("figure", "%"), tuple(rows), tuple(notes))
+    return table.markdown().strip().partition("\n\n")[2]
 
 
 def _licences(sources: list[SourceTerms]) -> str:

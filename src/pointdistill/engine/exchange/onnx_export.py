@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 import pointdistill
-from pointdistill.data.files import read_json, write_aside
+from pointdistill.data.files import write_aside
 from pointdistill.engine.devices import threads_for
 from pointdistill.engine.exchange.weights import (
-    CONFIG,
     ONNX,
     check_free_for_encoder,
     load_encoder,
-    resolve_encoder,
+    locate_encoder,
+    read_facts,
 )
 from pointdistill.errors import CheckpointError, ConfigError
 from pointdistill.model.encoder import Encoder, EncoderOutput
@@ -45,7 +45,7 @@ class OnnxExport:
 
     path: Path
     source: Path
-    """The encoder's folder."""
+    """The encoder's folder, or its file."""
 
     points: int
     """N: each cloud has exactly so many."""
@@ -79,7 +79,7 @@ def export_onnx(source: Path | str, output: Path, *, points: int | None = None) 
         ConfigError: if the package onnx is not installed, or a cloud of so many points has no patch.
         DataError: if ``output`` holds other files.
     """
-    folder = resolve_encoder(source)
+    folder = locate_encoder(source)
     check_free_for_encoder(output)
     encoder = load_encoder(folder)
     count = encoder.config.points if points is None else points
@@ -88,7 +88,7 @@ def export_onnx(source: Path | str, output: Path, *, points: int | None = None) 
         raise ConfigError(msg)
     graphs = _graphs()
     model = graphs.encoder_model(encoder, count)
-    _describe(model, read_json(folder / CONFIG), count)
+    _describe(model, read_facts(folder), count)
     with write_aside(output / ONNX) as aside:
         aside.write_bytes(_serialized(model, folder))
         difference = check_onnx(aside, encoder, count)
@@ -218,7 +218,8 @@ def _describe(model: onnx.ModelProto, config: dict[str, Any], points: int) -> No
     model.producer_name = "pointdistill"
     model.producer_version = pointdistill.__version__
     model.doc_string = (
-        f"Encoder of 3-D shapes. Input: {points} raw points a cloud, any unit and place, z up, all finite. "
+        f"Encoder of 3-D shapes. Input: {points} raw points a cloud, any unit, within 30 radii of the origin, "
+        "z up, all finite. "
         "Outputs: features of the whole cloud (cls), of its patches, and the patches' centres in the unit sphere."
     )
     entries = ("encoder", "sources", "training")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pointdistill.data.files import read_json, sha256_of, write_aside
+from pointdistill.data.files import read_json, write_aside
+from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.exchange.hub import check_repository, hub_errors, reason_of
 from pointdistill.engine.exchange.licences import CardLicence, Terms, card_licence, read_ledger
-from pointdistill.engine.exchange.model_card import KINDS, model_card, read_results
+from pointdistill.engine.exchange.model_card import KINDS, load_line, model_card
+from pointdistill.engine.exchange.record import find_results, training_record
 from pointdistill.engine.exchange.weights import (
     CONFIG,
     FORMAT,
@@ -19,8 +21,8 @@ from pointdistill.engine.exchange.weights import (
     load_encoder,
     resolve_encoder,
 )
-from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG
 from pointdistill.errors import CheckpointError, DataError
+from pointdistill.model.encoder import Encoder
 
 CARD = "README.md"
 UPLOADED = (CARD, CONFIG, WEIGHTS, ONNX)
@@ -42,16 +44,22 @@ class Prepared:
     """Sources that allow no commercial use."""
 
     results: int
-    """Rows of results in the card."""
+    """What the card shows as measured: rows of an encoder, 1 for a fine-tuned model's score."""
+
+    load: str
+    """Python that loads it from the Hub."""
 
 
-def prepare(source: Path | str, repository: str, folder: Path) -> Prepared:
+def prepare(
+    source: Path | str, repository: str, folder: Path, *, working: Path | None = None
+) -> Prepared:
     """Write the folder that would be uploaded: weights, configuration, model card.
 
     Args:
-        source: an encoder as for ``load_encoder``, or the folder of a fine-tuned model.
+        source: a run, an encoder's folder or repository, or the folder of a fine-tuned model.
         repository: ``owner/name``, as the card calls it.
         folder: made if absent; one that was prepared before is replaced.
+        working: where ``evaluate`` was run; the current folder by default.
 
     Raises:
         CheckpointError: if there are no weights, or they do not load.
@@ -59,14 +67,14 @@ def prepare(source: Path | str, repository: str, folder: Path) -> Prepared:
         DataError: if ``folder`` holds other files.
     """
     check_repository(repository)
-    found = _find(source)
+    found, encoder = _find(source)
     described = read_json(found / CONFIG)
     _check_free(folder)
-    run = _run_of(found)
-    rows = read_results(_results_of(found, run), fingerprint=sha256_of(found / WEIGHTS))
-    card = model_card(
-        repository, described, rows, run=None if run is None else read_json(run / RUN_CONFIG)
-    )
+    results: list[Result] = []
+    if encoder is not None:
+        results = find_results(encoder, found, described, working=working or Path())
+        described["training"] = training_record(found, described)
+    card = model_card(repository, described, results)
     for name in (CONFIG, WEIGHTS, ONNX):
         if (found / name).is_file():
             _copy(found / name, folder / name)
@@ -80,7 +88,8 @@ def prepare(source: Path | str, repository: str, folder: Path) -> Prepared:
         source=found,
         licence=card_licence(sources),
         non_commercial=tuple(s.name for s in sources if s.terms is Terms.NON_COMMERCIAL),
-        results=len(rows),
+        results=len(results) or int(bool(described.get("score"))),
+        load=load_line(described, repository),
     )
 
 
@@ -114,18 +123,17 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     return str(made)
 
 
-def _find(source: Path | str) -> Path:
-    """The folder of an encoder or a fine-tuned model, once it has proved to load."""
+def _find(source: Path | str) -> tuple[Path, Encoder | None]:
+    """The folder of an encoder or a fine-tuned model, once it has proved to load; and the encoder."""
     given = Path(source)
     described = _described(given)
     if described is not None and described.get("format") in KINDS and described["format"] != FORMAT:
         from pointdistill.engine.finetuning.model_folder import load_model
 
         load_model(given)
-        return given
+        return given, None
     folder = resolve_encoder(source)
-    load_encoder(folder)
-    return folder
+    return folder, load_encoder(folder)
 
 
 def _described(folder: Path) -> dict[str, Any] | None:
@@ -134,18 +142,6 @@ def _described(folder: Path) -> dict[str, Any] | None:
         return None
     found = read_json(folder / CONFIG)
     return found if isinstance(found, dict) else None
-
-
-def _run_of(folder: Path) -> Path | None:
-    """The run whose encoder this is."""
-    run = folder.parent
-    return run if (run / METRICS).is_file() and (run / RUN_CONFIG).is_file() else None
-
-
-def _results_of(folder: Path, run: Path | None) -> list[Path]:
-    """The results that lie in the run, or with the model."""
-    beside = folder if run is None else run
-    return sorted([*beside.glob("results.json"), *beside.glob("evaluation/*/results.json")])
 
 
 def _check_free(folder: Path) -> None:

@@ -35,6 +35,7 @@ def save_encoder(
     *,
     sources: Sequence[Mapping[str, Any]] = (),
     training: Mapping[str, Any] | None = None,
+    results: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write an encoder folder, each file whole or absent.
 
@@ -43,6 +44,7 @@ def save_encoder(
         folder: made if absent; an encoder in it is replaced.
         sources: licence ledger, one entry a source that the encoder saw.
         training: how it came about (recipe, steps, seed).
+        results: what was measured with it, as rows of ``results.json``.
     """
     state = {name: value.float().contiguous().cpu() for name, value in encoder.state_dict().items()}
     described = {
@@ -52,6 +54,7 @@ def save_encoder(
         "encoder": to_plain(encoder.config),
         "sources": list(sources),
         "training": dict(training or {}),
+        **({"results": list(results)} if results else {}),
     }
     write_tensors(folder / WEIGHTS, state, {HEADER: json.dumps(described)})
     write_json(folder / CONFIG, described)
@@ -71,11 +74,47 @@ def load_encoder(path: Path | str) -> Encoder:
     Raises:
         CheckpointError: if there is no encoder, its format is unknown, or weights and configuration differ.
     """
+    stored = locate_encoder(path)
+    if stored.is_file():
+        return _load(_encoder_config(_read_header(stored), stored), stored)
+    return _load(read_encoder_config(stored), stored / WEIGHTS)
+
+
+def locate_encoder(path: Path | str) -> Path:
+    """Where an encoder lies: its folder, or a weights' file by itself. A Hub repository is downloaded if need be.
+
+    Args:
+        path: as for ``load_encoder``.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     alone = Path(path)
     if alone.suffix == Path(WEIGHTS).suffix and alone.is_file() and not _beside_config(alone):
-        return _load(_encoder_config(_read_header(alone), alone), alone)
-    folder = resolve_encoder(path)
-    return _load(read_encoder_config(folder), folder / WEIGHTS)
+        return alone
+    return resolve_encoder(path)
+
+
+def read_facts(stored: Path) -> dict[str, Any]:
+    """All that is recorded of an encoder: its ``config.json``, or the header of a file by itself.
+
+    Args:
+        stored: as ``locate_encoder`` gave it.
+
+    Raises:
+        CheckpointError: if nothing is, or it is damaged.
+    """
+    if stored.is_file():
+        found = _read_header(stored)
+    else:
+        try:
+            found = read_json(stored / CONFIG)
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+    if not isinstance(found, dict):
+        msg = f"{stored}: holds no configuration of an encoder; export it again"
+        raise CheckpointError(msg)
+    return found
 
 
 def _load(config: EncoderConfig, weights: Path) -> Encoder:
@@ -237,24 +276,3 @@ def check_free_for_encoder(output: Path) -> None:
     if not (holds <= {ONNX} or {CONFIG, WEIGHTS} <= holds):
         msg = f"{output} exists and holds other files; choose a new folder for the encoder"
         raise DataError(msg)
-
-
-def export_encoder(source: Path | str, output: Path) -> Path:
-    """Copy the encoder of ``source`` to the folder ``output``, checked on the way; the folder found.
-
-    Args:
-        source: as for ``load_encoder``.
-        output: made if absent.
-
-    Raises:
-        CheckpointError: if ``source`` holds no encoder or a damaged one.
-        DataError: if ``output`` exists and is not an encoder folder.
-    """
-    folder = resolve_encoder(source)
-    check_free_for_encoder(output)
-    encoder = load_encoder(folder)
-    kept = read_json(folder / CONFIG)
-    save_encoder(
-        encoder, output, sources=kept.get("sources", []), training=kept.get("training", {})
-    )
-    return folder

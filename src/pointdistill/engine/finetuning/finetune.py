@@ -10,10 +10,15 @@ from typing import Any
 import torch
 
 from pointdistill.data.benchmarks import Benchmark, PartBenchmark
-from pointdistill.data.files import read_json
 from pointdistill.engine.config import from_plain, to_plain
 from pointdistill.engine.devices import pick_device
-from pointdistill.engine.exchange.weights import CONFIG, WEIGHTS, find_encoder, load_encoder
+from pointdistill.engine.exchange.weights import (
+    CONFIG,
+    WEIGHTS,
+    load_encoder,
+    locate_encoder,
+    read_facts,
+)
 from pointdistill.engine.finetuning.classifier_recipes import ClassifierRecipe
 from pointdistill.engine.finetuning.epochs import EpochRecord, Trained, train_epochs
 from pointdistill.engine.finetuning.finetune_choices import (
@@ -104,7 +109,7 @@ def finetune(request: FinetuneRequest, hooks: Hooks | None = None) -> Finetuned:
     """
     hooks = hooks or Hooks()
     pick_device(request.device)
-    found = find_encoder(encoder_path(request))
+    found = locate_encoder(encoder_path(request))
     hooks.say(f"encoder: {found}" + (", drawn anew" if request.from_scratch else ""))
     output = request.output or default_output(request)
     check_free(output)
@@ -124,7 +129,7 @@ def finetune(request: FinetuneRequest, hooks: Hooks | None = None) -> Finetuned:
     if choice.benchmark == FOLDER:
         choice = replace(choice, points=protocol_input("ScanObjectNN", encoder.config).points)
     data = read_data(choice, say=hooks.say, count=hooks.count)
-    _begin(request, choice, data, encoder, read_json(found / CONFIG), output)
+    _begin(request, choice, data, encoder, read_facts(found), output)
     return _carry_out(output, data, request.device, hooks)
 
 
@@ -135,12 +140,18 @@ def resume_finetune(output: Path, *, device: str = "auto", hooks: Hooks | None =
         CheckpointError: if ``output`` holds no interrupted training, or the data are no longer the same.
     """
     hooks = hooks or Hooks()
-    _, facts = read_description(output)
+    spec, facts = read_description(output)
     if not (output / TRAINING).is_file():
         finished = (output / WEIGHTS).is_file()
         state = "is finished" if finished else "has nothing to go on from"
         msg = f"{output}: its training {state}; start another with a new --output"
         raise CheckpointError(msg)
+    if facts.get("score"):
+        # Killed between the description of the finished model and this: nothing else is left to do.
+        (output / TRAINING).unlink()
+        epochs = int(_training(facts, output)["epochs"])
+        kind = "classifier" if isinstance(spec, ClassifierSpec) else "segmenter"
+        return Finetuned(output, True, kind, epochs, facts["score"])
     choice = from_plain(DataChoice, _training(facts, output)["data"], where="training.data")
     data = read_data(choice, say=hooks.say, count=hooks.count)
     if data.checksum != _training(facts, output)["checksum"]:

@@ -26,7 +26,7 @@ from pointdistill.engine.finetuning.supervised import check_density, cut_from, c
 from pointdistill.engine.inputs import ProtocolInput
 from pointdistill.engine.schedules import warmup_cosine
 from pointdistill.errors import ConfigError
-from pointdistill.model.classifier import initialize_uniform
+from pointdistill.model.classifier import initialize_uniform, ramp_stochastic_depth
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
 from pointdistill.model.patches import to_unit_sphere
@@ -225,6 +225,7 @@ def build_segmenter(
     encoder = copy.deepcopy(encoder).cpu()
     if recipe.random_encoder:
         initialize(encoder, generator=generator)
+    ramp_stochastic_depth(encoder, 0.0)  # Pretraining's is not part of the protocol.
     segmenter = Segmenter(encoder, segmenter_config(encoder.config, category_parts))
     for part in (
         segmenter.layer_norm,

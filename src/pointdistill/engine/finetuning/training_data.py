@@ -69,8 +69,8 @@ class DataChoice:
 class Kind:
     """How one benchmark is found, read, and stood in for."""
 
-    archive: str
-    """File name of the archive, looked for under ``data/``."""
+    archives: tuple[str, ...]
+    """File names that the archive may have, looked for under ``data/``; a stand-in has the first."""
 
     licence: str
     read: Callable[[Path, str | None, Callable[[int, int], None]], Benchmark | PartBenchmark]
@@ -85,19 +85,19 @@ def _read_scanobjectnn(
 
 KINDS = {
     "scanobjectnn": Kind(
-        archive="h5_files.zip",
+        archives=("h5_files.zip",),
         licence=source_info("scanobjectnn").licence,
         read=_read_scanobjectnn,
         make_stand_in=lambda path, count: make_scanobjectnn_stand_in(path, progress=count),
     ),
     "modelnet40": Kind(
-        archive="ModelNet40.zip",
+        archives=("ModelNet40.zip",),
         licence=source_info("modelnet40").licence,
         read=lambda path, _split, count: read_modelnet40(path, progress=count),
         make_stand_in=lambda path, count: make_modelnet40_stand_in(path, progress=count),
     ),
     "shapenetpart": Kind(
-        archive=f"{ARCHIVE_STEM}.zip",
+        archives=(f"{ARCHIVE_STEM}.zip", f"{ARCHIVE_STEM}.tar"),
         licence="ShapeNet's terms: non-commercial research and education",
         read=lambda path, _split, count: read_shapenetpart(path, progress=count),
         make_stand_in=lambda path, count: make_shapenetpart_stand_in(path, progress=count),
@@ -181,7 +181,7 @@ def choose_data(
         )
     if benchmark == "scanobjectnn":
         split = split or HARDEST
-    path = data or folder / "data" / KINDS[benchmark].archive
+    path = data or _archive(benchmark, folder / "data")
     if stand_in:
         path = _stand_in(benchmark, folder, say, count)
     return DataChoice(benchmark=benchmark, path=str(path.resolve()), split=split)
@@ -222,12 +222,18 @@ def licence_of(choice: DataChoice, *, stand_in: bool) -> str:
     return KINDS[choice.benchmark].licence
 
 
+def _archive(benchmark: str, folder: Path) -> Path:
+    """The benchmark's archive in a folder, or where it would go."""
+    candidates = [folder / name for name in KINDS[benchmark].archives]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
 def _stand_in(benchmark: str, folder: Path, say: Say, count: Count) -> Path:
     """The stand-in's archive, made if it is not there."""
     known = last_stand_in(benchmark, folder=folder)
     if known is not None:
         return known
-    archive = folder / "data" / "stand-in" / KINDS[benchmark].archive
+    archive = folder / "data" / "stand-in" / KINDS[benchmark].archives[0]
     if not archive.exists():
         say(f"making the stand-in for {benchmark}, once: {archive}")
         KINDS[benchmark].make_stand_in(

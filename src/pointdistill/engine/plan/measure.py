@@ -45,7 +45,7 @@ class Measurement:
     """Median wall time of a step, with reading and views."""
 
     gib: float | None
-    """Peak memory: on a GPU what torch allocated there, else what the process held; None if not known."""
+    """Peak memory: on a GPU what torch reserved there, else what the process held; None if not known."""
 
     idle_gib: float
     """The part of ``gib`` that Python and its packages held before the run; 0 on a GPU."""

@@ -67,19 +67,25 @@ def _title(term: str) -> str:
 
 
 def clouds(
-    shapes: Sequence[NDArray[np.floating]], *, titles: Sequence[str] = (), columns: int = 6
+    shapes: Sequence[NDArray[np.floating]],
+    *,
+    titles: Sequence[str] = (),
+    columns: int = 6,
+    up_axis: bool = False,
 ) -> bytes:
     """Draw clouds side by side, seen from the front and a little above, coloured by height.
 
     Args:
         shapes: (N, 3) each, z up, any unit; N may differ.
-        titles: one a shape, or none.
+        titles: one a shape, or none; of one or two lines.
         columns: clouds a row.
+        up_axis: draw an arrow along z beside each.
     """
     return _grid(
         [(shape, _HEIGHTS(_share(shape[:, 2]))) for shape in shapes],
         titles=titles,
         columns=columns,
+        up_axis=up_axis,
     )
 
 
@@ -159,6 +165,7 @@ def _grid(
     titles: Sequence[str],
     columns: int,
     frames: Sequence[NDArray[np.floating]] | None = None,
+    up_axis: bool = False,
 ) -> bytes:
     """Clouds with a colour a point, in rows of ``columns``; each fills its cell, or its frame does."""
     if not drawn:
@@ -166,13 +173,16 @@ def _grid(
         raise DataError(msg)
     columns = min(columns, len(drawn))
     lines = math.ceil(len(drawn) / columns)
-    height = _CELL_INCHES + (0.25 if titles else 0.0)
+    title_lines = max((title.count("\n") + 1 for title in titles), default=0)
+    height = _CELL_INCHES + (0.1 + 0.15 * title_lines if titles else 0.0)
     figure, axes = _figure(lines, columns, width=_CELL_INCHES, height=height)
     for index, axis in enumerate(axes):
         axis.set_axis_off()
         if index < len(drawn):
             points, colors = drawn[index]
             _draw_cloud(axis, points, colors, points if frames is None else frames[index])
+            if up_axis:
+                _draw_up(axis)
         if index < len(titles):
             axis.set_title(titles[index], color=_INK, fontsize=8, pad=2)
     return _png(figure)
@@ -205,6 +215,13 @@ def _draw_cloud(
     axis.set_xlim(-1.04, 1.04)
     axis.set_ylim(-1.04, 1.04)
     axis.set_aspect("equal")
+
+
+def _draw_up(axis: Axes) -> None:
+    """An arrow along z in the lower left corner: in parallel projection z is upright everywhere."""
+    arrow = {"arrowstyle": "->", "color": _INK, "linewidth": 1.0}
+    axis.annotate("", xy=(-0.98, -0.62), xytext=(-0.98, -1.0), arrowprops=arrow)
+    axis.annotate("z", xy=(-0.92, -0.7), color=_INK, fontsize=7)
 
 
 def _camera() -> NDArray[np.float64]:

@@ -45,7 +45,8 @@ def new_launch(
     """A new run, as it was asked for.
 
     Raises:
-        ConfigError: for a setting that is not accepted, or several processes without one named ``run``.
+        ConfigError: for a setting that is not accepted, a batch that the processes cannot share, or several
+            processes without one named ``run``.
         DataError: if there is no corpus to train on.
     """
     pick_device(device)  # a device that cannot be had is refused before anything is made
@@ -55,8 +56,9 @@ def new_launch(
     if where:
         remarks.append(where)
     if not settings.batch_asked:
-        config, why = fit_batch(config, len(corpus), device)
+        config, why = fit_batch(config, len(corpus), device, processes=process_count())
         remarks += why
+    config.check_batch(len(corpus), process_count())
     if run is None:
         if process_count() > 1:
             msg = f"{process_count()} processes were started together; name their one folder with --run"
@@ -151,16 +153,32 @@ def announce(launch: Launch) -> list[str]:
     return [*launch.remarks, *lines]
 
 
-def fit_batch(config: PretrainConfig, shapes: int, device: str) -> tuple[PretrainConfig, list[str]]:
-    """Shrink a recipe's batch to the corpus, and on a CPU to its memory; say so."""
+def fit_batch(
+    config: PretrainConfig, shapes: int, device: str, *, processes: int = 1
+) -> tuple[PretrainConfig, list[str]]:
+    """Shrink a recipe's batch to the corpus, to what processes can share, and on a CPU to its memory; say so."""
     remarks = []
+
+    def shared(size: int) -> int:
+        return max(1, processes, size - size % processes)
+
+    together = f", and {processes} processes can share" if processes > 1 else ""
     if shapes < config.batch_size:
-        remarks.append(f"batch: {shapes} instead of {config.batch_size}, all the corpus has")
-        config = replace(config, batch_size=max(1, shapes))
+        most = shared(shapes)
+        remarks.append(
+            f"batch: {most} instead of {config.batch_size}, all the corpus has{together}"
+        )
+        config = replace(config, batch_size=most)
+    elif config.batch_size % processes:
+        most = shared(config.batch_size)
+        remarks.append(
+            f"batch: {most} instead of {config.batch_size}, a multiple of the {processes} processes"
+        )
+        config = replace(config, batch_size=most)
     if pick_device(device).type == "cpu":
         allowed = MEMORY_SHARE * memory_gib()
         if step_gib(config) > allowed:
-            fitting = largest_batch(config, allowed)
+            fitting = shared(largest_batch(config, allowed))
             remarks.append(
                 f"batch: {fitting} instead of the recipe's {config.batch_size}, whose step would take some "
                 f"{step_gib(config):.0f} GiB of this CPU's memory; results will differ from the paper's "

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from pointdistill.engine.config import PretrainConfig
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from pointdistill.engine.config import PretrainConfig, from_plain, to_plain
 from pointdistill.engine.devices import build_accelerator, threads_for
 from pointdistill.engine.interrupt import interruptible
 from pointdistill.engine.training.journal import check_trackers
-from pointdistill.engine.training.run_folder import TRACKING, TrainingCorpus, begin_run, resume_run
+from pointdistill.engine.training.run_folder import (
+    TRACKING,
+    BegunOn,
+    TrainingCorpus,
+    begin_run,
+    begun_on,
+    resume_run,
+)
 from pointdistill.engine.training.run_options import RunOptions
 from pointdistill.engine.training.run_probe import RunProbe, open_labelled_set
 from pointdistill.engine.training.state import to_device
@@ -18,6 +30,9 @@ from pointdistill.engine.training.step import make_views
 from pointdistill.engine.training.trainer import StepRecord, Trainer
 
 __all__ = ["RunOptions", "RunResult", "StepRecord", "make_views", "pretrain"]
+
+
+log = logging.getLogger("pointdistill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +64,8 @@ def pretrain(
     checkpoint that could not be written) goes to the logger ``pointdistill``, a line each.
 
     Args:
-        config: what is computed. On resume the run's own configuration is used instead.
+        config: what is computed; of several processes the main one's, with the smallest batch of any. On resume
+            the run's own is used instead.
         corpus: shapes to learn from, z up.
         run: folder of the run; made if absent.
         resume: go on from the newest whole checkpoint in ``run``.
@@ -59,7 +75,8 @@ def pretrain(
         on_signal: called at once when a signal asks to stop, before the step is finished.
 
     Raises:
-        ConfigError: if ``run`` holds another run, the corpus is too small for a batch, or an option cannot be had.
+        ConfigError: if ``run`` holds another run, the corpus is too small for a batch, the processes cannot share
+            one, or an option cannot be had.
         CheckpointError: if there is nothing to resume, the corpus is not the one that was begun with, or the last
             checkpoint cannot be written.
         DataError: if a shape has no points or one that is not finite, or the probe's set cannot be read.
@@ -67,19 +84,36 @@ def pretrain(
     """
     options = options or RunOptions()
     check_trackers(options.track)
+    before = begun_on(run) if resume else None
+    precision = options.precision
+    if before is not None and precision == "auto":
+        precision = before.precision
     accelerator = build_accelerator(
-        options.device, options.precision, track=options.track, project=run / TRACKING
+        options.device, precision, track=options.track, project=run / TRACKING
     )
-    main = accelerator.is_main_process
+    now = BegunOn(device=accelerator.device.type, precision=accelerator.mixed_precision)
+    main, processes = accelerator.is_main_process, accelerator.num_processes
     probe, spent = None, 0.0
     if resume:
-        state, spent = resume_run(corpus, run, write=main)
+        state, spent = resume_run(corpus, run, processes=processes, write=main)
         config = state.config
+        if before not in (None, now) and main:
+            log.warning("begun on %s, goes on on %s: numbers are rounded differently", before, now)
+    else:
+        config = _agreed(config, accelerator)
     if options.probe is not None and main:  # before anything is written
         labelled = open_labelled_set(options.probe, points=config.encoder.points)
         probe = RunProbe(labelled, accelerator.device)
     if not resume:
-        state = begin_run(config, corpus, run, init_from=init_from, write=main)
+        state = begin_run(
+            config,
+            corpus,
+            run,
+            init_from=init_from,
+            begun_on=now,
+            processes=processes,
+            write=main,
+        )
     to_device(state, accelerator.device)
     with (
         interruptible(on_signal) as stopped,
@@ -88,6 +122,22 @@ def pretrain(
         trainer = Trainer(state, corpus, accelerator, run, options, spent=spent, probe=probe)
         loss = trainer.train(report or _ignore, stopped)
     return RunResult(run, state.step, trainer.total, state.step < trainer.total, loss)
+
+
+def _agreed(config: PretrainConfig, accelerator: Accelerator) -> PretrainConfig:
+    """The main process's configuration with the smallest batch of any: their machines may differ in memory."""
+    if accelerator.num_processes == 1:
+        return config
+    everyone: list[dict[str, Any]] = gather_object([to_plain(config)])
+    agreed = from_plain(PretrainConfig, everyone[0])
+    smallest = min(one["batch_size"] for one in everyone)
+    if smallest < agreed.batch_size and accelerator.is_main_process:
+        log.warning(
+            "batch: %d instead of %d, the most that every process has memory for",
+            smallest,
+            agreed.batch_size,
+        )
+    return replace(agreed, batch_size=smallest)
 
 
 def _ignore(_record: StepRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ import torch
 
 import pointdistill
 from pointdistill.data.files import read_json, write_aside, write_json
-from pointdistill.engine.config import PretrainConfig, to_plain
+from pointdistill.engine.config import PretrainConfig, from_plain, to_plain
 from pointdistill.engine.exchange.weights import WEIGHTS, find_encoder, read_tensors, save_encoder
 from pointdistill.engine.training.loader import PointSource
 from pointdistill.engine.training.state import (
@@ -49,18 +50,46 @@ class TrainingCorpus(PointSource, Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BegunOn:
+    """What decides the rounding of a run's numbers, as it was found when the run was begun."""
+
+    device: str
+    """``cpu`` or ``cuda``."""
+
+    precision: str
+    """``no`` (float32) or ``bf16``."""
+
+    def __str__(self) -> str:
+        """For a message."""
+        return f"{self.device} with precision {self.precision}"
+
+
+def begun_on(run: Path) -> BegunOn | None:
+    """As ``begin_run`` wrote it down; None where it was not.
+
+    Raises:
+        CheckpointError: if ``run`` is not a run folder.
+    """
+    found = read_run_config(run).get("begun_on")
+    return None if found is None else from_plain(BegunOn, found, where="begun_on")
+
+
 def begin_run(
     config: PretrainConfig,
     corpus: TrainingCorpus,
     run: Path,
     *,
     init_from: Path | None,
+    begun_on: BegunOn,
+    processes: int = 1,
     write: bool = True,
 ) -> TrainState:
-    """A fresh state, with the run's ``config.json`` written (by one process of several: ``write``).
+    """A fresh state, with the run's ``config.json`` written (by one of the ``processes``: ``write``).
 
     Raises:
-        ConfigError: if ``run`` holds a run already, or the corpus does not fill a batch.
+        ConfigError: if ``run`` holds a run already, the corpus does not fill a batch, or the processes cannot
+            share one.
     """
     if list_checkpoints(run / CHECKPOINTS):
         msg = f"{run} holds a run already; go on with --resume, or choose another folder with --run"
@@ -68,7 +97,7 @@ def begin_run(
     if run.exists() and not _is_free(run):
         msg = f"{run} holds other things than a run; choose a new folder with --run"
         raise ConfigError(msg)
-    config.total_steps(len(corpus))
+    config.check_batch(len(corpus), processes)
     state = new_state(config)
     if init_from is not None:
         folder = find_encoder(init_from)
@@ -82,6 +111,7 @@ def begin_run(
         "format": FORMAT,
         "pointdistill": pointdistill.__version__,
         "torch": torch.__version__,
+        "begun_on": to_plain(begun_on),
         "corpus": {
             "path": str(corpus.path.resolve()),
             "shapes": len(corpus),
@@ -96,14 +126,15 @@ def begin_run(
 
 
 def resume_run(
-    corpus: TrainingCorpus, run: Path, *, write: bool = True
+    corpus: TrainingCorpus, run: Path, *, processes: int = 1, write: bool = True
 ) -> tuple[TrainState, float]:
     """The state of the newest whole checkpoint, and the seconds spent on it.
 
-    One process of several (``write``) also drops the metrics of later steps, which will be taken again.
+    One of the ``processes`` (``write``) also drops the metrics of later steps, which will be taken again.
 
     Raises:
         CheckpointError: if there is no run, no whole checkpoint, or the corpus is another.
+        ConfigError: if the processes cannot share the run's batch.
     """
     begun_with = read_run_config(run)["corpus"]
     if begun_with["fingerprint"] != corpus_fingerprint(corpus):
@@ -113,6 +144,14 @@ def resume_run(
         )
         raise CheckpointError(msg)
     state, saved = load_latest(run / CHECKPOINTS)
+    batch = state.config.batch_size
+    if batch % processes:
+        fitting = max(n for n in range(1, processes) if batch % n == 0)
+        msg = (
+            f"the run's batch of {batch} is not a multiple of the {processes} processes; "
+            f"resume it with {fitting} of them"
+        )
+        raise ConfigError(msg)
     if write:
         remove_left_overs(run)
         _forget_after(run / METRICS, state.step)

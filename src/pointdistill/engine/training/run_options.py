@@ -1,4 +1,4 @@
-"""How a run is carried out: what does not change its numbers."""
+"""How a run is carried out: what changes its numbers by no more than rounding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ SHARDINGS = ("none", "fsdp")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
-    """What does not change the numbers of a run, only how it is carried out.
+    """How a run is carried out. ``device``, ``precision`` and ``sharding`` decide how its numbers are rounded, the
+    others change no bit of them.
 
     Raises:
         ConfigError: for a value that is not accepted.
@@ -22,7 +23,8 @@ class RunOptions:
     """``auto``, ``cpu`` or ``cuda``."""
 
     precision: str = "auto"
-    """``auto`` (bf16 on a GPU, float32 on a CPU), ``no`` or ``bf16``."""
+    """``auto``, ``no`` (float32) or ``bf16``. ``auto`` is the precision that a resumed run was begun in; for a new
+    run bf16 on a GPU and float32 on a CPU."""
 
     sharding: str = "none"
     """``none``: every process holds the whole model (DDP). ``fsdp``: they hold a part each."""

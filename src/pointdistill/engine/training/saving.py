@@ -76,8 +76,9 @@ def take_snapshot(
     for name, parameter in state.student.named_parameters() if moments else ():
         for moment, value in state.optimizer.state.get(parameter, {}).items():
             _copy_into(kept, f"{moment}.{name}", value, keep=keep)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()  # the copies were only queued
+    device = next(state.student.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the copies were only queued
     return Snapshot(state.config, state.step, seconds, found, kept) if keep else None
 
 
@@ -91,6 +92,8 @@ def _copy_into(found: dict[str, Tensor], name: str, value: Tensor, *, keep: bool
 
 def write_snapshot(snapshot: Snapshot, folder: Path, *, keep: int) -> Path:
     """Write ``folder/step-…``, complete or absent, and thin the older ones to ``keep``; the checkpoint written.
+
+    Checkpoints of later steps go too: a run that comes by here again could not go on with them.
 
     Raises:
         OSError, SafetensorError: if it cannot be written; nothing is left of it, and the older ones stay.
@@ -111,8 +114,10 @@ def write_snapshot(snapshot: Snapshot, folder: Path, *, keep: int) -> Path:
             "seconds": snapshot.seconds,
         }
         write_json(aside / STATE, described)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    saved = list_checkpoints(folder)
+    end = saved.index(path) + 1
+    for unwanted in (*saved[end:], *saved[: max(0, end - keep)]):
+        shutil.rmtree(unwanted)
     return path
 
 

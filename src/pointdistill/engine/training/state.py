@@ -5,6 +5,7 @@ There is no random state in it: all randomness is derived from (seed, epoch, ind
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from pointdistill.engine.optimizer import build_optimizer
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.distillation import Student, Teacher
 from pointdistill.model.initialize import initialize
+
+log = logging.getLogger("pointdistill")
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -81,9 +84,12 @@ def load_latest(folder: Path) -> tuple[TrainState, dict[str, Any]]:
     problem = "no checkpoint was written yet"
     for path in reversed(list_checkpoints(folder)):
         try:
-            return load_state(path)
+            found = load_state(path)
         except (CheckpointError, DataError, ConfigError) as error:
+            log.warning("%s; the checkpoint before it is tried", error)
             problem = str(error)
+        else:
+            return found
     msg = f"{folder}: nothing to resume from ({problem}); start a new run without --resume"
     raise CheckpointError(msg)
 

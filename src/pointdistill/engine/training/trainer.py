@@ -29,7 +29,7 @@ from pointdistill.engine.training.saving import Saver, Snapshot, take_snapshot, 
 from pointdistill.engine.training.sharding import prepare_student
 from pointdistill.engine.training.state import TrainState, list_checkpoints
 from pointdistill.engine.training.step import Stepper, make_views
-from pointdistill.errors import CheckpointError, ConfigError, DivergenceError
+from pointdistill.errors import CheckpointError, DivergenceError
 from pointdistill.model.distillation import Views
 
 log = logging.getLogger("pointdistill")
@@ -84,10 +84,7 @@ class Trainer:
         probe: RunProbe | None,
     ) -> None:
         """Train ``state``, which is on its device; ``probe`` is given to the main process alone."""
-        config, processes = state.config, accelerator.num_processes
-        if config.batch_size % processes:
-            msg = f"batch_size {config.batch_size} must be a multiple of the {processes} processes"
-            raise ConfigError(msg)
+        config = state.config
         self.state, self.corpus, self.accelerator = state, corpus, accelerator
         self.run, self.options, self.probe = run, options, probe
         self.total = config.total_steps(len(corpus))
@@ -118,6 +115,8 @@ class Trainer:
             for batch, views in self._with_views():
                 votes = {"stop": stopped(), "save": self._is_time_to_save()}
                 watch = self._is_logged(self.state.step + 1)
+                if self.state.step + 1 - self.saver.safe > self.options.save_every:
+                    self.saver.wait()  # A kill must not cost more, so the disk is waited for after all.
                 self.readings.send(self.step(batch, views, watch=watch, votes=votes))
                 self._read(report, everything=self._pauses(self.state.step))
                 if self._stopping or (self.accelerator.num_processes == 1 and stopped()):
@@ -186,8 +185,6 @@ class Trainer:
         self.loss = values["loss"]
         self._stopping |= values["stop"] > 0.0
         self._save_due |= values["save"] > 0.0 or self._is_saved(reading.step)
-        if reading.step - self.saver.safe > self.options.save_every:
-            self.saver.wait()  # A kill must not cost more, so the disk is waited for after all.
         probed = self._probed() if self._is_probed(reading.step) else {}
         if self._is_logged(reading.step):
             self.journal.write(self._row(reading, speed) | probed)

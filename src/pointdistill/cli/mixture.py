@@ -1,0 +1,194 @@
+"""What ``pointdistill prepare-data mixture`` prints."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from pointdistill.data.build import BuildReport
+    from pointdistill.data.mixture import MixturePlan, MixtureRequest, PlanRow
+
+GIGA = 1e9
+
+
+def show_plan(
+    request: MixtureRequest, output: Path, *, points: int, seed: int, workers: int | None
+) -> None:
+    """Print what is there, what is missing, and what the build will cost; make nothing."""
+    from pointdistill.cli.tables import print_table
+    from pointdistill.data.mixture import plan_mixture
+    from pointdistill.engine.reporting.tables import Table
+
+    plan = plan_mixture(
+        request,
+        output,
+        points=points,
+        seed=seed,
+        workers=workers,
+        tell=lambda name: typer.echo(f"measuring {name}: its checksum, a few shapes", err=True),
+    )
+    title = f"{plan.shapes:,} shapes from {request.archives}, {plan.bytes / GIGA:,.2f} GB, "
+    title += f"about {_duration(plan.seconds)} with {plan.workers} workers"
+    columns = ("source", "archive", "shapes", "disk", "core time", "commercial use", "licence")
+    rows = tuple(_cells(row) for row in plan.rows)
+    print_table(Table(title, columns, rows, tuple(_plan_notes(plan, request))))
+    typer.echo(f"next: {_command(request)}" + ("" if plan.shapes else " --fetch"))
+
+
+def fetch_archives(request: MixtureRequest) -> None:
+    """Download what needs no login, and say how to get the rest."""
+    from pointdistill.data.mixture import fetch_missing
+
+    report = fetch_missing(request, begin=_download_progress)
+    for file in report.fetched:
+        checked = "as its source promised" if file.checked else "its source promises no checksum"
+        typer.echo(f"{file.path}: {file.bytes:,} bytes, SHA-256 {file.sha256} ({checked})")
+    if not report.fetched:
+        typer.echo("nothing was missing that can be fetched without a login", err=True)
+    for line in report.by_hand:
+        typer.echo(f"by hand: {line}", err=True)
+    typer.echo(f"next: {_command(request)} --plan")
+
+
+def make_mixture(
+    request: MixtureRequest, output: Path, *, points: int, seed: int, workers: int | None
+) -> BuildReport:
+    """Build the corpus, and say what it lacks."""
+    from pointdistill.cli.progress import shape_progress
+    from pointdistill.data.mixture import build_mixture
+
+    report = build_mixture(
+        request,
+        output,
+        points=points,
+        seed=seed,
+        workers=workers,
+        begin=lambda name: shape_progress(f"preparing {name}"),
+    )
+    for note in _build_notes(report, request):
+        typer.echo(f"note: {note}", err=True)
+    return report
+
+
+def _command(request: MixtureRequest) -> str:
+    """What builds this mixture, as it is typed."""
+    words = ["pointdistill", "prepare-data", "mixture", "--archives", str(request.archives)]
+    if request.sources:
+        words += ["--sources", ",".join(request.sources)]
+    if request.take_tests:
+        words += ["--take-tests", ",".join(request.take_tests)]
+    if request.exclude_all_tests:
+        words += ["--exclude-tests", "all"]
+    return shlex.join(words)
+
+
+def _cells(row: PlanRow) -> tuple[str, ...]:
+    info = row.standing.info
+    commercial = {True: "yes", False: "NO", None: "differs by shape"}[info.commercial]
+    goes_in = row.standing.taken
+    return (
+        info.name,
+        _archive(row),
+        f"{row.shapes:,}" if row.listed else f"{row.shapes:,} officially",
+        f"{row.bytes / GIGA:,.2f} GB",
+        _duration(row.seconds) if goes_in and row.seconds is not None else "not measured",
+        commercial,
+        info.licence,
+    )
+
+
+def _archive(row: PlanRow) -> str:
+    standing = row.standing
+    if row.problem:
+        return f"cannot be used: {row.problem}"
+    if standing.taken:
+        return "there"
+    if standing.there:
+        return f"there, left out: {standing.not_taken}"
+    missing = f"missing: {', '.join(standing.missing)}"
+    if standing.not_taken:
+        return f"{missing}; {standing.not_taken}"
+    return f"{missing}, from {standing.info.origin} ({standing.info.access})"
+
+
+def _plan_notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
+    yield f"{plan.whole:,} shapes once all that is missing is there"
+    yield from _test_notes(request)
+    if plan.bytes > plan.free_bytes:
+        yield f"the disk has {plan.free_bytes / GIGA:,.2f} GB free, which is not enough"
+    if any(row.goes_in and row.standing.info.commercial is False for row in plan.rows):
+        yield "with a source marked NO, neither the corpus nor what is trained on it is for commercial use"
+
+
+def _build_notes(report: BuildReport, request: MixtureRequest) -> Iterator[str]:
+    from pointdistill.data.corpus import open_corpus
+    from pointdistill.data.mixture import official_shapes, survey
+
+    yield from _test_notes(request)
+    made = {source.name: source for source in open_corpus(report.path).sources}
+    for standing in survey(request):
+        info = standing.info
+        official = official_shapes(request, info)
+        record = made.get(info.name)
+        if record is not None and record.kept != official:
+            kept = f"{record.kept:,} shapes kept and {record.refused:,} refused"
+            yield f"{info.name}: {kept}; its whole archive gives {official:,}"
+        if standing.missing and not standing.not_taken:
+            yield f"{info.name}: missing, with {official:,} shapes"
+
+
+def _test_notes(request: MixtureRequest) -> Iterator[str]:
+    from pointdistill.data.mixture import HELD_OUT, mixture_sources
+
+    tests = [info.name for info in mixture_sources() if info.official_test]
+    out = [name for name in tests if name not in request.take_tests]
+    if out:
+        yield f"test splits left out: {', '.join(out)}; --take-tests takes one in"
+    if request.take_tests:
+        yield f"test splits taken in: {', '.join(request.take_tests)}"
+    for row in HELD_OUT:
+        shapes = f"test shapes of {row.benchmark} (in {', '.join(row.sources)})"
+        if request.exclude_all_tests:
+            yield f"{shapes} are left out"
+        else:
+            yield f"{shapes} are in; --exclude-tests all leaves them out"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+@contextmanager
+def _download_progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; nothing where the output goes to a file."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,28 @@
+"""The whole corpus from whatever archives a folder holds: what is there, what it costs, and the build."""
+
+from pointdistill.data.mixture.build import build_mixture
+from pointdistill.data.mixture.fetching import FetchReport, fetch_missing
+from pointdistill.data.mixture.held_out import HELD_OUT
+from pointdistill.data.mixture.plan import MixturePlan, PlanRow, plan_mixture
+from pointdistill.data.mixture.survey import (
+    MixtureRequest,
+    Standing,
+    mixture_sources,
+    official_shapes,
+    survey,
+)
+
+__all__ = [
+    "HELD_OUT",
+    "FetchReport",
+    "MixturePlan",
+    "MixtureRequest",
+    "PlanRow",
+    "Standing",
+    "build_mixture",
+    "fetch_missing",
+    "mixture_sources",
+    "official_shapes",
+    "plan_mixture",
+    "survey",
+]

@@ -1,0 +1,213 @@
+"""What a mixture will cost: shapes, disk and time of each source, measured on a few of its shapes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pointdistill.data.build.run import DEFAULT_POINTS, Progress, build_corpus
+from pointdistill.data.corpus.manifest import SourceFacts, read_manifest
+from pointdistill.data.mixture.survey import (
+    MixtureRequest,
+    Standing,
+    official_shapes,
+    open_one,
+    survey,
+)
+from pointdistill.data.sources.base import Cloud, Entry, Source
+from pointdistill.data.workers import usable_cores
+from pointdistill.errors import DataError
+
+SAMPLE = 8
+"""Shapes of a source that are read to measure its speed."""
+
+_POINT_BYTES = 6  # 3 int16
+_SHAPE_BYTES = 120  # checksum, place, label and id
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRow:
+    """What one source brings and costs."""
+
+    standing: Standing
+    shapes: int
+    listed: bool
+    """Whether ``shapes`` were counted in the archive; else it is the official number."""
+
+    bytes: int
+    """Disk that its shapes take in the corpus."""
+
+    seconds: float | None
+    """Seconds of one core for all its shapes; None where it could not be measured."""
+
+    problem: str = ""
+    """Why its archive cannot be used; empty if it can, or is not there."""
+
+    @property
+    def goes_in(self) -> bool:
+        """Whether a build that begins now has its shapes."""
+        return self.standing.taken and not self.problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixturePlan:
+    """What a build of the mixture takes."""
+
+    rows: tuple[PlanRow, ...]
+    workers: int
+    free_bytes: int
+    """Free where the corpus will be."""
+
+    @property
+    def shapes(self) -> int:
+        """Shapes of all sources that go in."""
+        return sum(row.shapes for row in self.rows if row.goes_in)
+
+    @property
+    def bytes(self) -> int:
+        """Disk that they take."""
+        return sum(row.bytes for row in self.rows if row.goes_in)
+
+    @property
+    def seconds(self) -> float:
+        """Time of the build, for those sources whose speed could be measured."""
+        return sum(row.seconds or 0 for row in self.rows if row.goes_in) / self.workers
+
+    @property
+    def whole(self) -> int:
+        """Shapes once every source of the mixture is there."""
+        return sum(row.shapes for row in self.rows if not row.standing.not_taken)
+
+
+def plan_mixture(
+    request: MixtureRequest,
+    output: Path,
+    *,
+    points: int = DEFAULT_POINTS,
+    seed: int = 0,
+    workers: int | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> MixturePlan:
+    """Say what a mixture will cost; nothing is kept.
+
+    Reads each archive that goes in once, as the build does for its checksum, and then a few of its shapes.
+
+    Args:
+        request: the folder, and what to take from it.
+        output: where the corpus will be, for the free disk.
+        points, seed, workers: those of the build.
+        tell: told each source's name before it is measured.
+
+    Raises:
+        DataError: if the folder does not exist.
+    """
+    rows = []
+    for standing in survey(request):
+        if standing.taken and tell:
+            tell(standing.info.name)
+        rows.append(_row(request, standing, points=points, seed=seed))
+    return MixturePlan(
+        rows=tuple(rows),
+        workers=max(1, usable_cores() if workers is None else workers),
+        free_bytes=shutil.disk_usage(_existing(output)).free,
+    )
+
+
+def _row(request: MixtureRequest, standing: Standing, *, points: int, seed: int) -> PlanRow:
+    shapes, problem = official_shapes(request, standing.info), ""
+    if standing.taken:
+        try:
+            source = open_one(request, standing.info)
+            entries = sorted(source.entries(), key=lambda entry: entry.id)
+            seconds, mean = _measured(source, entries, points=points, seed=seed)
+        except DataError as error:
+            problem = str(error)
+        else:
+            return PlanRow(
+                standing=standing,
+                shapes=len(entries),
+                listed=True,
+                bytes=len(entries) * (round(mean * _POINT_BYTES) + _SHAPE_BYTES),
+                seconds=seconds * len(entries),
+            )
+    return PlanRow(
+        standing=standing,
+        shapes=shapes,
+        listed=False,
+        bytes=shapes * (points * _POINT_BYTES + _SHAPE_BYTES),
+        seconds=None,
+        problem=problem,
+    )
+
+
+def _measured(
+    source: Source, entries: Sequence[Entry], *, points: int, seed: int
+) -> tuple[float, float]:
+    """Seconds a shape on one core, and points a shape, of a sample spread over the source.
+
+    The sample is built as the corpus will be, in a process of its own: a shape that ends its reader ends
+    nothing else.
+
+    Raises:
+        DataError: if the source is empty, or no shape of the sample can be used.
+    """
+    if not entries:
+        msg = f"{source.facts.name} holds no shapes; check its archive"
+        raise DataError(msg)
+    places = np.unique(np.linspace(0, len(entries) - 1, SAMPLE).astype(int))
+    sample = _Sample(source, [entries[k] for k in places])
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder, "sample")
+        build_corpus(sample, corpus, points=points, seed=seed, workers=1, progress=clock)
+        made = read_manifest(corpus)
+    mean = sum(shard.points for shard in made.shards) / made.shapes
+    return clock.seconds_each, mean
+
+
+class _Clock:
+    """Seconds a shape, without the first: that one waits for a process, its libraries and the archive."""
+
+    def __init__(self) -> None:
+        self._reached: dict[int, float] = {}
+        """When each number of shapes was first done."""
+
+    def __call__(self, progress: Progress) -> None:
+        self._reached.setdefault(progress.done, time.monotonic())
+
+    @property
+    def seconds_each(self) -> float:
+        """Of the first shape itself where there is no other."""
+        last = max(self._reached)
+        first = 1 if last > 1 and 1 in self._reached else 0
+        return (self._reached[last] - self._reached[first]) / (last - first)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A few shapes of a source."""
+
+    source: Source
+    chosen: Sequence[Entry]
+
+    @property
+    def facts(self) -> SourceFacts:
+        return self.source.facts
+
+    def entries(self) -> Sequence[Entry]:
+        return self.chosen
+
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+        return self.source.read(entry, count, rng=rng)
+
+
+def _existing(path: Path) -> Path:
+    """The path or the nearest folder above it that exists."""
+    whole = path.absolute()
+    return next(folder for folder in (whole, *whole.parents) if folder.exists())

@@ -1,0 +1,155 @@
+"""``inspect``, ``verify`` and ``preview`` as they are typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pointdistill.cli import main
+from pointdistill.data.workspace import remember_corpus
+from tests.data.test_corpus import edit, some_rows, write_corpus
+from tests.data.test_corpus_verify import flip_byte, place_of
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Type a command beside a corpus of 4 + 3 shapes of source a and 5 of b; exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    rows = some_rows("a", 7)
+    write_corpus(Path("mix"), [("a", rows[:4]), ("a", rows[4:]), ("b", some_rows("b", 5))])
+
+    def typed(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        written = capsys.readouterr()
+        return int(stop.value.code or 0), written.out, written.err
+
+    return typed
+
+
+def add_refusals() -> None:
+    stored = json.loads(Path("mix/corpus.json").read_text())
+    sources = [
+        source | {"licence": licence, "refused": refused}
+        for source, licence, refused in zip(
+            stored["sources"], ("CC BY-NC 4.0", "CC BY 4.0"), (2, 0), strict=True
+        )
+    ]
+    lines = [
+        {"source": "a", "id": f"bad{k}", "cause": f"{k} of 9 points are not finite"} for k in (1, 2)
+    ]
+    Path("mix/refused.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    edit(Path("mix"), {"sources": sources, "refused_sha256": "0" * 64})
+
+
+def test_inspect_prints_counts_licences_and_refusals(run: Run) -> None:
+    add_refusals()
+    code, out, err = run("inspect", "mix")
+    assert (code, err) == (0, "")
+    assert "| a | 7 | 2 | 2 | 40, 43, 46 |" in out
+    assert "| a | CC BY-NC 4.0 | NO COMMERCIAL USE | a test |" in out
+    assert "| b | CC BY 4.0 | any use | a test |" in out
+    assert "- NOT FOR COMMERCIAL USE: a\n" in out
+    assert (
+        "**Labels of b**\n\n| label | shapes |\n| --- | --- |\n| table | 2 |\n| lamp | 1 |" in out
+    )
+    assert "| a | 2 | … of … points are not finite | bad1: 1 of 9 points are not finite |" in out
+    content = json.loads(Path("mix/corpus.json").read_text())["content"]
+    assert f"- content: {content}\n" in out
+    assert f"- refused.jsonl: {'0' * 64}\n" in out
+    assert out.endswith("next: pointdistill verify mix\n")
+
+
+def test_inspect_prints_json_and_nothing_else(run: Run) -> None:
+    add_refusals()
+    code, out, _ = run("inspect", "mix", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert (told["shapes"], told["refused"], told["non_commercial"]) == (12, 2, ["a"])
+    assert [source["terms"] for source in told["sources"]] == ["no commercial use", "any use"]
+    assert told["sources"][1]["labels"] == {"table": 2, "lamp": 1}
+    assert told["sources"][1]["unlabelled"] == 2
+    assert told["refused_causes"][0]["shapes"] == 2
+    assert told["content"] == json.loads(Path("mix/corpus.json").read_text())["content"]
+
+
+def test_many_labels_are_cut_in_the_table_and_whole_in_json(run: Run) -> None:
+    stored = json.loads(Path("mix/corpus.json").read_text())
+    many = ["chair", "table", *(f"label {k}" for k in range(40))]
+    edit(Path("mix"), {"sources": [stored["sources"][0] | {"labels": many}, stored["sources"][1]]})
+    _, out, _ = run("inspect", "mix")
+    assert "- and 17 more labels of 0 shapes; --json has them." in out
+    _, out, _ = run("inspect", "mix", "--json")
+    assert len(json.loads(out)["sources"][0]["labels"]) == 42
+
+
+def test_a_long_setting_is_cut_in_the_table_and_whole_in_json(run: Run) -> None:
+    stored = json.loads(Path("mix/corpus.json").read_text())
+    left_out = [f"shape{k:03d}" for k in range(100)]
+    first = stored["sources"][0] | {"settings": {"test": False, "left_out": left_out}}
+    edit(Path("mix"), {"sources": [first, stored["sources"][1]]})
+    _, out, _ = run("inspect", "mix")
+    assert "| a | - | none | test=False, left_out=['shape000', 'shape001', " in out
+    assert "shape050" not in out
+    _, out, _ = run("inspect", "mix", "--json")
+    assert json.loads(out)["sources"][0]["settings"]["left_out"] == left_out
+
+
+def test_verify_ends_with_zero_or_a_line_for_each_damage(run: Run) -> None:
+    code, out, err = run("verify", "mix")
+    assert (code, err) == (0, "")
+    assert out.startswith("mix is whole: 12 shapes in 3 shards, content ")
+    assert "next: pointdistill preview mix" in out
+    for name in ("a-00001.h5", "b-00002.h5"):
+        flip_byte(Path("mix", name), place_of(Path("mix", name), "scale"))
+    code, out, err = run("verify", "mix")
+    assert code == 2
+    assert out.splitlines() == [
+        "a-00001.h5: shape 0 (a/é04): does not match its checksum",
+        "b-00002.h5: shape 0 (b/é00): does not match its checksum",
+    ]
+    assert err.startswith("mix: 2 things are wrong; copy it again")
+    assert err.count("\n") == 1
+
+
+def test_preview_writes_both_files_of_what_was_asked_for(run: Run) -> None:
+    code, out, err = run("preview", "mix", "--label", "table", "--source", "b")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:2] == [
+        "picture: mix-preview.png, 2 of 12 shapes",
+        "page: mix-preview.html, open it in a browser",
+    ]
+    assert "b/\\u00e901" in Path("mix-preview.html").read_text(encoding="utf-8")
+    first = Path("mix-preview.html").read_bytes()
+    run("preview", "mix", "--label", "table", "--source", "b", "--output", "out/again")
+    assert Path("out/again.html").read_bytes() == first
+    assert Path("out/again.png").read_bytes() == Path("mix-preview.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("inspect",), "no corpus was made in this folder yet"),
+        (("verify", "nowhere"), "nowhere: no such corpus"),
+        (("preview", "mix", "--label", "tabel"), "did you mean 'table'?"),
+        (("preview", "mix", "--ids", "zebra"), "no shape 'zebra'"),
+        (("preview", "mix", "--shapes", "0"), "'--shapes'"),
+    ],
+)
+def test_wrong_input_is_one_line(run: Run, words: tuple[str, ...], message: str) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_the_last_corpus_made_here_needs_no_name(run: Run) -> None:
+    remember_corpus(Path("mix"))
+    for command in ("inspect", "verify"):
+        code, _, err = run(command)
+        assert (code, err) == (0, "corpus: mix (the last one made in this folder)\n")

@@ -1,0 +1,125 @@
+"""``pointdistill prepare-data mixture`` as it is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pointdistill.cli import main
+from pointdistill.data.corpus import open_corpus
+from pointdistill.data.workspace import last_corpus
+from tests.data.mixture_archives import write_archives
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Type a command beside a folder of archives; its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    write_archives(tmp_path / "archives")
+
+    def typed(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(["prepare-data", "mixture", *words])
+        written = capsys.readouterr()
+        return int(stop.value.code or 0), written.out, written.err
+
+    return typed
+
+
+def test_it_builds_what_is_there_and_says_what_is_not(run: Run) -> None:
+    words = ("--archives", "archives", "--points", "64", "--workers", "0")
+    code, out, err = run(*words)
+    assert code == 0
+    assert "data/mixture is complete: 8 shapes of the mixture" in out
+    assert "next: pointdistill pretrain" in out
+    assert "3d-future: missing, with 16,560 shapes" in err
+    assert "modelnet40: 2 shapes kept and 0 refused; its whole archive gives 9,843" in err
+    assert "objaverse-cap3d" not in err.replace(", objaverse-cap3d", "")
+    assert "test splits left out: scanobjectnn, modelnet40" in err
+    assert "test shapes of ShapeNetPart (in shapenetcore) are in; --exclude-tests all" in err
+    assert "refused: Broken" in err
+    assert last_corpus() == Path("data/mixture")
+    assert len(open_corpus("data/mixture")) == 8
+    code, out, _ = run(*words)
+    assert (code, "was complete already" in out) == (0, True)
+
+
+def test_the_plan_is_a_table_and_makes_nothing(run: Run) -> None:
+    code, out, err = run(
+        "--archives", "archives", "--sources", "abo,modelnet40", "--points", "64", "--plan"
+    )
+    assert code == 0
+    assert "**3 shapes from archives, 0.00 GB" in out
+    rows = {line.split("|")[1].strip(): line for line in out.splitlines() if line.startswith("| ")}
+    assert len(rows) == 15, "thirteen sources, the head and its rule"
+    assert "| there | 1 |" in rows["abo"]
+    assert "| NO | CC BY-NC 4.0 |" in rows["abo"]
+    assert "there, left out: not asked for" in rows["shapenetcore"]
+    assert "measuring abo" in err
+    assert out.splitlines()[-1] == (
+        "next: pointdistill prepare-data mixture --archives archives --sources abo,modelnet40"
+    )
+    assert not Path("data").exists()
+
+
+def test_the_plan_says_where_the_missing_come_from(run: Run) -> None:
+    Path("empty").mkdir()
+    code, out, _ = run("--archives", "empty", "--plan")
+    assert code == 0
+    assert (
+        "missing: toys4k_obj_files.zip, from https://github.com/rehg-lab/lowshot-shapebias" in out
+    )
+    assert "52,470 officially" in out
+    assert "928,284 shapes once all that is missing is there" in out
+    assert out.endswith("next: pointdistill prepare-data mixture --archives empty --fetch\n")
+
+
+def test_fetch_explains_what_takes_a_login(run: Run) -> None:
+    code, out, err = run("--archives", "archives", "--sources", "s3dis,abo", "--fetch")
+    assert code == 0
+    assert "by hand: s3dis: Stanford3dDataset_v1.2.zip, from http://buildingparser" in err
+    assert "nothing was missing that can be fetched" in err
+    assert "--sources s3dis,abo --plan" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "mixture needs the folder that holds the archives"),
+        (["--archives", "nowhere"], "nowhere: no such folder"),
+        (["--archives", "archives", "--shapes", "3"], "--shapes has no meaning for mixture"),
+        (["--archives", "archives", "--include-test"], "name the source with --take-tests"),
+        (["--archives", "archives", "--take-tests", "abo"], "abo has no test split"),
+        (["--archives", "archives", "--exclude-tests", "some"], "accepts all, got 'some'"),
+        (["--archives", "archives", "--exclude-tests", "all"], "their list is needed"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(run: Run, words: list[str], message: str) -> None:
+    code, _, err = run(*words)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--plan", "--fetch", "--sources=abo", "--exclude-tests=all"])
+def test_a_single_source_has_no_options_of_the_mixture(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare-data", "abo", option])
+    assert stop.value.code == 2
+    assert "has no meaning for abo; it is for mixture" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_done(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pointdistill.data.mixture.build_mixture", interrupted)
+    code, _, err = run("--archives", "archives")
+    assert code == 130
+    assert "the same command goes on" in err

@@ -1,0 +1,174 @@
+"""From scores to a model card as typed, the code in the cards, and the command that each output names next."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trimesh
+
+from pointdistill.cli import main
+from pointdistill.data.build.prepare import prepare_corpus
+from pointdistill.data.sources import SourceRequest
+from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
+from pointdistill.data.workspace import remember_run, remember_stand_in
+from pointdistill.engine.exchange.push import prepare
+from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.leaks import Checked
+from tests.engine.labelled import make_encoder, saved_encoder
+from tests.engine.test_models import classifier_folder, segmenter_folder
+
+SOURCES = [{"name": "builtin", "licence": "CC0-1.0 (made on the spot)", "shapes": 4000}]
+MEASURE = ("--stand-in", "--split", "OBJ-BG", "--protocol", "knn", "--seeds", "1")
+ROW = "| ScanObjectNN stand-in, OBJ-BG | knn | 48 | OA "
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return int(stopped.value.code or 0)
+
+
+def push(source: str) -> str:
+    """The model card that pushing ``source`` would upload."""
+    assert run("push", source, "me/my-encoder", "--card-only", "card") == 0
+    return Path("card/README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a run that was trained on 4,000 shapes, and a small stand-in."""
+    monkeypatch.chdir(tmp_path)
+    training = {"name": "tiny", "mode": "dual", "step": 600, "seed": 0}
+    save_encoder(make_encoder(), Path("runs/a/encoder"), sources=SOURCES, training=training)
+    Path("runs/a/metrics.jsonl").touch()
+    corpus = {"path": "/home/jane/secret", "shapes": 4000, "fingerprint": "abc"}
+    described = {"format": "pointdistill-run", "corpus": corpus, "config": {}}
+    Path("runs/a/config.json").write_text(json.dumps(described))
+    remember_run(Path("runs/a"))
+    archive = Path("data/stand-in/h5_files.zip")
+    sizes = ScanSizes(train=2, test=1, copies=1)
+    make_scanobjectnn_stand_in(archive, splits=("OBJ-BG",), sizes=sizes, workers=1)
+    remember_stand_in("scanobjectnn", archive)
+    return tmp_path
+
+
+def test_evaluated_exported_and_pushed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The card of an exported encoder tells what was measured with its run's, even where the run is gone."""
+    assert run("evaluate", "scanobjectnn", *MEASURE, "--device", "cpu") == 0
+    assert run("export", "my-encoder") == 0
+    card = push("my-encoder")
+    assert ROW in card
+    assert "| recipe | tiny |" in card
+    assert "| shapes of the corpus | 4000 |" in card
+    assert "| content of the corpus | abc |" in card
+    assert "| builtin | 4,000 | CC0-1.0 (made on the spot) | any use |" in card
+    assert "licence cc0-1.0, 1 result\n" in capsys.readouterr().out
+    assert push("runs/a") == card
+    shutil.rmtree("runs")
+    assert push("my-encoder") == card
+    uploaded = "".join(path.read_text(errors="replace") for path in Path("card").iterdir())
+    assert "secret" not in uploaded
+    assert str(here) not in uploaded
+
+
+def test_exported_evaluated_and_pushed(here: Path) -> None:
+    """Scores of the exported folder lie under evaluation/ of the working folder; those of others do too."""
+    assert run("export", "my-encoder") == 0
+    other = make_encoder()
+    with torch.no_grad():
+        other.transformer.norm.weight.add_(1.0)
+    save_encoder(other, Path("other"), sources=SOURCES)
+    assert "None were recorded" in push("my-encoder")
+    for name in ("my-encoder", "other"):
+        measured = ("evaluate", "scanobjectnn", "--encoder", name, *MEASURE, "--device", "cpu")
+        assert run(*measured) == 0
+    assert push("my-encoder").count(ROW) == 1
+
+
+def test_the_code_in_every_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trimesh.creation.box().export("chair.obj")
+    made = {
+        "me/encoder": saved_encoder(tmp_path / "encoder"),
+        "me/classifier": classifier_folder(tmp_path / "classifier"),
+        "me/segmenter": segmenter_folder(tmp_path / "segmenter"),
+    }
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda repository, **_: str(made[repository])
+    )
+    said = {name: _run_snippet(prepare(made[name], name, tmp_path / name).folder) for name in made}
+    assert said["me/encoder"]["features"].cls.shape == (1, 16)
+    assert said["me/classifier"]["prediction"].classes == ("needle", "disc", "ball")
+    assert said["me/segmenter"]["prediction"].parts.shape == (1, 1024)
+    # The category that the card names is the chair, whose parts are 2, 3 and 4.
+    assert set(said["me/segmenter"]["prediction"].parts.flatten().tolist()) <= {2, 3, 4}
+
+
+def _run_snippet(folder: Path) -> dict[str, Any]:
+    """Names that the Python in a model card leaves behind."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_push_and_evaluate_quote_what_they_name(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/a/encoder").rename("my encoder")
+    assert run("push", "my encoder", "me/shapes", "--card-only", "my card") == 0
+    assert last_line(capsys) == (
+        "next: read 'my card/README.md', then pointdistill push 'my encoder' me/shapes"
+    )
+    measured = ("scanobjectnn", "--encoder", "my encoder", *MEASURE, "--device", "cpu")
+    assert run("evaluate", *measured) == 0
+    assert last_line(capsys) == (
+        "next: pointdistill evaluate modelnet40 --encoder 'my encoder' --stand-in"
+    )
+
+
+def test_reconstruct_names_its_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved_encoder(tmp_path / "my encoder")
+    prepare_corpus("builtin", SourceRequest(shapes=24), output=tmp_path / "c", points=80, workers=1)
+    asked = ("reconstruct", "--data", "c", "--steps", "1", "--device", "cpu")
+    assert run(*asked, "--encoder", "my encoder") == 0
+    assert last_line(capsys) == "next: pointdistill export my-encoder --encoder 'my encoder'"
+
+
+def test_leaks_names_its_archive(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Checked("modelnet40", Path("corpus"), ())
+    monkeypatch.setattr("pointdistill.engine.leaks.check_leaks", lambda *_, **__: found)
+    assert run("leaks", "modelnet40", "--encoder", "my run", "--data", "my data/M.zip") == 0
+    assert last_line(capsys) == (
+        "next: pointdistill evaluate modelnet40 --encoder 'my run' --data 'my data/M.zip'"
+    )
+    assert run("leaks", "modelnet40", "--stand-in") == 0
+    assert last_line(capsys) == "next: pointdistill evaluate modelnet40 --stand-in"
+
+
+def test_import_weights_quotes_its_folder(
+    golden_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        run("import-weights", str(golden_dir / "official_tiny.ckpt"), "--output", "my encoder") == 0
+    )
+    assert last_line(capsys) == "next: pointdistill evaluate scanobjectnn --encoder 'my encoder'"

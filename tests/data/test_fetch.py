@@ -1,0 +1,219 @@
+"""Downloads against a server on loopback that drops connections, changes its files, and refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pointdistill.data.fetch import fetch
+from pointdistill.errors import DataError
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@dataclass
+class Server:
+    """What the server does, and what it was asked."""
+
+    url: str = ""
+    content: bytes = CONTENT
+    etag: str | None = '"one"'
+    drop_after: list[int] = field(default_factory=list)
+    """Bytes after which the next connections end."""
+
+    statuses: list[int] = field(default_factory=list)
+    """Refusals of the next requests."""
+
+    headers: dict[str, str] = field(default_factory=dict)
+    ignores_ranges: bool = False
+    ignores_versions: bool = False
+    asked: list[str] = field(default_factory=list)
+    """The ranges of the requests; empty for a whole file."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state.asked.append(self.headers.get("Range", ""))
+            if state.statuses:
+                self.send_error(state.statuses.pop(0))
+                return
+            if self.path == "/moved":
+                self.send_response(302)
+                self.send_header("Location", "/file")
+                self.send_header("X-Linked-Etag", f'"{SHA256}"')
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self._send(self._start())
+
+        def _start(self) -> int:
+            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            same = state.ignores_versions or self.headers.get("If-Range") == state.etag
+            return int(wanted[1]) if wanted and same and not state.ignores_ranges else 0
+
+        def _send(self, start: int) -> None:
+            body, size = state.content[start:], len(state.content)
+            self.send_response(206 if start else 200)
+            answer = {"Content-Length": str(len(body)), "Content-Type": "application/zip"}
+            if start:
+                answer["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+            if state.etag:
+                answer["ETag"] = state.etag
+            for name, value in (answer | state.headers).items():
+                if value:
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body[: state.drop_after.pop(0)] if state.drop_after else body)
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
+        state.url = f"http://127.0.0.1:{httpd.server_port}/file"
+        yield state
+        httpd.shutdown()
+
+
+def no_sleep(_: float) -> None:
+    """In place of a pause."""
+
+
+def test_a_dropped_connection_is_gone_on_with_from_its_last_byte(
+    server: Server, tmp_path: Path
+) -> None:
+    server.drop_after = [100_000, 50_000]
+    told: list[tuple[int, int]] = []
+    path = tmp_path / "downloads" / "a.zip"
+    got = fetch(server.url, path, progress=lambda *at: told.append(at), sleep=no_sleep)
+    assert path.read_bytes() == CONTENT
+    assert (got.path, got.bytes, got.sha256, got.checked) == (path, 300_000, SHA256, False)
+    assert server.asked == ["", "bytes=100000-", "bytes=150000-"]
+    assert told[-1] == (300_000, 300_000)
+    assert [file.name for file in path.parent.iterdir()] == ["a.zip"]
+
+
+def test_a_later_call_goes_on_and_until_then_the_file_is_absent(
+    server: Server, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.zip"
+    server.drop_after = [100_000, *[0] * 6]
+    with pytest.raises(DataError, match=r"no answer in 6 attempts .* 100,000 bytes are kept"):
+        fetch(server.url, path, sleep=no_sleep)
+    assert not path.exists()
+    server.asked.clear()
+    assert fetch(server.url, path, sha256=SHA256, sleep=no_sleep).checked
+    assert server.asked == ["bytes=100000-"]
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("way", ["asked by version", "by a server that knows none", "refused"])
+def test_a_file_that_changed_in_between_is_fetched_from_its_beginning(
+    server: Server, tmp_path: Path, way: str
+) -> None:
+    path = tmp_path / "a.zip"
+    server.drop_after = [100_000, *[0] * 6]
+    with pytest.raises(DataError):
+        fetch(server.url, path, sleep=no_sleep)
+    server.etag, server.content = '"two"', CONTENT[::-1]
+    server.ignores_versions = way == "by a server that knows none"
+    server.statuses = [416] if way == "refused" else []
+    fetch(server.url, path, sleep=no_sleep)
+    assert path.read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("way", ["no version", "no ranges"])
+def test_a_server_that_cannot_go_on_begins_again(server: Server, tmp_path: Path, way: str) -> None:
+    server.drop_after = [100_000]
+    if way == "no version":
+        server.etag = None
+    else:
+        server.ignores_ranges = True
+    path = tmp_path / "a.zip"
+    fetch(server.url, path, sleep=no_sleep)
+    assert path.read_bytes() == CONTENT
+
+
+def test_another_content_than_promised_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    server.content = CONTENT[:-1] + b"x"
+    with pytest.raises(DataError, match=f"expected {SHA256}; fetch it again"):
+        fetch(server.url, tmp_path / "a.zip", sha256=SHA256, sleep=no_sleep)
+    with pytest.raises(DataError, match=f"expected {SHA256}"):
+        fetch(server.url.replace("file", "moved"), tmp_path / "a.zip", sleep=no_sleep)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_was_stopped_while_it_was_checked_is_not_fetched_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_: Path) -> str:
+        raise KeyboardInterrupt
+
+    url = server.url.replace("file", "moved")
+    with monkeypatch.context() as patched:
+        patched.setattr("pointdistill.data.fetch.sha256_of", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(url, tmp_path / "a.zip", sleep=no_sleep)
+    assert not (tmp_path / "a.zip").exists()
+    server.asked.clear()
+    assert fetch(url, tmp_path / "a.zip", sleep=no_sleep).checked
+    assert server.asked == []
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+
+
+def test_the_checksum_of_a_redirect_is_compared(server: Server, tmp_path: Path) -> None:
+    got = fetch(server.url.replace("file", "moved"), tmp_path / "a.zip", sleep=no_sleep)
+    assert got.checked
+    assert got.path.read_bytes() == CONTENT
+
+
+def test_a_busy_server_is_asked_again_with_longer_and_longer_pauses(
+    server: Server, tmp_path: Path
+) -> None:
+    server.statuses = [503, 429]
+    pauses: list[float] = []
+    fetch(server.url, tmp_path / "a.zip", sleep=pauses.append)
+    assert pauses == [2.0, 4.0]
+    server.statuses = [404]
+    with pytest.raises(DataError, match="404 Not Found; see whether it has moved"):
+        fetch(server.url, tmp_path / "b.zip", sleep=no_sleep)
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"Content-Type": "text/html; charset=utf-8"}, "answered with a web page"),
+        ({"Content-Length": ""}, "does not say how long the file is"),
+    ],
+)
+def test_what_is_no_whole_file_is_refused(
+    server: Server, tmp_path: Path, headers: dict[str, str], message: str
+) -> None:
+    server.headers = headers
+    with pytest.raises(DataError, match=message):
+        fetch(server.url, tmp_path / "a.zip", sleep=no_sleep)
+    assert not (tmp_path / "a.zip").exists()
+
+
+def test_other_addresses_and_a_second_process_are_refused(server: Server, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with pytest.raises(DataError, match="only http and https"):
+        fetch("file:///etc/hostname", tmp_path / "a.zip")
+    with (tmp_path / ".a.zip.part.lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process is fetching it"):
+            fetch(server.url, tmp_path / "a.zip")

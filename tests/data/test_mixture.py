@@ -1,0 +1,303 @@
+"""The mixture: what goes in, that it is one sound corpus, and that it goes on from wherever it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
+from pointdistill.data.corpus import open_corpus, verify_corpus
+from pointdistill.data.mixture import MixtureRequest, build_mixture, mixture_sources, survey
+from pointdistill.errors import ConfigError, CorpusError, DataError
+from tests.data.mixture_archives import (
+    PART_LIST,
+    write_archives,
+    write_cap3d,
+    write_lists,
+    write_modelnet40,
+    write_objaverse,
+    write_shapenetcore,
+)
+from tests.data.source_archives import build, write_zip
+
+NAMES = ["abo", "google-scanned-objects", "modelnet40", "scanobjectnn", "shapenetcore"]
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    return write_archives(tmp_path / "archives")
+
+
+def mixed(archives: Path, output: Path, *, workers: int = 0, **request: Any) -> Path:
+    asked = MixtureRequest(archives=archives, **request)
+    return build_mixture(asked, output, points=128, workers=workers).path
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+# One corpus
+
+
+def test_every_archive_that_is_there_goes_into_one_corpus(archives: Path, tmp_path: Path) -> None:
+    request = MixtureRequest(archives=archives)
+    made = build_mixture(request, tmp_path / "corpus", points=128, workers=0)
+    assert (made.kept, made.refused, made.resumed, made.was_complete) == (8, 1, 0, False)
+    corpus = open_corpus(made.path)
+    assert [source.name for source in corpus.sources] == NAMES
+    assert [source.kept for source in corpus.sources] == [1, 1, 2, 2, 2]
+    assert [source.refused for source in corpus.sources] == [0, 1, 0, 0, 0]
+    assert corpus.ids()[-2:] == ["02691156/b2", "03001627/a1"]
+    assert verify_corpus(made.path) == ()
+    (line,) = (made.path / "refused.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    assert (row["source"], row["id"]) == ("google-scanned-objects", "Broken")
+    assert not (made.path / ".building").exists()
+
+
+def test_a_shape_is_the_one_that_a_corpus_of_its_source_alone_has(
+    archives: Path, tmp_path: Path
+) -> None:
+    corpus = open_corpus(mixed(archives, tmp_path / "corpus"))
+    whole = {(shape.source, shape.id): shape.points for shape in corpus}
+    for name in NAMES:
+        for shape in build(name, tmp_path / name, points=128, path=archives):
+            assert np.array_equal(shape.points, whole.pop((name, shape.id)))
+    assert not whole
+
+
+def test_a_mixture_of_one_source_has_the_content_of_its_corpus(tmp_path: Path) -> None:
+    write_modelnet40(tmp_path / "archives")
+    one = build("modelnet40", tmp_path / "one", points=128, path=tmp_path / "archives")
+    mixture = mixed(tmp_path / "archives", tmp_path / "mixture")
+    assert files_of(mixture) == files_of(one.path)
+
+
+# Never loses
+
+
+def test_workers_do_not_change_a_byte(archives: Path, tmp_path: Path) -> None:
+    one = mixed(archives, tmp_path / "one")
+    two = mixed(archives, tmp_path / "two", workers=2)
+    assert files_of(one) == files_of(two)
+
+
+@pytest.mark.parametrize("begun", [1, 3, 5])
+def test_a_build_that_was_stopped_between_sources_goes_on(
+    archives: Path, tmp_path: Path, begun: int
+) -> None:
+    seen: list[str] = []
+
+    @contextlib.contextmanager
+    def begin(name: str) -> Iterator[None]:
+        seen.append(name)
+        if len(seen) == begun:
+            raise KeyboardInterrupt
+        yield
+
+    output = tmp_path / "corpus"
+    request = MixtureRequest(archives=archives)
+    with pytest.raises(KeyboardInterrupt):
+        build_mixture(request, output, points=128, workers=0, begin=begin)
+    with pytest.raises(CorpusError, match="not finished"):
+        open_corpus(output)
+    made = build_mixture(request, output, points=128, workers=0)
+    assert made.resumed == [0, 0, 3, 0, 7][begun - 1]
+    assert files_of(output) == files_of(mixed(archives, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("moved", [0, 2, 5])
+def test_a_build_that_was_stopped_while_shards_are_moved_goes_on(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    """Five shards and the manifest move; after five the manifest alone is missing."""
+    output = tmp_path / "corpus"
+    replace = Path.replace
+    done: list[Path] = []
+
+    def stopping(self: Path, target: Path) -> Path:
+        if target.parent == output and self.parent.name != output.name:
+            if len(done) == moved:
+                raise KeyboardInterrupt
+            done.append(target)
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            mixed(archives, output)
+    assert len(list(output.glob("*.h5"))) == moved
+    assert not (output / "corpus.json").exists()
+    mixed(archives, output)
+    assert files_of(output) == files_of(mixed(archives, tmp_path / "whole"))
+
+
+def test_a_list_of_refused_shapes_is_that_of_the_sources_that_go_in(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the list was written, and gone on without the source that has a refused shape."""
+
+    def stopping(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "corpus"
+    with monkeypatch.context() as patched:
+        patched.setattr("pointdistill.data.mixture.build.write_manifest", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            mixed(archives, output)
+    assert (output / "refused.jsonl").is_file()
+    mixed(archives, output, sources=("modelnet40",))
+    assert sorted(files_of(output)) == ["corpus.json", "modelnet40-00000.h5"]
+
+
+def test_an_archive_may_be_added_to_an_unfinished_build(tmp_path: Path) -> None:
+    archives, output = tmp_path / "archives", tmp_path / "corpus"
+    write_shapenetcore(archives)
+
+    @contextlib.contextmanager
+    def stop_after(_: str) -> Iterator[None]:
+        yield
+        raise KeyboardInterrupt
+
+    request = MixtureRequest(archives=archives)
+    with pytest.raises(KeyboardInterrupt):
+        build_mixture(request, output, points=128, workers=0, begin=stop_after)
+    write_modelnet40(archives)
+    made = build_mixture(request, output, points=128, workers=0)
+    assert (made.kept, made.resumed) == (4, 2)
+
+
+def test_a_finished_mixture_is_left_as_it_is(archives: Path, tmp_path: Path) -> None:
+    output = mixed(archives, tmp_path / "corpus")
+    before = files_of(output)
+    made = build_mixture(MixtureRequest(archives=archives), output, points=128, workers=0)
+    assert (made.was_complete, made.kept) == (True, 8)
+    with pytest.raises(CorpusError, match=r"sources\.modelnet40\.settings\.splits: \[\"train\"\]"):
+        mixed(archives, output, take_tests=("modelnet40",))
+    with pytest.raises(CorpusError, match=r"sources\.abo: .* there, null asked"):
+        mixed(archives, output, sources=("modelnet40",))
+    assert files_of(output) == before
+
+
+# Test splits
+
+
+def test_test_splits_are_out_unless_asked_for(archives: Path, tmp_path: Path) -> None:
+    out = open_corpus(mixed(archives, tmp_path / "out"))
+    assert not any("/test/" in name for name in out.ids())
+    for name, taken in (("modelnet40", "chair/test/chair_0890"), ("scanobjectnn", "OBJ-BG/test/")):
+        corpus = open_corpus(mixed(archives, tmp_path / name, take_tests=(name,)))
+        tests = [shape for shape in corpus.ids() if "/test/" in shape]
+        assert len(tests) == 1
+        assert tests[0].startswith(taken)
+        (record,) = (source for source in corpus.sources if source.name == name)
+        assert "test" in json.dumps(record.settings)
+
+
+@pytest.mark.parametrize("form", ["list", "archive", "folder"])
+def test_exclude_all_leaves_out_the_test_shapes_of_shapenetpart_and_lvis(
+    tmp_path: Path, form: str
+) -> None:
+    archives = tmp_path / "archives"
+    write_shapenetcore(archives)
+    write_objaverse(archives)
+    write_lists(archives)
+    content = (archives / PART_LIST).read_text()
+    if form != "list":
+        (archives / PART_LIST).unlink()
+    if form == "archive":
+        write_zip(
+            archives / f"{ARCHIVE_STEM}.zip",
+            {f"{ARCHIVE_STEM}/train_test_split/{PART_LIST}": content},
+        )
+    elif form == "folder":
+        (archives / ARCHIVE_STEM / "train_test_split").mkdir(parents=True)
+        (archives / ARCHIVE_STEM / "train_test_split" / PART_LIST).write_text(content)
+    every = open_corpus(mixed(archives, tmp_path / "every"))
+    assert every.ids() == ["u1", "u2", "02691156/b2", "03001627/a1"]
+    corpus = open_corpus(mixed(archives, tmp_path / "fewer", exclude_all_tests=True))
+    assert corpus.ids() == ["u1", "02691156/b2"]
+    kept = [source.settings["test_shapes"] for source in every.sources]
+    left = [source.settings["test_shapes"] for source in corpus.sources]
+    assert [(k["benchmark"], k["left_out"]) for k in kept] == [
+        ("Objaverse-LVIS", False),
+        ("ShapeNetPart", False),
+    ]
+    assert [(k["left_out"], k["listed"]) for k in left] == [(True, 3), (True, 2)]
+    assert all(len(k["list_sha256"]) == 64 for k in left)
+
+
+def test_a_list_that_is_missing_or_damaged_is_asked_for(tmp_path: Path) -> None:
+    archives = tmp_path / "archives"
+    write_shapenetcore(archives)
+    with pytest.raises(DataError, match=f"ShapeNetPart's shapes their list is needed.*{PART_LIST}"):
+        mixed(archives, tmp_path / "corpus", exclude_all_tests=True)
+    for content in ("{", "[]", '["a1"]'):
+        (archives / PART_LIST).write_text(content)
+        with pytest.raises(DataError, match=PART_LIST):
+            mixed(archives, tmp_path / "corpus", exclude_all_tests=True)
+    assert not (tmp_path / "corpus").exists()
+
+
+# What is there
+
+
+def test_cap3d_stays_out_beside_the_objects_that_it_is_made_of(tmp_path: Path) -> None:
+    write_cap3d(tmp_path)
+
+    def taken(**request: Any) -> list[str]:
+        request_ = MixtureRequest(archives=tmp_path, **request)
+        return [standing.info.name for standing in survey(request_) if standing.taken]
+
+    assert taken() == ["objaverse-cap3d"]
+    assert taken(sources=("objaverse-xl-cap3d",)) == ["objaverse-xl-cap3d"]
+    write_objaverse(tmp_path)
+    assert taken() == ["objaverse"]
+    assert taken(sources=("objaverse-cap3d", "objaverse")) == ["objaverse-cap3d", "objaverse"]
+
+
+def test_a_source_whose_files_are_not_all_there_is_not_taken(tmp_path: Path) -> None:
+    for part in (1, 2, 4):
+        (tmp_path / f"3D-FUTURE-model-part{part}.zip").touch()
+    (standing,) = (
+        s for s in survey(MixtureRequest(archives=tmp_path)) if s.info.name == "3d-future"
+    )
+    assert not standing.taken
+    assert standing.missing == ("3D-FUTURE-model-part3.zip",)
+    with pytest.raises(DataError, match=r"3D-FUTURE-model-part3\.zip missing; .*https://tianchi"):
+        mixed(tmp_path, tmp_path / "corpus", sources=("3d-future",))
+
+
+def test_folders_without_archives_are_one_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of the mixture's archives; --plan lists"):
+        mixed(tmp_path, tmp_path / "corpus")
+    with pytest.raises(DataError, match="no such folder; with --archives"):
+        mixed(tmp_path / "absent", tmp_path / "corpus")
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"sources": ("folder",)}, "folder is no source of the mixture; it has shapenetcore"),
+        ({"sources": ("abbo",)}, "did you mean abo"),
+        ({"take_tests": ("abo",)}, "abo has no test split .*; scanobjectnn, modelnet40 have one"),
+        (
+            {"take_tests": ("modelnet40",), "exclude_all_tests": True},
+            "both taken in and excluded",
+        ),
+    ],
+)
+def test_what_a_mixture_cannot_have_is_refused(request_: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MixtureRequest(archives=Path(), **request_)
+
+
+def test_the_mixture_has_every_source_but_those_without_an_archive() -> None:
+    assert len(mixture_sources()) == 13

@@ -1,0 +1,178 @@
+"""The plan of a mixture, and what is fetched for it."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME
+from pointdistill.data.mixture import (
+    MixtureRequest,
+    build_mixture,
+    fetch_missing,
+    fetching,
+    plan_mixture,
+)
+from pointdistill.data.sources import source_info
+from pointdistill.errors import DataError
+from tests.data.mixture_archives import (
+    write_archives,
+    write_cap3d,
+    write_lists,
+    write_modelnet40,
+    write_shapenetcore,
+)
+
+ROW_BYTES = 128 * 6 + 120
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    return write_archives(tmp_path / "archives")
+
+
+def planned(archives: Path, **request: Any) -> Any:
+    asked = MixtureRequest(archives=archives, **request)
+    return plan_mixture(asked, archives / "no" / "corpus", points=128, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("take_tests", "whole"),
+    [
+        ((), 928_284),
+        (("modelnet40",), 930_752),  # the number in the paper
+        (("modelnet40", "scanobjectnn"), 934_796),
+    ],
+)
+def test_the_whole_has_the_official_number_of_shapes(
+    tmp_path: Path, take_tests: tuple[str, ...], whole: int
+) -> None:
+    plan = planned(tmp_path, take_tests=take_tests)
+    assert plan.whole == whole
+    assert (plan.shapes, plan.bytes, plan.seconds) == (0, 0, 0)
+
+
+def test_with_cap3ds_clouds_the_whole_has_these_instead_of_the_scenes(tmp_path: Path) -> None:
+    write_cap3d(tmp_path)
+    plan = planned(tmp_path)
+    assert plan.whole == 928_284 - 797_084 + 1
+    assert [row.standing.info.name for row in plan.rows if row.goes_in] == ["objaverse-cap3d"]
+
+
+def test_what_is_there_is_counted_and_measured(archives: Path) -> None:
+    rows = {row.standing.info.name: row for row in planned(archives).rows}
+    there = rows["modelnet40"]
+    assert (there.shapes, there.listed, there.goes_in) == (2, True, True)
+    assert there.bytes == 2 * ROW_BYTES
+    assert there.seconds is not None
+    assert 0 < there.seconds < 5
+    clouds = rows["scanobjectnn"]
+    assert clouds.bytes == 2 * (64 * 6 + 120), "a cloud of 64 points keeps its 64"
+    lacking = rows["sunrgbd"]
+    assert (lacking.shapes, lacking.listed, lacking.seconds) == (8_451, False, None)
+    assert lacking.bytes == 8_451 * ROW_BYTES
+    assert len(lacking.standing.missing) == 3
+
+
+def test_a_plan_is_the_sum_of_what_goes_in_and_nothing_is_made(archives: Path) -> None:
+    before = sorted(archives.rglob("*"))
+    told: list[str] = []
+    request = MixtureRequest(archives=archives, sources=("modelnet40", "shapenetcore"))
+    output = archives / "no" / "corpus"
+    plan = plan_mixture(request, output, points=128, workers=2, tell=told.append)
+    assert told == ["shapenetcore", "modelnet40"]
+    assert (plan.shapes, plan.bytes) == (4, 4 * ROW_BYTES)
+    assert plan.seconds == sum(row.seconds or 0 for row in plan.rows) / 2
+    assert plan.free_bytes > 0
+    assert sorted(archives.rglob("*")) == before
+    assert build_mixture(request, output, points=128, workers=0).kept == plan.shapes
+
+
+def test_a_plan_counts_what_a_list_leaves_out(tmp_path: Path) -> None:
+    write_shapenetcore(tmp_path)
+    assert "their list is needed" in planned(tmp_path, exclude_all_tests=True).rows[0].problem
+    write_lists(tmp_path)
+    assert planned(tmp_path).shapes == 2
+    assert planned(tmp_path, exclude_all_tests=True).shapes == 1
+
+
+def test_an_archive_that_cannot_be_used_is_named_and_the_others_are_planned(archives: Path) -> None:
+    (archives / "abo-3dmodels.tar").write_bytes(b"cut short")
+    plan = planned(archives)
+    (bad,) = (row for row in plan.rows if row.problem)
+    assert bad.standing.info.name == "abo"
+    assert "abo-3dmodels.tar" in bad.problem
+    assert not bad.goes_in
+    assert plan.shapes == 8
+
+
+# Fetching
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that is served at the addresses of ModelNet40 and of the annotation."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given, directory=str(folder))
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as httpd:
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
+        root = f"http://127.0.0.1:{httpd.server_port}"
+        addresses = {"modelnet40": {"ModelNet40.zip": f"{root}/ModelNet40.zip"}}
+        lists = {ANNOTATION_NAME: f"{root}/{ANNOTATION_NAME}"}
+        monkeypatch.setattr(fetching, "ADDRESSES", addresses)
+        monkeypatch.setattr(fetching, "LIST_ADDRESSES", lists)
+        yield folder
+        httpd.shutdown()
+
+
+def test_what_is_missing_is_fetched_and_the_rest_is_explained(site: Path, tmp_path: Path) -> None:
+    write_modelnet40(site)
+    write_lists(site)
+    folder = tmp_path / "downloads"
+    write_shapenetcore(folder)
+    request = MixtureRequest(archives=folder, exclude_all_tests=True)
+    report = fetch_missing(request)
+    assert [file.path.name for file in report.fetched] == ["ModelNet40.zip", ANNOTATION_NAME]
+    for name in ("ModelNet40.zip", ANNOTATION_NAME):
+        assert (folder / name).read_bytes() == (site / name).read_bytes()
+    lines = {line.split(":")[0]: line for line in report.by_hand}
+    info = source_info("toys4k")
+    assert lines["toys4k"] == f"toys4k: {info.archive}, from {info.origin} ({info.access})"
+    assert "shapenetcore" not in lines, "it is there"
+    assert "the package `objaverse` fetches them" in lines["objaverse"]
+    assert "modelnet40" not in lines
+    assert fetch_missing(request).fetched == (), "what is there is not fetched again"
+
+
+def test_only_what_was_named_is_fetched(site: Path, tmp_path: Path) -> None:
+    write_modelnet40(site)
+    report = fetch_missing(MixtureRequest(archives=tmp_path / "none", sources=("toys4k",)))
+    assert report.fetched == ()
+    assert [line.split(":")[0] for line in report.by_hand] == ["toys4k"]
+
+
+def test_a_file_that_is_gone_is_one_error(site: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"ModelNet40\.zip: 404"):
+        fetch_missing(MixtureRequest(archives=tmp_path / "downloads"))
+    assert not (tmp_path / "downloads" / "ModelNet40.zip").exists()
+
+
+def test_nothing_that_takes_a_login_has_an_address() -> None:
+    for name, files in fetching.ADDRESSES.items():
+        info = source_info(name)
+        assert info.access == "no login"
+        assert set(files) == set(info.files)
+        assert all(url.startswith("https://") for url in files.values())

@@ -1,0 +1,59 @@
+"""What only a GPU can show; skipped where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pointdistill.engine.devices import build_accelerator
+from pointdistill.engine.recipes import recipe
+from pointdistill.engine.training.loader import Batch
+from pointdistill.engine.training.run_options import RunOptions
+from pointdistill.engine.training.sharding import prepare_student
+from pointdistill.engine.training.state import new_state, to_device
+from pointdistill.engine.training.step import Stepper, make_views
+from pointdistill.model.distillation import Mode
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SHAPES = 8
+
+
+def make_batch(device: str) -> Batch:
+    points = np.random.default_rng(0).normal(size=(SHAPES, 4096, 3)).astype(np.float32)
+    counts, index = torch.full((SHAPES,), 4096), torch.arange(SHAPES)
+    return Batch(torch.from_numpy(points), counts, index, 0).to(torch.device(device))
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_step_never_waits_for_the_device(mode: Mode, request: pytest.FixtureRequest) -> None:
+    config = replace(recipe("tiny", mode), batch_size=SHAPES)
+    accelerator = build_accelerator("cuda", "bf16")
+    state = new_state(config)
+    to_device(state, accelerator.device)
+    student = prepare_student(state, accelerator, RunOptions().sharding)
+    step = Stepper(state, student, accelerator, total=100, per_epoch=10)
+    batch = make_batch("cuda")
+    step(batch, make_views(batch, config), watch=True, votes={"stop": False})
+    request.getfixturevalue("no_waiting")  # The first step sets up libraries.
+    numbers = step(batch, make_views(batch, config), watch=False, votes={"stop": False})
+    torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(numbers.values["loss"])
+
+
+def test_views_are_those_of_a_cpu() -> None:
+    """The same points in the same patches, but where rounding decides between two neighbours."""
+    config = recipe("tiny")
+    ours, theirs = (make_views(make_batch(d), config).global_views for d in ("cpu", "cuda"))
+    same = (ours.centers - theirs.centers.cpu()).abs().amax(-1) < 1e-4
+    assert same.float().mean() > 0.98
