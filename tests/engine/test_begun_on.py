@@ -18,7 +18,7 @@ from pointdistill.engine.training.pretrain import pretrain
 from pointdistill.engine.training.run_folder import BegunOn, begin_run, begun_on, resume_run
 from pointdistill.errors import ConfigError
 from tests.engine.conftest import MemoryCorpus, micro_config
-from tests.engine.runs import losses, options
+from tests.engine.runs import options
 
 CPU = BegunOn(device="cpu", precision="no")
 
@@ -81,28 +81,10 @@ def test_what_cannot_be_kept_is_said_in_one_line(
 ) -> None:
     rewrite(run, device="cuda", precision="bf16")
     with caplog.at_level(logging.WARNING, "pointdistill"):
-        assert resume(run, memory_corpus, monkeypatch, precision="no") == "no"
+        assert resume(run, memory_corpus, monkeypatch) == "no"
     assert [record.getMessage() for record in caplog.records] == [
         "begun on cuda with precision bf16, goes on on cpu with precision no: numbers are rounded differently"
     ]
-
-
-def test_a_cpu_trains_in_bf16_or_says_that_it_cannot(
-    run: Path, memory_corpus: MemoryCorpus
-) -> None:
-    rewrite(run, device="cuda", precision="bf16")
-    said = None
-    try:
-        pretrain(
-            micro_config(), corpus=memory_corpus, run=run, resume=True, options=options(stop_at=2)
-        )
-    except ConfigError as refused:
-        said = str(refused)
-    if said is None:
-        assert len(losses(run)) == 2
-    else:
-        assert said.startswith("precision 'bf16' cannot be had on this CPU")
-        assert said.endswith("use --precision no")
 
 
 def test_a_run_that_wrote_nothing_down_goes_on_as_before(

@@ -392,7 +392,7 @@ def test_all_measures_what_is_there_and_says_what_is_not(
 
 
 def test_all_without_any_data_is_one_line(measure: Measure, run: Path) -> None:
-    with pytest.raises(DataError, match=r"no benchmark's data is here.*h5_files.zip") as caught:
+    with pytest.raises(DataError, match=r"no benchmark's data is here.*--stand-in") as caught:
         measure(benchmark="all", protocols=())
     assert "\n" not in str(caught.value)
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,7 +91,7 @@ def embed(
         device=device,
     )
     with _progress() as tell:
-        report = run(request, tell)
+        report = run(request, tell, say=partial(typer.echo, err=True))
     _print(report, features, up)
 
 

@@ -44,12 +44,15 @@ def export(
     """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
     from pointdistill.data.workspace import last_run
     from pointdistill.engine.exchange.export import export_encoder
+    from pointdistill.engine.exchange.unfinished import encoder_line
+    from pointdistill.engine.exchange.weights import locate_encoder
     from pointdistill.errors import CheckpointError, ConfigError
 
     source = encoder or last_run()
     if source is None:
         msg = "no run was made in this folder yet; run `pointdistill pretrain`, or name one with --encoder"
         raise CheckpointError(msg)
+    typer.echo(encoder_line(locate_encoder(source)), err=True)
     if file_format is FormatName.ONNX:
         from pointdistill.engine.exchange.onnx_export import export_onnx
 

@@ -67,7 +67,12 @@ def leaks(
     if as_json:
         typer.echo(json.dumps(checked.plain(), indent=1, ensure_ascii=False))
         return
-    print_table(leaks_table(checked))
+    table = leaks_table(checked)
+    if table.rows:
+        print_table(table)
+    else:
+        for line in table.notes:
+            typer.echo(line)
     command = ["pointdistill", "evaluate", benchmark.value]
     command += [] if encoder is None else ["--encoder", str(encoder)]
     command += [] if data is None else ["--data", str(data)]

@@ -196,10 +196,11 @@ def _stopped() -> NoReturn:
 def _print(report: BuildReport, name: str) -> None:
     for example in report.examples:
         typer.echo(f"refused: {example}", err=True)
-    if report.refused > len(report.examples):
-        typer.echo(f"refused: {report.refused:,} in all, see {report.path}/refused.jsonl", err=True)
+    if report.refused:
+        failed = f"{report.refused:,} of {report.kept + report.refused:,} shapes were refused"
+        typer.echo(f"{failed}; all are listed in {report.path}/refused.jsonl", err=True)
     if report.resumed:
         typer.echo(f"went on from {report.resumed:,} shapes that were there already", err=True)
     state = "was complete already" if report.was_complete else "is complete"
     typer.echo(f"{report.path} {state}: {report.kept:,} shapes of {name}")
-    typer.echo("next: pointdistill pretrain --size small   (--size tiny without a GPU)")
+    typer.echo("next: pointdistill pretrain --size tiny   (on a GPU: --size small)")

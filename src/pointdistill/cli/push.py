@@ -25,8 +25,11 @@ def push(
 ) -> None:
     """Upload weights to the Hugging Face Hub with a model card: recipe, results, licences. Needs your token."""
     from pointdistill.engine.exchange.push import CARD, prepare, upload
+    from pointdistill.engine.exchange.unfinished import encoder_line
 
     made = prepare(source, repository, card_only or Path("hub", repository))
+    if made.is_encoder:
+        typer.echo(encoder_line(made.source), err=True)
     licence = made.licence.identifier + (f" ({made.licence.name})" if made.licence.name else "")
     count = f"{made.results} result{'' if made.results == 1 else 's'}"
     typer.echo(f"{made.source} -> {made.folder}: licence {licence}, {count}")

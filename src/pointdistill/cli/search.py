@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,15 @@ def search(
         msg = f"the sheet must end in .png, got {str(picture)!r}"
         raise ConfigError(msg)
     opened = open_index(find_index(index))
-    found = run(query, opened, count=count, encoder=encoder, up=up, device=device)
+    found = run(
+        query,
+        opened,
+        count=count,
+        encoder=encoder,
+        up=up,
+        device=device,
+        say=partial(typer.echo, err=True),
+    )
     if found.assumed_up and up is None:
         axis = found.settings.up
         typer.echo(

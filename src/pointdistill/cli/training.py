@@ -56,7 +56,7 @@ def run_pretraining(
         raise typer.Exit(130)
     typer.echo(f"{result.total} steps done; the teacher's encoder is in {result.run}/encoder")
     typer.echo(
-        "next: pointdistill evaluate scanobjectnn   (add --stand-in if you do not have the archive)"
+        "next: pointdistill embed YOUR_FILES   (or: pointdistill evaluate scanobjectnn --stand-in)"
     )
 
 

@@ -90,15 +90,15 @@ def _check_launcher(accelerator: Accelerator) -> None:
 
 
 def _check_bf16_on_cpu() -> None:
-    """Raise unless this CPU can train in bf16, by embedding a few patches: some CPUs can do no smaller a piece.
+    """Raise unless this CPU can train in bf16, by doing the smallest piece of it.
 
     Raises:
         ConfigError: if it cannot.
     """
-    weight = torch.ones(8, 3, requires_grad=True)
+    weight = torch.ones(8, 8, requires_grad=True)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = torch.nn.functional.linear(torch.ones(512, 3), weight).sum()
+            loss = torch.nn.functional.linear(torch.ones(8, 8), weight).sum()
         loss.backward()
     except RuntimeError as error:
         msg = f"precision 'bf16' cannot be had on this CPU ({error}); use --precision no"

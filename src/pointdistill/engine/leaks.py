@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pointdistill.data.leaks.store import has_all_prints
 from pointdistill.data.workspace import last_run
 from pointdistill.engine.evaluation.kinds import BENCHMARKS
 from pointdistill.engine.evaluation.sources import find_place, stand_in_place
+from pointdistill.engine.exchange.unfinished import encoder_line
+from pointdistill.engine.exchange.weights import find_encoder
 from pointdistill.engine.held_out import Labelled, held_out_of, read_held_out
 from pointdistill.engine.reporting.tables import Table
 from pointdistill.engine.training.run_folder import corpus_fingerprint, read_run_config
@@ -235,6 +238,10 @@ def _corpus(request: LeakRequest, say: Callable[[str], None]) -> Corpus:
         )
         raise CheckpointError(msg)
     corpus = _corpus_of_run(run)
+    with suppress(
+        CheckpointError
+    ):  # a run whose first checkpoint is still to come has a corpus already
+        say(encoder_line(find_encoder(run)))
     say(f"corpus: {corpus.path}, which {run} was trained on")
     return corpus
 

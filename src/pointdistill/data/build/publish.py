@@ -12,7 +12,13 @@ from typing import Any
 import h5py
 
 from pointdistill.data.build.plan import Plan
-from pointdistill.data.build.state import BuildFolder, Refusal, differences, remove_build
+from pointdistill.data.build.state import (
+    BuildFolder,
+    Refusal,
+    differences,
+    remove_build,
+    same_but_for_files,
+)
 from pointdistill.data.build.tasks import BuildJob
 from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
@@ -120,8 +126,13 @@ def report_complete(output: Path, settings: Mapping[str, Any]) -> BuildReport:
     if different or len(manifest.sources) != 1:
         msg = (
             f"{output}: holds a corpus made with other settings ({different or 'several sources'}); "
-            f"choose another folder, or remove this one"
+            f"choose another folder with --output, or remove this one"
         )
+        if len(manifest.sources) == 1 and same_but_for_files(there, settings):
+            msg = (
+                f"{output}: the source's files have changed since this corpus was made of them; name another "
+                "folder with --output, or remove this one"
+            )
         raise CorpusError(msg)
     remove_build(output)
     return replace(report(output), was_complete=True)

@@ -128,12 +128,17 @@ def unfinished_build(corpus: Path, settings: Mapping[str, Any]) -> Iterator[Buil
     with _locked(build.path / "lock", corpus):
         plan = build.path / PLAN_NAME
         if plan.is_file():
-            different = differences(read_json(plan), settings)
+            different = differences(there := read_json(plan), settings)
             if different:
                 msg = (
                     f"{corpus}: holds an unfinished build with other settings ({different}); finish it "
-                    f"with those, remove the folder, or choose another"
+                    f"with those, remove the folder, or choose another with --output"
                 )
+                if same_but_for_files(there, settings):
+                    msg = (
+                        f"{corpus}: holds an unfinished build, and the source's files have changed since it was "
+                        "begun; name another folder with --output, or remove this one"
+                    )
                 raise CorpusError(msg)
         else:
             write_json(plan, settings)
@@ -160,6 +165,13 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
         elif old != new:
             found.append(f"{prefix}{key}: {_short(old)} there, {_short(new)} asked")
     return "; ".join(found)
+
+
+def same_but_for_files(there: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether two builds' settings differ in nothing but what follows from the source's files."""
+    of_files = dict.fromkeys(("archive_sha256", "labels"))
+    kept = [dict(s) | {"source": {**s["source"], **of_files}} for s in (there, asked)]
+    return not differences(*kept)
 
 
 def _short(value: object) -> str:

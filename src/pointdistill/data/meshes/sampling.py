@@ -159,9 +159,8 @@ def draw_from_points(cloud: PointSet, count: int, *, rng: np.random.Generator) -
     available = len(cloud.points)
     needed = max(count, MINIMUM_POINTS)
     if available < needed:
-        ask = f"ask for at most {available:,}"
-        if available < MINIMUM_POINTS:
-            ask = f"use a denser scan, of {MINIMUM_POINTS} points or more"
+        enough = available >= MINIMUM_POINTS
+        ask = f"ask for at most {available:,}" if enough else "use a denser scan"
         msg = f"a point cloud of {available:,} points, {needed:,} are needed; {ask}"
         raise DataError(msg)
     if available == count:

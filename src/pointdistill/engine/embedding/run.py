@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from pointdistill.engine.embedding.index import FORMAT, VERSION, open_index
 from pointdistill.engine.embedding.loop import EmbeddingLoop, Tell
 from pointdistill.engine.embedding.output import check_output, write_output
 from pointdistill.engine.embedding.work import WorkFolder
-from pointdistill.engine.exchange.weights import load_encoder
+from pointdistill.engine.exchange.unfinished import encoder_line
+from pointdistill.engine.exchange.weights import load_encoder, locate_encoder
 from pointdistill.engine.interrupt import interruptible
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
@@ -99,21 +100,30 @@ class EmbedReport:
     was_complete: bool = False
 
 
-def embed(request: EmbedRequest, tell: Tell | None = None) -> EmbedReport:
+def embed(
+    request: EmbedRequest, tell: Tell | None = None, *, say: Callable[[str], None] | None = None
+) -> EmbedReport:
     """Embed every shape of the request's paths and write one file; called again after a kill, go on.
 
     A shape's features depend on the encoder, the points, the seed, the up axis and the shape alone.
 
+    Args:
+        request: what, how, and where to; all of it is checked before anything is written.
+        tell: told how far the work is.
+        say: told which encoder was taken.
+
     Raises:
         ConfigError: for a setting that is not accepted.
         CheckpointError: if there is no encoder.
-        DataError: if a path holds no shape, or the output exists and holds something else.
+        DataError: if a path is missing or holds no shape, or the output exists and holds something else.
     """
     check_output(request.output)
+    check_exist(request.paths)
+    device = pick_device(request.device)
     if request.batch_size is not None and request.batch_size < 1:
         msg = f"the batch size must be at least 1, got {request.batch_size}"
         raise ConfigError(msg)
-    encoder, origin = find_and_load(request.encoder)
+    encoder, origin = find_and_load(request.encoder, say=say)
     kind = check_kind(request.features, encoder)
     points, draws = sampling(encoder, kind, points=request.points, draws=request.draws)
     shape_rng(request.seed)  # a seed that is not accepted is refused before anything is read
@@ -131,7 +141,7 @@ def embed(request: EmbedRequest, tell: Tell | None = None) -> EmbedReport:
     vectors = points if kind in ("patches", "points") else 1
     size = max(1, min(CHUNK_SHAPES, CHUNK_BYTES // (4 * decides["width"] * vectors)))
     work = WorkFolder(request.output, decides | {"chunk": size}, chunks=-(-len(shapes) // size))
-    maker = FeatureMaker(encoder, kind, pick_device(request.device), points=points)
+    maker = FeatureMaker(encoder, kind, device, points=points)
     loop = EmbeddingLoop(shapes, settings, work, size, tell)
     with interruptible() as stopped:
         loop.go(maker, batch_size=request.batch_size, workers=request.workers, stopped=stopped)
@@ -157,8 +167,26 @@ def _decides(
     }
 
 
-def find_and_load(encoder: Path | str | None) -> tuple[Encoder, str]:
+def check_exist(paths: Sequence[Path]) -> None:
+    """Raise unless there is something at every path: a typing error is no shape to leave out.
+
+    Raises:
+        DataError: naming the first that is missing.
+    """
+    for path in paths:
+        if not path.exists():
+            msg = f"{path}: no such file or folder; check its name"
+            raise DataError(msg)
+
+
+def find_and_load(
+    encoder: Path | str | None, *, say: Callable[[str], None] | None = None
+) -> tuple[Encoder, str]:
     """The encoder asked for, or that of the last run in this folder; and its name for the record.
+
+    Args:
+        encoder: as for ``load_encoder``; None for the last run's.
+        say: told which it is, and whether its training is unfinished.
 
     Raises:
         CheckpointError: if there is none.
@@ -167,8 +195,10 @@ def find_and_load(encoder: Path | str | None) -> tuple[Encoder, str]:
     if source is None:
         msg = "no run was made in this folder yet; run `pointdistill pretrain`, or name one with --encoder"
         raise CheckpointError(msg)
-    here = Path(source)
-    return load_encoder(source), str(here.resolve()) if here.exists() else str(source)
+    here, stored = Path(source), locate_encoder(source)
+    if say is not None:
+        say(encoder_line(stored))
+    return load_encoder(stored), str(here.resolve()) if here.exists() else str(source)
 
 
 def sampling(

@@ -5,7 +5,7 @@ Sizes: n shapes, F the length of a vector, b rows of a block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -25,7 +25,7 @@ from pointdistill.engine.embedding.compute import (
     encoder_checksum,
 )
 from pointdistill.engine.embedding.index import Index
-from pointdistill.engine.embedding.run import find_and_load
+from pointdistill.engine.embedding.run import check_exist, find_and_load
 from pointdistill.engine.reporting.pictures import clouds
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
@@ -90,6 +90,7 @@ def search(
     encoder: Path | str | None = None,
     up: str | None = None,
     device: str = "auto",
+    say: Callable[[str], None] | None = None,
 ) -> Found:
     """The ``count`` shapes of an embedding whose features are nearest to those of a file, by cosine.
 
@@ -102,12 +103,14 @@ def search(
         encoder: the one that made the embedding; None for where it was then.
         up: up axis of a query that does not state its own; None for the one of the embedding's files.
         device: where to compute the query's features.
+        say: told which encoder was taken.
 
     Raises:
         CheckpointError: if the encoder is gone, or is another one than made the embedding.
         ConfigError: for a setting that is not accepted.
         DataError: if the query cannot be read, or the embedding has several vectors a shape.
     """
+    check_exist([query])
     if count < 1:
         msg = f"the count must be at least 1, got {count}"
         raise ConfigError(msg)
@@ -117,7 +120,7 @@ def search(
             "search needs one: embed with --features pooled"
         )
         raise DataError(msg)
-    network = _same_encoder(index, encoder)
+    network = _same_encoder(index, encoder, say)
     settings = ReadSettings(
         points=index.info["points"] * index.info["draws"],
         seed=index.info["seed"],
@@ -137,7 +140,9 @@ def search(
     return Found(neighbours, shape.points, settings, shape.assumed_up)
 
 
-def _same_encoder(index: Index, encoder: Path | str | None) -> Encoder:
+def _same_encoder(
+    index: Index, encoder: Path | str | None, say: Callable[[str], None] | None
+) -> Encoder:
     """The encoder that made an embedding, and no other.
 
     Raises:
@@ -145,11 +150,14 @@ def _same_encoder(index: Index, encoder: Path | str | None) -> Encoder:
     """
     made_by = index.info["encoder"]
     try:
-        network, origin = find_and_load(encoder or made_by)
+        network, origin = find_and_load(encoder or made_by, say=say)
     except CheckpointError as error:
         if encoder is not None:
             raise
-        msg = f"{index.path}: made by the encoder in {made_by}, which is gone; say with --encoder where it is"
+        msg = (
+            f"{index.path}: made by the encoder in {made_by}, which is gone; say with --encoder where it is, "
+            "or embed again"
+        )
         raise CheckpointError(msg) from error
     checksum = encoder_checksum(network)
     expected = index.info["encoder_sha256"]

@@ -77,13 +77,15 @@ class WorkFolder:
             chunks: how many there will be.
 
         Raises:
-            DataError: if the folder holds chunks of another request.
+            DataError: if the folder holds finished chunks of another request.
         """
         self.path = output.with_name(f".{output.name}.work")
         self._chunks = chunks
         try:
             found = read_json(self.path / _REQUEST)
         except DataError:
+            found = None
+        if found is None or not any(self.path.glob("chunk-*.npz")):
             shutil.rmtree(self.path, ignore_errors=True)
             write_json(self.path / _REQUEST, request)
             return

@@ -20,6 +20,7 @@ from pointdistill.engine.evaluation.request import ALL, EvaluationRequest
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.sources import Place, find_place, stand_in_place
 from pointdistill.engine.exchange.record import fingerprint
+from pointdistill.engine.exchange.unfinished import encoder_line
 from pointdistill.engine.exchange.weights import find_encoder, load_encoder, locate_encoder
 from pointdistill.engine.leaks import leak_warning
 from pointdistill.engine.training.run_folder import METRICS
@@ -59,7 +60,7 @@ def evaluate_saved(request: EvaluationRequest, *, say: Say, progress: Progress) 
     device = pick_device(request.device)
     names = tuple(name for name in request.names if request.protocols_of(name))
     # Before anything about the encoder: what is to be fetched is said first.
-    places, absent = ({}, {}) if request.stand_in else _find_places(request, names)
+    places, absent = ({}, {}) if request.stand_in else _find_places(request, names, say)
     folder = _encoder_folder(request, say)
     for name in names if request.stand_in else ():
         # After the encoder was found: a stand-in takes minutes to make.
@@ -80,9 +81,9 @@ def evaluate_saved(request: EvaluationRequest, *, say: Say, progress: Progress) 
 
 
 def _find_places(
-    request: EvaluationRequest, names: tuple[str, ...]
+    request: EvaluationRequest, names: tuple[str, ...], say: Say
 ) -> tuple[dict[str, Place], dict[str, str]]:
-    """Where the data of each benchmark lies, and of those without data why.
+    """Where the data of each benchmark lies, and of those without data why; said where there is none at all.
 
     Raises:
         DataError: if there is data for none.
@@ -103,7 +104,9 @@ def _find_places(
                 raise
             absent[name] = str(error)
     if not places:
-        msg = "no benchmark's data is here: " + "; ".join(absent.values())
+        for name, reason in absent.items():
+            say(f"{name}: {reason}")
+        msg = "no benchmark's data is here; fetch one of these, or add --stand-in to measure on stand-ins"
         raise DataError(msg)
     return places, absent
 
@@ -198,7 +201,7 @@ def _encoder_folder(request: EvaluationRequest, say: Say) -> Path:
     """
     if request.encoder is not None:
         folder = locate_encoder(request.encoder)
-        say(f"encoder: {folder}")
+        say(encoder_line(folder))
         return folder
     run = last_run(folder=request.folder)
     if run is None:
@@ -208,7 +211,7 @@ def _encoder_folder(request: EvaluationRequest, say: Say) -> Path:
         )
         raise CheckpointError(msg)
     folder = find_encoder(run)
-    say(f"encoder: {folder}, the teacher of the last run in this folder")
+    say(encoder_line(folder, ", the teacher of the last run in this folder"))
     return folder
 
 

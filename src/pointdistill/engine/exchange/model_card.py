@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pointdistill.data.sources import SOURCES
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.exchange.licences import SourceTerms, Terms, card_licence, read_ledger
+from pointdistill.engine.exchange.unfinished import unfinished_steps
 from pointdistill.engine.reporting.tables import Table
 
 LIBRARY = "pointdistill"
 TAGS = ("point-cloud", "3d", "self-supervised-learning", "asymdsd")
 PAPER = "https://arxiv.org/abs/2506.21724"
+_HUB_DATASETS = "https://huggingface.co/datasets/"
 
 _TRAINING = (
     ("recipe", ("name",), ("recipe", "name")),
@@ -124,15 +127,21 @@ def _header(sources: list[SourceTerms]) -> str:
     extra: dict[str, Any] = {}
     if licence.name is not None:
         extra = {"license_name": licence.name, "license_link": "README.md"}
-    names = [re.sub(r"[^\w.-]+", "-", source.name).strip("-").lower() for source in sources]
     data = ModelCardData(
         license=licence.identifier,
         **extra,
         library_name=LIBRARY,
         tags=list(TAGS),
-        datasets=sorted({name for name in names if name}),
+        datasets=_hub_datasets(sources) or None,
     )
     return f"---\n{data.to_yaml()}\n---"
+
+
+def _hub_datasets(sources: Iterable[SourceTerms]) -> list[str]:
+    """Those of the sources that are datasets of the Hub, by their names there; it would take any other for one."""
+    origins = {info.name: info.origin for info in SOURCES}
+    found = {origins.get(source.name, "") for source in sources}
+    return sorted(o.removeprefix(_HUB_DATASETS) for o in found if o.startswith(_HUB_DATASETS))
 
 
 def _section(title: str, text: str) -> str:
@@ -187,6 +196,10 @@ def _training(described: Mapping[str, Any]) -> str:
         value = next((v for v in (_at(training, place) for place in places) if v is not None), None)
         if value is not None:
             rows.append((label, _plain(value)))
+    steps = unfinished_steps(training)
+    if steps is not None:
+        unfinished = f"{steps[0]} of {steps[1]} steps, unfinished"
+        rows = [(label, unfinished if label == "steps" else value) for label, value in rows]
     if not rows:
         return "Nothing was recorded of how these weights came about."
     table = Table("", ("setting", "value"), tuple(rows)).markdown().partition("\n\n")[2]

@@ -39,6 +39,9 @@ class Prepared:
     source: Path
     """Where the weights were taken from."""
 
+    is_encoder: bool
+    """False of a fine-tuned model."""
+
     licence: CardLicence
     non_commercial: tuple[str, ...]
     """Sources that allow no commercial use."""
@@ -86,6 +89,7 @@ def prepare(
     return Prepared(
         folder=folder,
         source=found,
+        is_encoder=encoder is not None,
         licence=card_licence(sources),
         non_commercial=tuple(s.name for s in sources if s.terms is Terms.NON_COMMERCIAL),
         results=len(results) or int(bool(described.get("score"))),

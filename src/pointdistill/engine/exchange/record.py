@@ -9,7 +9,7 @@ from typing import Any
 
 from pointdistill.data.files import read_json
 from pointdistill.data.workspace import last_run
-from pointdistill.engine.config import from_plain
+from pointdistill.engine.config import PretrainConfig, from_plain
 from pointdistill.engine.embedding.compute import encoder_checksum
 from pointdistill.engine.evaluation.results import Result, setting_of
 from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG
@@ -57,16 +57,31 @@ def find_results(
 
 
 def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """How an encoder came about: what is recorded of it and, where it lies in its run, which corpus that took."""
+    """How an encoder came about: what is recorded of it and, where it lies in its run, what that has to say.
+
+    The run adds the corpus it took and ``total_steps``, the steps that it was to have.
+    """
     recorded = facts.get("training")
     training = dict(recorded) if isinstance(recorded, Mapping) else {}
     run = _run_of(stored)
     described = None if run is None else _read(run / RUN_CONFIG)
     corpus = described.get("corpus") if isinstance(described, Mapping) else None
-    if isinstance(corpus, Mapping):
+    if isinstance(described, Mapping) and isinstance(corpus, Mapping):
         told = {key: corpus[key] for key in ("shapes", "fingerprint") if key in corpus}
         training |= {"corpus": told}
+        total = _total_steps(described.get("config"), corpus.get("shapes"))
+        training |= {} if total is None else {"total_steps": total}
     return training
+
+
+def _total_steps(config: Any, shapes: Any) -> int | None:
+    """Steps of a whole run, from its configuration and the shapes of its corpus; None where these are not known."""
+    if not isinstance(config, Mapping) or not isinstance(shapes, int):
+        return None
+    try:
+        return from_plain(PretrainConfig, config, where="config").total_steps(shapes)
+    except (ConfigError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _result_files(stored: Path, working: Path) -> Iterator[Path]:

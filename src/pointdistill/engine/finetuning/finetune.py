@@ -12,6 +12,7 @@ import torch
 from pointdistill.data.benchmarks import Benchmark, PartBenchmark
 from pointdistill.engine.config import from_plain, to_plain
 from pointdistill.engine.devices import pick_device
+from pointdistill.engine.exchange.unfinished import encoder_line
 from pointdistill.engine.exchange.weights import (
     CONFIG,
     WEIGHTS,
@@ -110,7 +111,7 @@ def finetune(request: FinetuneRequest, hooks: Hooks | None = None) -> Finetuned:
     hooks = hooks or Hooks()
     pick_device(request.device)
     found = locate_encoder(encoder_path(request))
-    hooks.say(f"encoder: {found}" + (", drawn anew" if request.from_scratch else ""))
+    hooks.say(f"encoder: {found}, drawn anew" if request.from_scratch else encoder_line(found))
     output = request.output or default_output(request)
     check_free(output)
     encoder = load_encoder(found)

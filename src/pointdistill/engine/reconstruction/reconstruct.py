@@ -17,6 +17,7 @@ from pointdistill.data.workspace import last_corpus, last_run
 from pointdistill.engine.config import from_plain
 from pointdistill.engine.devices import pick_device, threads_for
 from pointdistill.engine.evaluation.results import Spread
+from pointdistill.engine.exchange.unfinished import encoder_line
 from pointdistill.engine.exchange.weights import load_encoder, resolve_encoder
 from pointdistill.engine.interrupt import interruptible
 from pointdistill.engine.reconstruction.reconstruct_comparison import (
@@ -145,7 +146,7 @@ def _encoder_folder(request: ReconstructRequest, say: Callable[[str], None]) -> 
         )
         raise CheckpointError(msg)
     folder = resolve_encoder(source)
-    say(f"encoder: {folder}")
+    say(encoder_line(folder))
     return folder
 
 

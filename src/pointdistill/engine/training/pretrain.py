@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from pointdistill.engine.config import PretrainConfig, from_plain, to_plain
-from pointdistill.engine.devices import build_accelerator, threads_for
+from pointdistill.engine.devices import build_accelerator, pick_device, threads_for
 from pointdistill.engine.interrupt import interruptible
 from pointdistill.engine.training.journal import check_trackers
 from pointdistill.engine.training.run_folder import (
@@ -86,7 +86,9 @@ def pretrain(
     check_trackers(options.track)
     before = begun_on(run) if resume else None
     precision = options.precision
-    if before is not None and precision == "auto":
+    here = pick_device(options.device).type
+    # What a GPU was begun in, a CPU may not have; a GPU has both.
+    if before is not None and precision == "auto" and here in ("cuda", before.device):
         precision = before.precision
     accelerator = build_accelerator(
         options.device, precision, track=options.track, project=run / TRACKING

@@ -24,7 +24,7 @@ class RunOptions:
 
     precision: str = "auto"
     """``auto``, ``no`` (float32) or ``bf16``. ``auto`` is the precision that a resumed run was begun in; for a new
-    run bf16 on a GPU and float32 on a CPU."""
+    run, and on a CPU for one begun on a GPU, bf16 on a GPU and float32 on a CPU."""
 
     sharding: str = "none"
     """``none``: every process holds the whole model (DDP). ``fsdp``: they hold a part each."""
