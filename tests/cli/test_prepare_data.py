@@ -34,7 +34,7 @@ def test_it_makes_builtin_shapes_and_says_what_comes_next(run: Run) -> None:
     code, out, _ = run("--shapes", "20", "--points", "64", "--workers", "0")
     assert code == 0
     assert "data/builtin is complete: 20 shapes of builtin" in out
-    assert "next: pointdistill pretrain --size small" in out
+    assert "next: pointdistill pretrain --size tiny" in out
     assert last_corpus() == Path("data/builtin")
     assert len(open_corpus("data/builtin")) == 20
     code, out, _ = run("--shapes", "20", "--points", "64")
@@ -59,8 +59,28 @@ def test_refused_files_are_listed_and_counted(run: Run) -> None:
     assert code == 0
     assert "data/mine is complete: 1 shapes of folder" in out
     assert "refused: bad0.off" in err
-    assert "refused: 5 in all, see data/mine/refused.jsonl" in err
+    assert "5 of 6 shapes were refused; all are listed in data/mine/refused.jsonl" in err
     assert "files that state no up axis were taken as z up" in err
+    for k in range(4):
+        (files / f"bad{k}.off").unlink()
+    code, _, err = run("folder", "--input", "mine", "--points", "64", "--output", "data/one")
+    assert code == 0
+    assert "1 of 2 shapes were refused; all are listed in data/one/refused.jsonl" in err
+
+
+def test_files_that_changed_are_told_from_settings(run: Run) -> None:
+    Path("mine").mkdir()
+    named = ("folder", "--input", "mine", "--points", "64", "--workers", "0", "--up", "y")
+    cloud = "".join(f"{k} {k * k} 1\n" for k in range(40))
+    Path("mine/a.xyz").write_text(cloud)
+    assert run(*named)[0] == 0
+    Path("mine/chairs").mkdir()
+    Path("mine/chairs/b.xyz").write_text(cloud)
+    code, _, err = run(*named)
+    assert code == 2
+    assert "data/mine: the source's files have changed since this corpus was made" in err
+    assert "name another folder with --output" in err
+    assert "made with other settings (points: 64 there, 65 asked" in run(*named[:4], "65")[2]
 
 
 def test_an_archive_becomes_a_corpus_and_a_difference_to_the_whole_is_said(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import trimesh
 
 from pointdistill.cli import main
 from pointdistill.data.build.prepare import prepare_corpus
+from pointdistill.data.leaks import LeakReport
 from pointdistill.data.sources import SourceRequest
 from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.workspace import remember_run, remember_stand_in
+from pointdistill.engine.config import to_plain
 from pointdistill.engine.exchange.push import prepare
+from pointdistill.engine.exchange.unfinished import encoder_line
 from pointdistill.engine.exchange.weights import save_encoder
 from pointdistill.engine.leaks import Checked
+from tests.engine.conftest import micro_config
 from tests.engine.labelled import make_encoder, saved_encoder
 from tests.engine.test_models import classifier_folder, segmenter_folder
 
@@ -75,6 +80,33 @@ def test_evaluated_exported_and_pushed(here: Path, capsys: pytest.CaptureFixture
     uploaded = "".join(path.read_text(errors="replace") for path in Path("card").iterdir())
     assert "secret" not in uploaded
     assert str(here) not in uploaded
+
+
+def test_commands_say_which_encoder_they_took_and_that_its_run_was_stopped(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    described = json.loads(Path("runs/a/config.json").read_text())
+    described["config"] = to_plain(replace(micro_config(), steps=1000))
+    Path("runs/a/config.json").write_text(json.dumps(described))
+    trimesh.creation.box().export("box.glb")
+    line, state = "encoder: runs/a/encoder", ", unfinished: step 600 of 1,000\n"
+    for words in (
+        ("embed", "box.glb", "--points", "64"),
+        ("search", "box.glb"),
+        ("export", "mine"),
+        ("push", "runs/a", "me/shapes", "--card-only", "card"),
+    ):
+        assert run(*words) == 0
+        err = capsys.readouterr().err
+        assert f"runs/a/encoder{state}" in err, words
+        assert err.count("encoder: ") == 1, words
+    assert "| steps | 600 of 1000 steps, unfinished |" in Path("card/README.md").read_text()
+    assert encoder_line(Path("mine")) == "encoder: mine" + state.strip()
+    described["config"]["steps"] = 600
+    Path("runs/a/config.json").write_text(json.dumps(described))
+    assert encoder_line(Path("runs/a/encoder"), ", because") == f"{line}, because"
+    Path("runs/a/encoder/config.json").write_text("{")
+    assert encoder_line(Path("runs/a/encoder")) == line
 
 
 def test_exported_evaluated_and_pushed(here: Path) -> None:
@@ -159,6 +191,26 @@ def test_leaks_names_its_archive(
     )
     assert run("leaks", "modelnet40", "--stand-in") == 0
     assert last_line(capsys) == "next: pointdistill evaluate modelnet40 --stand-in"
+
+
+def test_leaks_without_a_hit_is_a_line_and_no_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = LeakReport(
+        benchmark="ModelNet40",
+        test_shapes=7,
+        corpus_shapes=30,
+        corpus="0",
+        leaks=(),
+        ids_met=(),
+        geometry=True,
+    )
+    found = Checked("modelnet40", Path("corpus"), ((None, report),))
+    monkeypatch.setattr("pointdistill.engine.leaks.check_leaks", lambda *_, **__: found)
+    assert run("leaks", "modelnet40", "--corpus", "corpus") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("0 of 7 test shapes are among the corpus's 30: 0 by id")
+    assert second.startswith("next: ")
 
 
 def test_import_weights_quotes_its_folder(

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from pointdistill.data.build import BuildReport, Progress, build_corpus
+from pointdistill.data.build.state import unfinished_build
 from pointdistill.data.corpus import open_corpus, verify_corpus
 from pointdistill.data.sources import SourceRequest, open_source, shape_rng
 from pointdistill.errors import ConfigError, CorpusError, DataError
@@ -220,6 +221,21 @@ def stop_at(count: int) -> Callable[[Progress], None]:
             raise KeyboardInterrupt
 
     return press
+
+
+def test_an_unfinished_build_tells_changed_files_from_other_settings(tmp_path: Path) -> None:
+    begun = {"points": 64, "source": {"archive_sha256": "a", "labels": ["chair"]}, "division": 1}
+    now = {"points": 64, "source": {"archive_sha256": "b", "labels": ["chair", "lamp"]}}
+    with unfinished_build(tmp_path, begun):
+        pass
+    files = "the source's files have changed since it was begun; name another folder with --output"
+    for asked, said in (
+        (now | {"division": 2}, files),
+        (now | {"division": 2, "points": 32}, "with other settings .*points: 64 there, 32 asked"),
+        (begun | {"division": 2}, "with other settings .division: 1 there, 2 asked"),
+    ):
+        with pytest.raises(CorpusError, match=said), unfinished_build(tmp_path, asked):
+            pass
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -30,7 +30,7 @@ from pointdistill.engine.embedding.frozen import frozen_copy
 from pointdistill.engine.embedding.index import open_index
 from pointdistill.engine.embedding.run import EmbedRequest, embed
 from pointdistill.engine.exchange.weights import save_encoder
-from pointdistill.errors import ConfigError, DataError
+from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 
 MICRO = EncoderConfig(
@@ -299,7 +299,9 @@ def test_another_request_does_not_take_over(folder: Path, monkeypatch: pytest.Mo
         embed(request())
     monkeypatch.setattr(loop.EmbeddingLoop, "go", lambda *given, **named: None)
     monkeypatch.setattr(run, "_finish", lambda *given: None)
-    embed(request("new.npz"))
+    embed(request("new.npz", seed=2))
+    embed(request("new.npz"))  # a work folder without a finished chunk is in nobody's way
+    Path(".new.npz.work/chunk-000000.npz").touch()
     with pytest.raises(DataError, match="an unfinished embedding with other features, width"):
         embed(request("new.npz", features="cls"))
 
@@ -315,6 +317,16 @@ def test_bad_files_are_listed_and_the_others_done(folder: Path) -> None:
     assert len(stored["ids"]) == len(stored["features"]) == len(COUNTS)
     info = json.loads(str(stored["info"]))
     assert [name for name, _ in info["failed"]] == ["bad.npy", "tiny.xyz"]
+
+
+def test_what_is_refused_leaves_no_work_folder(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"^cloud: no such file or folder; check its name"):
+        embed(request(paths=[Path("cloud")], device="none", encoder="absent"))
+    with pytest.raises(ConfigError, match="device must be one of"):
+        embed(request(device="none", encoder="absent"))
+    with pytest.raises(CheckpointError, match="absent: no encoder here"):
+        embed(request(encoder="absent"))
+    assert not list(folder.glob(".*work"))
 
 
 def test_nothing_usable_writes_nothing(folder: Path) -> None:

@@ -116,7 +116,7 @@ def test_the_card_of_a_mixture() -> None:
     assert header.license == "other"
     assert header.to_dict()["license_name"] == "non-commercial"
     assert header.library_name == "pointdistill"
-    assert header.datasets == ["abo", "builtin", "modelnet40", "objaverse"]
+    assert header.datasets is None
     assert "| **ABO** | 7,953 | **CC BY-NC 4.0** | **no commercial use** |" in card
     assert "| **modelnet40** | - | **academic use; models belong to their owners** |" in card
     assert "| builtin | 4,000 | CC0-1.0 (made on the spot) | any use |" in card
@@ -126,6 +126,24 @@ def test_the_card_of_a_mixture() -> None:
     for line in ("| recipe | tiny |", "| steps | 600 |", "| seed | 0 |", "| mode | dual |"):
         assert line in card
     assert "None were recorded" in card
+
+
+def test_the_header_names_datasets_of_the_hub_alone() -> None:
+    """The Hub takes every name there for one of its own."""
+    own = {"name": "folder", "licence": "your own files", "shapes": 20}
+    clouds = {"name": "objaverse-cap3d", "licence": "ODC-By; each object under its own licence"}
+    assert ModelCard(model_card("jane/shapes", described(OPEN, own))).data.datasets is None
+    card = model_card("jane/shapes", described(OPEN, clouds))
+    assert ModelCard(card).data.datasets == ["tiange/Cap3D"]
+    assert "| objaverse-cap3d | - |" in card
+
+
+def test_the_card_says_that_a_run_was_not_finished() -> None:
+    stopped = described(OPEN)
+    stopped["training"]["total_steps"] = 4000
+    assert "| steps | 600 of 4000 steps, unfinished |" in model_card("jane/shapes", stopped)
+    stopped["training"]["total_steps"] = 600
+    assert "| steps | 600 |" in model_card("jane/shapes", stopped)
 
 
 def test_a_card_without_bold_where_all_is_open() -> None:

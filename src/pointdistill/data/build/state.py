@@ -168,10 +168,16 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
 
 
 def same_but_for_files(there: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether two builds' settings differ in nothing but what follows from the source's files."""
-    of_files = dict.fromkeys(("archive_sha256", "labels"))
-    kept = [dict(s) | {"source": {**s["source"], **of_files}} for s in (there, asked)]
-    return not differences(*kept)
+    """Whether two builds' settings differ in the source's files and what follows from these, nothing else."""
+    if "source" not in there or "source" not in asked:
+        return False
+    of_files = {"archive_sha256": None, "labels": None}
+    old, new = (
+        {**settings, "source": {**settings["source"], **of_files}, "division": None}
+        for settings in (there, asked)
+    )
+    changed = there["source"]["archive_sha256"] != asked["source"]["archive_sha256"]
+    return changed and not differences(old, new)
 
 
 def _short(value: object) -> str:

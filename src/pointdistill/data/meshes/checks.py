@@ -23,7 +23,7 @@ from pointdistill.data.meshes.records import (
 from pointdistill.data.meshes.sampling import has_area
 from pointdistill.errors import DataError
 
-REPAIR_HINT = "correct the file, or sample it without them: `pointdistill sample --repair` (in Python: repair=True)"
+REPAIR_HINT = "correct the file, or sample it without them: `pointdistill sample --repair` (Python: repair=True)"
 
 
 def assemble(draft: Draft, *, repair: bool, limits: MeshLimits) -> Surface | PointSet:

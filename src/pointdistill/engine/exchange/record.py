@@ -75,7 +75,7 @@ def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _total_steps(config: Any, shapes: Any) -> int | None:
-    """Steps of a whole run, from its configuration and the shapes of its corpus; None where these are not known."""
+    """Steps of a whole run, from its configuration and its corpus's shapes; None where these are not known."""
     if not isinstance(config, Mapping) or not isinstance(shapes, int):
         return None
     try:

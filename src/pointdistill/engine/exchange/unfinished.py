@@ -35,5 +35,6 @@ def unfinished_steps(training: Any) -> tuple[int, int] | None:
     if not isinstance(training, Mapping):
         return None
     taken, total = training.get("step"), training.get("total_steps")
-    known = isinstance(taken, int) and isinstance(total, int)
-    return (taken, total) if known and taken < total else None
+    if isinstance(taken, int) and isinstance(total, int) and taken < total:
+        return taken, total
+    return None

@@ -203,9 +203,12 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def save_teacher(
-    encoder: Encoder, step: int, config: PretrainConfig, run: Path, sources: Any
+    encoder: Encoder, step: int, config: PretrainConfig, run: Path, sources: Any, *, total: int
 ) -> None:
-    """Write the teacher's encoder as the run's encoder folder, with the licences of what it saw."""
+    """Write the teacher's encoder as the run's encoder folder, after ``step`` of ``total`` steps.
+
+    The licences of what it saw go with it.
+    """
     save_encoder(
         encoder,
         run / ENCODER,
@@ -214,6 +217,7 @@ def save_teacher(
             "name": config.name,
             "mode": str(config.mode),
             "step": step,
+            "total_steps": total,
             "seed": config.seed,
             "batch_size": config.batch_size,
         },

@@ -293,4 +293,5 @@ class Trainer:
             snapshot.config,
             self.run,
             licence_ledger(self.corpus),
+            total=self.total,
         )
