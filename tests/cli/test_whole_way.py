@@ -76,7 +76,7 @@ def test_from_a_folder_of_meshes_to_an_encoder(tmp_path: Path) -> None:
     assert high[:, 1].max() < 1.05
     said = succeed("pretrain", *TINY, "--steps", "2", cwd=tmp_path)
     assert "(the last one made in this folder)" in said
-    assert "next: pointdistill evaluate scanobjectnn" in said
+    assert "next: pointdistill embed YOUR_FILES" in said
     succeed("export", "out", cwd=tmp_path)
     assert load_encoder(tmp_path / "out").config.width == 64
 
