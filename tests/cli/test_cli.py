@@ -49,6 +49,7 @@ SURFACE = {
         "--epochs",
         "--steps",
         "--batch-size",
+        "--keep",
         "--device",
         "--precision",
         "--no-measure",

@@ -351,6 +351,7 @@ _READ = shape_lists.read_task
 def test_a_file_that_kills_its_reader_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # Where workers find this module.
     monkeypatch.setattr(loop, "read_task", end_at_the_third)
     ((name, reason),) = embed(request(workers=1)).failed
     assert name == "02.npy"

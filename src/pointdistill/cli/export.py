@@ -48,6 +48,9 @@ def export(
     from pointdistill.engine.exchange.weights import locate_encoder
     from pointdistill.errors import CheckpointError, ConfigError
 
+    if points is not None and file_format is not FormatName.ONNX:
+        msg = f"--points {points} belongs to --format onnx; safetensors take clouds of any size"
+        raise ConfigError(msg)
     source = encoder or last_run()
     if source is None:
         msg = "no run was made in this folder yet; run `pointdistill pretrain`, or name one with --encoder"
@@ -58,9 +61,6 @@ def export(
 
         _say(export_onnx(source, output, points=points))
         return
-    if points is not None:
-        msg = f"--points {points} belongs to --format onnx; safetensors take clouds of any size"
-        raise ConfigError(msg)
     folder = export_encoder(source, output)
     typer.echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
     typer.echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")
