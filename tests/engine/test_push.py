@@ -115,7 +115,7 @@ def test_the_card_of_a_mixture() -> None:
     header = ModelCard(card).data
     assert header.license == "other"
     assert header.to_dict()["license_name"] == "non-commercial"
-    assert header.library_name == "pointdistill"
+    assert header.to_dict()["library_name"] == "pointdistill"
     assert header.datasets is None
     assert "| **ABO** | 7,953 | **CC BY-NC 4.0** | **no commercial use** |" in card
     assert "| **modelnet40** | - | **academic use; models belong to their owners** |" in card

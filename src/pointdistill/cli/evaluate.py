@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pointdistill.cli.task_progress import task_progress
 
 if TYPE_CHECKING:
     from pointdistill.engine.evaluation.saved import Outcome
@@ -132,7 +132,7 @@ def evaluate(
         output=output,
         device=device,
     )
-    with _progress() as (say, show):
+    with task_progress() as (say, show):
         try:
             outcome = evaluate_saved(request, say=say, progress=show)
         except KeyboardInterrupt:
@@ -161,38 +161,3 @@ def _print(outcome: Outcome) -> None:
         typer.echo(f"not measured: {reason}")
     for output in outcome.outputs:
         typer.echo(f"results: {output}/results.json, {output}/results.md")
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
-    """Lines and a bar on stderr; the bar on a terminal only, and gone when the work is done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=None)
-
-        def say(line: str) -> None:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-        def show(what: str, done: int, total: int) -> None:
-            if bar.tasks[task].total != total or done < bar.tasks[task].completed:
-                bar.reset(task, total=total)
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield say, show
