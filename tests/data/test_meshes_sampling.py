@@ -19,7 +19,7 @@ from pointdistill.data.meshes import (
     surface_area,
     to_z_up,
 )
-from pointdistill.data.meshes.sampling import draw_on_surface, relative_areas
+from pointdistill.data.meshes.sampling import draw_on_surface, has_area, relative_areas
 from pointdistill.errors import ConfigError, DataError
 
 FIXTURES = Path(__file__).parent / "meshes"
@@ -34,16 +34,41 @@ TWO = Surface(CORNERS, FACES)
 
 def test_areas_in_closed_form() -> None:
     areas, unit = relative_areas(CORNERS, FACES)
-    assert unit == 5  # of the degenerate triangle from (5, 5, 5) to the origin
-    assert (areas * unit**2).tolist() == pytest.approx([0, 0.5, 0, 1.5, 0])
+    assert unit == 1
+    assert areas.tolist() == pytest.approx([0, 0.5, 0, 1.5, 0])
     assert surface_area(TWO) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-12, 1e12, 1e150])
 def test_areas_survive_tiny_and_huge_units(scale: float) -> None:
     """The area itself may leave the range of floating point, the shares of the triangles may not."""
-    areas, _ = relative_areas(CORNERS * scale, FACES)
+    areas, unit = relative_areas(CORNERS * scale, FACES)
+    # Where areas are scaled, by the longest edge component: from (5, 5, 5) to the origin.
+    assert unit == pytest.approx(5 * scale if scale in (1e-200, 1e150) else 1)
     assert areas / areas.sum() == pytest.approx([0, 0.25, 0, 0.75, 0])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-200])
+def test_the_one_triangle_with_an_area_is_found_behind_thousands_without(scale: float) -> None:
+    faces = np.concatenate([np.full((5000, 3), 6), FACES[1:2], np.full((5000, 3), 6)])
+    vertices = CORNERS * scale
+    assert has_area(vertices, faces)
+    assert not has_area(vertices, faces[:5000])
+    areas, unit = relative_areas(vertices, faces)
+    assert np.flatnonzero(areas).tolist() == [5000]
+    assert areas[5000] * unit * unit == pytest.approx(0.5 * scale * scale)
+    points = draw_on_surface(Surface(vertices, faces), 3000, rng=np.random.default_rng(0)) / scale
+    assert (points[:, 2] == 0).all()
+    assert points[:, :2].min() > 0
+    assert (points[:, 0] + points[:, 1]).max() < 1 + 1e-12
+
+
+def test_the_order_of_points_says_nothing_of_where_they_lie() -> None:
+    """Points are drawn triangle by triangle, and given as they come: any part of them covers the surface."""
+    points = draw_on_surface(TWO, 40_000, rng=np.random.default_rng(0))
+    small = points[:, 0] <= 1
+    for part in np.split(small, 8):
+        assert part.mean() == pytest.approx(0.25, abs=0.03)  # sd 0.006
 
 
 def test_points_fall_in_proportion_to_area_and_uniformly_within_a_triangle() -> None:

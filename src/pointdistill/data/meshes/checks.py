@@ -127,6 +127,8 @@ class Faults:
 def find_faults(part: Part) -> Faults:
     """Faces with fewer than 3 corners, with an index outside the vertices, or with a NaN or infinite corner."""
     count = len(part.vertices)
+    if _is_faultless(part):
+        return Faults(np.ones(part.face_count, bool), 0, 0, 0, 0, count)
     short = np.zeros(part.face_count, bool) if part.sizes is None else part.sizes < 3
     outside_corner = np.logical_or(part.corners < 0, part.corners >= count)
     finite_vertex: NDArray[np.bool_] = np.all(np.isfinite(part.vertices), axis=1)
@@ -144,6 +146,16 @@ def find_faults(part: Part) -> Faults:
         bad_vertices=int(count - finite_vertex.sum()),
         vertices=count,
     )
+
+
+def _is_faultless(part: Part) -> bool:
+    """Whether nothing at all is wrong: one pass over the numbers, where finding out what is takes many."""
+    within = not len(part.corners) or (
+        int(part.corners.min()) >= 0 and int(part.corners.max()) < len(part.vertices)
+    )
+    whole = part.sizes is None or int(part.sizes.min(initial=3)) >= 3
+    placed = part.matrix is None or bool(np.isfinite(part.matrix).all())
+    return within and whole and placed and bool(np.isfinite(part.vertices).all())
 
 
 def _any_corner(flags: NDArray[np.bool_], part: Part) -> NDArray[np.bool_]:

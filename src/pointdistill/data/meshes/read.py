@@ -27,6 +27,8 @@ FORMATS = MappingProxyType(
         ".dae": "collada",
         ".3mf": "threemf",
         ".3dxml": "threedxml",
+        ".step": "step",
+        ".stp": "step",
         ".npy": "arrays",
         ".npz": "arrays",
         ".xyz": "columns",
@@ -40,7 +42,7 @@ FORMATS = MappingProxyType(
 """Accepted file endings, in lower case, and the module that reads each."""
 
 MESH_SUFFIXES = frozenset(
-    {".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".dae", ".3mf", ".3dxml"}
+    {".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".dae", ".3mf", ".3dxml", ".step", ".stp"}
 )
 """Endings of files that can hold a surface; the others hold points alone."""
 

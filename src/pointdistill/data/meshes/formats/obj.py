@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.text import (
     check_text_size,
-    line_blocks,
+    parse_indices,
     parse_points,
-    parse_rows,
+    ragged,
+    word_blocks,
 )
+from pointdistill.data.meshes.formats.words import Words
 from pointdistill.data.meshes.records import Draft, Floats, Indices, MeshLimits, Part
 from pointdistill.errors import DataError
-
-_VERTEX = (b"v ", b"v\t")
-_FACE = (b"f ", b"f\t")
-_AFTER_SLASH = re.compile(rb"/\S*")
 
 
 def read(path: Path, limits: MeshLimits) -> Draft:
@@ -34,16 +32,16 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     sizes: list[Indices] = []
     seen = 0
     faces = 0
-    for lines in line_blocks(path, join=b"\\"):
-        rows = [line[2:] for line in lines if line[:2] in _VERTEX]
-        if face_rows := [line[2:] for line in lines if line[:2] in _FACE]:
-            block_corners, block_sizes = _faces(lines, face_rows, seen)
+    for words in word_blocks(path, join=b"\\"):
+        is_vertex, is_face = words.lines_that_begin(b"v"), words.lines_that_begin(b"f")
+        if is_face.any():
+            block_corners, block_sizes = _faces(words, is_vertex, is_face, seen)
             corners.append(block_corners)
             sizes.append(block_sizes)
             faces += len(block_sizes)
-        if rows:
-            vertices.append(parse_points(rows))
-            seen += len(rows)
+        if is_vertex.any():
+            vertices.append(parse_points(words.lines(is_vertex), columns=(1, 2, 3), skip=1))
+            seen += len(vertices[-1])
         check_size("vertices", seen, limits.vertices)
         check_size("faces", faces, limits.faces)
     if not faces:
@@ -60,15 +58,16 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     return Draft([part])
 
 
-def _faces(lines: list[bytes], rows: list[bytes], seen: int) -> tuple[Indices, Indices]:
+def _faces(
+    words: Words, is_vertex: NDArray[np.bool_], is_face: NDArray[np.bool_], seen: int
+) -> tuple[Indices, Indices]:
     """Vertex indices from 0 of a block's faces; what is outside the vertices stays outside."""
-    text = b"\n".join(rows)
-    if b"/" in text:
-        text = _AFTER_SLASH.sub(b"", text)
-    values, sizes = parse_rows(text.split(b"\n"), np.int64)
+    faces = words.lines(is_face)
+    sizes = faces.counts - 1
+    values = parse_indices(faces, ragged(faces.first + 1, sizes), skip=1)
     if (values >= 0).all():
-        return values - 1, sizes
+        values -= 1
+        return values, sizes
     # A negative index counts back from the last vertex before its face: -1 is that vertex.
-    before = seen + np.cumsum([line[:2] in _VERTEX for line in lines])
-    at_face = before[[line[:2] in _FACE for line in lines]]
-    return np.where(values < 0, np.repeat(at_face, sizes) + values, values - 1), sizes
+    before = (seen + np.cumsum(is_vertex))[is_face]
+    return np.where(values < 0, np.repeat(before, sizes) + values, values - 1), sizes

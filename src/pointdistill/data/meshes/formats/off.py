@@ -12,15 +12,17 @@ import numpy as np
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.text import (
     check_text_size,
-    line_blocks,
     parse_points,
     parse_polygons,
     shown,
+    word_blocks,
 )
+from pointdistill.data.meshes.formats.words import Words, split_words
 from pointdistill.data.meshes.records import Draft, Floats, Indices, MeshLimits, Part
 from pointdistill.errors import DataError
 
 _KEYWORD = re.compile(rb"(?:ST)?C?N?OFF(?![A-Za-z])\s*(.*)", re.DOTALL)
+_NOTHING = split_words(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ def read(path: Path, limits: MeshLimits) -> Draft:
         DataError: if the header is none, promises more than the file holds, or a row cannot be read.
     """
     size = check_text_size(path, limits.text_bytes)
-    blocks = line_blocks(path, comment=b"#")
+    blocks = word_blocks(path, comment=b"#")
     header, rows = _header(blocks)
     check_size("vertices", header.vertices, limits.vertices)
     check_size("faces", header.faces, limits.faces)
@@ -49,44 +51,45 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     return _body(header, rows, blocks)
 
 
-def _header(blocks: Iterator[list[bytes]]) -> tuple[_Header, list[bytes]]:
+def _header(blocks: Iterator[Words]) -> tuple[_Header, Words]:
     """The counts, and the lines of the first block after them."""
-    rows = next(blocks, [])
-    match = _KEYWORD.fullmatch(rows[0]) if rows else None
+    rows = next(blocks, _NOTHING)
+    match = _KEYWORD.fullmatch(rows.line(0)) if len(rows) else None
     if match is None:
-        got = shown(rows[0]) if rows else "an empty file"
+        got = shown(rows.line(0)) if len(rows) else "an empty file"
         msg = f"expected a text OFF file that begins with OFF, COFF, NOFF or STOFF, got {got}"
         raise DataError(msg)
-    counts, rows = match[1].split(), rows[1:]
+    counts, rows = match[1].split(), rows.lines(slice(1, None))
     if not counts:
-        if not rows:
-            rows = next(blocks, [])
-        counts, rows = (rows[0].split(), rows[1:]) if rows else ([], [])
+        rows = rows if len(rows) else next(blocks, _NOTHING)
+        counts = rows.line(0).split() if len(rows) else []
+        rows = rows.lines(slice(1, None))
     if len(counts) < 2 or not all(count.isdigit() for count in counts):
         msg = f"expected the counts of vertices, faces and edges after OFF, got {shown(b' '.join(counts))}"
         raise DataError(msg)
     return _Header(int(counts[0]), int(counts[1])), rows
 
 
-def _body(header: _Header, rows: list[bytes], blocks: Iterator[list[bytes]]) -> Draft:
+def _body(header: _Header, rows: Words, blocks: Iterator[Words]) -> Draft:
     vertices: list[Floats] = []
     corners: list[Indices] = []
     sizes: list[Indices] = []
     vertices_left, faces_left = header.vertices, header.faces
     while True:
-        vertex_rows, rows = rows[:vertices_left], rows[vertices_left:]
-        if vertex_rows:
+        vertex_rows, rows = rows.lines(slice(vertices_left)), rows.lines(slice(vertices_left, None))
+        if len(vertex_rows):
             vertices.append(parse_points(vertex_rows))
             vertices_left -= len(vertex_rows)
-        if face_rows := rows[:faces_left]:
+        face_rows = rows.lines(slice(faces_left))
+        if len(face_rows):
             block_corners, block_sizes = parse_polygons(face_rows)
             corners.append(block_corners)
             sizes.append(block_sizes)
             faces_left -= len(face_rows)
         if not (vertices_left or faces_left):
             break
-        rows = next(blocks, [])
-        if not rows:
+        rows = next(blocks, _NOTHING)
+        if not len(rows):
             msg = (
                 f"the header promises {header.vertices:,} vertices and {header.faces:,} faces, the file has "
                 f"{header.vertices - vertices_left:,} and {header.faces - faces_left:,}; it is cut short"

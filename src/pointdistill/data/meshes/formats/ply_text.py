@@ -10,11 +10,11 @@ import numpy as np
 from pointdistill.data.meshes.formats.ply_header import Element, Header
 from pointdistill.data.meshes.formats.text import (
     check_text_size,
-    line_blocks,
     parse_points,
     parse_polygons,
-    shown,
+    word_blocks,
 )
+from pointdistill.data.meshes.formats.words import Words
 from pointdistill.data.meshes.records import Floats, Indices, MeshLimits
 from pointdistill.errors import DataError
 
@@ -52,27 +52,27 @@ class _Lines:
     """The rows after the header, handed out element by element."""
 
     def __init__(self, path: Path, start: int) -> None:
-        self._blocks = line_blocks(path, start=start)
-        self._rows: list[bytes] = []
+        self._blocks = word_blocks(path, start=start)
+        self._rows: Words | None = None
 
-    def take(self, element: Element) -> Iterator[list[bytes]]:
+    def take(self, element: Element) -> Iterator[Words]:
         """Yield the element's rows, a block at a time."""
         left = element.count if element.properties else 0
         while left:
             if not self._rows:
-                self._rows = next(self._blocks, [])
-            if not self._rows:
+                self._rows = next(self._blocks, None)
+            if self._rows is None:
                 msg = (
                     f"the header promises {element.count:,} of {element.name!r}, the file has "
                     f"{element.count - left:,}; it is cut short"
                 )
                 raise DataError(msg)
-            rows, self._rows = self._rows[:left], self._rows[left:]
+            rows, self._rows = self._rows.lines(slice(left)), self._rows.lines(slice(left, None))
             left -= len(rows)
             yield rows
 
 
-def _points(rows: list[bytes], element: Element) -> Floats:
+def _points(rows: Words, element: Element) -> Floats:
     names = [item.name for item in element.properties]
     if element.list_names:
         msg = "the vertices have list properties; export them as plain numbers"
@@ -81,20 +81,11 @@ def _points(rows: list[bytes], element: Element) -> Floats:
     return parse_points(rows, columns=columns)
 
 
-def _polygons(rows: list[bytes], element: Element, index_name: str) -> tuple[Indices, Indices]:
+def _polygons(rows: Words, element: Element, index_name: str) -> tuple[Indices, Indices]:
     before = [item.name for item in element.properties].index(index_name)
     if any(item.count_type is not None for item in element.properties[:before]):
         msg = (
             f"the faces have a list before {index_name}; export the mesh with vertex indices first"
         )
         raise DataError(msg)
-    if before:
-        split = [row.split(None, before) for row in rows]
-        short = next(
-            (row for row, words in zip(rows, split, strict=True) if len(words) <= before), None
-        )
-        if short is not None:
-            msg = f"a face has too few numbers: {shown(short)}; the file is damaged or cut short"
-            raise DataError(msg)
-        rows = [words[before] for words in split]
-    return parse_polygons(rows)
+    return parse_polygons(rows, lead=before)

@@ -9,7 +9,7 @@ import numpy as np
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.binary import map_file
-from pointdistill.data.meshes.formats.text import check_text_size, line_blocks, parse_points
+from pointdistill.data.meshes.formats.text import check_text_size, parse_points, word_blocks
 from pointdistill.data.meshes.records import Draft, Floats, Indices, MeshLimits, Part
 from pointdistill.errors import DataError
 
@@ -60,16 +60,13 @@ def _read_text(path: Path, limits: MeshLimits) -> Draft:
     ends: list[Indices] = []
     seen = 0
     last = b""
-    for lines in line_blocks(path):
-        words = [line[:7].lower() for line in lines]
-        is_vertex = np.array([word[:6] == b"vertex" for word in words])
-        is_end = np.array([word == b"endloop" for word in words])
-        ends.append(seen + np.cumsum(is_vertex)[is_end])
-        rows = [line[6:] for line, word in zip(lines, words, strict=True) if word[:6] == b"vertex"]
-        vertices.append(parse_points(rows))
-        seen += len(rows)
+    for words in word_blocks(path):
+        is_vertex = words.lines_that_begin(b"vertex")
+        ends.append(seen + np.cumsum(is_vertex)[words.lines_that_begin(b"endloop")])
+        vertices.append(parse_points(words.lines(is_vertex), columns=(1, 2, 3), skip=1))
+        seen += len(vertices[-1])
         check_size("vertices", seen, 3 * limits.faces)
-        last = lines[-1]
+        last = words.line(-1)
     facet_ends = np.concatenate(ends) if ends else np.empty(0, np.int64)
     if not last.lower().startswith(b"endsolid") or (seen and seen != facet_ends[-1:].sum()):
         msg = f"the file ends inside a solid, after {len(facet_ends):,} facets; it is cut short"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +11,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.meshes.formats.words import (
+    Words,
+    read_decimals,
+    read_integers,
+    spelled,
+    split_words,
+)
 from pointdistill.data.meshes.records import Floats, Indices
 from pointdistill.errors import DataError
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 18
+"""Bytes read at once: what is made of them stays in a processor's cache."""
+
 _LONGEST_LINE = 1 << 24
 
 
-def line_blocks(
+def line_blocks(path: Path, *, start: int = 0) -> Iterator[list[bytes]]:
+    """Yield the file's non-empty lines, stripped, a block at a time; as `word_blocks`."""
+    for block in _blocks(path, start, None):
+        if lines := [line for line in map(bytes.strip, block.split(b"\n")) if line]:
+            yield lines
+
+
+def word_blocks(
     path: Path, *, start: int = 0, join: bytes | None = None, comment: bytes | None = None
-) -> Iterator[list[bytes]]:
-    """Yield the file's non-empty lines, stripped, some megabytes at a time.
+) -> Iterator[Words]:
+    """Yield the words of the file's lines, some thousand lines at a time, at least one.
 
     Args:
         path: text file with lines that end in LF, CR LF or CR.
@@ -31,6 +48,14 @@ def line_blocks(
     Raises:
         DataError: if the file holds NUL bytes or a line longer than 16 MiB.
     """
+    ignored = None if comment is None else re.compile(re.escape(comment) + rb"[^\n]*")
+    for block in _blocks(path, start, join):
+        if len(words := split_words(block if ignored is None else ignored.sub(b"", block))):
+            yield words
+
+
+def _blocks(path: Path, start: int, join: bytes | None) -> Iterator[bytes]:
+    """The file's text in blocks of whole lines, which all end in LF."""
     rest = b""
     with path.open("rb") as file:
         file.seek(start)
@@ -48,10 +73,8 @@ def line_blocks(
             if len(rest) > _LONGEST_LINE:
                 msg = "has a line longer than 16 MiB; it is damaged or of another format"
                 raise DataError(msg)
-            if lines := _lines(block[:complete], join, comment):
-                yield lines
-    if lines := _lines(rest, join, comment):
-        yield lines
+            yield _plain_lines(block[:complete], join)
+    yield _plain_lines(rest, join)
 
 
 def _last_line_end(block: bytes, join: bytes | None) -> int:
@@ -65,13 +88,12 @@ def _last_line_end(block: bytes, join: bytes | None) -> int:
     return end + 1
 
 
-def _lines(block: bytes, join: bytes | None, comment: bytes | None) -> list[bytes]:
+def _plain_lines(block: bytes, join: bytes | None) -> bytes:
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if join is not None and join in block:
-        block = block.replace(join + b"\r\n", b" ").replace(join + b"\n", b" ")
-    lines = block.splitlines()
-    if comment is not None and comment in block:
-        lines = [line.partition(comment)[0] for line in lines]
-    return [line for line in map(bytes.strip, lines) if line]
+        block = block.replace(join + b"\n", b" ")
+    return block
 
 
 def parse_numbers(
@@ -120,32 +142,80 @@ def parse_rows(
     return values, counts
 
 
-def parse_points(rows: list[bytes], *, columns: tuple[int, int, int] = (0, 1, 2)) -> Floats:
+def parse_points(
+    rows: list[bytes] | Words, *, columns: tuple[int, int, int] = (0, 1, 2), skip: int = 0
+) -> Floats:
     """x, y, z of some rows, whatever stands after them; (rows, 3).
+
+    Args:
+        rows: rows that are not blank.
+        columns: the words of each row that are x, y and z.
+        skip: words of a row that are no numbers, and that a message leaves out.
 
     Raises:
         DataError: naming the first row without three numbers in these columns.
     """
+    words = rows if isinstance(rows, Words) else split_words(b"\n".join(rows))
     last = max(columns) + 1
-    if not rows:
-        return np.empty((0, 3))
-    text = b"\n".join(rows)
-    counts = _row_counts(text)
-    if (counts < last).any():
-        row = rows[int(np.argmax(counts < last))]
-        msg = f"expected at least {last} numbers a row, got {shown(row)}; the file is damaged or cut short"
+    if (words.counts < last).any():
+        row = words.line(int(np.argmax(words.counts < last)), skip=skip)
+        msg = (
+            f"expected at least {last - skip} numbers a row, got {shown(row)}; "
+            "the file is damaged or cut short"
+        )
         raise DataError(msg)
-    if (counts == counts[0]).all():
-        values = parse_numbers(text, np.float64)
-        if values is not None and len(values) == counts.sum():
-            return values.reshape(len(rows), -1)[:, columns]
-    trimmed = [b" ".join(row.split(None, last)[:last]) for row in rows]
-    values, _ = parse_rows(trimmed, np.float64)
-    return values.reshape(len(rows), last)[:, columns]
+    which = (words.first[:, None] + columns).reshape(-1)
+    values, odd = read_decimals(words, which)
+    if len(odd):
+        values[odd] = _odd_numbers(words, which[odd], np.float64, skip=skip)
+    return values.reshape(-1, 3)
 
 
-def parse_polygons(rows: list[bytes]) -> tuple[Indices, Indices]:
+def parse_indices(words: Words, which: Indices, *, skip: int = 0) -> Indices:
+    """The whole numbers at the head of some words, up to a slash; (N,).
+
+    Args:
+        words: the text.
+        which: (N,) words, line after line.
+        skip: words of a line that a message leaves out.
+
+    Raises:
+        DataError: naming the first line with a word that is none.
+    """
+    values, odd = read_integers(words, which)
+    if len(odd):
+        values[odd] = _odd_numbers(words, which[odd], np.int64, skip=skip)
+    return values
+
+
+def _odd_numbers(
+    words: Words, which: Indices, dtype: type[np.float64] | type[np.int64], *, skip: int
+) -> NDArray[Any]:
+    """Numbers that are spelled with exponents, many digits, or names such as nan."""
+    whole = dtype is np.int64
+    texts = spelled(words, which, until=b"/" if whole else None)
+    values = parse_numbers(b" ".join(texts), dtype)
+    if values is not None and len(values) == len(texts):
+        return values
+    wrong = next((k for k, text in enumerate(texts) if _is_no_number(text, dtype)), 0)
+    line = int(np.searchsorted(words.first, which[wrong], side="right")) - 1
+    kind = "whole numbers" if whole else "numbers"
+    row = shown(words.line(line, skip=skip))
+    msg = f"expected {kind}, got {row}; the file is damaged or of another format"
+    raise DataError(msg)
+
+
+def _is_no_number(text: bytes, dtype: type[np.float64] | type[np.int64]) -> bool:
+    values = parse_numbers(text, dtype)
+    return values is None or len(values) != 1
+
+
+def parse_polygons(words: Words, *, lead: int = 0) -> tuple[Indices, Indices]:
     """Rows of a count, as many vertex indices, and anything after them (colours).
+
+    Args:
+        words: the rows.
+        lead: words of each row before its count.
 
     Returns:
         corners: (C,) indices, row after row.
@@ -154,28 +224,26 @@ def parse_polygons(rows: list[bytes]) -> tuple[Indices, Indices]:
     Raises:
         DataError: naming the first row that has fewer indices than it promises.
     """
-    try:
-        values, counts = parse_rows(rows, np.int64)
-    except DataError:
-        rows = [_trim_polygon(row) for row in rows]
-        values, counts = parse_rows(rows, np.int64)
-    starts = np.cumsum(counts) - counts
-    sizes: Indices = values[starts]
-    short = (sizes < 0) | (sizes >= counts)
+    if (words.counts <= lead).any():
+        row = words.line(int(np.argmax(words.counts <= lead)))
+        msg = f"a face has too few numbers: {shown(row)}; the file is damaged or cut short"
+        raise DataError(msg)
+    first = words.first + lead
+    sizes = parse_indices(words, first, skip=lead)
+    short = (sizes < 0) | (sizes >= words.counts - lead)
     if short.any():
-        row = rows[int(np.argmax(short))]
+        row = words.line(int(np.argmax(short)), skip=lead)
         msg = f"a face promises more indices than it has: {shown(row)}; the file is damaged or cut short"
         raise DataError(msg)
-    if (counts == 4).all() and (sizes == 3).all():
-        return values.reshape(-1, 4)[:, 1:].reshape(-1), sizes
-    inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return values[np.repeat(starts + 1, sizes) + inside], sizes
+    return parse_indices(words, ragged(first + 1, sizes), skip=lead), sizes
 
 
-def _trim_polygon(row: bytes) -> bytes:
-    """The count and its indices, without what follows; the row as it is where the count is none."""
-    tokens = row.split()
-    return b" ".join(tokens[: int(tokens[0]) + 1]) if tokens[0].isdigit() else row
+def ragged(first: Indices, counts: Indices) -> Indices:
+    """For each row, ``first`` and what follows it, ``counts`` in all; one row after another."""
+    if len(counts) and (counts == counts[0]).all():
+        return (first[:, None] + np.arange(counts[0])).reshape(-1)
+    before = np.cumsum(counts) - counts
+    return np.repeat(first - before, counts) + np.arange(counts.sum())
 
 
 def shown(row: bytes) -> str:

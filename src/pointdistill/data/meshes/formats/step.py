@@ -1,0 +1,138 @@
+"""STEP (ISO 10303-21: AP203, AP214, AP242) with its curved faces cut into triangles, the assembly in place.
+
+cascadio does the work, the packaged OpenCASCADE that trimesh's authors keep: an optional extra of 30 MB. It runs
+in a process of its own, for its parser is C++ and the file a stranger's. Coordinates are millimetres, into which
+it turns whatever unit the file states (parts of one assembly may state different ones), along the file's own
+axes; the format names no axis that points up.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Final
+
+import numpy as np
+
+from pointdistill.data.meshes.checks import check_size
+from pointdistill.data.meshes.formats import gltf
+from pointdistill.data.meshes.formats.text import shown
+from pointdistill.data.meshes.records import Draft, MeshLimits, Part
+from pointdistill.errors import DataError
+
+_PROGRAM: Final = Path(__file__).with_name("step_convert.py")
+_START: Final = b"ISO-10303-21"
+_MILLIMETRES: Final = np.diag([1000.0, 1000.0, 1000.0, 1.0])
+"""From the converter's metres."""
+
+_MOST_SECONDS: Final = 600
+_MOST_MEMORY_BYTES: Final = 4 * 2**30
+_PATIENCE_SECONDS: Final = 5  # beyond the converter's own alarm
+_OUT_OF_MEMORY: Final = ("MemoryError", "bad_alloc", "out of memory")
+_DECORATION: Final = re.compile(r"\x1b\[[0-9;]*m|\*+")
+"""Colours and rulings of the kernel's messages."""
+
+_LONGEST_LINE: Final = 400
+
+
+def read(path: Path, limits: MeshLimits) -> Draft:
+    """Read the solids and shells of a .step or .stp file.
+
+    Raises:
+        DataError: if cascadio is not installed, or the file is damaged, has no faces, or costs too much to
+            convert.
+    """
+    check_size("bytes", path.stat().st_size, limits.document_bytes)
+    with path.open("rb") as file:
+        start = file.read(256)
+    if _START not in start:
+        msg = f"expected {_START.decode()}, got {shown(start[:16])}; the file is damaged or of another format"
+        raise DataError(msg)
+    if importlib.util.find_spec("cascadio") is None:
+        msg = "STEP needs cascadio; pip install 'pointdistill[step]', or export the model as GLB or OBJ"
+        raise DataError(msg)
+    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+        converted = Path(folder, "converted.glb")
+        _convert(path, converted, limits)
+        draft = gltf.read(converted, limits)
+    return Draft([_in_millimetres(part) for part in draft.parts])
+
+
+def _convert(path: Path, converted: Path, limits: MeshLimits) -> None:
+    """Write a STEP file as GLB.
+
+    Raises:
+        DataError: if the converter ends early, complains, or gives nothing.
+        MemoryError: if it asks for more than it may have.
+    """
+    words = [_MOST_SECONDS, _MOST_MEMORY_BYTES, limits.file_bytes]
+    with (
+        path.open("rb") as source,
+        converted.open("wb") as target,
+        converted.with_name("messages").open("w+b") as told,
+    ):
+        try:
+            # -P: or modules beside the program would stand for others of their names.
+            done = subprocess.run(
+                [sys.executable, "-P", str(_PROGRAM), *map(str, words)],
+                stdin=source,
+                stdout=target,
+                stderr=told,
+                timeout=_MOST_SECONDS + _PATIENCE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DataError(_too_slow()) from error
+        complaint, last = _messages(told)
+    _check_end(done.returncode, last)
+    # It goes on with what it understood; a part of a shape is not the shape.
+    if complaint or not converted.stat().st_size:
+        cause = complaint or "nothing to convert"
+        msg = f"not a readable STEP file ({cause}); it is damaged or cut short, export it again"
+        raise DataError(msg)
+
+
+def _messages(told: IO[bytes]) -> tuple[str, str]:
+    """The first line that is an error of the kernel's, and the last line; empty where there is none."""
+    complaint = last = ""
+    told.seek(0)
+    while line := told.readline(_LONGEST_LINE):
+        text = " ".join(_DECORATION.sub(" ", line.decode("utf-8", "replace")).split())
+        last = text or last
+        if not complaint and "ERR " in text:
+            complaint = text
+    return complaint, last
+
+
+def _check_end(code: int, last: str) -> None:
+    """Raise where the converter did not reach its end: its exit code tells, and the last line that it wrote.
+
+    Raises:
+        DataError: if it took too long or crashed.
+        MemoryError: if it asked for more memory than it may have.
+    """
+    if not code:
+        return
+    if code == -getattr(signal, "SIGALRM", 0):
+        raise DataError(_too_slow())
+    if any(word in last for word in _OUT_OF_MEMORY):
+        raise MemoryError
+    msg = (
+        f"the converter ended with {code} ({last or 'no message'}); export the model as GLB or OBJ"
+    )
+    raise DataError(msg)
+
+
+def _in_millimetres(part: Part) -> Part:
+    matrix = np.eye(4) if part.matrix is None else part.matrix
+    return replace(part, matrix=_MILLIMETRES @ matrix)
+
+
+def _too_slow() -> str:
+    return f"not converted within {_MOST_SECONDS} seconds; simplify it, or export it as GLB or OBJ"
