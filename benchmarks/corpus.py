@@ -1,63 +1,202 @@
-"""Random reads of whole shapes from a corpus, warm, against a raw memory map of the same int16 points.
+"""Random reads of whole shapes from a corpus to (n, 3) float32, warm, against Zarr and a raw memory map.
 
-Run: ``python benchmarks/corpus.py``
+- **Zarr** (version 2): one float32 array a shape in a group of a `DirectoryStore`, one uncompressed chunk each; a
+  shape is looked up by name, as one of a million is, and, for comparison, in an array that was kept open.
+- **Memory map**: the same int16 points of all shapes one behind the other, their offsets, scales and centres in
+  memory, the map seen as a plain array. Written in three ways; the bar is the fastest of them at each size. Beside
+  it what is no whole read: turned to float32 only, which leaves every shape on the unit cube, and the map with
+  this package's own arithmetic, which shows what a corpus costs beside it.
+
+Every way gives the same bits. Rounds alternate; figures are medians, ratios medians of each round's own.
+
+Run: ``python benchmarks/corpus.py``; it then measures a corpus of a million clouds (`corpus_scale.py`). Two to
+three minutes, 0.5 GB of a temporary folder; ``--quick`` for less of everything. Zarr 2: extra ``bench``.
 """
 
 from __future__ import annotations
 
+import argparse
 import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import zarr
+from numpy.typing import NDArray
 
-from pointdistill.data.build import build_corpus
-from pointdistill.data.corpus import open_corpus
-from pointdistill.data.sources import SourceRequest, open_source
+from corpus_scale import measure_scale, microseconds
+from made_corpus import make_corpus
+from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.corpus.codec import LEVELS, restore
+from pointdistill.data.corpus.shard import read_block
 
-SHAPES, POINTS, READS, ROUNDS = 400, 16_384, 400, 7
+ROUNDS = 21
+READS = 200
+SIZES = {16_384: 400, 2_048: 2_000, 1_024: 4_000}
+"""Shapes by their number of points: data beyond a core's own cache, within a machine's memory."""
+
+OURS = "`corpus.points(i)`"
+BY_NAME = "Zarr, array looked up"
+KEPT_OPEN = "Zarr, array kept open"
+ONLY_CONVERTED = "memory map, to float32 only"
+OWN_ARITHMETIC = "memory map, `codec.restore`"
+MEMORY_MAPS = (
+    "memory map, one expression",
+    "memory map, in place",
+    "memory map, in place, axis by axis",
+)
+
+Read = Callable[[int], NDArray[np.float32]]
 
 
-def microseconds(read: Callable[[int], object], order: list[int]) -> float:
-    """Median over rounds of the mean time of a read."""
-    rounds = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        for index in order:
-            read(index)
-        rounds.append((time.perf_counter() - began) / len(order) * 1e6)
-    return statistics.median(rounds)
+@dataclass(frozen=True)
+class RawMap:
+    """Points of all shapes in one memory-mapped file, and what turns them into shapes in memory."""
+
+    steps: NDArray[np.int16]
+    offsets: list[int]
+    scale: list[np.float32]
+    """Of one step."""
+
+    center: NDArray[np.float32]
+    half_side: list[np.float32]
+
+    def one_expression(self, index: int) -> NDArray[np.float32]:
+        steps = self.steps[self.offsets[index] : self.offsets[index + 1]]
+        return steps.astype(np.float32) * self.scale[index] + self.center[index]
+
+    def in_place(self, index: int) -> NDArray[np.float32]:
+        points = self.steps[self.offsets[index] : self.offsets[index + 1]].astype(np.float32)
+        points *= self.scale[index]
+        points += self.center[index]
+        return points
+
+    def by_axis(self, index: int) -> NDArray[np.float32]:
+        points = self.steps[self.offsets[index] : self.offsets[index + 1]].astype(np.float32)
+        points *= self.scale[index]
+        for axis, center in enumerate(self.center[index]):
+            points[:, axis] += center
+        return points
+
+    def restored(self, index: int) -> NDArray[np.float32]:
+        steps = self.steps[self.offsets[index] : self.offsets[index + 1]]
+        return restore(steps, self.center[index], self.half_side[index])
+
+    def only_converted(self, index: int) -> NDArray[np.float32]:
+        return self.steps[self.offsets[index] : self.offsets[index + 1]].astype(np.float32)
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        source = open_source("builtin", SourceRequest(shapes=SHAPES))
-        build_corpus(source, Path(folder) / "corpus", points=POINTS, seed=0)
-        corpus = open_corpus(Path(folder) / "corpus")
-        raw = np.lib.format.open_memmap(
-            Path(folder) / "raw.npy", "w+", np.int16, (SHAPES, POINTS, 3)
-        )
-        scale = np.empty((SHAPES, 1), np.float32)
-        center = np.empty((SHAPES, 3), np.float32)
-        for index in range(SHAPES):
-            points = corpus.points(index)
-            center[index] = (points.max(0) + points.min(0)) / 2
-            scale[index] = np.ptp(points, axis=0).max() / 2 / 32767
-            raw[index] = np.round((points - center[index]) / scale[index])
-        order = np.random.default_rng(0).integers(SHAPES, size=READS).tolist()
-        ways = {
-            "corpus.points(i)": corpus.points,
-            "memory map, center and scale applied": lambda i: raw[i] * scale[i] + center[i],
-            "memory map, turned to float32 only": lambda i: raw[i].astype(np.float32),
-        }
-        print(f"{platform.machine()}, {SHAPES} shapes of {POINTS} points, median of {ROUNDS}")
-        print("| way | microseconds a shape |\n| --- | --- |")
+def main(*, quick: bool) -> None:
+    print(
+        f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, "
+        f"zarr {zarr.__version__}; one thread\n"
+    )
+    sizes = {points: shapes // 20 for points, shapes in SIZES.items()} if quick else SIZES
+    found = {}
+    for points, shapes in sizes.items():
+        with tempfile.TemporaryDirectory() as folder:
+            ways = make_ways(Path(folder), shapes=shapes, points=points)
+            found[points] = alternate(ways, shapes, rounds=3 if quick else ROUNDS)
+    print_reads(found)
+    measure_scale(shapes=20_000 if quick else 1_000_000, rounds=5 if quick else 101)
+
+
+def make_ways(folder: Path, *, shapes: int, points: int) -> dict[str, Read]:
+    """Every way to read the same shapes; each has read all of them once, and they agree bit for bit."""
+    make_corpus(folder / "corpus", shapes=shapes, points=points, seed=0)
+    corpus = open_corpus(folder / "corpus")
+    raw = make_raw(folder / "raw.npy", corpus)
+    group = make_zarr(folder / "zarr", corpus)
+    names = list(group.array_keys())
+    arrays = [group[name] for name in names]
+    ways: dict[str, Read] = {
+        OURS: corpus.points,
+        BY_NAME: lambda index: group[names[index]][:],
+        KEPT_OPEN: lambda index: arrays[index][:],
+        ONLY_CONVERTED: raw.only_converted,
+        OWN_ARITHMETIC: raw.restored,
+    }
+    ways |= zip(MEMORY_MAPS, (raw.one_expression, raw.in_place, raw.by_axis), strict=True)
+    for index in range(shapes):
+        expected = corpus.points(index)
         for name, read in ways.items():
-            print(f"| {name} | {microseconds(read, order):.0f} |")
+            same = np.array_equal(read(index), expected)
+            assert same or name == ONLY_CONVERTED, f"{name} reads shape {index} otherwise"
+    return ways
+
+
+def make_raw(path: Path, corpus: Corpus) -> RawMap:
+    """The corpus's own int16 points in one file."""
+    blocks = [read_block(corpus.path / shard.file) for shard in corpus.manifest.shards]
+    np.save(path, np.concatenate([block.points for block in blocks]))
+    counts = np.concatenate([np.diff(block.offsets) for block in blocks])
+    scale = np.concatenate([block.scale for block in blocks])
+    return RawMap(
+        steps=np.load(path, mmap_mode="r").view(np.ndarray),
+        offsets=[0, *np.cumsum(counts).tolist()],
+        scale=list(scale / np.float32(LEVELS)),
+        center=np.concatenate([block.center for block in blocks]),
+        half_side=list(scale),
+    )
+
+
+def make_zarr(path: Path, corpus: Corpus) -> zarr.Group:
+    """A group with an array a shape, opened to be read."""
+    group = zarr.open_group(zarr.DirectoryStore(str(path)), mode="w")
+    for index in range(len(corpus)):
+        points = corpus.points(index)
+        group.create_dataset(f"{index:06d}", data=points, chunks=points.shape, compressor=None)
+    return zarr.open_group(zarr.DirectoryStore(str(path)), mode="r")
+
+
+def alternate(ways: Mapping[str, Read], shapes: int, *, rounds: int) -> dict[str, list[float]]:
+    """Microseconds a read of each way in each round; every way in an order of its own.
+
+    Otherwise the ways that share a file would find in a core's cache what the one before them read.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    rng = np.random.default_rng(0)
+    for turn in range(rounds):
+        for name in list(ways) if turn % 2 else list(ways)[::-1]:
+            order = rng.integers(shapes, size=READS).tolist()
+            taken[name].append(microseconds(ways[name], order))
+    return taken
+
+
+def print_reads(found: Mapping[int, Mapping[str, list[float]]]) -> None:
+    """Microseconds a read, and how many times as long as ours, by way and number of points."""
+    print(f"| a random read of | {' | '.join(f'{points:,} points' for points in found)} |")
+    print(f"| --- |{' --- |' * len(found)}")
+    for name in next(iter(found.values())):
+        cells = [
+            f"{statistics.median(taken[name]):.1f} µs"
+            + ("" if name == OURS else f", {times(taken, name):.2f}x")
+            for taken in found.values()
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
+    bars = {
+        "speed against Zarr, array looked up (bar 25x)": lambda taken: times(taken, BY_NAME),
+        "speed against the fastest memory map (bar 0.8x)": lambda taken: min(
+            times(taken, name) for name in MEMORY_MAPS
+        ),
+    }
+    for name, bar in bars.items():
+        print(
+            f"| **{name}** | {' | '.join(f'**{bar(taken):.2f}x**' for taken in found.values())} |"
+        )
+
+
+def times(taken: Mapping[str, list[float]], name: str) -> float:
+    """How many times as long as ours: the median of each round's own ratio."""
+    return statistics.median(
+        other / ours for other, ours in zip(taken[name], taken[OURS], strict=True)
+    )
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    main(quick=parser.parse_args().quick)

@@ -6,14 +6,14 @@ batched operations, ``[x, max]`` joined and put through one linear layer, fused 
 clouds, batch size and float32 weights. Rounds alternate; figures are medians, and the ratio is the median of
 each round's own. What each change contributes is measured on one thread by taking it away alone.
 
-Run: ``python benchmarks/embed.py``, or ``python benchmarks/embed.py --memory 100000`` for the memory of ``embed``
-over a builtin corpus of that many clouds and over a tenth of it.
+Run: ``python benchmarks/embed.py``, or ``python benchmarks/embed.py --memory 100000 --folder kept`` for the memory
+of ``embed`` over builtin corpora of that many clouds, a tenth and a hundredth of it (Linux). The corpora stay in
+the folder, if one is given, so that a second run, or one that was stopped, does not build them anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -28,6 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pointdistill.data.build import build_corpus
+from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding import frozen
 from pointdistill.engine.embedding.compute import CPU_BATCH, FeatureMaker, computing
 from pointdistill.engine.exchange.weights import save_encoder
@@ -203,49 +205,66 @@ def at_once(embedding: nn.Module, offsets: Tensor) -> Tensor:
 
 
 MEMORY = """
-import json, resource, sys
+import sys
 from pathlib import Path
 from pointdistill.engine.embedding.run import EmbedRequest, embed
-report = embed(EmbedRequest(paths=[Path(sys.argv[1])], output=Path(sys.argv[2]), encoder=sys.argv[3]))
-print(json.dumps([report.shapes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+
+corpus, output, encoder = sys.argv[1:]
+report = embed(EmbedRequest(paths=[Path(corpus)], output=Path(output), encoder=encoder, draws=1))
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(report.shapes, int(status["VmHWM"].split()[0]) / 1024)
 """
 
 
-def memory(count: int) -> None:
-    """Peak memory of a whole process that embeds ``count`` clouds, and of one with a tenth of them."""
-    from pointdistill.data.build.prepare import prepare_corpus
-    from pointdistill.data.sources import SourceRequest
+def memory(most: int, kept: Path | None) -> None:
+    """Peak memory of a whole fresh process that embeds a hundredth, a tenth, and all of ``most`` clouds.
 
-    with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
-        save_encoder(random_encoder("tiny"), here / "encoder")
-        for shapes in (count // 10, count):
-            corpus, output = here / f"corpus-{shapes}", here / f"{shapes}.npz"
-            prepare_corpus(
-                "builtin", SourceRequest(shapes=shapes), output=corpus, points=512, seed=0
+    Clouds of 256 points and the tiny encoder: the width of what is held for a batch is the encoder's, how it
+    grows with the number of clouds is not.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (kept or Path(temporary)).resolve()
+        encoder = folder / "encoder"
+        if not encoder.exists():
+            save_encoder(random_encoder("tiny"), encoder)
+        print("| clouds | peak, MiB | bytes a cloud more than above | clouds/s |")
+        print("| --- | --- | --- | --- |")
+        before: tuple[int, float] | None = None
+        for clouds in (most // 100, most // 10, most):
+            corpus, output = folder / f"corpus-{clouds}", folder / f"embedding-{clouds}.npz"
+            build_corpus(
+                open_source("builtin", SourceRequest(shapes=clouds)), corpus, points=256, seed=0
             )
+            output.unlink(missing_ok=True)
             begun = time.perf_counter()
             told = subprocess.run(
-                [sys.executable, "-c", MEMORY, str(corpus), str(output), str(here / "encoder")],
+                [sys.executable, "-c", MEMORY, str(corpus), str(output), str(encoder)],
                 check=True,
-                capture_output=True,
+                stdout=subprocess.PIPE,
                 text=True,
-                cwd=here,
-            ).stdout
-            kept, mebibytes = json.loads(told)
-            speed = kept / (time.perf_counter() - begun)
-            print(f"{kept:,} clouds: {mebibytes:.0f} MiB at the peak, {speed:.0f} clouds/s")
+                cwd=folder,
+            ).stdout.split()
+            taken, now = time.perf_counter() - begun, (int(told[0]), float(told[1]))
+            more = "" if before is None else f"{growth(before, now):.0f}"
+            print(f"| {now[0]:,} | {now[1]:.0f} | {more} | {now[0] / taken:.0f} |", flush=True)
+            before = now
+
+
+def growth(before: tuple[int, float], now: tuple[int, float]) -> float:
+    """Bytes a cloud, from clouds and MiB of a smaller run and of a larger one."""
+    return (now[1] - before[1]) * 2**20 / (now[0] - before[0])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--memory", type=int, metavar="CLOUDS")
+    parser.add_argument("--folder", type=Path, help="where --memory keeps its corpora")
     parser.add_argument("--clouds", type=int, default=CLOUDS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--batch", type=int, default=CPU_BATCH)
     given = parser.parse_args()
     if given.memory:
-        memory(given.memory)
+        memory(given.memory, given.folder)
     else:
         speed(given.clouds, given.rounds, given.batch)
         contributions(given.rounds, given.batch)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import pointdistill
+from pointdistill.data import shape_lists
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
@@ -26,6 +27,7 @@ from pointdistill.data.corpus.manifest import (
 )
 from pointdistill.data.corpus.shard import Row, encode, make_row, sizes_of, write_shard
 from pointdistill.data.files import sha256_of
+from pointdistill.data.unpacking import file_state
 from pointdistill.errors import CorpusError
 
 LABELS = {"a": ("chair", "table"), "b": ("table", "lamp")}
@@ -205,8 +207,7 @@ def test_opening_reads_no_shard(folder: Path) -> None:
 
 def test_few_open_shards_are_enough(folder: Path) -> None:
     """With room for one mapped shard, reads in any order still give the right shapes."""
-    corpus, narrow = open_corpus(folder), open_corpus(folder)
-    narrow._most_open = 1
+    corpus, narrow = open_corpus(folder), open_corpus(folder, most_shards=1)
     for k in np.random.default_rng(0).integers(0, 12, size=60):
         assert np.array_equal(narrow.points(int(k)), corpus.points(int(k)))
         assert len(narrow._mapped) == 1
@@ -214,8 +215,7 @@ def test_few_open_shards_are_enough(folder: Path) -> None:
 
 def test_threads_share_a_corpus(folder: Path) -> None:
     expected = [open_corpus(folder).points(k) for k in range(12)]
-    corpus = open_corpus(folder)
-    corpus._most_open = 2
+    corpus = open_corpus(folder, most_shards=2)
     numbers = np.random.default_rng(0).integers(0, 12, size=400).tolist()
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(corpus.points, numbers))
@@ -232,6 +232,22 @@ def test_a_corpus_can_be_sent_to_another_process(folder: Path) -> None:
     corpus = open_corpus(folder)
     total = _sum(corpus)
     assert _sum(pickle.loads(pickle.dumps(corpus))) == total
+
+
+def test_a_reader_in_order_holds_no_more_than_it_was_allowed(folder: Path) -> None:
+    """Sent to another process too."""
+    corpus = pickle.loads(pickle.dumps(open_corpus(folder, most_shards=2)))
+    assert _sum(corpus) == _sum(open_corpus(folder))
+    assert list(corpus._mapped) == [1, 2], "the first of the three shards was let go"
+
+
+def test_a_list_of_shapes_lets_go_of_the_shards_behind_it(folder: Path) -> None:
+    shapes = shape_lists.list_shapes([folder])
+    settings = shape_lists.ReadSettings(points=64, seed=0)
+    for k in range(len(shapes)):
+        assert shape_lists.read_shape(shapes[k][1], settings).points is not None
+    state = file_state(folder / MANIFEST_NAME)
+    assert list(shape_lists._corpus(str(folder.resolve()), state)._mapped) == [1, 2]
 
 
 @pytest.mark.skipif(

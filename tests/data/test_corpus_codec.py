@@ -54,16 +54,20 @@ def test_degenerate_shapes_are_stored_exactly(points: list[list[float]]) -> None
     assert np.array_equal(restore(stored.points, stored.center, stored.scale), given)
 
 
-@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("count", [0, 1, 64, 2047, 2048, 2049, 4096, 5000])
 def test_restore_is_the_formula_of_the_docs(count: int) -> None:
-    """xyz = center + scale * points / 32767, for counts around the block that the code works in."""
+    """xyz = center + scale * points / 32767, for counts around the runs that the code works in."""
     rng = np.random.default_rng(count)
     points = rng.integers(-LEVELS, LEVELS, size=(count, 3), endpoint=True).astype(np.int16)
     center = np.array([1.0, -2.0, 3.0], np.float32)
     slow = center + 5.0 * points.astype(np.float64) / LEVELS
     restored = restore(points, center, np.float32(5.0))
     assert restored.dtype == np.float32
+    assert restored.shape == (count, 3)
     assert np.allclose(restored, slow, rtol=0, atol=2e-6)
+    # To the bit: each operation rounded once, in the order written.
+    plain = points.astype(np.float32) * (np.float32(5.0) / np.float32(LEVELS)) + center
+    assert np.array_equal(restored, plain)
 
 
 def test_a_view_of_every_second_point_is_quantised_as_its_copy() -> None:
