@@ -109,7 +109,7 @@ def test_ctrl_c_says_that_what_is_finished_stays(
         *("--protocol", "knn", "--protocol", "finetune", "--seeds", "1"),
     )
     assert code == 130
-    assert "every finished score is kept, the same command goes on" in capsys.readouterr().err
+    assert "what is done is kept, the same command goes on" in capsys.readouterr().err
     assert len(list(Path("runs/a/evaluation/scanobjectnn-stand-in/scores").iterdir())) == 1
 
 

@@ -290,6 +290,28 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_file(folder: Path) -> None:
     np.testing.assert_allclose(np.load("out.npz")["features"], features("whole.npz"), atol=1e-5)
 
 
+def test_few_chunks_are_in_memory_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a shape a chunk and a batch: one more than wait for the threads, and not all eleven."""
+    monkeypatch.setattr(run, "CHUNK_SHAPES", 1)
+    before = torch.get_num_threads()
+    threads = min(before, 2)
+    open_chunks = []
+    collect = loop.EmbeddingLoop._collect
+
+    def noted(working: loop.EmbeddingLoop) -> None:
+        open_chunks.append(len(working._open))
+        collect(working)
+
+    monkeypatch.setattr(loop.EmbeddingLoop, "_collect", noted)
+    torch.set_num_threads(threads)
+    try:
+        embed(request(batch_size=1))
+    finally:
+        torch.set_num_threads(before)
+    assert len(open_chunks) == len(COUNTS)
+    assert max(open_chunks) <= 2 * threads + 1
+
+
 def test_another_request_does_not_take_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embed(request())
     with pytest.raises(DataError, match=r"out.npz: exists, made of other seed; remove it"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -192,13 +194,85 @@ def test_parts_are_kept_seed_by_seed(workplace: Path, monkeypatch: pytest.Monkey
     assert (result.benchmark, result.protocol, result.seeds) == ("ShapeNetPart", "parts", (0, 1))
     assert result.metrics == ("instance mIoU", "class mIoU")
     assert result.label == "parts (1 of 300 epochs)"
+    assert result.accuracy.mean == pytest.approx(np.mean(result.each))
+    assert result.each[0] != result.each[1]
+    assert result.best_epoch_accuracy == result.accuracy
+    assert (result.points, result.subsampling, result.stand_in) == (48, "uniform", True)
     assert 0.0 <= result.class_accuracy.mean <= 100.0
     text = (outcome.outputs[0] / "results.md").read_text()
     assert "| parts (1 of 300 epochs) |" in text
     assert "instance mIoU %" in text
     # All of it is kept: nothing is trained again.
-    monkeypatch.setattr("pointdistill.engine.evaluation.parts.measure_parts", pytest.fail)
+    monkeypatch.setattr("pointdistill.engine.evaluation.parts.train_segmenter", pytest.fail)
     assert measure(workplace, "shapenetpart", epochs=1, seeds=2).results == outcome.results
+
+
+def measure_until(
+    epoch: int, folder: Path, benchmark: str, **changes: object
+) -> tuple[Outcome | None, list[int]]:
+    """With Ctrl-C after ``epoch``, counted from 1: the outcome, None where it was stopped, and the epochs seen."""
+    seen: list[int] = []
+
+    def show(task: str, done: int, _total: int) -> None:
+        if task.endswith(("finetune", "parts")) and done:
+            seen.append(done)
+            if done == epoch:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    request = EvaluationRequest(
+        benchmark=benchmark,
+        stand_in=True,
+        device="cpu",
+        folder=folder,
+        **changes,  # type: ignore[arg-type]
+    )
+    try:
+        return evaluate_saved(request, say=lambda _: None, progress=show), seen
+    except KeyboardInterrupt:
+        return None, seen
+
+
+TRAININGS = [("scanobjectnn", "finetune"), ("shapenetpart", "parts")]
+
+
+@pytest.mark.parametrize(("benchmark", "protocol"), TRAININGS)
+def test_interrupted_inside_a_seed_is_gone_on_with_to_the_bit(
+    workplace: Path, benchmark: str, protocol: str
+) -> None:
+    options = {"protocols": (protocol,), "splits": (), "epochs": 3, "seeds": 1}
+    if benchmark == "scanobjectnn":
+        options["splits"] = ("OBJ-BG",)
+    measure(workplace, benchmark, **options, output=workplace / "whole")
+    options["output"] = workplace / "stopped"
+    assert measure_until(1, workplace, benchmark, **options) == (None, [1])
+    scores = workplace / "stopped" / "scores"
+    assert [path.suffix for path in scores.iterdir()] == [".safetensors"]
+    outcome, seen = measure_until(0, workplace, benchmark, **options)
+    assert outcome is not None
+    assert seen == [2, 3]
+    (expected,) = (workplace / "whole" / "scores").iterdir()
+    (found,) = scores.iterdir()
+    assert (found.name, found.read_bytes()) == (expected.name, expected.read_bytes())
+
+
+@pytest.mark.parametrize(("benchmark", "protocol"), TRAININGS)
+def test_interrupted_after_the_last_epoch_the_score_is_kept_first(
+    workplace: Path, benchmark: str, protocol: str
+) -> None:
+    splits = ("OBJ-BG",) if benchmark == "scanobjectnn" else ()
+    options = {"protocols": (protocol,), "splits": splits, "epochs": 1, "seeds": 2}
+    output = workplace / "here"
+    stopped = measure_until(1, workplace, benchmark, **options, output=output)
+    assert stopped == (None, [1])
+    (score,) = (output / "scores").iterdir()
+    assert score.suffix == ".json"
+    # What a kill between the score and the end of its training leaves.
+    left = score.with_suffix(".safetensors")
+    left.touch()
+    outcome, seen = measure_until(0, workplace, benchmark, **options, output=output)
+    assert outcome is not None
+    assert (outcome.results[0].seeds, seen) == ((0, 1), [1])
+    assert not left.exists()
 
 
 def test_lvis_draws_share_features_that_are_described_once(

@@ -201,6 +201,16 @@ def test_what_takes_long_is_said_once_after_the_first_measured_part() -> None:
     assert said[0].endswith("--epochs N shortens it")
 
 
+def test_what_was_done_another_time_does_not_count_as_fast() -> None:
+    """Gone on with after 90 of 100 parts: the first new one took 30 s, so nine more take 270 s."""
+    said: list[str] = []
+    clock = Clock()
+    forecast = Forecast(said.append, "finetune", clock=clock)
+    clock.now = 30.0
+    forecast(91, 100, latest=1)
+    assert said[0].startswith("finetune: about 4 min to go, by the first 30 s")
+
+
 def test_what_is_short_is_not_mentioned() -> None:
     said: list[str] = []
     clock = Clock()

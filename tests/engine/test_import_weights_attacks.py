@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pointdistill.engine.exchange.import_weights import import_weights
+from pointdistill.errors import CheckpointError
 from tests.engine.handmade import (
     bounded,
     call,
@@ -167,6 +168,67 @@ def test_zip_bombs(tmp_path: Path, method: int) -> None:
     refuse(
         write_archive(tmp_path / "bad.ckpt", zeros, compression=method), "compressed or encrypted"
     )
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "byteorder"])
+def test_a_huge_member_is_not_read_to_be_refused(tmp_path: Path, name: str) -> None:
+    """Stored as torch.save stores it, in a file that is really as large."""
+    path = tmp_path / "bad.ckpt"
+    with zipfile.ZipFile(path, "w") as file:
+        if name != "data.pkl":
+            file.writestr("archive/data.pkl", program(table(state_dict=table(a=GOOD))))
+        file.writestr(f"archive/{name}", bytes(48 << 20))
+    refuse(path, f"member 'archive/{name}' has 50331648 bytes; accepted are ")
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (text("torch") + text("load") + b"\x93" + sequence(RUN) + b"R", "torch.load"),
+        # Memoized, so that the names are not in the step that uses them.
+        (text("shelve") + b"\x94" + text("open") + b"\x94\x30\x30h\x00h\x01\x93", "shelve.open"),
+        (text("buil\u200btins") + text("exec") + b"\x93", "builtins.exec"),
+        (text("\uff4f\uff53") + text("system") + b"\x93" + sequence(RUN) + b"R", "os.system"),
+        (b"cnumpy\nload\n)\x81}b", "numpy.load"),
+        (b"cfoo\nBar\n)}\x92", "foo.Bar"),
+    ],
+)
+def test_names_that_are_not_known_are_written_down_and_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: bytes, found: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = checkpoint(tmp_path / "bad.ckpt", value, table(a=GOOD, b=value))
+    refuse(path, "among its weights, 'b' is no tensor but '")
+    with pytest.raises(CheckpointError) as caught:
+        import_weights(path, tmp_path / "out")
+    assert found.split(".")[1] in str(caught.value)
+
+
+@pytest.mark.parametrize("chain", [b"q\x010h\x00h\x01\x85R", b"q\x010]h\x01a", b"q\x01h\x01\x86"])
+def test_what_is_nested_thousands_of_times_comes_apart_again(tmp_path: Path, chain: bytes) -> None:
+    """Objects of objects, lists of lists, pairs of pairs: no deeper stack when they are built or dropped."""
+    nested = b"cfoo\nbar\nq\x000]" + chain * 4_000
+    refuse(checkpoint(tmp_path / "bad.ckpt", nested), "no encoder of this method")
+
+
+def test_a_wide_encoder_of_which_nearly_all_is_missing_takes_no_memory(tmp_path: Path) -> None:
+    """Its few weights state 32 blocks of width 16,384, which would take 384 GiB."""
+    width = 1 << 14
+    norm, rest = tensor(storage("0", width), (width,), (1,)), storage("1", 8 * width)
+    named = {
+        "encoder.norm.weight": norm,
+        "encoder.stack.31.self_attn.norm.weight": norm,
+        "patch_embedding.point_embedding.block_1.0.weight": tensor(rest, (8, 3), (3, 1)),
+        "patch_embedding.point_embedding.block_2.0.weight": tensor(rest, (8, 16), (16, 1)),
+        "patch_embedding.point_embedding.block_2.3.weight": tensor(rest, (width, 8), (8, 1)),
+    }
+    weights = table(**{f"teacher.point_encoder.{name}": value for name, value in named.items()})
+    heads = table(encoder_config=table(num_heads=number(1)))
+    pickled = program(table(state_dict=weights, hyper_parameters=heads))
+    held = {"data/0": bytes(4 * width), "data/1": bytes(32 * width)}
+    path = write_archive(tmp_path / "bad.ckpt", pickled, held)
+    with bounded(), refused("does not fit this model: missing "):
+        import_weights(path, tmp_path / "out")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the command is written for POSIX")

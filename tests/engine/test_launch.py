@@ -140,6 +140,24 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "warning"),
+    [
+        ({}, None),  # 600 steps of 32, of 60 shapes
+        ({"steps": 60}, None),  # 1,920, a tenth of 19,200
+        ({"steps": 59}, "this run is shown 1,888 shapes, the tiny recipe's 19,200"),
+        ({"batch_size": 60}, "60 shapes are one batch, every step sees them all"),
+        ({"recipe": "small-shapenet", "batch_size": 60}, "60 shapes are one batch"),
+    ],
+)
+def test_a_run_too_small_to_teach_anything_is_warned_of_once(
+    asked: dict[str, Any], warning: str | None, corpus: Path
+) -> None:
+    said = [line for line in announce(start(data=corpus, **asked)) if line.startswith("warning: ")]
+    assert len(said) == (warning is not None)
+    assert all(warning in line for line in said if warning)
+
+
 def test_resume_takes_the_last_run_with_its_own_configuration(corpus: Path) -> None:
     first = start(data=corpus, steps=2, batch_size=8, seed=3)
     assert announce(first)[-1].startswith("tiny, dual mode, seed 3: 2 steps of 8 of 60")

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pointdistill.data.build import build_corpus
+from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.training.loader import epoch_order
 from pointdistill.engine.training.pretrain import pretrain
 from pointdistill.engine.training.run_folder import read_metrics, read_run_config
 from pointdistill.engine.training.state import load_latest
 from tests.engine.runs import assert_equal, losses, options, tensors, weights
 from tests.engine.worker import shapes, shared_config
+from tests.warm import Program, Warm
 
 REPOSITORY = Path(__file__).parent.parent.parent
-SCRIPT = ["-m", "tests.engine.worker"]
+WORKER = "tests.engine.worker"
+ON_CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 SAVED = {"save_every": 100}
 
 pytestmark = pytest.mark.slow
@@ -48,18 +53,36 @@ def accelerate() -> list[str]:
     return ["-m", "accelerate.commands.launch", *several, *where, *dynamo]
 
 
-def two_processes(asked: dict[str, Any], launcher: list[str] | None = None) -> tuple[int, str]:
-    """Exit code and standard error of a run of the worker on two processes."""
+def launched(launcher: list[str], asked: dict[str, Any]) -> tuple[int, str]:
+    """Exit code and standard error of a launcher with the worker on two processes."""
     done = subprocess.run(
-        [sys.executable, *(launcher or torchrun()), *SCRIPT, json.dumps(asked)],
+        [sys.executable, *launcher, "-m", WORKER, json.dumps(asked)],
         cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env=os.environ | ON_CPU,
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
     return done.returncode, done.stderr
+
+
+def two_processes(warm: Warm, asked: dict[str, Any]) -> tuple[set[int], str]:
+    """Exit codes and standard error of the worker on two processes, without a launcher's cost."""
+    both = start_both(warm, WORKER, json.dumps(asked), cwd=REPOSITORY)
+    ended = [program.wait() for program in both]
+    return {one.returncode for one in ended}, "".join(one.stderr for one in ended)
+
+
+def start_both(warm: Warm, module: str, *arguments: str, cwd: Path) -> list[Program]:
+    """What a launcher tells its processes, each in its variables."""
+    where = ON_CPU | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [
+        warm.start(
+            module, *arguments, cwd=cwd, env=where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in (0, 1)
+    ]
 
 
 def one_process(run: Path, **changes: Any) -> None:
@@ -78,22 +101,20 @@ def assert_shared(run: Path) -> None:
 
 
 @pytest.mark.parametrize("launcher", [torchrun, accelerate])
-def test_two_processes_give_the_losses_and_gradients_of_one(launcher: Any, tmp_path: Path) -> None:
+def test_two_processes_give_the_losses_and_gradients_of_one(
+    launcher: Callable[[], list[str]], warm: Warm, tmp_path: Path
+) -> None:
     """Losses to 1e-5, gradients to 1e-4 of their norm; and one process goes on where two stopped."""
     one, two = tmp_path / "one", tmp_path / "two"
     alone = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     stop = SAVED | {"stop_at": 3}
-    code, said = two_processes(
-        {"run": str(two), "gradients": str(alone[1]), "options": stop}, launcher()
+    code, said = launched(
+        launcher(), {"run": str(two), "gradients": str(alone[1]), "options": stop}
     )
     assert code == 130 or "exitcode  : 130" in said, said
     assert_shared(two)
-    subprocess.run(
-        [sys.executable, *SCRIPT, json.dumps({"run": str(one), "gradients": str(alone[0])})],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-    )
+    asked = json.dumps({"run": str(one), "gradients": str(alone[0])})
+    assert warm.run(WORKER, asked, cwd=REPOSITORY).returncode == 0
     assert losses(two) == pytest.approx(losses(one)[:3], rel=1e-5)
     ours, theirs = load_file(alone[1]), load_file(alone[0])
     assert ours.keys() == theirs.keys()
@@ -105,21 +126,21 @@ def test_two_processes_give_the_losses_and_gradients_of_one(launcher: Any, tmp_p
 
 
 @pytest.fixture(scope="module")
-def one_step(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def one_step(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """What two processes hold after one step."""
     run = tmp_path_factory.mktemp("good") / "run"
-    two_processes({"run": str(run), "options": SAVED | {"stop_at": 1}})
+    two_processes(warm, {"run": str(run), "options": SAVED | {"stop_at": 1}})
     return weights(run)
 
 
 @pytest.mark.parametrize("how", ["nan", "inf", "empty"])
 def test_a_poisoned_shape_stops_both_processes_before_the_step(
-    how: str, one_step: dict[str, torch.Tensor], tmp_path: Path
+    how: str, warm: Warm, one_step: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     """Shape 11 comes in the second batch: the process that reads it says so, and what is saved is step 1."""
     run = tmp_path / "run"
-    code, said = two_processes({"run": str(run), "poison": 11, "how": how, "options": SAVED})
-    assert code != 0
+    codes, said = two_processes(warm, {"run": str(run), "poison": 11, "how": how, "options": SAVED})
+    assert codes == {2}
     assert "error: shape 11 of the corpus has" in said
     assert "error: step 2: loss nan" in said  # the other process
     state, _ = load_latest(run / "checkpoints")
@@ -127,10 +148,13 @@ def test_a_poisoned_shape_stops_both_processes_before_the_step(
     assert_equal(tensors(state), one_step)
 
 
-def test_machines_of_different_memory_agree_on_the_smaller_batch(tmp_path: Path) -> None:
+def test_machines_of_different_memory_agree_on_the_smaller_batch(
+    warm: Warm, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    code, said = two_processes({"run": str(run), "batches": [6, 4], "steps": 2, "options": SAVED})
-    assert code == 0, said
+    asked = {"run": str(run), "batches": [6, 4], "steps": 2, "options": SAVED}
+    codes, said = two_processes(warm, asked)
+    assert codes == {0}, said
     assert read_run_config(run)["config"]["batch_size"] == 4
     seen = [
         json.loads(run.with_name(f"run.rank-{rank}.json").read_text())["shapes"] for rank in (0, 1)
@@ -138,23 +162,24 @@ def test_machines_of_different_memory_agree_on_the_smaller_batch(tmp_path: Path)
     assert [len(part) for shapes in seen for part in shapes] == [2, 2, 2, 2]
 
 
-def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path) -> None:
+def test_a_signal_to_one_process_stops_both_after_the_same_step(warm: Warm, tmp_path: Path) -> None:
     """Rank 1 is asked to stop after step 2, and says so in step 3: both stop there."""
     run = tmp_path / "run"
-    code, said = two_processes({"run": str(run), "signal": [1, 2], "options": SAVED})
-    assert code == 130 or "exitcode  : 130" in said, said
+    codes, said = two_processes(warm, {"run": str(run), "signal": [1, 2], "options": SAVED})
+    assert codes == {130}, said
     assert load_latest(run / "checkpoints")[0].step == 3
     assert len(losses(run)) == 3
 
 
-def test_parts_of_a_model_train_as_the_whole_and_save_in_the_same_format(tmp_path: Path) -> None:
+def test_parts_of_a_model_train_as_the_whole_and_save_in_the_same_format(
+    warm: Warm, tmp_path: Path
+) -> None:
     """FSDP on two processes: the losses of one, its teacher, a checkpoint that one process resumes, and back."""
     one, parts = tmp_path / "one", tmp_path / "parts"
     split = {"sharding": "fsdp"}
-    code, said = two_processes(
-        {"run": str(parts), "options": SAVED | split | {"stop_at": 2, "probe": None}}
-    )
-    assert code == 130 or "exitcode  : 130" in said, said
+    stop = SAVED | split | {"stop_at": 2, "probe": None}
+    codes, said = two_processes(warm, {"run": str(parts), "options": stop})
+    assert codes == {130}, said
     one_process(one)
     assert losses(parts) == pytest.approx(losses(one)[:2], rel=1e-5)
     pretrain(
@@ -164,8 +189,9 @@ def test_parts_of_a_model_train_as_the_whole_and_save_in_the_same_format(tmp_pat
         resume=True,
         options=options(**SAVED, stop_at=4),
     )
-    code, said = two_processes({"run": str(parts), "resume": True, "options": SAVED | split})
-    assert code == 0, said
+    again = {"run": str(parts), "resume": True, "options": SAVED | split}
+    codes, said = two_processes(warm, again)
+    assert codes == {0}, said
     assert losses(parts) == pytest.approx(losses(one), rel=1e-5)
     ours, theirs = weights(parts), weights(one)
     assert ours.keys() == theirs.keys()
@@ -174,12 +200,12 @@ def test_parts_of_a_model_train_as_the_whole_and_save_in_the_same_format(tmp_pat
 
 
 def test_a_poisoned_shape_stops_parts_of_a_model_too(
-    one_step: dict[str, torch.Tensor], tmp_path: Path
+    warm: Warm, one_step: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     split = SAVED | {"sharding": "fsdp"}
-    code, said = two_processes({"run": str(run), "poison": 11, "options": split})
-    assert code != 0
+    codes, said = two_processes(warm, {"run": str(run), "poison": 11, "options": split})
+    assert codes == {2}
     assert "error: shape 11 of the corpus has" in said
     found = weights(run)
     assert [row["step"] for row in read_metrics(run)] == [1]
@@ -187,28 +213,24 @@ def test_a_poisoned_shape_stops_parts_of_a_model_too(
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
-def test_the_program_itself_on_two_processes_talks_once(tmp_path: Path) -> None:
-    program = [sys.executable, "-m", "pointdistill"]
-    corpus = ["prepare-data", "--shapes", "64", "--points", "512", "--workers", "0"]
-    subprocess.run([*program, *corpus], cwd=tmp_path, check=True, capture_output=True)
-    wanted = ["pretrain", "--size", "tiny", "--batch-size", "16", "--steps", "2", "--device", "cpu"]
-    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    both = [
-        subprocess.Popen(
-            [*program, *wanted, "--run", "two"],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ
-            | where
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        )
-        for rank in (0, 1)
+def test_the_program_itself_on_two_processes_talks_once(warm: Warm, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    build_corpus(open_source("builtin", SourceRequest(shapes=64)), corpus, points=512, workers=0)
+    wanted = [
+        "pretrain",
+        "--data",
+        str(corpus),
+        "--size",
+        "tiny",
+        "--batch-size",
+        "16",
+        "--steps",
+        "2",
     ]
-    said = [process.communicate(timeout=200) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert "2 steps done" in said[0][0]
-    assert said[1] == ("", "")
+    wanted += ["--device", "cpu", "--run", "two"]
+    both = start_both(warm, "pointdistill", *wanted, cwd=tmp_path)
+    said = [program.wait() for program in both]
+    assert [one.returncode for one in said] == [0, 0], said
+    assert "2 steps done" in said[0].stdout
+    assert (said[1].stdout, said[1].stderr) == ("", "")
     assert len(losses(tmp_path / "two")) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -253,6 +254,17 @@ def test_the_prepared_folder(run: Path, tmp_path: Path) -> None:
     (made.folder / "model.onnx").touch()
     again = prepare(run, "jane/shapes", tmp_path / "card")
     assert not (again.folder / "model.onnx").exists()
+
+
+def test_a_file_by_itself_is_pushed_as_a_folder(run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.safetensors"
+    shutil.copyfile(run / "encoder" / "model.safetensors", alone)
+    made = prepare(alone, "jane/shapes", tmp_path / "card", working=tmp_path)
+    assert (made.source, made.is_encoder, made.non_commercial) == (alone, True, ("ABO",))
+    for name in ("model.safetensors", "config.json"):
+        assert (made.folder / name).read_bytes() == (run / "encoder" / name).read_bytes()
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors: no encoder here"):
+        prepare(tmp_path / "nothing.safetensors", "jane/shapes", tmp_path / "other")
 
 
 def test_a_fine_tuned_classifier(tmp_path: Path) -> None:

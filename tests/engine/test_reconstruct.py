@@ -219,6 +219,16 @@ def test_the_whole_comparison(tmp_path: Path, corpus: Path) -> None:
     assert rows["nearest visible patch copied"].startswith(f"{np.mean(copied):.2f} ±")
 
 
+def test_a_file_by_itself_is_an_encoder(tmp_path: Path, corpus: Path) -> None:
+    save_encoder(micro_encoder(), tmp_path / "folder")
+    alone = (tmp_path / "folder" / "model.safetensors").rename(tmp_path / "alone.safetensors")
+    from_file = reconstruct(request(tmp_path, corpus, encoder=alone), say=silent, show=silent)
+    from_folder = reconstruct(
+        request(tmp_path, corpus, output=tmp_path / "other"), say=silent, show=silent
+    )
+    assert from_file.outcomes == from_folder.outcomes
+
+
 def test_ctrl_c_keeps_what_is_done_and_the_same_call_goes_on(tmp_path: Path, corpus: Path) -> None:
     trained: list[str] = []
 

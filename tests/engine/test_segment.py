@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +11,10 @@ from torch import Tensor
 
 from pointdistill.data.benchmarks.part_records import PartClouds
 from pointdistill.data.benchmarks.shapenetpart_layout import CATEGORY_PARTS as SHAPENET
-from pointdistill.engine.evaluation.results import Spread
 from pointdistill.engine.finetuning.epochs import EpochRecord
 from pointdistill.engine.finetuning.packed_clouds import PackedClouds
 from pointdistill.engine.finetuning.part_iou import mean_part_iou, predict_parts, shape_ious
-from pointdistill.engine.finetuning.segment import SegmenterResult, measure_parts, train_segmenter
+from pointdistill.engine.finetuning.segment import SegmenterResult, train_segmenter
 from pointdistill.engine.finetuning.segmenter_task import (
     SegmenterRecipe,
     SegmenterTask,
@@ -36,7 +34,6 @@ from tests.engine.labelled import (
     INPUTS,
     make_encoder,
     make_parts,
-    part_benchmark,
 )
 
 RECIPE = SegmenterRecipe(batch_size=4, peak_learning_rate=1e-2)
@@ -197,31 +194,6 @@ def test_a_narrow_encoder_gets_a_narrow_head() -> None:
     assert config.point_widths == (16, 16)
     assert config.head_widths == (21, 11)
     assert (config.parts, config.categories) == (5, 2)
-
-
-def test_results_say_what_was_measured() -> None:
-    told: list[tuple[str, int, int]] = []
-    results = measure_parts(
-        make_encoder(),
-        part_benchmark(),
-        name="mine",
-        seeds=(0, 1),
-        epochs=1,
-        published_model="AsymDSD-S (ShapeNet)",
-        device="cpu",
-        progress=lambda *what: told.append(what),
-    )
-    (result,) = results
-    assert told == [("seed 0: parts", 1, 2), ("seed 1: parts", 2, 2)]
-    assert result.metrics == ("instance mIoU", "class mIoU")
-    assert (result.protocol, result.seeds, result.epochs, result.protocol_epochs) == (
-        "parts", (0, 1), 1, 300,
-    )  # fmt: skip
-    assert result.accuracy == Spread.of(result.each)
-    assert not math.isclose(*result.each)
-    assert (result.train_clouds, result.test_clouds, result.points) == (24, 10, 48)
-    assert result.published is not None
-    assert str(result.published) == "86.00 / 84.40"
 
 
 def test_a_part_of_another_category_in_the_test_split_is_named() -> None:

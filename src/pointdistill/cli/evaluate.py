@@ -136,7 +136,7 @@ def evaluate(
         try:
             outcome = evaluate_saved(request, say=say, progress=show)
         except KeyboardInterrupt:
-            say("stopped; every finished score is kept, the same command goes on from there")
+            say("stopped; what is done is kept, the same command goes on from there")
             raise
     _print(outcome)
     typer.echo(f"next: {_next(benchmark, encoder, stand_in)}")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pointdistill.cli.task_progress import task_progress
+
 if TYPE_CHECKING:
     from pointdistill.engine.finetuning.finetune import Finetuned, Hooks
 
@@ -162,38 +164,11 @@ def _score(result: Finetuned) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Hooks]:
-    """Lines and a bar on stderr; the bar on a terminal only, and gone when the work is done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
+    """Lines and a bar on stderr, which an epoch's figures stand beside."""
     from pointdistill.engine.finetuning.epochs import EpochRecord
     from pointdistill.engine.finetuning.finetune import Hooks
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=None, visible=False)
-
-        def say(line: str) -> None:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-        def count(what: str, done: int, total: int) -> None:
-            if bar.tasks[task].total != total:
-                bar.reset(task, total=total)
-            bar.update(task, description=what, completed=done, visible=True)
+    with task_progress() as (say, count):
 
         def epoch(record: EpochRecord) -> None:
             text = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pointdistill.cli.task_progress import task_progress
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import FailedFile
@@ -71,8 +73,10 @@ def _classify(
     from pointdistill.engine.finetuning.predict import classify_files
     from pointdistill.engine.reporting.tables import Table
 
-    with _progress("classifying") as progress:
-        done, failed = classify_files(classifier, files, up=up, progress=progress)
+    with task_progress() as (_, show):
+        done, failed = classify_files(
+            classifier, files, up=up, progress=partial(show, "classifying")
+        )
     if as_json:
         _print_json([_class_row(file) for file in done])
     elif done:
@@ -103,8 +107,10 @@ def _segment(
     from pointdistill.engine.reporting.tables import Table
 
     destination = plan_parts(files, output) if output is not None else None
-    with _progress("segmenting") as progress:
-        done, failed = segment_files(segmenter, files, category=category, up=up, progress=progress)
+    with task_progress() as (_, show):
+        done, failed = segment_files(
+            segmenter, files, category=category, up=up, progress=partial(show, "segmenting")
+        )
     names = segmenter.spec.part_names
     if destination is not None and done:
         write_parts(done, names, destination)
@@ -161,15 +167,3 @@ def _remark(
         typer.echo(
             f"{len(failed):,} of {len(failed) + len(done):,} files could not be used", err=True
         )
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; it goes away when the work is done."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

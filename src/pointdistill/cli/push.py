@@ -12,7 +12,10 @@ import typer
 def push(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="Run, encoder folder or fine-tuned model."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="Run, encoder folder or file, fine-tuned model, or owner/name on the Hub.",
+        ),
     ],
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Name on the Hub.")],
     card_only: Annotated[

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from pointdistill.engine.reconstruction.reconstruct_comparison import Show
+from pointdistill.cli.task_progress import task_progress
 
 
 def reconstruct(
@@ -19,7 +16,7 @@ def reconstruct(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Run or encoder folder, or owner/name on the Hub; by default the last run made in this folder.",
+            help="Run, encoder folder or file, or owner/name on the Hub; by default the last run made here.",
         ),
     ] = None,
     data: Annotated[
@@ -47,8 +44,12 @@ def reconstruct(
     request = ReconstructRequest(
         encoder=encoder, data=data, steps=steps, seeds=seeds, output=output, device=device
     )
-    with _progress() as (say, show):
-        result = run(request, say=say, show=show)
+    with task_progress() as (say, show):
+
+        def distance(what: str, done: int, total: int, loss: float) -> None:
+            show(f"{what}, distance {loss:.4f}", done, total)
+
+        result = run(request, say=say, show=distance)
     if result.outcomes:
         print_table(result.table())
     if result.interrupted:
@@ -57,38 +58,3 @@ def reconstruct(
     typer.echo(f"results: {result.output / RESULTS}; picture: {result.output / PICTURE}")
     named = "" if encoder is None else f" --encoder {shlex.quote(encoder)}"
     typer.echo(f"next: pointdistill export my-encoder{named}")
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[str], None], Show]]:
-    """Lines on stderr, and on a terminal a bar for each decoder with its distance."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-
-        def say(line: str) -> None:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-        def show(what: str, done: int, total: int, loss: float) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total, note="")
-            bar.update(tasks[what], completed=done, note=f"distance {loss:.4f}")
-
-        yield say, show

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from pointdistill.cli.task_progress import task_progress
 
+if TYPE_CHECKING:
     from pointdistill.data.meshes import SampleReport
 
 
@@ -48,7 +48,8 @@ def sample(
 ) -> None:
     """Turn meshes into surface points, uniform by area over the whole scene.
 
-    Reads obj, off, ply, stl, glb, gltf (Draco too), dae, 3mf and 3dxml;
+    Reads obj, off, ply, stl, glb, gltf (Draco too), dae, 3mf, 3dxml, and
+    step or stp, in millimetres, with pip install 'pointdistill[step]';
     point clouds as ply, npy, npz, xyz, txt, csv, pts, pcd and las.
 
     Files that cannot be used are listed, the others are done; the exit code
@@ -56,7 +57,7 @@ def sample(
     """
     from pointdistill.data.meshes import sample_files
 
-    with _progress() as progress:
+    with task_progress() as (_, show):
         report = sample_files(
             files,
             points=points,
@@ -65,7 +66,7 @@ def sample(
             cloud_format=cloud_format,
             up=up,
             repair=repair,
-            progress=progress,
+            progress=partial(show, "sampling"),
         )
     _print(report, points, output)
     if report.failed:
@@ -86,15 +87,3 @@ def _print(report: SampleReport, points: int, output: Path) -> None:
     total = len(report.failed) + len(report.sampled)
     if report.failed and total > 1:
         typer.echo(f"{len(report.failed):,} of {total:,} files were not sampled", err=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; it goes away when the work is done."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("sampling", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

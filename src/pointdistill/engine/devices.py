@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,15 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "no", "bf16")
 NARROW = 128
 """Width up to which an encoder trains on one thread of a CPU."""
+
+_BF16_TRIAL = """
+import torch
+for columns in (3, 128):
+    weight = torch.ones(128, columns, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = torch.nn.functional.linear(torch.ones(64, columns), weight).sum()
+    loss.backward()
+"""
 
 
 def pick_device(name: str) -> torch.device:
@@ -90,19 +102,28 @@ def _check_launcher(accelerator: Accelerator) -> None:
 
 
 def _check_bf16_on_cpu() -> None:
-    """Raise unless this CPU can train in bf16, by doing the smallest piece of it.
+    """Raise unless this CPU can train in bf16, by the matrices that an encoder begins with.
+
+    They are tried in a process of their own: a virtual machine may announce matrix units that it does not have,
+    and the first product large enough for them then ends the process.
 
     Raises:
         ConfigError: if it cannot.
     """
-    weight = torch.ones(8, 8, requires_grad=True)
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = torch.nn.functional.linear(torch.ones(8, 8), weight).sum()
-        loss.backward()
-    except RuntimeError as error:
-        msg = f"precision 'bf16' cannot be had on this CPU ({error}); use --precision no"
-        raise ConfigError(msg) from error
+    trial = subprocess.run(
+        [sys.executable, "-c", _BF16_TRIAL], capture_output=True, text=True, check=False
+    )
+    if trial.returncode == 0:
+        return
+    if trial.returncode < 0:
+        reason = f"it ends in {signal.Signals(-trial.returncode).name}"
+    else:
+        reason = trial.stderr.strip().rpartition("\n")[2]
+    msg = (
+        f"precision 'bf16' cannot be had on this CPU ({reason}); use --precision no, or set "
+        "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 if this is a virtual machine"
+    )
+    raise ConfigError(msg)
 
 
 def mean_over_processes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +16,17 @@ from pointdistill.engine.evaluation.probe import Score
 from pointdistill.engine.evaluation.published import published_figure
 from pointdistill.engine.evaluation.results import Result, combine
 from pointdistill.engine.evaluation.trained import trained_score, training_cost
-from pointdistill.engine.evaluation.units import NOT_MEASURED, Keeper, KeepNothing, Unit, measured
+from pointdistill.engine.evaluation.units import (
+    NOT_MEASURED,
+    Keeper,
+    KeepNothing,
+    Unit,
+    kept_training,
+    measured,
+)
 from pointdistill.engine.features import BATCH_SIZE
 from pointdistill.engine.finetuning.classifier_recipes import recipe_for
+from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.inputs import ProtocolInput, protocol_input
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
@@ -181,24 +188,27 @@ def measure_units(
     pairs = [(p, s) for s in bench.evaluation.seeds for p in bench.evaluation.protocols]
     units = {pair: keeper.find(bench.asked(*pair)) for pair in pairs}
     missing = [pair for pair, unit in units.items() if unit is None]
-    frozen = _frozen_scores(bench, [m for m in missing if m[0] in FROZEN], progress, say)
-    trained = _trained_scores(bench, [m for m in missing if m[0] in TRAINED], progress, say)
-    for protocol, seed, score in itertools.chain(frozen, trained):
+
+    def keep(protocol: str, seed: int, score: Score) -> None:
         asked = bench.asked(protocol, seed)
-        unit = measured(asked, score, bench.benchmark.classes)
+        units[protocol, seed] = unit = measured(asked, score, bench.benchmark.classes)
         keeper.keep(asked, unit)
-        units[protocol, seed] = unit
+
+    frozen = [m for m in missing if m[0] in FROZEN]
+    for protocol, seed, score in _frozen_scores(bench, frozen, progress, say):
+        keep(protocol, seed, score)
+    trained = [m for m in missing if m[0] in TRAINED]
+    for place, (protocol, seed) in enumerate(trained):
+        with kept_training(keeper, bench.asked(protocol, seed)) as file:
+            later = trained[place + 1 :]
+            keep(protocol, seed, _train(bench, protocol, seed, later, file, progress, say))
     return [unit for unit in units.values() if unit is not None]
-
-
-Scores = Iterator[tuple[str, int, Score]]
-"""Protocol, seed and score, each as soon as it is there."""
 
 
 def _frozen_scores(
     bench: Bench, missing: Sequence[tuple[str, int]], progress: Progress, say: Say
-) -> Scores:
-    """Of the protocols on frozen features, a seed at a time."""
+) -> Iterator[tuple[str, int, Score]]:
+    """Protocol, seed and score of those on frozen features, each as soon as it is there."""
     protocols = {seed: tuple(p for p, s in missing if s == seed) for _, seed in missing}
     clouds = [bench.evaluation.clouds_to_describe(bench.benchmark, p) for p in protocols.values()]
     heads = any(protocol in HEADS for protocol, _ in missing)
@@ -214,20 +224,12 @@ def _frozen_scores(
             yield protocol, seed, score
 
 
-def _trained_scores(
-    bench: Bench, missing: Sequence[tuple[str, int]], progress: Progress, say: Say
-) -> Scores:
-    """Of the protocols that train the encoder, one run at a time."""
-    for place, (protocol, seed) in enumerate(missing):
-        score = _train(bench, protocol, seed, missing[place + 1 :], progress, say)
-        yield protocol, seed, score
-
-
 def _train(
     bench: Bench,
     protocol: str,
     seed: int,
     later: Sequence[tuple[str, int]],
+    file: TrainingFile | None,
     progress: Progress,
     say: Say,
 ) -> Score:
@@ -243,8 +245,11 @@ def _train(
     forecast = Forecast(say, task, hint=SHORTER if evaluation.epochs is None else "")
 
     def report(done: int) -> None:
-        rest = training_cost(protocol, name, epochs=evaluation.epochs, done=done)
-        forecast(whole - rest, whole * (1 + bench.later_runs) + after)
+        before, rest = (
+            training_cost(protocol, name, epochs=evaluation.epochs, done=epoch)
+            for epoch in (done - 1, done)
+        )
+        forecast(whole - rest, whole * (1 + bench.later_runs) + after, latest=before - rest)
         progress(task, done, epochs)
 
     progress(task, 0, epochs)
@@ -258,6 +263,7 @@ def _train(
         votes=evaluation.votes,
         device=describer.device,
         report=report,
+        file=file,
     )
 
 

@@ -34,15 +34,21 @@ class Forecast:
         """
         self._say, self._what, self._hint, self._clock = say, what, hint, clock
         self._began = clock()
+        self._before: float | None = None
         self._said = False
 
-    def __call__(self, done: float, total: float) -> None:
-        """``done`` of ``total`` parts of equal cost are done since the beginning."""
-        spent = self._clock() - self._began
-        if self._said or done <= 0 or spent < MEASURED_SECONDS:
+    def __call__(self, done: float, total: float, *, latest: float | None = None) -> None:
+        """``done`` of ``total`` parts of equal cost are done.
+
+        ``latest`` of them are new in the first call, by default all: what was gone on with was done another time.
+        """
+        if self._before is None:
+            self._before = 0.0 if latest is None else done - latest
+        spent, new = self._clock() - self._began, done - self._before
+        if self._said or new <= 0 or spent < MEASURED_SECONDS:
             return
         self._said = True
-        rest = spent / done * (total - done)
+        rest = spent / new * (total - done)
         if rest >= WORTH_SAYING_SECONDS:
             hint = f"; {self._hint}" if self._hint else ""
             self._say(

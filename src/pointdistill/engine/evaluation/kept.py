@@ -56,12 +56,16 @@ class KeptUnits:
 
     def keep(self, asked: Result, unit: Unit) -> None:
         """Write a unit, and the results with it."""
-        key = unit_key(asked)
-        path = self.output / SCORES / f"{_stem(asked)}-{asked.seeds[0]}-{key}.json"
+        path = self._score(asked)
         write_json(path, _plain(unit))
-        self._units[key] = unit
+        _training_beside(path).unlink(missing_ok=True)
+        self._units[unit_key(asked)] = unit
         self._to_draw.add(setting_of(unit.result))
         self.publish()
+
+    def training_of(self, asked: Result) -> Path:
+        """Beside the score that comes of it."""
+        return _training_beside(self._score(asked))
 
     def results(self, of: Iterable[Result] | None = None) -> list[Result]:
         """All rows of the folder, or those that the results ``of`` a measurement belong to."""
@@ -112,10 +116,20 @@ class KeptUnits:
             # A name with a dot in front is another process's file, not yet whole.
             if key not in self._units and not path.name.startswith("."):
                 self._units[key] = _read_unit(path)
+                # Left by a kill between the score and the end of its training.
+                _training_beside(path).unlink(missing_ok=True)
+
+    def _score(self, asked: Result) -> Path:
+        return self.output / SCORES / f"{_stem(asked)}-{asked.seeds[0]}-{unit_key(asked)}.json"
 
     def _picture(self, row: Result) -> Path:
         key = hashlib.sha256(repr(setting_of(row)).encode()).hexdigest()[:8]
         return self.output / PICTURES / f"{_stem(row)}-{key}.png"
+
+
+def _training_beside(score: Path) -> Path:
+    """The training that a score is to come of; its name ends in the same key."""
+    return score.with_suffix(".safetensors")
 
 
 def _stem(result: Result) -> str:

@@ -9,10 +9,16 @@ from pointdistill.data.benchmarks.shapenetpart import read_shapenetpart
 from pointdistill.engine.evaluation.bench import SHORTER
 from pointdistill.engine.evaluation.forecast import Forecast
 from pointdistill.engine.evaluation.job import Job
-from pointdistill.engine.evaluation.results import Result
-from pointdistill.engine.evaluation.units import NOT_MEASURED, Unit
-from pointdistill.engine.finetuning.segment import PROTOCOL, measure_parts
-from pointdistill.engine.finetuning.segmenter_task import SegmenterRecipe
+from pointdistill.engine.evaluation.published import published_figure
+from pointdistill.engine.evaluation.results import Result, Spread
+from pointdistill.engine.evaluation.units import NOT_MEASURED, Unit, kept_training
+from pointdistill.engine.finetuning.epochs import EpochRecord
+from pointdistill.engine.finetuning.segment import train_segmenter
+from pointdistill.engine.finetuning.segmenter_task import PartScore, SegmenterRecipe
+from pointdistill.engine.finetuning.training_file import TrainingFile
+
+PROTOCOL = "parts"
+"""What results and published figures call it."""
 
 PROTOCOLS = (PROTOCOL,)
 
@@ -26,8 +32,10 @@ def evaluate_parts(job: Job) -> list[Result]:
         asked = _asked(job, benchmark, seed)
         unit = job.kept.find(asked)
         if unit is None:
-            unit = Unit(_measure(job, benchmark, seed, later=len(job.seeds) - place - 1))
-            job.kept.keep(asked, unit)
+            with kept_training(job.kept, asked) as file:
+                score = _train(job, benchmark, seed, later=len(job.seeds) - place - 1, file=file)
+                unit = Unit(_measured(asked, score))
+                job.kept.keep(asked, unit)
         found.append(unit.result)
     return found
 
@@ -35,7 +43,7 @@ def evaluate_parts(job: Job) -> list[Result]:
 def _asked(job: Job, benchmark: PartBenchmark, seed: int) -> Result:
     """The result of one seed with everything in it but the figures."""
     inputs = job.describer(benchmark.name).inputs
-    return Result(
+    asked = Result(
         features=job.name,
         benchmark=benchmark.name,
         split=None,
@@ -55,29 +63,50 @@ def _asked(job: Job, benchmark: PartBenchmark, seed: int) -> Result:
         class_accuracy=NOT_MEASURED,
         best_epoch_accuracy=None,
         published=None,
+        metrics=("instance mIoU", "class mIoU"),
         fingerprint=job.fingerprint,
         epochs=job.epochs or SegmenterRecipe().epochs,
         protocol_epochs=SegmenterRecipe().epochs,
     )
+    return asked.beside(
+        published_figure(
+            job.published_model, benchmark=benchmark.name, split=None, protocol=PROTOCOL
+        )
+    )
 
 
-def _measure(job: Job, benchmark: PartBenchmark, seed: int, *, later: int) -> Result:
+def _measured(asked: Result, score: PartScore) -> Result:
+    """The result that was asked for, with its figures."""
+    return replace(
+        asked,
+        accuracy=Spread.of([score.instance]),
+        class_accuracy=Spread.of([score.category]),
+        best_epoch_accuracy=Spread.of([score.best_instance]),
+        each=(score.instance,),
+    )
+
+
+def _train(
+    job: Job, benchmark: PartBenchmark, seed: int, *, later: int, file: TrainingFile | None
+) -> PartScore:
     """One training, its forecast for the ``later`` ones too."""
-    task = f"{benchmark.name}, seed {seed}"
+    task = f"{benchmark.name}, seed {seed}: parts"
     forecast = Forecast(job.say, task, hint=SHORTER if job.epochs is None else "")
 
-    def show(_task: str, done: int, total: int) -> None:
-        forecast(done, total * (1 + later))
-        job.progress(task, done, total)
+    def report(record: EpochRecord) -> None:
+        forecast(record.epoch, record.epochs * (1 + later), latest=1)
+        job.progress(task, record.epoch, record.epochs)
 
-    (result,) = measure_parts(
+    return train_segmenter(
         job.encoder,
-        benchmark,
-        name=job.name,
-        seeds=(seed,),
+        benchmark.train,
+        benchmark.test,
+        category_parts=benchmark.category_parts,
+        recipe=SegmenterRecipe(),
+        inputs=job.describer(benchmark.name).inputs,
+        seed=seed,
         epochs=job.epochs,
-        published_model=job.published_model,
         device=job.device,
-        progress=show,
-    )
-    return replace(result, fingerprint=job.fingerprint).beside(result.published)
+        report=report,
+        file=file,
+    ).score

@@ -21,6 +21,7 @@ from pointdistill.engine.finetuning.supervised import (
     cut_from_outermost,
     train_classifier,
 )
+from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.inputs import ProtocolInput, cloud_batches, voting_input
 from pointdistill.model.classifier import Classifier
 from pointdistill.model.encoder import Encoder
@@ -49,6 +50,7 @@ def trained_score(
     votes: int,
     device: torch.device | str,
     report: Callable[[int], None],
+    file: TrainingFile | None = None,
 ) -> Score:
     """Train under ``finetune`` or ``scratch``; the last epoch's score, the best epoch beside it.
 
@@ -63,6 +65,10 @@ def trained_score(
             tested without a vote.
         device: where to train.
         report: told the epochs done.
+        file: where the training is kept while it lasts; gone on with if it exists.
+
+    Raises:
+        KeyboardInterrupt: if ``file`` says to stop; everything is in it then.
     """
     result = train_classifier(
         encoder,
@@ -75,6 +81,7 @@ def trained_score(
         epochs=epochs,
         device=device,
         report=lambda record: report(record.epoch),
+        file=file,
     )
     logits = voted_logits(
         result.classifier, benchmark.test, inputs, seed=seed, votes=votes, device=device

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from pointdistill.engine.evaluation.probe import Score
 from pointdistill.engine.evaluation.probe.samples import Confusion
 from pointdistill.engine.evaluation.results import Figure, Result, Spread, setting_of
+from pointdistill.engine.finetuning.training_file import TrainingFile
+from pointdistill.engine.interrupt import interruptible
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,10 @@ class Keeper(Protocol):
         """The unit that was asked for by its ``unmeasured`` result, if it is done."""
 
     def keep(self, asked: Result, unit: Unit) -> None:
-        """Keep a unit that has just been measured."""
+        """Keep a unit that has just been measured; of its training nothing stays."""
+
+    def training_of(self, asked: Result) -> Path | None:
+        """Where the training of a unit is kept while it lasts; None where nothing is."""
 
 
 class KeepNothing:
@@ -45,6 +53,30 @@ class KeepNothing:
 
     def keep(self, asked: Result, unit: Unit) -> None:
         """Forget it."""
+
+    def training_of(self, asked: Result) -> Path | None:  # noqa: ARG002
+        """Nowhere."""
+        return None
+
+
+@contextmanager
+def kept_training(keeper: Keeper, asked: Result) -> Iterator[TrainingFile | None]:
+    """The file of a unit's training, for a block that trains, measures and keeps it; None where nothing is kept.
+
+    Ctrl-C, SIGTERM and a closed terminal end a training between two steps, everything saved, and what follows it
+    when the unit is kept. A second one interrupts at once.
+
+    Raises:
+        KeyboardInterrupt: if one came.
+    """
+    path = keeper.training_of(asked)
+    if path is None:
+        yield None
+        return
+    with interruptible() as stop:
+        yield TrainingFile(path, stop)
+    if stop():
+        raise KeyboardInterrupt
 
 
 NOT_MEASURED = Spread(math.nan, None)

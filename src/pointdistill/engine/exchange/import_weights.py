@@ -233,9 +233,10 @@ def _load(
         encoder = Encoder(config)
     for name, expected in encoder.state_dict().items():
         record = records.get(name)
-        if record is not None and (
-            record.shape != expected.shape or not record.storage.dtype.is_floating_point
-        ):
+        if record is None:
+            msg = f"{checkpoint.path} does not fit this model: missing {name}"
+            raise CheckpointError(msg)
+        if record.shape != expected.shape or not record.storage.dtype.is_floating_point:
             msg = (
                 f"{checkpoint.path}: {name} is {record.storage.dtype} of shape {record.shape}; expected "
                 f"floating point of {tuple(expected.shape)}"

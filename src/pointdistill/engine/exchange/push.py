@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pointdistill.data.files import read_json, write_aside
+from pointdistill.data.files import read_json, write_aside, write_json
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.exchange.hub import check_repository, hub_errors, reason_of
 from pointdistill.engine.exchange.licences import CardLicence, Terms, card_licence, read_ledger
@@ -19,7 +19,9 @@ from pointdistill.engine.exchange.weights import (
     ONNX,
     WEIGHTS,
     load_encoder,
-    resolve_encoder,
+    locate_encoder,
+    read_facts,
+    weights_file,
 )
 from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.encoder import Encoder
@@ -59,7 +61,7 @@ def prepare(
     """Write the folder that would be uploaded: weights, configuration, model card.
 
     Args:
-        source: a run, an encoder's folder or repository, or the folder of a fine-tuned model.
+        source: as for ``load_encoder``, or the folder of a fine-tuned model.
         repository: ``owner/name``, as the card calls it.
         folder: made if absent; one that was prepared before is replaced.
         working: where ``evaluate`` was run; the current folder by default.
@@ -71,18 +73,15 @@ def prepare(
     """
     check_repository(repository)
     found, encoder = _find(source)
-    described = read_json(found / CONFIG)
+    described = read_facts(found)
     _check_free(folder)
     results: list[Result] = []
+    told = described
     if encoder is not None:
         results = find_results(encoder, found, described, working=working or Path())
-        described["training"] = training_record(found, described)
-    card = model_card(repository, described, results)
-    for name in (CONFIG, WEIGHTS, ONNX):
-        if (found / name).is_file():
-            _copy(found / name, folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)
+        told = described | {"training": training_record(found, described)}
+    card = model_card(repository, told, results)
+    _copy_weights(found, described, folder)
     with write_aside(folder / CARD) as aside:
         aside.write_text(card, encoding="utf-8")
     sources = read_ledger(described.get("sources"))
@@ -128,7 +127,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
 
 
 def _find(source: Path | str) -> tuple[Path, Encoder | None]:
-    """The folder of an encoder or a fine-tuned model, once it has proved to load; and the encoder."""
+    """Where an encoder or a fine-tuned model lies, once it has proved to load; and the encoder."""
     given = Path(source)
     described = _described(given)
     if described is not None and described.get("format") in KINDS and described["format"] != FORMAT:
@@ -136,8 +135,8 @@ def _find(source: Path | str) -> tuple[Path, Encoder | None]:
 
         load_model(given)
         return given, None
-    folder = resolve_encoder(source)
-    return folder, load_encoder(folder)
+    stored = locate_encoder(source)
+    return stored, load_encoder(stored)
 
 
 def _described(folder: Path) -> dict[str, Any] | None:
@@ -161,6 +160,16 @@ def _check_free(folder: Path) -> None:
     if others:
         msg = f"{folder} holds other files ({min(others)}); choose a new folder"
         raise DataError(msg)
+
+
+def _copy_weights(found: Path, described: dict[str, Any], folder: Path) -> None:
+    """Weights, what is recorded of them, and the ONNX file if there is one, by the names that are uploaded."""
+    _copy(weights_file(found), folder / WEIGHTS)
+    write_json(folder / CONFIG, described)
+    if (found / ONNX).is_file():
+        _copy(found / ONNX, folder / ONNX)
+    else:
+        (folder / ONNX).unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -92,7 +92,15 @@ def locate_encoder(path: Path | str) -> Path:
     alone = Path(path)
     if alone.suffix == Path(WEIGHTS).suffix and alone.is_file() and not _beside_config(alone):
         return alone
-    return resolve_encoder(path)
+    # `runs/mine` with a folder `runs` here is a path with a typing error, never a stranger's repository.
+    if not alone.parent.is_dir() and looks_like_repository(str(path)):
+        return find_encoder(fetch_encoder(str(path)))
+    return find_encoder(alone)
+
+
+def weights_file(stored: Path) -> Path:
+    """The file of an encoder's weights; ``stored`` as ``locate_encoder`` gave it."""
+    return stored if stored.is_file() else stored / WEIGHTS
 
 
 def read_facts(stored: Path) -> dict[str, Any]:
@@ -150,18 +158,6 @@ def _read_header(path: Path) -> Any:
         return json.loads(stored)
     except json.JSONDecodeError as error:
         raise _damaged(path, error) from error
-
-
-def resolve_encoder(path: Path | str) -> Path:
-    """The encoder folder that a path or a Hub repository ``owner/name`` means; downloaded if need be.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    # `runs/mine` with a folder `runs` here is a path with a typing error, never a stranger's repository.
-    if not Path(path).parent.is_dir() and looks_like_repository(str(path)):
-        path = fetch_encoder(str(path))
-    return find_encoder(Path(path))
 
 
 def find_encoder(path: Path) -> Path:

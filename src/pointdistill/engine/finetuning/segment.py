@@ -1,15 +1,13 @@
-"""Training of part segmenters, measured as ShapeNetPart is. Source: section 7 of docs/method.md."""
+"""Training of part segmenters. Source: section 7 of docs/method.md."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from pointdistill.data.benchmarks.part_records import PartBenchmark, PartClouds
-from pointdistill.engine.evaluation.published import published_figure
-from pointdistill.engine.evaluation.results import Result, Spread, combine
+from pointdistill.data.benchmarks.part_records import PartClouds
 from pointdistill.engine.finetuning.epochs import EpochRecord, train_epochs
 from pointdistill.engine.finetuning.part_iou import CategoryParts
 from pointdistill.engine.finetuning.segmenter_task import (
@@ -18,12 +16,10 @@ from pointdistill.engine.finetuning.segmenter_task import (
     SegmenterTask,
     build_segmenter,
 )
-from pointdistill.engine.inputs import ProtocolInput, protocol_input
+from pointdistill.engine.finetuning.training_file import TrainingFile
+from pointdistill.engine.inputs import ProtocolInput
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.segmenter import Segmenter
-
-PROTOCOL = "parts"
-"""What results and published figures call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +43,7 @@ def train_segmenter(
     epochs: int | None = None,
     device: torch.device | str = "cpu",
     report: Callable[[EpochRecord], None] | None = None,
+    file: TrainingFile | None = None,
 ) -> SegmenterResult:
     """Train a segmenter and test it after every epoch.
 
@@ -64,108 +61,19 @@ def train_segmenter(
         epochs: instead of the recipe's; its schedule is shortened in proportion.
         device: where to train.
         report: told after every epoch.
+        file: where to keep what is needed to go on; it is gone on with if it exists.
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
         DataError: if there are no clouds, or a part is not one of its category's.
+        CheckpointError: if ``file`` exists and does not fit.
         DivergenceError: if the loss of an epoch is not finite.
+        KeyboardInterrupt: if ``file`` says to stop; everything is in it then.
     """
     segmenter = build_segmenter(encoder, category_parts, recipe, seed=seed)
     task = SegmenterTask(segmenter.to(device), train, test, category_parts, inputs, seed)
-    trained = train_epochs(task, recipe, seed=seed, epochs=epochs, report=report)
+    trained = train_epochs(task, recipe, seed=seed, epochs=epochs, report=report, file=file)
+    if not trained.finished:
+        raise KeyboardInterrupt
     score = task.score(best=trained.best_overall, best_epoch=trained.best_epoch)
     return SegmenterResult(score, segmenter)
-
-
-def measure_parts(
-    encoder: Encoder,
-    benchmark: PartBenchmark,
-    *,
-    name: str,
-    seeds: tuple[int, ...],
-    epochs: int | None = None,
-    published_model: str | None = None,
-    device: torch.device | str = "cpu",
-    progress: Callable[[str, int, int], None] | None = None,
-) -> list[Result]:
-    """Train a segmenter for each seed under the published protocol; one result over the seeds.
-
-    Args:
-        encoder: where training begins; not changed.
-        benchmark: clouds with parts, with their official split.
-        name: what to call the encoder in the result.
-        seeds: one run each.
-        epochs: instead of the protocol's; the result says so.
-        published_model: whose published figures to set beside ours.
-        device: where to train.
-        progress: told the seed, and the epochs done and to do of all seeds together.
-
-    Raises:
-        ConfigError: if ``epochs`` is below 1.
-        DataError: if the clouds cannot be trained on.
-        DivergenceError: if the loss of an epoch is not finite.
-    """
-    recipe, inputs = SegmenterRecipe(), protocol_input(benchmark.name, encoder.config)
-    length = epochs or recipe.epochs
-    results = []
-    for place, seed in enumerate(seeds):
-
-        def report(record: EpochRecord, place: int = place, seed: int = seed) -> None:
-            if progress is not None:
-                progress(f"seed {seed}: parts", place * length + record.epoch, len(seeds) * length)
-
-        trained = train_segmenter(
-            encoder,
-            benchmark.train,
-            benchmark.test,
-            category_parts=benchmark.category_parts,
-            recipe=recipe,
-            inputs=inputs,
-            seed=seed,
-            epochs=epochs,
-            device=device,
-            report=report,
-        )
-        result = _result(benchmark, trained.score, inputs, recipe, name, seed, length)
-        published = published_figure(
-            published_model, benchmark=benchmark.name, split=None, protocol=PROTOCOL
-        )
-        results.append(replace(result, published=published))
-    return combine(results)
-
-
-def _result(
-    benchmark: PartBenchmark,
-    score: PartScore,
-    inputs: ProtocolInput,
-    recipe: SegmenterRecipe,
-    name: str,
-    seed: int,
-    epochs: int,
-) -> Result:
-    """One seed's score, with what was measured."""
-    return Result(
-        features=name,
-        benchmark=benchmark.name,
-        split=None,
-        data_name=benchmark.data_name,
-        form=benchmark.form,
-        checksum=benchmark.checksum,
-        stand_in=benchmark.stand_in,
-        train_clouds=len(benchmark.train),
-        test_clouds=len(benchmark.test),
-        protocol=PROTOCOL,
-        points=inputs.points,
-        patches=inputs.patches,
-        subsampling=inputs.subsampling,
-        augmentation="training clouds augmented anew each epoch",
-        seeds=(seed,),
-        accuracy=Spread.of([score.instance]),
-        class_accuracy=Spread.of([score.category]),
-        best_epoch_accuracy=Spread.of([score.best_instance]),
-        published=None,
-        metrics=("instance mIoU", "class mIoU"),
-        each=(score.instance,),
-        epochs=epochs,
-        protocol_epochs=recipe.epochs,
-    )

@@ -27,6 +27,7 @@ from pointdistill.engine.finetuning.epochs import (
     train_epochs,
     weights_generator,
 )
+from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.inputs import ProtocolInput, cloud_batches, subsample
 from pointdistill.errors import DataError
 from pointdistill.model.classifier import Classifier, ClassifierConfig, initialize_uniform
@@ -63,6 +64,7 @@ def train_classifier(
     epochs: int | None = None,
     device: torch.device | str = "cpu",
     report: Callable[[EpochRecord], None] | None = None,
+    file: TrainingFile | None = None,
 ) -> ClassifierResult:
     """Train a classifier and test it after every epoch.
 
@@ -80,16 +82,21 @@ def train_classifier(
         epochs: instead of the recipe's; its schedule is shortened in proportion.
         device: where to train.
         report: told after every epoch.
+        file: where to keep what is needed to go on; it is gone on with if it exists.
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
         DataError: if labels and clouds do not fit, or clouds are fewer or smaller than training needs.
+        CheckpointError: if ``file`` exists and does not fit.
         DivergenceError: if the loss of an epoch is not finite.
+        KeyboardInterrupt: if ``file`` says to stop; everything is in it then.
     """
     check_labelled(train, test, classes=classes, inputs=inputs, encoder=encoder.config)
     classifier = build_classifier(encoder, classes, recipe, seed=seed)
     task = ClassifierTask(classifier.to(device), train, test, recipe, inputs, seed)
-    trained = train_epochs(task, recipe, seed=seed, epochs=epochs, report=report)
+    trained = train_epochs(task, recipe, seed=seed, epochs=epochs, report=report, file=file)
+    if not trained.finished:
+        raise KeyboardInterrupt
     return ClassifierResult(classifier_score(trained), classifier)
 
 

@@ -18,7 +18,7 @@ from pointdistill.engine.config import from_plain
 from pointdistill.engine.devices import pick_device, threads_for
 from pointdistill.engine.evaluation.results import Spread
 from pointdistill.engine.exchange.unfinished import encoder_line
-from pointdistill.engine.exchange.weights import load_encoder, resolve_encoder
+from pointdistill.engine.exchange.weights import load_encoder, locate_encoder
 from pointdistill.engine.interrupt import interruptible
 from pointdistill.engine.reconstruction.reconstruct_comparison import (
     MEASURE,
@@ -108,13 +108,13 @@ def reconstruct(
         msg = f"seeds must be at least 1, got {request.seeds}"
         raise ConfigError(msg)
     device = pick_device(request.device)
-    folder, corpus = _encoder_folder(request, say), _corpus(request, say)
-    encoder = load_encoder(folder).to(device)
-    config = ReconstructConfig(masking=masking_of(folder, encoder.config))
+    stored, corpus = _find_encoder(request, say), _corpus(request, say)
+    encoder = load_encoder(stored).to(device)
+    config = ReconstructConfig(masking=masking_of(stored, encoder.config))
     if request.steps is not None:
         config = replace(config, steps=request.steps)
-    output = request.output or _output(request, folder)
-    comparison = Comparison(folder, encoder, corpus, config, output)
+    output = request.output or _output(request, stored)
+    comparison = Comparison(stored, encoder, corpus, config, output)
     with interruptible() as stopped, threads_for(encoder.config.width, device):
         finished = all(comparison.run(seed, show, stopped) for seed in range(request.seeds))
         if finished:
@@ -122,22 +122,27 @@ def reconstruct(
     return Reconstruction(output, tuple(comparison.outcomes), not finished)
 
 
-def masking_of(folder: Path, encoder: EncoderConfig) -> MaskingConfig:
+def masking_of(stored: Path, encoder: EncoderConfig) -> MaskingConfig:
     """The masks of an encoder's pretraining, where it lies in its run; else the paper's.
 
     Its blocks are a tenth of 64 patches; of fewer, they are at least three.
     """
-    described = folder.parent / RUN_CONFIG
-    if (folder.parent / METRICS).is_file() and described.is_file():
-        stored = read_json(described)
-        found = stored.get("config", {}).get("masking") if isinstance(stored, dict) else None
+    described = stored.parent / RUN_CONFIG
+    if (stored.parent / METRICS).is_file() and described.is_file():
+        run = read_json(described)
+        found = run.get("config", {}).get("masking") if isinstance(run, dict) else None
         if isinstance(found, dict):
             return replace(from_plain(MaskingConfig, found, where="masking"), masks_per_view=1)
     share = min(1.0, max(MaskingConfig().block_share, 3 / encoder.patches))
     return MaskingConfig(masks_per_view=1, block_share=share)
 
 
-def _encoder_folder(request: ReconstructRequest, say: Callable[[str], None]) -> Path:
+def _find_encoder(request: ReconstructRequest, say: Callable[[str], None]) -> Path:
+    """Where the encoder asked for lies, or the last run's.
+
+    Raises:
+        CheckpointError: if there is neither.
+    """
     source = request.encoder or last_run(folder=request.folder)
     if source is None:
         msg = (
@@ -145,9 +150,9 @@ def _encoder_folder(request: ReconstructRequest, say: Callable[[str], None]) -> 
             "or name an encoder with --encoder"
         )
         raise CheckpointError(msg)
-    folder = resolve_encoder(source)
-    say(encoder_line(folder))
-    return folder
+    stored = locate_encoder(source)
+    say(encoder_line(stored))
+    return stored
 
 
 def _corpus(request: ReconstructRequest, say: Callable[[str], None]) -> Corpus:
@@ -163,7 +168,7 @@ def _corpus(request: ReconstructRequest, say: Callable[[str], None]) -> Corpus:
     return corpus
 
 
-def _output(request: ReconstructRequest, folder: Path) -> Path:
+def _output(request: ReconstructRequest, stored: Path) -> Path:
     """In the run where the encoder is a run's; in the working folder else."""
-    in_run = (folder.parent / METRICS).is_file()
-    return (folder.parent if in_run else request.folder) / "reconstruction"
+    in_run = (stored.parent / METRICS).is_file()
+    return (stored.parent if in_run else request.folder) / "reconstruction"

@@ -19,7 +19,12 @@ from torch import Tensor
 from pointdistill.data.corpus import Corpus
 from pointdistill.data.files import read_json, sha256_of, write_aside, write_json
 from pointdistill.engine.config import to_plain
-from pointdistill.engine.exchange.weights import WEIGHTS, load_exactly, read_tensors, write_tensors
+from pointdistill.engine.exchange.weights import (
+    load_exactly,
+    read_tensors,
+    weights_file,
+    write_tensors,
+)
 from pointdistill.engine.reconstruction.reconstruct_decoder import (
     Guess,
     ReconstructConfig,
@@ -81,7 +86,7 @@ class Comparison:
 
     def __init__(
         self,
-        folder: Path,
+        stored: Path,
         encoder: Encoder,
         corpus: Corpus,
         config: ReconstructConfig,
@@ -96,7 +101,7 @@ class Comparison:
             "format": FORMAT,
             "version": VERSION,
             "measure": MEASURE,
-            "encoder": {"path": str(folder), "sha256": sha256_of(folder / WEIGHTS)},
+            "encoder": {"path": str(stored), "sha256": sha256_of(weights_file(stored))},
             "corpus": {"path": str(corpus.path), "fingerprint": corpus_fingerprint(corpus)},
             "settings": to_plain(config),
         }

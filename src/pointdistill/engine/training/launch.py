@@ -12,10 +12,14 @@ from pointdistill.engine.config import PretrainConfig, from_plain
 from pointdistill.engine.cost import largest_batch, step_gib
 from pointdistill.engine.devices import is_main_process, pick_device, process_count
 from pointdistill.engine.machine import memory_gib
+from pointdistill.engine.recipes import SIZES
 from pointdistill.engine.settings import Asked, settle
 from pointdistill.engine.training.pretrain import RunOptions, RunResult, StepRecord, pretrain
 from pointdistill.engine.training.run_folder import read_run_config
 from pointdistill.errors import CheckpointError, ConfigError, DataError
+
+LEAST_SHARE = 0.1
+"""Of the shapes that a tiny run is shown, below which a run is said to teach too little."""
 
 MEMORY_SHARE = 0.4
 """Of the machine's memory that a step on a CPU may take, where the batch is ours to choose."""
@@ -66,6 +70,7 @@ def new_launch(
         run = _next_run(config)
         remarks.append(f"run: {run}")
     remarks += settings.remarks()
+    remarks += too_little(config, len(corpus))
     return Launch(config, corpus, run, False, init_from, tuple(remarks))
 
 
@@ -151,6 +156,24 @@ def announce(launch: Launch) -> list[str]:
         f"{config.batch_size} of {shapes:,} shapes ({total * config.batch_size / shapes:.1f} epochs)"
     ]
     return [*launch.remarks, *lines]
+
+
+def too_little(config: PretrainConfig, shapes: int) -> list[str]:
+    """A warning where a run is too small to teach anything, measured by the smallest recipe there is."""
+    tiny = SIZES["tiny"]()
+    usual = tiny.total_steps(tiny.batch_size) * tiny.batch_size
+    shown = config.total_steps(shapes) * config.batch_size
+    if shapes <= config.batch_size:
+        return [
+            f"warning: {shapes} shapes are one batch, every step sees them all: too few to learn from; "
+            "`pointdistill prepare-data builtin` makes thousands"
+        ]
+    if shown < LEAST_SHARE * usual:
+        return [
+            f"warning: this run is shown {shown:,} shapes, the tiny recipe's {usual:,}: too few to learn from; "
+            "give it more --steps"
+        ]
+    return []
 
 
 def fit_batch(

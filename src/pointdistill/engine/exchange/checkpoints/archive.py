@@ -81,15 +81,19 @@ class Archive:
         self._begins = _check_layout(file, found, directory.start)
         self.members: Mapping[str, Member] = {member.name: member for member in found}
 
-    def read(self, name: str) -> bytearray:
+    def read(self, name: str, *, most: int | None = None) -> bytearray:
         """The bytes of a member.
 
         Raises:
-            CheckpointError: if there is none of that name, or its bytes are not those that were written.
+            CheckpointError: if there is none of that name, it has more than ``most`` bytes, or its bytes are not
+                those that were written.
         """
         member = self.members.get(name)
         if member is None:
             msg = f"member {shown(name)} is missing; {_CUT}"
+            raise CheckpointError(msg)
+        if most is not None and member.size > most:
+            msg = f"member {shown(name)} has {member.size} bytes; accepted are {most}"
             raise CheckpointError(msg)
         data = _read_at(self._file, self._begins[name], member.size)
         if zlib.crc32(data) != member.checksum:

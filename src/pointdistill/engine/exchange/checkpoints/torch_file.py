@@ -47,7 +47,7 @@ class Checkpoint:
             self._check_byte_order()
             self._storages: dict[str, Storage] = {}
             self.content = read_pickle(
-                bytes(self._read(_PICKLE)),
+                bytes(self._read(_PICKLE, most=limits.pickle_bytes)),
                 known=tensor_globals(limits),
                 persistent=self._storage,
                 limits=limits,
@@ -115,13 +115,13 @@ class Checkpoint:
             return torch.empty(0, dtype=storage.dtype)
         return torch.frombuffer(self._read(f"data/{storage.key}"), dtype=storage.dtype)
 
-    def _read(self, name: str) -> bytearray:
-        return self._archive.read(f"{self._prefix}/{name}")
+    def _read(self, name: str, *, most: int | None = None) -> bytearray:
+        return self._archive.read(f"{self._prefix}/{name}", most=most)
 
     def _check_byte_order(self) -> None:
         name = "byteorder"  # Absent before torch 2.1, which wrote the machine's own, in practice little.
         if f"{self._prefix}/{name}" in self._archive.members:
-            order = bytes(self._read(name)[:16])
+            order = bytes(self._read(name, most=16))
             if order != b"little":
                 msg = f"its values have the byte order {shown(order.decode('latin-1'))}; accepted is 'little'"
                 raise CheckpointError(msg)
