@@ -64,6 +64,14 @@ def test_a_changed_label_and_a_changed_id_are_noticed(folder: Path) -> None:
     assert "shape 3 (chair/000003): label 7 of 2" in second
 
 
+def test_a_damaged_id_does_not_write_on_the_terminal(folder: Path) -> None:
+    with h5py.File(folder / "builtin-00000.h5", "r+") as file:
+        file["id"][2] = b"a\x1b[2J\nb"
+    assert verify_corpus(folder) == (
+        "builtin-00000.h5: shape 2 (a?[2J?b): does not match its checksum",
+    )
+
+
 def test_damaged_offsets_are_noticed(folder: Path) -> None:
     with h5py.File(folder / "builtin-00000.h5", "r+") as file:
         file["offsets"][4] = 1000

@@ -124,3 +124,11 @@ def test_a_file_of_a_folder_is_bounded_too(tmp_path: Path, monkeypatch: pytest.M
             read_place(tmp_path, grown)
     with pytest.raises(DataError, match="No such file"):
         read_place(tmp_path, Place("gone.txt"))
+
+
+def test_a_pointer_of_git_lfs_is_told_apart_from_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("b.h5", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match=r"b\.h5 is a Git-LFS pointer in place of the file; run"):
+        read_place(path, place_of(path, "b.h5"))

@@ -141,10 +141,13 @@ def test_a_folder_is_turned_upright_and_labelled_by_its_sub_folders(tmp_path: Pa
     (files / "wedges" / "._a.off").write_text("litter")
     (files / ".hidden").mkdir()
     (files / ".hidden" / "d.off").write_text(wedge_off())
+    (files / "__MACOSX").mkdir()
+    (files / "__MACOSX" / "e.off").write_text(wedge_off())
     (files / "readme.md").write_text("not a shape")
 
     corpus = build("folder", tmp_path / "corpus", path=files)
     assert corpus.ids() == ["b.glb", "clouds/c.xyz", "wedges/a.off", "wedges/more/A.OFF"]
+    assert refused(corpus) == {}, "litter is no shape"
     assert corpus.label_names == ("clouds", "wedges")
     assert corpus.labels().tolist() == [-1, 0, 1, 1]
     assert ranges(corpus.points(0)) == [[0, 3], [0, 1], [0, 2]]
@@ -179,10 +182,10 @@ def test_bad_files_are_refused_by_names_that_are_the_same_everywhere(tmp_path: P
     (files / "good.off").write_text(wedge_off())
     (files / "empty.obj").touch()
     (files / "short.ply").write_text("ply\nformat ascii 1.0\nelement vertex 9\n")
-    build("folder", tmp_path / "corpus", path=files)
-    refused = (tmp_path / "corpus" / "refused.jsonl").read_text()
-    assert [json.loads(line)["id"] for line in refused.splitlines()] == ["empty.obj", "short.ply"]
-    assert str(tmp_path) not in refused
+    (files / "pointer.glb").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    causes = refused(build("folder", tmp_path / "corpus", path=files))
+    assert list(causes) == ["empty.obj", "pointer.glb", "short.ply"]
+    assert "fetch it with `git lfs pull`" in causes["pointer.glb"]
     assert str(tmp_path) not in (tmp_path / "corpus" / "corpus.json").read_text()
 
 
@@ -217,7 +220,10 @@ def test_real_meshes_all_arrive_upright_and_broken_ones_are_all_refused(
     assert not any(name.startswith(("good/", "draco/")) for name in refused)
     shapes = {shape.id: shape.points for shape in corpus}
     for name in ("good/suzanne.obj", "good/monkey.glb"):
-        assert np.allclose(np.ptp(shapes[name], axis=0), [1.70, 2.73, 1.97], atol=0.1)
+        # Of 512 points none need lie at the tips of the ears.
+        share = np.ptp(shapes[name], axis=0) / [1.703, 2.734, 1.969]
+        assert (share > 0.93).all()
+        assert (share < 1.001).all()
 
 
 # modelnet40

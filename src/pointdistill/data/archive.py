@@ -6,7 +6,6 @@ one can be damaged ends as one line that names the file and what to do.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import tarfile
 import zipfile
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from pointdistill.data.files import sha256_of
+from pointdistill.data.checksums import file_checksum
 from pointdistill.errors import DataError
 
 MEMBER_LIMIT_BYTES = 1 << 30
@@ -134,7 +133,7 @@ class _ZipArchive(Archive):
         return Place(name, info.header_offset, info.compress_size, info.file_size, info.CRC, method)
 
     def checksum(self, names: Sequence[str]) -> str:  # noqa: ARG002  a zip file is one thing
-        return _file_checksum(self.path)
+        return file_checksum(self.path)
 
 
 class _TarArchive(Archive):
@@ -161,7 +160,7 @@ class _TarArchive(Archive):
         return Place(name, member.offset_data, member.size, member.size)
 
     def checksum(self, names: Sequence[str]) -> str:  # noqa: ARG002  a tar file is one thing
-        return _file_checksum(self.path)
+        return file_checksum(self.path)
 
     def _check_end(self) -> None:
         """Raise where the members do not end in an empty block: ``tarfile`` takes any stop for the end."""
@@ -195,7 +194,7 @@ class _FolderArchive(Archive):
     def checksum(self, names: Sequence[str]) -> str:
         whole = hashlib.sha256()
         for name in sorted(names):
-            whole.update(f"{_file_checksum(self.path / name)}  {name}\n".encode())
+            whole.update(f"{file_checksum(self.path / name)}  {name}\n".encode())
         return whole.hexdigest()
 
 
@@ -247,17 +246,6 @@ def _looks_like_tar(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(_TAR_MAGIC_AT)
         return file.read(len(_TAR_MAGIC)) == _TAR_MAGIC
-
-
-def _file_checksum(path: Path) -> str:
-    """SHA-256 of a file, worked out once a process: forty folds are read from one archive."""
-    status = path.stat()
-    return _checksum_of_state(path.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@functools.lru_cache(maxsize=64)
-def _checksum_of_state(path: Path, *state: int) -> str:  # noqa: ARG001  the state is the key
-    return sha256_of(path)
 
 
 def _sorted_out(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

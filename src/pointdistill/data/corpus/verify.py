@@ -117,9 +117,11 @@ def _row_problems(block: Block, record: ShardRecord, source: SourceRecord) -> It
         start, stop = block.offsets[row], block.offsets[row + 1]
         shape = Quantised(block.points[start:stop], block.center[row], block.scale[row])
         name = bytes(block.id[row]).decode("utf-8", "replace")
+        # What is damaged, or from a stranger, could clear a terminal or begin a line of its own.
+        shown = "".join(letter if letter.isprintable() else "?" for letter in name)
         label = int(block.label[row])
         if not -1 <= label < len(source.labels):
-            yield f"shape {row} ({name}): label {label} of {len(source.labels)}"
+            yield f"shape {row} ({shown}): label {label} of {len(source.labels)}"
             continue
         digest = row_digest(
             shape,
@@ -129,11 +131,11 @@ def _row_problems(block: Block, record: ShardRecord, source: SourceRecord) -> It
             part=None if block.part is None else block.part[start:stop],
         )
         if digest != block.sha256[row].tobytes():
-            yield f"shape {row} ({name}): does not match its checksum"
+            yield f"shape {row} ({shown}): does not match its checksum"
         else:
             wrong = _values_problem(shape)
             if wrong is not None:
-                yield f"shape {row} ({name}): {wrong}"
+                yield f"shape {row} ({shown}): {wrong}"
 
 
 def _misshapen(block: Block, record: ShardRecord) -> str | None:

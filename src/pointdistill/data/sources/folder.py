@@ -107,6 +107,8 @@ def _label(name: str) -> str | None:
 
 def _checksum(path: Path) -> str:
     """SHA-256 of a list as ``sha256sum`` prints it, sorted by name."""
-    names = sorted((printable(name), name) for name in _files(path, {*FORMATS, *_COMPANIONS}))
+    # Pipes and devices have no end; they are refused when they are read, as links that lead nowhere are.
+    found = (name for name in _files(path, {*FORMATS, *_COMPANIONS}) if (path / name).is_file())
+    names = sorted((printable(name), name) for name in found)
     lines = (f"{sha256_of(path / name)}  {printed}\n" for printed, name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from pointdistill.data.archive import open_archive
+from pointdistill.data.checksums import file_checksum
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.files import sha256_of
 from pointdistill.data.sources.archived import source_facts
 from pointdistill.data.sources.base import (
     Cloud,
@@ -76,7 +76,7 @@ def open_source(request: SourceRequest, info: SourceInfo) -> ScannedObjectsSourc
     facts = source_facts(
         info,
         archive=printable(path.resolve().name),
-        checksum=joint_checksum(zips, [sha256_of(zip_) for zip_ in zips]),
+        checksum=joint_checksum(zips, [file_checksum(zip_) for zip_ in zips]),
         turned="none",
         labels=(),
         settings={},

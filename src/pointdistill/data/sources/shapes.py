@@ -48,7 +48,10 @@ def read_content(content: bytes, name: str) -> Surface | PointSet:
     with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
         # The member's own name could lead anywhere; its ending is all that the reader needs.
         path = Path(folder, "member").with_suffix(PurePosixPath(name).suffix)
-        path.write_bytes(content)
+        try:
+            path.write_bytes(content)
+        except OSError as error:  # a failed write does not say itself which disk is full
+            raise OSError(error.errno, error.strerror, folder) from error
         return read_named(path, name)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.archive import Place, open_archive
+from pointdistill.data.checksums import file_checksum
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.files import sha256_of
 from pointdistill.data.places import read_place
 from pointdistill.data.sources.archived import source_facts
 from pointdistill.data.sources.base import (
@@ -114,7 +114,7 @@ def open_source(request: SourceRequest, info: SourceInfo) -> SunRGBDSource:
         info,
         archive=", ".join(info.files),
         checksum=joint_checksum(
-            (images, toolbox, meta), [sha256_of(path) for path in (images, toolbox, meta)]
+            (images, toolbox, meta), [file_checksum(path) for path in (images, toolbox, meta)]
         ),
         turned="Rtilt",
         labels=tuple(labels),
