@@ -36,7 +36,16 @@ def tests(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Timings, side by side in one run (``-- learning``: what pretraining is worth)."""
     session.install("-e", ".[bench]")
-    names = session.posargs or ["views", "step", "threads", "loader", "train", "corpus", "embed"]
+    names = session.posargs or [
+        "views",
+        "step",
+        "threads",
+        "loader",
+        "train",
+        "corpus",
+        "meshes",
+        "embed",
+    ]
     for name in names:
         session.run("python", f"benchmarks/{name}.py")
 

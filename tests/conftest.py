@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.warm import Warm, warm_process
 
 # As the program's own entry does, and before anything loads torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -26,3 +29,10 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder 'shared' is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Starts programs without their having to load torch."""
+    with warm_process(tmp_path_factory.mktemp("warm")) as process:
+        yield process

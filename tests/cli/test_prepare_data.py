@@ -41,6 +41,17 @@ def test_it_makes_builtin_shapes_and_says_what_comes_next(run: Run) -> None:
     assert (code, "was complete already" in out) == (0, True)
 
 
+def test_a_cluster_that_is_not_there_is_one_line_and_exit_code_2(run: Run) -> None:
+    pytest.importorskip("distributed")
+    small = ("--shapes", "20", "--points", "64")
+    code, _, err = run(*small, "--cluster", "here")
+    assert code == 2
+    assert err.startswith("error: here: missing port number")
+    assert err.count("\n") == 1
+    code, _, err = run(*small, "--cluster", "tcp://here:8786", "--workers", "2")
+    assert (code, "--workers has no meaning for --cluster" in err) == (2, True)
+
+
 def test_other_settings_are_one_line_and_exit_code_2(run: Run) -> None:
     run("--shapes", "20", "--points", "64", "--workers", "0")
     code, out, err = run("--shapes", "21", "--points", "64")

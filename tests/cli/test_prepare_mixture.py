@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pointdistill.cli import main
+from pointdistill.data.build import ShapeLimits
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.workspace import last_corpus
 from tests.data.mixture_archives import write_archives
@@ -39,7 +41,10 @@ def test_it_builds_what_is_there_and_says_what_is_not(run: Run) -> None:
     assert "3d-future: missing, with 16,560 shapes" in err
     assert "modelnet40: 2 shapes kept and 0 refused; its whole archive gives 9,843" in err
     assert "objaverse-cap3d" not in err.replace(", objaverse-cap3d", "")
-    assert "test splits left out: scanobjectnn, modelnet40" in err
+    assert (
+        "test splits left out: scanobjectnn (4,044 shapes), modelnet40 (2,468 shapes); --take"
+        in err
+    )
     assert "test shapes of ShapeNetPart (in shapenetcore) are in; --exclude-tests all" in err
     assert "refused: Broken" in err
     assert last_corpus() == Path("data/mixture")
@@ -59,7 +64,7 @@ def test_the_plan_is_a_table_and_makes_nothing(run: Run) -> None:
     assert "| there | 1 |" in rows["abo"]
     assert "| NO | CC BY-NC 4.0 |" in rows["abo"]
     assert "there, left out: not asked for" in rows["shapenetcore"]
-    assert "measuring abo" in err
+    assert "measuring a few shapes of abo" in err
     assert out.splitlines()[-1] == (
         "next: pointdistill prepare-data mixture --archives archives --sources abo,modelnet40"
     )
@@ -74,7 +79,7 @@ def test_the_plan_says_where_the_missing_come_from(run: Run) -> None:
         "missing: toys4k_obj_files.zip, from https://github.com/rehg-lab/lowshot-shapebias" in out
     )
     assert "52,470 officially" in out
-    assert "928,284 shapes once all that is missing is there" in out
+    assert "the whole mixture has 928,284 shapes by the official counts\n" in out
     assert out.endswith("next: pointdistill prepare-data mixture --archives empty --fetch\n")
 
 
@@ -113,6 +118,30 @@ def test_a_single_source_has_no_options_of_the_mixture(
         main(["prepare-data", "abo", option])
     assert stop.value.code == 2
     assert "has no meaning for abo; it is for mixture" in capsys.readouterr().err
+
+
+def test_limits_the_cluster_and_the_retry_reach_the_build(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pointdistill.data import mixture
+
+    given: dict[str, dict[str, object]] = {}
+    for name in ("build_mixture", "retry_mixture"):
+        really = getattr(mixture, name)
+
+        def noted(*words: object, name: str = name, really: Any = really, **options: Any) -> object:
+            given[name] = dict(options)
+            here = {"workers": 0} | ({"cluster": None} if "cluster" in options else {})
+            return really(*words, **options | here)
+
+        monkeypatch.setattr(mixture, name, noted)
+    words = ("--archives", "archives", "--points", "64", "--deadline", "7", "--memory", "2")
+    code, _, _ = run(*words, "--cluster", "tcp://host:8786", "--retry")
+    assert code == 0
+    for options in given.values():
+        assert options["limits"] == ShapeLimits(deadline_seconds=7.0, memory_bytes=2 * 2**30)
+    assert given["build_mixture"]["cluster"] == "tcp://host:8786"
+    assert "retry_mixture" in given
 
 
 def test_ctrl_c_keeps_what_is_done(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +21,24 @@ from pointdistill.data.standins import (
     make_modelnet40_stand_in,
     make_scanobjectnn_stand_in,
 )
+from tests.warm import Warm
 
 TINY = ["--size", "tiny", "--batch-size", "16", "--device", "cpu"]
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pointdistill", *arguments],
-        cwd=cwd,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+Succeed = Callable[..., str]
 
 
-def succeed(*arguments: str, cwd: Path) -> str:
-    done = command(*arguments, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture
+def succeed(warm: Warm, tmp_path: Path) -> Succeed:
+    """Run a command in the test's folder; what it said."""
+
+    def run(*arguments: str) -> str:
+        done = warm.run("pointdistill", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return run
 
 
 def an_l_of_boxes(path: Path) -> None:
@@ -52,21 +53,11 @@ def an_l_of_boxes(path: Path) -> None:
     trimesh.util.concatenate([post, foot]).export(path)
 
 
-def test_from_a_folder_of_meshes_to_an_encoder(tmp_path: Path) -> None:
+def test_from_a_folder_of_meshes_to_an_encoder(succeed: Succeed, tmp_path: Path) -> None:
     """Axes: a y-up L must stand upright in z with its foot where a rotation, and no mirror, puts it."""
     for number in range(20):
         an_l_of_boxes(tmp_path / "my meshes" / "ell" / f"{number}.obj")
-    said = succeed(
-        "prepare-data",
-        "folder",
-        "--input",
-        "my meshes",
-        "--up",
-        "y",
-        "--points",
-        "300",
-        cwd=tmp_path,
-    )
+    said = succeed("prepare-data", "folder", "--input", "my meshes", "--up", "y", "--points", "300")
     assert "next: pointdistill pretrain" in said
     shape = open_corpus(tmp_path / "data" / "my meshes")[0]
     # zxy: new (x, y, z) = old (z, x, y). The post's height is z, the foot's length y, the thickness x.
@@ -74,43 +65,39 @@ def test_from_a_folder_of_meshes_to_an_encoder(tmp_path: Path) -> None:
     low, high = shape.points[shape.points[:, 2] < 0.9], shape.points[shape.points[:, 2] > 1.1]
     assert low[:, 1].max() > 1.9
     assert high[:, 1].max() < 1.05
-    said = succeed("pretrain", *TINY, "--steps", "2", cwd=tmp_path)
+    said = succeed("pretrain", *TINY, "--steps", "2")
     assert "(the last one made in this folder)" in said
     assert "next: pointdistill embed YOUR_FILES" in said
-    succeed("export", "out", cwd=tmp_path)
+    succeed("export", "out")
     assert load_encoder(tmp_path / "out").config.width == 64
 
 
-def test_scanobjectnn_from_archive_to_evaluation(tmp_path: Path) -> None:
+def test_scanobjectnn_from_archive_to_evaluation(succeed: Succeed, tmp_path: Path) -> None:
     make_scanobjectnn_stand_in(
         tmp_path / "data" / "h5_files.zip", sizes=ScanSizes(train=2, test=1, copies=1), workers=1
     )
-    succeed("prepare-data", "scanobjectnn", "--archive", "data/h5_files.zip", cwd=tmp_path)
-    succeed("pretrain", *TINY, "--steps", "1", cwd=tmp_path)
-    said = succeed(
-        "evaluate", "scanobjectnn", "--split", "OBJ-ONLY", "--protocol", "knn", cwd=tmp_path
-    )
+    succeed("prepare-data", "scanobjectnn", "--archive", "data/h5_files.zip")
+    succeed("pretrain", *TINY, "--steps", "1")
+    said = succeed("evaluate", "scanobjectnn", "--split", "OBJ-ONLY", "--protocol", "knn")
     assert "stand-in" in said
     assert "OBJ-ONLY" in said
 
 
-def test_modelnet40_from_archive_to_evaluation(tmp_path: Path) -> None:
+def test_modelnet40_from_archive_to_evaluation(succeed: Succeed, tmp_path: Path) -> None:
     archive = tmp_path / "ModelNet40.zip"
     make_modelnet40_stand_in(archive, sizes=MeshSizes(train=1, test=1), workers=1)
-    succeed(
-        "prepare-data", "modelnet40", "--archive", str(archive), "--points", "512", cwd=tmp_path
-    )
-    succeed("pretrain", *TINY, "--steps", "1", cwd=tmp_path)
-    said = succeed(
-        "evaluate", "modelnet40", "--data", str(archive), "--protocol", "svm", cwd=tmp_path
-    )
+    succeed("prepare-data", "modelnet40", "--archive", str(archive), "--points", "512")
+    succeed("pretrain", *TINY, "--steps", "1")
+    said = succeed("evaluate", "modelnet40", "--data", str(archive), "--protocol", "svm")
     assert "stand-in" in said
 
 
-def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    succeed("prepare-data", "--shapes", "64", "--points", "512", "--workers", "0", cwd=tmp_path)
+def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_happened(
+    succeed: Succeed, tmp_path: Path
+) -> None:
+    succeed("prepare-data", "--shapes", "64", "--points", "512", "--workers", "0")
     length = ["--steps", "24"]
-    succeed("pretrain", *TINY, *length, "--run", "whole", cwd=tmp_path)
+    succeed("pretrain", *TINY, *length, "--run", "whole")
     started = subprocess.Popen(
         [sys.executable, "-m", "pointdistill", "pretrain", *TINY, *length, "--run", "split"],
         cwd=tmp_path,
@@ -127,7 +114,7 @@ def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_happened(tmp_path: Pa
     assert started.returncode == 130, error
     assert "Traceback" not in error
     assert "next: pointdistill pretrain --resume --run split" in out
-    succeed("pretrain", "--resume", "--run", "split", "--device", "cpu", cwd=tmp_path)
+    succeed("pretrain", "--resume", "--run", "split", "--device", "cpu")
     whole, split = (
         [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         for run in ("whole", "split")
@@ -138,8 +125,8 @@ def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_happened(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_small_starts_on_a_cpu_and_says_what_it_costs(tmp_path: Path) -> None:
+def test_small_starts_on_a_cpu_and_says_what_it_costs(succeed: Succeed) -> None:
     """The command as typed in the README: a batch that fits, steps taken, interrupted, resumable."""
-    succeed("prepare-data", "--shapes", "8", "--points", "1024", "--workers", "0", cwd=tmp_path)
-    said = succeed("pretrain", "--size", "small", "--batch-size", "2", "--steps", "1", cwd=tmp_path)
+    succeed("prepare-data", "--shapes", "8", "--points", "1024", "--workers", "0")
+    said = succeed("pretrain", "--size", "small", "--batch-size", "2", "--steps", "1")
     assert "small, dual mode, seed 0: 1 steps of 2 of 8 shapes" in said

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +18,48 @@ from pointdistill.data.sources.base import Cloud, Entry
 from pointdistill.errors import DataError
 
 
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def hang_in_c() -> None:
+    ctypes.PyDLL(None).pause()  # keeps the interpreter's lock
+
+
+def hoard() -> None:
+    """Half a GiB, a little at a time."""
+    kept = []
+    for _ in range(64):
+        kept.append(np.empty(2**23, np.uint8))
+
+
+def hoard_quietly() -> None:
+    """As a library that makes something else of the error, and does not name it as its cause."""
+    try:
+        np.empty(2**55)
+    except MemoryError:
+        raise ValueError("cannot parse this") from None
+
+
+BACKSTOPS: dict[str, Callable[[], object]] = {
+    "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda: os._exit(3),
+    "segfault": segfault,
+    "hang": lambda: time.sleep(1000),
+    "hang in C": hang_in_c,
+    "one huge array": lambda: np.empty(2**55),
+    "hoard": hoard,
+    "hoard quietly": hoard_quietly,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class OddSource:
-    """``shapes`` random clouds; ``odd`` names the behaviour of some, by number."""
+    """``shapes`` random clouds; ``odd`` names the behaviour of some, by number.
+
+    Once the folder ``scratch`` has a file ``healed``, what met a backstop is as good as any. Where it has a
+    file ``reads``, every shape that is read is added to it.
+    """
 
     shapes: int
     odd: dict[int, str] = field(default_factory=dict)
@@ -43,6 +83,13 @@ class OddSource:
 
     def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
         number = int(entry.where)
+        if (self.scratch / "reads").is_file():
+            with (self.scratch / "reads").open("a") as file:
+                file.write(f"{number}\n")
+        if (behaviour := BACKSTOPS.get(self.odd.get(number, ""))) and not (
+            self.scratch / "healed"
+        ).is_file():
+            behaviour()
         points = rng.normal(size=(count, 3)).astype(np.float32)
         part = (np.arange(count) % 3).astype(np.uint8)
         match self.odd.get(number):
@@ -62,8 +109,6 @@ class OddSource:
                 points[:] = points[0]
             case "wrong parts":
                 part = part[:-1]
-            case "die":
-                os.kill(os.getpid(), signal.SIGKILL)
             case "die once":
                 mark = self.scratch / "died"
                 if not mark.exists():

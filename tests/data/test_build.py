@@ -6,11 +6,9 @@ import errno
 import hashlib
 import importlib
 import json
-import random
-import signal
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,7 +97,8 @@ def test_what_cannot_be_used_is_refused_with_its_cause(
     }
     report = build(odd(20, behaviours), tmp_path / "corpus", workers=workers)
     assert (report.kept, report.refused) == (14, 6)
-    assert report.examples[1] == "0002: a cause"
+    assert sum(cause.shapes for cause in report.causes) == 6
+    assert report.quarantined == {}
     lines = (tmp_path / "corpus" / "refused.jsonl").read_text().splitlines()
     refused = {line["id"]: line["cause"] for line in map(json.loads, lines)}
     assert refused == {
@@ -137,7 +136,9 @@ def test_a_shape_that_kills_its_reader_costs_itself_alone(
     source = odd(60, {3: "die", 5: "die", 40: "die", 20: "die once"}, scratch=tmp_path)
     report = build(source, tmp_path / "corpus", workers=2)
     assert (report.kept, report.refused) == (57, 3)
-    assert report.examples[0] == "0003: reading it ended the process 2 times (killed by SIGKILL)"
+    (cause,) = report.causes
+    assert cause.example == "reading it ended the process 2 times (killed by SIGKILL)"
+    assert (cause.example_id, report.quarantined) == ("0003", {"crash": 3})
     spared = odd(60, {3: "refuse", 5: "refuse", 40: "refuse"})
     calm = open_corpus(build(spared, tmp_path / "calm").path)
     assert open_corpus(tmp_path / "corpus").content == calm.content
@@ -163,7 +164,7 @@ def test_a_complete_corpus_is_left_as_it_is(tmp_path: Path, odd: Callable[..., A
     before = digest(tmp_path / "corpus")
     again = build(odd(20, {2: "refuse"}), tmp_path / "corpus")
     assert (first.was_complete, again.was_complete) == (False, True)
-    assert (again.kept, again.refused, again.examples) == (19, 1, ("0002: a cause",))
+    assert (again.kept, again.refused, again.causes[0].example) == (19, 1, "a cause")
     assert digest(tmp_path / "corpus") == before
 
 
@@ -252,56 +253,27 @@ def test_after_ctrl_c_the_same_call_goes_on(
     steps: list[Progress] = []
     report = build(source, folder, workers=workers, progress=steps.append)
     assert 16 <= report.resumed <= 60
-    assert steps[0] == Progress(done=report.resumed, total=100, refused=1)
+    assert (steps[0].done, steps[0].total) == (report.resumed, 100)
     assert steps[-1] == Progress(done=100, total=100, refused=1)
     assert [step.done for step in steps] == sorted(step.done for step in steps)
     build(source, tmp_path / "whole")
     assert digest(folder) == digest(tmp_path / "whole")
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {here!r})
-from odd_source import OddSource
-from pointdistill.data.build import build_corpus
-if __name__ == "__main__":
-    odd = dict.fromkeys(range(0, 120, 7), "slow") | {{9: "refuse"}}
-    build_corpus(OddSource(120, odd), Path({output!r}), points=64, workers=2)
-"""
-
-
-def finished_work(folder: Path) -> int:
-    """How many pieces and shards are marked as finished."""
-    return len(list(folder.glob(".building/*.json")))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
-    tmp_path: Path, odd: Callable[..., Any], seed: int
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_killed_twenty_times_builds_and_retries_go_on_to_the_same_bytes(
+    tmp_path: Path, odd: Callable[..., Any]
 ) -> None:
     """SIGKILL to the parent alone, soon after it got on with the work; orphans end by themselves."""
-    folder, script = tmp_path / "corpus", tmp_path / "script.py"
-    script.write_text(SCRIPT.format(here=str(HERE), output=str(folder)))
-    chance = random.Random(seed)
-    kills = 0
-    while kills < 3:
-        before = finished_work(folder)
-        process = subprocess.Popen([sys.executable, script])
-        while process.poll() is None and finished_work(folder) == before:
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.1))
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert kills >= 1
-    behaviours = dict.fromkeys(range(0, 120, 7), "slow") | {9: "refuse"}
-    build(odd(120, behaviours), folder)
-    build(odd(120, behaviours), tmp_path / "whole")
-    assert digest(folder) == digest(tmp_path / "whole")
+    kills = {0: 11, 1: 2, 2: 4, 4: 3}
+    words = [f"{workers}:{count}" for workers, count in kills.items()]
+    subprocess.run([sys.executable, HERE / "killed_builds.py", tmp_path, "0", *words], check=True)
+    whole = importlib.import_module("killed_builds").source(tmp_path)
+    (tmp_path / "healed").touch()
+    build(whole, tmp_path / "whole")
+    ended = {workers: digest(tmp_path / str(workers) / "corpus") for workers in kills}
+    assert ended == dict.fromkeys(kills, digest(tmp_path / "whole"))
 
 
 def test_a_shard_that_vanished_is_built_again(tmp_path: Path, odd: Callable[..., Any]) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.pool import Died, Done, open_pool
+from pointdistill.data.memory import GIB
 from pointdistill.errors import DataError
 
 JOBS = """
-import os, signal
+import os, signal, time
 
 def job(task, started):
     for step in range(3):
@@ -23,6 +27,17 @@ def job(task, started):
             os.kill(os.getpid(), signal.SIGKILL)
         if task == f"exit {step}":
             os._exit(7)
+        if task == f"hang {step}":
+            time.sleep(1000)
+    if task == "rest":
+        started(-1)
+        time.sleep(1.2)
+    if task == "hoard":
+        return bytes(2**30)
+    if task == "guards":
+        import resource
+        dumps = resource.getrlimit(resource.RLIMIT_CORE)[0]
+        return dumps, int(open("/proc/self/oom_score_adj").read())
     if task == "raise":
         raise ValueError("from a worker")
     if task == "odd error":
@@ -120,3 +135,52 @@ def test_workers_that_cannot_start_say_why() -> None:
         pool.submit("a")
         with pytest.raises(DataError, match=r"do not start \(exit code 1\).*workers=0"):
             list(pool.events())
+
+
+def test_what_is_no_step_has_no_deadline(jobs: ModuleType) -> None:
+    """A worker that rests after its steps for longer than one may take is left alone; one that hangs is not."""
+    limits = ShapeLimits(deadline_seconds=0.5)
+    with open_pool(jobs.job, workers=2, on_step=lambda *_: None, limits=limits) as pool:
+        pool.submit("rest")
+        pool.submit("hang 1")
+        events = {event.task: event for event in pool.events()}
+    assert isinstance(events["rest"], Done)
+    assert events["hang 1"] == Died(
+        "hang 1", 1, "longer than the deadline of 0.5 s", backstop="deadline"
+    )
+
+
+def test_a_parent_that_was_held_up_takes_no_worker_for_stuck(jobs: ModuleType) -> None:
+    """As after a pause of this process: what workers said meanwhile is heard before any is ended."""
+    limits = ShapeLimits(deadline_seconds=0.3)
+
+    def slow(task: str, step: int) -> None:
+        time.sleep(0.4)
+
+    with open_pool(jobs.job, workers=1, on_step=slow, limits=limits) as pool:
+        pool.submit("a")
+        assert [type(event) for event in pool.events()] == [Done]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+def test_a_task_that_wants_too_much_memory_ends_its_worker_and_the_next_one_is_whole(
+    jobs: ModuleType,
+) -> None:
+    limits = ShapeLimits(memory_bytes=GIB // 4)
+    with open_pool(jobs.job, workers=1, on_step=lambda *_: None, limits=limits) as pool:
+        for task in ("a", "hoard", "b"):
+            pool.submit(task)
+        events = {event.task: event for event in pool.events()}
+    assert events["hoard"] == Died(
+        "hoard", 2, "more memory than the limit of 0.25 GiB", backstop="memory"
+    )
+    assert events["a"].result[1] != events["b"].result[1], "another process did b"  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as the kernel tells it")
+def test_workers_leave_no_memory_dumps_and_go_before_the_parent(jobs: ModuleType) -> None:
+    with open_pool(jobs.job, workers=1, on_step=lambda *_: None) as pool:
+        pool.submit("guards")
+        (event,) = pool.events()
+    assert isinstance(event, Done)
+    assert event.result == (0, 500)

@@ -30,8 +30,14 @@ class Server:
     drop_after: list[int] = field(default_factory=list)
     """Bytes after which the next connections end."""
 
+    stall_after: list[int] = field(default_factory=list)
+    """Bytes after which the next connections say no more."""
+
     statuses: list[int] = field(default_factory=list)
     """Refusals of the next requests."""
+
+    moved: dict[str, str] = field(default_factory=lambda: {"/moved": "/file"})
+    """Redirects."""
 
     headers: dict[str, str] = field(default_factory=dict)
     ignores_ranges: bool = False
@@ -42,7 +48,7 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    state = Server()
+    state, over = Server(), threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -50,9 +56,9 @@ def server() -> Iterator[Server]:
             if state.statuses:
                 self.send_error(state.statuses.pop(0))
                 return
-            if self.path == "/moved":
+            if self.path in state.moved:
                 self.send_response(302)
-                self.send_header("Location", "/file")
+                self.send_header("Location", state.moved[self.path])
                 self.send_header("X-Linked-Etag", f'"{SHA256}"')
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -76,7 +82,11 @@ def server() -> Iterator[Server]:
                 if value:
                     self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body[: state.drop_after.pop(0)] if state.drop_after else body)
+            if state.stall_after:
+                self.wfile.write(body[: state.stall_after.pop(0)])
+                over.wait()
+            else:
+                self.wfile.write(body[: state.drop_after.pop(0)] if state.drop_after else body)
             self.close_connection = True
 
         def log_message(self, *_: object) -> None:
@@ -86,6 +96,7 @@ def server() -> Iterator[Server]:
         threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         state.url = f"http://127.0.0.1:{httpd.server_port}/file"
         yield state
+        over.set()
         httpd.shutdown()
 
 
@@ -193,11 +204,82 @@ def test_a_busy_server_is_asked_again_with_longer_and_longer_pauses(
         fetch(server.url, tmp_path / "b.zip", sleep=no_sleep)
 
 
+def test_a_silent_connection_is_given_up_and_what_came_is_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointdistill.data.fetch.TIMEOUT_SECONDS", 0.1)
+    server.stall_after = [100_000, 50_000]
+    got = fetch(server.url, tmp_path / "a.zip", sha256=SHA256, sleep=no_sleep)
+    assert got.path.read_bytes() == CONTENT
+    assert server.asked == ["", "bytes=100000-", "bytes=150000-"]
+
+
+def test_ctrl_c_keeps_what_came(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(done: int, _: int) -> None:
+        if done >= 100_000:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("pointdistill.data.fetch._BLOCK_BYTES", 10_000)
+    path = tmp_path / "a.zip"
+    with pytest.raises(KeyboardInterrupt):
+        fetch(server.url, path, progress=stop, sleep=no_sleep)
+    kept = (tmp_path / ".a.zip.part").stat().st_size
+    assert 100_000 <= kept < 110_000
+    assert not path.exists()
+    fetch(server.url, path, sleep=no_sleep)
+    assert server.asked == ["", f"bytes={kept}-"]
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_a_refusal_is_final_at_once(server: Server, tmp_path: Path, status: int) -> None:
+    server.statuses = [status] * 9
+    with pytest.raises(DataError, match=rf"/file: {status} .*; see whether it has moved"):
+        fetch(server.url, tmp_path / "a.zip", sleep=no_sleep)
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_stays_broken_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.statuses = [500] * 99
+    with pytest.raises(DataError, match=r"no answer in 6 attempts \(500 Internal Server Error\)"):
+        fetch(server.url, tmp_path / "a.zip", sleep=no_sleep)
+    assert len(server.asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("to", "message"),
+    [
+        ("/moved", "/moved: 302 "),
+        ("file:///etc/hostname", "/moved: 302 "),
+        ("ftp://127.0.0.1/a.zip", "'ftp://127.0.0.1/a.zip': only http and https"),
+    ],
+)
+def test_redirects_in_a_circle_or_to_other_than_the_web_are_refused(
+    server: Server, tmp_path: Path, to: str, message: str
+) -> None:
+    server.moved["/moved"] = to
+    with pytest.raises(DataError, match=message):
+        fetch(server.url.replace("file", "moved"), tmp_path / "a.zip", sleep=no_sleep)
+    assert not (tmp_path / "a.zip").exists()
+
+
+def test_a_file_that_the_disk_cannot_hold_is_not_begun(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 299_999}))
+    with pytest.raises(DataError, match="takes 300,000 bytes, and its disk has 299,999 for it"):
+        fetch(server.url, tmp_path / "a.zip", sleep=no_sleep)
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
 @pytest.mark.parametrize(
     ("headers", "message"),
     [
         ({"Content-Type": "text/html; charset=utf-8"}, "answered with a web page"),
         ({"Content-Length": ""}, "does not say how long the file is"),
+        ({"Content-Length": "0"}, "an empty file"),
     ],
 )
 def test_what_is_no_whole_file_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,16 @@ import numpy as np
 import pytest
 
 from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
+from pointdistill.data.build import ShapeLimits
 from pointdistill.data.corpus import open_corpus, verify_corpus
-from pointdistill.data.mixture import MixtureRequest, build_mixture, mixture_sources, survey
+from pointdistill.data.memory import GIB
+from pointdistill.data.mixture import (
+    MixtureRequest,
+    build_mixture,
+    mixture_sources,
+    retry_mixture,
+    survey,
+)
 from pointdistill.errors import ConfigError, CorpusError, DataError
 from tests.data.mixture_archives import (
     PART_LIST,
@@ -24,7 +33,7 @@ from tests.data.mixture_archives import (
     write_objaverse,
     write_shapenetcore,
 )
-from tests.data.source_archives import build, write_zip
+from tests.data.source_archives import build, wedge_obj, wedge_off, write_zip
 
 NAMES = ["abo", "google-scanned-objects", "modelnet40", "scanobjectnn", "shapenetcore"]
 
@@ -149,10 +158,10 @@ def test_a_list_of_refused_shapes_is_that_of_the_sources_that_go_in(
 
     output = tmp_path / "corpus"
     with monkeypatch.context() as patched:
-        patched.setattr("pointdistill.data.mixture.build.write_manifest", stopping)
+        patched.setattr("pointdistill.data.mixture.join.write_manifest", stopping)
         with pytest.raises(KeyboardInterrupt):
             mixed(archives, output)
-    assert (output / "refused.jsonl").is_file()
+    assert (output / ".building" / "refused.jsonl").is_file()
     mixed(archives, output, sources=("modelnet40",))
     assert sorted(files_of(output)) == ["corpus.json", "modelnet40-00000.h5"]
 
@@ -181,9 +190,182 @@ def test_a_finished_mixture_is_left_as_it_is(archives: Path, tmp_path: Path) -> 
     assert (made.was_complete, made.kept) == (True, 8)
     with pytest.raises(CorpusError, match=r"sources\.modelnet40\.settings\.splits: \[\"train\"\]"):
         mixed(archives, output, take_tests=("modelnet40",))
-    with pytest.raises(CorpusError, match=r"sources\.abo: .* there, null asked"):
+    with pytest.raises(CorpusError, match=r"holds abo, which now stays out \(not asked for\)"):
         mixed(archives, output, sources=("modelnet40",))
+    with pytest.raises(CorpusError, match=r"other settings .*points: 128 there, 64 asked"):
+        build_mixture(MixtureRequest(archives=archives), output, points=64, workers=0)
     assert files_of(output) == before
+
+
+# Grows
+
+LATER = ("abo", "google-scanned-objects", "scanobjectnn")
+"""Sources whose archives come later: before, between and after those that were there; one has a refused shape."""
+
+
+@pytest.fixture
+def grown(archives: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A finished mixture of two sources, and the folder to which the archives of three more have come."""
+    first = tmp_path / "first"
+    write_modelnet40(first)
+    write_shapenetcore(first)
+    output = mixed(first, tmp_path / "corpus")
+    assert sorted(files_of(output)) == [
+        "corpus.json",
+        "modelnet40-00000.h5",
+        "shapenetcore-00000.h5",
+    ]
+    for name in ("ModelNet40.zip", "ShapeNetCore.v2.zip"):
+        (first / name).replace(archives / name)  # the same bytes, not those of another zip
+    return output, archives
+
+
+def test_a_finished_mixture_takes_in_what_came_later_and_only_that_is_built(
+    grown: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output, archives = grown
+    kept = (output / "modelnet40-00000.h5").stat()
+    begun: list[str] = []
+
+    @contextlib.contextmanager
+    def begin(name: str) -> Iterator[None]:
+        begun.append(name)
+        yield
+
+    made = build_mixture(
+        MixtureRequest(archives=archives), output, points=128, workers=0, begin=begin
+    )
+    assert tuple(begun) == LATER
+    assert (made.kept, made.refused, made.resumed, made.was_complete) == (8, 1, 4, False)
+    assert (output / "modelnet40-00000.h5").stat() == kept
+    assert files_of(output) == files_of(mixed(archives, tmp_path / "whole"))
+    assert verify_corpus(output) == ()
+
+
+def test_lists_of_refused_shapes_grow_too(tmp_path: Path) -> None:
+    """A source without, and then one with refused shapes, come to one that has some."""
+    archives = write_archives(tmp_path / "archives")
+    (archives / "google-scanned-objects/Also.zip").write_bytes(b"no zip")
+    output = mixed(archives, tmp_path / "corpus", sources=("google-scanned-objects",))
+    mixed(archives, output, sources=("google-scanned-objects", "modelnet40"))
+    members: dict[str, str | bytes] = {
+        "ShapeNetCore.v2/03001627/a1/models/model_normalized.obj": wedge_obj(),
+        "ShapeNetCore.v2/03001627/a2/models/model_normalized.obj": "v 0 0 0",
+    }
+    write_zip(archives / "ShapeNetCore.v2.zip", members)
+    names = ("google-scanned-objects", "modelnet40", "shapenetcore")
+    mixed(archives, output, sources=names)
+    rows = [json.loads(line) for line in (output / "refused.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["Also", "Broken", "03001627/a2"]
+    assert files_of(output) == files_of(mixed(archives, tmp_path / "whole", sources=names))
+
+
+@pytest.mark.parametrize("moved", range(6))
+def test_growth_that_was_stopped_while_files_are_moved_is_old_or_new_and_goes_on(
+    grown: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    """Decided, then three shards, the list of refused shapes and the manifest move: five renames."""
+    output, archives = grown
+    replace = Path.replace
+    done: list[str] = []
+
+    def stopping(self: Path, target: Path) -> Path:
+        if target.parent == output and len(done) == moved:
+            raise KeyboardInterrupt
+        if target.parent == output:
+            done.append(target.name)
+        return replace(self, target)
+
+    before = (output / "corpus.json").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stopping)
+        with contextlib.suppress(KeyboardInterrupt):
+            mixed(archives, output)
+    assert len(done) == min(moved, 5)
+    assert len(open_corpus(output)) == (8 if moved == 5 else 4)
+    assert ((output / "corpus.json").read_bytes() == before) == (moved < 5)
+    assert verify_corpus(output) == ()
+    mixed(archives, output)
+    assert files_of(output) == files_of(mixed(archives, tmp_path / "whole"))
+    assert not (output / ".building").exists()
+
+
+def test_growth_that_was_stopped_while_it_builds_goes_on_also_with_one_archive_more(
+    grown: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output, archives = grown
+    waiting = tmp_path / "h5_files.zip"
+    (archives / waiting.name).replace(waiting)
+
+    @contextlib.contextmanager
+    def stop_after(_: str) -> Iterator[None]:
+        yield
+        raise KeyboardInterrupt
+
+    request = MixtureRequest(archives=archives)
+    with pytest.raises(KeyboardInterrupt):
+        build_mixture(request, output, points=128, workers=0, begin=stop_after)
+    assert len(open_corpus(output)) == 4
+    as_it_is = MixtureRequest(archives=archives, sources=("modelnet40", "shapenetcore"))
+    assert build_mixture(as_it_is, output, points=128, workers=0).was_complete
+    waiting.replace(archives / waiting.name)
+    assert build_mixture(request, output, points=128, workers=0).resumed == 4 + 1
+    assert files_of(output) == files_of(mixed(archives, tmp_path / "whole"))
+
+
+def test_what_a_mixture_holds_may_not_go_or_change(archives: Path, tmp_path: Path) -> None:
+    output = mixed(archives, tmp_path / "corpus")
+    before = files_of(output)
+    (archives / "abo-3dmodels.tar").replace(tmp_path / "abo.tar")
+    with pytest.raises(CorpusError, match=r"holds abo, and abo-3dmodels\.tar is no longer in"):
+        mixed(archives, output)
+    (tmp_path / "abo.tar").replace(archives / "abo-3dmodels.tar")
+    write_zip(archives / "ModelNet40.zip", {"ModelNet40/cup/train/cup_0001.off": wedge_off()})
+    with pytest.raises(CorpusError, match="archive of modelnet40 has changed since this corpus"):
+        mixed(archives, output)
+    assert files_of(output) == before
+    (output / "shapenetcore-00000.h5").unlink()
+    with pytest.raises(CorpusError, match="shapenetcore-00000"):
+        mixed(archives, output)
+
+
+def test_a_part_is_not_lost_because_its_archive_is_away(archives: Path, tmp_path: Path) -> None:
+    output = tmp_path / "corpus"
+
+    @contextlib.contextmanager
+    def stop_after(_: str) -> Iterator[None]:
+        yield
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_mixture(
+            MixtureRequest(archives=archives), output, points=128, workers=0, begin=stop_after
+        )
+    (archives / "abo-3dmodels.tar").unlink()
+    with pytest.raises(CorpusError, match=r"has begun abo, and abo-3dmodels\.tar .* --sources"):
+        mixed(archives, output)
+    assert len(open_corpus(mixed(archives, output, sources=("modelnet40",)))) == 2
+
+
+def test_quarantined_shapes_stay_so_as_a_mixture_grows_and_may_then_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)  # workers import the source from there
+    odd = importlib.import_module("odd_source").OddSource
+    sources = [odd(8, {2: "nan", 4: "hoard"}, tmp_path, "one")]
+    monkeypatch.setattr("pointdistill.data.mixture.build.open_taken", lambda _: tuple(sources))
+    request, output = MixtureRequest(archives=tmp_path), tmp_path / "corpus"
+    strict = ShapeLimits(memory_bytes=GIB // 4)
+    made = build_mixture(request, output, points=64, workers=1, limits=strict)
+    assert (made.kept, made.refused, made.quarantined) == (6, 2, {"memory": 1})
+    sources.append(odd(5, {}, tmp_path, "two"))
+    grown = build_mixture(request, output, points=64, workers=0)
+    assert (grown.kept, grown.refused, grown.quarantined) == (11, 2, {"memory": 1})
+    (tmp_path / "healed").touch()
+    again = retry_mixture(request, output, workers=0)
+    assert (again.kept, again.retried, again.recovered) == (12, 1, 1)
+    fresh = build_mixture(request, tmp_path / "fresh", points=64, workers=0).path
+    assert files_of(output) == files_of(fresh)
 
 
 # Test splits

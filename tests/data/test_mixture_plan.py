@@ -18,6 +18,7 @@ from pointdistill.data.mixture import (
     fetching,
     plan_mixture,
 )
+from pointdistill.data.mixture.survey import open_one
 from pointdistill.data.sources import source_info
 from pointdistill.errors import DataError
 from tests.data.mixture_archives import (
@@ -41,6 +42,31 @@ def planned(archives: Path, **request: Any) -> Any:
     return plan_mixture(asked, archives / "no" / "corpus", points=128, workers=2)
 
 
+OFFICIAL = {
+    "shapenetcore": 52_470,
+    "3d-future": 16_560,
+    "scanobjectnn": 2_309 + 2_309 + 11_416,  # the three training sets
+    "modelnet40": 9_843,
+    "s3dis": 8_948,
+    "sunrgbd": 8_451,
+    "abo": 7_953,
+    "omniobject3d": 5_911,
+    "toys4k": 4_000,
+    "google-scanned-objects": 1_030,
+    "objaverse": 797_084,
+}
+"""Shapes of each source, as its authors and the paper count them."""
+
+
+def test_the_official_counts_are_those_of_the_sources(tmp_path: Path) -> None:
+    rows = planned(tmp_path).rows
+    assert {
+        row.standing.info.name: row.shapes for row in rows if not row.standing.not_taken
+    } == OFFICIAL
+    assert sum(OFFICIAL.values()) == 928_284
+    assert sum(OFFICIAL.values()) + 2_468 == 930_752
+
+
 @pytest.mark.parametrize(
     ("take_tests", "whole"),
     [
@@ -53,13 +79,14 @@ def test_the_whole_has_the_official_number_of_shapes(
     tmp_path: Path, take_tests: tuple[str, ...], whole: int
 ) -> None:
     plan = planned(tmp_path, take_tests=take_tests)
-    assert plan.whole == whole
+    assert plan.official == plan.whole == whole
     assert (plan.shapes, plan.bytes, plan.seconds) == (0, 0, 0)
 
 
 def test_with_cap3ds_clouds_the_whole_has_these_instead_of_the_scenes(tmp_path: Path) -> None:
     write_cap3d(tmp_path)
     plan = planned(tmp_path)
+    assert plan.official == 928_284 - 797_084 + 785_150
     assert plan.whole == 928_284 - 797_084 + 1
     assert [row.standing.info.name for row in plan.rows if row.goes_in] == ["objaverse-cap3d"]
 
@@ -93,12 +120,31 @@ def test_a_plan_is_the_sum_of_what_goes_in_and_nothing_is_made(archives: Path) -
     assert build_mixture(request, output, points=128, workers=0).kept == plan.shapes
 
 
+def test_a_plan_reads_no_archive_for_its_checksum(
+    archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred gigabytes take long to read."""
+
+    def read_whole(path: Path) -> str:
+        raise AssertionError(path)
+
+    monkeypatch.setattr("pointdistill.data.checksums.sha256_of", read_whole)
+    names = ("google-scanned-objects", "modelnet40")
+    request = MixtureRequest(archives=archives, sources=names)
+    for name in names:
+        with pytest.raises(AssertionError, match=r"\.zip$"):
+            open_one(request, source_info(name))
+    assert planned(archives, sources=names).shapes == 4
+
+
 def test_a_plan_counts_what_a_list_leaves_out(tmp_path: Path) -> None:
     write_shapenetcore(tmp_path)
     assert "their list is needed" in planned(tmp_path, exclude_all_tests=True).rows[0].problem
     write_lists(tmp_path)
     assert planned(tmp_path).shapes == 2
-    assert planned(tmp_path, exclude_all_tests=True).shapes == 1
+    plan = planned(tmp_path, exclude_all_tests=True)
+    assert plan.shapes == 1
+    assert plan.listed_tests == {"ShapeNetPart": 2, "Objaverse-LVIS": 3}
 
 
 def test_an_archive_that_cannot_be_used_is_named_and_the_others_are_planned(archives: Path) -> None:

@@ -12,13 +12,20 @@ import typer
 
 if TYPE_CHECKING:
     from pointdistill.data.build import BuildReport
+    from pointdistill.data.build.limits import ShapeLimits
     from pointdistill.data.mixture import MixturePlan, MixtureRequest, PlanRow
 
 GIGA = 1e9
 
 
 def show_plan(
-    request: MixtureRequest, output: Path, *, points: int, seed: int, workers: int | None
+    request: MixtureRequest,
+    output: Path,
+    *,
+    points: int,
+    seed: int,
+    workers: int | None,
+    limits: ShapeLimits,
 ) -> None:
     """Print what is there, what is missing, and what the build will cost; make nothing."""
     from pointdistill.cli.tables import print_table
@@ -31,7 +38,8 @@ def show_plan(
         points=points,
         seed=seed,
         workers=workers,
-        tell=lambda name: typer.echo(f"measuring {name}: its checksum, a few shapes", err=True),
+        limits=limits,
+        tell=lambda name: typer.echo(f"measuring a few shapes of {name}", err=True),
     )
     title = f"{plan.shapes:,} shapes from {request.archives}, {plan.bytes / GIGA:,.2f} GB, "
     title += f"about {_duration(plan.seconds)} with {plan.workers} workers"
@@ -57,11 +65,19 @@ def fetch_archives(request: MixtureRequest) -> None:
 
 
 def make_mixture(
-    request: MixtureRequest, output: Path, *, points: int, seed: int, workers: int | None
+    request: MixtureRequest,
+    output: Path,
+    *,
+    points: int,
+    seed: int,
+    workers: int | None,
+    limits: ShapeLimits,
+    cluster: str | None,
+    retry: bool,
 ) -> BuildReport:
     """Build the corpus, and say what it lacks."""
     from pointdistill.cli.progress import shape_progress
-    from pointdistill.data.mixture import build_mixture
+    from pointdistill.data.mixture import build_mixture, retry_mixture
 
     report = build_mixture(
         request,
@@ -69,8 +85,15 @@ def make_mixture(
         points=points,
         seed=seed,
         workers=workers,
+        limits=limits,
+        cluster=cluster,
         begin=lambda name: shape_progress(f"preparing {name}"),
     )
+    if retry:
+        with shape_progress("reading again") as progress:
+            report = retry_mixture(
+                request, output, workers=workers, limits=limits, progress=progress
+            )
     for note in _build_notes(report, request):
         typer.echo(f"note: {note}", err=True)
     return report
@@ -112,14 +135,20 @@ def _archive(row: PlanRow) -> str:
     if standing.there:
         return f"there, left out: {standing.not_taken}"
     missing = f"missing: {', '.join(standing.missing)}"
-    if standing.not_taken:
-        return f"{missing}; {standing.not_taken}"
-    return f"{missing}, from {standing.info.origin} ({standing.info.access})"
+    missing += f", from {standing.info.origin} ({standing.info.access})"
+    return f"{missing}; {standing.not_taken}" if standing.not_taken else missing
 
 
 def _plan_notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
-    yield f"{plan.whole:,} shapes once all that is missing is there"
+    whole = f"the whole mixture has {plan.official:,} shapes by the official counts"
+    if plan.whole != plan.official:
+        whole += f"; {plan.whole:,} with those counted here, once all that is missing is there"
+    yield whole
     yield from _test_notes(request)
+    if plan.listed_tests:
+        lists = ", ".join(f"{count:,} of {name}" for name, count in plan.listed_tests.items())
+        least = plan.official - sum(plan.listed_tests.values())
+        yield f"the lists of test shapes name {lists}; at least {least:,} of the whole remain"
     if plan.bytes > plan.free_bytes:
         yield f"the disk has {plan.free_bytes / GIGA:,.2f} GB free, which is not enough"
     if any(row.goes_in and row.standing.info.commercial is False for row in plan.rows):
@@ -146,12 +175,13 @@ def _build_notes(report: BuildReport, request: MixtureRequest) -> Iterator[str]:
 def _test_notes(request: MixtureRequest) -> Iterator[str]:
     from pointdistill.data.mixture import HELD_OUT, mixture_sources
 
-    tests = [info.name for info in mixture_sources() if info.official_test]
-    out = [name for name in tests if name not in request.take_tests]
+    tests = {info.name: info.official_test for info in mixture_sources() if info.official_test}
+    sizes = {name: f"{name} ({shapes:,} shapes)" for name, shapes in tests.items()}
+    out = [size for name, size in sizes.items() if name not in request.take_tests]
     if out:
         yield f"test splits left out: {', '.join(out)}; --take-tests takes one in"
     if request.take_tests:
-        yield f"test splits taken in: {', '.join(request.take_tests)}"
+        yield f"test splits taken in: {', '.join(sizes[name] for name in request.take_tests)}"
     for row in HELD_OUT:
         shapes = f"test shapes of {row.benchmark} (in {', '.join(row.sources)})"
         if request.exclude_all_tests:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -10,9 +10,11 @@ import typer
 
 if TYPE_CHECKING:
     from pointdistill.data.build import BuildReport
+    from pointdistill.data.build.limits import ShapeLimits
     from pointdistill.data.mixture import MixtureRequest
 
 _MIXTURE = "mixture"
+_MOST_CAUSES = 5
 
 
 def prepare_data(
@@ -47,8 +49,34 @@ def prepare_data(
     seed: Annotated[int, typer.Option(help="Same seed, same corpus.", min=0)] = 0,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes; 0 works in one without others. Default: one a core.", min=0),
+        typer.Option(
+            help="Processes; 0 works in one without others, where --deadline and --memory cannot hold. "
+            "Default: one a core.",
+            min=0,
+        ),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a dask scheduler, such as tcp://host:8786, whose workers do the work."
+        ),
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option(help="Seconds that a shape may take before it is given up.")
+    ] = 300.0,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            help="GiB that each process may take (on Linux). Default: 3/4 of the memory, over the processes."
+        ),
+    ] = None,
+    retry: Annotated[
+        bool,
+        typer.Option(
+            "--retry",
+            help="Read those shapes again that met the deadline or memory limit, or crashed.",
+        ),
+    ] = False,
     up: Annotated[
         str | None,
         typer.Option(
@@ -86,12 +114,21 @@ def prepare_data(
 ) -> None:
     """Make a corpus of surface points to pretrain on; stopped at any time, the same command goes on.
 
-    Shapes that cannot be used are left out and listed in refused.jsonl beside the corpus.
+    Shapes that cannot be used are left out and listed in refused.jsonl beside the corpus; those that
+    were given up unread can be tried again with --retry.
     """
     from pointdistill.cli.progress import shape_progress
+    from pointdistill.data.build.limits import ShapeLimits
     from pointdistill.data.build.prepare import prepare_corpus
+    from pointdistill.data.memory import GIB
     from pointdistill.data.sources import SourceRequest
 
+    limits = ShapeLimits(
+        deadline_seconds=deadline, memory_bytes=None if memory is None else int(memory * GIB)
+    )
+
+    if cluster is not None:
+        _refuse({"--workers": workers}, "--cluster; each thread of its workers is one")
     of_mixture = {
         "--plan": plan,
         "--fetch": fetch,
@@ -103,7 +140,18 @@ def prepare_data(
         refused = {"--shapes": shapes, "--up": up, "--include-test": include_test}
         _refuse(refused, f"{_MIXTURE}; for test splits name the source with --take-tests")
         asked = _mixture_request(path, sources, take_tests, exclude_tests)
-        _mixture(asked, output, points, seed, workers, plan=plan, fetch=fetch)
+        _mixture(
+            asked,
+            output,
+            points,
+            seed,
+            workers,
+            limits=limits,
+            cluster=cluster,
+            retry=retry,
+            plan=plan,
+            fetch=fetch,
+        )
         return
     _refuse(of_mixture, f"{source}; it is for {_MIXTURE}")
     request = SourceRequest(path=path, shapes=shapes, up=up, include_test=include_test)
@@ -116,6 +164,9 @@ def prepare_data(
                 points=points,
                 seed=seed,
                 workers=workers,
+                limits=limits,
+                cluster=cluster,
+                retry=retry,
                 progress=progress,
             )
     except KeyboardInterrupt:
@@ -132,6 +183,9 @@ def _mixture(
     seed: int,
     workers: int | None,
     *,
+    limits: ShapeLimits,
+    cluster: str | None,
+    retry: bool,
     plan: bool,
     fetch: bool,
 ) -> None:
@@ -145,9 +199,18 @@ def _mixture(
         if fetch:
             fetch_archives(request)
         elif plan:
-            show_plan(request, corpus, points=points, seed=seed, workers=workers)
+            show_plan(request, corpus, points=points, seed=seed, workers=workers, limits=limits)
         else:
-            report = make_mixture(request, corpus, points=points, seed=seed, workers=workers)
+            report = make_mixture(
+                request,
+                corpus,
+                points=points,
+                seed=seed,
+                workers=workers,
+                limits=limits,
+                cluster=cluster,
+                retry=retry,
+            )
             remember_corpus(report.path)
             _print(report, f"the {_MIXTURE}")
     except KeyboardInterrupt:
@@ -194,13 +257,33 @@ def _stopped() -> NoReturn:
 
 
 def _print(report: BuildReport, name: str) -> None:
-    for example in report.examples:
-        typer.echo(f"refused: {example}", err=True)
-    if report.refused:
-        failed = f"{report.refused:,} of {report.kept + report.refused:,} shapes were refused"
-        typer.echo(f"{failed}; all are listed in {report.path}/refused.jsonl", err=True)
+    for line in _refused_lines(report):
+        typer.echo(line, err=True)
     if report.resumed:
         typer.echo(f"went on from {report.resumed:,} shapes that were there already", err=True)
     state = "was complete already" if report.was_complete else "is complete"
     typer.echo(f"{report.path} {state}: {report.kept:,} shapes of {name}")
     typer.echo("next: pointdistill pretrain --size tiny   (on a GPU: --size small)")
+
+
+def _refused_lines(report: BuildReport) -> Iterator[str]:
+    """What was refused, by cause, and what can be done about it."""
+    if report.retried:
+        yield f"{report.retried:,} shapes were read again, {report.recovered:,} of them can be used"
+    causes = sorted(report.causes, key=lambda cause: -cause.shapes)
+    for cause in causes[:_MOST_CAUSES]:
+        alike = f" (and {cause.shapes - 1:,} like it)" if cause.shapes > 1 else ""
+        yield f"refused: {cause.example_id}: {cause.example}{alike}"
+    if len(causes) > _MOST_CAUSES:
+        rest = causes[_MOST_CAUSES:]
+        shapes = sum(cause.shapes for cause in rest)
+        yield f"refused: {shapes:,} more for {len(rest):,} other causes; `pointdistill inspect` has them"
+    if report.refused:
+        failed = f"{report.refused:,} of {report.kept + report.refused:,} shapes were refused"
+        yield f"{failed}; all are listed in {report.path}/refused.jsonl"
+    if report.quarantined:
+        named = ", ".join(f"{name} {count:,}" for name, count in report.quarantined.items())
+        yield (
+            f"{sum(report.quarantined.values()):,} of them are in quarantine ({named}); the same command "
+            f"with --retry reads them again, with a larger --deadline or --memory where you give one"
+        )

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import ssl
 import time
 import urllib.error
@@ -19,9 +20,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
-from pointdistill.data.files import sha256_of, write_json
+from pointdistill.data.files import disk_is_full, no_room, sha256_of, write_json
 from pointdistill.errors import DataError
 
 TIMEOUT_SECONDS = 60.0
@@ -127,11 +128,12 @@ def fetch(
 
     Raises:
         DataError: if the server refuses, does not say how long the file is, sends another file than the
-            checksum's, or stays away for several attempts; or if another process fetches the same file.
+            checksum's, or stays away for several attempts; if the disk has no room for the file; or if
+            another process fetches the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(path.with_name(f".{path.name}.part"))
-    with _locked(part.path, path):
+    with _room_for(path, part), _locked(part.path, path):
         promised = _receive_all(url, part, progress, sleep)
         found = sha256_of(part.path)
         expected = sha256 or promised
@@ -205,9 +207,32 @@ def _begin(
         part.remove()
         raise _LostError(_CHANGED)
     total = _length(url, response.headers)
+    _check_room(part, total)
     noted = _Noted(url, version, total, promised or _promised(response.headers))
     part.begin(noted)
     return noted
+
+
+def _check_room(part: _Part, total: int) -> None:
+    """Raise before hours of download that cannot end well; what is there of another version will go."""
+    free = shutil.disk_usage(part.path.parent).free + part.bytes
+    if total > free:
+        msg = (
+            f"{part.path.parent}: the file takes {total:,} bytes, and its disk has {free:,} for it; make "
+            f"room and run the same again"
+        )
+        raise DataError(msg)
+
+
+@contextmanager
+def _room_for(path: Path, part: _Part) -> Iterator[None]:
+    """Say in one line that the disk ran full."""
+    try:
+        yield
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise no_room(path, error, safe=f"what came, {part.bytes:,} bytes, is safe") from error
 
 
 def _refusal(url: str, error: urllib.error.HTTPError, part: _Part) -> Exception:
@@ -221,10 +246,13 @@ def _refusal(url: str, error: urllib.error.HTTPError, part: _Part) -> Exception:
     return DataError(f"{url}: {said}; see whether it has moved, and fetch it by hand")
 
 
-def _append(response: IO[bytes], part: _Part, total: int, progress: Progress | None) -> None:
+def _append(
+    response: http.client.HTTPResponse, part: _Part, total: int, progress: Progress | None
+) -> None:
     done = part.bytes
     with part.path.open("ab") as file:
-        while done < total and (block := response.read(min(_BLOCK_BYTES, total - done))):
+        # read1: what came before a silence is kept, where read would wait for a whole block.
+        while done < total and (block := response.read1(min(_BLOCK_BYTES, total - done))):
             file.write(block)
             done += len(block)
             if progress:
@@ -237,6 +265,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     checksum: str | None = None
 
     def redirect_request(self, *given: Any) -> urllib.request.Request | None:
+        _check_web(given[5])
         self.checksum = _promised(given[4]) or self.checksum
         return super().redirect_request(*given)
 
@@ -245,9 +274,7 @@ def _open(
     url: str, part: _Part, noted: _Noted | None, redirects: _Redirects
 ) -> http.client.HTTPResponse:
     """Ask for the file, or for what is lacking of it if it has not changed."""
-    if not url.startswith(("http://", "https://")):
-        msg = f"{url!r}: only http and https addresses are fetched"
-        raise DataError(msg)
+    _check_web(url)
     headers = {"User-Agent": "pointdistill", "Accept-Encoding": "identity"}
     if noted is not None and noted.version and part.bytes:
         headers |= {"Range": f"bytes={part.bytes}-", "If-Range": noted.version}
@@ -259,6 +286,12 @@ def _open(
         msg = f"{url}: answered with a web page in place of the file; fetch it by hand"
         raise DataError(msg)
     return response
+
+
+def _check_web(url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        msg = f"{url!r}: only http and https addresses are fetched"
+        raise DataError(msg)
 
 
 def _range(url: str, headers: email.message.Message) -> tuple[int, int]:
@@ -274,6 +307,9 @@ def _length(url: str, headers: email.message.Message) -> int:
     length = headers.get("Content-Length", "")
     if not length.isdecimal():
         msg = f"{url}: the server does not say how long the file is; fetch it by hand"
+        raise DataError(msg)
+    if int(length) == 0:
+        msg = f"{url}: an empty file; see whether it has moved, and fetch it by hand"
         raise DataError(msg)
     return int(length)
 

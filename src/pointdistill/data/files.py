@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +24,9 @@ def write_aside(path: Path) -> Iterator[Path]:
     instant leaves the old content or the new, never a part. On an error the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: numpy and h5py choose the format, or append an ending, by it.
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    # By chance, for processes of two hosts may share a number and this folder. The suffix stays last:
+    # numpy and h5py choose the format, or append an ending, by it.
+    aside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part{path.suffix}")
     try:
         yield aside
         _flush(aside)
@@ -85,6 +88,42 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether a write failed, here or where the error was raised from, for lack of space or of quota."""
+    return _lack_of_space(error) is not None
+
+
+def no_room(path: Path, error: BaseException, *, safe: str = "what is done is safe") -> DataError:
+    """The line for work that a full disk stopped; names the disk where it is not the one of ``path``.
+
+    Args:
+        path: file or folder that is being made.
+        error: one that `disk_is_full`.
+        safe: what is kept, as a sentence.
+    """
+    found = _lack_of_space(error)
+    other = Path(str(found.filename)) if found is not None and found.filename else path
+    where = path if _disk_of(other) == _disk_of(path) else f"{path}: {other}"
+    msg = f"{where}: no space left on the disk; {safe}: make room and run the same again to go on"
+    return DataError(msg)
+
+
+def _disk_of(path: Path) -> int:
+    """Number of the file system that a path, or the nearest folder above it that exists, lies on."""
+    whole = path.absolute()
+    return next(place for place in (whole, *whole.parents) if place.exists()).stat().st_dev
+
+
+def _lack_of_space(error: BaseException | None) -> OSError | None:
+    """The error, or the one that it was raised from, that says so; its context may be older trouble."""
+    full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in full:
+            return error
+        error = error.__cause__
+    return None
 
 
 def _flush(path: Path) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from pointdistill.data.build.spans import Span
+
 SHARD_BYTES = 256 * 2**20
 """Most bytes of points in a shard: what one can lose, copy or fetch at once."""
 
@@ -47,6 +49,11 @@ class Plan:
 
     pieces: tuple[Piece, ...]
     shards: int
+
+    def span_of(self, shard: int) -> Span:
+        """The shapes that belong to one shard."""
+        pieces = self.pieces_of(shard)
+        return Span(pieces[0].start, pieces[-1].stop)
 
     def pieces_of(self, shard: int) -> tuple[Piece, ...]:
         """The pieces that one shard is made of."""

@@ -1,33 +1,39 @@
 """Worker processes that each do one task at a time, and of which one may die without the others.
 
 A reader written in C that crashes, or a kernel that is short of memory, takes a worker down with no
-exception to catch. The parent then sees which task, and which step of it, was the last.
+exception to catch. The parent then sees which task, and which step of it, was the last. It ends a worker
+itself where a step outlasts its deadline, which no exception could: a reader in C lets none through. A
+worker that ran out of memory ends too, for what is left of its memory may be in pieces.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import multiprocessing
-import os
-import pickle
-import signal
-import traceback
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any, Generic, Protocol, TypeVar
+from multiprocessing.connection import wait
+from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
-from pointdistill.data.workers import interrupts_held
+from pointdistill.data.build.limits import ShapeLimits
+from pointdistill.data.build.worker import OUT_OF_MEMORY, Worker, start_context
+from pointdistill.data.memory import GIB
 from pointdistill.errors import DataError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 Job = Callable[[Task, Callable[[int], None]], Result]
-"""A picklable function of a task and of a callback that is told each step before it begins."""
+"""A picklable function of a task and of a callback that is told each step, a number from 0 on, before it
+begins, and `NO_STEP` where the last one is over and work goes on that has no deadline."""
+
+NO_STEP = -1
+
+Backstop: TypeAlias = Literal["crash", "deadline", "memory"]
+"""What a task met: its process ended, it took too long, or it asked for too much memory."""
+
+_NO_MEMORY = "more memory than there is"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class Died(Generic[Task]):
     how: str
     """How the process ended, in words."""
 
+    backstop: Backstop = "crash"
+
 
 class Pool(Protocol[Task, Result]):
     """What runs tasks; use it as a context manager, which ends the workers."""
@@ -65,12 +73,23 @@ class Pool(Protocol[Task, Result]):
 
 
 def open_pool(
-    job: Job[Task, Result], *, workers: int, on_step: Callable[[Task, int], None]
+    job: Job[Task, Result],
+    *,
+    workers: int,
+    on_step: Callable[[Task, int], None],
+    limits: ShapeLimits | None = None,
 ) -> Pool[Task, Result]:
-    """A pool of ``workers`` processes, or of none: 0 does the work in this process."""
+    """A pool of worker processes.
+
+    Args:
+        job: what is done with a task.
+        workers: number of processes; 0 does the work in this one, which nothing can end at a deadline.
+        on_step: told each step of each task.
+        limits: of each step; None for none.
+    """
     if workers == 0:
         return _SerialPool(job, on_step)
-    return _ProcessPool(job, workers, on_step)
+    return _ProcessPool(job, workers, on_step, limits)
 
 
 class _SerialPool(Generic[Task, Result]):
@@ -80,6 +99,7 @@ class _SerialPool(Generic[Task, Result]):
         self._job = job
         self._on_step = on_step
         self._queue: deque[Task] = deque()
+        self._step: int | None = None
 
     def __enter__(self) -> Pool[Task, Result]:
         return self
@@ -93,55 +113,36 @@ class _SerialPool(Generic[Task, Result]):
     def events(self) -> Iterator[Done[Task, Result] | Died[Task]]:
         while self._queue:
             task = self._queue.popleft()
-            yield Done(task, self._job(task, functools.partial(self._on_step, task)))
+            self._step = None
+            try:
+                result = self._job(task, functools.partial(self._started, task))
+            except MemoryError:
+                yield Died(task, self._step, _NO_MEMORY, "memory")
+            else:
+                yield Done(task, result)
 
-
-class _Worker(Generic[Task]):
-    """One process and what it is doing."""
-
-    def __init__(self, context: Any, job: Job[Task, Any]) -> None:
-        self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, job), daemon=True)
-        with interrupts_held():
-            self.process.start()
-        # Only the worker may hold its end, so that its death ends the connection.
-        theirs.close()
-        self.ready = False
-        self.task: Task | None = None
-        self.step: int | None = None
-
-    def give(self, task: Task) -> None:
-        self.task, self.step = task, None
-        # A worker that died while idle is noticed when its messages are read.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.connection.send(task)
-
-    def how_it_ended(self) -> str:
-        self.process.join()
-        code = self.process.exitcode or 0
-        if code >= 0:
-            return f"exit code {code}"
-        try:
-            return f"killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"killed by signal {-code}"
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
+    def _started(self, task: Task, step: int) -> None:
+        self._step = step if step != NO_STEP else None
+        if self._step is not None:
+            self._on_step(task, step)
 
 
 class _ProcessPool(Generic[Task, Result]):
     def __init__(
-        self, job: Job[Task, Result], workers: int, on_step: Callable[[Task, int], None]
+        self,
+        job: Job[Task, Result],
+        workers: int,
+        on_step: Callable[[Task, int], None],
+        limits: ShapeLimits | None,
     ) -> None:
         self._job = job
         self._count = workers
         self._on_step = on_step
-        self._context = _context()
+        self._deadline = limits.deadline_seconds if limits else None
+        self._allowed_bytes = limits.worker_bytes(workers) if limits else None
+        self._context = start_context()
         self._queue: deque[Task] = deque()
-        self._workers: list[_Worker[Task]] = []
+        self._workers: list[Worker[Task]] = []
 
     def __enter__(self) -> Pool[Task, Result]:
         return self
@@ -160,22 +161,23 @@ class _ProcessPool(Generic[Task, Result]):
             waiting = {w.connection: w for w in self._workers if w.task is not None or not w.ready}
             if not any(worker.task is not None for worker in self._workers) and not self._queue:
                 return
-            for connection in wait(list(waiting)):
+            for connection in wait(list(waiting), self._patience()):
                 event = self._receive(waiting[connection])
                 if event is not None:
                     yield event
+            yield from self._overdue()
 
     def _assign(self) -> None:
         """Start workers while there is work for them, and hand tasks to the idle ones."""
         starting = sum(not worker.ready for worker in self._workers)
         while len(self._workers) < self._count and starting < len(self._queue):
-            self._workers.append(_Worker(self._context, self._job))
+            self._workers.append(Worker(self._context, self._job, self._allowed_bytes))
             starting += 1
         for worker in self._workers:
             if self._queue and worker.ready and worker.task is None:
                 worker.give(self._queue.popleft())
 
-    def _receive(self, worker: _Worker[Task]) -> Done[Task, Result] | Died[Task] | None:
+    def _receive(self, worker: Worker[Task]) -> Done[Task, Result] | Died[Task] | None:
         """Take one message of a worker, or notice its end."""
         try:
             kind, value = worker.connection.recv()
@@ -186,16 +188,17 @@ class _ProcessPool(Generic[Task, Result]):
             return None
         assert worker.task is not None, "only a worker with a task speaks"
         if kind == "step":
-            worker.step = value
-            self._on_step(worker.task, value)
+            worker.begin(None if value == NO_STEP else value)
+            if worker.step is not None:
+                self._on_step(worker.task, value)
             return None
         if kind == "failed":
             raise value
         done: Done[Task, Result] = Done(worker.task, value)
-        worker.task = None
+        worker.task = worker.step = None
         return done
 
-    def _bury(self, worker: _Worker[Task]) -> Died[Task] | None:
+    def _bury(self, worker: Worker[Task]) -> Died[Task] | None:
         """Remove a worker that ended; the next `_assign` starts another."""
         how = worker.how_it_ended()
         worker.connection.close()
@@ -206,7 +209,37 @@ class _ProcessPool(Generic[Task, Result]):
                 f'`if __name__ == "__main__":`, or use workers=0'
             )
             raise DataError(msg)
-        return None if worker.task is None else Died(worker.task, worker.step, how)
+        if worker.task is None:
+            return None
+        if worker.process.exitcode == OUT_OF_MEMORY:
+            return Died(worker.task, worker.step, self._too_much_memory(), "memory")
+        return Died(worker.task, worker.step, how)
+
+    def _too_much_memory(self) -> str:
+        if self._allowed_bytes is None:
+            return _NO_MEMORY
+        return f"more memory than the limit of {self._allowed_bytes / GIB:.3g} GiB"
+
+    def _patience(self) -> float | None:
+        """Seconds until the next step is overdue; None where none can be."""
+        begun = [worker.since for worker in self._workers if worker.step is not None]
+        if self._deadline is None or not begun:
+            return None
+        return max(0.0, min(begun) + self._deadline - time.monotonic())
+
+    def _overdue(self) -> Iterator[Died[Task]]:
+        """End the workers whose step takes too long."""
+        if self._deadline is None:
+            return
+        now = time.monotonic()
+        for worker in list(self._workers):
+            late = worker.step is not None and now - worker.since >= self._deadline
+            # One that has something to say is not stuck; where this process was held up, all have.
+            if late and worker.task is not None and not worker.connection.poll():
+                worker.end()
+                self._workers.remove(worker)
+                how = f"longer than the deadline of {self._deadline:g} s"
+                yield Died(worker.task, worker.step, how, "deadline")
 
 
 def _enqueue(queue: deque[Task], task: Task, *, first: bool) -> None:
@@ -214,43 +247,3 @@ def _enqueue(queue: deque[Task], task: Task, *, first: bool) -> None:
         queue.appendleft(task)
     else:
         queue.append(task)
-
-
-def _context() -> Any:
-    """How processes start: never by a fork of this one, whose threads (torch's) a fork would break."""
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        context = multiprocessing.get_context("forkserver")
-        # Imported once in the server, so that replacing a dead worker takes milliseconds.
-        context.set_forkserver_preload(["pointdistill.data.build.tasks"])
-        return context
-    return multiprocessing.get_context("spawn")
-
-
-def _serve(connection: Connection, job: Job[Any, Any]) -> None:
-    """A worker's life: take a task, tell its steps, send its result, until the parent is gone."""
-    # Ctrl-C reaches the whole group; the parent decides when its workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        connection.send(("ready", os.getpid()))
-        while True:
-            task = connection.recv()
-            try:
-                result = job(task, lambda step: connection.send(("step", step)))
-            except (BrokenPipeError, ConnectionResetError):
-                return
-            except Exception as error:
-                connection.send(("failed", _portable(error)))
-            else:
-                connection.send(("done", result))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-
-
-def _portable(error: Exception) -> Exception:
-    """The error with its traceback as a note, in a form that reaches the parent."""
-    error.add_note(f"in a worker process:\n{traceback.format_exc()}")
-    try:
-        pickle.loads(pickle.dumps(error))  # our own object, there and back
-    except Exception:
-        return RuntimeError(traceback.format_exc())
-    return error

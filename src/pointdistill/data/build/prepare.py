@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.publish import BuildReport
+from pointdistill.data.build.retry import retry_corpus
 from pointdistill.data.build.run import DEFAULT_POINTS, Progress, build_corpus
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.sources import SourceRequest, open_source, source_info
@@ -34,6 +36,9 @@ def prepare_corpus(
     points: int = DEFAULT_POINTS,
     seed: int = 0,
     workers: int | None = None,
+    limits: ShapeLimits | None = None,
+    cluster: str | None = None,
+    retry: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Prepared:
     """Open a source, build its corpus, and note it as the last one made in the current folder.
@@ -42,7 +47,8 @@ def prepare_corpus(
         source: a name from `pointdistill.data.sources.SOURCES`.
         request: the archive or folder, and the source's options.
         output: the corpus folder; None: ``data/`` and the source's name, or the folder's own.
-        points, seed, workers, progress: see `build_corpus`.
+        points, seed, workers, limits, cluster, progress: see `build_corpus`.
+        retry: read shapes that met a backstop again once the corpus is there, see `retry_corpus`.
 
     Raises:
         ConfigError, DataError: as `open_source` and `build_corpus`.
@@ -55,8 +61,14 @@ def prepare_corpus(
         points=points,
         seed=seed,
         workers=workers,
+        limits=limits,
+        cluster=cluster,
         progress=progress,
     )
+    if retry and report.quarantined:
+        report = retry_corpus(
+            [opened], report.path, workers=workers, limits=limits, progress=progress
+        )
     remember_corpus(report.path)
     return Prepared(report=report, facts=facts, notes=_notes(source, request, facts, report))
 

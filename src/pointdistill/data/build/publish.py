@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -30,10 +31,14 @@ from pointdistill.data.corpus.manifest import (
     write_manifest,
 )
 from pointdistill.data.corpus.reader import open_corpus
-from pointdistill.data.files import sha256_of, write_aside
+from pointdistill.data.corpus.refused import (
+    RefusedCause,
+    RefusedShape,
+    count_causes,
+    write_refused,
+)
+from pointdistill.data.files import sha256_of
 from pointdistill.errors import CorpusError, DataError
-
-_EXAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,14 +50,29 @@ class BuildReport:
 
     kept: int
     refused: int
-    examples: tuple[str, ...]
-    """Some of the refused shapes with their causes; ``refused.jsonl`` has all."""
+    causes: tuple[RefusedCause, ...]
+    """Why shapes were refused; ``refused.jsonl`` names all."""
 
     was_complete: bool
     """True where the corpus was there already, made with the same settings."""
 
     resumed: int
     """Shapes that an earlier, interrupted build had finished."""
+
+    retried: int = 0
+    """Shapes of the quarantine that were read again."""
+
+    recovered: int = 0
+    """How many of these are in the corpus now."""
+
+    @property
+    def quarantined(self) -> dict[str, int]:
+        """Refused shapes that met a backstop, by its name: they can be read again, see `retry_corpus`."""
+        counts: Counter[str] = Counter()
+        for cause in self.causes:
+            if cause.backstop is not None:
+                counts[cause.backstop] += cause.shapes
+        return dict(sorted(counts.items()))
 
 
 def publish(job: BuildJob, plan: Plan) -> None:
@@ -65,7 +85,7 @@ def publish(job: BuildJob, plan: Plan) -> None:
     if not shards:
         raise _nothing_kept(folder, facts, refused)
     if refused:
-        _write_refused(folder.corpus / REFUSED_NAME, facts.name, refused)
+        write_refused(folder.corpus / REFUSED_NAME, (refused_shape(facts.name, r) for r in refused))
     record = SourceRecord(
         **{field.name: getattr(facts, field.name) for field in fields(SourceFacts)},
         kept=sum(shard.shapes for shard in shards),
@@ -93,11 +113,11 @@ def _nothing_kept(folder: BuildFolder, facts: SourceFacts, refused: Sequence[Ref
     )
 
 
-def _write_refused(path: Path, source: str, refused: Sequence[Refusal]) -> None:
-    with write_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
-        for refusal in refused:
-            line = {"source": source, "id": refusal.id, "cause": refusal.cause}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+def refused_shape(source: str, refusal: Refusal) -> RefusedShape:
+    """A refusal as a line of the corpus's list."""
+    return RefusedShape(
+        source=source, id=refusal.id, cause=refusal.cause, backstop=refusal.backstop
+    )
 
 
 def content_of(shards: Iterable[Path]) -> str:
@@ -141,16 +161,12 @@ def report_complete(output: Path, settings: Mapping[str, Any]) -> BuildReport:
 def report(output: Path) -> BuildReport:
     """What the finished corpus in ``output`` holds; opening it checks that its shards are there."""
     manifest = open_corpus(output).manifest
-    examples = []
-    if manifest.refused_sha256 is not None:
-        with (output / REFUSED_NAME).open(encoding="utf-8") as file:
-            refused = [json.loads(line) for line, _ in zip(file, range(_EXAMPLES), strict=False)]
-        examples = [f"{refusal['id']}: {refusal['cause']}" for refusal in refused]
+    some_refused = manifest.refused_sha256 is not None
     return BuildReport(
         path=output,
         kept=manifest.shapes,
         refused=sum(source.refused for source in manifest.sources),
-        examples=tuple(examples),
+        causes=count_causes(output / REFUSED_NAME) if some_refused else (),
         was_complete=False,
         resumed=0,
     )

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from pointdistill.data.build.plan import Plan, make_plan
-from pointdistill.data.build.pool import Died, Pool, open_pool
+from pointdistill.data.build.limits import ShapeLimits
+from pointdistill.data.build.plan import make_plan
 from pointdistill.data.build.publish import BuildReport, publish, report, report_complete
-from pointdistill.data.build.state import Outcome, remove_build, unfinished_build
-from pointdistill.data.build.tasks import BuildJob, BuildTask, JoinTask, PieceTask
+from pointdistill.data.build.state import remove_build, unfinished_build
+from pointdistill.data.build.swap import finish_retry
+from pointdistill.data.build.tasks import BuildJob
+from pointdistill.data.build.work import Build, Progress
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
+from pointdistill.data.files import disk_is_full, no_room
 from pointdistill.data.meshes.records import MINIMUM_POINTS
 from pointdistill.data.sources.base import Entry, Source
 from pointdistill.data.workers import usable_cores
 from pointdistill.errors import ConfigError, DataError
 
+__all__ = ["DEFAULT_POINTS", "Progress", "build_corpus"]
+
 DEFAULT_POINTS = 16_384
-_DEATHS_OF_A_SHAPE = 2  # the first may be the machine's fault: another program took the memory
-_DEATHS_BETWEEN_SHAPES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a build is, in shapes."""
-
-    done: int
-    total: int
-    refused: int
 
 
 def build_corpus(
@@ -40,6 +34,8 @@ def build_corpus(
     points: int = DEFAULT_POINTS,
     seed: int = 0,
     workers: int | None = None,
+    limits: ShapeLimits | None = None,
+    cluster: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> BuildReport:
     """Make a corpus of a source's shapes, or go on with one that was interrupted.
@@ -53,7 +49,12 @@ def build_corpus(
         points: points for a shape, at least 32; a cloud that has fewer keeps them all.
         seed: not negative; a shape's points depend on it, the source's name and the shape's id
             alone.
-        workers: processes; 0 works in this one, None takes every usable core.
+        workers: processes; 0 works in this one, where no deadline and no memory limit can hold and a crash
+            ends the build; None takes every usable core.
+        limits: backstops of a shape; None for those of `ShapeLimits`. One that meets them is refused, and
+            `retry_corpus` reads it again.
+        cluster: address of a dask scheduler whose workers do the work in place of ``workers``; the corpus
+            and what the source reads lie on a file system that all hosts share.
         progress: told how far the build is, at every shape.
 
     Raises:
@@ -63,143 +64,38 @@ def build_corpus(
             full.
     """
     _check(points=points, seed=seed, workers=workers)
+    finish_retry(output)
     settings = {"seed": seed, "points": points, "source": asdict(source.facts)}
     if (output / MANIFEST_NAME).is_file():
         return report_complete(output, settings)
-    entries = _listed(source)
+    entries = listed(source)
     plan = make_plan(len(entries), points)
     # A version that divides the work otherwise must not go on with pieces of this one.
     division = {"shapes": len(entries), "pieces": len(plan.pieces), "shards": plan.shards}
-    done = resumed = 0
-    try:
-        with unfinished_build(output, settings | {"division": division}) as folder:
-            job = BuildJob(source, seed=seed, points=points, folder=folder)
-            build = _Build(job, plan, entries, progress)
-            done = resumed = build.done
-            try:
-                build.run(usable_cores() if workers is None else workers)
-            finally:
-                done = build.done
-            publish(job, plan)
-    except Exception as error:
-        if not _disk_is_full(error):
-            raise
-        msg = (
-            f"{output}: no space left on the disk; {done:,} of {len(entries):,} shapes are safe: "
-            f"make room and run the same again to go on"
-        )
-        raise DataError(msg) from error
+    build: Build | None = None
+    with (
+        room_needed(output, len(entries), lambda: build.done if build else 0),
+        unfinished_build(output, settings | {"division": division}) as folder,
+    ):
+        job = BuildJob(source, seed=seed, points=points, folder=folder)
+        build = Build(job, plan, entries, progress)
+        resumed = build.done
+        processes = usable_cores() if workers is None else workers
+        build.run(processes, limits or ShapeLimits(), cluster=cluster)
+        publish(job, plan)
     remove_build(output)
     return replace(report(output), resumed=resumed)
 
 
-class _Build:
-    """One run over the pieces and shards that are not finished yet."""
-
-    def __init__(
-        self,
-        job: BuildJob,
-        plan: Plan,
-        entries: Sequence[Entry],
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self.done = 0
-        """Shapes in finished pieces and shards."""
-
-        self._job = job
-        self._plan = plan
-        self._entries = entries
-        self._progress = progress
-        self._refused = 0
-        self._begun: dict[int, int] = {}
-        """Shapes begun in each running piece."""
-
-        self._deaths: dict[tuple[int, int | None], int] = {}
-        self._missing = self._find_missing()
-
-    def run(self, workers: int) -> None:
-        """Build what is missing."""
-        self._tell()
-        missing = sum(map(len, self._missing.values()))
-        useful = min(workers, max(missing, 1))
-        with open_pool(self._job, workers=useful, on_step=self._on_step) as pool:
-            for shard, pieces in self._missing.items():
-                for number in pieces:
-                    piece = self._plan.pieces[number]
-                    pool.submit(PieceTask(number, self._entries[piece.start : piece.stop]))
-                self._join_if_ready(shard, pool)
-            for event in pool.events():
-                if isinstance(event, Died):
-                    pool.submit(self._after_death(event), first=True)
-                elif isinstance(event.task, PieceTask):
-                    self._on_piece(event.task.number, event.result, pool)
-
-    def _find_missing(self) -> dict[int, list[int]]:
-        """Count what is finished; the unfinished shards and, of each, the unfinished pieces."""
-        missing: dict[int, list[int]] = {}
-        for shard in range(self._plan.shards):
-            whole = self._job.folder.shard_outcome(shard)
-            if whole is not None:
-                self._count(whole)
-                continue
-            missing[shard] = []
-            for piece in self._plan.pieces_of(shard):
-                outcome = self._job.folder.piece_outcome(piece.number)
-                if outcome is None:
-                    missing[shard].append(piece.number)
-                else:
-                    self._count(outcome)
-        return missing
-
-    def _count(self, outcome: Outcome) -> None:
-        self.done += outcome.shapes
-        self._refused += len(outcome.refused)
-
-    def _join_if_ready(self, shard: int, pool: Pool[BuildTask, Outcome]) -> None:
-        """Joins go before other work: until then the shard's shapes take their room twice over."""
-        if not self._missing[shard]:
-            numbers = tuple(piece.number for piece in self._plan.pieces_of(shard))
-            pool.submit(JoinTask(shard, numbers), first=True)
-
-    def _on_piece(self, number: int, outcome: Outcome, pool: Pool[BuildTask, Outcome]) -> None:
-        self._begun.pop(number, None)
-        self._count(outcome)
-        shard = self._plan.pieces[number].shard
-        self._missing[shard].remove(number)
-        self._join_if_ready(shard, pool)
-        self._tell()
-
-    def _on_step(self, task: BuildTask, step: int) -> None:
-        if isinstance(task, PieceTask):
-            self._begun[task.number] = step
-            self._tell()
-
-    def _after_death(self, event: Died[BuildTask]) -> BuildTask:
-        """The task again; a shape on which workers died before is given up.
-
-        Raises:
-            DataError: if workers keep dying where no shape is read.
-        """
-        task, step = event.task, event.step
-        key = (task.number if isinstance(task, PieceTask) else -1 - task.shard, step)
-        deaths = self._deaths[key] = self._deaths.get(key, 0) + 1
-        if isinstance(task, PieceTask) and step is not None and step < len(task.entries):
-            if deaths < _DEATHS_OF_A_SHAPE:
-                return task
-            cause = f"reading it ended the process {deaths} times ({event.how})"
-            return replace(task, given_up={**task.given_up, step: cause})
-        if deaths < _DEATHS_BETWEEN_SHAPES:
-            return task
-        msg = (
-            f"worker processes keep ending while no shape is read ({event.how}); if memory is "
-            f"short, use fewer workers, and run the same again to go on"
-        )
-        raise DataError(msg)
-
-    def _tell(self) -> None:
-        if self._progress:
-            done = self.done + sum(self._begun.values())
-            self._progress(Progress(done, len(self._entries), self._refused))
+@contextmanager
+def room_needed(output: Path, total: int, done: Callable[[], int]) -> Iterator[None]:
+    """Say in one line that the disk ran full, and how much of the work is safe."""
+    try:
+        yield
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        raise no_room(output, error, safe=f"{done():,} of {total:,} shapes are safe") from error
 
 
 def _check(*, points: int, seed: int, workers: int | None) -> None:
@@ -214,7 +110,7 @@ def _check(*, points: int, seed: int, workers: int | None) -> None:
         raise ConfigError(msg)
 
 
-def _listed(source: Source) -> list[Entry]:
+def listed(source: Source) -> list[Entry]:
     """The source's entries in id order, which is the order of UTF-8 bytes too.
 
     Raises:
@@ -229,9 +125,3 @@ def _listed(source: Source) -> list[Entry]:
             msg = f"{source.facts.name} holds {after.id!r} twice; rename or remove one"
             raise DataError(msg)
     return entries
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    """Whether a write failed for lack of space, or of what the user's quota leaves of it."""
-    full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-    return isinstance(error, OSError) and error.errno in full

@@ -1,12 +1,13 @@
 """An unfinished build on disk: what is done, so that a killed build goes on from there.
 
-It lies in ``.building`` inside the corpus folder. A piece or shard is finished when its JSON mark
-exists, which is written last; whatever has no mark is made again.
+It lies in ``.building`` inside the corpus folder. A piece (a span of shapes) or a shard is finished when its
+JSON mark exists, which is written last; whatever has no mark is made again.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pointdistill.data.build.spans import Span
 from pointdistill.data.corpus.manifest import BUILDING_NAME, MANIFEST_NAME, ShardRecord
-from pointdistill.data.files import read_json, write_json
+from pointdistill.data.files import read_json, sha256_of, write_json
 from pointdistill.errors import CorpusError
 
 PLAN_NAME = "plan.json"
+LOCK_NAME = "lock"
+
+RETRY_NAME = "retry"
+"""Folder in ``.building`` of a finished corpus some of whose shapes are being read again."""
+
+BASE_NAME = "base.json"
+"""File in that folder: the checksum of the manifest that the retry began with."""
+
+_PIECE_MARK = re.compile(r"piece-(\d+)-(\d+)\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +38,8 @@ class Refusal:
 
     id: str
     cause: str
+    backstop: str | None = None
+    """Which one it met; None where it was refused for what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +67,31 @@ class BuildFolder:
         """The folder of the unfinished build."""
         return self.corpus / BUILDING_NAME
 
-    def piece(self, number: int) -> Path:
+    def piece(self, span: Span) -> Path:
         """Shapes of a piece, in the layout of a shard; absent where all were refused."""
-        return self.path / f"piece-{number:06d}.h5"
+        return self.path / f"piece-{span.start:08d}-{span.stop:08d}.h5"
 
     def shard(self, number: int) -> Path:
         """A shard before it moves into the corpus folder."""
         return self.path / f"shard-{number:05d}.h5"
 
-    def finish_piece(self, number: int, outcome: Outcome) -> None:
+    def finish_piece(self, span: Span, outcome: Outcome) -> None:
         """Mark a piece as finished."""
-        write_json(self._piece_mark(number), asdict(outcome))
+        write_json(self._piece_mark(span), asdict(outcome))
 
     def finish_shard(self, number: int, outcome: Outcome, record: ShardRecord | None) -> None:
         """Mark a shard as finished; ``record`` is None where all its shapes were refused."""
         stored = asdict(outcome) | {"record": asdict(record) if record else None}
         write_json(self._shard_mark(number), stored)
 
-    def piece_outcome(self, number: int) -> Outcome | None:
+    def finished_pieces(self) -> list[Span]:
+        """Every piece that is marked as finished, in no order; some may overlap."""
+        found = (_PIECE_MARK.fullmatch(path.name) for path in self.path.glob("piece-*.json"))
+        return [Span(int(mark[1]), int(mark[2])) for mark in found if mark]
+
+    def piece_outcome(self, span: Span) -> Outcome | None:
         """What became of a piece; None until it is finished."""
-        return _outcome(self._piece_mark(number))
+        return _outcome(self._piece_mark(span))
 
     def shard_outcome(self, number: int) -> Outcome | None:
         """What became of a shard; None until it is finished, or where its file is not what it was."""
@@ -92,14 +110,14 @@ class BuildFolder:
         record = read_json(self._shard_mark(number))["record"]
         return ShardRecord(**record) if record else None
 
-    def remove_pieces(self, numbers: Sequence[int]) -> None:
+    def remove_pieces(self, spans: Sequence[Span]) -> None:
         """Delete what a finished shard was made of."""
-        for number in numbers:
-            self.piece(number).unlink(missing_ok=True)
-            self._piece_mark(number).unlink(missing_ok=True)
+        for span in spans:
+            self.piece(span).unlink(missing_ok=True)
+            self._piece_mark(span).unlink(missing_ok=True)
 
-    def _piece_mark(self, number: int) -> Path:
-        return self.piece(number).with_suffix(".json")
+    def _piece_mark(self, span: Span) -> Path:
+        return self.piece(span).with_suffix(".json")
 
     def _shard_mark(self, number: int) -> Path:
         return self.shard(number).with_suffix(".json")
@@ -125,7 +143,7 @@ def unfinished_build(corpus: Path, settings: Mapping[str, Any]) -> Iterator[Buil
     except OSError as error:
         msg = f"{corpus}: cannot be made ({error.strerror}); choose another folder for the corpus"
         raise CorpusError(msg) from error
-    with _locked(build.path / "lock", corpus):
+    with locked(build.path / LOCK_NAME, corpus):
         plan = build.path / PLAN_NAME
         if plan.is_file():
             different = differences(there := read_json(plan), settings)
@@ -148,8 +166,22 @@ def unfinished_build(corpus: Path, settings: Mapping[str, Any]) -> Iterator[Buil
 
 
 def remove_build(corpus: Path) -> None:
-    """Delete the folder of an unfinished build, if there is one; the corpus itself stays."""
-    shutil.rmtree(corpus / BUILDING_NAME, ignore_errors=True)
+    """Delete the folder of an unfinished build, if there is one; the corpus itself and a begun retry stay."""
+    if not retry_is_begun(corpus):
+        shutil.rmtree(corpus / BUILDING_NAME, ignore_errors=True)
+
+
+def retry_is_begun(corpus: Path) -> bool:
+    """Whether shapes of this very corpus are being read again, or were until that was stopped."""
+    base, manifest = corpus / BUILDING_NAME / RETRY_NAME / BASE_NAME, corpus / MANIFEST_NAME
+    if not (base.is_file() and manifest.is_file()):
+        return False
+    return bool(read_json(base) == sha256_of(manifest))
+
+
+def shard_name(source: str, number: int) -> str:
+    """File name of a source's shard."""
+    return f"{source}-{number:05d}.h5"
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
@@ -209,7 +241,7 @@ def _refuse_foreign(corpus: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, corpus: Path) -> Iterator[None]:
+def locked(path: Path, corpus: Path) -> Iterator[None]:
     """Keep a second build out; the lock ends with the process, however it ends."""
     try:
         import fcntl  # not on Windows, where two builds at a time are up to the user

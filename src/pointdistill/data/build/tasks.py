@@ -1,17 +1,19 @@
-"""What a worker does: build a piece, or join the pieces of a shard; either can be done again."""
+"""What a worker does: read a piece of a source, or join the pieces of a shard; either can be done again."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.build.state import BuildFolder, Outcome, Refusal
+from pointdistill.data.build.pool import NO_STEP
+from pointdistill.data.build.spans import Span
+from pointdistill.data.build.state import BuildFolder, Outcome, Refusal, shard_name
 from pointdistill.data.corpus.manifest import ShardRecord
 from pointdistill.data.corpus.shard import (
     NO_SIZES,
@@ -40,20 +42,21 @@ _MACHINE_FAULTS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class PieceTask:
-    """Build the shapes of one piece."""
+    """Read the shapes of one piece."""
 
-    number: int
+    shard: int
+    """The shard that they will be in."""
+
+    span: Span
     entries: Sequence[Entry]
-    given_up: Mapping[int, str] = field(default_factory=dict)
-    """Entries, by their place in ``entries``, that are refused unread, with the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class JoinTask:
-    """Join the pieces of one shard."""
+    """Join the pieces of one shard, in their order."""
 
     shard: int
-    pieces: Sequence[int]
+    pieces: Sequence[Span]
 
 
 BuildTask: TypeAlias = PieceTask | JoinTask
@@ -69,7 +72,7 @@ class BuildJob:
     folder: BuildFolder
 
     def __call__(self, task: BuildTask, started: Callable[[int], None]) -> Outcome:
-        """Do one task; ``started`` is told each shape's place before it is read, and at last their count."""
+        """Do one task; ``started`` is told the place of each shape in it before that is read."""
         if isinstance(task, JoinTask):
             return self._join(task)
         return self._build(task, started)
@@ -78,27 +81,28 @@ class BuildJob:
         rows: list[Row] = []
         refused: list[Refusal] = []
         for place, entry in enumerate(task.entries):
-            if place in task.given_up:
-                refused.append(Refusal(entry.id, task.given_up[place]))
-                continue
             started(place)
             result = self._read(entry)
             if isinstance(result, Refusal):
                 refused.append(result)
             else:
                 rows.append(result)
-        started(len(task.entries))
+        started(NO_STEP)
         if rows:
             facts = self.source.facts
             block = encode(rows, source=facts.name, label_names=facts.labels)
-            path, sizes = self.folder.piece(task.number), sizes_of(block)
+            path, sizes = self.folder.piece(task.span), sizes_of(block)
             write_shard(path, [block], sizes, source=facts.name, label_names=facts.labels)
         outcome = Outcome(kept=len(rows), refused=tuple(refused))
-        self.folder.finish_piece(task.number, outcome)
+        self.folder.finish_piece(task.span, outcome)
         return outcome
 
     def _read(self, entry: Entry) -> Row | Refusal:
-        """One shape, or why it cannot be used."""
+        """One shape, or why it cannot be used.
+
+        Raises:
+            MemoryError: if memory ran out on the way, whatever a library made of that.
+        """
         rng = shape_rng(seed=self.seed, source=self.source.facts.name, shape_id=entry.id)
         try:
             cloud = self.source.read(entry, self.points, rng=rng)
@@ -108,34 +112,37 @@ class BuildJob:
         except Exception as error:  # a reader's bug costs its shape, not the build
             if _is_machine_fault(error):
                 raise
+            if _is_out_of_memory(error):
+                msg = f"{entry.id}: {error}"
+                raise MemoryError(msg) from error
             return Refusal(entry.id, _one_line(error))
         return row
 
     def _join(self, task: JoinTask) -> Outcome:
         filled: list[Path] = []
         refused: list[Refusal] = []
-        for number in task.pieces:
-            piece = self.folder.piece_outcome(number)
-            assert piece is not None, "a shard is joined when all its pieces are finished"
-            filled += [self.folder.piece(number)] if piece.kept else []
-            refused += piece.refused
+        for piece in task.pieces:
+            outcome = self.folder.piece_outcome(piece)
+            assert outcome is not None, "a shard is joined when all its pieces are finished"
+            filled += [self.folder.piece(piece)] if outcome.kept else []
+            refused += outcome.refused
         record = self._write(task.shard, filled)
         outcome = Outcome(kept=record.shapes if record else 0, refused=tuple(refused))
         self.folder.finish_shard(task.shard, outcome, record)
         self.folder.remove_pieces(task.pieces)
         return outcome
 
-    def _write(self, shard: int, pieces: Sequence[Path]) -> ShardRecord | None:
+    def _write(self, shard: int, parts: Sequence[Path]) -> ShardRecord | None:
         """Write a shard and move it into the corpus; None where there is nothing to write."""
-        if not pieces:
+        if not parts:
             return None
         facts = self.source.facts
-        sizes = sum((stored_sizes(path) for path in pieces), NO_SIZES)
+        sizes = sum((stored_sizes(path) for path in parts), NO_SIZES)
         aside = self.folder.shard(shard)
-        blocks = (read_block(path) for path in pieces)
+        blocks = (read_block(path) for path in parts)
         write_shard(aside, blocks, sizes, source=facts.name, label_names=facts.labels)
         record = ShardRecord(
-            file=f"{facts.name}-{shard:05d}.h5",
+            file=shard_name(facts.name, shard),
             source=facts.name,
             shapes=sizes.shapes,
             points=sizes.points,
@@ -172,13 +179,24 @@ def check_use(row: Row) -> None:
         raise DataError(msg)
 
 
-def _is_machine_fault(error: BaseException | None) -> bool:
+def _is_machine_fault(error: BaseException) -> bool:
     """Whether the error, or one that it was raised from, is the machine's and not the shape's."""
+    return any(isinstance(e, OSError) and e.errno in _MACHINE_FAULTS for e in _chain(error))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error, or one that it was raised from, is that memory ran out."""
+    return any(
+        isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM)
+        for e in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those that it was raised from or while handling."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def _one_line(error: Exception) -> str:

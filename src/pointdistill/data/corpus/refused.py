@@ -1,14 +1,20 @@
-"""The list of refused shapes, counted by cause."""
+"""The list of refused shapes: written, read, and counted by cause.
+
+A shape that met a backstop (a deadline, a memory limit, a crash) was not judged: it is in quarantine, and can
+be read again. All others are refused for what they are, on every machine.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pointdistill.data.corpus.columns import damaged
+from pointdistill.data.files import write_aside
 
 MOST_CAUSES = 500
 """Kinds of causes that are told apart; further ones are counted together."""
@@ -16,6 +22,17 @@ MOST_CAUSES = 500
 OTHERS = "other causes"
 
 _ONE_SHAPES_OWN = re.compile(r"'[^']*'|\"[^\"]*\"|[-+]?\d[\d.,]*(?:[eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefusedShape:
+    """One line of ``refused.jsonl``."""
+
+    source: str
+    id: str
+    cause: str
+    backstop: str | None = None
+    """``crash``, ``deadline`` or ``memory``; None for a shape that was refused for what it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,38 +48,61 @@ class RefusedCause:
     example: str
     """The cause of the shape ``example_id``, as it was recorded."""
 
+    backstop: str | None
+    """The backstop that they met; None for shapes that were refused for what they are."""
+
+
+def write_refused(path: Path, shapes: Iterable[RefusedShape]) -> None:
+    """Write a list, whole or not at all."""
+    with write_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+        for shape in shapes:
+            line = {"source": shape.source, "id": shape.id, "cause": shape.cause}
+            if shape.backstop is not None:
+                line["backstop"] = shape.backstop
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read_refused(path: Path) -> Iterator[RefusedShape]:
+    """The shapes of a ``refused.jsonl``, a line at a time.
+
+    Raises:
+        CorpusError: if the list is missing or a line is not what was written.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                yield _parse(line, path, number)
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(path, str(error)) from error
+
 
 def count_causes(path: Path) -> tuple[RefusedCause, ...]:
-    """Read a ``refused.jsonl``, a line at a time, and count its shapes by source and cause.
+    """Count the shapes of a ``refused.jsonl`` by source and cause.
 
     Returns:
         By source, the most frequent cause first.
 
     Raises:
-        CorpusError: if the list is missing or a line is not what was written.
+        CorpusError: as `read_refused`.
     """
-    shapes: Counter[tuple[str, str]] = Counter()
-    examples: dict[tuple[str, str], tuple[str, str]] = {}
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                source, name, cause = _parse(line, path, number)
-                kind = (source, kind_of(cause, name))
-                if kind not in shapes and len(shapes) >= MOST_CAUSES:
-                    kind = (source, OTHERS)
-                shapes[kind] += 1
-                examples.setdefault(kind, (name, cause))
-    except (OSError, UnicodeDecodeError) as error:
-        raise damaged(path, str(error)) from error
+    shapes: Counter[tuple[str, str, str | None]] = Counter()
+    examples: dict[tuple[str, str, str | None], RefusedShape] = {}
+    for shape in read_refused(path):
+        kind = (shape.source, kind_of(shape.cause, shape.id), shape.backstop)
+        if kind not in shapes and len(shapes) >= MOST_CAUSES:
+            kind = (shape.source, OTHERS, shape.backstop)
+        shapes[kind] += 1
+        examples.setdefault(kind, shape)
     causes = (
         RefusedCause(
-            source=kind[0],
-            cause=kind[1],
+            source=source,
+            cause=cause,
             shapes=count,
-            example_id=examples[kind][0],
-            example=examples[kind][1],
+            example_id=examples[source, cause, backstop].id,
+            example=examples[source, cause, backstop].cause,
+            backstop=backstop,
         )
-        for kind, count in shapes.items()
+        for (source, cause, backstop), count in shapes.items()
     )
     return tuple(sorted(causes, key=lambda c: (c.source, -c.shapes, c.cause)))
 
@@ -72,9 +112,15 @@ def kind_of(cause: str, shape_id: str) -> str:
     return _ONE_SHAPES_OWN.sub("…", cause.replace(shape_id, "…") if shape_id else cause)
 
 
-def _parse(line: str, path: Path, number: int) -> tuple[str, str, str]:
+def _parse(line: str, path: Path, number: int) -> RefusedShape:
     try:
         stored = json.loads(line)
-        return str(stored["source"]), str(stored["id"]), str(stored["cause"])
-    except (ValueError, KeyError, TypeError) as error:
+        backstop = stored.get("backstop")
+        return RefusedShape(
+            source=str(stored["source"]),
+            id=str(stored["id"]),
+            cause=str(stored["cause"]),
+            backstop=None if backstop is None else str(backstop),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, f"line {number:,} is no refused shape") from error

@@ -1,6 +1,6 @@
 """The whole corpus from whatever archives a folder holds: what is there, what it costs, and the build."""
 
-from pointdistill.data.mixture.build import build_mixture
+from pointdistill.data.mixture.build import build_mixture, retry_mixture
 from pointdistill.data.mixture.fetching import FetchReport, fetch_missing
 from pointdistill.data.mixture.held_out import HELD_OUT
 from pointdistill.data.mixture.plan import MixturePlan, PlanRow, plan_mixture
@@ -24,5 +24,6 @@ __all__ = [
     "mixture_sources",
     "official_shapes",
     "plan_mixture",
+    "retry_mixture",
     "survey",
 ]

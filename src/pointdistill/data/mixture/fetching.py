@@ -28,10 +28,14 @@ ADDRESSES: Mapping[str, Mapping[str, str]] = {
 LIST_ADDRESSES: Mapping[str, str] = {ANNOTATION_NAME: f"{_OBJAVERSE}/{ANNOTATION_NAME}"}
 """Addresses of lists of test shapes."""
 
+_FUEL = "https://fuel.gazebosim.org/1.0/GoogleResearch/models"
+_OF_CAP3D = "of its point clouds of Objaverse, not those of ShapeNet, which are called the same"
+
 _BY_HAND: Mapping[str, str] = {
-    "google-scanned-objects": "no login, but one file a model; save each in google-scanned-objects/",
-    "objaverse-cap3d": "no login, 10 of the repository's files; `hf download` fetches them",
-    "objaverse-xl-cap3d": "no login, 3 of the repository's files; `hf download` fetches them",
+    "google-scanned-objects": f"no login, but a zip a model, {_FUEL}/<name>.zip; save each in "
+    "google-scanned-objects/",
+    "objaverse-cap3d": f"no login, 10 files {_OF_CAP3D}; `hf download` fetches them",
+    "objaverse-xl-cap3d": f"no login, 3 files {_OF_CAP3D}; `hf download` fetches them",
     "objaverse": "no login, but 800,000 files; the package `objaverse` fetches them",
 }
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.run import DEFAULT_POINTS, Progress, build_corpus
+from pointdistill.data.checksums import without_checksums
 from pointdistill.data.corpus.manifest import SourceFacts, read_manifest
+from pointdistill.data.files import disk_is_full
+from pointdistill.data.mixture.held_out import HELD_OUT, find_list
 from pointdistill.data.mixture.survey import (
     MixtureRequest,
     Standing,
@@ -60,6 +65,12 @@ class MixturePlan:
     """What a build of the mixture takes."""
 
     rows: tuple[PlanRow, ...]
+    official: int
+    """Shapes of the whole mixture by the official counts of its sources, whatever is there."""
+
+    listed_tests: Mapping[str, int]
+    """Of the benchmarks whose test shapes are left out by a list that is there, how many it names."""
+
     workers: int
     free_bytes: int
     """Free where the corpus will be."""
@@ -92,16 +103,17 @@ def plan_mixture(
     points: int = DEFAULT_POINTS,
     seed: int = 0,
     workers: int | None = None,
+    limits: ShapeLimits | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> MixturePlan:
     """Say what a mixture will cost; nothing is kept.
 
-    Reads each archive that goes in once, as the build does for its checksum, and then a few of its shapes.
+    Of each archive that goes in its directory and a few shapes are read, not the whole for a checksum.
 
     Args:
         request: the folder, and what to take from it.
         output: where the corpus will be, for the free disk.
-        points, seed, workers: those of the build.
+        points, seed, workers, limits: those of the build.
         tell: told each source's name before it is measured.
 
     Raises:
@@ -111,22 +123,44 @@ def plan_mixture(
     for standing in survey(request):
         if standing.taken and tell:
             tell(standing.info.name)
-        rows.append(_row(request, standing, points=points, seed=seed))
+        with without_checksums():
+            rows.append(_row(request, standing, points=points, seed=seed, limits=limits))
+    wanted = [row.standing.info for row in rows if not row.standing.not_taken]
     return MixturePlan(
         rows=tuple(rows),
+        official=sum(official_shapes(request, info) for info in wanted),
+        listed_tests=_listed_tests(request),
         workers=max(1, usable_cores() if workers is None else workers),
         free_bytes=shutil.disk_usage(_existing(output)).free,
     )
 
 
-def _row(request: MixtureRequest, standing: Standing, *, points: int, seed: int) -> PlanRow:
+def _listed_tests(request: MixtureRequest) -> dict[str, int]:
+    """How many test shapes each list names that is there and by which shapes are left out."""
+    found = {}
+    for held_out in HELD_OUT if request.exclude_all_tests else ():
+        with contextlib.suppress(DataError):  # a source's own row says that its list is missing
+            found[held_out.benchmark] = len(find_list(held_out, request.archives).ids)
+    return found
+
+
+def _row(
+    request: MixtureRequest,
+    standing: Standing,
+    *,
+    points: int,
+    seed: int,
+    limits: ShapeLimits | None,
+) -> PlanRow:
     shapes, problem = official_shapes(request, standing.info), ""
     if standing.taken:
         try:
             source = open_one(request, standing.info)
             entries = sorted(source.entries(), key=lambda entry: entry.id)
-            seconds, mean = _measured(source, entries, points=points, seed=seed)
+            seconds, mean = _measured(source, entries, points=points, seed=seed, limits=limits)
         except DataError as error:
+            if disk_is_full(error):
+                raise _no_room_to_measure() from error
             problem = str(error)
         else:
             return PlanRow(
@@ -147,7 +181,12 @@ def _row(request: MixtureRequest, standing: Standing, *, points: int, seed: int)
 
 
 def _measured(
-    source: Source, entries: Sequence[Entry], *, points: int, seed: int
+    source: Source,
+    entries: Sequence[Entry],
+    *,
+    points: int,
+    seed: int,
+    limits: ShapeLimits | None,
 ) -> tuple[float, float]:
     """Seconds a shape on one core, and points a shape, of a sample spread over the source.
 
@@ -165,10 +204,19 @@ def _measured(
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder, "sample")
-        build_corpus(sample, corpus, points=points, seed=seed, workers=1, progress=clock)
+        build_corpus(
+            sample, corpus, points=points, seed=seed, workers=1, limits=limits, progress=clock
+        )
         made = read_manifest(corpus)
     mean = sum(shard.points for shard in made.shards) / made.shapes
     return clock.seconds_each, mean
+
+
+def _no_room_to_measure() -> DataError:
+    return DataError(
+        f"{tempfile.gettempdir()}: no space left on the disk to build a few shapes on; make room there, or "
+        f"set TMPDIR to a folder that has some"
+    )
 
 
 class _Clock:

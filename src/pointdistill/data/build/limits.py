@@ -1,0 +1,87 @@
+"""Backstops of a build: how long and how much memory one shape may take before it is given up.
+
+They do not decide what a corpus holds: what is refused for good is refused by limits of the formats, which
+are the same on every machine. A shape that meets a backstop goes into quarantine, and can be read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pointdistill.data.memory import GIB, memory_bytes
+from pointdistill.errors import ConfigError
+
+DEADLINE_SECONDS = 300.0
+LEAST_MEMORY_BYTES = GIB // 4
+"""The libraries that a worker loads as it reads its first shape take half of this."""
+
+_MEMORY_SHARE = 0.75  # of the machine's, for all workers together
+_FIRST_VICTIM = "500"  # of -1000 to 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShapeLimits:
+    """What one shape may take; both hold in worker processes alone, not where ``workers`` is 0."""
+
+    deadline_seconds: float = DEADLINE_SECONDS
+    """Wall clock from when its reading begins."""
+
+    memory_bytes: int | None = None
+    """What a worker may hold beside what it starts with; None is three quarters of the memory that the
+    process may use, divided by the workers. Held on Linux alone."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a limit leaves no room for any shape."""
+        if not (math.isfinite(self.deadline_seconds) and self.deadline_seconds > 0):
+            msg = f"the deadline of a shape must be a positive number of seconds, got {self.deadline_seconds}"
+            raise ConfigError(msg)
+        if self.memory_bytes is not None and self.memory_bytes < LEAST_MEMORY_BYTES:
+            msg = (
+                f"the memory of a worker must be at least {LEAST_MEMORY_BYTES / GIB} GiB, "
+                f"got {self.memory_bytes / GIB:.3g}"
+            )
+            raise ConfigError(msg)
+
+    def worker_bytes(self, workers: int) -> int:
+        """What each of so many workers may hold."""
+        if self.memory_bytes is not None:
+            return self.memory_bytes
+        return max(LEAST_MEMORY_BYTES, int(_MEMORY_SHARE * memory_bytes()) // max(workers, 1))
+
+
+def guard_process(allowed_bytes: int | None) -> None:
+    """Make this process, a worker, end in ways that cost nothing else.
+
+    Args:
+        allowed_bytes: what it may allocate from now on; then allocations fail with MemoryError. None: no limit.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    # A source of a thousand shapes that crash a reader must not fill the disk with memory dumps.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError):
+        # Where the kernel is short of memory after all, it ends a worker before the parent.
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_VICTIM)
+    if allowed_bytes is not None:
+        # Not the address space: mapped files and reserved stacks take that without taking memory.
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        limit = _held_pages() * resource.getpagesize() + allowed_bytes
+        if hard != resource.RLIM_INFINITY:
+            limit = min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _held_pages() -> int:
+    """Pages of data and stack that this process has asked for."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    except OSError:
+        return 0

@@ -1,0 +1,251 @@
+"""Shapes of a finished corpus that met a backstop, read again: what comes is what a build without them gives.
+
+Only the shards that these shapes belong to are made anew, beside the corpus: what an old shard holds becomes
+pieces of an unfinished build, with gaps where the shapes are missing, and the build goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pointdistill.data.build.limits import ShapeLimits
+from pointdistill.data.build.old_shards import lay_out
+from pointdistill.data.build.plan import Plan, make_plan
+from pointdistill.data.build.publish import BuildReport, content_of, refused_shape, report
+from pointdistill.data.build.run import listed, room_needed
+from pointdistill.data.build.spans import Span
+from pointdistill.data.build.state import (
+    BASE_NAME,
+    LOCK_NAME,
+    Refusal,
+    differences,
+    locked,
+    retry_is_begun,
+    shard_name,
+    unfinished_build,
+)
+from pointdistill.data.build.swap import (
+    clear,
+    decide,
+    finish_retry,
+    retry_folder,
+    swap,
+    write_refused_aside,
+)
+from pointdistill.data.build.tasks import BuildJob
+from pointdistill.data.build.work import Build, Progress
+from pointdistill.data.corpus.manifest import (
+    BUILDING_NAME,
+    MANIFEST_NAME,
+    REFUSED_NAME,
+    Manifest,
+    ShardRecord,
+    SourceFacts,
+    SourceRecord,
+    read_manifest,
+)
+from pointdistill.data.corpus.refused import RefusedShape, read_refused
+from pointdistill.data.files import sha256_of, write_json
+from pointdistill.data.sources.base import Entry, Source
+from pointdistill.data.workers import usable_cores
+from pointdistill.errors import CorpusError
+
+
+@dataclass(frozen=True, slots=True)
+class _Redone:
+    """What became of the shards of one source that hold shapes of the quarantine."""
+
+    plan: Plan
+    shards: Mapping[int, ShardRecord | None]
+    refused: tuple[Refusal, ...]
+    """All that these shards lack now."""
+
+    redone: frozenset[str]
+    """Ids of all shapes that belong to these shards."""
+
+
+def retry_corpus(
+    sources: Sequence[Source],
+    output: Path,
+    *,
+    workers: int | None = None,
+    limits: ShapeLimits | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> BuildReport:
+    """Read the shapes of a corpus's quarantine again, and put those that can be used where they belong.
+
+    The corpus is then, to the byte, what a build gives in which they had not failed. Until all is read it
+    stays as it was; stopped at any time, the same call goes on.
+
+    Args:
+        sources: what the corpus was made of; at least those with shapes in quarantine.
+        output: a finished corpus.
+        workers, limits, progress: see `build_corpus`.
+
+    Raises:
+        CorpusError: if ``output`` is no finished corpus, is damaged, or was made of something else.
+        DataError: as `build_corpus`.
+    """
+    finish_retry(output)
+    made = read_manifest(output)
+    before = report(output)
+    refused = list(read_refused(output / REFUSED_NAME)) if made.refused_sha256 else []
+    quarantine = [shape for shape in refused if shape.backstop is not None]
+    if not quarantine:
+        return before
+    names = sorted({shape.source for shape in quarantine})
+    there = [_source_of(made, name, sources, output) for name in names]
+    run = _Run(output, made, refused, workers, limits or ShapeLimits(), progress)
+    (output / BUILDING_NAME).mkdir(exist_ok=True)
+    with locked(output / BUILDING_NAME / LOCK_NAME, output):
+        _begin(output)
+        redone = {source.facts.name: run.redo(source) for source in there}
+        _decide(output, made, refused, redone)
+        swap(output)
+    clear(output)
+    after = report(output)
+    return replace(after, retried=len(quarantine), recovered=after.kept - before.kept)
+
+
+def _begin(output: Path) -> None:
+    """Make the folder for the work; what lies there of a corpus that this one was before is removed."""
+    if not retry_is_begun(output):
+        shutil.rmtree(retry_folder(output), ignore_errors=True)
+        write_json(retry_folder(output) / BASE_NAME, sha256_of(output / MANIFEST_NAME))
+
+
+def _source_of(made: Manifest, name: str, sources: Sequence[Source], output: Path) -> Source:
+    """The source of that name, if it is the one that the corpus was made of."""
+    record = next(source for source in made.sources if source.name == name)
+    source = next((source for source in sources if source.facts.name == name), None)
+    if source is None:
+        msg = f"{output}: shapes of {name} are to be read again; give its archive too"
+        raise CorpusError(msg)
+    different = differences(_facts(record), asdict(source.facts))
+    if different:
+        msg = (
+            f"{output}: {name} was another when the corpus was made of it ({different}); give the same "
+            f"archive and options, or name another folder with --output"
+        )
+        raise CorpusError(msg)
+    return source
+
+
+def _facts(record: SourceRecord) -> dict[str, Any]:
+    names = SourceFacts.__dataclass_fields__
+    facts: dict[str, Any] = json.loads(json.dumps({name: getattr(record, name) for name in names}))
+    return facts
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One retry of one corpus."""
+
+    output: Path
+    made: Manifest
+    refused: Sequence[RefusedShape]
+    workers: int | None
+    limits: ShapeLimits
+    progress: Callable[[Progress], None] | None
+
+    def redo(self, source: Source) -> _Redone:
+        """Make the shards of one source again in which shapes are missing that met a backstop."""
+        name = source.facts.name
+        entries = listed(source)
+        plan = make_plan(len(entries), self.made.points)
+        refused = {shape.id: shape for shape in self.refused if shape.source == name}
+        spans = _spans_to_redo(plan, entries, refused)
+        total = sum(span.shapes for span in spans.values())
+        division = {"shapes": len(entries), "shards": plan.shards}
+        build: Build | None = None
+        with (
+            room_needed(self.output, total, lambda: build.done if build else 0),
+            unfinished_build(retry_folder(self.output) / name, {"division": division}) as folder,
+        ):
+            for shard, span in spans.items():
+                if folder.shard_outcome(shard) is None:
+                    lay_out(
+                        folder,
+                        self.output,
+                        self.made,
+                        name,
+                        shard=shard,
+                        span=span,
+                        entries=entries,
+                        refused=refused,
+                    )
+            job = BuildJob(source, seed=self.made.seed, points=self.made.points, folder=folder)
+            build = Build(job, plan, entries, self.progress, shards=spans)
+            build.run(usable_cores() if self.workers is None else self.workers, self.limits)
+            outcomes = [folder.shard_outcome(shard) for shard in spans]
+            return _Redone(
+                plan=plan,
+                shards={shard: folder.shard_record(shard) for shard in spans},
+                refused=tuple(r for outcome in outcomes if outcome for r in outcome.refused),
+                redone=frozenset(
+                    entry.id for s in spans.values() for entry in entries[s.start : s.stop]
+                ),
+            )
+
+
+def _spans_to_redo(
+    plan: Plan, entries: Sequence[Entry], refused: Mapping[str, RefusedShape]
+) -> dict[int, Span]:
+    """The shards, by number, with shapes that met a backstop."""
+    found = {}
+    for shard in range(plan.shards):
+        span = plan.span_of(shard)
+        shapes = (refused.get(entry.id) for entry in entries[span.start : span.stop])
+        if any(shape is not None and shape.backstop is not None for shape in shapes):
+            found[shard] = span
+    return found
+
+
+def _decide(
+    output: Path, made: Manifest, refused: Sequence[RefusedShape], redone: Mapping[str, _Redone]
+) -> None:
+    """Write what the corpus will be; see `pointdistill.data.build.swap`."""
+    sources, shards, lines = [], [], []
+    for record in made.sources:
+        own = [shard for shard in made.shards if shard.source == record.name]
+        lacking = [shape for shape in refused if shape.source == record.name]
+        if record.name in redone:
+            again = redone[record.name]
+            own = _shards(record.name, own, again)
+            lacking = [shape for shape in lacking if shape.id not in again.redone]
+            lacking += [refused_shape(record.name, refusal) for refusal in again.refused]
+            lacking.sort(key=lambda shape: shape.id)
+        kept = sum(shard.shapes for shard in own)
+        sources.append(replace(record, kept=kept, refused=len(lacking)))
+        shards += own
+        lines += lacking
+    decided = replace(
+        made,
+        content=content_of(_lies(output, shard, redone) for shard in shards),
+        refused_sha256=sha256_of(write_refused_aside(output, lines)) if lines else None,
+        sources=tuple(sources),
+        shards=tuple(shards),
+    )
+    decide(output, decided)
+
+
+def _shards(name: str, before: Sequence[ShardRecord], again: _Redone) -> list[ShardRecord]:
+    """A source's shards in order, those that were made again in their new form."""
+    by_name = {record.file: record for record in before}
+    found = (
+        again.shards[shard] if shard in again.shards else by_name.get(shard_name(name, shard))
+        for shard in range(again.plan.shards)
+    )
+    return [record for record in found if record is not None]
+
+
+def _lies(output: Path, shard: ShardRecord, redone: Mapping[str, _Redone]) -> Path:
+    """Where a shard of the decided corpus is now."""
+    if shard.source in redone and shard in redone[shard.source].shards.values():
+        return retry_folder(output) / shard.source / shard.file
+    return output / shard.file

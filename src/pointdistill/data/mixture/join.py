@@ -1,0 +1,99 @@
+"""Finished corpora made one: their manifests are joined and their shards renamed, nothing is copied.
+
+A source's own corpus is a part, ``.building/parts/<source>``; sources that the whole has already stay as they
+are recorded there. What the whole will be is written beside the parts first; from then on files are only
+renamed, the list of refused shapes and the manifest last. Stopped anywhere, the same renames go on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pointdistill.data.build.publish import content_of
+from pointdistill.data.build.state import BuildFolder
+from pointdistill.data.corpus.manifest import (
+    MANIFEST_NAME,
+    REFUSED_NAME,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from pointdistill.data.files import sha256_of, write_aside
+
+
+def part_of(folder: BuildFolder, source: str) -> Path:
+    """The corpus of one source, until it is joined to the whole."""
+    return folder.path / "parts" / source
+
+
+def begun_parts(folder: BuildFolder) -> tuple[str, ...]:
+    """Names of the sources that have an unfinished or finished part."""
+    parts = folder.path / "parts"
+    if not parts.is_dir():
+        return ()
+    return tuple(sorted(part.name for part in parts.iterdir() if any(part.iterdir())))
+
+
+def join(folder: BuildFolder, names: Sequence[str]) -> None:
+    """Decide what the whole is: of each source its part, or what the corpus has of it already.
+
+    Args:
+        folder: of the mixture's build.
+        names: sources, sorted.
+    """
+    whole = read_manifest(folder.corpus) if (folder.corpus / MANIFEST_NAME).is_file() else None
+    recorded = {source.name for source in whole.sources} if whole else set()
+    lies = {name: folder.corpus if name in recorded else part_of(folder, name) for name in names}
+    made = {name: read_manifest(path) for name, path in lies.items()}
+    shards = [s for name in names for s in made[name].shards if s.source == name]
+    refused = _write_refused(folder.path / REFUSED_NAME, lies)
+    manifest = Manifest(
+        seed=made[names[0]].seed,
+        points=made[names[0]].points,
+        content=content_of(lies[shard.source] / shard.file for shard in shards),
+        refused_sha256=refused,
+        sources=tuple(s for name in names for s in made[name].sources if s.name == name),
+        shards=tuple(shards),
+    )
+    write_manifest(folder.path / MANIFEST_NAME, manifest)
+
+
+def finish_join(folder: BuildFolder) -> None:
+    """Move what a decided whole is made of to its place; does nothing where none was decided."""
+    decided = folder.path / MANIFEST_NAME
+    if not decided.is_file():
+        return
+    for shard in read_manifest(folder.path).shards:
+        lies = part_of(folder, shard.source) / shard.file
+        if lies.is_file():
+            lies.replace(folder.corpus / shard.file)
+    refused = folder.path / REFUSED_NAME
+    if refused.is_file():
+        refused.replace(folder.corpus / REFUSED_NAME)
+    decided.replace(folder.corpus / MANIFEST_NAME)
+
+
+def _write_refused(path: Path, lies: dict[str, Path]) -> str | None:
+    """Write the refused shapes of all sources in order; the list's checksum, None where there are none."""
+    path.unlink(missing_ok=True)  # of a join that was stopped, when the sources were others
+    lines = (line for name, corpus in lies.items() for line in _refused_of(corpus, name))
+    first = next(lines, None)
+    if first is None:
+        return None
+    with write_aside(path) as aside, aside.open("wb") as file:
+        file.write(first)
+        file.writelines(lines)
+    return sha256_of(path)
+
+
+def _refused_of(corpus: Path, source: str) -> Iterator[bytes]:
+    """The lines of one source in a corpus's list of refused shapes."""
+    path = corpus / REFUSED_NAME
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if json.loads(line)["source"] == source:
+                yield line

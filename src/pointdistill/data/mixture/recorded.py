@@ -1,0 +1,103 @@
+"""What a mixture holds already beside what is asked of it: it may grow, but nothing in it may change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from pointdistill.data.build.state import differences
+from pointdistill.data.corpus.manifest import Manifest, SourceFacts
+from pointdistill.data.mixture.survey import MixtureRequest, survey
+from pointdistill.data.sources.base import Source
+from pointdistill.errors import CorpusError
+
+_FILES_ALONE = {"archive_sha256": None, "labels": None}  # labels follow from what is in an archive
+
+
+def check_recorded(
+    made: Manifest,
+    output: Path,
+    *,
+    request: MixtureRequest,
+    sources: Sequence[Source],
+    points: int,
+    seed: int,
+) -> None:
+    """Raise unless every source of a finished corpus is asked for, as it is.
+
+    Args:
+        made: what the corpus in ``output`` holds.
+        request, sources: what is asked for, and opened.
+        points, seed: those asked for.
+
+    Raises:
+        CorpusError: naming the first source that is gone, or has changed, or the settings that differ.
+    """
+    there = {"points": made.points, "seed": made.seed}
+    different = differences(there, {"points": points, "seed": seed})
+    if different:
+        raise CorpusError(_other_settings(output, different))
+    asked = {source.facts.name: asdict(source.facts) for source in sources}
+    for record in made.sources:
+        if record.name not in asked:
+            msg = f"{output}: holds {record.name}, {_why_not(record.name, request)}"
+            raise CorpusError(msg)
+        facts = {field.name: getattr(record, field.name) for field in fields(SourceFacts)}
+        _check_same(output, record.name, json.loads(json.dumps(facts)), asked[record.name])
+
+
+def check_begun(
+    begun: Sequence[str], output: Path, request: MixtureRequest, sources: Sequence[Source]
+) -> None:
+    """Raise where a part of an unfinished mixture would be lost without having been left out by name.
+
+    Raises:
+        CorpusError: naming the first.
+    """
+    asked = {source.facts.name for source in sources}
+    lost = next((name for name in begun if name not in asked), None)
+    if lost is not None and not request.sources:
+        msg = (
+            f"{output}: has begun {lost}, {_why_not(lost, request)}, or leave it out with --sources"
+        )
+        raise CorpusError(msg)
+
+
+def _why_not(name: str, request: MixtureRequest) -> str:
+    """Why a source that is in a mixture is not among those asked for now, and what to do."""
+    elsewhere = "or choose another folder with --output"
+    source = name.removesuffix("-stand-in")
+    standing = next((s for s in survey(request) if s.info.name == source), None)
+    if standing is None:
+        return "which is no source of the mixture; choose another folder with --output"
+    if standing.missing:
+        gone = ", ".join(standing.missing)
+        return f"and {gone} is no longer in {request.archives}; put it back, {elsewhere}"
+    if standing.not_taken:
+        return f"which now stays out ({standing.not_taken}); name it with --sources, {elsewhere}"
+    return f"and its archive is another one now; put the old one back, {elsewhere}"
+
+
+def _check_same(
+    output: Path, name: str, there: Mapping[str, Any], asked: Mapping[str, Any]
+) -> None:
+    different = differences(there, asked, f"sources.{name}.")
+    if not different:
+        return
+    if differences({**there, **_FILES_ALONE}, {**asked, **_FILES_ALONE}):
+        raise CorpusError(_other_settings(output, different))
+    msg = (
+        f"{output}: the archive of {name} has changed since this corpus was made of it; put the old one "
+        f"back, or choose another folder with --output"
+    )
+    raise CorpusError(msg)
+
+
+def _other_settings(output: Path, different: str) -> str:
+    return (
+        f"{output}: holds a corpus made with other settings ({different}); choose another folder with "
+        f"--output, or remove this one"
+    )
