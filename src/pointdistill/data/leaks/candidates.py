@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from pointdistill.data.leaks.fingerprint import POINTS, fingerprint, tangents
 from pointdistill.data.leaks.store import Prints
 
-_COARSE_CUTOFF = 250.0
+_COARSE_CUTOFF = 300.0
 """Largest squared distance of two fingerprints, in units of 1/points + 1/points; two samples of one surface are at
 20 to 70, one in a thousand beyond 140: its few thin parts move the centre."""
 
-_CUTOFF = 85.0
+_CUTOFF = 130.0
 """The same without what a moved centre or another scale explains; two samples are at 20 to 55, one in a thousand
-beyond 80."""
+beyond 80. Generous, since the phases rule out most of what is let through for a millisecond each."""
 
-MOST = 16
+MOST = 128
 """Candidates a test shape, the nearest ones."""
 
 _ROWS = 4096  # corpus fingerprints at once: 40 MB for 2,500 test shapes
@@ -52,7 +52,7 @@ class Wanted:
 def nearest_prints(prints: Prints, wanted: Wanted) -> list[NDArray[np.int64]]:
     """For each of n test shapes, numbers of the corpus shapes to look at, nearest first; at most `MOST`.
 
-    Works through the corpus in chunks: beside the fingerprints themselves it holds 16 candidates a test shape
+    Works through the corpus in chunks: beside the fingerprints themselves it holds 128 candidates a test shape
     and one chunk's distances, whatever the size of the corpus.
     """
     rows, columns = np.empty(0, np.int64), np.empty(0, np.int64)
@@ -73,14 +73,7 @@ def _near(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Test and corpus numbers of all pairs within the cut-offs, and their distances."""
     there = chunk.values.astype(np.float32)
-    squared = wanted.prints @ there.T
-    squared *= -2.0
-    squared += np.einsum("ij,ij->i", wanted.prints, wanted.prints)[:, None]
-    squared += np.einsum("ij,ij->i", there, there)
-    noise = (1.0 / wanted.points).astype(np.float32)[:, None] + (1.0 / chunk.points).astype(
-        np.float32
-    )
-    near, at = np.nonzero(squared <= _COARSE_CUTOFF * noise)
+    near, at = np.nonzero(_beyond(there, chunk.points, wanted) <= 0.0)
     found = np.empty(len(near), np.float32)
     for first in range(0, len(near), _ROWS):
         part = slice(first, first + _ROWS)
@@ -88,9 +81,22 @@ def _near(
         explained = np.einsum("ij,ijk->ik", apart, wanted.tangents[near[part]])
         found[part] = np.einsum("ij,ij->i", apart, apart)
         found[part] -= np.einsum("ik,ik->i", explained, explained)
-    found /= noise[near, at]
+    found /= 1.0 / wanted.points[near] + 1.0 / chunk.points[at]
     kept = found <= _CUTOFF
     return near[kept], at[kept], found[kept]
+
+
+def _beyond(
+    there: NDArray[np.float32], points: NDArray[np.uint16], wanted: Wanted
+) -> NDArray[np.float32]:
+    """(n, c) squared distances less the coarse cut-off's, as one product of matrices: nothing is as fast."""
+    here = wanted.prints
+    mine = np.einsum("ij,ij->i", here, here) - _COARSE_CUTOFF / wanted.points
+    theirs = np.einsum("ij,ij->i", there, there) - _COARSE_CUTOFF / points
+    left = np.column_stack((-2.0 * here, mine, np.ones(len(here)))).astype(np.float32)
+    right = np.column_stack((there, np.ones(len(there)), theirs)).astype(np.float32)
+    beyond: NDArray[np.float32] = left @ right.T
+    return beyond
 
 
 def _nearest(

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.corpus import Corpus
 from pointdistill.data.leaks.candidates import Wanted, nearest_prints
+from pointdistill.data.leaks.fingerprint import POINTS
 from pointdistill.data.leaks.ids import leaks_by_id, meeting_sources
+from pointdistill.data.leaks.phases import LIKELY, Likeness, pattern
 from pointdistill.data.leaks.records import HeldOut, Leak, LeakReport
+from pointdistill.data.leaks.register import Similarity
 from pointdistill.data.leaks.store import corpus_prints
 from pointdistill.data.leaks.surface import SAME_SURFACE, Survey, surface_gap
 from pointdistill.data.workers import Progress, ordered_map
 
 _BLOCK = 8  # test shapes a task
+_SURVEYED = 16  # likely candidates whose surfaces are compared with a test shape's
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +133,27 @@ def _compare(task: _Task) -> list[Match | None]:
 def _first_match(
     cloud: NDArray[np.float32], candidates: NDArray[np.int64], corpus: Corpus
 ) -> Match | None:
-    """The first of the candidates, nearest fingerprint first, that the cloud is a sample of."""
+    """The first of the candidates, likeliest first, that the cloud is a sample of."""
     test = Survey(cloud)
-    for index in candidates.tolist():
-        gap = surface_gap(test, Survey(corpus.points(index)))
+    for index, poses in likely(Likeness(cloud), candidates, corpus)[:_SURVEYED]:
+        gap = surface_gap(test, Survey(corpus.points(index)), poses)
         if gap <= SAME_SURFACE:
             return Match(index, gap)
     return None
+
+
+def likely(
+    likeness: Likeness, candidates: NDArray[np.int64], corpus: Corpus
+) -> list[tuple[int, list[Similarity]]]:
+    """Those of some candidates that the phases do not rule out, likeliest first, with poses to begin from."""
+    found = []
+    for index in candidates.tolist():
+        points = corpus.points(index)
+        poses = likeness.poses(pattern(points), min(len(points), POINTS))
+        near = [pose for apart, pose in poses if apart <= LIKELY]
+        if near:
+            found.append((poses[0][0], index, near))
+    return [(index, near) for _, index, near in sorted(found, key=itemgetter(0, 1))]
 
 
 def _leak(held_out: HeldOut, corpus: Corpus, number: int, match: Match) -> Leak:

@@ -9,6 +9,7 @@ by a known amount, and the squared magnitudes are freed from the part that the e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,7 +28,9 @@ VERSION = 1
 _REACH = 3.0
 """In units of the root mean square radius; the few points beyond it count as if they lay there."""
 
-_STEP = 0.05  # of the radius; the size of an error of the centre that 1,000 points may have
+SLOPE_STEP = 0.05
+"""Of the radius: the size of an error of the centre that 1,000 points may have."""
+
 _SMALLEST = 1e-12
 
 
@@ -53,37 +56,63 @@ def fingerprint(points: NDArray[np.floating]) -> NDArray[np.float32]:
 
     Costs some 0.6 ms of one core.
     """
-    return _averages(centred(thinned(points, POINTS)))
+    return _magnitudes(centred(thinned(points, POINTS)))
 
 
 def tangents(points: NDArray[np.floating]) -> NDArray[np.float32]:
     """How the fingerprint of (n, 3) points changes as their centre and scale do: (168, 4), orthonormal columns.
 
     The mean and the radius of a sample miss those of its surface by some 1/sqrt(n); what differs between two
-    fingerprints in these directions alone is therefore no difference of shape. Costs 5 ms of one core.
+    fingerprints in these directions alone is therefore no difference of shape. Costs 2 ms of one core for 1,024
+    points, 5 ms for 4,096.
     """
-    placed = centred(thinned(points, POINTS))
-    slopes = []
-    for shift in (*(_STEP * np.eye(3)), np.zeros(3)):
-        scale = 1.0 if shift.any() else 1.0 + _STEP
-        slopes.append(_averages(placed * scale + shift) - _averages(placed / scale - shift))
-    directions, _ = np.linalg.qr(np.array(slopes).T)
+    directions, _ = np.linalg.qr(slopes(centred(thinned(points, POINTS)), _magnitudes).T)
     return directions.astype(np.float32)
 
 
-def _averages(placed: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The fingerprint of (n, 3) points that are centred and scaled already."""
+def slopes(
+    placed: NDArray[np.float64], numbers: Callable[[NDArray[np.float64]], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """How ``numbers`` of (n, 3) placed points change with a shift along x, y and z and with the scale: (4, ...).
+
+    Between a step of `SLOPE_STEP` there and one back.
+    """
+    found = []
+    for shift in (*(SLOPE_STEP * np.eye(3)), np.zeros(3)):
+        scale = 1.0 if shift.any() else 1.0 + SLOPE_STEP
+        found.append(numbers(placed * scale + shift) - numbers(placed / scale - shift))
+    return np.array(found)
+
+
+def waves(placed: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What is averaged, at each of (n, 3) points that are centred and scaled already.
+
+    Returns:
+        profiles: (24, n) of height and distance from the axis.
+        turns: (13, n) of the angle about it: 1, then the cosine and sine of each m from 1 to 6.
+    """
     x, y, z = np.ascontiguousarray(placed.T, np.float32)
     rho = np.hypot(x, y)
     rings = _cosines(np.minimum(rho, _REACH) * (np.pi / _REACH), RADIAL)
     levels = _cosines((np.clip(z, -_REACH, _REACH) + _REACH) * (np.pi / (2 * _REACH)), VERTICAL)
-    profile = (rings[:, None] * levels[None]).reshape(RADIAL * VERTICAL, -1)
-    turns = _turns(x, y, rho)
+    profiles = (rings[:, None] * levels[None]).reshape(RADIAL * VERTICAL, -1)
+    return profiles, _turns(x, y, rho)
+
+
+def averages(profiles: NDArray[np.float32], turns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of the products of (24, n) profiles and (13, n) turns: (24, 13)."""
     # Not through BLAS, whose threads get in the way of the other processes that do the same.
-    sums = np.einsum("in,jn->ij", profile, turns) / len(x)  # (24, 13)
+    return np.einsum("in,jn->ij", profiles, turns) / profiles.shape[1]
+
+
+def _magnitudes(placed: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The fingerprint of (n, 3) points that are centred and scaled already."""
+    profiles, turns = waves(placed)
+    count = len(placed)
+    sums = averages(profiles, turns)
     power = sums[:, 1::2] ** 2 + sums[:, 2::2] ** 2
-    spread = np.einsum("ij,ij->i", profile, profile)[:, None] / len(x) - power
-    power -= np.maximum(spread, 0.0) / max(len(x) - 1, 1)
+    spread = np.einsum("ij,ij->i", profiles, profiles)[:, None] / count - power
+    power -= np.maximum(spread, 0.0) / max(count - 1, 1)
     return np.hstack((sums[:, :1], np.sqrt(np.maximum(power, 0.0)))).ravel()
 
 

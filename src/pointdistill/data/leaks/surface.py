@@ -25,26 +25,25 @@ from pointdistill.data.leaks.tangent import nearest_distances, tangent_planes
 
 Floats: TypeAlias = NDArray[np.float64]
 
-SAME_SURFACE = 1.15
+SAME_SURFACE = 1.12
 """Largest gap of two samples of one surface; set on what ``benchmarks/leaks.py --calibrate`` prints."""
 
 _DENSEST = 16_384
-_PROBES, _POSE_PROBES = 2048, 512
-_COARSE, _COARSE_PROBES = 2048, 192
+_PROBES, _POSE_PROBES, _FIRST_PROBES = 2048, 512, 256
 _KEPT = 0.95
 """Of the distances; the farthest are those of stray points, or of thin parts that a small sample misses."""
 
 _RESOLUTION = 0.003
 """Distances below it tell nothing: a flat surface has none at all from its own planes."""
 
-_FAR = 1.5
-"""Ratio of nearest distances above which a pose is given up."""
+_ASTRAY, _FAR = 4.0, 1.4
+"""Ratios of nearest distances above which a pose is given up: at once, and after the first steps. Two samples of
+one surface are at 1.1 and 1.0, one in a hundred beyond 1.4 and 1.1; thin folds begin beyond 2."""
 
 _NEARLY = 1.6
 """Gap up to which every angle is tried again, on all points."""
 
-_TRIES = 3
-_COARSE_STEPS, _FIRST_STEPS, _STEPS = 3, 5, 20
+_FIRST_STEPS, _STEPS = 3, 20
 
 
 class Survey:
@@ -77,27 +76,23 @@ class Survey:
         """Trimmed distance of a probe to the plane through the nearest others."""
         return _size(tangent_planes(self.tree, self.probes, skip=1).offset(self.probes))
 
-    @cached_property
-    def coarse(self) -> Survey:
-        """The same cloud of at most 2,048 points."""
-        few = Survey.__new__(Survey)
-        few._points = thinned(self._points, _COARSE)
-        return few
 
-
-def surface_gap(test: Survey, seen: Survey) -> float:
+def surface_gap(test: Survey, seen: Survey, poses: Sequence[Similarity]) -> float:
     """How far two surfaces are apart: about 1 for samples of one, 0 for the same points, larger for others.
 
-    Costs 20 ms of one core where they are plainly different, some 0.2 s where they are alike.
+    Costs 15 ms of one core where they are plainly different, some 50 ms where they are alike.
 
     Args:
         test: the cloud that is turned, scaled and moved.
         seen: the cloud it is laid upon.
+        poses: that may lay ``test`` upon ``seen`` but for a little, the likeliest first.
 
     Returns:
         The gap; infinite where the clouds are plainly different.
     """
-    best, pose = _best(_poses(test, seen.coarse)[:_TRIES], test, seen)
+    few = thinned(test.probes, _FIRST_PROBES)
+    tries = [pose for pose in poses if _nearest_ratio(pose.apply(few), seen) <= _ASTRAY]
+    best, pose = _best(tries, test, seen)
     if SAME_SURFACE < best <= _NEARLY:
         # A shape that is round but for a little looks alike at every angle, until it is looked at closely.
         turns = starts(pose.apply(thinned(test.probes, _POSE_PROBES)), seen.tree)
@@ -108,9 +103,9 @@ def surface_gap(test: Survey, seen: Survey) -> float:
 def _best(tries: Sequence[Similarity], test: Survey, seen: Survey) -> tuple[float, Similarity]:
     """The lowest gap reached from some poses, and the pose there; stops at the first of one surface."""
     best, best_pose = np.inf, Similarity.turn(0.0)
-    probes = thinned(test.probes, _POSE_PROBES)
+    few, probes = thinned(test.probes, _FIRST_PROBES), thinned(test.probes, _POSE_PROBES)
     for start in tries:
-        pose = aligned(probes, seen.tree, start, steps=_FIRST_STEPS)
+        pose = aligned(few, seen.tree, start, steps=_FIRST_STEPS)
         if _nearest_ratio(pose.apply(probes), seen) > _FAR:
             continue
         pose = aligned(probes, seen.tree, pose, steps=_STEPS)
@@ -120,15 +115,6 @@ def _best(tries: Sequence[Similarity], test: Survey, seen: Survey) -> tuple[floa
         if best <= SAME_SURFACE:
             break
     return best, best_pose
-
-
-def _poses(test: Survey, seen: Survey) -> list[Similarity]:
-    """Poses from which a finer search may succeed, those that fit best first."""
-    probes = thinned(test.probes, _COARSE_PROBES)
-    poses = [aligned(probes, seen.tree, s, steps=_COARSE_STEPS) for s in starts(probes, seen.tree)]
-    rated = [(_nearest_ratio(pose.apply(probes), seen), pose) for pose in poses]
-    fitting = sorted((pair for pair in rated if pair[0] <= _FAR), key=lambda pair: pair[0])
-    return [pose for _, pose in fitting]
 
 
 def _nearest_ratio(probes: Floats, seen: Survey) -> float:
