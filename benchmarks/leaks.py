@@ -16,11 +16,6 @@ Run: ``python benchmarks/leaks.py [--corpus 6000] [--clean 1000] [--workers 2] [
 
 from __future__ import annotations
 
-import os
-
-# Several processes each with as many threads as there are cores get in each other's way.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import argparse
 import platform
 import resource
@@ -33,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
+from threadpoolctl import threadpool_limits
 
 from pointdistill.data.build import build_corpus
 from pointdistill.data.builtin import CATEGORIES, make_shape, sample_shape
@@ -115,15 +111,21 @@ def lowest(task: Task) -> list[tuple[float, float]]:
     """Of each test shape: its lowest gap to any candidate, and its lowest distance by phases."""
     clouds = [test.cloud() for test in task.tests]
     found = nearest_prints(corpus_prints(task.corpus, workers=1), Wanted.of(clouds))
-    return [nearest_of(cloud, few, task.corpus) for cloud, few in zip(clouds, found, strict=True)]
+    # As the check does.
+    with threadpool_limits(1, user_api="blas"):
+        return [
+            nearest_of(cloud, few, task.corpus) for cloud, few in zip(clouds, found, strict=True)
+        ]
 
 
 def to_its_own(task: Task) -> list[tuple[float, float]]:
     """Of each planted test shape: gap and distance by phases to the shape that it is a sample of."""
     numbers = {name: number for number, name in enumerate(task.corpus.ids())}
-    return [
-        nearest_of(test.cloud(), np.array([numbers[test.id]]), task.corpus) for test in task.tests
-    ]
+    with threadpool_limits(1, user_api="blas"):
+        return [
+            nearest_of(test.cloud(), np.array([numbers[test.id]]), task.corpus)
+            for test in task.tests
+        ]
 
 
 def nearest_of(
@@ -293,7 +295,8 @@ def main() -> None:
         corpus_prints(corpus, workers=given.workers)
         print(f"\nFingerprints of the corpus: {time.perf_counter() - began:.1f} s")
         if given.speed:
-            speed(corpus)
+            with threadpool_limits(1, user_api="blas"):
+                speed(corpus)
         else:
             work = calibrate if given.calibrate else measure
             work(corpus, given.planted, given.clean, given.workers)

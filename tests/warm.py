@@ -69,12 +69,15 @@ class Warm:
         self, module: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
     ) -> Program:
         """As ``python -m MODULE ARGUMENTS`` in a folder, with some more variables set."""
-        streams = [
-            Path(tempfile.mkstemp(dir=self._folder, suffix=name)[1]) for name in (".out", ".error")
-        ]
+        streams = [self._new_file(suffix) for suffix in (".out", ".error")]
         wanted = {"module": module, "arguments": arguments, "cwd": str(cwd), "env": dict(env or {})}
         process = int(self.ask(wanted | {"streams": [str(path) for path in streams]}))
         return Program(self, process, *streams)
+
+    def _new_file(self, suffix: str) -> Path:
+        number, name = tempfile.mkstemp(dir=self._folder, suffix=suffix)
+        os.close(number)
+        return Path(name)
 
     def run(
         self, module: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,24 @@ def test_ctrl_c_says_that_what_is_finished_stays(
     assert code == 130
     assert "what is done is kept, the same command goes on" in capsys.readouterr().err
     assert len(list(Path("runs/a/evaluation/scanobjectnn-stand-in/scores").iterdir())) == 1
+
+
+def test_the_first_ctrl_c_of_a_training_is_answered(
+    workplace: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        assert "finishing this step, then saving; a second signal stops at once" in (
+            capfd.readouterr().err
+        )
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pointdistill.engine.evaluation.bench.trained_score", stopped)
+    code = run_program(
+        *("evaluate", "scanobjectnn", "--stand-in", "--split", "OBJ-BG", "--device", "cpu"),
+        *("--protocol", "finetune", "--seeds", "1"),
+    )
+    assert code == 130
 
 
 def test_all_measures_what_there_is_and_says_what_there_is_not(

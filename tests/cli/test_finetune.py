@@ -121,6 +121,7 @@ def test_ctrl_c_saves_and_resume_gives_the_same_bytes(here: Path) -> None:
     out, error = started.communicate(timeout=60)
     assert started.returncode == 130, error
     assert "Traceback" not in error
+    assert "finishing this step, then saving; a second signal stops at once" in error
     assert "next: pointdistill finetune --resume --output split" in out
     assert not (here / "split" / "model.safetensors").exists()
     assert run("finetune", "--resume", "--output", "split", "--device", "cpu") == 0

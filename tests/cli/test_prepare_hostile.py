@@ -164,6 +164,8 @@ def test_what_met_a_backstop_is_counted_and_read_again_with_retry(
     [
         (["--deadline", "0"], "deadline of a shape must be a positive number of seconds, got 0"),
         (["--memory", "0.1"], "memory of a worker must be at least 0.25 GiB, got 0.1"),
+        (["--memory", "nan"], "--memory must be a number of GiB, got nan; leave it out"),
+        (["--memory", "inf"], "--memory must be a number of GiB, got inf; leave it out"),
     ],
 )
 def test_limits_that_leave_no_room_are_one_line(run: Run, words: list[str], message: str) -> None:

@@ -79,6 +79,8 @@ def test_the_plan_says_where_the_missing_come_from(run: Run) -> None:
         "missing: toys4k_obj_files.zip, from https://github.com/rehg-lab/lowshot-shapebias" in out
     )
     assert "52,470 officially" in out
+    assert "ModelNet40.zip, from https://modelnet.cs.princeton.edu (no login: --fetch)" in out
+    assert "(no login: --fetch --sources abo)" in out
     assert "the whole mixture has 928,284 shapes by the official counts\n" in out
     assert out.endswith("next: pointdistill prepare-data mixture --archives empty --fetch\n")
 
@@ -87,8 +89,43 @@ def test_fetch_explains_what_takes_a_login(run: Run) -> None:
     code, out, err = run("--archives", "archives", "--sources", "s3dis,abo", "--fetch")
     assert code == 0
     assert "by hand: s3dis: Stanford3dDataset_v1.2.zip, from http://buildingparser" in err
-    assert "nothing was missing that can be fetched" in err
+    assert "nothing was missing that is fetched" in err
     assert "--sources s3dis,abo --plan" in out
+
+
+def test_fetch_says_what_is_about_to_come_and_what_did_not(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pointdistill.data import mixture
+    from pointdistill.data.mixture.fuel import ModelsFetched
+
+    large = mixture.Offer(name="abo", files=1, bytes=150_000_000_000)
+    folder = Path("archives", "google-scanned-objects")
+    failed = tuple(f"model {number}: 404" for number in range(7))
+
+    def fetch_missing(*_: object, announce: Callable[..., None], **__: object) -> object:
+        scanned = mixture.Offer(name=folder.name, files=1_030, bytes=None)
+        announce([mixture.Offer(name="modelnet40", files=1, bytes=2_040_000_000), scanned])
+        came = ModelsFetched(folder=folder, fetched=2, bytes=34, there=3, failed=failed)
+        return mixture.FetchReport(fetched=(), scanned=came, too_large=(large,), by_hand=())
+
+    monkeypatch.setattr(mixture, "fetch_missing", fetch_missing)
+    code, out, err = run("--archives", "archives", "--fetch")
+    assert code == 0
+    lines = err.splitlines()
+    assert lines[0].startswith("about to download into archives, whose disk has ")
+    assert lines[0].endswith(
+        "GB free: modelnet40, 1 file, about 2.0 GB; "
+        "google-scanned-objects, 1,030 files, of unknown size"
+    )
+    assert lines[1:6] == [f"did not come: model {number}: 404" for number in range(5)]
+    assert lines[6:] == [
+        "did not come: 2 more of google-scanned-objects",
+        "google-scanned-objects: 3 of 1,030 are there",
+        "large, and fetched only by its name: abo, 1 file, about 150.0 GB; pointdistill prepare-data "
+        "mixture --archives archives --sources abo --fetch",
+    ]
+    assert f"{folder}: 2 zips came, 34 bytes; 3 are there" in out
 
 
 @pytest.mark.parametrize(
@@ -101,6 +138,30 @@ def test_fetch_explains_what_takes_a_login(run: Run) -> None:
         (["--archives", "archives", "--take-tests", "abo"], "abo has no test split"),
         (["--archives", "archives", "--exclude-tests", "some"], "accepts all, got 'some'"),
         (["--archives", "archives", "--exclude-tests", "all"], "their list is needed"),
+        (
+            ["--archives", "archives", "--plan", "--fetch"],
+            "--fetch has no meaning for --plan, which",
+        ),
+        (
+            ["--archives", "archives", "--plan", "--retry"],
+            "--retry has no meaning for --plan, which",
+        ),
+        (
+            ["--archives", "archives", "--plan", "--cluster", "tcp://a:1"],
+            "--cluster has no meaning for",
+        ),
+        (
+            ["--archives", "archives", "--fetch", "--retry"],
+            "--retry has no meaning for --fetch, which",
+        ),
+        (
+            ["--archives", "archives", "--fetch", "--cluster", "tcp://a:1"],
+            "meaning for --fetch, which",
+        ),
+        (
+            ["--archives", "archives", "--workers", "0", "--cluster", "tcp://127.0.0.1:1"],
+            "--workers has no meaning for --cluster",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(run: Run, words: list[str], message: str) -> None:

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.cli import main as command
+from pointdistill.data.build import build_corpus, retry_corpus
 from pointdistill.data.corpus import verify_corpus
 from pointdistill.data.fetch import fetch
 from pointdistill.data.mixture import MixtureRequest, build_mixture
 from pointdistill.errors import DataError
 from tests.data.mixture_archives import write_modelnet40
+from tests.data.odd_source import OddSource
 from tests.data.source_archives import wedge_obj, write_zip
 
 REMOUNT = 32
@@ -112,15 +114,33 @@ def refusal(build: Callable[[], object]) -> str:
 def every_writer(folder: Path, disk: SmallDisk) -> dict[str, list[str]]:
     """The disk fills up at each file in turn that a new mixture, and then a growing one, writes."""
     archives, full = scanned(folder / "archives"), FullAt(disk)
+
+    def work(output: Path) -> object:
+        return mixed(archives, output)
+
     one = files_of(mixed(archives, folder / "one"))
-    new = list(_at_every_file(archives, disk, full, {}, one))
+    new = list(_at_every_file(work, disk, full, {}, one))
     write_modelnet40(archives)
     two = files_of(mixed(archives, folder / "two"))
-    return {"new": new, "grown": list(_at_every_file(archives, disk, full, one, two))}
+    return {"new": new, "grown": list(_at_every_file(work, disk, full, one, two))}
+
+
+def every_writer_of_a_retry(folder: Path, disk: SmallDisk) -> list[str]:
+    """The same of one that reads a quarantine again, of which one shape stays refused."""
+    source = OddSource(8, {2: "nan", 4: "one huge array"}, folder)
+    build_corpus(source, folder / "before", points=64, workers=0)
+    (folder / "healed").touch()
+    build_corpus(source, folder / "after", points=64, workers=0)
+
+    def work(output: Path) -> object:
+        return retry_corpus([source], output, workers=0)
+
+    before, after = files_of(folder / "before"), files_of(folder / "after")
+    return list(_at_every_file(work, disk, FullAt(disk), before, after))
 
 
 def _at_every_file(
-    archives: Path,
+    work: Callable[[Path], object],
     disk: SmallDisk,
     full: FullAt,
     before: dict[str, bytes],
@@ -134,7 +154,7 @@ def _at_every_file(
         for name, content in before.items():
             (output / name).write_bytes(content)
         full.arm(number)
-        said = refusal(lambda: mixed(archives, output))
+        said = refusal(lambda: work(output))
         full.disarm()
         if not full.name:
             assert said == "", said
@@ -146,7 +166,8 @@ def _at_every_file(
         assert (output / "corpus.json").exists() == bool(before)
         assert not before or verify_corpus(output) == ()
         disk.resize()
-        assert files_of(mixed(archives, output)) == after, full.name
+        work(output)
+        assert files_of(output) == after, full.name
         shutil.rmtree(output)
         yield full.name
     raise AssertionError("it never ends")
@@ -239,7 +260,7 @@ def pretended_room() -> Iterator[None]:
         shutil.disk_usage = true
 
 
-SCENARIOS = (every_writer, processes, temporary_files, download)
+SCENARIOS = (every_writer, every_writer_of_a_retry, processes, temporary_files, download)
 
 
 def run_all(folder: Path) -> dict[str, dict[str, Any]]:

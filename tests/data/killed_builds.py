@@ -1,16 +1,17 @@
 """Builds, and retries of their quarantine, killed with SIGKILL at random moments and begun again.
 
-    python killed_builds.py FOLDER SEED WORKERS:KILLS...
+    python killed_builds.py FOLDER SEED WORKERS:BUILDS:RETRIES...
 
 A test runs this in a process of its own. It loads everything once and forks, so that a killed build costs what
-the build itself does. What is left in FOLDER/WORKERS/corpus is a corpus whose quarantine was read again.
+the build itself does. It prints when, in parts of the whole, and how many corpora came of it.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import random
-import re
 import shutil
 import signal
 import sys
@@ -22,79 +23,116 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from odd_source import OddSource
 
-from pointdistill.data.build import build_corpus, retry_corpus
+from pointdistill.data.build import build_corpus, plan, retry_corpus
 
-SHAPES = 160
+SHAPES = 150
+plan.SHARD_SHAPES = 40  # four shards
 
-
-def source(scratch: Path) -> OddSource:
-    """Slow ones keep a build busy for long enough; the last two are in quarantine until ``healed`` is there."""
-    odd = {**dict.fromkeys(range(0, SHAPES, 4), "slow"), 9: "refuse"}
-    return OddSource(SHAPES, {**odd, 21: "one huge array", 77: "one huge array"}, scratch)
+Work = Callable[[Path, int], object]
+"""Makes a corpus, or goes on with it, with so many workers."""
 
 
-def kill_often(folder: Path, workers: int, wanted: int, chance: random.Random) -> None:
-    """Build and retry until there were ``wanted`` kills, half of them in builds and the rest in retries.
+class Killing:
+    """One kind of work, killed at moments that are spread over the whole time that it takes."""
 
-    It begins from the start again where these were over too soon.
-    """
-    corpus, made, killed = folder / "corpus", source(folder), 0
+    def __init__(self, work: Work, begin: Callable[[], Path], end: dict[str, bytes]) -> None:
+        """``begin`` makes ready for the work from its start on; ``end`` is what must come of it."""
+        self._work, self._begin, self._end = work, begin, end
+        self.killed: list[float] = []
+        """How far into the work each kill was, of the seconds that it takes without."""
 
-    def build(workers: int) -> None:
-        build_corpus(made, corpus, points=64, workers=workers)
+        self.ended = 0
 
-    def retry(workers: int) -> None:
-        retry_corpus([made], corpus, workers=workers)
+    def kill(self, times: int, workers: int, chance: random.Random) -> None:
+        """Kill it so many times; what comes of it in the end is what comes of it undisturbed."""
+        corpus, whole = self._begin(), time.monotonic()
+        self._finish(corpus, workers)
+        whole = time.monotonic() - whole
+        moments = [(k + chance.random()) / times for k in range(times)]
+        corpus = self._begin()
+        for part in chance.sample(moments, times):
+            while not self._is_killed(corpus, workers, part * whole):
+                self._see(corpus)
+                corpus = self._begin()
+                whole *= 0.9  # it took longer when it was measured
+            self.killed.append(part)
+        self._finish(corpus, 0)
 
-    while True:
-        folder.mkdir(parents=True)
-        for work, most in ((build, wanted // 2), (retry, wanted)):
-            while killed < most and is_killed(work, workers, corpus, chance):
-                killed += 1
-            # On without workers, whose start takes longer than all the rest.
-            assert not is_killed(work, 0, corpus, None)
-            (folder / "healed").touch()
-        if killed == wanted:
-            return
-        shutil.rmtree(folder)
+    def _finish(self, corpus: Path, workers: int) -> None:
+        assert not self._is_killed(corpus, workers, None)
+        self._see(corpus)
+
+    def _see(self, corpus: Path) -> None:
+        assert files_of(corpus) == self._end, "other bytes"
+        assert not (corpus / ".building").exists()
+        self.ended += 1
+
+    def _is_killed(self, corpus: Path, workers: int, moment: float | None) -> bool:
+        """Do the work in a process that is killed after so many seconds; False if it was done before.
+
+        This process itself builds nothing: what it forks must start afresh.
+        """
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            try:
+                self._work(corpus, workers)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        ended = 0
+        while not ended:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended and moment is not None and time.monotonic() - began >= moment:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.001)
+        assert status in (0, signal.SIGKILL), "it failed"
+        return status != 0
 
 
-def is_killed(
-    work: Callable[[int], None], workers: int, corpus: Path, chance: random.Random | None
-) -> bool:
-    """Do ``work`` in a process that is killed a random while after it got on; False if it was done before.
-
-    None as ``chance`` lets it finish. This process itself builds nothing: what it forks must start afresh.
-    """
-    before = marks(corpus)
-    child = os.fork()
-    if child == 0:
-        try:
-            work(workers)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    killing = 0.0
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            assert status in (0, signal.SIGKILL), "a build failed"
-            return status != 0
-        if chance is not None and not killing and marks(corpus) != before:
-            killing = time.monotonic() + 0.12 * chance.random() ** 2
-        if killing and time.monotonic() >= killing:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
+def files_of(corpus: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in corpus.iterdir() if path.is_file()}
 
 
-def marks(corpus: Path) -> set[str]:
-    """What is marked as finished."""
-    marked = re.compile(r"(piece|shard|corpus).*\.json")
-    return {name for _, _, names in os.walk(corpus) for name in names if marked.fullmatch(name)}
+def main(
+    folder: Path, seed: int, kills: list[tuple[int, int, int]]
+) -> dict[str, tuple[list[float], int]]:
+    """Kill as often as asked for; of builds and of retries, the moments, and how many came to their end."""
+    odd = dict.fromkeys(range(0, SHAPES, 15), "slow") | {9: "refuse"}
+    odd |= {21: "one huge array", 93: "one huge array"}
+    (folder / "well").mkdir()
+    (folder / "well" / "healed").touch()
+    sick, well = (OddSource(SHAPES, odd, folder / name) for name in ("sick", "well"))
+    numbers = itertools.count()
+
+    def new() -> Path:
+        return folder / f"corpus {next(numbers)}"
+
+    def of_the_sick() -> Path:
+        return Path(shutil.copytree(quarantined, new()))
+
+    def build(corpus: Path, workers: int) -> object:
+        return build_corpus(well, corpus, points=64, workers=workers)
+
+    def retry(corpus: Path, workers: int) -> object:
+        return retry_corpus([well], corpus, workers=workers)
+
+    quarantined, whole = folder / "quarantined", folder / "whole"
+    for source, corpus in ((sick, quarantined), (well, whole)):
+        build_corpus(source, corpus, points=64, workers=0)
+    builds = Killing(build, new, files_of(whole))
+    retries = Killing(retry, of_the_sick, files_of(whole))
+    chance = random.Random(seed)
+    for workers, of_builds, of_retries in kills:
+        for work, times in ((builds, of_builds), (retries, of_retries)):
+            if times:
+                work.kill(times, workers, chance)
+    return {"builds": (builds.killed, builds.ended), "retries": (retries.killed, retries.ended)}
 
 
 if __name__ == "__main__":
-    chance = random.Random(int(sys.argv[2]))
-    for word in sys.argv[3:]:
-        workers, kills = map(int, word.split(":"))
-        kill_often(Path(sys.argv[1], str(workers)), workers, kills, chance)
+    asked = [
+        (int(workers), int(of_builds), int(of_retries))
+        for workers, of_builds, of_retries in (word.split(":") for word in sys.argv[3:])
+    ]
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), asked)))

@@ -11,12 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
 
-from pointdistill.data.build import BuildReport, Progress, build_corpus
+from pointdistill.data.build import BuildReport, Progress, build_corpus, lock
 from pointdistill.data.build.state import unfinished_build
 from pointdistill.data.corpus import open_corpus, verify_corpus
 from pointdistill.data.sources import SourceRequest, open_source, shape_rng
@@ -262,18 +262,20 @@ def test_after_ctrl_c_the_same_call_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-def test_killed_twenty_times_builds_and_retries_go_on_to_the_same_bytes(
-    tmp_path: Path, odd: Callable[..., Any]
+def test_twenty_builds_and_some_retries_killed_at_any_moment_go_on_to_the_same_bytes(
+    tmp_path: Path,
 ) -> None:
-    """SIGKILL to the parent alone, soon after it got on with the work; orphans end by themselves."""
-    kills = {0: 11, 1: 2, 2: 4, 4: 3}
-    words = [f"{workers}:{count}" for workers, count in kills.items()]
-    subprocess.run([sys.executable, HERE / "killed_builds.py", tmp_path, "0", *words], check=True)
-    whole = importlib.import_module("killed_builds").source(tmp_path)
-    (tmp_path / "healed").touch()
-    build(whole, tmp_path / "whole")
-    ended = {workers: digest(tmp_path / str(workers) / "corpus") for workers in kills}
-    assert ended == dict.fromkeys(kills, digest(tmp_path / "whole"))
+    """SIGKILL to the parent alone, anywhere between the start and the end; orphans end by themselves."""
+    words = ["0:11:4", "1:3:0", "2:3:1", "4:3:0"]
+    program = [sys.executable, HERE / "killed_builds.py", tmp_path, "0", *words]
+    ended = subprocess.run(program, check=True, capture_output=True, text=True)
+    builds, retries = map(json.loads(ended.stdout).get, ("builds", "retries"))
+    assert (len(builds[0]), len(retries[0])) == (20, 5)
+    assert min(builds[0]) < 0.2
+    assert max(builds[0]) > 0.6
+    assert min(builds[1] - 8, retries[1] - 4) >= 0, (
+        "one undisturbed and one killed of each, at least"
+    )
 
 
 def test_a_shard_that_vanished_is_built_again(tmp_path: Path, odd: Callable[..., Any]) -> None:
@@ -299,6 +301,30 @@ def test_two_builds_of_one_folder_do_not_meet(tmp_path: Path, odd: Callable[...,
 
     with pytest.raises(CorpusError, match="another process is building"):
         build(source, folder, progress=second)
+
+
+def test_a_lock_that_went_with_its_folder_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process ends, and takes its folder away, after this one has opened the lock there."""
+    pytest.importorskip("fcntl")
+    place, take = tmp_path / ".building" / "lock", lock._take
+    taken: list[int] = []
+
+    def late(file: IO[str], corpus: Path) -> None:
+        if not taken:
+            place.unlink()
+            place.parent.rmdir()
+        taken.append(file.fileno())
+        take(file, corpus)
+
+    monkeypatch.setattr(lock, "_take", late)
+    with lock.locked(tmp_path):
+        assert len(taken) == 2
+        with pytest.raises(CorpusError, match="another process"), lock.locked(tmp_path):
+            pass
+        assert place.is_file()
+    assert not place.parent.exists()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -23,13 +23,14 @@ from typing import Any
 
 import pytest
 
-from pointdistill.data.build import BuildReport, Progress, build_corpus, foreman
+from pointdistill.data import files
+from pointdistill.data.build import BuildReport, Progress, build_corpus, foreman, state
 from pointdistill.data.build import cluster as cluster_module
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.order import Order, OrderedJob, place_order
 from pointdistill.data.build.pool import Died, Done
 from pointdistill.data.build.spans import Span
-from pointdistill.data.build.state import BuildFolder
+from pointdistill.data.build.state import BuildFolder, Outcome
 from pointdistill.data.build.tasks import BuildJob, JoinTask, PieceTask
 from pointdistill.data.memory import GIB
 from pointdistill.errors import ConfigError, DataError
@@ -249,6 +250,40 @@ def test_an_ordered_task_is_done_once(order: Order, odd: Callable[..., Any]) -> 
     order.path.unlink()
     with pytest.raises(DataError, match="the build was stopped"):
         job(tasks[0], read.append)
+
+
+@pytest.mark.parametrize("moment", ["before the join", "while a mark is read"])
+def test_a_join_that_another_host_does_meanwhile_is_done(
+    order: Order, odd: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The other one has written the shard, and taken the pieces away, between two looks of this one."""
+    entries = sorted(odd(10).entries(), key=lambda entry: entry.id)
+    spans = [Span(0, 5), Span(5, 10)]
+    here = OrderedJob(order)
+    for span in spans:
+        here(PieceTask(0, span, entries[span.start : span.stop]), lambda _: None)
+    folder = BuildFolder(order.path.parent.parent)
+    there = BuildJob(odd(10), seed=0, points=64, folder=folder)
+    join, read = BuildJob._join, files.read_json
+    others: list[Outcome] = []
+
+    def late_join(job: BuildJob, task: JoinTask) -> Outcome:
+        if not others:
+            others.append(join(there, task))
+        return join(job, task)
+
+    def late_read(path: Path) -> Any:
+        if path.name.startswith("piece") and not others:
+            others.append(Outcome(0, ()))
+            others[0] = join(there, JoinTask(0, spans))
+        return read(path)
+
+    if moment == "before the join":
+        monkeypatch.setattr(BuildJob, "_join", late_join)
+    else:
+        monkeypatch.setattr(state, "read_json", late_read)
+    assert here(JoinTask(0, spans), lambda _: None) == others[0]
+    assert others[0].kept == 10
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from pointdistill.data.build.plan import (
     PIECE_SHAPES,
     SHARD_BYTES,
     SHARD_SHAPES,
+    Piece,
+    Plan,
     make_plan,
 )
 
@@ -44,3 +47,25 @@ def test_sizes_that_the_docs_state() -> None:
 
 def test_a_small_build_has_work_for_many_cores() -> None:
     assert len(make_plan(1500, 1024).pieces) >= 60
+
+
+def test_the_pieces_of_a_shard_are_found_without_a_look_at_all_others() -> None:
+    """A million points a shape: two shapes a piece, a shard every 38; a look at all would be quadratic."""
+    looks: list[object] = []
+
+    class Counted(tuple[Piece, ...]):
+        __slots__ = ()
+
+        def __getitem__(self, place: Any) -> Any:
+            looks.append(place)
+            return super().__getitem__(place)
+
+        def __iter__(self) -> Any:
+            raise AssertionError("all of them")
+
+    plan = make_plan(20_000, 1_000_000)
+    counted = Plan(Counted(plan.pieces), plan.shards)
+    by_shard = itertools.groupby(plan.pieces, key=lambda piece: piece.shard)
+    for shard, pieces in by_shard:
+        assert counted.pieces_of(shard) == tuple(pieces)
+    assert len(looks) < 40 * plan.shards

@@ -7,11 +7,15 @@ import multiprocessing
 import os
 import sys
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pointdistill.data.build import pool as pool_module
+from pointdistill.data.build import worker as worker_module
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.pool import Died, Done, open_pool
 from pointdistill.data.memory import GIB
@@ -29,6 +33,8 @@ def job(task, started):
             os._exit(7)
         if task == f"hang {step}":
             time.sleep(1000)
+    if task == "nap":
+        time.sleep(0.3)
     if task == "rest":
         started(-1)
         time.sleep(1.2)
@@ -158,6 +164,51 @@ def test_a_parent_that_was_held_up_takes_no_worker_for_stuck(jobs: ModuleType) -
         time.sleep(0.4)
 
     with open_pool(jobs.job, workers=1, on_step=slow, limits=limits) as pool:
+        pool.submit("a")
+        assert [type(event) for event in pool.events()] == [Done]
+
+
+def test_time_in_which_the_whole_program_was_stopped_is_no_shapes(
+    jobs: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Ctrl-Z, or on a machine that sleeps: parent and worker both stand still while the clock goes on."""
+    steps: list[int] = []
+    ahead: list[float] = []
+
+    def stopped(connections: list[Any], timeout: float) -> list[Any]:
+        if len(steps) == 3 and not ahead:
+            ahead.append(1000)
+            return []
+        return plainly(connections, timeout)
+
+    plainly, clock = (
+        wait,
+        SimpleNamespace(monotonic=lambda: time.monotonic() + sum(ahead)),
+    )
+    monkeypatch.setattr(pool_module, "wait", stopped)
+    monkeypatch.setattr(pool_module, "time", clock)
+    monkeypatch.setattr(worker_module, "time", clock)
+    limits = ShapeLimits(deadline_seconds=100)
+    with open_pool(
+        jobs.job, workers=1, on_step=lambda _, step: steps.append(step), limits=limits
+    ) as pool:
+        pool.submit("nap")
+        assert [type(event) for event in pool.events()] == [Done]
+    assert ahead
+
+
+@pytest.mark.parametrize("seconds", [3e6, 1e12])
+def test_a_deadline_may_be_longer_than_the_system_waits(jobs: ModuleType, seconds: float) -> None:
+    limits = ShapeLimits(deadline_seconds=seconds)
+    with open_pool(jobs.job, workers=1, on_step=lambda *_: None, limits=limits) as pool:
+        pool.submit("a")
+        assert [type(event) for event in pool.events()] == [Done]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+def test_a_memory_limit_may_be_larger_than_any_memory(jobs: ModuleType) -> None:
+    limits = ShapeLimits(memory_bytes=2**70)
+    with open_pool(jobs.job, workers=1, on_step=lambda *_: None, limits=limits) as pool:
         pool.submit("a")
         assert [type(event) for event in pool.events()] == [Done]
 

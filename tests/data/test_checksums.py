@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,11 @@ def test_a_plan_reads_nothing(read: list[Path], tmp_path: Path) -> None:
         assert file_checksum(path) == ""
     assert file_checksum(path) != ""
     assert read == [path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8_is_read_each_time(read: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xe9.zip")
+    path.write_bytes(b"12345")
+    assert file_checksum(path) == file_checksum(path) == hashlib.sha256(b"12345").hexdigest()
+    assert len(read) == 2

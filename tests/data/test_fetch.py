@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pointdistill.data.fetch import fetch
+from pointdistill.data.fetch import DamagedError, fetch
+from pointdistill.data.web import announced_bytes
 from pointdistill.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -26,6 +27,7 @@ class Server:
 
     url: str = ""
     content: bytes = CONTENT
+    methods: list[str] = field(default_factory=list)
     etag: str | None = '"one"'
     drop_after: list[int] = field(default_factory=list)
     """Bytes after which the next connections end."""
@@ -51,7 +53,11 @@ def server() -> Iterator[Server]:
     state, over = Server(), threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def do_GET(self) -> None:
+            state.methods.append(self.command)
             state.asked.append(self.headers.get("Range", ""))
             if state.statuses:
                 self.send_error(state.statuses.pop(0))
@@ -60,6 +66,7 @@ def server() -> Iterator[Server]:
                 self.send_response(302)
                 self.send_header("Location", state.moved[self.path])
                 self.send_header("X-Linked-Etag", f'"{SHA256}"')
+                self.send_header("X-Linked-Size", "300000")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
@@ -82,6 +89,8 @@ def server() -> Iterator[Server]:
                 if value:
                     self.send_header(name, value)
             self.end_headers()
+            if self.command == "HEAD":
+                return
             if state.stall_after:
                 self.wfile.write(body[: state.stall_after.pop(0)])
                 over.wait()
@@ -192,6 +201,36 @@ def test_the_checksum_of_a_redirect_is_compared(server: Server, tmp_path: Path) 
     assert got.path.read_bytes() == CONTENT
 
 
+def test_the_length_of_a_file_is_asked_without_fetching_it(server: Server) -> None:
+    assert announced_bytes(server.url) == 300_000
+    assert server.methods == ["HEAD"]
+    server.headers = {"Content-Length": ""}
+    assert announced_bytes(server.url) is None
+    moved = server.url.replace("file", "moved")
+    assert announced_bytes(moved) == 300_000, "the redirect says it"
+    server.moved["/moved"] = "/moved"
+    assert announced_bytes(moved) == 300_000
+    assert set(server.methods) == {"HEAD"}
+    server.statuses = [404]
+    assert announced_bytes(server.url) is None
+
+
+def test_with_a_check_the_server_need_not_say_how_long_the_file_is(
+    server: Server, tmp_path: Path
+) -> None:
+    server.headers, path = {"Content-Length": ""}, tmp_path / "a.zip"
+    (tmp_path / ".a.zip.part").write_bytes(b"of another call")
+    got = fetch(
+        server.url, path, check=lambda part: "" if part.stat().st_size == 300_000 else "short"
+    )
+    assert (got.bytes, path.read_bytes()) == (300_000, CONTENT)
+    path.unlink()
+    server.drop_after = [100_000]
+    with pytest.raises(DamagedError, match=r"a\.zip: 100000 bytes; fetch it again from http"):
+        fetch(server.url, path, check=lambda part: f"{part.stat().st_size} bytes", sleep=no_sleep)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_busy_server_is_asked_again_with_longer_and_longer_pauses(
     server: Server, tmp_path: Path
 ) -> None:
@@ -207,7 +246,7 @@ def test_a_busy_server_is_asked_again_with_longer_and_longer_pauses(
 def test_a_silent_connection_is_given_up_and_what_came_is_kept(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pointdistill.data.fetch.TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("pointdistill.data.web.TIMEOUT_SECONDS", 0.1)
     server.stall_after = [100_000, 50_000]
     got = fetch(server.url, tmp_path / "a.zip", sha256=SHA256, sleep=no_sleep)
     assert got.path.read_bytes() == CONTENT

@@ -55,6 +55,14 @@ def test_whichever_file_fills_the_disk_the_mixture_ends_in_one_line_and_goes_on(
     assert files["grown"] == [*source[:2], *source, "corpus.json", "refused.jsonl", "corpus.json"]
 
 
+def test_whichever_file_fills_the_disk_a_retry_ends_in_one_line_and_goes_on(seen: Seen) -> None:
+    """The lock, the retry's own plan, what is kept and what is read again, and what the corpus will be."""
+    begun = ["lock", "base.json", "lock", "plan.json"]
+    pieces = 3 * ["piece.h5", "piece.json"]  # before the shape, after it, and the shape
+    decided = ["refused.jsonl", "corpus.json"]
+    assert seen("every_writer_of_a_retry") == [*begun, *pieces, "shard.h5", "shard.json", *decided]
+
+
 def test_a_disk_that_fills_up_under_two_workers_is_one_line_and_exit_code_2(
     seen: Seen, folder: Path
 ) -> None:

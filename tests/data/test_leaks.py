@@ -8,11 +8,12 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from pointdistill.data.build import build_corpus
 from pointdistill.data.builtin import make_shape, sample_shape
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.leaks import HeldOut, candidates, find_leaks, store
+from pointdistill.data.leaks import HeldOut, candidates, check, find_leaks, store
 from pointdistill.data.leaks.candidates import MOST, Wanted, nearest_prints
 from pointdistill.data.leaks.check import match_clouds
 from pointdistill.data.leaks.fingerprint import (
@@ -249,6 +250,19 @@ def test_planted_shapes_are_found_and_clean_ones_are_not(corpus: Corpus) -> None
     names = corpus.ids()
     expected = [f"{CATEGORIES[number % 6]}/{number // 6:06d}" for number in numbers]
     assert [names[m.corpus_index] if m else None for m in found] == [*expected, *[None] * 6]
+
+
+def test_clouds_are_compared_on_one_thread(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment says; the caller's own number is there again afterwards."""
+
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    seen: list[set[int]] = []
+    monkeypatch.setattr(check, "_first_match", lambda *_: seen.append(threads()))
+    with threadpool_limits(2, user_api="blas"):
+        match_clouds([resampled(4)], corpus, workers=1)
+        assert (seen, threads()) == ([{1}], {2})
 
 
 def test_the_report_does_not_depend_on_the_workers(corpus: Corpus) -> None:

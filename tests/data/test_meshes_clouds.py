@@ -35,6 +35,8 @@ def cloud_forms() -> dict[str, bytes]:
         "named.csv": (
             "id,z,x,y\n" + rows([[n, *point] for n, point in enumerate(shuffled)], ",")
         ).encode(),
+        "marked.csv": "\ufeffx,id,y,z\n".encode()
+        + rows([[x, 7, y, z] for x, y, z in POINTS], ",").encode(),
         "header.csv": ("east,north,height\n" + rows(POINTS, ",")).encode(),
         "comments.xyz": ("# x y z\n// scan\n" + rows(POINTS)).encode(),
         "counted.pts": ("40\n" + rows([[*point, 9] for point in POINTS])).encode(),
@@ -51,6 +53,16 @@ def test_clouds_as_text_and_pcd(name: str, tmp_path: Path) -> None:
     cloud = read_mesh(path)
     assert isinstance(cloud, PointSet)
     assert cloud.points.tolist() == POINTS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "before"), [("counted.pts", "45\n"), ("plain.csv", ""), ("first.csv", ",,\n")]
+)
+def test_rows_of_separators_are_not_passed_over(name: str, before: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(before + rows(POINTS, ";") + ";;\n" * 5)
+    with pytest.raises(DataError, match="expected at least 3 numbers a row, got ''"):
+        read_mesh(path)
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i4"])

@@ -30,6 +30,12 @@ def obj_forms() -> dict[str, str]:
         "counted_back": vertices
         + "".join("f " + " ".join(str(c - 9) for c in quad) + "\n" for quad in faces),
         "joined_lines": vertices + "".join(f"f {a} {b} \\\n{c} {d}\n" for a, b, c, d in faces),
+        "joined_vertices": plain.replace("v 0.0 ", "v\\\n0.0 \\\r\n"),
+        "byte_order_mark": "\ufeff" + plain,
+        "comment_with_a_backslash": plain.replace("v 0.0", "# C:\\box\\\nv 0.0"),
+        "paths_with_a_backslash": "mtllib C:\\box\\\n"
+        + plain.replace("f 1", "usemtl C:\\wood\\\nf 1"),
+        "comments_behind": plain.replace("\n", " # 7 8 \\\n"),
         "colours": plain.replace("v 0.0 0.0 0.0\n", "v 0.0 0.0 0.0 0.5 0.5 0.5\n"),
         "faces_first": "".join(f"f {a} {b} {c} {d}\n" for a, b, c, d in faces) + vertices,
         "missing_material": "mtllib gone.mtl\nusemtl gone\n" + plain,

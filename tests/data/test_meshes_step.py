@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pointdistill.data.build import build_corpus
 from pointdistill.data.meshes import read_mesh, surface_area
 from pointdistill.data.meshes.formats import step
+from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.errors import DataError
 from tests.data.meshes.box import read_surface
 from tests.data.meshes.step_text import step_text
@@ -119,7 +121,8 @@ def test_without_the_extra_the_message_names_it(
 @pytest.mark.parametrize(
     ("program", "said"),
     [
-        ("import os; os.kill(os.getpid(), 9)", r"the converter ended with -9 \(no message\)"),
+        ("import os; os.kill(os.getpid(), 6)", r"the converter ended with -6 \(no message\)"),
+        ("import os; os.kill(os.getpid(), 9)", "does not fit into memory"),
         ("import time; time.sleep(60)", "not converted within 1 seconds"),
         ("bytearray(2 << 40)", "does not fit into memory"),
         (
@@ -129,7 +132,7 @@ def test_without_the_extra_the_message_names_it(
         ("print()", r"expected|GLB|glTF"),
         ("", "nothing to convert"),
     ],
-    ids=["crash", "hang", "memory", "exception", "chatter", "nothing"],
+    ids=["crash", "killed", "hang", "memory", "exception", "chatter", "nothing"],
 )
 def test_a_converter_that_fails_costs_its_file_alone(
     program: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -142,6 +145,35 @@ def test_a_converter_that_fails_costs_its_file_alone(
     with pytest.raises(DataError, match=said) as caught:
         read_mesh(write(tmp_path / "a.step", step_text(PART, WEDGE_FACES)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "backstop"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", 60, "memory"),
+        ("import os; os.kill(os.getpid(), 14)", 60, "deadline"),
+        ("import time; time.sleep(60)", 0.5, "deadline"),
+    ],
+    ids=["killed", "alarm", "no alarm"],
+)
+def test_a_build_can_tell_what_was_no_fault_of_the_file(
+    program: str,
+    seconds: float,
+    backstop: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system was out of memory, or the machine too slow."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(step, "_PROGRAM", write(tmp_path / "program.py", program))
+    monkeypatch.setattr(step, "_MOST_SECONDS", seconds)
+    monkeypatch.setattr(step, "_PATIENCE_SECONDS", 0)
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts" / "a.step", step_text(PART, WEDGE_FACES))
+    np.save(tmp_path / "parts" / "b.npy", np.arange(192, dtype=np.float32).reshape(64, 3))
+    source = open_source("folder", SourceRequest(path=tmp_path / "parts"))
+    report = build_corpus(source, tmp_path / "corpus", points=64, workers=0)
+    assert (report.kept, report.quarantined) == (1, {backstop: 1})
 
 
 @needs_cascadio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,14 @@ def test_integers_end_at_a_slash_or_with_their_word() -> None:
     assert values[: len(texts)].tolist() == [1, -1, 1234567, -1234567, 12, 12, 7, 0, 7]
     assert found.tolist() == list(range(len(texts), len(texts + odd)))
     assert parse_indices(words_of(["12345678/1", "+3/2"]), np.arange(2)).tolist() == [12345678, 3]
+
+
+@pytest.mark.parametrize("word", ["-", "+", "-/1", "5-"])
+def test_a_sign_alone_is_no_index(word: str) -> None:
+    """NumPy takes one for 0, and the one before a number for its sign."""
+    for texts in ([word], [word, "+3"], ["+3", word]):
+        with pytest.raises(DataError, match=f"expected whole numbers, got '{re.escape(word)}'"):
+            parse_indices(words_of(texts), np.arange(len(texts)))
 
 
 def test_lines_and_their_words() -> None:

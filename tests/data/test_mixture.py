@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pointdistill.data.mixture import (
     retry_mixture,
     survey,
 )
+from pointdistill.data.sources.base import Entry
 from pointdistill.errors import ConfigError, CorpusError, DataError
 from tests.data.mixture_archives import (
     PART_LIST,
@@ -33,6 +34,7 @@ from tests.data.mixture_archives import (
     write_objaverse,
     write_shapenetcore,
 )
+from tests.data.odd_source import OddSource
 from tests.data.source_archives import build, wedge_obj, wedge_off, write_zip
 
 NAMES = ["abo", "google-scanned-objects", "modelnet40", "scanobjectnn", "shapenetcore"]
@@ -366,6 +368,64 @@ def test_quarantined_shapes_stay_so_as_a_mixture_grows_and_may_then_be_read_agai
     assert (again.kept, again.retried, again.recovered) == (12, 1, 1)
     fresh = build_mixture(request, tmp_path / "fresh", points=64, workers=0).path
     assert files_of(output) == files_of(fresh)
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_growth_that_was_stopped_while_files_are_moved_is_finished_by_a_retry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    """A shard, the list of refused shapes and the manifest move; the old and the new source have a quarantine."""
+    sources = [OddSource(8, {2: "nan", 4: "one huge array"}, tmp_path, "one")]
+    monkeypatch.setattr("pointdistill.data.mixture.build.open_taken", lambda _: tuple(sources))
+    request, output = MixtureRequest(archives=tmp_path), tmp_path / "corpus"
+    build_mixture(request, output, points=64, workers=0)
+    sources.append(OddSource(5, {1: "one huge array"}, tmp_path, "two"))
+    replace = Path.replace
+    done: list[str] = []
+
+    def stopping(self: Path, target: Path) -> Path:
+        if target.parent == output:
+            if len(done) == moved:
+                raise KeyboardInterrupt
+            done.append(target.name)
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            build_mixture(request, output, points=64, workers=0)
+    (tmp_path / "healed").touch()
+    again = retry_mixture(request, output, workers=0)
+    assert (again.kept, again.retried, again.recovered) == (12, 2, 2)
+    assert build_mixture(request, output, points=64, workers=0).was_complete
+    fresh = build_mixture(request, tmp_path / "fresh", points=64, workers=0).path
+    assert files_of(output) == files_of(fresh)
+
+
+def test_a_run_that_has_nothing_to_do_leaves_one_alone_that_is_about_to_add(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a large archive is listed, there is nothing of it on the disk but the lock."""
+    pytest.importorskip("fcntl")
+    request, output = MixtureRequest(archives=tmp_path), tmp_path / "corpus"
+    one = OddSource(8, {}, tmp_path, "one")
+    taken: list[Any] = [one]
+    others: list[bool] = []
+
+    class Listed(OddSource):
+        def entries(self) -> Sequence[Entry]:
+            taken[:] = [one]
+            others.append(build_mixture(request, output, points=64, workers=0).was_complete)
+            assert (output / ".building" / "lock").is_file()
+            return super().entries()
+
+    monkeypatch.setattr("pointdistill.data.mixture.build.open_taken", lambda _: tuple(taken))
+    build_mixture(request, output, points=64, workers=0)
+    assert not (output / ".building").exists()
+    taken.append(Listed(5, {}, tmp_path, "two"))
+    assert build_mixture(request, output, points=64, workers=0).kept == 13
+    assert others == [True]
+    assert not (output / ".building").exists()
 
 
 # Test splits

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME
 from pointdistill.data.mixture import (
     MixtureRequest,
+    Offer,
     build_mixture,
     fetch_missing,
     fetching,
@@ -28,6 +31,7 @@ from tests.data.mixture_archives import (
     write_modelnet40,
     write_shapenetcore,
 )
+from tests.data.source_archives import wedge_obj, write_zip
 
 ROW_BYTES = 128 * 6 + 120
 
@@ -162,9 +166,10 @@ def test_an_archive_that_cannot_be_used_is_named_and_the_others_are_planned(arch
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that is served at the addresses of ModelNet40 and of the annotation."""
+    """A folder that is served at the addresses of ModelNet40, the annotation, and one scanned object."""
     folder = tmp_path / "site"
-    folder.mkdir()
+    write_zip(folder / "GoogleResearch/models/Cup.zip", {"meshes/model.obj": wedge_obj()})
+    (folder / "models").write_text(json.dumps([{"name": "Cup", "owner": "GoogleResearch"}]))
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *given: Any) -> None:
@@ -180,6 +185,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         lists = {ANNOTATION_NAME: f"{root}/{ANNOTATION_NAME}"}
         monkeypatch.setattr(fetching, "ADDRESSES", addresses)
         monkeypatch.setattr(fetching, "LIST_ADDRESSES", lists)
+        monkeypatch.setattr(fetching, "FUEL", root)
         yield folder
         httpd.shutdown()
 
@@ -190,8 +196,18 @@ def test_what_is_missing_is_fetched_and_the_rest_is_explained(site: Path, tmp_pa
     folder = tmp_path / "downloads"
     write_shapenetcore(folder)
     request = MixtureRequest(archives=folder, exclude_all_tests=True)
-    report = fetch_missing(request)
+    announced: list[Offer] = []
+    report = fetch_missing(request, announce=announced.extend)
+    size = (site / "ModelNet40.zip").stat().st_size
+    assert announced == [
+        Offer(name="modelnet40", files=1, bytes=size),
+        Offer(name="lists of test shapes", files=1, bytes=(site / ANNOTATION_NAME).stat().st_size),
+        Offer(name="google-scanned-objects", files=1_030, bytes=13_000_000_000),
+    ]
     assert [file.path.name for file in report.fetched] == ["ModelNet40.zip", ANNOTATION_NAME]
+    assert report.scanned is not None
+    assert (report.scanned.fetched, report.scanned.there) == (1, 1)
+    assert (folder / "google-scanned-objects/Cup.zip").exists()
     for name in ("ModelNet40.zip", ANNOTATION_NAME):
         assert (folder / name).read_bytes() == (site / name).read_bytes()
     lines = {line.split(":")[0]: line for line in report.by_hand}
@@ -199,8 +215,11 @@ def test_what_is_missing_is_fetched_and_the_rest_is_explained(site: Path, tmp_pa
     assert lines["toys4k"] == f"toys4k: {info.archive}, from {info.origin} ({info.access})"
     assert "shapenetcore" not in lines, "it is there"
     assert "the package `objaverse` fetches them" in lines["objaverse"]
-    assert "modelnet40" not in lines
-    assert fetch_missing(request).fetched == (), "what is there is not fetched again"
+    assert not lines.keys() & {"modelnet40", "google-scanned-objects"}
+    again = fetch_missing(request)
+    assert again.fetched == (), "what is there is not fetched again"
+    assert again.scanned is not None
+    assert again.scanned.fetched == 0
 
 
 def test_only_what_was_named_is_fetched(site: Path, tmp_path: Path) -> None:
@@ -208,6 +227,25 @@ def test_only_what_was_named_is_fetched(site: Path, tmp_path: Path) -> None:
     report = fetch_missing(MixtureRequest(archives=tmp_path / "none", sources=("toys4k",)))
     assert report.fetched == ()
     assert [line.split(":")[0] for line in report.by_hand] == ["toys4k"]
+
+
+def test_a_large_source_is_fetched_where_it_is_named_and_goes_on_with_what_lacks(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cap3d(site)
+    root = fetching.ADDRESSES["modelnet40"]["ModelNet40.zip"].rpartition("/")[0]
+    files = {name: f"{root}/{name}" for name in ("compressed_pcs_00.zip", "compressed_pcs_01.zip")}
+    monkeypatch.setattr(fetching, "ADDRESSES", {"objaverse-cap3d": files})
+    folder = tmp_path / "downloads"
+    write_zip(folder / "compressed_pcs_01.zip", {"Cap3D_pcs/a.ply": "x"})
+    size = (site / "compressed_pcs_00.zip").stat().st_size
+    report = fetch_missing(MixtureRequest(archives=folder))
+    assert report.fetched == ()
+    assert report.too_large == (Offer(name="objaverse-cap3d", files=1, bytes=size),)
+    report = fetch_missing(MixtureRequest(archives=folder, sources=("objaverse-cap3d",)))
+    assert [file.path.name for file in report.fetched] == ["compressed_pcs_00.zip"]
+    assert report.too_large == report.by_hand == ()
+    assert report.scanned is None, "another source was named"
 
 
 def test_a_file_that_is_gone_is_one_error(site: Path, tmp_path: Path) -> None:
@@ -220,5 +258,20 @@ def test_nothing_that_takes_a_login_has_an_address() -> None:
     for name, files in fetching.ADDRESSES.items():
         info = source_info(name)
         assert info.access == "no login"
-        assert set(files) == set(info.files)
+        for file in files:
+            assert any(fnmatch.fnmatch(file, pattern) for pattern in info.files), file
+        for pattern in info.files:
+            assert fnmatch.filter(files, pattern), pattern
         assert all(url.startswith("https://") for url in files.values())
+        assert all(url.endswith(f"/{file}") for file, url in files.items())
+    assert source_info(fetching.SCANNED).access == "no login"
+    assert set(fetching.ADDRESSES) >= fetching.LARGE
+
+
+def test_cap3ds_clouds_are_those_of_objaverse() -> None:
+    first, beyond = (fetching.ADDRESSES[n] for n in ("objaverse-cap3d", "objaverse-xl-cap3d"))
+    assert (len(first), len(beyond)) == (10, 3)
+    assert first["compressed_pcs_09.zip"] == (
+        "https://huggingface.co/datasets/tiange/Cap3D/resolve/main/PointCloud_zips/compressed_pcs_09.zip"
+    )
+    assert list(beyond) == [f"compressed_pcs_{number}.zip" for number in (10, 11, 12)]

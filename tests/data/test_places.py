@@ -55,7 +55,7 @@ def test_an_archive_that_is_gone_is_the_machines_fault(root: Path) -> None:
     """So that a build stops, and does not refuse every shape that is left."""
     place = place_of(root, "a/b.txt")
     root.rename(root.with_name("elsewhere"))
-    with pytest.raises(OSError, match="is gone; put it back") as caught:
+    with pytest.raises(OSError, match="was there when it was listed and is gone") as caught:
         read_place(root, place)
     assert caught.value.errno == errno.ESTALE
 
@@ -122,8 +122,6 @@ def test_a_file_of_a_folder_is_bounded_too(tmp_path: Path, monkeypatch: pytest.M
     for grown in (place, replace(place, size=1)):
         with pytest.raises(DataError, match="49,999"):
             read_place(tmp_path, grown)
-    with pytest.raises(DataError, match="No such file"):
-        read_place(tmp_path, Place("gone.txt"))
 
 
 def test_a_pointer_of_git_lfs_is_told_apart_from_damage(tmp_path: Path) -> None:

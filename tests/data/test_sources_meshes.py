@@ -284,7 +284,7 @@ def test_a_zip_that_vanishes_stops_the_build_and_is_not_refused(scanned: Path) -
     source = open_source("google-scanned-objects", SourceRequest(path=scanned))
     entry = source.entries()[0]
     (scanned / entry.where).unlink()
-    with pytest.raises(OSError, match="is gone; put it back") as caught:
+    with pytest.raises(OSError, match="was there when it was listed and is gone") as caught:
         source.read(entry, 64, rng=np.random.default_rng(0))
     assert caught.value.errno == errno.ESTALE
 

@@ -41,7 +41,9 @@ def test_depth_is_unrotated_and_clipped_at_eight_metres() -> None:
 @pytest.mark.parametrize("kept", [0, 5, 60, 300])
 def test_an_image_that_is_cut_short_is_refused(kept: int) -> None:
     content = depth_png(np.random.default_rng(0).integers(0, 9000, (20, 20)))[:kept]
-    with pytest.raises(DataError, match=r"a/b\.png is no depth image"):
+    with pytest.raises(
+        DataError, match=r"^a/b\.png is no depth image that can be read; fetch the archive again$"
+    ):
         depth_metres(content, "a/b.png")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pointdistill.engine import devices
@@ -26,3 +28,19 @@ def test_a_cpu_that_cannot_train_in_bf16_is_refused_in_one_line(
         f"precision 'bf16' cannot be had on this CPU ({reason}); use --precision no"
     )
     assert "\n" not in message
+
+
+def test_a_trial_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_BF16_TRIAL", "import time; time.sleep(30)")
+    monkeypatch.setattr(devices, "_TRIAL_SECONDS", 0.2)
+    with pytest.raises(ConfigError, match=r"\(a trial did not end within 0.2 s\)"):
+        devices.build_accelerator("cpu", "bf16")
+
+
+def test_a_trial_loads_nothing_from_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('a file of the user was run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "_BF16_TRIAL", "import random")
+    devices.build_accelerator("cpu", "bf16")

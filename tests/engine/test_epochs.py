@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from pointdistill.engine.finetuning import training_file
-from pointdistill.engine.finetuning.classifier_recipes import RECIPES
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES, ClassifierRecipe
 from pointdistill.engine.finetuning.epochs import EpochRecord, Trained, train_epochs
 from pointdistill.engine.finetuning.supervised import ClassifierTask, build_classifier
 from pointdistill.engine.finetuning.training_file import TrainingFile, write_start
+from pointdistill.engine.inputs import ProtocolInput
 from pointdistill.errors import CheckpointError, DivergenceError
 from pointdistill.model.classifier import Classifier
 from tests.engine.labelled import INPUTS, make_clouds, make_encoder
@@ -33,10 +35,13 @@ def train(
     file: TrainingFile | None = None,
     report: Callable[[EpochRecord], None] | None = None,
     epochs: int = 4,
+    recipe: ClassifierRecipe = RECIPE,
+    inputs: ProtocolInput = INPUTS,
+    seed: int = 3,
 ) -> Trained:
     test = make_clouds(9, seed=1)
-    task = ClassifierTask(classifier, make_clouds(), test, RECIPE, INPUTS, seed=3)
-    return train_epochs(task, RECIPE, seed=3, epochs=epochs, file=file, report=report)
+    task = ClassifierTask(classifier, make_clouds(), test, recipe, inputs, seed)
+    return train_epochs(task, recipe, seed=seed, epochs=epochs, file=file, report=report)
 
 
 def after(steps: int) -> Callable[[], bool]:
@@ -118,6 +123,27 @@ def test_a_file_of_another_model_is_named(tmp_path: Path) -> None:
     write_start(path, build_classifier(make_encoder(), 4, RECIPE, seed=0))
     with pytest.raises(CheckpointError, match="does not fit this model: head"):
         train(new_classifier(), file=TrainingFile(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 5},
+        {"seed": 4},
+        {"recipe": replace(RECIPE, weight_decay=0.1)},
+        {"inputs": replace(INPUTS, augment=replace(INPUTS.augment, scale_low=0.8))},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_file_of_other_settings_is_not_gone_on_with(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "training.safetensors"
+    train(new_classifier(), file=TrainingFile(path, after(1)))
+    kept = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"begun with another recipe, .*remove it to begin"):
+        train(new_classifier(), file=TrainingFile(path), **change)
+    assert path.read_bytes() == kept
 
 
 def test_every_step_has_noise_of_its_own_and_every_epoch_an_order(tmp_path: Path) -> None:

@@ -210,14 +210,19 @@ def test_parts_are_kept_seed_by_seed(workplace: Path, monkeypatch: pytest.Monkey
 def measure_until(
     epoch: int, folder: Path, benchmark: str, **changes: object
 ) -> tuple[Outcome | None, list[int]]:
-    """With Ctrl-C after ``epoch``, counted from 1: the outcome, None where it was stopped, and the epochs seen."""
+    """With Ctrl-C after ``epoch``, counted from 1: the outcome, None where it was stopped, and the epochs seen.
+
+    A signal is answered once, at once.
+    """
     seen: list[int] = []
+    answered: list[int] = []
 
     def show(task: str, done: int, _total: int) -> None:
         if task.endswith(("finetune", "parts")) and done:
             seen.append(done)
             if done == epoch:
                 os.kill(os.getpid(), signal.SIGINT)
+                assert answered == [epoch]
 
     request = EvaluationRequest(
         benchmark=benchmark,
@@ -227,7 +232,13 @@ def measure_until(
         **changes,  # type: ignore[arg-type]
     )
     try:
-        return evaluate_saved(request, say=lambda _: None, progress=show), seen
+        done = evaluate_saved(
+            request,
+            say=lambda _: None,
+            progress=show,
+            on_signal=lambda: answered.append(seen[-1]),
+        )
+        return done, seen
     except KeyboardInterrupt:
         return None, seen
 

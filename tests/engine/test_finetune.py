@@ -115,7 +115,7 @@ def stopping_after(steps: int) -> Iterator[Callable[[], bool]]:
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, steps: int, call: Callable[[], Finetuned]) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(module, "interruptible", lambda: stopping_after(steps))
+        patched.setattr(module, "interruptible", lambda _: stopping_after(steps))
         assert not call().finished
 
 

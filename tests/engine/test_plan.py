@@ -103,8 +103,12 @@ def test_a_tiny_step_is_affordable() -> None:
     assert affordable_batch(trial(32, "tiny")) == 32
 
 
-def test_steps_are_measured_in_a_process_of_their_own() -> None:
-    """Three times the batch takes more time and more memory; both are of the size that such a model has."""
+def test_steps_are_measured_in_a_process_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time and memory are of the size that such a model has; what lies in the working folder is not loaded."""
+    (tmp_path / "random.py").write_text("raise SystemExit('a file of the user was run')")
+    monkeypatch.chdir(tmp_path)
     one = replace(trial(), config=micro_config(), points=256)
     found = measure_steps(one)
     assert found.batch_size == 6

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.task_progress import task_progress
+from pointdistill.cli.task_progress import say_saving, task_progress
 
 if TYPE_CHECKING:
     from pointdistill.engine.evaluation.saved import Outcome
@@ -134,7 +134,7 @@ def evaluate(
     )
     with task_progress() as (say, show):
         try:
-            outcome = evaluate_saved(request, say=say, progress=show)
+            outcome = evaluate_saved(request, say=say, progress=show, on_signal=say_saving)
         except KeyboardInterrupt:
             say("stopped; what is done is kept, the same command goes on from there")
             raise

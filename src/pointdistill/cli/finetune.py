@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.task_progress import task_progress
+from pointdistill.cli.task_progress import say_saving, task_progress
 
 if TYPE_CHECKING:
     from pointdistill.engine.finetuning.finetune import Finetuned, Hooks
@@ -177,4 +177,4 @@ def _progress() -> Iterator[Hooks]:
             )
             count(text, record.epoch, record.epochs)
 
-        yield Hooks(say=say, count=count, epoch=epoch)
+        yield Hooks(say=say, count=count, epoch=epoch, on_signal=say_saving)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +14,16 @@ import typer
 if TYPE_CHECKING:
     from pointdistill.data.build import BuildReport
     from pointdistill.data.build.limits import ShapeLimits
-    from pointdistill.data.mixture import MixturePlan, MixtureRequest, PlanRow
+    from pointdistill.data.mixture import (
+        FetchReport,
+        MixturePlan,
+        MixtureRequest,
+        Offer,
+        PlanRow,
+    )
 
 GIGA = 1e9
+_MOST_FAILED = 5
 
 
 def show_plan(
@@ -50,18 +58,53 @@ def show_plan(
 
 
 def fetch_archives(request: MixtureRequest) -> None:
-    """Download what needs no login, and say how to get the rest."""
+    """Say what is about to be downloaded, download it, and say how to get the rest."""
     from pointdistill.data.mixture import fetch_missing
 
-    report = fetch_missing(request, begin=_download_progress)
+    def announce(offers: Sequence[Offer]) -> None:
+        free = shutil.disk_usage(request.archives).free
+        what = "; ".join(_offered(offer) for offer in offers)
+        where = f"into {request.archives}, whose disk has {free / GIGA:,.1f} GB free"
+        typer.echo(f"about to download {where}: {what}", err=True)
+
+    report = fetch_missing(request, begin=_download_progress, announce=announce)
     for file in report.fetched:
         checked = "as its source promised" if file.checked else "its source promises no checksum"
         typer.echo(f"{file.path}: {file.bytes:,} bytes, SHA-256 {file.sha256} ({checked})")
-    if not report.fetched:
-        typer.echo("nothing was missing that can be fetched without a login", err=True)
+    if report.scanned:
+        came = f"{report.scanned.fetched:,} zips came, {report.scanned.bytes:,} bytes"
+        typer.echo(f"{report.scanned.folder}: {came}; {report.scanned.there:,} are there")
+    for line in _fetch_notes(report, request):
+        typer.echo(line, err=True)
     for line in report.by_hand:
         typer.echo(f"by hand: {line}", err=True)
     typer.echo(f"next: {_command(request)} --plan")
+
+
+def _offered(offer: Offer) -> str:
+    files = f"{offer.files:,} file{'s' if offer.files > 1 else ''}"
+    size = "of unknown size" if offer.bytes is None else f"about {offer.bytes / GIGA:,.1f} GB"
+    return f"{offer.name}, {files}, {size}"
+
+
+def _fetch_notes(report: FetchReport, request: MixtureRequest) -> Iterator[str]:
+    """What did not come, and why."""
+    from pointdistill.data.sources import source_info
+
+    scanned = report.scanned
+    if not report.fetched and not scanned:
+        yield "nothing was missing that is fetched without a login"
+    if scanned:
+        official = source_info(scanned.folder.name).official or 0
+        yield from (f"did not come: {line}" for line in scanned.failed[:_MOST_FAILED])
+        if len(scanned.failed) > _MOST_FAILED:
+            yield f"did not come: {len(scanned.failed) - _MOST_FAILED:,} more of {scanned.folder.name}"
+        if scanned.there < official:
+            yield f"{scanned.folder.name}: {scanned.there:,} of {official:,} are there"
+    for offer in report.too_large:
+        words = f"--archives {shlex.quote(str(request.archives))} --sources {offer.name} --fetch"
+        command = f"pointdistill prepare-data mixture {words}"
+        yield f"large, and fetched only by its name: {_offered(offer)}; {command}"
 
 
 def make_mixture(
@@ -127,6 +170,8 @@ def _cells(row: PlanRow) -> tuple[str, ...]:
 
 
 def _archive(row: PlanRow) -> str:
+    from pointdistill.data.mixture import how_to_get
+
     standing = row.standing
     if row.problem:
         return f"cannot be used: {row.problem}"
@@ -135,7 +180,7 @@ def _archive(row: PlanRow) -> str:
     if standing.there:
         return f"there, left out: {standing.not_taken}"
     missing = f"missing: {', '.join(standing.missing)}"
-    missing += f", from {standing.info.origin} ({standing.info.access})"
+    missing += f", from {standing.info.origin} ({how_to_get(standing.info)})"
     return f"{missing}; {standing.not_taken}" if standing.not_taken else missing
 
 
@@ -198,7 +243,7 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def _download_progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; nothing where the output goes to a file."""
+    """A bar on a terminal, of no known length where the server states none; nothing in a file."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -221,4 +266,4 @@ def _download_progress(name: str) -> Iterator[Callable[[int, int], None]]:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -118,15 +119,10 @@ def prepare_data(
     were given up unread can be tried again with --retry.
     """
     from pointdistill.cli.progress import shape_progress
-    from pointdistill.data.build.limits import ShapeLimits
     from pointdistill.data.build.prepare import prepare_corpus
-    from pointdistill.data.memory import GIB
     from pointdistill.data.sources import SourceRequest
 
-    limits = ShapeLimits(
-        deadline_seconds=deadline, memory_bytes=None if memory is None else int(memory * GIB)
-    )
-
+    limits = _limits(deadline, memory)
     if cluster is not None:
         _refuse({"--workers": workers}, "--cluster; each thread of its workers is one")
     of_mixture = {
@@ -139,6 +135,12 @@ def prepare_data(
     if source == _MIXTURE:
         refused = {"--shapes": shapes, "--up": up, "--include-test": include_test}
         _refuse(refused, f"{_MIXTURE}; for test splits name the source with --take-tests")
+        if plan:
+            makes = {"--fetch": fetch, "--retry": retry, "--cluster": cluster}
+            _refuse(makes, "--plan, which only says what there is; leave one of the two out")
+        if fetch:
+            builds = {"--retry": retry, "--cluster": cluster}
+            _refuse(builds, "--fetch, which only downloads; leave one of the two out")
         asked = _mixture_request(path, sources, take_tests, exclude_tests)
         _mixture(
             asked,
@@ -174,6 +176,19 @@ def prepare_data(
     for note in prepared.notes:
         typer.echo(f"note: {note}", err=True)
     _print(prepared.report, prepared.facts.name)
+
+
+def _limits(deadline: float, memory: float | None) -> ShapeLimits:
+    from pointdistill.data.build.limits import ShapeLimits
+    from pointdistill.data.memory import GIB
+    from pointdistill.errors import ConfigError
+
+    if memory is None:
+        return ShapeLimits(deadline_seconds=deadline)
+    if not math.isfinite(memory):
+        msg = f"--memory must be a number of GiB, got {memory}; leave it out for a share of the memory"
+        raise ConfigError(msg)
+    return ShapeLimits(deadline_seconds=deadline, memory_bytes=int(memory * GIB))
 
 
 def _mixture(
@@ -246,7 +261,7 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
     from pointdistill.errors import ConfigError
 
     for option, value in options.items():
-        if value not in (None, False):
+        if value is not None and value is not False:  # 0 was given
             msg = f"{option} has no meaning for {why}"
             raise ConfigError(msg)
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+def say_saving() -> None:
+    """Answer the first Ctrl-C of a training, which ends only after the step that it is in."""
+    # Straight to the file: within a signal's handler a buffered stream may be in the middle of a write.
+    os.write(2, b"\nfinishing this step, then saving; a second signal stops at once\n")
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
+from pointdistill.cli.task_progress import say_saving
 from pointdistill.cli.training_progress import remarks_to, say, training_progress
 from pointdistill.engine.devices import is_main_process
 from pointdistill.engine.machine import out_of_memory
@@ -68,9 +68,8 @@ def _train(launch: Launch, options: RunOptions, console: Console) -> RunResult:
     """
 
     def on_signal() -> None:
-        # Straight to the file: within a signal's handler a buffered stream may be in the middle of a write.
         if is_main_process():
-            os.write(2, b"\nfinishing this step, then saving; a second signal stops at once\n")
+            say_saving()
 
     try:
         with training_progress(console) as show, remarks_to(console):

@@ -6,7 +6,9 @@ one can be damaged ends as one line that names the file and what to do.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import tarfile
 import zipfile
 import zlib
@@ -174,28 +176,63 @@ class _TarArchive(Archive):
 class _FolderArchive(Archive):
     def __init__(self, path: Path) -> None:
         self.path = path
-        files = (file for file in path.rglob("*") if file.is_file())
-        self.names, self.unsafe = _sorted_out(file.relative_to(path).as_posix() for file in files)
+        files = (Path(below, file) for below, _, found in walk(path) for file in found)
+        self.names, self.unsafe = _sorted_out(
+            file.relative_to(path).as_posix() for file in files if file.is_file()
+        )
 
     def read(self, name: str) -> bytes:
-        try:
-            self._check_size(name, (self.path / name).stat().st_size)
-            return self._no_pointer(name, (self.path / name).read_bytes())
-        except OSError as error:
-            self.refuse(name, error)
+        with still_there(self.path / name):
+            try:
+                self._check_size(name, (self.path / name).stat().st_size)
+                return self._no_pointer(name, (self.path / name).read_bytes())
+            except OSError as error:
+                self.refuse(name, error)
 
     def place(self, name: str) -> Place:
-        try:
-            size = (self.path / name).stat().st_size
-        except OSError as error:
-            self.refuse(name, error)
+        with still_there(self.path / name):
+            try:
+                size = (self.path / name).stat().st_size
+            except OSError as error:
+                self.refuse(name, error)
         return Place(name, packed=size, size=size)
 
     def checksum(self, names: Sequence[str]) -> str:
         whole = hashlib.sha256()
         for name in sorted(names):
-            whole.update(f"{file_checksum(self.path / name)}  {name}\n".encode())
+            whole.update(os.fsencode(f"{file_checksum(self.path / name)}  {name}\n"))
         return whole.hexdigest()
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, without folders that are not the user's to read.
+
+    Raises:
+        OSError: if a folder cannot be listed for another reason: its files would be missing without a word.
+    """
+
+    def check(error: OSError) -> None:
+        if not isinstance(error, PermissionError):
+            raise error
+
+    return os.walk(folder, onerror=check)
+
+
+@contextmanager
+def still_there(path: Path) -> Iterator[None]:
+    """Inside, a file or folder is read that was listed before.
+
+    Raises:
+        OSError: ESTALE, in place of what was raised, if it is there no more: a fault of the machine, such as
+            a disk that was unplugged, and not of the file.
+    """
+    try:
+        yield
+    except (DataError, OSError) as error:
+        if path.exists():
+            raise
+        msg = "was there when it was listed and is gone"
+        raise OSError(errno.ESTALE, msg, str(path)) from error
 
 
 @contextmanager

@@ -60,7 +60,9 @@ def _checksum_of(path: Path, state: tuple[int, ...]) -> str:
     settled = time.time() - max(state[1:3]) / 1e9 > _SETTLED_SECONDS
     found = sha256_of(path)
     if settled and _state(path) == state:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(
+            OSError, UnicodeEncodeError
+        ):  # the latter: a name that is not UTF-8
             write_json(CHECKSUMS_NAME, _kept() | {str(path): {"state": state, "sha256": found}})
     return found
 

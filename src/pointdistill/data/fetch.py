@@ -9,43 +9,41 @@ from __future__ import annotations
 import email.message
 import http.client
 import json
-import os
 import re
 import shutil
-import ssl
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from pointdistill.data.files import disk_is_full, no_room, sha256_of, write_json
+from pointdistill.data.files import disk_is_full, flush, no_room, sha256_of, write_json
+from pointdistill.data.web import (
+    LostError,
+    Redirects,
+    open_web,
+    patiently,
+    promised_checksum,
+    web_errors,
+)
 from pointdistill.errors import DataError
 
-TIMEOUT_SECONDS = 60.0
-"""Longest silence of a server before the connection counts as lost."""
-
-_ATTEMPTS = 6  # in a row without one byte more
-_FIRST_PAUSE_SECONDS = 1.0  # doubled after each attempt in vain
 _BLOCK_BYTES = 1 << 20
-_CHECKSUM_HEADER = "X-Linked-Etag"  # the Hugging Face Hub's: SHA-256 of the file behind a redirect
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 _CHANGED = "the file has changed at its source"
 
-# Not OSError as a whole: a full disk is none of the server's faults.
-_LOST = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
-
 
 class Progress(Protocol):
-    """Told bytes that are there, and bytes in all."""
+    """Told bytes that are there, and bytes in all: 0 if the server does not say."""
 
     def __call__(self, done: int, total: int, /) -> None:
         """At every block."""
+
+
+Check = Callable[[Path], str]
+"""Says what is wrong with a file that came; empty if it is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,8 @@ class Fetched:
     """Whether the checksum was compared with one known beforehand; else the length alone was."""
 
 
-class _LostError(Exception):
-    """The connection is gone, or the server asks to come again; what has arrived is kept."""
+class DamagedError(DataError):
+    """What came is not what its checksum, or its check, asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +71,8 @@ class _Noted:
     """Its name of the version; empty if it has none, and a part cannot be gone on with."""
 
     total: int
+    """Its bytes; 0 if it does not say, and a part cannot be gone on with either."""
+
     sha256: str | None
 
 
@@ -114,6 +114,7 @@ def fetch(
     path: Path,
     *,
     sha256: str | None = None,
+    check: Check | None = None,
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Fetched:
@@ -123,71 +124,70 @@ def fetch(
         url: http or https; redirects are followed.
         path: the file's place; its folder is made.
         sha256: checksum that the file must have; None takes the server's word where it gives one.
+        check: looks at the whole file before it takes its name; with one, the server need not say how long
+            the file is.
         progress: told how far it is.
         sleep: waits between attempts.
 
     Raises:
-        DataError: if the server refuses, does not say how long the file is, sends another file than the
-            checksum's, or stays away for several attempts; if the disk has no room for the file; or if
-            another process fetches the same file.
+        DataError: if the server does not say how long the file is, or stays away for several attempts; if
+            the disk has no room for the file; or if another process fetches the same file.
+        RefusedError: if the server refuses.
+        DamagedError: if another file than the checksum's comes, or one that the check finds fault with.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(path.with_name(f".{path.name}.part"))
     with _room_for(path, part), _locked(part.path, path):
-        promised = _receive_all(url, part, progress, sleep)
+        promised = patiently(
+            url,
+            lambda: _receive(url, part, progress, any_length=check is not None),
+            kept=lambda: part.bytes,
+            sleep=sleep,
+        )
         found = sha256_of(part.path)
         expected = sha256 or promised
         if expected is not None and found != expected:
             part.remove()
             msg = f"{path.name}: SHA-256 {found}, expected {expected}; fetch it again from {url}"
-            raise DataError(msg)
+            raise DamagedError(msg)
+        if check and (wrong := check(part.path)):
+            part.remove()
+            msg = f"{path.name}: {wrong}; fetch it again from {url}"
+            raise DamagedError(msg)
         size = part.bytes
-        _flush(part.path)
+        flush(part.path)
         part.path.replace(path)
         part.remove()
     return Fetched(path, size, found, checked=expected is not None)
 
 
-def _receive_all(
-    url: str, part: _Part, progress: Progress | None, sleep: Callable[[float], None]
-) -> str | None:
-    """Bring a part to its full length; the checksum that the server promised."""
-    vain = 0
-    while True:
-        before = part.bytes
-        try:
-            return _receive(url, part, progress)
-        except _LostError as lost:
-            vain = 0 if part.bytes > before else vain + 1
-            if vain == _ATTEMPTS:
-                msg = (
-                    f"{url}: no answer in {_ATTEMPTS} attempts ({lost}); {part.bytes:,} bytes are kept: "
-                    f"run the same again to go on"
-                )
-                raise DataError(msg) from lost
-            sleep(_FIRST_PAUSE_SECONDS * 2**vain)
-
-
-def _receive(url: str, part: _Part, progress: Progress | None) -> str | None:
+def _receive(url: str, part: _Part, progress: Progress | None, *, any_length: bool) -> str | None:
     """One connection: append what comes; the promised checksum once the part has its full length."""
     noted = part.noted(url)
-    if noted is None or part.bytes != noted.total:
-        try:
-            redirects = _Redirects()
-            with _open(url, part, noted, redirects) as response:
-                noted = _begin(url, response, part, noted, redirects.checksum)
-                _append(response, part, noted.total, progress)
-        except urllib.error.HTTPError as error:
-            raise _refusal(url, error, part) from error
-        except urllib.error.URLError as error:
-            raise _LostError(str(error.reason)) from error
-        except _LOST as error:
-            why = f"{type(error).__name__}: {error}"
-            raise _LostError(why) from error
+    if noted is None or not noted.total or part.bytes != noted.total:
+        redirects = Redirects()
+        with web_errors(url):
+            try:
+                with open_web(url, headers=_rest(part, noted), redirects=redirects) as response:
+                    checksum = redirects.checksum
+                    noted = _begin(url, response, part, noted, checksum, any_length=any_length)
+                    _append(response, part, noted.total, progress)
+            except urllib.error.HTTPError as error:
+                if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    raise
+                part.remove()
+                raise LostError(_CHANGED) from error
     if part.bytes < noted.total:
         why = f"{part.bytes:,} of {noted.total:,} bytes came"
-        raise _LostError(why)
+        raise LostError(why)
     return noted.sha256
+
+
+def _rest(part: _Part, noted: _Noted | None) -> dict[str, str]:
+    """Headers that ask for what is lacking of the file if it has not changed, or for the whole."""
+    if noted is None or not noted.version or not noted.total or not part.bytes:
+        return {}
+    return {"Range": f"bytes={part.bytes}-", "If-Range": noted.version}
 
 
 def _begin(
@@ -196,6 +196,8 @@ def _begin(
     part: _Part,
     noted: _Noted | None,
     promised: str | None,
+    *,
+    any_length: bool,
 ) -> _Noted:
     """Make the part ready for what comes next: at its end, or at its beginning where the whole comes."""
     version = _version(response.headers)
@@ -205,10 +207,10 @@ def _begin(
         if noted is not None and known == (start, total, version):
             return noted
         part.remove()
-        raise _LostError(_CHANGED)
-    total = _length(url, response.headers)
+        raise LostError(_CHANGED)
+    total = _length(url, response.headers, any_length=any_length)
     _check_room(part, total)
-    noted = _Noted(url, version, total, promised or _promised(response.headers))
+    noted = _Noted(url, version, total, promised or promised_checksum(response.headers))
     part.begin(noted)
     return noted
 
@@ -235,63 +237,21 @@ def _room_for(path: Path, part: _Part) -> Iterator[None]:
         raise no_room(path, error, safe=f"what came, {part.bytes:,} bytes, is safe") from error
 
 
-def _refusal(url: str, error: urllib.error.HTTPError, part: _Part) -> Exception:
-    """What a status means: come again, begin again, or never."""
-    if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        part.remove()
-        return _LostError(_CHANGED)
-    said = f"{error.code} {error.reason}"
-    if error.code in _PASSING:
-        return _LostError(said)
-    return DataError(f"{url}: {said}; see whether it has moved, and fetch it by hand")
-
-
 def _append(
     response: http.client.HTTPResponse, part: _Part, total: int, progress: Progress | None
 ) -> None:
+    """Up to the total, or to the end of what comes where there is none."""
     done = part.bytes
     with part.path.open("ab") as file:
-        # read1: what came before a silence is kept, where read would wait for a whole block.
-        while done < total and (block := response.read1(min(_BLOCK_BYTES, total - done))):
+        while not total or done < total:
+            # read1: what came before a silence is kept, where read would wait for a whole block.
+            block = response.read1(min(_BLOCK_BYTES, total - done) if total else _BLOCK_BYTES)
+            if not block:
+                break
             file.write(block)
             done += len(block)
             if progress:
                 progress(done, total)
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and keeps the checksum that one of them may carry."""
-
-    checksum: str | None = None
-
-    def redirect_request(self, *given: Any) -> urllib.request.Request | None:
-        _check_web(given[5])
-        self.checksum = _promised(given[4]) or self.checksum
-        return super().redirect_request(*given)
-
-
-def _open(
-    url: str, part: _Part, noted: _Noted | None, redirects: _Redirects
-) -> http.client.HTTPResponse:
-    """Ask for the file, or for what is lacking of it if it has not changed."""
-    _check_web(url)
-    headers = {"User-Agent": "pointdistill", "Accept-Encoding": "identity"}
-    if noted is not None and noted.version and part.bytes:
-        headers |= {"Range": f"bytes={part.bytes}-", "If-Range": noted.version}
-    request = urllib.request.Request(url, headers=headers)
-    opener = urllib.request.build_opener(redirects)
-    response: http.client.HTTPResponse = opener.open(request, timeout=TIMEOUT_SECONDS)
-    if response.headers.get_content_type() == "text/html":
-        response.close()
-        msg = f"{url}: answered with a web page in place of the file; fetch it by hand"
-        raise DataError(msg)
-    return response
-
-
-def _check_web(url: str) -> None:
-    if not url.startswith(("http://", "https://")):
-        msg = f"{url!r}: only http and https addresses are fetched"
-        raise DataError(msg)
 
 
 def _range(url: str, headers: email.message.Message) -> tuple[int, int]:
@@ -303,8 +263,11 @@ def _range(url: str, headers: email.message.Message) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _length(url: str, headers: email.message.Message) -> int:
+def _length(url: str, headers: email.message.Message, *, any_length: bool) -> int:
+    """Of the whole file; 0 if the server does not say, and need not."""
     length = headers.get("Content-Length", "")
+    if not length and any_length:
+        return 0
     if not length.isdecimal():
         msg = f"{url}: the server does not say how long the file is; fetch it by hand"
         raise DataError(msg)
@@ -318,16 +281,6 @@ def _version(headers: email.message.Message) -> str:
     """What tells this version of the file from another; a weak tag does not, for ranges."""
     tag = str(headers.get("ETag", ""))
     return tag if tag and not tag.startswith("W/") else str(headers.get("Last-Modified", ""))
-
-
-def _promised(headers: email.message.Message) -> str | None:
-    value = str(headers.get(_CHECKSUM_HEADER, "")).strip('"')
-    return value if _SHA256.fullmatch(value) else None
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 @contextmanager

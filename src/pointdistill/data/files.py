@@ -29,9 +29,9 @@ def write_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part{path.suffix}")
     try:
         yield aside
-        _flush(aside)
+        flush(aside)
         aside.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -54,10 +54,10 @@ def folder_aside(path: Path) -> Iterator[Path]:
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
-                _flush(file)
-        _flush(aside)
+                flush(file)
+        flush(aside)
         aside.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -126,11 +126,13 @@ def _lack_of_space(error: BaseException | None) -> OSError | None:
     return None
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Ask the system to put a file or folder entry on the disk (folders cannot be flushed on Windows)."""
-    if path.is_dir() and os.name == "nt":
+    windows = os.name == "nt"
+    if windows and path.is_dir():
         return
-    handle = os.open(path, os.O_RDONLY)
+    # Windows flushes what is open for writing alone; elsewhere a folder, or a file without that right, is too.
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

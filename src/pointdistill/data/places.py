@@ -6,13 +6,12 @@ place of a member at hand it needs none of them.
 
 from __future__ import annotations
 
-import errno
 import zipfile
 import zlib
 from pathlib import Path
 from typing import IO, NoReturn
 
-from pointdistill.data.archive import MEMBER_LIMIT_BYTES, POINTER_START, Place
+from pointdistill.data.archive import MEMBER_LIMIT_BYTES, POINTER_START, Place, still_there
 from pointdistill.errors import DataError
 
 _HEADER_BYTES = 30
@@ -28,7 +27,8 @@ def read_place(root: Path, place: Place) -> bytes:
 
     Raises:
         DataError: if the member is damaged, too large, or a Git-LFS pointer; names no path of this machine.
-        OSError: ESTALE, a fault of the machine and not of the member, if the archive itself is gone.
+        OSError: ESTALE, a fault of the machine and not of the member, if the archive, or the file in the
+            folder, is gone.
     """
     if place.size > MEMBER_LIMIT_BYTES:
         _refuse(place, f"{place.size:,} bytes, at most {MEMBER_LIMIT_BYTES:,} are read")
@@ -42,23 +42,17 @@ def read_place(root: Path, place: Place) -> bytes:
 
 
 def _read(root: Path, place: Place) -> bytes:
-    try:
-        if root.is_dir():
-            return _from_folder(root / place.name, place)
-        with root.open("rb") as file:
-            return _from_archive(file, place)
-    except FileNotFoundError as error:
-        if root.is_dir():
-            _refuse(place, error.strerror, error)
-        msg = f"{root}: was there when the build began and is gone; put it back and run the same again"
-        raise OSError(errno.ESTALE, msg) from error
-    except (OSError, zlib.error) as error:
-        _refuse(place, getattr(error, "strerror", None) or error, error)
+    path = root / place.name if root.is_dir() else root
+    with still_there(path):
+        try:
+            with path.open("rb") as file:
+                return _from_archive(file, place) if path == root else _from_folder(file, place)
+        except (OSError, zlib.error) as error:
+            _refuse(place, getattr(error, "strerror", None) or error, error)
 
 
-def _from_folder(path: Path, place: Place) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(MEMBER_LIMIT_BYTES + 1)
+def _from_folder(file: IO[bytes], place: Place) -> bytes:
+    content = file.read(MEMBER_LIMIT_BYTES + 1)
     if len(content) > MEMBER_LIMIT_BYTES:
         _refuse(place, f"more than {MEMBER_LIMIT_BYTES:,} bytes")
     return content

@@ -25,6 +25,9 @@ PRECISIONS = ("auto", "no", "bf16")
 NARROW = 128
 """Width up to which an encoder trains on one thread of a CPU."""
 
+_TRIAL_SECONDS = 300.0
+"""Loading torch from a slow disk takes a minute; a trial beyond this hangs."""
+
 _BF16_TRIAL = """
 import torch
 for columns in (3, 128):
@@ -110,20 +113,35 @@ def _check_bf16_on_cpu() -> None:
     Raises:
         ConfigError: if it cannot.
     """
-    trial = subprocess.run(
-        [sys.executable, "-c", _BF16_TRIAL], capture_output=True, text=True, check=False
-    )
-    if trial.returncode == 0:
+    reason = _bf16_failure()
+    if reason is None:
         return
-    if trial.returncode < 0:
-        reason = f"it ends in {signal.Signals(-trial.returncode).name}"
-    else:
-        reason = trial.stderr.strip().rpartition("\n")[2]
     msg = (
         f"precision 'bf16' cannot be had on this CPU ({reason}); use --precision no, or set "
         "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 if this is a virtual machine"
     )
     raise ConfigError(msg)
+
+
+def _bf16_failure() -> str | None:
+    """Why the trial did not succeed; None where it did."""
+    try:
+        trial = subprocess.run(
+            # Without -P a random.py in the working folder would be loaded instead of Python's.
+            [sys.executable, "-P", "-c", _BF16_TRIAL],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TRIAL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"a trial did not end within {_TRIAL_SECONDS:g} s"
+    if trial.returncode == 0:
+        return None
+    if trial.returncode < 0:
+        return f"it ends in {signal.Signals(-trial.returncode).name}"
+    return trial.stderr.strip().rpartition("\n")[2]
 
 
 def mean_over_processes(

@@ -73,7 +73,7 @@ def guard_process(allowed_bytes: int | None) -> None:
     if allowed_bytes is not None:
         # Not the address space: mapped files and reserved stacks take that without taking memory.
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        limit = _held_pages() * resource.getpagesize() + allowed_bytes
+        limit = min(sys.maxsize, _held_pages() * resource.getpagesize() + allowed_bytes)
         if hard != resource.RLIM_INFINITY:
             limit = min(limit, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))

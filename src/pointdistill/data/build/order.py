@@ -131,7 +131,8 @@ class OrderedJob:
             outcome = job.folder.shard_outcome(task.shard)
             if outcome is not None:
                 return outcome
-            with contextlib.suppress(FileNotFoundError):  # the other host was faster
+            # The other host was faster, and has taken the pieces away.
+            with contextlib.suppress(FileNotFoundError):
                 if all(job.folder.piece_outcome(span) for span in task.pieces):
                     return job(task, started)
             if time.monotonic() > until:

@@ -7,6 +7,7 @@ divides it alike.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from dataclasses import dataclass
 
@@ -57,7 +58,11 @@ class Plan:
 
     def pieces_of(self, shard: int) -> tuple[Piece, ...]:
         """The pieces that one shard is made of."""
-        return tuple(piece for piece in self.pieces if piece.shard == shard)
+        start, stop = (
+            bisect.bisect_left(self.pieces, number, key=lambda piece: piece.shard)
+            for number in (shard, shard + 1)
+        )
+        return self.pieces[start:stop]
 
 
 def make_plan(shapes: int, points: int) -> Plan:

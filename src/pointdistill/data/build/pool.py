@@ -9,6 +9,7 @@ worker that ran out of memory ends too, for what is left of its memory may be in
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -34,6 +35,11 @@ Backstop: TypeAlias = Literal["crash", "deadline", "memory"]
 """What a task met: its process ended, it took too long, or it asked for too much memory."""
 
 _NO_MEMORY = "more memory than there is"
+
+_PULSE_SECONDS = 1.0
+"""How often a process that waits for its workers looks at the clock, so that it notices when it was held up."""
+
+_HELD_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,8 @@ class _ProcessPool(Generic[Task, Result]):
         self._context = start_context()
         self._queue: deque[Task] = deque()
         self._workers: list[Worker[Task]] = []
+        self._looked = 0.0
+        """When deadlines were last looked at."""
 
     def __enter__(self) -> Pool[Task, Result]:
         return self
@@ -156,6 +164,7 @@ class _ProcessPool(Generic[Task, Result]):
         _enqueue(self._queue, task, first=first)
 
     def events(self) -> Iterator[Done[Task, Result] | Died[Task]]:
+        self._looked = time.monotonic()
         while True:
             self._assign()
             waiting = {w.connection: w for w in self._workers if w.task is not None or not w.ready}
@@ -221,17 +230,19 @@ class _ProcessPool(Generic[Task, Result]):
         return f"more memory than the limit of {self._allowed_bytes / GIB:.3g} GiB"
 
     def _patience(self) -> float | None:
-        """Seconds until the next step is overdue; None where none can be."""
-        begun = [worker.since for worker in self._workers if worker.step is not None]
-        if self._deadline is None or not begun:
+        """Seconds until the next step may be overdue, or the next look at the clock; None where none can be."""
+        if self._deadline is None:
             return None
-        return max(0.0, min(begun) + self._deadline - time.monotonic())
+        begun = [worker.since for worker in self._workers if worker.step is not None]
+        until = min(begun, default=math.inf) + self._deadline
+        return min(_PULSE_SECONDS, max(0.0, until - time.monotonic()))
 
     def _overdue(self) -> Iterator[Died[Task]]:
         """End the workers whose step takes too long."""
         if self._deadline is None:
             return
         now = time.monotonic()
+        self._forgive(now)
         for worker in list(self._workers):
             late = worker.step is not None and now - worker.since >= self._deadline
             # One that has something to say is not stuck; where this process was held up, all have.
@@ -240,6 +251,17 @@ class _ProcessPool(Generic[Task, Result]):
                 self._workers.remove(worker)
                 how = f"longer than the deadline of {self._deadline:g} s"
                 yield Died(worker.task, worker.step, how, "deadline")
+
+    def _forgive(self, now: float) -> None:
+        """Take the time in which this process was held up, and most likely its workers too, from all steps.
+
+        As by Ctrl-Z, by a batch system that suspends a job, or by a machine that sleeps.
+        """
+        held = now - self._looked - _PULSE_SECONDS
+        self._looked = now
+        if held > _HELD_SECONDS:
+            for worker in self._workers:
+                worker.since = min(now, worker.since + held)
 
 
 def _enqueue(queue: deque[Task], task: Task, *, first: bool) -> None:

@@ -18,6 +18,7 @@ from pointdistill.data.build.state import (
     Refusal,
     differences,
     remove_build,
+    remove_idle_build,
     same_but_for_files,
 )
 from pointdistill.data.build.tasks import BuildJob
@@ -154,7 +155,7 @@ def report_complete(output: Path, settings: Mapping[str, Any]) -> BuildReport:
                 "folder with --output, or remove this one"
             )
         raise CorpusError(msg)
-    remove_build(output)
+    remove_idle_build(output)
     return replace(report(output), was_complete=True)
 
 

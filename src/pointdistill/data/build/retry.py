@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.data.build.limits import ShapeLimits
+from pointdistill.data.build.lock import locked
 from pointdistill.data.build.old_shards import lay_out
 from pointdistill.data.build.plan import Plan, make_plan
 from pointdistill.data.build.publish import BuildReport, content_of, refused_shape, report
@@ -21,10 +22,8 @@ from pointdistill.data.build.run import listed, room_needed
 from pointdistill.data.build.spans import Span
 from pointdistill.data.build.state import (
     BASE_NAME,
-    LOCK_NAME,
     Refusal,
     differences,
-    locked,
     retry_is_begun,
     shard_name,
     unfinished_build,
@@ -32,7 +31,7 @@ from pointdistill.data.build.state import (
 from pointdistill.data.build.swap import (
     clear,
     decide,
-    finish_retry,
+    finish_moves,
     retry_folder,
     swap,
     write_refused_aside,
@@ -91,24 +90,25 @@ def retry_corpus(
         CorpusError: if ``output`` is no finished corpus, is damaged, or was made of something else.
         DataError: as `build_corpus`.
     """
-    finish_retry(output)
-    made = read_manifest(output)
-    before = report(output)
-    refused = list(read_refused(output / REFUSED_NAME)) if made.refused_sha256 else []
-    quarantine = [shape for shape in refused if shape.backstop is not None]
-    if not quarantine:
-        return before
-    names = sorted({shape.source for shape in quarantine})
-    there = [_source_of(made, name, sources, output) for name in names]
-    run = _Run(output, made, refused, workers, limits or ShapeLimits(), progress)
-    (output / BUILDING_NAME).mkdir(exist_ok=True)
-    with locked(output / BUILDING_NAME / LOCK_NAME, output):
+    if not (output / BUILDING_NAME).is_dir():
+        read_manifest(output)  # raises, and nothing is made, where there is no corpus
+    with room_needed(output), locked(output):
+        finish_moves(output)  # also of a source that was about to be added
+        made, before = read_manifest(output), report(output)
+        refused = list(read_refused(output / REFUSED_NAME)) if made.refused_sha256 else []
+        quarantine = [shape for shape in refused if shape.backstop is not None]
+        if not quarantine:
+            clear(output)  # of a retry that was stopped when all was done but this
+            return before
+        names = sorted({shape.source for shape in quarantine})
+        there = [_source_of(made, name, sources, output) for name in names]
+        run = _Run(output, made, refused, workers, limits or ShapeLimits(), progress)
         _begin(output)
         redone = {source.facts.name: run.redo(source) for source in there}
         _decide(output, made, refused, redone)
         swap(output)
-    clear(output)
-    after = report(output)
+        clear(output)
+        after = report(output)
     return replace(after, retried=len(quarantine), recovered=after.kept - before.kept)
 
 
@@ -160,13 +160,9 @@ class _Run:
         plan = make_plan(len(entries), self.made.points)
         refused = {shape.id: shape for shape in self.refused if shape.source == name}
         spans = _spans_to_redo(plan, entries, refused)
-        total = sum(span.shapes for span in spans.values())
         division = {"shapes": len(entries), "shards": plan.shards}
-        build: Build | None = None
-        with (
-            room_needed(self.output, total, lambda: build.done if build else 0),
-            unfinished_build(retry_folder(self.output) / name, {"division": division}) as folder,
-        ):
+        place = retry_folder(self.output) / name
+        with unfinished_build(place, {"division": division}) as folder:
             for shard, span in spans.items():
                 if folder.shard_outcome(shard) is None:
                     lay_out(

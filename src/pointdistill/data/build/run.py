@@ -74,7 +74,9 @@ def build_corpus(
     division = {"shapes": len(entries), "pieces": len(plan.pieces), "shards": plan.shards}
     build: Build | None = None
     with (
-        room_needed(output, len(entries), lambda: build.done if build else 0),
+        room_needed(
+            output, lambda: f"{build.done if build else 0:,} of {len(entries):,} shapes are safe"
+        ),
         unfinished_build(output, settings | {"division": division}) as folder,
     ):
         job = BuildJob(source, seed=seed, points=points, folder=folder)
@@ -83,19 +85,21 @@ def build_corpus(
         processes = usable_cores() if workers is None else workers
         build.run(processes, limits or ShapeLimits(), cluster=cluster)
         publish(job, plan)
-    remove_build(output)
+        remove_build(output)
     return replace(report(output), resumed=resumed)
 
 
 @contextmanager
-def room_needed(output: Path, total: int, done: Callable[[], int]) -> Iterator[None]:
+def room_needed(
+    output: Path, safe: Callable[[], str] = lambda: "what is done is safe"
+) -> Iterator[None]:
     """Say in one line that the disk ran full, and how much of the work is safe."""
     try:
         yield
     except Exception as error:
         if not disk_is_full(error):
             raise
-        raise no_room(output, error, safe=f"{done():,} of {total:,} shapes are safe") from error
+        raise no_room(output, error, safe=safe()) from error
 
 
 def _check(*, points: int, seed: int, workers: int | None) -> None:

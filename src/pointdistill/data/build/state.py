@@ -6,23 +6,23 @@ JSON mark exists, which is written last; whatever has no mark is made again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pointdistill.data.build.lock import LOCK_NAME, locked
 from pointdistill.data.build.spans import Span
 from pointdistill.data.corpus.manifest import BUILDING_NAME, MANIFEST_NAME, ShardRecord
 from pointdistill.data.files import read_json, sha256_of, write_json
-from pointdistill.errors import CorpusError
+from pointdistill.errors import CorpusError, DataError
 
 PLAN_NAME = "plan.json"
-LOCK_NAME = "lock"
-
 RETRY_NAME = "retry"
 """Folder in ``.building`` of a finished corpus some of whose shapes are being read again."""
 
@@ -124,26 +124,24 @@ class BuildFolder:
 
 
 @contextmanager
-def unfinished_build(corpus: Path, settings: Mapping[str, Any]) -> Iterator[BuildFolder]:
+def unfinished_build(
+    corpus: Path, settings: Mapping[str, Any], *, grows: bool = False
+) -> Iterator[BuildFolder]:
     """Begin a build in ``corpus``, or go on with the one that was begun there with the same settings.
 
     Args:
         corpus: a new or empty folder, or one with an unfinished build.
         settings: everything that decides what the corpus will hold, as JSON.
+        grows: the folder may also hold a finished corpus.
 
     Raises:
-        CorpusError: if the folder holds something else, a build with other settings, or one that
-            another
+        CorpusError: if the folder holds something else, a build with other settings, or one that another
             process is working on.
     """
     build = BuildFolder(corpus)
-    _refuse_foreign(corpus)
-    try:
-        build.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"{corpus}: cannot be made ({error.strerror}); choose another folder for the corpus"
-        raise CorpusError(msg) from error
-    with locked(build.path / LOCK_NAME, corpus):
+    if not (grows and (corpus / MANIFEST_NAME).is_file()):
+        _refuse_foreign(corpus)
+    with locked(corpus):
         plan = build.path / PLAN_NAME
         if plan.is_file():
             different = differences(there := read_json(plan), settings)
@@ -166,9 +164,33 @@ def unfinished_build(corpus: Path, settings: Mapping[str, Any]) -> Iterator[Buil
 
 
 def remove_build(corpus: Path) -> None:
-    """Delete the folder of an unfinished build, if there is one; the corpus itself and a begun retry stay."""
-    if not retry_is_begun(corpus):
-        shutil.rmtree(corpus / BUILDING_NAME, ignore_errors=True)
+    """Delete what an unfinished build has; the corpus itself and a begun retry stay.
+
+    The caller has the lock, which goes with the folder once it is given back.
+    """
+    if retry_is_begun(corpus):
+        return
+    for path in (corpus / BUILDING_NAME).iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK_NAME:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def remove_idle_build(corpus: Path, *, unless: Callable[[], bool] = lambda: False) -> None:
+    """Delete what a build has left in a finished corpus, if no other process works there.
+
+    Args:
+        corpus: the finished corpus.
+        unless: asked once no other process can change the answer; True keeps all.
+    """
+    if not (corpus / BUILDING_NAME).is_dir():
+        return
+    # Another process has it, or the corpus is not ours to write to.
+    with contextlib.suppress(CorpusError, OSError), locked(corpus):
+        if not unless():
+            remove_build(corpus)
 
 
 def retry_is_begun(corpus: Path) -> bool:
@@ -218,9 +240,12 @@ def _short(value: object) -> str:
 
 
 def _outcome(mark: Path) -> Outcome | None:
-    if not mark.is_file():
-        return None
-    stored = read_json(mark)
+    try:
+        stored = read_json(mark)
+    except DataError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
     refused = tuple(Refusal(**refusal) for refusal in stored["refused"])
     return Outcome(kept=stored["kept"], refused=refused)
 
@@ -238,25 +263,3 @@ def _refuse_foreign(corpus: Path) -> None:
         f"{corpus}: holds other files and no {MANIFEST_NAME}; choose another folder for the corpus"
     )
     raise CorpusError(msg)
-
-
-@contextmanager
-def locked(path: Path, corpus: Path) -> Iterator[None]:
-    """Keep a second build out; the lock ends with the process, however it ends."""
-    try:
-        import fcntl  # not on Windows, where two builds at a time are up to the user
-    except ImportError:
-        yield
-        return
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            msg = (
-                f"{corpus}: another process is building this corpus; wait for it or choose another"
-            )
-            raise CorpusError(msg) from error
-        except OSError:
-            # Some network file systems have no locks; determinism makes a second build harmless.
-            pass
-        yield

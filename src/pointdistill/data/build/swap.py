@@ -1,8 +1,9 @@
-"""The last step of a retry: a finished corpus becomes another one, by renames alone.
+"""The last step of a retry, or of a mixture: a corpus becomes another one, by renames alone.
 
 What the corpus will be is written to ``.building/retry`` first, its manifest last; this decides. From then on
 the old manifest is gone until the new one takes its place: in between, for the time of a few renames, the
-folder is an unfinished corpus, never a torn one. Stopped there, the same renames go on.
+folder is an unfinished corpus, never a torn one. Stopped there, the same renames go on. What a mixture will be
+is decided in ``.building`` itself; it replaces no shard, so the old manifest holds until the new one comes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from pointdistill.data.build.state import LOCK_NAME, RETRY_NAME, locked
+from pointdistill.data.build.lock import locked
+from pointdistill.data.build.state import RETRY_NAME, BuildFolder
 from pointdistill.data.corpus.manifest import (
     BUILDING_NAME,
     MANIFEST_NAME,
@@ -48,17 +50,21 @@ def finish_retry(corpus: Path) -> None:
     """
     if not (retry_folder(corpus) / MANIFEST_NAME).is_file():
         return
-    with locked(corpus / BUILDING_NAME / LOCK_NAME, corpus):
+    with locked(corpus):
+        finish_moves(corpus)
+
+
+def finish_moves(corpus: Path) -> None:
+    """Finish all that is decided of a corpus, if anything is; the caller holds its lock."""
+    if (retry_folder(corpus) / MANIFEST_NAME).is_file():
         swap(corpus)
-    clear(corpus)
+        clear(corpus)
+    finish_join(BuildFolder(corpus))
 
 
 def clear(corpus: Path) -> None:
     """Remove what a finished retry leaves; a source that is being added to the corpus keeps its folder."""
-    building = corpus / BUILDING_NAME
     shutil.rmtree(retry_folder(corpus), ignore_errors=True)
-    if building.is_dir() and {path.name for path in building.iterdir()} <= {LOCK_NAME}:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def swap(corpus: Path) -> None:
@@ -75,3 +81,23 @@ def swap(corpus: Path) -> None:
     elif (aside / REFUSED_NAME).is_file():
         (aside / REFUSED_NAME).replace(corpus / REFUSED_NAME)
     (aside / MANIFEST_NAME).replace(corpus / MANIFEST_NAME)
+
+
+def part_of(folder: BuildFolder, source: str) -> Path:
+    """The corpus of one source of a mixture, until it is joined to the whole."""
+    return folder.path / "parts" / source
+
+
+def finish_join(folder: BuildFolder) -> None:
+    """Move what a decided mixture is made of to its place; does nothing where none was decided."""
+    decided = folder.path / MANIFEST_NAME
+    if not decided.is_file():
+        return
+    for shard in read_manifest(folder.path).shards:
+        lies = part_of(folder, shard.source) / shard.file
+        if lies.is_file():
+            lies.replace(folder.corpus / shard.file)
+    refused = folder.path / REFUSED_NAME
+    if refused.is_file():
+        refused.replace(folder.corpus / REFUSED_NAME)
+    decided.replace(folder.corpus / MANIFEST_NAME)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -11,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.build.faults import judged
 from pointdistill.data.build.pool import NO_STEP
 from pointdistill.data.build.spans import Span
 from pointdistill.data.build.state import BuildFolder, Outcome, Refusal, shard_name
@@ -29,15 +31,6 @@ from pointdistill.data.files import sha256_of
 from pointdistill.data.meshes.records import MINIMUM_POINTS
 from pointdistill.data.sources.base import Cloud, Entry, Source, shape_rng
 from pointdistill.errors import DataError
-
-_CAUSE_CHARACTERS = 500
-
-# Faults of the machine, not of a shape: to refuse shapes for them would lose a whole corpus.
-_MACHINE_FAULTS = frozenset(
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EROFS", "EMFILE", "ENFILE", "ESTALE", "ENOTCONN", "EHOSTDOWN")
-    if hasattr(errno, name)
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +71,7 @@ class BuildJob:
         return self._build(task, started)
 
     def _build(self, task: PieceTask, started: Callable[[int], None]) -> Outcome:
+        tempfile.gettempdir()  # raises where no disk takes such files: else every shape would be refused
         rows: list[Row] = []
         refused: list[Refusal] = []
         for place, entry in enumerate(task.entries):
@@ -101,8 +95,9 @@ class BuildJob:
         """One shape, or why it cannot be used.
 
         Raises:
-            MemoryError: if memory ran out on the way, whatever a library made of that.
+            MemoryError, OSError, DataError: where that is not the shape's doing, see `judged`.
         """
+        outer = sys.exception()
         rng = shape_rng(seed=self.seed, source=self.source.facts.name, shape_id=entry.id)
         try:
             cloud = self.source.read(entry, self.points, rng=rng)
@@ -110,12 +105,7 @@ class BuildJob:
             row = make_row(entry.id, points, label=entry.label, part=part)
             check_use(row)
         except Exception as error:  # a reader's bug costs its shape, not the build
-            if _is_machine_fault(error):
-                raise
-            if _is_out_of_memory(error):
-                msg = f"{entry.id}: {error}"
-                raise MemoryError(msg) from error
-            return Refusal(entry.id, _one_line(error))
+            return judged(entry.id, error, outer=outer)
         return row
 
     def _join(self, task: JoinTask) -> Outcome:
@@ -123,7 +113,9 @@ class BuildJob:
         refused: list[Refusal] = []
         for piece in task.pieces:
             outcome = self.folder.piece_outcome(piece)
-            assert outcome is not None, "a shard is joined when all its pieces are finished"
+            if outcome is None:
+                msg = f"{self.folder.piece(piece)}: no longer there, another host has joined it"
+                raise FileNotFoundError(msg)
             filled += [self.folder.piece(piece)] if outcome.kept else []
             refused += outcome.refused
         record = self._write(task.shard, filled)
@@ -177,29 +169,3 @@ def check_use(row: Row) -> None:
     if row.shape.scale == 0:
         msg = f"all {count:,} points are at one place"
         raise DataError(msg)
-
-
-def _is_machine_fault(error: BaseException) -> bool:
-    """Whether the error, or one that it was raised from, is the machine's and not the shape's."""
-    return any(isinstance(e, OSError) and e.errno in _MACHINE_FAULTS for e in _chain(error))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error, or one that it was raised from, is that memory ran out."""
-    return any(
-        isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM)
-        for e in _chain(error)
-    )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that it was raised from or while handling."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _one_line(error: Exception) -> str:
-    """The cause of a refusal: our own errors as they are, others with their kind."""
-    text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:_CAUSE_CHARACTERS]

@@ -1,7 +1,7 @@
 """The list of refused shapes: written, read, and counted by cause.
 
-A shape that met a backstop (a deadline, a memory limit, a crash) was not judged: it is in quarantine, and can
-be read again. All others are refused for what they are, on every machine.
+A shape that met a backstop (a deadline, a memory limit, a crash, a file that the machine could not read) was not
+judged: it is in quarantine, and can be read again. All others are refused for what they are, on every machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RefusedShape:
     id: str
     cause: str
     backstop: str | None = None
-    """``crash``, ``deadline`` or ``memory``; None for a shape that was refused for what it is."""
+    """``crash``, ``deadline``, ``memory`` or ``machine``; None for a shape that was refused for what it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

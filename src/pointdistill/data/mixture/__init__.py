@@ -1,7 +1,7 @@
 """The whole corpus from whatever archives a folder holds: what is there, what it costs, and the build."""
 
 from pointdistill.data.mixture.build import build_mixture, retry_mixture
-from pointdistill.data.mixture.fetching import FetchReport, fetch_missing
+from pointdistill.data.mixture.fetching import FetchReport, Offer, fetch_missing, how_to_get
 from pointdistill.data.mixture.held_out import HELD_OUT
 from pointdistill.data.mixture.plan import MixturePlan, PlanRow, plan_mixture
 from pointdistill.data.mixture.survey import (
@@ -17,10 +17,12 @@ __all__ = [
     "FetchReport",
     "MixturePlan",
     "MixtureRequest",
+    "Offer",
     "PlanRow",
     "Standing",
     "build_mixture",
     "fetch_missing",
+    "how_to_get",
     "mixture_sources",
     "official_shapes",
     "plan_mixture",

@@ -15,12 +15,16 @@ from pathlib import Path
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.publish import BuildReport, report
 from pointdistill.data.build.retry import retry_corpus
-from pointdistill.data.build.run import DEFAULT_POINTS, Progress, build_corpus
-from pointdistill.data.build.state import BuildFolder, remove_build, unfinished_build
-from pointdistill.data.build.swap import finish_retry
+from pointdistill.data.build.run import DEFAULT_POINTS, Progress, build_corpus, room_needed
+from pointdistill.data.build.state import (
+    BuildFolder,
+    remove_build,
+    remove_idle_build,
+    unfinished_build,
+)
+from pointdistill.data.build.swap import finish_join, finish_moves, finish_retry, part_of
 from pointdistill.data.corpus.manifest import BUILDING_NAME, MANIFEST_NAME, Manifest, read_manifest
-from pointdistill.data.files import disk_is_full, no_room
-from pointdistill.data.mixture.join import begun_parts, finish_join, join, part_of
+from pointdistill.data.mixture.join import begun_parts, join
 from pointdistill.data.mixture.recorded import check_begun, check_recorded
 from pointdistill.data.mixture.survey import MixtureRequest, open_taken
 from pointdistill.data.sources.base import Source
@@ -64,26 +68,26 @@ def build_mixture(
         check(made, output)
         if len(made.sources) == len(sources):
             recorded = {source.name for source in made.sources}
-            if recorded.issuperset(begun_parts(BuildFolder(output))):  # else it is about to grow
-                remove_build(output)
+            remove_idle_build(
+                output,
+                # It is about to grow.
+                unless=lambda: not recorded.issuperset(begun_parts(BuildFolder(output))),
+            )
             return replace(report(output), was_complete=True)
     build = partial(
         build_corpus, points=points, seed=seed, workers=workers, limits=limits, cluster=cluster
     )
-    try:
+    settings = {"mixture": True, "seed": seed, "points": points}
+    with (
+        room_needed(output),
+        unfinished_build(output, settings, grows=made is not None) as folder,
+    ):
+        finish_moves(output)
+        made = _finished(output)
         if made is not None:
-            (output / BUILDING_NAME).mkdir(exist_ok=True)
-        with unfinished_build(output, {"mixture": True, "seed": seed, "points": points}) as folder:
-            finish_join(folder)
-            made = _finished(output)
-            if made is not None:
-                check(made, output)
-            resumed = _add(folder, made, request, sources, build, begin)
-    except Exception as error:
-        if not disk_is_full(error):
-            raise
-        raise no_room(output, error) from error
-    remove_build(output)
+            check(made, output)
+        resumed = _add(folder, made, request, sources, build, begin)
+        remove_build(output)
     return replace(report(output), resumed=resumed)
 
 

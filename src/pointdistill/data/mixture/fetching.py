@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME
 from pointdistill.data.fetch import Fetched, Progress, fetch
+from pointdistill.data.mixture.fuel import ModelsFetched, fetch_models, zips_there
 from pointdistill.data.mixture.survey import MixtureRequest, Standing, survey
+from pointdistill.data.sources import SourceInfo
+from pointdistill.data.web import announced_bytes
 
 _MODELNET = "https://modelnet.cs.princeton.edu"
 _SUNRGBD = "https://rgbd.cs.princeton.edu/data"
 _ABO = "https://amazon-berkeley-objects.s3.amazonaws.com/archives"
 _OBJAVERSE = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
+# Beside it lies PointCloud_zips_ShapeNet, whose files have the same names.
+_CAP3D = "https://huggingface.co/datasets/tiange/Cap3D/resolve/main/PointCloud_zips"
+
+
+def _cap3d(first: int, last: int) -> dict[str, str]:
+    names = (f"compressed_pcs_{number:02}.zip" for number in range(first, last + 1))
+    return {name: f"{_CAP3D}/{name}" for name in names}
+
 
 ADDRESSES: Mapping[str, Mapping[str, str]] = {
     "modelnet40": {"ModelNet40.zip": f"{_MODELNET}/ModelNet40.zip"},
@@ -22,21 +34,28 @@ ADDRESSES: Mapping[str, Mapping[str, str]] = {
         for name in ("SUNRGBD.zip", "SUNRGBDtoolbox.zip", "SUNRGBDMeta3DBB_v2.mat")
     },
     "abo": {"abo-3dmodels.tar": f"{_ABO}/abo-3dmodels.tar"},
+    "objaverse-cap3d": _cap3d(0, 9),
+    "objaverse-xl-cap3d": _cap3d(10, 12),
 }
 """For a source, the address of each of its files; none of them asks for a login."""
 
 LIST_ADDRESSES: Mapping[str, str] = {ANNOTATION_NAME: f"{_OBJAVERSE}/{ANNOTATION_NAME}"}
 """Addresses of lists of test shapes."""
 
-_FUEL = "https://fuel.gazebosim.org/1.0/GoogleResearch/models"
-_OF_CAP3D = "of its point clouds of Objaverse, not those of ShapeNet, which are called the same"
+FUEL = "https://fuel.gazebosim.org/1.0"
+"""Address of the server of Google Scanned Objects."""
+
+SCANNED = "google-scanned-objects"
+"""The source that is a folder of zips, listed by its server; they go into the folder of this name."""
+
+LARGE = frozenset({"abo", "objaverse-cap3d", "objaverse-xl-cap3d"})
+"""Sources of tens to hundreds of gigabytes: fetched only where ``sources`` names them."""
+
+_SCANNED_BYTES = 13_000_000_000  # of the whole collection, about; the server states no lengths
 
 _BY_HAND: Mapping[str, str] = {
-    "google-scanned-objects": f"no login, but a zip a model, {_FUEL}/<name>.zip; save each in "
-    "google-scanned-objects/",
-    "objaverse-cap3d": f"no login, 10 files {_OF_CAP3D}; `hf download` fetches them",
-    "objaverse-xl-cap3d": f"no login, 3 files {_OF_CAP3D}; `hf download` fetches them",
-    "objaverse": "no login, but 800,000 files; the package `objaverse` fetches them",
+    "objaverse": "no login, but 800,000 files; the package `objaverse` fetches them. Point clouds of the "
+    "same objects: --fetch --sources objaverse-cap3d",
 }
 
 Begin = Callable[[str], AbstractContextManager[Progress | None]]
@@ -44,45 +63,107 @@ Begin = Callable[[str], AbstractContextManager[Progress | None]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Offer:
+    """What is lacking of a source and can be downloaded."""
+
+    name: str
+    files: int
+    bytes: int | None
+    """What these take, by their servers' word; None if one does not say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FetchReport:
-    """What came, and what has to be fetched by hand."""
+    """What came, and what did not."""
 
     fetched: tuple[Fetched, ...]
+    scanned: ModelsFetched | None
+    """What came of Google Scanned Objects; None if that was not asked for, or is there."""
+
+    too_large: tuple[Offer, ...]
+    """Sources that are fetched only where they are named."""
+
     by_hand: tuple[str, ...]
     """A line for each source that is still missing: what it takes, and from where."""
 
 
-def fetch_missing(request: MixtureRequest, *, begin: Begin | None = None) -> FetchReport:
+def fetch_missing(
+    request: MixtureRequest,
+    *,
+    begin: Begin | None = None,
+    announce: Callable[[Sequence[Offer]], None] | None = None,
+) -> FetchReport:
     """Download what is missing and needs no login into the folder of archives, which is made.
 
     Files that are there are left as they are. What was fetched before an error or an interruption stays, and
-    the same call goes on from there.
+    the same call goes on from there. Sources of `LARGE` come only where the request names them.
 
     Args:
         request: the folder; its ``sources`` where only those are wanted.
         begin: called as each file begins.
+        announce: told, before the first byte, what is about to be downloaded.
 
     Raises:
         DataError: if a download fails; see `fetch`.
     """
-    request.archives.mkdir(parents=True, exist_ok=True)
-    wanted = [s for s in survey(request) if s.missing and not s.not_taken]
-    files: dict[str, str] = {}
-    for standing in wanted:
-        addresses = ADDRESSES.get(standing.info.name, {})
-        files |= {name: addresses[name] for name in standing.missing if name in addresses}
+    folder = request.archives
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [standing for standing in survey(request) if not standing.not_taken]
+    lacking = {s.info.name: files for s in wanted if (files := _lacking(s.info, folder))}
+    left = [name for name in lacking if name in LARGE and name not in request.sources]
+    too_large = tuple(_offer(name, lacking.pop(name)) for name in left)
     if request.exclude_all_tests:
-        files |= {
-            name: url
-            for name, url in LIST_ADDRESSES.items()
-            if not (request.archives / name).exists()
-        }
+        missing = {n: url for n, url in LIST_ADDRESSES.items() if not (folder / n).exists()}
+        lacking |= {"lists of test shapes": missing} if missing else {}
+    scans = _lacking_scans(wanted, folder)
+    if announce and (lacking or scans):
+        announce([*(_offer(name, files) for name, files in lacking.items()), *scans])
     fetched = []
-    for name, url in files.items():
+    for name, url in (pair for files in lacking.values() for pair in files.items()):
         with begin(name) if begin else nullcontext() as progress:
-            fetched.append(fetch(url, request.archives / name, progress=progress))
-    by_hand = tuple(_explained(s) for s in wanted if s.info.name not in ADDRESSES)
-    return FetchReport(fetched=tuple(fetched), by_hand=by_hand)
+            fetched.append(fetch(url, folder / name, progress=progress))
+    return FetchReport(
+        fetched=tuple(fetched),
+        scanned=fetch_models(FUEL, folder / SCANNED, begin=begin) if scans else None,
+        too_large=too_large,
+        by_hand=tuple(_explained(s) for s in wanted if s.missing and not fetchable(s.info)),
+    )
+
+
+def fetchable(info: SourceInfo) -> bool:
+    """Whether `fetch_missing` can download a source."""
+    return info.name == SCANNED or info.name in ADDRESSES
+
+
+def how_to_get(info: SourceInfo) -> str:
+    """What it takes to get a source, in a few words."""
+    if not fetchable(info):
+        return info.access
+    named = f" --sources {info.name}" if info.name in LARGE else ""
+    return f"{info.access}: --fetch{named}"
+
+
+def _lacking(info: SourceInfo, folder: Path) -> dict[str, str]:
+    """Addresses of a source's files that are not there, by name; some of them may be."""
+    files = ADDRESSES.get(info.name, {})
+    return {name: url for name, url in files.items() if not (folder / name).exists()}
+
+
+def _lacking_scans(wanted: Sequence[Standing], folder: Path) -> list[Offer]:
+    """Google Scanned Objects, if it is wanted and not whole; asks no server."""
+    official = next((s.info.official or 0 for s in wanted if s.info.name == SCANNED), 0)
+    files = official - zips_there(folder / SCANNED)
+    if files <= 0:
+        return []
+    return [Offer(name=SCANNED, files=files, bytes=_SCANNED_BYTES * files // official)]
+
+
+def _offer(name: str, files: Mapping[str, str]) -> Offer:
+    lengths = [announced_bytes(url) for url in files.values()]
+    known = [length for length in lengths if length is not None]
+    return Offer(
+        name=name, files=len(files), bytes=sum(known) if len(known) == len(lengths) else None
+    )
 
 
 def _explained(standing: Standing) -> str:

@@ -1,8 +1,8 @@
 """Finished corpora made one: their manifests are joined and their shards renamed, nothing is copied.
 
 A source's own corpus is a part, ``.building/parts/<source>``; sources that the whole has already stay as they
-are recorded there. What the whole will be is written beside the parts first; from then on files are only
-renamed, the list of refused shapes and the manifest last. Stopped anywhere, the same renames go on.
+are recorded there. What the whole will be is written beside the parts; from then on files are only renamed,
+the list of refused shapes and the manifest last: see `pointdistill.data.build.swap`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pointdistill.data.build.publish import content_of
 from pointdistill.data.build.state import BuildFolder
+from pointdistill.data.build.swap import part_of
 from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
     REFUSED_NAME,
@@ -21,11 +22,6 @@ from pointdistill.data.corpus.manifest import (
     write_manifest,
 )
 from pointdistill.data.files import sha256_of, write_aside
-
-
-def part_of(folder: BuildFolder, source: str) -> Path:
-    """The corpus of one source, until it is joined to the whole."""
-    return folder.path / "parts" / source
 
 
 def begun_parts(folder: BuildFolder) -> tuple[str, ...]:
@@ -58,21 +54,6 @@ def join(folder: BuildFolder, names: Sequence[str]) -> None:
         shards=tuple(shards),
     )
     write_manifest(folder.path / MANIFEST_NAME, manifest)
-
-
-def finish_join(folder: BuildFolder) -> None:
-    """Move what a decided whole is made of to its place; does nothing where none was decided."""
-    decided = folder.path / MANIFEST_NAME
-    if not decided.is_file():
-        return
-    for shard in read_manifest(folder.path).shards:
-        lies = part_of(folder, shard.source) / shard.file
-        if lies.is_file():
-            lies.replace(folder.corpus / shard.file)
-    refused = folder.path / REFUSED_NAME
-    if refused.is_file():
-        refused.replace(folder.corpus / REFUSED_NAME)
-    decided.replace(folder.corpus / MANIFEST_NAME)
 
 
 def _write_refused(path: Path, lies: dict[str, Path]) -> str | None:

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pointdistill.data.archive import Archive, open_archive
+from pointdistill.data.archive import Archive, open_archive, still_there
 from pointdistill.data.benchmarks.scanobjectnn import STAND_IN_MARKER
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.sources.base import SourceInfo
+from pointdistill.data.sources.base import SourceInfo, printable
 
 
 class ArchiveSource:
@@ -23,10 +23,16 @@ class ArchiveSource:
 
     @property
     def archive(self) -> Archive:
-        """The archive, opened at its first use in this process."""
+        """The archive, opened at its first use in this process.
+
+        Raises:
+            DataError: if it is damaged.
+            OSError: ESTALE, if it is gone.
+        """
         if self._open is None:
             held = ExitStack()
-            archive = held.enter_context(open_archive(self._path, absent=_gone(self._path)))
+            with still_there(self._path):
+                archive = held.enter_context(open_archive(self._path, absent=str(self._path)))
             self._open = archive, held
         return self._open[0]
 
@@ -56,7 +62,7 @@ def archive_facts(
     """
     return source_facts(
         info,
-        archive=archive.path.name,
+        archive=printable(archive.path.name),
         checksum=archive.checksum(names),
         stand_in=archive.find(STAND_IN_MARKER) is not None,
         turned=turned,
@@ -87,7 +93,3 @@ def source_facts(
         archive_sha256=checksum,
         settings=settings,
     )
-
-
-def _gone(path: Path) -> str:
-    return f"{path}: was there when the build began and is gone; put it back and run the same again"

@@ -70,6 +70,7 @@ class Source(Protocol):
 
         Raises:
             DataError: if the shape cannot be used; the message names no path of this machine.
+            OSError: if the machine is at fault; ESTALE where the file or its archive is gone.
         """
 
 
@@ -210,5 +211,10 @@ def find_archives(info: SourceInfo, folder: Path) -> tuple[tuple[Path, ...], tup
 
 def printable(name: str) -> str:
     """The name with bytes that are not UTF-8, and characters that do not print, spelled out."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        stored = os.fsencode(name)
+    except UnicodeEncodeError:
+        # Not the name of a file, but text that JSON spelled in half characters.
+        stored = name.encode("utf-8", "surrogatepass")
+    text = stored.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from pointdistill.data.archive import still_there, walk
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL
 from pointdistill.data.files import sha256_of
@@ -49,14 +49,19 @@ class FolderSource:
             Entry(
                 id=printable(name),
                 label=number[label] if (label := _label(name)) else UNKNOWN_LABEL,
-                where=name,
+                where="" if _leads_nowhere(self.path / name) else name,
             )
             for name in _files(self.path, FORMATS)
         ]
 
     def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
         """Points of one file; see `pointdistill.data.sources.base.Source`."""
-        shape = read_named(self.path / entry.where, entry.id)
+        if not entry.where:
+            msg = f"{entry.id}: is a link that leads nowhere; put there what it stands for"
+            raise DataError(msg)
+        path = self.path / entry.where
+        with still_there(path):
+            shape = read_named(path, entry.id)
         return cloud_of(shape, count, up=shape.declared_up or self.up, rng=rng)
 
 
@@ -92,11 +97,15 @@ def open_source(request: SourceRequest, info: SourceInfo) -> FolderSource:
 
 def _files(path: Path, endings: Collection[str]) -> Iterator[str]:
     """Files below ``path`` with one of ``endings``, as POSIX paths; hidden ones and litter left out."""
-    for folder, subfolders, files in os.walk(path):
+    for folder, subfolders, files in walk(path):
         subfolders[:] = [s for s in subfolders if not s.startswith(".") and s != "__MACOSX"]
         for file in files:
             if not file.startswith(".") and Path(file).suffix.lower() in endings:
                 yield Path(folder, file).relative_to(path).as_posix()
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _label(name: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
@@ -149,7 +150,7 @@ def open_members(
         raise DataError(msg)
     facts = source_facts(
         info,
-        archive=", ".join(root.name for root in roots),
+        archive=", ".join(printable(root.name) for root in roots),
         checksum=joint_checksum(roots, checksums),
         stand_in=stand_in,
         turned=TURNED[layout.up],
@@ -164,7 +165,7 @@ def joint_checksum(roots: Sequence[Path], checksums: Sequence[str]) -> str:
     if len(checksums) == 1:
         return checksums[0]
     lines = (f"{sha}  {root.name}\n" for sha, root in zip(checksums, roots, strict=True))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
 
 
 def note_place(root: int, place: Place) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import Place
+from pointdistill.data.archive import Place, walk
 from pointdistill.data.meshes.records import Axis, PointSet
 from pointdistill.data.sources.archived import source_facts
 from pointdistill.data.sources.base import (
@@ -105,11 +104,13 @@ def _present(folder: Path) -> list[tuple[str, str, int]]:
 def _sizes(folder: Path) -> dict[str, int]:
     """Bytes of each GLB file below a folder, by its POSIX path from there."""
     sizes = {}
-    for below, _, files in os.walk(folder):
-        for file in files:
-            if file.endswith(".glb"):
-                path = Path(below, file)
+    for below, _, files in walk(folder):
+        for path in (Path(below, file) for file in files if file.endswith(".glb")):
+            try:
                 sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+            except FileNotFoundError:
+                if not path.is_symlink():
+                    raise  # a link that leads nowhere is a file that is not there, anything else a disk
     return sizes
 
 

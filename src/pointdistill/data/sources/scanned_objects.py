@@ -5,14 +5,13 @@ Ids: the name of the zip.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pointdistill.data.archive import open_archive
+from pointdistill.data.archive import open_archive, still_there
 from pointdistill.data.checksums import file_checksum
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.sources.archived import source_facts
@@ -45,18 +44,15 @@ class ScannedObjectsSource:
     def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
         """Points of one zip's mesh; see `pointdistill.data.sources.base.Source`."""
         path = self.folder / entry.where
-        if not path.exists():
-            # The machine's fault and not the shape's: the build stops, to go on from there.
-            msg = f"{path}: was there when the build began and is gone; put it back and run the same again"
-            raise OSError(errno.ESTALE, msg)
-        try:
-            with open_archive(path, absent=str(path), tolerate_unsafe=True) as archive:
-                member = archive.find(_MESH)
-                if member is None:
-                    archive.refuse(_MESH, "it is not in the zip")
-                shape = read_member(archive, member)
-        except DataError as error:
-            raise DataError(str(error).replace(str(path), path.name)) from error
+        with still_there(path):
+            try:
+                with open_archive(path, absent=str(path), tolerate_unsafe=True) as archive:
+                    member = archive.find(_MESH)
+                    if member is None:
+                        archive.refuse(_MESH, "it is not in the zip")
+                    shape = read_member(archive, member)
+            except DataError as error:
+                raise DataError(str(error).replace(str(path), path.name)) from error
         return cloud_of(shape, count, up="z", rng=rng)
 
 

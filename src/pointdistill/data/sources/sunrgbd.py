@@ -136,13 +136,15 @@ def depth_metres(content: bytes, name: str) -> NDArray[np.float64]:
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             if image.width * image.height > _MOST_PIXELS or not image.mode.startswith("I"):
+                found = f"{image.width} x {image.height} pixels of kind {image.mode}"
                 msg = (
-                    f"{image.width} x {image.height} pixels of kind {image.mode}, expected 16 bits"
+                    f"{name} is no depth image ({found}, expected 16 bits); fetch the archive again"
                 )
-                raise ValueError(msg)
+                raise DataError(msg)
             stored = np.asarray(image).astype(np.uint16)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        msg = f"{name} is no depth image ({error}); fetch the archive again"
+        # Without what Pillow says, which is another text in each version and process.
+        msg = f"{name} is no depth image that can be read; fetch the archive again"
         raise DataError(msg) from error
     millimetres = (stored >> 3) | (stored << 13)
     return np.minimum(millimetres / 1000.0, FARTHEST_METRES)

@@ -180,10 +180,12 @@ def measure_units(
     *,
     progress: Progress,
     say: Say = lambda _line: None,
+    on_signal: Callable[[], None] | None = None,
 ) -> list[Unit]:
     """All units of a benchmark: those that are kept are taken from there, the others measured and kept.
 
-    Frozen protocols of all seeds come first, then the trained ones; what is dear is said by a forecast.
+    Frozen protocols of all seeds come first, then the trained ones; what is dear is said by a forecast. For
+    ``on_signal`` see ``kept_training``.
     """
     pairs = [(p, s) for s in bench.evaluation.seeds for p in bench.evaluation.protocols]
     units = {pair: keeper.find(bench.asked(*pair)) for pair in pairs}
@@ -199,7 +201,7 @@ def measure_units(
         keep(protocol, seed, score)
     trained = [m for m in missing if m[0] in TRAINED]
     for place, (protocol, seed) in enumerate(trained):
-        with kept_training(keeper, bench.asked(protocol, seed)) as file:
+        with kept_training(keeper, bench.asked(protocol, seed), on_signal) as file:
             later = trained[place + 1 :]
             keep(protocol, seed, _train(bench, protocol, seed, later, file, progress, say))
     return [unit for unit in units.values() if unit is not None]

@@ -28,7 +28,9 @@ def evaluate_clouds(job: Job, read: Read) -> list[Result]:
             published_model=job.published_model,
             fingerprint=job.fingerprint,
         )
-        units = measure_units(bench, job.kept, progress=job.progress, say=job.say)
+        units = measure_units(
+            bench, job.kept, progress=job.progress, say=job.say, on_signal=job.on_signal
+        )
         here = [unit.result for unit in units]
         job.kept.draw(here)
         found += here

@@ -51,7 +51,9 @@ def _measure(
             fingerprint=job.fingerprint,
             later_runs=len(folds) - place - 1 + others / size,
         )
-        units = measure_units(bench, job.kept, progress=job.progress, say=job.say)
+        units = measure_units(
+            bench, job.kept, progress=job.progress, say=job.say, on_signal=job.on_signal
+        )
         found += [unit.result for unit in units]
     return found
 

@@ -57,6 +57,8 @@ class Job:
 
     say: Say
     progress: Progress
+    on_signal: Callable[[], None] | None
+    """Called at once when a signal asks a training to stop; see ``interruptible``."""
 
     def describer(self, benchmark: str) -> EncoderDescriber:
         """The encoder's features on a benchmark's input."""

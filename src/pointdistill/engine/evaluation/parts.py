@@ -32,7 +32,7 @@ def evaluate_parts(job: Job) -> list[Result]:
         asked = _asked(job, benchmark, seed)
         unit = job.kept.find(asked)
         if unit is None:
-            with kept_training(job.kept, asked) as file:
+            with kept_training(job.kept, asked, job.on_signal) as file:
                 score = _train(job, benchmark, seed, later=len(job.seeds) - place - 1, file=file)
                 unit = Unit(_measured(asked, score))
                 job.kept.keep(asked, unit)

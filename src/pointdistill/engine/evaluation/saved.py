@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,13 @@ class Outcome:
     """With ``all``: what could not be measured, and where its data comes from."""
 
 
-def evaluate_saved(request: EvaluationRequest, *, say: Say, progress: Progress) -> Outcome:
+def evaluate_saved(
+    request: EvaluationRequest,
+    *,
+    say: Say,
+    progress: Progress,
+    on_signal: Callable[[], None] | None = None,
+) -> Outcome:
     """Measure a saved encoder; every score is written as soon as it is there.
 
     An evaluation that was interrupted goes on when it is asked for again. With ``all``, the protocols on frozen
@@ -51,6 +58,7 @@ def evaluate_saved(request: EvaluationRequest, *, say: Say, progress: Progress) 
         request: what to measure.
         say: told which encoder, data and settings were chosen, and what takes long.
         progress: told how far each part is.
+        on_signal: called at once when a signal asks a training to stop, before its step is finished.
 
     Raises:
         DataError: if the archive is absent or damaged; says where it comes from. With ``all``, if there is none.
@@ -70,7 +78,7 @@ def evaluate_saved(request: EvaluationRequest, *, say: Say, progress: Progress) 
             say=say,
             count=lambda done, total: progress("making the stand-in", done, total),
         )
-    work = _Work(request, folder, device, say, progress)
+    work = _Work(request, folder, device, say, progress, on_signal)
     work.introduce(places)
     passes = (FROZEN, tuple(set(ALL_PROTOCOLS) - set(FROZEN)))
     for protocols in passes if request.benchmark == ALL else (ALL_PROTOCOLS,):
@@ -121,13 +129,14 @@ class _Work:
         device: torch.device,
         say: Say,
         progress: Progress,
+        on_signal: Callable[[], None] | None,
     ) -> None:
         self.kept: dict[Path, KeptUnits] = {}
         self.refused: dict[str, str] = {}
         """With ``all``: splits whose data cannot be read, and why."""
         self._asked: dict[Path, list[Result]] = {}
         self._request, self._folder, self._device = request, folder, device
-        self._say, self._progress = say, progress
+        self._say, self._progress, self._on_signal = say, progress, on_signal
         self._encoder = load_encoder(folder)
         self._fingerprint = fingerprint(self._encoder)
 
@@ -177,6 +186,7 @@ class _Work:
             warn=lambda benchmark: leak_warning(benchmark, name, self._folder),
             say=self._say,
             progress=self._progress,
+            on_signal=self._on_signal,
         )
         self._asked.setdefault(output, []).extend(BENCHMARKS[name].measure(job))
 

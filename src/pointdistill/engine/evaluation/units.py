@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,11 +60,14 @@ class KeepNothing:
 
 
 @contextmanager
-def kept_training(keeper: Keeper, asked: Result) -> Iterator[TrainingFile | None]:
+def kept_training(
+    keeper: Keeper, asked: Result, on_signal: Callable[[], None] | None = None
+) -> Iterator[TrainingFile | None]:
     """The file of a unit's training, for a block that trains, measures and keeps it; None where nothing is kept.
 
     Ctrl-C, SIGTERM and a closed terminal end a training between two steps, everything saved, and what follows it
-    when the unit is kept. A second one interrupts at once.
+    when the unit is kept. ``on_signal`` is called at the first, so that a user is answered at once; a second one
+    interrupts.
 
     Raises:
         KeyboardInterrupt: if one came.
@@ -73,7 +76,7 @@ def kept_training(keeper: Keeper, asked: Result) -> Iterator[TrainingFile | None
     if path is None:
         yield None
         return
-    with interruptible() as stop:
+    with interruptible(on_signal) as stop:
         yield TrainingFile(path, stop)
     if stop():
         raise KeyboardInterrupt

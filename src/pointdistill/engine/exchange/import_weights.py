@@ -41,6 +41,10 @@ UNKNOWN_SOURCE = {
 }
 """The licence ledger of an imported encoder."""
 
+_NEXT = (
+    "it is incomplete or of another kind of encoder; give the whole checkpoint that was published"
+)
+
 
 class Branch(StrEnum):
     """Which of the two encoders in a checkpoint; evaluation reads the teacher's."""
@@ -234,12 +238,12 @@ def _load(
     for name, expected in encoder.state_dict().items():
         record = records.get(name)
         if record is None:
-            msg = f"{checkpoint.path} does not fit this model: missing {name}"
+            msg = f"{checkpoint.path} does not fit this model: missing {name}; {_NEXT}"
             raise CheckpointError(msg)
         if record.shape != expected.shape or not record.storage.dtype.is_floating_point:
             msg = (
                 f"{checkpoint.path}: {name} is {record.storage.dtype} of shape {record.shape}; expected "
-                f"floating point of {tuple(expected.shape)}"
+                f"floating point of {tuple(expected.shape)}; {_NEXT}"
             )
             raise CheckpointError(msg)
     tensors = checkpoint.tensors(records)

@@ -5,6 +5,7 @@ What a task is (clouds with classes, shapes with parts) is the task's own; see `
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pointdistill.engine.finetuning.training_file import (
     read_progress,
     write_progress,
 )
+from pointdistill.engine.inputs import ProtocolInput
 from pointdistill.engine.optimizer import build_optimizer
 from pointdistill.errors import ConfigError, DivergenceError
 from pointdistill.model.classifier import Classifier
@@ -78,6 +80,10 @@ class Task(Protocol):
     @property
     def count(self) -> int:
         """Training clouds."""
+
+    @property
+    def inputs(self) -> ProtocolInput:
+        """How a cloud reaches the model."""
 
     def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
         """Mean loss, in nats, of the training clouds at (B,) ``index``, with its gradient.
@@ -154,7 +160,7 @@ def train_epochs(
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
-        CheckpointError: if ``file`` exists and does not fit.
+        CheckpointError: if ``file`` exists and does not fit, or was begun with other settings.
         DivergenceError: if a loss is not finite, found when an epoch ends or before anything is kept.
     """
     if epochs is not None and epochs < 1:
@@ -188,8 +194,13 @@ class _Loop:
         self.frozen = self.schedule.frozen_steps(self.total)
         self.noise = torch.Generator(self.device)
         self.progress = Progress(loss_sum=torch.zeros((), device=self.device))
+        # Its parts are frozen records of numbers and names, which print alike whenever they are alike.
+        settings = (self.schedule, self.task.inputs, self.seed, self.epochs, self.task.count)
+        self.settings = hashlib.sha256(repr(settings).encode()).hexdigest()
         if self.file is not None and self.file.path.exists():
-            read_progress(self.file.path, self.progress, model, self.optimizer)
+            read_progress(
+                self.file.path, self.progress, model, self.optimizer, settings=self.settings
+            )
 
     def run(self) -> Trained:
         """The epochs that are left."""
@@ -280,7 +291,13 @@ class _Loop:
         stopping = self.file.stop() and self.progress.step < self.total
         if stopping or self.file.is_due():
             self._finite_loss(epoch)
-            write_progress(self.file.path, self.progress, self.task.model, self.optimizer)
+            write_progress(
+                self.file.path,
+                self.progress,
+                self.task.model,
+                self.optimizer,
+                settings=self.settings,
+            )
             self.file.written()
         return not stopping
 

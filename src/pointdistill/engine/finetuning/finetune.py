@@ -98,6 +98,9 @@ class Hooks:
     epoch: Callable[[EpochRecord], None] = lambda _record: None
     """Told every epoch."""
 
+    on_signal: Callable[[], None] | None = None
+    """Called at once when a signal asks to stop, before the step is finished; see ``interruptible``."""
+
 
 def finetune(request: FinetuneRequest, hooks: Hooks | None = None) -> Finetuned:
     """Train a classifier or a segmenter, and write it as a folder for ``predict`` and ``load_classifier``.
@@ -257,7 +260,7 @@ def _carry_out(
         recipe = from_plain(SegmenterRecipe, training["recipe"], where="training.recipe")
         task = SegmenterTask(model, data.train, data.test, data.category_parts, inputs, seed)
     hooks.say(_in_words(data, recipe, epochs, where))
-    with interruptible() as stop:
+    with interruptible(hooks.on_signal) as stop:
         trained = train_epochs(
             task,
             recipe,

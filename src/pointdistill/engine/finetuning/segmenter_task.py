@@ -137,7 +137,7 @@ class SegmenterTask:
         device = device_of(segmenter)
         check_density(inputs.points, segmenter.encoder.config)
         self.model, self.count = segmenter, len(train)
-        self._parts, self._inputs, self._seed = category_parts, inputs, seed
+        self._parts, self.inputs, self._seed = category_parts, inputs, seed
         self._train = PackedClouds.of(train, device, side="training")
         held_out = PackedClouds.of(test, device, side="test")
         everything = torch.arange(len(test), device=device)
@@ -149,11 +149,11 @@ class SegmenterTask:
         """Cross-entropy over all points; see ``epochs.Task``."""
         keys = sample_keys(seed=self._seed, epoch=epoch, index=index)
         random = KeyedRandom(keys, STREAM)
-        points, parts = self._train.draw(index, self._inputs.points, random)
-        points = augment_points(points[:, None], self._inputs.augment, random)[:, 0]
+        points, parts = self._train.draw(index, self.inputs.points, random)
+        points = augment_points(points[:, None], self.inputs.augment, random)[:, 0]
         points = to_unit_sphere(points)
         start = random.integers("first centre", torch.full_like(index, points.shape[1]))
-        patches = cut_from(points, self._inputs, self.model.encoder.config.patch_points, start)
+        patches = cut_from(points, self.inputs, self.model.encoder.config.patch_points, start)
         logits = self.model(points, patches, self._train.categories[index], noise)
         return cross_entropy(logits.flatten(0, 1), parts.flatten())
 
@@ -190,7 +190,7 @@ class SegmenterTask:
                     self._categories.split(EVALUATION_BATCH),
                     strict=True,
                 ):
-                    logits = segment(self.model, points, points, categories, self._inputs)
+                    logits = segment(self.model, points, points, categories, self.inputs)
                     predicted.append(predict_parts(logits, categories, self._parts))
         finally:
             self.model.train(was_training)

@@ -127,7 +127,7 @@ class ClassifierTask:
         device = device_of(classifier)
         self.model = classifier
         self.count = len(train)
-        self._smoothing, self._inputs, self._seed = recipe.label_smoothing, inputs, seed
+        self._smoothing, self.inputs, self._seed = recipe.label_smoothing, inputs, seed
         self._points = torch.from_numpy(train.points).to(device)
         self._labels = torch.from_numpy(train.labels).to(device)
         self._test_labels = torch.from_numpy(test.labels)
@@ -140,7 +140,7 @@ class ClassifierTask:
         patches = training_patches(
             self._points,
             index,
-            self._inputs,
+            self.inputs,
             self.model.encoder.config.patch_points,
             seed=self._seed,
             epoch=epoch,

@@ -1,7 +1,8 @@
 """What training with labels needs to go on: one safetensors file, whole or absent.
 
 It holds the model, AdamW's moments and the sum of the losses since the epoch began; its metadata holds the numbers
-of steps and the best epoch. There is no random state in it: see ``epochs``.
+of steps, the best epoch, and a fingerprint of the settings it trains under, so that it is not gone on with under
+others. There is no random state in it: see ``epochs``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SAVE_SECONDS = 120.0
 
 _MODEL, _OPTIMIZER, _LOSS = "model.", "optimizer.", "loss_sum"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-_NUMBERS = "progress"
+_NUMBERS, _SETTINGS = "progress", "settings"
 
 
 @dataclass(slots=True)
@@ -68,23 +69,34 @@ class TrainingFile:
 
 
 def write_start(path: Path, model: nn.Module) -> None:
-    """Write the training file of a model that no step was taken with."""
-    _write(path, Progress(loss_sum=torch.zeros(())), model, {})
+    """Write the training file of a model that no step was taken with, under whatever settings the first is."""
+    _write(path, Progress(loss_sum=torch.zeros(())), model, {}, {})
 
 
 def write_progress(
-    path: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    settings: str,
 ) -> None:
-    """Replace the training file, whole or not at all."""
+    """Replace the training file, whole or not at all. ``settings`` is any text that differs where they do."""
     moments = {
         f"{_OPTIMIZER}{moment}.{name}": value
         for name, parameter in model.named_parameters()
         for moment, value in optimizer.state.get(parameter, {}).items()
     }
-    _write(path, progress, model, moments)
+    _write(path, progress, model, moments, {_SETTINGS: settings})
 
 
-def _write(path: Path, progress: Progress, model: nn.Module, moments: Mapping[str, Tensor]) -> None:
+def _write(
+    path: Path,
+    progress: Progress,
+    model: nn.Module,
+    moments: Mapping[str, Tensor],
+    facts: Mapping[str, str],
+) -> None:
     tensors = {_MODEL + name: value for name, value in model.state_dict().items()} | dict(moments)
     tensors[_LOSS] = progress.loss_sum
     numbers = {
@@ -92,18 +104,29 @@ def _write(path: Path, progress: Progress, model: nn.Module, moments: Mapping[st
     }
     stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with write_aside(path) as aside:
-        save_file(stored, aside, metadata={_NUMBERS: json.dumps(numbers)})
+        save_file(stored, aside, metadata={_NUMBERS: json.dumps(numbers), **facts})
 
 
 def read_progress(
-    path: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    settings: str,
 ) -> None:
     """Bring ``progress``, ``model`` and ``optimizer`` to where the file was written.
 
     Raises:
-        CheckpointError: if the file is damaged or of another model.
+        CheckpointError: if the file is damaged, of another model, or steps were taken under other settings.
     """
-    tensors, numbers = _read(path)
+    tensors, numbers, stored = _read(path)
+    if numbers["step"] and stored != settings:
+        msg = (
+            f"{path}: begun with another recipe, input, seed or number of epochs, or by another version of this "
+            "program; remove it to begin anew"
+        )
+        raise CheckpointError(msg)
     weights = {n.removeprefix(_MODEL): v for n, v in tensors.items() if n.startswith(_MODEL)}
     load_exactly(model, weights, path)
     for name, parameter in model.named_parameters():
@@ -117,12 +140,13 @@ def read_progress(
         setattr(progress, name, value)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, float]]:
-    """All tensors of a training file, and its numbers by the names of ``Progress``'s fields."""
+def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, float], str | None]:
+    """All tensors of a training file, its numbers by the names of ``Progress``'s fields, and its settings."""
     expected = {item.name for item in fields(Progress)} - {_LOSS}
     try:
         with safe_open(path, framework="pt") as file:
-            numbers = json.loads((file.metadata() or {}).get(_NUMBERS, "{}"))
+            facts = file.metadata() or {}
+            numbers = json.loads(facts.get(_NUMBERS, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         msg = f"{path}: not readable ({error}); remove it to begin anew"
@@ -130,4 +154,4 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, float]]:
     if numbers.keys() != expected or _LOSS not in tensors:
         msg = f"{path}: not a training file of this program; remove it to begin anew"
         raise CheckpointError(msg)
-    return tensors, numbers
+    return tensors, numbers, facts.get(_SETTINGS)

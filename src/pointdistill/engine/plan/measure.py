@@ -71,7 +71,8 @@ def measure_steps(trial: Trial) -> Measurement:
     }
     with tempfile.TemporaryDirectory() as folder:  # of this process, which outlives the other
         done = subprocess.run(
-            [sys.executable, "-m", "pointdistill.engine.plan.trial"],
+            # Without -P a random.py in the folder would be loaded instead of Python's.
+            [sys.executable, "-P", "-m", "pointdistill.engine.plan.trial"],
             input=json.dumps(given | {"run": str(Path(folder, "run"))}),
             capture_output=True,
             text=True,

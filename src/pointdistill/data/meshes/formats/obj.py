@@ -32,7 +32,7 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     sizes: list[Indices] = []
     seen = 0
     faces = 0
-    for words in word_blocks(path, join=b"\\"):
+    for words in word_blocks(path, comment=b"#", continued=b"vf"):
         is_vertex, is_face = words.lines_that_begin(b"v"), words.lines_that_begin(b"f")
         if is_face.any():
             block_corners, block_sizes = _faces(words, is_vertex, is_face, seen)

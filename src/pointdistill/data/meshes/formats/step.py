@@ -16,7 +16,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NoReturn
 
 import numpy as np
 
@@ -68,8 +68,9 @@ def _convert(path: Path, converted: Path, limits: MeshLimits) -> None:
     """Write a STEP file as GLB.
 
     Raises:
-        DataError: if the converter ends early, complains, or gives nothing.
-        MemoryError: if it asks for more than it may have.
+        DataError: if the converter ends early, complains, or gives nothing; from a TimeoutError if it took
+            too long.
+        MemoryError: if it asks for more than it may have, or the system ends it.
     """
     words = [_MOST_SECONDS, _MOST_MEMORY_BYTES, limits.file_bytes]
     with (
@@ -87,8 +88,8 @@ def _convert(path: Path, converted: Path, limits: MeshLimits) -> None:
                 timeout=_MOST_SECONDS + _PATIENCE_SECONDS,
                 check=False,
             )
-        except subprocess.TimeoutExpired as error:
-            raise DataError(_too_slow()) from error
+        except subprocess.TimeoutExpired:
+            _refuse_slow()
         complaint, last = _messages(told)
     _check_end(done.returncode, last)
     # It goes on with what it understood; a part of a shape is not the shape.
@@ -114,14 +115,15 @@ def _check_end(code: int, last: str) -> None:
     """Raise where the converter did not reach its end: its exit code tells, and the last line that it wrote.
 
     Raises:
-        DataError: if it took too long or crashed.
+        DataError: if it took too long, see `_refuse_slow`, or crashed.
         MemoryError: if it asked for more memory than it may have.
     """
     if not code:
         return
     if code == -getattr(signal, "SIGALRM", 0):
-        raise DataError(_too_slow())
-    if any(word in last for word in _OUT_OF_MEMORY):
+        _refuse_slow()
+    # SIGKILL is what the system ends a process with when it runs out of memory.
+    if code == -getattr(signal, "SIGKILL", 0) or any(word in last for word in _OUT_OF_MEMORY):
         raise MemoryError
     msg = (
         f"the converter ended with {code} ({last or 'no message'}); export the model as GLB or OBJ"
@@ -134,5 +136,7 @@ def _in_millimetres(part: Part) -> Part:
     return replace(part, matrix=_MILLIMETRES @ matrix)
 
 
-def _too_slow() -> str:
-    return f"not converted within {_MOST_SECONDS} seconds; simplify it, or export it as GLB or OBJ"
+def _refuse_slow() -> NoReturn:
+    """Raise the DataError of a file that takes too long, from a TimeoutError: another machine may be faster."""
+    msg = f"not converted within {_MOST_SECONDS} seconds; simplify it, or export it as GLB or OBJ"
+    raise DataError(msg) from TimeoutError(msg)

@@ -25,6 +25,8 @@ _BLOCK = 1 << 18
 """Bytes read at once: what is made of them stays in a processor's cache."""
 
 _LONGEST_LINE = 1 << 24
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SIGN_ALONE = re.compile(rb"[+-](?![0-9])")
 
 
 def line_blocks(path: Path, *, start: int = 0) -> Iterator[list[bytes]]:
@@ -35,30 +37,38 @@ def line_blocks(path: Path, *, start: int = 0) -> Iterator[list[bytes]]:
 
 
 def word_blocks(
-    path: Path, *, start: int = 0, join: bytes | None = None, comment: bytes | None = None
+    path: Path, *, start: int = 0, comment: bytes | None = None, continued: bytes = b""
 ) -> Iterator[Words]:
     """Yield the words of the file's lines, some thousand lines at a time, at least one.
 
     Args:
         path: text file with lines that end in LF, CR LF or CR.
-        start: byte to begin at.
-        join: a mark that, right before a line's end, joins the line with the next.
+        start: byte to begin at; at 0 a UTF-8 byte order mark is passed over.
         comment: a mark from which on a line is ignored.
+        continued: letters. A line whose first word is one of them goes on in the next line if it ends in a
+            backslash; in other lines, paths for instance, that is a character like any other.
 
     Raises:
         DataError: if the file holds NUL bytes or a line longer than 16 MiB.
     """
-    ignored = None if comment is None else re.compile(re.escape(comment) + rb"[^\n]*")
-    for block in _blocks(path, start, join):
-        if len(words := split_words(block if ignored is None else ignored.sub(b"", block))):
+    pattern = rb"(?mi)^[ \t]*[%b](?:[ \t][^\n]*)?\\\n(?:[^\n]*\\\n)*" % continued
+    unfinished = re.compile(pattern) if continued else None
+    for block in _blocks(path, start, b"\\" if continued else None):
+        text = block
+        if comment is not None and comment in text:
+            text = re.sub(re.escape(comment) + rb"[^\n]*", b"", text)
+        if unfinished is not None and b"\\\n" in text:
+            text = unfinished.sub(lambda lines: lines[0].replace(b"\\\n", b" "), text)
+        if len(words := split_words(text)):
             yield words
 
 
 def _blocks(path: Path, start: int, join: bytes | None) -> Iterator[bytes]:
-    """The file's text in blocks of whole lines, which all end in LF."""
+    """The file's text in blocks of whole lines, which all end in LF; none is cut right after a ``join``."""
     rest = b""
     with path.open("rb") as file:
-        file.seek(start)
+        if start or file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
+            file.seek(start)
         while block := file.read(_BLOCK):
             if b"\0" in block:
                 at = file.tell() - len(block) + block.index(b"\0")
@@ -73,8 +83,8 @@ def _blocks(path: Path, start: int, join: bytes | None) -> Iterator[bytes]:
             if len(rest) > _LONGEST_LINE:
                 msg = "has a line longer than 16 MiB; it is damaged or of another format"
                 raise DataError(msg)
-            yield _plain_lines(block[:complete], join)
-    yield _plain_lines(rest, join)
+            yield _plain_lines(block[:complete])
+    yield _plain_lines(rest)
 
 
 def _last_line_end(block: bytes, join: bytes | None) -> int:
@@ -83,25 +93,21 @@ def _last_line_end(block: bytes, join: bytes | None) -> int:
     if end < 0:
         # Lines that end in CR alone: the last byte may be the first half of CR LF.
         end = block.rfind(b"\r", 0, -1)
-    while join is not None and end > 0 and block[:end].rstrip(b"\r").endswith(join):
+    while join is not None and end > 0 and join in block[max(0, end - 2) : end]:
         end = block.rfind(b"\n", 0, end)
     return end + 1
 
 
-def _plain_lines(block: bytes, join: bytes | None) -> bytes:
-    if b"\r" in block:
-        block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if join is not None and join in block:
-        block = block.replace(join + b"\n", b" ")
-    return block
+def _plain_lines(block: bytes) -> bytes:
+    return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in block else block
 
 
-def parse_numbers(
-    text: bytes | str, dtype: type[np.float64] | type[np.int64]
-) -> NDArray[Any] | None:
+def parse_numbers(text: bytes, dtype: type[np.float64] | type[np.int64]) -> NDArray[Any] | None:
     """Numbers with white space between them, (n,); None where something else is among them."""
     if not text or text.isspace():
         return np.empty(0, dtype)
+    if dtype is np.int64 and _SIGN_ALONE.search(text):
+        return None  # numpy takes a sign alone for 0, or for the sign of the word after it
     with warnings.catch_warnings():
         # numpy warns where the text stops being numbers, and announces that it will raise there.
         warnings.simplefilter("error", DeprecationWarning)
@@ -157,8 +163,10 @@ def parse_points(
     """
     words = rows if isinstance(rows, Words) else split_words(b"\n".join(rows))
     last = max(columns) + 1
-    if (words.counts < last).any():
-        row = words.line(int(np.argmax(words.counts < last)), skip=skip)
+    # A row of separators alone has no words, and is no line of them then.
+    blank = len(words) < len(rows)
+    if blank or (words.counts < last).any():
+        row = b"" if blank else words.line(int(np.argmax(words.counts < last)), skip=skip)
         msg = (
             f"expected at least {last - skip} numbers a row, got {shown(row)}; "
             "the file is damaged or cut short"
