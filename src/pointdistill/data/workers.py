@@ -6,10 +6,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
 from typing import TypeVar
 
 from pointdistill.errors import DataError
@@ -46,7 +48,8 @@ def ordered_map(
         yield from map(function, tasks)
         return
     # Spawned, not forked: a fork beside the threads of torch or of a progress bar may lock up.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, spawn, initializer=_end_with_parent)
     try:
         with interrupts_held():
             results = pool.map(function, tasks)  # starts the processes
@@ -56,6 +59,18 @@ def ordered_map(
         raise DataError(msg) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this worker where its parent is killed: the pool's own workers would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a worker has a pool above it"
+    threading.Thread(target=_wait_for_end, args=(parent.sentinel,), daemon=True).start()
+
+
+def _wait_for_end(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 @contextlib.contextmanager
