@@ -37,12 +37,13 @@ def add_refusals() -> None:
     sources = [
         source | {"licence": licence, "refused": refused}
         for source, licence, refused in zip(
-            stored["sources"], ("CC BY-NC 4.0", "CC BY 4.0"), (2, 0), strict=True
+            stored["sources"], ("CC BY-NC 4.0", "CC BY 4.0"), (3, 0), strict=True
         )
     ]
     lines = [
         {"source": "a", "id": f"bad{k}", "cause": f"{k} of 9 points are not finite"} for k in (1, 2)
     ]
+    lines.append({"source": "a", "id": "late", "cause": "too slow", "backstop": "deadline"})
     Path("mix/refused.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     edit(Path("mix"), {"sources": sources, "refused_sha256": "0" * 64})
 
@@ -51,14 +52,16 @@ def test_inspect_prints_counts_licences_and_refusals(run: Run) -> None:
     add_refusals()
     code, out, err = run("inspect", "mix")
     assert (code, err) == (0, "")
-    assert "| a | 7 | 2 | 2 | 40, 43, 46 |" in out
+    assert "| a | 7 | 3 | 2 | 40, 43, 46 |" in out
+    assert "| of these in quarantine | 1 (prepare-data --retry) |" in out
     assert "| a | CC BY-NC 4.0 | NO COMMERCIAL USE | a test |" in out
     assert "| b | CC BY 4.0 | any use | a test |" in out
     assert "- NOT FOR COMMERCIAL USE: a\n" in out
     assert (
         "**Labels of b**\n\n| label | shapes |\n| --- | --- |\n| table | 2 |\n| lamp | 1 |" in out
     )
-    assert "| a | 2 | … of … points are not finite | bad1: 1 of 9 points are not finite |" in out
+    assert "| a | 2 | - | … of … points are not finite | bad1: 1 of 9 points are not finite |" in out
+    assert "| a | 1 | deadline | too slow | late |" in out
     content = json.loads(Path("mix/corpus.json").read_text())["content"]
     assert f"- content: {content}\n" in out
     assert f"- refused.jsonl: {'0' * 64}\n" in out
@@ -70,7 +73,7 @@ def test_inspect_prints_json_and_nothing_else(run: Run) -> None:
     code, out, _ = run("inspect", "mix", "--json")
     told = json.loads(out)
     assert code == 0
-    assert (told["shapes"], told["refused"], told["non_commercial"]) == (12, 2, ["a"])
+    assert (told["shapes"], told["refused"], told["non_commercial"]) == (12, 3, ["a"])
     assert [source["terms"] for source in told["sources"]] == ["no commercial use", "any use"]
     assert told["sources"][1]["labels"] == {"table": 2, "lamp": 1}
     assert told["sources"][1]["unlabelled"] == 2

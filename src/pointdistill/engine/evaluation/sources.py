@@ -62,7 +62,7 @@ def stand_in_place(name: str, *, folder: Path, say: Say, count: Count) -> Place:
     if archive is None:
         archive = folder / "data" / "stand-in" / kind.stand_in
         if not archive.exists():
-            say(f"making the stand-in for {name}, once: {archive}")
+            say(f"making the stand-in for {name}, once, of up to 0.9 GB: {archive}")
             kind.make_stand_in(archive, count)
         remember_stand_in(name, archive, folder=folder)
     if not kind.needs_corpus:

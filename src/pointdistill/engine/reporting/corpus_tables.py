@@ -65,9 +65,11 @@ def _source_json(source: SourceSummary) -> dict[str, Any]:
 
 def _whole(summary: CorpusSummary) -> Table:
     made = summary.manifest
+    quarantined = sum(cause.shapes for cause in summary.causes if cause.backstop is not None)
     rows = {
         "shapes": f"{made.shapes:,}, of {made.points:,} points where the source has them",
         "refused": f"{sum(source.refused for source in made.sources):,}",
+        "of these in quarantine": f"{quarantined:,}" + (" (prepare-data --retry)" * (quarantined > 0)),
         "on disk": f"{sum(s.bytes for s in made.shards) / 1e6:,.1f} MB in {len(made.shards):,} shards",
         "seed": str(made.seed),
     }
@@ -188,9 +190,15 @@ def _refused(summary: CorpusSummary) -> Table:
         notes.insert(0, f"and {len(rest):,} more causes of {shapes:,} shapes; --json has them.")
     return Table(
         "Refused",
-        ("source", "shapes", "cause", "for example"),
+        ("source", "shapes", "quarantine", "cause", "for example"),
         tuple(
-            (cause.source, f"{cause.shapes:,}", cause.cause, _example(cause))
+            (
+                cause.source,
+                f"{cause.shapes:,}",
+                cause.backstop or "-",
+                cause.cause,
+                _example(cause),
+            )
             for cause in ordered[:MOST_CAUSES]
         ),
         tuple(notes),
