@@ -60,7 +60,9 @@ def test_inspect_prints_counts_licences_and_refusals(run: Run) -> None:
     assert (
         "**Labels of b**\n\n| label | shapes |\n| --- | --- |\n| table | 2 |\n| lamp | 1 |" in out
     )
-    assert "| a | 2 | - | … of … points are not finite | bad1: 1 of 9 points are not finite |" in out
+    assert (
+        "| a | 2 | - | … of … points are not finite | bad1: 1 of 9 points are not finite |" in out
+    )
     assert "| a | 1 | deadline | too slow | late |" in out
     content = json.loads(Path("mix/corpus.json").read_text())["content"]
     assert f"- content: {content}\n" in out

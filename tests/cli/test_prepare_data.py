@@ -68,7 +68,7 @@ def test_refused_files_are_listed_and_counted(run: Run) -> None:
         (files / f"bad{k}.off").touch()
     code, out, err = run("folder", "--input", "mine", "--points", "64", "--workers", "0")
     assert code == 0
-    assert "data/mine is complete: 1 shapes of folder" in out
+    assert "data/mine is complete: 1 shape of folder" in out
     assert "refused: bad0.off" in err
     assert "5 of 6 shapes were refused; all are listed in data/mine/refused.jsonl" in err
     assert "files that state no up axis were taken as z up" in err
@@ -81,7 +81,7 @@ def test_refused_files_are_listed_and_counted(run: Run) -> None:
 
 def test_files_that_changed_are_told_from_settings(run: Run) -> None:
     Path("mine").mkdir()
-    named = ("folder", "--input", "mine", "--points", "64", "--workers", "0", "--up", "y")
+    named = ("folder", "--input", "mine", "--points", "64", "--workers", "0", "--up", "Y")
     cloud = "".join(f"{k} {k * k} 1\n" for k in range(40))
     Path("mine/a.xyz").write_text(cloud)
     assert run(*named)[0] == 0
@@ -101,7 +101,7 @@ def test_an_archive_becomes_a_corpus_and_a_difference_to_the_whole_is_said(run: 
         "shapenetcore", "--archive", "ShapeNetCore.v2.zip", "--points", "64", "--workers", "0"
     )
     assert code == 0
-    assert "data/shapenetcore is complete: 1 shapes of shapenetcore" in out
+    assert "data/shapenetcore is complete: 1 shape of shapenetcore" in out
     assert "1 shapes kept and 0 refused; the whole of shapenetcore gives 52,470" in err
     assert open_corpus("data/shapenetcore").ids() == ["03001627/a1"]
 
@@ -124,7 +124,7 @@ def test_an_absent_archive_is_one_line_that_says_where_it_comes_from(run: Run, n
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["modelnet40"], "with --input give ModelNet40.zip, from https://"),
+        (["modelnet40"], "with --archive give ModelNet40.zip, from https://"),
         (["scanobjectnn", "--archive", "no.zip"], "no.zip: no such file or folder"),
         (["buitlin"], "did you mean builtin"),
         (["--points", "8"], "--points"),

@@ -113,7 +113,7 @@ def test_a_hostile_archive_costs_its_bad_members_alone_and_writes_nothing_outsid
             archive.writestr(name, content)
     before = files_below(tmp_path)
     code, out, err = run("modelnet40", "--archive", ".", "--points", "64", "--workers", "1")
-    assert (code, "1 shapes of modelnet40" in out) == (0, True), err
+    assert (code, "1 shape of modelnet40" in out) == (0, True), err
     assert open_corpus("data/modelnet40").ids() == ["chair/train/chair_0001"]
     found = causes(Path("data/modelnet40"))
     outside = [name for name, cause in found.items() if "leads out of the archive" in cause]

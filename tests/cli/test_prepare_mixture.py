@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from pointdistill.cli import main
 from pointdistill.data.build import ShapeLimits
 from pointdistill.data.corpus import open_corpus
+from pointdistill.data.mixture import mixture_sources
 from pointdistill.data.workspace import last_corpus
 from tests.data.mixture_archives import write_archives
 
@@ -40,10 +43,11 @@ def test_it_builds_what_is_there_and_says_what_is_not(run: Run) -> None:
     assert "next: pointdistill pretrain" in out
     assert "3d-future: missing, with 16,560 shapes" in err
     assert "modelnet40: 2 shapes kept and 0 refused; its whole archive gives 9,843" in err
-    assert "objaverse-cap3d" not in err.replace(", objaverse-cap3d", "")
+    assert "objaverse-cap3d" not in err
+    assert "Objaverse-LVIS" not in err, "nothing that is there holds its shapes"
     assert (
-        "test splits left out: scanobjectnn (4,044 shapes), modelnet40 (2,468 shapes); --take"
-        in err
+        "test splits left out: scanobjectnn (officially 4,044 shapes), "
+        "modelnet40 (officially 2,468 shapes); --take" in err
     )
     assert "test shapes of ShapeNetPart (in shapenetcore) are in; --exclude-tests all" in err
     assert "refused: Broken" in err
@@ -59,16 +63,77 @@ def test_the_plan_is_a_table_and_makes_nothing(run: Run) -> None:
     )
     assert code == 0
     assert "**3 shapes from archives, 0.00 GB" in out
+    assert "- these sources have 17,796 shapes by the official counts; 3 with those counted" in out
     rows = {line.split("|")[1].strip(): line for line in out.splitlines() if line.startswith("| ")}
     assert len(rows) == 15, "thirteen sources, the head and its rule"
     assert "| there | 1 |" in rows["abo"]
-    assert "| NO | CC BY-NC 4.0 |" in rows["abo"]
-    assert "there, left out: not asked for" in rows["shapenetcore"]
+    assert rows["abo"].endswith("| NO |")
+    assert "- there: abo: licence: CC BY-NC 4.0\n" in out
+    assert rows["shapenetcore"].startswith("| shapenetcore | left out | 52,470* |")
+    assert "- left out: shapenetcore, 3d-future, " in out
+    assert (
+        "google-scanned-objects, objaverse-cap3d, objaverse-xl-cap3d, objaverse: not asked" in out
+    )
+    assert "ShapeNetPart" not in out, "no source that was named holds its shapes"
     assert "measuring a few shapes of abo" in err
     assert out.splitlines()[-1] == (
-        "next: pointdistill prepare-data mixture --archives archives --sources abo,modelnet40"
+        "next: pointdistill prepare-data mixture --archives archives --sources abo,modelnet40 --points 64"
     )
     assert not Path("data").exists()
+
+
+def test_what_comes_next_repeats_every_option_that_was_given(run: Run) -> None:
+    head = "pointdistill prepare-data mixture"
+    words = "--archives archives --sources modelnet40 --take-tests modelnet40 --output 'my corpus'"
+    words += " --points 64 --seed 3 --workers 1 --deadline 7.5 --memory 2"
+    _, out, _ = run(*shlex.split(words), "--plan")
+    assert out.splitlines()[-1] == f"next: {head} {words}"
+    assert "test splits taken in: modelnet40 (officially 2,468 shapes)" in out
+    _, out, _ = run(*shlex.split(words), "--fetch")
+    assert out.splitlines()[-1] == f"next: {head} {words} --plan"
+    empty = "--archives empty --exclude-tests all --seed 5"
+    Path("empty").mkdir()
+    _, out, _ = run(*shlex.split(empty), "--plan")
+    assert out.splitlines()[-1] == f"next: {head} {empty} --fetch"
+
+
+def test_a_test_split_of_a_source_that_stays_out_is_said_not_to_be_taken(run: Run) -> None:
+    words = ("--archives", "archives", "--sources", "abo", "--take-tests", "modelnet40")
+    _, out, _ = run(*words, "--points", "64", "--plan")
+    assert "test split of modelnet40 is not taken in: modelnet40 is not among the sources" in out
+    assert "taken in: modelnet40 (" not in out
+
+
+def test_on_a_terminal_of_80_columns_nothing_is_cut(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    Path("empty").mkdir()
+    _, out, _ = run("--archives", "empty", "--plan")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+    table = plain.split("\n\n")[0].splitlines()[1:]
+    assert len(table) == 15, "thirteen sources, the head and its rule"
+    assert max(map(len, table)) <= 80
+    assert "…" not in plain
+    assert {line.split()[0] for line in table[2:]} == {info.name for info in mixture_sources()}
+    assert (
+        "\nmissing: 3d-future: 3D-FUTURE-model-part1.zip, 3D-FUTURE-model-part2.zip, "
+        "3D-FUTURE-model-part3.zip, 3D-FUTURE-model-part4.zip, from "
+        "https://tianchi.aliyun.com/dataset/98063 (login); licence: research use" in plain
+    )
+
+
+def test_a_retry_without_a_quarantine_says_so(run: Run) -> None:
+    words = ("--archives", "archives", "--sources", "google-scanned-objects", "--points", "64")
+    assert run(*words, "--workers", "0")[0] == 0
+    _, _, err = run(*words, "--retry")
+    assert "nothing is in quarantine, so nothing was read again; 1 shape was refused" in err
+    assert "nothing is in quarantine" not in run(*words)[2]
+    _, out, err = run(*words, "--plan")
+    assert "| google-scanned-objects | done | 1 | 0.00 GB | - | yes |" in out
+    assert "measuring" not in err
 
 
 def test_the_plan_says_where_the_missing_come_from(run: Run) -> None:
@@ -76,9 +141,10 @@ def test_the_plan_says_where_the_missing_come_from(run: Run) -> None:
     code, out, _ = run("--archives", "empty", "--plan")
     assert code == 0
     assert (
-        "missing: toys4k_obj_files.zip, from https://github.com/rehg-lab/lowshot-shapebias" in out
+        "missing: toys4k: toys4k_obj_files.zip, from https://github.com/rehg-lab/lowshot-shapebias"
+        in out
     )
-    assert "52,470 officially" in out
+    assert "| shapenetcore | missing | 52,470* |" in out
     assert "ModelNet40.zip, from https://modelnet.cs.princeton.edu (no login: --fetch)" in out
     assert "(no login: --fetch --sources abo)" in out
     assert "the whole mixture has 928,284 shapes by the official counts\n" in out
@@ -133,6 +199,11 @@ def test_fetch_says_what_is_about_to_come_and_what_did_not(
     [
         ([], "mixture needs the folder that holds the archives"),
         (["--archives", "nowhere"], "nowhere: no such folder"),
+        (
+            ["--archives", "archives/ModelNet40.zip", "--plan"],
+            "archives/ModelNet40.zip is a file; give the folder that holds the archives: "
+            "--archives archives\n",
+        ),
         (["--archives", "archives", "--shapes", "3"], "--shapes has no meaning for mixture"),
         (["--archives", "archives", "--include-test"], "name the source with --take-tests"),
         (["--archives", "archives", "--take-tests", "abo"], "abo has no test split"),

@@ -124,6 +124,35 @@ def test_a_plan_is_the_sum_of_what_goes_in_and_nothing_is_made(archives: Path) -
     assert build_mixture(request, output, points=128, workers=0).kept == plan.shapes
 
 
+def test_what_is_finished_costs_nothing_more(
+    archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = archives.parent / "corpus"
+    part = MixtureRequest(archives=archives, sources=("modelnet40",))
+    build_mixture(part, output, points=128, workers=0)
+    both = MixtureRequest(archives=archives, sources=("modelnet40", "abo"))
+    told: list[str] = []
+    plan = plan_mixture(both, output, points=128, workers=2, tell=told.append)
+    rows = {row.standing.info.name: row for row in plan.rows}
+    done, new = rows["modelnet40"], rows["abo"]
+    assert told == ["abo"]
+    assert (done.done, done.shapes, done.seconds, new.done) == (True, 2, 0.0, False)
+    assert (plan.shapes, plan.bytes, plan.whole) == (3, ROW_BYTES, 3)
+    assert plan.seconds == (new.seconds or 0) / 2
+    other = plan_mixture(both, output, points=128, seed=1, workers=2)
+    assert not any(row.done for row in other.rows), "this corpus was made of another seed"
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pointdistill.data.mixture.build.join", stopped)
+    unfinished = archives.parent / "unfinished"
+    with pytest.raises(KeyboardInterrupt):
+        build_mixture(part, unfinished, points=128, workers=0)
+    plan = plan_mixture(part, unfinished, points=128, workers=2)
+    assert [row.standing.info.name for row in plan.rows if row.done] == ["modelnet40"]
+
+
 def test_a_plan_reads_no_archive_for_its_checksum(
     archives: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +178,8 @@ def test_a_plan_counts_what_a_list_leaves_out(tmp_path: Path) -> None:
     plan = planned(tmp_path, exclude_all_tests=True)
     assert plan.shapes == 1
     assert plan.listed_tests == {"ShapeNetPart": 2, "Objaverse-LVIS": 3}
+    named = planned(tmp_path, exclude_all_tests=True, sources=("shapenetcore",))
+    assert named.listed_tests == {"ShapeNetPart": 2}
 
 
 def test_an_archive_that_cannot_be_used_is_named_and_the_others_are_planned(archives: Path) -> None:

@@ -1,4 +1,4 @@
-"""What ``pointdistill prepare-data mixture`` prints."""
+"""What ``pointdistill prepare-data mixture`` prints as it downloads and builds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,51 +15,19 @@ import typer
 if TYPE_CHECKING:
     from pointdistill.data.build import BuildReport
     from pointdistill.data.build.limits import ShapeLimits
-    from pointdistill.data.mixture import (
-        FetchReport,
-        MixturePlan,
-        MixtureRequest,
-        Offer,
-        PlanRow,
-    )
+    from pointdistill.data.mixture import FetchReport, MixtureRequest, Offer, Standing
 
 GIGA = 1e9
 _MOST_FAILED = 5
 
 
-def show_plan(
-    request: MixtureRequest,
-    output: Path,
-    *,
-    points: int,
-    seed: int,
-    workers: int | None,
-    limits: ShapeLimits,
-) -> None:
-    """Print what is there, what is missing, and what the build will cost; make nothing."""
-    from pointdistill.cli.tables import print_table
-    from pointdistill.data.mixture import plan_mixture
-    from pointdistill.engine.reporting.tables import Table
+def fetch_archives(request: MixtureRequest, options: Sequence[str]) -> None:
+    """Say what is about to be downloaded, download it, and say how to get the rest.
 
-    plan = plan_mixture(
-        request,
-        output,
-        points=points,
-        seed=seed,
-        workers=workers,
-        limits=limits,
-        tell=lambda name: typer.echo(f"measuring a few shapes of {name}", err=True),
-    )
-    title = f"{plan.shapes:,} shapes from {request.archives}, {plan.bytes / GIGA:,.2f} GB, "
-    title += f"about {_duration(plan.seconds)} with {plan.workers} workers"
-    columns = ("source", "archive", "shapes", "disk", "core time", "commercial use", "licence")
-    rows = tuple(_cells(row) for row in plan.rows)
-    print_table(Table(title, columns, rows, tuple(_plan_notes(plan, request))))
-    typer.echo(f"next: {_command(request)}" + ("" if plan.shapes else " --fetch"))
-
-
-def fetch_archives(request: MixtureRequest) -> None:
-    """Say what is about to be downloaded, download it, and say how to get the rest."""
+    Args:
+        request: the folder, and what to take from it.
+        options: those that the command which follows repeats, as they are typed.
+    """
     from pointdistill.data.mixture import fetch_missing
 
     def announce(offers: Sequence[Offer]) -> None:
@@ -74,11 +43,11 @@ def fetch_archives(request: MixtureRequest) -> None:
     if report.scanned:
         came = f"{report.scanned.fetched:,} zips came, {report.scanned.bytes:,} bytes"
         typer.echo(f"{report.scanned.folder}: {came}; {report.scanned.there:,} are there")
-    for line in _fetch_notes(report, request):
+    for line in _fetch_notes(report, request, options):
         typer.echo(line, err=True)
     for line in report.by_hand:
         typer.echo(f"by hand: {line}", err=True)
-    typer.echo(f"next: {_command(request)} --plan")
+    typer.echo(f"next: {command(request, options)} --plan")
 
 
 def _offered(offer: Offer) -> str:
@@ -87,7 +56,9 @@ def _offered(offer: Offer) -> str:
     return f"{offer.name}, {files}, {size}"
 
 
-def _fetch_notes(report: FetchReport, request: MixtureRequest) -> Iterator[str]:
+def _fetch_notes(
+    report: FetchReport, request: MixtureRequest, options: Sequence[str]
+) -> Iterator[str]:
     """What did not come, and why."""
     from pointdistill.data.sources import source_info
 
@@ -102,9 +73,10 @@ def _fetch_notes(report: FetchReport, request: MixtureRequest) -> Iterator[str]:
         if scanned.there < official:
             yield f"{scanned.folder.name}: {scanned.there:,} of {official:,} are there"
     for offer in report.too_large:
-        words = f"--archives {shlex.quote(str(request.archives))} --sources {offer.name} --fetch"
-        command = f"pointdistill prepare-data mixture {words}"
-        yield f"large, and fetched only by its name: {_offered(offer)}; {command}"
+        alone = replace(request, sources=(offer.name,))
+        yield (
+            f"large, and fetched only by its name: {_offered(offer)}; {command(alone, options)} --fetch"
+        )
 
 
 def make_mixture(
@@ -142,7 +114,7 @@ def make_mixture(
     return report
 
 
-def _command(request: MixtureRequest) -> str:
+def command(request: MixtureRequest, options: Sequence[str]) -> str:
     """What builds this mixture, as it is typed."""
     words = ["pointdistill", "prepare-data", "mixture", "--archives", str(request.archives)]
     if request.sources:
@@ -151,94 +123,58 @@ def _command(request: MixtureRequest) -> str:
         words += ["--take-tests", ",".join(request.take_tests)]
     if request.exclude_all_tests:
         words += ["--exclude-tests", "all"]
-    return shlex.join(words)
-
-
-def _cells(row: PlanRow) -> tuple[str, ...]:
-    info = row.standing.info
-    commercial = {True: "yes", False: "NO", None: "differs by shape"}[info.commercial]
-    goes_in = row.standing.taken
-    return (
-        info.name,
-        _archive(row),
-        f"{row.shapes:,}" if row.listed else f"{row.shapes:,} officially",
-        f"{row.bytes / GIGA:,.2f} GB",
-        _duration(row.seconds) if goes_in and row.seconds is not None else "not measured",
-        commercial,
-        info.licence,
-    )
-
-
-def _archive(row: PlanRow) -> str:
-    from pointdistill.data.mixture import how_to_get
-
-    standing = row.standing
-    if row.problem:
-        return f"cannot be used: {row.problem}"
-    if standing.taken:
-        return "there"
-    if standing.there:
-        return f"there, left out: {standing.not_taken}"
-    missing = f"missing: {', '.join(standing.missing)}"
-    missing += f", from {standing.info.origin} ({how_to_get(standing.info)})"
-    return f"{missing}; {standing.not_taken}" if standing.not_taken else missing
-
-
-def _plan_notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
-    whole = f"the whole mixture has {plan.official:,} shapes by the official counts"
-    if plan.whole != plan.official:
-        whole += f"; {plan.whole:,} with those counted here, once all that is missing is there"
-    yield whole
-    yield from _test_notes(request)
-    if plan.listed_tests:
-        lists = ", ".join(f"{count:,} of {name}" for name, count in plan.listed_tests.items())
-        least = plan.official - sum(plan.listed_tests.values())
-        yield f"the lists of test shapes name {lists}; at least {least:,} of the whole remain"
-    if plan.bytes > plan.free_bytes:
-        yield f"the disk has {plan.free_bytes / GIGA:,.2f} GB free, which is not enough"
-    if any(row.goes_in and row.standing.info.commercial is False for row in plan.rows):
-        yield "with a source marked NO, neither the corpus nor what is trained on it is for commercial use"
+    return shlex.join([*words, *options])
 
 
 def _build_notes(report: BuildReport, request: MixtureRequest) -> Iterator[str]:
     from pointdistill.data.corpus import open_corpus
     from pointdistill.data.mixture import official_shapes, survey
 
-    yield from _test_notes(request)
+    standings = survey(request)
+    yield from split_notes(request, [standing for standing in standings if standing.taken])
     made = {source.name: source for source in open_corpus(report.path).sources}
-    for standing in survey(request):
+    for standing in standings:
         info = standing.info
         official = official_shapes(request, info)
         record = made.get(info.name)
         if record is not None and record.kept != official:
-            kept = f"{record.kept:,} shapes kept and {record.refused:,} refused"
+            kept = f"{shapes_of(record.kept)} kept and {record.refused:,} refused"
             yield f"{info.name}: {kept}; its whole archive gives {official:,}"
         if standing.missing and not standing.not_taken:
             yield f"{info.name}: missing, with {official:,} shapes"
 
 
-def _test_notes(request: MixtureRequest) -> Iterator[str]:
+def shapes_of(count: int) -> str:
+    """So many shapes."""
+    return f"{count:,} shape" if count == 1 else f"{count:,} shapes"
+
+
+def split_notes(request: MixtureRequest, standings: Sequence[Standing]) -> Iterator[str]:
+    """Which test splits and test shapes of these sources are in, and which are not."""
     from pointdistill.data.mixture import HELD_OUT, mixture_sources
 
+    names = {standing.info.name for standing in standings}
     tests = {info.name: info.official_test for info in mixture_sources() if info.official_test}
-    sizes = {name: f"{name} ({shapes:,} shapes)" for name, shapes in tests.items()}
-    out = [size for name, size in sizes.items() if name not in request.take_tests]
+    sizes = {name: f"{name} (officially {shapes:,} shapes)" for name, shapes in tests.items()}
+    out = [sizes[name] for name in sizes if name in names and name not in request.take_tests]
+    taken = [sizes[name] for name in request.take_tests if name in names]
     if out:
         yield f"test splits left out: {', '.join(out)}; --take-tests takes one in"
-    if request.take_tests:
-        yield f"test splits taken in: {', '.join(sizes[name] for name in request.take_tests)}"
+    if taken:
+        yield f"test splits taken in: {', '.join(taken)}"
+    for name in request.take_tests:
+        if name not in names:
+            yield f"test split of {name} is not taken in: {name} is not among the sources"
     for row in HELD_OUT:
-        shapes = f"test shapes of {row.benchmark} (in {', '.join(row.sources)})"
-        if request.exclude_all_tests:
-            yield f"{shapes} are left out"
-        else:
-            yield f"{shapes} are in; --exclude-tests all leaves them out"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+        held = [name for name in row.sources if name in names]
+        if held:
+            shapes = f"test shapes of {row.benchmark} (in {', '.join(held)})"
+            out_or_in = (
+                "left out"
+                if request.exclude_all_tests
+                else "in; --exclude-tests all leaves them out"
+            )
+            yield f"{shapes} are {out_or_in}"
 
 
 @contextmanager

@@ -153,10 +153,12 @@ def prepare_data(
             retry=retry,
             plan=plan,
             fetch=fetch,
+            options=_typed(output, points, seed, workers, deadline, memory),
         )
         return
     _refuse(of_mixture, f"{source}; it is for {_MIXTURE}")
-    request = SourceRequest(path=path, shapes=shapes, up=up, include_test=include_test)
+    up_axis = up.lower() if up is not None else None
+    request = SourceRequest(path=path, shapes=shapes, up=up_axis, include_test=include_test)
     try:
         with shape_progress(f"preparing {source}") as progress:
             prepared = prepare_corpus(
@@ -175,7 +177,35 @@ def prepare_data(
         _stopped()
     for note in prepared.notes:
         typer.echo(f"note: {note}", err=True)
-    _print(prepared.report, prepared.facts.name)
+    _print(prepared.report, prepared.facts.name, retry=retry)
+
+
+def _typed(
+    output: Path | None,
+    points: int,
+    seed: int,
+    workers: int | None,
+    deadline: float,
+    memory: float | None,
+) -> tuple[str, ...]:
+    """The options that the command which follows has to repeat: those that differ from their defaults."""
+    from pointdistill.data.build.limits import ShapeLimits
+    from pointdistill.data.build.run import DEFAULT_POINTS
+
+    given = {
+        "--output": output,
+        "--points": points if points != DEFAULT_POINTS else None,
+        "--seed": seed or None,
+        "--workers": workers,
+        "--deadline": deadline if deadline != ShapeLimits().deadline_seconds else None,
+        "--memory": memory,
+    }
+    chosen = ((option, value) for option, value in given.items() if value is not None)
+    return tuple(
+        word
+        for option, value in chosen
+        for word in (option, f"{value:.12g}" if isinstance(value, float) else str(value))
+    )
 
 
 def _limits(deadline: float, memory: float | None) -> ShapeLimits:
@@ -203,18 +233,28 @@ def _mixture(
     retry: bool,
     plan: bool,
     fetch: bool,
+    options: tuple[str, ...],
 ) -> None:
     """Plan, fetch for, or build a mixture."""
-    from pointdistill.cli.mixture import fetch_archives, make_mixture, show_plan
+    from pointdistill.cli.mixture import fetch_archives, make_mixture
+    from pointdistill.cli.mixture_plan import show_plan
     from pointdistill.data.build.prepare import DATA_FOLDER
     from pointdistill.data.workspace import remember_corpus
 
     corpus = output or DATA_FOLDER / _MIXTURE
     try:
         if fetch:
-            fetch_archives(request)
+            fetch_archives(request, options)
         elif plan:
-            show_plan(request, corpus, points=points, seed=seed, workers=workers, limits=limits)
+            show_plan(
+                request,
+                corpus,
+                points=points,
+                seed=seed,
+                workers=workers,
+                limits=limits,
+                options=options,
+            )
         else:
             report = make_mixture(
                 request,
@@ -227,7 +267,7 @@ def _mixture(
                 retry=retry,
             )
             remember_corpus(report.path)
-            _print(report, f"the {_MIXTURE}")
+            _print(report, f"the {_MIXTURE}", retry=retry)
     except KeyboardInterrupt:
         _stopped()
 
@@ -240,6 +280,9 @@ def _mixture_request(
 
     if path is None:
         msg = f"{_MIXTURE} needs the folder that holds the archives; give it with --archives"
+        raise ConfigError(msg)
+    if path.is_file():
+        msg = f"{path} is a file; give the folder that holds the archives: --archives {path.parent}"
         raise ConfigError(msg)
     if exclude_tests not in (None, "all"):
         msg = f"--exclude-tests accepts all, got {exclude_tests!r}"
@@ -271,20 +314,28 @@ def _stopped() -> NoReturn:
     raise typer.Exit(130) from None
 
 
-def _print(report: BuildReport, name: str) -> None:
+def _print(report: BuildReport, name: str, *, retry: bool) -> None:
+    from pointdistill.cli.mixture import shapes_of
+
     for line in _refused_lines(report):
         typer.echo(line, err=True)
+    if retry and not report.retried and not report.quarantined:
+        good = f"{shapes_of(report.refused)} {'was' if report.refused == 1 else 'were'} refused for good"
+        typer.echo(f"nothing is in quarantine, so nothing was read again; {good}", err=True)
     if report.resumed:
-        typer.echo(f"went on from {report.resumed:,} shapes that were there already", err=True)
+        typer.echo(f"went on from {shapes_of(report.resumed)} already there", err=True)
     state = "was complete already" if report.was_complete else "is complete"
-    typer.echo(f"{report.path} {state}: {report.kept:,} shapes of {name}")
+    typer.echo(f"{report.path} {state}: {shapes_of(report.kept)} of {name}")
     typer.echo("next: pointdistill pretrain --size tiny   (on a GPU: --size small)")
 
 
 def _refused_lines(report: BuildReport) -> Iterator[str]:
     """What was refused, by cause, and what can be done about it."""
+    from pointdistill.cli.mixture import shapes_of
+
     if report.retried:
-        yield f"{report.retried:,} shapes were read again, {report.recovered:,} of them can be used"
+        read = f"{shapes_of(report.retried)} {'was' if report.retried == 1 else 'were'} read again"
+        yield f"{read}, {report.recovered:,} of them can be used"
     causes = sorted(report.causes, key=lambda cause: -cause.shapes)
     for cause in causes[:_MOST_CAUSES]:
         alike = f" (and {cause.shapes - 1:,} like it)" if cause.shapes > 1 else ""

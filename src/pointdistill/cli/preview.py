@@ -54,4 +54,6 @@ def preview(
     made = write_preview(opened, chosen, stem=stem, seed=seed)
     typer.echo(f"picture: {made.picture}, {made.shapes:,} of {len(opened):,} shapes")
     typer.echo(f"page: {made.page}, open it in a browser")
-    typer.echo(f"next: pointdistill pretrain --size tiny --data {shlex.quote(str(folder))}   (on a GPU: --size small)")
+    typer.echo(
+        f"next: pointdistill pretrain --size tiny --data {shlex.quote(str(folder))}   (on a GPU: --size small)"
+    )

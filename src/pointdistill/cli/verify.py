@@ -41,8 +41,7 @@ def verify(corpus: CorpusArgument = None) -> None:
             err=True,
         )
         raise typer.Exit(2)
-    typer.echo(
-        f"{folder} is whole: {manifest.shapes:,} shapes in {len(manifest.shards):,} shards, "
-        f"content {manifest.content}"
-    )
+    shapes = f"{manifest.shapes:,} shape{'s' if manifest.shapes != 1 else ''}"
+    shards = f"{len(manifest.shards):,} shard{'s' if len(manifest.shards) != 1 else ''}"
+    typer.echo(f"{folder} is whole: {shapes} in {shards}, content {manifest.content}")
     typer.echo(f"next: pointdistill preview {shlex.quote(str(folder))}")

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,15 @@ import numpy as np
 
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.run import DEFAULT_POINTS, Progress, build_corpus
+from pointdistill.data.build.state import BuildFolder
+from pointdistill.data.build.swap import part_of
 from pointdistill.data.checksums import without_checksums
-from pointdistill.data.corpus.manifest import SourceFacts, read_manifest
+from pointdistill.data.corpus.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    SourceFacts,
+    read_manifest,
+)
 from pointdistill.data.files import disk_is_full
 from pointdistill.data.mixture.held_out import HELD_OUT, find_list
 from pointdistill.data.mixture.survey import (
@@ -43,13 +50,16 @@ class PlanRow:
     standing: Standing
     shapes: int
     listed: bool
-    """Whether ``shapes`` were counted in the archive; else it is the official number."""
+    """Whether ``shapes`` were counted in the archive or the corpus; else it is the official number."""
 
     bytes: int
     """Disk that its shapes take in the corpus."""
 
     seconds: float | None
-    """Seconds of one core for all its shapes; None where it could not be measured."""
+    """Seconds of one core for the shapes still to be made; None where it could not be measured."""
+
+    done: bool = False
+    """Whether the corpus has it already."""
 
     problem: str = ""
     """Why its archive cannot be used; empty if it can, or is not there."""
@@ -82,8 +92,8 @@ class MixturePlan:
 
     @property
     def bytes(self) -> int:
-        """Disk that they take."""
-        return sum(row.bytes for row in self.rows if row.goes_in)
+        """Disk that those of them take that are still to be made."""
+        return sum(row.bytes for row in self.rows if row.goes_in and not row.done)
 
     @property
     def seconds(self) -> float:
@@ -112,15 +122,20 @@ def plan_mixture(
 
     Args:
         request: the folder, and what to take from it.
-        output: where the corpus will be, for the free disk.
+        output: where the corpus will be, for the free disk and the sources that are finished there.
         points, seed, workers, limits: those of the build.
         tell: told each source's name before it is measured.
 
     Raises:
         DataError: if the folder does not exist.
+        CorpusError: if the manifest of a corpus that is there is damaged.
     """
     rows = []
     for standing in survey(request):
+        made = _made(output, standing, points=points, seed=seed)
+        if made is not None:
+            rows.append(_done_row(standing, made))
+            continue
         if standing.taken and tell:
             tell(standing.info.name)
         with without_checksums():
@@ -129,16 +144,41 @@ def plan_mixture(
     return MixturePlan(
         rows=tuple(rows),
         official=sum(official_shapes(request, info) for info in wanted),
-        listed_tests=_listed_tests(request),
+        listed_tests=_listed_tests(request, {info.name for info in wanted}),
         workers=max(1, usable_cores() if workers is None else workers),
         free_bytes=shutil.disk_usage(_existing(output)).free,
     )
 
 
-def _listed_tests(request: MixtureRequest) -> dict[str, int]:
-    """How many test shapes each list names that is there and by which shapes are left out."""
+def _made(output: Path, standing: Standing, *, points: int, seed: int) -> Manifest | None:
+    """The corpus that has a source already with these settings: the whole, or its part of an unfinished one."""
+    name = standing.info.name
+    for corpus in (output, part_of(BuildFolder(output), name)):
+        if standing.taken and (corpus / MANIFEST_NAME).is_file():
+            made = read_manifest(corpus)
+            same = (made.points, made.seed) == (points, seed)
+            if same and any(source.name == name for source in made.sources):
+                return made
+    return None
+
+
+def _done_row(standing: Standing, made: Manifest) -> PlanRow:
+    shards = [shard for shard in made.shards if shard.source == standing.info.name]
+    return PlanRow(
+        standing=standing,
+        shapes=sum(shard.shapes for shard in shards),
+        listed=True,
+        bytes=sum(shard.bytes for shard in shards),
+        seconds=0.0,
+        done=True,
+    )
+
+
+def _listed_tests(request: MixtureRequest, wanted: Collection[str]) -> dict[str, int]:
+    """How many test shapes of these sources each list names that is there and leaves them out."""
     found = {}
-    for held_out in HELD_OUT if request.exclude_all_tests else ():
+    lists = [row for row in HELD_OUT if any(name in wanted for name in row.sources)]
+    for held_out in lists if request.exclude_all_tests else ():
         with contextlib.suppress(DataError):  # a source's own row says that its list is missing
             found[held_out.benchmark] = len(find_list(held_out, request.archives).ids)
     return found

@@ -174,7 +174,8 @@ def required_path(request: SourceRequest, info: SourceInfo) -> Path:
         return path
     given = f"{path}: no such file or folder" if path else f"{info.name} needs the path of its data"
     access = f" ({info.access})" if info.access else ""
-    msg = f"{given}; with --input give {info.archive}, from {info.origin}{access}"
+    option = "--archive" if info.files else "--input"
+    msg = f"{given}; with {option} give {info.archive}, from {info.origin}{access}"
     raise DataError(msg)
 
 

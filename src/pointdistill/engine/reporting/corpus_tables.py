@@ -69,7 +69,8 @@ def _whole(summary: CorpusSummary) -> Table:
     rows = {
         "shapes": f"{made.shapes:,}, of {made.points:,} points where the source has them",
         "refused": f"{sum(source.refused for source in made.sources):,}",
-        "of these in quarantine": f"{quarantined:,}" + (" (prepare-data --retry)" * (quarantined > 0)),
+        "of these in quarantine": f"{quarantined:,}"
+        + (" (prepare-data --retry)" * (quarantined > 0)),
         "on disk": f"{sum(s.bytes for s in made.shards) / 1e6:,.1f} MB in {len(made.shards):,} shards",
         "seed": str(made.seed),
     }
