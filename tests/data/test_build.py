@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib
 import json
 import os
 import subprocess
@@ -23,13 +22,6 @@ from pointdistill.data.sources import SourceRequest, open_source, shape_rng
 from pointdistill.errors import ConfigError, CorpusError, DataError
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture
-def odd(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """The class of the odd source, in a module that workers can import."""
-    monkeypatch.syspath_prepend(HERE)
-    return importlib.import_module("odd_source").OddSource  # type: ignore[no-any-return]
 
 
 def build(source: Any, output: Path, **options: Any) -> BuildReport:

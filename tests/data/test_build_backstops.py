@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections import Counter
@@ -27,13 +26,6 @@ from tests.data.test_build import digest
 
 HERE = Path(__file__).parent
 LITTLE_MEMORY = ShapeLimits(memory_bytes=GIB // 4)
-
-
-@pytest.fixture
-def odd(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """The class of the odd source, in a module that workers can import."""
-    monkeypatch.syspath_prepend(HERE)
-    return importlib.import_module("odd_source").OddSource  # type: ignore[no-any-return]
 
 
 def build(source: Any, output: Path, **options: Any) -> BuildReport:

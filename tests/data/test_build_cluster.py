@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import logging
@@ -24,7 +23,7 @@ from typing import Any
 import pytest
 
 from pointdistill.data import files
-from pointdistill.data.build import BuildReport, Progress, build_corpus, foreman, state
+from pointdistill.data.build import Progress, foreman, state
 from pointdistill.data.build import cluster as cluster_module
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.order import Order, OrderedJob, place_order
@@ -34,6 +33,7 @@ from pointdistill.data.build.state import BuildFolder, Outcome
 from pointdistill.data.build.tasks import BuildJob, JoinTask, PieceTask
 from pointdistill.data.memory import GIB
 from pointdistill.errors import ConfigError, DataError
+from tests.data.test_build import build, digest
 
 distributed = pytest.importorskip("distributed")
 HERE = Path(__file__).parent
@@ -65,19 +65,6 @@ def cluster(odd: Callable[..., Any]) -> Iterator[Any]:
         silence_logs=logging.CRITICAL,
     ) as cluster:
         yield cluster
-
-
-def build(source: Any, output: Path, **options: Any) -> BuildReport:
-    return build_corpus(source, output, **{"points": 64, "workers": 0} | options)
-
-
-def digest(folder: Path) -> str:
-    """One checksum of all files of a folder, names and bytes."""
-    whole = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        whole.update(f"{file.relative_to(folder)}\0".encode())
-        whole.update(file.read_bytes() if file.is_file() else b"")
-    return whole.hexdigest()
 
 
 def foremen(mark: Path) -> list[int]:

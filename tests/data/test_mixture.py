@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -350,10 +349,8 @@ def test_a_part_is_not_lost_because_its_archive_is_away(archives: Path, tmp_path
 
 
 def test_quarantined_shapes_stay_so_as_a_mixture_grows_and_may_then_be_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: Callable[..., Any]
 ) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent)  # workers import the source from there
-    odd = importlib.import_module("odd_source").OddSource
     sources = [odd(8, {2: "nan", 4: "hoard"}, tmp_path, "one")]
     monkeypatch.setattr("pointdistill.data.mixture.build.open_taken", lambda _: tuple(sources))
     request, output = MixtureRequest(archives=tmp_path), tmp_path / "corpus"
