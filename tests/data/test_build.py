@@ -284,6 +284,18 @@ def test_a_shard_that_vanished_is_built_again(tmp_path: Path, odd: Callable[...,
     assert digest(folder) == digest(tmp_path / "whole")
 
 
+def test_half_a_list_of_refused_shapes_is_not_left_behind(
+    tmp_path: Path, odd: Callable[..., Any]
+) -> None:
+    folder = tmp_path / "corpus"
+    with pytest.raises(KeyboardInterrupt):
+        build(odd(40, {9: "refuse"}), folder, progress=stop_at(40))
+    (folder / ".refused.0123456789abcdef.part.jsonl").write_text('{"sour')
+    build(odd(40, {9: "refuse"}), folder)
+    build(odd(40, {9: "refuse"}), tmp_path / "whole")
+    assert digest(folder) == digest(tmp_path / "whole")
+
+
 def test_two_builds_of_one_folder_do_not_meet(tmp_path: Path, odd: Callable[..., Any]) -> None:
     pytest.importorskip("fcntl")
     source, folder = odd(40), tmp_path / "corpus"

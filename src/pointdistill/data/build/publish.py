@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ def publish(job: BuildJob, plan: Plan) -> None:
     if refused:
         write_refused(folder.corpus / REFUSED_NAME, (refused_shape(facts.name, r) for r in refused))
     record = SourceRecord(
-        **{field.name: getattr(facts, field.name) for field in fields(SourceFacts)},
+        **facts.stated(),
         kept=sum(shard.shapes for shard in shards),
         refused=len(refused),
     )
@@ -137,13 +136,12 @@ def report_complete(output: Path, settings: Mapping[str, Any]) -> BuildReport:
         CorpusError: if it was made with other settings, or a shard is missing or cut short.
     """
     manifest = read_manifest(output)
-    names = [field.name for field in fields(SourceFacts)]
     there = {
         "seed": manifest.seed,
         "points": manifest.points,
-        "source": {name: getattr(manifest.sources[0], name) for name in names},
+        "source": manifest.sources[0].stated(),
     }
-    different = differences(json.loads(json.dumps(there)), settings)
+    different = differences(there, settings)
     if different or len(manifest.sources) != 1:
         msg = (
             f"{output}: holds a corpus made with other settings ({different or 'several sources'}); "

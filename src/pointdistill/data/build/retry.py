@@ -6,12 +6,10 @@ pieces of an unfinished build, with gaps where the shapes are missing, and the b
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.lock import locked
@@ -44,8 +42,6 @@ from pointdistill.data.corpus.manifest import (
     REFUSED_NAME,
     Manifest,
     ShardRecord,
-    SourceFacts,
-    SourceRecord,
     read_manifest,
 )
 from pointdistill.data.corpus.refused import RefusedShape, read_refused
@@ -126,7 +122,7 @@ def _source_of(made: Manifest, name: str, sources: Sequence[Source], output: Pat
     if source is None:
         msg = f"{output}: shapes of {name} are to be read again; give its archive too"
         raise CorpusError(msg)
-    different = differences(_facts(record), asdict(source.facts))
+    different = differences(record.stated(), source.facts.stated())
     if different:
         msg = (
             f"{output}: {name} was another when the corpus was made of it ({different}); give the same "
@@ -134,12 +130,6 @@ def _source_of(made: Manifest, name: str, sources: Sequence[Source], output: Pat
         )
         raise CorpusError(msg)
     return source
-
-
-def _facts(record: SourceRecord) -> dict[str, Any]:
-    names = SourceFacts.__dataclass_fields__
-    facts: dict[str, Any] = json.loads(json.dumps({name: getattr(record, name) for name in names}))
-    return facts
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,8 @@ def unfinished_build(
                 raise CorpusError(msg)
         else:
             write_json(plan, settings)
-        for leftover in build.path.glob(".*.part*"):
+        # What a kill left half written; in the corpus itself that is its list of refused shapes.
+        for leftover in (*build.path.glob(".*.part*"), *corpus.glob(".*.part*")):
             leftover.unlink()
         yield build
 
@@ -210,7 +211,7 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
     """Which settings differ, as ``points: 2048 there, 1024 asked``; empty if none."""
     found = []
     # As JSON: a tuple that was stored has come back as a list.
-    asked = json.loads(json.dumps(asked))
+    there, asked = json.loads(json.dumps([there, asked]))
     for key in sorted(there.keys() | asked.keys()):
         old, new = there.get(key), asked.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

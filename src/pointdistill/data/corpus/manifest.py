@@ -61,6 +61,10 @@ class SourceFacts:
     settings: Mapping[str, Any]
     """Settings of the source that decide which shapes there are and what they look like."""
 
+    def stated(self) -> dict[str, Any]:
+        """These facts by name, without what a record adds to them."""
+        return {field.name: getattr(self, field.name) for field in fields(SourceFacts)}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRecord(SourceFacts):

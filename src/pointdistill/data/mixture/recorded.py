@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from pointdistill.data.build.state import differences
-from pointdistill.data.corpus.manifest import Manifest, SourceFacts
+from pointdistill.data.corpus.manifest import Manifest
 from pointdistill.data.mixture.survey import MixtureRequest, survey
 from pointdistill.data.sources.base import Source
 from pointdistill.errors import CorpusError
@@ -40,13 +38,12 @@ def check_recorded(
     different = differences(there, {"points": points, "seed": seed})
     if different:
         raise CorpusError(_other_settings(output, different))
-    asked = {source.facts.name: asdict(source.facts) for source in sources}
+    asked = {source.facts.name: source.facts.stated() for source in sources}
     for record in made.sources:
         if record.name not in asked:
             msg = f"{output}: holds {record.name}, {_why_not(record.name, request)}"
             raise CorpusError(msg)
-        facts = {field.name: getattr(record, field.name) for field in fields(SourceFacts)}
-        _check_same(output, record.name, json.loads(json.dumps(facts)), asked[record.name])
+        _check_same(output, record.name, record.stated(), asked[record.name])
 
 
 def check_begun(
