@@ -8,7 +8,19 @@ from __future__ import annotations
 
 
 class PointDistillError(Exception):
-    """Base of every error that the user's input or environment can cause."""
+    """Base of every error that the user's input or environment can cause.
+
+    ``settings`` names the parameters that would change the outcome, in the spelling of Python (``output``). The
+    message is complete without them; the command line adds which of its options set them.
+    """
+
+    settings: tuple[str, ...] = ()
+
+    def __init__(self, message: str, *, settings: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        # Kept in __dict__ only where given: an error crosses processes as (class, args, __dict__).
+        if settings:
+            self.settings = settings
 
 
 class ConfigError(PointDistillError):

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import typer
 
+from pointdistill.cli.console import name_options, print_error
 from pointdistill.cli.doctor import doctor
 from pointdistill.cli.embed import embed
 from pointdistill.cli.evaluate import evaluate
@@ -72,20 +73,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = command(args=arguments, standalone_mode=False)
     except PointDistillError as error:
-        _say(f"error: {error}")
+        print_error(f"error: {name_options(str(error), error.settings)}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
+        print_error("interrupted")
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
         # A name that is a file where a folder is wanted, no permission, a full disk: the user's to mend.
         where = f"{error.filename}: " if error.filename else ""
-        _say(f"error: {where}{error.strerror or error}; give another path, or free it")
+        print_error(f"error: {where}{error.strerror or error}; give another path, or free it")
         sys.exit(2)
     except MemoryError:
-        _say("error: not enough memory for this; ask for fewer points, shapes or a smaller batch")
+        print_error(
+            "error: not enough memory for this; ask for fewer points, shapes or a smaller batch"
+        )
         sys.exit(2)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
@@ -94,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         message = getattr(error, "format_message", None)
         if message is None:
             raise
-        _say(f"error: {message()}; see `{_path(error)} --help`")
+        print_error(f"error: {message()}; see `{_path(error)} --help`")
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -103,7 +106,3 @@ def _path(error: Exception) -> str:
     """The command a usage error belongs to, as typed."""
     context = getattr(error, "ctx", None)
     return context.command_path if context is not None else "pointdistill"
-
-
-def _say(message: str) -> None:
-    print(" ".join(message.split()), file=sys.stderr)  # noqa: T201 (one line, whatever the width)

@@ -152,7 +152,7 @@ def _next(measured: BenchmarkName, encoder: Path | None, stand_in: bool) -> str:
 
 
 def _print(outcome: Outcome) -> None:
-    from pointdistill.cli.tables import print_table
+    from pointdistill.cli.console import print_table
     from pointdistill.engine.evaluation.results_tables import results_tables
 
     for table in results_tables(outcome.results):

@@ -22,7 +22,7 @@ def inspect(
     """
     import json
 
-    from pointdistill.cli.tables import print_table
+    from pointdistill.cli.console import print_table
     from pointdistill.cli.task_progress import task_progress
     from pointdistill.data.corpus.inspect import inspect_corpus
     from pointdistill.engine.reporting.corpus_tables import corpus_json, corpus_tables

@@ -49,7 +49,7 @@ def leaks(
     """
     import json
 
-    from pointdistill.cli.tables import print_table
+    from pointdistill.cli.console import print_table
     from pointdistill.cli.task_progress import task_progress
     from pointdistill.engine.leaks import LeakRequest, check_leaks, leaks_table
 

@@ -69,7 +69,7 @@ def _classify(
     classifier: TrainedClassifier, files: Sequence[Path], up: str | None, as_json: bool
 ) -> bool:
     """Whether any file could not be used."""
-    from pointdistill.cli.tables import print_table
+    from pointdistill.cli.console import print_table
     from pointdistill.engine.finetuning.predict import classify_files
     from pointdistill.engine.reporting.tables import Table
 
@@ -102,7 +102,7 @@ def _segment(
     as_json: bool,
 ) -> bool:
     """Whether any file could not be used."""
-    from pointdistill.cli.tables import print_table
+    from pointdistill.cli.console import print_table
     from pointdistill.engine.finetuning.predict import plan_parts, segment_files, write_parts
     from pointdistill.engine.reporting.tables import Table
 

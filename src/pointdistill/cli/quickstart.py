@@ -27,7 +27,7 @@ def quickstart(
     """See it work in minutes: make shapes, pretrain a tiny encoder, measure it beside its initial weights."""
     from rich.console import Console
 
-    from pointdistill.cli.tables import print_table
+    from pointdistill.cli.console import print_table
     from pointdistill.engine.evaluation.results_tables import results_table
     from pointdistill.engine.quickstart import Hooks, QuickstartConfig, gains, quickstart
 

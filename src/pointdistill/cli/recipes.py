@@ -13,7 +13,7 @@ def recipes(
     ] = None,
 ) -> None:
     """List the runs that have a name, or print one of them with every setting."""
-    from pointdistill.cli.tables import print_table
+    from pointdistill.cli.console import print_table
     from pointdistill.engine.recipes import RECIPES, find_recipe
     from pointdistill.engine.reporting.tables import Table
     from pointdistill.engine.settings import as_toml

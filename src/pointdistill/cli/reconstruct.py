@@ -36,7 +36,7 @@ def reconstruct(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Fill masked patches from frozen features, beside random features; draw it. Ctrl-C keeps what is done."""
-    from pointdistill.cli.tables import print_table
+    from pointdistill.cli.console import print_table
     from pointdistill.engine.reconstruction.reconstruct import ReconstructRequest
     from pointdistill.engine.reconstruction.reconstruct import reconstruct as run
     from pointdistill.engine.reconstruction.reconstruct_comparison import PICTURE, RESULTS

@@ -39,7 +39,7 @@ def search(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """The shapes of an embedding nearest to a file, by the cosine of their features."""
-    from pointdistill.cli.tables import print_table
+    from pointdistill.cli.console import print_table
     from pointdistill.engine.embedding.index import open_index
     from pointdistill.engine.embedding.search import draw_sheet, find_index
     from pointdistill.engine.embedding.search import search as run
