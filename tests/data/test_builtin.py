@@ -19,7 +19,7 @@ from pointdistill.data.builtin import (
     sample_shape,
     shape_rng,
 )
-from pointdistill.data.builtin.registry import REGISTRY, Assembly, Draw
+from pointdistill.data.builtin.mesh import REGISTRY, Assembly, Draw
 from pointdistill.errors import ConfigError
 
 SCANOBJECTNN = (

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from pointdistill.data.builtin import (
     aircraft,
+    architecture,
     bathroom,
-    bedding,
-    building,
-    cases,
-    screens,
+    electronics,
+    household,
+    outdoor,
     seating,
-    sound,
     storage,
     tables,
     tools,
     vehicles,
     vessels,
-    wares,
 )
-from pointdistill.data.builtin.registry import REGISTRY
+from pointdistill.data.builtin.mesh import REGISTRY
 from pointdistill.data.builtin.shape import (
     BuiltinShape,
     face_areas,
@@ -36,19 +34,17 @@ from pointdistill.data.builtin.shape import (
 # Importing a theme fills the registry.
 _THEMES = (
     aircraft,
+    architecture,
     bathroom,
-    bedding,
-    building,
-    cases,
-    screens,
+    electronics,
+    household,
+    outdoor,
     seating,
-    sound,
     storage,
     tables,
     tools,
     vehicles,
     vessels,
-    wares,
 )
 
 CATEGORIES: tuple[str, ...] = tuple(sorted(REGISTRY))

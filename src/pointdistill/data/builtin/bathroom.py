@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from pointdistill.data.builtin.fronts import GRIPS, close, handle
-from pointdistill.data.builtin.mesh import Mesh
+from pointdistill.data.builtin.furniture_parts import GRIPS, close, handle
+from pointdistill.data.builtin.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.builtin.primitives import (
     box,
     cylinder,
@@ -15,7 +15,6 @@ from pointdistill.data.builtin.primitives import (
     rod,
     tube,
 )
-from pointdistill.data.builtin.registry import Assembly, Draw, category
 
 
 def faucet(draw: Draw, reach: float) -> list[Mesh]:

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from pointdistill.data.builtin.fronts import GRIPS, close, stack
-from pointdistill.data.builtin.mesh import Mesh
+from pointdistill.data.builtin.furniture_parts import GRIPS, close, legs, pedestal, sled, stack
+from pointdistill.data.builtin.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.builtin.primitives import (
     arc,
     box,
@@ -15,8 +15,6 @@ from pointdistill.data.builtin.primitives import (
     prism,
     rod,
 )
-from pointdistill.data.builtin.registry import Assembly, Draw, category
-from pointdistill.data.builtin.supports import legs, pedestal, sled
 
 
 def table_top(draw: Draw, width: float, depth: float, thick: float, level: float) -> Mesh:
