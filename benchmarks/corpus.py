@@ -30,8 +30,7 @@ from numpy.typing import NDArray
 from corpus_scale import measure_scale, microseconds
 from made_corpus import make_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.corpus.codec import LEVELS, restore
-from pointdistill.data.corpus.shard import read_block
+from pointdistill.data.corpus.shard import LEVELS, read_block, restore
 
 ROUNDS = 21
 READS = 200

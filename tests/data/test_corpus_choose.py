@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.data.corpus import Corpus, columns, open_corpus
+from pointdistill.data.corpus import Corpus, open_corpus, reader
 from pointdistill.data.corpus.choose import Wanted, choose_shapes
 from pointdistill.errors import ConfigError, DataError
 from tests.data.test_corpus import some_rows, write_corpus
@@ -30,7 +30,7 @@ def choose(
 def test_ids_labels_and_sources_choose_together(
     corpus: Corpus, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(columns, "CHUNK", chunk)
+    monkeypatch.setattr(reader, "CHUNK", chunk)
     assert choose(corpus) == list(range(12))
     assert choose(corpus, sources=("b",)) == [7, 8, 9, 10, 11]
     assert choose(corpus, labels=("chair",)) == [1, 4]

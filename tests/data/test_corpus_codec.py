@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pointdistill.data.corpus.codec import LEVELS, quantise, restore
+from pointdistill.data.corpus.shard import LEVELS, quantise, restore
 from pointdistill.errors import DataError
 
 

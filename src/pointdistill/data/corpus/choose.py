@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.corpus.columns import open_columns
 from pointdistill.data.corpus.manifest import ShardRecord, SourceRecord
-from pointdistill.data.corpus.reader import Corpus
+from pointdistill.data.corpus.reader import Corpus, open_columns
 from pointdistill.errors import ConfigError, DataError
 
 

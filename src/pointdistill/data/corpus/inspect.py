@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.corpus.codec import LEVELS
-from pointdistill.data.corpus.columns import Columns, damaged, open_columns
 from pointdistill.data.corpus.manifest import (
     REFUSED_NAME,
     Manifest,
     SourceRecord,
     read_manifest,
 )
+from pointdistill.data.corpus.reader import Columns, damaged, open_columns
 from pointdistill.data.corpus.refused import RefusedCause, count_causes
+from pointdistill.data.corpus.shard import LEVELS
 
 SAMPLED = 256
 """Shapes of a source whose width, depth and height are measured."""

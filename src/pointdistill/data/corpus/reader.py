@@ -1,8 +1,8 @@
 """Random access to the shapes of a corpus, without reading what is not asked for.
 
-Opening reads ``corpus.json`` and looks at the shards' sizes; ids, labels and points stay on disk
-until they are asked for. A shard is memory-mapped at its first use, so a read costs the points' own
-bytes.
+Opening reads ``corpus.json`` and looks at the shards' sizes; ids, labels and points stay on disk until they are
+needed. A shard is memory-mapped at its first use, so a read costs the points' own bytes. `open_columns` reads
+single datasets of a shard in chunks, for questions that need no points.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import functools
 import itertools
 import mmap
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,9 +22,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.corpus.codec import Points, restore_stored
 from pointdistill.data.corpus.manifest import Manifest, ShardRecord, SourceRecord, read_manifest
-from pointdistill.data.corpus.shard import UNKNOWN_LABEL
+from pointdistill.data.corpus.shard import UNKNOWN_LABEL, Points, restore_stored
 from pointdistill.errors import CorpusError
 
 MOST_OPEN_SHARDS = 1024
@@ -304,3 +305,58 @@ def _map_shard(path: Path, places: dict[str, _Place]) -> _MappedShard:
     index["scale"], index["center"] = views.pop("scale"), views.pop("center")
     columns = {"part": None, "index": index.tobytes()} | views
     return _MappedShard(**cast("dict[str, Any]", columns))
+
+
+CHUNK = 65_536
+"""Rows read at a time; shards of this program's own are smaller, others' need not be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The datasets of one open shard, by name and rows."""
+
+    path: Path
+    record: ShardRecord
+    file: Any
+    """An open ``h5py.File``."""
+
+    def read(self, name: str, first: int, stop: int) -> NDArray[Any]:
+        """Rows ``first`` to ``stop`` of a dataset, as it lies on disk.
+
+        Raises:
+            CorpusError: if the dataset is missing, shorter than that, or cannot be read.
+        """
+        try:
+            found = np.asarray(self.file[name][first:stop])
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise damaged(self.path, f"{name} cannot be read: {error}") from error
+        if len(found) != stop - first:
+            raise damaged(self.path, f"{name} ends at row {first + len(found):,}, before {stop:,}")
+        return found
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """First row, and the row after the last, of one chunk of shapes after another."""
+        for first in range(0, self.record.shapes, CHUNK):
+            yield first, min(first + CHUNK, self.record.shapes)
+
+
+@contextmanager
+def open_columns(folder: Path, record: ShardRecord) -> Iterator[Columns]:
+    """Open a shard for single datasets.
+
+    Raises:
+        CorpusError: if the shard is missing, not of the size it was written with, or no HDF5 file.
+    """
+    path = folder / record.file
+    check_size(path, record)
+    try:
+        file = h5py.File(path, "r")
+    except (OSError, RuntimeError) as error:
+        raise damaged(path, str(error)) from error
+    with file:
+        yield Columns(path, record, file)
+
+
+def damaged(path: Path, what: str) -> CorpusError:
+    """The error of a shard or list that is not as it was written."""
+    return CorpusError(f"{path}: damaged, {what}; `pointdistill verify` names every damaged shape")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pointdistill.data.corpus.codec import LARGEST_COORDINATE, LEVELS, Quantised
 from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
     REFUSED_NAME,
@@ -18,7 +17,14 @@ from pointdistill.data.corpus.manifest import (
     read_manifest,
 )
 from pointdistill.data.corpus.reader import check_size
-from pointdistill.data.corpus.shard import Block, read_block, row_digest
+from pointdistill.data.corpus.shard import (
+    LARGEST_COORDINATE,
+    LEVELS,
+    Block,
+    Quantised,
+    read_block,
+    row_digest,
+)
 from pointdistill.data.files import sha256_of
 from pointdistill.errors import CorpusError
 

@@ -1,8 +1,8 @@
-"""The HDF5 file of a shard without its arrays: where each array lies, and the bytes around them.
+"""Where each array of a shard lies in its HDF5 file, and the bytes around them.
 
-HDF5 makes the skeleton in memory and the arrays are then written to their places with plain file
-writes. A full disk is so an ordinary error of ours and not one of HDF5's, which it prints and may
-crash on; memory holds no array; and the bytes do not depend on the order of writing.
+HDF5 lays the file out in memory; the arrays are then written to their places with plain file writes. So a full
+disk is an ordinary error of ours rather than one inside HDF5, which prints such errors and may crash on them;
+memory holds no array; and the bytes do not depend on the order of writing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ArraySpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Skeleton:
+class FileLayout:
     """What to write where."""
 
     pages: Mapping[int, bytes]
@@ -44,9 +44,9 @@ class Skeleton:
     """Bytes of the whole file."""
 
 
-def make_skeleton(
+def lay_out_file(
     arrays: Mapping[str, ArraySpec], *, source: str, label_names: NDArray[np.bytes_]
-) -> Skeleton:
+) -> FileLayout:
     """Lay out a file with contiguous, uncompressed datasets.
 
     Args:
@@ -78,7 +78,7 @@ def make_skeleton(
         for name, spec in arrays.items()
     ]
     pages = {page * _PAGE_BYTES: bytes(content) for page, content in sorted(memory.pages.items())}
-    return Skeleton(pages=pages, offsets=offsets, size=max([memory.size, *ends]))
+    return FileLayout(pages=pages, offsets=offsets, size=max([memory.size, *ends]))
 
 
 def utf8_text(count: int) -> np.dtype[np.generic]:
