@@ -1,4 +1,4 @@
-"""What the readers hand over, what a file became, and the limits that every file is held to.
+"""What a reader hands over, what a file became, and the limits that every file is held to.
 
 Sizes: V vertices, F faces, C corners of all faces together, P bare points.
 """
@@ -99,7 +99,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class RawMesh:
     """Everything geometric in one file, before any check.
 
     Points and lines beside faces are not surface and are ignored; points alone make a cloud.

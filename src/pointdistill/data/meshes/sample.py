@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.meshes.objects import from_object
-from pointdistill.data.meshes.read import one_line, read_mesh
+from pointdistill.data.meshes.read import from_object, printable_line, read_mesh
 from pointdistill.data.meshes.records import Axis, MeshLimits, PointSet, Surface
 from pointdistill.data.meshes.sampling import check_axis, draw
 from pointdistill.errors import ConfigError, DataError
@@ -87,7 +86,7 @@ def draw_for_file(
     try:
         return draw(shape, count, rng=shape_rng(seed, path.name), up=up)
     except DataError as error:
-        raise DataError(one_line(f"{path}: {error}")) from error
+        raise DataError(printable_line(f"{path}: {error}")) from error
 
 
 def shape_rng(seed: int, name: str = "") -> np.random.Generator:

@@ -18,9 +18,8 @@ import numpy as np
 from lxml import etree
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.assembly import contents_first, strict_numbers
-from pointdistill.data.meshes.formats.documents import parse_xml
-from pointdistill.data.meshes.records import Axis, Draft, MeshLimits, Part
+from pointdistill.data.meshes.formats.xml_documents import contents_first, parse_xml, strict_numbers
+from pointdistill.data.meshes.records import Axis, MeshLimits, Part, RawMesh
 from pointdistill.errors import DataError
 
 _UP_AXES: Final[dict[str, Axis]] = {"X_UP": "x", "Y_UP": "y", "Z_UP": "z"}
@@ -44,7 +43,7 @@ _TOO_LONG: Final = re.compile(r"[0-9]{10}")  # wraps around at 32 bits
 _IDENTITY: Final = "1 0 0 0  0 1 0 0  0 0 1 0  0 0 0 1"
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
+def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read the visual scene of a .dae file.
 
     Raises:
@@ -69,7 +68,7 @@ def read(path: Path, limits: MeshLimits) -> Draft:
         msg = f"{scene.errors[0].msg}; export the model again, all in one file"
         raise DataError(msg)
     # The specification's default is y.
-    return Draft(_placed(scene, limits), declared_up=_UP_AXES.get(stated, "y"))
+    return RawMesh(_placed(scene, limits), declared_up=_UP_AXES.get(stated, "y"))
 
 
 def _placed(document: Any, limits: MeshLimits) -> list[Part]:

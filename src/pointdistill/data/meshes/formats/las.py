@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.binary import map_file
-from pointdistill.data.meshes.formats.text import shown
-from pointdistill.data.meshes.records import Draft, Floats, MeshLimits
+from pointdistill.data.meshes.formats.content import excerpt, map_file
+from pointdistill.data.meshes.records import Floats, MeshLimits, RawMesh
 from pointdistill.errors import DataError
 
 _SHORTEST_HEADER = 227
@@ -39,7 +38,7 @@ class _Header:
     offset: Floats  # (3,)
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
+def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read x, y, z of every point, in the file's unit.
 
     Raises:
@@ -58,12 +57,12 @@ def read(path: Path, limits: MeshLimits) -> Draft:
         {"names": ["xyz"], "formats": ["3<i4"], "offsets": [0], "itemsize": header.record}
     )
     rows: NDArray[np.void] = np.frombuffer(data, row, header.points, header.first)
-    return Draft(points=[rows["xyz"] * header.scale + header.offset], declared_up="z")
+    return RawMesh(points=[rows["xyz"] * header.scale + header.offset], declared_up="z")
 
 
 def _header(data: memoryview) -> _Header:
     if len(data) < _SHORTEST_HEADER or bytes(data[:4]) != b"LASF":
-        msg = f"expected a LAS header, got {shown(bytes(data[:16]))}; the file is damaged or of another format"
+        msg = f"expected a LAS header, got {excerpt(bytes(data[:16]))}; the file is damaged or of another format"
         raise DataError(msg)
     minor = data[25]
     first, _, form, record, points = struct.unpack_from("<IIBHI", data, 96)

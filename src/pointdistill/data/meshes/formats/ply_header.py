@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pointdistill.data.meshes.formats.text import shown
+from pointdistill.data.meshes.formats.content import excerpt
 from pointdistill.errors import DataError
 
 _LONGEST_HEADER = 1 << 20
@@ -99,7 +99,7 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         start = file.read(_LONGEST_HEADER)
     if start[:3] != b"ply" or start[3:4] not in (b"\n", b"\r", b" "):
-        msg = f"expected a PLY file that begins with 'ply', got {shown(start[:20])}"
+        msg = f"expected a PLY file that begins with 'ply', got {excerpt(start[:20])}"
         raise DataError(msg)
     mark = start.find(b"end_header")
     end = start.find(b"\n", mark)
@@ -143,7 +143,9 @@ def _parse(text: bytes) -> tuple[str, list[Element]]:
 
 
 def _unknown_type(line: str) -> Property:
-    msg = f"the header line {shown(line.encode())} is not PLY; the file is damaged, export it again"
+    msg = (
+        f"the header line {excerpt(line.encode())} is not PLY; the file is damaged, export it again"
+    )
     raise DataError(msg)
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats import gltf
-from pointdistill.data.meshes.formats.text import shown
-from pointdistill.data.meshes.records import Draft, MeshLimits, Part
+from pointdistill.data.meshes.formats.content import excerpt
+from pointdistill.data.meshes.records import MeshLimits, Part, RawMesh
 from pointdistill.errors import DataError
 
 _PROGRAM: Final = Path(__file__).with_name("step_convert.py")
@@ -41,7 +41,7 @@ _DECORATION: Final = re.compile(r"\x1b\[[0-9;]*m|\*+")
 _LONGEST_LINE: Final = 400
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
+def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read the solids and shells of a .step or .stp file.
 
     Raises:
@@ -52,7 +52,7 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     with path.open("rb") as file:
         start = file.read(256)
     if _START not in start:
-        msg = f"expected {_START.decode()}, got {shown(start[:16])}; the file is damaged or of another format"
+        msg = f"expected {_START.decode()}, got {excerpt(start[:16])}; the file is damaged or of another format"
         raise DataError(msg)
     if importlib.util.find_spec("cascadio") is None:
         msg = "STEP needs cascadio; pip install 'pointdistill[step]', or export the model as GLB or OBJ"
@@ -60,8 +60,8 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
         converted = Path(folder, "converted.glb")
         _convert(path, converted, limits)
-        draft = gltf.read(converted, limits)
-    return Draft([_in_millimetres(part) for part in draft.parts])
+        raw = gltf.read(converted, limits)
+    return RawMesh([_in_millimetres(part) for part in raw.parts])
 
 
 def _convert(path: Path, converted: Path, limits: MeshLimits) -> None:

@@ -13,9 +13,13 @@ from typing import Any, Final
 from lxml import etree
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.assembly import count_placed, load_parts
-from pointdistill.data.meshes.formats.documents import Archive, open_archive
-from pointdistill.data.meshes.records import Draft, MeshLimits
+from pointdistill.data.meshes.formats.xml_documents import (
+    Archive,
+    count_placed,
+    load_parts,
+    open_archive,
+)
+from pointdistill.data.meshes.records import MeshLimits, RawMesh
 from pointdistill.errors import DataError
 
 _MANIFEST: Final = "Manifest.xml"
@@ -27,7 +31,7 @@ _MOST_FACES: Final = 500_000
 """A <Face> costs a kilobyte and 40 microseconds, however few triangles it has."""
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
+def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read the product structure that the manifest names.
 
     Raises:
@@ -52,7 +56,7 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     check_size("shapes times instances", len(stored) * instances, _MOST_STEPS)
     check_size("triangles", triangles, limits.faces)
     members |= {_MANIFEST: etree.tostring(manifest), name: etree.tostring(product)}
-    return Draft(load_parts(load_3DXML, members, triangles=triangles))
+    return RawMesh(load_parts(load_3DXML, members, triangles=triangles))
 
 
 def _shapes(structure: Any, archive: Archive) -> tuple[dict[str, int], dict[str, bytes]]:

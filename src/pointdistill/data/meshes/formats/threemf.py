@@ -13,9 +13,13 @@ from typing import Any, Final
 from lxml import etree
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.assembly import count_placed, load_parts
-from pointdistill.data.meshes.formats.documents import Archive, open_archive
-from pointdistill.data.meshes.records import Draft, MeshLimits
+from pointdistill.data.meshes.formats.xml_documents import (
+    Archive,
+    count_placed,
+    load_parts,
+    open_archive,
+)
+from pointdistill.data.meshes.records import MeshLimits, RawMesh
 from pointdistill.errors import DataError
 
 _ROOT: Final = "3D/3dmodel.model"
@@ -25,7 +29,7 @@ _MOST_INSTANCES: Final = 5_000
 times as many a hundred times as long."""
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
+def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read everything that a 3MF file would have printed.
 
     Raises:
@@ -52,7 +56,7 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     del model, objects
     # Its clean-up renames bodies, and would lose those that then share a name.
     loader = partial(load_3MF, postprocess=False)
-    return Draft(load_parts(loader, {_ROOT: document}, triangles=triangles), declared_up="z")
+    return RawMesh(load_parts(loader, {_ROOT: document}, triangles=triangles), declared_up="z")
 
 
 _TRIANGLES = etree.XPath("count(.//*[local-name() = 'triangle'])")

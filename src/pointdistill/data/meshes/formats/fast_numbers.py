@@ -1,8 +1,8 @@
-"""The words of a text, and the numbers that they spell, many at a time.
+"""Text cut into tokens at white space, and the numbers that they spell, read many at a time.
 
-A number is read as 64-bit words of eight characters, each digit's value added with three multiplications for
-all eight; what is not plain digits with a point and a sign is left to NumPy's own parser, word by word. Both
-give the float nearest to what is written: digits and power of ten are exact floats, divided once.
+Eight characters are loaded as one 64-bit integer, and three multiplications add up all eight digits. Whatever is
+not plain digits with a point and a sign is left to NumPy's own parser, token by token. Both give the float nearest
+to what is written: the digits and the power of ten are exact floats, divided once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CHUNK = 1 << 13
 """Numbers read at once: what is made on the way stays in a processor's cache."""
 
 _MARGIN = b"\n" * 16
-"""Around a text, so that eight characters can be loaded at any word, and 16 before its end."""
+"""Around a text, so that eight characters can be loaded at any token, and 16 before its end."""
 
 _MINUS, _PLUS, _SLASH, _SPACE, _LINE_END = b"-+/ \n"
 _CAPITAL = np.uint8(32)
@@ -43,91 +43,91 @@ _TENS = np.array([10**n for n in range(_MOST_FRACTION + 1)], np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """The words of a text, and some of its lines. Sizes: W words, L lines, none of them blank."""
+class Tokens:
+    """The tokens of a text, and some of its lines. Sizes: W tokens, L lines, none of them blank."""
 
     text: bytes
-    starts: Indices  # (W,), of each word in the text
+    starts: Indices  # (W,), of each token in the text
     ends: Indices  # (W,)
-    first: Indices  # (L,), the first word of each line
-    counts: Indices  # (L,), how many words each line has
+    first: Indices  # (L,), the first token of each line
+    counts: Indices  # (L,), how many tokens each line has
 
     def __len__(self) -> int:
         return len(self.first)
 
-    def lines(self, which: slice | NDArray[np.bool_]) -> Words:
+    def lines(self, which: slice | NDArray[np.bool_]) -> Tokens:
         """Some of the lines."""
-        return Words(self.text, self.starts, self.ends, self.first[which], self.counts[which])
+        return Tokens(self.text, self.starts, self.ends, self.first[which], self.counts[which])
 
     def line(self, number: int, *, skip: int = 0) -> bytes:
-        """One line as it stands, from its word ``skip`` on."""
+        """One line as it stands, from its token ``skip`` on."""
         first, last = self.first[number] + skip, self.first[number] + self.counts[number] - 1
         return self.text[self.starts[first] : self.ends[last]] if first <= last else b""
 
-    def lines_that_begin(self, word: bytes) -> NDArray[np.bool_]:
-        """Whether each line's first word is this one, in small or capital letters; (L,)."""
+    def lines_that_begin(self, token: bytes) -> NDArray[np.bool_]:
+        """Whether each line's first token is this one, in small or capital letters; (L,)."""
         begin = self.starts[self.first]
-        same: NDArray[np.bool_] = self.ends[self.first] - begin == len(word)
+        same: NDArray[np.bool_] = self.ends[self.first] - begin == len(token)
         codes = np.frombuffer(self.text, np.uint8)
-        for place, letter in enumerate(word):
+        for place, letter in enumerate(token):
             same &= codes[begin + place] | _CAPITAL == letter
         return same
 
 
-def split_words(text: bytes) -> Words:
-    """The words between white space of a text whose lines end in LF."""
+def split_tokens(text: bytes) -> Tokens:
+    """The tokens between white space of a text whose lines end in LF."""
     text = b"".join([_MARGIN, text, _MARGIN])
     codes = np.frombuffer(text, np.uint8)
-    # The white space of the C library; other control characters belong to words, which are no numbers then.
+    # The white space of the C library; other control characters belong to tokens, which are no numbers then.
     blank = codes - np.uint8(9) < 5
     blank |= codes == _SPACE
     edges = np.flatnonzero(blank[1:] != blank[:-1])
     edges += 1
     starts, ends = edges[::2].copy(), edges[1::2].copy()
-    # Words before each line's end: the last line's include all.
+    # Tokens before each line's end: the last line's include all.
     before = np.searchsorted(starts, np.flatnonzero(codes == _LINE_END))
     before = before[np.flatnonzero(before[1:] != before[:-1]) + 1]
     counts = np.diff(before, prepend=0)
-    return Words(text, starts, ends, before - counts, counts)
+    return Tokens(text, starts, ends, before - counts, counts)
 
 
-def read_decimals(words: Words, which: Indices) -> tuple[Floats, Indices]:
-    """The numbers that some words spell.
+def read_decimals(tokens: Tokens, which: Indices) -> tuple[Floats, Indices]:
+    """The numbers that some tokens spell.
 
     Args:
-        words: the text.
-        which: (N,) words.
+        tokens: the text.
+        which: (N,) tokens.
 
     Returns:
-        values: (N,); anything where a word is not plain.
-        odd: entries of ``which`` whose words are not plain: other characters, an exponent, too many digits.
+        values: (N,); anything where a token is not plain.
+        odd: entries of ``which`` whose tokens are not plain: other characters, an exponent, too many digits.
     """
     values, plain = np.empty(len(which)), np.empty(len(which), bool)
-    codes, eights = _views(words.text)
+    codes, eights = _views(tokens.text)
     for begin in range(0, len(which), _CHUNK):
         chunk = slice(begin, begin + _CHUNK)
-        starts, ends = words.starts[which[chunk]], words.ends[which[chunk]]
+        starts, ends = tokens.starts[which[chunk]], tokens.ends[which[chunk]]
         values[chunk], plain[chunk] = _decimals(codes, eights, starts, ends)
     return values, np.flatnonzero(~plain)
 
 
-def read_integers(words: Words, which: Indices) -> tuple[Indices, Indices]:
-    """The whole numbers at the head of some words, which a slash or the word's end must follow.
+def read_integers(tokens: Tokens, which: Indices) -> tuple[Indices, Indices]:
+    """The whole numbers at the head of some tokens, which a slash or the token's end must follow.
 
     Args:
-        words: the text.
-        which: (N,) words.
+        tokens: the text.
+        which: (N,) tokens.
 
     Returns:
-        values: (N,); anything where a word is not plain.
-        odd: entries of ``which`` whose words are not plain: other characters, 8 digits and more.
+        values: (N,); anything where a token is not plain.
+        odd: entries of ``which`` whose tokens are not plain: other characters, 8 digits and more.
     """
     values, plain = np.empty(len(which), np.int64), np.empty(len(which), bool)
-    codes, eights = _views(words.text)
-    signed = b"-" in words.text
+    codes, eights = _views(tokens.text)
+    signed = b"-" in tokens.text
     for begin in range(0, len(which), _CHUNK):
         chunk = slice(begin, begin + _CHUNK)
-        starts, ends = words.starts[which[chunk]], words.ends[which[chunk]]
+        starts, ends = tokens.starts[which[chunk]], tokens.ends[which[chunk]]
         values[chunk], plain[chunk] = _integers(codes, eights, starts, ends, signed=signed)
     return values, np.flatnonzero(~plain)
 
@@ -219,9 +219,9 @@ def _joined(digits: _Bits) -> _Bits:
     return number
 
 
-def spelled(words: Words, which: Indices, *, until: bytes | None = None) -> list[bytes]:
-    """Some words as they stand, up to the mark ``until`` where one is given."""
-    starts, ends = words.starts[which].tolist(), words.ends[which].tolist()
-    text = words.text
+def spelled(tokens: Tokens, which: Indices, *, until: bytes | None = None) -> list[bytes]:
+    """Some tokens as they stand, up to the mark ``until`` where one is given."""
+    starts, ends = tokens.starts[which].tolist(), tokens.ends[which].tolist()
+    text = tokens.text
     found = [text[start:end] for start, end in zip(starts, ends, strict=True)]
-    return found if until is None else [word.partition(until)[0] for word in found]
+    return found if until is None else [token.partition(until)[0] for token in found]
