@@ -40,7 +40,7 @@ class Destination:
 
 
 def plan_output(sources: Sequence[Path], output: Path, cloud_format: str | None) -> Destination:
-    """Decide where everything goes, before anything is read.
+    """Decide where everything goes before anything is read.
 
     Args:
         sources: the inputs, each once.
@@ -51,13 +51,13 @@ def plan_output(sources: Sequence[Path], output: Path, cloud_format: str | None)
         ConfigError: if the inputs do not fit the output, or one would be overwritten.
     """
     ending = output.suffix.lower()
-    wanted = f".{cloud_format.lower().lstrip('.')}" if cloud_format else None
-    if wanted is not None and wanted not in CLOUD_SUFFIXES:
+    suffix = f".{cloud_format.lower().lstrip('.')}" if cloud_format else None
+    if suffix is not None and suffix not in CLOUD_SUFFIXES:
         accepted = ", ".join(suffix[1:] for suffix in CLOUD_SUFFIXES)
         msg = f"the format must be one of {accepted}, got {cloud_format!r}"
         raise ConfigError(msg)
     single = ending in (*CLOUD_SUFFIXES, _ARCHIVE)
-    if single and wanted not in (None, ending):
+    if single and suffix not in (None, ending):
         msg = f"format {cloud_format} contradicts the output {output}; leave one of them out"
         raise ConfigError(msg)
     if not single and ending in FORMATS:
@@ -66,7 +66,7 @@ def plan_output(sources: Sequence[Path], output: Path, cloud_format: str | None)
     if ending in CLOUD_SUFFIXES and len(sources) != 1:
         msg = f"{len(sources)} inputs do not fit one {ending} file; name a folder or a .npz archive"
         raise ConfigError(msg)
-    destination = Destination(output, _names(sources), ending if single else wanted or ".npy")
+    destination = Destination(output, _names(sources), ending if single else suffix or ".npy")
     _check_places(sources, destination, single=single)
     return destination
 
@@ -87,7 +87,7 @@ def _check_places(sources: Sequence[Path], destination: Destination, *, single: 
 
 
 def _names(sources: Sequence[Path]) -> dict[Path, str]:
-    """The shortest name that tells each input from the others: stem, file name, then folders before it."""
+    """The shortest name that distinguishes each input: its stem, its file name, then with folders before it."""
     parts = {source: source.absolute().parts for source in sources}
     levels = dict.fromkeys(sources, 0)
 
@@ -96,7 +96,7 @@ def _names(sources: Sequence[Path]) -> dict[Path, str]:
         return source.stem if level == 0 else "__".join(parts[source][1:][-level:])
 
     while True:
-        # Some file systems do not tell upper from lower case.
+        # Some file systems do not distinguish upper from lower case.
         used = Counter(name(source).lower() for source in sources)
         clashing = [source for source in sources if used[name(source).lower()] > 1]
         if not clashing:
@@ -111,7 +111,7 @@ def _names(sources: Sequence[Path]) -> dict[Path, str]:
 
 
 class Writer:
-    """Takes the points of one input after another."""
+    """Writes the points of one input after another."""
 
     def __init__(self, destination: Destination, stack: ExitStack) -> None:
         self._destination = destination
@@ -132,7 +132,7 @@ class Writer:
         if self._archive is None:
             aside = self._stack.enter_context(write_aside(self._destination.output))
             self._archive = self._stack.enter_context(zipfile.ZipFile(aside, "w"))
-        # A member without a date of its own makes the same bytes of the same points.
+        # Without a date in the member, the same points give the same bytes.
         member = zipfile.ZipInfo(f"{name}.npy")
         with self._archive.open(member, "w", force_zip64=True) as stream:
             np.lib.format.write_array(stream, points, allow_pickle=False)
@@ -140,10 +140,10 @@ class Writer:
 
 @contextmanager
 def open_writer(destination: Destination) -> Iterator[Writer]:
-    """A writer; an archive appears under its name when the block ends, and only if it holds something.
+    """A writer; an archive appears under its name when the block ends, and only if anything was written to it.
 
     Raises:
-        DataError: if the disk does not take what is written.
+        DataError: if the output cannot be written.
     """
     try:
         with ExitStack() as stack:
@@ -178,13 +178,13 @@ class SampledFile:
     """The file that holds its points; the archive where the output is one."""
 
     is_surface: bool
-    """False: the file had no faces, and its own points were taken."""
+    """False if the file had no faces, so that its own points were taken."""
 
     dropped: int
     """Faces, or points of a cloud, that ``repair`` left out."""
 
     declared_up: Axis | None
-    """The up axis that the file states; the points are turned only where the caller says so."""
+    """The up axis that the file states; the points are turned only if the caller asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +195,13 @@ class FailedFile:
     reason: str
     """One line that names the file and the cause."""
 
+    settings: tuple[str, ...] = ()
+    """Parameters that would change the outcome, see `PointDistillError`."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampleReport:
-    """What became of every input, in the order given."""
+    """The outcome for every input, in the order given."""
 
     sampled: tuple[SampledFile, ...]
     failed: tuple[FailedFile, ...]
@@ -218,8 +221,8 @@ def sample_files(
 ) -> SampleReport:
     """Sample every file and write its points, float32 (points, 3), in the file's own frame and unit.
 
-    A file's points depend on the seed and its name alone: not on the other files, nor on their order. A
-    path that is given twice is sampled once. Files of the same output are replaced.
+    A file's points depend only on the seed and its name: not on the other files, nor on their order. A path given
+    twice is sampled once. Existing output is replaced.
 
     Args:
         paths: the inputs.
@@ -232,10 +235,10 @@ def sample_files(
         up: the axis that points up in the files, to turn it to z; None keeps each file's frame.
         repair: leave out faces and points that cannot be used instead of refusing the file.
         limits: largest file and scene that are accepted.
-        progress: called with the files done and their total, after each.
+        progress: called after each file with the number done and the total.
 
     Returns:
-        What was sampled, and every file that was refused with its cause.
+        What was sampled, and every refused file with its cause.
 
     Raises:
         ConfigError: if an argument is not accepted, or the inputs do not fit the output.
@@ -257,7 +260,7 @@ def sample_files(
                 shape = read_mesh(source, repair=repair, limits=limits)
                 cloud = draw_for_file(shape, source, points, seed=seed, up=axis)
             except DataError as error:
-                results.append(FailedFile(source, str(error)))
+                results.append(FailedFile(source, str(error), error.settings))
             else:
                 results.append(_sampled(source, writer.write(source, cloud), shape))
             if progress is not None:

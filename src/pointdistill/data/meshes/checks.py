@@ -24,6 +24,8 @@ from pointdistill.data.meshes.records import (
 from pointdistill.data.meshes.sampling import has_area
 from pointdistill.errors import DataError
 
+_REPAIR_HINT = "correct the file, or let `pointdistill sample` leave them out with repair on"
+
 
 def triangulate(
     vertices: Floats, corners: Indices, sizes: Indices, *, concave_work: int
@@ -44,6 +46,8 @@ def triangulate(
     """
     if (sizes == 3).all():
         return corners.reshape(-1, 3)
+    # Every polygon is cut as a fan from its first corner, all at once: right for convex ones. A concave one would
+    # be covered twice in places, and its area counted too large, so those few are cut again below.
     counts = sizes - 2
     starts = np.cumsum(sizes) - sizes
     triangle_starts = np.cumsum(counts) - counts
@@ -52,6 +56,7 @@ def triangulate(
     second = first + 1 + np.arange(len(owner)) - triangle_starts[owner]
     faces = np.stack([corners[first], corners[second], corners[second + 1]], axis=1)
     concave = _concave(vertices, faces, owner, sizes)
+    # A fan from the next corner is right for any concave quad.
     quads = concave[sizes[concave] == 4]
     a, b, c, d = (corners[starts[quads] + corner] for corner in range(4))
     faces[triangle_starts[quads]] = np.stack([b, c, d], axis=1)
@@ -68,7 +73,7 @@ def triangulate(
 
 
 def _concave(vertices: Floats, faces: Indices, owner: Indices, sizes: Indices) -> Indices:
-    """Polygons whose fan has a triangle that faces against the whole polygon; (n,) polygon indices."""
+    """Polygons whose fan has a triangle that faces away from the polygon as a whole; (n,) polygon indices."""
     candidates = np.flatnonzero(sizes[owner] > 3)
     a, b, c = (vertices[faces[candidates, corner]] for corner in range(3))
     normals = np.cross(b - a, c - a)
@@ -77,7 +82,7 @@ def _concave(vertices: Floats, faces: Indices, owner: Indices, sizes: Indices) -
         whole[:, axis] = np.bincount(owner[candidates], normals[:, axis], minlength=len(sizes))
     whole = whole[owner[candidates]]
     against = np.einsum("ij,ij->i", normals, whole)
-    # Rounding turns slivers of a flat polygon over: only what has an area of its own counts.
+    # Rounding may flip slivers of a flat polygon: only triangles with an area of their own count.
     noise = 1e-9 * np.einsum("ij,ij->i", whole, whole)
     return np.unique(owner[candidates[against < -noise]])
 
@@ -93,13 +98,13 @@ def _check_work(sizes: Indices, accepted: int) -> None:
 
 
 def cut_ears(loop: Floats) -> Indices | None:
-    """Cut one polygon by ears. Sizes: N corners.
+    """Cut one polygon into triangles by clipping its ears. Sizes: N corners.
 
     Args:
         loop: (N, 3) corners in order, close to one plane.
 
     Returns:
-        (N - 2, 3) indices into ``loop``, or None where the outline crosses itself so that no ear is left.
+        (N - 2, 3) indices into ``loop``, or None if the outline crosses itself so that no ear is left.
     """
     flat = _flatten(loop)
     left = list(range(len(loop)))
@@ -122,7 +127,7 @@ def cut_ears(loop: Floats) -> Indices | None:
 
 
 def _flatten(loop: Floats) -> Floats:
-    """The polygon in its own plane, counter-clockwise; (N, 2). The plane's normal is Newell's."""
+    """The polygon projected into its own plane, counter-clockwise; (N, 2). The normal is Newell's."""
     following = np.roll(loop, -1, axis=0)
     normal = np.cross(loop - loop[0], following - loop[0]).sum(axis=0)
     drop = int(np.abs(normal).argmax())
@@ -132,12 +137,12 @@ def _flatten(loop: Floats) -> Floats:
 
 
 def _is_ear(flat: Floats, ear: tuple[int, int, int], left: list[int]) -> bool:
-    """Whether the triangle turns left and holds no other remaining corner."""
+    """Whether the triangle turns left and contains none of the remaining corners."""
     a, b, c = flat[list(ear)]
     if _turn(a, b, c) <= 0:
         return False
     others = flat[[corner for corner in left if corner not in ear]]
-    # A corner that lies on one of the ear's own corners touches it, and is not inside.
+    # A corner that coincides with one of the ear's own corners touches it and is not inside.
     apart = ((others[:, None] != flat[list(ear)]).any(axis=2)).all(axis=1)
     inside = (_turn(a, b, others) >= 0) & (_turn(b, c, others) >= 0) & (_turn(c, a, others) >= 0)
     return not bool((inside & apart).any())
@@ -150,7 +155,7 @@ def _turn(a: Floats, b: Floats, c: Floats) -> Floats:
 
 
 def strip_triangles(strips: Sequence[Indices]) -> Indices:
-    """Triangles of strips: every three successive corners, every second one turned; (T * 3,) corners."""
+    """Triangles of strips: every three successive corners, every second one reversed; (T * 3,) corners."""
     pieces = []
     for strip in strips:
         triangles = np.stack([strip[:-2], strip[1:-1], strip[2:]], axis=1)
@@ -160,7 +165,7 @@ def strip_triangles(strips: Sequence[Indices]) -> Indices:
 
 
 def fan_triangles(fans: Sequence[Indices]) -> Indices:
-    """Triangles of fans: the first corner with every two successive others; (T * 3,) corners."""
+    """Triangles of fans: the first corner with each pair of successive others; (T * 3,) corners."""
     pieces = []
     for fan in fans:
         hub = np.broadcast_to(fan[:1], fan[1:-1].shape)
@@ -168,11 +173,8 @@ def fan_triangles(fans: Sequence[Indices]) -> Indices:
     return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 
-REPAIR_HINT = "correct the file, or sample it without them: `pointdistill sample --repair` (Python: repair=True)"
-
-
 def assemble(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface | PointSet:
-    """One surface, or one cloud where the file has points alone.
+    """One surface, or one cloud if the file has only points.
 
     Args:
         raw: what the reader found.
@@ -180,7 +182,7 @@ def assemble(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface | Poi
         limits: largest scene that is accepted.
 
     Raises:
-        DataError: if there is nothing, too much, or something unusable; says what and how many.
+        DataError: if there is nothing, too much, or something unusable; says what and how much.
     """
     check_size("vertices", sum(len(part.vertices) for part in raw.parts), limits.vertices)
     check_size("points", sum(len(points) for points in raw.points), limits.vertices)
@@ -195,7 +197,7 @@ def assemble(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface | Poi
 
 
 def check_size(what: str, found: int, accepted: int) -> None:
-    """Refuse more than a limit, before it is read or copied.
+    """Refuse what exceeds a limit before it is read or copied.
 
     Raises:
         DataError: if ``found`` exceeds ``accepted``.
@@ -214,8 +216,8 @@ def finite_points(points: Floats, *, repair: bool) -> tuple[Floats, int]:
     finite = np.isfinite(points).all(axis=1)
     bad = int(len(points) - finite.sum())
     if bad and not repair:
-        msg = f"{bad:,} of {len(points):,} points are NaN or infinite; {REPAIR_HINT}"
-        raise DataError(msg)
+        msg = f"{bad:,} of {len(points):,} points are NaN or infinite; {_REPAIR_HINT}"
+        raise DataError(msg, settings=("repair",))
     if bad == len(points):
         msg = f"no point is left after dropping {bad:,} that are NaN or infinite; export the file again"
         raise DataError(msg)
@@ -236,8 +238,8 @@ def _surface(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface:
     bad = sum(fault.bad_faces for fault in faults)
     total = sum(part.face_count for part in raw.parts)
     if bad and not repair:
-        msg = f"{bad:,} of {total:,} faces cannot be used ({_causes(faults)}); {REPAIR_HINT}"
-        raise DataError(msg)
+        msg = f"{bad:,} of {total:,} faces cannot be used ({_causes(faults)}); {_REPAIR_HINT}"
+        raise DataError(msg, settings=("repair",))
     if bad == total:
         msg = f"no face is left after dropping {bad:,} ({_causes(faults)}); export the file again"
         raise DataError(msg)
@@ -254,7 +256,7 @@ def _surface(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What is wrong with the faces of one part; a face with several faults counts once, in this order."""
+    """What is wrong with the faces of one part; a face with several faults counts only for the first."""
 
     usable: NDArray[np.bool_]  # (F,)
     too_few_corners: int
@@ -294,7 +296,7 @@ def find_faults(part: Part) -> Faults:
 
 
 def _is_faultless(part: Part) -> bool:
-    """Whether nothing at all is wrong: one pass over the numbers, where finding out what is takes many."""
+    """Whether nothing at all is wrong: a single pass over the numbers, where finding the faults takes many."""
     within = not len(part.corners) or (
         int(part.corners.min()) >= 0 and int(part.corners.max()) < len(part.vertices)
     )
@@ -304,7 +306,7 @@ def _is_faultless(part: Part) -> bool:
 
 
 def _any_corner(flags: NDArray[np.bool_], part: Part) -> NDArray[np.bool_]:
-    """(C,) flags of corners -> (F,) whether any corner of the face is flagged."""
+    """(C,) flags of corners -> (F,) whether any corner of each face is flagged."""
     if part.sizes is None:
         any_flag: NDArray[np.bool_] = np.any(flags.reshape(-1, 3), axis=1)
         return any_flag
@@ -317,7 +319,7 @@ def _any_corner(flags: NDArray[np.bool_], part: Part) -> NDArray[np.bool_]:
 
 
 def _causes(faults: list[Faults]) -> str:
-    """The causes that occur, with their counts."""
+    """The causes that occur, each with its count."""
     named = {
         "fewer than 3 corners": sum(fault.too_few_corners for fault in faults),
         "index outside the vertices": sum(fault.index_outside for fault in faults),
@@ -331,7 +333,7 @@ def _causes(faults: list[Faults]) -> str:
 
 
 def _merge(parts: list[Part], faults: list[Faults], limits: MeshLimits) -> tuple[Floats, Indices]:
-    """Usable triangles of all parts in one frame; (V, 3) and (F, 3)."""
+    """The usable triangles of all parts in one frame; (V, 3) and (F, 3)."""
     all_vertices, all_faces, offset = [], [], 0
     for part, fault in zip(parts, faults, strict=True):
         vertices = part.vertices if part.matrix is None else transform(part.vertices, part.matrix)
@@ -356,7 +358,7 @@ def _triangles(part: Part, fault: Faults, limits: MeshLimits) -> Indices:
 
 def transform(points: Floats, matrix: Floats) -> Floats:
     """Apply a (4, 4) affine matrix, which acts on column vectors, to (P, 3) points."""
-    # A vertex that no face uses may be infinite; it stays what it is and harms nothing.
+    # A vertex that no face uses may be infinite; it stays so and does no harm.
     with np.errstate(invalid="ignore", over="ignore"):
         moved: Floats = points @ matrix[:3, :3].T + matrix[:3, 3]
     return moved

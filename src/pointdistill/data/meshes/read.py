@@ -41,12 +41,12 @@ FORMATS = MappingProxyType(
         ".las": "las",
     }
 )
-"""Accepted file endings, in lower case, and the module that reads each."""
+"""Accepted file endings, in lower case, and the module of `formats` that reads each."""
 
 MESH_SUFFIXES = frozenset(
     {".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".dae", ".3mf", ".3dxml", ".step", ".stp"}
 )
-"""Endings of files that can hold a surface; the others hold points alone."""
+"""Endings of files that can hold a surface; the others hold only points."""
 
 
 class _Reader(Protocol):
@@ -65,8 +65,8 @@ def read_mesh(
         limits: largest file and scene that are accepted.
 
     Raises:
-        DataError: if the file is missing, damaged, empty, too large, or not what its name says. One line
-            that names the file, the cause and how many faces or points it concerns.
+        DataError: if the file is missing, damaged, empty, too large, or not what its name says. The message is
+            one line that names the file, the cause and how many faces or points it concerns.
     """
     path = Path(path)
     limits = limits or MeshLimits()
@@ -75,7 +75,7 @@ def read_mesh(
         reader = _reader(path)
         return assemble(reader.read(path, limits), repair=repair, limits=limits)
     except DataError as error:
-        raise DataError(printable_line(f"{path}: {error}")) from error
+        raise DataError(printable_line(f"{path}: {error}"), settings=error.settings) from error
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror or error}); check that it is there and yours to read"
         raise DataError(printable_line(msg)) from error
@@ -83,7 +83,7 @@ def read_mesh(
         msg = f"{path}: does not fit into memory; simplify or split the file"
         raise DataError(printable_line(msg)) from error
     except Exception as error:
-        # A stranger's file can break a reader's assumptions in ways that no list of classes covers, and
+        # A file from anywhere can break a reader's assumptions in ways that no list of exceptions covers, and
         # one file must not end a batch of thousands.
         kind = path.suffix.lower().lstrip(".").upper()
         cause = (
@@ -106,7 +106,7 @@ def _reader(path: Path) -> _Reader:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is no file, an empty one, and the pointer that Git LFS leaves in place of a file."""
+    """Refuse folders, devices, empty files, and the pointer that Git LFS leaves in place of a file."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         msg = "is a folder; name the files in it"
@@ -124,7 +124,7 @@ def _check_file(path: Path) -> None:
 
 
 def printable_line(message: str) -> str:
-    """The message without line breaks or control characters, whatever a file's name or content holds."""
+    """A message without line breaks or control characters, whatever a file's name or content holds."""
     words = "".join(character if character.isprintable() else " " for character in message).split()
     return " ".join(words)[:1000]
 
@@ -157,7 +157,7 @@ def from_object(
         return assemble(raw, repair=repair, limits=limits or MeshLimits())
     except DataError as error:
         msg = f"the given {type(mesh).__name__}: {error}"
-        raise DataError(msg) from error
+        raise DataError(msg, settings=error.settings) from error
 
 
 def _add_object(geometry: Any, matrix: np.ndarray[Any, np.dtype[np.float64]], raw: RawMesh) -> None:

@@ -30,15 +30,15 @@ def sample_surface(
     repair: bool = False,
     limits: MeshLimits | None = None,
 ) -> NDArray[np.float32]:
-    """Draw points uniformly by area over a whole scene, all its transforms applied.
+    """Draw points uniformly by area over a whole scene, with all its transforms applied.
 
-    A file without faces gives its own points, a random subset where there are more than ``count``.
+    A file without faces gives its own points, a random subset if there are more than ``count``.
 
     Args:
         mesh: a path, a ``trimesh.Trimesh``, ``Scene`` or ``PointCloud``, or what `read_mesh` returned.
         count: number of points.
-        seed: source of randomness, with the file's name where ``mesh`` is a path: the points are those
-            that `sample_files` writes for the same seed.
+        seed: source of randomness, together with the file's name if ``mesh`` is a path: the points are those that
+            `sample_files` writes for the same seed.
         up: the axis that points up in the file, to turn it to z; None keeps the file's frame.
         repair: leave out faces and points that cannot be used, with a `RepairWarning` that says how
             many, instead of refusing the mesh.
@@ -48,7 +48,7 @@ def sample_surface(
         (count, 3) float32, in the unit of the file.
 
     Raises:
-        DataError: if the mesh cannot be read or used; one line that says why.
+        DataError: if the mesh cannot be read or used; the message is one line that says why.
         ConfigError: if ``count``, ``seed`` or ``up`` is not accepted.
     """
     axis = None if up is None else check_axis(up)
@@ -77,7 +77,7 @@ def _warn_of_repair(shape: Surface | PointSet, name: str) -> None:
 def draw_for_file(
     shape: Surface | PointSet, path: Path, count: int, *, seed: int, up: Axis | None
 ) -> NDArray[np.float32]:
-    """Draw from what ``path`` held, with the randomness of its name; (count, 3).
+    """Draw from the content of ``path``, with the generator of its name; (count, 3).
 
     Raises:
         DataError: if the shape cannot give ``count`` points; names the file.
@@ -86,11 +86,11 @@ def draw_for_file(
     try:
         return draw(shape, count, rng=shape_rng(seed, path.name), up=up)
     except DataError as error:
-        raise DataError(printable_line(f"{path}: {error}")) from error
+        raise DataError(printable_line(f"{path}: {error}"), settings=error.settings) from error
 
 
 def shape_rng(seed: int, name: str = "") -> np.random.Generator:
-    """The generator of one shape: it depends on the seed and the shape's name alone.
+    """The generator of one file or shape: it depends on the seed and the name alone.
 
     Raises:
         ConfigError: if ``seed`` is negative.
