@@ -24,7 +24,7 @@ _PAGE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One array to make room for."""
+    """One array to reserve space for."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -32,10 +32,10 @@ class ArraySpec:
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """What to write where."""
+    """Which bytes of the file go where."""
 
     pages: Mapping[int, bytes]
-    """Bytes by their offset; what lies between them is arrays or nothing."""
+    """Bytes by their offset; between them lie arrays, or nothing."""
 
     offsets: Mapping[str, int]
     """Where each array's bytes begin."""
@@ -88,7 +88,7 @@ def utf8_text(count: int) -> np.dtype[np.generic]:
 
 
 class _SparseFile(io.RawIOBase):
-    """A file in memory that holds only the pages that were written; what HDF5 asks of a file."""
+    """A file in memory that holds only the pages that were written, with the methods that HDF5 calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,19 +105,19 @@ class _SparseFile(io.RawIOBase):
         return self._position
 
     def write(self, content: object) -> int:
-        given = memoryview(content).cast("B")  # type: ignore[arg-type]
-        for page, inside, part in self._parts(len(given)):
-            self.pages.setdefault(page, bytearray(_PAGE_BYTES))[inside] = given[part]
-        self._position += len(given)
+        source = memoryview(content).cast("B")  # type: ignore[arg-type]
+        for page, inside, part in self._parts(len(source)):
+            self.pages.setdefault(page, bytearray(_PAGE_BYTES))[inside] = source[part]
+        self._position += len(source)
         self.size = max(self.size, self._position)
-        return len(given)
+        return len(source)
 
     def readinto(self, buffer: object) -> int:
-        wanted = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        for page, inside, part in self._parts(len(wanted)):
-            wanted[part] = self.pages.get(page, bytes(_PAGE_BYTES))[inside]
-        self._position += len(wanted)
-        return len(wanted)
+        target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        for page, inside, part in self._parts(len(target)):
+            target[part] = self.pages.get(page, bytes(_PAGE_BYTES))[inside]
+        self._position += len(target)
+        return len(target)
 
     def truncate(self, size: int | None = None) -> int:
         self.size = self._position if size is None else size
