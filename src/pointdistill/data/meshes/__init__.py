@@ -1,7 +1,7 @@
 """Any mesh or point file -> points on its surface. Nothing here knows about learning, or imports torch.
 
-The way of a file: a reader of its format (`formats/`) drafts what it finds, `checks` counts what cannot be
-used and refuses or drops it, `sampling` draws points, `batch` does it for many files.
+A file passes through three stages: the reader of its format (`formats/`) returns a raw mesh, `checks` counts what
+cannot be used and refuses or drops it, and `sampling` draws points. `batch` does this for many files.
 """
 
 from pointdistill.data.meshes.batch import FailedFile, SampledFile, SampleReport, sample_files

@@ -28,7 +28,7 @@ from pointdistill.errors import DataError
 
 
 def map_file(path: Path, limits: MeshLimits) -> memoryview:
-    """The file's bytes, read-only.
+    """The file's bytes, mapped read-only.
 
     Raises:
         DataError: if the file is empty or larger than ``limits.file_bytes``.
@@ -45,7 +45,7 @@ def map_file(path: Path, limits: MeshLimits) -> memoryview:
 
 
 _BLOCK = 1 << 18
-"""Bytes read at once: what is made of them stays in a processor's cache."""
+"""Bytes read at a time, so that what is parsed from them stays in a processor's cache."""
 
 _LONGEST_LINE = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -53,7 +53,7 @@ _SIGN_ALONE = re.compile(rb"[+-](?![0-9])")
 
 
 def line_blocks(path: Path, *, start: int = 0) -> Iterator[list[bytes]]:
-    """Yield the file's non-empty lines, stripped, a block at a time; as `token_blocks`."""
+    """Yield the file's non-empty lines, stripped, a block at a time; compare `token_blocks`."""
     for block in _blocks(path, start, None):
         if lines := [line for line in map(bytes.strip, block.split(b"\n")) if line]:
             yield lines
@@ -62,14 +62,14 @@ def line_blocks(path: Path, *, start: int = 0) -> Iterator[list[bytes]]:
 def token_blocks(
     path: Path, *, start: int = 0, comment: bytes | None = None, continued: bytes = b""
 ) -> Iterator[Tokens]:
-    """Yield the tokens of the file's lines, some thousand lines at a time, at least one.
+    """Yield the tokens of the file's lines, a few thousand lines at a time, never none.
 
     Args:
         path: text file with lines that end in LF, CR LF or CR.
-        start: byte to begin at; at 0 a UTF-8 byte order mark is passed over.
-        comment: a mark from which on a line is ignored.
-        continued: letters. A line whose first token is one of them goes on in the next line if it ends in a
-            backslash; in other lines, paths for instance, that is a character like any other.
+        start: byte to begin at; at 0, a UTF-8 byte order mark is skipped.
+        comment: a mark after which the rest of a line is ignored.
+        continued: letters. A line whose first token is one of them continues on the next line if it ends in a
+            backslash; in other lines, such as paths, a backslash is a character like any other.
 
     Raises:
         DataError: if the file holds NUL bytes or a line longer than 16 MiB.
@@ -87,7 +87,7 @@ def token_blocks(
 
 
 def _blocks(path: Path, start: int, join: bytes | None) -> Iterator[bytes]:
-    """The file's text in blocks of whole lines, which all end in LF; none is cut right after a ``join``."""
+    """The file's text in blocks of whole lines, which all end in LF; no block ends right after a ``join``."""
     rest = b""
     with path.open("rb") as file:
         if start or file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
@@ -111,7 +111,7 @@ def _blocks(path: Path, start: int, join: bytes | None) -> Iterator[bytes]:
 
 
 def _last_line_end(block: bytes, join: bytes | None) -> int:
-    """Bytes of ``block`` up to the last line end that is surely one."""
+    """Length of ``block`` up to the last line end that is certainly one."""
     end = block.rfind(b"\n")
     if end < 0:
         # Lines that end in CR alone: the last byte may be the first half of CR LF.
@@ -126,13 +126,13 @@ def _plain_lines(block: bytes) -> bytes:
 
 
 def parse_numbers(text: bytes, dtype: type[np.float64] | type[np.int64]) -> NDArray[Any] | None:
-    """Numbers with white space between them, (n,); None where something else is among them."""
+    """Numbers separated by white space, (n,); None if anything else is among them."""
     if not text or text.isspace():
         return np.empty(0, dtype)
     if dtype is np.int64 and _SIGN_ALONE.search(text):
-        return None  # numpy takes a sign alone for 0, or for the sign of the token after it
+        return None  # numpy reads a lone sign as 0, or as the sign of the next token
     with warnings.catch_warnings():
-        # numpy warns where the text stops being numbers, and announces that it will raise there.
+        # numpy only warns where the text stops being numbers; newer versions will raise.
         warnings.simplefilter("error", DeprecationWarning)
         try:
             return np.fromstring(text, dtype, sep=" ")
@@ -174,19 +174,19 @@ def parse_rows(
 def parse_points(
     rows: list[bytes] | Tokens, *, columns: tuple[int, int, int] = (0, 1, 2), skip: int = 0
 ) -> Floats:
-    """x, y, z of some rows, whatever stands after them; (rows, 3).
+    """x, y, z of some rows, whatever follows them; (rows, 3).
 
     Args:
         rows: rows that are not blank.
         columns: the tokens of each row that are x, y and z.
-        skip: tokens of a row that are no numbers, and that a message leaves out.
+        skip: leading tokens of a row that are not numbers; messages leave them out.
 
     Raises:
         DataError: naming the first row without three numbers in these columns.
     """
     tokens = rows if isinstance(rows, Tokens) else split_tokens(b"\n".join(rows))
     last = max(columns) + 1
-    # A row of separators alone has no tokens, and is no line of them then.
+    # A row of nothing but separators has no tokens, so it is missing among the lines.
     blank = len(tokens) < len(rows)
     if blank or (tokens.counts < last).any():
         row = b"" if blank else tokens.line(int(np.argmax(tokens.counts < last)), skip=skip)
@@ -203,15 +203,15 @@ def parse_points(
 
 
 def parse_indices(tokens: Tokens, which: Indices, *, skip: int = 0) -> Indices:
-    """The whole numbers at the head of some tokens, up to a slash; (N,).
+    """The integers at the start of some tokens, up to a slash; (N,).
 
     Args:
         tokens: the text.
         which: (N,) tokens, line after line.
-        skip: tokens of a line that a message leaves out.
+        skip: leading tokens of a line that messages leave out.
 
     Raises:
-        DataError: naming the first line with a token that is none.
+        DataError: naming the first line with a token that is not an integer.
     """
     values, odd = read_integers(tokens, which)
     if len(odd):
@@ -222,7 +222,7 @@ def parse_indices(tokens: Tokens, which: Indices, *, skip: int = 0) -> Indices:
 def _odd_numbers(
     tokens: Tokens, which: Indices, dtype: type[np.float64] | type[np.int64], *, skip: int
 ) -> NDArray[Any]:
-    """Numbers that are spelled with exponents, many digits, or names such as nan."""
+    """Numbers spelled with exponents, many digits, or names such as nan."""
     whole = dtype is np.int64
     texts = spelled(tokens, which, until=b"/" if whole else None)
     values = parse_numbers(b" ".join(texts), dtype)
@@ -242,7 +242,7 @@ def _is_no_number(text: bytes, dtype: type[np.float64] | type[np.int64]) -> bool
 
 
 def parse_polygons(tokens: Tokens, *, lead: int = 0) -> tuple[Indices, Indices]:
-    """Rows of a count, as many vertex indices, and anything after them (colours).
+    """Rows of a count, that many vertex indices, and anything after them (colours).
 
     Args:
         tokens: the rows.
@@ -270,7 +270,7 @@ def parse_polygons(tokens: Tokens, *, lead: int = 0) -> tuple[Indices, Indices]:
 
 
 def ragged_ranges(first: Indices, counts: Indices) -> Indices:
-    """For each row, ``first`` and what follows it, ``counts`` in all; one row after another."""
+    """For each row the ``counts`` successive integers from ``first`` on; row after row."""
     if len(counts) and (counts == counts[0]).all():
         return (first[:, None] + np.arange(counts[0])).reshape(-1)
     before = np.cumsum(counts) - counts
@@ -278,17 +278,17 @@ def ragged_ranges(first: Indices, counts: Indices) -> Indices:
 
 
 def excerpt(row: bytes) -> str:
-    """A row of a file as a message can show it: printable, at most 60 characters."""
+    """A row of a file, quoted for a message: printable, at most 60 characters."""
     text = row[:60].decode("ascii", "backslashreplace")
     text = "".join(character if character.isprintable() else "?" for character in text)
     return f"'{text}…'" if len(row) > 60 else f"'{text}'"
 
 
 def check_text_size(path: Path, accepted: int) -> int:
-    """The file's bytes.
+    """The file's size in bytes.
 
     Raises:
-        DataError: if there are more than accepted.
+        DataError: if it exceeds ``accepted``.
     """
     size = path.stat().st_size
     if size > accepted:

@@ -17,10 +17,10 @@ from pointdistill.data.meshes.records import Floats, Indices
 _Bits = NDArray[np.uint64]
 
 _CHUNK = 1 << 13
-"""Numbers read at once: what is made on the way stays in a processor's cache."""
+"""Numbers read at a time, so that intermediate arrays stay in a processor's cache."""
 
 _MARGIN = b"\n" * 16
-"""Around a text, so that eight characters can be loaded at any token, and 16 before its end."""
+"""Padding around a text, so that eight characters can be loaded at any token, and 16 before its end."""
 
 _MINUS, _PLUS, _SLASH, _SPACE, _LINE_END = b"-+/ \n"
 _CAPITAL = np.uint8(32)
@@ -34,17 +34,17 @@ def _every(byte: int) -> np.uint64:
 _ZEROS, _POINTS, _ONES = _every(ord("0")), _every(ord(".")), _every(1)
 _TOP, _BELOW_TOP, _PAST_NINE = _every(0x80), _every(0x7F), _every(0x76)
 _LAST = np.array([(2**64 - 1) << (8 * (8 - n)) & (2**64 - 1) for n in range(9)], np.uint64)
-"""Entry n keeps the last n characters of eight."""
+"""Mask n keeps the last n of eight characters."""
 
 _PLACE = np.uint64(sum(k << (8 * (7 - k)) for k in range(8)))
-"""Times 2^(8 k): the top byte is k."""
+"""Multiplied by 2^(8 k), its top byte is k."""
 
 _TENS = np.array([10**n for n in range(_MOST_FRACTION + 1)], np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens of a text, and some of its lines. Sizes: W tokens, L lines, none of them blank."""
+    """The tokens of a text, and some of its lines. Sizes: W tokens, L lines, none blank."""
 
     text: bytes
     starts: Indices  # (W,), of each token in the text
@@ -60,12 +60,12 @@ class Tokens:
         return Tokens(self.text, self.starts, self.ends, self.first[which], self.counts[which])
 
     def line(self, number: int, *, skip: int = 0) -> bytes:
-        """One line as it stands, from its token ``skip`` on."""
+        """One line of the text, from its token ``skip`` on."""
         first, last = self.first[number] + skip, self.first[number] + self.counts[number] - 1
         return self.text[self.starts[first] : self.ends[last]] if first <= last else b""
 
     def lines_that_begin(self, token: bytes) -> NDArray[np.bool_]:
-        """Whether each line's first token is this one, in small or capital letters; (L,)."""
+        """Whether the first token of each line is this one, in lower or upper case; (L,)."""
         begin = self.starts[self.first]
         same: NDArray[np.bool_] = self.ends[self.first] - begin == len(token)
         codes = np.frombuffer(self.text, np.uint8)
@@ -75,10 +75,10 @@ class Tokens:
 
 
 def split_tokens(text: bytes) -> Tokens:
-    """The tokens between white space of a text whose lines end in LF."""
+    """Split a text, whose lines end in LF, at white space."""
     text = b"".join([_MARGIN, text, _MARGIN])
     codes = np.frombuffer(text, np.uint8)
-    # The white space of the C library; other control characters belong to tokens, which are no numbers then.
+    # The white space of the C library; other control characters belong to tokens, which then are not numbers.
     blank = codes - np.uint8(9) < 5
     blank |= codes == _SPACE
     edges = np.flatnonzero(blank[1:] != blank[:-1])
@@ -99,7 +99,7 @@ def read_decimals(tokens: Tokens, which: Indices) -> tuple[Floats, Indices]:
         which: (N,) tokens.
 
     Returns:
-        values: (N,); anything where a token is not plain.
+        values: (N,); undefined where a token is not plain.
         odd: entries of ``which`` whose tokens are not plain: other characters, an exponent, too many digits.
     """
     values, plain = np.empty(len(which)), np.empty(len(which), bool)
@@ -119,8 +119,8 @@ def read_integers(tokens: Tokens, which: Indices) -> tuple[Indices, Indices]:
         which: (N,) tokens.
 
     Returns:
-        values: (N,); anything where a token is not plain.
-        odd: entries of ``which`` whose tokens are not plain: other characters, 8 digits and more.
+        values: (N,); undefined where a token is not plain.
+        odd: entries of ``which`` whose tokens are not plain: other characters, 8 or more digits.
     """
     values, plain = np.empty(len(which), np.int64), np.empty(len(which), bool)
     codes, eights = _views(tokens.text)
@@ -133,7 +133,7 @@ def read_integers(tokens: Tokens, which: Indices) -> tuple[Indices, Indices]:
 
 
 def _views(text: bytes) -> tuple[NDArray[np.uint8], _Bits]:
-    """The characters, and the eight characters from each on as one number, the first of them lowest."""
+    """The characters, and for each the eight characters that begin there as one integer, the first lowest."""
     eights: _Bits = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
     return np.frombuffer(text, np.uint8), eights
 
@@ -141,7 +141,11 @@ def _views(text: bytes) -> tuple[NDArray[np.uint8], _Bits]:
 def _decimals(
     codes: NDArray[np.uint8], eights: _Bits, starts: Indices, ends: Indices
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Sign, whole digits, point, fraction: read backwards from the point and from the end."""
+    """Numbers as sign, whole digits, point and fraction.
+
+    Each part is loaded so that it *ends* with the eight characters: a mask then drops what stands before it, and
+    the digits have their places whatever their number. A fraction of more than eight digits takes two loads.
+    """
     leading = codes[starts]
     negative = leading == _MINUS
     digits_from = starts + (negative | (leading == _PLUS))
@@ -161,6 +165,7 @@ def _decimals(
         high, wrong_high = _digits(eights[ends - 16], np.maximum(fraction - 8, 0))
         number += high * _TENS[8]
         wrong |= wrong_high
+    # Up to 2^53 the digits are an exact float, so the division rounds once, as a correct parser does.
     plain &= (wrong == 0) & (number <= 2**53)
     values = number.astype(np.float64)
     values /= _TENS[fraction].astype(np.float64)
@@ -170,7 +175,7 @@ def _decimals(
 def _integers(
     codes: NDArray[np.uint8], eights: _Bits, starts: Indices, ends: Indices, *, signed: bool
 ) -> tuple[Indices, NDArray[np.bool_]]:
-    """Digits up to the first character that is none."""
+    """Numbers that end at the first character that is no digit."""
     negative = codes[starts] == _MINUS if signed else None
     if negative is not None:
         starts = starts + negative
@@ -180,39 +185,39 @@ def _integers(
     plain = (length > 0) & (length < 8)
     plain &= (codes[after] == _SLASH) | (after == ends)
     digits <<= (64 - 8 * np.maximum(length, 1)).astype(np.uint64)
-    values = _joined(digits).astype(np.int64)
+    values = _sum_digits(digits).astype(np.int64)
     return values if negative is None else np.where(negative, -values, values), plain
 
 
 def _find_point(characters: _Bits) -> Indices:
-    """How many of eight characters stand before the first point; 8 without one."""
+    """How many of eight characters stand before the first point; 8 if there is none."""
     matching = characters ^ _POINTS
     # The lowest byte that is zero borrows first; bytes above it do not matter.
     return _lowest((matching - _ONES) & ~matching & _TOP)
 
 
 def _lowest(marks: _Bits) -> Indices:
-    """The number of the first byte of eight whose top bit is marked, the others' bits being 0; 8 for none."""
+    """The index of the lowest byte whose top bit is set, all other bits being 0; 8 if there is none."""
     one = marks & (~marks + np.uint64(1))
     place = ((one >> np.uint64(7)) * _PLACE) >> np.uint64(56)
     return np.where(one == 0, 8, place.astype(np.int64))
 
 
 def _digits(characters: _Bits, count: Indices) -> tuple[_Bits, _Bits]:
-    """The number that the last ``count`` of eight characters spell, and marks where one is no digit."""
+    """The number that the last ``count`` of eight characters spell, and marks where one is not a digit."""
     digits = characters ^ _ZEROS
     digits &= _LAST[count]
-    return _joined(digits), _past_nine(digits)
+    return _sum_digits(digits), _past_nine(digits)
 
 
 def _past_nine(values: _Bits) -> _Bits:
-    """Marks, in each byte's top bit, of bytes above 9."""
+    """Set the top bit of each byte above 9."""
     marks: _Bits = (((values & _BELOW_TOP) + _PAST_NINE) | values) & _TOP
     return marks
 
 
-def _joined(digits: _Bits) -> _Bits:
-    """Eight digits, the first in the lowest byte, as one number: pairs, then fours, then all."""
+def _sum_digits(digits: _Bits) -> _Bits:
+    """Eight digits, the first in the lowest byte, as one number: added up in pairs, then fours, then all eight."""
     pairs = (digits * np.uint64(10 << 8 | 1)) >> np.uint64(8) & np.uint64(0x00FF00FF00FF00FF)
     fours = (pairs * np.uint64(100 << 16 | 1)) >> np.uint64(16) & np.uint64(0x0000FFFF0000FFFF)
     number: _Bits = (fours * np.uint64(10000 << 32 | 1)) >> np.uint64(32)
@@ -220,8 +225,8 @@ def _joined(digits: _Bits) -> _Bits:
 
 
 def spelled(tokens: Tokens, which: Indices, *, until: bytes | None = None) -> list[bytes]:
-    """Some tokens as they stand, up to the mark ``until`` where one is given."""
+    """Some tokens as bytes, each up to the mark ``until`` if one is given."""
     starts, ends = tokens.starts[which].tolist(), tokens.ends[which].tolist()
     text = tokens.text
-    found = [text[start:end] for start, end in zip(starts, ends, strict=True)]
-    return found if until is None else [token.partition(until)[0] for token in found]
+    texts = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+    return texts if until is None else [token.partition(until)[0] for token in texts]

@@ -35,7 +35,7 @@ _LOOKS = (
     "KHR_xmp",
     "KHR_animation_",
 )
-"""Extensions that change how a surface looks, not where it is."""
+"""Extensions that change the look of a surface, not its shape."""
 
 
 def read(path: Path, limits: MeshLimits) -> RawMesh:
@@ -94,7 +94,7 @@ class _SceneReader:
     ) -> None:
         vertices, place = primitive.vertices, matrix
         if "skin" in node and primitive.joints is not None and primitive.weights is not None:
-            # A skinned mesh stands where its joints are; the standard ignores its own node's transform.
+            # A skinned mesh follows its joints; the standard ignores the transform of its own node.
             vertices = apply_skin(
                 self.document, node["skin"], vertices, primitive.joints, primitive.weights, placed
             )
@@ -143,7 +143,7 @@ def _primitive(
 
 
 def _draco_mesh(document: Document, primitive: Json, decoder: DracoDecoder) -> DracoMesh | None:
-    """The decoded Draco stream of a primitive; None where it is stored plainly."""
+    """The decoded Draco stream of a primitive; None if it is stored uncompressed."""
     extension = primitive.get("extensions", {}).get(_DRACO)
     if extension is None:
         return None
@@ -195,7 +195,7 @@ def place_nodes(document: Document) -> dict[int, Floats]:
 
 
 def _roots(document: Document) -> list[int]:
-    """The roots of the default scene, else of the first; without scenes, the nodes without a parent."""
+    """The roots of the default scene, or of the first; without scenes, all nodes without a parent."""
     if document.json.get("scenes"):
         scene = document.item("scenes", document.json.get("scene", 0))
         return list(scene.get("nodes", ()))
@@ -216,7 +216,7 @@ def _local(node: Json) -> Floats:
 
 
 def _rotation(quaternion: Floats) -> Floats:
-    """(3, 3) rotation of a quaternion x, y, z, w, which is brought to length 1."""
+    """(3, 3) rotation by a quaternion x, y, z, w, which is normalised first."""
     length = float(np.linalg.norm(quaternion))
     x, y, z, w = quaternion / length if length > 0 else (0.0, 0.0, 0.0, 1.0)
     return np.array(
@@ -236,21 +236,21 @@ def apply_skin(
     weights: Floats,
     placed: dict[int, Floats],
 ) -> Floats:
-    """Vertices moved by their joints as the nodes stand; glTF 2.0 specification, "Skins".
+    """Vertices moved by their joints in the pose of the scene; glTF 2.0 specification, "Skins".
 
     Args:
         document: the file.
         skin_index: entry of its skins.
         vertices: (V, 3), in the frame of the bind pose.
         joints: (V, J) indices into the skin's joints.
-        weights: (V, J), share of each joint; brought to a sum of 1.
+        weights: (V, J), share of each joint; normalised to a sum of 1.
         placed: transform of every node of the scene.
 
     Returns:
         (V, 3) in the frame of the scene.
 
     Raises:
-        DataError: if a joint is not in the scene or a vertex names a joint that is none.
+        DataError: if a joint is not in the scene or a vertex names a joint that does not exist.
     """
     skin = document.item("skins", skin_index)
     nodes = skin["joints"]

@@ -39,7 +39,7 @@ _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "
 
 @dataclass(slots=True)
 class Document:
-    """A glTF file: its JSON, and its arrays on demand."""
+    """A glTF file: its JSON, and its arrays as they are needed."""
 
     path: Path
     json: Json
@@ -166,7 +166,7 @@ def _decode_uri(uri: str) -> memoryview:
 def _strided(
     data: memoryview, offset: int, stride: int | None, shape: tuple[int, int], dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """A table whose rows lie ``stride`` bytes apart; a view of ``data``."""
+    """A table whose rows start ``stride`` bytes apart; a view of ``data``."""
     count, width = shape
     row = width * dtype.itemsize
     stride = stride or row
@@ -184,7 +184,7 @@ def _strided(
 
 
 def open_document(path: Path, limits: MeshLimits) -> Document:
-    """Open a .gltf or .glb file; which of the two it is, its first bytes say.
+    """Open a .gltf or .glb file; the first bytes decide which of the two it is.
 
     Raises:
         DataError: if it is neither, is cut short, or is not glTF 2.
@@ -210,7 +210,7 @@ def open_document(path: Path, limits: MeshLimits) -> Document:
 
 
 def _bounded_json(text: memoryview, limits: MeshLimits) -> bytes:
-    """The JSON text, once its size and the number of its values are known to be bearable."""
+    """The JSON text, once its size and the number of its values are known to be within the limits."""
     check_size("bytes of JSON", len(text), limits.document_bytes)
     data = bytes(text)
     values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
@@ -262,20 +262,20 @@ class DracoMesh:
 
     def attribute(self, unique_id: int) -> Floats:
         """Another attribute by the id that the glTF extension gives it; (V, components)."""
-        found = self.decoded.get_attribute_by_unique_id(unique_id)
-        if found is None:
+        stored = self.decoded.get_attribute_by_unique_id(unique_id)
+        if stored is None:
             msg = f"the Draco stream has no attribute {unique_id}; export the file again"
             raise DataError(msg)
-        values: Floats = np.asarray(found["data"], dtype=np.float64).reshape(len(self.points), -1)
+        values: Floats = np.asarray(stored["data"], dtype=np.float64).reshape(len(self.points), -1)
         return values
 
 
 @dataclass(slots=True)
 class DracoDecoder:
-    """Decodes the streams of one file, within a time for all of them together."""
+    """Decodes the streams of one file, within one deadline for all of them."""
 
     seconds_left: float = 60.0
-    """Several times what DracoPy needs for the largest scene that is accepted."""
+    """Several times what DracoPy needs for the largest accepted scene."""
 
     def decode(self, stream: bytes, *, vertices: int, faces: int) -> DracoMesh:
         """Decode one primitive.
@@ -310,7 +310,7 @@ def _decode_draco(stream: bytes, vertices: int, faces: int) -> DracoMesh:
     try:
         decoded = DracoPy.decode(stream)
     except Exception as error:
-        # DracoPy raises classes of its own and bare exceptions; all mean the same to a user.
+        # DracoPy raises its own classes and bare exceptions; all mean the same to a user.
         msg = f"its Draco data cannot be decoded ({error}); the file is damaged, export it again"
         raise DataError(msg) from error
     points = np.asarray(decoded.points, dtype=np.float64).reshape(-1, 3)
@@ -325,7 +325,7 @@ def _decode_draco(stream: bytes, vertices: int, faces: int) -> DracoMesh:
 
 
 def _stated_counts(stream: bytes) -> tuple[int, int]:
-    """Vertices and faces that the head of the stream states."""
+    """The numbers of vertices and faces that the stream's header states."""
     try:
         head = _DracoHeader(stream)
         if stream[:5] != b"DRACO" or stream[5] != 2 or stream[7] != _DRACO_MESH:
@@ -348,20 +348,20 @@ def _stated_counts(stream: bytes) -> tuple[int, int]:
 
 
 class _DracoHeader:
-    """Reads the numbers at the head of a stream, which begins after 11 fixed bytes."""
+    """Reads the numbers in the header of a stream, after its 11 fixed bytes."""
 
     def __init__(self, stream: bytes) -> None:
         self._stream = stream
         self._at = 11
 
     def skip(self, count: int) -> None:
-        """Pass over some bytes."""
+        """Skip some bytes."""
         self._at += count
         if self._at > len(self._stream):
             raise IndexError(self._at)
 
     def varint(self) -> int:
-        """An unsigned number, seven bits a byte, lowest first."""
+        """An unsigned integer, seven bits per byte, lowest first."""
         value = 0
         for shift in range(0, 64, 7):
             byte = self._stream[self._at]
@@ -372,7 +372,7 @@ class _DracoHeader:
         return value
 
     def skip_metadata(self) -> None:
-        """Pass over the metadata of all attributes and of the file."""
+        """Skip the metadata of all attributes and of the file."""
         attributes = self.varint()
         for _ in range(attributes):
             self.varint()

@@ -61,13 +61,13 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
 def _faces(
     tokens: Tokens, is_vertex: NDArray[np.bool_], is_face: NDArray[np.bool_], seen: int
 ) -> tuple[Indices, Indices]:
-    """Vertex indices from 0 of a block's faces; what is outside the vertices stays outside."""
+    """Zero-based vertex indices of a block's faces; an index outside the vertices stays outside."""
     faces = tokens.lines(is_face)
     sizes = faces.counts - 1
     values = parse_indices(faces, ragged_ranges(faces.first + 1, sizes), skip=1)
     if (values >= 0).all():
         values -= 1
         return values, sizes
-    # A negative index counts back from the last vertex before its face: -1 is that vertex.
+    # A negative index counts back from the last vertex above the face: -1 is that vertex.
     before = (seen + np.cumsum(is_vertex))[is_face]
     return np.where(values < 0, np.repeat(before, sizes) + values, values - 1), sizes

@@ -1,4 +1,5 @@
-"""Object File Format, text: OFF, COFF, NOFF, STOFF and their mixtures, with the counts glued or not."""
+"""Object File Format, text: OFF, COFF, NOFF, STOFF and their combinations; the counts may follow without a
+space."""
 
 from __future__ import annotations
 
@@ -32,10 +33,10 @@ class _Header:
 
 
 def read(path: Path, limits: MeshLimits) -> RawMesh:
-    """Read an OFF file as one part, or as points where its header says that it has no faces.
+    """Read an OFF file as one part, or as points if its header says that it has no faces.
 
     Raises:
-        DataError: if the header is none, promises more than the file holds, or a row cannot be read.
+        DataError: if there is no valid header, it promises more than the file holds, or a row cannot be read.
     """
     size = check_text_size(path, limits.text_bytes)
     blocks = token_blocks(path, comment=b"#")

@@ -29,7 +29,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read x, y, z of every point.
 
     Raises:
-        DataError: if the header is none, lacks coordinates, or promises more points than follow.
+        DataError: if there is no valid header, or it lacks coordinates or promises more points than follow.
     """
     header, start = _header(path)
     names = header["FIELDS"]
@@ -95,7 +95,7 @@ def _binary_points(
 def _packed_points(
     path: Path, start: int, header: dict[str, list[str]], counts: list[int], limits: MeshLimits
 ) -> Floats:
-    """Two sizes, then the fields one after another, each for all points, packed together."""
+    """Two sizes, then the fields one after another, each for all points, compressed together."""
     row = _row(header, counts)
     points = int(header["POINTS"][0])
     data = map_file(path, limits)
@@ -110,16 +110,16 @@ def _packed_points(
     check_size("compressed bytes", packed, limits.document_bytes)  # 25 seconds' worth
     columns = unpack_lzf(bytes(data[start + 8 : start + 8 + packed]), size)
     assert row.fields is not None  # it has x, y and z
-    found = []
+    coordinates = []
     for axis in "xyz":
         kind, offset = row.fields[axis][:2]
         column = np.frombuffer(columns, kind.base, points * kind.shape[0], offset * points)
-        found.append(column[:: kind.shape[0]].astype(np.float64))
-    return np.stack(found, axis=1)
+        coordinates.append(column[:: kind.shape[0]].astype(np.float64))
+    return np.stack(coordinates, axis=1)
 
 
 def _row(header: dict[str, list[str]], counts: list[int]) -> np.dtype[np.void]:
-    """One point as it lies in a binary file."""
+    """The layout of one point in a binary file."""
     fields: list[tuple[str, str, tuple[int]]] = []
     columns = zip(header["FIELDS"], header["TYPE"], header["SIZE"], counts, strict=True)
     for place, (name, kind, size, count) in enumerate(columns):
@@ -161,9 +161,9 @@ def unpack_lzf(packed: bytes, size: int) -> bytes:
             at += 1
             if start < 0:
                 break
-            found = out[start : start + length + 2]
+            repeated = out[start : start + length + 2]
             # A repetition may reach into its own output, as run-length encoding does.
-            out += (found * ((length + 2) // len(found) + 1))[: length + 2]
+            out += (repeated * ((length + 2) // len(repeated) + 1))[: length + 2]
     except IndexError:
         at = -1
     if at != len(packed) or len(out) != size:

@@ -40,7 +40,7 @@ def _read_binary(
     vertices = np.empty((0, 3))
     corners = sizes = np.empty(0, np.int64)
     for element in header.elements:
-        wanted = index_name if element.name == "face" else None
+        list_name = index_name if element.name == "face" else None
         if not element.count or not element.properties:
             continue
         if not element.list_names:
@@ -48,7 +48,7 @@ def _read_binary(
             if element.name == "vertex":
                 vertices = np.stack([table[axis] for axis in "xyz"], axis=1).astype(np.float64)
         else:
-            corners_here, sizes_here, offset = _rows(data, offset, element, header, wanted)
+            corners_here, sizes_here, offset = _rows(data, offset, element, header, list_name)
             if element.name == "face":
                 corners, sizes = corners_here, sizes_here
     return vertices, corners, sizes
@@ -70,9 +70,9 @@ def _table(
 
 
 def _rows(
-    data: memoryview, offset: int, element: Element, header: Header, wanted: str | None
+    data: memoryview, offset: int, element: Element, header: Header, list_name: str | None
 ) -> tuple[Indices, Indices, int]:
-    """Rows with lists: as a table where every row is like the first, else one after another."""
+    """Rows with lists: read as a table if every row has the layout of the first, otherwise one by one."""
     row = _row_like_first(data, offset, element, header.byte_order)
     if offset + element.count * row.itemsize <= len(data):
         table = np.frombuffer(data, row, element.count, offset)
@@ -80,12 +80,12 @@ def _rows(
             (table[name] == table[name][0]).all() for name in row.names or () if "#" in name
         )
         if uniform:
-            if wanted is None:
+            if list_name is None:
                 return np.empty(0, np.int64), np.empty(0, np.int64), offset + table.nbytes
-            items = table[wanted].astype(np.int64)
+            items = table[list_name].astype(np.int64)
             sizes = np.full(len(items), items.shape[1], np.int64)
             return items.reshape(-1), sizes, offset + table.nbytes
-    return _ragged_rows(data, offset, element, header.byte_order, wanted)
+    return _ragged_rows(data, offset, element, header.byte_order, list_name)
 
 
 def _row_like_first(
@@ -109,12 +109,12 @@ def _row_like_first(
 
 
 def _ragged_rows(
-    data: memoryview, offset: int, element: Element, order: str, wanted: str | None
+    data: memoryview, offset: int, element: Element, order: str, list_name: str | None
 ) -> tuple[Indices, Indices, int]:
-    """About a microsecond a row; meshes whose faces all have one size never come here."""
+    """About a microsecond per row; meshes whose faces all have the same size never come here."""
     layout = [
         (
-            item.name == wanted,
+            item.name == list_name,
             None
             if item.count_type is None
             else struct.Struct(order + np.dtype(item.count_type).char),
@@ -124,7 +124,7 @@ def _ragged_rows(
     ]
     corners, sizes = array("q"), array("q")
     for _ in range(element.count):
-        for is_wanted, count_type, item_type in layout:
+        for is_selected, count_type, item_type in layout:
             if count_type is None:
                 offset += item_type.itemsize
                 continue
@@ -132,7 +132,7 @@ def _ragged_rows(
             count = _count(count_type.unpack_from(data, offset)[0], element)
             offset += count_type.size
             _check_end(data, offset + count * item_type.itemsize, element)
-            if is_wanted:
+            if is_selected:
                 items = struct.unpack_from(f"{order}{count}{item_type.char}", data, offset)
                 corners.extend(map(int, items))
                 sizes.append(count)
@@ -188,7 +188,7 @@ def _read_text(
 
 
 class _Lines:
-    """The rows after the header, handed out element by element."""
+    """The rows after the header, element by element."""
 
     def __init__(self, path: Path, start: int) -> None:
         self._blocks = token_blocks(path, start=start)
@@ -238,7 +238,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read a PLY file as one part, or as points where it has no faces.
 
     Raises:
-        DataError: if the header is none, promises more than the file holds, lacks coordinates, or
+        DataError: if there is no valid header, or it promises more than the file holds, lacks coordinates, or
             stores its surface as something other than faces.
     """
     header = read_header(path)

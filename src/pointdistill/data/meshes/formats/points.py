@@ -55,11 +55,11 @@ def _read_array(path: Path, limits: MeshLimits) -> RawMesh:
 def _from_archive(path: Path, limits: MeshLimits) -> NDArray[Any]:
     with zipfile.ZipFile(path) as file:
         members = {Path(item.filename).stem: item for item in file.infolist()}
-        wanted = [name for name in _NAMES if name in members] or list(members)
-        if len(wanted) != 1 and wanted[0] not in _NAMES:
+        names = [name for name in _NAMES if name in members] or list(members)
+        if len(names) != 1 and names[0] not in _NAMES:
             msg = f"has the arrays {', '.join(members)[:200]}; name the one of the points 'points'"
             raise DataError(msg)
-        member = members[wanted[0]]
+        member = members[names[0]]
         check_size("bytes in the archive", member.file_size, limits.file_bytes)
         with file.open(member) as stream:
             _check_claim(stream, member.file_size)
@@ -68,7 +68,7 @@ def _from_archive(path: Path, limits: MeshLimits) -> NDArray[Any]:
 
 
 def _check_claim(stream: IO[bytes], size: int) -> None:
-    """Refuse an array whose header claims more bytes than its member holds, before room is made for them."""
+    """Refuse an array whose header claims more bytes than its member holds, before memory is allocated."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -89,9 +89,9 @@ def _first_three_columns(array: NDArray[Any], limits: MeshLimits) -> NDArray[np.
 
 
 def _read_columns(path: Path, limits: MeshLimits) -> RawMesh:
-    """Read rows of numbers; comments, a header line and a first line with the count are understood.
+    """Rows of numbers; comments, a header line and a first line with the count are understood.
 
-    A header that names x, y and z says which columns they are.
+    A header that names x, y and z determines their columns.
 
     Raises:
         DataError: if a row has no three numbers, or there are fewer rows than a first line states.
@@ -118,7 +118,7 @@ def _read_columns(path: Path, limits: MeshLimits) -> RawMesh:
 
 
 def _first_row(row: bytes) -> tuple[tuple[int, int, int], int | None, int]:
-    """Columns of x, y, z; the count of points if the row states one; how many rows the header takes."""
+    """Columns of x, y, z; the number of points, if the row states it; how many rows the header takes."""
     words = row.split()
     numbers = parse_numbers(row, np.float64)
     if numbers is not None and len(numbers) == 1 and words[0].isdigit():

@@ -1,4 +1,4 @@
-"""STL, binary and text; every facet brings its own corners, several solids make one surface."""
+"""STL, binary and text; every facet has its own corners, and several solids make one surface."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
         start = file.read(_HEADER)
     facets = struct.unpack("<I", start[80:])[0] if len(start) == _HEADER else 0
     expected = _HEADER + facets * _FACET.itemsize
-    # Binary files may begin with "solid" too, so their length decides before their first token.
+    # Binary files may begin with "solid" too, so the length decides before the first word.
     if size == expected and facets:
         return _read_binary(path, facets, limits)
     if start.lstrip()[:5].lower() == b"solid" and b"\0" not in start:
@@ -58,7 +58,7 @@ def _read_binary(path: Path, facets: int, limits: MeshLimits) -> RawMesh:
 
 
 def _read_text(path: Path, limits: MeshLimits) -> RawMesh:
-    """Facets are counted by their `endloop`, so that one with other than three corners is seen."""
+    """Facets are counted by their `endloop`, so that one without exactly three corners is noticed."""
     check_text_size(path, limits.text_bytes)
     vertices: list[Floats] = []
     ends: list[Indices] = []

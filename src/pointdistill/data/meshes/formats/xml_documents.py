@@ -26,10 +26,10 @@ from pointdistill.data.meshes.records import MeshLimits, Part
 from pointdistill.errors import DataError
 
 _DENSEST: Final = 200
-"""Largest accepted ratio of a packed document's sizes; lists of coordinates reach about 20."""
+"""Largest accepted compression ratio of a document; lists of coordinates reach about 20."""
 
 _HARMLESS: Final = 2**20
-"""Bytes below which the ratio says nothing."""
+"""Size in bytes below which the ratio says nothing."""
 
 
 def parse_xml(data: bytes, limits: MeshLimits, *, long_texts: bool = False) -> Any:
@@ -65,12 +65,12 @@ def _values(data: bytes) -> int:
     return data.count(b"<") + data.count(b"=")
 
 
-class _PrologEnd(Exception):  # noqa: N818 - no error: it stops a parser that has seen enough
-    """The first element begins: whatever a document declares stands before it."""
+class _PrologEnd(Exception):  # noqa: N818 - not an error: it stops a parser that has seen enough
+    """The first element begins: all declarations of a document stand before it."""
 
 
 def _refuse_document_type(data: bytes) -> None:
-    """Refuse what can declare entities, which expand or name other files, before lxml acts on it."""
+    """Refuse document types before lxml acts on them: they declare entities, which expand or name other files."""
     parser = expat.ParserCreate()
 
     def refuse(*_: object) -> None:
@@ -89,7 +89,7 @@ def _refuse_document_type(data: bytes) -> None:
 
 
 class Archive:
-    """An open zip archive. All documents that are taken from it stay within the limits together."""
+    """An open zip archive. All documents read from it together stay within the limits."""
 
     def __init__(self, file: zipfile.ZipFile, limits: MeshLimits) -> None:
         self._file = file
@@ -102,7 +102,7 @@ class Archive:
         """The root element of one document.
 
         Raises:
-            DataError: if there is none of that name, or it is too large, too dense, locked or damaged.
+            DataError: if there is none with that name, or it is too large, too dense, encrypted or damaged.
         """
         data = self._read(name)
         self._values += _values(data)
@@ -123,7 +123,7 @@ class Archive:
             )
             raise DataError(msg)
         try:
-            # Never more than the size that was just checked: zipfile stops there.
+            # zipfile never returns more than the size that was just checked.
             return self._file.read(member)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             msg = f"{name!r} in the archive cannot be unpacked ({error}); it is damaged or locked"
@@ -135,7 +135,7 @@ def open_archive(path: Path, limits: MeshLimits) -> Iterator[Archive]:
     """Open a zip archive.
 
     Raises:
-        DataError: if it is none, or is too large.
+        DataError: if it is not a zip archive, or is too large.
     """
     check_size("bytes", path.stat().st_size, limits.file_bytes)
     try:
@@ -150,20 +150,20 @@ def open_archive(path: Path, limits: MeshLimits) -> Iterator[Archive]:
 
 _COUNTLESS: Final = 2**62
 
-# trimesh logs what it leaves out, which without a handler goes to stderr; here the counts tell.
+# trimesh logs what it leaves out, on stderr if there is no handler; the counts are checked here instead.
 logging.getLogger("trimesh").addHandler(logging.NullHandler())
 
 Loader: TypeAlias = Callable[[BytesIO], Mapping[str, Any]]
-"""One of ``trimesh.exchange``: an archive to the geometries and placements of a scene."""
+"""A function of ``trimesh.exchange``: from an archive to the geometries and placements of a scene."""
 
 
 def load_parts(loader: Loader, members: Mapping[str, bytes], *, triangles: int) -> list[Part]:
-    """The parts of a scene where its assembly puts them.
+    """The parts of a scene, placed by its assembly.
 
     Args:
         loader: trimesh's loader of the format.
         members: the documents that it needs, by their names in the archive.
-        triangles: how many the documents promise once all is placed.
+        triangles: how many triangles the documents promise, all instances counted.
 
     Raises:
         DataError: if the loader gives another number of triangles.
@@ -179,9 +179,9 @@ def load_parts(loader: Loader, members: Mapping[str, bytes], *, triangles: int) 
         for node in scene["graph"]
         if node.get("geometry") in scene["geometry"]
     ]
-    found = sum(part.face_count for part in parts)
-    if found != triangles:
-        msg = f"{triangles:,} triangles are stored, {found:,} were read; export the model as GLB or OBJ"
+    loaded = sum(part.face_count for part in parts)
+    if loaded != triangles:
+        msg = f"{triangles:,} triangles are stored, {loaded:,} were read; export the model as GLB or OBJ"
         raise DataError(msg)
     return parts
 
@@ -196,9 +196,9 @@ def _part(geometry: Mapping[str, Any], matrix: Any) -> Part:
 
 @contextmanager
 def strict_numbers() -> Iterator[None]:
-    """Silence the libraries, but for numpy where it reads the first numbers of a text and not the rest.
+    """Silence the libraries, except where numpy reads only the first numbers of a text: that becomes an error.
 
-    Newer versions of numpy raise a ValueError of their own there.
+    Newer versions of numpy raise a ValueError there themselves.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -209,12 +209,12 @@ def strict_numbers() -> Iterator[None]:
 def count_placed(
     children: Mapping[str, Sequence[str]], triangles: Mapping[str, int], roots: Sequence[str]
 ) -> tuple[int, int]:
-    """Instances and triangles of a scene once every instance is placed, without placing any.
+    """How many instances and triangles a scene has, counted without placing any.
 
     Args:
-        children: every object of the scene, with the objects that it holds, one entry an instance.
-        triangles: of each object itself; 0 where it is not named.
-        roots: the objects that the scene holds.
+        children: for every object of the scene, the objects that it contains, one entry per instance.
+        triangles: of each object itself; 0 if it is not listed.
+        roots: the objects that the scene contains.
 
     Raises:
         DataError: if an object is missing, or contains itself.
@@ -227,14 +227,14 @@ def count_placed(
         held = [counts[child] for child in children[name]]
         instances = 1 + sum(count for count, _ in held)
         total = triangles.get(name, 0) + sum(count for _, count in held)
-        # Nested doubling would make numbers of as many digits as there are objects.
+        # Capped, since nested doubling would give numbers with as many digits as there are objects.
         counts[name] = (min(instances, _COUNTLESS), min(total, _COUNTLESS))
     placed = [counts[name] for name in roots]
     return sum(count for count, _ in placed), sum(count for _, count in placed)
 
 
 def contents_first(children: Mapping[str, Sequence[str]]) -> list[str]:
-    """Every object after those that it holds.
+    """All objects, each after those that it contains.
 
     Raises:
         DataError: if an object contains itself.
