@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pointdistill.data.builtin.furniture_parts import GRIPS, close, handle
+from pointdistill.data.builtin.furniture_parts import GRIPS, add_front, handle
 from pointdistill.data.builtin.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.builtin.primitives import (
     box,
@@ -76,7 +76,7 @@ def sink(shape: Assembly, draw: Draw) -> None:
         columns, grip = draw.count(1, 2), draw.pick(GRIPS)
         edges = np.linspace(-width * 0.45, width * 0.45, columns + 1)
         for left, right in pairwise(edges):
-            close(
+            add_front(
                 shape,
                 draw,
                 (left, right, 0.04, level - 0.02),

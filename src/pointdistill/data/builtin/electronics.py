@@ -69,7 +69,7 @@ def display(shape: Assembly, draw: Draw) -> None:
 def _stand(
     shape: Assembly, draw: Draw, width: float, *, lift: float, hold: float, behind: float
 ) -> None:
-    """What carries a screen: it takes hold of it ``behind`` the front at the height ``hold``."""
+    """The support of a screen, attached ``behind`` its front at the height ``hold``."""
     kind = draw.pick(("plate", "round", "feet", "arch", "arm", "wall"))
     if kind in ("plate", "round"):
         wide, deep = width * draw.between(0.25, 0.6), draw.between(0.12, 0.3)

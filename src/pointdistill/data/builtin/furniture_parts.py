@@ -14,7 +14,7 @@ GRIPS = ("knob", "bar", "upright", "none")
 
 
 CASE_PARTS = ("body", "door", "drawer", "handle", "leg")
-"""The part names that `close` and `feet` need."""
+"""The part names that `add_front` and `feet` need."""
 
 
 def handle(draw: Draw, kind: str, width: float, height: float) -> list[Mesh]:
@@ -73,8 +73,10 @@ def feet(draw: Draw, width: float, depth: float) -> tuple[list[Mesh], float]:
     ], lift
 
 
-def close(shape: Assembly, draw: Draw, cell: Cell, front: float, *, part: str, grip: str) -> None:
-    """Shut a cell of a carcass with a door or drawer front at y = ``front``; some are inset, some ajar."""
+def add_front(
+    shape: Assembly, draw: Draw, cell: Cell, front: float, *, part: str, grip: str
+) -> None:
+    """Close a cell of a carcass with a door or drawer front at y = ``front``; some are inset, some ajar."""
     left, right, low, high = cell
     width, height = right - left, high - low
     thick, gap = draw.between(0.015, 0.045), draw.between(0.008, 0.04)
@@ -99,7 +101,7 @@ def close(shape: Assembly, draw: Draw, cell: Cell, front: float, *, part: str, g
         shape.add("handle", *(piece.moved(**place) for piece in grips))
 
 
-def stack(draw: Draw, low: float, high: float, count: int) -> list[float]:
+def uneven_levels(draw: Draw, low: float, high: float, count: int) -> list[float]:
     """``count`` + 1 levels from low to high, unevenly spaced on some."""
     share = np.ones(count) if draw.chance(0.6) else 0.6 + draw.rng.random(count)
     return [low, *(low + (high - low) * np.cumsum(share / share.sum()))]

@@ -61,8 +61,8 @@ def join(*meshes: Mesh) -> Mesh:
     )
 
 
-def _unit(values: Floats) -> Floats:
-    """Values mapped from their own range to [-1, 1]; all 0 where they do not vary."""
+def _to_unit_range(values: Floats) -> Floats:
+    """Values scaled from their own range to [-1, 1]; all 0 if they do not vary."""
     low, high = float(values.min()), float(values.max())
     span = max(high - low, 1e-9)
     return (values - (low + high) / 2.0) * (2.0 / span)
@@ -70,13 +70,13 @@ def _unit(values: Floats) -> Floats:
 
 def taper(vertices: Floats, amount: float) -> Floats:
     """Widen towards the top by ``amount`` and narrow towards the floor by as much."""
-    factor = 1.0 + amount * _unit(vertices[:, 2])
+    factor = 1.0 + amount * _to_unit_range(vertices[:, 2])
     return vertices * np.column_stack((factor, factor, np.ones_like(factor)))
 
 
 def bulge(vertices: Floats, amount: float) -> Floats:
     """Widen at half height by ``amount``; the floor and the top keep their size."""
-    factor = 1.0 + amount * (1.0 - _unit(vertices[:, 2]) ** 2)
+    factor = 1.0 + amount * (1.0 - _to_unit_range(vertices[:, 2]) ** 2)
     return vertices * np.column_stack((factor, factor, np.ones_like(factor)))
 
 
@@ -90,13 +90,13 @@ def bend(vertices: Floats, amount: float, axis: int) -> Floats:
     """Curve along ``axis`` (0, 1 or 2) into a bow whose ends move sideways by ``amount`` of its length."""
     length = float(np.ptp(vertices[:, axis]))
     moved = vertices.copy()
-    moved[:, 0 if axis == 1 else 1] += amount * length * _unit(vertices[:, axis]) ** 2
+    moved[:, 0 if axis == 1 else 1] += amount * length * _to_unit_range(vertices[:, axis]) ** 2
     return moved
 
 
 def twist(vertices: Floats, radians: float) -> Floats:
     """Turn the top by ``radians`` and the floor by as much the other way."""
-    angle = radians * _unit(vertices[:, 2])
+    angle = radians * _to_unit_range(vertices[:, 2])
     cos, sin = np.cos(angle), np.sin(angle)
     x, y, z = vertices.T
     return np.column_stack((cos * x - sin * y, sin * x + cos * y, z))
@@ -139,11 +139,11 @@ class Draw:
         return int(self.rng.integers(low, high + 1))
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
+        """True with the given probability."""
         return float(self.rng.random()) < probability
 
     def pick(self, options: Sequence[Choice]) -> Choice:
-        """One of ``options``, each as likely."""
+        """One of ``options``, all equally likely."""
         return options[int(self.rng.integers(len(options)))]
 
 
@@ -159,7 +159,7 @@ class Assembly:
         self.pieces: list[tuple[int, Mesh]] = []
 
     def add(self, part: str, *pieces: Mesh) -> None:
-        """Put pieces in; ``part`` is one of the category's part names."""
+        """Add pieces; ``part`` is one of the category's part names."""
         index = self._index[part]
         self.pieces.extend((index, piece) for piece in pieces)
 

@@ -9,7 +9,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from pointdistill.data.builtin.furniture_parts import CASE_PARTS, GRIPS, carcass, close, feet, stack
+from pointdistill.data.builtin.furniture_parts import (
+    CASE_PARTS,
+    GRIPS,
+    add_front,
+    carcass,
+    feet,
+    uneven_levels,
+)
 from pointdistill.data.builtin.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.builtin.primitives import (
     arc,
@@ -39,9 +46,9 @@ def cabinet(shape: Assembly, draw: Draw) -> None:
     base, top = lift + 0.03, lift + height - 0.03
     split = top - draw.pick((0.0, 0.0, draw.between(0.12, 0.3))) * height
     for left, right in pairwise(edges):
-        close(shape, draw, (left, right, base, split), -depth / 2, part="door", grip=grip)
+        add_front(shape, draw, (left, right, base, split), -depth / 2, part="door", grip=grip)
         if split < top:
-            close(shape, draw, (left, right, split, top), -depth / 2, part="drawer", grip=grip)
+            add_front(shape, draw, (left, right, split, top), -depth / 2, part="drawer", grip=grip)
 
 
 @category("dresser", "body", "drawer", "handle", "leg", "mirror")
@@ -52,13 +59,13 @@ def dresser(shape: Assembly, draw: Draw) -> None:
     shape.add("leg", *pieces)
     shape.add("body", box((width, depth, height), (0, 0, lift)))
     grip = draw.pick(GRIPS[:2])
-    levels = stack(draw, lift + 0.03, lift + height - 0.03, draw.count(2, 6))
+    levels = uneven_levels(draw, lift + 0.03, lift + height - 0.03, draw.count(2, 6))
     for low, high in pairwise(levels):
         edges = np.linspace(
             -width / 2 + 0.02, width / 2 - 0.02, draw.count(1, 2 if width < 1 else 3) + 1
         )
         for left, right in pairwise(edges):
-            close(shape, draw, (left, right, low, high), -depth / 2, part="drawer", grip=grip)
+            add_front(shape, draw, (left, right, low, high), -depth / 2, part="drawer", grip=grip)
     if draw.chance(0.3):
         tall, wide = draw.between(0.4, 0.9), width * draw.between(0.45, 0.9)
         kind = draw.pick((2.0, 8.0))
@@ -83,10 +90,10 @@ def wardrobe(shape: Assembly, draw: Draw) -> None:
     edges = np.linspace(-width / 2 + 0.02, width / 2 - 0.02, columns + 1)
     for left, right in pairwise(edges):
         cell = (left, right, low, lift + height - 0.04)
-        close(shape, draw, cell, -depth / 2, part="door", grip=grip)
+        add_front(shape, draw, cell, -depth / 2, part="door", grip=grip)
     if low > lift + 0.1:
         cell = (edges[0], edges[-1], lift + 0.02, low)
-        close(shape, draw, cell, -depth / 2, part="drawer", grip="bar")
+        add_front(shape, draw, cell, -depth / 2, part="drawer", grip="bar")
 
 
 @category("night_stand", *CASE_PARTS)
@@ -97,14 +104,14 @@ def night_stand(shape: Assembly, draw: Draw) -> None:
     shape.add("leg", *pieces)
     board = draw.between(0.015, 0.035)
     shape.add("body", *carcass(width, depth, height, lift, board, back=draw.chance(0.8)))
-    levels = stack(draw, lift + board, lift + height - board, draw.count(2, 3))
+    levels = uneven_levels(draw, lift + board, lift + height - board, draw.count(2, 3))
     niche = draw.count(0, len(levels) - 1)
     part, grip = draw.pick(("drawer", "drawer", "door")), draw.pick(GRIPS)
     for i, (low, high) in enumerate(pairwise(levels)):
         shape.add("body", box((width - board, depth * 0.96, board * 0.8), (0, 0, low)))
         if i != niche:
             cell = (-width / 2 + board, width / 2 - board, low, high)
-            close(shape, draw, cell, -depth / 2, part=part, grip=grip)
+            add_front(shape, draw, cell, -depth / 2, part=part, grip=grip)
 
 
 @category("tv_stand", *CASE_PARTS)
@@ -116,7 +123,7 @@ def tv_stand(shape: Assembly, draw: Draw) -> None:
     board = draw.between(0.018, 0.045)
     shape.add("body", *carcass(width, depth, height, lift, board, back=draw.chance(0.6)))
     columns = draw.count(2, 4)
-    edges = stack(draw, -width / 2 + board, width / 2 - board, columns)
+    edges = uneven_levels(draw, -width / 2 + board, width / 2 - board, columns)
     grip = draw.pick(GRIPS)
     for left, right in pairwise(edges):
         shape.add("body", box((board, depth * 0.96, height), (right, 0, lift)))
@@ -129,7 +136,7 @@ def tv_stand(shape: Assembly, draw: Draw) -> None:
                 box((right - left, depth * 0.9, board * 0.8), ((left + right) / 2, 0, middle)),
             )
         elif kind != "open":
-            close(shape, draw, (left, right, low, high), -depth / 2, part=kind, grip=grip)
+            add_front(shape, draw, (left, right, low, high), -depth / 2, part=kind, grip=grip)
 
 
 def books(
@@ -155,12 +162,12 @@ def bookshelf(shape: Assembly, draw: Draw) -> None:
     width, depth, height = draw.between(0.5, 1.6), draw.between(0.22, 0.42), draw.between(0.8, 2.2)
     board = draw.between(0.018, 0.04)
     shape.add("frame", *carcass(width, depth, height, 0.0, board, back=draw.chance(0.85)))
-    edges = stack(
+    edges = uneven_levels(
         draw, -width / 2 + board, width / 2 - board, draw.count(1, 1 if width < 0.8 else 2)
     )
     for x in edges[1:-1]:
         shape.add("frame", box((board, depth * 0.95, height), (x, 0, 0)))
-    levels = stack(draw, board, height - board, draw.count(3, 6))
+    levels = uneven_levels(draw, board, height - board, draw.count(3, 6))
     filled = draw.between(0.35, 0.95)
     for low, high in pairwise(levels):
         shape.add("board", box((width - board, depth * 0.95, board), (0, 0, low)))
