@@ -35,13 +35,11 @@ from pointdistill.data.leaks.fingerprint import (
     tangents,
     waves,
 )
+from pointdistill.data.leaks.phase_matching import LIKELY, PhaseMatcher, pattern
 from pointdistill.data.leaks.registration import (
-    LIKELY,
     SAME_SURFACE,
-    PhaseMatcher,
     Similarity,
     SurfaceSamples,
-    pattern,
     surface_gap,
 )
 from pointdistill.data.sources import SourceRequest, open_source

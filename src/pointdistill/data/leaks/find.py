@@ -15,13 +15,11 @@ from pointdistill.data.corpus import Corpus
 from pointdistill.data.corpus.manifest import SourceRecord
 from pointdistill.data.leaks.candidates import Queries, corpus_fingerprints, nearest_candidates
 from pointdistill.data.leaks.fingerprint import POINTS
+from pointdistill.data.leaks.phase_matching import LIKELY, PhaseMatcher, pattern
 from pointdistill.data.leaks.registration import (
-    LIKELY,
     SAME_SURFACE,
-    PhaseMatcher,
     Similarity,
     SurfaceSamples,
-    pattern,
     surface_gap,
 )
 from pointdistill.data.workers import ordered_map
