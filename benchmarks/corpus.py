@@ -30,8 +30,7 @@ from numpy.typing import NDArray
 from corpus_scale import measure_scale, microseconds
 from made_corpus import make_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.corpus.codec import LEVELS, restore
-from pointdistill.data.corpus.shard import read_block
+from pointdistill.data.corpus.shard import LEVELS, read_block, restore
 
 ROUNDS = 21
 READS = 200
@@ -42,7 +41,7 @@ OURS = "`corpus.points(i)`"
 BY_NAME = "Zarr, array looked up"
 KEPT_OPEN = "Zarr, array kept open"
 ONLY_CONVERTED = "memory map, to float32 only"
-OWN_ARITHMETIC = "memory map, `codec.restore`"
+OWN_ARITHMETIC = "memory map, `shard.restore`"
 MEMORY_MAPS = (
     "memory map, one expression",
     "memory map, in place",
@@ -83,7 +82,7 @@ class RawMap:
 
     def restored(self, index: int) -> NDArray[np.float32]:
         steps = self.steps[self.offsets[index] : self.offsets[index + 1]]
-        return restore(steps, self.center[index], self.half_side[index])
+        return restore(steps, self.center[index].tobytes(), float(self.half_side[index]))
 
     def only_converted(self, index: int) -> NDArray[np.float32]:
         return self.steps[self.offsets[index] : self.offsets[index + 1]].astype(np.float32)

@@ -9,7 +9,7 @@ Builtin shapes of few parameters coincide now and then, as two boxes of nearly t
 counted: clean shapes that are flagged, and those of them whose surface truly differs from the corpus shape's. For
 this the two are made anew, sampled with 65,536 points each and laid upon each other; they differ where more than
 1 % of either surface is farther from the other than 0.03 of its root mean square radius: half the distance between
-neighbours among 1,024 points, and what two samples of one surface reach is 0.02. Prints Markdown.
+neighbours among 1,024 points, and what two samples of one surface reach is 0.02. Fingerprints Markdown.
 
 Run: ``python benchmarks/leaks.py [--corpus 6000] [--clean 1000] [--workers 2] [--calibrate] [--speed]``
 """
@@ -33,14 +33,22 @@ from threadpoolctl import threadpool_limits
 from pointdistill.data.build import build_corpus
 from pointdistill.data.builtin import CATEGORIES, make_shape, sample_shape
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.leaks.candidates import Wanted, nearest_prints
-from pointdistill.data.leaks.check import Match, likely, match_clouds
-from pointdistill.data.leaks.fingerprint import POINTS, SIZE, centred, fingerprint, thinned
-from pointdistill.data.leaks.phases import LIKELY, Likeness, pattern
-from pointdistill.data.leaks.register import aligned
-from pointdistill.data.leaks.store import Prints, corpus_prints
-from pointdistill.data.leaks.surface import SAME_SURFACE, Survey, surface_gap
-from pointdistill.data.leaks.tangent import nearest_distances
+from pointdistill.data.leaks.candidates import (
+    Fingerprints,
+    Queries,
+    corpus_fingerprints,
+    nearest_candidates,
+)
+from pointdistill.data.leaks.find import Match, likely, match_clouds
+from pointdistill.data.leaks.fingerprint import POINTS, SIZE, centred, fingerprint, subsample
+from pointdistill.data.leaks.phase_matching import LIKELY, PhaseMatcher, pattern
+from pointdistill.data.leaks.registration import (
+    SAME_SURFACE,
+    SurfaceSamples,
+    align,
+    nearest_distances,
+    surface_gap,
+)
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.sources.base import shape_rng
 from pointdistill.data.workers import ordered_map
@@ -110,7 +118,7 @@ def matches(task: Task) -> list[Match | None]:
 def lowest(task: Task) -> list[tuple[float, float]]:
     """Of each test shape: its lowest gap to any candidate, and its lowest distance by phases."""
     clouds = [test.cloud() for test in task.tests]
-    found = nearest_prints(corpus_prints(task.corpus, workers=1), Wanted.of(clouds))
+    found = nearest_candidates(corpus_fingerprints(task.corpus, workers=1), Queries.of(clouds))
     # As the check does.
     with threadpool_limits(1, user_api="blas"):
         return [
@@ -131,13 +139,13 @@ def to_its_own(task: Task) -> list[tuple[float, float]]:
 def nearest_of(
     cloud: NDArray[np.float32], candidates: NDArray[np.int64], corpus: Corpus
 ) -> tuple[float, float]:
-    likeness, test = Likeness(cloud), Survey(cloud)
+    matcher, test = PhaseMatcher(cloud), SurfaceSamples(cloud)
     gaps, apart = [np.inf], [np.inf]
     for index in candidates.tolist():
         points = corpus.points(index)
-        apart.append(likeness.poses(pattern(points), min(len(points), POINTS))[0][0])
-    for index, poses in likely(likeness, candidates, corpus):
-        gaps.append(surface_gap(test, Survey(corpus.points(index)), poses))
+        apart.append(matcher.poses(pattern(points), min(len(points), POINTS))[0][0])
+    for index, poses in likely(matcher, candidates, corpus):
+        gaps.append(surface_gap(test, SurfaceSamples(corpus.points(index)), poses))
     return min(gaps), min(apart)
 
 
@@ -223,10 +231,10 @@ def true_distance(test: Test, twin: Test) -> float:
     """Within which all but 1 % of both surfaces lie, laid upon each other, in units of the radius."""
     rng = np.random.default_rng(0)
     mine, other = (centred(shape.surface(DENSE, rng=rng)) for shape in (test, twin))
-    tree, probes = KDTree(other), thinned(mine, 2048)
+    tree, probes = KDTree(other), subsample(mine, 2048)
     reached = []
-    for _, start in Likeness(mine).poses(pattern(other), POINTS):
-        pose = aligned(probes, tree, start, steps=30)
+    for _, start in PhaseMatcher(mine).poses(pattern(other), POINTS):
+        pose = align(probes, tree, start, steps=30)
         there = nearest_distances(tree, pose.apply(mine))
         back = nearest_distances(KDTree(pose.apply(mine)), other)
         reached.append(max(np.quantile(far, 1.0 - BEYOND_IT) for far in (there, back)))
@@ -254,11 +262,11 @@ def speed(corpus: Corpus, rows: int = 100_000, tests: int = 2468) -> None:
     each = (time.process_time() - began) / len(clouds)
     rng = np.random.default_rng(0)
     values = (rng.normal(size=(rows, SIZE)) * 0.1).astype(np.float16)
-    prints = Prints(values, np.full(rows, 4096, np.uint16))
-    some = Wanted.of([clouds[k % len(clouds)][:1024] for k in range(tests)])
+    prints = Fingerprints(values, np.full(rows, 4096, np.uint16))
+    some = Queries.of([clouds[k % len(clouds)][:1024] for k in range(tests)])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
-    nearest_prints(prints, some)
+    nearest_candidates(prints, some)
     spent = time.process_time() - began
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     mega = (values.nbytes + prints.points.nbytes) / rows
@@ -292,7 +300,7 @@ def main() -> None:
         build_corpus(source, folder, seed=seed, workers=given.workers)
         corpus = open_corpus(folder)
         began = time.perf_counter()
-        corpus_prints(corpus, workers=given.workers)
+        corpus_fingerprints(corpus, workers=given.workers)
         print(f"\nFingerprints of the corpus: {time.perf_counter() - began:.1f} s")
         if given.speed:
             with threadpool_limits(1, user_api="blas"):

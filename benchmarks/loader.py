@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.corpus.codec import LEVELS
+from pointdistill.data.corpus.shard import LEVELS
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.training.loader import batches, epoch_order
 

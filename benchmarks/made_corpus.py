@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from pointdistill.data.build.plan import SHARD_BYTES, SHARD_SHAPES
-from pointdistill.data.corpus.codec import LEVELS, Quantised
 from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -16,7 +15,7 @@ from pointdistill.data.corpus.manifest import (
     SourceRecord,
     write_manifest,
 )
-from pointdistill.data.corpus.shard import Row, encode, sizes_of, write_shard
+from pointdistill.data.corpus.shard import LEVELS, Quantised, Row, encode, sizes_of, write_shard
 from pointdistill.data.files import sha256_of
 
 SOURCE = "made"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.data.corpus import Corpus, columns, open_corpus
-from pointdistill.data.corpus.choose import Wanted, choose_shapes
+from pointdistill.data.corpus import Corpus, open_corpus, reader
+from pointdistill.data.corpus.choose import ShapeFilter, choose_shapes
 from pointdistill.errors import ConfigError, DataError
 from tests.data.test_corpus import some_rows, write_corpus
 
@@ -23,14 +23,14 @@ def corpus(tmp_path: Path) -> Corpus:
 def choose(
     corpus: Corpus, *, count: int = 100, seed: int = 0, **wanted: tuple[str, ...]
 ) -> list[int]:
-    return choose_shapes(corpus, Wanted(**wanted), count=count, seed=seed).tolist()
+    return choose_shapes(corpus, ShapeFilter(**wanted), count=count, seed=seed).tolist()
 
 
 @pytest.mark.parametrize("chunk", [2, 100])
 def test_ids_labels_and_sources_choose_together(
     corpus: Corpus, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(columns, "CHUNK", chunk)
+    monkeypatch.setattr(reader, "CHUNK", chunk)
     assert choose(corpus) == list(range(12))
     assert choose(corpus, sources=("b",)) == [7, 8, 9, 10, 11]
     assert choose(corpus, labels=("chair",)) == [1, 4]
@@ -57,7 +57,7 @@ def test_names_that_are_not_there_are_named(corpus: Corpus) -> None:
         choose(corpus, sources=("objaverse",))
     with pytest.raises(DataError, match=r"no shape 'x' .* \(1 of 2 ids not found\); .*'a/é00'"):
         choose(corpus, ids=("a/é00", "x"))
-    with pytest.raises(DataError, match="no shape 'a/é00' of the source and label asked for"):
+    with pytest.raises(DataError, match="no shape 'a/é00' with the given source and label"):
         choose(corpus, ids=("a/é00",), sources=("b",))
     with pytest.raises(DataError, match="no shape is of that source and label"):
         choose(corpus, sources=("a",), labels=("lamp",))

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pointdistill.data.corpus import columns, inspect, open_corpus, refused
+from pointdistill.data.corpus import inspect, open_corpus, reader, refused
 from pointdistill.data.corpus.inspect import PointCounts, inspect_corpus
 from pointdistill.data.corpus.refused import count_causes, kind_of
 from pointdistill.errors import CorpusError
@@ -53,7 +53,7 @@ def test_a_sample_is_spread_over_the_shards(folder: Path, monkeypatch: pytest.Mo
     sides = np.array([np.ptp(corpus.points(k), axis=0) for k in (0, 3, 6)])
     monkeypatch.setattr(inspect, "SAMPLED", 3)
     whole = inspect_corpus(folder)
-    monkeypatch.setattr(columns, "CHUNK", 3)
+    monkeypatch.setattr(reader, "CHUNK", 3)
     assert inspect_corpus(folder) == whole
     extents = whole.sources[0].extents
     assert extents is not None

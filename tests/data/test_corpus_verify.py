@@ -113,8 +113,7 @@ def test_missing_short_and_garbled_shards_are_named(folder: Path) -> None:
 
 def test_values_that_are_not_finite_are_noticed_even_with_a_fitting_checksum(folder: Path) -> None:
     """Whoever writes a corpus with other code must not slip a NaN into training."""
-    from pointdistill.data.corpus.codec import Quantised
-    from pointdistill.data.corpus.shard import row_digest
+    from pointdistill.data.corpus.shard import Quantised, row_digest
 
     with h5py.File(folder / "builtin-00000.h5", "r+") as file:
         file["scale"][0] = np.nan
@@ -138,8 +137,7 @@ def test_values_that_are_not_finite_are_noticed_even_with_a_fitting_checksum(fol
 def test_values_that_no_reader_expects_are_noticed(
     folder: Path, dataset: str, value: np.generic, problem: str
 ) -> None:
-    from pointdistill.data.corpus.codec import Quantised
-    from pointdistill.data.corpus.shard import row_digest
+    from pointdistill.data.corpus.shard import Quantised, row_digest
 
     with h5py.File(folder / "builtin-00000.h5", "r+") as file:
         file[dataset][0] = value

@@ -13,9 +13,17 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from pointdistill.data.build import build_corpus
 from pointdistill.data.builtin import make_shape, sample_shape
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.leaks import HeldOut, candidates, check, find_leaks, store
-from pointdistill.data.leaks.candidates import MOST, Wanted, nearest_prints
-from pointdistill.data.leaks.check import match_clouds
+from pointdistill.data.leaks import HeldOut, candidates, find, find_leaks
+from pointdistill.data.leaks.candidates import (
+    FILE_NAME,
+    MOST,
+    Fingerprints,
+    Queries,
+    corpus_fingerprints,
+    nearest_candidates,
+    saved_fingerprints,
+)
+from pointdistill.data.leaks.find import leaks_by_id, match_clouds
 from pointdistill.data.leaks.fingerprint import (
     POINTS,
     SIZE,
@@ -23,15 +31,17 @@ from pointdistill.data.leaks.fingerprint import (
     centred,
     fingerprint,
     slopes,
+    subsample,
     tangents,
-    thinned,
     waves,
 )
-from pointdistill.data.leaks.ids import leaks_by_id
-from pointdistill.data.leaks.phases import LIKELY, Likeness, pattern
-from pointdistill.data.leaks.register import Similarity
-from pointdistill.data.leaks.store import FILE_NAME, Prints, corpus_prints, kept_prints
-from pointdistill.data.leaks.surface import SAME_SURFACE, Survey, surface_gap
+from pointdistill.data.leaks.phase_matching import LIKELY, PhaseMatcher, pattern
+from pointdistill.data.leaks.registration import (
+    SAME_SURFACE,
+    Similarity,
+    SurfaceSamples,
+    surface_gap,
+)
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.sources.base import shape_rng
 
@@ -85,8 +95,8 @@ def held_out(clouds: list[Cloud], **other: object) -> HeldOut:
 
 def gap(test: Cloud, seen: Cloud) -> float:
     """Of two clouds, from the poses that their phases give."""
-    poses = Likeness(test).poses(pattern(seen), min(len(seen), POINTS))
-    return surface_gap(Survey(test), Survey(seen), [pose for _, pose in poses])
+    poses = PhaseMatcher(test).poses(pattern(seen), min(len(seen), POINTS))
+    return surface_gap(SurfaceSamples(test), SurfaceSamples(seen), [pose for _, pose in poses])
 
 
 def naive_fingerprint(points: Cloud) -> list[float]:
@@ -133,13 +143,13 @@ def test_tangents_explain_a_shifted_centre() -> None:
 def test_coinciding_points_have_a_fingerprint() -> None:
     points = np.ones((40, 3), np.float32)
     assert np.isfinite(fingerprint(points)).all()
-    assert Likeness(points).poses(pattern(points), 40)[0][0] == pytest.approx(0.0, abs=1e-3)
+    assert PhaseMatcher(points).poses(pattern(points), 40)[0][0] == pytest.approx(0.0, abs=1e-3)
 
 
-def test_thinned_is_evenly_spaced() -> None:
+def test_a_subsample_is_evenly_spaced() -> None:
     rows = np.arange(30.0).reshape(10, 3)
-    assert thinned(rows, 4)[:, 0].tolist() == [0.0, 6.0, 15.0, 21.0]
-    assert thinned(rows, 10) is rows
+    assert subsample(rows, 4)[:, 0].tolist() == [0.0, 6.0, 15.0, 21.0]
+    assert subsample(rows, 10) is rows
 
 
 def slow_distance(test: Cloud, seen: Cloud) -> float:
@@ -164,8 +174,8 @@ def slow_distance(test: Cloud, seen: Cloud) -> float:
 def test_phases_measure_what_they_say(corpus: Corpus) -> None:
     test, points = resampled(2), corpus.points(corpus.ids().index("chair/000000"))
     for seen in (points, clean(2, 1024)):
-        few = thinned(seen, 1024)
-        (apart, _), *others = Likeness(test).poses(pattern(few), 1024)
+        few = subsample(seen, 1024)
+        (apart, _), *others = PhaseMatcher(test).poses(pattern(few), 1024)
         assert apart == pytest.approx(slow_distance(test, few), rel=0.02)
         assert all(apart <= other for other, _ in others)
         assert (apart < LIKELY) == (seen is points)
@@ -178,7 +188,7 @@ def test_poses_undo_the_error_of_a_centre() -> None:
         rng = np.random.default_rng((4, number))
         shape = make_shape("lamp", rng=rng)
         seen, test = (sample_shape(shape, count, rng=rng)[0] for count in (4096, 512))
-        ((_, pose), *_) = Likeness(test).poses(pattern(seen), 4096)
+        ((_, pose), *_) = PhaseMatcher(test).poses(pattern(seen), 4096)
         radius = np.sqrt(np.square(seen - seen.mean(axis=0)).sum(axis=1).mean())
         truth = (test - seen.mean(axis=0))[:, 2] / radius
         before.append(np.square(centred(test)[:, 2] - truth).mean())
@@ -220,25 +230,28 @@ def test_nearest_prints_agree_with_all_distances() -> None:
     """Over more corpus rows than one chunk, and more than are kept."""
     rng = np.random.default_rng(0)
     clouds = [clean(k, 512) for k in range(3)]
-    wanted = Wanted.of(clouds)
-    near = np.repeat(wanted.prints, 3000, axis=0) + rng.normal(scale=0.03, size=(9000, SIZE))
-    prints = Prints(near.astype(np.float16), rng.integers(500, 4096, 9000).astype(np.uint16))
-    found = nearest_prints(prints, wanted)
+    queries = Queries.of(clouds)
+    near = np.repeat(queries.fingerprints, 3000, axis=0) + rng.normal(scale=0.03, size=(9000, SIZE))
+    prints = Fingerprints(near.astype(np.float16), rng.integers(500, 4096, 9000).astype(np.uint16))
+    found = nearest_candidates(prints, queries)
     for k in range(3):
-        apart = prints.values.astype(np.float64) - wanted.prints[k]
-        apart -= (apart @ wanted.tangents[k]) @ wanted.tangents[k].T
+        apart = prints.values.astype(np.float64) - queries.fingerprints[k]
+        apart -= (apart @ queries.tangents[k]) @ queries.tangents[k].T
         distance = (apart**2).sum(axis=1) / (1 / 512 + 1 / prints.points.astype(np.float64))
         best = np.argsort(distance)[:MOST]
         assert distance[best[-1]] < 130.0
         assert set(found[k].tolist()) == set(best.tolist())
         assert found[k][0] == best[0]
     few = prints.values[::1000].astype(np.float32)
-    noise = 1 / wanted.points[:, None] + 1 / prints.points[::1000].astype(np.float64)
-    plain = np.square(wanted.prints[:, None] - few).sum(axis=2) - candidates._COARSE_CUTOFF * noise
-    beyond = candidates._beyond(few, prints.points[::1000], wanted)
+    noise = 1 / queries.points[:, None] + 1 / prints.points[::1000].astype(np.float64)
+    plain = (
+        np.square(queries.fingerprints[:, None] - few).sum(axis=2)
+        - candidates._COARSE_CUTOFF * noise
+    )
+    beyond = candidates._beyond(few, prints.points[::1000], queries)
     np.testing.assert_allclose(beyond, plain, atol=1e-4)
-    far = Prints(np.full((5, SIZE), 0.9, np.float16), np.full(5, 4096, np.uint16))
-    assert [len(few) for few in nearest_prints(far, wanted)] == [0, 0, 0]
+    far = Fingerprints(np.full((5, SIZE), 0.9, np.float16), np.full(5, 4096, np.uint16))
+    assert [len(few) for few in nearest_candidates(far, queries)] == [0, 0, 0]
 
 
 def test_planted_shapes_are_found_and_clean_ones_are_not(corpus: Corpus) -> None:
@@ -259,7 +272,7 @@ def test_clouds_are_compared_on_one_thread(corpus: Corpus, monkeypatch: pytest.M
         return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
     seen: list[set[int]] = []
-    monkeypatch.setattr(check, "_first_match", lambda *_: seen.append(threads()))
+    monkeypatch.setattr(find, "_first_match", lambda *_: seen.append(threads()))
     with threadpool_limits(2, user_api="blas"):
         match_clouds([resampled(4)], corpus, workers=1)
         assert (seen, threads()) == ([{1}], {2})
@@ -280,7 +293,7 @@ def test_fingerprints_are_kept_and_go_on_after_a_stop(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (corpus.path / FILE_NAME).unlink(missing_ok=True)
-    monkeypatch.setattr(store, "_BLOCK", 8)
+    monkeypatch.setattr(candidates, "_BLOCK", 8)
 
     def stop(done: int, total: int) -> None:
         assert total == SHAPES
@@ -288,13 +301,15 @@ def test_fingerprints_are_kept_and_go_on_after_a_stop(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        corpus_prints(corpus, workers=1, progress=stop)
-    assert len(kept_prints(corpus)) == 24
+        corpus_fingerprints(corpus, workers=1, progress=stop)
+    assert len(saved_fingerprints(corpus)) == 24
     steps: list[int] = []
-    whole = corpus_prints(corpus, workers=1, progress=lambda done, _: steps.append(done))
+    whole = corpus_fingerprints(corpus, workers=1, progress=lambda done, _: steps.append(done))
     assert steps[0] == 32
     assert steps[-1] == SHAPES
-    again = corpus_prints(corpus, workers=1, progress=lambda *_: pytest.fail("computed again"))
+    again = corpus_fingerprints(
+        corpus, workers=1, progress=lambda *_: pytest.fail("computed again")
+    )
     np.testing.assert_array_equal(again.values, whole.values)
     expected = fingerprint(corpus.points(33)).astype(np.float16)
     np.testing.assert_array_equal(whole.values[33], expected)
@@ -302,16 +317,16 @@ def test_fingerprints_are_kept_and_go_on_after_a_stop(
 
 @pytest.mark.parametrize("damage", ["other corpus", "other version", "cut short"])
 def test_fingerprints_of_something_else_are_not_used(corpus: Corpus, damage: str) -> None:
-    corpus_prints(corpus, workers=1)
+    corpus_fingerprints(corpus, workers=1)
     path = corpus.path / FILE_NAME
     if damage == "cut short":
         path.write_bytes(path.read_bytes()[:1000])
     else:
         with h5py.File(path, "r+") as file:
             file.attrs["corpus" if damage == "other corpus" else "version"] = "another"
-    assert len(kept_prints(corpus)) == 0
-    assert len(corpus_prints(corpus, workers=1)) == SHAPES
-    assert len(kept_prints(corpus)) == SHAPES
+    assert len(saved_fingerprints(corpus)) == 0
+    assert len(corpus_fingerprints(corpus, workers=1)) == SHAPES
+    assert len(saved_fingerprints(corpus)) == SHAPES
 
 
 def named(corpus: Corpus, **facts: object) -> Corpus:

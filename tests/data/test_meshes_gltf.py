@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pointdistill.data.meshes import PointSet, read_mesh, surface_area
-from pointdistill.data.meshes.formats import draco
+from pointdistill.data.meshes.formats.gltf_buffers import DracoDecoder
 from pointdistill.errors import DataError
 from tests.data.meshes.box import BOX, QUADS, TRIANGLES, check_box, read_surface
 
@@ -322,7 +322,7 @@ STREAM = DracoPy.encode(BOX, np.array(TRIANGLES), quantization_bits=14)
 
 
 def test_a_draco_stream_gives_its_points_and_faces() -> None:
-    mesh = draco.Decoder().decode(STREAM, vertices=8, faces=12)
+    mesh = DracoDecoder().decode(STREAM, vertices=8, faces=12)
     assert sorted(mesh.points.round(3).tolist()) == sorted(BOX.tolist())
     assert len(mesh.corners) == 36
     assert mesh.attribute(0) == pytest.approx(mesh.points)
@@ -333,7 +333,7 @@ def test_both_methods_of_draco_state_their_counts() -> None:
     stream = DracoPy.encode(BOX, np.array(TRIANGLES), quantization_bits=14, preserve_order=True)
     assert stream[8] == 0
     assert STREAM[8] == 1
-    mesh = draco.Decoder().decode(stream, vertices=8, faces=12)
+    mesh = DracoDecoder().decode(stream, vertices=8, faces=12)
     assert mesh.points == pytest.approx(BOX, abs=1e-3)
 
 
@@ -351,17 +351,17 @@ def test_a_damaged_draco_stream_is_refused_before_it_costs_anything(
     stream: bytes, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        draco.Decoder().decode(stream, vertices=8, faces=12)
+        DracoDecoder().decode(stream, vertices=8, faces=12)
 
 
 def test_draco_metadata_are_passed_over() -> None:
     """One attribute with an entry (k: v) and a tree t without any; the file with none."""
     attribute = b"\1" + b"\0" + b"\1" + b"\1k" + b"\1v" + b"\1" + b"\1t" + b"\0\0"
     flagged = STREAM[:10] + b"\x80" + attribute + b"\0\0" + STREAM[11:]
-    mesh = draco.Decoder().decode(flagged, vertices=8, faces=12)
-    assert mesh.points == pytest.approx(draco.Decoder().decode(STREAM, vertices=8, faces=12).points)
+    mesh = DracoDecoder().decode(flagged, vertices=8, faces=12)
+    assert mesh.points == pytest.approx(DracoDecoder().decode(STREAM, vertices=8, faces=12).points)
 
 
 def test_all_draco_streams_of_a_file_share_one_deadline() -> None:
     with pytest.raises(DataError, match="longer to decode than their size allows"):
-        draco.Decoder(seconds_left=0.0).decode(STREAM, vertices=8, faces=12)
+        DracoDecoder(seconds_left=0.0).decode(STREAM, vertices=8, faces=12)

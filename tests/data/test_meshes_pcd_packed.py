@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pointdistill.data.meshes import PointSet, read_mesh
-from pointdistill.data.meshes.formats.lzf import unpack
+from pointdistill.data.meshes.formats.pcd import unpack_lzf
 from pointdistill.errors import DataError
 
 POINTS = np.arange(120, dtype="<f4").reshape(40, 3) / 8
@@ -31,7 +31,7 @@ HEADER = (
     ],
 )
 def test_streams_that_can_be_followed_by_hand(packed: bytes, whole: bytes) -> None:
-    assert unpack(packed, len(whole)) == whole
+    assert unpack_lzf(packed, len(whole)) == whole
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_streams_that_can_be_followed_by_hand(packed: bytes, whole: bytes) -> No
 )
 def test_streams_that_are_damaged(packed: bytes, size: int) -> None:
     with pytest.raises(DataError, match="do not unpack to"):
-        unpack(packed, size)
+        unpack_lzf(packed, size)
 
 
 def test_a_stream_that_unpacks_to_much_more_is_left_early() -> None:
@@ -54,7 +54,7 @@ def test_a_stream_that_unpacks_to_much_more_is_left_early() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match="do not unpack to the 100 bytes"):
-            unpack(bomb, 100)
+            unpack_lzf(bomb, 100)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()

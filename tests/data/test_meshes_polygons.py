@@ -5,12 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pointdistill.data.meshes.polygons import (
-    cut_ears,
-    fan_triangles,
-    strip_triangles,
-    triangulate,
-)
+from pointdistill.data.meshes.checks import cut_ears, fan_triangles, strip_triangles, triangulate
 from pointdistill.errors import DataError
 
 # Outlines in the plane, with their areas by counting squares.

@@ -22,7 +22,7 @@ from torch import nn
 
 from pointdistill import load_encoder
 from pointdistill.data import shape_lists
-from pointdistill.data.meshes import shape_rng
+from pointdistill.data.meshes import named_rng
 from pointdistill.data.shape_lists import Place, ReadSettings, read_shape
 from pointdistill.engine.embedding import loop, run
 from pointdistill.engine.embedding.compute import FeatureMaker, computing
@@ -139,7 +139,7 @@ def test_draws_are_averaged_as_far_as_the_points_go(folder: Path) -> None:
     encoder = load_encoder("encoder")
     for number, draws in ((0, 3), (4, 2)):
         cloud = np.load(f"clouds/{number:02d}.npy")
-        order = shape_rng(0, f"{number:02d}.npy").permutation(len(cloud))
+        order = named_rng(0, f"{number:02d}.npy").permutation(len(cloud))
         rows = cloud[order].reshape(draws, 16, 3)
         with torch.inference_mode():
             out = encoder(torch.from_numpy(rows))

@@ -15,7 +15,7 @@ from pointdistill.data.benchmarks import read_modelnet40, read_scanobjectnn
 from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.files import write_json
-from pointdistill.data.leaks.store import FILE_NAME
+from pointdistill.data.leaks.candidates import FILE_NAME
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.standins import (
     MeshSizes,

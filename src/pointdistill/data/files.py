@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, flushed to the disk, then renamed."""
+"""Files that are either complete or absent: written under a temporary name, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pointdistill.errors import DataError
 def write_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds.
 
-    Parent folders are made. The file is flushed to the disk before the rename, so that a crash at any
-    instant leaves the old content or the new, never a part. On an error the temporary file is removed.
+    Parent folders are created. The file is flushed to the disk before the rename, so that a crash at any
+    instant leaves the old content or the new, never a mixture. On an error the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # By chance, for processes of two hosts may share a number and this folder. The suffix stays last:
+    # A random name, because processes on two hosts may share a process id and this folder. The suffix stays last:
     # numpy and h5py choose the format, or append an ending, by it.
     aside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part{path.suffix}")
     try:
@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
         msg = f"{path}: no such file"
         raise DataError(msg) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        msg = f"{path}: not readable as JSON ({error}); it may be cut short, make it again"
+        msg = f"{path}: not readable as JSON ({error}); it may be cut short; create it again"
         raise DataError(msg) from error
 
 
@@ -91,33 +91,33 @@ def sha256_of(path: Path) -> str:
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether a write failed, here or where the error was raised from, for lack of space or of quota."""
+    """Whether an error, or one that it was raised from, is a write that failed for lack of space or quota."""
     return _lack_of_space(error) is not None
 
 
 def no_room(path: Path, error: BaseException, *, safe: str = "what is done is safe") -> DataError:
-    """The line for work that a full disk stopped; names the disk where it is not the one of ``path``.
+    """The error for work that a full disk stopped; names the other disk if it is not that of ``path``.
 
     Args:
-        path: file or folder that is being made.
-        error: one that `disk_is_full`.
-        safe: what is kept, as a sentence.
+        path: file or folder that was being written.
+        error: an error for which `disk_is_full` holds.
+        safe: what has been saved, as a clause.
     """
-    found = _lack_of_space(error)
-    other = Path(str(found.filename)) if found is not None and found.filename else path
+    cause = _lack_of_space(error)
+    other = Path(str(cause.filename)) if cause is not None and cause.filename else path
     where = path if _disk_of(other) == _disk_of(path) else f"{path}: {other}"
     msg = f"{where}: no space left on the disk; {safe}: make room and run the same again to go on"
     return DataError(msg)
 
 
 def _disk_of(path: Path) -> int:
-    """Number of the file system that a path, or the nearest folder above it that exists, lies on."""
+    """Id of the file system that holds a path, or the nearest folder above it that exists."""
     whole = path.absolute()
     return next(place for place in (whole, *whole.parents) if place.exists()).stat().st_dev
 
 
 def _lack_of_space(error: BaseException | None) -> OSError | None:
-    """The error, or the one that it was raised from, that says so; its context may be older trouble."""
+    """The error itself, or one of its causes, that says so. Its context is ignored: that may be older trouble."""
     full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
     while error is not None:
         if isinstance(error, OSError) and error.errno in full:
@@ -127,11 +127,11 @@ def _lack_of_space(error: BaseException | None) -> OSError | None:
 
 
 def flush(path: Path) -> None:
-    """Ask the system to put a file or folder entry on the disk (folders cannot be flushed on Windows)."""
+    """Ask the system to write a file or a folder's entries to the disk (not possible for folders on Windows)."""
     windows = os.name == "nt"
     if windows and path.is_dir():
         return
-    # Windows flushes what is open for writing alone; elsewhere a folder, or a file without that right, is too.
+    # Windows flushes only what is open for writing; elsewhere that would exclude folders and read-only files.
     handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""How much memory this process may hold, within a container's limits."""
+"""How much memory this process may use, within the limits of a container."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 GIB = 2**30
 FALLBACK_BYTES = 8 * GIB
-"""Where the system does not say."""
+"""Assumed if the system does not say."""
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
@@ -23,19 +23,19 @@ def memory_bytes() -> int:
 
 
 def _limits() -> list[int]:
-    """Bytes that each group of this process, and each above it, allows; unlimited ones left out."""
-    found = []
+    """The limits of this process's groups and of the groups above them, in bytes; unlimited ones left out."""
+    limits = []
     for root, name, group in _groups():
-        # Inside a container the group's own path often is not mounted, and its limit lies at the root.
+        # Inside a container the group's own path is often not mounted, and its limit lies at the root.
         for folder in (group, *group.parents):
             limit = _read_limit(root / folder.relative_to("/") / name)
             if limit is not None:
-                found.append(limit)
-    return found
+                limits.append(limit)
+    return limits
 
 
 def _groups() -> list[tuple[Path, str, Path]]:
-    """(mount, file with the limit, path below the mount) of this process's memory groups."""
+    """(mount point, name of the limit file, path below the mount) of each memory group of this process."""
     try:
         lines = MEMBERSHIP.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -51,7 +51,7 @@ def _groups() -> list[tuple[Path, str, Path]]:
 
 
 def _read_limit(path: Path) -> int | None:
-    """The number of bytes in a limit's file; None for ``max`` or where there is no file."""
+    """The number of bytes in a limit file; None for ``max`` or if there is no such file."""
     try:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):

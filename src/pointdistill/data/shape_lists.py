@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pointdistill.data.archive import open_archive
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
-from pointdistill.data.meshes import FORMATS, Axis, PointSet, Surface, draw, shape_rng
+from pointdistill.data.meshes import FORMATS, Axis, PointSet, Surface, draw, named_rng
 from pointdistill.data.sources.shapes import read_named
 from pointdistill.data.unpacking import HeldArchive, file_state, hold_archive, unpack
 from pointdistill.errors import DataError
@@ -228,7 +228,7 @@ def read_shape(place: Place, settings: ReadSettings) -> ReadShape:
     held = _held(place)
     try:
         shape = _read(place, held)
-        rng = shape_rng(settings.seed, PurePosixPath(place.name).name)
+        rng = named_rng(settings.seed, PurePosixPath(place.name).name)
         up = shape.declared_up or settings.up
         available = len(shape.points) if isinstance(shape, PointSet) else settings.points
         points = draw(shape, min(settings.points, available), rng=rng, up=up)
@@ -263,7 +263,7 @@ def _from_corpus(corpus: Corpus, row: int, settings: ReadSettings) -> ReadShape:
     shape = corpus[row]
     name = shape.id if len(corpus.sources) == 1 else f"{shape.source}/{shape.id}"
     points = shape.points
-    rng = shape_rng(settings.seed, f"{shape.source}/{shape.id}")
+    rng = named_rng(settings.seed, f"{shape.source}/{shape.id}")
     if len(points) > settings.points:
         keep = rng.choice(len(points), settings.points, replace=False, shuffle=False)
         points = points[np.sort(keep)]

@@ -1,8 +1,7 @@
-"""What was made last in a folder, so that the next command needs no path.
+"""The last corpus, run, stand-in and embedding made in a folder, so that the next command needs no path.
 
-It is kept in ``.pointdistill/workspace.json`` of the folder, for convenience alone: whatever is
-missing, moved or unreadable counts as not made, and where it cannot be written nothing is
-remembered.
+They are noted in ``.pointdistill/workspace.json`` of the folder. It is a convenience: whatever is missing, moved
+or unreadable counts as never made, and if the file cannot be written, nothing is remembered.
 """
 
 from __future__ import annotations
@@ -26,53 +25,53 @@ _EMBEDDINGS = "embeddings"
 
 def remember_corpus(path: Path, *, folder: Path = Path()) -> None:
     """Note the corpus that was made last in ``folder``, the current one unless given."""
-    _remember(folder, {_CORPUS: _kept(path, folder)})
+    _remember(folder, {_CORPUS: _portable_path(path, folder)})
 
 
 def last_corpus(*, folder: Path = Path()) -> Path | None:
     """The corpus that was made last in ``folder``; None if there is none or it is gone."""
-    return _found(_read(folder).get(_CORPUS), folder)
+    return _existing_path(_read(folder).get(_CORPUS), folder)
 
 
 def remember_run(path: Path, *, folder: Path = Path()) -> None:
     """Note the run that was started or resumed last in ``folder``."""
-    _remember(folder, {_RUN: _kept(path, folder)})
+    _remember(folder, {_RUN: _portable_path(path, folder)})
 
 
 def last_run(*, folder: Path = Path()) -> Path | None:
     """The run that was started or resumed last in ``folder``; None if there is none or it is gone."""
-    return _found(_read(folder).get(_RUN), folder)
+    return _existing_path(_read(folder).get(_RUN), folder)
 
 
 def remember_stand_in(benchmark: str, path: Path, *, folder: Path = Path()) -> None:
     """Note the archive that stands in for a benchmark in ``folder``."""
     known = _stand_ins(folder)
-    _remember(folder, {_STAND_INS: known | {benchmark: _kept(path, folder)}})
+    _remember(folder, {_STAND_INS: known | {benchmark: _portable_path(path, folder)}})
 
 
 def last_stand_in(benchmark: str, *, folder: Path = Path()) -> Path | None:
     """The archive that stands in for a benchmark; None if there is none or it is gone."""
-    return _found(_stand_ins(folder).get(benchmark), folder)
+    return _existing_path(_stand_ins(folder).get(benchmark), folder)
 
 
 def remember_embedding(output: Path, inputs: Sequence[Path], *, folder: Path = Path()) -> None:
-    """Note the embedding that was made last in ``folder``, and what it is of."""
-    kept = _kept(output, folder)
+    """Note the embedding that was made last in ``folder``, and the inputs it was made from."""
+    noted = _portable_path(output, folder)
     known = _read(folder).get(_EMBEDDINGS)
-    made = {str(path.resolve()): kept for path in inputs}
+    made = {str(path.resolve()): noted for path in inputs}
     _remember(
         folder,
-        {_EMBEDDING: kept, _EMBEDDINGS: (known if isinstance(known, dict) else {}) | made},
+        {_EMBEDDING: noted, _EMBEDDINGS: (known if isinstance(known, dict) else {}) | made},
     )
 
 
 def last_embedding(of: Path | None = None, *, folder: Path = Path()) -> Path | None:
-    """The embedding that was made last in ``folder``, or last of the path ``of``; None if there is none."""
+    """The embedding that was made last in ``folder``, or last from the path ``of``; None if there is none."""
     stored = _read(folder)
     if of is None:
-        return _found(stored.get(_EMBEDDING), folder)
+        return _existing_path(stored.get(_EMBEDDING), folder)
     known = stored.get(_EMBEDDINGS)
-    return _found(known.get(str(of.resolve())), folder) if isinstance(known, dict) else None
+    return _existing_path(known.get(str(of.resolve())), folder) if isinstance(known, dict) else None
 
 
 def _stand_ins(folder: Path) -> dict[str, Any]:
@@ -88,19 +87,19 @@ def _read(folder: Path) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def _remember(folder: Path, noted: dict[str, Any]) -> None:
+def _remember(folder: Path, entries: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
-        write_json(folder / WORKSPACE_NAME, _read(folder) | noted)
+        write_json(folder / WORKSPACE_NAME, _read(folder) | entries)
 
 
-def _kept(path: Path, folder: Path) -> str:
-    """Relative where it lies in the folder, so that the folder can be moved; else absolute."""
+def _portable_path(path: Path, folder: Path) -> str:
+    """Relative if it lies in the folder, so that the folder can be moved; otherwise absolute."""
     whole, base = path.resolve(), folder.resolve()
     return whole.relative_to(base).as_posix() if whole.is_relative_to(base) else str(whole)
 
 
-def _found(stored: object, folder: Path) -> Path | None:
-    """The path that was noted, if there is something at it."""
+def _existing_path(stored: object, folder: Path) -> Path | None:
+    """The path that was noted, if it still exists."""
     if not isinstance(stored, str) or not stored:
         return None
     path = folder / stored

@@ -10,7 +10,7 @@ from typing import Any
 
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.leaks import LeakReport, find_leaks
-from pointdistill.data.leaks.store import has_all_prints
+from pointdistill.data.leaks.candidates import has_all_fingerprints
 from pointdistill.data.workspace import last_run
 from pointdistill.engine.evaluation.kinds import BENCHMARKS
 from pointdistill.engine.evaluation.sources import find_place, stand_in_place
@@ -151,7 +151,7 @@ def leak_warning(benchmark: Labelled, name: str, encoder: Path) -> str | None:
         return _seen(len(found.leaks), len(shapes), command, "by id")
     if set(found.ids_met) == {source.name for source in corpus.sources}:
         return None
-    if len(corpus) > QUICK_CORPUS and not has_all_prints(corpus):
+    if len(corpus) > QUICK_CORPUS and not has_all_fingerprints(corpus):
         return f"test shapes were not compared with the corpus this encoder saw; {command} does it"
     some = shapes.some(QUICK_TESTS)
     found = find_leaks(some, corpus, workers=1)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.archive import Archive
-from pointdistill.data.meshes.formats.text import parse_rows
+from pointdistill.data.meshes.formats.content import parse_rows
 from pointdistill.errors import DataError
 
 _COMMA_TO_SPACE = bytes.maketrans(b",", b" ")

@@ -9,7 +9,7 @@ from pointdistill.data.build.spans import Span
 from pointdistill.data.build.state import BuildFolder, Outcome, Refusal, shard_name
 from pointdistill.data.corpus.manifest import Manifest
 from pointdistill.data.corpus.refused import RefusedShape
-from pointdistill.data.corpus.shard import Block, read_block, sizes_of, write_shard
+from pointdistill.data.corpus.shard import RowBlock, read_block, sizes_of, write_shard
 from pointdistill.data.files import sha256_of
 from pointdistill.data.sources.base import Entry
 from pointdistill.errors import CorpusError
@@ -78,7 +78,7 @@ def _runs(
         yield Span(start, span.stop)
 
 
-def _read(corpus: Path, made: Manifest, file: str, ids: Sequence[str]) -> Block | None:
+def _read(corpus: Path, made: Manifest, file: str, ids: Sequence[str]) -> RowBlock | None:
     """The shard's rows, which must be whole and have these ids; None where it has no file."""
     record = next((record for record in made.shards if record.file == file), None)
     path = corpus / file
@@ -99,10 +99,10 @@ def _read(corpus: Path, made: Manifest, file: str, ids: Sequence[str]) -> Block 
     return block
 
 
-def _rows(block: Block, start: int, stop: int) -> Block:
+def _rows(block: RowBlock, start: int, stop: int) -> RowBlock:
     """Rows ``start`` to ``stop`` of a block; no copy of their points."""
     first, last = int(block.offsets[start]), int(block.offsets[stop])
-    return Block(
+    return RowBlock(
         points=block.points[first:last],
         offsets=block.offsets[start : stop + 1] - first,
         center=block.center[start:stop],

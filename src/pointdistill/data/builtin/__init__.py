@@ -1,7 +1,7 @@
 """Everyday objects made on the spot: parametric shapes with part labels, from numpy alone.
 
 `make_shape` builds one object of one of `CATEGORIES`, `sample_shape` draws labelled points from its surface,
-and `shape_rng` gives the generator of the i-th shape of a category, so that a shape depends on (seed,
+and `category_rng` gives the generator of the i-th shape of a category, so that a shape depends on (seed,
 category, index) and on nothing else. Frame: z up, standing on z = 0, front towards -y, metres.
 """
 
@@ -9,61 +9,57 @@ from __future__ import annotations
 
 from pointdistill.data.builtin import (
     aircraft,
+    architecture,
     bathroom,
-    bedding,
-    building,
-    cases,
-    screens,
+    electronics,
+    household,
+    outdoor,
     seating,
-    sound,
     storage,
     tables,
     tools,
     vehicles,
     vessels,
-    wares,
 )
-from pointdistill.data.builtin.registry import REGISTRY
+from pointdistill.data.builtin.mesh import REGISTRY
 from pointdistill.data.builtin.shape import (
     BuiltinShape,
+    category_rng,
     face_areas,
     make_shape,
     sample_faces,
     sample_shape,
-    shape_rng,
 )
 
 # Importing a theme fills the registry.
 _THEMES = (
     aircraft,
+    architecture,
     bathroom,
-    bedding,
-    building,
-    cases,
-    screens,
+    electronics,
+    household,
+    outdoor,
     seating,
-    sound,
     storage,
     tables,
     tools,
     vehicles,
     vessels,
-    wares,
 )
 
 CATEGORIES: tuple[str, ...] = tuple(sorted(REGISTRY))
 """Every category that `make_shape` knows."""
 
 PART_NAMES: dict[str, tuple[str, ...]] = {name: REGISTRY[name].part_names for name in CATEGORIES}
-"""For each category what its part labels mean: label i is the i-th name."""
+"""What the part labels of each category mean: label i is the i-th name."""
 
 __all__ = [
     "CATEGORIES",
     "PART_NAMES",
     "BuiltinShape",
+    "category_rng",
     "face_areas",
     "make_shape",
     "sample_faces",
     "sample_shape",
-    "shape_rng",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pointdistill.data.builtin.mesh import Mesh
+from pointdistill.data.builtin.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.builtin.primitives import (
     box,
     cylinder,
@@ -15,7 +15,6 @@ from pointdistill.data.builtin.primitives import (
     sheet,
     skin,
 )
-from pointdistill.data.builtin.registry import Assembly, Draw, category
 
 
 def fin(root: ArrayLike, tip: ArrayLike, chord: float, tip_chord: float, thick: float) -> Mesh:

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from pointdistill.data.builtin.fronts import GRIPS, close, handle
-from pointdistill.data.builtin.mesh import Mesh
+from pointdistill.data.builtin.furniture_parts import GRIPS, add_front, handle
+from pointdistill.data.builtin.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.builtin.primitives import (
     box,
     cylinder,
@@ -15,7 +15,6 @@ from pointdistill.data.builtin.primitives import (
     rod,
     tube,
 )
-from pointdistill.data.builtin.registry import Assembly, Draw, category
 
 
 def faucet(draw: Draw, reach: float) -> list[Mesh]:
@@ -77,7 +76,7 @@ def sink(shape: Assembly, draw: Draw) -> None:
         columns, grip = draw.count(1, 2), draw.pick(GRIPS)
         edges = np.linspace(-width * 0.45, width * 0.45, columns + 1)
         for left, right in pairwise(edges):
-            close(
+            add_front(
                 shape,
                 draw,
                 (left, right, 0.04, level - 0.02),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pointdistill.data.builtin.mesh import Mesh
+from pointdistill.data.builtin.furniture_parts import legs, sled, support
+from pointdistill.data.builtin.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.builtin.primitives import (
     box,
     cushion,
@@ -13,8 +14,6 @@ from pointdistill.data.builtin.primitives import (
     sheet,
     tube,
 )
-from pointdistill.data.builtin.registry import Assembly, Draw, category
-from pointdistill.data.builtin.supports import legs, sled, support
 
 
 def seat(draw: Draw, width: float, depth: float, thickness: float, level: float) -> Mesh:

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.builtin.deform import random_deformation
-from pointdistill.data.builtin.mesh import Faces, Floats
-from pointdistill.data.builtin.registry import REGISTRY, Assembly, Draw
+from pointdistill.data.builtin.mesh import (
+    REGISTRY,
+    Assembly,
+    Draw,
+    Faces,
+    Floats,
+    random_deformation,
+)
 from pointdistill.errors import ConfigError
 
 _SMALLEST_FACE = 1e-9  # of the square of the shape's diagonal; far below what a sample can hit
@@ -30,7 +35,7 @@ class BuiltinShape:
     part_names: tuple[str, ...]  # the category's vocabulary; a shape need not have every part
 
 
-def shape_rng(*, seed: int, category: str, index: int) -> np.random.Generator:
+def category_rng(*, seed: int, category: str, index: int) -> np.random.Generator:
     """The generator of shape ``index`` of a category: the same whatever was made before it.
 
     Args:

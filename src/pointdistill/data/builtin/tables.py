@@ -6,8 +6,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from pointdistill.data.builtin.fronts import GRIPS, close, stack
-from pointdistill.data.builtin.mesh import Mesh
+from pointdistill.data.builtin.furniture_parts import (
+    GRIPS,
+    add_front,
+    legs,
+    pedestal,
+    sled,
+    uneven_levels,
+)
+from pointdistill.data.builtin.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.builtin.primitives import (
     arc,
     box,
@@ -15,8 +22,6 @@ from pointdistill.data.builtin.primitives import (
     prism,
     rod,
 )
-from pointdistill.data.builtin.registry import Assembly, Draw, category
-from pointdistill.data.builtin.supports import legs, pedestal, sled
 
 
 def table_top(draw: Draw, width: float, depth: float, thick: float, level: float) -> Mesh:
@@ -78,9 +83,11 @@ def desk_pedestal(
     shape.add("body", box((width, depth, height - lift), (x, 0, lift)))
     grip = draw.pick(GRIPS)
     part = draw.pick(("drawer", "drawer", "door"))
-    levels = stack(draw, lift + 0.02, height - 0.02, draw.count(1, 4) if part == "drawer" else 1)
+    levels = uneven_levels(
+        draw, lift + 0.02, height - 0.02, draw.count(1, 4) if part == "drawer" else 1
+    )
     for low, high in pairwise(levels):
-        close(
+        add_front(
             shape, draw, (x - width / 2, x + width / 2, low, high), -depth / 2, part=part, grip=grip
         )
 
@@ -108,7 +115,7 @@ def desk(shape: Assembly, draw: Draw) -> None:
     if kind == "apron":
         tall = draw.between(0.08, 0.18)
         shape.add("body", box((width * 0.9, depth * 0.9, tall), (0, 0, level - tall)))
-        close(
+        add_front(
             shape, draw, (-0.2, 0.2, level - tall, level), -depth * 0.46, part="drawer", grip="knob"
         )
     if draw.chance(0.55):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pointdistill.data.builtin.mesh import Floats, Mesh
+from pointdistill.data.builtin.mesh import Assembly, Draw, Floats, Mesh, category
 from pointdistill.data.builtin.primitives import (
     box,
     cylinder,
@@ -13,7 +13,6 @@ from pointdistill.data.builtin.primitives import (
     skin,
     tube,
 )
-from pointdistill.data.builtin.registry import Assembly, Draw, category
 
 
 def plate(outline: Floats, thick: float) -> Mesh:

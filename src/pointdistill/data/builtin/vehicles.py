@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pointdistill.data.builtin.mesh import Floats, Mesh, Vector
+from pointdistill.data.builtin.mesh import Assembly, Draw, Floats, Mesh, Vector, category
 from pointdistill.data.builtin.primitives import (
     arc,
     box,
@@ -19,7 +19,6 @@ from pointdistill.data.builtin.primitives import (
     torus,
     tube,
 )
-from pointdistill.data.builtin.registry import Assembly, Draw, category
 
 
 def wheel(radius: float, width: float, at: Vector) -> Mesh:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pointdistill.data.builtin.mesh import Floats, Mesh
+from pointdistill.data.builtin.mesh import Assembly, Draw, Floats, Mesh, category
 from pointdistill.data.builtin.primitives import (
     cylinder,
     ellipsoid,
@@ -14,7 +14,6 @@ from pointdistill.data.builtin.primitives import (
     tube,
     vessel,
 )
-from pointdistill.data.builtin.registry import Assembly, Draw, category
 
 
 def bow(width: float, height: float, *, count: int = 12, power: float = 1.0) -> Floats:

@@ -1,6 +1,6 @@
 """What a corpus holds, counted from its manifest and the small datasets of its shards.
 
-Points are read of a sample of shapes alone, so a corpus of a million shapes takes seconds and a few
+Points are read only of a sample of shapes, so a corpus of a million shapes takes seconds and a few
 megabytes.
 """
 
@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.corpus.codec import LEVELS
-from pointdistill.data.corpus.columns import Columns, damaged, open_columns
 from pointdistill.data.corpus.manifest import (
     REFUSED_NAME,
     Manifest,
     SourceRecord,
     read_manifest,
 )
+from pointdistill.data.corpus.reader import ShardColumns, damaged, open_columns
 from pointdistill.data.corpus.refused import RefusedCause, count_causes
+from pointdistill.data.corpus.shard import LEVELS
 
 SAMPLED = 256
 """Shapes of a source whose width, depth and height are measured."""
@@ -36,7 +36,7 @@ class PointCounts:
     total: int
     least: int
     median: int
-    """Of an even number of shapes, the lower of the two in the middle."""
+    """For an even number of shapes, the lower of the two in the middle."""
 
     most: int
 
@@ -67,7 +67,7 @@ class SourceSummary:
 
     unlabelled: int
     points: PointCounts | None
-    """None where no shape was kept, as `extents`."""
+    """None, like `extents`, if no shape was kept."""
 
     extents: Extents | None
 
@@ -92,14 +92,16 @@ def inspect_corpus(
 
     Args:
         path: the corpus folder.
-        progress: called with the number of shards read and the number there are.
+        progress: called with the number of shards read and their total.
 
     Raises:
-        CorpusError: if the folder is no finished corpus, or what is read of it is damaged.
+        CorpusError: if the folder is not a finished corpus, or what is read of it is damaged.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    tallies = {source.name: _Tally(source, _kept(manifest, source)) for source in manifest.sources}
+    tallies = {
+        source.name: _Tally(source, _count_shapes(manifest, source)) for source in manifest.sources
+    }
     for number, shard in enumerate(manifest.shards, start=1):
         if shard.source not in tallies:
             msg = f"comes from {shard.source!r}, which corpus.json does not list"
@@ -118,17 +120,17 @@ def inspect_corpus(
     )
 
 
-def _kept(manifest: Manifest, source: SourceRecord) -> int:
+def _count_shapes(manifest: Manifest, source: SourceRecord) -> int:
     return sum(shard.shapes for shard in manifest.shards if shard.source == source.name)
 
 
 class _Tally:
-    """Running counts of one source; grows with its labels and distinct numbers of points alone."""
+    """Running counts of one source; its size grows only with the labels and distinct numbers of points."""
 
     def __init__(self, source: SourceRecord, shapes: int) -> None:
         self.seen = 0
         self._source = source
-        # Evenly spread in the order of ids, so that every label has its share.
+        # Evenly spread in the order of ids, so that every label is represented.
         spread = np.linspace(0, max(shapes - 1, 0), min(SAMPLED, shapes)).round()
         self._sampled = np.unique(spread.astype(np.int64))
         self._sides: list[NDArray[np.float64]] = []
@@ -136,7 +138,7 @@ class _Tally:
         self._points: Counter[int] = Counter()
         self._least, self._most = np.inf, 0.0
 
-    def add(self, columns: Columns, first: int, stop: int) -> None:
+    def add(self, columns: ShardColumns, first: int, stop: int) -> None:
         """Count rows ``first`` to ``stop`` of a shard."""
         self._count_labels(columns, first, stop)
         offsets = columns.read("offsets", first, stop + 1)
@@ -157,7 +159,7 @@ class _Tally:
         self.seen += stop - first
 
     def summary(self) -> SourceSummary:
-        """What was counted."""
+        """The counts so far."""
         return SourceSummary(
             record=self._source,
             labels=dict(zip(self._source.labels, self._labels.tolist(), strict=False)),
@@ -172,11 +174,11 @@ class _Tally:
             least=self._least, most=self._most, median=(x, y, z), sampled=len(self._sides)
         )
 
-    def _count_labels(self, columns: Columns, first: int, stop: int) -> None:
+    def _count_labels(self, columns: ShardColumns, first: int, stop: int) -> None:
         label = columns.read("label", first, stop)
         if label.min() < -1 or label.max() >= len(self._source.labels):
             raise damaged(columns.path, f"a label is none of the {len(self._source.labels)} known")
-        # Not known is -1, which counts as the last.
+        # -1, unknown, is counted in the last bin.
         known = np.where(label < 0, len(self._source.labels), label)
         self._labels += np.bincount(known, minlength=len(self._labels))
 
@@ -186,7 +188,7 @@ def _plain(arrays: tuple[NDArray[Any], NDArray[Any]]) -> tuple[list[int], list[i
 
 
 def _point_counts(shapes: Counter[int]) -> PointCounts:
-    """From the number of shapes for each number of points."""
+    """Statistics from the number of shapes with each number of points."""
     sizes = sorted(shapes)
     below = np.cumsum([shapes[size] for size in sizes])
     middle = int(np.searchsorted(below, (below[-1] + 1) // 2))

@@ -1,8 +1,8 @@
 """Random access to the shapes of a corpus, without reading what is not asked for.
 
-Opening reads ``corpus.json`` and looks at the shards' sizes; ids, labels and points stay on disk
-until they are asked for. A shard is memory-mapped at its first use, so a read costs the points' own
-bytes.
+Opening reads ``corpus.json`` and looks at the shards' sizes; ids, labels and points stay on disk until they are
+needed. A shard is memory-mapped at its first use, so a read costs the points' own bytes. `open_columns` reads
+single datasets of a shard in chunks, for questions that need no points.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import functools
 import itertools
 import mmap
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,13 +22,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.corpus.codec import Points, restore_stored
 from pointdistill.data.corpus.manifest import Manifest, ShardRecord, SourceRecord, read_manifest
-from pointdistill.data.corpus.shard import UNKNOWN_LABEL
+from pointdistill.data.corpus.shard import UNKNOWN_LABEL, Points, restore
 from pointdistill.errors import CorpusError
 
 MOST_OPEN_SHARDS = 1024
-"""Most shards mapped at a time, unless asked for otherwise; a read from one that is not costs 0.2 ms more."""
+"""Most shards mapped at a time by default; a read from one that is not mapped costs 0.2 ms more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +40,15 @@ class Shape:
     id: str
     source: str
     label: int
-    """Index into the corpus's ``label_names``; -1 where it is not known."""
+    """Index into the corpus's ``label_names``; -1 if it is not known."""
 
     part: NDArray[np.uint8] | None
     """(n,) uint8, the part each point belongs to, 255 where not known; None without parts."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a dataset's bytes lie in its file."""
+class _DatasetLocation:
+    """Where the bytes of a dataset lie in its file."""
 
     offset: int
     dtype: np.dtype[np.generic]
@@ -73,13 +74,13 @@ class _MappedShard:
     part: NDArray[np.uint8] | None
 
     index: bytes
-    """A record of `_RECORD` for each shape: what a read needs beside the points, side by side. On disk it lies in
-    three places, which makes a random read of 64 points a tenth slower; this takes 32 bytes a shape."""
+    """A `_RECORD` for each shape: all that a read needs besides the points, side by side. On disk it lies in three
+    places, which makes a random read of 64 points a tenth slower; this takes 32 bytes a shape."""
 
     def restored(self, row: int) -> Points:
         """Points of one shape, (n, 3) float32."""
         start, stop, scale, center = _UNPACK(self.index, row * _RECORD.itemsize)
-        return restore_stored(self.points[start:stop], center, scale)
+        return restore(self.points[start:stop], center, scale)
 
 
 class Corpus:
@@ -97,7 +98,7 @@ class Corpus:
         self._count = manifest.shapes
         self._ends = list(itertools.accumulate(shard.shapes for shard in manifest.shards))
         self._label_names, self._label_of = _merge_labels(manifest.sources)
-        self._places: dict[int, dict[str, _Place]] = {}
+        self._places: dict[int, dict[str, _DatasetLocation]] = {}
         self._mapped: dict[int, _MappedShard] = {}
         self._most_open = min(most_shards, _shards_allowed())
 
@@ -180,32 +181,33 @@ class Corpus:
         return number, place - (self._ends[number - 1] if number else 0)
 
     def _open(self, number: int) -> _MappedShard:
-        """Views of a shard. No lock: two threads may map the same one, which is harmless."""
+        """Views of a shard. No lock: two threads may map the same shard, which is harmless."""
         mapped = self._mapped.get(number)
         if mapped is None:
             record = self.manifest.shards[number]
             path = self.path / record.file
             if number not in self._places:
-                self._places[number] = _find_places(path, record)
+                self._places[number] = _locate_datasets(path, record)
             mapped = _map_shard(path, self._places[number])
             if len(self._mapped) >= self._most_open:
-                # The oldest goes; None, because another thread may have taken it in the meantime.
+                # Drop the oldest; the default, because another thread may have dropped it in the meantime.
                 self._mapped.pop(next(iter(self._mapped), number), None)
             self._mapped[number] = mapped
         return mapped
 
 
 def open_corpus(path: Path | str, *, most_shards: int = MOST_OPEN_SHARDS) -> Corpus:
-    """Open a corpus folder; costs its ``corpus.json`` and one look at each shard's size.
+    """Open a corpus folder; reads its ``corpus.json`` and checks the size of each shard.
 
     Args:
-        path: the folder.
-        most_shards: at most so many are mapped at a time, fewer where the system allows fewer open files. A
-            reader that goes through the shapes in order needs one, and then holds one shard's pages.
+        path: the folder. most_shards: how many are mapped at a time at most, fewer if the system allows fewer open
+        files. A reader that
+            goes through the shapes in order needs only one, and then holds the pages of one shard.
 
     Raises:
-        CorpusError: if the folder is no finished corpus, has another format version, or a shard is missing or
-            has not the size it was written with.
+        CorpusError: if the folder is not a finished corpus, has another format version, or a shard is missing or
+        no
+            longer has the size it was written with.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
@@ -215,7 +217,7 @@ def open_corpus(path: Path | str, *, most_shards: int = MOST_OPEN_SHARDS) -> Cor
 
 
 def check_size(path: Path, record: ShardRecord) -> None:
-    """Raise unless a shard is there with the size it was written with.
+    """Raise unless a shard exists with the size it was written with.
 
     Raises:
         CorpusError: naming the shard and both sizes.
@@ -235,7 +237,7 @@ def check_size(path: Path, record: ShardRecord) -> None:
 
 
 def _shards_allowed() -> int:
-    """Each mapped shard holds a file descriptor; half of those a process may have are for others."""
+    """Each mapped shard holds a file descriptor; half of those a process may open are left for other uses."""
     try:
         import resource  # not on Windows
     except ImportError:
@@ -247,9 +249,9 @@ def _shards_allowed() -> int:
 def _merge_labels(
     sources: tuple[SourceRecord, ...],
 ) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
-    """All sources' label names, and for each source the number of its own label in that list.
+    """The label names of all sources, and for each source its own labels as indices into them.
 
-    The arrays end in -1, so that an unknown label (-1) finds itself.
+    The arrays end in -1, so that the unknown label -1 maps to itself.
     """
     number = {name: k for k, name in enumerate(dict.fromkeys(n for s in sources for n in s.labels))}
     own = {
@@ -259,12 +261,12 @@ def _merge_labels(
     return tuple(number), own
 
 
-def _find_places(path: Path, record: ShardRecord) -> dict[str, _Place]:
+def _locate_datasets(path: Path, record: ShardRecord) -> dict[str, _DatasetLocation]:
     """Where each dataset lies; checks that the file is the shard that its record describes."""
     try:
         with h5py.File(path, "r") as file:
             places = {
-                name: _Place(item.id.get_offset(), item.dtype, item.shape)
+                name: _DatasetLocation(item.id.get_offset(), item.dtype, item.shape)
                 for name, item in file.items()
                 if isinstance(item, h5py.Dataset) and item.id.get_offset() is not None
             }
@@ -290,8 +292,8 @@ def _find_places(path: Path, record: ShardRecord) -> dict[str, _Place]:
     return {name: places[name] for name in expected}
 
 
-def _map_shard(path: Path, places: dict[str, _Place]) -> _MappedShard:
-    """Map a file and view its datasets; the descriptor is closed, the map keeps its own."""
+def _map_shard(path: Path, places: dict[str, _DatasetLocation]) -> _MappedShard:
+    """Map a file and view its datasets; our descriptor is closed, the map keeps one of its own."""
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -304,3 +306,58 @@ def _map_shard(path: Path, places: dict[str, _Place]) -> _MappedShard:
     index["scale"], index["center"] = views.pop("scale"), views.pop("center")
     columns = {"part": None, "index": index.tobytes()} | views
     return _MappedShard(**cast("dict[str, Any]", columns))
+
+
+CHUNK = 65_536
+"""Rows read at a time; shards written by this program are smaller, others need not be."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardColumns:
+    """The datasets of one open shard, by name and rows."""
+
+    path: Path
+    record: ShardRecord
+    file: Any
+    """An open ``h5py.File``."""
+
+    def read(self, name: str, first: int, stop: int) -> NDArray[Any]:
+        """Rows ``first`` to ``stop`` of a dataset, as it lies on disk.
+
+        Raises:
+            CorpusError: if the dataset is missing, shorter than that, or cannot be read.
+        """
+        try:
+            found = np.asarray(self.file[name][first:stop])
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise damaged(self.path, f"{name} cannot be read: {error}") from error
+        if len(found) != stop - first:
+            raise damaged(self.path, f"{name} ends at row {first + len(found):,}, before {stop:,}")
+        return found
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """The first row, and the row after the last, of each chunk of shapes in turn."""
+        for first in range(0, self.record.shapes, CHUNK):
+            yield first, min(first + CHUNK, self.record.shapes)
+
+
+@contextmanager
+def open_columns(folder: Path, record: ShardRecord) -> Iterator[ShardColumns]:
+    """Open a shard to read single datasets.
+
+    Raises:
+        CorpusError: if the shard is missing, no longer has the size it was written with, or is not HDF5.
+    """
+    path = folder / record.file
+    check_size(path, record)
+    try:
+        file = h5py.File(path, "r")
+    except (OSError, RuntimeError) as error:
+        raise damaged(path, str(error)) from error
+    with file:
+        yield ShardColumns(path, record, file)
+
+
+def damaged(path: Path, what: str) -> CorpusError:
+    """The error for a shard or list that is not as it was written."""
+    return CorpusError(f"{path}: damaged, {what}; `pointdistill verify` names every damaged shape")

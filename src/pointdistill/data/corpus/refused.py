@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointdistill.data.corpus.columns import damaged
+from pointdistill.data.corpus.reader import damaged
 from pointdistill.data.files import write_aside
 
 MOST_CAUSES = 500

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pointdistill.data.corpus.codec import LARGEST_COORDINATE, LEVELS, Quantised
 from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
     REFUSED_NAME,
@@ -18,7 +17,14 @@ from pointdistill.data.corpus.manifest import (
     read_manifest,
 )
 from pointdistill.data.corpus.reader import check_size
-from pointdistill.data.corpus.shard import Block, read_block, row_digest
+from pointdistill.data.corpus.shard import (
+    LARGEST_COORDINATE,
+    LEVELS,
+    Quantised,
+    RowBlock,
+    read_block,
+    row_digest,
+)
 from pointdistill.data.files import sha256_of
 from pointdistill.errors import CorpusError
 
@@ -30,11 +36,11 @@ def verify_corpus(
 
     Args:
         path: the corpus folder.
-        progress: called with the number of shards checked and the number there are.
+        progress: called with the number of shards checked and their total.
 
     Returns:
-        One line for each thing that is wrong, naming the shard and, where it can be told, the
-        shape; empty when all is well.
+        One line for each problem, naming the shard and, if it can be determined, the shape; empty if there is
+        none.
 
     Raises:
         CorpusError: if ``corpus.json`` itself cannot be read.
@@ -66,7 +72,7 @@ def find_damage(
 
 
 def _count_problems(manifest: Manifest) -> Iterator[str]:
-    """Sources of which the manifest counts other shapes than its shards have."""
+    """Sources for which the manifest counts more or fewer shapes than their shards hold."""
     for source in manifest.sources:
         shapes = sum(shard.shapes for shard in manifest.shards if shard.source == source.name)
         if shapes != source.kept:
@@ -94,16 +100,16 @@ def _shard_problems(
         all_of_it = f"none of its {record.shapes:,} shapes"
         yield f"{path.name}: damaged, {all_of_it} can be read ({error})"
         return
-    found = False
+    any_problem = False
     for problem in _row_problems(block, record, source):
-        found = True
+        any_problem = True
         yield f"{path.name}: {problem}"
     content.update(block.sha256.tobytes())
-    if not whole and not found:
+    if not whole and not any_problem:
         yield f"{path.name}: changed since it was written, but no shape is affected"
 
 
-def _row_problems(block: Block, record: ShardRecord, source: SourceRecord) -> Iterator[str]:
+def _row_problems(block: RowBlock, record: ShardRecord, source: SourceRecord) -> Iterator[str]:
     """One line for each damaged row of a shard."""
     misshapen = _misshapen(block, record)
     if misshapen is not None:
@@ -117,11 +123,11 @@ def _row_problems(block: Block, record: ShardRecord, source: SourceRecord) -> It
         start, stop = block.offsets[row], block.offsets[row + 1]
         shape = Quantised(block.points[start:stop], block.center[row], block.scale[row])
         name = bytes(block.id[row]).decode("utf-8", "replace")
-        # What is damaged, or from a stranger, could clear a terminal or begin a line of its own.
-        shown = "".join(letter if letter.isprintable() else "?" for letter in name)
+        # A damaged or hostile id could clear a terminal or begin a line of its own.
+        printable = "".join(letter if letter.isprintable() else "?" for letter in name)
         label = int(block.label[row])
         if not -1 <= label < len(source.labels):
-            yield f"shape {row} ({shown}): label {label} of {len(source.labels)}"
+            yield f"shape {row} ({printable}): label {label} of {len(source.labels)}"
             continue
         digest = row_digest(
             shape,
@@ -131,15 +137,15 @@ def _row_problems(block: Block, record: ShardRecord, source: SourceRecord) -> It
             part=None if block.part is None else block.part[start:stop],
         )
         if digest != block.sha256[row].tobytes():
-            yield f"shape {row} ({shown}): does not match its checksum"
+            yield f"shape {row} ({printable}): does not match its checksum"
         else:
             wrong = _values_problem(shape)
             if wrong is not None:
-                yield f"shape {row} ({shown}): {wrong}"
+                yield f"shape {row} ({printable}): {wrong}"
 
 
-def _misshapen(block: Block, record: ShardRecord) -> str | None:
-    """A dataset that has not as many rows, columns or bytes as the manifest's shapes and points take."""
+def _misshapen(block: RowBlock, record: ShardRecord) -> str | None:
+    """The first dataset whose shape or type does not fit the manifest's counts; None if all fit."""
     shapes, points = record.shapes, record.points
     expected = {
         "points": ((points, 3), "i2"),

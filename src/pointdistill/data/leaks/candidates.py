@@ -1,98 +1,221 @@
-"""The few shapes of a corpus whose fingerprints are near enough to a test shape's to be looked at.
+"""The few shapes of a corpus whose fingerprints are close enough to a test shape's to deserve a comparison.
+
+The corpus's fingerprints are computed once and kept in its folder.
 
 Sizes: n test shapes, c corpus shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.leaks.fingerprint import POINTS, fingerprint, tangents
-from pointdistill.data.leaks.store import Prints
+from pointdistill.data.corpus import Corpus
+from pointdistill.data.files import write_aside
+from pointdistill.data.leaks.fingerprint import POINTS, SIZE, VERSION, fingerprint, tangents
+from pointdistill.data.workers import ordered_map
+
+FILE_NAME = "fingerprints.h5"
+_BLOCK = 256  # shapes a task
+_SAVE_EVERY = 1 << 16  # shapes; half a minute of work for two cores
 
 _COARSE_CUTOFF = 300.0
-"""Largest squared distance of two fingerprints, in units of 1/points + 1/points; two samples of one surface are at
-20 to 70, one in a thousand beyond 140: its few thin parts move the centre."""
+"""Largest squared distance between two fingerprints, in units of 1/points + 1/points. Two samples of one surface
+are at 20 to 70, one in a thousand beyond 140: where thin parts hold few points, the centre moves."""
 
 _CUTOFF = 130.0
-"""The same without what a moved centre or another scale explains; two samples are at 20 to 55, one in a thousand
-beyond 80. Generous, since the phases rule out most of what is let through for a millisecond each."""
+"""The same once a shift of the centre and a change of scale are discounted; two samples are at 20 to 55, one in a
+thousand beyond 80. Generous, since comparing phases rules out most of the rest in a millisecond each."""
 
 MOST = 128
-"""Candidates a test shape, the nearest ones."""
+"""Most candidates for one test shape; the nearest ones are kept."""
 
-_ROWS = 4096  # corpus fingerprints at once: 40 MB for 2,500 test shapes
+_ROWS = 4096  # corpus fingerprints compared at once: 40 MB for 2,500 test shapes
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is looked for."""
+class Fingerprints:
+    """Fingerprints of the first n shapes of a corpus."""
 
-    prints: NDArray[np.float32]
+    values: NDArray[np.float16]
+    """(n, 168) float16."""
+
+    points: NDArray[np.uint16]
+    """(n,) uint16: how many points each was computed from, at most 4,096."""
+
+    def __len__(self) -> int:
+        """Number of shapes."""
+        return len(self.points)
+
+    @classmethod
+    def concatenate(cls, parts: list[Fingerprints]) -> Fingerprints:
+        """Those of several runs of shapes, in order."""
+        return cls(
+            np.concatenate([np.empty((0, SIZE), np.float16), *(part.values for part in parts)]),
+            np.concatenate([np.empty(0, np.uint16), *(part.points for part in parts)]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Consecutive shapes of a corpus; another process that receives the task opens the corpus anew."""
+
+    corpus: Corpus
+    start: int
+    stop: int
+
+
+def corpus_fingerprints(
+    corpus: Corpus,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Fingerprints:
+    """Fingerprints of all shapes of a corpus: read from its file, or computed and written there.
+
+    In a folder that cannot be written to, they are computed each time.
+
+    Args:
+        corpus: n shapes.
+        workers: processes; 1 means this one, None every usable core.
+        progress: called with shapes (done, total).
+    """
+    parts = [saved_fingerprints(corpus)]
+    done = saved = len(parts[0])
+    tasks = [
+        _Task(corpus, start, min(start + _BLOCK, len(corpus)))
+        for start in range(done, len(corpus), _BLOCK)
+    ]
+    try:
+        for part in ordered_map(_fingerprint_block, tasks, workers=workers):
+            parts.append(part)
+            done += len(part)
+            if progress:
+                progress(done, len(corpus))
+            if done - saved >= _SAVE_EVERY:
+                parts, saved = [_save(corpus, parts)], done
+    finally:
+        # After Ctrl-C too, so that the next call continues from here.
+        whole = _save(corpus, parts) if done > saved else Fingerprints.concatenate(parts)
+    return whole
+
+
+def saved_fingerprints(corpus: Corpus) -> Fingerprints:
+    """The fingerprints in the corpus's file; none if it is missing, damaged, or belongs to other shapes."""
+    empty = Fingerprints.concatenate([])
+    try:
+        with h5py.File(corpus.path / FILE_NAME, "r") as file:
+            if (file.attrs.get("version"), file.attrs.get("corpus")) != (VERSION, corpus.content):
+                return empty
+            values, points = file["values"], file["points"]
+            rows = len(points)
+            fits = values.shape == (rows, SIZE) and values.dtype == np.float16
+            if not fits or rows > len(corpus) or points.dtype != np.uint16:
+                return empty
+            return Fingerprints(values[()], points[()])
+    except (OSError, KeyError, AttributeError, TypeError):
+        return empty
+
+
+def has_all_fingerprints(corpus: Corpus) -> bool:
+    """Whether the corpus's file covers every shape."""
+    return (corpus.path / FILE_NAME).is_file() and len(saved_fingerprints(corpus)) == len(corpus)
+
+
+def _save(corpus: Corpus, parts: list[Fingerprints]) -> Fingerprints:
+    """Concatenate, and replace the corpus's file if the folder can be written to."""
+    whole = Fingerprints.concatenate(parts)
+    with (
+        contextlib.suppress(OSError),
+        write_aside(corpus.path / FILE_NAME) as aside,
+        h5py.File(aside, "w") as file,
+    ):
+        file.attrs["version"] = VERSION
+        file.attrs["corpus"] = corpus.content
+        file["values"] = whole.values
+        file["points"] = whole.points
+    return whole
+
+
+def _fingerprint_block(task: _Task) -> Fingerprints:
+    clouds = [task.corpus.points(index) for index in range(task.start, task.stop)]
+    values = np.stack([fingerprint(cloud) for cloud in clouds]).astype(np.float16)
+    return Fingerprints(values, np.array([min(len(c), POINTS) for c in clouds], np.uint16))
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """The fingerprints of n test shapes, and what a nearest-neighbour search needs to know of them."""
+
+    fingerprints: NDArray[np.float32]
     """(n, 168) fingerprints of the test shapes."""
 
     tangents: NDArray[np.float32]
     """(n, 168, 4), see `pointdistill.data.leaks.fingerprint.tangents`."""
 
     points: NDArray[np.int64]
-    """(n,) points that each was computed from."""
+    """(n,) how many points each was computed from."""
 
     @classmethod
-    def of(cls, clouds: Iterable[NDArray[np.floating]]) -> Wanted:
-        """Of n clouds (N, 3), n at least 1; 6 ms each."""
+    def of(cls, clouds: Iterable[NDArray[np.floating]]) -> Queries:
+        """Computed from n clouds (N, 3), n at least 1; 6 ms each."""
         rows = [(fingerprint(cloud), tangents(cloud), min(len(cloud), POINTS)) for cloud in clouds]
-        prints, slopes, points = zip(*rows, strict=True)
-        return cls(np.stack(prints), np.stack(slopes), np.array(points))
+        values, slopes, points = zip(*rows, strict=True)
+        return cls(np.stack(values), np.stack(slopes), np.array(points))
 
 
-def nearest_prints(prints: Prints, wanted: Wanted) -> list[NDArray[np.int64]]:
-    """For each of n test shapes, numbers of the corpus shapes to look at, nearest first; at most `MOST`.
+def nearest_candidates(corpus_side: Fingerprints, queries: Queries) -> list[NDArray[np.int64]]:
+    """For each of n test shapes, numbers of the corpus shapes to compare it with, nearest first; at most `MOST`.
 
-    Works through the corpus in chunks: beside the fingerprints themselves it holds 128 candidates a test shape
-    and one chunk's distances, whatever the size of the corpus.
+    Works through the corpus in chunks: besides the fingerprints themselves it holds 128 candidates a test shape
+    and the distances of one chunk, whatever the size of the corpus.
     """
     rows, columns = np.empty(0, np.int64), np.empty(0, np.int64)
     distances = np.empty(0, np.float32)
-    for start in range(0, len(prints), _ROWS):
-        chunk = Prints(prints.values[start : start + _ROWS], prints.points[start : start + _ROWS])
-        near, at, squared = _near(chunk, wanted)
+    for start in range(0, len(corpus_side), _ROWS):
+        chunk = Fingerprints(
+            corpus_side.values[start : start + _ROWS], corpus_side.points[start : start + _ROWS]
+        )
+        near, at, squared = _near(chunk, queries)
         rows = np.concatenate((rows, near))
         columns = np.concatenate((columns, at + start))
         distances = np.concatenate((distances, squared))
         kept = _nearest(rows, columns, distances)
         rows, columns, distances = rows[kept], columns[kept], distances[kept]
-    return np.split(columns, np.searchsorted(rows, np.arange(1, len(wanted.points))))
+    return np.split(columns, np.searchsorted(rows, np.arange(1, len(queries.points))))
 
 
 def _near(
-    chunk: Prints, wanted: Wanted
+    chunk: Fingerprints, queries: Queries
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Test and corpus numbers of all pairs within the cut-offs, and their distances."""
+    """Test number, corpus number and distance of every pair within the cut-offs."""
     there = chunk.values.astype(np.float32)
-    near, at = np.nonzero(_beyond(there, chunk.points, wanted) <= 0.0)
+    near, at = np.nonzero(_beyond(there, chunk.points, queries) <= 0.0)
     found = np.empty(len(near), np.float32)
     for first in range(0, len(near), _ROWS):
         part = slice(first, first + _ROWS)
-        apart = there[at[part]] - wanted.prints[near[part]]
-        explained = np.einsum("ij,ijk->ik", apart, wanted.tangents[near[part]])
+        apart = there[at[part]] - queries.fingerprints[near[part]]
+        explained = np.einsum("ij,ijk->ik", apart, queries.tangents[near[part]])
         found[part] = np.einsum("ij,ij->i", apart, apart)
         found[part] -= np.einsum("ik,ik->i", explained, explained)
-    found /= 1.0 / wanted.points[near] + 1.0 / chunk.points[at]
+    found /= 1.0 / queries.points[near] + 1.0 / chunk.points[at]
     kept = found <= _CUTOFF
     return near[kept], at[kept], found[kept]
 
 
 def _beyond(
-    there: NDArray[np.float32], points: NDArray[np.uint16], wanted: Wanted
+    there: NDArray[np.float32], points: NDArray[np.uint16], queries: Queries
 ) -> NDArray[np.float32]:
-    """(n, c) squared distances less the coarse cut-off's, as one product of matrices: nothing is as fast."""
-    here = wanted.prints
-    mine = np.einsum("ij,ij->i", here, here) - _COARSE_CUTOFF / wanted.points
+    """(n, c) squared distances minus the coarse cut-off, as a single matrix product: nothing else is as fast."""
+    here = queries.fingerprints
+    mine = np.einsum("ij,ij->i", here, here) - _COARSE_CUTOFF / queries.points
     theirs = np.einsum("ij,ij->i", there, there) - _COARSE_CUTOFF / points
+    # |a - b|^2 - cutoff = a.a - 2 a.b + b.b - cutoff: the last columns carry what is not a product.
     left = np.column_stack((-2.0 * here, mine, np.ones(len(here)))).astype(np.float32)
     right = np.column_stack((there, np.ones(len(there)), theirs)).astype(np.float32)
     beyond: NDArray[np.float32] = left @ right.T
@@ -102,7 +225,7 @@ def _beyond(
 def _nearest(
     rows: NDArray[np.int64], columns: NDArray[np.int64], distances: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """Places of the `MOST` nearest of each row, in the order of rows and distances; ties by column."""
+    """Indices of the `MOST` nearest of each row, ordered by row and distance; ties by column."""
     order = np.lexsort((columns, distances, rows))
     sorted_rows = rows[order]
     rank = np.arange(len(order)) - np.searchsorted(sorted_rows, sorted_rows)

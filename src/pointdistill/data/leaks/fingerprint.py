@@ -1,10 +1,10 @@
-"""A shape as 168 numbers that hardly change when it is sampled anew, scaled, moved, or turned about z.
+"""A shape as 168 numbers that hardly change when it is resampled, scaled, moved, or turned about z.
 
 The points are centred on their mean and scaled to unit root mean square distance from it. Then the averages of
 cos(k pi rho / 3) cos(l pi (z + 3) / 6) e^(i m theta) are taken over the points (rho, theta, z cylindrical), for
-m below 7, k below 4, l below 6. A turn about z changes the phase of such an average alone, so its magnitude is
-kept. An average over n points errs by 1/sqrt(n) at most, whatever the shape: fingerprints of one surface differ
-by a known amount, and the squared magnitudes are freed from the part that the error adds.
+m below 7, k below 4, l below 6. A turn about z changes only the phase of such an average, so its magnitude is
+kept. An average over n points is off by at most 1/sqrt(n), whatever the shape: fingerprints of one surface differ
+by a known amount, and the bias that this error adds to the squared magnitudes is subtracted.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ Real = TypeVar("Real", bound=np.floating[Any])
 ANGULAR, RADIAL, VERTICAL = 7, 4, 6
 SIZE = ANGULAR * RADIAL * VERTICAL
 POINTS = 4096
-"""Points looked at: more would hardly sharpen a comparison with a test cloud of one or two thousand."""
+"""Most points used: more would hardly sharpen a comparison with a test cloud of one or two thousand."""
 
 VERSION = 1
-"""Raised when the same points would give other numbers."""
+"""Increased whenever the same points would give other numbers."""
 
 _REACH = 3.0
-"""In units of the root mean square radius; the few points beyond it count as if they lay there."""
+"""In units of the root mean square radius; the few points beyond it are treated as if they lay on it."""
 
 SLOPE_STEP = 0.05
-"""Of the radius: the size of an error of the centre that 1,000 points may have."""
+"""As a share of the radius: an error of the centre that a sample of 1,000 points may have."""
 
 _SMALLEST = 1e-12
 
 
-def thinned(points: NDArray[Real], count: int) -> NDArray[Real]:
-    """At most ``count`` of (n, 3) points, evenly spaced in their order; the array itself where it has no more."""
+def subsample(points: NDArray[Real], count: int) -> NDArray[Real]:
+    """At most ``count`` of (n, 3) points, evenly spaced in their order; the array itself if it has no more."""
     if len(points) <= count:
         return points
     return points[np.arange(count) * len(points) // count]
 
 
 def centred(points: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Points (n, 3) about their mean, at unit root mean square distance from it; all 0 where they coincide."""
-    # A row an axis: means along the columns of (n, 3) take ten times as long.
+    """Points (n, 3) about their mean, scaled to unit root mean square distance from it; all 0 if they coincide."""
+    # One row per axis: means along the columns of (n, 3) take ten times as long.
     exact = np.ascontiguousarray(points.T, np.float64)
     exact -= exact.mean(axis=1, keepdims=True)
     radius = float(np.sqrt(np.square(exact).sum() / len(points)))
@@ -56,26 +56,26 @@ def fingerprint(points: NDArray[np.floating]) -> NDArray[np.float32]:
 
     Costs some 0.6 ms of one core.
     """
-    return _magnitudes(centred(thinned(points, POINTS)))
+    return _magnitudes(centred(subsample(points, POINTS)))
 
 
 def tangents(points: NDArray[np.floating]) -> NDArray[np.float32]:
-    """How the fingerprint of (n, 3) points changes as their centre and scale do: (168, 4), orthonormal columns.
+    """How a shift or a scaling moves the fingerprint of (n, 3) points: (168, 4), orthonormal columns.
 
-    The mean and the radius of a sample miss those of its surface by some 1/sqrt(n); what differs between two
-    fingerprints in these directions alone is therefore no difference of shape. Costs 2 ms of one core for 1,024
+    The mean and the radius of a sample are off from those of its surface by some 1/sqrt(n); a difference between
+    two fingerprints along these directions is therefore no difference of shape. Costs 2 ms of one core for 1,024
     points, 5 ms for 4,096.
     """
-    directions, _ = np.linalg.qr(slopes(centred(thinned(points, POINTS)), _magnitudes).T)
+    directions, _ = np.linalg.qr(slopes(centred(subsample(points, POINTS)), _magnitudes).T)
     return directions.astype(np.float32)
 
 
 def slopes(
     placed: NDArray[np.float64], numbers: Callable[[NDArray[np.float64]], NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """How ``numbers`` of (n, 3) placed points change with a shift along x, y and z and with the scale: (4, ...).
+    """Changes of ``numbers`` of (n, 3) placed points with a shift along x, y and z and with the scale: (4, ...).
 
-    Between a step of `SLOPE_STEP` there and one back.
+    Differences between a step of `SLOPE_STEP` forwards and one backwards.
     """
     found = []
     for shift in (*(SLOPE_STEP * np.eye(3)), np.zeros(3)):
@@ -85,11 +85,11 @@ def slopes(
 
 
 def waves(placed: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What is averaged, at each of (n, 3) points that are centred and scaled already.
+    """The functions whose averages describe a shape, at each of (n, 3) points that are centred and scaled already.
 
     Returns:
-        profiles: (24, n) of height and distance from the axis.
-        turns: (13, n) of the angle about it: 1, then the cosine and sine of each m from 1 to 6.
+        profiles: (24, n), functions of height and distance from the axis.
+        turns: (13, n), functions of the angle about it: 1, then the cosine and sine of each m from 1 to 6.
     """
     x, y, z = np.ascontiguousarray(placed.T, np.float32)
     rho = np.hypot(x, y)
@@ -100,17 +100,17 @@ def waves(placed: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.
 
 
 def averages(profiles: NDArray[np.float32], turns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of the products of (24, n) profiles and (13, n) turns: (24, 13)."""
-    # Not through BLAS, whose threads get in the way of the other processes that do the same.
+    """Averages of the products of (24, n) profiles and (13, n) turns: (24, 13)."""
+    # Not through BLAS: its threads get in the way of the other processes that do the same.
     return np.einsum("in,jn->ij", profiles, turns) / profiles.shape[1]
 
 
 def _magnitudes(placed: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The fingerprint of (n, 3) points that are centred and scaled already."""
     profiles, turns = waves(placed)
     count = len(placed)
     sums = averages(profiles, turns)
     power = sums[:, 1::2] ** 2 + sums[:, 2::2] ** 2
+    # The square of a noisy average is too large by its variance, estimated here and subtracted.
     spread = np.einsum("ij,ij->i", profiles, profiles)[:, None] / count - power
     power -= np.maximum(spread, 0.0) / max(count - 1, 1)
     return np.hstack((sums[:, :1], np.sqrt(np.maximum(power, 0.0)))).ravel()

@@ -1,56 +1,203 @@
 """From what a reader found to a surface or a cloud that can be trusted: count the faults, refuse or drop.
 
-Nothing is repaired unless the caller says so, and then the number of what was dropped is kept.
+Nothing is repaired unless the caller asks for it, and then the number of dropped faces or points is recorded.
+Polygons are cut into triangles here, without any tolerance that depends on a unit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.meshes.polygons import triangulate
 from pointdistill.data.meshes.records import (
-    Draft,
     Floats,
     Indices,
     MeshLimits,
     Part,
     PointSet,
+    RawMesh,
     Surface,
 )
 from pointdistill.data.meshes.sampling import has_area
 from pointdistill.errors import DataError
 
-REPAIR_HINT = "correct the file, or sample it without them: `pointdistill sample --repair` (Python: repair=True)"
+_REPAIR_HINT = "correct the file, or let `pointdistill sample` leave them out with repair on"
 
 
-def assemble(draft: Draft, *, repair: bool, limits: MeshLimits) -> Surface | PointSet:
-    """One surface, or one cloud where the file has points alone.
+def triangulate(
+    vertices: Floats, corners: Indices, sizes: Indices, *, concave_work: int
+) -> Indices:
+    """Cut polygons into triangles. Sizes: V vertices, C corners, F polygons, T triangles.
 
     Args:
-        draft: what the reader found.
+        vertices: (V, 3).
+        corners: (C,), each in [0, V), polygon after polygon.
+        sizes: (F,), corners of each polygon, at least 3; sums to C.
+        concave_work: largest accepted sum of (corners squared) over concave polygons beyond quads.
+
+    Returns:
+        (T, 3) vertex indices, T = sum(sizes - 2), in the order of the polygons.
+
+    Raises:
+        DataError: if the concave polygons exceed ``concave_work``.
+    """
+    if (sizes == 3).all():
+        return corners.reshape(-1, 3)
+    # Every polygon is cut as a fan from its first corner, all at once: right for convex ones. A concave one would
+    # be covered twice in places, and its area counted too large, so those few are cut again below.
+    counts = sizes - 2
+    starts = np.cumsum(sizes) - sizes
+    triangle_starts = np.cumsum(counts) - counts
+    owner = np.repeat(np.arange(len(sizes)), counts)
+    first = starts[owner]
+    second = first + 1 + np.arange(len(owner)) - triangle_starts[owner]
+    faces = np.stack([corners[first], corners[second], corners[second + 1]], axis=1)
+    concave = _concave(vertices, faces, owner, sizes)
+    # A fan from the next corner is right for any concave quad.
+    quads = concave[sizes[concave] == 4]
+    a, b, c, d = (corners[starts[quads] + corner] for corner in range(4))
+    faces[triangle_starts[quads]] = np.stack([b, c, d], axis=1)
+    faces[triangle_starts[quads] + 1] = np.stack([b, d, a], axis=1)
+    larger = concave[sizes[concave] > 4]
+    _check_work(sizes[larger], concave_work)
+    for polygon in larger:
+        loop = corners[starts[polygon] : starts[polygon] + sizes[polygon]]
+        ears = cut_ears(vertices[loop])
+        if ears is not None:
+            start = triangle_starts[polygon]
+            faces[start : start + counts[polygon]] = loop[ears]
+    return faces
+
+
+def _concave(vertices: Floats, faces: Indices, owner: Indices, sizes: Indices) -> Indices:
+    """Polygons whose fan has a triangle that faces away from the polygon as a whole; (n,) polygon indices."""
+    candidates = np.flatnonzero(sizes[owner] > 3)
+    a, b, c = (vertices[faces[candidates, corner]] for corner in range(3))
+    normals = np.cross(b - a, c - a)
+    whole = np.zeros((len(sizes), 3))
+    for axis in range(3):
+        whole[:, axis] = np.bincount(owner[candidates], normals[:, axis], minlength=len(sizes))
+    whole = whole[owner[candidates]]
+    against = np.einsum("ij,ij->i", normals, whole)
+    # Rounding may flip slivers of a flat polygon: only triangles with an area of their own count.
+    noise = 1e-9 * np.einsum("ij,ij->i", whole, whole)
+    return np.unique(owner[candidates[against < -noise]])
+
+
+def _check_work(sizes: Indices, accepted: int) -> None:
+    work = int((sizes**2).sum())
+    if work > accepted:
+        msg = (
+            f"{len(sizes):,} concave polygons with up to {sizes.max():,} corners would take too long to "
+            f"cut (corners squared {work:,}, accepted {accepted:,}); triangulate them in a 3-D program"
+        )
+        raise DataError(msg)
+
+
+def cut_ears(loop: Floats) -> Indices | None:
+    """Cut one polygon into triangles by clipping its ears. Sizes: N corners.
+
+    Args:
+        loop: (N, 3) corners in order, close to one plane.
+
+    Returns:
+        (N - 2, 3) indices into ``loop``, or None if the outline crosses itself so that no ear is left.
+    """
+    flat = _flatten(loop)
+    left = list(range(len(loop)))
+    ears: list[tuple[int, int, int]] = []
+    position, failures = 0, 0
+    while len(left) > 3:
+        position %= len(left)
+        ear = (left[position - 1], left[position], left[(position + 1) % len(left)])
+        if _is_ear(flat, ear, left):
+            ears.append(ear)
+            left.pop(position)
+            failures = 0
+        else:
+            position += 1
+            failures += 1
+            if failures >= len(left):
+                return None
+    ears.append((left[0], left[1], left[2]))
+    return np.array(ears, dtype=np.int64)
+
+
+def _flatten(loop: Floats) -> Floats:
+    """The polygon projected into its own plane, counter-clockwise; (N, 2). The normal is Newell's."""
+    following = np.roll(loop, -1, axis=0)
+    normal = np.cross(loop - loop[0], following - loop[0]).sum(axis=0)
+    drop = int(np.abs(normal).argmax())
+    keep = [(drop + 1) % 3, (drop + 2) % 3]
+    flat = loop[:, keep]
+    return flat if normal[drop] > 0 else flat * (1.0, -1.0)
+
+
+def _is_ear(flat: Floats, ear: tuple[int, int, int], left: list[int]) -> bool:
+    """Whether the triangle turns left and contains none of the remaining corners."""
+    a, b, c = flat[list(ear)]
+    if _turn(a, b, c) <= 0:
+        return False
+    others = flat[[corner for corner in left if corner not in ear]]
+    # A corner that coincides with one of the ear's own corners touches it and is not inside.
+    apart = ((others[:, None] != flat[list(ear)]).any(axis=2)).all(axis=1)
+    inside = (_turn(a, b, others) >= 0) & (_turn(b, c, others) >= 0) & (_turn(c, a, others) >= 0)
+    return not bool((inside & apart).any())
+
+
+def _turn(a: Floats, b: Floats, c: Floats) -> Floats:
+    """Twice the signed area of the plane triangles a, b, c; the last axis holds x and y."""
+    turn: Floats = (b[0] - a[0]) * (c[..., 1] - a[1]) - (b[1] - a[1]) * (c[..., 0] - a[0])
+    return turn
+
+
+def strip_triangles(strips: Sequence[Indices]) -> Indices:
+    """Triangles of strips: every three successive corners, every second one reversed; (T * 3,) corners."""
+    pieces = []
+    for strip in strips:
+        triangles = np.stack([strip[:-2], strip[1:-1], strip[2:]], axis=1)
+        triangles[1::2] = triangles[1::2, ::-1]
+        pieces.append(triangles.reshape(-1))
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+
+def fan_triangles(fans: Sequence[Indices]) -> Indices:
+    """Triangles of fans: the first corner with each pair of successive others; (T * 3,) corners."""
+    pieces = []
+    for fan in fans:
+        hub = np.broadcast_to(fan[:1], fan[1:-1].shape)
+        pieces.append(np.stack([hub, fan[1:-1], fan[2:]], axis=1).reshape(-1))
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+
+def assemble(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface | PointSet:
+    """One surface, or one cloud if the file has only points.
+
+    Args:
+        raw: what the reader found.
         repair: drop unusable faces and points instead of refusing the file.
         limits: largest scene that is accepted.
 
     Raises:
-        DataError: if there is nothing, too much, or something unusable; says what and how many.
+        DataError: if there is nothing, too much, or something unusable; says what and how much.
     """
-    check_size("vertices", sum(len(part.vertices) for part in draft.parts), limits.vertices)
-    check_size("points", sum(len(points) for points in draft.points), limits.vertices)
-    check_size("triangles", sum(part.triangle_count for part in draft.parts), limits.faces)
-    if any(part.face_count for part in draft.parts):
-        return _surface(draft, repair=repair, limits=limits)
-    if any(len(points) for points in draft.points):
-        return _cloud(draft, repair=repair)
-    vertices = sum(len(part.vertices) for part in draft.parts)
+    check_size("vertices", sum(len(part.vertices) for part in raw.parts), limits.vertices)
+    check_size("points", sum(len(points) for points in raw.points), limits.vertices)
+    check_size("triangles", sum(part.triangle_count for part in raw.parts), limits.faces)
+    if any(part.face_count for part in raw.parts):
+        return _surface(raw, repair=repair, limits=limits)
+    if any(len(points) for points in raw.points):
+        return _cloud(raw, repair=repair)
+    vertices = sum(len(part.vertices) for part in raw.parts)
     msg = f"nothing to sample: {vertices:,} vertices, 0 faces and 0 points; export a mesh or a point cloud"
     raise DataError(msg)
 
 
 def check_size(what: str, found: int, accepted: int) -> None:
-    """Refuse more than a limit, before it is read or copied.
+    """Refuse what exceeds a limit before it is read or copied.
 
     Raises:
         DataError: if ``found`` exceeds ``accepted``.
@@ -69,35 +216,35 @@ def finite_points(points: Floats, *, repair: bool) -> tuple[Floats, int]:
     finite = np.isfinite(points).all(axis=1)
     bad = int(len(points) - finite.sum())
     if bad and not repair:
-        msg = f"{bad:,} of {len(points):,} points are NaN or infinite; {REPAIR_HINT}"
-        raise DataError(msg)
+        msg = f"{bad:,} of {len(points):,} points are NaN or infinite; {_REPAIR_HINT}"
+        raise DataError(msg, settings=("repair",))
     if bad == len(points):
         msg = f"no point is left after dropping {bad:,} that are NaN or infinite; export the file again"
         raise DataError(msg)
     return (points[finite] if bad else points), bad
 
 
-def _cloud(draft: Draft, *, repair: bool) -> PointSet:
-    points = draft.points[0] if len(draft.points) == 1 else np.concatenate(draft.points)
+def _cloud(raw: RawMesh, *, repair: bool) -> PointSet:
+    points = raw.points[0] if len(raw.points) == 1 else np.concatenate(raw.points)
     points, dropped = finite_points(points, repair=repair)
     if not (points != points[0]).any():
         msg = f"all {len(points):,} points are at one place; export the file again"
         raise DataError(msg)
-    return PointSet(points, declared_up=draft.declared_up, dropped_points=dropped)
+    return PointSet(points, declared_up=raw.declared_up, dropped_points=dropped)
 
 
-def _surface(draft: Draft, *, repair: bool, limits: MeshLimits) -> Surface:
-    faults = [find_faults(part) for part in draft.parts]
+def _surface(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface:
+    faults = [find_faults(part) for part in raw.parts]
     bad = sum(fault.bad_faces for fault in faults)
-    total = sum(part.face_count for part in draft.parts)
+    total = sum(part.face_count for part in raw.parts)
     if bad and not repair:
-        msg = f"{bad:,} of {total:,} faces cannot be used ({_causes(faults)}); {REPAIR_HINT}"
-        raise DataError(msg)
+        msg = f"{bad:,} of {total:,} faces cannot be used ({_causes(faults)}); {_REPAIR_HINT}"
+        raise DataError(msg, settings=("repair",))
     if bad == total:
         msg = f"no face is left after dropping {bad:,} ({_causes(faults)}); export the file again"
         raise DataError(msg)
-    vertices, faces = _merge(draft.parts, faults, limits)
-    surface = Surface(vertices, faces, declared_up=draft.declared_up, dropped_faces=bad)
+    vertices, faces = _merge(raw.parts, faults, limits)
+    surface = Surface(vertices, faces, declared_up=raw.declared_up, dropped_faces=bad)
     if not has_area(vertices, faces):
         msg = (
             f"the surface has no area: {len(faces):,} of {len(faces):,} triangles are degenerate; "
@@ -109,7 +256,7 @@ def _surface(draft: Draft, *, repair: bool, limits: MeshLimits) -> Surface:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What is wrong with the faces of one part; a face with several faults counts once, in this order."""
+    """What is wrong with the faces of one part; a face with several faults counts only for the first."""
 
     usable: NDArray[np.bool_]  # (F,)
     too_few_corners: int
@@ -149,7 +296,7 @@ def find_faults(part: Part) -> Faults:
 
 
 def _is_faultless(part: Part) -> bool:
-    """Whether nothing at all is wrong: one pass over the numbers, where finding out what is takes many."""
+    """Whether nothing at all is wrong: a single pass over the numbers, where finding the faults takes many."""
     within = not len(part.corners) or (
         int(part.corners.min()) >= 0 and int(part.corners.max()) < len(part.vertices)
     )
@@ -159,7 +306,7 @@ def _is_faultless(part: Part) -> bool:
 
 
 def _any_corner(flags: NDArray[np.bool_], part: Part) -> NDArray[np.bool_]:
-    """(C,) flags of corners -> (F,) whether any corner of the face is flagged."""
+    """(C,) flags of corners -> (F,) whether any corner of each face is flagged."""
     if part.sizes is None:
         any_flag: NDArray[np.bool_] = np.any(flags.reshape(-1, 3), axis=1)
         return any_flag
@@ -172,7 +319,7 @@ def _any_corner(flags: NDArray[np.bool_], part: Part) -> NDArray[np.bool_]:
 
 
 def _causes(faults: list[Faults]) -> str:
-    """The causes that occur, with their counts."""
+    """The causes that occur, each with its count."""
     named = {
         "fewer than 3 corners": sum(fault.too_few_corners for fault in faults),
         "index outside the vertices": sum(fault.index_outside for fault in faults),
@@ -186,7 +333,7 @@ def _causes(faults: list[Faults]) -> str:
 
 
 def _merge(parts: list[Part], faults: list[Faults], limits: MeshLimits) -> tuple[Floats, Indices]:
-    """Usable triangles of all parts in one frame; (V, 3) and (F, 3)."""
+    """The usable triangles of all parts in one frame; (V, 3) and (F, 3)."""
     all_vertices, all_faces, offset = [], [], 0
     for part, fault in zip(parts, faults, strict=True):
         vertices = part.vertices if part.matrix is None else transform(part.vertices, part.matrix)
@@ -211,7 +358,7 @@ def _triangles(part: Part, fault: Faults, limits: MeshLimits) -> Indices:
 
 def transform(points: Floats, matrix: Floats) -> Floats:
     """Apply a (4, 4) affine matrix, which acts on column vectors, to (P, 3) points."""
-    # A vertex that no face uses may be infinite; it stays what it is and harms nothing.
+    # A vertex that no face uses may be infinite; it stays so and does no harm.
     with np.errstate(invalid="ignore", over="ignore"):
         moved: Floats = points @ matrix[:3, :3].T + matrix[:3, 3]
     return moved

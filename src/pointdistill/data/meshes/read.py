@@ -1,4 +1,4 @@
-"""Any file -> a surface or a cloud: what every format has in common stands here."""
+"""Any file, or a mesh already in memory -> a surface or a cloud; what all formats have in common stands here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import stat
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from pointdistill.data.meshes.checks import assemble
-from pointdistill.data.meshes.records import Draft, MeshLimits, PointSet, Surface
+import numpy as np
+
+from pointdistill.data.meshes.checks import assemble, transform
+from pointdistill.data.meshes.records import MeshLimits, Part, PointSet, RawMesh, Surface
 from pointdistill.errors import DataError
 
 _PACKAGE = "pointdistill.data.meshes.formats"
@@ -29,26 +31,26 @@ FORMATS = MappingProxyType(
         ".3dxml": "threedxml",
         ".step": "step",
         ".stp": "step",
-        ".npy": "arrays",
-        ".npz": "arrays",
-        ".xyz": "columns",
-        ".txt": "columns",
-        ".csv": "columns",
-        ".pts": "columns",
+        ".npy": "points",
+        ".npz": "points",
+        ".xyz": "points",
+        ".txt": "points",
+        ".csv": "points",
+        ".pts": "points",
         ".pcd": "pcd",
         ".las": "las",
     }
 )
-"""Accepted file endings, in lower case, and the module that reads each."""
+"""Accepted file endings, in lower case, and the module of `formats` that reads each."""
 
 MESH_SUFFIXES = frozenset(
     {".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".dae", ".3mf", ".3dxml", ".step", ".stp"}
 )
-"""Endings of files that can hold a surface; the others hold points alone."""
+"""Endings of files that can hold a surface; the others hold only points."""
 
 
 class _Reader(Protocol):
-    def read(self, path: Path, limits: MeshLimits) -> Draft: ...
+    def read(self, path: Path, limits: MeshLimits) -> RawMesh: ...
 
 
 def read_mesh(
@@ -63,8 +65,8 @@ def read_mesh(
         limits: largest file and scene that are accepted.
 
     Raises:
-        DataError: if the file is missing, damaged, empty, too large, or not what its name says. One line
-            that names the file, the cause and how many faces or points it concerns.
+        DataError: if the file is missing, damaged, empty, too large, or not what its name says. The message is
+            one line that names the file, the cause and how many faces or points it concerns.
     """
     path = Path(path)
     limits = limits or MeshLimits()
@@ -73,15 +75,15 @@ def read_mesh(
         reader = _reader(path)
         return assemble(reader.read(path, limits), repair=repair, limits=limits)
     except DataError as error:
-        raise DataError(one_line(f"{path}: {error}")) from error
+        raise DataError(printable_line(f"{path}: {error}"), settings=error.settings) from error
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror or error}); check that it is there and yours to read"
-        raise DataError(one_line(msg)) from error
+        raise DataError(printable_line(msg)) from error
     except MemoryError as error:
         msg = f"{path}: does not fit into memory; simplify or split the file"
-        raise DataError(one_line(msg)) from error
+        raise DataError(printable_line(msg)) from error
     except Exception as error:
-        # A stranger's file can break a reader's assumptions in ways that no list of classes covers, and
+        # A file from anywhere can break a reader's assumptions in ways that no list of exceptions covers, and
         # one file must not end a batch of thousands.
         kind = path.suffix.lower().lstrip(".").upper()
         cause = (
@@ -90,7 +92,7 @@ def read_mesh(
             else f"{type(error).__name__}: {error}"
         )
         msg = f"{path}: not a readable {kind} file ({cause}); it is damaged or of another format, export it again"
-        raise DataError(one_line(msg)) from error
+        raise DataError(printable_line(msg)) from error
 
 
 def _reader(path: Path) -> _Reader:
@@ -104,7 +106,7 @@ def _reader(path: Path) -> _Reader:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is no file, an empty one, and the pointer that Git LFS leaves in place of a file."""
+    """Refuse folders, devices, empty files, and the pointer that Git LFS leaves in place of a file."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         msg = "is a folder; name the files in it"
@@ -121,7 +123,50 @@ def _check_file(path: Path) -> None:
             raise DataError(msg)
 
 
-def one_line(message: str) -> str:
-    """The message without line breaks or control characters, whatever a file's name or content holds."""
+def printable_line(message: str) -> str:
+    """A message without line breaks or control characters, whatever a file's name or content holds."""
     words = "".join(character if character.isprintable() else " " for character in message).split()
     return " ".join(words)[:1000]
+
+
+def from_object(
+    mesh: Any, *, repair: bool = False, limits: MeshLimits | None = None
+) -> Surface | PointSet:
+    """The surface of a ``trimesh.Trimesh`` or ``trimesh.Scene``, or the points of a ``PointCloud``.
+
+    Args:
+        mesh: has ``vertices`` (V, 3) and, for a surface, ``faces`` (F, 3); or is a scene of such.
+        repair: leave out faces and points that cannot be used, instead of refusing the mesh.
+        limits: largest scene that is accepted.
+
+    Raises:
+        DataError: if there is no surface and no point, or something in it cannot be used.
+        TypeError: if ``mesh`` is none of these.
+    """
+    raw = RawMesh()
+    if hasattr(mesh, "geometry") and hasattr(mesh, "graph"):
+        for name in mesh.graph.nodes_geometry:
+            matrix, geometry = mesh.graph[name]
+            _add_object(mesh.geometry[geometry], np.asarray(matrix, dtype=np.float64), raw)
+    elif hasattr(mesh, "vertices"):
+        _add_object(mesh, np.eye(4), raw)
+    else:
+        msg = f"expected a path, a trimesh.Trimesh or a trimesh.Scene, got {type(mesh).__name__}"
+        raise TypeError(msg)
+    try:
+        return assemble(raw, repair=repair, limits=limits or MeshLimits())
+    except DataError as error:
+        msg = f"the given {type(mesh).__name__}: {error}"
+        raise DataError(msg, settings=error.settings) from error
+
+
+def _add_object(geometry: Any, matrix: np.ndarray[Any, np.dtype[np.float64]], raw: RawMesh) -> None:
+    """Add one geometry of a scene; paths, which have entities and no faces, are no surface."""
+    if not hasattr(geometry, "vertices") or hasattr(geometry, "entities"):
+        return
+    vertices = np.asarray(geometry.vertices, dtype=np.float64).reshape(-1, 3)
+    if hasattr(geometry, "faces"):
+        corners = np.asarray(geometry.faces, dtype=np.int64).reshape(-1)
+        raw.parts.append(Part(vertices, corners, matrix=matrix))
+    else:
+        raw.points.append(transform(vertices, matrix))

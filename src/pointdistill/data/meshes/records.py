@@ -1,4 +1,4 @@
-"""What the readers hand over, what a file became, and the limits that every file is held to.
+"""What a reader hands over, what a file became, and the limits that every file is held to.
 
 Sizes: V vertices, F faces, C corners of all faces together, P bare points.
 """
@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 Axis: TypeAlias = Literal["x", "y", "z", "-x", "-y", "-z"]
-"""A signed axis of a file: the direction that points up."""
+"""The signed axis of a file that points up."""
 
 Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
 
 MINIMUM_POINTS = 32
-"""A cloud with fewer points is of no use to any part of the program: one patch holds as many."""
+"""A cloud with fewer points is of no use anywhere in the program: a single patch holds that many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeshLimits:
     """What one file may hold; more is refused before it costs memory or time.
 
-    The defaults keep the reading of any file under 2 GB of memory.
+    With the defaults, reading any file takes less than 2 GB of memory.
     """
 
     file_bytes: int = 2**30
@@ -50,7 +50,8 @@ class MeshLimits:
     """Nodes visited and meshes placed in one scene."""
 
     concave_work: int = 10_000_000
-    """Corners squared, summed over polygons that are neither convex nor quads: cutting them costs as much."""
+    """Corners squared, summed over polygons that are neither convex nor quads: the cost of cutting them grows
+    so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class PointSet:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of a scene as a reader found it: not checked yet, polygons not cut yet."""
+    """One piece of a scene as a reader found it: unchecked, polygons still uncut."""
 
     vertices: Floats  # (V, 3)
     corners: Indices  # (C,), vertex index of each corner, face after face
@@ -99,10 +100,10 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """Everything geometric in one file, before any check.
+class RawMesh:
+    """All the geometry in one file, before any check.
 
-    Points and lines beside faces are not surface and are ignored; points alone make a cloud.
+    Points and lines beside faces are no surface and are ignored; points alone make a cloud.
     """
 
     parts: list[Part] = field(default_factory=list)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.meshes.objects import from_object
-from pointdistill.data.meshes.read import one_line, read_mesh
+from pointdistill.data.meshes.read import from_object, printable_line, read_mesh
 from pointdistill.data.meshes.records import Axis, MeshLimits, PointSet, Surface
 from pointdistill.data.meshes.sampling import check_axis, draw
 from pointdistill.errors import ConfigError, DataError
@@ -31,15 +30,15 @@ def sample_surface(
     repair: bool = False,
     limits: MeshLimits | None = None,
 ) -> NDArray[np.float32]:
-    """Draw points uniformly by area over a whole scene, all its transforms applied.
+    """Draw points uniformly by area over a whole scene, with all its transforms applied.
 
-    A file without faces gives its own points, a random subset where there are more than ``count``.
+    A file without faces gives its own points, a random subset if there are more than ``count``.
 
     Args:
         mesh: a path, a ``trimesh.Trimesh``, ``Scene`` or ``PointCloud``, or what `read_mesh` returned.
         count: number of points.
-        seed: source of randomness, with the file's name where ``mesh`` is a path: the points are those
-            that `sample_files` writes for the same seed.
+        seed: source of randomness, together with the file's name if ``mesh`` is a path: the points are those that
+            `sample_files` writes for the same seed.
         up: the axis that points up in the file, to turn it to z; None keeps the file's frame.
         repair: leave out faces and points that cannot be used, with a `RepairWarning` that says how
             many, instead of refusing the mesh.
@@ -49,7 +48,7 @@ def sample_surface(
         (count, 3) float32, in the unit of the file.
 
     Raises:
-        DataError: if the mesh cannot be read or used; one line that says why.
+        DataError: if the mesh cannot be read or used; the message is one line that says why.
         ConfigError: if ``count``, ``seed`` or ``up`` is not accepted.
     """
     axis = None if up is None else check_axis(up)
@@ -63,7 +62,7 @@ def sample_surface(
     else:
         shape = from_object(mesh, repair=repair, limits=limits)
         _warn_of_repair(shape, f"the given {type(mesh).__name__}")
-    return draw(shape, count, rng=shape_rng(seed), up=axis)
+    return draw(shape, count, rng=named_rng(seed), up=axis)
 
 
 def _warn_of_repair(shape: Surface | PointSet, name: str) -> None:
@@ -78,20 +77,20 @@ def _warn_of_repair(shape: Surface | PointSet, name: str) -> None:
 def draw_for_file(
     shape: Surface | PointSet, path: Path, count: int, *, seed: int, up: Axis | None
 ) -> NDArray[np.float32]:
-    """Draw from what ``path`` held, with the randomness of its name; (count, 3).
+    """Draw from the content of ``path``, with the generator of its name; (count, 3).
 
     Raises:
         DataError: if the shape cannot give ``count`` points; names the file.
         ConfigError: if ``count`` or ``seed`` is not accepted.
     """
     try:
-        return draw(shape, count, rng=shape_rng(seed, path.name), up=up)
+        return draw(shape, count, rng=named_rng(seed, path.name), up=up)
     except DataError as error:
-        raise DataError(one_line(f"{path}: {error}")) from error
+        raise DataError(printable_line(f"{path}: {error}"), settings=error.settings) from error
 
 
-def shape_rng(seed: int, name: str = "") -> np.random.Generator:
-    """The generator of one shape: it depends on the seed and the shape's name alone.
+def named_rng(seed: int, name: str = "") -> np.random.Generator:
+    """The generator of one file or shape: it depends on the seed and the name alone.
 
     Raises:
         ConfigError: if ``seed`` is negative.

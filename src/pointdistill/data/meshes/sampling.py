@@ -19,13 +19,13 @@ from pointdistill.data.meshes.records import (
 from pointdistill.errors import ConfigError, DataError
 
 _CHUNK = 1536
-"""Triangles measured, and points drawn, at once: their corners, 110 KB, stay in a processor's cache."""
+"""Triangles measured, and points drawn, at a time: their corners, 110 KB, fit in a processor's cache."""
 
 _SAFE_AREAS = (1e-100, 1e100)
-"""Where the largest area of a mesh lies between these, none that matters leaves the range of floats."""
+"""If the largest area of a mesh lies between these, no area that matters leaves the range of floats."""
 
 _FEWEST_STEPS = 1000
-"""Float32 steps across a shape below which its points would visibly snap to a lattice."""
+"""A shape fewer float32 steps across would visibly snap to a lattice."""
 
 # new (x, y, z) = sign * old (order); every row is a rotation: an even order with an even number of minus
 # signs. "y" is the order zxy.
@@ -43,7 +43,7 @@ AXES = tuple(_TURNS)
 
 
 def check_axis(up: str) -> Axis:
-    """The axis of that name.
+    """The axis with that name.
 
     Raises:
         ConfigError: if there is none.
@@ -65,7 +65,7 @@ def to_z_up(points: Floats, up: Axis) -> Floats:
 
 
 def relative_areas(vertices: Floats, faces: Indices) -> tuple[Floats, float]:
-    """Triangle areas in units of ``unit`` squared, so that neither tiny nor huge models lose them.
+    """Triangle areas in units of ``unit`` squared, so that neither tiny nor huge models underflow or overflow.
 
     Args:
         vertices: (V, 3).
@@ -74,7 +74,7 @@ def relative_areas(vertices: Floats, faces: Indices) -> tuple[Floats, float]:
     Returns:
         areas: (F,); 0 for degenerate triangles.
         unit: 1 for models of usual size; otherwise the longest edge component of the mesh, in the
-            vertices' unit: 0 where all are points, infinite where an edge overflows.
+            vertices' unit: 0 if all are points, infinite if an edge overflows.
     """
     areas = np.empty(len(faces))
     chunks = [slice(start, start + _CHUNK) for start in range(0, len(faces), _CHUNK)]
@@ -96,14 +96,15 @@ def relative_areas(vertices: Floats, faces: Indices) -> tuple[Floats, float]:
 
 
 def _edges(vertices: Floats, faces: Indices) -> tuple[Floats, Floats]:
-    """The edges from each triangle's first corner to its other two; (3, F) each, one row an axis."""
+    """The edges from each triangle's first corner to the other two; (3, F) each, one row per axis."""
     corners = _corners(vertices, faces)
     return corners[3:6] - corners[:3], corners[6:] - corners[:3]
 
 
 def _corners(vertices: Floats, faces: Indices) -> Floats:
-    """x, y, z of the first, the second, the third corner; (9, F)."""
-    # Whole rows are taken, then turned: a fraction of the time of one row an axis, or of np.cross later.
+    """x, y, z of the first, second and third corner; (9, F)."""
+    # Whole rows are taken, then transposed: a fraction of the time of gathering axis by axis, or of np.cross
+    # later.
     return np.ascontiguousarray(vertices.take(faces.reshape(-1), axis=0).reshape(-1, 9).T)
 
 
@@ -117,7 +118,7 @@ def _half_cross(first: Floats, second: Floats) -> Floats:
 
 
 def has_area(vertices: Floats, faces: Indices) -> bool:
-    """Whether any triangle has an area; as a rule one of the first few has."""
+    """Whether any triangle has an area; usually one of the first few has."""
     step = 64
     start = 0
     while start < len(faces):
@@ -136,7 +137,7 @@ def surface_area(surface: Surface) -> float:
 def draw_on_surface(surface: Surface, count: int, *, rng: np.random.Generator) -> Floats:
     """Draw points uniformly by area; a triangle without area is never chosen.
 
-    Costs one pass over the triangles and a binary search a point.
+    Costs one pass over the triangles and one binary search per point.
 
     Args:
         surface: at least one triangle of positive area, as the readers guarantee.
@@ -157,12 +158,12 @@ def draw_on_surface(surface: Surface, count: int, *, rng: np.random.Generator) -
     total = reached[-1]
     targets = rng.random(count)
     targets *= total
-    # A product that rounds up to the total would fall past the last triangle that has an area.
+    # A product that rounds up to the total would fall past the last triangle with an area.
     np.minimum(targets, np.nextafter(total, 0.0), out=targets)
     along = rng.random((count, 2))
     drawn = np.empty((count, 3))
-    # In order of the triangles, so that their areas and corners are read in order too; what a point is does
-    # not depend on its turn, so neither on how a machine sorts equal targets.
+    # In the order of the triangles, so that areas and corners are read sequentially. A point does not depend on
+    # when it is computed, so nor on how a machine sorts equal targets.
     order = np.argsort(targets)
     for start in range(0, count, _CHUNK):
         which = order[start : start + _CHUNK]
@@ -173,12 +174,13 @@ def draw_on_surface(surface: Surface, count: int, *, rng: np.random.Generator) -
 
 
 def _between(corners: Floats, along: Floats) -> Floats:
-    """A point of each triangle. Corners (9, N), two numbers of [0, 1) for each (N, 2); gives (N, 3).
+    """A point in each triangle, (N, 3), from its corners, (9, N), and two numbers in [0, 1) for each, (N, 2).
 
-    Computed in ``corners``: at these sizes new arrays would cost as much as the arithmetic.
+    Overwrites ``corners``: at these sizes, allocating new arrays would cost as much as the arithmetic.
     """
     u, v = along.T
     folded = u + v > 1.0
+    # A point beyond the diagonal of the parallelogram is reflected into the triangle.
     u, v = np.where(folded, 1.0 - u, u), np.where(folded, 1.0 - v, v)
     a, b, c = corners[:3], corners[3:6], corners[6:]
     b -= a
@@ -192,7 +194,7 @@ def _between(corners: Floats, along: Floats) -> Floats:
 
 
 def draw_from_points(cloud: PointSet, count: int, *, rng: np.random.Generator) -> Floats:
-    """The points of a cloud, a random subset in the file's order where there are more than ``count``.
+    """The points of a cloud; a random subset in the file's order if there are more than ``count``.
 
     Returns:
         (N, 3) float64.
@@ -216,7 +218,7 @@ def draw_from_points(cloud: PointSet, count: int, *, rng: np.random.Generator) -
 def draw(
     shape: Surface | PointSet, count: int, *, rng: np.random.Generator, up: Axis | None
 ) -> NDArray[np.float32]:
-    """Points of a surface or a cloud, turned z-up where ``up`` names the shape's up axis.
+    """Points of a surface or a cloud, turned z-up if ``up`` names the shape's up axis.
 
     Returns:
         (N, 3) float32.
@@ -239,8 +241,8 @@ def draw(
 
 
 def _check_float32(points: Floats) -> None:
-    """Refuse points so large, or so far from the origin, that float32 would not hold their shape."""
-    # Axis by axis: numpy is slow along the first of two axes.
+    """Refuse points so large, or so far from the origin, that float32 would distort the shape."""
+    # Axis by axis: numpy reduces slowly along the first of two axes.
     low = np.array([axis.min() for axis in points.T])
     high = np.array([axis.max() for axis in points.T])
     farthest = float(max(-low.min(), high.max()))

@@ -1,7 +1,7 @@
-"""numpy's arrays in a pickle: the globals they name, and what stands for them; numpy itself is not called.
+"""NumPy arrays in a pickle: the globals they name, and what stands for them; NumPy itself is not called.
 
-An array is a shape, a type and bytes; each is checked, and the array is made from them by `ArrayRecord.values`.
-Three generations of names occur: ``numpy.core`` (1.x), ``numpy._core`` (2.x), and ``_codecs.encode``, by which
+An array is a shape, a type and bytes; each is checked, and `ArrayRecord.values` makes the array of them. Three
+generations of names occur: ``numpy.core`` (1.x), ``numpy._core`` (2.x), and ``_codecs.encode``, with which
 protocol 2 writes bytes as Latin-1 text.
 """
 
@@ -26,7 +26,7 @@ _LATIN = ("latin1", "latin-1")
 
 @dataclass(eq=False, slots=True)
 class TypeRecord(Stateful):
-    """``numpy.dtype``: of whole or floating numbers or truth values, in either byte order."""
+    """``numpy.dtype``: integers, floats or booleans, in either byte order."""
 
     code: str
     order: str = "="
@@ -42,13 +42,13 @@ class TypeRecord(Stateful):
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """The type."""
+        """The NumPy type."""
         return np.dtype(self.order + self.code)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LatinText:
-    """Bytes that protocol 2 writes as text; encoded only where they are used, for text can be recalled often."""
+    """Bytes that protocol 2 writes as text; encoded only when used, since text can be recalled often."""
 
     text: str
 
@@ -59,7 +59,7 @@ class LatinText:
 
 @dataclass(eq=False, slots=True)
 class ArrayRecord(Stateful):
-    """An array that a pickle describes, or a scalar, which has no axes; its bytes are exactly its values."""
+    """An array that a pickle describes, or a scalar, which has no axes; its bytes match its shape and type."""
 
     type: TypeRecord | None = None
     shape: tuple[int, ...] = ()
@@ -183,4 +183,4 @@ ARRAY_GLOBALS: Globals = {
         )
     },
 }
-"""The allow-list: all that arrays and scalars of plain numbers name."""
+"""The allow-list: every global that arrays and scalars of plain numbers name."""

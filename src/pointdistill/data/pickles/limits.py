@@ -1,4 +1,4 @@
-"""How much a foreign pickle may ask for before it is refused, and how messages call it."""
+"""How much an untrusted pickle may cost before it is refused, and how messages refer to it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ class PickleLimits:
     """What reading a pickle may cost: under 150 MiB and a few seconds at these defaults."""
 
     pickle_bytes: int = 8 << 20
-    """Of the pickle."""
+    """Size of the pickle."""
 
     operations: int = 500_000
-    """Steps of the pickle; each makes at most one object of a fixed size beside its own bytes."""
+    """Opcodes of the pickle; each creates at most one object of a fixed size besides its own bytes."""
 
     open_marks: int = 200
-    """Nesting of lists, tuples and tables that are begun and not ended."""
+    """Nesting of lists, tuples and dictionaries that are begun and not ended."""
 
     integer_bits: int = 256
-    """Of one integer. Random states have up to 128; arithmetic on longer ones is slow."""
+    """Bits of one integer. Random states have up to 128; arithmetic on longer ones is slow."""
 
     name_length: int = 256
-    """Characters of a global's name. Names can be recalled often, so long ones would add up."""
+    """Characters in the name of a global. Names can be recalled often, so long ones would add up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Purpose:
-    """What a kind of pickle is for, in the words of messages."""
+    """What a kind of pickle is for, worded for error messages."""
 
     contents: str
     """What it should hold, in the plural: ``weights``."""
@@ -38,7 +38,7 @@ class Purpose:
     """Who writes such files: ``torch.save``."""
 
     advice: str
-    """What to do with one that names what such a file does not need."""
+    """What to do with a file that names something such files do not need."""
 
 
 def shown(text: object) -> str:

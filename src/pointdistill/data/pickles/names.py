@@ -1,4 +1,4 @@
-"""What stands for the globals that a pickle names, and which names are refused outright."""
+"""What stands in for the globals that a pickle names, and which names are refused outright."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEVER_NAMED = frozenset(
         "sys",
     }
 )
-"""Refused as any part of a global's name: what runs commands or finds other modules."""
+"""Refused as any part of a global's name: these run commands or find other modules."""
 
 NEVER_A_PACKAGE = NEVER_NAMED | {
     *("_frozen_importlib", "_frozen_importlib_external", "_imp", "imp", "runpy", "zipimport"),
@@ -42,30 +42,30 @@ NEVER_A_PACKAGE = NEVER_NAMED | {
     *("bz2", "fileinput", "gzip", "lzma", "mmap", "sqlite3", "tarfile", "zipfile"),
     *("ftplib", "http", "smtplib", "ssl", "urllib", "xmlrpc"),
 }
-"""Refused as the package a global comes from: what loads code, opens files or reaches the network."""
+"""Refused as the package of a global: these load code, open files or reach the network."""
 
 
 @dataclass(eq=False, slots=True)
 class Placeholder:
-    """Stands for a global, or an object made by one, that the file names and nobody needs."""
+    """Stands for a global that is not on the allow-list, or for an object made by one."""
 
     name: str
     """Module and name, as the file has them."""
 
     received: list[object] = field(default_factory=list, repr=False)
-    """What the file would have called it with or put into it; written down, never used."""
+    """What the file would have called it with or put into it; recorded, never used."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Builder:
-    """A function of ours that stands for a global of the allow-list."""
+    """A function of ours that stands for a global on the allow-list."""
 
     build: Callable[[tuple[object, ...]], object]
     """Called with the arguments that the file gives, unchecked; raises one of our errors if they do not fit."""
 
 
 class Stateful(ABC):
-    """What a builder makes of an object whose pickle gives it a state afterwards."""
+    """What a builder returns for an object whose state the pickle sets afterwards."""
 
     @abstractmethod
     def set_state(self, state: object) -> None:
@@ -73,14 +73,14 @@ class Stateful(ABC):
 
 
 Globals = Mapping[tuple[str, str], object]
-"""(module, name) to what stands for it: a ``Builder``, or a value that is never called."""
+"""Maps (module, name) to what stands for it: a ``Builder``, or a value that is never called."""
 
 
 def is_refused(module: str, name: str) -> bool:
-    """Whether a global has no place among data.
+    """Whether a global is refused outright.
 
-    A name with a dot reaches through the attributes of something that would be accepted by itself; no writer of
-    plain data needs one.
+    A dotted name reaches through the attributes of something that would be accepted by itself; no writer of plain
+    data needs one.
     """
     modules = [part.strip() for part in module.split(".")]
     parts = {*modules, *(part.strip() for part in name.split("."))}

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from pointdistill.data.meshes.formats.text import parse_points
+from pointdistill.data.meshes.formats.content import parse_points
 from pointdistill.data.sources.base import Cloud, SourceInfo, SourceRequest
 from pointdistill.data.sources.members import Layout, MemberSource, Named, open_members
 from pointdistill.errors import DataError

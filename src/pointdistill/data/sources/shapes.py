@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pointdistill.data.archive import Archive
-from pointdistill.data.meshes.read import one_line, read_mesh
+from pointdistill.data.meshes.read import printable_line, read_mesh
 from pointdistill.data.meshes.records import Axis, PointSet, Surface
 from pointdistill.data.meshes.sampling import draw
 from pointdistill.data.sources.base import Cloud
@@ -60,5 +60,5 @@ def read_named(path: Path, name: str) -> Surface | PointSet:
     try:
         return read_mesh(path)
     except DataError as error:
-        shown = one_line(str(path))  # as messages have it
+        shown = printable_line(str(path))  # as messages have it
         raise DataError(str(error).removeprefix(f"{shown}: ").replace(shown, name)) from error

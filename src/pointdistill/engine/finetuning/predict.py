@@ -22,7 +22,7 @@ from pointdistill.data.meshes import (
     read_mesh,
     to_z_up,
 )
-from pointdistill.data.meshes.clouds import Destination, plan
+from pointdistill.data.meshes.batch import Destination, plan_output
 from pointdistill.data.meshes.sample import draw_for_file
 from pointdistill.engine.finetuning.models import (
     ClassPrediction,
@@ -189,7 +189,7 @@ def plan_parts(paths: Sequence[Path], output: Path) -> Destination:
         msg = f"parts are written as .ply or .npz, not {output.suffix}; end the output so, or name a folder"
         raise ConfigError(msg)
     single = output.suffix.lower() in (".ply", ".npz")
-    return plan(_distinct(paths), output, None if single else "ply")
+    return plan_output(_distinct(paths), output, None if single else "ply")
 
 
 def write_parts(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.corpus import Corpus
-from pointdistill.data.corpus.codec import Points, quantise
+from pointdistill.data.corpus.shard import Points, quantise
 from pointdistill.data.files import write_aside
 from pointdistill.engine.reporting.pictures import clouds
 

@@ -1,9 +1,9 @@
 """COLLADA 1.4 and 1.5: the geometries of the visual scene where its nodes put them, read by pycollada.
 
-The file states its up axis. Numbers keep the file's own unit; positions are float32, as pycollada reads
-them. Skins stand in their bind pose, morphs in their base shape. Materials, normals and colours are never
-opened. trimesh's own loader of the format leaves skins out and cuts concave polygons wrong, so the library
-below it is called directly.
+The file states its up axis. Numbers keep the file's own unit; positions are float32, as pycollada reads them.
+Skins are in their bind pose, morphs in their base shape. Materials, normals and colours are never opened.
+trimesh's own loader of the format leaves out skins and cuts concave polygons wrongly, so the library below it is
+called directly.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import numpy as np
 from lxml import etree
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.assembly import contents_first, strict_numbers
-from pointdistill.data.meshes.formats.documents import parse_xml
-from pointdistill.data.meshes.records import Axis, Draft, MeshLimits, Part
+from pointdistill.data.meshes.formats.xml_documents import contents_first, parse_xml, strict_numbers
+from pointdistill.data.meshes.records import Axis, MeshLimits, Part, RawMesh
 from pointdistill.errors import DataError
 
 _UP_AXES: Final[dict[str, Axis]] = {"X_UP": "x", "Y_UP": "y", "Z_UP": "z"}
@@ -44,7 +43,7 @@ _TOO_LONG: Final = re.compile(r"[0-9]{10}")  # wraps around at 32 bits
 _IDENTITY: Final = "1 0 0 0  0 1 0 0  0 0 1 0  0 0 0 1"
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
+def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read the visual scene of a .dae file.
 
     Raises:
@@ -69,7 +68,7 @@ def read(path: Path, limits: MeshLimits) -> Draft:
         msg = f"{scene.errors[0].msg}; export the model again, all in one file"
         raise DataError(msg)
     # The specification's default is y.
-    return Draft(_placed(scene, limits), declared_up=_UP_AXES.get(stated, "y"))
+    return RawMesh(_placed(scene, limits), declared_up=_UP_AXES.get(stated, "y"))
 
 
 def _placed(document: Any, limits: MeshLimits) -> list[Part]:
@@ -84,7 +83,7 @@ def _placed(document: Any, limits: MeshLimits) -> list[Part]:
         visits += 1
         check_size("nodes", visits, limits.instances)
         if (geometry := getattr(item, "geometry", None)) is None:
-            with np.errstate(invalid="ignore", over="ignore"):  # the checks count what follows
+            with np.errstate(invalid="ignore", over="ignore"):  # the checks count the outcome
                 matrix = above @ item.matrix
             waiting.extend((child, matrix) for child in item.children)
             continue
@@ -100,7 +99,7 @@ def _placed(document: Any, limits: MeshLimits) -> list[Part]:
 
 
 def _part(group: Any, limits: MeshLimits) -> Part:
-    """One group of triangles, strips, fans or polygons, held to the numbers that the document states."""
+    """One group of triangles, strips, fans or polygons, checked against the counts that the document states."""
     check_size("corners", group.vertex_index.size, 3 * limits.faces)
     corners = group.vertex_index.astype(np.int64).reshape(-1)
     kind = etree.QName(group.xmlnode).localname
@@ -111,8 +110,8 @@ def _part(group: Any, limits: MeshLimits) -> Part:
         _check_count(f"corners of <{kind}>", int(sizes.sum()), len(corners))
     if kind in ("triangles", "polylist"):
         _check_count(f"lists of <{kind}>", 1, lists)
-    found = lists if kind in ("tristrips", "trifans") else len(group)
-    _check_count(f"items of <{kind}>", int(group.xmlnode.get("count", found)), found)
+    items = lists if kind in ("tristrips", "trifans") else len(group)
+    _check_count(f"items of <{kind}>", int(group.xmlnode.get("count", items)), items)
     source = group.sources["VERTEX"][0][4]
     accessor = source.xmlnode.find("{*}technique_common/{*}accessor")
     _check_count("points of a source", int(accessor.get("count")), len(source.data))
@@ -132,14 +131,14 @@ def _check_count(what: str, stated: int, found: int) -> None:
 
 
 def _prepare(root: Any) -> None:
-    """Take out what is not shape, and put what pycollada would read wrong so that it does not."""
+    """Remove what is not geometry, and rewrite what pycollada would read wrongly."""
     etree.strip_elements(root, *(f"{{*}}{name}" for name in _UNUSED), with_tail=False)
     check_size("lists of corners", sum(1 for _ in root.iter("{*}p")), _MOST_LISTS)
     for mesh in root.iter("{*}mesh"):
         _keep_positions(mesh)
     for turn in list(root.iter("{*}rotate")):
         *axis, angle = map(float, turn.text.split())
-        # An axis of another length would stretch, and none at all shrink.
+        # An axis not of length 1 would stretch the shape, and one of length 0 collapse it.
         if length := math.hypot(*axis):
             turn.text = " ".join(map(str, (*(value / length for value in axis), angle)))
         else:
@@ -149,7 +148,7 @@ def _prepare(root: Any) -> None:
         msg = "a shape is placed by <lookat>; export the model with matrices"
         raise DataError(msg)
     for library in root.iter("{*}library_nodes", "{*}visual_scene"):
-        # pycollada looks for what a node instantiates among those before it, again after each it finds.
+        # pycollada searches the nodes before it for what a node instantiates; sorted, it finds all in one pass.
         nodes = {f"#{node.get('id')}": node for node in library.findall("{*}node")}
         uses = {
             name: [instance.get("url") for instance in node.iter("{*}instance_node")]
@@ -159,7 +158,7 @@ def _prepare(root: Any) -> None:
 
 
 def _keep_positions(mesh: Any) -> None:
-    """Leave a mesh its positions alone, and what pycollada would change silently aloud."""
+    """Keep only the positions of a mesh, and refuse what pycollada would change silently."""
     position = mesh.find("{*}vertices/{*}input[@semantic='POSITION']")
     reference = position.get("source") if position is not None else ""
     for source in mesh.findall("{*}source"):
@@ -170,7 +169,7 @@ def _keep_positions(mesh: Any) -> None:
             msg = f"an index at place {entry.get('offset')} of a corner; the file is damaged"
             raise DataError(msg)
         if entry.get("semantic") not in ("VERTEX", "POSITION"):
-            # It still counts as an index of each corner, and colours are not looked at.
+            # It still takes up an index of each corner, and colours are never read.
             entry.set("semantic", "COLOR")
             entry.set("source", reference)
     for group in mesh.findall("*"):
@@ -180,7 +179,7 @@ def _keep_positions(mesh: Any) -> None:
         if group.get("count") == "0" and group.find("{*}p") is None:
             mesh.remove(group)
     for array in mesh.iterfind("{*}source/{*}float_array"):
-        # It would become 0; the checks count infinite vertices together with NaN.
+        # NaN would become 0; the checks count infinite vertices together with NaN.
         if _NAN.search(array.text or ""):
             array.text = _NAN.sub("inf", array.text)
     for indices in mesh.iter("{*}p", "{*}vcount"):
@@ -190,9 +189,9 @@ def _keep_positions(mesh: Any) -> None:
 
 
 def _place_controlled(root: Any) -> None:
-    """Put the base geometry in the place of each skin and morph.
+    """Replace each skin and morph by its base geometry.
 
-    Joints place a skin, not its node, and at rest they leave it in its bind pose.
+    A skin is placed by its joints, not its node, and at rest they leave it in its bind pose.
     """
     controllers = {f"#{item.get('id')}": item for item in root.iter("{*}controller")}
     for instance in list(root.iter("{*}instance_controller")):

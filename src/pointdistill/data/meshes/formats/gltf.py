@@ -1,7 +1,7 @@
 """glTF 2 and GLB: every mesh of the scene where its nodes put it, skins and Draco included.
 
-Materials and textures are never opened. Points and lines beside triangles are ignored; a scene of points
-alone is a cloud. Animations are ignored: the scene stands as its nodes do.
+Materials and textures are never opened. Points and lines beside triangles are ignored; a scene of points alone is
+a cloud. Animations are ignored: the scene stands as its nodes do.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from pointdistill.data.meshes.checks import check_size, transform
-from pointdistill.data.meshes.formats.draco import Decoder, DracoMesh
-from pointdistill.data.meshes.formats.gltf_buffers import Document, Json, open_document
-from pointdistill.data.meshes.formats.gltf_nodes import place_nodes, skinned
-from pointdistill.data.meshes.polygons import fan_triangles, strip_triangles
-from pointdistill.data.meshes.records import Draft, Floats, Indices, MeshLimits, Part
+from pointdistill.data.meshes.checks import check_size, fan_triangles, strip_triangles, transform
+from pointdistill.data.meshes.formats.gltf_buffers import (
+    Document,
+    DracoDecoder,
+    DracoMesh,
+    Json,
+    open_document,
+)
+from pointdistill.data.meshes.records import Floats, Indices, MeshLimits, Part, RawMesh
 from pointdistill.errors import DataError
 
 _POINTS, _TRIANGLES, _STRIP, _FAN = 0, 4, 5, 6
@@ -32,10 +35,10 @@ _LOOKS = (
     "KHR_xmp",
     "KHR_animation_",
 )
-"""Extensions that change how a surface looks, not where it is."""
+"""Extensions that change the look of a surface, not its shape."""
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
+def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read the default scene of a .gltf or .glb file, y up as the standard says.
 
     Raises:
@@ -47,11 +50,11 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     if unknown := [name for name in needed if name not in _READ and not name.startswith(_LOOKS)]:
         msg = f"needs the extension {', '.join(unknown)}; export the model without it"
         raise DataError(msg)
-    scene = _Scene(document)
+    scene = _SceneReader(document)
     placed = place_nodes(document)
     for node, matrix in placed.items():
         scene.add(node, matrix, placed)
-    return Draft(scene.parts, scene.points, declared_up="y")
+    return RawMesh(scene.parts, scene.points, declared_up="y")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +68,12 @@ class _Primitive:
 
 
 @dataclass(slots=True)
-class _Scene:
+class _SceneReader:
     document: Document
     parts: list[Part] = field(default_factory=list)
     points: list[Floats] = field(default_factory=list)
     _meshes: dict[int, list[_Primitive]] = field(default_factory=dict)
-    _decoder: Decoder = field(default_factory=Decoder)
+    _decoder: DracoDecoder = field(default_factory=DracoDecoder)
 
     def add(self, index: int, matrix: Floats, placed: dict[int, Floats]) -> None:
         """Add the mesh of one node, if it has one."""
@@ -91,8 +94,8 @@ class _Scene:
     ) -> None:
         vertices, place = primitive.vertices, matrix
         if "skin" in node and primitive.joints is not None and primitive.weights is not None:
-            # A skinned mesh stands where its joints are; the standard ignores its own node's transform.
-            vertices = skinned(
+            # A skinned mesh follows its joints; the standard ignores the transform of its own node.
+            vertices = apply_skin(
                 self.document, node["skin"], vertices, primitive.joints, primitive.weights, placed
             )
             place = np.eye(4)
@@ -102,7 +105,7 @@ class _Scene:
             self.parts.append(Part(vertices, primitive.corners, matrix=place))
 
 
-def _primitives(document: Document, mesh_index: Any, decoder: Decoder) -> Iterator[_Primitive]:
+def _primitives(document: Document, mesh_index: Any, decoder: DracoDecoder) -> Iterator[_Primitive]:
     mesh = document.item("meshes", mesh_index)
     for primitive in mesh["primitives"]:
         mode = primitive.get("mode", _TRIANGLES)
@@ -111,7 +114,7 @@ def _primitives(document: Document, mesh_index: Any, decoder: Decoder) -> Iterat
 
 
 def _primitive(
-    document: Document, primitive: Json, mode: int, weights: Any, decoder: Decoder
+    document: Document, primitive: Json, mode: int, weights: Any, decoder: DracoDecoder
 ) -> _Primitive:
     attributes = primitive["attributes"]
     stream = _draco_mesh(document, primitive, decoder)
@@ -139,8 +142,8 @@ def _primitive(
     return _Primitive(vertices, corners, joints.astype(np.int64), shares)
 
 
-def _draco_mesh(document: Document, primitive: Json, decoder: Decoder) -> DracoMesh | None:
-    """The decoded Draco stream of a primitive; None where it is stored plainly."""
+def _draco_mesh(document: Document, primitive: Json, decoder: DracoDecoder) -> DracoMesh | None:
+    """The decoded Draco stream of a primitive; None if it is stored uncompressed."""
     extension = primitive.get("extensions", {}).get(_DRACO)
     if extension is None:
         return None
@@ -165,3 +168,117 @@ def _corners(document: Document, primitive: Json, mode: int, vertices: int) -> I
         msg = f"{len(corners):,} indices are not triangles; the file is damaged, export it again"
         raise DataError(msg)
     return corners
+
+
+_CHUNK = 500_000
+"""Vertices skinned at once: 64 MB of matrices."""
+
+
+def place_nodes(document: Document) -> dict[int, Floats]:
+    """Every node of the default scene with its (4, 4) transform to the scene, in order of the tree.
+
+    Raises:
+        DataError: if a node is reached twice, which a glTF tree forbids, or is not there.
+    """
+    placed: dict[int, Floats] = {}
+    waiting = [(root, np.eye(4)) for root in reversed(_roots(document))]
+    while waiting:
+        index, above = waiting.pop()
+        node = document.item("nodes", index)
+        if index in placed:
+            msg = f"node {index} has two parents or is its own ancestor; export the model again"
+            raise DataError(msg)
+        placed[index] = above @ _local(node)
+        check_size("nodes", len(placed), document.limits.instances)
+        waiting.extend((child, placed[index]) for child in reversed(node.get("children", ())))
+    return placed
+
+
+def _roots(document: Document) -> list[int]:
+    """The roots of the default scene, or of the first; without scenes, all nodes without a parent."""
+    if document.json.get("scenes"):
+        scene = document.item("scenes", document.json.get("scene", 0))
+        return list(scene.get("nodes", ()))
+    nodes = document.json.get("nodes", ())
+    children = {child for node in nodes for child in node.get("children", ())}
+    return [index for index in range(len(nodes)) if index not in children]
+
+
+def _local(node: Json) -> Floats:
+    """A node's own (4, 4) transform: its matrix, or translation after rotation after scale."""
+    if "matrix" in node:
+        return np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T
+    matrix = np.eye(4)
+    rotation = _rotation(np.array(node.get("rotation", (0, 0, 0, 1)), dtype=np.float64))
+    matrix[:3, :3] = rotation * np.array(node.get("scale", (1, 1, 1)), dtype=np.float64)
+    matrix[:3, 3] = node.get("translation", (0, 0, 0))
+    return matrix
+
+
+def _rotation(quaternion: Floats) -> Floats:
+    """(3, 3) rotation by a quaternion x, y, z, w, which is normalised first."""
+    length = float(np.linalg.norm(quaternion))
+    x, y, z, w = quaternion / length if length > 0 else (0.0, 0.0, 0.0, 1.0)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def apply_skin(
+    document: Document,
+    skin_index: Any,
+    vertices: Floats,
+    joints: Indices,
+    weights: Floats,
+    placed: dict[int, Floats],
+) -> Floats:
+    """Vertices moved by their joints in the pose of the scene; glTF 2.0 specification, "Skins".
+
+    Args:
+        document: the file.
+        skin_index: entry of its skins.
+        vertices: (V, 3), in the frame of the bind pose.
+        joints: (V, J) indices into the skin's joints.
+        weights: (V, J), share of each joint; normalised to a sum of 1.
+        placed: transform of every node of the scene.
+
+    Returns:
+        (V, 3) in the frame of the scene.
+
+    Raises:
+        DataError: if a joint is not in the scene or a vertex names a joint that does not exist.
+    """
+    skin = document.item("skins", skin_index)
+    nodes = skin["joints"]
+    if joints.size and not 0 <= int(joints.min()) <= int(joints.max()) < len(nodes):
+        msg = f"a vertex follows joint {int(joints.max())} of {len(nodes)}; export the model again"
+        raise DataError(msg)
+    if missing := [node for node in nodes if node not in placed]:
+        msg = f"joint node {missing[0]} is not in the scene; export the model again"
+        raise DataError(msg)
+    matrices = np.stack([placed[node] for node in nodes])
+    if "inverseBindMatrices" in skin:
+        inverse = document.floats(skin["inverseBindMatrices"])[: len(nodes)]
+        matrices = matrices @ inverse.reshape(-1, 4, 4).transpose(0, 2, 1)
+    moved = np.empty_like(vertices)
+    for start in range(0, len(vertices), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        moved[rows] = _blend(matrices, vertices[rows], joints[rows], weights[rows])
+    return moved
+
+
+def _blend(matrices: Floats, vertices: Floats, joints: Indices, weights: Floats) -> Floats:
+    total = weights.sum(axis=1, keepdims=True)
+    shares = weights / np.where(total > 0, total, 1.0)
+    # A vertex without weights follows its first joint, as viewers show it.
+    shares[total[:, 0] <= 0, 0] = 1.0
+    moved = np.zeros_like(vertices)
+    for joint, share in zip(joints.T, shares.T, strict=True):
+        used = matrices[joint]
+        turned = np.einsum("vij,vj->vi", used[:, :3, :3], vertices)
+        moved += share[:, None] * (turned + used[:, :3, 3])
+    return moved

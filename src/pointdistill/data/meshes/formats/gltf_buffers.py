@@ -1,7 +1,12 @@
-"""The bytes and arrays of a glTF file: container, buffers, views, accessors.
+"""The bytes and arrays of a glTF file: container, buffers, views, accessors, Draco streams.
 
 Every index, offset and count is held against what it points into before an array is made.
-Layout: glTF 2.0 specification, "GLB File Format" and "Accessors".
+Layout: glTF 2.0 specification, "GLB File Format" and "Accessors"; Draco bitstream specification 2.2, sections
+"Header", "Metadata" and "Connectivity".
+
+DracoPy works for seconds on a damaged stream of a few hundred bytes that promises millions of faces, so the counts
+in the stream's header are first held against those that the glTF file states. Promises deeper inside (texture
+coordinates) still cost up to 20 s and 300 MB a stream: a deadline for all streams of a file bounds their sum.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import base64
 import binascii
 import json
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.binary import map_file
-from pointdistill.data.meshes.formats.text import shown
-from pointdistill.data.meshes.records import Floats, MeshLimits
+from pointdistill.data.meshes.formats.content import excerpt, map_file
+from pointdistill.data.meshes.records import Floats, Indices, MeshLimits
 from pointdistill.errors import DataError
 
 Json = Mapping[str, Any]
@@ -34,7 +39,7 @@ _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "
 
 @dataclass(slots=True)
 class Document:
-    """A glTF file: its JSON, and its arrays on demand."""
+    """A glTF file: its JSON, and its arrays as they are needed."""
 
     path: Path
     json: Json
@@ -139,7 +144,7 @@ class Document:
         inside = path.resolve().is_relative_to(self.path.parent.resolve())
         if "://" in uri or not inside or not path.is_file():
             msg = (
-                f"its buffer {shown(uri.encode())} is not a file in its folder; keep the .bin file beside "
+                f"its buffer {excerpt(uri.encode())} is not a file in its folder; keep the .bin file beside "
                 "the .gltf, or export a .glb"
             )
             raise DataError(msg)
@@ -149,7 +154,7 @@ class Document:
 def _decode_uri(uri: str) -> memoryview:
     head, comma, body = uri.partition(",")
     if not comma or not head.endswith(";base64"):
-        msg = f"a buffer is given as {shown(head.encode())}; accepted are base64 data"
+        msg = f"a buffer is given as {excerpt(head.encode())}; accepted are base64 data"
         raise DataError(msg)
     try:
         return memoryview(base64.b64decode(body, validate=True))
@@ -161,7 +166,7 @@ def _decode_uri(uri: str) -> memoryview:
 def _strided(
     data: memoryview, offset: int, stride: int | None, shape: tuple[int, int], dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """A table whose rows lie ``stride`` bytes apart; a view of ``data``."""
+    """A table whose rows start ``stride`` bytes apart; a view of ``data``."""
     count, width = shape
     row = width * dtype.itemsize
     stride = stride or row
@@ -179,7 +184,7 @@ def _strided(
 
 
 def open_document(path: Path, limits: MeshLimits) -> Document:
-    """Open a .gltf or .glb file; which of the two it is, its first bytes say.
+    """Open a .gltf or .glb file; the first bytes decide which of the two it is.
 
     Raises:
         DataError: if it is neither, is cut short, or is not glTF 2.
@@ -205,7 +210,7 @@ def open_document(path: Path, limits: MeshLimits) -> Document:
 
 
 def _bounded_json(text: memoryview, limits: MeshLimits) -> bytes:
-    """The JSON text, once its size and the number of its values are known to be bearable."""
+    """The JSON text, once its size and the number of its values are known to be within the limits."""
     check_size("bytes of JSON", len(text), limits.document_bytes)
     data = bytes(text)
     values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
@@ -240,3 +245,145 @@ def _chunks(data: memoryview) -> tuple[memoryview, memoryview | None]:
         msg = "a GLB file without JSON; the file is damaged, export it again"
         raise DataError(msg)
     return chunks[_JSON_CHUNK], chunks.get(_BINARY_CHUNK)
+
+
+_DRACO_MESH = 1
+_SEQUENTIAL, _EDGEBREAKER = 0, 1
+_METADATA_FLAG = 0x8000
+
+
+@dataclass(frozen=True, slots=True)
+class DracoMesh:
+    """One decoded primitive. Sizes: V vertices, F triangles."""
+
+    points: Floats  # (V, 3)
+    corners: Indices  # (F * 3,)
+    decoded: Any
+
+    def attribute(self, unique_id: int) -> Floats:
+        """Another attribute by the id that the glTF extension gives it; (V, components)."""
+        stored = self.decoded.get_attribute_by_unique_id(unique_id)
+        if stored is None:
+            msg = f"the Draco stream has no attribute {unique_id}; export the file again"
+            raise DataError(msg)
+        values: Floats = np.asarray(stored["data"], dtype=np.float64).reshape(len(self.points), -1)
+        return values
+
+
+@dataclass(slots=True)
+class DracoDecoder:
+    """Decodes the streams of one file, within one deadline for all of them."""
+
+    seconds_left: float = 60.0
+    """Several times what DracoPy needs for the largest accepted scene."""
+
+    def decode(self, stream: bytes, *, vertices: int, faces: int) -> DracoMesh:
+        """Decode one primitive.
+
+        Args:
+            stream: the compressed bytes.
+            vertices: count of the primitive's position accessor; the stream may not promise more.
+            faces: triangles of the primitive's index accessor; the stream must promise as many.
+
+        Raises:
+            DataError: if the stream is damaged, promises other counts, or the time is used up.
+        """
+        start = time.monotonic()
+        mesh = _decode_draco(stream, vertices, faces)
+        self.seconds_left -= time.monotonic() - start
+        if self.seconds_left < 0:
+            msg = "its Draco data take longer to decode than their size allows; they are damaged"
+            raise DataError(msg)
+        return mesh
+
+
+def _decode_draco(stream: bytes, vertices: int, faces: int) -> DracoMesh:
+    import DracoPy
+
+    found_vertices, found_faces = _stated_counts(stream)
+    if found_vertices > vertices or found_faces != faces:
+        msg = (
+            f"a Draco stream of {found_vertices:,} vertices and {found_faces:,} triangles where "
+            f"{vertices:,} and {faces:,} are stated; the file is damaged, export it again"
+        )
+        raise DataError(msg)
+    try:
+        decoded = DracoPy.decode(stream)
+    except Exception as error:
+        # DracoPy raises its own classes and bare exceptions; all mean the same to a user.
+        msg = f"its Draco data cannot be decoded ({error}); the file is damaged, export it again"
+        raise DataError(msg) from error
+    points = np.asarray(decoded.points, dtype=np.float64).reshape(-1, 3)
+    corners = np.asarray(decoded.faces, dtype=np.int64).reshape(-1)
+    if len(points) != vertices or len(corners) != 3 * faces:
+        msg = (
+            f"its Draco data gave {len(points):,} vertices and {len(corners) // 3:,} triangles where "
+            f"{vertices:,} and {faces:,} are stated; the file is damaged, export it again"
+        )
+        raise DataError(msg)
+    return DracoMesh(points, corners, decoded)
+
+
+def _stated_counts(stream: bytes) -> tuple[int, int]:
+    """The numbers of vertices and faces that the stream's header states."""
+    try:
+        head = _DracoHeader(stream)
+        if stream[:5] != b"DRACO" or stream[5] != 2 or stream[7] != _DRACO_MESH:
+            msg = f"expected a Draco mesh of version 2, got the bytes {stream[:9].hex()}; export it again"
+            raise DataError(msg)
+        method = stream[8]
+        if int.from_bytes(stream[9:11], "little") & _METADATA_FLAG:
+            head.skip_metadata()
+        if method == _EDGEBREAKER:
+            head.skip(1)  # how the mesh was traversed
+            return head.varint(), head.varint()
+        if method == _SEQUENTIAL:
+            faces = head.varint()
+            return head.varint(), faces
+    except IndexError as error:
+        msg = "its Draco data end inside their head; the file is cut short"
+        raise DataError(msg) from error
+    msg = f"its Draco data use method {method}, 0 and 1 are known; export the file again"
+    raise DataError(msg)
+
+
+class _DracoHeader:
+    """Reads the numbers in the header of a stream, after its 11 fixed bytes."""
+
+    def __init__(self, stream: bytes) -> None:
+        self._stream = stream
+        self._at = 11
+
+    def skip(self, count: int) -> None:
+        """Skip some bytes."""
+        self._at += count
+        if self._at > len(self._stream):
+            raise IndexError(self._at)
+
+    def varint(self) -> int:
+        """An unsigned integer, seven bits per byte, lowest first."""
+        value = 0
+        for shift in range(0, 64, 7):
+            byte = self._stream[self._at]
+            self._at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+        return value
+
+    def skip_metadata(self) -> None:
+        """Skip the metadata of all attributes and of the file."""
+        attributes = self.varint()
+        for _ in range(attributes):
+            self.varint()
+            self._skip_tree()
+        self._skip_tree()
+
+    def _skip_tree(self) -> None:
+        """Entries of a name and a value, then named trees of the same form."""
+        for _ in range(self.varint()):
+            self.skip(self._stream[self._at] + 1)
+            self.skip(self.varint())
+        for _ in range(self.varint()):
+            self.skip(self._stream[self._at] + 1)
+            self._skip_tree()

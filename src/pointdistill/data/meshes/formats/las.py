@@ -1,7 +1,7 @@
-"""LAS, the surveyors' cloud format, versions 1.0 to 1.4; not its compressed form, LAZ.
+"""LAS, the point format of surveyors, versions 1.0 to 1.4; not its compressed form, LAZ.
 
-Source: ASPRS, LAS Specification 1.4 - R15. Every point record of every format begins with x, y and z as int32,
-to be scaled and moved by numbers of the header; z is the height.
+Source: ASPRS, LAS Specification 1.4 - R15. Every point record of every format begins with x, y and z as int32, to
+be scaled and shifted by numbers in the header; z is the height.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.binary import map_file
-from pointdistill.data.meshes.formats.text import shown
-from pointdistill.data.meshes.records import Draft, Floats, MeshLimits
+from pointdistill.data.meshes.formats.content import excerpt, map_file
+from pointdistill.data.meshes.records import Floats, MeshLimits, RawMesh
 from pointdistill.errors import DataError
 
 _SHORTEST_HEADER = 227
@@ -32,18 +31,18 @@ class _Header:
     """Byte at which the points begin."""
 
     record: int
-    """Bytes a point."""
+    """Bytes per point."""
 
     points: int
     scale: Floats  # (3,)
     offset: Floats  # (3,)
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
+def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read x, y, z of every point, in the file's unit.
 
     Raises:
-        DataError: if it is no LAS file, is compressed, or promises more points than follow.
+        DataError: if it is not a LAS file, is compressed, or promises more points than follow.
     """
     data = map_file(path, limits)
     header = _header(data)
@@ -58,12 +57,12 @@ def read(path: Path, limits: MeshLimits) -> Draft:
         {"names": ["xyz"], "formats": ["3<i4"], "offsets": [0], "itemsize": header.record}
     )
     rows: NDArray[np.void] = np.frombuffer(data, row, header.points, header.first)
-    return Draft(points=[rows["xyz"] * header.scale + header.offset], declared_up="z")
+    return RawMesh(points=[rows["xyz"] * header.scale + header.offset], declared_up="z")
 
 
 def _header(data: memoryview) -> _Header:
     if len(data) < _SHORTEST_HEADER or bytes(data[:4]) != b"LASF":
-        msg = f"expected a LAS header, got {shown(bytes(data[:16]))}; the file is damaged or of another format"
+        msg = f"expected a LAS header, got {excerpt(bytes(data[:16]))}; the file is damaged or of another format"
         raise DataError(msg)
     minor = data[25]
     first, _, form, record, points = struct.unpack_from("<IIBHI", data, 96)
@@ -75,7 +74,7 @@ def _header(data: memoryview) -> _Header:
         msg = f"point format {form} with {record} bytes a point, {accepted}; export the cloud again"
         raise DataError(msg)
     if minor >= 4 and len(data) >= 255:
-        # The older field holds 0 where the count does not fit it, or the format is a newer one.
+        # The older field is 0 if the count does not fit into it, or the point format is a newer one.
         points = struct.unpack_from("<Q", data, 247)[0]
     scale, offset = np.frombuffer(data, "<f8", 6, 131).reshape(2, 3)
     return _Header(first, record, points, scale, offset)

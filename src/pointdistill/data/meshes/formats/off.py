@@ -1,4 +1,5 @@
-"""Object File Format, text: OFF, COFF, NOFF, STOFF and their mixtures, with the counts glued or not."""
+"""Object File Format, text: OFF, COFF, NOFF, STOFF and their combinations; the counts may follow without a
+space."""
 
 from __future__ import annotations
 
@@ -10,19 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.text import (
+from pointdistill.data.meshes.formats.content import (
     check_text_size,
+    excerpt,
     parse_points,
     parse_polygons,
-    shown,
-    word_blocks,
+    token_blocks,
 )
-from pointdistill.data.meshes.formats.words import Words, split_words
-from pointdistill.data.meshes.records import Draft, Floats, Indices, MeshLimits, Part
+from pointdistill.data.meshes.formats.fast_numbers import Tokens, split_tokens
+from pointdistill.data.meshes.records import Floats, Indices, MeshLimits, Part, RawMesh
 from pointdistill.errors import DataError
 
 _KEYWORD = re.compile(rb"(?:ST)?C?N?OFF(?![A-Za-z])\s*(.*)", re.DOTALL)
-_NOTHING = split_words(b"")
+_NOTHING = split_tokens(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,14 @@ class _Header:
     faces: int
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
-    """Read an OFF file as one part, or as points where its header says that it has no faces.
+def read(path: Path, limits: MeshLimits) -> RawMesh:
+    """Read an OFF file as one part, or as points if its header says that it has no faces.
 
     Raises:
-        DataError: if the header is none, promises more than the file holds, or a row cannot be read.
+        DataError: if there is no valid header, it promises more than the file holds, or a row cannot be read.
     """
     size = check_text_size(path, limits.text_bytes)
-    blocks = word_blocks(path, comment=b"#")
+    blocks = token_blocks(path, comment=b"#")
     header, rows = _header(blocks)
     check_size("vertices", header.vertices, limits.vertices)
     check_size("faces", header.faces, limits.faces)
@@ -51,12 +52,12 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     return _body(header, rows, blocks)
 
 
-def _header(blocks: Iterator[Words]) -> tuple[_Header, Words]:
+def _header(blocks: Iterator[Tokens]) -> tuple[_Header, Tokens]:
     """The counts, and the lines of the first block after them."""
     rows = next(blocks, _NOTHING)
     match = _KEYWORD.fullmatch(rows.line(0)) if len(rows) else None
     if match is None:
-        got = shown(rows.line(0)) if len(rows) else "an empty file"
+        got = excerpt(rows.line(0)) if len(rows) else "an empty file"
         msg = f"expected a text OFF file that begins with OFF, COFF, NOFF or STOFF, got {got}"
         raise DataError(msg)
     counts, rows = match[1].split(), rows.lines(slice(1, None))
@@ -65,12 +66,12 @@ def _header(blocks: Iterator[Words]) -> tuple[_Header, Words]:
         counts = rows.line(0).split() if len(rows) else []
         rows = rows.lines(slice(1, None))
     if len(counts) < 2 or not all(count.isdigit() for count in counts):
-        msg = f"expected the counts of vertices, faces and edges after OFF, got {shown(b' '.join(counts))}"
+        msg = f"expected the counts of vertices, faces and edges after OFF, got {excerpt(b' '.join(counts))}"
         raise DataError(msg)
     return _Header(int(counts[0]), int(counts[1])), rows
 
 
-def _body(header: _Header, rows: Words, blocks: Iterator[Words]) -> Draft:
+def _body(header: _Header, rows: Tokens, blocks: Iterator[Tokens]) -> RawMesh:
     vertices: list[Floats] = []
     corners: list[Indices] = []
     sizes: list[Indices] = []
@@ -97,5 +98,5 @@ def _body(header: _Header, rows: Words, blocks: Iterator[Words]) -> Draft:
             raise DataError(msg)
     points = np.concatenate(vertices) if vertices else np.empty((0, 3))
     if not header.faces:
-        return Draft(points=[points])
-    return Draft([Part(points, np.concatenate(corners), np.concatenate(sizes))])
+        return RawMesh(points=[points])
+    return RawMesh([Part(points, np.concatenate(corners), np.concatenate(sizes))])

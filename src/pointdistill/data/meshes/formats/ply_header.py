@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pointdistill.data.meshes.formats.text import shown
+from pointdistill.data.meshes.formats.content import excerpt
 from pointdistill.errors import DataError
 
 _LONGEST_HEADER = 1 << 20
@@ -35,7 +35,7 @@ _FORMS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """One property of an element; a list where ``count_type`` is set."""
+    """One property of an element; a list if ``count_type`` is set."""
 
     name: str
     item_type: str  # numpy type code without byte order
@@ -43,7 +43,7 @@ class Property:
 
     @property
     def least_bytes(self) -> int:
-        """Fewest bytes that it takes in a binary file."""
+        """The fewest bytes that it can take in a binary file."""
         return np.dtype(self.count_type or self.item_type).itemsize
 
 
@@ -57,7 +57,7 @@ class Element:
 
     @property
     def property_names(self) -> str:
-        """All properties as a message shows them."""
+        """The names of all properties, for messages."""
         return ", ".join(item.name for item in self.properties) or "none"
 
     @property
@@ -73,7 +73,7 @@ class Element:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before the data."""
+    """Everything before the data."""
 
     form: str
     byte_order: str  # "<", ">", or "" for text
@@ -82,16 +82,16 @@ class Header:
 
     @property
     def names(self) -> str:
-        """All elements as a message shows them."""
+        """The names of all elements, for messages."""
         return ", ".join(element.name for element in self.elements) or "none"
 
     def element(self, name: str) -> Element | None:
-        """The element of that name, if there is one."""
+        """The element with that name, if there is one."""
         return next((element for element in self.elements if element.name == name), None)
 
 
 def read_header(path: Path) -> Header:
-    """Read the header, and hold its counts against the size of the file.
+    """Read the header and check its counts against the size of the file.
 
     Raises:
         DataError: if it is not a PLY header, or promises more than the file can hold.
@@ -99,7 +99,7 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         start = file.read(_LONGEST_HEADER)
     if start[:3] != b"ply" or start[3:4] not in (b"\n", b"\r", b" "):
-        msg = f"expected a PLY file that begins with 'ply', got {shown(start[:20])}"
+        msg = f"expected a PLY file that begins with 'ply', got {excerpt(start[:20])}"
         raise DataError(msg)
     mark = start.find(b"end_header")
     end = start.find(b"\n", mark)
@@ -143,12 +143,14 @@ def _parse(text: bytes) -> tuple[str, list[Element]]:
 
 
 def _unknown_type(line: str) -> Property:
-    msg = f"the header line {shown(line.encode())} is not PLY; the file is damaged, export it again"
+    msg = (
+        f"the header line {excerpt(line.encode())} is not PLY; the file is damaged, export it again"
+    )
     raise DataError(msg)
 
 
 def _check_promise(header: Header, available: int) -> None:
-    """Every row takes at least its scalars and its lists' counts; in text, a character and a line end."""
+    """Every row takes at least its scalars and its list counts; in text, two characters for each property."""
     for element in header.elements:
         row = sum(item.least_bytes for item in element.properties)
         if header.form == "ascii":

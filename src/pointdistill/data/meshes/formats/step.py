@@ -1,9 +1,9 @@
 """STEP (ISO 10303-21: AP203, AP214, AP242) with its curved faces cut into triangles, the assembly in place.
 
-cascadio does the work, the packaged OpenCASCADE that trimesh's authors keep: an optional extra of 30 MB. It runs
-in a process of its own, for its parser is C++ and the file a stranger's. Coordinates are millimetres, into which
-it turns whatever unit the file states (parts of one assembly may state different ones), along the file's own
-axes; the format names no axis that points up.
+cascadio does the work: OpenCASCADE as packaged by trimesh's authors, an optional extra of 30 MB. It runs in a
+process of its own, because its parser is C++ and the file may come from anywhere. Coordinates are in millimetres,
+into which it converts whatever unit the file states (parts of one assembly may state different ones), along the
+file's own axes; the format declares no up axis.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats import gltf
-from pointdistill.data.meshes.formats.text import shown
-from pointdistill.data.meshes.records import Draft, MeshLimits, Part
+from pointdistill.data.meshes.formats.content import excerpt
+from pointdistill.data.meshes.records import MeshLimits, Part, RawMesh
 from pointdistill.errors import DataError
 
 _PROGRAM: Final = Path(__file__).with_name("step_convert.py")
@@ -36,12 +36,12 @@ _MOST_MEMORY_BYTES: Final = 4 * 2**30
 _PATIENCE_SECONDS: Final = 5  # beyond the converter's own alarm
 _OUT_OF_MEMORY: Final = ("MemoryError", "bad_alloc", "out of memory")
 _DECORATION: Final = re.compile(r"\x1b\[[0-9;]*m|\*+")
-"""Colours and rulings of the kernel's messages."""
+"""Colours and rules in the kernel's messages."""
 
 _LONGEST_LINE: Final = 400
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
+def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read the solids and shells of a .step or .stp file.
 
     Raises:
@@ -52,7 +52,7 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     with path.open("rb") as file:
         start = file.read(256)
     if _START not in start:
-        msg = f"expected {_START.decode()}, got {shown(start[:16])}; the file is damaged or of another format"
+        msg = f"expected {_START.decode()}, got {excerpt(start[:16])}; the file is damaged or of another format"
         raise DataError(msg)
     if importlib.util.find_spec("cascadio") is None:
         msg = "STEP needs cascadio; pip install 'pointdistill[step]', or export the model as GLB or OBJ"
@@ -60,8 +60,8 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
         converted = Path(folder, "converted.glb")
         _convert(path, converted, limits)
-        draft = gltf.read(converted, limits)
-    return Draft([_in_millimetres(part) for part in draft.parts])
+        raw = gltf.read(converted, limits)
+    return RawMesh([_in_millimetres(part) for part in raw.parts])
 
 
 def _convert(path: Path, converted: Path, limits: MeshLimits) -> None:
@@ -72,38 +72,38 @@ def _convert(path: Path, converted: Path, limits: MeshLimits) -> None:
             too long.
         MemoryError: if it asks for more than it may have, or the system ends it.
     """
-    words = [_MOST_SECONDS, _MOST_MEMORY_BYTES, limits.file_bytes]
+    arguments = [_MOST_SECONDS, _MOST_MEMORY_BYTES, limits.file_bytes]
     with (
         path.open("rb") as source,
         converted.open("wb") as target,
-        converted.with_name("messages").open("w+b") as told,
+        converted.with_name("messages").open("w+b") as messages,
     ):
         try:
-            # -P: or modules beside the program would stand for others of their names.
+            # -P, or modules beside the program would shadow others of the same name.
             done = subprocess.run(
-                [sys.executable, "-P", str(_PROGRAM), *map(str, words)],
+                [sys.executable, "-P", str(_PROGRAM), *map(str, arguments)],
                 stdin=source,
                 stdout=target,
-                stderr=told,
+                stderr=messages,
                 timeout=_MOST_SECONDS + _PATIENCE_SECONDS,
                 check=False,
             )
         except subprocess.TimeoutExpired:
             _refuse_slow()
-        complaint, last = _messages(told)
+        complaint, last = _read_messages(messages)
     _check_end(done.returncode, last)
-    # It goes on with what it understood; a part of a shape is not the shape.
+    # The converter carries on with what it understood; but a part of a shape is not the shape.
     if complaint or not converted.stat().st_size:
         cause = complaint or "nothing to convert"
         msg = f"not a readable STEP file ({cause}); it is damaged or cut short, export it again"
         raise DataError(msg)
 
 
-def _messages(told: IO[bytes]) -> tuple[str, str]:
-    """The first line that is an error of the kernel's, and the last line; empty where there is none."""
+def _read_messages(messages: IO[bytes]) -> tuple[str, str]:
+    """The first line that is an error of the kernel, and the last line; empty if there is none."""
     complaint = last = ""
-    told.seek(0)
-    while line := told.readline(_LONGEST_LINE):
+    messages.seek(0)
+    while line := messages.readline(_LONGEST_LINE):
         text = " ".join(_DECORATION.sub(" ", line.decode("utf-8", "replace")).split())
         last = text or last
         if not complaint and "ERR " in text:
@@ -112,7 +112,7 @@ def _messages(told: IO[bytes]) -> tuple[str, str]:
 
 
 def _check_end(code: int, last: str) -> None:
-    """Raise where the converter did not reach its end: its exit code tells, and the last line that it wrote.
+    """Raise if the converter did not finish: its exit code and the last line that it wrote tell why.
 
     Raises:
         DataError: if it took too long, see `_refuse_slow`, or crashed.
@@ -122,7 +122,7 @@ def _check_end(code: int, last: str) -> None:
         return
     if code == -getattr(signal, "SIGALRM", 0):
         _refuse_slow()
-    # SIGKILL is what the system ends a process with when it runs out of memory.
+    # SIGKILL is how the system ends a process when memory runs out.
     if code == -getattr(signal, "SIGKILL", 0) or any(word in last for word in _OUT_OF_MEMORY):
         raise MemoryError
     msg = (
@@ -137,6 +137,6 @@ def _in_millimetres(part: Part) -> Part:
 
 
 def _refuse_slow() -> NoReturn:
-    """Raise the DataError of a file that takes too long, from a TimeoutError: another machine may be faster."""
+    """Raise the DataError for a file that takes too long, from a TimeoutError: another machine may be faster."""
     msg = f"not converted within {_MOST_SECONDS} seconds; simplify it, or export it as GLB or OBJ"
     raise DataError(msg) from TimeoutError(msg)

@@ -1,8 +1,8 @@
 """A program of its own: STEP on standard input, GLB on standard output, messages on standard error.
 
-`pointdistill.data.meshes.formats.step` starts it by its path. The geometry kernel is written in C++ and prints
-what it finds on standard output; here neither a crash nor its chatter reaches the program that reads a
-thousand files. It imports nothing of this package.
+`pointdistill.data.meshes.formats.step` starts it by its path. The geometry kernel is written in C++ and prints its
+findings on standard output; in a process of its own, neither a crash nor its chatter reaches the program that
+reads a thousand files. It imports nothing from this package.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import sys
 
 DEVIATION = 0.002
-"""Largest distance between a triangle and the curved face it stands for, as a share of its edges' lengths."""
+"""Largest distance between a triangle and the curved face it replaces, as a share of its edge lengths."""
 
 ANGLE_RADIANS = 0.2
 """Largest angle between the normals of neighbouring triangles of a curved face."""
@@ -27,11 +27,11 @@ def main(seconds: int, memory_bytes: int, file_bytes: int) -> None:
     _limit(seconds, memory_bytes, file_bytes)
     target = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    # For an extension of its own that is not used here, cascadio would load it: 0.8 of its 1.1 seconds.
+    # cascadio would import trimesh for an extension that is not used here: 0.8 of its 1.1 seconds.
     sys.modules["trimesh"] = None  # type: ignore[assignment]
     import cascadio
 
-    # One thread: the triangles then come in the same order each time.
+    # One thread, so that the triangles come in the same order each time.
     content = cascadio.load(
         sys.stdin.buffer.read(),
         file_type="step",
@@ -45,7 +45,7 @@ def main(seconds: int, memory_bytes: int, file_bytes: int) -> None:
 
 
 def _limit(seconds: int, memory_bytes: int, file_bytes: int) -> None:
-    """Time by the clock, memory, what is written, and no life after the caller's; where the system can."""
+    """Limit wall time, memory and output, and die with the caller, where the system supports it."""
     if sys.platform == "win32":
         return
     import resource
@@ -60,7 +60,7 @@ def _limit(seconds: int, memory_bytes: int, file_bytes: int) -> None:
     ):
         soft, hard = resource.getrlimit(kind)
         allowed = most if soft == resource.RLIM_INFINITY else min(most, soft)
-        # Some systems have no limit of some kind, and say so.
+        # Some systems lack a limit of this kind, and raise.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(kind, (allowed, hard))
 

@@ -1,6 +1,6 @@
 """3DXML with tessellated parts, as CAD programs export it: the assembly with every instance in its place.
 
-trimesh reads it. Only a part's finest form counts; its coarser levels of detail would double the surface.
+trimesh reads it. Only the finest form of a part counts; coarser levels of detail would double the surface.
 Numbers keep the file's own unit.
 """
 
@@ -13,21 +13,25 @@ from typing import Any, Final
 from lxml import etree
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.assembly import count_placed, load_parts
-from pointdistill.data.meshes.formats.documents import Archive, open_archive
-from pointdistill.data.meshes.records import Draft, MeshLimits
+from pointdistill.data.meshes.formats.xml_documents import (
+    Archive,
+    count_placed,
+    load_parts,
+    open_archive,
+)
+from pointdistill.data.meshes.records import MeshLimits, RawMesh
 from pointdistill.errors import DataError
 
 _MANIFEST: Final = "Manifest.xml"
 
 _MOST_STEPS: Final = 1_000_000
-"""trimesh walks the whole assembly once for each shape, at about twenty microseconds an instance."""
+"""trimesh walks the whole assembly once for each shape, at about twenty microseconds per instance."""
 
 _MOST_FACES: Final = 500_000
 """A <Face> costs a kilobyte and 40 microseconds, however few triangles it has."""
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
+def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read the product structure that the manifest names.
 
     Raises:
@@ -43,7 +47,7 @@ def read(path: Path, limits: MeshLimits) -> Draft:
         if structure is None:
             msg = "the archive has no product structure; export the model as tessellated 3DXML"
             raise DataError(msg)
-        # Views and materials stand beside it.
+        # Drop the views and materials beside it.
         product[:] = [structure]
         stored, members = _shapes(structure, archive)
     children = _children(structure, stored)
@@ -52,11 +56,11 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     check_size("shapes times instances", len(stored) * instances, _MOST_STEPS)
     check_size("triangles", triangles, limits.faces)
     members |= {_MANIFEST: etree.tostring(manifest), name: etree.tostring(product)}
-    return Draft(load_parts(load_3DXML, members, triangles=triangles))
+    return RawMesh(load_parts(load_3DXML, members, triangles=triangles))
 
 
 def _shapes(structure: Any, archive: Archive) -> tuple[dict[str, int], dict[str, bytes]]:
-    """The triangles of each shape, and the documents that hold them; shapes without any are taken out."""
+    """The number of triangles of each shape, and the documents that hold them; shapes without any are removed."""
     stored: dict[str, int] = {}
     counts: dict[str, int] = {}
     members: dict[str, bytes] = {}
@@ -79,27 +83,27 @@ def _shapes(structure: Any, archive: Archive) -> tuple[dict[str, int], dict[str,
 
 
 def _tidy(document: Any) -> int:
-    """Leave of each <Rep> what trimesh reads right, and count the triangles."""
+    """Reduce each <Rep> to what trimesh reads correctly, and count the triangles."""
     looks = ("SurfaceAttributes", "PolygonalLOD", "Normals", "TextureCoordinates", "Edges")
     etree.strip_elements(document, *(f"{{*}}{name}" for name in looks), with_tail=False)
     triangles = 0
     for shape in document.iter("{*}Rep"):
         if (buffer := shape.find("{*}VertexBuffer")) is None:
             continue
-        # Normals are required there, and of no use here.
+        # trimesh requires normals, which are not used here.
         etree.SubElement(buffer, "Normals").text = "0 0 0"
         positions = buffer.findtext("{*}Positions", "").replace(",", " ").split()
         for group in shape.findall("{*}Faces"):
             for face in group.findall("{*}Face"):
                 triangles += _tidy_face(face, vertices=len(positions) // 3)
-                # Of several in one group, each would count again with all that follow.
+                # trimesh would count the faces of one group several times, so each gets a group of its own.
                 etree.SubElement(shape, "Faces").append(face)
             shape.remove(group)
     return triangles
 
 
 def _tidy_face(face: Any, *, vertices: int) -> int:
-    """Take out strips and fans that are too short for a triangle, check the indices, count the triangles."""
+    """Remove strips and fans too short for a triangle, check the indices, and count the triangles."""
     indices = [int(index) for index in face.attrib.pop("triangles", "").replace(",", " ").split()]
     if indices:
         face.set("triangles", " ".join(map(str, indices)))
@@ -111,17 +115,17 @@ def _tidy_face(face: Any, *, vertices: int) -> int:
         indices += (int(index) for text in lists for index in text)
         triangles += sum(len(text) - 2 for text in lists)
     if indices and not 0 <= min(indices) <= max(indices) < vertices:
-        # trimesh joins the vertices of all the bodies of a part: the index would name another's.
+        # trimesh joins the vertices of all bodies of a part, so the index would refer to those of another.
         msg = f"a face has an index outside the {vertices:,} vertices of its body; export the model again"
         raise DataError(msg)
     return triangles
 
 
 def _children(structure: Any, shapes: Iterable[str]) -> dict[str, list[str]]:
-    """What every part holds; ids and links are put as trimesh expects them.
+    """What every part contains; ids and links are rewritten as trimesh expects them.
 
-    trimesh names a shape after the part that holds it, and of two with one name keeps one. So ids become
-    names, and each shape gets a part to itself, inside the one that held it.
+    trimesh names a shape after the part that contains it, and of two with the same name keeps one. So ids become
+    names, and each shape gets a part of its own, inside the one that contained it.
     """
     children: dict[str, list[str]] = {shape: [] for shape in shapes}
     for part in structure.findall("{*}Reference3D"):

@@ -13,20 +13,24 @@ from typing import Any, Final
 from lxml import etree
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.assembly import count_placed, load_parts
-from pointdistill.data.meshes.formats.documents import Archive, open_archive
-from pointdistill.data.meshes.records import Draft, MeshLimits
+from pointdistill.data.meshes.formats.xml_documents import (
+    Archive,
+    count_placed,
+    load_parts,
+    open_archive,
+)
+from pointdistill.data.meshes.records import MeshLimits, RawMesh
 from pointdistill.errors import DataError
 
 _ROOT: Final = "3D/3dmodel.model"
 
 _MOST_INSTANCES: Final = 5_000
-"""trimesh looks for a free name for each instance of an object: 5,000 of one take eight seconds, and ten
-times as many a hundred times as long."""
+"""trimesh searches a free name for each instance of an object: 5,000 of one take eight seconds, and ten times as
+many a hundred times as long."""
 
 
-def read(path: Path, limits: MeshLimits) -> Draft:
-    """Read everything that a 3MF file would have printed.
+def read(path: Path, limits: MeshLimits) -> RawMesh:
+    """Read everything that a 3MF file asks to print.
 
     Raises:
         DataError: if the archive or its model is damaged, or refers to an object that is not there.
@@ -36,11 +40,11 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     with open_archive(path, limits) as archive:
         model = _merged(archive)
     objects = list(model.iter("{*}object"))
-    children = {item.get("id"): _held(item, "component") for item in objects}
+    children = {item.get("id"): _object_ids(item, "component") for item in objects}
     if len(children) < len(objects):
         msg = "two objects of the model have one id; the file is damaged, export it again"
         raise DataError(msg)
-    if not (items := _held(model, "item")):
+    if not (items := _object_ids(model, "item")):
         msg = "the model builds nothing: it has no build items; export it again"
         raise DataError(msg)
     stored = {item.get("id"): int(_TRIANGLES(item)) for item in objects}
@@ -48,24 +52,24 @@ def read(path: Path, limits: MeshLimits) -> Draft:
     check_size("instances", instances, min(limits.instances, _MOST_INSTANCES))
     check_size("triangles", triangles, limits.faces)
     document = etree.tostring(model)
-    # Its elements take ten times the document's bytes, and trimesh is about to make them anew.
+    # The elements take ten times the bytes of the document, and trimesh is about to parse it again.
     del model, objects
-    # Its clean-up renames bodies, and would lose those that then share a name.
+    # trimesh's clean-up renames bodies, and would lose those that then share a name.
     loader = partial(load_3MF, postprocess=False)
-    return Draft(load_parts(loader, {_ROOT: document}, triangles=triangles), declared_up="z")
+    return RawMesh(load_parts(loader, {_ROOT: document}, triangles=triangles), declared_up="z")
 
 
 _TRIANGLES = etree.XPath("count(.//*[local-name() = 'triangle'])")
 
 
-def _held(element: Any, kind: str) -> list[str]:
+def _object_ids(element: Any, kind: str) -> list[str]:
     return [item.get("objectid") for item in element.iter(f"{{*}}{kind}")]
 
 
 def _merged(archive: Archive) -> Any:
-    """All parts of the model as one document; trimesh would take a part whole for each object named in it.
+    """All parts of the model as one document; trimesh would load a whole part for each object referenced in it.
 
-    Ids become "part#id". Names go: trimesh tells instances apart by them, and drops those that share one.
+    Ids become "part#id". Names are removed: trimesh identifies instances by them, and drops those that share one.
     """
     root = _root_name(archive)
     parts = {root: archive.parse(root)}
@@ -89,7 +93,7 @@ def _merged(archive: Archive) -> Any:
 
 
 def _part_of(reference: Any, here: str) -> str:
-    """The model part that holds the object of a build item or a component."""
+    """The model part that contains the object of a build item or a component."""
     for name in reference.attrib:
         if etree.QName(name).localname == "path":
             path: str = reference.attrib.pop(name)

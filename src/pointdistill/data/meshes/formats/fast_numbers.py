@@ -1,8 +1,8 @@
-"""The words of a text, and the numbers that they spell, many at a time.
+"""Text cut into tokens at white space, and the numbers that they spell, read many at a time.
 
-A number is read as 64-bit words of eight characters, each digit's value added with three multiplications for
-all eight; what is not plain digits with a point and a sign is left to NumPy's own parser, word by word. Both
-give the float nearest to what is written: digits and power of ten are exact floats, divided once.
+Eight characters are loaded as one 64-bit integer, and three multiplications add up all eight digits. Whatever is
+not plain digits with a point and a sign is left to NumPy's own parser, token by token. Both give the float nearest
+to what is written: the digits and the power of ten are exact floats, divided once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pointdistill.data.meshes.records import Floats, Indices
 _Bits = NDArray[np.uint64]
 
 _CHUNK = 1 << 13
-"""Numbers read at once: what is made on the way stays in a processor's cache."""
+"""Numbers read at a time, so that intermediate arrays stay in a processor's cache."""
 
 _MARGIN = b"\n" * 16
-"""Around a text, so that eight characters can be loaded at any word, and 16 before its end."""
+"""Padding around a text, so that eight characters can be loaded at any token, and 16 before its end."""
 
 _MINUS, _PLUS, _SLASH, _SPACE, _LINE_END = b"-+/ \n"
 _CAPITAL = np.uint8(32)
@@ -34,106 +34,106 @@ def _every(byte: int) -> np.uint64:
 _ZEROS, _POINTS, _ONES = _every(ord("0")), _every(ord(".")), _every(1)
 _TOP, _BELOW_TOP, _PAST_NINE = _every(0x80), _every(0x7F), _every(0x76)
 _LAST = np.array([(2**64 - 1) << (8 * (8 - n)) & (2**64 - 1) for n in range(9)], np.uint64)
-"""Entry n keeps the last n characters of eight."""
+"""Mask n keeps the last n of eight characters."""
 
 _PLACE = np.uint64(sum(k << (8 * (7 - k)) for k in range(8)))
-"""Times 2^(8 k): the top byte is k."""
+"""Multiplied by 2^(8 k), its top byte is k."""
 
 _TENS = np.array([10**n for n in range(_MOST_FRACTION + 1)], np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """The words of a text, and some of its lines. Sizes: W words, L lines, none of them blank."""
+class Tokens:
+    """The tokens of a text, and some of its lines. Sizes: W tokens, L lines, none blank."""
 
     text: bytes
-    starts: Indices  # (W,), of each word in the text
+    starts: Indices  # (W,), of each token in the text
     ends: Indices  # (W,)
-    first: Indices  # (L,), the first word of each line
-    counts: Indices  # (L,), how many words each line has
+    first: Indices  # (L,), the first token of each line
+    counts: Indices  # (L,), how many tokens each line has
 
     def __len__(self) -> int:
         return len(self.first)
 
-    def lines(self, which: slice | NDArray[np.bool_]) -> Words:
+    def lines(self, which: slice | NDArray[np.bool_]) -> Tokens:
         """Some of the lines."""
-        return Words(self.text, self.starts, self.ends, self.first[which], self.counts[which])
+        return Tokens(self.text, self.starts, self.ends, self.first[which], self.counts[which])
 
     def line(self, number: int, *, skip: int = 0) -> bytes:
-        """One line as it stands, from its word ``skip`` on."""
+        """One line of the text, from its token ``skip`` on."""
         first, last = self.first[number] + skip, self.first[number] + self.counts[number] - 1
         return self.text[self.starts[first] : self.ends[last]] if first <= last else b""
 
-    def lines_that_begin(self, word: bytes) -> NDArray[np.bool_]:
-        """Whether each line's first word is this one, in small or capital letters; (L,)."""
+    def lines_that_begin(self, token: bytes) -> NDArray[np.bool_]:
+        """Whether the first token of each line is this one, in lower or upper case; (L,)."""
         begin = self.starts[self.first]
-        same: NDArray[np.bool_] = self.ends[self.first] - begin == len(word)
+        same: NDArray[np.bool_] = self.ends[self.first] - begin == len(token)
         codes = np.frombuffer(self.text, np.uint8)
-        for place, letter in enumerate(word):
+        for place, letter in enumerate(token):
             same &= codes[begin + place] | _CAPITAL == letter
         return same
 
 
-def split_words(text: bytes) -> Words:
-    """The words between white space of a text whose lines end in LF."""
+def split_tokens(text: bytes) -> Tokens:
+    """Split a text, whose lines end in LF, at white space."""
     text = b"".join([_MARGIN, text, _MARGIN])
     codes = np.frombuffer(text, np.uint8)
-    # The white space of the C library; other control characters belong to words, which are no numbers then.
+    # The white space of the C library; other control characters belong to tokens, which then are not numbers.
     blank = codes - np.uint8(9) < 5
     blank |= codes == _SPACE
     edges = np.flatnonzero(blank[1:] != blank[:-1])
     edges += 1
     starts, ends = edges[::2].copy(), edges[1::2].copy()
-    # Words before each line's end: the last line's include all.
+    # Tokens before each line's end: the last line's include all.
     before = np.searchsorted(starts, np.flatnonzero(codes == _LINE_END))
     before = before[np.flatnonzero(before[1:] != before[:-1]) + 1]
     counts = np.diff(before, prepend=0)
-    return Words(text, starts, ends, before - counts, counts)
+    return Tokens(text, starts, ends, before - counts, counts)
 
 
-def read_decimals(words: Words, which: Indices) -> tuple[Floats, Indices]:
-    """The numbers that some words spell.
+def read_decimals(tokens: Tokens, which: Indices) -> tuple[Floats, Indices]:
+    """The numbers that some tokens spell.
 
     Args:
-        words: the text.
-        which: (N,) words.
+        tokens: the text.
+        which: (N,) tokens.
 
     Returns:
-        values: (N,); anything where a word is not plain.
-        odd: entries of ``which`` whose words are not plain: other characters, an exponent, too many digits.
+        values: (N,); undefined where a token is not plain.
+        odd: entries of ``which`` whose tokens are not plain: other characters, an exponent, too many digits.
     """
     values, plain = np.empty(len(which)), np.empty(len(which), bool)
-    codes, eights = _views(words.text)
+    codes, eights = _views(tokens.text)
     for begin in range(0, len(which), _CHUNK):
         chunk = slice(begin, begin + _CHUNK)
-        starts, ends = words.starts[which[chunk]], words.ends[which[chunk]]
+        starts, ends = tokens.starts[which[chunk]], tokens.ends[which[chunk]]
         values[chunk], plain[chunk] = _decimals(codes, eights, starts, ends)
     return values, np.flatnonzero(~plain)
 
 
-def read_integers(words: Words, which: Indices) -> tuple[Indices, Indices]:
-    """The whole numbers at the head of some words, which a slash or the word's end must follow.
+def read_integers(tokens: Tokens, which: Indices) -> tuple[Indices, Indices]:
+    """The whole numbers at the head of some tokens, which a slash or the token's end must follow.
 
     Args:
-        words: the text.
-        which: (N,) words.
+        tokens: the text.
+        which: (N,) tokens.
 
     Returns:
-        values: (N,); anything where a word is not plain.
-        odd: entries of ``which`` whose words are not plain: other characters, 8 digits and more.
+        values: (N,); undefined where a token is not plain.
+        odd: entries of ``which`` whose tokens are not plain: other characters, 8 or more digits.
     """
     values, plain = np.empty(len(which), np.int64), np.empty(len(which), bool)
-    codes, eights = _views(words.text)
-    signed = b"-" in words.text
+    codes, eights = _views(tokens.text)
+    signed = b"-" in tokens.text
     for begin in range(0, len(which), _CHUNK):
         chunk = slice(begin, begin + _CHUNK)
-        starts, ends = words.starts[which[chunk]], words.ends[which[chunk]]
+        starts, ends = tokens.starts[which[chunk]], tokens.ends[which[chunk]]
         values[chunk], plain[chunk] = _integers(codes, eights, starts, ends, signed=signed)
     return values, np.flatnonzero(~plain)
 
 
 def _views(text: bytes) -> tuple[NDArray[np.uint8], _Bits]:
-    """The characters, and the eight characters from each on as one number, the first of them lowest."""
+    """The characters, and for each the eight characters that begin there as one integer, the first lowest."""
     eights: _Bits = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
     return np.frombuffer(text, np.uint8), eights
 
@@ -141,7 +141,11 @@ def _views(text: bytes) -> tuple[NDArray[np.uint8], _Bits]:
 def _decimals(
     codes: NDArray[np.uint8], eights: _Bits, starts: Indices, ends: Indices
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Sign, whole digits, point, fraction: read backwards from the point and from the end."""
+    """Numbers as sign, whole digits, point and fraction.
+
+    Each part is loaded so that it *ends* with the eight characters: a mask then drops what stands before it, and
+    the digits have their places whatever their number. A fraction of more than eight digits takes two loads.
+    """
     leading = codes[starts]
     negative = leading == _MINUS
     digits_from = starts + (negative | (leading == _PLUS))
@@ -161,6 +165,7 @@ def _decimals(
         high, wrong_high = _digits(eights[ends - 16], np.maximum(fraction - 8, 0))
         number += high * _TENS[8]
         wrong |= wrong_high
+    # Up to 2^53 the digits are an exact float, so the division rounds once, as a correct parser does.
     plain &= (wrong == 0) & (number <= 2**53)
     values = number.astype(np.float64)
     values /= _TENS[fraction].astype(np.float64)
@@ -170,7 +175,7 @@ def _decimals(
 def _integers(
     codes: NDArray[np.uint8], eights: _Bits, starts: Indices, ends: Indices, *, signed: bool
 ) -> tuple[Indices, NDArray[np.bool_]]:
-    """Digits up to the first character that is none."""
+    """Numbers that end at the first character that is no digit."""
     negative = codes[starts] == _MINUS if signed else None
     if negative is not None:
         starts = starts + negative
@@ -180,48 +185,48 @@ def _integers(
     plain = (length > 0) & (length < 8)
     plain &= (codes[after] == _SLASH) | (after == ends)
     digits <<= (64 - 8 * np.maximum(length, 1)).astype(np.uint64)
-    values = _joined(digits).astype(np.int64)
+    values = _sum_digits(digits).astype(np.int64)
     return values if negative is None else np.where(negative, -values, values), plain
 
 
 def _find_point(characters: _Bits) -> Indices:
-    """How many of eight characters stand before the first point; 8 without one."""
+    """How many of eight characters stand before the first point; 8 if there is none."""
     matching = characters ^ _POINTS
     # The lowest byte that is zero borrows first; bytes above it do not matter.
     return _lowest((matching - _ONES) & ~matching & _TOP)
 
 
 def _lowest(marks: _Bits) -> Indices:
-    """The number of the first byte of eight whose top bit is marked, the others' bits being 0; 8 for none."""
+    """The index of the lowest byte whose top bit is set, all other bits being 0; 8 if there is none."""
     one = marks & (~marks + np.uint64(1))
     place = ((one >> np.uint64(7)) * _PLACE) >> np.uint64(56)
     return np.where(one == 0, 8, place.astype(np.int64))
 
 
 def _digits(characters: _Bits, count: Indices) -> tuple[_Bits, _Bits]:
-    """The number that the last ``count`` of eight characters spell, and marks where one is no digit."""
+    """The number that the last ``count`` of eight characters spell, and marks where one is not a digit."""
     digits = characters ^ _ZEROS
     digits &= _LAST[count]
-    return _joined(digits), _past_nine(digits)
+    return _sum_digits(digits), _past_nine(digits)
 
 
 def _past_nine(values: _Bits) -> _Bits:
-    """Marks, in each byte's top bit, of bytes above 9."""
+    """Set the top bit of each byte above 9."""
     marks: _Bits = (((values & _BELOW_TOP) + _PAST_NINE) | values) & _TOP
     return marks
 
 
-def _joined(digits: _Bits) -> _Bits:
-    """Eight digits, the first in the lowest byte, as one number: pairs, then fours, then all."""
+def _sum_digits(digits: _Bits) -> _Bits:
+    """Eight digits, the first in the lowest byte, as one number: added up in pairs, then fours, then all eight."""
     pairs = (digits * np.uint64(10 << 8 | 1)) >> np.uint64(8) & np.uint64(0x00FF00FF00FF00FF)
     fours = (pairs * np.uint64(100 << 16 | 1)) >> np.uint64(16) & np.uint64(0x0000FFFF0000FFFF)
     number: _Bits = (fours * np.uint64(10000 << 32 | 1)) >> np.uint64(32)
     return number
 
 
-def spelled(words: Words, which: Indices, *, until: bytes | None = None) -> list[bytes]:
-    """Some words as they stand, up to the mark ``until`` where one is given."""
-    starts, ends = words.starts[which].tolist(), words.ends[which].tolist()
-    text = words.text
-    found = [text[start:end] for start, end in zip(starts, ends, strict=True)]
-    return found if until is None else [word.partition(until)[0] for word in found]
+def spelled(tokens: Tokens, which: Indices, *, until: bytes | None = None) -> list[bytes]:
+    """Some tokens as bytes, each up to the mark ``until`` if one is given."""
+    starts, ends = tokens.starts[which].tolist(), tokens.ends[which].tolist()
+    text = tokens.text
+    texts = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+    return texts if until is None else [token.partition(until)[0] for token in texts]

@@ -1,7 +1,12 @@
-"""Text formats in blocks of lines: the memory that a file costs is its numbers, not its text."""
+"""The content of a file, within the limits: bytes mapped into memory, or text in blocks of lines.
+
+Of a mapped file only the bytes that are used are ever read; a text file costs the memory of its
+numbers, not of its text.
+"""
 
 from __future__ import annotations
 
+import mmap
 import re
 import warnings
 from collections.abc import Iterator
@@ -11,18 +16,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.meshes.formats.words import (
-    Words,
+from pointdistill.data.meshes.formats.fast_numbers import (
+    Tokens,
     read_decimals,
     read_integers,
     spelled,
-    split_words,
+    split_tokens,
 )
-from pointdistill.data.meshes.records import Floats, Indices
+from pointdistill.data.meshes.records import Floats, Indices, MeshLimits
 from pointdistill.errors import DataError
 
+
+def map_file(path: Path, limits: MeshLimits) -> memoryview:
+    """The file's bytes, mapped read-only.
+
+    Raises:
+        DataError: if the file is empty or larger than ``limits.file_bytes``.
+    """
+    size = path.stat().st_size
+    if size > limits.file_bytes:
+        msg = f"{size:,} bytes, at most {limits.file_bytes:,} are accepted; simplify or split the file"
+        raise DataError(msg)
+    if not size:
+        msg = "the file is empty; copy or export it again"
+        raise DataError(msg)
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
 _BLOCK = 1 << 18
-"""Bytes read at once: what is made of them stays in a processor's cache."""
+"""Bytes read at a time, so that what is parsed from them stays in a processor's cache."""
 
 _LONGEST_LINE = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -30,23 +53,23 @@ _SIGN_ALONE = re.compile(rb"[+-](?![0-9])")
 
 
 def line_blocks(path: Path, *, start: int = 0) -> Iterator[list[bytes]]:
-    """Yield the file's non-empty lines, stripped, a block at a time; as `word_blocks`."""
+    """Yield the file's non-empty lines, stripped, a block at a time; compare `token_blocks`."""
     for block in _blocks(path, start, None):
         if lines := [line for line in map(bytes.strip, block.split(b"\n")) if line]:
             yield lines
 
 
-def word_blocks(
+def token_blocks(
     path: Path, *, start: int = 0, comment: bytes | None = None, continued: bytes = b""
-) -> Iterator[Words]:
-    """Yield the words of the file's lines, some thousand lines at a time, at least one.
+) -> Iterator[Tokens]:
+    """Yield the tokens of the file's lines, a few thousand lines at a time, never none.
 
     Args:
         path: text file with lines that end in LF, CR LF or CR.
-        start: byte to begin at; at 0 a UTF-8 byte order mark is passed over.
-        comment: a mark from which on a line is ignored.
-        continued: letters. A line whose first word is one of them goes on in the next line if it ends in a
-            backslash; in other lines, paths for instance, that is a character like any other.
+        start: byte to begin at; at 0, a UTF-8 byte order mark is skipped.
+        comment: a mark after which the rest of a line is ignored.
+        continued: letters. A line whose first token is one of them continues on the next line if it ends in a
+            backslash; in other lines, such as paths, a backslash is a character like any other.
 
     Raises:
         DataError: if the file holds NUL bytes or a line longer than 16 MiB.
@@ -59,12 +82,12 @@ def word_blocks(
             text = re.sub(re.escape(comment) + rb"[^\n]*", b"", text)
         if unfinished is not None and b"\\\n" in text:
             text = unfinished.sub(lambda lines: lines[0].replace(b"\\\n", b" "), text)
-        if len(words := split_words(text)):
-            yield words
+        if len(tokens := split_tokens(text)):
+            yield tokens
 
 
 def _blocks(path: Path, start: int, join: bytes | None) -> Iterator[bytes]:
-    """The file's text in blocks of whole lines, which all end in LF; none is cut right after a ``join``."""
+    """The file's text in blocks of whole lines, which all end in LF; no block ends right after a ``join``."""
     rest = b""
     with path.open("rb") as file:
         if start or file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
@@ -88,7 +111,7 @@ def _blocks(path: Path, start: int, join: bytes | None) -> Iterator[bytes]:
 
 
 def _last_line_end(block: bytes, join: bytes | None) -> int:
-    """Bytes of ``block`` up to the last line end that is surely one."""
+    """Length of ``block`` up to the last line end that is certainly one."""
     end = block.rfind(b"\n")
     if end < 0:
         # Lines that end in CR alone: the last byte may be the first half of CR LF.
@@ -103,13 +126,13 @@ def _plain_lines(block: bytes) -> bytes:
 
 
 def parse_numbers(text: bytes, dtype: type[np.float64] | type[np.int64]) -> NDArray[Any] | None:
-    """Numbers with white space between them, (n,); None where something else is among them."""
+    """Numbers separated by white space, (n,); None if anything else is among them."""
     if not text or text.isspace():
         return np.empty(0, dtype)
     if dtype is np.int64 and _SIGN_ALONE.search(text):
-        return None  # numpy takes a sign alone for 0, or for the sign of the word after it
+        return None  # numpy reads a lone sign as 0, or as the sign of the next token
     with warnings.catch_warnings():
-        # numpy warns where the text stops being numbers, and announces that it will raise there.
+        # numpy only warns where the text stops being numbers; newer versions will raise.
         warnings.simplefilter("error", DeprecationWarning)
         try:
             return np.fromstring(text, dtype, sep=" ")
@@ -118,7 +141,7 @@ def parse_numbers(text: bytes, dtype: type[np.float64] | type[np.int64]) -> NDAr
 
 
 def _row_counts(text: bytes) -> Indices:
-    """Words in each line of ``text``, whose lines are stripped and not empty; a fifth of what split costs."""
+    """Tokens in each line of ``text``, whose lines are stripped and not empty; a fifth of what split costs."""
     codes = np.frombuffer(text, np.uint8)
     space = codes <= ord(" ")
     starts = np.flatnonzero(space[:-1] & ~space[1:])
@@ -143,72 +166,72 @@ def parse_rows(
     if values is None or len(values) != counts.sum():
         kind = "numbers" if dtype is np.float64 else "whole numbers"
         row = next((row for row in rows if parse_numbers(row, dtype) is None), rows[0])
-        msg = f"expected {kind}, got {shown(row)}; the file is damaged or of another format"
+        msg = f"expected {kind}, got {excerpt(row)}; the file is damaged or of another format"
         raise DataError(msg)
     return values, counts
 
 
 def parse_points(
-    rows: list[bytes] | Words, *, columns: tuple[int, int, int] = (0, 1, 2), skip: int = 0
+    rows: list[bytes] | Tokens, *, columns: tuple[int, int, int] = (0, 1, 2), skip: int = 0
 ) -> Floats:
-    """x, y, z of some rows, whatever stands after them; (rows, 3).
+    """x, y, z of some rows, whatever follows them; (rows, 3).
 
     Args:
         rows: rows that are not blank.
-        columns: the words of each row that are x, y and z.
-        skip: words of a row that are no numbers, and that a message leaves out.
+        columns: the tokens of each row that are x, y and z.
+        skip: leading tokens of a row that are not numbers; messages leave them out.
 
     Raises:
         DataError: naming the first row without three numbers in these columns.
     """
-    words = rows if isinstance(rows, Words) else split_words(b"\n".join(rows))
+    tokens = rows if isinstance(rows, Tokens) else split_tokens(b"\n".join(rows))
     last = max(columns) + 1
-    # A row of separators alone has no words, and is no line of them then.
-    blank = len(words) < len(rows)
-    if blank or (words.counts < last).any():
-        row = b"" if blank else words.line(int(np.argmax(words.counts < last)), skip=skip)
+    # A row of nothing but separators has no tokens, so it is missing among the lines.
+    blank = len(tokens) < len(rows)
+    if blank or (tokens.counts < last).any():
+        row = b"" if blank else tokens.line(int(np.argmax(tokens.counts < last)), skip=skip)
         msg = (
-            f"expected at least {last - skip} numbers a row, got {shown(row)}; "
+            f"expected at least {last - skip} numbers a row, got {excerpt(row)}; "
             "the file is damaged or cut short"
         )
         raise DataError(msg)
-    which = (words.first[:, None] + columns).reshape(-1)
-    values, odd = read_decimals(words, which)
+    which = (tokens.first[:, None] + columns).reshape(-1)
+    values, odd = read_decimals(tokens, which)
     if len(odd):
-        values[odd] = _odd_numbers(words, which[odd], np.float64, skip=skip)
+        values[odd] = _odd_numbers(tokens, which[odd], np.float64, skip=skip)
     return values.reshape(-1, 3)
 
 
-def parse_indices(words: Words, which: Indices, *, skip: int = 0) -> Indices:
-    """The whole numbers at the head of some words, up to a slash; (N,).
+def parse_indices(tokens: Tokens, which: Indices, *, skip: int = 0) -> Indices:
+    """The integers at the start of some tokens, up to a slash; (N,).
 
     Args:
-        words: the text.
-        which: (N,) words, line after line.
-        skip: words of a line that a message leaves out.
+        tokens: the text.
+        which: (N,) tokens, line after line.
+        skip: leading tokens of a line that messages leave out.
 
     Raises:
-        DataError: naming the first line with a word that is none.
+        DataError: naming the first line with a token that is not an integer.
     """
-    values, odd = read_integers(words, which)
+    values, odd = read_integers(tokens, which)
     if len(odd):
-        values[odd] = _odd_numbers(words, which[odd], np.int64, skip=skip)
+        values[odd] = _odd_numbers(tokens, which[odd], np.int64, skip=skip)
     return values
 
 
 def _odd_numbers(
-    words: Words, which: Indices, dtype: type[np.float64] | type[np.int64], *, skip: int
+    tokens: Tokens, which: Indices, dtype: type[np.float64] | type[np.int64], *, skip: int
 ) -> NDArray[Any]:
-    """Numbers that are spelled with exponents, many digits, or names such as nan."""
+    """Numbers spelled with exponents, many digits, or names such as nan."""
     whole = dtype is np.int64
-    texts = spelled(words, which, until=b"/" if whole else None)
+    texts = spelled(tokens, which, until=b"/" if whole else None)
     values = parse_numbers(b" ".join(texts), dtype)
     if values is not None and len(values) == len(texts):
         return values
     wrong = next((k for k, text in enumerate(texts) if _is_no_number(text, dtype)), 0)
-    line = int(np.searchsorted(words.first, which[wrong], side="right")) - 1
+    line = int(np.searchsorted(tokens.first, which[wrong], side="right")) - 1
     kind = "whole numbers" if whole else "numbers"
-    row = shown(words.line(line, skip=skip))
+    row = excerpt(tokens.line(line, skip=skip))
     msg = f"expected {kind}, got {row}; the file is damaged or of another format"
     raise DataError(msg)
 
@@ -218,12 +241,12 @@ def _is_no_number(text: bytes, dtype: type[np.float64] | type[np.int64]) -> bool
     return values is None or len(values) != 1
 
 
-def parse_polygons(words: Words, *, lead: int = 0) -> tuple[Indices, Indices]:
-    """Rows of a count, as many vertex indices, and anything after them (colours).
+def parse_polygons(tokens: Tokens, *, lead: int = 0) -> tuple[Indices, Indices]:
+    """Rows of a count, that many vertex indices, and anything after them (colours).
 
     Args:
-        words: the rows.
-        lead: words of each row before its count.
+        tokens: the rows.
+        lead: tokens of each row before its count.
 
     Returns:
         corners: (C,) indices, row after row.
@@ -232,40 +255,40 @@ def parse_polygons(words: Words, *, lead: int = 0) -> tuple[Indices, Indices]:
     Raises:
         DataError: naming the first row that has fewer indices than it promises.
     """
-    if (words.counts <= lead).any():
-        row = words.line(int(np.argmax(words.counts <= lead)))
-        msg = f"a face has too few numbers: {shown(row)}; the file is damaged or cut short"
+    if (tokens.counts <= lead).any():
+        row = tokens.line(int(np.argmax(tokens.counts <= lead)))
+        msg = f"a face has too few numbers: {excerpt(row)}; the file is damaged or cut short"
         raise DataError(msg)
-    first = words.first + lead
-    sizes = parse_indices(words, first, skip=lead)
-    short = (sizes < 0) | (sizes >= words.counts - lead)
+    first = tokens.first + lead
+    sizes = parse_indices(tokens, first, skip=lead)
+    short = (sizes < 0) | (sizes >= tokens.counts - lead)
     if short.any():
-        row = words.line(int(np.argmax(short)), skip=lead)
-        msg = f"a face promises more indices than it has: {shown(row)}; the file is damaged or cut short"
+        row = tokens.line(int(np.argmax(short)), skip=lead)
+        msg = f"a face promises more indices than it has: {excerpt(row)}; the file is damaged or cut short"
         raise DataError(msg)
-    return parse_indices(words, ragged(first + 1, sizes), skip=lead), sizes
+    return parse_indices(tokens, ragged_ranges(first + 1, sizes), skip=lead), sizes
 
 
-def ragged(first: Indices, counts: Indices) -> Indices:
-    """For each row, ``first`` and what follows it, ``counts`` in all; one row after another."""
+def ragged_ranges(first: Indices, counts: Indices) -> Indices:
+    """For each row the ``counts`` successive integers from ``first`` on; row after row."""
     if len(counts) and (counts == counts[0]).all():
         return (first[:, None] + np.arange(counts[0])).reshape(-1)
     before = np.cumsum(counts) - counts
     return np.repeat(first - before, counts) + np.arange(counts.sum())
 
 
-def shown(row: bytes) -> str:
-    """A row of a file as a message can show it: printable, at most 60 characters."""
+def excerpt(row: bytes) -> str:
+    """A row of a file, quoted for a message: printable, at most 60 characters."""
     text = row[:60].decode("ascii", "backslashreplace")
     text = "".join(character if character.isprintable() else "?" for character in text)
     return f"'{text}…'" if len(row) > 60 else f"'{text}'"
 
 
 def check_text_size(path: Path, accepted: int) -> int:
-    """The file's bytes.
+    """The file's size in bytes.
 
     Raises:
-        DataError: if there are more than accepted.
+        DataError: if it exceeds ``accepted``.
     """
     size = path.stat().st_size
     if size > accepted:

@@ -1,8 +1,8 @@
-"""The HDF5 file of a shard without its arrays: where each array lies, and the bytes around them.
+"""Where each array of a shard lies in its HDF5 file, and the bytes around them.
 
-HDF5 makes the skeleton in memory and the arrays are then written to their places with plain file
-writes. A full disk is so an ordinary error of ours and not one of HDF5's, which it prints and may
-crash on; memory holds no array; and the bytes do not depend on the order of writing.
+HDF5 lays the file out in memory; the arrays are then written to their places with plain file writes. So a full
+disk is an ordinary error of ours rather than one inside HDF5, which prints such errors and may crash on them;
+memory holds no array; and the bytes do not depend on the order of writing.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _PAGE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One array to make room for."""
+    """One array to reserve space for."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
 
 
 @dataclass(frozen=True, slots=True)
-class Skeleton:
-    """What to write where."""
+class FileLayout:
+    """Which bytes of the file go where."""
 
     pages: Mapping[int, bytes]
-    """Bytes by their offset; what lies between them is arrays or nothing."""
+    """Bytes by their offset; between them lie arrays, or nothing."""
 
     offsets: Mapping[str, int]
     """Where each array's bytes begin."""
@@ -44,9 +44,9 @@ class Skeleton:
     """Bytes of the whole file."""
 
 
-def make_skeleton(
+def lay_out_file(
     arrays: Mapping[str, ArraySpec], *, source: str, label_names: NDArray[np.bytes_]
-) -> Skeleton:
+) -> FileLayout:
     """Lay out a file with contiguous, uncompressed datasets.
 
     Args:
@@ -78,7 +78,7 @@ def make_skeleton(
         for name, spec in arrays.items()
     ]
     pages = {page * _PAGE_BYTES: bytes(content) for page, content in sorted(memory.pages.items())}
-    return Skeleton(pages=pages, offsets=offsets, size=max([memory.size, *ends]))
+    return FileLayout(pages=pages, offsets=offsets, size=max([memory.size, *ends]))
 
 
 def utf8_text(count: int) -> np.dtype[np.generic]:
@@ -88,7 +88,7 @@ def utf8_text(count: int) -> np.dtype[np.generic]:
 
 
 class _SparseFile(io.RawIOBase):
-    """A file in memory that holds only the pages that were written; what HDF5 asks of a file."""
+    """A file in memory that holds only the pages that were written, with the methods that HDF5 calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,19 +105,19 @@ class _SparseFile(io.RawIOBase):
         return self._position
 
     def write(self, content: object) -> int:
-        given = memoryview(content).cast("B")  # type: ignore[arg-type]
-        for page, inside, part in self._parts(len(given)):
-            self.pages.setdefault(page, bytearray(_PAGE_BYTES))[inside] = given[part]
-        self._position += len(given)
+        source = memoryview(content).cast("B")  # type: ignore[arg-type]
+        for page, inside, part in self._parts(len(source)):
+            self.pages.setdefault(page, bytearray(_PAGE_BYTES))[inside] = source[part]
+        self._position += len(source)
         self.size = max(self.size, self._position)
-        return len(given)
+        return len(source)
 
     def readinto(self, buffer: object) -> int:
-        wanted = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        for page, inside, part in self._parts(len(wanted)):
-            wanted[part] = self.pages.get(page, bytes(_PAGE_BYTES))[inside]
-        self._position += len(wanted)
-        return len(wanted)
+        target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        for page, inside, part in self._parts(len(target)):
+            target[part] = self.pages.get(page, bytes(_PAGE_BYTES))[inside]
+        self._position += len(target)
+        return len(target)
 
     def truncate(self, size: int | None = None) -> int:
         self.size = self._position if size is None else size

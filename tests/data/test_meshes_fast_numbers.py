@@ -10,21 +10,21 @@ import pytest
 
 from pointdistill.data.meshes import MeshLimits
 from pointdistill.data.meshes.formats import obj, off
-from pointdistill.data.meshes.formats.text import parse_indices, parse_points, word_blocks
-from pointdistill.data.meshes.formats.words import (
-    Words,
+from pointdistill.data.meshes.formats.content import parse_indices, parse_points, token_blocks
+from pointdistill.data.meshes.formats.fast_numbers import (
+    Tokens,
     read_decimals,
     read_integers,
-    split_words,
+    split_tokens,
 )
 from pointdistill.errors import DataError
 
 
-def words_of(texts: list[str]) -> Words:
+def tokens_of(texts: list[str]) -> Tokens:
     """One word a line."""
-    words = split_words("\n".join(texts).encode())
-    assert len(words) == len(texts)
-    return words
+    tokens = split_tokens("\n".join(texts).encode())
+    assert len(tokens) == len(texts)
+    return tokens
 
 
 def spellings() -> list[str]:
@@ -45,8 +45,8 @@ EDGES = [
 @pytest.mark.parametrize("texts", [spellings(), EDGES], ids=["written", "edges"])
 def test_decimals_are_the_floats_that_python_reads(texts: list[str]) -> None:
     """Bit for bit, minus zero included, whether read at once or left to the slower parser."""
-    words = words_of(texts)
-    plain, odd = read_decimals(words, np.arange(len(texts)))
+    tokens = tokens_of(texts)
+    plain, odd = read_decimals(tokens, np.arange(len(texts)))
     expected = np.array([float(text) for text in texts])
     sure = np.setdiff1d(np.arange(len(texts)), odd)
     assert plain[sure].view(np.int64).tolist() == expected[sure].view(np.int64).tolist()
@@ -71,8 +71,8 @@ def test_which_decimals_are_read_at_once() -> None:
         "1e5", "nan", "-", "+", ".", "1.2.3", "--1", "1-2", "1,5", "0x10", "12345678.5", "123456789", "1.5f",
         "1_0", "1/2", "0.12345678901234567", "9007199254740993", "٣", "1\x01", ":5", "5:", "5.5:5", "/5",
     ]  # fmt: skip
-    assert read_decimals(words_of(plain), np.arange(len(plain)))[1].tolist() == []
-    values, found = read_decimals(words_of(odd + plain), np.arange(len(odd + plain)))
+    assert read_decimals(tokens_of(plain), np.arange(len(plain)))[1].tolist() == []
+    values, found = read_decimals(tokens_of(odd + plain), np.arange(len(odd + plain)))
     assert found.tolist() == list(range(len(odd)))
     assert values[len(odd) :].tolist() == [float(text) for text in plain]
 
@@ -80,10 +80,10 @@ def test_which_decimals_are_read_at_once() -> None:
 def test_integers_end_at_a_slash_or_with_their_word() -> None:
     texts = ["1", "-1", "1234567", "-1234567", "12/3/4", "12//4", "7/", "0", "007"]
     odd = ["12345678", "+3", "1.0", "1e3", "/5", "-", "3a", "--2", "4\\", ":", "3\x01", "-/1"]
-    values, found = read_integers(words_of(texts + odd), np.arange(len(texts + odd)))
+    values, found = read_integers(tokens_of(texts + odd), np.arange(len(texts + odd)))
     assert values[: len(texts)].tolist() == [1, -1, 1234567, -1234567, 12, 12, 7, 0, 7]
     assert found.tolist() == list(range(len(texts), len(texts + odd)))
-    assert parse_indices(words_of(["12345678/1", "+3/2"]), np.arange(2)).tolist() == [12345678, 3]
+    assert parse_indices(tokens_of(["12345678/1", "+3/2"]), np.arange(2)).tolist() == [12345678, 3]
 
 
 @pytest.mark.parametrize("word", ["-", "+", "-/1", "5-"])
@@ -91,20 +91,20 @@ def test_a_sign_alone_is_no_index(word: str) -> None:
     """NumPy takes one for 0, and the one before a number for its sign."""
     for texts in ([word], [word, "+3"], ["+3", word]):
         with pytest.raises(DataError, match=f"expected whole numbers, got '{re.escape(word)}'"):
-            parse_indices(words_of(texts), np.arange(len(texts)))
+            parse_indices(tokens_of(texts), np.arange(len(texts)))
 
 
-def test_lines_and_their_words() -> None:
-    words = split_words(b"\n\n  v 1\t2  \n \t\nVertex 3\x0b4 5\nv5 6\n\n")
-    assert [words.line(k) for k in range(len(words))] == [b"v 1\t2", b"Vertex 3\x0b4 5", b"v5 6"]
-    assert words.counts.tolist() == [3, 4, 2]
-    assert words.line(1, skip=2) == b"4 5"
-    assert words.line(0, skip=3) == b""
-    assert words.lines_that_begin(b"v").tolist() == [True, False, False]
-    assert words.lines_that_begin(b"vertex").tolist() == [False, True, False]
-    assert words.lines(slice(1, None)).line(1) == b"v5 6"
-    assert words.lines(np.array([False, False, True])).counts.tolist() == [2]
-    assert len(split_words(b"")) == len(split_words(b" \n\n ")) == 0
+def test_lines_and_their_tokens() -> None:
+    tokens = split_tokens(b"\n\n  v 1\t2  \n \t\nVertex 3\x0b4 5\nv5 6\n\n")
+    assert [tokens.line(k) for k in range(len(tokens))] == [b"v 1\t2", b"Vertex 3\x0b4 5", b"v5 6"]
+    assert tokens.counts.tolist() == [3, 4, 2]
+    assert tokens.line(1, skip=2) == b"4 5"
+    assert tokens.line(0, skip=3) == b""
+    assert tokens.lines_that_begin(b"v").tolist() == [True, False, False]
+    assert tokens.lines_that_begin(b"vertex").tolist() == [False, True, False]
+    assert tokens.lines(slice(1, None)).line(1) == b"v5 6"
+    assert tokens.lines(np.array([False, False, True])).counts.tolist() == [2]
+    assert len(split_tokens(b"")) == len(split_tokens(b" \n\n ")) == 0
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -113,7 +113,7 @@ def test_blocks_cut_a_file_between_its_lines(end: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     rows = [f"{k} {k / 8:.3f} {-k}" for k in range(40_000)]
     path.write_bytes(end.join(rows).encode())
-    blocks = list(word_blocks(path))
+    blocks = list(token_blocks(path))
     assert len(blocks) > 2
     points = np.concatenate([parse_points(block) for block in blocks])
     count = np.arange(40_000)

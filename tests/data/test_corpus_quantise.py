@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pointdistill.data.corpus.codec import LEVELS, quantise, restore
+from pointdistill.data.corpus.shard import LEVELS, Quantised, quantise, restore
 from pointdistill.errors import DataError
+
+
+def restored(stored: Quantised) -> np.ndarray:
+    return restore(stored.points, stored.center.tobytes(), float(stored.scale))
 
 
 def test_corners_of_a_cube_are_exact() -> None:
@@ -16,7 +20,7 @@ def test_corners_of_a_cube_are_exact() -> None:
     assert stored.center.tolist() == [1.0, 1.0, 1.0]
     assert stored.scale == 1.0
     assert set(np.abs(stored.points).ravel().tolist()) == {LEVELS}
-    assert np.array_equal(restore(stored.points, stored.center, stored.scale), corners)
+    assert np.array_equal(restored(stored), corners)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -26,7 +30,7 @@ def test_error_is_at_most_half_a_step(seed: int, unit: float) -> None:
     rng = np.random.default_rng(seed)
     points = (rng.normal(size=(1000, 3)) * [1.0, 0.3, 0.01] * unit).astype(np.float32)
     stored = quantise(points)
-    error = np.abs(restore(stored.points, stored.center, stored.scale) - points)
+    error = np.abs(restored(stored) - points)
     assert error.max() <= 1.6e-5 * stored.scale
     assert np.abs(stored.points).max() == LEVELS, "the longest axis uses the whole range"
 
@@ -35,7 +39,7 @@ def test_a_shape_far_from_the_origin_keeps_its_place() -> None:
     """At 1000, float32 has steps of 6e-5; the error is that and no more."""
     points = np.random.default_rng(0).uniform(1000, 1001, size=(500, 3)).astype(np.float32)
     stored = quantise(points)
-    error = np.abs(restore(stored.points, stored.center, stored.scale).astype(np.float64) - points)
+    error = np.abs(restored(stored).astype(np.float64) - points)
     assert error.max() <= 1.6e-5 * stored.scale + np.spacing(np.float32(1001))
 
 
@@ -51,7 +55,7 @@ def test_a_shape_far_from_the_origin_keeps_its_place() -> None:
 def test_degenerate_shapes_are_stored_exactly(points: list[list[float]]) -> None:
     given = np.array(points, np.float32)
     stored = quantise(given)
-    assert np.array_equal(restore(stored.points, stored.center, stored.scale), given)
+    assert np.array_equal(restored(stored), given)
 
 
 @pytest.mark.parametrize("count", [0, 1, 64, 2047, 2048, 2049, 4096, 5000])
@@ -61,13 +65,13 @@ def test_restore_is_the_formula_of_the_docs(count: int) -> None:
     points = rng.integers(-LEVELS, LEVELS, size=(count, 3), endpoint=True).astype(np.int16)
     center = np.array([1.0, -2.0, 3.0], np.float32)
     slow = center + 5.0 * points.astype(np.float64) / LEVELS
-    restored = restore(points, center, np.float32(5.0))
-    assert restored.dtype == np.float32
-    assert restored.shape == (count, 3)
-    assert np.allclose(restored, slow, rtol=0, atol=2e-6)
+    found = restore(points, center.tobytes(), 5.0)
+    assert found.dtype == np.float32
+    assert found.shape == (count, 3)
+    assert np.allclose(found, slow, rtol=0, atol=2e-6)
     # To the bit: each operation rounded once, in the order written.
     plain = points.astype(np.float32) * (np.float32(5.0) / np.float32(LEVELS)) + center
-    assert np.array_equal(restored, plain)
+    assert np.array_equal(found, plain)
 
 
 def test_a_view_of_every_second_point_is_quantised_as_its_copy() -> None:

@@ -1,0 +1,291 @@
+"""Whether two clouds are samples of one surface, up to a turn about z, a uniform scale and a shift.
+
+The clouds are registered, from poses that `phase_matching` proposes, and then compared at their own sampling
+density.
+
+A new sample of a surface lies as far from a cloud as the cloud's own points lie from each other: from the nearest
+point, and from the plane through the nearest few. So each distance is divided by the same distance measured within
+the cloud, with one point left out. Two samples of one surface have ratios of about 1 at any number of points and
+for any shape, and the gap between two clouds is the root mean square of four ratios: nearest point and plane, from
+each cloud to the other.
+
+Clouds are centred and scaled to unit root mean square radius; lengths below are in that unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+
+from pointdistill.data.leaks.fingerprint import (
+    centred,
+    subsample,
+)
+
+Floats: TypeAlias = NDArray[np.float64]
+
+SAME_SURFACE = 1.12
+"""Largest gap between two samples of one surface; chosen from the calibration in ``benchmarks/leaks.py``."""
+
+NEIGHBOURS = 8
+
+# Registering clouds.
+_ANGLES = 30
+_MOST_STARTS = 4
+_HOPELESS = 3.0  # mean squared distance, as a multiple of the best start's
+_NEAR_SHARE = 0.95
+_ALONG = 0.05  # weight of the squared distance along the plane; the distance to the plane weighs 1
+_DAMPING = 1e-6
+_CONVERGED = 1e-3
+_LONGEST_TURN, _LONGEST_STRETCH = 0.2, 0.1
+
+# Measuring the gap.
+_DENSEST = 16_384
+_PROBES, _POSE_PROBES, _FIRST_PROBES = 2048, 512, 256
+_TRIMMED_SHARE = 0.95
+"""Share of the distances that counts; the largest belong to stray points, or to thin parts that a small sample
+misses."""
+
+_RESOLUTION = 0.003
+"""Distances below it say nothing: a flat surface has no distance at all to its own planes."""
+
+_ASTRAY, _FAR = 4.0, 1.4
+"""Ratios of nearest distances above which a pose is given up: at once, and after the first steps. Two samples of
+one surface are at 1.1 and 1.0, one in a hundred beyond 1.4 and 1.1; thin folds begin beyond 2."""
+
+_NEARLY = 1.6
+"""Gap up to which every angle is tried again, on all points."""
+
+_FIRST_STEPS, _STEPS = 3, 20
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """The local planes of a cloud at p probes."""
+
+    nearest: Floats
+    """(p,) distance to the nearest point of the cloud."""
+
+    middle: Floats
+    """(p, 3) mean of the nearest eight."""
+
+    normal: Floats
+    """(p, 3) unit vectors, of either sign: the direction in which those eight vary least."""
+
+    def offset(self, probes: Floats) -> Floats:
+        """(p,) unsigned distance of each probe from its plane."""
+        offsets: Floats = np.abs(np.einsum("ij,ij->i", probes - self.middle, self.normal))
+        return offsets
+
+
+def nearest_distances(tree: KDTree, probes: Floats, *, skip: int = 0) -> Floats:
+    """(p,) distances of (p, 3) probes to the nearest point of a cloud, ``skip`` nearer ones left out."""
+    distance, _ = tree.query(probes, k=[1 + skip])
+    return np.asarray(distance, np.float64)[:, 0]
+
+
+def tangent_planes(tree: KDTree, probes: Floats, *, skip: int = 0) -> Planes:
+    """Fit a plane to the eight points of a cloud nearest to each probe.
+
+    Args:
+        tree: of the cloud.
+        probes: (p, 3).
+        skip: nearest points to leave out; 1 where the probes are points of the cloud.
+    """
+    count = min(NEIGHBOURS, tree.n - skip)
+    distance, index = tree.query(probes, k=range(1 + skip, 1 + skip + count))
+    near = tree.data[index]  # (p, 8, 3)
+    middle = near.mean(axis=1)
+    near = near - middle[:, None]
+    _, axes = np.linalg.eigh(near.transpose(0, 2, 1) @ near)
+    return Planes(np.asarray(distance, np.float64)[:, 0], middle, axes[:, :, 0])
+
+
+@dataclass(frozen=True, slots=True)
+class Similarity:
+    """Maps x to x @ matrix.T + shift; the matrix turns about z and scales uniformly."""
+
+    matrix: Floats  # (3, 3)
+    shift: Floats  # (3,)
+
+    @classmethod
+    def turn(cls, angle: float, *, scale: float = 1.0, shift: Floats | None = None) -> Similarity:
+        """A turn about z by an angle in radians, then a shift."""
+        cosine, sine = np.cos(angle), np.sin(angle)
+        matrix = scale * np.array(((cosine, -sine, 0.0), (sine, cosine, 0.0), (0.0, 0.0, 1.0)))
+        return cls(matrix, np.zeros(3) if shift is None else shift)
+
+    def apply(self, points: Floats) -> Floats:
+        """The image of (n, 3) points."""
+        return points @ self.matrix.T + self.shift
+
+    def then(self, other: Similarity) -> Similarity:
+        """This one followed by ``other``."""
+        return Similarity(other.matrix @ self.matrix, other.apply(self.shift[None])[0])
+
+    def inverse(self) -> Similarity:
+        """The similarity that undoes this one."""
+        back = np.linalg.inv(self.matrix).astype(np.float64)
+        return Similarity(back, -back @ self.shift)
+
+
+def starting_turns(probes: Floats, tree: KDTree) -> list[Similarity]:
+    """Turns to start from: of 30, the local minima of the probes' distance to the cloud.
+
+    Returns:
+        At most 4, the closest first.
+    """
+    turns = [Similarity.turn(2.0 * np.pi * k / _ANGLES) for k in range(_ANGLES)]
+    distance = nearest_distances(tree, np.concatenate([turn.apply(probes) for turn in turns]))
+    far = np.square(distance.reshape(_ANGLES, -1)).mean(axis=1)
+    low = (far <= np.roll(far, 1)) & (far <= np.roll(far, -1)) & (far <= _HOPELESS * far.min())
+    lowest = np.flatnonzero(low)
+    return [turns[k] for k in lowest[np.argsort(far[lowest], kind="stable")][:_MOST_STARTS]]
+
+
+def align(probes: Floats, tree: KDTree, start: Similarity, *, steps: int) -> Similarity:
+    """Lay (p, 3) probes onto a cloud: at most ``steps`` Gauss-Newton steps from ``start``.
+
+    Each step minimises distances to the cloud's local planes. A small share of the distance to the mean of the
+    nearest points is added: it pins down what planes leave free, such as thin rods and slides along a flat side.
+    """
+    pose = start
+    moved = pose.apply(probes)
+    for _ in range(steps):
+        step, length = _gauss_newton_step(moved, tangent_planes(tree, moved))
+        pose = pose.then(step)
+        moved = step.apply(moved)
+        if length < _CONVERGED:
+            break
+    return pose
+
+
+def _gauss_newton_step(points: Floats, planes: Planes) -> tuple[Similarity, float]:
+    """One Gauss-Newton step, and the largest of its turn, shift and stretch."""
+    # The farthest probes have no counterpart in a cloud with gaps, and would pull the pose towards them.
+    near = planes.nearest <= np.quantile(planes.nearest, _NEAR_SHARE)
+    points, normal = points[near], planes.normal[near]
+    residual = points - planes.middle[near]
+    # How each coordinate changes with the turn, the shift and the logarithm of the scale.
+    slope = np.zeros((len(points), 3, 5))
+    slope[:, 0, 0], slope[:, 1, 0] = -points[:, 1], points[:, 0]
+    slope[:, :, 1:4] = np.eye(3)
+    slope[:, :, 4] = points
+    across = np.einsum("pi,pij->pj", normal, slope)
+    along = slope.reshape(-1, 5)
+    matrix = across.T @ across + _ALONG * along.T @ along
+    matrix += _DAMPING * np.trace(matrix) * np.eye(5)
+    gradient = across.T @ np.einsum("pi,pi->p", normal, residual)
+    gradient += _ALONG * along.T @ residual.ravel()
+    change = -np.linalg.solve(matrix, gradient)
+    # The step is linear in the turn; beyond some 0.2 radians that no longer holds.
+    turn = float(np.clip(change[0], -_LONGEST_TURN, _LONGEST_TURN))
+    stretch = float(np.clip(change[4], -_LONGEST_STRETCH, _LONGEST_STRETCH))
+    pose = Similarity.turn(turn, scale=float(np.exp(stretch)), shift=change[1:4])
+    return pose, float(np.abs(change).max())
+
+
+class SurfaceSamples:
+    """A cloud prepared for comparison; its costly parts are computed at their first use.
+
+    Sizes: n points, a subset of at most 16,384 of the cloud's, p probes among them.
+    """
+
+    def __init__(self, points: NDArray[np.floating]) -> None:
+        """Of (n, 3) points, n at least 32, z up."""
+        self._points = centred(subsample(points, _DENSEST))
+
+    @cached_property
+    def tree(self) -> KDTree:
+        """Of the (n, 3) points."""
+        return KDTree(self._points)
+
+    @cached_property
+    def probes(self) -> Floats:
+        """(p, 3), a subset of the points."""
+        return subsample(self._points, _PROBES)
+
+    @cached_property
+    def spacing(self) -> float:
+        """Trimmed distance of a probe to the nearest other point."""
+        return _trimmed_rms(nearest_distances(self.tree, self.probes, skip=1))
+
+    @cached_property
+    def roughness(self) -> float:
+        """Trimmed distance of a probe to the plane through the nearest others."""
+        return _trimmed_rms(tangent_planes(self.tree, self.probes, skip=1).offset(self.probes))
+
+
+def surface_gap(test: SurfaceSamples, other: SurfaceSamples, poses: Sequence[Similarity]) -> float:
+    """How far apart two surfaces are: about 1 for two samples of one, 0 for the same points, larger for others.
+
+    Costs 15 ms of one core if they are plainly different, some 50 ms if they are alike.
+
+    Args:
+        test: the cloud that is turned, scaled and moved.
+        other: the cloud it is laid onto.
+        poses: that may roughly lay ``test`` onto ``other``, the likeliest first.
+
+    Returns:
+        The gap; infinite if the clouds are plainly different.
+    """
+    few = subsample(test.probes, _FIRST_PROBES)
+    tries = [pose for pose in poses if _nearest_ratio(pose.apply(few), other) <= _ASTRAY]
+    best, pose = _best(tries, test, other)
+    if SAME_SURFACE < best <= _NEARLY:
+        # An almost round shape looks the same at every angle until it is examined closely.
+        turns = starting_turns(pose.apply(subsample(test.probes, _POSE_PROBES)), other.tree)
+        best = min(best, _best([pose.then(turn) for turn in turns], test, other)[0])
+    return best
+
+
+def _best(
+    tries: Sequence[Similarity], test: SurfaceSamples, other: SurfaceSamples
+) -> tuple[float, Similarity]:
+    """The lowest gap reached from some poses, with its pose; stops at the first that means one surface."""
+    best, best_pose = np.inf, Similarity.turn(0.0)
+    few, probes = subsample(test.probes, _FIRST_PROBES), subsample(test.probes, _POSE_PROBES)
+    for start in tries:
+        pose = align(few, other.tree, start, steps=_FIRST_STEPS)
+        if _nearest_ratio(pose.apply(probes), other) > _FAR:
+            continue
+        pose = align(probes, other.tree, pose, steps=_STEPS)
+        gap = _gap_at(pose, test, other)
+        if gap < best:
+            best, best_pose = gap, pose
+        if best <= SAME_SURFACE:
+            break
+    return best, best_pose
+
+
+def _nearest_ratio(probes: Floats, other: SurfaceSamples) -> float:
+    return _ratio(_trimmed_rms(nearest_distances(other.tree, probes)), other.spacing)
+
+
+def _gap_at(pose: Similarity, test: SurfaceSamples, other: SurfaceSamples) -> float:
+    """The gap with ``test`` moved by ``pose`` and, in the other direction, ``other`` moved by its inverse."""
+    ratios = []
+    for probes, target in (
+        (pose.apply(test.probes), other),
+        (pose.inverse().apply(other.probes), test),
+    ):
+        planes = tangent_planes(target.tree, probes)
+        ratios.append(_ratio(_trimmed_rms(planes.nearest), target.spacing))
+        ratios.append(_ratio(_trimmed_rms(planes.offset(probes)), target.roughness))
+    return float(np.sqrt(np.mean(np.square(ratios))))
+
+
+def _trimmed_rms(distances: Floats) -> float:
+    """Root mean square of the smallest 95 %."""
+    count = max(1, round(_TRIMMED_SHARE * len(distances)))
+    return float(np.sqrt(np.square(np.partition(distances, count - 1)[:count]).mean()))
+
+
+def _ratio(measured: float, expected: float) -> float:
+    return float(np.hypot(measured, _RESOLUTION) / np.hypot(expected, _RESOLUTION))
