@@ -125,12 +125,12 @@ def test_on_a_terminal_of_80_columns_nothing_is_cut(
     )
 
 
-def test_a_retry_without_a_quarantine_says_so(run: Run) -> None:
+def test_a_retry_without_retryable_shapes_says_so(run: Run) -> None:
     words = ("--archives", "archives", "--sources", "google-scanned-objects", "--points", "64")
     assert run(*words, "--workers", "0")[0] == 0
     _, _, err = run(*words, "--retry")
-    assert "nothing is in quarantine, so nothing was read again; 1 shape was refused" in err
-    assert "nothing is in quarantine" not in run(*words)[2]
+    assert "nothing is retryable, so nothing was read again; 1 shape was refused" in err
+    assert "nothing is retryable" not in run(*words)[2]
     _, out, err = run(*words, "--plan")
     assert "| google-scanned-objects | done | 1 | 0.00 GB | - | yes |" in out
     assert "measuring" not in err
@@ -163,7 +163,7 @@ def test_fetch_says_what_is_about_to_come_and_what_did_not(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pointdistill.data import mixture
-    from pointdistill.data.mixture.fuel import ModelsFetched
+    from pointdistill.data.mixture.gazebo_download import ModelsFetched
 
     large = mixture.Offer(name="abo", files=1, bytes=150_000_000_000)
     folder = Path("archives", "google-scanned-objects")

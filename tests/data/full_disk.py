@@ -126,7 +126,7 @@ def every_writer(folder: Path, disk: SmallDisk) -> dict[str, list[str]]:
 
 
 def every_writer_of_a_retry(folder: Path, disk: SmallDisk) -> list[str]:
-    """The same of one that reads a quarantine again, of which one shape stays refused."""
+    """The same of one that reads retryable shapes again, of which one shape stays refused."""
     source = OddSource(8, {2: "nan", 4: "one huge array"}, folder)
     build_corpus(source, folder / "before", points=64, workers=0)
     (folder / "healed").touch()

@@ -18,7 +18,7 @@ import pytest
 from pointdistill.data.build import BuildReport, Progress, build_corpus, lock
 from pointdistill.data.build.state import unfinished_build
 from pointdistill.data.corpus import open_corpus, verify_corpus
-from pointdistill.data.sources import SourceRequest, open_source, shape_rng
+from pointdistill.data.sources import SourceRequest, open_source, source_shape_rng
 from pointdistill.errors import ConfigError, CorpusError, DataError
 
 HERE = Path(__file__).parent
@@ -54,7 +54,7 @@ def test_a_shapes_points_depend_on_seed_source_and_id_alone(
     """Shape 0007 is the same among 10 shapes, among 100, and beside refused ones."""
     few = open_corpus(build(odd(10), tmp_path / "few").path)
     many = open_corpus(build(odd(100, {5: "refuse"}), tmp_path / "many").path)
-    expected = shape_rng(seed=0, source="odd", shape_id="0007").normal(size=(64, 3))
+    expected = source_shape_rng(seed=0, source="odd", shape_id="0007").normal(size=(64, 3))
     assert np.allclose(few.points(7), expected, atol=1e-4)
     assert many[6].id == "0007"
     assert np.array_equal(many.points(6), few.points(7))
@@ -90,7 +90,7 @@ def test_what_cannot_be_used_is_refused_with_its_cause(
     report = build(odd(20, behaviours), tmp_path / "corpus", workers=workers)
     assert (report.kept, report.refused) == (14, 6)
     assert sum(cause.shapes for cause in report.causes) == 6
-    assert report.quarantined == {}
+    assert report.retryable == {}
     lines = (tmp_path / "corpus" / "refused.jsonl").read_text().splitlines()
     refused = {line["id"]: line["cause"] for line in map(json.loads, lines)}
     assert refused == {
@@ -112,7 +112,7 @@ def test_more_points_than_asked_for_are_a_subset_in_order(
     tmp_path: Path, odd: Callable[..., Any]
 ) -> None:
     corpus = open_corpus(build(odd(1, {0: "many"}), tmp_path / "corpus").path)
-    rng = shape_rng(seed=0, source="odd", shape_id="0000")
+    rng = source_shape_rng(seed=0, source="odd", shape_id="0000")
     rng.normal(size=(64, 3))  # what the source draws first
     whole = rng.normal(size=(128, 3))
     gaps = np.abs(corpus.points(0)[:, None] - whole[None]).max(axis=2)
@@ -130,7 +130,7 @@ def test_a_shape_that_kills_its_reader_costs_itself_alone(
     assert (report.kept, report.refused) == (57, 3)
     (cause,) = report.causes
     assert cause.example == "reading it ended the process 2 times (killed by SIGKILL)"
-    assert (cause.example_id, report.quarantined) == ("0003", {"crash": 3})
+    assert (cause.example_id, report.retryable) == ("0003", {"crash": 3})
     spared = odd(60, {3: "refuse", 5: "refuse", 40: "refuse"})
     calm = open_corpus(build(spared, tmp_path / "calm").path)
     assert open_corpus(tmp_path / "corpus").content == calm.content

@@ -14,10 +14,10 @@ from pointdistill.data.builtin import (
     CATEGORIES,
     PART_NAMES,
     BuiltinShape,
+    builtin_shape_rng,
     face_areas,
     make_shape,
     sample_shape,
-    shape_rng,
 )
 from pointdistill.data.builtin.registry import REGISTRY, Assembly, Draw
 from pointdistill.errors import ConfigError
@@ -33,7 +33,7 @@ SHAPENETPART_PARTS = {
 
 
 def shape_of(category: str, index: int, seed: int = 0) -> BuiltinShape:
-    return make_shape(category, rng=shape_rng(seed=seed, category=category, index=index))
+    return make_shape(category, rng=builtin_shape_rng(seed=seed, category=category, index=index))
 
 
 def test_the_benchmarks_own_names_are_there() -> None:
@@ -73,7 +73,7 @@ def test_every_piece_is_closed_and_faces_outwards(category: str) -> None:
     kind = REGISTRY[category]
     for index in range(6):
         assembly = Assembly(kind.part_names)
-        kind.maker(assembly, Draw(shape_rng(seed=1, category=category, index=index)))
+        kind.maker(assembly, Draw(builtin_shape_rng(seed=1, category=category, index=index)))
         for part, piece in assembly.pieces:
             edges = piece.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
             assert sorted(edges.tolist()) == sorted(edges[:, ::-1].tolist()), part

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pointdistill.data.corpus import Corpus, columns, open_corpus
-from pointdistill.data.corpus.choose import Wanted, choose_shapes
+from pointdistill.data.corpus.choose import ShapeFilter, choose_shapes
 from pointdistill.errors import ConfigError, DataError
 from tests.data.test_corpus import some_rows, write_corpus
 
@@ -23,7 +23,7 @@ def corpus(tmp_path: Path) -> Corpus:
 def choose(
     corpus: Corpus, *, count: int = 100, seed: int = 0, **wanted: tuple[str, ...]
 ) -> list[int]:
-    return choose_shapes(corpus, Wanted(**wanted), count=count, seed=seed).tolist()
+    return choose_shapes(corpus, ShapeFilter(**wanted), count=count, seed=seed).tolist()
 
 
 @pytest.mark.parametrize("chunk", [2, 100])

@@ -20,7 +20,7 @@ from pointdistill.data.mixture import (
     build_mixture,
     mixture_sources,
     retry_mixture,
-    survey,
+    scan_sources,
 )
 from pointdistill.data.sources.base import Entry
 from pointdistill.errors import ConfigError, CorpusError, DataError
@@ -348,7 +348,7 @@ def test_a_part_is_not_lost_because_its_archive_is_away(archives: Path, tmp_path
     assert len(open_corpus(mixed(archives, output, sources=("modelnet40",)))) == 2
 
 
-def test_quarantined_shapes_stay_so_as_a_mixture_grows_and_may_then_be_read_again(
+def test_retryable_shapes_stay_so_as_a_mixture_grows_and_may_then_be_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: Callable[..., Any]
 ) -> None:
     sources = [odd(8, {2: "nan", 4: "hoard"}, tmp_path, "one")]
@@ -356,10 +356,10 @@ def test_quarantined_shapes_stay_so_as_a_mixture_grows_and_may_then_be_read_agai
     request, output = MixtureRequest(archives=tmp_path), tmp_path / "corpus"
     strict = ShapeLimits(memory_bytes=GIB // 4)
     made = build_mixture(request, output, points=64, workers=1, limits=strict)
-    assert (made.kept, made.refused, made.quarantined) == (6, 2, {"memory": 1})
+    assert (made.kept, made.refused, made.retryable) == (6, 2, {"memory": 1})
     sources.append(odd(5, {}, tmp_path, "two"))
     grown = build_mixture(request, output, points=64, workers=0)
-    assert (grown.kept, grown.refused, grown.quarantined) == (11, 2, {"memory": 1})
+    assert (grown.kept, grown.refused, grown.retryable) == (11, 2, {"memory": 1})
     (tmp_path / "healed").touch()
     again = retry_mixture(request, output, workers=0)
     assert (again.kept, again.retried, again.recovered) == (12, 1, 1)
@@ -371,7 +371,7 @@ def test_quarantined_shapes_stay_so_as_a_mixture_grows_and_may_then_be_read_agai
 def test_growth_that_was_stopped_while_files_are_moved_is_finished_by_a_retry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
-    """A shard, the list of refused shapes and the manifest move; the old and the new source have a quarantine."""
+    """A shard, the list of refused shapes and the manifest move; both sources have retryable shapes."""
     sources = [OddSource(8, {2: "nan", 4: "one huge array"}, tmp_path, "one")]
     monkeypatch.setattr("pointdistill.data.mixture.build.open_taken", lambda _: tuple(sources))
     request, output = MixtureRequest(archives=tmp_path), tmp_path / "corpus"
@@ -493,7 +493,7 @@ def test_cap3d_stays_out_beside_the_objects_that_it_is_made_of(tmp_path: Path) -
 
     def taken(**request: Any) -> list[str]:
         request_ = MixtureRequest(archives=tmp_path, **request)
-        return [standing.info.name for standing in survey(request_) if standing.taken]
+        return [status.info.name for status in scan_sources(request_) if status.taken]
 
     assert taken() == ["objaverse-cap3d"]
     assert taken(sources=("objaverse-xl-cap3d",)) == ["objaverse-xl-cap3d"]
@@ -505,11 +505,11 @@ def test_cap3d_stays_out_beside_the_objects_that_it_is_made_of(tmp_path: Path) -
 def test_a_source_whose_files_are_not_all_there_is_not_taken(tmp_path: Path) -> None:
     for part in (1, 2, 4):
         (tmp_path / f"3D-FUTURE-model-part{part}.zip").touch()
-    (standing,) = (
-        s for s in survey(MixtureRequest(archives=tmp_path)) if s.info.name == "3d-future"
+    (status,) = (
+        s for s in scan_sources(MixtureRequest(archives=tmp_path)) if s.info.name == "3d-future"
     )
-    assert not standing.taken
-    assert standing.missing == ("3D-FUTURE-model-part3.zip",)
+    assert not status.taken
+    assert status.missing == ("3D-FUTURE-model-part3.zip",)
     with pytest.raises(DataError, match=r"3D-FUTURE-model-part3\.zip missing; .*https://tianchi"):
         mixed(tmp_path, tmp_path / "corpus", sources=("3d-future",))
 

@@ -21,7 +21,7 @@ from pointdistill.data.mixture import (
     fetching,
     plan_mixture,
 )
-from pointdistill.data.mixture.survey import open_one
+from pointdistill.data.mixture.source_status import open_one
 from pointdistill.data.sources import source_info
 from pointdistill.errors import DataError
 from tests.data.mixture_archives import (
@@ -65,7 +65,7 @@ OFFICIAL = {
 def test_the_official_counts_are_those_of_the_sources(tmp_path: Path) -> None:
     rows = planned(tmp_path).rows
     assert {
-        row.standing.info.name: row.shapes for row in rows if not row.standing.not_taken
+        row.status.info.name: row.shapes for row in rows if not row.status.not_taken
     } == OFFICIAL
     assert sum(OFFICIAL.values()) == 928_284
     assert sum(OFFICIAL.values()) + 2_468 == 930_752
@@ -92,11 +92,11 @@ def test_with_cap3ds_clouds_the_whole_has_these_instead_of_the_scenes(tmp_path: 
     plan = planned(tmp_path)
     assert plan.official == 928_284 - 797_084 + 785_150
     assert plan.whole == 928_284 - 797_084 + 1
-    assert [row.standing.info.name for row in plan.rows if row.goes_in] == ["objaverse-cap3d"]
+    assert [row.status.info.name for row in plan.rows if row.goes_in] == ["objaverse-cap3d"]
 
 
 def test_what_is_there_is_counted_and_measured(archives: Path) -> None:
-    rows = {row.standing.info.name: row for row in planned(archives).rows}
+    rows = {row.status.info.name: row for row in planned(archives).rows}
     there = rows["modelnet40"]
     assert (there.shapes, there.listed, there.goes_in) == (2, True, True)
     assert there.bytes == 2 * ROW_BYTES
@@ -107,7 +107,7 @@ def test_what_is_there_is_counted_and_measured(archives: Path) -> None:
     lacking = rows["sunrgbd"]
     assert (lacking.shapes, lacking.listed, lacking.seconds) == (8_451, False, None)
     assert lacking.bytes == 8_451 * ROW_BYTES
-    assert len(lacking.standing.missing) == 3
+    assert len(lacking.status.missing) == 3
 
 
 def test_a_plan_is_the_sum_of_what_goes_in_and_nothing_is_made(archives: Path) -> None:
@@ -133,7 +133,7 @@ def test_what_is_finished_costs_nothing_more(
     both = MixtureRequest(archives=archives, sources=("modelnet40", "abo"))
     told: list[str] = []
     plan = plan_mixture(both, output, points=128, workers=2, tell=told.append)
-    rows = {row.standing.info.name: row for row in plan.rows}
+    rows = {row.status.info.name: row for row in plan.rows}
     done, new = rows["modelnet40"], rows["abo"]
     assert told == ["abo"]
     assert (done.done, done.shapes, done.seconds, new.done) == (True, 2, 0.0, False)
@@ -150,7 +150,7 @@ def test_what_is_finished_costs_nothing_more(
     with pytest.raises(KeyboardInterrupt):
         build_mixture(part, unfinished, points=128, workers=0)
     plan = plan_mixture(part, unfinished, points=128, workers=2)
-    assert [row.standing.info.name for row in plan.rows if row.done] == ["modelnet40"]
+    assert [row.status.info.name for row in plan.rows if row.done] == ["modelnet40"]
 
 
 def test_a_plan_reads_no_archive_for_its_checksum(
@@ -186,7 +186,7 @@ def test_an_archive_that_cannot_be_used_is_named_and_the_others_are_planned(arch
     (archives / "abo-3dmodels.tar").write_bytes(b"cut short")
     plan = planned(archives)
     (bad,) = (row for row in plan.rows if row.problem)
-    assert bad.standing.info.name == "abo"
+    assert bad.status.info.name == "abo"
     assert "abo-3dmodels.tar" in bad.problem
     assert not bad.goes_in
     assert plan.shapes == 8

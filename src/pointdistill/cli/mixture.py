@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from pointdistill.data.build import BuildReport
     from pointdistill.data.build.limits import ShapeLimits
-    from pointdistill.data.mixture import FetchReport, MixtureRequest, Offer, Standing
+    from pointdistill.data.mixture import FetchReport, MixtureRequest, Offer, SourceStatus
 
 GIGA = 1e9
 _MOST_FAILED = 5
@@ -128,19 +128,19 @@ def command(request: MixtureRequest, options: Sequence[str]) -> str:
 
 def _build_notes(report: BuildReport, request: MixtureRequest) -> Iterator[str]:
     from pointdistill.data.corpus import open_corpus
-    from pointdistill.data.mixture import official_shapes, survey
+    from pointdistill.data.mixture import official_shapes, scan_sources
 
-    standings = survey(request)
-    yield from split_notes(request, [standing for standing in standings if standing.taken])
+    statuses = scan_sources(request)
+    yield from split_notes(request, [status for status in statuses if status.taken])
     made = {source.name: source for source in open_corpus(report.path).sources}
-    for standing in standings:
-        info = standing.info
+    for status in statuses:
+        info = status.info
         official = official_shapes(request, info)
         record = made.get(info.name)
         if record is not None and record.kept != official:
             kept = f"{shapes_of(record.kept)} kept and {record.refused:,} refused"
             yield f"{info.name}: {kept}; its whole archive gives {official:,}"
-        if standing.missing and not standing.not_taken:
+        if status.missing and not status.not_taken:
             yield f"{info.name}: missing, with {official:,} shapes"
 
 
@@ -149,11 +149,11 @@ def shapes_of(count: int) -> str:
     return f"{count:,} shape" if count == 1 else f"{count:,} shapes"
 
 
-def split_notes(request: MixtureRequest, standings: Sequence[Standing]) -> Iterator[str]:
+def split_notes(request: MixtureRequest, statuses: Sequence[SourceStatus]) -> Iterator[str]:
     """Which test splits and test shapes of these sources are in, and which are not."""
     from pointdistill.data.mixture import HELD_OUT, mixture_sources
 
-    names = {standing.info.name for standing in standings}
+    names = {status.info.name for status in statuses}
     tests = {info.name: info.official_test for info in mixture_sources() if info.official_test}
     sizes = {name: f"{name} (officially {shapes:,} shapes)" for name, shapes in tests.items()}
     out = [sizes[name] for name in sizes if name in names and name not in request.take_tests]

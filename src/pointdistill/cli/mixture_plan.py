@@ -53,7 +53,7 @@ def show_plan(
     title += f"about {_duration(plan.seconds)} with {processes}"
     rows = tuple(_cells(row) for row in plan.rows)
     _print(Table(title, _COLUMNS, rows, tuple(_notes(plan, request))))
-    lacking = any(row.standing.missing for row in plan.rows if not row.standing.not_taken)
+    lacking = any(row.status.missing for row in plan.rows if not row.status.not_taken)
     first = not plan.shapes or (request.sources and lacking)
     typer.echo(f"next: {command(request, options)}" + (" --fetch" if first else ""))
 
@@ -84,7 +84,7 @@ def _print(table: Table) -> None:
 
 
 def _cells(row: PlanRow) -> tuple[str, ...]:
-    info = row.standing.info
+    info = row.status.info
     measured = row.goes_in and row.seconds is not None
     return (
         info.name,
@@ -97,14 +97,14 @@ def _cells(row: PlanRow) -> tuple[str, ...]:
 
 
 def _state(row: PlanRow) -> str:
-    standing = row.standing
+    status = row.status
     if row.problem:
         return "unusable"
     if row.done:
         return "done"
-    if standing.not_taken:
+    if status.not_taken:
         return "left out"
-    return "there" if standing.there else "missing"
+    return "there" if status.there else "missing"
 
 
 def _notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
@@ -112,11 +112,11 @@ def _notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
     if not all(row.listed for row in plan.rows):
         yield "shapes with a * are the official count: the archive is not there, cannot be used or stays out"
     yield from _sum_notes(plan, request)
-    wanted = [row.standing for row in plan.rows if not row.standing.not_taken]
+    wanted = [row.status for row in plan.rows if not row.status.not_taken]
     yield from split_notes(request, wanted)
     if plan.bytes > plan.free_bytes:
         yield f"the disk has {plan.free_bytes / GIGA:,.2f} GB free, which is not enough"
-    if any(row.goes_in and row.standing.info.commercial is False for row in plan.rows):
+    if any(row.goes_in and row.status.info.commercial is False for row in plan.rows):
         yield "with a source marked NO, neither the corpus nor what is trained on it is for commercial use"
 
 
@@ -129,16 +129,16 @@ def _source_notes(rows: Sequence[PlanRow], *, by_name: bool) -> Iterator[str]:
 
     left_out: dict[str, list[str]] = {}
     for row in rows:
-        standing, info = row.standing, row.standing.info
-        get = f"{', '.join(standing.missing)}, from {info.origin} ({how_to_get(info)})"
+        status, info = row.status, row.status.info
+        get = f"{', '.join(status.missing)}, from {info.origin} ({how_to_get(info)})"
         if row.problem:
             yield f"unusable: {info.name}: {row.problem}"
-        elif standing.not_taken:
-            why = standing.not_taken
-            if standing.missing and not by_name:
+        elif status.not_taken:
+            why = status.not_taken
+            if status.missing and not by_name:
                 why += f"; missing: {get}; licence: {info.licence}"
             left_out.setdefault(why, []).append(info.name)
-        elif standing.missing:
+        elif status.missing:
             yield f"missing: {info.name}: {get}; licence: {info.licence}"
         elif row.done:
             yield f"done: {info.name}: the corpus has it already; licence: {info.licence}"

@@ -319,9 +319,9 @@ def _print(report: BuildReport, name: str, *, retry: bool) -> None:
 
     for line in _refused_lines(report):
         typer.echo(line, err=True)
-    if retry and not report.retried and not report.quarantined:
+    if retry and not report.retried and not report.retryable:
         good = f"{shapes_of(report.refused)} {'was' if report.refused == 1 else 'were'} refused for good"
-        typer.echo(f"nothing is in quarantine, so nothing was read again; {good}", err=True)
+        typer.echo(f"nothing is retryable, so nothing was read again; {good}", err=True)
     if report.resumed:
         typer.echo(f"went on from {shapes_of(report.resumed)} already there", err=True)
     state = "was complete already" if report.was_complete else "is complete"
@@ -347,9 +347,9 @@ def _refused_lines(report: BuildReport) -> Iterator[str]:
     if report.refused:
         failed = f"{report.refused:,} of {report.kept + report.refused:,} shapes were refused"
         yield f"{failed}; all are listed in {report.path}/refused.jsonl"
-    if report.quarantined:
-        named = ", ".join(f"{name} {count:,}" for name, count in report.quarantined.items())
+    if report.retryable:
+        named = ", ".join(f"{name} {count:,}" for name, count in report.retryable.items())
         yield (
-            f"{sum(report.quarantined.values()):,} of them are in quarantine ({named}); the same command "
+            f"{sum(report.retryable.values()):,} of them are retryable ({named}); the same command "
             f"with --retry reads them again, with a larger --deadline or --memory where you give one"
         )

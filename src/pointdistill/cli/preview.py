@@ -43,11 +43,13 @@ def preview(
     The page needs nothing but a browser: no network, no other file.
     """
     from pointdistill.data.corpus import open_corpus
-    from pointdistill.data.corpus.choose import Wanted, choose_shapes
+    from pointdistill.data.corpus.choose import ShapeFilter, choose_shapes
     from pointdistill.engine.reporting.preview import write_preview
 
     folder = named_corpus(corpus)
-    wanted = Wanted(ids=tuple(ids or ()), labels=tuple(label or ()), sources=tuple(source or ()))
+    wanted = ShapeFilter(
+        ids=tuple(ids or ()), labels=tuple(label or ()), sources=tuple(source or ())
+    )
     opened = open_corpus(folder)
     chosen = choose_shapes(opened, wanted, count=shapes, seed=seed)
     stem = output or Path(f"{folder.resolve().name}-preview")

@@ -39,7 +39,7 @@ from pointdistill.data.benchmarks.records import (
 )
 from pointdistill.data.benchmarks.rows import read_rows
 from pointdistill.data.files import write_aside
-from pointdistill.data.meshes import PointSet, draw, shape_rng
+from pointdistill.data.meshes import PointSet, draw, named_shape_rng
 from pointdistill.data.sources.shapes import read_member
 from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError, DataError
@@ -202,7 +202,7 @@ def _sample_some(task: _Task) -> NDArray[np.float32]:
 
 def _draw_each(task: _Task, archive: Archive) -> Iterator[NDArray[np.float32]]:
     for model in task.models:
-        rng = shape_rng(task.seed, model.id)
+        rng = named_shape_rng(task.seed, model.id)
         try:
             if task.form == RESAMPLED:
                 cloud = PointSet(read_rows(archive, model.member, _COLUMNS)[:, :3])

@@ -9,13 +9,13 @@ from pointdistill.data.build.spans import Span
 from pointdistill.data.build.state import BuildFolder, Outcome, Refusal, shard_name
 from pointdistill.data.corpus.manifest import Manifest
 from pointdistill.data.corpus.refused import RefusedShape
-from pointdistill.data.corpus.shard import Block, read_block, sizes_of, write_shard
+from pointdistill.data.corpus.shard import PackedShapes, read_block, sizes_of, write_shard
 from pointdistill.data.files import sha256_of
 from pointdistill.data.sources.base import Entry
 from pointdistill.errors import CorpusError
 
 
-def lay_out(
+def split_shard_into_pieces(
     folder: BuildFolder,
     corpus: Path,
     made: Manifest,
@@ -70,7 +70,7 @@ def _runs(
     start = span.start
     for place in range(span.start, span.stop):
         shape = refused.get(entries[place].id)
-        if shape is not None and shape.backstop is not None:
+        if shape is not None and shape.retryable_failure is not None:
             if place > start:
                 yield Span(start, place)
             start = place + 1
@@ -78,7 +78,7 @@ def _runs(
         yield Span(start, span.stop)
 
 
-def _read(corpus: Path, made: Manifest, file: str, ids: Sequence[str]) -> Block | None:
+def _read(corpus: Path, made: Manifest, file: str, ids: Sequence[str]) -> PackedShapes | None:
     """The shard's rows, which must be whole and have these ids; None where it has no file."""
     record = next((record for record in made.shards if record.file == file), None)
     path = corpus / file
@@ -99,10 +99,10 @@ def _read(corpus: Path, made: Manifest, file: str, ids: Sequence[str]) -> Block 
     return block
 
 
-def _rows(block: Block, start: int, stop: int) -> Block:
+def _rows(block: PackedShapes, start: int, stop: int) -> PackedShapes:
     """Rows ``start`` to ``stop`` of a block; no copy of their points."""
     first, last = int(block.offsets[start]), int(block.offsets[stop])
-    return Block(
+    return PackedShapes(
         points=block.points[first:last],
         offsets=block.offsets[start : stop + 1] - first,
         center=block.center[start:stop],

@@ -65,7 +65,7 @@ def prepare_corpus(
         cluster=cluster,
         progress=progress,
     )
-    if retry and report.quarantined:
+    if retry and report.retryable:
         report = retry_corpus(
             [opened], report.path, workers=workers, limits=limits, progress=progress
         )

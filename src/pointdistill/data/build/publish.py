@@ -60,18 +60,18 @@ class BuildReport:
     """Shapes that an earlier, interrupted build had finished."""
 
     retried: int = 0
-    """Shapes of the quarantine that were read again."""
+    """Shapes that were read again because their failure was retryable."""
 
     recovered: int = 0
     """How many of these are in the corpus now."""
 
     @property
-    def quarantined(self) -> dict[str, int]:
-        """Refused shapes that met a backstop, by its name: they can be read again, see `retry_corpus`."""
+    def retryable(self) -> dict[str, int]:
+        """Refused shapes that can be read again, counted by their failure; see `retry_corpus`."""
         counts: Counter[str] = Counter()
         for cause in self.causes:
-            if cause.backstop is not None:
-                counts[cause.backstop] += cause.shapes
+            if cause.retryable_failure is not None:
+                counts[cause.retryable_failure] += cause.shapes
         return dict(sorted(counts.items()))
 
 
@@ -116,7 +116,10 @@ def _nothing_kept(folder: BuildFolder, facts: SourceFacts, refused: Sequence[Ref
 def refused_shape(source: str, refusal: Refusal) -> RefusedShape:
     """A refusal as a line of the corpus's list."""
     return RefusedShape(
-        source=source, id=refusal.id, cause=refusal.cause, backstop=refusal.backstop
+        source=source,
+        id=refusal.id,
+        cause=refusal.cause,
+        retryable_failure=refusal.retryable_failure,
     )
 
 

@@ -11,9 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pointdistill.data.build.commit import (
+    apply_staged,
+    discard_staged,
+    finish_staged,
+    retry_folder,
+    stage_manifest,
+    stage_refused,
+)
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.lock import locked
-from pointdistill.data.build.old_shards import lay_out
+from pointdistill.data.build.old_shards import split_shard_into_pieces
 from pointdistill.data.build.plan import Plan, make_plan
 from pointdistill.data.build.publish import BuildReport, content_of, refused_shape, report
 from pointdistill.data.build.run import listed, room_needed
@@ -25,14 +33,6 @@ from pointdistill.data.build.state import (
     retry_is_begun,
     shard_name,
     unfinished_build,
-)
-from pointdistill.data.build.swap import (
-    clear,
-    decide,
-    finish_moves,
-    retry_folder,
-    swap,
-    write_refused_aside,
 )
 from pointdistill.data.build.tasks import BuildJob
 from pointdistill.data.build.work import Build, Progress
@@ -89,21 +89,21 @@ def retry_corpus(
     if not (output / BUILDING_NAME).is_dir():
         read_manifest(output)  # raises, and nothing is made, where there is no corpus
     with room_needed(output), locked(output):
-        finish_moves(output)  # also of a source that was about to be added
+        finish_staged(output)  # also of a source that was about to be added
         made, before = read_manifest(output), report(output)
         refused = list(read_refused(output / REFUSED_NAME)) if made.refused_sha256 else []
-        quarantine = [shape for shape in refused if shape.backstop is not None]
+        quarantine = [shape for shape in refused if shape.retryable_failure is not None]
         if not quarantine:
-            clear(output)  # of a retry that was stopped when all was done but this
+            discard_staged(output)  # of a retry that was stopped when all was done but this
             return before
         names = sorted({shape.source for shape in quarantine})
         there = [_source_of(made, name, sources, output) for name in names]
         run = _Run(output, made, refused, workers, limits or ShapeLimits(), progress)
         _begin(output)
         redone = {source.facts.name: run.redo(source) for source in there}
-        _decide(output, made, refused, redone)
-        swap(output)
-        clear(output)
+        _stage(output, made, refused, redone)
+        apply_staged(output)
+        discard_staged(output)
         after = report(output)
     return replace(after, retried=len(quarantine), recovered=after.kept - before.kept)
 
@@ -155,7 +155,7 @@ class _Run:
         with unfinished_build(place, {"division": division}) as folder:
             for shard, span in spans.items():
                 if folder.shard_outcome(shard) is None:
-                    lay_out(
+                    split_shard_into_pieces(
                         folder,
                         self.output,
                         self.made,
@@ -187,15 +187,15 @@ def _spans_to_redo(
     for shard in range(plan.shards):
         span = plan.span_of(shard)
         shapes = (refused.get(entry.id) for entry in entries[span.start : span.stop])
-        if any(shape is not None and shape.backstop is not None for shape in shapes):
+        if any(shape is not None and shape.retryable_failure is not None for shape in shapes):
             found[shard] = span
     return found
 
 
-def _decide(
+def _stage(
     output: Path, made: Manifest, refused: Sequence[RefusedShape], redone: Mapping[str, _Redone]
 ) -> None:
-    """Write what the corpus will be; see `pointdistill.data.build.swap`."""
+    """Write what the corpus will be; see `pointdistill.data.build.commit`."""
     sources, shards, lines = [], [], []
     for record in made.sources:
         own = [shard for shard in made.shards if shard.source == record.name]
@@ -213,11 +213,11 @@ def _decide(
     decided = replace(
         made,
         content=content_of(_lies(output, shard, redone) for shard in shards),
-        refused_sha256=sha256_of(write_refused_aside(output, lines)) if lines else None,
+        refused_sha256=sha256_of(stage_refused(output, lines)) if lines else None,
         sources=tuple(sources),
         shards=tuple(shards),
     )
-    decide(output, decided)
+    stage_manifest(output, decided)
 
 
 def _shards(name: str, before: Sequence[ShardRecord], again: _Redone) -> list[ShardRecord]:

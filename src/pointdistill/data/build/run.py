@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pointdistill.data.build.commit import finish_retry
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.plan import make_plan
 from pointdistill.data.build.publish import BuildReport, publish, report, report_complete
 from pointdistill.data.build.state import remove_build, unfinished_build
-from pointdistill.data.build.swap import finish_retry
 from pointdistill.data.build.tasks import BuildJob
 from pointdistill.data.build.work import Build, Progress
 from pointdistill.data.corpus.manifest import MANIFEST_NAME

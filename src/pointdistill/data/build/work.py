@@ -165,13 +165,13 @@ class Build:
         missing.update(part for part in parts if part.shapes)
         self._deaths[alone] += 1
         # What hangs once is not waited for again.
-        given_up = event.backstop == "deadline" or self._deaths[alone] == _DEATHS_OF_A_SHAPE
+        given_up = event.failure == "deadline" or self._deaths[alone] == _DEATHS_OF_A_SHAPE
         for part in parts:
             if part.shapes and not (part == alone and given_up):
                 pool.submit(self._piece(task.shard, part), first=True)
         if given_up:
             cause = _cause(event, self._deaths[alone])
-            refusal = Refusal(self._entries[place].id, cause, event.backstop)
+            refusal = Refusal(self._entries[place].id, cause, event.failure)
             outcome = Outcome(kept=0, refused=(refusal,))
             self._job.folder.finish_piece(alone, outcome)
             self._finish(task.shard, alone, outcome, pool)
@@ -184,6 +184,6 @@ class Build:
 
 def _cause(event: Died[BuildTask], deaths: int) -> str:
     """Why a shape was given up, in one line."""
-    if event.backstop == "crash":
+    if event.failure == "crash":
         return f"reading it ended the process {deaths} times ({event.how})"
     return f"reading it took {event.how}"

@@ -1,7 +1,7 @@
 """Everyday objects made on the spot: parametric shapes with part labels, from numpy alone.
 
 `make_shape` builds one object of one of `CATEGORIES`, `sample_shape` draws labelled points from its surface,
-and `shape_rng` gives the generator of the i-th shape of a category, so that a shape depends on (seed,
+and `builtin_shape_rng` gives the generator of the i-th shape of a category, so that a shape depends on (seed,
 category, index) and on nothing else. Frame: z up, standing on z = 0, front towards -y, metres.
 """
 
@@ -26,11 +26,11 @@ from pointdistill.data.builtin import (
 from pointdistill.data.builtin.registry import REGISTRY
 from pointdistill.data.builtin.shape import (
     BuiltinShape,
+    builtin_shape_rng,
     face_areas,
     make_shape,
     sample_faces,
     sample_shape,
-    shape_rng,
 )
 
 # Importing a theme fills the registry.
@@ -61,9 +61,9 @@ __all__ = [
     "CATEGORIES",
     "PART_NAMES",
     "BuiltinShape",
+    "builtin_shape_rng",
     "face_areas",
     "make_shape",
     "sample_faces",
     "sample_shape",
-    "shape_rng",
 ]

@@ -30,7 +30,7 @@ class BuiltinShape:
     part_names: tuple[str, ...]  # the category's vocabulary; a shape need not have every part
 
 
-def shape_rng(*, seed: int, category: str, index: int) -> np.random.Generator:
+def builtin_shape_rng(*, seed: int, category: str, index: int) -> np.random.Generator:
     """The generator of shape ``index`` of a category: the same whatever was made before it.
 
     Args:

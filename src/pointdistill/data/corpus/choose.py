@@ -16,7 +16,7 @@ from pointdistill.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
+class ShapeFilter:
     """What shapes must be to be chosen; an empty field asks for nothing."""
 
     ids: tuple[str, ...] = ()
@@ -29,7 +29,9 @@ class Wanted:
         return named and (not self.labels or bool(set(self.labels) & set(source.labels)))
 
 
-def choose_shapes(corpus: Corpus, wanted: Wanted, *, count: int, seed: int) -> NDArray[np.int64]:
+def choose_shapes(
+    corpus: Corpus, wanted: ShapeFilter, *, count: int, seed: int
+) -> NDArray[np.int64]:
     """Numbers of shapes that are as wanted.
 
     Args:
@@ -56,7 +58,7 @@ def choose_shapes(corpus: Corpus, wanted: Wanted, *, count: int, seed: int) -> N
     return np.sort(rng.choice(found, count, replace=False))
 
 
-def _matching(corpus: Corpus, wanted: Wanted) -> NDArray[np.int64]:
+def _matching(corpus: Corpus, wanted: ShapeFilter) -> NDArray[np.int64]:
     """Numbers of all shapes that are as wanted, ascending; checks that every id was found."""
     sources = {source.name: source for source in corpus.sources}
     missing = {name.encode() for name in wanted.ids}
@@ -78,7 +80,11 @@ def _matching(corpus: Corpus, wanted: Wanted) -> NDArray[np.int64]:
 
 
 def _rows(
-    corpus: Corpus, shard: ShardRecord, source: SourceRecord, wanted: Wanted, missing: set[bytes]
+    corpus: Corpus,
+    shard: ShardRecord,
+    source: SourceRecord,
+    wanted: ShapeFilter,
+    missing: set[bytes],
 ) -> NDArray[np.int64]:
     """Rows of a shard that are as wanted; takes the ids it finds from ``missing``."""
     if not (wanted.ids or wanted.labels):
@@ -99,7 +105,7 @@ def _rows(
     return np.concatenate(found)
 
 
-def _check_names(corpus: Corpus, wanted: Wanted) -> None:
+def _check_names(corpus: Corpus, wanted: ShapeFilter) -> None:
     """Raise unless every source and label that is asked for is one of the corpus's."""
     sources = [source.name for source in corpus.sources]
     for kind, asked, known in (

@@ -36,7 +36,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class PackedShapes:
     """Consecutive rows of a shard in memory. Sizes: n shapes, T points of all of them."""
 
     points: NDArray[np.int16]  # (T, 3)
@@ -100,7 +100,7 @@ def make_row(
     return Row(shape_id, shape, label, part)
 
 
-def encode(rows: Sequence[Row], *, source: str, label_names: Sequence[str]) -> Block:
+def encode(rows: Sequence[Row], *, source: str, label_names: Sequence[str]) -> PackedShapes:
     """Lay rows one behind the other and take each one's checksum."""
     shapes = [row.shape for row in rows]
     offsets = np.zeros(len(rows) + 1, np.int64)
@@ -112,7 +112,7 @@ def encode(rows: Sequence[Row], *, source: str, label_names: Sequence[str]) -> B
         row_digest(shape, source=source, shape_id=row.id, label=name, part=part)
         for row, shape, name, part in zip(rows, shapes, names, parts, strict=True)
     ]
-    return Block(
+    return PackedShapes(
         points=np.concatenate([shape.points for shape in shapes] or [np.empty((0, 3), np.int16)]),
         offsets=offsets,
         center=np.array([shape.center for shape in shapes], np.float32).reshape(-1, 3),
@@ -142,7 +142,12 @@ def row_digest(
 
 
 def write_shard(
-    path: Path, blocks: Iterable[Block], sizes: Sizes, *, source: str, label_names: Sequence[str]
+    path: Path,
+    blocks: Iterable[PackedShapes],
+    sizes: Sizes,
+    *,
+    source: str,
+    label_names: Sequence[str],
 ) -> None:
     """Write blocks one after another to a shard; only one is in memory at a time.
 
@@ -170,7 +175,7 @@ def write_shard(
         file.truncate(skeleton.size)
 
 
-def sizes_of(block: Block) -> Sizes:
+def sizes_of(block: PackedShapes) -> Sizes:
     """What a block adds to its shard."""
     return Sizes(
         shapes=len(block),
@@ -191,10 +196,10 @@ def stored_sizes(path: Path) -> Sizes:
         )
 
 
-def read_block(path: Path) -> Block:
+def read_block(path: Path) -> PackedShapes:
     """A whole shard in memory."""
     with h5py.File(path, "r") as file:
-        return Block(
+        return PackedShapes(
             points=file["points"][()],
             offsets=file["offsets"][()],
             center=file["center"][()],
@@ -232,7 +237,7 @@ def _arrays(sizes: Sizes) -> dict[str, ArraySpec]:
 
 def _write_block(
     file: BinaryIO,
-    block: Block,
+    block: PackedShapes,
     arrays: Mapping[str, ArraySpec],
     skeleton: Skeleton,
     shape: int,

@@ -18,7 +18,7 @@ from pointdistill.data.corpus.manifest import (
     read_manifest,
 )
 from pointdistill.data.corpus.reader import check_size
-from pointdistill.data.corpus.shard import Block, read_block, row_digest
+from pointdistill.data.corpus.shard import PackedShapes, read_block, row_digest
 from pointdistill.data.files import sha256_of
 from pointdistill.errors import CorpusError
 
@@ -103,7 +103,7 @@ def _shard_problems(
         yield f"{path.name}: changed since it was written, but no shape is affected"
 
 
-def _row_problems(block: Block, record: ShardRecord, source: SourceRecord) -> Iterator[str]:
+def _row_problems(block: PackedShapes, record: ShardRecord, source: SourceRecord) -> Iterator[str]:
     """One line for each damaged row of a shard."""
     misshapen = _misshapen(block, record)
     if misshapen is not None:
@@ -138,7 +138,7 @@ def _row_problems(block: Block, record: ShardRecord, source: SourceRecord) -> It
                 yield f"shape {row} ({shown}): {wrong}"
 
 
-def _misshapen(block: Block, record: ShardRecord) -> str | None:
+def _misshapen(block: PackedShapes, record: ShardRecord) -> str | None:
     """A dataset that has not as many rows, columns or bytes as the manifest's shapes and points take."""
     shapes, points = record.shapes, record.points
     expected = {

@@ -7,7 +7,7 @@ used and refuses or drops it, `sampling` draws points, `batch` does it for many 
 from pointdistill.data.meshes.batch import FailedFile, SampledFile, SampleReport, sample_files
 from pointdistill.data.meshes.read import FORMATS, MESH_SUFFIXES, read_mesh
 from pointdistill.data.meshes.records import MINIMUM_POINTS, Axis, MeshLimits, PointSet, Surface
-from pointdistill.data.meshes.sample import RepairWarning, sample_surface, shape_rng
+from pointdistill.data.meshes.sample import RepairWarning, named_shape_rng, sample_surface
 from pointdistill.data.meshes.sampling import AXES, check_axis, draw, surface_area, to_z_up
 
 __all__ = [
@@ -25,10 +25,10 @@ __all__ = [
     "Surface",
     "check_axis",
     "draw",
+    "named_shape_rng",
     "read_mesh",
     "sample_files",
     "sample_surface",
-    "shape_rng",
     "surface_area",
     "to_z_up",
 ]

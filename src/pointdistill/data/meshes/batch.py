@@ -10,7 +10,7 @@ from pathlib import Path
 from pointdistill.data.meshes.clouds import open_writer, plan
 from pointdistill.data.meshes.read import read_mesh
 from pointdistill.data.meshes.records import Axis, MeshLimits, PointSet, Surface
-from pointdistill.data.meshes.sample import draw_for_file, shape_rng
+from pointdistill.data.meshes.sample import draw_for_file, named_shape_rng
 from pointdistill.data.meshes.sampling import check_axis
 from pointdistill.errors import ConfigError, DataError
 
@@ -91,7 +91,7 @@ def sample_files(
     if points < 1:
         msg = f"the number of points must be at least 1, got {points}"
         raise ConfigError(msg)
-    shape_rng(seed)
+    named_shape_rng(seed)
     sources = _distinct([Path(path) for path in paths])
     if not sources:
         msg = "no file to sample; name at least one mesh or point cloud"

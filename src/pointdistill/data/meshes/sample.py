@@ -63,7 +63,7 @@ def sample_surface(
     else:
         shape = from_object(mesh, repair=repair, limits=limits)
         _warn_of_repair(shape, f"the given {type(mesh).__name__}")
-    return draw(shape, count, rng=shape_rng(seed), up=axis)
+    return draw(shape, count, rng=named_shape_rng(seed), up=axis)
 
 
 def _warn_of_repair(shape: Surface | PointSet, name: str) -> None:
@@ -85,12 +85,12 @@ def draw_for_file(
         ConfigError: if ``count`` or ``seed`` is not accepted.
     """
     try:
-        return draw(shape, count, rng=shape_rng(seed, path.name), up=up)
+        return draw(shape, count, rng=named_shape_rng(seed, path.name), up=up)
     except DataError as error:
         raise DataError(one_line(f"{path}: {error}")) from error
 
 
-def shape_rng(seed: int, name: str = "") -> np.random.Generator:
+def named_shape_rng(seed: int, name: str = "") -> np.random.Generator:
     """The generator of one shape: it depends on the seed and the shape's name alone.
 
     Raises:

@@ -4,12 +4,12 @@ from pointdistill.data.mixture.build import build_mixture, retry_mixture
 from pointdistill.data.mixture.fetching import FetchReport, Offer, fetch_missing, how_to_get
 from pointdistill.data.mixture.held_out import HELD_OUT
 from pointdistill.data.mixture.plan import MixturePlan, PlanRow, plan_mixture
-from pointdistill.data.mixture.survey import (
+from pointdistill.data.mixture.source_status import (
     MixtureRequest,
-    Standing,
+    SourceStatus,
     mixture_sources,
     official_shapes,
-    survey,
+    scan_sources,
 )
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "MixtureRequest",
     "Offer",
     "PlanRow",
-    "Standing",
+    "SourceStatus",
     "build_mixture",
     "fetch_missing",
     "how_to_get",
@@ -27,5 +27,5 @@ __all__ = [
     "official_shapes",
     "plan_mixture",
     "retry_mixture",
-    "survey",
+    "scan_sources",
 ]

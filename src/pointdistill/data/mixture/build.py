@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from pointdistill.data.build.commit import finish_join, finish_retry, finish_staged, part_of
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.publish import BuildReport, report
 from pointdistill.data.build.retry import retry_corpus
@@ -22,11 +23,10 @@ from pointdistill.data.build.state import (
     remove_idle_build,
     unfinished_build,
 )
-from pointdistill.data.build.swap import finish_join, finish_moves, finish_retry, part_of
 from pointdistill.data.corpus.manifest import BUILDING_NAME, MANIFEST_NAME, Manifest, read_manifest
 from pointdistill.data.mixture.join import begun_parts, join
 from pointdistill.data.mixture.recorded import check_begun, check_recorded
-from pointdistill.data.mixture.survey import MixtureRequest, open_taken
+from pointdistill.data.mixture.source_status import MixtureRequest, open_taken
 from pointdistill.data.sources.base import Source
 
 Tell = Callable[[Progress], None]
@@ -82,7 +82,7 @@ def build_mixture(
         room_needed(output),
         unfinished_build(output, settings, grows=made is not None) as folder,
     ):
-        finish_moves(output)
+        finish_staged(output)
         made = _finished(output)
         if made is not None:
             check(made, output)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME
 from pointdistill.data.fetch import Fetched, Progress, fetch
-from pointdistill.data.mixture.fuel import ModelsFetched, fetch_models, zips_there
-from pointdistill.data.mixture.survey import MixtureRequest, Standing, survey
+from pointdistill.data.mixture.gazebo_download import ModelsFetched, fetch_models, zips_there
+from pointdistill.data.mixture.source_status import MixtureRequest, SourceStatus, scan_sources
 from pointdistill.data.sources import SourceInfo
 from pointdistill.data.web import announced_bytes
 
@@ -108,7 +108,7 @@ def fetch_missing(
     """
     folder = request.archives
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [standing for standing in survey(request) if not standing.not_taken]
+    wanted = [status for status in scan_sources(request) if not status.not_taken]
     lacking = {s.info.name: files for s in wanted if (files := _lacking(s.info, folder))}
     left = [name for name in lacking if name in LARGE and name not in request.sources]
     too_large = tuple(_offer(name, lacking.pop(name)) for name in left)
@@ -149,7 +149,7 @@ def _lacking(info: SourceInfo, folder: Path) -> dict[str, str]:
     return {name: url for name, url in files.items() if not (folder / name).exists()}
 
 
-def _lacking_scans(wanted: Sequence[Standing], folder: Path) -> list[Offer]:
+def _lacking_scans(wanted: Sequence[SourceStatus], folder: Path) -> list[Offer]:
     """Google Scanned Objects, if it is wanted and not whole; asks no server."""
     official = next((s.info.official or 0 for s in wanted if s.info.name == SCANNED), 0)
     files = official - zips_there(folder / SCANNED)
@@ -166,7 +166,7 @@ def _offer(name: str, files: Mapping[str, str]) -> Offer:
     )
 
 
-def _explained(standing: Standing) -> str:
-    info = standing.info
+def _explained(status: SourceStatus) -> str:
+    info = status.info
     access = _BY_HAND.get(info.name, info.access)
     return f"{info.name}: {info.archive}, from {info.origin} ({access})"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pointdistill.data.build.commit import part_of
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.run import DEFAULT_POINTS, Progress, build_corpus
 from pointdistill.data.build.state import BuildFolder
-from pointdistill.data.build.swap import part_of
 from pointdistill.data.checksums import without_checksums
 from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
@@ -25,14 +25,14 @@ from pointdistill.data.corpus.manifest import (
 )
 from pointdistill.data.files import disk_is_full
 from pointdistill.data.mixture.held_out import HELD_OUT, find_list
-from pointdistill.data.mixture.survey import (
+from pointdistill.data.mixture.source_status import (
     MixtureRequest,
-    Standing,
+    SourceStatus,
     official_shapes,
     open_one,
-    survey,
+    scan_sources,
 )
-from pointdistill.data.sources.base import Cloud, Entry, Source
+from pointdistill.data.sources.base import Entry, Source, SourceCloud
 from pointdistill.data.workers import usable_cores
 from pointdistill.errors import DataError
 
@@ -47,7 +47,7 @@ _SHAPE_BYTES = 120  # checksum, place, label and id
 class PlanRow:
     """What one source brings and costs."""
 
-    standing: Standing
+    status: SourceStatus
     shapes: int
     listed: bool
     """Whether ``shapes`` were counted in the archive or the corpus; else it is the official number."""
@@ -67,7 +67,7 @@ class PlanRow:
     @property
     def goes_in(self) -> bool:
         """Whether a build that begins now has its shapes."""
-        return self.standing.taken and not self.problem
+        return self.status.taken and not self.problem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +103,7 @@ class MixturePlan:
     @property
     def whole(self) -> int:
         """Shapes once every source of the mixture is there."""
-        return sum(row.shapes for row in self.rows if not row.standing.not_taken)
+        return sum(row.shapes for row in self.rows if not row.status.not_taken)
 
 
 def plan_mixture(
@@ -131,16 +131,16 @@ def plan_mixture(
         CorpusError: if the manifest of a corpus that is there is damaged.
     """
     rows = []
-    for standing in survey(request):
-        made = _made(output, standing, points=points, seed=seed)
+    for status in scan_sources(request):
+        made = _made(output, status, points=points, seed=seed)
         if made is not None:
-            rows.append(_done_row(standing, made))
+            rows.append(_done_row(status, made))
             continue
-        if standing.taken and tell:
-            tell(standing.info.name)
+        if status.taken and tell:
+            tell(status.info.name)
         with without_checksums():
-            rows.append(_row(request, standing, points=points, seed=seed, limits=limits))
-    wanted = [row.standing.info for row in rows if not row.standing.not_taken]
+            rows.append(_row(request, status, points=points, seed=seed, limits=limits))
+    wanted = [row.status.info for row in rows if not row.status.not_taken]
     return MixturePlan(
         rows=tuple(rows),
         official=sum(official_shapes(request, info) for info in wanted),
@@ -150,11 +150,11 @@ def plan_mixture(
     )
 
 
-def _made(output: Path, standing: Standing, *, points: int, seed: int) -> Manifest | None:
+def _made(output: Path, status: SourceStatus, *, points: int, seed: int) -> Manifest | None:
     """The corpus that has a source already with these settings: the whole, or its part of an unfinished one."""
-    name = standing.info.name
+    name = status.info.name
     for corpus in (output, part_of(BuildFolder(output), name)):
-        if standing.taken and (corpus / MANIFEST_NAME).is_file():
+        if status.taken and (corpus / MANIFEST_NAME).is_file():
             made = read_manifest(corpus)
             same = (made.points, made.seed) == (points, seed)
             if same and any(source.name == name for source in made.sources):
@@ -162,10 +162,10 @@ def _made(output: Path, standing: Standing, *, points: int, seed: int) -> Manife
     return None
 
 
-def _done_row(standing: Standing, made: Manifest) -> PlanRow:
-    shards = [shard for shard in made.shards if shard.source == standing.info.name]
+def _done_row(status: SourceStatus, made: Manifest) -> PlanRow:
+    shards = [shard for shard in made.shards if shard.source == status.info.name]
     return PlanRow(
-        standing=standing,
+        status=status,
         shapes=sum(shard.shapes for shard in shards),
         listed=True,
         bytes=sum(shard.bytes for shard in shards),
@@ -186,16 +186,16 @@ def _listed_tests(request: MixtureRequest, wanted: Collection[str]) -> dict[str,
 
 def _row(
     request: MixtureRequest,
-    standing: Standing,
+    status: SourceStatus,
     *,
     points: int,
     seed: int,
     limits: ShapeLimits | None,
 ) -> PlanRow:
-    shapes, problem = official_shapes(request, standing.info), ""
-    if standing.taken:
+    shapes, problem = official_shapes(request, status.info), ""
+    if status.taken:
         try:
-            source = open_one(request, standing.info)
+            source = open_one(request, status.info)
             entries = sorted(source.entries(), key=lambda entry: entry.id)
             seconds, mean = _measured(source, entries, points=points, seed=seed, limits=limits)
         except DataError as error:
@@ -204,14 +204,14 @@ def _row(
             problem = str(error)
         else:
             return PlanRow(
-                standing=standing,
+                status=status,
                 shapes=len(entries),
                 listed=True,
                 bytes=len(entries) * (round(mean * _POINT_BYTES) + _SHAPE_BYTES),
                 seconds=seconds * len(entries),
             )
     return PlanRow(
-        standing=standing,
+        status=status,
         shapes=shapes,
         listed=False,
         bytes=shapes * (points * _POINT_BYTES + _SHAPE_BYTES),
@@ -291,7 +291,7 @@ class _Sample:
     def entries(self) -> Sequence[Entry]:
         return self.chosen
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         return self.source.read(entry, count, rng=rng)
 
 

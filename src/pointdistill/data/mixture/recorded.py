@@ -8,7 +8,7 @@ from typing import Any
 
 from pointdistill.data.build.state import differences
 from pointdistill.data.corpus.manifest import Manifest
-from pointdistill.data.mixture.survey import MixtureRequest, survey
+from pointdistill.data.mixture.source_status import MixtureRequest, scan_sources
 from pointdistill.data.sources.base import Source
 from pointdistill.errors import CorpusError
 
@@ -67,14 +67,14 @@ def _why_not(name: str, request: MixtureRequest) -> str:
     """Why a source that is in a mixture is not among those asked for now, and what to do."""
     elsewhere = "or choose another folder with --output"
     source = name.removesuffix("-stand-in")
-    standing = next((s for s in survey(request) if s.info.name == source), None)
-    if standing is None:
+    status = next((s for s in scan_sources(request) if s.info.name == source), None)
+    if status is None:
         return "which is no source of the mixture; choose another folder with --output"
-    if standing.missing:
-        gone = ", ".join(standing.missing)
+    if status.missing:
+        gone = ", ".join(status.missing)
         return f"and {gone} is no longer in {request.archives}; put it back, {elsewhere}"
-    if standing.not_taken:
-        return f"which now stays out ({standing.not_taken}); name it with --sources, {elsewhere}"
+    if status.not_taken:
+        return f"which now stays out ({status.not_taken}); name it with --sources, {elsewhere}"
     return f"and its archive is another one now; put the old one back, {elsewhere}"
 
 

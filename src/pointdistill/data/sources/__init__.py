@@ -12,26 +12,26 @@ from pathlib import Path
 from typing import cast
 
 from pointdistill.data.sources.base import (
-    Cloud,
     Entry,
     Source,
+    SourceCloud,
     SourceInfo,
     SourceRequest,
     check_request,
-    shape_rng,
+    source_shape_rng,
 )
 from pointdistill.errors import ConfigError
 
 __all__ = [
     "SOURCES",
-    "Cloud",
     "Entry",
     "Source",
+    "SourceCloud",
     "SourceInfo",
     "SourceRequest",
     "open_source",
-    "shape_rng",
     "source_info",
+    "source_shape_rng",
 ]
 
 _HERE = "pointdistill.data.sources"

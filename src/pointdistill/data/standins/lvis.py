@@ -22,7 +22,7 @@ from pointdistill.data.build.run import build_corpus
 from pointdistill.data.builtin import CATEGORIES, make_shape, sample_shape
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.files import folder_aside, write_json
-from pointdistill.data.sources.base import Cloud, Entry
+from pointdistill.data.sources.base import Entry, SourceCloud
 from pointdistill.data.standins.hardness import STAND_IN_SEED
 from pointdistill.data.workers import Progress
 from pointdistill.errors import ConfigError
@@ -79,10 +79,10 @@ class _Shapes:
             rows.append((category, _uid(self.seed, "unlabelled", number)))
         return [Entry(id=uid, where=category) for category, uid in rows]
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """Make the shape and draw its points."""
         points, _ = sample_shape(make_shape(entry.where, rng=rng), count, rng=rng)
-        return Cloud(points)
+        return SourceCloud(points)
 
 
 def make_lvis_stand_in(

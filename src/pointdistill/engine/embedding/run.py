@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pointdistill.data.meshes import check_axis, shape_rng
+from pointdistill.data.meshes import check_axis, named_shape_rng
 from pointdistill.data.shape_lists import ReadSettings, ShapeList, list_shapes
 from pointdistill.data.workspace import last_run, remember_embedding
 from pointdistill.engine.devices import pick_device
@@ -126,7 +126,7 @@ def embed(
     encoder, origin = find_and_load(request.encoder, say=say)
     kind = check_kind(request.features, encoder)
     points, draws = sampling(encoder, kind, points=request.points, draws=request.draws)
-    shape_rng(request.seed)  # a seed that is not accepted is refused before anything is read
+    named_shape_rng(request.seed)  # a seed that is not accepted is refused before anything is read
     settings = ReadSettings(
         points=points * draws,
         seed=request.seed,

@@ -16,8 +16,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from pointdistill.data.mixture import fuel
-from pointdistill.data.mixture.fuel import fetch_models, list_models
+from pointdistill.data.mixture import gazebo_download
+from pointdistill.data.mixture.gazebo_download import fetch_models, list_models
 from pointdistill.errors import DataError
 
 
@@ -47,7 +47,7 @@ class Fuel:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fuel]:
-    monkeypatch.setattr(fuel, "_PAGE_MODELS", 2)
+    monkeypatch.setattr(gazebo_download, "_PAGE_MODELS", 2)
     state = Fuel(zips={name: a_zip(name) for name in ("Cup", "Mug & Lid", "Pen")})
     state.pages = [rows("Cup", "Mug & Lid"), rows("Pen")]
 

@@ -59,7 +59,7 @@ class MixtureRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class SourceStatus:
     """How it stands with one source."""
 
     info: SourceInfo
@@ -88,7 +88,7 @@ def mixture_sources() -> tuple[SourceInfo, ...]:
     return tuple(info for info in SOURCES if info.files)
 
 
-def survey(request: MixtureRequest) -> tuple[Standing, ...]:
+def scan_sources(request: MixtureRequest) -> tuple[SourceStatus, ...]:
     """How it stands with each source; looks at names in the folder alone.
 
     Raises:
@@ -100,7 +100,7 @@ def survey(request: MixtureRequest) -> tuple[Standing, ...]:
     there = {info.name: find_archives(info, request.archives) for info in mixture_sources()}
     clouds = bool(there[_CLOUDS_OF_OBJAVERSE][0]) and not there[_WHOLE_OBJAVERSE][0]
     return tuple(
-        Standing(
+        SourceStatus(
             info=info,
             found=there[info.name][0],
             missing=there[info.name][1],
@@ -117,8 +117,8 @@ def open_taken(request: MixtureRequest) -> tuple[Source, ...]:
         DataError: if nothing is there, a source that was named is not, an archive is damaged, or a list of
             test shapes is missing.
     """
-    standings = survey(request)
-    lacking = [s for s in standings if s.info.name in request.sources and not s.there]
+    statuses = scan_sources(request)
+    lacking = [s for s in statuses if s.info.name in request.sources and not s.there]
     if lacking:
         first = lacking[0].info
         msg = (
@@ -126,7 +126,7 @@ def open_taken(request: MixtureRequest) -> tuple[Source, ...]:
             f"from {first.origin} ({first.access})"
         )
         raise DataError(msg)
-    taken = [open_one(request, standing.info) for standing in standings if standing.taken]
+    taken = [open_one(request, status.info) for status in statuses if status.taken]
     if not taken:
         msg = (
             f"{request.archives}: holds none of the mixture's archives; --plan lists what they are called "
