@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.cli import main as command
-from pointdistill.data.build import build_corpus, retry_corpus
+from pointdistill.data.build import BuildSettings, build_corpus, retry_corpus
 from pointdistill.data.corpus import verify_corpus
 from pointdistill.data.fetch import fetch
 from pointdistill.data.mixture import MixtureRequest, build_mixture
@@ -99,7 +99,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def mixed(archives: Path, output: Path) -> Path:
-    return build_mixture(MixtureRequest(archives=archives), output, points=512, workers=0).path
+    return build_mixture(
+        MixtureRequest(archives=archives), output, BuildSettings(points=512, workers=0)
+    ).path
 
 
 def refusal(build: Callable[[], object]) -> str:

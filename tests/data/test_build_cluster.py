@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from pointdistill.data import files
-from pointdistill.data.build import Progress, node_worker, state
 from pointdistill.data.build import cluster as cluster_module
+from pointdistill.data.build import node_worker, state
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.pool import Died, Done
 from pointdistill.data.build.remote_job import RemoteJob, RemoteJobRunner, publish_job
@@ -34,6 +34,7 @@ from pointdistill.data.build.tasks import BuildJob, JoinTask, PieceTask
 from pointdistill.data.memory import GIB
 from pointdistill.errors import ConfigError, DataError
 from tests.data.test_build import build, digest
+from tests.data.watching import Watching
 
 distributed = pytest.importorskip("distributed")
 HERE = Path(__file__).parent
@@ -108,12 +109,14 @@ def test_a_worker_that_is_killed_costs_nothing(
     source = odd(100, dict.fromkeys(range(0, 100, 2), "slow"))
     victims: list[int] = []
 
-    def kill_one(progress: Progress) -> None:
-        if progress.done >= 16 and not victims:
+    def kill_one(done: int, _: object) -> None:
+        if done >= 16 and not victims:
             victims.append(next(iter(cluster.workers.values())).pid)
             os.kill(victims[0], signal.SIGKILL)
 
-    build(source, tmp_path / "there", cluster=cluster.scheduler_address, progress=kill_one)
+    build(
+        source, tmp_path / "there", cluster=cluster.scheduler_address, reporter=Watching(kill_one)
+    )
     assert victims
     build(source, tmp_path / "here")
     assert digest(tmp_path / "there") == digest(tmp_path / "here")
@@ -125,12 +128,12 @@ def test_after_ctrl_c_the_build_goes_on_with_or_without_the_cluster(
 ) -> None:
     source, folder = odd(100, {9: "refuse", 60: "hang"}), tmp_path / "there"
 
-    def stop(progress: Progress) -> None:
-        if progress.done >= 40:
+    def stop(done: int, _: object) -> None:
+        if done >= 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(source, folder, cluster=cluster.scheduler_address, progress=stop)
+        build(source, folder, cluster=cluster.scheduler_address, reporter=Watching(stop))
     assert wait_for(lambda: not task_servers(mark)), "not even one whose shape hangs"
     assert not list(folder.glob(".building/cluster-*"))
     assert build(odd(100, {9: "refuse"}), folder).resumed >= 40
@@ -230,7 +233,7 @@ def test_a_published_task_is_done_once(remote: RemoteJob, odd: Callable[..., Any
     job = RemoteJobRunner(remote)
     first = [job(task, read.append) for task in tasks]
     assert read
-    read.discard_staged()
+    read.clear()
     assert [job(task, read.append) for task in tasks] == first
     assert read == []
     joined = job(JoinTask(0, spans), read.append)
@@ -309,7 +312,7 @@ class FakeDask:
         return future
 
     def cancel(self, futures: list[Any], *, force: bool) -> None:
-        self.open.discard_staged()
+        self.open.clear()
 
     def close(self, timeout: float) -> None:
         self.status = "closed"
@@ -335,7 +338,7 @@ def events(
     tmp_path: Path, odd: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[FakeDask], list[Any]]:
     """All events of a pool on a fake cluster, one task for each of its fates."""
-    monkeypatch.setattr(cluster_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(cluster_module, "_COUNT_SECONDS", 0.01)
 
     def run(dask: FakeDask) -> list[Any]:
         folder = BuildFolder(tmp_path / "corpus")

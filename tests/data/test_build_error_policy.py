@@ -35,6 +35,7 @@ from tests.data.source_archives import (
     wedge_off,
     write_zip,
 )
+from tests.data.watching import Watching
 
 SHAPES = range(4)
 BAD_NAME = os.fsdecode(b"ch\xe9se")
@@ -108,12 +109,14 @@ def test_what_vanishes_in_the_middle_stops_the_build_and_costs_no_shape(
     request = SourceRequest(path=tmp_path / "in" / given)
 
     def build(output: str, unplug_at: int = -1) -> BuildReport:
-        def progress(now: object) -> None:
-            if getattr(now, "done", None) == unplug_at and there.exists():
+        def unplug(done: int, _: object) -> None:
+            if done == unplug_at and there.exists():
                 there.rename(away)
 
         opened = open_source(source, request)
-        return build_corpus(opened, tmp_path / output, points=64, workers=0, progress=progress)
+        return build_corpus(
+            opened, tmp_path / output, points=64, workers=0, reporter=Watching(unplug)
+        )
 
     with pytest.raises(DataError, match="is gone; put that right and run the same again to go on"):
         build("corpus", unplug_at=2)
@@ -153,12 +156,14 @@ def test_a_file_that_the_user_deletes_is_named_and_the_next_build_says_what_chan
 ) -> None:
     folder = write_folder(tmp_path / "mine")
 
-    def build(progress: Callable[[object], None] | None = None) -> None:
+    def build(on_progress: Callable[..., object] | None = None) -> None:
         source = open_source("folder", SourceRequest(path=folder))
-        build_corpus(source, tmp_path / "corpus", points=64, workers=0, progress=progress)
+        build_corpus(
+            source, tmp_path / "corpus", points=64, workers=0, reporter=Watching(on_progress)
+        )
 
     with pytest.raises(DataError, match=r"2\.npy: was there when it was listed and is gone"):
-        build(lambda _: (folder / "2.npy").unlink(missing_ok=True))
+        build(lambda *_: (folder / "2.npy").unlink(missing_ok=True))
     with pytest.raises(DataError, match="the source's files have changed since it was begun"):
         build()
 

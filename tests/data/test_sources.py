@@ -46,7 +46,7 @@ def test_every_row_of_the_table_names_a_module_that_opens() -> None:
     [
         ("bultin", "did you mean builtin"),
         ("xyz", "choose one of builtin, folder"),
-        ("/", "folder --input /"),
+        ("/", "for your own files choose the source folder"),
     ],
 )
 def test_an_unknown_source_is_told_the_nearest(name: str, message: str) -> None:

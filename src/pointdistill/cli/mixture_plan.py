@@ -8,79 +8,42 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from pointdistill.cli.console import console_reporter, name_options, print_table
 from pointdistill.cli.mixture import GIGA, command, shapes_of, split_notes
+from pointdistill.reporter import format_duration
 
 if TYPE_CHECKING:
-    from pointdistill.data.build.limits import ShapeLimits
+    from pointdistill.data.build import BuildSettings
     from pointdistill.data.mixture import MixturePlan, MixtureRequest, PlanRow
-    from pointdistill.engine.reporting.tables import Table
+    from pointdistill.data.sources import SourceInfo
 
 _COLUMNS = ("source", "archive", "shapes", "disk", "core time", "commercial")
-_WIDTH = 80
-"""Columns of a terminal in which the table has room, and below which its lines are not cut either."""
+_NUMBERS = ("shapes", "disk", "core time")
 
 
 def show_plan(
-    request: MixtureRequest,
-    output: Path,
-    *,
-    points: int,
-    seed: int,
-    workers: int | None,
-    limits: ShapeLimits,
-    options: Sequence[str],
+    request: MixtureRequest, output: Path, settings: BuildSettings, options: Sequence[str]
 ) -> None:
     """Print what is there, what is missing, and what the build will cost; make nothing.
 
     Args:
-        request, output, points, seed, workers, limits: those of the build.
+        request, output, settings: those of the build.
         options: those that the command which follows repeats, as they are typed.
     """
     from pointdistill.data.mixture import plan_mixture
     from pointdistill.engine.reporting.tables import Table
 
-    plan = plan_mixture(
-        request,
-        output,
-        points=points,
-        seed=seed,
-        workers=workers,
-        limits=limits,
-        tell=lambda name: typer.echo(f"measuring a few shapes of {name}", err=True),
-    )
+    with console_reporter() as reporter:
+        plan = plan_mixture(request, output, settings, reporter=reporter)
     processes = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
     title = f"{shapes_of(plan.shapes)} from {request.archives}, {plan.bytes / GIGA:,.2f} GB, "
-    title += f"about {_duration(plan.seconds)} with {processes}"
+    title += f"about {format_duration(plan.seconds)} with {processes}"
     rows = tuple(_cells(row) for row in plan.rows)
-    _print(Table(title, _COLUMNS, rows, tuple(_notes(plan, request))))
+    table = Table(title, _COLUMNS, rows, tuple(_notes(plan, request)))
+    print_table(table, right=_NUMBERS, whole=True)
     lacking = any(row.status.missing for row in plan.rows if not row.status.not_taken)
     first = not plan.shapes or (request.sources and lacking)
     typer.echo(f"next: {command(request, options)}" + (" --fetch" if first else ""))
-
-
-def _print(table: Table) -> None:
-    """A table that fits a narrow terminal, its notes unwrapped; Markdown where the output goes to a file."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console()
-    if not console.is_terminal:
-        typer.echo(table.markdown())
-        return
-    drawn = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in table.columns:
-        numbers = name in {"shapes", "disk", "core time"}
-        drawn.add_column(Text(name), justify="right" if numbers else "left", no_wrap=True)
-    for row in table.rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    console.width = max(console.width, _WIDTH)
-    typer.echo(table.title)
-    console.print(drawn, crop=False)
-    typer.echo()
-    for note in table.notes:
-        typer.echo(note)
 
 
 def _cells(row: PlanRow) -> tuple[str, ...]:
@@ -91,7 +54,7 @@ def _cells(row: PlanRow) -> tuple[str, ...]:
         _state(row),
         f"{row.shapes:,}" if row.listed else f"{row.shapes:,}*",
         f"{row.bytes / GIGA:,.2f} GB",
-        _duration(row.seconds or 0) if measured and not row.done else "-",
+        format_duration(row.seconds or 0) if measured and not row.done else "-",
         {True: "yes", False: "NO", None: "by shape"}[info.commercial],
     )
 
@@ -125,16 +88,14 @@ def _source_notes(rows: Sequence[PlanRow], *, by_name: bool) -> Iterator[str]:
 
     ``by_name``: the sources were named, and where the others come from is of no interest.
     """
-    from pointdistill.data.mixture import how_to_get
-
     left_out: dict[str, list[str]] = {}
     for row in rows:
         status, info = row.status, row.status.info
-        get = f"{', '.join(status.missing)}, from {info.origin} ({how_to_get(info)})"
+        get = f"{', '.join(status.missing)}, from {info.origin} ({_how_to_get(info)})"
         if row.problem:
             yield f"unusable: {info.name}: {row.problem}"
         elif status.not_taken:
-            why = status.not_taken
+            why = name_options(status.not_taken, status.settings)
             if status.missing and not by_name:
                 why += f"; missing: {get}; licence: {info.licence}"
             left_out.setdefault(why, []).append(info.name)
@@ -148,6 +109,16 @@ def _source_notes(rows: Sequence[PlanRow], *, by_name: bool) -> Iterator[str]:
         yield f"left out: {', '.join(names)}: {why}"
 
 
+def _how_to_get(info: SourceInfo) -> str:
+    """What it takes to get a source, in a few words."""
+    from pointdistill.data.mixture import LARGE, fetchable
+
+    if not fetchable(info):
+        return info.access
+    named = f" --sources {info.name}" if info.name in LARGE else ""
+    return f"{info.access}: --fetch{named}"
+
+
 def _sum_notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
     whole = "these sources have" if request.sources else "the whole mixture has"
     whole += f" {plan.official:,} shapes by the official counts"
@@ -158,9 +129,3 @@ def _sum_notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
         lists = ", ".join(f"{count:,} of {name}" for name, count in plan.listed_tests.items())
         least = plan.official - sum(plan.listed_tests.values())
         yield f"the lists of test shapes name {lists}; at least {least:,} of the whole remain"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

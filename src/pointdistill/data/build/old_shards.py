@@ -92,10 +92,10 @@ def _read(corpus: Path, made: Manifest, file: str, ids: Sequence[str]) -> Packed
         found = [bytes(name).decode() for name in block.id]
     if found != list(ids):
         msg = (
-            f"{path}: its source lists other shapes now than when the corpus was made; name another "
-            f"folder with --output"
+            f"{path}: its source lists other shapes now than when the corpus was made; choose another "
+            f"output folder"
         )
-        raise CorpusError(msg)
+        raise CorpusError(msg, settings=("output",))
     return block
 
 

@@ -148,14 +148,14 @@ def report_complete(output: Path, settings: Mapping[str, Any]) -> BuildReport:
     if different or len(manifest.sources) != 1:
         msg = (
             f"{output}: holds a corpus made with other settings ({different or 'several sources'}); "
-            f"choose another folder with --output, or remove this one"
+            f"choose another output folder, or remove this one"
         )
         if len(manifest.sources) == 1 and same_but_for_files(there, settings):
             msg = (
-                f"{output}: the source's files have changed since this corpus was made of them; name another "
-                "folder with --output, or remove this one"
+                f"{output}: the source's files have changed since this corpus was made; choose another output "
+                "folder, or remove this one"
             )
-        raise CorpusError(msg)
+        raise CorpusError(msg, settings=("output",))
     remove_idle_build(output)
     return replace(report(output), was_complete=True)
 

@@ -149,14 +149,14 @@ def unfinished_build(
             if different:
                 msg = (
                     f"{corpus}: holds an unfinished build with other settings ({different}); finish it "
-                    f"with those, remove the folder, or choose another with --output"
+                    f"with those, remove the folder, or choose another output folder"
                 )
                 if same_but_for_files(there, settings):
                     msg = (
                         f"{corpus}: holds an unfinished build, and the source's files have changed since it was "
-                        "begun; name another folder with --output, or remove this one"
+                        "begun; choose another output folder, or remove this one"
                     )
-                raise CorpusError(msg)
+                raise CorpusError(msg, settings=("output",))
         else:
             write_json(plan, settings)
         # What a kill left half written; in the corpus itself that is its list of refused shapes.

@@ -1,7 +1,7 @@
 """The whole corpus from whatever archives a folder holds: what is there, what it costs, and the build."""
 
 from pointdistill.data.mixture.build import build_mixture, retry_mixture
-from pointdistill.data.mixture.fetching import FetchReport, Offer, fetch_missing, how_to_get
+from pointdistill.data.mixture.fetching import LARGE, FetchReport, Offer, fetch_missing, fetchable
 from pointdistill.data.mixture.held_out import HELD_OUT
 from pointdistill.data.mixture.plan import MixturePlan, PlanRow, plan_mixture
 from pointdistill.data.mixture.source_status import (
@@ -14,6 +14,7 @@ from pointdistill.data.mixture.source_status import (
 
 __all__ = [
     "HELD_OUT",
+    "LARGE",
     "FetchReport",
     "MixturePlan",
     "MixtureRequest",
@@ -22,7 +23,7 @@ __all__ = [
     "SourceStatus",
     "build_mixture",
     "fetch_missing",
-    "how_to_get",
+    "fetchable",
     "mixture_sources",
     "official_shapes",
     "plan_mixture",

@@ -6,15 +6,14 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pointdistill.data.build.commit import part_of
-from pointdistill.data.build.limits import ShapeLimits
-from pointdistill.data.build.run import DEFAULT_POINTS, Progress, build_corpus
+from pointdistill.data.build.run import BuildSettings, build_source
 from pointdistill.data.build.state import BuildFolder
 from pointdistill.data.checksums import without_checksums
 from pointdistill.data.corpus.manifest import (
@@ -33,8 +32,8 @@ from pointdistill.data.mixture.source_status import (
     scan_sources,
 )
 from pointdistill.data.sources.base import Entry, Source, SourceCloud
-from pointdistill.data.workers import usable_cores
 from pointdistill.errors import DataError
+from pointdistill.reporter import SILENT, Reporter
 
 SAMPLE = 8
 """Shapes of a source that are read to measure its speed."""
@@ -109,54 +108,52 @@ class MixturePlan:
 def plan_mixture(
     request: MixtureRequest,
     output: Path,
+    settings: BuildSettings | None = None,
     *,
-    points: int = DEFAULT_POINTS,
-    seed: int = 0,
-    workers: int | None = None,
-    limits: ShapeLimits | None = None,
-    tell: Callable[[str], None] | None = None,
+    reporter: Reporter = SILENT,
 ) -> MixturePlan:
-    """Say what a mixture will cost; nothing is kept.
+    """Estimate what a mixture will cost; nothing is kept.
 
-    Of each archive that goes in its directory and a few shapes are read, not the whole for a checksum.
+    Of each archive that goes in, only the directory and a few shapes are read, not the whole file for a checksum.
 
     Args:
         request: the folder, and what to take from it.
         output: where the corpus will be, for the free disk and the sources that are finished there.
-        points, seed, workers, limits: those of the build.
-        tell: told each source's name before it is measured.
+        settings: those of the build; None for the defaults.
+        reporter: hears about each source before it is measured.
 
     Raises:
         DataError: if the folder does not exist.
         CorpusError: if the manifest of a corpus that is there is damaged.
     """
+    settings = settings or BuildSettings()
     rows = []
     for status in scan_sources(request):
-        made = _made(output, status, points=points, seed=seed)
+        made = _made(output, status, settings)
         if made is not None:
             rows.append(_done_row(status, made))
             continue
-        if status.taken and tell:
-            tell(status.info.name)
+        if status.taken:
+            reporter.say(f"measuring a few shapes of {status.info.name}")
         with without_checksums():
-            rows.append(_row(request, status, points=points, seed=seed, limits=limits))
+            rows.append(_row(request, status, settings))
     wanted = [row.status.info for row in rows if not row.status.not_taken]
     return MixturePlan(
         rows=tuple(rows),
         official=sum(official_shapes(request, info) for info in wanted),
         listed_tests=_listed_tests(request, {info.name for info in wanted}),
-        workers=max(1, usable_cores() if workers is None else workers),
+        workers=max(1, settings.processes),
         free_bytes=shutil.disk_usage(_existing(output)).free,
     )
 
 
-def _made(output: Path, status: SourceStatus, *, points: int, seed: int) -> Manifest | None:
-    """The corpus that has a source already with these settings: the whole, or its part of an unfinished one."""
+def _made(output: Path, status: SourceStatus, settings: BuildSettings) -> Manifest | None:
+    """The corpus that already has a source with these settings: the whole, or a part of an unfinished mixture."""
     name = status.info.name
     for corpus in (output, part_of(BuildFolder(output), name)):
         if status.taken and (corpus / MANIFEST_NAME).is_file():
             made = read_manifest(corpus)
-            same = (made.points, made.seed) == (points, seed)
+            same = (made.points, made.seed) == (settings.points, settings.seed)
             if same and any(source.name == name for source in made.sources):
                 return made
     return None
@@ -184,20 +181,13 @@ def _listed_tests(request: MixtureRequest, wanted: Collection[str]) -> dict[str,
     return found
 
 
-def _row(
-    request: MixtureRequest,
-    status: SourceStatus,
-    *,
-    points: int,
-    seed: int,
-    limits: ShapeLimits | None,
-) -> PlanRow:
+def _row(request: MixtureRequest, status: SourceStatus, settings: BuildSettings) -> PlanRow:
     shapes, problem = official_shapes(request, status.info), ""
     if status.taken:
         try:
             source = open_one(request, status.info)
             entries = sorted(source.entries(), key=lambda entry: entry.id)
-            seconds, mean = _measured(source, entries, points=points, seed=seed, limits=limits)
+            seconds, mean = _measured(source, entries, settings)
         except DataError as error:
             if disk_is_full(error):
                 raise _no_room_to_measure() from error
@@ -214,24 +204,19 @@ def _row(
         status=status,
         shapes=shapes,
         listed=False,
-        bytes=shapes * (points * _POINT_BYTES + _SHAPE_BYTES),
+        bytes=shapes * (settings.points * _POINT_BYTES + _SHAPE_BYTES),
         seconds=None,
         problem=problem,
     )
 
 
 def _measured(
-    source: Source,
-    entries: Sequence[Entry],
-    *,
-    points: int,
-    seed: int,
-    limits: ShapeLimits | None,
+    source: Source, entries: Sequence[Entry], settings: BuildSettings
 ) -> tuple[float, float]:
-    """Seconds a shape on one core, and points a shape, of a sample spread over the source.
+    """Seconds per shape on one core and points per shape, measured on a sample spread over the source.
 
-    The sample is built as the corpus will be, in a process of its own: a shape that ends its reader ends
-    nothing else.
+    The sample is built as the corpus will be, in a process of its own, so that a shape that crashes its reader
+    ends nothing else.
 
     Raises:
         DataError: if the source is empty, or no shape of the sample can be used.
@@ -244,9 +229,8 @@ def _measured(
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder, "sample")
-        build_corpus(
-            sample, corpus, points=points, seed=seed, workers=1, limits=limits, progress=clock
-        )
+        alone = replace(settings, workers=1, cluster=None)
+        build_source(sample, corpus, alone, reporter=clock)
         made = read_manifest(corpus)
     mean = sum(shard.points for shard in made.shards) / made.shapes
     return clock.seconds_each, mean
@@ -259,15 +243,23 @@ def _no_room_to_measure() -> DataError:
     )
 
 
-class _Clock:
-    """Seconds a shape, without the first: that one waits for a process, its libraries and the archive."""
+class _Clock(Reporter):
+    """Measures seconds per shape without the first, which waits for a process, its libraries and the archive."""
 
     def __init__(self) -> None:
         self._reached: dict[int, float] = {}
         """When each number of shapes was first done."""
 
-    def __call__(self, progress: Progress) -> None:
-        self._reached.setdefault(progress.done, time.monotonic())
+    def progress(
+        self,
+        task: str,  # noqa: ARG002
+        done: float,
+        total: float | None = None,  # noqa: ARG002
+        *,
+        note: str = "",  # noqa: ARG002
+        unit: str = "",  # noqa: ARG002
+    ) -> None:
+        self._reached.setdefault(int(done), time.monotonic())
 
     @property
     def seconds_each(self) -> float:

@@ -255,10 +255,12 @@ def source_info(name: str) -> SourceInfo:
         return rows[name]
     near = difflib.get_close_matches(name, rows, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(rows)}"
+    settings: tuple[str, ...] = ()
     if Path(name).is_dir():
-        hint = f"for your own files: folder --input {name}"
+        hint = "for your own files choose the source folder and give it this path"
+        settings = ("input",)
     msg = f"no source {name!r}; {hint}"
-    raise ConfigError(msg)
+    raise ConfigError(msg, settings=settings)
 
 
 def open_source(name: str, request: SourceRequest) -> Source:

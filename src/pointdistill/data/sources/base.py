@@ -174,9 +174,8 @@ def required_path(request: SourceRequest, info: SourceInfo) -> Path:
         return path
     given = f"{path}: no such file or folder" if path else f"{info.name} needs the path of its data"
     access = f" ({info.access})" if info.access else ""
-    option = "--archive" if info.files else "--input"
-    msg = f"{given}; with {option} give {info.archive}, from {info.origin}{access}"
-    raise DataError(msg)
+    msg = f"{given}; give {info.archive}, from {info.origin}{access}"
+    raise DataError(msg, settings=("archive" if info.files else "input",))
 
 
 def archive_paths(request: SourceRequest, info: SourceInfo) -> tuple[Path, ...]:
