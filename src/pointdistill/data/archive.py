@@ -287,12 +287,18 @@ def _looks_like_tar(path: Path) -> bool:
         return file.read(len(_TAR_MAGIC)) == _TAR_MAGIC
 
 
+def leads_outside(name: str) -> bool:
+    """Whether a member's name is empty or could lead out of the folder that it is unpacked to, on any system."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return not path.parts or ".." in path.parts or path.is_absolute()
+
+
 def _sorted_out(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Sorted names without litter, and those that lead out of the archive; each once."""
     wanted, unsafe = set(), set()
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        if not parts or ".." in parts or PurePosixPath(name).is_absolute():
+        if leads_outside(name):
             unsafe.add(name)
         elif "__MACOSX" not in parts and not parts[-1].startswith("."):
             wanted.add(name)

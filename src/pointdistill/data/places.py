@@ -6,16 +6,44 @@ place of a member at hand it needs none of them.
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
 
 from pointdistill.data.archive import MEMBER_LIMIT_BYTES, POINTER_START, MemberLocation, still_there
 from pointdistill.errors import DataError
 
-_HEADER_BYTES = 30
+_HEADER = struct.Struct("<4s22x2H")
 _HEADER_START = b"PK\x03\x04"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalHeader:
+    """What stands directly before the bytes of a zip member."""
+
+    name: bytes
+    start: int
+    """Where the member's bytes begin in the file."""
+
+
+def read_local_header(file: IO[bytes], offset: int) -> LocalHeader | None:
+    """The header of the zip member at an offset; None where there is none.
+
+    The lengths of its name and extra field may differ from those in the archive's table of contents, so only this
+    header says where the bytes begin.
+    """
+    file.seek(offset)
+    fixed = file.read(_HEADER.size)
+    if len(fixed) < _HEADER.size:
+        return None
+    signature, name_length, extra_length = _HEADER.unpack(fixed)
+    if signature != _HEADER_START:
+        return None
+    name = file.read(name_length)
+    return LocalHeader(name, offset + _HEADER.size + name_length + extra_length)
 
 
 def read_member_at(root: Path, location: MemberLocation) -> bytes:
@@ -63,14 +91,13 @@ def _from_folder(file: IO[bytes], location: MemberLocation) -> bytes:
 
 
 def _from_archive(file: IO[bytes], location: MemberLocation) -> bytes:
-    file.seek(location.offset)
     if location.method is None:
+        file.seek(location.offset)
         return _exactly(file, location.packed, location)
-    header = _exactly(file, _HEADER_BYTES, location)
-    if not header.startswith(_HEADER_START):
+    header = read_local_header(file, location.offset)
+    if header is None:
         _refuse(location, "it does not lie where the archive's list says")
-    # The lengths of the name and the extra field, which may differ from those in the archive's list.
-    file.seek(sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28)), 1)
+    file.seek(header.start)
     packed = _exactly(file, location.packed, location)
     if location.method == zipfile.ZIP_STORED:
         return packed
