@@ -100,7 +100,7 @@ class SourceInfo:
 
     name: str
     module: str
-    """Module that has ``open_source(request) -> Source``."""
+    """Module that opens it; imported only when the source is used."""
 
     title: str
     """What it is, in a few words."""
@@ -130,6 +130,9 @@ class SourceInfo:
 
     official_test: int = 0
     """Shapes more with the test split."""
+
+    opener: str = "open_source"
+    """The function of that module, ``(request, info) -> Source``."""
 
     options: frozenset[str] = field(default_factory=frozenset)
     """Fields of `SourceRequest`, beside ``path``, that it understands."""
