@@ -50,7 +50,7 @@ from pointdistill.data.leaks.registration import (
     surface_gap,
 )
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.data.sources.base import shape_rng
+from pointdistill.data.sources.base import source_shape_rng
 from pointdistill.data.workers import ordered_map
 
 MEASURED_SEED, CLEAN_SEED = 7, 8
@@ -77,12 +77,12 @@ class Test:
 
     def surface(self, count: int, *, rng: np.random.Generator) -> NDArray[np.float32]:
         """Another sample of it, (count, 3), as the corpus of its seed has it."""
-        made = shape_rng(seed=self.seed, source="builtin", shape_id=self.id)
+        made = source_shape_rng(seed=self.seed, source="builtin", shape_id=self.id)
         return sample_shape(make_shape(self.category, rng=made), count, rng=rng)[0]
 
     def cloud(self) -> NDArray[np.float32]:
         """Another sample of it, scaled, moved, and turned about z."""
-        rng = shape_rng(seed=7, source=f"test of {self.seed}", shape_id=self.id)
+        rng = source_shape_rng(seed=7, source=f"test of {self.seed}", shape_id=self.id)
         points = self.surface(self.points, rng=rng)
         angle = rng.uniform(0.0, 2.0 * np.pi)
         cosine, sine = np.cos(angle), np.sin(angle)

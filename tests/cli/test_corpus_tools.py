@@ -53,7 +53,7 @@ def test_inspect_prints_counts_licences_and_refusals(run: Run) -> None:
     code, out, err = run("inspect", "mix")
     assert (code, err) == (0, "")
     assert "| a | 7 | 3 | 2 | 40, 43, 46 |" in out
-    assert "| of these in quarantine | 1 (prepare-data --retry) |" in out
+    assert "| of these retryable | 1 (prepare-data --retry) |" in out
     assert "| a | CC BY-NC 4.0 | NO COMMERCIAL USE | a test |" in out
     assert "| b | CC BY 4.0 | any use | a test |" in out
     assert "- NOT FOR COMMERCIAL USE: a\n" in out

@@ -90,7 +90,7 @@ def test_files_that_changed_are_told_from_settings(run: Run) -> None:
     code, _, err = run(*named)
     assert code == 2
     assert "data/mine: the source's files have changed since this corpus was made" in err
-    assert "name another folder with --output" in err
+    assert "choose another output folder, or remove this one (--output)" in err
     assert "made with other settings (points: 64 there, 65 asked" in run(*named[:4], "65")[2]
 
 
@@ -124,7 +124,10 @@ def test_an_absent_archive_is_one_line_that_says_where_it_comes_from(run: Run, n
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["modelnet40"], "with --archive give ModelNet40.zip, from https://"),
+        (
+            ["modelnet40"],
+            "modelnet40 needs the path of its data; give ModelNet40.zip, from https://",
+        ),
         (["scanobjectnn", "--archive", "no.zip"], "no.zip: no such file or folder"),
         (["buitlin"], "did you mean builtin"),
         (["--points", "8"], "--points"),
@@ -143,7 +146,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pointdistill.data.build.prepare.build_corpus", interrupted)
+    monkeypatch.setattr("pointdistill.data.build.prepare.build_source", interrupted)
     code, _, err = run("--shapes", "20")
     assert code == 130
     assert "the same command goes on" in err

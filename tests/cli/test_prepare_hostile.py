@@ -92,7 +92,7 @@ def test_a_hostile_folder_costs_its_bad_files_alone_and_nothing_runs(
         "pickles.npz",
         "pipe.off",
     ]
-    assert "quarantine" not in err, "all are refused for what they are"
+    assert "retryable" not in err, "all are refused for what they are"
     assert not marker.exists()
     made = {name for name in files_below(tmp_path) - before if "/data/mine/" not in name}
     assert all(name.startswith("inside/") and "workspace" in name for name in made), made
@@ -124,7 +124,7 @@ def test_a_hostile_archive_costs_its_bad_members_alone_and_writes_nothing_outsid
     assert all(name.startswith("inside/") and "workspace" in name for name in made), made
 
 
-def test_what_met_a_backstop_is_counted_and_read_again_with_retry(
+def test_retryable_shapes_are_counted_and_read_again_with_retry(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("mine").mkdir()
@@ -145,14 +145,14 @@ def test_what_met_a_backstop_is_counted_and_read_again_with_retry(
     assert code == 0
     assert "refused: 3.xyz: reading it took more memory than there is (and 1 like it)" in err
     assert "3 of 10 shapes were refused; all are listed in data/mine/refused.jsonl" in err
-    assert "2 of them are in quarantine (memory 2); the same command with --retry reads" in err
+    assert "2 of them are retryable (memory 2); the same command with --retry reads" in err
     code, _, err = run(*words, "--retry", "--memory", "1", "--deadline", "9.5")
     assert (code, "2 shapes were read again, 0 of them can be used" in err) == (0, True)
     monkeypatch.setattr(FolderSource, "read", plainly)
     code, out, err = run(*words, "--retry")
     assert (code, "data/mine is complete: 9 shapes of folder" in out) == (0, True)
     assert "2 shapes were read again, 2 of them can be used" in err
-    assert "quarantine" not in err
+    assert "retryable" not in err
     assert digest(Path("data/mine")) == digest(Path("whole"))
     assert verify_corpus("data/mine") == ()
     code, out, _ = run(*words, "--retry")

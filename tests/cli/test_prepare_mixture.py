@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pointdistill.cli import main
-from pointdistill.data.build import ShapeLimits
+from pointdistill.data.build import BuildSettings, ShapeLimits
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.mixture import mixture_sources
 from pointdistill.data.workspace import last_corpus
@@ -125,12 +126,12 @@ def test_on_a_terminal_of_80_columns_nothing_is_cut(
     )
 
 
-def test_a_retry_without_a_quarantine_says_so(run: Run) -> None:
+def test_a_retry_without_retryable_shapes_says_so(run: Run) -> None:
     words = ("--archives", "archives", "--sources", "google-scanned-objects", "--points", "64")
     assert run(*words, "--workers", "0")[0] == 0
     _, _, err = run(*words, "--retry")
-    assert "nothing is in quarantine, so nothing was read again; 1 shape was refused" in err
-    assert "nothing is in quarantine" not in run(*words)[2]
+    assert "nothing is retryable, so nothing was read again; 1 shape was refused" in err
+    assert "nothing is retryable" not in run(*words)[2]
     _, out, err = run(*words, "--plan")
     assert "| google-scanned-objects | done | 1 | 0.00 GB | - | yes |" in out
     assert "measuring" not in err
@@ -159,19 +160,15 @@ def test_fetch_explains_what_takes_a_login(run: Run) -> None:
     assert "--sources s3dis,abo --plan" in out
 
 
-def test_fetch_says_what_is_about_to_come_and_what_did_not(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fetch_says_what_did_not_come(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from pointdistill.data import mixture
-    from pointdistill.data.mixture.fuel import ModelsFetched
+    from pointdistill.data.mixture.gazebo_download import ModelsFetched
 
     large = mixture.Offer(name="abo", files=1, bytes=150_000_000_000)
     folder = Path("archives", "google-scanned-objects")
     failed = tuple(f"model {number}: 404" for number in range(7))
 
-    def fetch_missing(*_: object, announce: Callable[..., None], **__: object) -> object:
-        scanned = mixture.Offer(name=folder.name, files=1_030, bytes=None)
-        announce([mixture.Offer(name="modelnet40", files=1, bytes=2_040_000_000), scanned])
+    def fetch_missing(*_: object, **__: object) -> object:
         came = ModelsFetched(folder=folder, fetched=2, bytes=34, there=3, failed=failed)
         return mixture.FetchReport(fetched=(), scanned=came, too_large=(large,), by_hand=())
 
@@ -179,13 +176,8 @@ def test_fetch_says_what_is_about_to_come_and_what_did_not(
     code, out, err = run("--archives", "archives", "--fetch")
     assert code == 0
     lines = err.splitlines()
-    assert lines[0].startswith("about to download into archives, whose disk has ")
-    assert lines[0].endswith(
-        "GB free: modelnet40, 1 file, about 2.0 GB; "
-        "google-scanned-objects, 1,030 files, of unknown size"
-    )
-    assert lines[1:6] == [f"did not come: model {number}: 404" for number in range(5)]
-    assert lines[6:] == [
+    assert lines[:5] == [f"did not come: model {number}: 404" for number in range(5)]
+    assert lines[5:] == [
         "did not come: 2 more of google-scanned-objects",
         "google-scanned-objects: 3 of 1,030 are there",
         "large, and fetched only by its name: abo, 1 file, about 150.0 GB; pointdistill prepare-data "
@@ -198,7 +190,7 @@ def test_fetch_says_what_is_about_to_come_and_what_did_not(
     ("words", "message"),
     [
         ([], "mixture needs the folder that holds the archives"),
-        (["--archives", "nowhere"], "nowhere: no such folder"),
+        (["--archives", "nowhere"], "give the one that holds the archives (--archives)"),
         (
             ["--archives", "archives/ModelNet40.zip", "--plan"],
             "archives/ModelNet40.zip is a file; give the folder that holds the archives: "
@@ -257,23 +249,25 @@ def test_limits_the_cluster_and_the_retry_reach_the_build(
 ) -> None:
     from pointdistill.data import mixture
 
-    given: dict[str, dict[str, object]] = {}
-    for name in ("build_mixture", "retry_mixture"):
-        really = getattr(mixture, name)
+    given: dict[str, Any] = {}
+    build, again = mixture.build_mixture, mixture.retry_mixture
 
-        def noted(*words: object, name: str = name, really: Any = really, **options: Any) -> object:
-            given[name] = dict(options)
-            here = {"workers": 0} | ({"cluster": None} if "cluster" in options else {})
-            return really(*words, **options | here)
+    def noted_build(request: Any, output: Path, settings: BuildSettings, **options: Any) -> object:
+        given["build"] = settings
+        return build(request, output, replace(settings, workers=0, cluster=None), **options)
 
-        monkeypatch.setattr(mixture, name, noted)
+    def noted_retry(*words: Any, **options: Any) -> object:
+        given["retry"] = options["limits"]
+        return again(*words, **options | {"workers": 0})
+
+    monkeypatch.setattr(mixture, "build_mixture", noted_build)
+    monkeypatch.setattr(mixture, "retry_mixture", noted_retry)
     words = ("--archives", "archives", "--points", "64", "--deadline", "7", "--memory", "2")
     code, _, _ = run(*words, "--cluster", "tcp://host:8786", "--retry")
     assert code == 0
-    for options in given.values():
-        assert options["limits"] == ShapeLimits(deadline_seconds=7.0, memory_bytes=2 * 2**30)
-    assert given["build_mixture"]["cluster"] == "tcp://host:8786"
-    assert "retry_mixture" in given
+    limits = ShapeLimits(deadline_seconds=7.0, memory_bytes=2 * 2**30)
+    assert given["build"].limits == given["retry"] == limits
+    assert given["build"].cluster == "tcp://host:8786"
 
 
 def test_ctrl_c_keeps_what_is_done(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 import trimesh
 
 from pointdistill.cli import main
+from pointdistill.data.build import BuildSettings
 from pointdistill.data.build.prepare import prepare_corpus
 from pointdistill.data.leaks import LeakReport
 from pointdistill.data.sources import SourceRequest
@@ -174,7 +175,12 @@ def test_reconstruct_names_its_encoder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     saved_encoder(tmp_path / "my encoder")
-    prepare_corpus("builtin", SourceRequest(shapes=24), output=tmp_path / "c", points=80, workers=1)
+    prepare_corpus(
+        "builtin",
+        SourceRequest(shapes=24),
+        output=tmp_path / "c",
+        settings=BuildSettings(points=80, workers=1),
+    )
     asked = ("reconstruct", "--data", "c", "--steps", "1", "--device", "cpu")
     assert run(*asked, "--encoder", "my encoder") == 0
     assert last_line(capsys) == "next: pointdistill export my-encoder --encoder 'my encoder'"

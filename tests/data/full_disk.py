@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.cli import main as command
-from pointdistill.data.build import build_corpus, retry_corpus
+from pointdistill.data.build import BuildSettings, build_corpus, retry_corpus
 from pointdistill.data.corpus import verify_corpus
 from pointdistill.data.fetch import fetch
 from pointdistill.data.mixture import MixtureRequest, build_mixture
@@ -99,7 +99,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def mixed(archives: Path, output: Path) -> Path:
-    return build_mixture(MixtureRequest(archives=archives), output, points=512, workers=0).path
+    return build_mixture(
+        MixtureRequest(archives=archives), output, BuildSettings(points=512, workers=0)
+    ).path
 
 
 def refusal(build: Callable[[], object]) -> str:
@@ -126,7 +128,7 @@ def every_writer(folder: Path, disk: SmallDisk) -> dict[str, list[str]]:
 
 
 def every_writer_of_a_retry(folder: Path, disk: SmallDisk) -> list[str]:
-    """The same of one that reads a quarantine again, of which one shape stays refused."""
+    """The same of one that reads retryable shapes again, of which one shape stays refused."""
     source = OddSource(8, {2: "nan", 4: "one huge array"}, folder)
     build_corpus(source, folder / "before", points=64, workers=0)
     (folder / "healed").touch()

@@ -1,4 +1,4 @@
-"""Builds, and retries of their quarantine, killed with SIGKILL at random moments and begun again.
+"""Builds, and retries of their retryable shapes, killed with SIGKILL at random moments and begun again.
 
     python killed_builds.py FOLDER SEED WORKERS:BUILDS:RETRIES...
 
@@ -109,7 +109,7 @@ def main(
         return folder / f"corpus {next(numbers)}"
 
     def of_the_sick() -> Path:
-        return Path(shutil.copytree(quarantined, new()))
+        return Path(shutil.copytree(retryable, new()))
 
     def build(corpus: Path, workers: int) -> object:
         return build_corpus(well, corpus, points=64, workers=workers)
@@ -117,8 +117,8 @@ def main(
     def retry(corpus: Path, workers: int) -> object:
         return retry_corpus([well], corpus, workers=workers)
 
-    quarantined, whole = folder / "quarantined", folder / "whole"
-    for source, corpus in ((sick, quarantined), (well, whole)):
+    retryable, whole = folder / "retryable", folder / "whole"
+    for source, corpus in ((sick, retryable), (well, whole)):
         build_corpus(source, corpus, points=64, workers=0)
     builds = Killing(build, new, files_of(whole))
     retries = Killing(retry, of_the_sick, files_of(whole))

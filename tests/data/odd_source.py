@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.sources.base import Cloud, Entry
+from pointdistill.data.sources.base import Entry, SourceCloud
 from pointdistill.errors import DataError
 
 
@@ -57,7 +57,7 @@ BACKSTOPS: dict[str, Callable[[], object]] = {
 class OddSource:
     """``shapes`` random clouds; ``odd`` names the behaviour of some, by number.
 
-    Once the folder ``scratch`` has a file ``healed``, what met a backstop is as good as any. Where it has a
+    Once the folder ``scratch`` has a file ``healed``, what failed is as good as any. Where it has a
     file ``reads``, every shape that is read is added to it.
     """
 
@@ -81,7 +81,7 @@ class OddSource:
         # Backwards: the build sorts.
         return [Entry(f"{k:04d}", label=k % 2, where=str(k)) for k in reversed(range(self.shapes))]
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         number = int(entry.where)
         if (self.scratch / "reads").is_file():
             with (self.scratch / "reads").open("a") as file:
@@ -100,11 +100,11 @@ class OddSource:
             case "nan":
                 points[5, 1] = np.nan
             case "few":
-                return Cloud(points[:31])
+                return SourceCloud(points[:31])
             case "fewest":
-                return Cloud(points[:32])
+                return SourceCloud(points[:32])
             case "many":
-                return Cloud(rng.normal(size=(count * 2, 3)).astype(np.float32))
+                return SourceCloud(rng.normal(size=(count * 2, 3)).astype(np.float32))
             case "one place":
                 points[:] = points[0]
             case "wrong parts":
@@ -118,4 +118,4 @@ class OddSource:
                 raise OSError(errno.ENOSPC, "No space left on device")
             case "slow":
                 time.sleep(0.02)
-        return Cloud(points, part)
+        return SourceCloud(points, part)

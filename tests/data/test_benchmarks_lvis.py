@@ -13,7 +13,7 @@ from pointdistill.data.benchmarks import LvisShapes, draw_lvis, read_lvis
 from pointdistill.data.build.run import build_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.sources.base import Cloud, Entry
+from pointdistill.data.sources.base import Entry, SourceCloud
 from pointdistill.errors import ConfigError, DataError
 
 FACTS = SourceFacts(name="objaverse", licence="a test", origin="a test", turned="none", settings={})
@@ -29,8 +29,8 @@ class Uids:
     def entries(self) -> list[Entry]:
         return [Entry(id=name) for name in self.ids]
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
-        return Cloud(rng.normal(size=(count, 3)))
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
+        return SourceCloud(rng.normal(size=(count, 3)))
 
 
 def uids(kind: str, count: int) -> list[str]:

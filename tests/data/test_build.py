@@ -15,11 +15,12 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from pointdistill.data.build import BuildReport, Progress, build_corpus, lock
+from pointdistill.data.build import BuildReport, build_corpus, lock
 from pointdistill.data.build.state import unfinished_build
 from pointdistill.data.corpus import open_corpus, verify_corpus
-from pointdistill.data.sources import SourceRequest, open_source, shape_rng
+from pointdistill.data.sources import SourceRequest, open_source, source_shape_rng
 from pointdistill.errors import ConfigError, CorpusError, DataError
+from tests.data.watching import Watching
 
 HERE = Path(__file__).parent
 
@@ -54,7 +55,7 @@ def test_a_shapes_points_depend_on_seed_source_and_id_alone(
     """Shape 0007 is the same among 10 shapes, among 100, and beside refused ones."""
     few = open_corpus(build(odd(10), tmp_path / "few").path)
     many = open_corpus(build(odd(100, {5: "refuse"}), tmp_path / "many").path)
-    expected = shape_rng(seed=0, source="odd", shape_id="0007").normal(size=(64, 3))
+    expected = source_shape_rng(seed=0, source="odd", shape_id="0007").normal(size=(64, 3))
     assert np.allclose(few.points(7), expected, atol=1e-4)
     assert many[6].id == "0007"
     assert np.array_equal(many.points(6), few.points(7))
@@ -90,7 +91,7 @@ def test_what_cannot_be_used_is_refused_with_its_cause(
     report = build(odd(20, behaviours), tmp_path / "corpus", workers=workers)
     assert (report.kept, report.refused) == (14, 6)
     assert sum(cause.shapes for cause in report.causes) == 6
-    assert report.quarantined == {}
+    assert report.retryable == {}
     lines = (tmp_path / "corpus" / "refused.jsonl").read_text().splitlines()
     refused = {line["id"]: line["cause"] for line in map(json.loads, lines)}
     assert refused == {
@@ -112,7 +113,7 @@ def test_more_points_than_asked_for_are_a_subset_in_order(
     tmp_path: Path, odd: Callable[..., Any]
 ) -> None:
     corpus = open_corpus(build(odd(1, {0: "many"}), tmp_path / "corpus").path)
-    rng = shape_rng(seed=0, source="odd", shape_id="0000")
+    rng = source_shape_rng(seed=0, source="odd", shape_id="0000")
     rng.normal(size=(64, 3))  # what the source draws first
     whole = rng.normal(size=(128, 3))
     gaps = np.abs(corpus.points(0)[:, None] - whole[None]).max(axis=2)
@@ -130,7 +131,7 @@ def test_a_shape_that_kills_its_reader_costs_itself_alone(
     assert (report.kept, report.refused) == (57, 3)
     (cause,) = report.causes
     assert cause.example == "reading it ended the process 2 times (killed by SIGKILL)"
-    assert (cause.example_id, report.quarantined) == ("0003", {"crash": 3})
+    assert (cause.example_id, report.retryable) == ("0003", {"crash": 3})
     spared = odd(60, {3: "refuse", 5: "refuse", 40: "refuse"})
     calm = open_corpus(build(spared, tmp_path / "calm").path)
     assert open_corpus(tmp_path / "corpus").content == calm.content
@@ -206,14 +207,14 @@ def test_settings_out_of_range_are_refused(
     assert not (tmp_path / "corpus").exists()
 
 
-def stop_at(count: int) -> Callable[[Progress], None]:
-    """A progress callback that presses Ctrl-C once ``count`` shapes are done."""
+def stop_at(count: int) -> Watching:
+    """A reporter that presses Ctrl-C once ``count`` shapes are done."""
 
-    def press(progress: Progress) -> None:
-        if progress.done >= count:
+    def press(done: int, _: int | None) -> None:
+        if done >= count:
             raise KeyboardInterrupt
 
-    return press
+    return Watching(press)
 
 
 def test_an_unfinished_build_tells_changed_files_from_other_settings(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_an_unfinished_build_tells_changed_files_from_other_settings(tmp_path: P
     now = {"points": 64, "source": {"archive_sha256": "b", "labels": ["chair", "lamp"]}}
     with unfinished_build(tmp_path, begun):
         pass
-    files = "the source's files have changed since it was begun; name another folder with --output"
+    files = "the source's files have changed since it was begun; choose another output folder"
     for asked, said in (
         (now | {"division": 2}, files),
         (now | {"division": 2, "points": 32}, "with other settings .*points: 64 there, 32 asked"),
@@ -237,17 +238,19 @@ def test_after_ctrl_c_the_same_call_goes_on(
 ) -> None:
     source, folder = odd(100, {9: "refuse"}), tmp_path / "corpus"
     with pytest.raises(KeyboardInterrupt):
-        build(source, folder, workers=workers, progress=stop_at(60))
+        build(source, folder, workers=workers, reporter=stop_at(60))
     with pytest.raises(CorpusError, match="not finished"):
         open_corpus(folder)
     with pytest.raises(CorpusError, match=r"unfinished build with other settings .*points"):
         build(source, folder, points=32)
-    steps: list[Progress] = []
-    report = build(source, folder, workers=workers, progress=steps.append)
+    steps: list[tuple[int, int | None]] = []
+    reporter = Watching(lambda *step: steps.append(step))
+    report = build(source, folder, workers=workers, reporter=reporter)
     assert 16 <= report.resumed <= 60
-    assert (steps[0].done, steps[0].total) == (report.resumed, 100)
-    assert steps[-1] == Progress(done=100, total=100, refused=1)
-    assert [step.done for step in steps] == sorted(step.done for step in steps)
+    assert steps[0] == (report.resumed, 100)
+    assert (steps[-1], reporter.notes[-1]) == ((100, 100), "1 refused")
+    assert steps == sorted(steps)
+    assert reporter.tasks == ["preparing odd"]
     build(source, tmp_path / "whole")
     assert digest(folder) == digest(tmp_path / "whole")
 
@@ -276,7 +279,7 @@ def test_a_shard_that_vanished_is_built_again(tmp_path: Path, odd: Callable[...,
     build(odd(40), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         # The last report comes when all pieces are there and the shard is not yet joined.
-        build(odd(40), folder, progress=stop_at(40))
+        build(odd(40), folder, reporter=stop_at(40))
     mark = folder / ".building" / "shard-00000.json"
     record = json.loads((tmp_path / "whole" / "corpus.json").read_text())["shards"][0]
     mark.write_text(json.dumps({"kept": 40, "refused": [], "record": record}))
@@ -289,7 +292,7 @@ def test_half_a_list_of_refused_shapes_is_not_left_behind(
 ) -> None:
     folder = tmp_path / "corpus"
     with pytest.raises(KeyboardInterrupt):
-        build(odd(40, {9: "refuse"}), folder, progress=stop_at(40))
+        build(odd(40, {9: "refuse"}), folder, reporter=stop_at(40))
     (folder / ".refused.0123456789abcdef.part.jsonl").write_text('{"sour')
     build(odd(40, {9: "refuse"}), folder)
     build(odd(40, {9: "refuse"}), tmp_path / "whole")
@@ -300,11 +303,11 @@ def test_two_builds_of_one_folder_do_not_meet(tmp_path: Path, odd: Callable[...,
     pytest.importorskip("fcntl")
     source, folder = odd(40), tmp_path / "corpus"
 
-    def second(progress: Progress) -> None:
+    def second(*_: object) -> None:
         build(source, folder)
 
     with pytest.raises(CorpusError, match="another process is building"):
-        build(source, folder, progress=second)
+        build(source, folder, reporter=Watching(second))
 
 
 def test_a_lock_that_went_with_its_folder_is_no_lock(

@@ -23,17 +23,18 @@ from typing import Any
 import pytest
 
 from pointdistill.data import files
-from pointdistill.data.build import Progress, foreman, state
 from pointdistill.data.build import cluster as cluster_module
+from pointdistill.data.build import node_worker, state
 from pointdistill.data.build.limits import ShapeLimits
-from pointdistill.data.build.order import Order, OrderedJob, place_order
 from pointdistill.data.build.pool import Died, Done
+from pointdistill.data.build.remote_job import RemoteJob, RemoteJobRunner, publish_job
 from pointdistill.data.build.spans import Span
 from pointdistill.data.build.state import BuildFolder, Outcome
 from pointdistill.data.build.tasks import BuildJob, JoinTask, PieceTask
 from pointdistill.data.memory import GIB
 from pointdistill.errors import ConfigError, DataError
 from tests.data.test_build import build, digest
+from tests.data.watching import Watching
 
 distributed = pytest.importorskip("distributed")
 HERE = Path(__file__).parent
@@ -67,13 +68,15 @@ def cluster(odd: Callable[..., Any]) -> Iterator[Any]:
         yield cluster
 
 
-def foremen(mark: Path) -> list[int]:
+def task_servers(mark: Path) -> list[int]:
     """Processes that dask workers of these tests have started, however these ended."""
     import psutil
 
     found = psutil.process_iter(["pid", "cmdline"])
     lines = {process.pid: " ".join(process.info["cmdline"] or []) for process in found}
-    return [pid for pid, line in lines.items() if "foreman import" in line and str(mark) in line]
+    return [
+        pid for pid, line in lines.items() if "node_worker import" in line and str(mark) in line
+    ]
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
@@ -90,14 +93,14 @@ def test_a_cluster_gives_the_bytes_of_this_machine(
     mark: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A killer is quarantined, other shapes are refused, and paths may be relative."""
+    """A killer is retryable, other shapes are refused, and paths may be relative."""
     source = odd(100, {3: "refuse", 30: "die", 31: "die", 77: "many"})
     build(source, tmp_path / "here", workers=1)
     monkeypatch.chdir(tmp_path)  # the workers stay where they are
     report = build(source, Path("there"), cluster=cluster.scheduler_address)
     assert (report.kept, report.refused) == (97, 3)
     assert digest(tmp_path / "there") == digest(tmp_path / "here")
-    assert wait_for(lambda: not foremen(mark)), "nothing of the build is left on the workers"
+    assert wait_for(lambda: not task_servers(mark)), "nothing of the build is left on the workers"
 
 
 def test_a_worker_that_is_killed_costs_nothing(
@@ -106,16 +109,18 @@ def test_a_worker_that_is_killed_costs_nothing(
     source = odd(100, dict.fromkeys(range(0, 100, 2), "slow"))
     victims: list[int] = []
 
-    def kill_one(progress: Progress) -> None:
-        if progress.done >= 16 and not victims:
+    def kill_one(done: int, _: object) -> None:
+        if done >= 16 and not victims:
             victims.append(next(iter(cluster.workers.values())).pid)
             os.kill(victims[0], signal.SIGKILL)
 
-    build(source, tmp_path / "there", cluster=cluster.scheduler_address, progress=kill_one)
+    build(
+        source, tmp_path / "there", cluster=cluster.scheduler_address, reporter=Watching(kill_one)
+    )
     assert victims
     build(source, tmp_path / "here")
     assert digest(tmp_path / "there") == digest(tmp_path / "here")
-    assert wait_for(lambda: not foremen(mark)), "a foreman ends with its dask worker"
+    assert wait_for(lambda: not task_servers(mark)), "a task server ends with its dask worker"
 
 
 def test_after_ctrl_c_the_build_goes_on_with_or_without_the_cluster(
@@ -123,13 +128,13 @@ def test_after_ctrl_c_the_build_goes_on_with_or_without_the_cluster(
 ) -> None:
     source, folder = odd(100, {9: "refuse", 60: "hang"}), tmp_path / "there"
 
-    def stop(progress: Progress) -> None:
-        if progress.done >= 40:
+    def stop(done: int, _: object) -> None:
+        if done >= 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(source, folder, cluster=cluster.scheduler_address, progress=stop)
-    assert wait_for(lambda: not foremen(mark)), "not even one whose shape hangs"
+        build(source, folder, cluster=cluster.scheduler_address, reporter=Watching(stop))
+    assert wait_for(lambda: not task_servers(mark)), "not even one whose shape hangs"
     assert not list(folder.glob(".building/cluster-*"))
     assert build(odd(100, {9: "refuse"}), folder).resumed >= 40
     build(odd(100, {9: "refuse"}), tmp_path / "here")
@@ -170,42 +175,42 @@ def test_without_the_package_the_extra_is_named(
 
 
 @pytest.fixture
-def order(tmp_path: Path, odd: Callable[..., Any]) -> Order:
-    """An order on ten shapes of a source that reads one file."""
+def remote(tmp_path: Path, odd: Callable[..., Any]) -> RemoteJob:
+    """A published job on ten shapes of a source that reads one file."""
     folder = BuildFolder(tmp_path / "corpus")
     folder.path.mkdir(parents=True)
     (tmp_path / "archive.zip").write_bytes(b"1234")
     source = odd(10, scratch=tmp_path / "archive.zip")
     job = BuildJob(source, seed=0, points=64, folder=folder)
-    return place_order(job, ShapeLimits())
+    return publish_job(job, ShapeLimits())
 
 
-def test_an_order_that_is_whole_is_no_problem(order: Order, tmp_path: Path) -> None:
-    assert order.problem() is None
-    assert (tmp_path / "archive.zip", 4) in order.inputs
+def test_a_published_job_that_is_whole_is_no_problem(remote: RemoteJob, tmp_path: Path) -> None:
+    assert remote.problem() is None
+    assert (tmp_path / "archive.zip", 4) in remote.inputs
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda order: replace(order, version="9.9"), r"has pointdistill .*, this program 9\.9"),
-        (lambda order: replace(order, python="2.7"), r"has Python .*, this program 2\.7"),
-        (lambda order: order.path.unlink() or order, r"cannot read .*\.job .*share"),
+        (lambda remote: replace(remote, version="9.9"), r"has pointdistill .*, this program 9\.9"),
+        (lambda remote: replace(remote, python="2.7"), r"has Python .*, this program 2\.7"),
+        (lambda remote: remote.path.unlink() or remote, r"cannot read .*\.job .*share"),
         (
-            lambda order: replace(order, inputs=((Path("/no/such.zip"), 1),)),
+            lambda remote: replace(remote, inputs=((Path("/no/such.zip"), 1),)),
             r"cannot read /no/such\.zip \(No such file or directory\); corpus and archives must lie",
         ),
         (
-            lambda order: replace(order, inputs=((order.inputs[0][0], 5),)),
+            lambda remote: replace(remote, inputs=((remote.inputs[0][0], 5),)),
             r"another file as .*archive\.zip \(4 bytes, not 5\)",
         ),
     ],
 )
 def test_a_host_that_cannot_do_the_work_says_why(
-    order: Order, change: Callable[[Order], Order], message: str
+    remote: RemoteJob, change: Callable[[RemoteJob], RemoteJob], message: str
 ) -> None:
     """Without these, a worker would refuse all shapes, or write where nobody looks."""
-    problem = change(order).problem()
+    problem = change(remote).problem()
     assert problem is not None
     assert re.search(message, problem), problem
     assert platform.node() in problem
@@ -214,18 +219,18 @@ def test_a_host_that_cannot_do_the_work_says_why(
 def test_a_host_that_cannot_do_the_work_stops_the_build(
     tmp_path: Path, odd: Callable[..., Any], cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pointdistill.data.build.order.program_version", lambda: "9.9")
+    monkeypatch.setattr("pointdistill.data.build.remote_job.program_version", lambda: "9.9")
     with pytest.raises(DataError, match=r"worker tcp://.* of the cluster: .*this program 9\.9"):
         build(odd(20), tmp_path / "corpus", cluster=cluster.scheduler_address)
 
 
-def test_an_ordered_task_is_done_once(order: Order, odd: Callable[..., Any]) -> None:
+def test_a_published_task_is_done_once(remote: RemoteJob, odd: Callable[..., Any]) -> None:
     """A worker that was taken for dead may have done it, and have taken its pieces away."""
     entries = sorted(odd(10).entries(), key=lambda entry: entry.id)
     spans = [Span(0, 5), Span(5, 10)]
     tasks = [PieceTask(0, span, entries[span.start : span.stop]) for span in spans]
     read: list[int] = []
-    job = OrderedJob(order)
+    job = RemoteJobRunner(remote)
     first = [job(task, read.append) for task in tasks]
     assert read
     read.clear()
@@ -234,22 +239,22 @@ def test_an_ordered_task_is_done_once(order: Order, odd: Callable[..., Any]) -> 
     joined = job(JoinTask(0, spans), read.append)
     assert joined.kept == 10
     assert job(JoinTask(0, spans), read.append) == joined
-    order.path.unlink()
+    remote.path.unlink()
     with pytest.raises(DataError, match="the build was stopped"):
         job(tasks[0], read.append)
 
 
 @pytest.mark.parametrize("moment", ["before the join", "while a mark is read"])
 def test_a_join_that_another_host_does_meanwhile_is_done(
-    order: Order, odd: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, moment: str
+    remote: RemoteJob, odd: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """The other one has written the shard, and taken the pieces away, between two looks of this one."""
     entries = sorted(odd(10).entries(), key=lambda entry: entry.id)
     spans = [Span(0, 5), Span(5, 10)]
-    here = OrderedJob(order)
+    here = RemoteJobRunner(remote)
     for span in spans:
         here(PieceTask(0, span, entries[span.start : span.stop]), lambda _: None)
-    folder = BuildFolder(order.path.parent.parent)
+    folder = BuildFolder(remote.path.parent.parent)
     there = BuildJob(odd(10), seed=0, points=64, folder=folder)
     join, read = BuildJob._join, files.read_json
     others: list[Outcome] = []
@@ -333,7 +338,7 @@ def events(
     tmp_path: Path, odd: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[FakeDask], list[Any]]:
     """All events of a pool on a fake cluster, one task for each of its fates."""
-    monkeypatch.setattr(cluster_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(cluster_module, "_COUNT_SECONDS", 0.01)
 
     def run(dask: FakeDask) -> list[Any]:
         folder = BuildFolder(tmp_path / "corpus")
@@ -389,30 +394,30 @@ def test_an_error_of_a_task_reaches_the_build(events: Callable[[FakeDask], list[
 
 
 def test_a_shape_that_hangs_on_a_worker_meets_its_deadline(
-    order: Order, odd: Callable[..., Any]
+    remote: RemoteJob, odd: Callable[..., Any]
 ) -> None:
     source = odd(1, {0: "hang"})
-    folder = BuildFolder(order.path.parent.parent)
+    folder = BuildFolder(remote.path.parent.parent)
     job = BuildJob(source, seed=0, points=64, folder=folder)
-    late = place_order(job, ShapeLimits(deadline_seconds=0.2))
+    late = publish_job(job, ShapeLimits(deadline_seconds=0.2))
     answers = io.BytesIO()
     task = PieceTask(0, Span(0, 1), source.entries())
-    foreman._Lanes(late, answers).build(7, pickle.dumps(task))
+    node_worker._OneTaskPools(late, answers).build(7, pickle.dumps(task))
     number, answer = pickle.loads(answers.getvalue())
     assert number == 7
-    assert (answer.task, answer.step, answer.backstop) == (None, 0, "deadline")
+    assert (answer.task, answer.step, answer.failure) == (None, 0, "deadline")
 
 
 def test_a_shapes_memory_is_its_threads_share_of_the_dask_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A worker with half the memory and four threads: an eighth of what one process would have."""
-    monkeypatch.setattr(foreman, "memory_bytes", lambda: 64 * GIB)
+    monkeypatch.setattr(node_worker, "memory_bytes", lambda: 64 * GIB)
     monkeypatch.setattr("pointdistill.data.build.limits.memory_bytes", lambda: 64 * GIB)
     worker = SimpleNamespace(
         memory_manager=SimpleNamespace(memory_limit=32 * GIB), state=SimpleNamespace(nthreads=4)
     )
     monkeypatch.setattr(distributed, "get_worker", lambda: worker)
-    assert foreman._own_limits(ShapeLimits()).memory_bytes == 6 * GIB
+    assert node_worker._own_limits(ShapeLimits()).memory_bytes == 6 * GIB
     named = ShapeLimits(memory_bytes=2 * GIB)
-    assert foreman._own_limits(named) == named
+    assert node_worker._own_limits(named) == named

@@ -152,7 +152,7 @@ def test_what_is_no_step_has_no_deadline(jobs: ModuleType) -> None:
         events = {event.task: event for event in pool.events()}
     assert isinstance(events["rest"], Done)
     assert events["hang 1"] == Died(
-        "hang 1", 1, "longer than the deadline of 0.5 s", backstop="deadline"
+        "hang 1", 1, "longer than the deadline of 0.5 s", failure="deadline"
     )
 
 
@@ -223,7 +223,7 @@ def test_a_task_that_wants_too_much_memory_ends_its_worker_and_the_next_one_is_w
             pool.submit(task)
         events = {event.task: event for event in pool.events()}
     assert events["hoard"] == Died(
-        "hoard", 2, "more memory than the limit of 0.25 GiB", backstop="memory"
+        "hoard", 2, "more memory than the limit of 0.25 GiB", failure="memory"
     )
     assert events["a"].result[1] != events["b"].result[1], "another process did b"  # type: ignore[union-attr]
 

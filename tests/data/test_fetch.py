@@ -117,7 +117,7 @@ def test_a_dropped_connection_is_gone_on_with_from_its_last_byte(
     server: Server, tmp_path: Path
 ) -> None:
     server.drop_after = [100_000, 50_000]
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int | None]] = []
     path = tmp_path / "downloads" / "a.zip"
     got = fetch(server.url, path, progress=lambda *at: told.append(at), sleep=no_sleep)
     assert path.read_bytes() == CONTENT
@@ -256,7 +256,7 @@ def test_a_silent_connection_is_given_up_and_what_came_is_kept(
 def test_ctrl_c_keeps_what_came(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(done: int, _: int) -> None:
+    def stop(done: int, _: int | None) -> None:
         if done >= 100_000:
             raise KeyboardInterrupt
 

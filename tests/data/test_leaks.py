@@ -43,7 +43,7 @@ from pointdistill.data.leaks.registration import (
     surface_gap,
 )
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.data.sources.base import shape_rng
+from pointdistill.data.sources.base import source_shape_rng
 
 Cloud = NDArray[np.float32]
 CATEGORIES = ("airplane", "bed", "chair", "lamp", "sofa", "table")
@@ -66,7 +66,7 @@ def resampled(number: int, count: int = 1024) -> Cloud:
     """Another sample of shape ``number`` of the corpus, moved."""
     name = f"{CATEGORIES[number % 6]}/{number // 6:06d}"
     shape = make_shape(
-        name.split("/")[0], rng=shape_rng(seed=SEED, source="builtin", shape_id=name)
+        name.split("/")[0], rng=source_shape_rng(seed=SEED, source="builtin", shape_id=name)
     )
     rng = np.random.default_rng((1, number))
     return moved(sample_shape(shape, count, rng=rng)[0], rng=rng)

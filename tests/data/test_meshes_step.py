@@ -148,7 +148,7 @@ def test_a_converter_that_fails_costs_its_file_alone(
 
 
 @pytest.mark.parametrize(
-    ("program", "seconds", "backstop"),
+    ("program", "seconds", "failure"),
     [
         ("import os; os.kill(os.getpid(), 9)", 60, "memory"),
         ("import os; os.kill(os.getpid(), 14)", 60, "deadline"),
@@ -159,7 +159,7 @@ def test_a_converter_that_fails_costs_its_file_alone(
 def test_a_build_can_tell_what_was_no_fault_of_the_file(
     program: str,
     seconds: float,
-    backstop: str,
+    failure: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_build_can_tell_what_was_no_fault_of_the_file(
     np.save(tmp_path / "parts" / "b.npy", np.arange(192, dtype=np.float32).reshape(64, 3))
     source = open_source("folder", SourceRequest(path=tmp_path / "parts"))
     report = build_corpus(source, tmp_path / "corpus", points=64, workers=0)
-    assert (report.kept, report.quarantined) == (1, {backstop: 1})
+    assert (report.kept, report.retryable) == (1, {failure: 1})
 
 
 @needs_cascadio

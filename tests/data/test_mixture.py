@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
-from pointdistill.data.build import ShapeLimits
+from pointdistill.data.build import BuildSettings, ShapeLimits
 from pointdistill.data.corpus import open_corpus, verify_corpus
 from pointdistill.data.memory import GIB
 from pointdistill.data.mixture import (
@@ -20,7 +20,7 @@ from pointdistill.data.mixture import (
     build_mixture,
     mixture_sources,
     retry_mixture,
-    survey,
+    scan_sources,
 )
 from pointdistill.data.sources.base import Entry
 from pointdistill.errors import ConfigError, CorpusError, DataError
@@ -35,6 +35,7 @@ from tests.data.mixture_archives import (
 )
 from tests.data.odd_source import OddSource
 from tests.data.source_archives import build, wedge_obj, wedge_off, write_zip
+from tests.data.watching import Watching
 
 NAMES = ["abo", "google-scanned-objects", "modelnet40", "scanobjectnn", "shapenetcore"]
 
@@ -46,7 +47,11 @@ def archives(tmp_path: Path) -> Path:
 
 def mixed(archives: Path, output: Path, *, workers: int = 0, **request: Any) -> Path:
     asked = MixtureRequest(archives=archives, **request)
-    return build_mixture(asked, output, points=128, workers=workers).path
+    return build_mixture(asked, output, BuildSettings(points=128, workers=workers)).path
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -58,7 +63,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_every_archive_that_is_there_goes_into_one_corpus(archives: Path, tmp_path: Path) -> None:
     request = MixtureRequest(archives=archives)
-    made = build_mixture(request, tmp_path / "corpus", points=128, workers=0)
+    made = build_mixture(request, tmp_path / "corpus", BuildSettings(points=128, workers=0))
     assert (made.kept, made.refused, made.resumed, made.was_complete) == (8, 1, 0, False)
     corpus = open_corpus(made.path)
     assert [source.name for source in corpus.sources] == NAMES
@@ -103,22 +108,18 @@ def test_workers_do_not_change_a_byte(archives: Path, tmp_path: Path) -> None:
 def test_a_build_that_was_stopped_between_sources_goes_on(
     archives: Path, tmp_path: Path, begun: int
 ) -> None:
-    seen: list[str] = []
-
-    @contextlib.contextmanager
-    def begin(name: str) -> Iterator[None]:
-        seen.append(name)
-        if len(seen) == begun:
+    def stop_in_time(*_: object) -> None:
+        if len(reporter.tasks) == begun:
             raise KeyboardInterrupt
-        yield
 
+    reporter = Watching(stop_in_time)
     output = tmp_path / "corpus"
     request = MixtureRequest(archives=archives)
     with pytest.raises(KeyboardInterrupt):
-        build_mixture(request, output, points=128, workers=0, begin=begin)
+        build_mixture(request, output, BuildSettings(points=128, workers=0), reporter=reporter)
     with pytest.raises(CorpusError, match="not finished"):
         open_corpus(output)
-    made = build_mixture(request, output, points=128, workers=0)
+    made = build_mixture(request, output, BuildSettings(points=128, workers=0))
     assert made.resumed == [0, 0, 3, 0, 7][begun - 1]
     assert files_of(output) == files_of(mixed(archives, tmp_path / "whole"))
 
@@ -167,34 +168,36 @@ def test_a_list_of_refused_shapes_is_that_of_the_sources_that_go_in(
     assert sorted(files_of(output)) == ["corpus.json", "modelnet40-00000.h5"]
 
 
-def test_an_archive_may_be_added_to_an_unfinished_build(tmp_path: Path) -> None:
+def test_an_archive_may_be_added_to_an_unfinished_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archives, output = tmp_path / "archives", tmp_path / "corpus"
     write_shapenetcore(archives)
-
-    @contextlib.contextmanager
-    def stop_after(_: str) -> Iterator[None]:
-        yield
-        raise KeyboardInterrupt
-
     request = MixtureRequest(archives=archives)
-    with pytest.raises(KeyboardInterrupt):
-        build_mixture(request, output, points=128, workers=0, begin=stop_after)
+    with monkeypatch.context() as patched:
+        patched.setattr("pointdistill.data.mixture.build.join", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_mixture(request, output, BuildSettings(points=128, workers=0))
     write_modelnet40(archives)
-    made = build_mixture(request, output, points=128, workers=0)
+    made = build_mixture(request, output, BuildSettings(points=128, workers=0))
     assert (made.kept, made.resumed) == (4, 2)
 
 
 def test_a_finished_mixture_is_left_as_it_is(archives: Path, tmp_path: Path) -> None:
     output = mixed(archives, tmp_path / "corpus")
     before = files_of(output)
-    made = build_mixture(MixtureRequest(archives=archives), output, points=128, workers=0)
+    made = build_mixture(
+        MixtureRequest(archives=archives), output, BuildSettings(points=128, workers=0)
+    )
     assert (made.was_complete, made.kept) == (True, 8)
     with pytest.raises(CorpusError, match=r"sources\.modelnet40\.settings\.splits: \[\"train\"\]"):
         mixed(archives, output, take_tests=("modelnet40",))
     with pytest.raises(CorpusError, match=r"holds abo, which now stays out \(not asked for\)"):
         mixed(archives, output, sources=("modelnet40",))
     with pytest.raises(CorpusError, match=r"other settings .*points: 128 there, 64 asked"):
-        build_mixture(MixtureRequest(archives=archives), output, points=64, workers=0)
+        build_mixture(
+            MixtureRequest(archives=archives), output, BuildSettings(points=64, workers=0)
+        )
     assert files_of(output) == before
 
 
@@ -226,17 +229,14 @@ def test_a_finished_mixture_takes_in_what_came_later_and_only_that_is_built(
 ) -> None:
     output, archives = grown
     kept = (output / "modelnet40-00000.h5").stat()
-    begun: list[str] = []
-
-    @contextlib.contextmanager
-    def begin(name: str) -> Iterator[None]:
-        begun.append(name)
-        yield
-
+    reporter = Watching()
     made = build_mixture(
-        MixtureRequest(archives=archives), output, points=128, workers=0, begin=begin
+        MixtureRequest(archives=archives),
+        output,
+        BuildSettings(points=128, workers=0),
+        reporter=reporter,
     )
-    assert tuple(begun) == LATER
+    assert reporter.tasks == [f"preparing {name}" for name in LATER]
     assert (made.kept, made.refused, made.resumed, made.was_complete) == (8, 1, 4, False)
     assert (output / "modelnet40-00000.h5").stat() == kept
     assert files_of(output) == files_of(mixed(archives, tmp_path / "whole"))
@@ -297,20 +297,15 @@ def test_growth_that_was_stopped_while_it_builds_goes_on_also_with_one_archive_m
     output, archives = grown
     waiting = tmp_path / "h5_files.zip"
     (archives / waiting.name).replace(waiting)
-
-    @contextlib.contextmanager
-    def stop_after(_: str) -> Iterator[None]:
-        yield
-        raise KeyboardInterrupt
-
+    second = Watching(lambda *_: stop() if len(second.tasks) == 2 else None)
     request = MixtureRequest(archives=archives)
     with pytest.raises(KeyboardInterrupt):
-        build_mixture(request, output, points=128, workers=0, begin=stop_after)
+        build_mixture(request, output, BuildSettings(points=128, workers=0), reporter=second)
     assert len(open_corpus(output)) == 4
     as_it_is = MixtureRequest(archives=archives, sources=("modelnet40", "shapenetcore"))
-    assert build_mixture(as_it_is, output, points=128, workers=0).was_complete
+    assert build_mixture(as_it_is, output, BuildSettings(points=128, workers=0)).was_complete
     waiting.replace(archives / waiting.name)
-    assert build_mixture(request, output, points=128, workers=0).resumed == 4 + 1
+    assert build_mixture(request, output, BuildSettings(points=128, workers=0)).resumed == 4 + 1
     assert files_of(output) == files_of(mixed(archives, tmp_path / "whole"))
 
 
@@ -332,38 +327,38 @@ def test_what_a_mixture_holds_may_not_go_or_change(archives: Path, tmp_path: Pat
 
 def test_a_part_is_not_lost_because_its_archive_is_away(archives: Path, tmp_path: Path) -> None:
     output = tmp_path / "corpus"
-
-    @contextlib.contextmanager
-    def stop_after(_: str) -> Iterator[None]:
-        yield
-        raise KeyboardInterrupt
-
+    second = Watching(lambda *_: stop() if len(second.tasks) == 2 else None)
     with pytest.raises(KeyboardInterrupt):
         build_mixture(
-            MixtureRequest(archives=archives), output, points=128, workers=0, begin=stop_after
+            MixtureRequest(archives=archives),
+            output,
+            BuildSettings(points=128, workers=0),
+            reporter=second,
         )
     (archives / "abo-3dmodels.tar").unlink()
-    with pytest.raises(CorpusError, match=r"has begun abo, and abo-3dmodels\.tar .* --sources"):
+    expected = r"has begun abo, and abo-3dmodels\.tar .*, or name the sources without it"
+    with pytest.raises(CorpusError, match=expected) as refused:
         mixed(archives, output)
+    assert refused.value.settings == ("output", "sources")
     assert len(open_corpus(mixed(archives, output, sources=("modelnet40",)))) == 2
 
 
-def test_quarantined_shapes_stay_so_as_a_mixture_grows_and_may_then_be_read_again(
+def test_retryable_shapes_stay_so_as_a_mixture_grows_and_may_then_be_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: Callable[..., Any]
 ) -> None:
     sources = [odd(8, {2: "nan", 4: "hoard"}, tmp_path, "one")]
     monkeypatch.setattr("pointdistill.data.mixture.build.open_taken", lambda _: tuple(sources))
     request, output = MixtureRequest(archives=tmp_path), tmp_path / "corpus"
     strict = ShapeLimits(memory_bytes=GIB // 4)
-    made = build_mixture(request, output, points=64, workers=1, limits=strict)
-    assert (made.kept, made.refused, made.quarantined) == (6, 2, {"memory": 1})
+    made = build_mixture(request, output, BuildSettings(points=64, workers=1, limits=strict))
+    assert (made.kept, made.refused, made.retryable) == (6, 2, {"memory": 1})
     sources.append(odd(5, {}, tmp_path, "two"))
-    grown = build_mixture(request, output, points=64, workers=0)
-    assert (grown.kept, grown.refused, grown.quarantined) == (11, 2, {"memory": 1})
+    grown = build_mixture(request, output, BuildSettings(points=64, workers=0))
+    assert (grown.kept, grown.refused, grown.retryable) == (11, 2, {"memory": 1})
     (tmp_path / "healed").touch()
     again = retry_mixture(request, output, workers=0)
     assert (again.kept, again.retried, again.recovered) == (12, 1, 1)
-    fresh = build_mixture(request, tmp_path / "fresh", points=64, workers=0).path
+    fresh = build_mixture(request, tmp_path / "fresh", BuildSettings(points=64, workers=0)).path
     assert files_of(output) == files_of(fresh)
 
 
@@ -371,11 +366,11 @@ def test_quarantined_shapes_stay_so_as_a_mixture_grows_and_may_then_be_read_agai
 def test_growth_that_was_stopped_while_files_are_moved_is_finished_by_a_retry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
-    """A shard, the list of refused shapes and the manifest move; the old and the new source have a quarantine."""
+    """A shard, the list of refused shapes and the manifest move; both sources have retryable shapes."""
     sources = [OddSource(8, {2: "nan", 4: "one huge array"}, tmp_path, "one")]
     monkeypatch.setattr("pointdistill.data.mixture.build.open_taken", lambda _: tuple(sources))
     request, output = MixtureRequest(archives=tmp_path), tmp_path / "corpus"
-    build_mixture(request, output, points=64, workers=0)
+    build_mixture(request, output, BuildSettings(points=64, workers=0))
     sources.append(OddSource(5, {1: "one huge array"}, tmp_path, "two"))
     replace = Path.replace
     done: list[str] = []
@@ -390,12 +385,12 @@ def test_growth_that_was_stopped_while_files_are_moved_is_finished_by_a_retry(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", stopping)
         with pytest.raises(KeyboardInterrupt):
-            build_mixture(request, output, points=64, workers=0)
+            build_mixture(request, output, BuildSettings(points=64, workers=0))
     (tmp_path / "healed").touch()
     again = retry_mixture(request, output, workers=0)
     assert (again.kept, again.retried, again.recovered) == (12, 2, 2)
-    assert build_mixture(request, output, points=64, workers=0).was_complete
-    fresh = build_mixture(request, tmp_path / "fresh", points=64, workers=0).path
+    assert build_mixture(request, output, BuildSettings(points=64, workers=0)).was_complete
+    fresh = build_mixture(request, tmp_path / "fresh", BuildSettings(points=64, workers=0)).path
     assert files_of(output) == files_of(fresh)
 
 
@@ -412,15 +407,17 @@ def test_a_run_that_has_nothing_to_do_leaves_one_alone_that_is_about_to_add(
     class Listed(OddSource):
         def entries(self) -> Sequence[Entry]:
             taken[:] = [one]
-            others.append(build_mixture(request, output, points=64, workers=0).was_complete)
+            others.append(
+                build_mixture(request, output, BuildSettings(points=64, workers=0)).was_complete
+            )
             assert (output / ".building" / "lock").is_file()
             return super().entries()
 
     monkeypatch.setattr("pointdistill.data.mixture.build.open_taken", lambda _: tuple(taken))
-    build_mixture(request, output, points=64, workers=0)
+    build_mixture(request, output, BuildSettings(points=64, workers=0))
     assert not (output / ".building").exists()
     taken.append(Listed(5, {}, tmp_path, "two"))
-    assert build_mixture(request, output, points=64, workers=0).kept == 13
+    assert build_mixture(request, output, BuildSettings(points=64, workers=0)).kept == 13
     assert others == [True]
     assert not (output / ".building").exists()
 
@@ -493,7 +490,7 @@ def test_cap3d_stays_out_beside_the_objects_that_it_is_made_of(tmp_path: Path) -
 
     def taken(**request: Any) -> list[str]:
         request_ = MixtureRequest(archives=tmp_path, **request)
-        return [standing.info.name for standing in survey(request_) if standing.taken]
+        return [status.info.name for status in scan_sources(request_) if status.taken]
 
     assert taken() == ["objaverse-cap3d"]
     assert taken(sources=("objaverse-xl-cap3d",)) == ["objaverse-xl-cap3d"]
@@ -505,19 +502,19 @@ def test_cap3d_stays_out_beside_the_objects_that_it_is_made_of(tmp_path: Path) -
 def test_a_source_whose_files_are_not_all_there_is_not_taken(tmp_path: Path) -> None:
     for part in (1, 2, 4):
         (tmp_path / f"3D-FUTURE-model-part{part}.zip").touch()
-    (standing,) = (
-        s for s in survey(MixtureRequest(archives=tmp_path)) if s.info.name == "3d-future"
+    (status,) = (
+        s for s in scan_sources(MixtureRequest(archives=tmp_path)) if s.info.name == "3d-future"
     )
-    assert not standing.taken
-    assert standing.missing == ("3D-FUTURE-model-part3.zip",)
+    assert not status.taken
+    assert status.missing == ("3D-FUTURE-model-part3.zip",)
     with pytest.raises(DataError, match=r"3D-FUTURE-model-part3\.zip missing; .*https://tianchi"):
         mixed(tmp_path, tmp_path / "corpus", sources=("3d-future",))
 
 
 def test_folders_without_archives_are_one_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none of the mixture's archives; --plan lists"):
+    with pytest.raises(DataError, match="none of the mixture's archives; its plan lists"):
         mixed(tmp_path, tmp_path / "corpus")
-    with pytest.raises(DataError, match="no such folder; with --archives"):
+    with pytest.raises(DataError, match="no such folder; give the one that holds the archives"):
         mixed(tmp_path / "absent", tmp_path / "corpus")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME
+from pointdistill.data.build import BuildSettings
 from pointdistill.data.mixture import (
     MixtureRequest,
     Offer,
@@ -21,7 +22,7 @@ from pointdistill.data.mixture import (
     fetching,
     plan_mixture,
 )
-from pointdistill.data.mixture.survey import open_one
+from pointdistill.data.mixture.source_status import open_one
 from pointdistill.data.sources import source_info
 from pointdistill.errors import DataError
 from tests.data.mixture_archives import (
@@ -32,6 +33,7 @@ from tests.data.mixture_archives import (
     write_shapenetcore,
 )
 from tests.data.source_archives import wedge_obj, write_zip
+from tests.data.watching import Watching
 
 ROW_BYTES = 128 * 6 + 120
 
@@ -43,7 +45,7 @@ def archives(tmp_path: Path) -> Path:
 
 def planned(archives: Path, **request: Any) -> Any:
     asked = MixtureRequest(archives=archives, **request)
-    return plan_mixture(asked, archives / "no" / "corpus", points=128, workers=2)
+    return plan_mixture(asked, archives / "no" / "corpus", BuildSettings(points=128, workers=2))
 
 
 OFFICIAL = {
@@ -65,7 +67,7 @@ OFFICIAL = {
 def test_the_official_counts_are_those_of_the_sources(tmp_path: Path) -> None:
     rows = planned(tmp_path).rows
     assert {
-        row.standing.info.name: row.shapes for row in rows if not row.standing.not_taken
+        row.status.info.name: row.shapes for row in rows if not row.status.not_taken
     } == OFFICIAL
     assert sum(OFFICIAL.values()) == 928_284
     assert sum(OFFICIAL.values()) + 2_468 == 930_752
@@ -92,11 +94,11 @@ def test_with_cap3ds_clouds_the_whole_has_these_instead_of_the_scenes(tmp_path: 
     plan = planned(tmp_path)
     assert plan.official == 928_284 - 797_084 + 785_150
     assert plan.whole == 928_284 - 797_084 + 1
-    assert [row.standing.info.name for row in plan.rows if row.goes_in] == ["objaverse-cap3d"]
+    assert [row.status.info.name for row in plan.rows if row.goes_in] == ["objaverse-cap3d"]
 
 
 def test_what_is_there_is_counted_and_measured(archives: Path) -> None:
-    rows = {row.standing.info.name: row for row in planned(archives).rows}
+    rows = {row.status.info.name: row for row in planned(archives).rows}
     there = rows["modelnet40"]
     assert (there.shapes, there.listed, there.goes_in) == (2, True, True)
     assert there.bytes == 2 * ROW_BYTES
@@ -107,21 +109,23 @@ def test_what_is_there_is_counted_and_measured(archives: Path) -> None:
     lacking = rows["sunrgbd"]
     assert (lacking.shapes, lacking.listed, lacking.seconds) == (8_451, False, None)
     assert lacking.bytes == 8_451 * ROW_BYTES
-    assert len(lacking.standing.missing) == 3
+    assert len(lacking.status.missing) == 3
 
 
 def test_a_plan_is_the_sum_of_what_goes_in_and_nothing_is_made(archives: Path) -> None:
     before = sorted(archives.rglob("*"))
-    told: list[str] = []
+    reporter = Watching()
     request = MixtureRequest(archives=archives, sources=("modelnet40", "shapenetcore"))
     output = archives / "no" / "corpus"
-    plan = plan_mixture(request, output, points=128, workers=2, tell=told.append)
-    assert told == ["shapenetcore", "modelnet40"]
+    plan = plan_mixture(request, output, BuildSettings(points=128, workers=2), reporter=reporter)
+    assert reporter.said == [
+        f"measuring a few shapes of {n}" for n in ("shapenetcore", "modelnet40")
+    ]
     assert (plan.shapes, plan.bytes) == (4, 4 * ROW_BYTES)
     assert plan.seconds == sum(row.seconds or 0 for row in plan.rows) / 2
     assert plan.free_bytes > 0
     assert sorted(archives.rglob("*")) == before
-    assert build_mixture(request, output, points=128, workers=0).kept == plan.shapes
+    assert build_mixture(request, output, BuildSettings(points=128, workers=0)).kept == plan.shapes
 
 
 def test_what_is_finished_costs_nothing_more(
@@ -129,17 +133,17 @@ def test_what_is_finished_costs_nothing_more(
 ) -> None:
     output = archives.parent / "corpus"
     part = MixtureRequest(archives=archives, sources=("modelnet40",))
-    build_mixture(part, output, points=128, workers=0)
+    build_mixture(part, output, BuildSettings(points=128, workers=0))
     both = MixtureRequest(archives=archives, sources=("modelnet40", "abo"))
-    told: list[str] = []
-    plan = plan_mixture(both, output, points=128, workers=2, tell=told.append)
-    rows = {row.standing.info.name: row for row in plan.rows}
+    reporter = Watching()
+    plan = plan_mixture(both, output, BuildSettings(points=128, workers=2), reporter=reporter)
+    rows = {row.status.info.name: row for row in plan.rows}
     done, new = rows["modelnet40"], rows["abo"]
-    assert told == ["abo"]
+    assert reporter.said == ["measuring a few shapes of abo"]
     assert (done.done, done.shapes, done.seconds, new.done) == (True, 2, 0.0, False)
     assert (plan.shapes, plan.bytes, plan.whole) == (3, ROW_BYTES, 3)
     assert plan.seconds == (new.seconds or 0) / 2
-    other = plan_mixture(both, output, points=128, seed=1, workers=2)
+    other = plan_mixture(both, output, BuildSettings(points=128, seed=1, workers=2))
     assert not any(row.done for row in other.rows), "this corpus was made of another seed"
 
     def stopped(*_: object) -> None:
@@ -148,9 +152,9 @@ def test_what_is_finished_costs_nothing_more(
     monkeypatch.setattr("pointdistill.data.mixture.build.join", stopped)
     unfinished = archives.parent / "unfinished"
     with pytest.raises(KeyboardInterrupt):
-        build_mixture(part, unfinished, points=128, workers=0)
-    plan = plan_mixture(part, unfinished, points=128, workers=2)
-    assert [row.standing.info.name for row in plan.rows if row.done] == ["modelnet40"]
+        build_mixture(part, unfinished, BuildSettings(points=128, workers=0))
+    plan = plan_mixture(part, unfinished, BuildSettings(points=128, workers=2))
+    assert [row.status.info.name for row in plan.rows if row.done] == ["modelnet40"]
 
 
 def test_a_plan_reads_no_archive_for_its_checksum(
@@ -186,7 +190,7 @@ def test_an_archive_that_cannot_be_used_is_named_and_the_others_are_planned(arch
     (archives / "abo-3dmodels.tar").write_bytes(b"cut short")
     plan = planned(archives)
     (bad,) = (row for row in plan.rows if row.problem)
-    assert bad.standing.info.name == "abo"
+    assert bad.status.info.name == "abo"
     assert "abo-3dmodels.tar" in bad.problem
     assert not bad.goes_in
     assert plan.shapes == 8
@@ -227,13 +231,18 @@ def test_what_is_missing_is_fetched_and_the_rest_is_explained(site: Path, tmp_pa
     folder = tmp_path / "downloads"
     write_shapenetcore(folder)
     request = MixtureRequest(archives=folder, exclude_all_tests=True)
-    announced: list[Offer] = []
-    report = fetch_missing(request, announce=announced.extend)
-    size = (site / "ModelNet40.zip").stat().st_size
-    assert announced == [
-        Offer(name="modelnet40", files=1, bytes=size),
-        Offer(name="lists of test shapes", files=1, bytes=(site / ANNOTATION_NAME).stat().st_size),
-        Offer(name="google-scanned-objects", files=1_030, bytes=13_000_000_000),
+    reporter = Watching()
+    report = fetch_missing(request, reporter=reporter)
+    (line,) = reporter.said
+    assert line.startswith(f"about to download into {folder}, whose disk has ")
+    assert line.endswith(
+        " GB free: modelnet40, 1 file, about 0.0 GB; lists of test shapes, 1 file, about 0.0 GB; "
+        "google-scanned-objects, 1,030 files, about 13.0 GB"
+    )
+    assert reporter.tasks == [
+        "ModelNet40.zip",
+        ANNOTATION_NAME,
+        "google-scanned-objects/Cup.zip (1 of 1)",
     ]
     assert [file.path.name for file in report.fetched] == ["ModelNet40.zip", ANNOTATION_NAME]
     assert report.scanned is not None

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pointdistill.data import places
-from pointdistill.data.archive import Place, open_archive
-from pointdistill.data.places import read_place
+from pointdistill.data.archive import MemberLocation, open_archive
+from pointdistill.data.places import read_member_at
 from pointdistill.errors import DataError
 
 CONTENT = b"0123456789" * 5000
@@ -40,23 +40,23 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
-def place_of(root: Path, name: str) -> Place:
+def location_of(root: Path, name: str) -> MemberLocation:
     with open_archive(root, absent="absent") as archive:
-        return archive.place(name)
+        return archive.locate(name)
 
 
 def test_a_place_gives_what_the_archive_gives(root: Path) -> None:
     with open_archive(root, absent="absent") as archive:
         for name in ("a/b.txt", "c.txt"):
-            assert read_place(root, archive.place(name)) == archive.read(name)
+            assert read_member_at(root, archive.locate(name)) == archive.read(name)
 
 
 def test_an_archive_that_is_gone_is_the_machines_fault(root: Path) -> None:
     """So that a build stops, and does not refuse every shape that is left."""
-    place = place_of(root, "a/b.txt")
+    location = location_of(root, "a/b.txt")
     root.rename(root.with_name("elsewhere"))
     with pytest.raises(OSError, match="was there when it was listed and is gone") as caught:
-        read_place(root, place)
+        read_member_at(root, location)
     assert caught.value.errno == errno.ESTALE
 
 
@@ -78,7 +78,7 @@ def test_a_member_that_is_not_what_the_list_says_is_refused(
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("b.txt", CONTENT)
     with pytest.raises(DataError, match=cause) as caught:
-        read_place(path, replace(place_of(path, "b.txt"), **change))
+        read_member_at(path, replace(location_of(path, "b.txt"), **change))
     assert str(tmp_path) not in str(caught.value)
 
 
@@ -90,19 +90,19 @@ def test_of_a_name_that_a_zip_has_twice_the_last_counts(tmp_path: Path) -> None:
             archive.writestr("b.txt", b"last")
     with open_archive(path, absent="absent") as archive:
         assert archive.names == ("b.txt",)
-    assert read_place(path, place_of(path, "b.txt")) == b"last"
+    assert read_member_at(path, location_of(path, "b.txt")) == b"last"
 
 
 def test_bytes_that_do_not_unpack_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("b.txt", CONTENT)
-    place = place_of(path, "b.txt")
+    location = location_of(path, "b.txt")
     damaged = bytearray(path.read_bytes())
-    damaged[place.offset + 40 : place.offset + 60] = b"\xff" * 20
+    damaged[location.offset + 40 : location.offset + 60] = b"\xff" * 20
     path.write_bytes(damaged)
     with pytest.raises(DataError, match=r"b\.txt is damaged"):
-        read_place(path, place)
+        read_member_at(path, location)
 
 
 def test_a_password_is_seen_in_the_list(tmp_path: Path) -> None:
@@ -112,16 +112,16 @@ def test_a_password_is_seen_in_the_list(tmp_path: Path) -> None:
     flagged = bytearray(path.read_bytes())
     flagged[flagged.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(flagged)
-    assert place_of(path, "b.txt").method == -1
+    assert location_of(path, "b.txt").method == -1
 
 
 def test_a_file_of_a_folder_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "b.txt").write_bytes(CONTENT)
     monkeypatch.setattr(places, "MEMBER_LIMIT_BYTES", len(CONTENT) - 1)
-    place = place_of(tmp_path, "b.txt")
-    for grown in (place, replace(place, size=1)):
+    location = location_of(tmp_path, "b.txt")
+    for grown in (location, replace(location, size=1)):
         with pytest.raises(DataError, match="49,999"):
-            read_place(tmp_path, grown)
+            read_member_at(tmp_path, grown)
 
 
 def test_a_pointer_of_git_lfs_is_told_apart_from_damage(tmp_path: Path) -> None:
@@ -129,4 +129,4 @@ def test_a_pointer_of_git_lfs_is_told_apart_from_damage(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("b.h5", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(DataError, match=r"b\.h5 is a Git-LFS pointer in place of the file; run"):
-        read_place(path, place_of(path, "b.h5"))
+        read_member_at(path, location_of(path, "b.h5"))

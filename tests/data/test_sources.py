@@ -35,7 +35,7 @@ from tests.data.source_archives import (
 
 def test_every_row_of_the_table_names_a_module_that_opens() -> None:
     for info in SOURCES:
-        assert callable(importlib.import_module(info.module).open_source)
+        assert callable(getattr(importlib.import_module(info.module), info.opener))
         if info.archive is not None:
             with pytest.raises(DataError, match=info.name):
                 open_source(info.name, SourceRequest())
@@ -46,7 +46,7 @@ def test_every_row_of_the_table_names_a_module_that_opens() -> None:
     [
         ("bultin", "did you mean builtin"),
         ("xyz", "choose one of builtin, folder"),
-        ("/", "folder --input /"),
+        ("/", "for your own files choose the source folder"),
     ],
 )
 def test_an_unknown_source_is_told_the_nearest(name: str, message: str) -> None:

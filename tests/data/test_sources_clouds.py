@@ -123,7 +123,7 @@ def test_listing_omniobject3d_opens_no_file(
     def forbidden(*_: object) -> None:
         raise AssertionError("a member was read")
 
-    monkeypatch.setattr(omniobject3d, "read_place", forbidden)
+    monkeypatch.setattr(omniobject3d, "read_member_at", forbidden)
     source = open_source("omniobject3d", SourceRequest(path=omniobject3d_zip))
     assert len(source.entries()) == 5
 

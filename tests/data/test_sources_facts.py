@@ -6,7 +6,7 @@ import pytest
 
 from pointdistill.data.benchmarks import lvis, modelnet40_forms, scanobjectnn, shapenetpart_layout
 from pointdistill.data.sources import SOURCES, source_info
-from pointdistill.data.sources.shapenetcore import SYNSETS
+from pointdistill.data.sources.mesh_archives import SYNSETS
 
 # name: shapes, test shapes more, up axis, what it takes to get it, commercial use, how the licence begins
 FACTS = {

@@ -16,7 +16,7 @@ import pytest
 from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.sources import SourceRequest, open_source, source_info
-from pointdistill.data.sources.shapenetcore import SYNSETS
+from pointdistill.data.sources.mesh_archives import SYNSETS
 from pointdistill.errors import DataError
 from tests.data.source_archives import (
     AS_IT_IS,

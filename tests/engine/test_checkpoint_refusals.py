@@ -210,6 +210,29 @@ def test_a_table_of_contents_beyond_the_limit(tiny: Path) -> None:
         read_published(tiny, limits=replace(LIMITS, members=100))
 
 
+@pytest.mark.parametrize(("before", "behind"), [(b"junk", b""), (b"", b"junk"), (b"PK" * 20, b"")])
+def test_a_zip_with_something_before_or_behind_it(
+    tmp_path: Path, before: bytes, behind: bytes
+) -> None:
+    path = write_archive(tmp_path / "bad.ckpt", weights_of(a=GOOD), SIX)
+    path.write_bytes(before + path.read_bytes() + behind)
+    with refused("something was added to it"):
+        read_published(path)
+
+
+def test_a_table_of_contents_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    """Its size is what the file's end states."""
+    path = tmp_path / "bad.ckpt"
+    size = 48 * MIB
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, size, 0, 0)
+    path.write_bytes(bytes(size) + end)
+    with (
+        bounded(),
+        refused(f"lists its members in {size} bytes; accepted are {LIMITS.directory_bytes}"),
+    ):
+        read_published(path)
+
+
 def test_big_endian_values(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "bad.ckpt", weights_of(a=GOOD), SIX | {"byteorder": b"big"})
     with refused("byte order 'big'; accepted is 'little'"):

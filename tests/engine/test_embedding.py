@@ -169,8 +169,10 @@ def test_the_order_in_a_file_is_not_that_of_the_draws(folder: Path) -> None:
     cloud = np.load("clouds/03.npy")
     np.save("sorted.npy", cloud[cloud[:, 2].argsort()])
     plain = ReadSettings(points=200, seed=0)
-    place = Place("file", str(Path("sorted.npy").resolve()), "sorted.npy", 0)
-    kept, shuffled = (read_shape(place, s).points for s in (plain, replace(plain, shuffled=True)))
+    location = ShapeLocation("file", str(Path("sorted.npy").resolve()), "sorted.npy", 0)
+    kept, shuffled = (
+        read_shape(location, s).points for s in (plain, replace(plain, shuffled=True))
+    )
     assert kept is not None
     assert shuffled is not None
     assert (np.diff(kept[:, 2]) >= 0).all()
@@ -256,9 +258,9 @@ def test_stopped_and_called_again_it_goes_on(folder: Path, monkeypatch: pytest.M
     read: list[str] = []
     original = shape_lists.read_shape
 
-    def counted(place: Any, settings: Any) -> Any:
-        read.append(place.name)
-        return original(place, settings)
+    def counted(location: Any, settings: Any) -> Any:
+        read.append(location.name)
+        return original(location, settings)
 
     monkeypatch.setattr(shape_lists, "read_shape", counted)
     np.testing.assert_allclose(features(), expected, rtol=0, atol=1e-5)
@@ -360,9 +362,9 @@ def test_nothing_usable_writes_nothing(folder: Path) -> None:
 
 def end_at_the_third(settings: Any, task: Any, step: Callable[[int], None]) -> Any:
     """A reading process that dies at one file, as a reader written in C might."""
-    for number, place in enumerate(task.places):
+    for number, location in enumerate(task.locations):
         step(number)
-        if place.name == "02.npy" and number not in task.refused:
+        if location.name == "02.npy" and number not in task.refused:
             os._exit(3)
     return _READ(settings, task, lambda number: None)
 

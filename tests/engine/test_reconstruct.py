@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from pointdistill.data.build import BuildSettings
 from pointdistill.data.build.prepare import prepare_corpus
 from pointdistill.data.sources import SourceRequest
 from pointdistill.engine.exchange.weights import save_encoder
@@ -185,7 +186,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         prepare_corpus(
-            "builtin", SourceRequest(shapes=24), output=folder / "c", points=80, workers=1
+            "builtin",
+            SourceRequest(shapes=24),
+            output=folder / "c",
+            settings=BuildSettings(points=80, workers=1),
         )
     return folder / "c"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from pointdistill.engine.reporting.tables import Table
+
+
+_LEAST_WIDTH = 80
+"""Columns in which a table that is printed whole has room."""
 
 
 def name_options(message: str, settings: tuple[str, ...]) -> str:
@@ -44,15 +48,19 @@ class ConsoleReporter(Reporter):
     def progress(
         self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
     ) -> None:
-        """Move the bar; a new task starts it anew."""
-        if self._task is None:
-            self._task = self._bar.add_task(task, total=total, note="", unit=unit)
-        current = self._bar.tasks[self._task]
+        """Move the bar; a new task starts another one."""
+        # Rich keeps a task's old total where the new one is not known, so a new task gets a new entry.
+        if self._task is None or task != self._shown:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task, self._shown = (
+                self._bar.add_task(task, total=total, note="", unit=unit),
+                task,
+            )
+        (current,) = self._bar.tasks
         if current.total != total or done < current.completed:
             self._bar.reset(self._task, total=total)
-        self._bar.update(
-            self._task, description=task, completed=done, total=total, note=note, unit=unit
-        )
+        self._bar.update(self._task, completed=done, total=total, note=note, unit=unit)
 
     def on_signal(self) -> None:
         """Answer the first Ctrl-C of a training, which ends only after the step that it is in."""
@@ -82,7 +90,8 @@ def console_reporter() -> Iterator[ConsoleReporter]:
 
         def render(self, task: Task) -> Text:
             if task.fields["unit"] != "bytes":
-                return self._numbers.render(task)
+                speed = f", {task.speed:,.0f}/s" if task.fields["unit"] and task.speed else ""
+                return self._numbers.render(task).append(speed)
             total = f"/{task.total / 1e6:,.1f}" if task.total else ""
             speed = f", {task.speed / 1e6:,.1f} MB/s" if task.speed else ""
             return Text(f"{task.completed / 1e6:,.1f}{total} MB{speed}")
@@ -106,20 +115,42 @@ def print_error(message: str) -> None:
     print(" ".join(message.split()), file=sys.stderr)  # noqa: T201
 
 
-def print_table(table: Table) -> None:
-    """A table with its notes: ruled lines on a terminal, Markdown where the output goes to a file."""
+def print_table(table: Table, *, right: Collection[str] = (), whole: bool = False) -> None:
+    """A table with its notes: ruled lines on a terminal, Markdown where the output goes to a file.
+
+    Args:
+        table: what to print.
+        right: columns that are aligned right, beside those of percentages.
+        whole: cut or wrap nothing, even where the terminal is narrower than 80 columns.
+    """
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         typer.echo(table.markdown())
         return
-    console.print(_rich_table(table))
+    if whole:
+        _print_whole(table, right, console)
+        return
+    console.print(_rich_table(table, right))
     for note in table.notes:
         console.print(note, markup=False, highlight=False, style="dim")
 
 
-def _rich_table(table: Table) -> rich.table.Table:
+def _print_whole(table: Table, right: Collection[str], console: Console) -> None:
+    drawn = _rich_table(table, right)
+    drawn.title, drawn.show_edge, drawn.pad_edge = None, False, False
+    for column in drawn.columns:
+        column.no_wrap = True
+    console.width = max(console.width, _LEAST_WIDTH)
+    typer.echo(table.title)
+    console.print(drawn, crop=False)
+    typer.echo()
+    for note in table.notes:
+        typer.echo(note)
+
+
+def _rich_table(table: Table, right: Collection[str]) -> rich.table.Table:
     """A table with ruled lines, its text as it is."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
@@ -127,7 +158,8 @@ def _rich_table(table: Table) -> rich.table.Table:
 
     drawn = RichTable(title=Text(table.title), title_justify="left", box=SIMPLE_HEAD)
     for name in table.columns:
-        drawn.add_column(Text(name), justify="right" if name.endswith("%") else "left")
+        to_right = name in right or name.endswith("%")
+        drawn.add_column(Text(name), justify="right" if to_right else "left")
     for row in table.rows:
         drawn.add_row(*(Text(cell) for cell in row))
     return drawn

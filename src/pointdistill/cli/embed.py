@@ -125,8 +125,9 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int, int], None]]:
-    from pointdistill.cli.progress import shape_progress
-    from pointdistill.data.build import Progress
+    from pointdistill.cli.console import console_reporter
 
-    with shape_progress("embedding") as show:
-        yield lambda done, total, refused: show(Progress(done, total, refused))
+    with console_reporter() as reporter:
+        yield lambda done, total, refused: reporter.progress(
+            "embedding", done, total, note=f"{refused:,} refused" if refused else "", unit="shapes"
+        )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +11,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.data.build import BuildReport
-    from pointdistill.data.build.limits import ShapeLimits
-    from pointdistill.data.mixture import FetchReport, MixtureRequest, Offer, Standing
+    from pointdistill.data.build import BuildReport, BuildSettings
+    from pointdistill.data.mixture import FetchReport, MixtureRequest, SourceStatus
 
 GIGA = 1e9
 _MOST_FAILED = 5
@@ -28,15 +25,11 @@ def fetch_archives(request: MixtureRequest, options: Sequence[str]) -> None:
         request: the folder, and what to take from it.
         options: those that the command which follows repeats, as they are typed.
     """
+    from pointdistill.cli.console import console_reporter
     from pointdistill.data.mixture import fetch_missing
 
-    def announce(offers: Sequence[Offer]) -> None:
-        free = shutil.disk_usage(request.archives).free
-        what = "; ".join(_offered(offer) for offer in offers)
-        where = f"into {request.archives}, whose disk has {free / GIGA:,.1f} GB free"
-        typer.echo(f"about to download {where}: {what}", err=True)
-
-    report = fetch_missing(request, begin=_download_progress, announce=announce)
+    with console_reporter() as reporter:
+        report = fetch_missing(request, reporter=reporter)
     for file in report.fetched:
         checked = "as its source promised" if file.checked else "its source promises no checksum"
         typer.echo(f"{file.path}: {file.bytes:,} bytes, SHA-256 {file.sha256} ({checked})")
@@ -48,12 +41,6 @@ def fetch_archives(request: MixtureRequest, options: Sequence[str]) -> None:
     for line in report.by_hand:
         typer.echo(f"by hand: {line}", err=True)
     typer.echo(f"next: {command(request, options)} --plan")
-
-
-def _offered(offer: Offer) -> str:
-    files = f"{offer.files:,} file{'s' if offer.files > 1 else ''}"
-    size = "of unknown size" if offer.bytes is None else f"about {offer.bytes / GIGA:,.1f} GB"
-    return f"{offer.name}, {files}, {size}"
 
 
 def _fetch_notes(
@@ -75,39 +62,30 @@ def _fetch_notes(
     for offer in report.too_large:
         alone = replace(request, sources=(offer.name,))
         yield (
-            f"large, and fetched only by its name: {_offered(offer)}; {command(alone, options)} --fetch"
+            f"large, and fetched only by its name: {offer.describe()}; {command(alone, options)} --fetch"
         )
 
 
 def make_mixture(
     request: MixtureRequest,
     output: Path,
+    settings: BuildSettings,
     *,
-    points: int,
-    seed: int,
-    workers: int | None,
-    limits: ShapeLimits,
-    cluster: str | None,
     retry: bool,
 ) -> BuildReport:
     """Build the corpus, and say what it lacks."""
-    from pointdistill.cli.progress import shape_progress
+    from pointdistill.cli.console import console_reporter
     from pointdistill.data.mixture import build_mixture, retry_mixture
 
-    report = build_mixture(
-        request,
-        output,
-        points=points,
-        seed=seed,
-        workers=workers,
-        limits=limits,
-        cluster=cluster,
-        begin=lambda name: shape_progress(f"preparing {name}"),
-    )
-    if retry:
-        with shape_progress("reading again") as progress:
+    with console_reporter() as reporter:
+        report = build_mixture(request, output, settings, reporter=reporter)
+        if retry:
             report = retry_mixture(
-                request, output, workers=workers, limits=limits, progress=progress
+                request,
+                output,
+                workers=settings.workers,
+                limits=settings.limits,
+                reporter=reporter,
             )
     for note in _build_notes(report, request):
         typer.echo(f"note: {note}", err=True)
@@ -115,7 +93,7 @@ def make_mixture(
 
 
 def command(request: MixtureRequest, options: Sequence[str]) -> str:
-    """What builds this mixture, as it is typed."""
+    """The command that builds this mixture, as it is typed."""
     words = ["pointdistill", "prepare-data", "mixture", "--archives", str(request.archives)]
     if request.sources:
         words += ["--sources", ",".join(request.sources)]
@@ -128,32 +106,32 @@ def command(request: MixtureRequest, options: Sequence[str]) -> str:
 
 def _build_notes(report: BuildReport, request: MixtureRequest) -> Iterator[str]:
     from pointdistill.data.corpus import open_corpus
-    from pointdistill.data.mixture import official_shapes, survey
+    from pointdistill.data.mixture import official_shapes, scan_sources
 
-    standings = survey(request)
-    yield from split_notes(request, [standing for standing in standings if standing.taken])
+    statuses = scan_sources(request)
+    yield from split_notes(request, [status for status in statuses if status.taken])
     made = {source.name: source for source in open_corpus(report.path).sources}
-    for standing in standings:
-        info = standing.info
+    for status in statuses:
+        info = status.info
         official = official_shapes(request, info)
         record = made.get(info.name)
         if record is not None and record.kept != official:
             kept = f"{shapes_of(record.kept)} kept and {record.refused:,} refused"
             yield f"{info.name}: {kept}; its whole archive gives {official:,}"
-        if standing.missing and not standing.not_taken:
+        if status.missing and not status.not_taken:
             yield f"{info.name}: missing, with {official:,} shapes"
 
 
 def shapes_of(count: int) -> str:
-    """So many shapes."""
+    """A number of shapes in words: ``1 shape``, ``2,000 shapes``."""
     return f"{count:,} shape" if count == 1 else f"{count:,} shapes"
 
 
-def split_notes(request: MixtureRequest, standings: Sequence[Standing]) -> Iterator[str]:
+def split_notes(request: MixtureRequest, statuses: Sequence[SourceStatus]) -> Iterator[str]:
     """Which test splits and test shapes of these sources are in, and which are not."""
     from pointdistill.data.mixture import HELD_OUT, mixture_sources
 
-    names = {standing.info.name for standing in standings}
+    names = {status.info.name for status in statuses}
     tests = {info.name: info.official_test for info in mixture_sources() if info.official_test}
     sizes = {name: f"{name} (officially {shapes:,} shapes)" for name, shapes in tests.items()}
     out = [sizes[name] for name in sizes if name in names and name not in request.take_tests]
@@ -175,31 +153,3 @@ def split_notes(request: MixtureRequest, standings: Sequence[Standing]) -> Itera
                 else "in; --exclude-tests all leaves them out"
             )
             yield f"{shapes} are {out_or_in}"
-
-
-@contextmanager
-def _download_progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, of no known length where the server states none; nothing in a file."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)

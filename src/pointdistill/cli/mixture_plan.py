@@ -8,103 +8,66 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from pointdistill.cli.console import console_reporter, name_options, print_table
 from pointdistill.cli.mixture import GIGA, command, shapes_of, split_notes
+from pointdistill.reporter import format_duration
 
 if TYPE_CHECKING:
-    from pointdistill.data.build.limits import ShapeLimits
+    from pointdistill.data.build import BuildSettings
     from pointdistill.data.mixture import MixturePlan, MixtureRequest, PlanRow
-    from pointdistill.engine.reporting.tables import Table
+    from pointdistill.data.sources import SourceInfo
 
 _COLUMNS = ("source", "archive", "shapes", "disk", "core time", "commercial")
-_WIDTH = 80
-"""Columns of a terminal in which the table has room, and below which its lines are not cut either."""
+_NUMBERS = ("shapes", "disk", "core time")
 
 
 def show_plan(
-    request: MixtureRequest,
-    output: Path,
-    *,
-    points: int,
-    seed: int,
-    workers: int | None,
-    limits: ShapeLimits,
-    options: Sequence[str],
+    request: MixtureRequest, output: Path, settings: BuildSettings, options: Sequence[str]
 ) -> None:
     """Print what is there, what is missing, and what the build will cost; make nothing.
 
     Args:
-        request, output, points, seed, workers, limits: those of the build.
+        request, output, settings: those of the build.
         options: those that the command which follows repeats, as they are typed.
     """
     from pointdistill.data.mixture import plan_mixture
     from pointdistill.engine.reporting.tables import Table
 
-    plan = plan_mixture(
-        request,
-        output,
-        points=points,
-        seed=seed,
-        workers=workers,
-        limits=limits,
-        tell=lambda name: typer.echo(f"measuring a few shapes of {name}", err=True),
-    )
+    with console_reporter() as reporter:
+        plan = plan_mixture(request, output, settings, reporter=reporter)
     processes = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
     title = f"{shapes_of(plan.shapes)} from {request.archives}, {plan.bytes / GIGA:,.2f} GB, "
-    title += f"about {_duration(plan.seconds)} with {processes}"
+    title += f"about {format_duration(plan.seconds)} with {processes}"
     rows = tuple(_cells(row) for row in plan.rows)
-    _print(Table(title, _COLUMNS, rows, tuple(_notes(plan, request))))
-    lacking = any(row.standing.missing for row in plan.rows if not row.standing.not_taken)
+    table = Table(title, _COLUMNS, rows, tuple(_notes(plan, request)))
+    print_table(table, right=_NUMBERS, whole=True)
+    lacking = any(row.status.missing for row in plan.rows if not row.status.not_taken)
     first = not plan.shapes or (request.sources and lacking)
     typer.echo(f"next: {command(request, options)}" + (" --fetch" if first else ""))
 
 
-def _print(table: Table) -> None:
-    """A table that fits a narrow terminal, its notes unwrapped; Markdown where the output goes to a file."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console()
-    if not console.is_terminal:
-        typer.echo(table.markdown())
-        return
-    drawn = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in table.columns:
-        numbers = name in {"shapes", "disk", "core time"}
-        drawn.add_column(Text(name), justify="right" if numbers else "left", no_wrap=True)
-    for row in table.rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    console.width = max(console.width, _WIDTH)
-    typer.echo(table.title)
-    console.print(drawn, crop=False)
-    typer.echo()
-    for note in table.notes:
-        typer.echo(note)
-
-
 def _cells(row: PlanRow) -> tuple[str, ...]:
-    info = row.standing.info
+    info = row.status.info
     measured = row.goes_in and row.seconds is not None
     return (
         info.name,
         _state(row),
         f"{row.shapes:,}" if row.listed else f"{row.shapes:,}*",
         f"{row.bytes / GIGA:,.2f} GB",
-        _duration(row.seconds or 0) if measured and not row.done else "-",
+        format_duration(row.seconds or 0) if measured and not row.done else "-",
         {True: "yes", False: "NO", None: "by shape"}[info.commercial],
     )
 
 
 def _state(row: PlanRow) -> str:
-    standing = row.standing
+    status = row.status
     if row.problem:
         return "unusable"
     if row.done:
         return "done"
-    if standing.not_taken:
+    if status.not_taken:
         return "left out"
-    return "there" if standing.there else "missing"
+    return "there" if status.there else "missing"
 
 
 def _notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
@@ -112,11 +75,11 @@ def _notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
     if not all(row.listed for row in plan.rows):
         yield "shapes with a * are the official count: the archive is not there, cannot be used or stays out"
     yield from _sum_notes(plan, request)
-    wanted = [row.standing for row in plan.rows if not row.standing.not_taken]
+    wanted = [row.status for row in plan.rows if not row.status.not_taken]
     yield from split_notes(request, wanted)
     if plan.bytes > plan.free_bytes:
         yield f"the disk has {plan.free_bytes / GIGA:,.2f} GB free, which is not enough"
-    if any(row.goes_in and row.standing.info.commercial is False for row in plan.rows):
+    if any(row.goes_in and row.status.info.commercial is False for row in plan.rows):
         yield "with a source marked NO, neither the corpus nor what is trained on it is for commercial use"
 
 
@@ -125,20 +88,18 @@ def _source_notes(rows: Sequence[PlanRow], *, by_name: bool) -> Iterator[str]:
 
     ``by_name``: the sources were named, and where the others come from is of no interest.
     """
-    from pointdistill.data.mixture import how_to_get
-
     left_out: dict[str, list[str]] = {}
     for row in rows:
-        standing, info = row.standing, row.standing.info
-        get = f"{', '.join(standing.missing)}, from {info.origin} ({how_to_get(info)})"
+        status, info = row.status, row.status.info
+        get = f"{', '.join(status.missing)}, from {info.origin} ({_how_to_get(info)})"
         if row.problem:
             yield f"unusable: {info.name}: {row.problem}"
-        elif standing.not_taken:
-            why = standing.not_taken
-            if standing.missing and not by_name:
+        elif status.not_taken:
+            why = name_options(status.not_taken, status.settings)
+            if status.missing and not by_name:
                 why += f"; missing: {get}; licence: {info.licence}"
             left_out.setdefault(why, []).append(info.name)
-        elif standing.missing:
+        elif status.missing:
             yield f"missing: {info.name}: {get}; licence: {info.licence}"
         elif row.done:
             yield f"done: {info.name}: the corpus has it already; licence: {info.licence}"
@@ -146,6 +107,16 @@ def _source_notes(rows: Sequence[PlanRow], *, by_name: bool) -> Iterator[str]:
             yield f"there: {info.name}: licence: {info.licence}"
     for why, names in left_out.items():
         yield f"left out: {', '.join(names)}: {why}"
+
+
+def _how_to_get(info: SourceInfo) -> str:
+    """What it takes to get a source, in a few words."""
+    from pointdistill.data.mixture import LARGE, fetchable
+
+    if not fetchable(info):
+        return info.access
+    named = f" --sources {info.name}" if info.name in LARGE else ""
+    return f"{info.access}: --fetch{named}"
 
 
 def _sum_notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
@@ -158,9 +129,3 @@ def _sum_notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
         lists = ", ".join(f"{count:,} of {name}" for name, count in plan.listed_tests.items())
         least = plan.official - sum(plan.listed_tests.values())
         yield f"the lists of test shapes name {lists}; at least {least:,} of the whole remain"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.data.build import BuildReport
-    from pointdistill.data.build.limits import ShapeLimits
+    from pointdistill.data.build import BuildReport, BuildSettings, ShapeLimits
     from pointdistill.data.mixture import MixtureRequest
 
 _MIXTURE = "mixture"
@@ -118,11 +117,18 @@ def prepare_data(
     Shapes that cannot be used are left out and listed in refused.jsonl beside the corpus; those that
     were given up unread can be tried again with --retry.
     """
-    from pointdistill.cli.progress import shape_progress
+    from pointdistill.cli.console import console_reporter
+    from pointdistill.data.build import BuildSettings
     from pointdistill.data.build.prepare import prepare_corpus
     from pointdistill.data.sources import SourceRequest
 
-    limits = _limits(deadline, memory)
+    settings = BuildSettings(
+        points=points,
+        seed=seed,
+        workers=workers,
+        limits=_limits(deadline, memory),
+        cluster=cluster,
+    )
     if cluster is not None:
         _refuse({"--workers": workers}, "--cluster; each thread of its workers is one")
     of_mixture = {
@@ -145,11 +151,7 @@ def prepare_data(
         _mixture(
             asked,
             output,
-            points,
-            seed,
-            workers,
-            limits=limits,
-            cluster=cluster,
+            settings,
             retry=retry,
             plan=plan,
             fetch=fetch,
@@ -160,23 +162,17 @@ def prepare_data(
     up_axis = up.lower() if up is not None else None
     request = SourceRequest(path=path, shapes=shapes, up=up_axis, include_test=include_test)
     try:
-        with shape_progress(f"preparing {source}") as progress:
+        with console_reporter() as reporter:
             prepared = prepare_corpus(
                 source,
                 request,
                 output=output,
-                points=points,
-                seed=seed,
-                workers=workers,
-                limits=limits,
-                cluster=cluster,
+                settings=settings,
                 retry=retry,
-                progress=progress,
+                reporter=reporter,
             )
     except KeyboardInterrupt:
         _stopped()
-    for note in prepared.notes:
-        typer.echo(f"note: {note}", err=True)
     _print(prepared.report, prepared.facts.name, retry=retry)
 
 
@@ -224,12 +220,8 @@ def _limits(deadline: float, memory: float | None) -> ShapeLimits:
 def _mixture(
     request: MixtureRequest,
     output: Path | None,
-    points: int,
-    seed: int,
-    workers: int | None,
+    settings: BuildSettings,
     *,
-    limits: ShapeLimits,
-    cluster: str | None,
     retry: bool,
     plan: bool,
     fetch: bool,
@@ -246,26 +238,9 @@ def _mixture(
         if fetch:
             fetch_archives(request, options)
         elif plan:
-            show_plan(
-                request,
-                corpus,
-                points=points,
-                seed=seed,
-                workers=workers,
-                limits=limits,
-                options=options,
-            )
+            show_plan(request, corpus, settings, options)
         else:
-            report = make_mixture(
-                request,
-                corpus,
-                points=points,
-                seed=seed,
-                workers=workers,
-                limits=limits,
-                cluster=cluster,
-                retry=retry,
-            )
+            report = make_mixture(request, corpus, settings, retry=retry)
             remember_corpus(report.path)
             _print(report, f"the {_MIXTURE}", retry=retry)
     except KeyboardInterrupt:
@@ -319,9 +294,9 @@ def _print(report: BuildReport, name: str, *, retry: bool) -> None:
 
     for line in _refused_lines(report):
         typer.echo(line, err=True)
-    if retry and not report.retried and not report.quarantined:
+    if retry and not report.retried and not report.retryable:
         good = f"{shapes_of(report.refused)} {'was' if report.refused == 1 else 'were'} refused for good"
-        typer.echo(f"nothing is in quarantine, so nothing was read again; {good}", err=True)
+        typer.echo(f"nothing is retryable, so nothing was read again; {good}", err=True)
     if report.resumed:
         typer.echo(f"went on from {shapes_of(report.resumed)} already there", err=True)
     state = "was complete already" if report.was_complete else "is complete"
@@ -347,9 +322,9 @@ def _refused_lines(report: BuildReport) -> Iterator[str]:
     if report.refused:
         failed = f"{report.refused:,} of {report.kept + report.refused:,} shapes were refused"
         yield f"{failed}; all are listed in {report.path}/refused.jsonl"
-    if report.quarantined:
-        named = ", ".join(f"{name} {count:,}" for name, count in report.quarantined.items())
+    if report.retryable:
+        named = ", ".join(f"{name} {count:,}" for name, count in report.retryable.items())
         yield (
-            f"{sum(report.quarantined.values()):,} of them are in quarantine ({named}); the same command "
+            f"{sum(report.retryable.values()):,} of them are retryable ({named}); the same command "
             f"with --retry reads them again, with a larger --deadline or --memory where you give one"
         )

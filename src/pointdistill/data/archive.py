@@ -35,8 +35,8 @@ _PAGE_STARTS = (b"<!doctype html", b"<html")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a member's bytes lie, so that `pointdistill.data.places.read_place` needs no directory."""
+class MemberLocation:
+    """Where a member's bytes lie, so that `pointdistill.data.places.read_member_at` needs no directory."""
 
     name: str
     offset: int = 0
@@ -87,7 +87,7 @@ class Archive(ABC):
         """
 
     @abstractmethod
-    def place(self, name: str) -> Place:
+    def locate(self, name: str) -> MemberLocation:
         """Where one member lies."""
 
     @abstractmethod
@@ -129,10 +129,12 @@ class _ZipArchive(Archive):
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             self.refuse(name, error)
 
-    def place(self, name: str) -> Place:
+    def locate(self, name: str) -> MemberLocation:
         info = self._file.getinfo(name)
         method = -1 if info.flag_bits & _ENCRYPTED else info.compress_type
-        return Place(name, info.header_offset, info.compress_size, info.file_size, info.CRC, method)
+        return MemberLocation(
+            name, info.header_offset, info.compress_size, info.file_size, info.CRC, method
+        )
 
     def checksum(self, names: Sequence[str]) -> str:  # noqa: ARG002  a zip file is one thing
         return file_checksum(self.path)
@@ -157,9 +159,9 @@ class _TarArchive(Archive):
         except (tarfile.TarError, EOFError, OSError) as error:
             self.refuse(name, error)
 
-    def place(self, name: str) -> Place:
+    def locate(self, name: str) -> MemberLocation:
         member = self._members[name]
-        return Place(name, member.offset_data, member.size, member.size)
+        return MemberLocation(name, member.offset_data, member.size, member.size)
 
     def checksum(self, names: Sequence[str]) -> str:  # noqa: ARG002  a tar file is one thing
         return file_checksum(self.path)
@@ -189,13 +191,13 @@ class _FolderArchive(Archive):
             except OSError as error:
                 self.refuse(name, error)
 
-    def place(self, name: str) -> Place:
+    def locate(self, name: str) -> MemberLocation:
         with still_there(self.path / name):
             try:
                 size = (self.path / name).stat().st_size
             except OSError as error:
                 self.refuse(name, error)
-        return Place(name, packed=size, size=size)
+        return MemberLocation(name, packed=size, size=size)
 
     def checksum(self, names: Sequence[str]) -> str:
         whole = hashlib.sha256()
@@ -285,12 +287,18 @@ def _looks_like_tar(path: Path) -> bool:
         return file.read(len(_TAR_MAGIC)) == _TAR_MAGIC
 
 
+def leads_outside(name: str) -> bool:
+    """Whether a member's name is empty or could lead out of the folder that it is unpacked to, on any system."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return not path.parts or ".." in path.parts or path.is_absolute()
+
+
 def _sorted_out(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Sorted names without litter, and those that lead out of the archive; each once."""
     wanted, unsafe = set(), set()
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        if not parts or ".." in parts or PurePosixPath(name).is_absolute():
+        if leads_outside(name):
             unsafe.add(name)
         elif "__MACOSX" not in parts and not parts[-1].startswith("."):
             wanted.add(name)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pointdistill.data.files import disk_is_full, flush, no_room, sha256_of, write_json
 from pointdistill.data.web import (
@@ -33,17 +32,6 @@ from pointdistill.errors import DataError
 _BLOCK_BYTES = 1 << 20
 
 _CHANGED = "the file has changed at its source"
-
-
-class Progress(Protocol):
-    """Told bytes that are there, and bytes in all: 0 if the server does not say."""
-
-    def __call__(self, done: int, total: int, /) -> None:
-        """At every block."""
-
-
-Check = Callable[[Path], str]
-"""Says what is wrong with a file that came; empty if it is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +102,8 @@ def fetch(
     path: Path,
     *,
     sha256: str | None = None,
-    check: Check | None = None,
-    progress: Progress | None = None,
+    check: Callable[[Path], str] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Fetched:
     """Download a file, or go on with a download that was interrupted.
@@ -124,9 +112,9 @@ def fetch(
         url: http or https; redirects are followed.
         path: the file's place; its folder is made.
         sha256: checksum that the file must have; None takes the server's word where it gives one.
-        check: looks at the whole file before it takes its name; with one, the server need not say how long
-            the file is.
-        progress: told how far it is.
+        check: says what is wrong with the complete file before it gets its name, or nothing; with a check, the
+            server need not state the length.
+        progress: called with the bytes that have arrived and the bytes in all; None if the server does not say.
         sleep: waits between attempts.
 
     Raises:
@@ -161,7 +149,9 @@ def fetch(
     return Fetched(path, size, found, checked=expected is not None)
 
 
-def _receive(url: str, part: _Part, progress: Progress | None, *, any_length: bool) -> str | None:
+def _receive(
+    url: str, part: _Part, progress: Callable[[int, int | None], None] | None, *, any_length: bool
+) -> str | None:
     """One connection: append what comes; the promised checksum once the part has its full length."""
     noted = part.noted(url)
     if noted is None or not noted.total or part.bytes != noted.total:
@@ -238,7 +228,10 @@ def _room_for(path: Path, part: _Part) -> Iterator[None]:
 
 
 def _append(
-    response: http.client.HTTPResponse, part: _Part, total: int, progress: Progress | None
+    response: http.client.HTTPResponse,
+    part: _Part,
+    total: int,
+    progress: Callable[[int, int | None], None] | None,
 ) -> None:
     """Up to the total, or to the end of what comes where there is none."""
     done = part.bytes
@@ -251,7 +244,7 @@ def _append(
             file.write(block)
             done += len(block)
             if progress:
-                progress(done, total)
+                progress(done, total or None)
 
 
 def _range(url: str, headers: email.message.Message) -> tuple[int, int]:

@@ -6,83 +6,116 @@ place of a member at hand it needs none of them.
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
 
-from pointdistill.data.archive import MEMBER_LIMIT_BYTES, POINTER_START, Place, still_there
+from pointdistill.data.archive import MEMBER_LIMIT_BYTES, POINTER_START, MemberLocation, still_there
 from pointdistill.errors import DataError
 
-_HEADER_BYTES = 30
+_HEADER = struct.Struct("<4s22x2H")
 _HEADER_START = b"PK\x03\x04"
 
 
-def read_place(root: Path, place: Place) -> bytes:
+@dataclass(frozen=True, slots=True)
+class LocalHeader:
+    """What stands directly before the bytes of a zip member."""
+
+    name: bytes
+    start: int
+    """Where the member's bytes begin in the file."""
+
+
+def read_local_header(file: IO[bytes], offset: int) -> LocalHeader | None:
+    """The header of the zip member at an offset; None where there is none.
+
+    The lengths of its name and extra field may differ from those in the archive's table of contents, so only this
+    header says where the bytes begin.
+    """
+    file.seek(offset)
+    fixed = file.read(_HEADER.size)
+    if len(fixed) < _HEADER.size:
+        return None
+    signature, name_length, extra_length = _HEADER.unpack(fixed)
+    if signature != _HEADER_START:
+        return None
+    name = file.read(name_length)
+    return LocalHeader(name, offset + _HEADER.size + name_length + extra_length)
+
+
+def read_member_at(root: Path, location: MemberLocation) -> bytes:
     """The bytes of one member, whole.
 
     Args:
         root: the archive, or the folder extracted from it.
-        place: as `pointdistill.data.archive.Archive.place` gave it for this very file.
+        location: as `pointdistill.data.archive.Archive.locate` gave it for this very file.
 
     Raises:
         DataError: if the member is damaged, too large, or a Git-LFS pointer; names no path of this machine.
         OSError: ESTALE, a fault of the machine and not of the member, if the archive, or the file in the
             folder, is gone.
     """
-    if place.size > MEMBER_LIMIT_BYTES:
-        _refuse(place, f"{place.size:,} bytes, at most {MEMBER_LIMIT_BYTES:,} are read")
-    content = _read(root, place)
-    if place.crc is not None and (len(content) != place.size or zlib.crc32(content) != place.crc):
-        _refuse(place, "its checksum is another")
+    if location.size > MEMBER_LIMIT_BYTES:
+        _refuse(location, f"{location.size:,} bytes, at most {MEMBER_LIMIT_BYTES:,} are read")
+    content = _read(root, location)
+    if location.crc is not None and (
+        len(content) != location.size or zlib.crc32(content) != location.crc
+    ):
+        _refuse(location, "its checksum is another")
     if content.startswith(POINTER_START):
-        msg = f"{place.name} is a Git-LFS pointer in place of the file; run `git lfs pull`"
+        msg = f"{location.name} is a Git-LFS pointer in place of the file; run `git lfs pull`"
         raise DataError(msg)
     return content
 
 
-def _read(root: Path, place: Place) -> bytes:
-    path = root / place.name if root.is_dir() else root
+def _read(root: Path, location: MemberLocation) -> bytes:
+    path = root / location.name if root.is_dir() else root
     with still_there(path):
         try:
             with path.open("rb") as file:
-                return _from_archive(file, place) if path == root else _from_folder(file, place)
+                return (
+                    _from_archive(file, location) if path == root else _from_folder(file, location)
+                )
         except (OSError, zlib.error) as error:
-            _refuse(place, getattr(error, "strerror", None) or error, error)
+            _refuse(location, getattr(error, "strerror", None) or error, error)
 
 
-def _from_folder(file: IO[bytes], place: Place) -> bytes:
+def _from_folder(file: IO[bytes], location: MemberLocation) -> bytes:
     content = file.read(MEMBER_LIMIT_BYTES + 1)
     if len(content) > MEMBER_LIMIT_BYTES:
-        _refuse(place, f"more than {MEMBER_LIMIT_BYTES:,} bytes")
+        _refuse(location, f"more than {MEMBER_LIMIT_BYTES:,} bytes")
     return content
 
 
-def _from_archive(file: IO[bytes], place: Place) -> bytes:
-    file.seek(place.offset)
-    if place.method is None:
-        return _exactly(file, place.packed, place)
-    header = _exactly(file, _HEADER_BYTES, place)
-    if not header.startswith(_HEADER_START):
-        _refuse(place, "it does not lie where the archive's list says")
-    # The lengths of the name and the extra field, which may differ from those in the archive's list.
-    file.seek(sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28)), 1)
-    packed = _exactly(file, place.packed, place)
-    if place.method == zipfile.ZIP_STORED:
+def _from_archive(file: IO[bytes], location: MemberLocation) -> bytes:
+    if location.method is None:
+        file.seek(location.offset)
+        return _exactly(file, location.packed, location)
+    header = read_local_header(file, location.offset)
+    if header is None:
+        _refuse(location, "it does not lie where the archive's list says")
+    file.seek(header.start)
+    packed = _exactly(file, location.packed, location)
+    if location.method == zipfile.ZIP_STORED:
         return packed
-    if place.method != zipfile.ZIP_DEFLATED:
-        _refuse(place, "it asks for a password or is packed in a way that is not read")
+    if location.method != zipfile.ZIP_DEFLATED:
+        _refuse(location, "it asks for a password or is packed in a way that is not read")
     # One byte more than stated is enough to notice a bomb.
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, place.size + 1)
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, location.size + 1)
 
 
-def _exactly(file: IO[bytes], count: int, place: Place) -> bytes:
+def _exactly(file: IO[bytes], count: int, location: MemberLocation) -> bytes:
     content = file.read(count)
     if len(content) < count:
-        _refuse(place, "the archive ends before it does")
+        _refuse(location, "the archive ends before it does")
     return content
 
 
-def _refuse(place: Place, cause: object, error: BaseException | None = None) -> NoReturn:
-    msg = f"{place.name} is damaged ({cause}); fetch the archive again"
+def _refuse(
+    location: MemberLocation, cause: object, error: BaseException | None = None
+) -> NoReturn:
+    msg = f"{location.name} is damaged ({cause}); fetch the archive again"
     raise DataError(msg) from error

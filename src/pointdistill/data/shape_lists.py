@@ -30,14 +30,14 @@ from pointdistill.errors import DataError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar")
 
-Kind: TypeAlias = Literal["file", "folder", "archive", "corpus"]
+PathKind: TypeAlias = Literal["file", "folder", "archive", "corpus"]
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeSource:
     """One path that was given, and the shapes in it."""
 
-    kind: Kind
+    kind: PathKind
     path: str
     """Absolute."""
 
@@ -54,10 +54,10 @@ class ShapeSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ShapeLocation:
     """Where one shape is to be found; small, since it is sent to worker processes."""
 
-    kind: Kind
+    kind: PathKind
     path: str
     """Of the file, folder, archive or corpus."""
 
@@ -114,7 +114,7 @@ class ReadTask:
     first: int
     """Number of the first of them in the list."""
 
-    places: list[Place]
+    locations: list[ShapeLocation]
     refused: dict[int, str] = field(default_factory=dict)
     """By position in the task: why a shape is not tried again."""
 
@@ -130,8 +130,8 @@ class ShapeList:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: int) -> tuple[int, Place]:
-        """Number of the source, and the place, of shape ``index``."""
+    def __getitem__(self, index: int) -> tuple[int, ShapeLocation]:
+        """Number of the source, and the location, of shape ``index``."""
         if not 0 <= index < len(self):
             msg = f"shape {index} of a list of {len(self):,}; the first is 0"
             raise IndexError(msg)
@@ -139,7 +139,7 @@ class ShapeList:
         source = self.sources[number]
         row = index - (self._ends[number] - source.count)
         name = "" if source.names is None else source.names[row]
-        return number, Place(source.kind, source.path, name, row)
+        return number, ShapeLocation(source.kind, source.path, name, row)
 
     def shape_id(self, number: int, name: str) -> str:
         """Id of a shape of source ``number``: its name there; with several sources the source is put before."""
@@ -212,7 +212,7 @@ def _stamp(files: Sequence[Path]) -> str:
     return whole.hexdigest()
 
 
-def read_shape(place: Place, settings: ReadSettings) -> ReadShape:
+def read_shape(location: ShapeLocation, settings: ReadSettings) -> ReadShape:
     """The points of one shape, or the reason why it has none; only what held many shapes and is gone raises.
 
     The draw depends on the seed and the file's own name alone, as in `sample_surface`; of a corpus, on the
@@ -221,11 +221,13 @@ def read_shape(place: Place, settings: ReadSettings) -> ReadShape:
     Raises:
         DataError: if the corpus, archive or folder as a whole cannot be read.
     """
-    if place.kind == "corpus":
+    if location.kind == "corpus":
         return _from_corpus(
-            _corpus(place.path, file_state(Path(place.path, MANIFEST_NAME))), place.row, settings
+            _corpus(location.path, file_state(Path(location.path, MANIFEST_NAME))),
+            location.row,
+            settings,
         )
-    held = _held(place)
+    held = _held(location)
     try:
         shape = _read(place, held)
         rng = named_rng(settings.seed, PurePosixPath(place.name).name)
@@ -234,9 +236,9 @@ def read_shape(place: Place, settings: ReadSettings) -> ReadShape:
         points = draw(shape, min(settings.points, available), rng=rng, up=up)
         if settings.shuffled:
             points = rng.permutation(points)
-        return _enough(place.name, points, settings, assumed_up=shape.declared_up is None)
+        return _enough(location.name, points, settings, assumed_up=shape.declared_up is None)
     except DataError as error:
-        return ReadShape(place.name, reason=str(error))
+        return ReadShape(location.name, reason=str(error))
 
 
 def read_task(
@@ -250,12 +252,12 @@ def read_task(
         DataError: if the corpus, archive or folder as a whole cannot be read.
     """
     found = []
-    for number, place in enumerate(task.places):
+    for number, location in enumerate(task.locations):
         step(number)
         if number in task.refused:
-            found.append(ReadShape(place.name, reason=task.refused[number]))
+            found.append(ReadShape(location.name, reason=task.refused[number]))
         else:
-            found.append(read_shape(place, settings))
+            found.append(read_shape(location, settings))
     return found
 
 
@@ -284,30 +286,30 @@ def _enough(
     return ReadShape(name, points, assumed_up=assumed_up)
 
 
-def _held(place: Place) -> HeldArchive | None:
+def _held(location: ShapeLocation) -> HeldArchive | None:
     """The archive that holds a shape, opened; None for a shape in no archive.
 
     Raises:
         DataError: if an archive or folder is gone, or the archive is no longer the one that was listed.
     """
-    if place.kind == "folder" and not Path(place.path).is_dir():
-        msg = f"{place.path}: is gone; put it back and go on"
+    if location.kind == "folder" and not Path(location.path).is_dir():
+        msg = f"{location.path}: is gone; put it back and go on"
         raise DataError(msg)
-    if place.kind != "archive":
+    if location.kind != "archive":
         return None
-    held = hold_archive(Path(place.path))
-    if place.name not in held.names:
-        msg = f"{place.path}: lost {place.name} meanwhile; put the archive back as it was and go on"
+    held = hold_archive(Path(location.path))
+    if location.name not in held.names:
+        msg = f"{location.path}: lost {location.name} meanwhile; put the archive back as it was and go on"
         raise DataError(msg)
     return held
 
 
-def _read(place: Place, held: HeldArchive | None) -> Surface | PointSet:
-    path = Path(place.path)
+def _read(location: ShapeLocation, held: HeldArchive | None) -> Surface | PointSet:
+    path = Path(location.path)
     if held is None:
-        return read_named(path if place.kind == "file" else path / place.name, place.name)
+        return read_named(path if location.kind == "file" else path / location.name, location.name)
     with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
-        return read_named(unpack(held, place.name, Path(folder)), place.name)
+        return read_named(unpack(held, location.name, Path(folder)), location.name)
 
 
 @functools.lru_cache(maxsize=4)

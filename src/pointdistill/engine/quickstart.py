@@ -35,6 +35,7 @@ from pointdistill.engine.training.run_folder import CHECKPOINTS, read_metrics, r
 from pointdistill.engine.training.state import list_checkpoints, new_state
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
+from pointdistill.reporter import Reporter
 
 SPLIT = "OBJ-BG"
 PRETRAINED, INITIAL, GEOMETRY = "pretrained", "initial weights", "geometric features"
@@ -153,6 +154,16 @@ class _Clock:
         self._stage = ""
 
 
+class _Counting(Reporter):
+    """Passes the progress of a build to the hooks."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    def progress(self, task: str, done: float, total: float | None = None, **_: str) -> None:  # noqa: ARG002
+        self._hooks.count(int(done), int(total or 0))
+
+
 def _corpus(folder: Path, config: QuickstartConfig, clock: _Clock) -> Corpus:
     clock.begin("corpus", f"making {config.shapes:,} shapes of {config.points:,} points")
     # Built directly: the corpus that `prepare-data` made last in this folder stays the one to train on.
@@ -161,7 +172,7 @@ def _corpus(folder: Path, config: QuickstartConfig, clock: _Clock) -> Corpus:
         folder / f"corpus-seed{config.seed}",
         points=config.points,
         seed=config.seed,
-        progress=lambda p: clock.hooks.count(p.done, p.total),
+        reporter=_Counting(clock.hooks),
     )
     return open_corpus(report.path)
 

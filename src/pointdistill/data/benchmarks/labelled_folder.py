@@ -16,7 +16,7 @@ from pointdistill.data.sources import (
     Source,
     SourceRequest,
     open_source,
-    shape_rng,
+    source_shape_rng,
 )
 from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError, DataError
@@ -141,7 +141,7 @@ def _read_some(task: _Task) -> list[NDArray[np.float32] | str]:
     """Points of each file of a task, or why it cannot be used."""
     outcomes: list[NDArray[np.float32] | str] = []
     for entry in task.entries:
-        rng = shape_rng(seed=task.seed, source=task.source.facts.name, shape_id=entry.id)
+        rng = source_shape_rng(seed=task.seed, source=task.source.facts.name, shape_id=entry.id)
         try:
             cloud = task.source.read(entry, task.points, rng=rng)
             outcomes.append(repeated(cloud.points.astype(np.float32), task.points))

@@ -1,7 +1,7 @@
-"""Tasks of a build on the workers of a dask.distributed cluster, wherever these run.
+"""Runs the tasks of a build on the workers of a dask.distributed cluster.
 
-The scheduler is given a few tasks for each thread, never the whole build, and each as a few kilobytes; the
-shapes travel over the file system that all hosts share. `pointdistill.data.build.foreman` is the other end.
+The scheduler only ever holds a few tasks per thread, of a few kilobytes each; the shapes themselves go through the
+file system that all hosts share. `pointdistill.data.build.node_worker` is the other end.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, cast
 
-from pointdistill.data.build.foreman import Answer, build_remotely, dismiss, examine
 from pointdistill.data.build.limits import ShapeLimits
-from pointdistill.data.build.order import SEEN_SECONDS, place_order
+from pointdistill.data.build.node_worker import Answer, build_remotely, find_problem, stop_server
 from pointdistill.data.build.pool import Died, Done, Pool
+from pointdistill.data.build.remote_job import SEEN_SECONDS, publish_job
 from pointdistill.data.build.state import Outcome
 from pointdistill.data.build.tasks import BuildJob, BuildTask, JoinTask
 from pointdistill.errors import ConfigError, DataError
@@ -31,26 +31,26 @@ from pointdistill.errors import ConfigError, DataError
 log = logging.getLogger("pointdistill")
 
 _CONNECT_SECONDS = 6.0
-_LOOK_SECONDS = 1.0
-"""How often workers are counted, while tasks run."""
+_COUNT_SECONDS = 1.0
+"""How often the workers are counted while tasks run."""
 
 _TASKS_A_THREAD = 2
 _PARTING_SECONDS = 5.0
 
 
 def open_cluster(job: BuildJob, address: str, limits: ShapeLimits) -> Pool[BuildTask, Outcome]:
-    """A pool whose workers are those of a dask cluster, as they come and go.
+    """A pool that uses the workers of a dask cluster, as they come and go.
 
     Args:
-        job: the work; the folder and the files that it names must be there on all hosts.
+        job: the work; its folder and the files that it names must exist on all hosts.
         address: of the scheduler, such as ``tcp://host:8786``.
-        limits: of each shape; memory that is not named is a thread's share of its dask worker's.
+        limits: of each shape; without a memory limit, one thread's share of its dask worker's memory.
 
     Raises:
         ConfigError: if dask.distributed is not installed, or no scheduler answers.
     """
     try:
-        # Not all of its functions have types.
+        # Its functions are only partly typed.
         distributed: Any = importlib.import_module("distributed")
     except ModuleNotFoundError as error:
         msg = "a cluster needs dask.distributed; pip install 'pointdistill[cluster]'"
@@ -60,7 +60,7 @@ def open_cluster(job: BuildJob, address: str, limits: ShapeLimits) -> Pool[Build
 
 
 class _ClusterPool:
-    """See `Pool`; steps of a piece are not told, only that it is done."""
+    """See `Pool`; reports finished pieces, not the steps within one."""
 
     def __init__(self, distributed: Any, job: BuildJob, address: str, limits: ShapeLimits) -> None:
         self._distributed = distributed
@@ -74,26 +74,26 @@ class _ClusterPool:
         self._ended: SimpleQueue[Any] = SimpleQueue()
         self._joined: list[int] = []
         self._known: frozenset[str] = frozenset()
-        self._room = 0
-        self._looked = 0.0
+        self._most_running = 0
+        self._counted_at = 0.0
         self._waiting = False
-        self._held = contextlib.ExitStack()
+        self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> Pool[BuildTask, Outcome]:
-        with contextlib.ExitStack() as held:
-            # What dask says of workers that come and go is no news to who started them.
-            held.enter_context(_quiet("distributed"))
-            self._order = place_order(self._job, self._limits)
-            held.callback(self._order.path.unlink, missing_ok=True)
+        with contextlib.ExitStack() as resources:
+            # dask logs every worker that comes or goes, which the user already knows.
+            resources.enter_context(_quiet("distributed"))
+            self._remote = publish_job(self._job, self._limits)
+            resources.callback(self._remote.path.unlink, missing_ok=True)
             self._client = self._distributed.Client(
                 self._address, timeout=_CONNECT_SECONDS, set_as_default=False
             )
-            held.callback(self._part)
-            self._held = held.pop_all()
+            resources.callback(self._disconnect)
+            self._resources = resources.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._held.close()
+        self._resources.close()
 
     def submit(self, task: BuildTask, *, first: bool = False) -> None:
         if first:
@@ -103,77 +103,77 @@ class _ClusterPool:
 
     def events(self) -> Iterator[Done[BuildTask, Outcome] | Died[BuildTask]]:
         while self._queue or self._running:
-            self._look()
+            self._count_workers()
             self._fill()
             try:
-                future = self._ended.get(timeout=_LOOK_SECONDS)
+                future = self._ended.get(timeout=_COUNT_SECONDS)
             except Empty:
                 continue
             task, _ = self._running.pop(future.key)
             yield self._event(task, future)
-        self._see_shards()
+        self._wait_for_shards()
 
-    def _look(self) -> None:
-        """Count the workers, and examine those that are new."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
+    def _count_workers(self) -> None:
+        """Count the workers and check the new ones."""
+        if time.monotonic() - self._counted_at < _COUNT_SECONDS:
             return
         try:
             threads: dict[str, int] = self._client.nthreads()
-            self._examine(sorted(threads.keys() - self._known))
+            self._check_workers(sorted(threads.keys() - self._known))
         except OSError as error:
             raise self._lost() from error
         self._known = frozenset(threads)
-        self._room = _TASKS_A_THREAD * sum(threads.values())
-        self._looked = time.monotonic()
+        self._most_running = _TASKS_A_THREAD * sum(threads.values())
+        self._counted_at = time.monotonic()
         if not threads and not self._waiting:
             log.warning("%s has no workers; waiting for some to come", self._address)
         self._waiting = not threads
 
-    def _examine(self, workers: list[str]) -> None:
-        """Raise DataError if one of the workers cannot do this work."""
+    def _check_workers(self, workers: list[str]) -> None:
+        """Raise DataError if one of the workers cannot run this job."""
         if not workers:
             return
-        found = self._client.run(examine, self._order, workers=workers, on_error="return")
+        found = self._client.run(find_problem, self._remote, workers=workers, on_error="return")
         for worker, problem in found.items():
             if problem is None or isinstance(problem, OSError):
-                continue  # it can do the work, or has gone already
+                continue  # it can run the job, or has left already
             msg = f"worker {worker} of the cluster: {problem}"
             if isinstance(problem, Exception):
-                msg += f"; install pointdistill {self._order.version} there"
+                msg += f"; install pointdistill {self._remote.version} there"
             raise DataError(msg)
 
     def _fill(self) -> None:
-        """Hand tasks to the scheduler, a few for each thread that there is."""
-        while self._queue and len(self._running) < self._room:
+        """Give the scheduler tasks, up to a few per thread."""
+        while self._queue and len(self._running) < self._most_running:
             task = self._queue.popleft()
-            # As bytes: dask would look into every entry for tasks.
+            # As bytes, because dask would search every entry for tasks.
             future = self._client.submit(
                 build_remotely,
-                self._order,
+                self._remote,
                 pickle.dumps(task),
-                key=f"{self._order.path.stem}-{secrets.token_hex(8)}",
+                key=f"{self._remote.path.stem}-{secrets.token_hex(8)}",
                 pure=False,
             )
             self._running[future.key] = task, future
             future.add_done_callback(self._ended.put)
 
     def _event(self, task: BuildTask, future: Any) -> Done[BuildTask, Outcome] | Died[BuildTask]:
-        """What became of a task.
+        """The outcome of a task.
 
         Raises:
             DataError: if workers cannot run it, or the scheduler is gone.
-            Exception: one that stopped the task.
+            Exception: the one that stopped the task.
         """
         try:
             answer: Answer = future.result()
         except self._distributed.KilledWorker as error:
-            # dask tried it on several; that it was the shapes' doing is all but impossible.
+            # dask tried it on several workers, and a shape cannot end one: it can only crash a child.
             return Died(task, None, f"worker {error.last_worker.address} of the cluster was lost")
         except (CancelledError, OSError) as error:
             raise self._lost() from error
         except Exception as error:
             with contextlib.suppress(OSError):
-                self._examine(sorted(self._client.nthreads()))
+                self._check_workers(sorted(self._client.nthreads()))
             msg = (
                 f"{self._address}: a worker cannot run this build ({type(error).__name__}: {error})"
             )
@@ -188,8 +188,8 @@ class _ClusterPool:
         msg = f"{self._address}: the scheduler is gone or was started anew; run the same again to go on"
         return DataError(msg)
 
-    def _see_shards(self) -> None:
-        """Wait until the shards that other hosts wrote are seen here."""
+    def _wait_for_shards(self) -> None:
+        """Wait until the shards that other hosts wrote are visible here."""
         until = time.monotonic() + SEEN_SECONDS
         for shard in self._joined:
             while self._job.folder.shard_outcome(shard) is None:
@@ -201,13 +201,13 @@ class _ClusterPool:
                     raise DataError(msg)
                 time.sleep(0.5)
 
-    def _part(self) -> None:
-        """Take back what is not done, so that nothing is written once this build has stopped."""
-        with contextlib.suppress(Exception):  # a cluster that is gone has nothing to take back
+    def _disconnect(self) -> None:
+        """Cancel what is not done, so that nothing is written after this build has stopped."""
+        with contextlib.suppress(Exception):  # a cluster that is gone has nothing to cancel
             if self._client.status == "running":
                 self._client.cancel([future for _, future in self._running.values()], force=True)
                 self._client.run(
-                    dismiss, self._order, on_error="ignore", callback_timeout=_PARTING_SECONDS
+                    stop_server, self._remote, on_error="ignore", callback_timeout=_PARTING_SECONDS
                 )
         with contextlib.suppress(Exception):
             self._client.close(timeout=_PARTING_SECONDS)
@@ -222,7 +222,7 @@ def _ask_scheduler(distributed: Any, address: str) -> None:
             return str((await peer.identity())["type"])
 
     try:
-        # In a thread of its own, since a notebook's runs a loop already.
+        # In its own thread, because a notebook already runs an event loop.
         with ThreadPoolExecutor(1) as thread, _quiet("distributed"):
             kind = thread.submit(asyncio.run, asyncio.wait_for(ask(), _CONNECT_SECONDS)).result()
     except Exception as error:
@@ -239,7 +239,7 @@ def _ask_scheduler(distributed: Any, address: str) -> None:
 
 @contextlib.contextmanager
 def _quiet(package: str) -> Iterator[None]:
-    """Hold a package's log messages back."""
+    """Silence a package's log messages."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith(package)]
     loggers = [logging.getLogger(name) for name in (package, *names)]
     levels = [logger.level for logger in loggers]

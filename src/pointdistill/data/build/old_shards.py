@@ -15,7 +15,7 @@ from pointdistill.data.sources.base import Entry
 from pointdistill.errors import CorpusError
 
 
-def lay_out(
+def split_shard_into_pieces(
     folder: BuildFolder,
     corpus: Path,
     made: Manifest,
@@ -70,7 +70,7 @@ def _runs(
     start = span.start
     for place in range(span.start, span.stop):
         shape = refused.get(entries[place].id)
-        if shape is not None and shape.backstop is not None:
+        if shape is not None and shape.retryable_failure is not None:
             if place > start:
                 yield Span(start, place)
             start = place + 1
@@ -92,10 +92,10 @@ def _read(corpus: Path, made: Manifest, file: str, ids: Sequence[str]) -> RowBlo
         found = [bytes(name).decode() for name in block.id]
     if found != list(ids):
         msg = (
-            f"{path}: its source lists other shapes now than when the corpus was made; name another "
-            f"folder with --output"
+            f"{path}: its source lists other shapes now than when the corpus was made; choose another "
+            f"output folder"
         )
-        raise CorpusError(msg)
+        raise CorpusError(msg, settings=("output",))
     return block
 
 

@@ -31,8 +31,8 @@ begins, and `NO_STEP` where the last one is over and work goes on that has no de
 
 NO_STEP = -1
 
-Backstop: TypeAlias = Literal["crash", "deadline", "memory"]
-"""What a task met: its process ended, it took too long, or it asked for too much memory."""
+Failure: TypeAlias = Literal["crash", "deadline", "memory"]
+"""How a task failed: its process ended, it took too long, or it needed too much memory."""
 
 _NO_MEMORY = "more memory than there is"
 
@@ -61,7 +61,7 @@ class Died(Generic[Task]):
     how: str
     """How the process ended, in words."""
 
-    backstop: Backstop = "crash"
+    failure: Failure = "crash"
 
 
 class Pool(Protocol[Task, Result]):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.publish import BuildReport
 from pointdistill.data.build.retry import retry_corpus
-from pointdistill.data.build.run import DEFAULT_POINTS, Progress, build_corpus
+from pointdistill.data.build.run import BuildSettings, build_source
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.sources import SourceRequest, open_source, source_info
 from pointdistill.data.workspace import remember_corpus
+from pointdistill.reporter import SILENT, Reporter
 
 DATA_FOLDER = Path("data")
 """Folder in which corpora are made unless another is named."""
@@ -20,12 +19,10 @@ DATA_FOLDER = Path("data")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """A corpus, and what its maker should know of it."""
+    """A corpus and the source that it was made of."""
 
     report: BuildReport
     facts: SourceFacts
-    notes: tuple[str, ...]
-    """What was assumed or left out, one line each."""
 
 
 def prepare_corpus(
@@ -33,44 +30,40 @@ def prepare_corpus(
     request: SourceRequest,
     *,
     output: Path | None = None,
-    points: int = DEFAULT_POINTS,
-    seed: int = 0,
-    workers: int | None = None,
-    limits: ShapeLimits | None = None,
-    cluster: str | None = None,
+    settings: BuildSettings | None = None,
     retry: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    reporter: Reporter = SILENT,
 ) -> Prepared:
-    """Open a source, build its corpus, and note it as the last one made in the current folder.
+    """Open a source, build its corpus, and remember it as the last one made in the current folder.
 
     Args:
         source: a name from `pointdistill.data.sources.SOURCES`.
         request: the archive or folder, and the source's options.
         output: the corpus folder; None: ``data/`` and the source's name, or the folder's own.
-        points, seed, workers, limits, cluster, progress: see `build_corpus`.
-        retry: read shapes that met a backstop again once the corpus is there, see `retry_corpus`.
+        settings: how to build; None for the defaults.
+        retry: once the corpus is there, read its shapes again whose failure was retryable, see `retry_corpus`.
+        reporter: hears about every shape, and at the end what was assumed or left out.
 
     Raises:
-        ConfigError, DataError: as `open_source` and `build_corpus`.
+        ConfigError, DataError: as `open_source` and `build_source`.
     """
+    settings = settings or BuildSettings()
     opened = open_source(source, request)
     facts = opened.facts
-    report = build_corpus(
-        opened,
-        output or DATA_FOLDER / _default_name(facts),
-        points=points,
-        seed=seed,
-        workers=workers,
-        limits=limits,
-        cluster=cluster,
-        progress=progress,
+    report = build_source(
+        opened, output or DATA_FOLDER / _default_name(facts), settings, reporter=reporter
     )
-    if retry and report.quarantined:
+    if retry and report.retryable:
         report = retry_corpus(
-            [opened], report.path, workers=workers, limits=limits, progress=progress
+            [opened],
+            report.path,
+            workers=settings.workers,
+            limits=settings.limits,
+            reporter=reporter,
         )
     remember_corpus(report.path)
-    return Prepared(report=report, facts=facts, notes=_notes(source, request, facts, report))
+    _say_notes(source, request, facts, report, reporter)
+    return Prepared(report=report, facts=facts)
 
 
 def _default_name(facts: SourceFacts) -> str:
@@ -78,24 +71,26 @@ def _default_name(facts: SourceFacts) -> str:
     return facts.archive if facts.name == "folder" and facts.archive else facts.name
 
 
-def _notes(
-    source: str, request: SourceRequest, facts: SourceFacts, report: BuildReport
-) -> tuple[str, ...]:
-    notes = []
+def _say_notes(
+    source: str,
+    request: SourceRequest,
+    facts: SourceFacts,
+    report: BuildReport,
+    reporter: Reporter,
+) -> None:
+    """Say what was assumed or left out, one line each."""
     info = source_info(source)
     official = info.official
     if official is not None and request.include_test:
         official += info.official_test
     if official not in (None, report.kept) and not facts.stand_in:
-        notes.append(
-            f"{report.kept:,} shapes kept and {report.refused:,} refused; the whole of {source} gives "
-            f"{official:,}"
-        )
+        counts = f"{report.kept:,} shapes kept and {report.refused:,} refused"
+        reporter.say(f"note: {counts}; the whole of {source} gives {official:,}")
     if facts.stand_in:
-        notes.append(f"{facts.archive} is a stand-in, so the corpus is recorded as {facts.name}")
-    options = info.options
-    if "include_test" in options and not request.include_test:
-        notes.append("test split left out; --include-test takes it in")
-    if "up" in options and request.up is None:
-        notes.append("files that state no up axis were taken as z up; --up says otherwise")
-    return tuple(notes)
+        reporter.say(
+            f"note: {facts.archive} is a stand-in, so the corpus is recorded as {facts.name}"
+        )
+    if "include_test" in info.options and not request.include_test:
+        reporter.say("note: the test split was left out, but can be included", "include_test")
+    if "up" in info.options and request.up is None:
+        reporter.say("note: files that state no up axis were taken as z up", "up")

@@ -60,18 +60,18 @@ class BuildReport:
     """Shapes that an earlier, interrupted build had finished."""
 
     retried: int = 0
-    """Shapes of the quarantine that were read again."""
+    """Shapes that were read again because their failure was retryable."""
 
     recovered: int = 0
     """How many of these are in the corpus now."""
 
     @property
-    def quarantined(self) -> dict[str, int]:
-        """Refused shapes that met a backstop, by its name: they can be read again, see `retry_corpus`."""
+    def retryable(self) -> dict[str, int]:
+        """Refused shapes that can be read again, counted by their failure; see `retry_corpus`."""
         counts: Counter[str] = Counter()
         for cause in self.causes:
-            if cause.backstop is not None:
-                counts[cause.backstop] += cause.shapes
+            if cause.retryable_failure is not None:
+                counts[cause.retryable_failure] += cause.shapes
         return dict(sorted(counts.items()))
 
 
@@ -116,7 +116,10 @@ def _nothing_kept(folder: BuildFolder, facts: SourceFacts, refused: Sequence[Ref
 def refused_shape(source: str, refusal: Refusal) -> RefusedShape:
     """A refusal as a line of the corpus's list."""
     return RefusedShape(
-        source=source, id=refusal.id, cause=refusal.cause, backstop=refusal.backstop
+        source=source,
+        id=refusal.id,
+        cause=refusal.cause,
+        retryable_failure=refusal.retryable_failure,
     )
 
 
@@ -145,14 +148,14 @@ def report_complete(output: Path, settings: Mapping[str, Any]) -> BuildReport:
     if different or len(manifest.sources) != 1:
         msg = (
             f"{output}: holds a corpus made with other settings ({different or 'several sources'}); "
-            f"choose another folder with --output, or remove this one"
+            f"choose another output folder, or remove this one"
         )
         if len(manifest.sources) == 1 and same_but_for_files(there, settings):
             msg = (
-                f"{output}: the source's files have changed since this corpus was made of them; name another "
-                "folder with --output, or remove this one"
+                f"{output}: the source's files have changed since this corpus was made; choose another output "
+                "folder, or remove this one"
             )
-        raise CorpusError(msg)
+        raise CorpusError(msg, settings=("output",))
     remove_idle_build(output)
     return replace(report(output), was_complete=True)
 

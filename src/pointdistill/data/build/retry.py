@@ -1,22 +1,30 @@
-"""Shapes of a finished corpus that met a backstop, read again: what comes is what a build without them gives.
+"""Reads shapes of a finished corpus again whose failure was retryable, as if they had not failed.
 
-Only the shards that these shapes belong to are made anew, beside the corpus: what an old shard holds becomes
-pieces of an unfinished build, with gaps where the shapes are missing, and the build goes on from there.
+Only the shards that these shapes belong to are rebuilt, beside the corpus: an old shard is split into the pieces
+of an unfinished build, with gaps where shapes are missing, and the build continues from there.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pointdistill.data.build.commit import (
+    apply_staged,
+    discard_staged,
+    finish_staged,
+    retry_folder,
+    stage_manifest,
+    stage_refused,
+)
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.lock import locked
-from pointdistill.data.build.old_shards import lay_out
+from pointdistill.data.build.old_shards import split_shard_into_pieces
 from pointdistill.data.build.plan import Plan, make_plan
 from pointdistill.data.build.publish import BuildReport, content_of, refused_shape, report
-from pointdistill.data.build.run import listed, room_needed
+from pointdistill.data.build.run import list_entries, room_needed
 from pointdistill.data.build.spans import Span
 from pointdistill.data.build.state import (
     BASE_NAME,
@@ -26,16 +34,8 @@ from pointdistill.data.build.state import (
     shard_name,
     unfinished_build,
 )
-from pointdistill.data.build.swap import (
-    clear,
-    decide,
-    finish_moves,
-    retry_folder,
-    swap,
-    write_refused_aside,
-)
 from pointdistill.data.build.tasks import BuildJob
-from pointdistill.data.build.work import Build, Progress
+from pointdistill.data.build.work import Build
 from pointdistill.data.corpus.manifest import (
     BUILDING_NAME,
     MANIFEST_NAME,
@@ -49,16 +49,17 @@ from pointdistill.data.files import sha256_of, write_json
 from pointdistill.data.sources.base import Entry, Source
 from pointdistill.data.workers import usable_cores
 from pointdistill.errors import CorpusError
+from pointdistill.reporter import SILENT, Reporter
 
 
 @dataclass(frozen=True, slots=True)
 class _Redone:
-    """What became of the shards of one source that hold shapes of the quarantine."""
+    """The rebuilt shards of one source."""
 
     plan: Plan
     shards: Mapping[int, ShardRecord | None]
     refused: tuple[Refusal, ...]
-    """All that these shards lack now."""
+    """All shapes that these shards lack now."""
 
     redone: frozenset[str]
     """Ids of all shapes that belong to these shards."""
@@ -70,53 +71,53 @@ def retry_corpus(
     *,
     workers: int | None = None,
     limits: ShapeLimits | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    reporter: Reporter = SILENT,
 ) -> BuildReport:
-    """Read the shapes of a corpus's quarantine again, and put those that can be used where they belong.
+    """Read the shapes of a corpus whose failure was retryable again, and add those that can be used now.
 
-    The corpus is then, to the byte, what a build gives in which they had not failed. Until all is read it
-    stays as it was; stopped at any time, the same call goes on.
+    The corpus is then, to the byte, what a build gives in which they had not failed. It stays as it was until all
+    of them are read; if this is stopped at any time, the same call continues.
 
     Args:
-        sources: what the corpus was made of; at least those with shapes in quarantine.
+        sources: what the corpus was made of; at least those with such shapes.
         output: a finished corpus.
-        workers, limits, progress: see `build_corpus`.
+        workers, limits, reporter: see `build_source`.
 
     Raises:
         CorpusError: if ``output`` is no finished corpus, is damaged, or was made of something else.
-        DataError: as `build_corpus`.
+        DataError: as `build_source`.
     """
     if not (output / BUILDING_NAME).is_dir():
-        read_manifest(output)  # raises, and nothing is made, where there is no corpus
+        read_manifest(output)  # raises before anything is made where there is no corpus
     with room_needed(output), locked(output):
-        finish_moves(output)  # also of a source that was about to be added
+        finish_staged(output)  # also where a source was about to be added
         made, before = read_manifest(output), report(output)
         refused = list(read_refused(output / REFUSED_NAME)) if made.refused_sha256 else []
-        quarantine = [shape for shape in refused if shape.backstop is not None]
-        if not quarantine:
-            clear(output)  # of a retry that was stopped when all was done but this
+        failed = [shape for shape in refused if shape.retryable_failure is not None]
+        if not failed:
+            discard_staged(output)  # left by a retry that was stopped just before its own clean-up
             return before
-        names = sorted({shape.source for shape in quarantine})
-        there = [_source_of(made, name, sources, output) for name in names]
-        run = _Run(output, made, refused, workers, limits or ShapeLimits(), progress)
+        names = sorted({shape.source for shape in failed})
+        chosen = [_source_of(made, name, sources, output) for name in names]
+        run = _Run(output, made, refused, workers, limits or ShapeLimits(), reporter)
         _begin(output)
-        redone = {source.facts.name: run.redo(source) for source in there}
-        _decide(output, made, refused, redone)
-        swap(output)
-        clear(output)
+        redone = {source.facts.name: run.redo(source) for source in chosen}
+        _stage(output, made, refused, redone)
+        apply_staged(output)
+        discard_staged(output)
         after = report(output)
-    return replace(after, retried=len(quarantine), recovered=after.kept - before.kept)
+    return replace(after, retried=len(failed), recovered=after.kept - before.kept)
 
 
 def _begin(output: Path) -> None:
-    """Make the folder for the work; what lies there of a corpus that this one was before is removed."""
+    """Make the folder for the work, and remove what a retry of an earlier form of this corpus left in it."""
     if not retry_is_begun(output):
         shutil.rmtree(retry_folder(output), ignore_errors=True)
         write_json(retry_folder(output) / BASE_NAME, sha256_of(output / MANIFEST_NAME))
 
 
 def _source_of(made: Manifest, name: str, sources: Sequence[Source], output: Path) -> Source:
-    """The source of that name, if it is the one that the corpus was made of."""
+    """The source of that name, if the corpus was made of it as it is now."""
     record = next(source for source in made.sources if source.name == name)
     source = next((source for source in sources if source.facts.name == name), None)
     if source is None:
@@ -125,10 +126,10 @@ def _source_of(made: Manifest, name: str, sources: Sequence[Source], output: Pat
     different = differences(record.stated(), source.facts.stated())
     if different:
         msg = (
-            f"{output}: {name} was another when the corpus was made of it ({different}); give the same "
-            f"archive and options, or name another folder with --output"
+            f"{output}: {name} was different when the corpus was made of it ({different}); give the same "
+            f"archive and options, or choose another output folder"
         )
-        raise CorpusError(msg)
+        raise CorpusError(msg, settings=("output",))
     return source
 
 
@@ -141,12 +142,12 @@ class _Run:
     refused: Sequence[RefusedShape]
     workers: int | None
     limits: ShapeLimits
-    progress: Callable[[Progress], None] | None
+    reporter: Reporter
 
     def redo(self, source: Source) -> _Redone:
-        """Make the shards of one source again in which shapes are missing that met a backstop."""
+        """Rebuild the shards of one source in which such shapes are missing."""
         name = source.facts.name
-        entries = listed(source)
+        entries = list_entries(source)
         plan = make_plan(len(entries), self.made.points)
         refused = {shape.id: shape for shape in self.refused if shape.source == name}
         spans = _spans_to_redo(plan, entries, refused)
@@ -155,7 +156,7 @@ class _Run:
         with unfinished_build(place, {"division": division}) as folder:
             for shard, span in spans.items():
                 if folder.shard_outcome(shard) is None:
-                    lay_out(
+                    split_shard_into_pieces(
                         folder,
                         self.output,
                         self.made,
@@ -166,7 +167,9 @@ class _Run:
                         refused=refused,
                     )
             job = BuildJob(source, seed=self.made.seed, points=self.made.points, folder=folder)
-            build = Build(job, plan, entries, self.progress, shards=spans)
+            build = Build(
+                job, plan, entries, f"reading shapes of {name} again", self.reporter, shards=spans
+            )
             build.run(usable_cores() if self.workers is None else self.workers, self.limits)
             outcomes = [folder.shard_outcome(shard) for shard in spans]
             return _Redone(
@@ -182,20 +185,20 @@ class _Run:
 def _spans_to_redo(
     plan: Plan, entries: Sequence[Entry], refused: Mapping[str, RefusedShape]
 ) -> dict[int, Span]:
-    """The shards, by number, with shapes that met a backstop."""
+    """The shards, by number, with shapes to be read again."""
     found = {}
     for shard in range(plan.shards):
         span = plan.span_of(shard)
         shapes = (refused.get(entry.id) for entry in entries[span.start : span.stop])
-        if any(shape is not None and shape.backstop is not None for shape in shapes):
+        if any(shape is not None and shape.retryable_failure is not None for shape in shapes):
             found[shard] = span
     return found
 
 
-def _decide(
+def _stage(
     output: Path, made: Manifest, refused: Sequence[RefusedShape], redone: Mapping[str, _Redone]
 ) -> None:
-    """Write what the corpus will be; see `pointdistill.data.build.swap`."""
+    """Stage what the corpus will be; see `pointdistill.data.build.commit`."""
     sources, shards, lines = [], [], []
     for record in made.sources:
         own = [shard for shard in made.shards if shard.source == record.name]
@@ -210,18 +213,18 @@ def _decide(
         sources.append(replace(record, kept=kept, refused=len(lacking)))
         shards += own
         lines += lacking
-    decided = replace(
+    staged = replace(
         made,
-        content=content_of(_lies(output, shard, redone) for shard in shards),
-        refused_sha256=sha256_of(write_refused_aside(output, lines)) if lines else None,
+        content=content_of(_location(output, shard, redone) for shard in shards),
+        refused_sha256=sha256_of(stage_refused(output, lines)) if lines else None,
         sources=tuple(sources),
         shards=tuple(shards),
     )
-    decide(output, decided)
+    stage_manifest(output, staged)
 
 
 def _shards(name: str, before: Sequence[ShardRecord], again: _Redone) -> list[ShardRecord]:
-    """A source's shards in order, those that were made again in their new form."""
+    """A source's shards in order, the rebuilt ones in their new form."""
     by_name = {record.file: record for record in before}
     found = (
         again.shards[shard] if shard in again.shards else by_name.get(shard_name(name, shard))
@@ -230,8 +233,8 @@ def _shards(name: str, before: Sequence[ShardRecord], again: _Redone) -> list[Sh
     return [record for record in found if record is not None]
 
 
-def _lies(output: Path, shard: ShardRecord, redone: Mapping[str, _Redone]) -> Path:
-    """Where a shard of the decided corpus is now."""
+def _location(output: Path, shard: ShardRecord, redone: Mapping[str, _Redone]) -> Path:
+    """Where a shard of the staged corpus is now."""
     if shard.source in redone and shard in redone[shard.source].shards.values():
         return retry_folder(output) / shard.source / shard.file
     return output / shard.file

@@ -5,26 +5,67 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from pointdistill.data.build.commit import finish_retry
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.plan import make_plan
 from pointdistill.data.build.publish import BuildReport, publish, report, report_complete
 from pointdistill.data.build.state import remove_build, unfinished_build
-from pointdistill.data.build.swap import finish_retry
 from pointdistill.data.build.tasks import BuildJob
-from pointdistill.data.build.work import Build, Progress
+from pointdistill.data.build.work import Build
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
 from pointdistill.data.files import disk_is_full, no_room
 from pointdistill.data.meshes.records import MINIMUM_POINTS
 from pointdistill.data.sources.base import Entry, Source
 from pointdistill.data.workers import usable_cores
 from pointdistill.errors import ConfigError, DataError
-
-__all__ = ["DEFAULT_POINTS", "Progress", "build_corpus"]
+from pointdistill.reporter import SILENT, Reporter
 
 DEFAULT_POINTS = 16_384
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildSettings:
+    """How corpora are built.
+
+    Raises:
+        ConfigError: if ``points``, ``seed`` or ``workers`` is out of range.
+    """
+
+    points: int = DEFAULT_POINTS
+    """Points per shape, at least 32; a cloud with fewer keeps all of them."""
+
+    seed: int = 0
+    """Not negative. A shape's points depend on the seed, the source's name and the shape's id, on nothing else."""
+
+    workers: int | None = None
+    """Worker processes; None uses every usable core. 0 works in this process, where neither the deadline nor the
+    memory limit can be enforced and a crash ends the build."""
+
+    limits: ShapeLimits = field(default_factory=ShapeLimits)
+    """What one shape may take. A shape that exceeds it is refused, and `retry_corpus` can read it again."""
+
+    cluster: str | None = None
+    """Address of a dask scheduler whose workers do the work in place of ``workers``. The corpus and whatever the
+    source reads must be on a file system that all hosts share."""
+
+    def __post_init__(self) -> None:
+        if self.points < MINIMUM_POINTS:
+            msg = f"points must be at least {MINIMUM_POINTS}, got {self.points}"
+            raise ConfigError(msg, settings=("points",))
+        if self.seed < 0:
+            msg = f"seed must not be negative, got {self.seed}"
+            raise ConfigError(msg, settings=("seed",))
+        if self.workers is not None and self.workers < 0:
+            msg = f"workers must be at least 0 (0: in this process), got {self.workers}"
+            raise ConfigError(msg, settings=("workers",))
+
+    @property
+    def processes(self) -> int:
+        """Number of worker processes on this machine."""
+        return usable_cores() if self.workers is None else self.workers
 
 
 def build_corpus(
@@ -36,54 +77,60 @@ def build_corpus(
     workers: int | None = None,
     limits: ShapeLimits | None = None,
     cluster: str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    reporter: Reporter = SILENT,
 ) -> BuildReport:
-    """Make a corpus of a source's shapes, or go on with one that was interrupted.
+    """`build_source` with the settings spelled out; see `BuildSettings` for what they mean."""
+    settings = BuildSettings(
+        points=points,
+        seed=seed,
+        workers=workers,
+        limits=limits or ShapeLimits(),
+        cluster=cluster,
+    )
+    return build_source(source, output, settings, reporter=reporter)
 
-    Shapes that cannot be used are left out and listed with their cause. ``corpus.json`` is written
-    last: the folder is a finished corpus or none.
+
+def build_source(
+    source: Source, output: Path, settings: BuildSettings, *, reporter: Reporter = SILENT
+) -> BuildReport:
+    """Make a corpus of a source's shapes, or continue one that was interrupted.
+
+    Shapes that cannot be used are left out and listed with their cause. ``corpus.json`` is written last, so the
+    folder is either a finished corpus or none.
 
     Args:
         source: what to read.
         output: the corpus folder; new, empty, or with an unfinished build of the same settings.
-        points: points for a shape, at least 32; a cloud that has fewer keeps them all.
-        seed: not negative; a shape's points depend on it, the source's name and the shape's id
-            alone.
-        workers: processes; 0 works in this one, where no deadline and no memory limit can hold and a crash
-            ends the build; None takes every usable core.
-        limits: backstops of a shape; None for those of `ShapeLimits`. One that meets them is refused, and
-            `retry_corpus` reads it again.
-        cluster: address of a dask scheduler whose workers do the work in place of ``workers``; the corpus
-            and what the source reads lie on a file system that all hosts share.
-        progress: told how far the build is, at every shape.
+        settings: how to build.
+        reporter: hears about every shape.
 
     Raises:
-        ConfigError: if ``points``, ``seed`` or ``workers`` is out of range.
         CorpusError: if ``output`` holds something else.
-        DataError: if the source cannot be listed, or none of its shapes can be used, or the disk is
-            full.
+        DataError: if the source cannot be listed, none of its shapes can be used, or the disk is full.
     """
-    _check(points=points, seed=seed, workers=workers)
     finish_retry(output)
-    settings = {"seed": seed, "points": points, "source": asdict(source.facts)}
+    decisive = {
+        "seed": settings.seed,
+        "points": settings.points,
+        "source": asdict(source.facts),
+    }
     if (output / MANIFEST_NAME).is_file():
-        return report_complete(output, settings)
-    entries = listed(source)
-    plan = make_plan(len(entries), points)
-    # A version that divides the work otherwise must not go on with pieces of this one.
+        return report_complete(output, decisive)
+    entries = list_entries(source)
+    plan = make_plan(len(entries), settings.points)
+    # A version that divides the work differently must not continue with pieces of this one.
     division = {"shapes": len(entries), "pieces": len(plan.pieces), "shards": plan.shards}
     build: Build | None = None
     with (
         room_needed(
             output, lambda: f"{build.done if build else 0:,} of {len(entries):,} shapes are safe"
         ),
-        unfinished_build(output, settings | {"division": division}) as folder,
+        unfinished_build(output, decisive | {"division": division}) as folder,
     ):
-        job = BuildJob(source, seed=seed, points=points, folder=folder)
-        build = Build(job, plan, entries, progress)
+        job = BuildJob(source, seed=settings.seed, points=settings.points, folder=folder)
+        build = Build(job, plan, entries, f"preparing {source.facts.name}", reporter)
         resumed = build.done
-        processes = usable_cores() if workers is None else workers
-        build.run(processes, limits or ShapeLimits(), cluster=cluster)
+        build.run(settings.processes, settings.limits, cluster=settings.cluster)
         publish(job, plan)
         remove_build(output)
     return replace(report(output), resumed=resumed)
@@ -93,7 +140,7 @@ def build_corpus(
 def room_needed(
     output: Path, safe: Callable[[], str] = lambda: "what is done is safe"
 ) -> Iterator[None]:
-    """Say in one line that the disk ran full, and how much of the work is safe."""
+    """Turn a full disk into a one-line error that says how much of the work is safe."""
     try:
         yield
     except Exception as error:
@@ -102,19 +149,7 @@ def room_needed(
         raise no_room(output, error, safe=safe()) from error
 
 
-def _check(*, points: int, seed: int, workers: int | None) -> None:
-    if points < MINIMUM_POINTS:
-        msg = f"points must be at least {MINIMUM_POINTS}, got {points}"
-        raise ConfigError(msg)
-    if seed < 0:
-        msg = f"seed must not be negative, got {seed}"
-        raise ConfigError(msg)
-    if workers is not None and workers < 0:
-        msg = f"workers must be at least 0 (0: in this process), got {workers}"
-        raise ConfigError(msg)
-
-
-def listed(source: Source) -> list[Entry]:
+def list_entries(source: Source) -> list[Entry]:
     """The source's entries in id order, which is the order of UTF-8 bytes too.
 
     Raises:

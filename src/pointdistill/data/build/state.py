@@ -38,8 +38,9 @@ class Refusal:
 
     id: str
     cause: str
-    backstop: str | None = None
-    """Which one it met; None where it was refused for what it is."""
+    retryable_failure: str | None = None
+    """``crash``, ``deadline``, ``memory`` or ``machine``, where another attempt may succeed; None where the shape
+    itself is unusable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,11 @@ class BuildFolder:
 
     def finish_piece(self, span: Span, outcome: Outcome) -> None:
         """Mark a piece as finished."""
-        write_json(self._piece_mark(span), asdict(outcome))
+        write_json(self._piece_mark(span), _outcome_json(outcome))
 
     def finish_shard(self, number: int, outcome: Outcome, record: ShardRecord | None) -> None:
         """Mark a shard as finished; ``record`` is None where all its shapes were refused."""
-        stored = asdict(outcome) | {"record": asdict(record) if record else None}
+        stored = _outcome_json(outcome) | {"record": asdict(record) if record else None}
         write_json(self._shard_mark(number), stored)
 
     def finished_pieces(self) -> list[Span]:
@@ -148,14 +149,14 @@ def unfinished_build(
             if different:
                 msg = (
                     f"{corpus}: holds an unfinished build with other settings ({different}); finish it "
-                    f"with those, remove the folder, or choose another with --output"
+                    f"with those, remove the folder, or choose another output folder"
                 )
                 if same_but_for_files(there, settings):
                     msg = (
                         f"{corpus}: holds an unfinished build, and the source's files have changed since it was "
-                        "begun; name another folder with --output, or remove this one"
+                        "begun; choose another output folder, or remove this one"
                     )
-                raise CorpusError(msg)
+                raise CorpusError(msg, settings=("output",))
         else:
             write_json(plan, settings)
         # What a kill left half written; in the corpus itself that is its list of refused shapes.
@@ -240,6 +241,14 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
+def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+    refused = [
+        {"id": refusal.id, "cause": refusal.cause, "backstop": refusal.retryable_failure}
+        for refusal in outcome.refused
+    ]
+    return {"kept": outcome.kept, "refused": refused}
+
+
 def _outcome(mark: Path) -> Outcome | None:
     try:
         stored = read_json(mark)
@@ -247,7 +256,7 @@ def _outcome(mark: Path) -> Outcome | None:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
-    refused = tuple(Refusal(**refusal) for refusal in stored["refused"])
+    refused = tuple(Refusal(r["id"], r["cause"], r["backstop"]) for r in stored["refused"])
     return Outcome(kept=stored["kept"], refused=refused)
 
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.build.faults import judged
+from pointdistill.data.build.error_policy import classify_read_error
 from pointdistill.data.build.pool import NO_STEP
 from pointdistill.data.build.spans import Span
 from pointdistill.data.build.state import BuildFolder, Outcome, Refusal, shard_name
@@ -29,7 +29,7 @@ from pointdistill.data.corpus.shard import (
 )
 from pointdistill.data.files import sha256_of
 from pointdistill.data.meshes.records import MINIMUM_POINTS
-from pointdistill.data.sources.base import Cloud, Entry, Source, shape_rng
+from pointdistill.data.sources.base import Entry, Source, SourceCloud, source_shape_rng
 from pointdistill.errors import DataError
 
 
@@ -95,17 +95,17 @@ class BuildJob:
         """One shape, or why it cannot be used.
 
         Raises:
-            MemoryError, OSError, DataError: where that is not the shape's doing, see `judged`.
+            MemoryError, OSError, DataError: where that is not the shape's doing, see `classify_read_error`.
         """
         outer = sys.exception()
-        rng = shape_rng(seed=self.seed, source=self.source.facts.name, shape_id=entry.id)
+        rng = source_shape_rng(seed=self.seed, source=self.source.facts.name, shape_id=entry.id)
         try:
             cloud = self.source.read(entry, self.points, rng=rng)
             points, part = at_most(cloud, self.points, rng=rng)
             row = make_row(entry.id, points, label=entry.label, part=part)
             check_use(row)
         except Exception as error:  # a reader's bug costs its shape, not the build
-            return judged(entry.id, error, outer=outer)
+            return classify_read_error(entry.id, error, outer=outer)
         return row
 
     def _join(self, task: JoinTask) -> Outcome:
@@ -146,7 +146,7 @@ class BuildJob:
 
 
 def at_most(
-    cloud: Cloud, count: int, *, rng: np.random.Generator
+    cloud: SourceCloud, count: int, *, rng: np.random.Generator
 ) -> tuple[NDArray[np.floating], NDArray[np.uint8] | None]:
     """Points and part labels of a cloud; where it has more than ``count``, a random subset in order."""
     points, part = cloud.points, cloud.part

@@ -1,10 +1,12 @@
-"""One run over what a build lacks: spans to workers, deaths to single shapes, finished spans to shards."""
+"""Schedules what a build still lacks: spans go to workers, finished spans are joined to shards.
+
+Where a worker dies, the span it worked on is divided until the shape at fault is alone.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.plan import Plan
@@ -14,18 +16,12 @@ from pointdistill.data.build.state import Outcome, Refusal
 from pointdistill.data.build.tasks import BuildJob, BuildTask, JoinTask, PieceTask
 from pointdistill.data.sources.base import Entry
 from pointdistill.errors import DataError
+from pointdistill.reporter import Reporter
 
-_DEATHS_OF_A_SHAPE = 2  # the first may be the machine's fault: another program took the memory
+_DEATHS_OF_A_SHAPE = (
+    2  # the first may not be the shape's fault: another program may have taken the memory
+)
 _DEATHS_BETWEEN_SHAPES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a build is, in shapes."""
-
-    done: int
-    total: int
-    refused: int
 
 
 class Build:
@@ -36,32 +32,34 @@ class Build:
         job: BuildJob,
         plan: Plan,
         entries: Sequence[Entry],
-        progress: Callable[[Progress], None] | None,
+        task: str,
+        reporter: Reporter,
         *,
         shards: Iterable[int] | None = None,
     ) -> None:
-        """Find what is missing of ``shards``; None is all that the plan has."""
+        """Find what is missing of ``shards``, or of all the plan's; ``task`` is the text for the reporter."""
         self.done = 0
         """Shapes in finished spans and shards."""
 
         self.total = 0
         self._job = job
         self._entries = entries
-        self._progress = progress
+        self._task = task
+        self._reporter = reporter
         self._refused = 0
-        self._begun: dict[Span, int] = {}
-        """Shapes begun in each running span."""
+        self._started: dict[Span, int] = {}
+        """How many shapes of each running span are done."""
 
         self._deaths: Counter[object] = Counter()
         self._missing: dict[int, set[Span]] = {}
-        """Of each unfinished shard, the spans that are not finished."""
+        """The unfinished spans of each unfinished shard."""
 
         self._finished: dict[int, list[Span]] = {}
         self._find_missing(plan, range(plan.shards) if shards is None else shards)
 
     def run(self, workers: int, limits: ShapeLimits, *, cluster: str | None = None) -> None:
         """Build what is missing, on ``workers`` processes or on a cluster's."""
-        self._tell()
+        self._report()
         with self._open_pool(workers, limits, cluster) as pool:
             for shard, spans in self._missing.items():
                 for span in sorted(spans):
@@ -85,7 +83,7 @@ class Build:
         return open_pool(self._job, workers=useful, on_step=self._on_step, limits=limits)
 
     def _find_missing(self, plan: Plan, shards: Iterable[int]) -> None:
-        """Count what is finished; the unfinished shards and, of each, the unfinished spans."""
+        """Count what is finished, and note the unfinished spans of each unfinished shard."""
         finished = self._job.folder.finished_pieces()
         for shard in shards:
             pieces = [Span(piece.start, piece.stop) for piece in plan.pieces_of(shard)]
@@ -110,30 +108,30 @@ class Build:
         return PieceTask(shard, span, self._entries[span.start : span.stop])
 
     def _join_if_ready(self, shard: int, pool: Pool[BuildTask, Outcome]) -> None:
-        """Joins go before other work: until then the shard's shapes take their room twice over."""
+        """Joins go first: until a shard is joined, its shapes are on disk twice."""
         if not self._missing[shard]:
             pool.submit(JoinTask(shard, sorted(self._finished[shard])), first=True)
 
     def _finish(
         self, shard: int, span: Span, outcome: Outcome, pool: Pool[BuildTask, Outcome]
     ) -> None:
-        self._begun.pop(span, None)
+        self._started.pop(span, None)
         self._count(outcome)
         self._missing[shard].remove(span)
         self._finished[shard].append(span)
         self._join_if_ready(shard, pool)
-        self._tell()
+        self._report()
 
     def _on_step(self, task: BuildTask, step: int) -> None:
         if isinstance(task, PieceTask):
-            self._begun[task.span] = step
-            self._tell()
+            self._started[task.span] = step
+            self._report()
 
     def _after_death(self, event: Died[BuildTask], pool: Pool[BuildTask, Outcome]) -> None:
-        """Do the task again, without the shape if that is where it met its end twice.
+        """Run the task again, without the shape at which workers died if that is the second time.
 
         Raises:
-            DataError: if workers keep dying where no shape is read.
+            DataError: if workers keep dying while no shape is read.
         """
         task = event.task
         if isinstance(task, PieceTask) and event.step is not None:
@@ -152,38 +150,38 @@ class Build:
     def _divide(
         self, task: PieceTask, place: int, event: Died[BuildTask], pool: Pool[BuildTask, Outcome]
     ) -> None:
-        """Set a shape at which a worker ended apart from those before and after it.
+        """Separate a shape at which a worker died from the shapes before and after it.
 
-        So these are read once more at most, however many shapes of a piece end their workers.
+        Those are then read at most once more, however many shapes of a piece kill their workers.
         """
-        self._begun.pop(task.span, None)
+        self._started.pop(task.span, None)
         missing = self._missing[task.shard]
         missing.remove(task.span)
         alone = Span(place, place + 1)
-        # The last to be submitted goes first.
+        # The span submitted last runs first.
         parts = (Span(place + 1, task.span.stop), Span(task.span.start, place), alone)
         missing.update(part for part in parts if part.shapes)
         self._deaths[alone] += 1
-        # What hangs once is not waited for again.
-        given_up = event.backstop == "deadline" or self._deaths[alone] == _DEATHS_OF_A_SHAPE
+        # A shape that hangs is not waited for a second time.
+        given_up = event.failure == "deadline" or self._deaths[alone] == _DEATHS_OF_A_SHAPE
         for part in parts:
             if part.shapes and not (part == alone and given_up):
                 pool.submit(self._piece(task.shard, part), first=True)
         if given_up:
             cause = _cause(event, self._deaths[alone])
-            refusal = Refusal(self._entries[place].id, cause, event.backstop)
+            refusal = Refusal(self._entries[place].id, cause, event.failure)
             outcome = Outcome(kept=0, refused=(refusal,))
             self._job.folder.finish_piece(alone, outcome)
             self._finish(task.shard, alone, outcome, pool)
 
-    def _tell(self) -> None:
-        if self._progress:
-            done = self.done + sum(self._begun.values())
-            self._progress(Progress(done, self.total, self._refused))
+    def _report(self) -> None:
+        done = self.done + sum(self._started.values())
+        note = f"{self._refused:,} refused" if self._refused else ""
+        self._reporter.progress(self._task, done, self.total, note=note, unit="shapes")
 
 
 def _cause(event: Died[BuildTask], deaths: int) -> str:
     """Why a shape was given up, in one line."""
-    if event.backstop == "crash":
+    if event.failure == "crash":
         return f"reading it ended the process {deaths} times ({event.how})"
     return f"reading it took {event.how}"

@@ -1,7 +1,7 @@
 """The list of refused shapes: written, read, and counted by cause.
 
-A shape that met a backstop (a deadline, a memory limit, a crash, a file that the machine could not read) was not
-judged: it is in quarantine, and can be read again. All others are refused for what they are, on every machine.
+A shape whose failure is retryable (a deadline, a memory limit, a crash, a file that the machine could not read)
+may be usable and can be read again. All others are refused for what they are, on every machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RefusedShape:
     source: str
     id: str
     cause: str
-    backstop: str | None = None
+    retryable_failure: str | None = None
     """``crash``, ``deadline``, ``memory`` or ``machine``; None for a shape that was refused for what it is."""
 
 
@@ -48,8 +48,8 @@ class RefusedCause:
     example: str
     """The cause of the shape ``example_id``, as it was recorded."""
 
-    backstop: str | None
-    """The backstop that they met; None for shapes that were refused for what they are."""
+    retryable_failure: str | None
+    """How they failed, where another attempt may succeed; None for shapes that were refused for what they are."""
 
 
 def write_refused(path: Path, shapes: Iterable[RefusedShape]) -> None:
@@ -57,8 +57,8 @@ def write_refused(path: Path, shapes: Iterable[RefusedShape]) -> None:
     with write_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
         for shape in shapes:
             line = {"source": shape.source, "id": shape.id, "cause": shape.cause}
-            if shape.backstop is not None:
-                line["backstop"] = shape.backstop
+            if shape.retryable_failure is not None:
+                line["backstop"] = shape.retryable_failure
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -88,9 +88,9 @@ def count_causes(path: Path) -> tuple[RefusedCause, ...]:
     shapes: Counter[tuple[str, str, str | None]] = Counter()
     examples: dict[tuple[str, str, str | None], RefusedShape] = {}
     for shape in read_refused(path):
-        kind = (shape.source, kind_of(shape.cause, shape.id), shape.backstop)
+        kind = (shape.source, kind_of(shape.cause, shape.id), shape.retryable_failure)
         if kind not in shapes and len(shapes) >= MOST_CAUSES:
-            kind = (shape.source, OTHERS, shape.backstop)
+            kind = (shape.source, OTHERS, shape.retryable_failure)
         shapes[kind] += 1
         examples.setdefault(kind, shape)
     causes = (
@@ -98,11 +98,11 @@ def count_causes(path: Path) -> tuple[RefusedCause, ...]:
             source=source,
             cause=cause,
             shapes=count,
-            example_id=examples[source, cause, backstop].id,
-            example=examples[source, cause, backstop].cause,
-            backstop=backstop,
+            example_id=examples[source, cause, failure].id,
+            example=examples[source, cause, failure].cause,
+            retryable_failure=failure,
         )
-        for (source, cause, backstop), count in shapes.items()
+        for (source, cause, failure), count in shapes.items()
     )
     return tuple(sorted(causes, key=lambda c: (c.source, -c.shapes, c.cause)))
 
@@ -115,12 +115,12 @@ def kind_of(cause: str, shape_id: str) -> str:
 def _parse(line: str, path: Path, number: int) -> RefusedShape:
     try:
         stored = json.loads(line)
-        backstop = stored.get("backstop")
+        failure = stored.get("backstop")
         return RefusedShape(
             source=str(stored["source"]),
             id=str(stored["id"]),
             cause=str(stored["cause"]),
-            backstop=None if backstop is None else str(backstop),
+            retryable_failure=None if failure is None else str(failure),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, f"line {number:,} is no refused shape") from error

@@ -1,31 +1,32 @@
 """The whole corpus from whatever archives a folder holds: what is there, what it costs, and the build."""
 
 from pointdistill.data.mixture.build import build_mixture, retry_mixture
-from pointdistill.data.mixture.fetching import FetchReport, Offer, fetch_missing, how_to_get
+from pointdistill.data.mixture.fetching import LARGE, FetchReport, Offer, fetch_missing, fetchable
 from pointdistill.data.mixture.held_out import HELD_OUT
 from pointdistill.data.mixture.plan import MixturePlan, PlanRow, plan_mixture
-from pointdistill.data.mixture.survey import (
+from pointdistill.data.mixture.source_status import (
     MixtureRequest,
-    Standing,
+    SourceStatus,
     mixture_sources,
     official_shapes,
-    survey,
+    scan_sources,
 )
 
 __all__ = [
     "HELD_OUT",
+    "LARGE",
     "FetchReport",
     "MixturePlan",
     "MixtureRequest",
     "Offer",
     "PlanRow",
-    "Standing",
+    "SourceStatus",
     "build_mixture",
     "fetch_missing",
-    "how_to_get",
+    "fetchable",
     "mixture_sources",
     "official_shapes",
     "plan_mixture",
     "retry_mixture",
-    "survey",
+    "scan_sources",
 ]

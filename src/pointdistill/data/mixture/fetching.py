@@ -1,18 +1,20 @@
-"""Archives that anyone may download, at their authors' own addresses; the others are explained."""
+"""Downloads archives that need no login, from their authors' own sites, and explains how to get the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME
-from pointdistill.data.fetch import Fetched, Progress, fetch
-from pointdistill.data.mixture.fuel import ModelsFetched, fetch_models, zips_there
-from pointdistill.data.mixture.survey import MixtureRequest, Standing, survey
+from pointdistill.data.fetch import Fetched, fetch
+from pointdistill.data.mixture.gazebo_download import ModelsFetched, fetch_models, zips_there
+from pointdistill.data.mixture.source_status import MixtureRequest, SourceStatus, scan_sources
 from pointdistill.data.sources import SourceInfo
 from pointdistill.data.web import announced_bytes
+from pointdistill.reporter import SILENT, Reporter
 
 _MODELNET = "https://modelnet.cs.princeton.edu"
 _SUNRGBD = "https://rgbd.cs.princeton.edu/data"
@@ -51,25 +53,29 @@ SCANNED = "google-scanned-objects"
 LARGE = frozenset({"abo", "objaverse-cap3d", "objaverse-xl-cap3d"})
 """Sources of tens to hundreds of gigabytes: fetched only where ``sources`` names them."""
 
+_GB = 1e9
 _SCANNED_BYTES = 13_000_000_000  # of the whole collection, about; the server states no lengths
 
 _BY_HAND: Mapping[str, str] = {
     "objaverse": "no login, but 800,000 files; the package `objaverse` fetches them. Point clouds of the "
-    "same objects: --fetch --sources objaverse-cap3d",
+    "same objects are the source objaverse-cap3d, which is fetched where it is named",
 }
-
-Begin = Callable[[str], AbstractContextManager[Progress | None]]
-"""Told that a file begins; gives what is told how far that one is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Offer:
-    """What is lacking of a source and can be downloaded."""
+    """What a source lacks and can be downloaded."""
 
     name: str
     files: int
     bytes: int | None
-    """What these take, by their servers' word; None if one does not say."""
+    """Their size, as their servers state it; None if one does not."""
+
+    def describe(self) -> str:
+        """Name, files and size in a few words."""
+        files = f"{self.files:,} file{'s' if self.files > 1 else ''}"
+        size = "of unknown size" if self.bytes is None else f"about {self.bytes / _GB:,.1f} GB"
+        return f"{self.name}, {files}, {size}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,25 +96,23 @@ class FetchReport:
 def fetch_missing(
     request: MixtureRequest,
     *,
-    begin: Begin | None = None,
-    announce: Callable[[Sequence[Offer]], None] | None = None,
+    reporter: Reporter = SILENT,
 ) -> FetchReport:
-    """Download what is missing and needs no login into the folder of archives, which is made.
+    """Download what is missing and needs no login into the folder of archives, which is made if need be.
 
-    Files that are there are left as they are. What was fetched before an error or an interruption stays, and
-    the same call goes on from there. Sources of `LARGE` come only where the request names them.
+    Existing files are left as they are. What was fetched before an error or an interruption stays, and the same
+    call continues from there. Sources of `LARGE` are fetched only where the request names them.
 
     Args:
         request: the folder; its ``sources`` where only those are wanted.
-        begin: called as each file begins.
-        announce: told, before the first byte, what is about to be downloaded.
+        reporter: hears what is about to be downloaded, before the first byte, and how far each file is.
 
     Raises:
         DataError: if a download fails; see `fetch`.
     """
     folder = request.archives
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [standing for standing in survey(request) if not standing.not_taken]
+    wanted = [status for status in scan_sources(request) if not status.not_taken]
     lacking = {s.info.name: files for s in wanted if (files := _lacking(s.info, folder))}
     left = [name for name in lacking if name in LARGE and name not in request.sources]
     too_large = tuple(_offer(name, lacking.pop(name)) for name in left)
@@ -116,15 +120,19 @@ def fetch_missing(
         missing = {n: url for n, url in LIST_ADDRESSES.items() if not (folder / n).exists()}
         lacking |= {"lists of test shapes": missing} if missing else {}
     scans = _lacking_scans(wanted, folder)
-    if announce and (lacking or scans):
-        announce([*(_offer(name, files) for name, files in lacking.items()), *scans])
+    if lacking or scans:
+        offers = [*(_offer(name, files) for name, files in lacking.items()), *scans]
+        free = f"{shutil.disk_usage(folder).free / _GB:,.1f} GB free"
+        what = "; ".join(offer.describe() for offer in offers)
+        reporter.say(f"about to download into {folder}, whose disk has {free}: {what}")
     fetched = []
     for name, url in (pair for files in lacking.values() for pair in files.items()):
-        with begin(name) if begin else nullcontext() as progress:
-            fetched.append(fetch(url, folder / name, progress=progress))
+        count = partial(reporter.progress, name, unit="bytes")
+        count(0, None)
+        fetched.append(fetch(url, folder / name, progress=count))
     return FetchReport(
         fetched=tuple(fetched),
-        scanned=fetch_models(FUEL, folder / SCANNED, begin=begin) if scans else None,
+        scanned=fetch_models(FUEL, folder / SCANNED, reporter=reporter) if scans else None,
         too_large=too_large,
         by_hand=tuple(_explained(s) for s in wanted if s.missing and not fetchable(s.info)),
     )
@@ -135,21 +143,13 @@ def fetchable(info: SourceInfo) -> bool:
     return info.name == SCANNED or info.name in ADDRESSES
 
 
-def how_to_get(info: SourceInfo) -> str:
-    """What it takes to get a source, in a few words."""
-    if not fetchable(info):
-        return info.access
-    named = f" --sources {info.name}" if info.name in LARGE else ""
-    return f"{info.access}: --fetch{named}"
-
-
 def _lacking(info: SourceInfo, folder: Path) -> dict[str, str]:
     """Addresses of a source's files that are not there, by name; some of them may be."""
     files = ADDRESSES.get(info.name, {})
     return {name: url for name, url in files.items() if not (folder / name).exists()}
 
 
-def _lacking_scans(wanted: Sequence[Standing], folder: Path) -> list[Offer]:
+def _lacking_scans(wanted: Sequence[SourceStatus], folder: Path) -> list[Offer]:
     """Google Scanned Objects, if it is wanted and not whole; asks no server."""
     official = next((s.info.official or 0 for s in wanted if s.info.name == SCANNED), 0)
     files = official - zips_there(folder / SCANNED)
@@ -166,7 +166,7 @@ def _offer(name: str, files: Mapping[str, str]) -> Offer:
     )
 
 
-def _explained(standing: Standing) -> str:
-    info = standing.info
+def _explained(status: SourceStatus) -> str:
+    info = status.info
     access = _BY_HAND.get(info.name, info.access)
     return f"{info.name}: {info.archive}, from {info.origin} ({access})"

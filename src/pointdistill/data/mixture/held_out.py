@@ -16,7 +16,7 @@ from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME, annotated_uids
 from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.files import sha256_of
-from pointdistill.data.sources.base import Cloud, Entry, Source
+from pointdistill.data.sources.base import Entry, Source, SourceCloud
 from pointdistill.errors import DataError
 
 _PART_LIST = "shuffled_test_file_list.json"
@@ -66,7 +66,7 @@ class PartlyHeldOut:
         every = self._source.entries()
         return [entry for entry in every if _last_part(entry.id) not in self._ids]
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """One shape's points; see `pointdistill.data.sources.base.Source`."""
         return self._source.read(entry, count, rng=rng)
 

@@ -2,7 +2,7 @@
 
 A source's own corpus is a part, ``.building/parts/<source>``; sources that the whole has already stay as they
 are recorded there. What the whole will be is written beside the parts; from then on files are only renamed,
-the list of refused shapes and the manifest last: see `pointdistill.data.build.swap`.
+the list of refused shapes and the manifest last: see `pointdistill.data.build.commit`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pointdistill.data.build.commit import part_of
 from pointdistill.data.build.publish import content_of
 from pointdistill.data.build.state import BuildFolder
-from pointdistill.data.build.swap import part_of
 from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
     REFUSED_NAME,

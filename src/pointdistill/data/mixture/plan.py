@@ -6,16 +6,15 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from pointdistill.data.build.limits import ShapeLimits
-from pointdistill.data.build.run import DEFAULT_POINTS, Progress, build_corpus
+from pointdistill.data.build.commit import part_of
+from pointdistill.data.build.run import BuildSettings, build_source
 from pointdistill.data.build.state import BuildFolder
-from pointdistill.data.build.swap import part_of
 from pointdistill.data.checksums import without_checksums
 from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
@@ -25,16 +24,16 @@ from pointdistill.data.corpus.manifest import (
 )
 from pointdistill.data.files import disk_is_full
 from pointdistill.data.mixture.held_out import HELD_OUT, find_list
-from pointdistill.data.mixture.survey import (
+from pointdistill.data.mixture.source_status import (
     MixtureRequest,
-    Standing,
+    SourceStatus,
     official_shapes,
     open_one,
-    survey,
+    scan_sources,
 )
-from pointdistill.data.sources.base import Cloud, Entry, Source
-from pointdistill.data.workers import usable_cores
+from pointdistill.data.sources.base import Entry, Source, SourceCloud
 from pointdistill.errors import DataError
+from pointdistill.reporter import SILENT, Reporter
 
 SAMPLE = 8
 """Shapes of a source that are read to measure its speed."""
@@ -47,7 +46,7 @@ _SHAPE_BYTES = 120  # checksum, place, label and id
 class PlanRow:
     """What one source brings and costs."""
 
-    standing: Standing
+    status: SourceStatus
     shapes: int
     listed: bool
     """Whether ``shapes`` were counted in the archive or the corpus; else it is the official number."""
@@ -67,7 +66,7 @@ class PlanRow:
     @property
     def goes_in(self) -> bool:
         """Whether a build that begins now has its shapes."""
-        return self.standing.taken and not self.problem
+        return self.status.taken and not self.problem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,69 +102,67 @@ class MixturePlan:
     @property
     def whole(self) -> int:
         """Shapes once every source of the mixture is there."""
-        return sum(row.shapes for row in self.rows if not row.standing.not_taken)
+        return sum(row.shapes for row in self.rows if not row.status.not_taken)
 
 
 def plan_mixture(
     request: MixtureRequest,
     output: Path,
+    settings: BuildSettings | None = None,
     *,
-    points: int = DEFAULT_POINTS,
-    seed: int = 0,
-    workers: int | None = None,
-    limits: ShapeLimits | None = None,
-    tell: Callable[[str], None] | None = None,
+    reporter: Reporter = SILENT,
 ) -> MixturePlan:
-    """Say what a mixture will cost; nothing is kept.
+    """Estimate what a mixture will cost; nothing is kept.
 
-    Of each archive that goes in its directory and a few shapes are read, not the whole for a checksum.
+    Of each archive that goes in, only the directory and a few shapes are read, not the whole file for a checksum.
 
     Args:
         request: the folder, and what to take from it.
         output: where the corpus will be, for the free disk and the sources that are finished there.
-        points, seed, workers, limits: those of the build.
-        tell: told each source's name before it is measured.
+        settings: those of the build; None for the defaults.
+        reporter: hears about each source before it is measured.
 
     Raises:
         DataError: if the folder does not exist.
         CorpusError: if the manifest of a corpus that is there is damaged.
     """
+    settings = settings or BuildSettings()
     rows = []
-    for standing in survey(request):
-        made = _made(output, standing, points=points, seed=seed)
+    for status in scan_sources(request):
+        made = _made(output, status, settings)
         if made is not None:
-            rows.append(_done_row(standing, made))
+            rows.append(_done_row(status, made))
             continue
-        if standing.taken and tell:
-            tell(standing.info.name)
+        if status.taken:
+            reporter.say(f"measuring a few shapes of {status.info.name}")
         with without_checksums():
-            rows.append(_row(request, standing, points=points, seed=seed, limits=limits))
-    wanted = [row.standing.info for row in rows if not row.standing.not_taken]
+            rows.append(_row(request, status, settings))
+    wanted = [row.status.info for row in rows if not row.status.not_taken]
     return MixturePlan(
         rows=tuple(rows),
         official=sum(official_shapes(request, info) for info in wanted),
         listed_tests=_listed_tests(request, {info.name for info in wanted}),
-        workers=max(1, usable_cores() if workers is None else workers),
+        workers=max(1, settings.processes),
         free_bytes=shutil.disk_usage(_existing(output)).free,
     )
 
 
-def _made(output: Path, standing: Standing, *, points: int, seed: int) -> Manifest | None:
-    """The corpus that has a source already with these settings: the whole, or its part of an unfinished one."""
-    name = standing.info.name
+def _made(output: Path, status: SourceStatus, settings: BuildSettings) -> Manifest | None:
+    """The corpus that already has a source with these settings: the whole, or a part of an unfinished mixture."""
+    name = status.info.name
     for corpus in (output, part_of(BuildFolder(output), name)):
-        if standing.taken and (corpus / MANIFEST_NAME).is_file():
+        if status.taken and (corpus / MANIFEST_NAME).is_file():
             made = read_manifest(corpus)
-            same = (made.points, made.seed) == (points, seed)
+            same = (made.points, made.seed) == (settings.points, settings.seed)
             if same and any(source.name == name for source in made.sources):
                 return made
     return None
 
 
-def _done_row(standing: Standing, made: Manifest) -> PlanRow:
-    shards = [shard for shard in made.shards if shard.source == standing.info.name]
+def _done_row(status: SourceStatus, made: Manifest) -> PlanRow:
+    shards = [shard for shard in made.shards if shard.source == status.info.name]
     return PlanRow(
-        standing=standing,
+        status=status,
         shapes=sum(shard.shapes for shard in shards),
         listed=True,
         bytes=sum(shard.bytes for shard in shards),
@@ -184,54 +181,42 @@ def _listed_tests(request: MixtureRequest, wanted: Collection[str]) -> dict[str,
     return found
 
 
-def _row(
-    request: MixtureRequest,
-    standing: Standing,
-    *,
-    points: int,
-    seed: int,
-    limits: ShapeLimits | None,
-) -> PlanRow:
-    shapes, problem = official_shapes(request, standing.info), ""
-    if standing.taken:
+def _row(request: MixtureRequest, status: SourceStatus, settings: BuildSettings) -> PlanRow:
+    shapes, problem = official_shapes(request, status.info), ""
+    if status.taken:
         try:
-            source = open_one(request, standing.info)
+            source = open_one(request, status.info)
             entries = sorted(source.entries(), key=lambda entry: entry.id)
-            seconds, mean = _measured(source, entries, points=points, seed=seed, limits=limits)
+            seconds, mean = _measured(source, entries, settings)
         except DataError as error:
             if disk_is_full(error):
                 raise _no_room_to_measure() from error
             problem = str(error)
         else:
             return PlanRow(
-                standing=standing,
+                status=status,
                 shapes=len(entries),
                 listed=True,
                 bytes=len(entries) * (round(mean * _POINT_BYTES) + _SHAPE_BYTES),
                 seconds=seconds * len(entries),
             )
     return PlanRow(
-        standing=standing,
+        status=status,
         shapes=shapes,
         listed=False,
-        bytes=shapes * (points * _POINT_BYTES + _SHAPE_BYTES),
+        bytes=shapes * (settings.points * _POINT_BYTES + _SHAPE_BYTES),
         seconds=None,
         problem=problem,
     )
 
 
 def _measured(
-    source: Source,
-    entries: Sequence[Entry],
-    *,
-    points: int,
-    seed: int,
-    limits: ShapeLimits | None,
+    source: Source, entries: Sequence[Entry], settings: BuildSettings
 ) -> tuple[float, float]:
-    """Seconds a shape on one core, and points a shape, of a sample spread over the source.
+    """Seconds per shape on one core and points per shape, measured on a sample spread over the source.
 
-    The sample is built as the corpus will be, in a process of its own: a shape that ends its reader ends
-    nothing else.
+    The sample is built as the corpus will be, in a process of its own, so that a shape that crashes its reader
+    ends nothing else.
 
     Raises:
         DataError: if the source is empty, or no shape of the sample can be used.
@@ -244,9 +229,8 @@ def _measured(
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder, "sample")
-        build_corpus(
-            sample, corpus, points=points, seed=seed, workers=1, limits=limits, progress=clock
-        )
+        alone = replace(settings, workers=1, cluster=None)
+        build_source(sample, corpus, alone, reporter=clock)
         made = read_manifest(corpus)
     mean = sum(shard.points for shard in made.shards) / made.shapes
     return clock.seconds_each, mean
@@ -259,15 +243,23 @@ def _no_room_to_measure() -> DataError:
     )
 
 
-class _Clock:
-    """Seconds a shape, without the first: that one waits for a process, its libraries and the archive."""
+class _Clock(Reporter):
+    """Measures seconds per shape without the first, which waits for a process, its libraries and the archive."""
 
     def __init__(self) -> None:
         self._reached: dict[int, float] = {}
         """When each number of shapes was first done."""
 
-    def __call__(self, progress: Progress) -> None:
-        self._reached.setdefault(progress.done, time.monotonic())
+    def progress(
+        self,
+        task: str,  # noqa: ARG002
+        done: float,
+        total: float | None = None,  # noqa: ARG002
+        *,
+        note: str = "",  # noqa: ARG002
+        unit: str = "",  # noqa: ARG002
+    ) -> None:
+        self._reached.setdefault(int(done), time.monotonic())
 
     @property
     def seconds_each(self) -> float:
@@ -291,7 +283,7 @@ class _Sample:
     def entries(self) -> Sequence[Entry]:
         return self.chosen
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         return self.source.read(entry, count, rng=rng)
 
 

@@ -1,4 +1,4 @@
-"""What a mixture holds already beside what is asked of it: it may grow, but nothing in it may change."""
+"""Compares what a mixture already holds with what is asked for: it may grow, but nothing in it may change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from pointdistill.data.build.state import differences
 from pointdistill.data.corpus.manifest import Manifest
-from pointdistill.data.mixture.survey import MixtureRequest, survey
+from pointdistill.data.mixture.source_status import MixtureRequest, scan_sources
 from pointdistill.data.sources.base import Source
 from pointdistill.errors import CorpusError
 
@@ -24,7 +24,7 @@ def check_recorded(
     points: int,
     seed: int,
 ) -> None:
-    """Raise unless every source of a finished corpus is asked for, as it is.
+    """Raise unless every source of a finished corpus is asked for, unchanged.
 
     Args:
         made: what the corpus in ``output`` holds.
@@ -37,19 +37,20 @@ def check_recorded(
     there = {"points": made.points, "seed": made.seed}
     different = differences(there, {"points": points, "seed": seed})
     if different:
-        raise CorpusError(_other_settings(output, different))
+        raise _other_settings(output, different)
     asked = {source.facts.name: source.facts.stated() for source in sources}
     for record in made.sources:
         if record.name not in asked:
-            msg = f"{output}: holds {record.name}, {_why_not(record.name, request)}"
-            raise CorpusError(msg)
+            why, settings = _why_not(record.name, request)
+            msg = f"{output}: holds {record.name}, {why}"
+            raise CorpusError(msg, settings=settings)
         _check_same(output, record.name, record.stated(), asked[record.name])
 
 
 def check_begun(
     begun: Sequence[str], output: Path, request: MixtureRequest, sources: Sequence[Source]
 ) -> None:
-    """Raise where a part of an unfinished mixture would be lost without having been left out by name.
+    """Raise where a part of an unfinished mixture would be dropped although the sources are not named.
 
     Raises:
         CorpusError: naming the first.
@@ -57,25 +58,27 @@ def check_begun(
     asked = {source.facts.name for source in sources}
     lost = next((name for name in begun if name not in asked), None)
     if lost is not None and not request.sources:
-        msg = (
-            f"{output}: has begun {lost}, {_why_not(lost, request)}, or leave it out with --sources"
-        )
-        raise CorpusError(msg)
+        why, settings = _why_not(lost, request)
+        msg = f"{output}: has begun {lost}, {why}, or name the sources without it"
+        raise CorpusError(msg, settings=tuple(dict.fromkeys((*settings, "sources"))))
 
 
-def _why_not(name: str, request: MixtureRequest) -> str:
-    """Why a source that is in a mixture is not among those asked for now, and what to do."""
-    elsewhere = "or choose another folder with --output"
+def _why_not(name: str, request: MixtureRequest) -> tuple[str, tuple[str, ...]]:
+    """Why a source of a mixture is not among those asked for now and what to do, and which settings do it."""
+    elsewhere = "or choose another output folder"
     source = name.removesuffix("-stand-in")
-    standing = next((s for s in survey(request) if s.info.name == source), None)
-    if standing is None:
-        return "which is no source of the mixture; choose another folder with --output"
-    if standing.missing:
-        gone = ", ".join(standing.missing)
-        return f"and {gone} is no longer in {request.archives}; put it back, {elsewhere}"
-    if standing.not_taken:
-        return f"which now stays out ({standing.not_taken}); name it with --sources, {elsewhere}"
-    return f"and its archive is another one now; put the old one back, {elsewhere}"
+    status = next((s for s in scan_sources(request) if s.info.name == source), None)
+    if status is None:
+        return "which is no source of the mixture; choose another output folder", ("output",)
+    if status.missing:
+        gone = ", ".join(status.missing)
+        return f"and {gone} is no longer in {request.archives}; put it back, {elsewhere}", (
+            "output",
+        )
+    if status.not_taken:
+        why = f"which now stays out ({status.not_taken}); name it among the sources, {elsewhere}"
+        return why, ("sources", "output")
+    return f"and its archive is another one now; put the old one back, {elsewhere}", ("output",)
 
 
 def _check_same(
@@ -85,16 +88,17 @@ def _check_same(
     if not different:
         return
     if differences({**there, **_FILES_ALONE}, {**asked, **_FILES_ALONE}):
-        raise CorpusError(_other_settings(output, different))
+        raise _other_settings(output, different)
     msg = (
         f"{output}: the archive of {name} has changed since this corpus was made of it; put the old one "
-        f"back, or choose another folder with --output"
+        f"back, or choose another output folder"
     )
-    raise CorpusError(msg)
+    raise CorpusError(msg, settings=("output",))
 
 
-def _other_settings(output: Path, different: str) -> str:
-    return (
-        f"{output}: holds a corpus made with other settings ({different}); choose another folder with "
-        f"--output, or remove this one"
+def _other_settings(output: Path, different: str) -> CorpusError:
+    msg = (
+        f"{output}: holds a corpus made with other settings ({different}); choose another output folder, or "
+        f"remove this one"
     )
+    return CorpusError(msg, settings=("output",))

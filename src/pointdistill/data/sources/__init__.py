@@ -12,26 +12,26 @@ from pathlib import Path
 from typing import cast
 
 from pointdistill.data.sources.base import (
-    Cloud,
     Entry,
     Source,
+    SourceCloud,
     SourceInfo,
     SourceRequest,
     check_request,
-    shape_rng,
+    source_shape_rng,
 )
 from pointdistill.errors import ConfigError
 
 __all__ = [
     "SOURCES",
-    "Cloud",
     "Entry",
     "Source",
+    "SourceCloud",
     "SourceInfo",
     "SourceRequest",
     "open_source",
-    "shape_rng",
     "source_info",
+    "source_shape_rng",
 ]
 
 _HERE = "pointdistill.data.sources"
@@ -61,7 +61,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="shapenetcore",
-        module=f"{_HERE}.shapenetcore",
+        module=f"{_HERE}.mesh_archives",
+        opener="open_shapenetcore",
         title="ShapeNetCore v2, CAD models of 55 categories",
         licence="non-commercial research and education, on ShapeNet's terms",
         up="y",
@@ -74,7 +75,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="3d-future",
-        module=f"{_HERE}.future3d",
+        module=f"{_HERE}.mesh_archives",
+        opener="open_3d_future",
         title="3D-FUTURE, furniture models",
         licence="research use, on its authors' terms",
         up="y",
@@ -107,7 +109,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="modelnet40",
-        module=f"{_HERE}.modelnet40",
+        module=f"{_HERE}.mesh_archives",
+        opener="open_modelnet40",
         title="ModelNet40, 40 classes of CAD models",
         licence="academic use; models belong to their owners",
         up="z",
@@ -152,7 +155,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="abo",
-        module=f"{_HERE}.abo",
+        module=f"{_HERE}.mesh_archives",
+        opener="open_abo",
         title="Amazon Berkeley Objects, models of goods",
         licence="CC BY-NC 4.0",
         up="y",
@@ -178,7 +182,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="toys4k",
-        module=f"{_HERE}.toys4k",
+        module=f"{_HERE}.mesh_archives",
+        opener="open_toys4k",
         title="Toys4K, toys of 105 classes",
         licence="each object under its own licence",
         up="y",
@@ -204,7 +209,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="objaverse-cap3d",
-        module=f"{_HERE}.cap3d",
+        module=f"{_HERE}.mesh_archives",
+        opener="open_cap3d",
         title="Objaverse 1.0 as Cap3D's point clouds",
         licence="ODC-By; each object under its own licence",
         up="z",
@@ -217,7 +223,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="objaverse-xl-cap3d",
-        module=f"{_HERE}.cap3d",
+        module=f"{_HERE}.mesh_archives",
+        opener="open_cap3d",
         title="Objaverse-XL's part of Cap3D's point clouds",
         licence="ODC-By; each object under its own licence",
         up="z",
@@ -255,10 +262,12 @@ def source_info(name: str) -> SourceInfo:
         return rows[name]
     near = difflib.get_close_matches(name, rows, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(rows)}"
+    settings: tuple[str, ...] = ()
     if Path(name).is_dir():
-        hint = f"for your own files: folder --input {name}"
+        hint = "for your own files choose the source folder and give it this path"
+        settings = ("input",)
     msg = f"no source {name!r}; {hint}"
-    raise ConfigError(msg)
+    raise ConfigError(msg, settings=settings)
 
 
 def open_source(name: str, request: SourceRequest) -> Source:
@@ -270,5 +279,5 @@ def open_source(name: str, request: SourceRequest) -> Source:
     """
     info = source_info(name)
     check_request(request, info)
-    module = importlib.import_module(info.module)
-    return cast("Source", module.open_source(request, info))
+    opener = getattr(importlib.import_module(info.module), info.opener)
+    return cast("Source", opener(request, info))

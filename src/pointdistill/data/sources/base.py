@@ -32,7 +32,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Cloud:
+class SourceCloud:
     """What a source gives for one shape. Sizes: n points."""
 
     points: NDArray[np.floating]
@@ -60,13 +60,13 @@ class Source(Protocol):
             DataError: if the archive cannot be listed.
         """
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """One shape's points.
 
         Args:
             entry: one of `entries`.
             count: points wanted: a mesh gives as many, a cloud what it has.
-            rng: the shape's own generator, see `shape_rng`.
+            rng: the shape's own generator, see `source_shape_rng`.
 
         Raises:
             DataError: if the shape cannot be used; the message names no path of this machine.
@@ -100,7 +100,7 @@ class SourceInfo:
 
     name: str
     module: str
-    """Module that has ``open_source(request) -> Source``."""
+    """Module that opens it; imported only when the source is used."""
 
     title: str
     """What it is, in a few words."""
@@ -131,11 +131,14 @@ class SourceInfo:
     official_test: int = 0
     """Shapes more with the test split."""
 
+    opener: str = "open_source"
+    """The function of that module, ``(request, info) -> Source``."""
+
     options: frozenset[str] = field(default_factory=frozenset)
     """Fields of `SourceRequest`, beside ``path``, that it understands."""
 
 
-def shape_rng(*, seed: int, source: str, shape_id: str) -> np.random.Generator:
+def source_shape_rng(*, seed: int, source: str, shape_id: str) -> np.random.Generator:
     """The generator of one shape: the same whatever the workers, the order, or the shapes beside it."""
     words = hashlib.sha256(f"{seed}\0{source}\0{shape_id}".encode()).digest()
     return np.random.default_rng(np.frombuffer(words, "<u4"))
@@ -174,9 +177,8 @@ def required_path(request: SourceRequest, info: SourceInfo) -> Path:
         return path
     given = f"{path}: no such file or folder" if path else f"{info.name} needs the path of its data"
     access = f" ({info.access})" if info.access else ""
-    option = "--archive" if info.files else "--input"
-    msg = f"{given}; with {option} give {info.archive}, from {info.origin}{access}"
-    raise DataError(msg)
+    msg = f"{given}; give {info.archive}, from {info.origin}{access}"
+    raise DataError(msg, settings=("archive" if info.files else "input",))
 
 
 def archive_paths(request: SourceRequest, info: SourceInfo) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pointdistill.data.builtin import CATEGORIES, PART_NAMES, make_shape, sample_shape
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.sources.base import Cloud, Entry, SourceInfo, SourceRequest
+from pointdistill.data.sources.base import Entry, SourceCloud, SourceInfo, SourceRequest
 from pointdistill.errors import ConfigError
 
 DEFAULT_SHAPES = 10_000
@@ -34,11 +34,11 @@ class BuiltinSource:
             for k in range(self.shapes)
         ]
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """Make the shape and draw its points; see `pointdistill.data.sources.base.Source`."""
         shape = make_shape(self.facts.labels[entry.label], rng=rng)
         points, part = sample_shape(shape, count, rng=rng)
-        return Cloud(points, part)
+        return SourceCloud(points, part)
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> BuiltinSource:

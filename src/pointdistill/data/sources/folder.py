@@ -17,8 +17,8 @@ from pointdistill.data.meshes.read import FORMATS
 from pointdistill.data.meshes.records import Axis
 from pointdistill.data.meshes.sampling import check_axis
 from pointdistill.data.sources.base import (
-    Cloud,
     Entry,
+    SourceCloud,
     SourceInfo,
     SourceRequest,
     printable,
@@ -54,7 +54,7 @@ class FolderSource:
             for name in _files(self.path, FORMATS)
         ]
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """Points of one file; see `pointdistill.data.sources.base.Source`."""
         if not entry.where:
             msg = f"{entry.id}: is a link that leads nowhere; put there what it stands for"

@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from pointdistill.data.archive import Archive, Place, open_archive
+from pointdistill.data.archive import Archive, MemberLocation, open_archive
 from pointdistill.data.benchmarks.scanobjectnn import STAND_IN_MARKER
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL
 from pointdistill.data.meshes.records import Axis
-from pointdistill.data.places import read_place
+from pointdistill.data.places import read_member_at
 from pointdistill.data.sources.archived import source_facts
 from pointdistill.data.sources.base import (
-    Cloud,
     Entry,
+    SourceCloud,
     SourceInfo,
     SourceRequest,
     archive_paths,
@@ -93,19 +93,23 @@ class MemberSource:
             ]
             for name, shape in _shapes(archive, self._layout):
                 label = UNKNOWN_LABEL if shape.label is None else number[printable(shape.label)]
-                where = note_place(root, archive.place(name))
+                where = encode_location(root, archive.locate(name))
                 found.append(Entry(id=printable(shape.id), label=label, where=where))
         return found
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """Points of one member; see `pointdistill.data.sources.base.Source`."""
         if not entry.where:
             msg = f"the name {entry.id!r} leads out of the archive; fetch it from its own site"
             raise DataError(msg)
-        root, place = noted_place(entry.where)
-        return self.cloud(read_place(self._roots[root], place), place.name, count, rng=rng)
+        root, location = decode_location(entry.where)
+        return self.cloud(
+            read_member_at(self._roots[root], location), location.name, count, rng=rng
+        )
 
-    def cloud(self, content: bytes, name: str, count: int, *, rng: np.random.Generator) -> Cloud:
+    def cloud(
+        self, content: bytes, name: str, count: int, *, rng: np.random.Generator
+    ) -> SourceCloud:
         """Points of the mesh or cloud that a member holds."""
         return cloud_of(read_content(content, name), count, up=self._up, rng=rng)
 
@@ -168,15 +172,15 @@ def joint_checksum(roots: Sequence[Path], checksums: Sequence[str]) -> str:
     return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
 
 
-def note_place(root: int, place: Place) -> str:
+def encode_location(root: int, location: MemberLocation) -> str:
     """A place in archive number ``root`` as text, for an entry's ``where``."""
-    return json.dumps([root, *astuple(place)])
+    return json.dumps([root, *astuple(location)])
 
 
-def noted_place(where: str) -> tuple[int, Place]:
-    """What `note_place` wrote."""
+def decode_location(where: str) -> tuple[int, MemberLocation]:
+    """What `encode_location` wrote."""
     root, *fields = json.loads(where)
-    return root, Place(*fields)
+    return root, MemberLocation(*fields)
 
 
 def unsafe_shapes(archive: Archive, layout: Layout) -> list[str]:

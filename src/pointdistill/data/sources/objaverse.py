@@ -12,18 +12,18 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import Place, walk
+from pointdistill.data.archive import MemberLocation, walk
 from pointdistill.data.meshes.records import Axis, PointSet
 from pointdistill.data.sources.archived import source_facts
 from pointdistill.data.sources.base import (
-    Cloud,
     Entry,
+    SourceCloud,
     SourceInfo,
     SourceRequest,
     archive_paths,
     printable,
 )
-from pointdistill.data.sources.members import TURNED, MemberSource, note_place
+from pointdistill.data.sources.members import TURNED, MemberSource, encode_location
 from pointdistill.data.sources.shapes import cloud_of, read_content
 from pointdistill.errors import DataError
 
@@ -41,11 +41,16 @@ class ObjaverseSource(MemberSource):
         """One for each file that is there; a path that leads out of the folder is refused when it is read."""
         folder = self._roots[0]
         return [
-            Entry(id=printable(uid), where=note_place(0, Place(name)) if _inside(name) else "")
+            Entry(
+                id=printable(uid),
+                where=encode_location(0, MemberLocation(name)) if _inside(name) else "",
+            )
             for uid, name, _ in _present(folder)
         ]
 
-    def cloud(self, content: bytes, name: str, count: int, *, rng: np.random.Generator) -> Cloud:
+    def cloud(
+        self, content: bytes, name: str, count: int, *, rng: np.random.Generator
+    ) -> SourceCloud:
         """Points of a scene's surface, or of its point sets where it has no surface.
 
         Raises:

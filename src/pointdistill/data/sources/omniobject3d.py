@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from pointdistill.data.archive import MEMBER_LIMIT_BYTES
 from pointdistill.data.meshes.sampling import to_z_up
-from pointdistill.data.places import read_place
-from pointdistill.data.sources.base import Cloud, Entry, SourceInfo, SourceRequest
+from pointdistill.data.places import read_member_at
+from pointdistill.data.sources.base import Entry, SourceCloud, SourceInfo, SourceRequest
 from pointdistill.data.sources.members import (
     Layout,
     MemberSource,
     Named,
-    noted_place,
+    decode_location,
     open_members,
 )
 from pointdistill.errors import DataError
@@ -49,17 +49,20 @@ class OmniObject3DSource(MemberSource):
             found += [replace(member, id=f"{member.id}/{row:05d}") for row in range(rows)]
         return found
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """One row's points; see `pointdistill.data.sources.base.Source`."""
         if not entry.where:
             return super().read(entry, count, rng=rng)
         if self._held is None or self._held[0] != entry.where:
             self._held = None  # before the next is read, or two are in memory
-            root, place = noted_place(entry.where)
-            self._held = entry.where, _clouds(read_place(self._roots[root], place), place.name)
+            root, location = decode_location(entry.where)
+            self._held = (
+                entry.where,
+                _clouds(read_member_at(self._roots[root], location), location.name),
+            )
         clouds = self._held[1]
         row = int(entry.id.rpartition("/")[2])
-        return Cloud(to_z_up(clouds[row].astype(np.float64), self._up))
+        return SourceCloud(to_z_up(clouds[row].astype(np.float64), self._up))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the member that this process holds."""

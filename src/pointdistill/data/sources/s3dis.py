@@ -23,7 +23,9 @@ _MEMBER = re.compile(r"(?:.*/)?(Area_\d+)/([^/]+)/Annotations/([^/]+)_(\d+)\.txt
 class S3DISSource(MemberSource):
     """Clouds of a few thousand to millions of rows ``x y z r g b``."""
 
-    def cloud(self, content: bytes, name: str, count: int, *, rng: np.random.Generator) -> Cloud:
+    def cloud(
+        self, content: bytes, name: str, count: int, *, rng: np.random.Generator
+    ) -> SourceCloud:
         """A random subset of the rows; only these are parsed, which is what costs.
 
         Of each row only x, y and z count: the archive has one with a control byte inside a colour.
@@ -38,7 +40,7 @@ class S3DISSource(MemberSource):
         if len(rows) > count:
             chosen = np.sort(rng.choice(len(rows), size=count, replace=False, shuffle=False))
             rows = [rows[k] for k in chosen]
-        return Cloud(parse_points(rows))
+        return SourceCloud(parse_points(rows))
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> MemberSource:

@@ -16,8 +16,8 @@ from pointdistill.data.checksums import file_checksum
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.sources.archived import source_facts
 from pointdistill.data.sources.base import (
-    Cloud,
     Entry,
+    SourceCloud,
     SourceInfo,
     SourceRequest,
     archive_paths,
@@ -41,7 +41,7 @@ class ScannedObjectsSource:
         """Every zip of the folder; none is opened."""
         return [Entry(id=printable(zip_.stem), where=zip_.name) for zip_ in _zips(self.folder)]
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """Points of one zip's mesh; see `pointdistill.data.sources.base.Source`."""
         path = self.folder / entry.where
         with still_there(path):

@@ -16,7 +16,13 @@ from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS, read_data
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.meshes.sampling import to_z_up
 from pointdistill.data.sources.archived import ArchiveSource, archive_facts
-from pointdistill.data.sources.base import Cloud, Entry, SourceInfo, SourceRequest, archive_paths
+from pointdistill.data.sources.base import (
+    Entry,
+    SourceCloud,
+    SourceInfo,
+    SourceRequest,
+    archive_paths,
+)
 from pointdistill.errors import DataError
 
 
@@ -43,13 +49,13 @@ class ScanObjectNNSource(ArchiveSource):
             ]
         return found
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:  # noqa: ARG002
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:  # noqa: ARG002
         """One row's points; see `pointdistill.data.sources.base.Source`."""
         if self._held is None or self._held[0] != entry.where:
             self._held = None  # before the next is read, or two are in memory
             self._held = entry.where, _read(self.archive, entry.where)[0]
         row = int(entry.id.rsplit("/", 1)[1])
-        return Cloud(to_z_up(self._held[1][row].astype(np.float64), "y"))
+        return SourceCloud(to_z_up(self._held[1][row].astype(np.float64), "y"))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the member that this process holds."""

@@ -11,11 +11,13 @@ from pointdistill.data.archive import Archive
 from pointdistill.data.meshes.read import printable_line, read_mesh
 from pointdistill.data.meshes.records import Axis, PointSet, Surface
 from pointdistill.data.meshes.sampling import draw
-from pointdistill.data.sources.base import Cloud
+from pointdistill.data.sources.base import SourceCloud
 from pointdistill.errors import DataError
 
 
-def cloud_of(shape: Surface | PointSet, count: int, *, up: Axis, rng: np.random.Generator) -> Cloud:
+def cloud_of(
+    shape: Surface | PointSet, count: int, *, up: Axis, rng: np.random.Generator
+) -> SourceCloud:
     """Points of a shape, turned from ``up`` to z up.
 
     Args:
@@ -29,7 +31,7 @@ def cloud_of(shape: Surface | PointSet, count: int, *, up: Axis, rng: np.random.
         DataError: if a cloud has fewer than 32 points.
     """
     available = len(shape.points) if isinstance(shape, PointSet) else count
-    return Cloud(draw(shape, min(count, available), rng=rng, up=up))
+    return SourceCloud(draw(shape, min(count, available), rng=rng, up=up))
 
 
 def read_member(archive: Archive, name: str) -> Surface | PointSet:

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import Place, open_archive
+from pointdistill.data.archive import MemberLocation, open_archive
 from pointdistill.data.checksums import file_checksum
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.places import read_place
+from pointdistill.data.places import read_member_at
 from pointdistill.data.sources.archived import source_facts
 from pointdistill.data.sources.base import (
-    Cloud,
     Entry,
+    SourceCloud,
     SourceInfo,
     SourceRequest,
     archive_paths,
@@ -45,7 +45,7 @@ _MOST_PIXELS = 1 << 24
 class _Where:
     """All that it takes to cut one object out."""
 
-    place: tuple[Any, ...] | None  # of the depth image; None where the archive lacks it
+    location: tuple[Any, ...] | None  # of the depth image; None where the archive lacks it
     camera: Numbers
     tilt: Numbers
     box: Box
@@ -71,26 +71,26 @@ class SunRGBDSource:
             found: list[Entry] = []
             for scene in training_scenes(self._meta, self._toolbox):
                 member = members.get(scene.depth)
-                place = None if member is None else archive.place(member)
-                found += _entries(scene, place, number)
+                location = None if member is None else archive.locate(member)
+                found += _entries(scene, location, number)
         return found
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:  # noqa: ARG002
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:  # noqa: ARG002
         """The points inside one box; see `pointdistill.data.sources.base.Source`."""
         where = json.loads(entry.where)
-        if where["place"] is None:
+        if where["location"] is None:
             msg = f"the depth image of {entry.id} is not in {self._images.name}; fetch the archive again"
             raise DataError(msg)
-        image = json.dumps([where["place"], where["camera"], where["tilt"]])
+        image = json.dumps([where["location"], where["camera"], where["tilt"]])
         if self._held is None or self._held[0] != image:
-            place = Place(*where["place"])
-            depth = depth_metres(read_place(self._images, place), place.name)
+            location = MemberLocation(*where["location"])
+            depth = depth_metres(read_member_at(self._images, location), location.name)
             self._held = image, room_points(depth, where["camera"], where["tilt"])
         points = inside_box(self._held[1], Box(**where["box"]))
         if len(points) < FEWEST_POINTS:
             msg = f"{entry.id}: {len(points):,} points, objects with at least {FEWEST_POINTS:,} are kept"
             raise DataError(msg)
-        return Cloud(points)
+        return SourceCloud(points)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the image that this process holds."""
@@ -176,8 +176,8 @@ def inside_box(points: NDArray[np.float64], box: Box) -> NDArray[np.float64]:
     return points[(np.abs(along) <= np.abs(box.half_sizes)).all(axis=1)]
 
 
-def _entries(scene: Scene, place: Place | None, number: dict[str, int]) -> list[Entry]:
-    noted = None if place is None else astuple(place)
+def _entries(scene: Scene, location: MemberLocation | None, number: dict[str, int]) -> list[Entry]:
+    noted = None if location is None else astuple(location)
     return [
         Entry(
             id=printable(f"{scene.name}/{k:03d}"),

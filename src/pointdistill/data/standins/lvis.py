@@ -17,15 +17,15 @@ import numpy as np
 
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME, NAME, SHOTS
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
-from pointdistill.data.build.run import Progress as BuildProgress
 from pointdistill.data.build.run import build_corpus
 from pointdistill.data.builtin import CATEGORIES, make_shape, sample_shape
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.files import folder_aside, write_json
-from pointdistill.data.sources.base import Cloud, Entry
+from pointdistill.data.sources.base import Entry, SourceCloud
 from pointdistill.data.standins.hardness import STAND_IN_SEED
 from pointdistill.data.workers import Progress
 from pointdistill.errors import ConfigError
+from pointdistill.reporter import Reporter
 
 VERSION = 1
 """Of the generator; numbers on the stand-in can be compared only within one."""
@@ -79,10 +79,10 @@ class _Shapes:
             rows.append((category, _uid(self.seed, "unlabelled", number)))
         return [Entry(id=uid, where=category) for category, uid in rows]
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """Make the shape and draw its points."""
         points, _ = sample_shape(make_shape(entry.where, rng=rng), count, rng=rng)
-        return Cloud(points)
+        return SourceCloud(points)
 
 
 def make_lvis_stand_in(
@@ -115,9 +115,10 @@ def make_lvis_stand_in(
         settings=asdict(sizes) | {"version": VERSION, "seed": seed},
     )
 
-    def told(state: BuildProgress) -> None:
-        if progress:
-            progress(state.done, state.total)
+    class Counting(Reporter):
+        def progress(self, task: str, done: float, total: float | None = None, **_: str) -> None:  # noqa: ARG002
+            if progress:
+                progress(int(done), int(total or 0))
 
     with folder_aside(output) as aside:
         build_corpus(
@@ -126,7 +127,7 @@ def make_lvis_stand_in(
             points=sizes.points,
             seed=seed,
             workers=0 if workers == 1 else workers,
-            progress=told,
+            reporter=Counting(),
         )
         (aside / ANNOTATION_NAME).write_bytes(_annotation(sizes, seed))
         write_json(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files import write_aside
 from pointdistill.data.meshes import check_axis
-from pointdistill.data.shape_lists import Kind, Place, ReadSettings, read_shape
+from pointdistill.data.shape_lists import PathKind, ReadSettings, ShapeLocation, read_shape
 from pointdistill.data.workspace import last_embedding
 from pointdistill.engine.devices import pick_device
 from pointdistill.engine.embedding.compute import (
@@ -44,7 +44,7 @@ class Neighbour:
     similarity: float
     """Cosine of its features and the query's, in [-1, 1]."""
 
-    place: Place
+    location: ShapeLocation
     """Where the shape itself lay when it was embedded."""
 
 
@@ -128,7 +128,7 @@ def search(
         minimum=network.config.patch_points,
         shuffled=index.info["draws"] > 1,
     )
-    shape = read_shape(Place("file", str(query.absolute()), query.name, 0), settings)
+    shape = read_shape(ShapeLocation("file", str(query.absolute()), query.name, 0), settings)
     if shape.points is None:
         msg = f"{query}: {shape.reason}"
         raise DataError(msg)
@@ -206,8 +206,8 @@ def _described(index: Index, found: Sequence[tuple[int, float]]) -> tuple[Neighb
         inside = name.removeprefix(f"{origin['given']}/") if several else name
         if origin["kind"] == "file":
             inside = Path(origin["path"]).name
-        place = Place(cast("Kind", origin["kind"]), origin["path"], inside, row)
-        neighbours.append(Neighbour(name, similarity, place))
+        location = ShapeLocation(cast("PathKind", origin["kind"]), origin["path"], inside, row)
+        neighbours.append(Neighbour(name, similarity, location))
     return tuple(neighbours)
 
 
@@ -234,8 +234,8 @@ def draw_sheet(path: Path, query: Path, found: Found) -> list[str]:
 
 
 def _points(neighbour: Neighbour, settings: ReadSettings) -> Points | None:
-    shape = read_shape(neighbour.place, settings)
-    same = neighbour.place.kind != "corpus" or neighbour.id.endswith(shape.name)
+    shape = read_shape(neighbour.location, settings)
+    same = neighbour.location.kind != "corpus" or neighbour.id.endswith(shape.name)
     return shape.points if same else None
 
 

@@ -43,7 +43,7 @@ def corpus_json(summary: CorpusSummary) -> dict[str, Any]:
         "refused_sha256": made.refused_sha256,
         "non_commercial": _non_commercial(summary),
         "sources": [_source_json(source) for source in summary.sources],
-        "refused_causes": [asdict(cause) for cause in summary.causes],
+        "refused_causes": [_cause_json(cause) for cause in summary.causes],
     }
 
 
@@ -63,14 +63,18 @@ def _source_json(source: SourceSummary) -> dict[str, Any]:
     )
 
 
+def _cause_json(cause: RefusedCause) -> dict[str, Any]:
+    stored = asdict(cause)
+    return stored | {"backstop": stored.pop("retryable_failure")}
+
+
 def _whole(summary: CorpusSummary) -> Table:
     made = summary.manifest
-    quarantined = sum(cause.shapes for cause in summary.causes if cause.backstop is not None)
+    retryable = sum(c.shapes for c in summary.causes if c.retryable_failure is not None)
     rows = {
         "shapes": f"{made.shapes:,}, of {made.points:,} points where the source has them",
         "refused": f"{sum(source.refused for source in made.sources):,}",
-        "of these in quarantine": f"{quarantined:,}"
-        + (" (prepare-data --retry)" * (quarantined > 0)),
+        "of these retryable": f"{retryable:,}" + (" (prepare-data --retry)" * (retryable > 0)),
         "on disk": f"{sum(s.bytes for s in made.shards) / 1e6:,.1f} MB in {len(made.shards):,} shards",
         "seed": str(made.seed),
     }
@@ -191,12 +195,12 @@ def _refused(summary: CorpusSummary) -> Table:
         notes.insert(0, f"and {len(rest):,} more causes of {shapes:,} shapes; --json has them.")
     return Table(
         "Refused",
-        ("source", "shapes", "quarantine", "cause", "for example"),
+        ("source", "shapes", "retryable", "cause", "for example"),
         tuple(
             (
                 cause.source,
                 f"{cause.shapes:,}",
-                cause.backstop or "-",
+                cause.retryable_failure or "-",
                 cause.cause,
                 _example(cause),
             )

@@ -22,7 +22,7 @@ from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.data.sources.base import shape_rng
+from pointdistill.data.sources.base import source_shape_rng
 from pointdistill.engine.evaluation.probe import Samples, nearest_neighbour_probe
 from pointdistill.engine.features import extract_features
 from pointdistill.engine.inputs import ProtocolInput
@@ -121,7 +121,7 @@ def _builtin(points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     entries = source.entries()
     clouds = [
         source.read(
-            entry, points, rng=shape_rng(seed=SEED, source=BUILTIN, shape_id=entry.id)
+            entry, points, rng=source_shape_rng(seed=SEED, source=BUILTIN, shape_id=entry.id)
         ).points.astype(np.float32)
         for entry in entries
     ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.pickles import Placeholder, Purpose, read_pickle, shown
-from pointdistill.engine.exchange.checkpoints.archive import Archive
+from pointdistill.engine.exchange.checkpoints.archive import TorchArchive
 from pointdistill.engine.exchange.checkpoints.limits import LIMITS, Limits
 from pointdistill.engine.exchange.checkpoints.tensor_records import (
     Storage,
@@ -42,7 +42,7 @@ class Checkpoint:
         self.path = path
         self._limits = limits
         with _naming(path):
-            self._archive = Archive(file, limits)
+            self._archive = TorchArchive(file, limits)
             self._prefix = _find_prefix(self._archive)
             self._check_byte_order()
             self._storages: dict[str, Storage] = {}
@@ -142,8 +142,8 @@ class Checkpoint:
             msg = f"its pickle names a storage {shown(storage.key)}; torch.save numbers them"
             raise CheckpointError(msg)
         member = self._archive.members.get(f"{self._prefix}/data/{storage.key}")
-        if member is None or member.size != storage.nbytes:
-            held = "are missing" if member is None else f"are {member.size}"
+        if member is None or member.file_size != storage.nbytes:
+            held = "are missing" if member is None else f"are {member.file_size}"
             msg = (
                 f"storage {storage.key} states {storage.elements} values in {storage.nbytes} bytes, which {held}; "
                 "copy the file again"
@@ -181,7 +181,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise CheckpointError(msg) from error
 
 
-def _find_prefix(archive: Archive) -> str:
+def _find_prefix(archive: TorchArchive) -> str:
     """The archive's own name, the folder that everything lies in."""
     found = [n for n in archive.members if n.count("/") == 1 and n.endswith(f"/{_PICKLE}")]
     if len(found) != 1:

@@ -1,6 +1,6 @@
-"""The work on a source, written down for workers on other hosts, and how these do it.
+"""The work on one source, published as a file for workers on other hosts, and how those run it.
 
-It lies in the build's own folder, so a host that can read it there shares the folder with the others.
+The file is in the build's own folder: a host that can read it there shares the folder with the other hosts.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from pointdistill.data.build.tasks import BuildJob, BuildTask, JoinTask
 from pointdistill.errors import DataError
 
 SEEN_SECONDS = 90.0
-"""How long a file that another host wrote may stay unseen: network file systems keep lists for a minute."""
+"""How long to wait for a file that another host wrote: network file systems cache directories for a minute."""
 
 _NAME = "cluster-{}.job"
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """Where the work on a source lies, and what a host must have for it; sent with every task."""
+class RemoteJob:
+    """Where the published work on a source is, and what a host needs to run it; sent with every task."""
 
     path: Path
     sha256: str
     python: str
     version: str
-    """Of this program."""
+    """Version of this program."""
 
     inputs: tuple[tuple[Path, int | None], ...]
-    """Files with their bytes, and folders without, that the source reads."""
+    """What the source reads: files with their size in bytes, folders with None."""
 
     limits: ShapeLimits
 
     def problem(self) -> str | None:
-        """Why this host cannot work on it, in one line that names the host; None if it can."""
+        """Why this host cannot run the job, in one line that names the host; None if it can."""
         here = f"{platform.node()} (process {os.getpid()})"
-        for name, asked, found in (
+        for name, expected, found in (
             ("pointdistill", self.version, program_version()),
             ("Python", self.python, python_version()),
         ):
-            if found != asked:
-                return f"{here} has {name} {found}, this program {asked}; install the same there"
+            if found != expected:
+                return f"{here} has {name} {found}, this program {expected}; install the same there"
         for path, size in ((self.path.parent, None), (self.path, None), *self.inputs):
             try:
                 found_size = path.stat().st_size
@@ -76,24 +76,24 @@ class _Unpacker(pickle.Unpickler):
 
 
 @functools.cache
-def _job_of(order: Order) -> BuildJob:
-    """The work, read once in a process.
+def _load_job(remote: RemoteJob) -> BuildJob:
+    """The work itself, read once per process.
 
     Raises:
         DataError: if this host cannot do it.
     """
-    problem = order.problem()
+    problem = remote.problem()
     if problem:
         raise DataError(problem)
-    content = order.path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != order.sha256:
-        msg = f"{order.path}: changed since the build began; run the same again"
+    content = remote.path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != remote.sha256:
+        msg = f"{remote.path}: changed since the build began; run the same again"
         raise DataError(msg)
     return cast("BuildJob", _Unpacker(io.BytesIO(content)).load())
 
 
 def python_version() -> str:
-    """Python's version without the patch, which changes no result."""
+    """Python's version without the patch number, which does not affect results."""
     return ".".join(platform.python_version_tuple()[:2])
 
 
@@ -105,24 +105,24 @@ def program_version() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class OrderedJob:
-    """The job of an order, done once: another host may have done the task, or be doing it still.
+class RemoteJobRunner:
+    """Runs the tasks of a published job, although another host may have run the same task, or be running it now.
 
-    A worker that has lost its scheduler for a while is taken for dead, and works on. What it writes is the
-    same and whole, so it is enough not to stumble over it.
+    A worker that loses its scheduler for a while counts as dead, yet goes on working. The files that it writes are
+    complete and the same, so it is enough that nobody trips over them.
     """
 
-    order: Order
+    remote: RemoteJob
 
     def __call__(self, task: BuildTask, started: Callable[[int], None]) -> Outcome:
-        """Do one task, see `BuildJob`.
+        """Run one task, see `BuildJob`.
 
         Raises:
-            DataError: if this host cannot, or does not see what other hosts wrote.
+            DataError: if this host cannot run it, or does not see what other hosts wrote.
         """
-        job = _job_of(self.order)
-        if not self.order.path.exists():
-            msg = f"{self.order.path.parent}: the build was stopped"
+        job = _load_job(self.remote)
+        if not self.remote.path.exists():
+            msg = f"{self.remote.path.parent}: the build was stopped"
             raise DataError(msg)
         if not isinstance(task, JoinTask):
             return job.folder.piece_outcome(task.span) or job(task, started)
@@ -131,7 +131,7 @@ class OrderedJob:
             outcome = job.folder.shard_outcome(task.shard)
             if outcome is not None:
                 return outcome
-            # The other host was faster, and has taken the pieces away.
+            # Another host was faster and has removed the pieces.
             with contextlib.suppress(FileNotFoundError):
                 if all(job.folder.piece_outcome(span) for span in task.pieces):
                     return job(task, started)
@@ -144,8 +144,8 @@ class OrderedJob:
             time.sleep(0.5)
 
 
-def place_order(job: BuildJob, limits: ShapeLimits) -> Order:
-    """Write the job where workers read it, and remove those of builds that were killed."""
+def publish_job(job: BuildJob, limits: ShapeLimits) -> RemoteJob:
+    """Write the job where workers read it; remove job files that killed builds left behind."""
     folder = job.folder.path.absolute()
     for leftover in folder.glob(_NAME.format("*")):
         leftover.unlink()
@@ -157,7 +157,7 @@ def place_order(job: BuildJob, limits: ShapeLimits) -> Order:
         for given in sorted(paths)
         if given.exists()
     )
-    return Order(
+    return RemoteJob(
         path=path,
         sha256=hashlib.sha256(content).hexdigest(),
         python=python_version(),
@@ -168,11 +168,11 @@ def place_order(job: BuildJob, limits: ShapeLimits) -> Order:
 
 
 def _packed(job: BuildJob) -> tuple[bytes, set[Path]]:
-    """The pickled job with every path made absolute, and these paths."""
+    """The pickled job with every path made absolute, and those paths."""
     cloudpickle: Any = importlib.import_module("cloudpickle")
     paths: set[Path] = set()
 
-    # Like dask, it takes a class of the user's own script along, which workers cannot import.
+    # cloudpickle, as in dask, includes classes from the user's own script, which workers cannot import.
     class Packer(cloudpickle.Pickler):  # type: ignore[misc]
         def persistent_id(self, value: Any) -> str | None:
             if not isinstance(value, Path):

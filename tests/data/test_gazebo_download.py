@@ -8,7 +8,6 @@ import json
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from pointdistill.data.mixture import fuel
-from pointdistill.data.mixture.fuel import fetch_models, list_models
+from pointdistill.data.mixture import gazebo_download
+from pointdistill.data.mixture.gazebo_download import fetch_models, list_models
 from pointdistill.errors import DataError
+from tests.data.watching import Watching
 
 
 def a_zip(text: str) -> bytes:
@@ -47,7 +47,7 @@ class Fuel:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fuel]:
-    monkeypatch.setattr(fuel, "_PAGE_MODELS", 2)
+    monkeypatch.setattr(gazebo_download, "_PAGE_MODELS", 2)
     state = Fuel(zips={name: a_zip(name) for name in ("Cup", "Mug & Lid", "Pen")})
     state.pages = [rows("Cup", "Mug & Lid"), rows("Pen")]
 
@@ -179,16 +179,13 @@ def test_what_is_no_list_is_one_error(
 
 
 def test_ctrl_c_leaves_whole_zips_and_the_same_call_goes_on(server: Fuel, tmp_path: Path) -> None:
-    titles: list[str] = []
-
-    def begin(title: str) -> AbstractContextManager[None]:
-        if titles:
+    def stop_at_the_second(*_: object) -> None:
+        if len(reporter.tasks) == 2:
             raise KeyboardInterrupt
-        titles.append(title)
-        return nullcontext()
 
+    reporter = Watching(stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        fetch_models(server.url, tmp_path, begin=begin)
-    assert titles == [f"{tmp_path.name}/Cup.zip (1 of 3)"]
+        fetch_models(server.url, tmp_path, reporter=reporter)
+    assert reporter.tasks[0] == f"{tmp_path.name}/Cup.zip (1 of 3)"
     assert [path.name for path in tmp_path.iterdir()] == ["Cup.zip"]
     assert fetch_models(server.url, tmp_path).fetched == 2

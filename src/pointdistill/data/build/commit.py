@@ -30,14 +30,14 @@ def retry_folder(corpus: Path) -> Path:
     return corpus / BUILDING_NAME / RETRY_NAME
 
 
-def write_refused_aside(corpus: Path, refused: Iterable[RefusedShape]) -> Path:
+def stage_refused(corpus: Path, refused: Iterable[RefusedShape]) -> Path:
     """Write the list that the corpus will have."""
     path = retry_folder(corpus) / REFUSED_NAME
     write_refused(path, refused)
     return path
 
 
-def decide(corpus: Path, manifest: Manifest) -> None:
+def stage_manifest(corpus: Path, manifest: Manifest) -> None:
     """Write the manifest that the corpus will have; new shards and the list of refused shapes are there."""
     write_manifest(retry_folder(corpus) / MANIFEST_NAME, manifest)
 
@@ -51,23 +51,23 @@ def finish_retry(corpus: Path) -> None:
     if not (retry_folder(corpus) / MANIFEST_NAME).is_file():
         return
     with locked(corpus):
-        finish_moves(corpus)
+        finish_staged(corpus)
 
 
-def finish_moves(corpus: Path) -> None:
+def finish_staged(corpus: Path) -> None:
     """Finish all that is decided of a corpus, if anything is; the caller holds its lock."""
     if (retry_folder(corpus) / MANIFEST_NAME).is_file():
-        swap(corpus)
-        clear(corpus)
+        apply_staged(corpus)
+        discard_staged(corpus)
     finish_join(BuildFolder(corpus))
 
 
-def clear(corpus: Path) -> None:
+def discard_staged(corpus: Path) -> None:
     """Remove what a finished retry leaves; a source that is being added to the corpus keeps its folder."""
     shutil.rmtree(retry_folder(corpus), ignore_errors=True)
 
 
-def swap(corpus: Path) -> None:
+def apply_staged(corpus: Path) -> None:
     """Move all that was decided to its place, the manifest last; the caller holds the corpus's lock."""
     aside = retry_folder(corpus)
     decided = read_manifest(aside)

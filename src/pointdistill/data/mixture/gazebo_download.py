@@ -9,16 +9,17 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pointdistill.data.fetch import DamagedError, Progress, fetch
+from pointdistill.data.fetch import DamagedError, fetch
 from pointdistill.data.sources.base import printable
 from pointdistill.data.web import LostError, RefusedError, open_web, patiently, web_errors
 from pointdistill.errors import DataError
+from pointdistill.reporter import SILENT, Reporter
 
 OWNER = "GoogleResearch"
 COLLECTION = "Scanned Objects by Google Research"
@@ -28,7 +29,7 @@ _MOST_PAGES = 1_000  # against a list that never ends
 _MOST_PAGE_BYTES = 1 << 26
 _MOST_NAME_BYTES = 200
 
-# Names of files to come: one word, which leads nowhere and hides nothing on any system.
+# Accepted file names: a single path component, not hidden, valid on every system.
 _NAME = re.compile(r"\w[\w .,'&()+-]*")
 
 
@@ -38,16 +39,16 @@ class ModelsFetched:
 
     folder: Path
     fetched: int
-    """Zips that came now."""
+    """Zips downloaded by this call."""
 
     bytes: int
-    """What these take."""
+    """Their size."""
 
     there: int
-    """Zips that are there now."""
+    """Zips that are in the folder now."""
 
     failed: tuple[str, ...]
-    """A line for each model that did not come, and will not by itself."""
+    """A line for each model that could not be fetched and will not be by trying again."""
 
 
 def zips_there(folder: Path) -> int:
@@ -59,18 +60,18 @@ def fetch_models(
     server: str,
     folder: Path,
     *,
-    begin: Callable[[str], AbstractContextManager[Progress | None]] | None = None,
+    reporter: Reporter = SILENT,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ModelsFetched:
-    """Download the models whose zip is not there yet; stopped at any time, the same call goes on.
+    """Download the models whose zip is not there yet; if stopped at any time, the same call continues.
 
-    A zip takes its name when its directory and the checksums of all its members are right, for the server
-    need not say how long it is. A model that the server refuses, such as by 404, costs itself alone.
+    A zip gets its name once its directory and the checksums of all its members are right, because the server need
+    not state its length. A model that the server refuses, as with a 404, costs only itself.
 
     Args:
         server: address of Fuel's interface, with its version.
         folder: where the zips go, each under its model's name; it is made.
-        begin: called as each zip begins; gives what is told how far that one is.
+        reporter: hears how far each zip is.
         sleep: waits between attempts.
 
     Raises:
@@ -87,9 +88,10 @@ def fetch_models(
             continue
         url = f"{server}/{OWNER}/models/{quote(name, safe='')}.zip"
         title = f"{folder.name}/{name}.zip ({number:,} of {len(names):,})"
+        count = partial(reporter.progress, title, unit="bytes")
+        count(0, None)
         try:
-            with begin(title) if begin else nullcontext() as progress:
-                size += fetch(url, path, check=_damage, progress=progress, sleep=sleep).bytes
+            size += fetch(url, path, check=_damage, progress=count, sleep=sleep).bytes
         except (RefusedError, DamagedError) as error:
             failed.append(str(error))
         else:

@@ -1,4 +1,4 @@
-"""Which sources of the mixture a folder holds, and which of those are taken."""
+"""Which sources of the mixture a folder holds, and which of them go in."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class MixtureRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
-    """How it stands with one source."""
+class SourceStatus:
+    """Whether a source is there, and whether it goes in."""
 
     info: SourceInfo
     found: tuple[Path, ...]
@@ -71,6 +71,9 @@ class Standing:
 
     not_taken: str
     """Why it stays out, whether there or not; empty if it belongs to the mixture."""
+
+    settings: tuple[str, ...] = ()
+    """The settings that would take it in, where it is not obvious."""
 
     @property
     def there(self) -> bool:
@@ -88,37 +91,38 @@ def mixture_sources() -> tuple[SourceInfo, ...]:
     return tuple(info for info in SOURCES if info.files)
 
 
-def survey(request: MixtureRequest) -> tuple[Standing, ...]:
-    """How it stands with each source; looks at names in the folder alone.
+def scan_sources(request: MixtureRequest) -> tuple[SourceStatus, ...]:
+    """The status of each source; looks only at the names of files in the folder.
 
     Raises:
         DataError: if the folder does not exist.
     """
     if not request.archives.is_dir():
-        msg = f"{request.archives}: no such folder; with --archives give the one that holds the archives"
-        raise DataError(msg)
+        msg = f"{request.archives}: no such folder; give the one that holds the archives"
+        raise DataError(msg, settings=("archives",))
     there = {info.name: find_archives(info, request.archives) for info in mixture_sources()}
     clouds = bool(there[_CLOUDS_OF_OBJAVERSE][0]) and not there[_WHOLE_OBJAVERSE][0]
     return tuple(
-        Standing(
+        SourceStatus(
             info=info,
             found=there[info.name][0],
             missing=there[info.name][1],
-            not_taken=_why_not(info.name, request, clouds=clouds),
+            not_taken=_why_not(info.name, request, only_clouds=clouds),
+            settings=("sources",) if info.name == _ONLY_BY_NAME and not request.sources else (),
         )
         for info in mixture_sources()
     )
 
 
 def open_taken(request: MixtureRequest) -> tuple[Source, ...]:
-    """Open what goes in, by the names under which it is recorded; each archive is read once, for its checksum.
+    """Open what goes in, sorted by recorded name; each archive is read once, for its checksum.
 
     Raises:
         DataError: if nothing is there, a source that was named is not, an archive is damaged, or a list of
             test shapes is missing.
     """
-    standings = survey(request)
-    lacking = [s for s in standings if s.info.name in request.sources and not s.there]
+    statuses = scan_sources(request)
+    lacking = [s for s in statuses if s.info.name in request.sources and not s.there]
     if lacking:
         first = lacking[0].info
         msg = (
@@ -126,13 +130,13 @@ def open_taken(request: MixtureRequest) -> tuple[Source, ...]:
             f"from {first.origin} ({first.access})"
         )
         raise DataError(msg)
-    taken = [open_one(request, standing.info) for standing in standings if standing.taken]
+    taken = [open_one(request, status.info) for status in statuses if status.taken]
     if not taken:
         msg = (
-            f"{request.archives}: holds none of the mixture's archives; --plan lists what they are called "
+            f"{request.archives}: holds none of the mixture's archives; its plan lists what they are called "
             f"and where they come from"
         )
-        raise DataError(msg)
+        raise DataError(msg, settings=("plan",))
     return tuple(sorted(taken, key=lambda source: source.facts.name))
 
 
@@ -157,13 +161,13 @@ def official_shapes(request: MixtureRequest, info: SourceInfo) -> int:
     return (info.official or 0) + tests
 
 
-def _why_not(name: str, request: MixtureRequest, *, clouds: bool) -> str:
-    """``clouds``: of Objaverse's two forms the clouds alone are there."""
+def _why_not(name: str, request: MixtureRequest, *, only_clouds: bool) -> str:
+    """``only_clouds``: Objaverse is there as point clouds and not as meshes."""
     if request.sources:
         return "" if name in request.sources else "not asked for"
     if name == _ONLY_BY_NAME:
-        return "not part of the mixture; --sources takes it in"
+        return "part of the mixture only where it is named"
     chosen, other = _WHOLE_OBJAVERSE, _CLOUDS_OF_OBJAVERSE
-    if clouds:
+    if only_clouds:
         chosen, other = other, chosen
     return f"the same objects as {chosen}" if name == other else ""

@@ -1,4 +1,4 @@
-"""Whose fault an error is: a disk that is gone stops a build, one that reads badly costs a retry."""
+"""What an error costs: a disk that is gone stops a build, one that reads badly costs a retry."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import pytest
 
 from pointdistill.data.archive import walk
 from pointdistill.data.build import BuildReport, build_corpus, retry_corpus
-from pointdistill.data.build.faults import judged
+from pointdistill.data.build.error_policy import classify_read_error
 from pointdistill.data.build.state import Refusal
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.corpus.refused import read_refused
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.data.sources.base import Cloud, Entry
+from pointdistill.data.sources.base import Entry, SourceCloud
 from pointdistill.errors import DataError
 from tests.data.odd_source import OddSource
 from tests.data.source_archives import (
@@ -35,6 +35,7 @@ from tests.data.source_archives import (
     wedge_off,
     write_zip,
 )
+from tests.data.watching import Watching
 
 SHAPES = range(4)
 BAD_NAME = os.fsdecode(b"ch\xe9se")
@@ -108,12 +109,14 @@ def test_what_vanishes_in_the_middle_stops_the_build_and_costs_no_shape(
     request = SourceRequest(path=tmp_path / "in" / given)
 
     def build(output: str, unplug_at: int = -1) -> BuildReport:
-        def progress(now: object) -> None:
-            if getattr(now, "done", None) == unplug_at and there.exists():
+        def unplug(done: int, _: object) -> None:
+            if done == unplug_at and there.exists():
                 there.rename(away)
 
         opened = open_source(source, request)
-        return build_corpus(opened, tmp_path / output, points=64, workers=0, progress=progress)
+        return build_corpus(
+            opened, tmp_path / output, points=64, workers=0, reporter=Watching(unplug)
+        )
 
     with pytest.raises(DataError, match="is gone; put that right and run the same again to go on"):
         build("corpus", unplug_at=2)
@@ -145,7 +148,7 @@ def test_an_hdf5_archive_that_a_worker_does_not_find_any_more_is_the_machines_fa
     with pytest.raises((OSError, DataError)) as caught:
         worker.read(entry, 64, rng=np.random.default_rng(0))
     with pytest.raises(DataError, match="is gone; put that right"):
-        judged(entry.id, caught.value, outer=None)
+        classify_read_error(entry.id, caught.value, outer=None)
 
 
 def test_a_file_that_the_user_deletes_is_named_and_the_next_build_says_what_changed(
@@ -153,12 +156,14 @@ def test_a_file_that_the_user_deletes_is_named_and_the_next_build_says_what_chan
 ) -> None:
     folder = write_folder(tmp_path / "mine")
 
-    def build(progress: Callable[[object], None] | None = None) -> None:
+    def build(on_progress: Callable[..., object] | None = None) -> None:
         source = open_source("folder", SourceRequest(path=folder))
-        build_corpus(source, tmp_path / "corpus", points=64, workers=0, progress=progress)
+        build_corpus(
+            source, tmp_path / "corpus", points=64, workers=0, reporter=Watching(on_progress)
+        )
 
     with pytest.raises(DataError, match=r"2\.npy: was there when it was listed and is gone"):
-        build(lambda _: (folder / "2.npy").unlink(missing_ok=True))
+        build(lambda *_: (folder / "2.npy").unlink(missing_ok=True))
     with pytest.raises(DataError, match="the source's files have changed since it was begun"):
         build()
 
@@ -168,7 +173,7 @@ def test_a_link_that_leads_nowhere_from_the_start_costs_itself_alone(tmp_path: P
     (folder / "4.npy").symlink_to(tmp_path / "nothing")
     source = open_source("folder", SourceRequest(path=folder))
     report = build_corpus(source, tmp_path / "corpus", points=64, workers=0)
-    assert (report.kept, report.quarantined) == (4, {})
+    assert (report.kept, report.retryable) == (4, {})
     assert report.causes[0].example.startswith("4.npy: is a link that leads nowhere")
 
 
@@ -180,20 +185,20 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: 
 class UnreadSource(OddSource):
     """One shape's file cannot be read until the folder ``scratch`` has a file ``healed``."""
 
-    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> Cloud:
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         if entry.where == "3" and not (self.scratch / "healed").exists():
             raise OSError(errno.EIO, "Input/output error", "/some/where")
         return super().read(entry, count, rng=rng)
 
 
-def test_a_file_that_the_disk_cannot_read_is_in_quarantine_and_read_again(tmp_path: Path) -> None:
+def test_a_file_that_the_disk_cannot_read_is_retryable_and_read_again(tmp_path: Path) -> None:
     """A bad sector stops no build; a cable that was loose loses no shape."""
     source = UnreadSource(8, {5: "nan"}, tmp_path)
     report = build_corpus(source, tmp_path / "corpus", points=64, workers=0)
-    assert (report.kept, report.quarantined) == (6, {"machine": 1})
+    assert (report.kept, report.retryable) == (6, {"machine": 1})
     (tmp_path / "healed").touch()
     again = retry_corpus([source], tmp_path / "corpus", workers=0)
-    assert (again.recovered, again.kept, again.quarantined) == (1, 7, {})
+    assert (again.recovered, again.kept, again.retryable) == (1, 7, {})
 
 
 def wrapped(first: BaseException) -> DataError:
@@ -211,7 +216,7 @@ def wrapped(first: BaseException) -> DataError:
 
 
 @pytest.mark.parametrize(
-    ("first", "backstop"),
+    ("first", "failure"),
     [
         (OSError(errno.EIO, "Input/output error"), "machine"),
         (OSError(errno.ETIMEDOUT, "Connection timed out"), "machine"),
@@ -221,11 +226,11 @@ def wrapped(first: BaseException) -> DataError:
         (ValueError("three corners"), None),
     ],
 )
-def test_a_refusal_says_whether_the_shape_was_judged(
-    first: BaseException, backstop: str | None
-) -> None:
+def test_a_refusal_says_whether_it_is_retryable(first: BaseException, failure: str | None) -> None:
     error = wrapped(first)
-    assert judged("a", error, outer=None) == Refusal("a", "a.off: cannot be read", backstop)
+    assert classify_read_error("a", error, outer=None) == Refusal(
+        "a", "a.off: cannot be read", failure
+    )
 
 
 @pytest.mark.parametrize(
@@ -241,7 +246,7 @@ def test_what_meets_every_shape_is_no_refusal(
     first: BaseException, raised: type[Exception], message: str
 ) -> None:
     with pytest.raises(raised, match=message):
-        judged("a", wrapped(first), outer=None)
+        classify_read_error("a", wrapped(first), outer=None)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -254,7 +259,7 @@ def test_what_the_caller_was_handling_is_no_fault_of_a_shape(
     except OSError:
         source = OddSource(4, {1: "refuse", 2: "raise"})
         report = build_corpus(source, tmp_path / "corpus", points=64, workers=workers)
-    assert (report.kept, report.quarantined) == (2, {})
+    assert (report.kept, report.retryable) == (2, {})
 
 
 def test_no_room_for_temporary_files_is_no_shapes_fault(
@@ -268,7 +273,10 @@ def test_no_room_for_temporary_files_is_no_shapes_fault(
 
 def test_a_cause_has_no_address_of_memory_and_prints() -> None:
     error = DataError(f"{io.BytesIO()!r} in {BAD_NAME}.txt\n(a   b)")
-    assert judged("a", error, outer=None).cause == r"<_io.BytesIO object> in ch\xe9se.txt (a b)"
+    assert (
+        classify_read_error("a", error, outer=None).cause
+        == r"<_io.BytesIO object> in ch\xe9se.txt (a b)"
+    )
 
 
 def s3dis(at: Path, kind: str) -> Path:

@@ -1,4 +1,4 @@
-"""Backstops: shapes that crash, hang or hoard cost themselves alone, and come back when they are read again."""
+"""Limits of a shape: one that crashes, hangs or hoards costs itself alone, and can come back when read again."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from pointdistill.data.build import BuildReport, ShapeLimits, build_corpus, retry, retry_corpus
+from pointdistill.data.build.commit import retry_folder
 from pointdistill.data.build.publish import content_of
 from pointdistill.data.build.spans import Span, cut, tile
-from pointdistill.data.build.swap import retry_folder
 from pointdistill.data.corpus import open_corpus, verify_corpus
 from pointdistill.data.corpus.manifest import read_manifest, write_manifest
 from pointdistill.data.corpus.refused import read_refused
@@ -36,7 +36,8 @@ def build(source: Any, output: Path, **options: Any) -> BuildReport:
 
 def refused_of(corpus: Path) -> dict[str, tuple[str | None, str]]:
     return {
-        shape.id: (shape.backstop, shape.cause) for shape in read_refused(corpus / "refused.jsonl")
+        shape.id: (shape.retryable_failure, shape.cause)
+        for shape in read_refused(corpus / "refused.jsonl")
     }
 
 
@@ -54,13 +55,13 @@ HOSTILE = {
 }
 
 
-def test_every_hostile_shape_is_in_quarantine_with_its_cause_and_all_others_arrive(
+def test_every_hostile_shape_is_retryable_with_its_cause_and_all_others_arrive(
     tmp_path: Path, odd: Callable[..., Any]
 ) -> None:
     limits = replace(LITTLE_MEMORY, deadline_seconds=2.5)
     report = build(odd(50, HOSTILE, scratch=tmp_path), tmp_path / "corpus", limits=limits)
     assert (report.kept, report.refused) == (40, 10)
-    assert report.quarantined == {"crash": 3, "deadline": 2, "memory": 3}
+    assert report.retryable == {"crash": 3, "deadline": 2, "memory": 3}
     twice = "reading it ended the process 2 times"
     late = ("deadline", "reading it took longer than the deadline of 2.5 s")
     much = ("memory", "reading it took more memory than the limit of 0.25 GiB")
@@ -109,10 +110,10 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_only_the_shards_of_the_quarantine_are_made_again(
+def test_only_the_shards_with_retryable_shapes_are_made_again(
     tmp_path: Path, odd: Callable[..., Any]
 ) -> None:
-    """Five shards of ten; one with a gap, and one that had no file since all its shapes were in quarantine."""
+    """Five shards of ten; one with a gap, and one that had no file since all its shapes were retryable."""
     corpus = tmp_path / "corpus"
     gone = dict.fromkeys([13, *range(30, 40)], "one huge array")
     source = odd(50, {**gone, 14: "refuse", 45: "nan"}, tmp_path)
@@ -187,13 +188,13 @@ def test_a_build_finishes_the_last_step_of_a_retry_and_keeps_one_that_is_not_the
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(retry, "_decide", stop)
+        patch.setattr(retry, "_stage", stop)
         with pytest.raises(Killed):
             retry_corpus([source], corpus, workers=0)
     build(source, corpus)
     assert len(list(retry_folder(corpus).glob("odd/odd-*.h5"))) == 2, "what was read again is kept"
     with monkeypatch.context() as patch:
-        patch.setattr(retry, "swap", stop)
+        patch.setattr(retry, "apply_staged", stop)
         with pytest.raises(Killed):
             retry_corpus([source], corpus, workers=0)
     (corpus / "corpus.json").unlink()  # as the last step does first
@@ -246,7 +247,7 @@ def join(sources: list[Any], output: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shapes": 21}, r"odd was another .*settings.shapes: 20 there, 21 asked"),
+        ({"shapes": 21}, r"odd was different .*settings.shapes: 20 there, 21 asked"),
         ({"listed": 21}, "lists other shapes now"),
         ({"shard": b"x"}, "damaged; `pointdistill verify"),
     ],
@@ -282,13 +283,13 @@ def test_however_many_shapes_of_a_piece_fail_the_others_are_read_twice_at_most(
     (tmp_path / "reads").touch()
     bad = dict.fromkeys(range(1, 16, 2), "one huge array")
     report = build(odd(16, bad, tmp_path), tmp_path / "corpus", workers=workers)
-    assert report.quarantined == {"memory": 8}
+    assert report.retryable == {"memory": 8}
     reads = Counter(map(int, (tmp_path / "reads").read_text().split()))
     assert max(reads.values()) == 2
     assert set(reads) == set(range(16))
 
 
-def test_the_list_names_a_backstop_only_where_one_bit_and_older_lists_are_read(
+def test_the_list_names_a_retryable_failure_only_where_there_was_one_and_older_lists_are_read(
     tmp_path: Path, odd: Callable[..., Any]
 ) -> None:
     build(odd(20, {1: "nan", 2: "one huge array"}, tmp_path), tmp_path / "corpus", workers=0)
@@ -299,10 +300,10 @@ def test_the_list_names_a_backstop_only_where_one_bit_and_older_lists_are_read(
         ["backstop", "cause", "id", "source"],
     ]
     path.write_text(path.read_text().replace(', "backstop": "memory"', ""))
-    assert [shape.backstop for shape in read_refused(path)] == [None, None]
+    assert [shape.retryable_failure for shape in read_refused(path)] == [None, None]
 
 
-def test_without_workers_a_shape_that_wants_too_much_memory_is_in_quarantine_too(
+def test_without_workers_a_shape_that_wants_too_much_memory_is_retryable_too(
     tmp_path: Path, odd: Callable[..., Any]
 ) -> None:
     build(odd(20, {2: "one huge array"}, tmp_path), tmp_path / "corpus", workers=0)
