@@ -229,8 +229,8 @@ def read_shape(location: ShapeLocation, settings: ReadSettings) -> ReadShape:
         )
     held = _held(location)
     try:
-        shape = _read(place, held)
-        rng = named_rng(settings.seed, PurePosixPath(place.name).name)
+        shape = _read(location, held)
+        rng = named_rng(settings.seed, PurePosixPath(location.name).name)
         up = shape.declared_up or settings.up
         available = len(shape.points) if isinstance(shape, PointSet) else settings.points
         points = draw(shape, min(settings.points, available), rng=rng, up=up)

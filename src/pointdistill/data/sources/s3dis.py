@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from pointdistill.data.meshes.formats.content import parse_points
-from pointdistill.data.sources.base import Cloud, SourceInfo, SourceRequest
+from pointdistill.data.sources.base import SourceCloud, SourceInfo, SourceRequest
 from pointdistill.data.sources.members import Layout, MemberSource, Named, open_members
 from pointdistill.errors import DataError
 
