@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pointdistill.cli.console import ConsoleReporter, console_reporter
+from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 
 if TYPE_CHECKING:
     from pointdistill.engine.embedding.run import EmbedReport
@@ -68,13 +69,16 @@ def embed(
         int | None,
         typer.Option(help="Clouds a forward pass; the features are the same for any.", min=1),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Features of every shape in files, folders, zips and corpora, as one .npz or Parquet file.
 
     Stopped at any time, the same command goes on. Files that cannot be used are
     listed, the others are done; the exit code is then 2.
     """
+    require_paths(paths)
+    require_encoder(encoder, "encoder")
+
     from pointdistill.engine.embedding.run import EmbedRequest
     from pointdistill.engine.embedding.run import embed as run
 
@@ -90,8 +94,8 @@ def embed(
         batch_size=batch_size,
         device=device,
     )
-    with _progress() as tell:
-        report = run(request, tell, say=partial(typer.echo, err=True))
+    with console_reporter() as reporter:
+        report = run(request, partial(_show, reporter), say=reporter.say)
     _print(report, features, up)
 
 
@@ -123,10 +127,5 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
         raise typer.Exit(2)
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, int], None]]:
-    from pointdistill.cli.progress import shape_progress
-    from pointdistill.data.build import Progress
-
-    with shape_progress("embedding") as show:
-        yield lambda done, total, refused: show(Progress(done, total, refused))
+def _show(reporter: ConsoleReporter, done: int, total: int, refused: int) -> None:
+    reporter.progress("embedding", done, total, note=f"{refused:,} refused" if refused else "")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.task_progress import say_saving, task_progress
+from pointdistill.cli.console import console_reporter
+from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
+from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pointdistill.engine.finetuning.finetune import Finetuned, Hooks
+    from pointdistill.engine.finetuning.finetune import Finetuned
 
 
 class TaskName(StrEnum):
@@ -80,16 +80,24 @@ def finetune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted training in --output.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Make a classifier of an encoder (on shapenetpart, a part segmenter). Ctrl-C saves; --resume goes on."""
+    if resume:
+        output = _check_resume(context, output)
+        require_paths([output], "output")
+    if benchmark is TaskName.FOLDER:  # of an absent archive the engine says where it comes from
+        require_paths([data], "data")
+    if encoder is not None:
+        require_encoder(encoder, "encoder")
+
     from pointdistill.engine.finetuning.finetune import finetune, resume_finetune
     from pointdistill.engine.finetuning.finetune_choices import FinetuneRequest
 
     if resume:
-        place = _resumed(context, output)
-        with _progress() as hooks:
-            result = resume_finetune(place, device=device, hooks=hooks)
+        assert output is not None
+        with console_reporter() as reporter:
+            result = resume_finetune(output, device=device, reporter=reporter)
     else:
         request = FinetuneRequest(
             benchmark=benchmark.value,
@@ -106,29 +114,27 @@ def finetune(
             output=output,
             device=device,
         )
-        with _progress() as hooks:
-            result = finetune(request, hooks)
+        with console_reporter() as reporter:
+            result = finetune(request, reporter=reporter)
     _say_result(result)
 
 
-def _resumed(context: typer.Context, output: Path | None) -> Path:
+def _check_resume(context: typer.Context, output: Path | None) -> Path:
     """The folder to go on in.
 
     Raises:
-        ConfigError: if it was not named, or settings were that it has already.
+        ConfigError: if it was not named, or if settings were given, which the training has already.
     """
-    from pointdistill.errors import ConfigError
-
-    given = [
+    changed = [
         name
         for name in context.params
         if name not in ("resume", "output", "device")
         and (source := context.get_parameter_source(name)) is not None
         and source.name == "COMMANDLINE"
     ]
-    if given or output is None:
-        told = f", and {given[0]} was given" if given else ""
-        msg = f"a training goes on with the settings it began with: give --resume with --output alone{told}"
+    if changed or output is None:
+        added = f", and {changed[0]} was given" if changed else ""
+        msg = f"a training goes on with the settings it began with: give --resume with --output alone{added}"
         raise ConfigError(msg)
     return output
 
@@ -160,21 +166,3 @@ def _score(result: Finetuned) -> str:
         f"{result.epochs} epochs (best epoch {score['best_epoch']}: {score['best_epoch_' + main]:.2f} %, "
         "chosen on the test shapes: a bound, not a result)"
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Hooks]:
-    """Lines and a bar on stderr, which an epoch's figures stand beside."""
-    from pointdistill.engine.finetuning.epochs import EpochRecord
-    from pointdistill.engine.finetuning.finetune import Hooks
-
-    with task_progress() as (say, count):
-
-        def epoch(record: EpochRecord) -> None:
-            text = (
-                f"loss {record.loss:.3f}, test {record.accuracy:.1f} %, "
-                f"{record.clouds_per_second:.0f} shapes/s"
-            )
-            count(text, record.epoch, record.epochs)
-
-        yield Hooks(say=say, count=count, epoch=epoch, on_signal=say_saving)

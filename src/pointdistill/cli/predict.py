@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.task_progress import task_progress
+from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.options import DeviceOption, require_paths
+from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import FailedFile
@@ -40,17 +42,20 @@ def predict(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, on stdout.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Name shapes with a classifier, or their parts with a segmenter.
 
     Files that cannot be used are listed, the others are done; the exit code
     is then 2.
     """
+    require_paths([model])
+    if not as_json and not any(path.exists() for path in files):
+        require_paths(files)
+
     from pointdistill.engine.devices import pick_device
     from pointdistill.engine.finetuning.model_folder import load_model
     from pointdistill.engine.finetuning.models import TrainedClassifier
-    from pointdistill.errors import ConfigError
 
     where = pick_device(device)
     loaded = load_model(model)
@@ -69,13 +74,12 @@ def _classify(
     classifier: TrainedClassifier, files: Sequence[Path], up: str | None, as_json: bool
 ) -> bool:
     """Whether any file could not be used."""
-    from pointdistill.cli.console import print_table
     from pointdistill.engine.finetuning.predict import classify_files
     from pointdistill.engine.reporting.tables import Table
 
-    with task_progress() as (_, show):
+    with console_reporter() as reporter:
         done, failed = classify_files(
-            classifier, files, up=up, progress=partial(show, "classifying")
+            classifier, files, up=up, progress=partial(reporter.progress, "classifying")
         )
     if as_json:
         _print_json([_class_row(file) for file in done])
@@ -102,14 +106,17 @@ def _segment(
     as_json: bool,
 ) -> bool:
     """Whether any file could not be used."""
-    from pointdistill.cli.console import print_table
     from pointdistill.engine.finetuning.predict import plan_parts, segment_files, write_parts
     from pointdistill.engine.reporting.tables import Table
 
     destination = plan_parts(files, output) if output is not None else None
-    with task_progress() as (_, show):
+    with console_reporter() as reporter:
         done, failed = segment_files(
-            segmenter, files, category=category, up=up, progress=partial(show, "segmenting")
+            segmenter,
+            files,
+            category=category,
+            up=up,
+            progress=partial(reporter.progress, "segmenting"),
         )
     names = segmenter.spec.part_names
     if destination is not None and done:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pointdistill.cli.run_options import (
+from pointdistill.cli.options import (
     BatchSizeOption,
     ConfigOption,
     DataOption,
@@ -20,7 +20,9 @@ from pointdistill.cli.run_options import (
     SetOption,
     SizeOption,
     StepsOption,
-    asked_for,
+    require_encoder,
+    require_paths,
+    run_overrides,
 )
 
 
@@ -71,21 +73,28 @@ def pretrain(
     precision: PrecisionOption = "auto",
 ) -> None:
     """Pretrain an encoder on a corpus, with no labels. Ctrl-C saves; --resume goes on."""
+    overrides = run_overrides(
+        recipe=recipe,
+        size=size,
+        mode=mode,
+        config=config,
+        changes=changes,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    require_paths([data], "data")
+    if resume:
+        require_paths([run], "run")
+    if init_from is not None:
+        require_encoder(init_from, "init_from")
+
     from pointdistill.cli.training import run_pretraining
     from pointdistill.engine.training.run_options import RunOptions
 
     run_pretraining(
-        asked_for(
-            recipe=recipe,
-            size=size,
-            mode=mode,
-            config=config,
-            changes=changes,
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            seed=seed,
-        ),
+        overrides,
         data=data,
         run=run,
         resume=resume,

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pointdistill.cli.task_progress import task_progress
+from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 
 
 def reconstruct(
@@ -33,10 +34,12 @@ def reconstruct(
         Path | None,
         typer.Option(help="Folder for results.json and the picture; by default inside the run."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Fill masked patches from frozen features, beside random features; draw it. Ctrl-C keeps what is done."""
-    from pointdistill.cli.console import print_table
+    require_paths([data], "data")
+    require_encoder(encoder, "encoder")
+
     from pointdistill.engine.reconstruction.reconstruct import ReconstructRequest
     from pointdistill.engine.reconstruction.reconstruct import reconstruct as run
     from pointdistill.engine.reconstruction.reconstruct_comparison import PICTURE, RESULTS
@@ -44,12 +47,12 @@ def reconstruct(
     request = ReconstructRequest(
         encoder=encoder, data=data, steps=steps, seeds=seeds, output=output, device=device
     )
-    with task_progress() as (say, show):
+    with console_reporter() as reporter:
 
-        def distance(what: str, done: int, total: int, loss: float) -> None:
-            show(f"{what}, distance {loss:.4f}", done, total)
+        def show(what: str, done: int, total: int, loss: float) -> None:
+            reporter.progress(what, done, total, note=f"distance {loss:.4f}")
 
-        result = run(request, say=say, show=distance)
+        result = run(request, say=reporter.say, show=show)
     if result.outcomes:
         print_table(result.table())
     if result.interrupted:

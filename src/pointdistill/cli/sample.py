@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.task_progress import task_progress
+from pointdistill.cli.console import console_reporter
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import SampleReport
@@ -57,7 +57,7 @@ def sample(
     """
     from pointdistill.data.meshes import sample_files
 
-    with task_progress() as (_, show):
+    with console_reporter() as reporter:
         report = sample_files(
             files,
             points=points,
@@ -66,7 +66,7 @@ def sample(
             cloud_format=cloud_format,
             up=up,
             repair=repair,
-            progress=partial(show, "sampling"),
+            progress=partial(reporter.progress, "sampling"),
         )
     _print(report, points, output)
     if report.failed:

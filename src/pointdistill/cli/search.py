@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
+from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
     from pointdistill.engine.embedding.search import Found
@@ -36,29 +39,32 @@ def search(
             help="Up axis of a query that does not state its own. Default: as in the index."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """The shapes of an embedding nearest to a file, by the cosine of their features."""
-    from pointdistill.cli.console import print_table
-    from pointdistill.engine.embedding.index import open_index
-    from pointdistill.engine.embedding.search import draw_sheet, find_index
-    from pointdistill.engine.embedding.search import search as run
-    from pointdistill.errors import ConfigError
-
     picture = sheet or Path(f"{query.stem}-neighbours.png")
     if picture.suffix.lower() != ".png":
         msg = f"the sheet must end in .png, got {str(picture)!r}"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("sheet",))
+    require_paths([query, index])
+    if encoder is not None:
+        require_encoder(encoder, "encoder")
+
+    from pointdistill.engine.embedding.index import open_index
+    from pointdistill.engine.embedding.search import draw_sheet, find_index
+    from pointdistill.engine.embedding.search import search as run
+
     opened = open_index(find_index(index))
-    found = run(
-        query,
-        opened,
-        count=count,
-        encoder=encoder,
-        up=up,
-        device=device,
-        say=partial(typer.echo, err=True),
-    )
+    with console_reporter() as reporter:
+        found = run(
+            query,
+            opened,
+            count=count,
+            encoder=encoder,
+            up=up,
+            device=device,
+            say=reporter.say,
+        )
     if found.assumed_up and up is None:
         axis = found.settings.up
         typer.echo(

@@ -18,7 +18,7 @@ from pointdistill.engine.recipes.paper import (
 )
 from pointdistill.engine.recipes.sizes import SIZES, large, recipe, tiny
 from pointdistill.errors import ConfigError
-from pointdistill.model.distillation import Mode
+from pointdistill.model.config import Mode
 
 __all__ = ["RECIPES", "SIZES", "Recipe", "find_recipe", "recipe"]
 
@@ -41,7 +41,7 @@ class Recipe:
 def _tiny_cls() -> PretrainConfig:
     """Our own: the CLS objective alone at the tiny size, 600 steps of 32.
 
-    Run: ``pointdistill pretrain --recipe tiny-cls``. Cost: minutes; see ``pointdistill plan``.
+    Cost: minutes; see ``pointdistill plan``.
     """
     return recipe("tiny", Mode.CLS)
 
@@ -49,7 +49,7 @@ def _tiny_cls() -> PretrainConfig:
 def _tiny_mpm() -> PretrainConfig:
     """Our own: masked patches alone at the tiny size, 600 steps of 32 shapes under 2 masks.
 
-    Run: ``pointdistill pretrain --recipe tiny-mpm``. Cost: minutes; see ``pointdistill plan``.
+    Cost: minutes; see ``pointdistill plan``.
     """
     return recipe("tiny", Mode.MPM)
 

@@ -70,7 +70,7 @@ def _whole(summary: CorpusSummary) -> Table:
         "shapes": f"{made.shapes:,}, of {made.points:,} points where the source has them",
         "refused": f"{sum(source.refused for source in made.sources):,}",
         "of these in quarantine": f"{quarantined:,}"
-        + (" (prepare-data --retry)" * (quarantined > 0)),
+        + (" (prepare-data can try them again)" * (quarantined > 0)),
         "on disk": f"{sum(s.bytes for s in made.shards) / 1e6:,.1f} MB in {len(made.shards):,} shards",
         "seed": str(made.seed),
     }
@@ -175,7 +175,7 @@ def _labels(source: SourceSummary) -> Table:
     notes = []
     if rest:
         shapes = sum(count for _, count in rest)
-        notes.append(f"and {len(rest):,} more labels of {shapes:,} shapes; --json has them.")
+        notes.append(f"and {len(rest):,} more labels of {shapes:,} shapes; the JSON has them.")
     if source.unlabelled:
         notes.append(f"{source.unlabelled:,} shapes have no label.")
     rows = tuple((name, f"{count:,}") for name, count in ordered[:MOST_LABELS])
@@ -188,7 +188,7 @@ def _refused(summary: CorpusSummary) -> Table:
     notes = ["refused.jsonl in the corpus's folder names every shape."]
     if rest:
         shapes = sum(cause.shapes for cause in rest)
-        notes.insert(0, f"and {len(rest):,} more causes of {shapes:,} shapes; --json has them.")
+        notes.insert(0, f"and {len(rest):,} more causes of {shapes:,} shapes; the JSON has them.")
     return Table(
         "Refused",
         ("source", "shapes", "quarantine", "cause", "for example"),
