@@ -63,9 +63,9 @@ for command, summary in (
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program; exit codes: 0 done, 2 wrong input, 130 interrupted, 1 anything else."""
     command = typer.main.get_command(app)
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = command(args=words or ["--help"], standalone_mode=False)
+        code = command(args=argv or ["--help"], standalone_mode=False)
     except PointDistillError as error:
         print_error(f"error: {name_options(str(error), error.settings)}")
         sys.exit(2)
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        # A name that is a file where a folder is wanted, no permission, a full disk: the user's to mend.
+        # A file where a folder should be, no permission, a full disk: for the user to put right.
         where = f"{error.filename}: " if error.filename else ""
         print_error(f"error: {where}{error.strerror or error}; give another path, or free it")
         sys.exit(2)

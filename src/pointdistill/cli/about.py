@@ -35,10 +35,10 @@ def doctor() -> None:
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="Print this one whole, as a file for --config.")
+        str | None, typer.Argument(help="Print this recipe in full, as a file for --config.")
     ] = None,
 ) -> None:
-    """List the runs that have a name, or print one of them with every setting."""
+    """List the named runs, or print one of them with every setting."""
     from pointdistill.engine.recipes import RECIPES, find_recipe
     from pointdistill.engine.reporting.tables import Table
     from pointdistill.engine.settings import as_toml
@@ -65,7 +65,7 @@ def recipes(
     )
     print_table(Table("Recipes", ("name", "mode", "length", "batch", "what it is"), rows))
     typer.echo(
-        "next: pointdistill recipes NAME   (all of one), or: pointdistill plan --recipe NAME"
+        "next: pointdistill recipes NAME   (one in full), or: pointdistill plan --recipe NAME"
     )
 
 

@@ -20,12 +20,12 @@ MOST_SHAPES = 500
 def inspect(
     corpus: CorpusArgument = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON with everything instead of tables.")
+        bool, typer.Option("--json", help="Print everything as JSON instead of tables.")
     ] = False,
 ) -> None:
-    """Count a corpus's shapes by source and label; sizes, licences, checksums, what was refused and why.
+    """Summarise a corpus: shapes by source and label, sizes, licences, checksums, what was refused and why.
 
-    Points are read of a sample of shapes only: `verify` reads all.
+    Points are read from a sample of the shapes only; `verify` reads them all.
     """
     import json
 
@@ -44,9 +44,9 @@ def inspect(
 
 
 def verify(corpus: CorpusArgument = None) -> None:
-    """Check every checksum of a corpus, and that every shape is finite.
+    """Check every checksum of a corpus, and that every coordinate is finite.
 
-    Prints a line for each fault, with the shard and the shape, as soon as it is found;
+    Prints a line for each fault as soon as it is found, naming the shard and the shape;
     the exit code is then 2.
     """
     from pointdistill.data.corpus.manifest import read_manifest
@@ -81,43 +81,46 @@ def verify(corpus: CorpusArgument = None) -> None:
 def preview(
     corpus: CorpusArgument = None,
     shapes: Annotated[
-        int, typer.Option(help="Shapes to show, drawn by --seed.", min=1, max=MOST_SHAPES)
+        int,
+        typer.Option(
+            help="Number of shapes to show, chosen at random by --seed.", min=1, max=MOST_SHAPES
+        ),
     ] = 24,
-    seed: Annotated[int, typer.Option(help="Same seed, same shapes.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed shows the same shapes.", min=0)] = 0,
     ids: Annotated[
-        list[str] | None, typer.Option(help="Show the shape of this id; again for more.")
+        list[str] | None, typer.Option(help="Show the shape with this id; repeat for more.")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="Only shapes of this label; again for more.")
+        list[str] | None, typer.Option(help="Only shapes with this label; repeat for more.")
     ] = None,
     source: Annotated[
-        list[str] | None, typer.Option(help="Only shapes of this source; again for more.")
+        list[str] | None, typer.Option(help="Only shapes from this source; repeat for more.")
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="Both files without .png and .html. Default: the corpus's name and -preview.",
+            help="Path of both files without .png and .html. Default: the corpus's name and -preview.",
         ),
     ] = None,
 ) -> None:
-    """Draw shapes of a corpus: a contact sheet (.png), and a page that turns them (.html).
+    """Draw shapes of a corpus: a contact sheet (.png) and a web page to rotate them (.html).
 
-    The page needs nothing but a browser: no network, no other file.
+    The page needs only a browser: no network, no other file.
     """
     from pointdistill.data.corpus import open_corpus
     from pointdistill.data.corpus.choose import Wanted, choose_shapes
     from pointdistill.engine.reporting.preview import write_preview
 
     folder = named_corpus(corpus)
-    wanted = Wanted(ids=tuple(ids or ()), labels=tuple(label or ()), sources=tuple(source or ()))
+    selection = Wanted(ids=tuple(ids or ()), labels=tuple(label or ()), sources=tuple(source or ()))
     opened = open_corpus(folder)
-    chosen = choose_shapes(opened, wanted, count=shapes, seed=seed)
+    chosen = choose_shapes(opened, selection, count=shapes, seed=seed)
     stem = output or Path(f"{folder.resolve().name}-preview")
-    made = write_preview(opened, chosen, stem=stem, seed=seed)
-    typer.echo(f"picture: {made.picture}, {made.shapes:,} of {len(opened):,} shapes")
-    typer.echo(f"page: {made.page}, open it in a browser")
+    written = write_preview(opened, chosen, stem=stem, seed=seed)
+    typer.echo(f"picture: {written.picture}, {written.shapes:,} of {len(opened):,} shapes")
+    typer.echo(f"page: {written.page}, open it in a browser")
     typer.echo(
         f"next: pointdistill pretrain --size tiny --data {shlex.quote(str(folder))}   (on a GPU: --size small)"
     )

@@ -1,4 +1,4 @@
-"""``pointdistill embed``: features of any shapes, as one file."""
+"""``pointdistill embed``: features of any shapes, in one file."""
 
 from __future__ import annotations
 
@@ -45,20 +45,22 @@ def embed(
     ] = None,
     features: Annotated[
         FeatureName,
-        typer.Option(help="One vector a shape (cls; pooled: CLS, mean, max), a patch, or a point."),
+        typer.Option(
+            help="One vector per shape (cls, or pooled: CLS, mean and max), per patch, or per point."
+        ),
     ] = FeatureName.POOLED,
     points: Annotated[
         int | None,
-        typer.Option(help="Points drawn from a shape. Default: as in pretraining.", min=1),
+        typer.Option(help="Points sampled from each shape. Default: as in pretraining.", min=1),
     ] = None,
     draws: Annotated[
         int | None,
         typer.Option(
-            help="Draws averaged. Default: 1; 2,048 points in all for encoders of fewer than 1,024.",
+            help="Samplings to average over. Default: 1; for encoders of fewer than 1,024 points, 2,048 in all.",
             min=1,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the points that are drawn.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the points that are sampled.", min=0)] = 0,
     up: Annotated[
         str | None,
         typer.Option(
@@ -67,14 +69,14 @@ def embed(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Clouds a forward pass; the features are the same for any.", min=1),
+        typer.Option(help="Clouds per forward pass; it does not change the features.", min=1),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Features of every shape in files, folders, zips and corpora, as one .npz or Parquet file.
+    """Compute features of every shape in files, folders, zips and corpora, into one .npz or Parquet file.
 
-    Stopped at any time, the same command goes on. Files that cannot be used are
-    listed, the others are done; the exit code is then 2.
+    If it is stopped, the same command continues. Files that cannot be used are
+    listed and the others are embedded; the exit code is then 2.
     """
     require_paths(paths)
     require_encoder(encoder, "encoder")
@@ -102,15 +104,15 @@ def embed(
 def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
     if report.interrupted:
         typer.echo(
-            f"stopped with {report.shapes:,} of {report.total:,} shapes done and kept; "
-            "the same command goes on from there",
+            f"stopped with {report.shapes:,} of {report.total:,} shapes done and saved; "
+            "the same command continues from there",
             err=True,
         )
         raise typer.Exit(130)
     if report.assumed_up and up is None:
         typer.echo(
-            f"note: {report.assumed_up:,} files do not state their up axis, z was assumed; "
-            "say --up y if theirs is y",
+            f"note: {report.assumed_up:,} files do not state their up axis, so z was assumed; "
+            "use --up y if theirs is y",
             err=True,
         )
     for name, reason in report.failed[:MOST_SHOWN]:

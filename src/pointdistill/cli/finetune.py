@@ -29,12 +29,12 @@ class TaskName(StrEnum):
 def finetune(
     context: typer.Context,
     benchmark: Annotated[
-        TaskName, typer.Argument(help="What to train on; folder is your own, see --data.")
+        TaskName, typer.Argument(help="What to train on; folder means your own, see --data.")
     ] = TaskName.FOLDER,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Your folder, with one sub-folder a class of meshes or clouds; or a benchmark's archive."
+            help="Your folder, with one sub-folder of meshes or clouds per class; or a benchmark's archive."
         ),
     ] = None,
     encoder: Annotated[
@@ -52,14 +52,15 @@ def finetune(
         typer.Option(help="ScanObjectNN: OBJ-BG, OBJ-ONLY or PB-T50-RS. Default: PB-T50-RS."),
     ] = None,
     stand_in: Annotated[
-        bool, typer.Option("--stand-in", help="Take the benchmark's stand-in, made on first use.")
+        bool,
+        typer.Option("--stand-in", help="Train on the benchmark's stand-in, made on first use."),
     ] = False,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Begin with random weights, to compare.")
+        bool, typer.Option("--from-scratch", help="Start from random weights, for comparison.")
     ] = False,
     frozen: Annotated[
         bool,
-        typer.Option("--frozen", help="Train the head alone, on features that stay as they are."),
+        typer.Option("--frozen", help="Train only the head; the encoder stays as it is."),
     ] = False,
     epochs: Annotated[
         int | None,
@@ -67,22 +68,24 @@ def finetune(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=2**63 - 1, help="Of weights, order, views; and a folder's split."),
+        typer.Option(
+            min=0, max=2**63 - 1, help="Seed of weights, order and views, and of a folder's split."
+        ),
     ] = 0,
     held_out: Annotated[
         float | None,
-        typer.Option(help="Share of a folder's classes kept for testing. Default: 0.2."),
+        typer.Option(help="Share of each class of a folder held out for testing. Default: 0.2."),
     ] = None,
     up: Annotated[
         str | None,
         typer.Option(help="Up axis of a folder's files that do not state it. Default: z."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the interrupted training in --output.")
+        bool, typer.Option("--resume", help="Continue the interrupted training in --output.")
     ] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Make a classifier of an encoder (on shapenetpart, a part segmenter). Ctrl-C saves; --resume goes on."""
+    """Turn an encoder into a classifier (on shapenetpart, a part segmenter). Ctrl-C saves; --resume continues."""
     if resume:
         output = _check_resume(context, output)
         require_paths([output], "output")

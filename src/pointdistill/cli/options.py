@@ -56,22 +56,28 @@ RecipeOption = Annotated[
 ]
 SizeOption = Annotated[
     Size | None,
-    typer.Option(help="The paper's small, base, large; tiny for a CPU. Default: small."),
+    typer.Option(
+        help="Size of the model: the paper's small, base or large, or tiny for a CPU. Default: small."
+    ),
 ]
 ModeOption = Annotated[
     ModeName | None,
-    typer.Option(help="Both objectives, CLS or masked patches alone. Default: dual."),
+    typer.Option(
+        help="Which objectives: both (dual), CLS alone, or masked patches alone (mpm). Default: dual."
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option(help="Settings to change, as TOML, or all of them: a run's config.json."),
+    typer.Option(
+        help="A TOML file of settings to change, or a run's config.json with all of them."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change one setting, as in masking.ratio=0.8; may be given several times.",
+        help="Change one setting, as in masking.ratio=0.8; repeat for more.",
     ),
 ]
 DataOption = Annotated[
@@ -81,10 +87,10 @@ DataOption = Annotated[
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the corpus.")]
 StepsOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Optimiser steps of the whole run, instead of --epochs."),
+    typer.Option(min=1, help="Optimiser steps of the whole run, in place of --epochs."),
 ]
 BatchSizeOption = Annotated[
-    int | None, typer.Option(min=1, help="Shapes a step, over all processes.")
+    int | None, typer.Option(min=1, help="Shapes per step, over all processes.")
 ]
 DeviceOption = Annotated[
     str, typer.Option(help="auto, cpu or cuda.", callback=_one_of("device", DEVICES))
@@ -96,7 +102,7 @@ PrecisionOption = Annotated[
         callback=_one_of("precision", PRECISIONS),
     ),
 ]
-KeepOption = Annotated[int, typer.Option(min=1, help="Checkpoints kept, the newest.")]
+KeepOption = Annotated[int, typer.Option(min=1, help="How many of the newest checkpoints to keep.")]
 
 
 def run_overrides(
@@ -142,7 +148,7 @@ def to_argv(overrides: RunOverrides) -> list[str]:
 
 
 def named_corpus(corpus: Path | None) -> Path:
-    """The folder that was named, or the last corpus made in this folder, said on stderr.
+    """The folder that was named, or the last corpus made in this folder; stderr says which.
 
     Raises:
         DataError: if none was named and none was made.
@@ -189,7 +195,7 @@ def require_encoder(encoder: Path | str | None, *settings: str) -> None:
             raise CheckpointError(msg, settings=settings)
         return
     path = Path(encoder)
-    # `runs/mine` with a folder `runs` here is a path with a typing error, never a repository.
+    # `runs/mine` with a folder `runs` here is a path with a spelling mistake, never a repository.
     may_be_repository = len(path.parts) == 2 and not path.is_absolute() and not path.parent.is_dir()
     if not path.exists() and not may_be_repository:
         msg = f"{path}: no encoder here; expected a run folder, or what `pointdistill export` wrote"

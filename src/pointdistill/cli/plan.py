@@ -42,7 +42,7 @@ def plan(
     data: DataOption = None,
     shapes: Annotated[
         int | None,
-        typer.Option(min=1, help="Plan without a corpus, for one of so many shapes."),
+        typer.Option(min=1, help="Plan without a corpus, for this many shapes."),
     ] = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
@@ -53,11 +53,11 @@ def plan(
     no_measure: Annotated[
         bool,
         typer.Option(
-            "--no-measure", help="Take no steps, which is a minute less: arithmetic alone."
+            "--no-measure", help="Run no steps, which saves a minute: estimate by formulas alone."
         ),
     ] = False,
 ) -> None:
-    """Say what a run will cost on this device: memory, hours, disk. Nothing is kept."""
+    """Say what a run will cost on this device: memory, time, disk. Nothing is written."""
     overrides = run_overrides(
         recipe=recipe,
         size=size,
@@ -74,7 +74,7 @@ def plan(
     from pointdistill.engine.training.run_options import RunOptions
 
     with console_reporter() as reporter:
-        made = make_plan(
+        result = make_plan(
             overrides,
             data=data,
             shapes=shapes,
@@ -82,11 +82,11 @@ def plan(
             measured=not no_measure,
             reporter=reporter,
         )
-        for remark in made.remarks:
+        for remark in result.remarks:
             reporter.say(remark)
-    for name, text in describe(made):
+    for name, text in describe(result):
         typer.echo(f"{name:<11} {text}")
-    for problem, setting in made.problems:
+    for problem, setting in result.problems:
         typer.echo(f"problem: {name_options(problem, (setting,))}")
     argv = [*to_argv(overrides), *(["--data", str(data)] if data else [])]
     argv += [] if keep == 2 else ["--keep", str(keep)]
@@ -96,7 +96,7 @@ def plan(
 
 
 def describe(plan: Plan) -> list[tuple[str, str]]:
-    """The plan in words, line by line."""
+    """Name and text of each line of the plan."""
     config, count = plan.config, plan.parameters
     epochs = plan.steps * config.batch_size / plan.shapes
     lines = [
@@ -109,7 +109,8 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
         ("corpus", f"{plan.corpus or 'none yet, synthetic'}: {plan.shapes:,} shapes"),
     ]
     lines += [
-        ("licence", f"{name}: {licence} ({kept:,} shapes)") for name, licence, kept in plan.licences
+        ("licence", f"{name}: {licence} ({shapes:,} shapes)")
+        for name, licence, shapes in plan.licences
     ]
     return [
         *lines,
@@ -129,7 +130,7 @@ def _memory(plan: Plan) -> str:
 
 
 def _time(plan: Plan) -> str:
-    """Hours; without measured steps what they would be at a round speed."""
+    """Hours; without measured steps, what they would be at 10 TFLOP/s."""
     large = plan.flops >= TERA
     work = f"{plan.flops / (TERA if large else GIGA):.3g} {'TFLOP' if large else 'GFLOP'} a step"
     if plan.step.seconds is None:

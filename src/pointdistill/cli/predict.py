@@ -1,4 +1,4 @@
-"""``pointdistill predict``: what a fine-tuned model says of any file."""
+"""``pointdistill predict``: classes or parts of any file, by a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Folder that `finetune` wrote.")],
     files: Annotated[list[Path], typer.Argument(help="Mesh or point files.", metavar="FILE…")],
     category: Annotated[
-        str | None, typer.Option(help="What the files are; needed by a segmenter.")
+        str | None, typer.Option(help="Category of the files; a segmenter needs it.")
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="Of a segmenter: a folder (one coloured .ply for each file), an archive.npz, or one .ply.",
+            help="For a segmenter: a folder (one coloured .ply for each file), an archive.npz, or one .ply.",
         ),
     ] = None,
     up: Annotated[
@@ -41,17 +41,17 @@ def predict(
             help="Up axis (x, y, z, -x, -y, -z) of files that do not state it. Default: the training data's."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, on stdout.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON on stdout.")
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Name shapes with a classifier, or their parts with a segmenter.
 
-    Files that cannot be used are listed, the others are done; the exit code
+    Files that cannot be used are listed and the others are done; the exit code
     is then 2.
     """
     require_paths([model])
-    if not as_json and not any(path.exists() for path in files):
-        require_paths(files)
 
     from pointdistill.engine.devices import pick_device
     from pointdistill.engine.finetuning.model_folder import load_model
@@ -165,7 +165,7 @@ def _remark(
     assumed = sum(file.assumed_up for file in done)
     if assumed:
         typer.echo(
-            f"{assumed:,} of {len(done):,} files state no up axis; {up} was taken, --up names another",
+            f"{assumed:,} of {len(done):,} files state no up axis; {up} was assumed, --up sets another",
             err=True,
         )
     for file in failed:

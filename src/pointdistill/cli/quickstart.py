@@ -13,15 +13,19 @@ from pointdistill.reporter import format_duration
 
 def quickstart(
     folder: Annotated[
-        Path, typer.Option(help="Everything is written here and found again.")
+        Path, typer.Option(help="Folder for everything; the same command continues there.")
     ] = Path("quickstart"),
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same numbers.")] = 0,
-    shapes: Annotated[int, typer.Option(min=64, help="Shapes of the builtin corpus.")] = 4000,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same numbers.")
+    ] = 0,
+    shapes: Annotated[
+        int, typer.Option(min=64, help="Number of shapes in the builtin corpus.")
+    ] = 4000,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps; by default the tiny recipe's.")
     ] = None,
 ) -> None:
-    """See it work in minutes: make shapes, pretrain a tiny encoder, measure it beside its initial weights."""
+    """A demonstration in minutes: make shapes, pretrain a tiny encoder, compare it with its initial weights."""
     from pointdistill.engine.evaluation.results_tables import results_table
     from pointdistill.engine.quickstart import QuickstartConfig, gains, quickstart
 
@@ -29,11 +33,13 @@ def quickstart(
         config = QuickstartConfig(seed=seed, shapes=shapes, steps=steps)
         result = quickstart(folder, config, reporter=reporter)
     if result.interrupted:
-        typer.echo(f"stopped; everything is saved in {folder}, the same command goes on from there")
+        typer.echo(
+            f"stopped; everything is saved in {folder}, and the same command continues from there"
+        )
         raise typer.Exit(130)
     print_table(results_table(result.results))
     added = ", ".join(f"{name} {gain:+.1f}" for name, gain in gains(result.results).items())
-    typer.echo(f"pretraining changed the accuracy of its own initial weights by: {added} points")
+    typer.echo(f"accuracy gained over the initial weights by pretraining: {added} points")
     typer.echo(
         f"{format_duration(sum(result.seconds.values()))}; report with pictures: {result.report}"
     )

@@ -28,7 +28,7 @@ def reconstruct(
         int | None, typer.Option(min=1, help="Training steps of each decoder. Default: 1000.")
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs with seeds 0, 1, ...; mean and deviation are shown.")
+        int, typer.Option(min=1, help="Runs with seeds 0, 1, ...; mean and deviation are printed.")
     ] = 1,
     output: Annotated[
         Path | None,
@@ -36,7 +36,10 @@ def reconstruct(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Fill masked patches from frozen features, beside random features; draw it. Ctrl-C keeps what is done."""
+    """Reconstruct masked patches from frozen features, and from random ones for comparison; draw both.
+
+    Ctrl-C keeps what is finished.
+    """
     require_paths([data], "data")
     require_encoder(encoder, "encoder")
 
@@ -56,8 +59,8 @@ def reconstruct(
     if result.outcomes:
         print_table(result.table())
     if result.interrupted:
-        typer.echo(f"stopped; what is finished is in {result.output}, the same command goes on")
+        typer.echo(f"stopped; what is finished is in {result.output}, the same command continues")
         raise typer.Exit(130)
     typer.echo(f"results: {result.output / RESULTS}; picture: {result.output / PICTURE}")
-    named = "" if encoder is None else f" --encoder {shlex.quote(encoder)}"
-    typer.echo(f"next: pointdistill export my-encoder{named}")
+    encoder_option = "" if encoder is None else f" --encoder {shlex.quote(encoder)}"
+    typer.echo(f"next: pointdistill export my-encoder{encoder_option}")

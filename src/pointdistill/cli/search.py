@@ -24,14 +24,14 @@ def search(
             help="What `embed` wrote, or a folder or corpus embedded here. Default: the last one."
         ),
     ] = None,
-    count: Annotated[int, typer.Option(help="Shapes to find.", min=1)] = 10,
+    count: Annotated[int, typer.Option(help="Number of shapes to find.", min=1)] = 10,
     sheet: Annotated[
         Path | None,
         typer.Option(help="Picture to write. Default: the query's name and -neighbours.png."),
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="The encoder that made the index, if it is no longer where it was."),
+        typer.Option(help="The encoder that made the index, if it has moved since."),
     ] = None,
     up: Annotated[
         str | None,
@@ -41,7 +41,7 @@ def search(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """The shapes of an embedding nearest to a file, by the cosine of their features."""
+    """Find the shapes of an embedding nearest to a file, by cosine similarity of features."""
     picture = sheet or Path(f"{query.stem}-neighbours.png")
     if picture.suffix.lower() != ".png":
         msg = f"the sheet must end in .png, got {str(picture)!r}"
@@ -56,7 +56,7 @@ def search(
 
     opened = open_index(find_index(index))
     with console_reporter() as reporter:
-        found = run(
+        result = run(
             query,
             opened,
             count=count,
@@ -65,24 +65,24 @@ def search(
             device=device,
             say=reporter.say,
         )
-    if found.assumed_up and up is None:
-        axis = found.settings.up
+    if result.assumed_up and up is None:
+        axis = result.settings.up
         typer.echo(
-            f"note: {query} does not state its up axis, {axis} was assumed as for the index; "
-            "--up says otherwise",
+            f"note: {query} does not state its up axis, so {axis} was assumed as for the index; "
+            "--up sets another",
             err=True,
         )
-    print_table(_table(query, opened.path, found))
-    for name in draw_sheet(picture, query, found):
+    print_table(_table(query, opened.path, result))
+    for name in draw_sheet(picture, query, result):
         typer.echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
     typer.echo(f"picture: {picture}")
 
 
-def _table(query: Path, index: Path, found: Found) -> Table:
+def _table(query: Path, index: Path, result: Found) -> Table:
     from pointdistill.engine.reporting.tables import Table as Made
 
     rows = tuple(
         (str(rank), neighbour.id, f"{neighbour.similarity:.4f}")
-        for rank, neighbour in enumerate(found.neighbours, start=1)
+        for rank, neighbour in enumerate(result.neighbours, start=1)
     )
     return Made(f"Nearest to {query} in {index}", ("rank", "shape", "similarity"), rows)

@@ -77,19 +77,19 @@ def export(
     typer.echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")
 
 
-def _describe_onnx(made: OnnxExport) -> None:
+def _describe_onnx(exported: OnnxExport) -> None:
     """Print what was written, its inputs and outputs, and how far it is from the encoder."""
-    typer.echo(f"{made.source} -> {made.path}")
-    cls = f"cls (B, {made.width}), " if made.cls_token else ""
+    typer.echo(f"{exported.source} -> {exported.path}")
+    cls = f"cls (B, {exported.width}), " if exported.cls_token else ""
     typer.echo(
-        f"points (B, {made.points}, 3) float32, raw -> {cls}patches (B, {made.patches}, {made.width}), "
-        f"centers (B, {made.patches}, 3)"
+        f"points (B, {exported.points}, 3) float32, raw -> {cls}"
+        f"patches (B, {exported.patches}, {exported.width}), centers (B, {exported.patches}, 3)"
     )
-    if made.difference is None:
+    if exported.difference is None:
         typer.echo("not checked: onnxruntime is not installed; pip install 'pointdistill[onnx]'")
     else:
-        typer.echo(f"checked in onnxruntime: at most {made.difference:.1g} from the encoder")
-    typer.echo(f"next: in any language, open {made.path} with onnxruntime; see docs/weights.md")
+        typer.echo(f"checked in onnxruntime: at most {exported.difference:.1g} from the encoder")
+    typer.echo(f"next: in any language, open {exported.path} with onnxruntime; see docs/weights.md")
 
 
 def push(
@@ -103,10 +103,10 @@ def push(
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Name on the Hub.")],
     card_only: Annotated[
         Path | None,
-        typer.Option(help="Write the folder that would be uploaded here, and upload nothing."),
+        typer.Option(help="Write the folder to upload to this path, and upload nothing."),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="For you alone, if the repository is new.")
+        bool, typer.Option("--private", help="If the repository is new, make it private.")
     ] = False,
 ) -> None:
     """Upload weights to the Hugging Face Hub with a model card: recipe, results, licences. Needs your token."""
@@ -116,20 +116,22 @@ def push(
     from pointdistill.engine.exchange.push import CARD, prepare, upload
     from pointdistill.engine.exchange.unfinished import encoder_line
 
-    made = prepare(source, repository, card_only or Path("hub", repository))
-    if made.is_encoder:
-        typer.echo(encoder_line(made.source), err=True)
-    licence = made.licence.identifier + (f" ({made.licence.name})" if made.licence.name else "")
-    count = f"{made.results} result{'' if made.results == 1 else 's'}"
-    typer.echo(f"{made.source} -> {made.folder}: licence {licence}, {count}")
-    if made.non_commercial:
-        typer.echo(f"no commercial use: it saw {', '.join(made.non_commercial)}")
+    prepared = prepare(source, repository, card_only or Path("hub", repository))
+    if prepared.is_encoder:
+        typer.echo(encoder_line(prepared.source), err=True)
+    licence = prepared.licence.identifier + (
+        f" ({prepared.licence.name})" if prepared.licence.name else ""
+    )
+    count = f"{prepared.results} result{'' if prepared.results == 1 else 's'}"
+    typer.echo(f"{prepared.source} -> {prepared.folder}: licence {licence}, {count}")
+    if prepared.non_commercial:
+        typer.echo(f"no commercial use: it saw {', '.join(prepared.non_commercial)}")
     if card_only is not None:
         again = shlex.join(["pointdistill", "push", source, repository])
-        typer.echo(f"next: read {shlex.quote(str(made.folder / CARD))}, then {again}")
+        typer.echo(f"next: read {shlex.quote(str(prepared.folder / CARD))}, then {again}")
         return
-    typer.echo(upload(made.folder, repository, private=private))
-    typer.echo(f"next: anywhere, in Python: {made.load}")
+    typer.echo(upload(prepared.folder, repository, private=private))
+    typer.echo(f"next: anywhere, in Python: {prepared.load}")
 
 
 def import_weights(
@@ -142,11 +144,11 @@ def import_weights(
         int | None,
         typer.Option(
             min=1,
-            help="Attention heads, for a width that the paper does not have. Default: as the file says.",
+            help="Attention heads, for a width that is not the paper's. Default: as the file says.",
         ),
     ] = None,
 ) -> None:
-    """Turn a published checkpoint into an encoder folder; the file is read as data, nothing in it is run."""
+    """Turn a published checkpoint into an encoder folder; no code in it is run."""
     require_paths([checkpoint])
 
     from pointdistill.engine.exchange.import_weights import import_weights as run

@@ -100,9 +100,11 @@ class PretrainConfig:
     def _check_views(self) -> None:
         """Check that mode, encoder, crops and masks fit together."""
         crop, encoder = self.global_crop, self.encoder
-        seen = (crop.points, crop.patches, crop.patch_points)
-        if seen != (encoder.points, encoder.patches, encoder.patch_points):
-            msg = f"encoder.points, .patches and .patch_points must be those of global_crop, {seen}"
+        sizes = (crop.points, crop.patches, crop.patch_points)
+        if sizes != (encoder.points, encoder.patches, encoder.patch_points):
+            msg = (
+                f"encoder.points, .patches and .patch_points must be those of global_crop, {sizes}"
+            )
             raise ConfigError(msg)
         if encoder.cls_token != self.mode.has_cls:
             msg = (

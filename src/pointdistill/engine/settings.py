@@ -40,12 +40,12 @@ class RunOverrides:
 
     def items(self) -> list[tuple[str, str]]:
         """Name and value of every field that is given; ``set`` once for each of its assignments."""
-        found: list[tuple[str, str]] = []
+        pairs: list[tuple[str, str]] = []
         for item in fields(self):
             value = getattr(self, item.name)
-            several = value if item.name == "set" else [] if value is None else [value]
-            found += [(item.name, str(one)) for one in several]
-        return found
+            values = value if item.name == "set" else [] if value is None else [value]
+            pairs += [(item.name, str(one)) for one in values]
+        return pairs
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Complete, named runs. Each says where its numbers come from, how to run it, and what it costs."""
+"""Complete, named runs. Each says where its numbers come from and what it costs."""
 
 from __future__ import annotations
 
@@ -55,9 +55,8 @@ def _tiny_mpm() -> PretrainConfig:
 
 
 def _named(make: Callable[..., PretrainConfig], name: str, *size: str) -> Recipe:
-    """The recipe a function makes; what is said of the small one names this one's command."""
-    about = inspect.getdoc(make) or ""
-    about = about.replace("``", "`").replace(f"small-{name.partition('-')[2]}", name)
+    """The recipe that a function makes, under a name of its own; its docstring says what it is."""
+    about = (inspect.getdoc(make) or "").replace("``", "`")
     return Recipe(name, replace(make(*size), name=name), about)
 
 
@@ -73,7 +72,7 @@ def _all() -> list[Recipe]:
     return recipes
 
 
-RECIPES: dict[str, Recipe] = {found.name: found for found in _all()}
+RECIPES: dict[str, Recipe] = {one.name: one for one in _all()}
 
 
 def find_recipe(name: str) -> Recipe:
