@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from pointdistill.engine.reporting.tables import Table
     from pointdistill.engine.training.pretrain import StepRecord
+
+_LEAST_WIDTH = 80
+"""Columns in which a table that is printed whole has room."""
 
 SECONDS_BETWEEN_LINES = 60.0
 """Of a training whose output is no terminal."""
@@ -47,6 +50,7 @@ class ConsoleReporter(Reporter):
         self._bar = bar
         self._keep_tasks = keep_tasks
         self._task: TaskID | None = None
+        self._shown = ""
 
     def say(self, line: str, *settings: str) -> None:
         """A line above the bar, whatever the width, with nothing in it taken for markup."""
@@ -55,35 +59,36 @@ class ConsoleReporter(Reporter):
     def progress(
         self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
     ) -> None:
-        """Move the bar; another task starts it anew, below the last one where tasks are kept."""
-        if self._keep_tasks and self._task_shown() != task:
-            self.finish_task()
-        if self._task is None:
-            self._task = self._bar.add_task(task, total=total, note="", unit=unit)
-            if self._keep_tasks and not self.console.is_terminal:
-                self.show_line(task)
-        current = self._bar.tasks[self._task]
+        """Move the bar; another task starts another one, in the place of the last or below it."""
+        if task != self._shown:
+            self._start(task, total, unit)
+        assert self._task is not None
+        current = self._bar.tasks[-1]
         if current.total != total or done < current.completed:
             self._bar.reset(self._task, total=total)
-        self._bar.update(
-            self._task, description=task, completed=done, total=total, note=note, unit=unit
-        )
+        self._bar.update(self._task, completed=done, total=total, note=note, unit=unit)
 
     def finish_task(self) -> None:
         """Leave the bar of the task at hand full, as it stands."""
         if self._task is not None:
-            total = self._bar.tasks[self._task].total or 1
+            total = self._bar.tasks[-1].total or 1
             self._bar.update(self._task, total=total, completed=total)
             self._bar.stop_task(self._task)
-            self._task = None
-
-    def _task_shown(self) -> str | None:
-        return None if self._task is None else self._bar.tasks[self._task].description
 
     def on_signal(self) -> None:
         """Answer the first Ctrl-C of a training, which ends only after the step that it is in."""
         # Straight to the file: within a signal's handler a buffered stream may be in the middle of a write.
         os.write(2, b"\nfinishing this step, then saving; a second signal stops at once\n")
+
+    def _start(self, task: str, total: float | None, unit: str) -> None:
+        if self._keep_tasks:
+            self.finish_task()
+            if not self.console.is_terminal:
+                self.show_line(task)
+        elif self._task is not None:
+            # Rich keeps a task's old total where the new one is not known, so a new task gets a new entry.
+            self._bar.remove_task(self._task)
+        self._task, self._shown = self._bar.add_task(task, total=total, note="", unit=unit), task
 
     def show_line(self, line: str, style: str | None = None) -> None:
         """Print a line above the bar."""
@@ -217,7 +222,8 @@ def _bar(console: Console, *, transient: bool) -> Progress:
 
         def render(self, task: Task) -> Text:
             if task.fields["unit"] != "bytes":
-                return self._numbers.render(task)
+                speed = f", {task.speed:,.0f}/s" if task.fields["unit"] and task.speed else ""
+                return self._numbers.render(task).append(speed)
             total = f"/{task.total / 1e6:,.1f}" if task.total else ""
             speed = f", {task.speed / 1e6:,.1f} MB/s" if task.speed else ""
             return Text(f"{task.completed / 1e6:,.1f}{total} MB{speed}")
@@ -238,20 +244,42 @@ def print_error(message: str) -> None:
     print(" ".join(message.split()), file=sys.stderr)  # noqa: T201
 
 
-def print_table(table: Table) -> None:
-    """A table with its notes: ruled lines on a terminal, Markdown where the output goes to a file."""
+def print_table(table: Table, *, right: Collection[str] = (), whole: bool = False) -> None:
+    """A table with its notes: ruled lines on a terminal, Markdown where the output goes to a file.
+
+    Args:
+        table: what to print.
+        right: columns that are aligned right, beside those of percentages.
+        whole: cut or wrap nothing, even where the terminal is narrower than 80 columns.
+    """
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         typer.echo(table.markdown())
         return
-    console.print(_rich_table(table))
+    if whole:
+        _print_whole(table, right, console)
+        return
+    console.print(_rich_table(table, right))
     for note in table.notes:
         console.print(note, markup=False, highlight=False, style="dim")
 
 
-def _rich_table(table: Table) -> rich.table.Table:
+def _print_whole(table: Table, right: Collection[str], console: Console) -> None:
+    drawn = _rich_table(table, right)
+    drawn.title, drawn.show_edge, drawn.pad_edge = None, False, False
+    for column in drawn.columns:
+        column.no_wrap = True
+    console.width = max(console.width, _LEAST_WIDTH)
+    typer.echo(table.title)
+    console.print(drawn, crop=False)
+    typer.echo()
+    for note in table.notes:
+        typer.echo(note)
+
+
+def _rich_table(table: Table, right: Collection[str]) -> rich.table.Table:
     """A table with ruled lines, its text as it is."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
@@ -259,7 +287,8 @@ def _rich_table(table: Table) -> rich.table.Table:
 
     drawn = RichTable(title=Text(table.title), title_justify="left", box=SIMPLE_HEAD)
     for name in table.columns:
-        drawn.add_column(Text(name), justify="right" if name.endswith("%") else "left")
+        to_right = name in right or name.endswith("%")
+        drawn.add_column(Text(name), justify="right" if to_right else "left")
     for row in table.rows:
         drawn.add_row(*(Text(cell) for cell in row))
     return drawn

@@ -130,4 +130,6 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
 
 
 def _show(reporter: ConsoleReporter, done: int, total: int, refused: int) -> None:
-    reporter.progress("embedding", done, total, note=f"{refused:,} refused" if refused else "")
+    reporter.progress(
+        "embedding", done, total, note=f"{refused:,} refused" if refused else "", unit="shapes"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pointdistill
@@ -30,9 +31,10 @@ from pointdistill.engine.inputs import protocol_input
 from pointdistill.engine.recipes import recipe
 from pointdistill.engine.reporting.gallery import learning_pictures
 from pointdistill.engine.reporting.report import Picture, Section, write_report
-from pointdistill.engine.training.pretrain import RunOptions, StepRecord, pretrain
+from pointdistill.engine.training.pretrain import RunOptions, pretrain
 from pointdistill.engine.training.run_folder import CHECKPOINTS, read_metrics, read_run_config
 from pointdistill.engine.training.state import list_checkpoints, new_state
+from pointdistill.engine.training.training_reporter import TrainingReporter
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
@@ -96,21 +98,21 @@ def quickstart(
         ConfigError: if ``folder`` holds results of other settings.
     """
     config = config or QuickstartConfig()
-    clock = _Clock(reporter)
-    corpus = _corpus(folder, config, clock)
-    benchmark = _stand_in(folder, config, clock)
+    stages = _Stages(reporter)
+    corpus = _corpus(folder, config, stages)
+    benchmark = _stand_in(folder, config, stages)
     run = folder / f"run-seed{config.seed}"
-    finished = _pretrain(run, corpus, config, clock)
+    finished = _pretrain(run, corpus, config, stages)
     if not finished:
-        return QuickstartResult(folder, run, folder / "report.html", [], clock.seconds, True)
+        return QuickstartResult(folder, run, folder / "report.html", [], stages.seconds, True)
     trained = load_encoder(run)
-    results = _measure(trained, config, benchmark, clock)
+    results = _measure(trained, config, benchmark, stages)
     write_results(run / "results.json", results)
-    clock.begin("report", "writing the report")
+    stages.begin("report", "writing the report")
     report = folder / "report.html"
-    _report(report, config, corpus, benchmark, run, trained, results, clock)
-    clock.end()
-    return QuickstartResult(folder, run, report, results, clock.seconds)
+    _report(report, config, corpus, benchmark, run, trained, results, stages)
+    stages.end()
+    return QuickstartResult(folder, run, report, results, stages.seconds)
 
 
 def gains(results: Sequence[Result]) -> dict[str, float]:
@@ -119,44 +121,49 @@ def gains(results: Sequence[Result]) -> dict[str, float]:
     return {name: accuracy[PRETRAINED, name] - accuracy[INITIAL, name] for name in PROTOCOLS}
 
 
-class _Clock:
-    """Reports each stage, and remembers how long it took."""
+class _Stages(TrainingReporter):
+    """Reports the progress of any task as that of the stage it belongs to, and times the stages."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
         self.seconds: dict[str, float] = {}
-        self._stage = self._task = ""
+        self._stage = self._title = ""
         self._start = 0.0
 
-    def begin(self, stage: str, task: str) -> None:
-        """End the stage before; ``task`` says what this one does, ``stage`` names it in the report."""
+    def begin(self, stage: str, title: str) -> None:
+        """End the stage before; ``title`` says what this one does, ``stage`` names it in the report."""
         self.end()
-        self._stage, self._task, self._start = stage, task, time.perf_counter()
-        self.reporter.progress(task, 0)
-
-    def progress(self, done: int, total: int, *, note: str = "") -> None:
-        self.reporter.progress(self._task, done, total, note=note)
-
-    def step(self, record: StepRecord) -> None:
-        note = f"loss {record.loss:.3f}, {record.shapes_per_second:.0f} shapes/s"
-        self.progress(record.step, record.total, note=note)
+        self._stage, self._title, self._start = stage, title, time.perf_counter()
+        self.reporter.progress(title, 0)
 
     def end(self) -> None:
         if self._stage:
-            spent = time.perf_counter() - self._start
-            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + spent
+            seconds = time.perf_counter() - self._start
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + seconds
         self._stage = ""
 
+    def progress(
+        self,
+        task: str,  # noqa: ARG002
+        done: float,
+        total: float | None = None,
+        *,
+        note: str = "",
+        unit: str = "",
+    ) -> None:
+        """Progress of the stage, whatever the task within it."""
+        self.reporter.progress(self._title, done, total, note=note, unit=unit)
 
-def _corpus(folder: Path, config: QuickstartConfig, clock: _Clock) -> Corpus:
-    clock.begin("corpus", f"making {config.shapes:,} shapes of {config.points:,} points")
+
+def _corpus(folder: Path, config: QuickstartConfig, stages: _Stages) -> Corpus:
+    stages.begin("corpus", f"making {config.shapes:,} shapes of {config.points:,} points")
     # Built directly: the corpus that `prepare-data` made last in this folder stays the one to train on.
     report = build_corpus(
         open_source("builtin", SourceRequest(shapes=config.shapes)),
         folder / f"corpus-seed{config.seed}",
         points=config.points,
         seed=config.seed,
-        progress=lambda p: clock.progress(p.done, p.total),
+        progress=lambda p: stages.progress("", p.done, p.total),
     )
     return open_corpus(report.path)
 
@@ -171,20 +178,20 @@ def stand_in_path(folder: Path, config: QuickstartConfig) -> Path:
     )
 
 
-def _stand_in(folder: Path, config: QuickstartConfig, clock: _Clock) -> Benchmark:
+def _stand_in(folder: Path, config: QuickstartConfig, stages: _Stages) -> Benchmark:
     path = stand_in_path(folder, config)
     if not path.exists():
-        clock.begin("stand-in", "making the ScanObjectNN stand-in (scans of builtin shapes)")
+        stages.begin("stand-in", "making the ScanObjectNN stand-in (scans of builtin shapes)")
         make_scanobjectnn_stand_in(
-            path, splits=[SPLIT], sizes=config.sizes, progress=clock.progress
+            path, splits=[SPLIT], sizes=config.sizes, progress=partial(stages.progress, "")
         )
     return read_scanobjectnn(path, SPLIT)
 
 
-def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, clock: _Clock) -> bool:
+def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, stages: _Stages) -> bool:
     """Train, or resume; return whether the run is complete."""
     pretrain_config = config.pretraining()
-    clock.begin(
+    stages.begin(
         "pretraining",
         f"pretraining the tiny encoder for {pretrain_config.steps:,} steps, no labels",
     )
@@ -199,13 +206,13 @@ def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, clock: _Clock
         run=run,
         resume=resume,
         options=RunOptions(device=config.device, save_every=400),
-        report=clock.step,
+        report=stages.step,
     )
     return not result.interrupted
 
 
 def _measure(
-    trained: Encoder, config: QuickstartConfig, benchmark: Benchmark, clock: _Clock
+    trained: Encoder, config: QuickstartConfig, benchmark: Benchmark, stages: _Stages
 ) -> list[Result]:
     """The same probes on the trained encoder, on its own initial weights, and on geometric features."""
     evaluation = Evaluation(
@@ -214,32 +221,32 @@ def _measure(
     results = []
     initial = new_state(config.pretraining()).teacher.encoder
     for name, encoder in ((PRETRAINED, trained), (INITIAL, initial)):
-        clock.begin(f"measuring {name}", f"measuring: {name}")
+        stages.begin(f"measuring {name}", f"measuring: {name}")
         results += evaluate(
             encoder,
             benchmark,
             evaluation,
             name=name,
             device=config.device,
-            progress=lambda _task, done, total: clock.progress(done, total),
+            progress=stages.progress,
         )
-    clock.begin(f"measuring {GEOMETRY}", f"measuring: {GEOMETRY}")
+    stages.begin(f"measuring {GEOMETRY}", f"measuring: {GEOMETRY}")
     inputs = protocol_input(benchmark.name, trained.config)
     results += evaluate_geometry(
         benchmark,
         evaluation,
         inputs=inputs,
-        progress=lambda _task, done, total: clock.progress(done, total),
+        progress=stages.progress,
     )
-    return [*results, _supervised(results[0], config, benchmark, clock)]
+    return [*results, _supervised(results[0], config, benchmark, stages)]
 
 
 def _supervised(
-    like: Result, config: QuickstartConfig, benchmark: Benchmark, clock: _Clock
+    like: Result, config: QuickstartConfig, benchmark: Benchmark, stages: _Stages
 ) -> Result:
     """The same encoder trained from scratch with the labels, for as long as a quickstart can afford."""
     epochs = config.supervised_epochs
-    clock.begin(SUPERVISED, f"training with labels, from scratch, {epochs} epochs")
+    stages.begin(SUPERVISED, f"training with labels, from scratch, {epochs} epochs")
     encoder = new_state(config.pretraining()).student.encoder
     trained = train_classifier(
         encoder,
@@ -251,7 +258,7 @@ def _supervised(
         seed=config.seed,
         epochs=epochs,
         device=config.device,
-        report=lambda record: clock.progress(record.epoch, epochs),
+        report=lambda record: stages.progress("", record.epoch, epochs),
     )
     score = trained.score
     return replace(
@@ -278,7 +285,7 @@ def _report(
     run: Path,
     trained: Encoder,
     results: list[Result],
-    clock: _Clock,
+    stages: _Stages,
 ) -> None:
     """One page: facts, the table, the curves, and pictures of what was learned from and with what effect."""
     from pointdistill.engine.reporting.pictures import loss_curves
@@ -291,7 +298,7 @@ def _report(
         "measured on": f"{benchmark.data_name} ({benchmark.split}): {len(benchmark.train):,} clouds to "
         f"train the probes, {len(benchmark.test):,} to test",
         "seed": str(config.seed),
-        "seconds": ", ".join(f"{name} {spent:.0f}" for name, spent in clock.seconds.items()),
+        "seconds": ", ".join(f"{name} {spent:.0f}" for name, spent in stages.seconds.items()),
         "pointdistill": pointdistill.__version__,
     }
     gallery = learning_pictures(trained, corpus, benchmark, trained_for)
