@@ -1,7 +1,7 @@
-"""The whole way on one machine in minutes: corpus, stand-in, pretraining, measurement, report.
+"""Everything once, in minutes on one machine: corpus, stand-in, pretraining, measurement, report.
 
-Everything lies in one folder and is found again there: a second call goes on where the first stopped, and gives
-the same numbers for the same seed.
+All of it is written to one folder: a second call continues where the first stopped, and the same seed gives the
+same numbers.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ PROTOCOLS = ("knn", "linear", "svm", "logistic")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuickstartConfig:
-    """How large the run is; the defaults stay under five minutes on two cores."""
+    """Size of the run; with the defaults it takes less than five minutes on two cores."""
 
     shapes: int = 4000
     """Shapes of the builtin corpus."""
 
     points: int = 2048
-    """Points a shape: local views keep 5 % of them at the least, which is a view's worth."""
+    """Points per shape: local views keep at least 5 % of them, which are enough for a view."""
 
     sizes: ScanSizes = field(default_factory=ScanSizes)
     """Of the stand-in benchmark."""
 
     supervised_epochs: int = 8
-    """Of the supervised run that is shown beside; its full protocol has 150."""
+    """Of the supervised run for comparison; its full protocol has 150."""
 
     steps: int | None = None
     """Optimiser steps; None takes the tiny recipe's."""
 
     seed: int = 0
-    """Of corpus, weights, views and probes. The stand-in has a seed of its own, always the same."""
+    """Of corpus, weights, views and probes. The stand-in has a fixed seed of its own."""
 
     device: str = "cpu"
 
@@ -92,7 +92,7 @@ class QuickstartResult:
 def quickstart(
     folder: Path, config: QuickstartConfig | None = None, *, reporter: Reporter = SILENT
 ) -> QuickstartResult:
-    """Do it all in ``folder``; what is there already from a call with the same settings is kept.
+    """Run every stage in ``folder``; what an earlier call with the same settings made is kept.
 
     Raises:
         ConfigError: if ``folder`` holds results of other settings.
@@ -116,7 +116,7 @@ def quickstart(
 
 
 def gains(results: Sequence[Result]) -> dict[str, float]:
-    """Points of accuracy that pretraining added to the run's own initial weights, by protocol."""
+    """Percentage points of accuracy that pretraining added to the run's initial weights, by protocol."""
     accuracy = {(r.features, r.protocol): r.accuracy.mean for r in results}
     return {name: accuracy[PRETRAINED, name] - accuracy[INITIAL, name] for name in PROTOCOLS}
 
@@ -169,7 +169,7 @@ def _corpus(folder: Path, config: QuickstartConfig, stages: _Stages) -> Corpus:
 
 
 def stand_in_path(folder: Path, config: QuickstartConfig) -> Path:
-    """Where the stand-in of these sizes lies."""
+    """Path of the stand-in of these sizes."""
     sizes = config.sizes
     return (
         folder
@@ -244,7 +244,7 @@ def _measure(
 def _supervised(
     like: Result, config: QuickstartConfig, benchmark: Benchmark, stages: _Stages
 ) -> Result:
-    """The same encoder trained from scratch with the labels, for as long as a quickstart can afford."""
+    """The same encoder trained from scratch with the labels, for a few epochs."""
     epochs = config.supervised_epochs
     stages.begin(SUPERVISED, f"training with labels, from scratch, {epochs} epochs")
     encoder = new_state(config.pretraining()).student.encoder
@@ -287,7 +287,7 @@ def _report(
     results: list[Result],
     stages: _Stages,
 ) -> None:
-    """One page: facts, the table, the curves, and pictures of what was learned from and with what effect."""
+    """One page: facts, the table, the curves, and pictures of views and neighbours."""
     from pointdistill.engine.reporting.pictures import loss_curves
 
     trained_for = config.pretraining()

@@ -149,7 +149,7 @@ def _archives(summary: CorpusSummary) -> Table:
 
 
 def _brief(value: object) -> str:
-    """A setting in a cell; a list of names may be of any length."""
+    """A setting in a cell, cut short: a list of names may be of any length."""
     text = str(value)
     return text if len(text) <= _SETTING_LETTERS else f"{text[: _SETTING_LETTERS - 1]}…"
 
@@ -169,7 +169,7 @@ def _non_commercial(summary: CorpusSummary) -> list[str]:
 
 
 def _labels(source: SourceSummary) -> Table:
-    """The most frequent labels of a source; ties in the source's order."""
+    """The most frequent labels of a source; equally frequent ones in the source's order."""
     ordered = sorted(source.labels.items(), key=lambda label: -label[1])
     rest = ordered[MOST_LABELS:]
     notes = []
@@ -207,6 +207,6 @@ def _refused(summary: CorpusSummary) -> Table:
 
 
 def _example(cause: RefusedCause) -> str:
-    """A shape, with its own cause where that says more."""
+    """An example of the cause, with its own message where that says more."""
     own = "" if cause.example == cause.cause else f": {cause.example}"
     return f"{cause.example_id}{own}"
