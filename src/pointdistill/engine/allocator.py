@@ -1,4 +1,4 @@
-"""How this process's memory is handed out: on Linux's C library, freed memory is kept for the next step."""
+"""Memory allocation of this process: with glibc, freed memory is kept for the next step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _PAD_BYTES = 2**26
 
 
 def keep_freed_memory() -> bool:
-    """Reuse freed memory instead of returning it to the system; whether this C library can.
+    """Reuse freed memory instead of returning it to the system; False where the C library cannot.
 
-    A training step on a CPU makes and frees the same large tensors each time. By default the C library gives every
-    one back, and the system zeroes its pages anew, a good part of a step (``benchmarks/step.py``). The process
-    then holds its peak until it ends. Calling it again does nothing more.
+    A training step on a CPU makes and frees the same large tensors each time. By default the C library returns
+    each of them, and the system zeroes the pages again, a good part of a step (``benchmarks/step.py``). With
+    this the process holds its peak until it ends. Calling it again does nothing more.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

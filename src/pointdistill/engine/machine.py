@@ -1,4 +1,4 @@
-"""What this process may hold and holds of the machine's memory, within a container's limits."""
+"""How much memory this process may use and does use, within a container's limits."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ STATUS = Path("/proc/self/status")
 
 
 def memory_gib() -> float:
-    """GiB that this process may hold: physical memory, or a container's limit."""
+    """GiB that this process may use: physical memory, or a container's limit."""
     return memory.memory_bytes() / GIB
 
 
 def resident_gib() -> float | None:
-    """GiB of memory that this process holds now; None where the system does not say."""
+    """GiB of memory that this process uses now; None where the system does not say."""
     return _from_status("VmRSS")
 
 
 def peak_resident_gib() -> float | None:
-    """The most GiB of memory that this process ever held; None where the system does not say."""
+    """Peak memory of this process in GiB; None where the system does not say."""
     return _from_status("VmHWM")
 
 
 def _from_status(name: str) -> float | None:
-    """A figure of Linux's own account of this process. (``getrusage`` would count what its parent held.)"""
+    """A value from Linux's status of this process. (``getrusage`` would include the parent's peak.)"""
     try:
         lines = STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
-    return int(found[0]) * 1024 / GIB if found else None
+    values = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
+    return int(values[0]) * 1024 / GIB if values else None
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory, a GPU's or the machine's, was not enough."""
+    """Whether an error means that the memory of the GPU or the machine was not enough."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -1,14 +1,15 @@
-"""The whole way on one machine in minutes: corpus, stand-in, pretraining, measurement, report.
+"""Everything once, in minutes on one machine: corpus, stand-in, pretraining, measurement, report.
 
-Everything lies in one folder and is found again there: a second call goes on where the first stopped, and gives
-the same numbers for the same seed.
+All of it is written to one folder: a second call continues where the first stopped, and the same seed gives the
+same numbers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pointdistill
@@ -30,12 +31,13 @@ from pointdistill.engine.inputs import protocol_input
 from pointdistill.engine.recipes import recipe
 from pointdistill.engine.reporting.gallery import learning_pictures
 from pointdistill.engine.reporting.report import Picture, Section, write_report
-from pointdistill.engine.training.pretrain import RunOptions, StepRecord, pretrain
+from pointdistill.engine.training.pretrain import RunOptions, pretrain
 from pointdistill.engine.training.run_folder import CHECKPOINTS, read_metrics, read_run_config
 from pointdistill.engine.training.state import list_checkpoints, new_state
+from pointdistill.engine.training.training_reporter import TrainingReporter
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
-from pointdistill.reporter import Reporter
+from pointdistill.reporter import SILENT, Reporter
 
 SPLIT = "OBJ-BG"
 PRETRAINED, INITIAL, GEOMETRY = "pretrained", "initial weights", "geometric features"
@@ -45,25 +47,25 @@ PROTOCOLS = ("knn", "linear", "svm", "logistic")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuickstartConfig:
-    """How large the run is; the defaults stay under five minutes on two cores."""
+    """Size of the run; with the defaults it takes less than five minutes on two cores."""
 
     shapes: int = 4000
     """Shapes of the builtin corpus."""
 
     points: int = 2048
-    """Points a shape: local views keep 5 % of them at the least, which is a view's worth."""
+    """Points per shape: local views keep at least 5 % of them, which are enough for a view."""
 
     sizes: ScanSizes = field(default_factory=ScanSizes)
     """Of the stand-in benchmark."""
 
     supervised_epochs: int = 8
-    """Of the supervised run that is shown beside; its full protocol has 150."""
+    """Of the supervised run for comparison; its full protocol has 150."""
 
     steps: int | None = None
     """Optimiser steps; None takes the tiny recipe's."""
 
     seed: int = 0
-    """Of corpus, weights, views and probes. The stand-in has a seed of its own, always the same."""
+    """Of corpus, weights, views and probes. The stand-in has a fixed seed of its own."""
 
     device: str = "cpu"
 
@@ -74,22 +76,8 @@ class QuickstartConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Hooks:
-    """Where progress goes; each may be ignored."""
-
-    stage: Callable[[str, str], None] = lambda _name, _text: None
-    """Told a stage's short name and a line when it begins."""
-
-    count: Callable[[int, int], None] = lambda _done, _total: None
-    """Told done and total within the stage."""
-
-    step: Callable[[StepRecord], None] = lambda _record: None
-    """Told every training step."""
-
-
-@dataclass(frozen=True, slots=True)
 class QuickstartResult:
-    """What it came to."""
+    """Where the results are, and what was measured."""
 
     folder: Path
     run: Path
@@ -102,83 +90,86 @@ class QuickstartResult:
 
 
 def quickstart(
-    folder: Path, config: QuickstartConfig | None = None, hooks: Hooks | None = None
+    folder: Path, config: QuickstartConfig | None = None, *, reporter: Reporter = SILENT
 ) -> QuickstartResult:
-    """Do it all in ``folder``; what is there already from a call with the same settings is kept.
+    """Run every stage in ``folder``; what an earlier call with the same settings made is kept.
 
     Raises:
         ConfigError: if ``folder`` holds results of other settings.
     """
-    config, hooks = config or QuickstartConfig(), hooks or Hooks()
-    clock = _Clock(hooks)
-    corpus = _corpus(folder, config, clock)
-    benchmark = _stand_in(folder, config, clock)
+    config = config or QuickstartConfig()
+    stages = _Stages(reporter)
+    corpus = _corpus(folder, config, stages)
+    benchmark = _stand_in(folder, config, stages)
     run = folder / f"run-seed{config.seed}"
-    finished = _pretrain(run, corpus, config, clock)
+    finished = _pretrain(run, corpus, config, stages)
     if not finished:
-        return QuickstartResult(folder, run, folder / "report.html", [], clock.seconds, True)
+        return QuickstartResult(folder, run, folder / "report.html", [], stages.seconds, True)
     trained = load_encoder(run)
-    results = _measure(trained, config, benchmark, clock)
+    results = _measure(trained, config, benchmark, stages)
     write_results(run / "results.json", results)
-    clock.begin("report", "writing the report")
+    stages.begin("report", "writing the report")
     report = folder / "report.html"
-    _report(report, config, corpus, benchmark, run, trained, results, clock)
-    clock.end()
-    return QuickstartResult(folder, run, report, results, clock.seconds)
+    _report(report, config, corpus, benchmark, run, trained, results, stages)
+    stages.end()
+    return QuickstartResult(folder, run, report, results, stages.seconds)
 
 
 def gains(results: Sequence[Result]) -> dict[str, float]:
-    """Points of accuracy that pretraining added to the run's own initial weights, by protocol."""
+    """Percentage points of accuracy that pretraining added to the run's initial weights, by protocol."""
     accuracy = {(r.features, r.protocol): r.accuracy.mean for r in results}
     return {name: accuracy[PRETRAINED, name] - accuracy[INITIAL, name] for name in PROTOCOLS}
 
 
-class _Clock:
-    """Tells the hooks what begins, and remembers how long each stage took."""
+class _Stages(TrainingReporter):
+    """Reports the progress of any task as that of the stage it belongs to, and times the stages."""
 
-    def __init__(self, hooks: Hooks) -> None:
-        self.hooks = hooks
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
         self.seconds: dict[str, float] = {}
-        self._stage = ""
-        self._began = 0.0
+        self._stage = self._title = ""
+        self._start = 0.0
 
-    def begin(self, stage: str, text: str) -> None:
+    def begin(self, stage: str, title: str) -> None:
+        """End the stage before; ``title`` says what this one does, ``stage`` names it in the report."""
         self.end()
-        self._stage, self._began = stage, time.perf_counter()
-        self.hooks.stage(stage, text)
+        self._stage, self._title, self._start = stage, title, time.perf_counter()
+        self.reporter.progress(title, 0)
 
     def end(self) -> None:
         if self._stage:
-            spent = time.perf_counter() - self._began
-            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + spent
+            seconds = time.perf_counter() - self._start
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + seconds
         self._stage = ""
 
+    def progress(
+        self,
+        task: str,  # noqa: ARG002
+        done: float,
+        total: float | None = None,
+        *,
+        note: str = "",
+        unit: str = "",
+    ) -> None:
+        """Progress of the stage, whatever the task within it."""
+        self.reporter.progress(self._title, done, total, note=note, unit=unit)
 
-class _Counting(Reporter):
-    """Passes the progress of a build to the hooks."""
 
-    def __init__(self, hooks: Hooks) -> None:
-        self._hooks = hooks
-
-    def progress(self, task: str, done: float, total: float | None = None, **_: str) -> None:  # noqa: ARG002
-        self._hooks.count(int(done), int(total or 0))
-
-
-def _corpus(folder: Path, config: QuickstartConfig, clock: _Clock) -> Corpus:
-    clock.begin("corpus", f"making {config.shapes:,} shapes of {config.points:,} points")
+def _corpus(folder: Path, config: QuickstartConfig, stages: _Stages) -> Corpus:
+    stages.begin("corpus", f"making {config.shapes:,} shapes of {config.points:,} points")
     # Built directly: the corpus that `prepare-data` made last in this folder stays the one to train on.
     report = build_corpus(
         open_source("builtin", SourceRequest(shapes=config.shapes)),
         folder / f"corpus-seed{config.seed}",
         points=config.points,
         seed=config.seed,
-        reporter=_Counting(clock.hooks),
+        progress=lambda p: stages.progress("", p.done, p.total),
     )
     return open_corpus(report.path)
 
 
 def stand_in_path(folder: Path, config: QuickstartConfig) -> Path:
-    """Where the stand-in of these sizes lies."""
+    """Path of the stand-in of these sizes."""
     sizes = config.sizes
     return (
         folder
@@ -187,40 +178,41 @@ def stand_in_path(folder: Path, config: QuickstartConfig) -> Path:
     )
 
 
-def _stand_in(folder: Path, config: QuickstartConfig, clock: _Clock) -> Benchmark:
+def _stand_in(folder: Path, config: QuickstartConfig, stages: _Stages) -> Benchmark:
     path = stand_in_path(folder, config)
     if not path.exists():
-        clock.begin("stand-in", "making the ScanObjectNN stand-in (scans of builtin shapes)")
+        stages.begin("stand-in", "making the ScanObjectNN stand-in (scans of builtin shapes)")
         make_scanobjectnn_stand_in(
-            path, splits=[SPLIT], sizes=config.sizes, progress=clock.hooks.count
+            path, splits=[SPLIT], sizes=config.sizes, progress=partial(stages.progress, "")
         )
     return read_scanobjectnn(path, SPLIT)
 
 
-def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, clock: _Clock) -> bool:
-    """Train, or go on; whether the run is complete."""
-    wanted = config.pretraining()
-    clock.begin(
-        "pretraining", f"pretraining the tiny encoder for {wanted.steps:,} steps, no labels"
+def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, stages: _Stages) -> bool:
+    """Train, or resume; return whether the run is complete."""
+    pretrain_config = config.pretraining()
+    stages.begin(
+        "pretraining",
+        f"pretraining the tiny encoder for {pretrain_config.steps:,} steps, no labels",
     )
-    begun = bool(list_checkpoints(run / CHECKPOINTS))
-    if begun and read_run_config(run)["config"] != to_plain(wanted):
+    resume = bool(list_checkpoints(run / CHECKPOINTS))
+    if resume and read_run_config(run)["config"] != to_plain(pretrain_config):
         msg = f"{run} holds a run of other settings; choose another folder, or remove that run"
         raise ConfigError(msg)
     remember_run(run)
     result = pretrain(
-        wanted,
+        pretrain_config,
         corpus=corpus,
         run=run,
-        resume=begun,
+        resume=resume,
         options=RunOptions(device=config.device, save_every=400),
-        report=clock.hooks.step,
+        report=stages.step,
     )
     return not result.interrupted
 
 
 def _measure(
-    trained: Encoder, config: QuickstartConfig, benchmark: Benchmark, clock: _Clock
+    trained: Encoder, config: QuickstartConfig, benchmark: Benchmark, stages: _Stages
 ) -> list[Result]:
     """The same probes on the trained encoder, on its own initial weights, and on geometric features."""
     evaluation = Evaluation(
@@ -229,32 +221,32 @@ def _measure(
     results = []
     initial = new_state(config.pretraining()).teacher.encoder
     for name, encoder in ((PRETRAINED, trained), (INITIAL, initial)):
-        clock.begin(f"measuring {name}", f"measuring: {name}")
+        stages.begin(f"measuring {name}", f"measuring: {name}")
         results += evaluate(
             encoder,
             benchmark,
             evaluation,
             name=name,
             device=config.device,
-            progress=lambda _task, done, total: clock.hooks.count(done, total),
+            progress=stages.progress,
         )
-    clock.begin(f"measuring {GEOMETRY}", f"measuring: {GEOMETRY}")
+    stages.begin(f"measuring {GEOMETRY}", f"measuring: {GEOMETRY}")
     inputs = protocol_input(benchmark.name, trained.config)
     results += evaluate_geometry(
         benchmark,
         evaluation,
         inputs=inputs,
-        progress=lambda _task, done, total: clock.hooks.count(done, total),
+        progress=stages.progress,
     )
-    return [*results, _supervised(results[0], config, benchmark, clock)]
+    return [*results, _supervised(results[0], config, benchmark, stages)]
 
 
 def _supervised(
-    like: Result, config: QuickstartConfig, benchmark: Benchmark, clock: _Clock
+    like: Result, config: QuickstartConfig, benchmark: Benchmark, stages: _Stages
 ) -> Result:
-    """The same encoder trained from scratch with the labels, for as long as a quickstart can afford."""
+    """The same encoder trained from scratch with the labels, for a few epochs."""
     epochs = config.supervised_epochs
-    clock.begin(SUPERVISED, f"training with labels, from scratch, {epochs} epochs")
+    stages.begin(SUPERVISED, f"training with labels, from scratch, {epochs} epochs")
     encoder = new_state(config.pretraining()).student.encoder
     trained = train_classifier(
         encoder,
@@ -266,7 +258,7 @@ def _supervised(
         seed=config.seed,
         epochs=epochs,
         device=config.device,
-        report=lambda record: clock.hooks.count(record.epoch, epochs),
+        report=lambda record: stages.progress("", record.epoch, epochs),
     )
     score = trained.score
     return replace(
@@ -293,9 +285,9 @@ def _report(
     run: Path,
     trained: Encoder,
     results: list[Result],
-    clock: _Clock,
+    stages: _Stages,
 ) -> None:
-    """One page: facts, the table, the curves, and pictures of what was learned from and with what effect."""
+    """One page: facts, the table, the curves, and pictures of views and neighbours."""
     from pointdistill.engine.reporting.pictures import loss_curves
 
     trained_for = config.pretraining()
@@ -306,7 +298,7 @@ def _report(
         "measured on": f"{benchmark.data_name} ({benchmark.split}): {len(benchmark.train):,} clouds to "
         f"train the probes, {len(benchmark.test):,} to test",
         "seed": str(config.seed),
-        "seconds": ", ".join(f"{name} {spent:.0f}" for name, spent in clock.seconds.items()),
+        "seconds": ", ".join(f"{name} {spent:.0f}" for name, spent in stages.seconds.items()),
         "pointdistill": pointdistill.__version__,
     }
     gallery = learning_pictures(trained, corpus, benchmark, trained_for)

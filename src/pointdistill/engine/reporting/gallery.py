@@ -19,10 +19,10 @@ from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.views import draw_views
 
 SHAPES = 6
-"""Clouds a picture; neighbours shown are one less, beside the query."""
+"""Clouds in a picture; of neighbours one less, beside the query."""
 
 POOL = 1500
-"""Test clouds among which neighbours are looked for."""
+"""Number of test clouds that are searched for neighbours."""
 
 
 def learning_pictures(
@@ -52,12 +52,12 @@ def _views(corpus: Corpus, config: PretrainConfig) -> tuple[Picture, ...]:
     names = [corpus.label_names[shape.label] if shape.label >= 0 else shape.id for shape in shapes]
     batch = read_batch(corpus, index, epoch=0)
     random = KeyedRandom(sample_keys(seed=config.seed, epoch=0, index=batch.index))
-    cut, seen = draw_views(
+    patches, points = draw_views(
         batch.points, batch.counts, config.global_crop, random.child("global"), config.augment
     )
-    mask = draw_masks(cut.centers, config.masking, random)
+    mask = draw_masks(patches.centers, config.masking, random)
     views = [
-        (seen[row, 0].numpy(), cut.centers[row, 0].numpy(), mask[row, 0, 0].numpy())
+        (points[row, 0].numpy(), patches.centers[row, 0].numpy(), mask[row, 0, 0].numpy())
         for row in range(SHAPES)
     ]
     pictures = [
@@ -70,8 +70,8 @@ def _views(corpus: Corpus, config: PretrainConfig) -> tuple[Picture, ...]:
         _, local = draw_views(
             batch.points, batch.counts, config.local_crop, random.child("local"), config.augment
         )
-        few = [local[row, 0].numpy() for row in range(SHAPES)]
-        pictures.append(Picture("A local view of each", clouds(few, titles=names)))
+        clouds_shown = [local[row, 0].numpy() for row in range(SHAPES)]
+        pictures.append(Picture("A local view of each", clouds(clouds_shown, titles=names)))
     return tuple(pictures)
 
 

@@ -73,7 +73,7 @@ def clouds(
     columns: int = 6,
     up_axis: bool = False,
 ) -> bytes:
-    """Draw clouds side by side, seen from the front and a little above, coloured by height.
+    """Draw clouds side by side, viewed from the front and slightly above, coloured by height.
 
     Args:
         shapes: (N, 3) each, z up, any unit; N may differ.
@@ -128,7 +128,7 @@ def neighbour_rows(
 
 @dataclass(frozen=True, slots=True)
 class FilledView:
-    """One view whose hidden patches were guessed; all points in one frame."""
+    """One view with predictions of its hidden patches; all points in one frame."""
 
     seen: NDArray[np.floating]
     """(n, 3) points of the visible patches."""

@@ -1,7 +1,7 @@
-"""A look at some shapes of a corpus: a contact sheet, and a page that turns them in a browser.
+"""Some shapes of a corpus: a contact sheet, and a web page that rotates them.
 
-The page holds points, style and script in itself; its content policy forbids every other script and
-the network. Names of shapes come from strangers' archives, so they enter it as text alone.
+The page holds points, style and script itself; its content policy forbids every other script and
+the network. Names of shapes come from other people's archives, so they are inserted as text only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POINTS_ON_SHEET = 2048
 """Most points of a shape on the contact sheet."""
 
 POINTS_ON_PAGE = 4096
-"""Most points of a shape on the page: 32 KiB each, and a turn is drawn within a frame."""
+"""Most points of a shape on the page: 32 KiB each, few enough to redraw within a frame."""
 
 _NAME_LETTERS = 26
 
@@ -70,7 +70,7 @@ def write_preview(
         corpus: where the shapes are.
         chosen: their numbers, at least one.
         stem: path of both files without their endings.
-        seed: of the points that are shown of a shape with more than fit.
+        seed: of the points that are shown where a shape has more than fit.
     """
     shapes = list(read_preview(corpus, chosen, seed=seed))
     # Not with_suffix, which would take the end of a name with a dot in it.
@@ -85,7 +85,7 @@ def write_preview(
 def read_preview(
     corpus: Corpus, chosen: Sequence[int] | NDArray[np.int64], *, seed: int
 ) -> Iterator[PreviewShape]:
-    """Shapes by number, with as many points as the page shows; the same ones for the same seed."""
+    """The chosen shapes, with as many points as the page shows; the same seed gives the same points."""
     for number in chosen:
         shape = corpus[int(number)]
         rng = np.random.default_rng(np.random.SeedSequence((seed, int(number))))
@@ -105,7 +105,7 @@ def read_preview(
 def contact_sheet(shapes: Sequence[PreviewShape]) -> bytes:
     """A PNG of all shapes in rows of six, each under its label and id, z up and drawn."""
     with warnings.catch_warnings():
-        # Names in a script that the picture's font has not: boxes stand for its letters.
+        # The font lacks some scripts; boxes stand for their letters.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         return clouds(
             [shape.points[:POINTS_ON_SHEET] for shape in shapes],
@@ -115,7 +115,7 @@ def contact_sheet(shapes: Sequence[PreviewShape]) -> bytes:
 
 
 def turning_page(name: str, shapes: Sequence[PreviewShape]) -> str:
-    """A self-contained HTML page that shows the shapes and turns the one that is chosen."""
+    """A self-contained HTML page that shows the shapes and rotates the chosen one."""
     style, script = _asset("preview.css"), _asset("preview.js")
     policy = f"default-src 'none'; style-src {_allowed(style)}; script-src {_allowed(script)}"
     title = f"{name}: {len(shapes):,} shapes"
@@ -172,17 +172,17 @@ def _short(name: str, *, keep_end: bool) -> str:
     """A name that fits above its picture; $ would begin a formula."""
     text = "".join(letter if letter.isprintable() else " " for letter in name)
     if len(text) > _NAME_LETTERS:
-        kept = _NAME_LETTERS - 1
-        text = f"…{text[-kept:]}" if keep_end else f"{text[:kept]}…"
+        length = _NAME_LETTERS - 1
+        text = f"…{text[-length:]}" if keep_end else f"{text[:length]}…"
     return text.replace("$", r"\$")
 
 
 def _asset(name: str) -> str:
-    """A file that lies beside this module."""
+    """The text of a file beside this module."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _allowed(text: str) -> str:
-    """What a content policy calls this very text."""
+    """The source expression by which a content policy allows exactly this text."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

@@ -1,4 +1,4 @@
-"""``report.html``: one page that holds everything in itself and asks the network for nothing."""
+"""``report.html``: one self-contained page, which loads nothing from the network."""
 
 from __future__ import annotations
 

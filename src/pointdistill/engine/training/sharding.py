@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pointdistill.engine.optimizer import build_optimizer
@@ -18,6 +16,10 @@ from pointdistill.errors import ConfigError
 from pointdistill.model.distillation import Student, Views
 from pointdistill.model.predictor import PredictorBlock
 from pointdistill.model.transformer import Block
+
+if TYPE_CHECKING:
+    # A second to import, and of use with FSDP alone: the functions below that split a model import it.
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class StudentOutputs(nn.Module):
@@ -51,6 +53,8 @@ def prepare_student(state: TrainState, accelerator: Accelerator, sharding: str) 
                 "start several with torchrun, or leave it out"
             )
             raise ConfigError(msg)
+        from torch.distributed.device_mesh import init_device_mesh
+
         _split(state, outputs, init_device_mesh(device.type, (accelerator.num_processes,)))
         return outputs
     if accelerator.num_processes == 1:
@@ -66,6 +70,9 @@ def prepare_student(state: TrainState, accelerator: Accelerator, sharding: str) 
 
 def _split(state: TrainState, outputs: StudentOutputs, mesh: DeviceMesh) -> None:
     """Leave each process a part of student, teacher and moments; blocks are put together one at a time."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard, distribute_tensor
+
     moments = {
         name: state.optimizer.state.get(parameter, {})
         for name, parameter in state.student.named_parameters()
@@ -90,14 +97,17 @@ def _split(state: TrainState, outputs: StudentOutputs, mesh: DeviceMesh) -> None
             }
 
 
+# Only FSDP's tensors have `to_local` and `full_tensor`; asking for their class would import it.
+
+
 def local_shards(module: nn.Module) -> dict[str, Tensor]:
     """The parameters of a module by name, each the part that this process holds."""
     return {
-        name: parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        name: parameter.to_local() if hasattr(parameter, "to_local") else parameter
         for name, parameter in module.named_parameters()
     }
 
 
 def whole(value: Tensor) -> Tensor:
     """A tensor that may be split over processes, put together; then all of them must call this."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
