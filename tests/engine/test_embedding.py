@@ -23,7 +23,7 @@ from torch import nn
 from pointdistill import load_encoder
 from pointdistill.data import shape_lists
 from pointdistill.data.meshes import named_rng
-from pointdistill.data.shape_lists import ReadSettings, read_shape
+from pointdistill.data.shape_lists import ReadSettings, ShapeLocation, read_shape
 from pointdistill.engine.embedding import loop, run
 from pointdistill.engine.embedding.compute import FeatureMaker, computing
 from pointdistill.engine.embedding.frozen import frozen_copy

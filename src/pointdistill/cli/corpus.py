@@ -110,11 +110,13 @@ def preview(
     The page needs only a browser: no network, no other file.
     """
     from pointdistill.data.corpus import open_corpus
-    from pointdistill.data.corpus.choose import Wanted, choose_shapes
+    from pointdistill.data.corpus.choose import ShapeFilter, choose_shapes
     from pointdistill.engine.reporting.preview import write_preview
 
     folder = named_corpus(corpus)
-    selection = Wanted(ids=tuple(ids or ()), labels=tuple(label or ()), sources=tuple(source or ()))
+    selection = ShapeFilter(
+        ids=tuple(ids or ()), labels=tuple(label or ()), sources=tuple(source or ())
+    )
     opened = open_corpus(folder)
     chosen = choose_shapes(opened, selection, count=shapes, seed=seed)
     stem = output or Path(f"{folder.resolve().name}-preview")

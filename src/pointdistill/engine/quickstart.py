@@ -163,7 +163,7 @@ def _corpus(folder: Path, config: QuickstartConfig, stages: _Stages) -> Corpus:
         folder / f"corpus-seed{config.seed}",
         points=config.points,
         seed=config.seed,
-        progress=lambda p: stages.progress("", p.done, p.total),
+        reporter=stages,
     )
     return open_corpus(report.path)
 

@@ -70,7 +70,9 @@ def _cause_json(cause: RefusedCause) -> dict[str, Any]:
 
 def _whole(summary: CorpusSummary) -> Table:
     manifest = summary.manifest
-    quarantined = sum(cause.shapes for cause in summary.causes if cause.backstop is not None)
+    quarantined = sum(
+        cause.shapes for cause in summary.causes if cause.retryable_failure is not None
+    )
     rows = {
         "shapes": f"{manifest.shapes:,}, of {manifest.points:,} points where the source has them",
         "refused": f"{sum(source.refused for source in manifest.sources):,}",
