@@ -24,12 +24,13 @@ from pointdistill import load_encoder
 from pointdistill.data import shape_lists
 from pointdistill.data.meshes import shape_rng
 from pointdistill.data.shape_lists import Place, ReadSettings, read_shape
-from pointdistill.engine.embedding import loop, run
+from pointdistill.engine.embedding import embed as embed_module
+from pointdistill.engine.embedding import loop
 from pointdistill.engine.embedding.compute import FeatureMaker, computing
-from pointdistill.engine.embedding.frozen import frozen_copy
-from pointdistill.engine.embedding.index import open_index
-from pointdistill.engine.embedding.run import EmbedRequest, embed
-from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.embedding.embed import EmbedRequest, embed
+from pointdistill.engine.embedding.file import open_index
+from pointdistill.engine.embedding.frozen_encoder import frozen_copy
+from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 
@@ -182,7 +183,7 @@ def test_the_order_in_a_file_is_not_that_of_the_draws(folder: Path) -> None:
 def test_an_archive_that_is_gone_stops_the_work_and_it_goes_on_when_it_is_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "CHUNK_SHAPES", 3)
+    monkeypatch.setattr(embed_module, "CHUNK_SHAPES", 3)
     archive = Path(shutil.make_archive("clouds", "zip", "clouds"))
     expected = features("whole.npz", paths=[archive])
 
@@ -243,7 +244,7 @@ def test_parquet_holds_what_npz_holds(folder: Path) -> None:
 
 def test_stopped_and_called_again_it_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = features("whole.npz")
-    monkeypatch.setattr(run, "CHUNK_SHAPES", 3)
+    monkeypatch.setattr(embed_module, "CHUNK_SHAPES", 3)
 
     def stop_at_four(done: int, total: int, refused: int) -> None:
         if done == 4:
@@ -272,11 +273,11 @@ def test_stopped_and_called_again_it_goes_on(folder: Path, monkeypatch: pytest.M
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_file(folder: Path) -> None:
     code = (
-        "from tests.engine.test_embedding import request, run; run.CHUNK_SHAPES = 1;"
-        "run.embed(request(batch_size=1, workers=0), lambda *told: __import__('time').sleep(0.05))"
+        "from tests.engine.test_embedding import request, embed_module; embed_module.CHUNK_SHAPES = 1;"
+        "embed_module.embed(request(batch_size=1, workers=0), lambda *told: __import__('time').sleep(0.05))"
     )
     root = Path(__file__).parent.parent.parent
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
     started = subprocess.Popen([sys.executable, "-c", code], env=environment)
     chunks = folder / ".out.npz.work"
     while not list(chunks.glob("chunk-*")):
@@ -292,7 +293,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_file(folder: Path) -> None:
 
 def test_few_chunks_are_in_memory_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a shape a chunk and a batch: one more than wait for the threads, and not all eleven."""
-    monkeypatch.setattr(run, "CHUNK_SHAPES", 1)
+    monkeypatch.setattr(embed_module, "CHUNK_SHAPES", 1)
     before = torch.get_num_threads()
     threads = min(before, 2)
     open_chunks = []
@@ -320,7 +321,7 @@ def test_another_request_does_not_take_over(folder: Path, monkeypatch: pytest.Mo
     with pytest.raises(DataError, match="not readable as an embedding"):
         embed(request())
     monkeypatch.setattr(loop.EmbeddingLoop, "go", lambda *given, **named: None)
-    monkeypatch.setattr(run, "_finish", lambda *given: None)
+    monkeypatch.setattr(embed_module, "_finish", lambda *given: None)
     embed(request("new.npz", seed=2))
     embed(request("new.npz"))  # a work folder without a finished chunk is in nobody's way
     Path(".new.npz.work/chunk-000000.npz").touch()

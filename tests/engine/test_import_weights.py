@@ -16,15 +16,15 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from pointdistill.cli.import_weights import import_weights as command
-from pointdistill.engine.exchange.checkpoints import open_checkpoint
-from pointdistill.engine.exchange.import_weights import (
+from pointdistill.engine.exchange.checkpoints.torch_checkpoint import open_checkpoint
+from pointdistill.engine.exchange.encoders import load_encoder
+from pointdistill.engine.exchange.published import (
     ImportedEncoder,
     import_weights,
     read_layout,
     read_published,
+    to_our_names,
 )
-from pointdistill.engine.exchange.official_names import to_our_names
-from pointdistill.engine.exchange.weights import load_encoder
 from pointdistill.engine.recipes import SIZES
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.distillation import Mode

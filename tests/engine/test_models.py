@@ -10,23 +10,21 @@ import pytest
 import torch
 
 import pointdistill
-from pointdistill.engine.exchange.weights import save_encoder
-from pointdistill.engine.finetuning.classifier_recipes import RECIPES
-from pointdistill.engine.finetuning.model_folder import (
-    load_model,
-    read_description,
-    save_weights,
-    write_description,
-)
+from pointdistill.engine.exchange.encoders import save_encoder
+from pointdistill.engine.finetuning.classification import build_classifier, cut_from_outermost
 from pointdistill.engine.finetuning.models import (
     ClassifierSpec,
     InputSpec,
     SegmenterSpec,
     TrainedClassifier,
     TrainedSegmenter,
+    load_model,
+    read_description,
+    save_weights,
+    write_description,
 )
-from pointdistill.engine.finetuning.segmenter_task import SegmenterRecipe, build_segmenter
-from pointdistill.engine.finetuning.supervised import build_classifier, cut_from_outermost
+from pointdistill.engine.finetuning.recipes import RECIPES
+from pointdistill.engine.finetuning.segmentation import SegmenterRecipe, build_segmenter
 from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.patches import to_unit_sphere
 from tests.engine.labelled import CATEGORY_PARTS, CONFIG, INPUTS, make_encoder

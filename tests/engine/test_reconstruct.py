@@ -14,15 +14,9 @@ import torch
 
 from pointdistill.data.build.prepare import prepare_corpus
 from pointdistill.data.sources import SourceRequest
-from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.engine.recipes import SIZES
-from pointdistill.engine.reconstruction.reconstruct import (
-    ReconstructRequest,
-    masking_of,
-    reconstruct,
-)
-from pointdistill.engine.reconstruction.reconstruct_comparison import Features
-from pointdistill.engine.reconstruction.reconstruct_decoder import (
+from pointdistill.engine.reconstruction.decoder_training import (
     ReconstructConfig,
     decoder_config,
     guess_by_copying,
@@ -31,6 +25,12 @@ from pointdistill.engine.reconstruction.reconstruct_decoder import (
     predict,
     split_shapes,
     train_decoder,
+)
+from pointdistill.engine.reconstruction.reconstruct import (
+    Features,
+    ReconstructRequest,
+    masking_of,
+    reconstruct,
 )
 from pointdistill.engine.training.loader import read_batch
 from pointdistill.errors import CheckpointError, ConfigError, DataError

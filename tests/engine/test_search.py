@@ -13,11 +13,11 @@ import trimesh
 
 from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.embedding import index as index_module
-from pointdistill.engine.embedding.index import Index, open_index
-from pointdistill.engine.embedding.run import EmbedRequest, embed
+from pointdistill.engine.embedding import file as file_module
+from pointdistill.engine.embedding.embed import EmbedRequest, embed
+from pointdistill.engine.embedding.file import Index, open_index
 from pointdistill.engine.embedding.search import draw_sheet, find_index, nearest, search
-from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from tests.engine.test_embedding import random_encoder
 
@@ -45,7 +45,7 @@ class Rows(Index):
     """Vectors in memory, in blocks of three."""
 
     def __init__(self, values: np.ndarray) -> None:
-        info = {"format": index_module.FORMAT, "version": index_module.VERSION}
+        info = {"format": file_module.FORMAT, "version": file_module.VERSION}
         super().__init__(Path("memory"), info)
         self.values = values
 
@@ -92,7 +92,7 @@ def test_a_file_finds_itself(folder: Path, ending: str) -> None:
 def test_blocks_do_not_change_what_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = embedded()
     whole = {name: np.concatenate(list(index.blocks(name))) for name in ("ids", "features")}
-    monkeypatch.setattr(index_module, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(file_module, "BLOCK_BYTES", 200)
     blocks = list(index.blocks("features"))
     assert len(blocks) == 8
     np.testing.assert_array_equal(np.concatenate(blocks), whole["features"])

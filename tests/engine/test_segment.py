@@ -12,15 +12,20 @@ from torch import Tensor
 from pointdistill.data.benchmarks.part_records import PartClouds
 from pointdistill.data.benchmarks.shapenetpart_layout import CATEGORY_PARTS as SHAPENET
 from pointdistill.engine.finetuning.epochs import EpochRecord
-from pointdistill.engine.finetuning.packed_clouds import PackedClouds
-from pointdistill.engine.finetuning.part_iou import mean_part_iou, predict_parts, shape_ious
-from pointdistill.engine.finetuning.segment import SegmenterResult, train_segmenter
-from pointdistill.engine.finetuning.segmenter_task import (
+from pointdistill.engine.finetuning.part_clouds import (
+    PackedClouds,
+    mean_part_iou,
+    predict_parts,
+    shape_ious,
+)
+from pointdistill.engine.finetuning.segmentation import (
     SegmenterRecipe,
+    SegmenterResult,
     SegmenterTask,
     build_segmenter,
     segment,
     segmenter_config,
+    train_segmenter,
 )
 from pointdistill.engine.inputs import PUBLISHED_INPUTS
 from pointdistill.errors import ConfigError, DataError

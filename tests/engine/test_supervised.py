@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.benchmarks.records import LabelledClouds
-from pointdistill.engine.finetuning.classifier_recipes import RECIPES, ClassifierRecipe
-from pointdistill.engine.finetuning.epochs import EpochRecord, split_batches
-from pointdistill.engine.finetuning.supervised import (
+from pointdistill.engine.finetuning.classification import (
     ClassifierResult,
     cut_clouds,
     predict,
     train_classifier,
     training_patches,
 )
+from pointdistill.engine.finetuning.epochs import EpochRecord, split_batches
+from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe
 from pointdistill.engine.schedules import two_stage, warmup_cosine
 from pointdistill.errors import ConfigError, DataError, DivergenceError
 from pointdistill.model.encoder import Encoder

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.engine.embedding.run import EmbedReport
+    from pointdistill.engine.embedding.embed import EmbedReport
 
 MOST_SHOWN = 20
 """Refused shapes that are printed; all of them are recorded in the output."""
@@ -75,8 +75,8 @@ def embed(
     Stopped at any time, the same command goes on. Files that cannot be used are
     listed, the others are done; the exit code is then 2.
     """
-    from pointdistill.engine.embedding.run import EmbedRequest
-    from pointdistill.engine.embedding.run import embed as run
+    from pointdistill.engine.embedding.embed import EmbedRequest
+    from pointdistill.engine.embedding.embed import embed as run
 
     request = EmbedRequest(
         paths=paths,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.engine.exchange.onnx_export import OnnxExport
+    from pointdistill.engine.exchange.export import OnnxExport
 
 
 class FormatName(StrEnum):
@@ -43,9 +43,9 @@ def export(
 ) -> None:
     """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
     from pointdistill.data.workspace import last_run
+    from pointdistill.engine.exchange.encoders import locate_encoder
     from pointdistill.engine.exchange.export import export_encoder
-    from pointdistill.engine.exchange.unfinished import encoder_line
-    from pointdistill.engine.exchange.weights import locate_encoder
+    from pointdistill.engine.exchange.record import encoder_line
     from pointdistill.errors import CheckpointError, ConfigError
 
     if points is not None and file_format is not FormatName.ONNX:
@@ -57,7 +57,7 @@ def export(
         raise CheckpointError(msg)
     typer.echo(encoder_line(locate_encoder(source)), err=True)
     if file_format is FormatName.ONNX:
-        from pointdistill.engine.exchange.onnx_export import export_onnx
+        from pointdistill.engine.exchange.export import export_onnx
 
         _say(export_onnx(source, output, points=points))
         return

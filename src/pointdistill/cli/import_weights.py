@@ -32,7 +32,7 @@ def import_weights(
     ] = None,
 ) -> None:
     """Turn a published checkpoint into an encoder folder; the file is read as data, nothing in it is run."""
-    from pointdistill.engine.exchange.import_weights import import_weights as run
+    from pointdistill.engine.exchange.published import import_weights as run
 
     found = run(checkpoint, output, branch=branch.value, heads=heads)
     config = found.encoder.config

@@ -48,8 +48,7 @@ def predict(
     is then 2.
     """
     from pointdistill.engine.devices import pick_device
-    from pointdistill.engine.finetuning.model_folder import load_model
-    from pointdistill.engine.finetuning.models import TrainedClassifier
+    from pointdistill.engine.finetuning.models import TrainedClassifier, load_model
     from pointdistill.errors import ConfigError
 
     where = pick_device(device)

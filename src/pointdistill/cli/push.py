@@ -28,7 +28,7 @@ def push(
 ) -> None:
     """Upload weights to the Hugging Face Hub with a model card: recipe, results, licences. Needs your token."""
     from pointdistill.engine.exchange.push import CARD, prepare, upload
-    from pointdistill.engine.exchange.unfinished import encoder_line
+    from pointdistill.engine.exchange.record import encoder_line
 
     made = prepare(source, repository, card_only or Path("hub", repository))
     if made.is_encoder:

@@ -37,9 +37,8 @@ def reconstruct(
 ) -> None:
     """Fill masked patches from frozen features, beside random features; draw it. Ctrl-C keeps what is done."""
     from pointdistill.cli.console import print_table
-    from pointdistill.engine.reconstruction.reconstruct import ReconstructRequest
+    from pointdistill.engine.reconstruction.reconstruct import PICTURE, RESULTS, ReconstructRequest
     from pointdistill.engine.reconstruction.reconstruct import reconstruct as run
-    from pointdistill.engine.reconstruction.reconstruct_comparison import PICTURE, RESULTS
 
     request = ReconstructRequest(
         encoder=encoder, data=data, steps=steps, seeds=seeds, output=output, device=device

@@ -40,7 +40,7 @@ def search(
 ) -> None:
     """The shapes of an embedding nearest to a file, by the cosine of their features."""
     from pointdistill.cli.console import print_table
-    from pointdistill.engine.embedding.index import open_index
+    from pointdistill.engine.embedding.file import open_index
     from pointdistill.engine.embedding.search import draw_sheet, find_index
     from pointdistill.engine.embedding.search import search as run
     from pointdistill.errors import ConfigError

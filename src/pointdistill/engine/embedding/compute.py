@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pointdistill.engine.config import to_plain
-from pointdistill.engine.embedding.frozen import frozen_copy
+from pointdistill.engine.embedding.frozen_encoder import frozen_copy
 from pointdistill.engine.features import Features
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder, EncoderOutput

@@ -24,8 +24,8 @@ from pointdistill.engine.embedding.compute import (
     computing,
     encoder_checksum,
 )
-from pointdistill.engine.embedding.index import Index
-from pointdistill.engine.embedding.run import check_exist, find_and_load
+from pointdistill.engine.embedding.embed import check_exist, find_and_load
+from pointdistill.engine.embedding.file import Index
 from pointdistill.engine.reporting.pictures import clouds
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder

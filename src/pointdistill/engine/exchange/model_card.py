@@ -10,7 +10,7 @@ from typing import Any
 from pointdistill.data.sources import SOURCES
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.exchange.licences import SourceTerms, Terms, card_licence, read_ledger
-from pointdistill.engine.exchange.unfinished import unfinished_steps
+from pointdistill.engine.exchange.record import unfinished_steps
 from pointdistill.engine.reporting.tables import Table
 
 LIBRARY = "pointdistill"

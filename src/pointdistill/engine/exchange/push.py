@@ -9,20 +9,22 @@ from typing import Any
 
 from pointdistill.data.files import read_json, write_aside, write_json
 from pointdistill.engine.evaluation.results import Result
-from pointdistill.engine.exchange.hub import check_repository, hub_errors, reason_of
-from pointdistill.engine.exchange.licences import CardLicence, Terms, card_licence, read_ledger
-from pointdistill.engine.exchange.model_card import KINDS, load_line, model_card
-from pointdistill.engine.exchange.record import find_results, training_record
-from pointdistill.engine.exchange.weights import (
+from pointdistill.engine.exchange.encoders import (
     CONFIG,
     FORMAT,
     ONNX,
     WEIGHTS,
+    check_repository,
+    hub_errors,
     load_encoder,
     locate_encoder,
     read_facts,
+    reason_of,
     weights_file,
 )
+from pointdistill.engine.exchange.licences import CardLicence, Terms, card_licence, read_ledger
+from pointdistill.engine.exchange.model_card import KINDS, load_line, model_card
+from pointdistill.engine.exchange.record import find_results, training_record
 from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.encoder import Encoder
 
@@ -131,7 +133,7 @@ def _find(source: Path | str) -> tuple[Path, Encoder | None]:
     given = Path(source)
     described = _described(given)
     if described is not None and described.get("format") in KINDS and described["format"] != FORMAT:
-        from pointdistill.engine.finetuning.model_folder import load_model
+        from pointdistill.engine.finetuning.models import load_model
 
         load_model(given)
         return given, None

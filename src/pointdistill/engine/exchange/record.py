@@ -1,4 +1,4 @@
-"""What is known of an encoder besides its weights: the scores measured with them, and the corpus they saw."""
+"""What is known of an encoder besides its weights: its scores, its corpus, whether training was finished."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pointdistill.data.workspace import last_run
 from pointdistill.engine.config import PretrainConfig, from_plain
 from pointdistill.engine.embedding.compute import encoder_checksum
 from pointdistill.engine.evaluation.results import Result, setting_of
+from pointdistill.engine.exchange.encoders import read_facts
 from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG
-from pointdistill.errors import ConfigError, DataError
+from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 
 RESULTS = "results"
@@ -118,3 +119,32 @@ def _parsed(rows: Any) -> Iterator[Result]:
             yield from_plain(Result, row, where="result")
         except (ConfigError, TypeError, ValueError, AttributeError):
             continue
+
+
+def encoder_line(stored: Path, remark: str = "") -> str:
+    """``encoder: runs/a/encoder``, then the remark, then of an unfinished run ``unfinished: step 65 of 400``.
+
+    Args:
+        stored: as ``locate_encoder`` gave it; what is wrong with its files is left to whoever loads it.
+        remark: why it was taken.
+    """
+    try:
+        steps = unfinished_steps(training_record(stored, read_facts(stored)))
+    except CheckpointError:
+        steps = None
+    state = "" if steps is None else f", unfinished: step {steps[0]:,} of {steps[1]:,}"
+    return f"encoder: {stored}{remark}{state}"
+
+
+def unfinished_steps(training: Any) -> tuple[int, int] | None:
+    """Steps taken and steps of the whole run; None where it came to its end, or either is not recorded.
+
+    Args:
+        training: as ``training_record`` gave it.
+    """
+    if not isinstance(training, Mapping):
+        return None
+    taken, total = training.get("step"), training.get("total_steps")
+    if isinstance(taken, int) and isinstance(total, int) and taken < total:
+        return taken, total
+    return None

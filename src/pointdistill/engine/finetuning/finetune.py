@@ -12,15 +12,19 @@ import torch
 from pointdistill.data.benchmarks import Benchmark, PartBenchmark
 from pointdistill.engine.config import from_plain, to_plain
 from pointdistill.engine.devices import pick_device
-from pointdistill.engine.exchange.unfinished import encoder_line
-from pointdistill.engine.exchange.weights import (
+from pointdistill.engine.exchange.encoders import (
     CONFIG,
     WEIGHTS,
     load_encoder,
     locate_encoder,
     read_facts,
 )
-from pointdistill.engine.finetuning.classifier_recipes import ClassifierRecipe
+from pointdistill.engine.exchange.record import encoder_line
+from pointdistill.engine.finetuning.classification import (
+    ClassifierTask,
+    build_classifier,
+    check_labelled,
+)
 from pointdistill.engine.finetuning.epochs import EpochRecord, Trained, train_epochs
 from pointdistill.engine.finetuning.finetune_choices import (
     TRAINING,
@@ -32,22 +36,21 @@ from pointdistill.engine.finetuning.finetune_choices import (
     encoder_path,
     part_names,
 )
-from pointdistill.engine.finetuning.model_folder import (
+from pointdistill.engine.finetuning.models import (
+    ClassifierSpec,
+    InputSpec,
+    SegmenterSpec,
+    Spec,
     build_model,
     read_description,
     save_weights,
     write_description,
 )
-from pointdistill.engine.finetuning.models import ClassifierSpec, InputSpec, SegmenterSpec, Spec
-from pointdistill.engine.finetuning.segmenter_task import (
+from pointdistill.engine.finetuning.recipes import ClassifierRecipe
+from pointdistill.engine.finetuning.segmentation import (
     SegmenterRecipe,
     SegmenterTask,
     build_segmenter,
-)
-from pointdistill.engine.finetuning.supervised import (
-    ClassifierTask,
-    build_classifier,
-    check_labelled,
 )
 from pointdistill.engine.finetuning.training_data import (
     FOLDER,

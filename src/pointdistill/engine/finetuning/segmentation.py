@@ -1,4 +1,4 @@
-"""Part segmentation as the loop of epochs asks for it: recipe, weights, clouds, loss and figures.
+"""Training of part segmenters: recipe, fresh weights, training and test clouds, loss and mIoU.
 
 Sizes: n clouds, B clouds a batch, N points given to the network. Source: section 7 of docs/method.md.
 """
@@ -6,6 +6,7 @@ Sizes: n clouds, B clouds a batch, N points given to the network. Source: sectio
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,16 +14,28 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pointdistill.data.benchmarks.part_records import PartClouds
-from pointdistill.engine.finetuning.epochs import STREAM, Figures, device_of, weights_generator
-from pointdistill.engine.finetuning.packed_clouds import PackedClouds
-from pointdistill.engine.finetuning.part_iou import (
+from pointdistill.engine.finetuning.classification import (
+    check_density,
+    cut_from,
+    cut_from_outermost,
+)
+from pointdistill.engine.finetuning.epochs import (
+    STREAM,
+    EpochRecord,
+    Figures,
+    device_of,
+    train_epochs,
+    weights_generator,
+)
+from pointdistill.engine.finetuning.part_clouds import (
     CategoryParts,
+    PackedClouds,
     PartIou,
     mean_part_iou,
     predict_parts,
     shape_ious,
 )
-from pointdistill.engine.finetuning.supervised import check_density, cut_from, cut_from_outermost
+from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.inputs import ProtocolInput
 from pointdistill.engine.schedules import warmup_cosine
 from pointdistill.errors import ConfigError
@@ -33,6 +46,64 @@ from pointdistill.model.patches import to_unit_sphere
 from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.segmenter import Segmenter, SegmenterConfig
 from pointdistill.model.views import augment_points
+
+
+@dataclass(frozen=True, slots=True)
+class SegmenterResult:
+    """A trained segmenter and how well it did."""
+
+    score: PartScore
+    segmenter: Segmenter
+    """As the last epoch left it, in evaluation mode."""
+
+
+def train_segmenter(
+    encoder: Encoder,
+    train: PartClouds,
+    test: PartClouds,
+    *,
+    category_parts: CategoryParts,
+    recipe: SegmenterRecipe,
+    inputs: ProtocolInput,
+    seed: int,
+    epochs: int | None = None,
+    device: torch.device | str = "cpu",
+    report: Callable[[EpochRecord], None] | None = None,
+    file: TrainingFile | None = None,
+) -> SegmenterResult:
+    """Train a segmenter and test it after every epoch.
+
+    What a training cloud looks like depends on (seed, epoch, index) alone. The points of the test clouds are
+    the same in every epoch.
+
+    Args:
+        encoder: copied; the one passed in is not changed.
+        train: clouds with a part at every point, z up.
+        test: the same, never trained on.
+        category_parts: part labels of every category.
+        recipe: the published one, or a changed copy.
+        inputs: points and patches a cloud, and the augmentation in training; points are drawn uniformly.
+        seed: of the weights that are drawn, of the order, the points, augmentation and dropout.
+        epochs: instead of the recipe's; its schedule is shortened in proportion.
+        device: where to train.
+        report: told after every epoch.
+        file: where to keep what is needed to go on; it is gone on with if it exists.
+
+    Raises:
+        ConfigError: if ``epochs`` is below 1.
+        DataError: if there are no clouds, or a part is not one of its category's.
+        CheckpointError: if ``file`` exists and does not fit.
+        DivergenceError: if the loss of an epoch is not finite.
+        KeyboardInterrupt: if ``file`` says to stop; everything is in it then.
+    """
+    segmenter = build_segmenter(encoder, category_parts, recipe, seed=seed)
+    task = SegmenterTask(segmenter.to(device), train, test, category_parts, inputs, seed)
+    trained = train_epochs(task, recipe, seed=seed, epochs=epochs, report=report, file=file)
+    if not trained.finished:
+        raise KeyboardInterrupt
+    score = task.score(best=trained.best_overall, best_epoch=trained.best_epoch)
+    return SegmenterResult(score, segmenter)
+
 
 EVALUATION_BATCH = 32
 """Clouds a forward pass without gradients; changes the speed and the memory, the logits by rounding alone."""

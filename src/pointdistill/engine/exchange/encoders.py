@@ -1,8 +1,12 @@
-"""Encoders on disk: a folder of ``model.safetensors`` and ``config.json``. No pickle, no network."""
+"""Encoders on disk: a folder of ``model.safetensors`` and ``config.json``, also as a Hugging Face Hub repository.
+
+Nothing is unpickled. The network is used only for a Hub repository that is not in the cache yet.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,7 @@ from torch import Tensor, nn
 import pointdistill
 from pointdistill.data.files import read_json, write_aside, write_json
 from pointdistill.engine.config import from_plain, to_plain
-from pointdistill.engine.exchange.hub import fetch_encoder, looks_like_repository
-from pointdistill.errors import CheckpointError, DataError, PointDistillError
+from pointdistill.errors import CheckpointError, ConfigError, DataError, PointDistillError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 
 WEIGHTS = "model.safetensors"
@@ -272,3 +275,66 @@ def check_free_for_encoder(output: Path) -> None:
     if not (holds <= {ONNX} or {CONFIG, WEIGHTS} <= holds):
         msg = f"{output} exists and holds other files; choose a new folder for the encoder"
         raise DataError(msg)
+
+
+FILES = ("model.safetensors", "config.json")
+LONGEST = 96
+"""Characters of a repository's name, by the Hub's rules."""
+
+
+def looks_like_repository(name: str) -> bool:
+    """Whether a name has the form ``owner/name`` of a Hub repository."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def check_repository(name: str) -> None:
+    """Raise unless a name is one that the Hub accepts.
+
+    Raises:
+        ConfigError: saying what is accepted.
+    """
+    parts = name.split("/")
+    plain = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+    valid = len(parts) == 2 and all(re.fullmatch(plain, part) for part in parts)
+    if not valid or len(name) > LONGEST or re.search(r"--|\.\.|\.git$", name):
+        msg = (
+            f"{name!r} is no repository of the Hub; expected owner/name of letters, digits, '-', '_' and '.', "
+            "such as jane/shapes-tiny"
+        )
+        raise ConfigError(msg)
+
+
+def fetch_encoder(repository: str) -> Path:
+    """The local folder of a repository's encoder, downloaded if it is not in the cache.
+
+    Only the weights and their configuration are fetched; nothing in them is executed.
+
+    Raises:
+        CheckpointError: if it cannot be had; says why.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(repository, allow_patterns=list(FILES))
+    except hub_errors() as error:
+        msg = (
+            f"{repository}: neither a folder here nor a Hub repository that can be had ({reason_of(error)}); "
+            "check the name, or the network for a first download"
+        )
+        raise CheckpointError(msg) from error
+    return Path(folder)
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises for a bad name, a refusal, a missing file, or no network."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # Its bases are the errors of the HTTP library below it, which is another in each major version.
+    bases = [kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception)]
+    return (HFValidationError, OSError, *(kind for kind in bases if kind is not Exception))
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 
 from pointdistill.data.benchmarks.records import LabelledClouds
 from pointdistill.engine.evaluation.probe.samples import Score, score_predictions
-from pointdistill.engine.finetuning.classifier_recipes import ClassifierRecipe
 from pointdistill.engine.finetuning.epochs import (
     STREAM,
     EpochRecord,
@@ -27,6 +26,7 @@ from pointdistill.engine.finetuning.epochs import (
     train_epochs,
     weights_generator,
 )
+from pointdistill.engine.finetuning.recipes import ClassifierRecipe
 from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.inputs import ProtocolInput, cloud_batches, subsample
 from pointdistill.errors import DataError

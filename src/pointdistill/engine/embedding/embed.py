@@ -18,12 +18,16 @@ from pointdistill.engine.embedding.compute import (
     encoder_checksum,
     feature_width,
 )
-from pointdistill.engine.embedding.index import FORMAT, VERSION, open_index
-from pointdistill.engine.embedding.loop import EmbeddingLoop, Tell
-from pointdistill.engine.embedding.output import check_output, write_output
-from pointdistill.engine.embedding.work import WorkFolder
-from pointdistill.engine.exchange.unfinished import encoder_line
-from pointdistill.engine.exchange.weights import load_encoder, locate_encoder
+from pointdistill.engine.embedding.file import (
+    FORMAT,
+    VERSION,
+    check_output,
+    open_index,
+    write_output,
+)
+from pointdistill.engine.embedding.loop import EmbeddingLoop, Tell, WorkFolder
+from pointdistill.engine.exchange.encoders import load_encoder, locate_encoder
+from pointdistill.engine.exchange.record import encoder_line
 from pointdistill.engine.interrupt import interruptible
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
