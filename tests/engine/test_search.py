@@ -117,10 +117,13 @@ def test_a_corpus_is_found_by_its_folder_and_drawn_by_its_rows(folder: Path) -> 
 def test_only_the_encoder_that_made_it_may_ask(folder: Path) -> None:
     index = embedded()
     save_encoder(random_encoder(seed=1), Path("other"))
-    with pytest.raises(CheckpointError, match=r"out.npz: made by another encoder .*name that one"):
+    with pytest.raises(
+        CheckpointError, match=r"out.npz: made by another encoder .*name the encoder"
+    ) as caught:
         search(Path("low/1.obj"), index, encoder="other")
+    assert caught.value.settings == ("encoder",)
     shutil.move("encoder", "moved")
-    with pytest.raises(CheckpointError, match="say with --encoder where it is, or embed again"):
+    with pytest.raises(CheckpointError, match="say where that encoder is now, or embed again"):
         search(Path("low/1.obj"), index)
     found = search(Path("low/1.obj"), index, encoder="moved")
     assert found.neighbours[0].id == "low/1.obj"
@@ -136,7 +139,7 @@ def test_what_cannot_be_searched_is_one_line(folder: Path) -> None:
         search(Path("low/1.obj"), index, count=0)
     with pytest.raises(DataError, match=r"^absent.obj: no such file or folder"):
         search(Path("absent.obj"), index, encoder="absent")
-    with pytest.raises(DataError, match="search needs one: embed with --features pooled"):
+    with pytest.raises(DataError, match="search needs one: embed the shapes with pooled features"):
         search(Path("low/1.obj"), embedded("patches.npz", features="patches"))
     np.savez("plain.npz", features=np.ones((2, 3)))
     with pytest.raises(DataError, match=r"plain\.npz: not an embedding"):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,6 +72,7 @@ def embed(
     Stopped at any time, the same command goes on. Files that cannot be used are
     listed, the others are done; the exit code is then 2.
     """
+    from pointdistill.cli.console import console_reporter
     from pointdistill.engine.embedding.embed import EmbedRequest
     from pointdistill.engine.embedding.embed import embed as run
 
@@ -90,8 +88,8 @@ def embed(
         batch_size=batch_size,
         device=device,
     )
-    with _progress() as tell:
-        report = run(request, tell, say=partial(typer.echo, err=True))
+    with console_reporter() as reporter:
+        report = run(request, reporter=reporter)
     _print(report, features, up)
 
 
@@ -121,12 +119,3 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
             typer.echo(f"next: pointdistill search FILE {shlex.quote(str(report.output))}")
     if report.failed:
         raise typer.Exit(2)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, int], None]]:
-    from pointdistill.cli.progress import shape_progress
-    from pointdistill.data.build import Progress
-
-    with shape_progress("embedding") as show:
-        yield lambda done, total, refused: show(Progress(done, total, refused))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.engine.embedding.search import Found
+    from pointdistill.engine.embedding.search import SearchResult
     from pointdistill.engine.reporting.tables import Table
 
 
@@ -39,7 +38,7 @@ def search(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """The shapes of an embedding nearest to a file, by the cosine of their features."""
-    from pointdistill.cli.console import print_table
+    from pointdistill.cli.console import console_reporter, print_table
     from pointdistill.engine.embedding.file import open_index
     from pointdistill.engine.embedding.search import draw_sheet, find_index
     from pointdistill.engine.embedding.search import search as run
@@ -50,15 +49,16 @@ def search(
         msg = f"the sheet must end in .png, got {str(picture)!r}"
         raise ConfigError(msg)
     opened = open_index(find_index(index))
-    found = run(
-        query,
-        opened,
-        count=count,
-        encoder=encoder,
-        up=up,
-        device=device,
-        say=partial(typer.echo, err=True),
-    )
+    with console_reporter() as reporter:
+        found = run(
+            query,
+            opened,
+            count=count,
+            encoder=encoder,
+            up=up,
+            device=device,
+            reporter=reporter,
+        )
     if found.assumed_up and up is None:
         axis = found.settings.up
         typer.echo(
@@ -72,7 +72,7 @@ def search(
     typer.echo(f"picture: {picture}")
 
 
-def _table(query: Path, index: Path, found: Found) -> Table:
+def _table(query: Path, index: Path, found: SearchResult) -> Table:
     from pointdistill.engine.reporting.tables import Table as Made
 
     rows = tuple(

@@ -26,9 +26,10 @@ from pointdistill.errors import ConfigError, DataError
 SUFFIXES = (".npz", ".parquet")
 
 INFO = "info"
-"""Name of the JSON text that says how an embedding was made: a 0-d array, or a key of Parquet's metadata."""
+"""Name of the JSON text that says how an embedding was made: a 0-d array in an .npz."""
 
 PARQUET_KEY = b"pointdistill"
+"""The key of the same text in the metadata of a Parquet file."""
 
 
 def check_output(output: Path) -> None:
@@ -39,10 +40,10 @@ def check_output(output: Path) -> None:
     """
     if output.suffix.lower() not in SUFFIXES:
         msg = f"the output must end in {' or '.join(SUFFIXES)}, got {str(output)!r}"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("output",))
     if output.is_dir():
         msg = f"{output} is a folder; name a file that ends in {' or '.join(SUFFIXES)}"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("output",))
     if output.suffix.lower() == ".parquet":
         parquet()
 
@@ -63,12 +64,12 @@ def parquet() -> tuple[Any, Any]:
 
 
 def write_output(work: WorkFolder, output: Path, info: Mapping[str, Any], *, width: int) -> None:
-    """Write all chunks as one file, whole or absent.
+    """Write all chunks as one file; a failure leaves no file behind.
 
     Args:
-        work: every chunk is there.
+        work: with no chunk missing.
         output: ends in one of `SUFFIXES`.
-        info: how it was made; its ``features`` says whether there is one vector a shape or several.
+        info: how the embedding was made; its ``features`` says whether there is one vector a shape or several.
         width: F.
     """
     ragged = info["features"] in ("patches", "points")
@@ -110,7 +111,7 @@ def _text(text: str) -> tuple[str, tuple[()], Iterator[NDArray[Any]]]:
 
 
 def _offsets(work: WorkFolder) -> Iterator[NDArray[np.int64]]:
-    """Where each shape's vectors begin, and at last where they end."""
+    """The first vector of each shape, and one past the last vector of all."""
     total = 0
     yield np.zeros(1, np.int64)
     for chunk in work.columns("counts"):
@@ -126,9 +127,8 @@ def _write_member(
     shape: tuple[int, ...],
     blocks: Iterator[NDArray[Any]],
 ) -> None:
-    """One array of an .npz file, block after block."""
     member = zipfile.ZipInfo(f"{name}.npy")
-    # Numbers of a network do not compress; names of a fixed length, four bytes a letter, do.
+    # Features are as good as random bits and do not compress; names of a fixed length, four bytes a letter, do.
     member.compress_type = zipfile.ZIP_DEFLATED if "U" in dtype else zipfile.ZIP_STORED
     with archive.open(member, "w", force_zip64=True) as stream:
         header = {"descr": dtype, "fortran_order": False, "shape": shape}
@@ -163,7 +163,7 @@ def _plain_columns(arrow: Any, chunk: Mapping[str, NDArray[Any]]) -> list[Any]:
 
 
 def _vectors(arrow: Any, chunk: Mapping[str, NDArray[Any]], *, ragged: bool) -> list[Any]:
-    """Feature vectors, and the positions of several a shape, as lists of lists."""
+    """The columns of vectors: a list a shape, or a list of lists where a shape has several."""
     fixed: Callable[..., Any] = arrow.FixedSizeListArray.from_arrays
     arrays = []
     for name in ("features", "positions") if ragged else ("features",):
@@ -197,26 +197,25 @@ class Index(ABC):
 
     @abstractmethod
     def blocks(self, column: str) -> Iterator[NDArray[Any]]:
-        """A column (``ids``, ``sources``, ``rows``, ``features``) in blocks of neighbouring rows, in order."""
+        """A column (``ids``, ``sources``, ``rows``, ``features``), block by block, in the order of the rows."""
 
     def pick(self, column: str, rows: Sequence[int]) -> list[Any]:
-        """Values of a column at some rows, in the order asked for."""
-        wanted = set(rows)
-        found: dict[int, Any] = {}
+        """Values of a column at some rows, in the order of ``rows``."""
+        values: dict[int, Any] = {}
         first = 0
         for block in self.blocks(column):
-            inside = [row for row in wanted if first <= row < first + len(block)]
-            found |= {row: block[row - first] for row in inside}
+            inside = [row for row in set(rows) if first <= row < first + len(block)]
+            values |= {row: block[row - first] for row in inside}
             first += len(block)
-        return [found[row] for row in rows]
+        return [values[row] for row in rows]
 
     def shapes(self) -> int:
-        """n."""
+        """How many shapes there are."""
         return int(self.info["shapes"])
 
 
 def open_index(path: Path) -> Index:
-    """Open an embedding; costs its description alone.
+    """Open an embedding; only its description is read.
 
     Raises:
         DataError: if there is none at ``path``, or it is damaged or of a newer version.
@@ -235,7 +234,7 @@ def open_index(path: Path) -> Index:
 class _NpzIndex(Index):
     def __init__(self, path: Path) -> None:
         try:
-            # By hand: numpy leaves a file open that turns out to be no archive.
+            # Not np.load: it leaves the file open where it turns out not to be an archive.
             with zipfile.ZipFile(path) as archive, archive.open(f"{INFO}.npy") as stream:
                 text = np.lib.format.read_array(stream, allow_pickle=False)
             info = json.loads(str(text))
@@ -249,7 +248,7 @@ class _NpzIndex(Index):
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{column}.npy") as stream:
                 shape, dtype = _header(stream)
-                # Plain slices of a stream: memory is bounded whatever the header claims.
+                # Fixed slices of the stream: memory stays bounded whatever size a damaged header states.
                 width = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
                 left, most = shape[0], max(1, BLOCK_BYTES // max(1, width))
                 while left:
@@ -306,5 +305,5 @@ class _ParquetIndex(Index):
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{path}: not readable as an embedding ({error}); it is damaged or none, embed again"
+        f"{path}: not readable as an embedding ({error}); it is damaged or something else, embed again"
     )
