@@ -125,7 +125,7 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
     whole = finetune(request(tmp_path, output=tmp_path / "whole", epochs=4))
     asked = request(tmp_path, output=tmp_path / "split", epochs=4)
     interrupted(monkeypatch, 1, lambda: finetune(asked))
-    with pytest.raises(CheckpointError, match="not finished; go on with"):
+    with pytest.raises(CheckpointError, match="not finished; resume it"):
         load_classifier(tmp_path / "split")
     with pytest.raises(DataError, match="was interrupted; go on with --resume"):
         finetune(asked)

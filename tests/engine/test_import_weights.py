@@ -142,7 +142,7 @@ def test_heads_are_asked_for_where_nothing_says_them(tmp_path: Path) -> None:
     path = tmp_path / "odd.ckpt"
     encoder = Encoder(replace(SIZES["tiny"]().encoder, width=40))
     torch.save({"state_dict": official(encoder)}, path)
-    with refused(r"no size of the paper has the width 40, .* give --heads"):
+    with refused(r"no size of the paper has the width 40, .* say how many it has"):
         read_published(path)
     with refused(r"7 attention heads \(given\) do not divide its width, 40"):
         read_published(path, heads=7)

@@ -311,7 +311,7 @@ def test_a_fine_tuned_classifier(tmp_path: Path) -> None:
     "name", ["shapes", "a/b/c", "../x", "jane/a--b", "jane/-a", "jane/" + "a" * 99]
 )
 def test_names_that_the_hub_does_not_have(run: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"no repository of the Hub; expected owner/name"):
+    with pytest.raises(ConfigError, match=r"not the name of a Hub repository; expected owner/name"):
         prepare(run, name, tmp_path / "card")
     assert not (tmp_path / "card").exists()
 

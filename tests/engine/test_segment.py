@@ -115,7 +115,7 @@ def test_same_seed_same_weights_whatever_was_drawn_before() -> None:
 def test_points_drawn_are_the_clouds_own_with_their_parts() -> None:
     """Against the plain way: all of a smaller cloud, then the same again; no point twice of a larger one."""
     clouds = make_parts()
-    packed = PackedClouds.of(clouds, torch.device("cpu"), side="training")
+    packed = PackedClouds.pack(clouds, torch.device("cpu"), side="training")
     index = torch.tensor([5, 0, 11])
     random = KeyedRandom(sample_keys(seed=0, epoch=0, index=index), "test")
     points, parts = packed.draw(index, 60, random)
@@ -130,7 +130,7 @@ def test_points_drawn_are_the_clouds_own_with_their_parts() -> None:
 
 
 def test_a_cloud_is_drawn_alike_in_any_batch() -> None:
-    packed = PackedClouds.of(make_parts(), torch.device("cpu"), side="training")
+    packed = PackedClouds.pack(make_parts(), torch.device("cpu"), side="training")
 
     def draw(*index: int) -> Tensor:
         keys = sample_keys(seed=0, epoch=0, index=torch.tensor(index))

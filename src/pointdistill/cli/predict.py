@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from pointdistill.cli.task_progress import task_progress
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import FailedFile
@@ -68,14 +65,12 @@ def _classify(
     classifier: TrainedClassifier, files: Sequence[Path], up: str | None, as_json: bool
 ) -> bool:
     """Whether any file could not be used."""
-    from pointdistill.cli.console import print_table
+    from pointdistill.cli.console import console_reporter, print_table
     from pointdistill.engine.finetuning.predict import classify_files
     from pointdistill.engine.reporting.tables import Table
 
-    with task_progress() as (_, show):
-        done, failed = classify_files(
-            classifier, files, up=up, progress=partial(show, "classifying")
-        )
+    with console_reporter() as reporter:
+        done, failed = classify_files(classifier, files, up=up, reporter=reporter)
     if as_json:
         _print_json([_class_row(file) for file in done])
     elif done:
@@ -101,15 +96,13 @@ def _segment(
     as_json: bool,
 ) -> bool:
     """Whether any file could not be used."""
-    from pointdistill.cli.console import print_table
+    from pointdistill.cli.console import console_reporter, print_table
     from pointdistill.engine.finetuning.predict import plan_parts, segment_files, write_parts
     from pointdistill.engine.reporting.tables import Table
 
     destination = plan_parts(files, output) if output is not None else None
-    with task_progress() as (_, show):
-        done, failed = segment_files(
-            segmenter, files, category=category, up=up, progress=partial(show, "segmenting")
-        )
+    with console_reporter() as reporter:
+        done, failed = segment_files(segmenter, files, category=category, up=up, reporter=reporter)
     names = segmenter.spec.part_names
     if destination is not None and done:
         write_parts(done, names, destination)

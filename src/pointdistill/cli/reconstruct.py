@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from pointdistill.cli.task_progress import task_progress
-
 
 def reconstruct(
     encoder: Annotated[
@@ -36,19 +34,15 @@ def reconstruct(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Fill masked patches from frozen features, beside random features; draw it. Ctrl-C keeps what is done."""
-    from pointdistill.cli.console import print_table
+    from pointdistill.cli.console import console_reporter, print_table
     from pointdistill.engine.reconstruction.reconstruct import PICTURE, RESULTS, ReconstructRequest
     from pointdistill.engine.reconstruction.reconstruct import reconstruct as run
 
     request = ReconstructRequest(
         encoder=encoder, data=data, steps=steps, seeds=seeds, output=output, device=device
     )
-    with task_progress() as (say, show):
-
-        def distance(what: str, done: int, total: int, loss: float) -> None:
-            show(f"{what}, distance {loss:.4f}", done, total)
-
-        result = run(request, say=say, show=distance)
+    with console_reporter() as reporter:
+        result = run(request, reporter=reporter)
     if result.outcomes:
         print_table(result.table())
     if result.interrupted:

@@ -17,7 +17,7 @@ from pointdistill.engine.evaluation.probe import Score, score_predictions
 from pointdistill.engine.evaluation.probe.training import mean_logits
 from pointdistill.engine.finetuning.classification import (
     EVALUATION_BATCH,
-    cut_from_outermost,
+    patchify_from_outermost,
     train_classifier,
 )
 from pointdistill.engine.finetuning.recipes import recipe_for
@@ -133,6 +133,6 @@ def _logits(
             batch_size=EVALUATION_BATCH,
             device=device,
         ):
-            patches = cut_from_outermost(to_unit_sphere(batch), inputs, config.patch_points)
+            patches = patchify_from_outermost(to_unit_sphere(batch), inputs, config.patch_points)
             found.append(classifier(patches).cpu())
     return torch.cat(found)

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 
 def export_encoder(source: Path | str, output: Path, *, working: Path | None = None) -> Path:
-    """Copy the encoder of ``source`` to the folder ``output``, checked on the way; where it was found.
+    """Copy the encoder of ``source`` to the folder ``output``, with its scores and its training record.
 
-    What was measured with these weights goes with them, and how they came about.
+    The weights are checked on the way. The result is where they were found.
 
     Args:
         source: as for ``load_encoder``.
         output: made if absent.
-        working: where ``evaluate`` was run; the current folder by default.
+        working: the folder that ``evaluate`` was run in; the current one by default.
 
     Raises:
         CheckpointError: if ``source`` holds no encoder or a damaged one.
@@ -64,10 +64,10 @@ def export_encoder(source: Path | str, output: Path, *, working: Path | None = N
 
 
 TOLERANCE = 1e-4
-"""Largest difference of any output from the encoder's own; float32 on a CPU comes to a few 1e-6."""
+"""Largest difference allowed between any output and the encoder's own; on a CPU it is a few 1e-6 in float32."""
 
 LARGEST_GIB = 2.0
-"""Of one ONNX file, by its format; a large model has 1.2."""
+"""Limit of the format to one ONNX file; the large model has 1.2."""
 
 _CHECKED_CLOUDS, _CANDIDATES = 3, 24
 _ROUNDING = 3e-7
@@ -76,14 +76,14 @@ _ROUNDING = 3e-7
 
 @dataclass(frozen=True, slots=True)
 class OnnxExport:
-    """A file that was written. Sizes: B clouds (open), N points, P patches, D width."""
+    """An ONNX file that was written. Sizes: B clouds (any number), N points, P patches, D width."""
 
     path: Path
     source: Path
     """The encoder's folder, or its file."""
 
     points: int
-    """N: each cloud has exactly so many."""
+    """N, fixed in the file."""
 
     patches: int
     """P."""
@@ -102,7 +102,7 @@ def export_onnx(source: Path | str, output: Path, *, points: int | None = None) 
     """Write ``output/model.onnx``: raw points (B, N, 3) in, ``cls``, ``patches`` and ``centers`` out.
 
     Everything that ``encoder(points)`` does is in the graph: unit sphere, farthest point sampling, neighbours. The
-    file's metadata hold the configuration and the licences of what the encoder saw.
+    file's metadata holds the configuration and the licences of the data that the encoder was trained on.
 
     Args:
         source: as for ``load_encoder``.
@@ -110,28 +110,28 @@ def export_onnx(source: Path | str, output: Path, *, points: int | None = None) 
         points: N; by default those of a view in pretraining.
 
     Raises:
-        CheckpointError: if there is no encoder, or the graph does not compute what it does: no file is left then.
-        ConfigError: if the package onnx is not installed, or a cloud of so many points has no patch.
+        CheckpointError: if there is no encoder, or the graph does not compute the same; then no file is left.
+        ConfigError: if the package onnx is not installed, or ``points`` are too few for a patch.
         DataError: if ``output`` holds other files.
     """
-    folder = locate_encoder(source)
+    stored = locate_encoder(source)
     check_free_for_encoder(output)
-    encoder = load_encoder(folder)
+    encoder = load_encoder(stored)
     count = encoder.config.points if points is None else points
     if count < encoder.config.patch_points:
         msg = f"points must be at least {encoder.config.patch_points}, one patch of this encoder, got {count}"
-        raise ConfigError(msg)
-    graphs = _graphs()
-    model = graphs.encoder_model(encoder, count)
-    _describe(model, read_facts(folder), count)
+        raise ConfigError(msg, settings=("points",))
+    onnx_graph = _import_onnx_graph()
+    model = onnx_graph.encoder_model(encoder, count)
+    _describe(model, read_facts(stored), count)
     with write_aside(output / ONNX) as aside:
-        aside.write_bytes(_serialized(model, folder))
+        aside.write_bytes(_serialize(model, stored))
         difference = check_onnx(aside, encoder, count)
     return OnnxExport(
         path=output / ONNX,
-        source=folder,
+        source=stored,
         points=count,
-        patches=graphs.patch_count(encoder, count),
+        patches=onnx_graph.patch_count(encoder, count),
         width=encoder.config.width,
         cls_token=encoder.config.cls_token,
         difference=difference,
@@ -141,7 +141,7 @@ def export_onnx(source: Path | str, output: Path, *, points: int | None = None) 
 def check_onnx(path: Path, encoder: Encoder, points: int) -> float | None:
     """Largest difference between a file's outputs and the encoder's, for one cloud and for several at once.
 
-    None where onnxruntime, which has no types and is not needed otherwise, is not installed.
+    The result is None where onnxruntime is not installed; nothing else needs it.
 
     Args:
         path: an ONNX file.
@@ -156,18 +156,15 @@ def check_onnx(path: Path, encoder: Encoder, points: int) -> float | None:
     except ImportError:
         return None
     with threads_for(encoder.config.width, torch.device("cpu")), torch.inference_mode():
-        clouds = _steady_clouds(encoder, points)
+        clouds = _stable_clouds(encoder, points)
         worst = 0.0
         try:
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             for batch in (clouds[:1], clouds):
-                found = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
-                worst = max(
-                    worst, _difference([torch.from_numpy(f) for f in found], encoder(batch))
-                )
-        except (
-            Exception
-        ) as error:  # onnxruntime's errors are of many kinds, none of them of a common class
+                arrays = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+                outputs = [torch.from_numpy(array) for array in arrays]
+                worst = max(worst, _difference(outputs, encoder(batch)))
+        except Exception as error:  # onnxruntime's errors have no class of their own in common
             msg = f"the exported graph does not run in onnxruntime {onnxruntime.__version__} ({error}); report it"
             raise CheckpointError(msg) from error
     if not worst <= TOLERANCE:
@@ -179,46 +176,48 @@ def check_onnx(path: Path, encoder: Encoder, points: int) -> float | None:
     return worst
 
 
-def _steady_clouds(encoder: Encoder, points: int) -> Tensor:
-    """(3, N, 3) clouds whose features do not hang on rounding.
+def _stable_clouds(encoder: Encoder, points: int) -> Tensor:
+    """(3, N, 3) clouds whose features do not depend on rounding.
 
-    Where two points are equally far to the last digit, either may be the next centre, and both answers are right:
-    such a cloud tells nothing. It is known by moving its points by as much as rounding does.
+    Where two points are equally far to the last digit, either may be the next centre and both answers are right,
+    so such a cloud cannot tell a wrong graph from a right one. To find out, its points are moved by as much as
+    rounding may change them.
     """
     generator = torch.Generator().manual_seed(0)
-    kept: list[Tensor] = []
+    stable: list[Tensor] = []
     for _ in range(_CANDIDATES):
         cloud = torch.randn(1, points, 3, generator=generator)
         cloud = cloud / cloud.norm(dim=-1, keepdim=True) * torch.tensor([1.0, 0.6, 0.4])
-        here = encoder(cloud)
+        unmoved = encoder(cloud)
         moved = [torch.randn(cloud.shape, generator=generator) * _ROUNDING for _ in range(3)]
-        apart = [_difference(_outputs(encoder(cloud + move)), here) for move in moved]
-        kept += [cloud] if max(apart) < TOLERANCE else []
-        if len(kept) == _CHECKED_CLOUDS:
-            return torch.cat(kept)
+        changes = [_difference(_outputs(encoder(cloud + move)), unmoved) for move in moved]
+        stable += [cloud] if max(changes) < TOLERANCE else []
+        if len(stable) == _CHECKED_CLOUDS:
+            return torch.cat(stable)
     msg = (
-        f"the features of {_CANDIDATES - len(kept)} of {_CANDIDATES} clouds of {points} points change by more "
+        f"the features of {_CANDIDATES - len(stable)} of {_CANDIDATES} clouds of {points} points change by more "
         f"than {TOLERANCE:g} when the last digits of the points do, so no other program can agree with them; "
-        "export with fewer --points, or to safetensors"
+        "export for fewer points, or to safetensors"
     )
-    raise CheckpointError(msg)
+    raise CheckpointError(msg, settings=("points",))
 
 
-def _outputs(found: EncoderOutput) -> list[Tensor]:
+def _outputs(output: EncoderOutput) -> list[Tensor]:
     """The tensors in the order of the graph's outputs."""
-    return [part for part in (found.cls, found.patches, found.centers) if part is not None]
+    return [part for part in (output.cls, output.patches, output.centers) if part is not None]
 
 
-def _difference(found: list[Tensor], expected: EncoderOutput) -> float:
-    """Largest difference of any value; infinite where shapes differ, NaN where a value is."""
-    wanted = _outputs(expected)
-    if [part.shape for part in found] != [part.shape for part in wanted]:
+def _difference(outputs: list[Tensor], expected: EncoderOutput) -> float:
+    """Largest difference between any two values; infinite where shapes differ, NaN where a value is NaN."""
+    expected_outputs = _outputs(expected)
+    if [part.shape for part in outputs] != [part.shape for part in expected_outputs]:
         return float("inf")
-    return max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
+    pairs = zip(outputs, expected_outputs, strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def _graphs() -> ModuleType:
-    """The module that needs the package onnx.
+def _import_onnx_graph() -> ModuleType:
+    """The module that needs the package onnx, which is optional.
 
     Raises:
         ConfigError: if it is not installed.
@@ -228,13 +227,13 @@ def _graphs() -> ModuleType:
     except ImportError as error:
         if (error.name or "").split(".")[0] != "onnx":
             raise
-        msg = "the format onnx needs a package that is not installed; pip install 'pointdistill[onnx]'"
+        msg = "ONNX needs a package that is not installed; pip install 'pointdistill[onnx]'"
         raise ConfigError(msg) from error
     return onnx_graph
 
 
-def _serialized(model: onnx.ModelProto, source: Path) -> bytes:
-    """The file's bytes.
+def _serialize(model: onnx.ModelProto, source: Path) -> bytes:
+    """The bytes of the file.
 
     Raises:
         CheckpointError: if they are more than the format allows.
@@ -247,7 +246,7 @@ def _serialized(model: onnx.ModelProto, source: Path) -> bytes:
 
 
 def _describe(model: onnx.ModelProto, config: dict[str, Any], points: int) -> None:
-    """Put into the file what the folder's ``config.json`` says, and what the graph expects."""
+    """Add metadata: what ``config.json`` says, and what the graph expects as its input."""
     from onnx import helper
 
     model.producer_name = "pointdistill"
@@ -258,7 +257,5 @@ def _describe(model: onnx.ModelProto, config: dict[str, Any], points: int) -> No
         "Outputs: features of the whole cloud (cls), of its patches, and the patches' centres in the unit sphere."
     )
     entries = ("encoder", "sources", "training")
-    described = {
-        f"pointdistill.{n}": json.dumps(config.get(n), ensure_ascii=False) for n in entries
-    }
-    helper.set_model_props(model, described)
+    metadata = {f"pointdistill.{n}": json.dumps(config.get(n), ensure_ascii=False) for n in entries}
+    helper.set_model_props(model, metadata)

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from pointdistill.data.files import sha256_of
 from pointdistill.engine.exchange.checkpoints.limits import LIMITS, Limits
@@ -30,7 +29,7 @@ HEADS_OF_WIDTH = {
     48: 3,
     **{e.width: e.heads for e in (SIZES[n]().encoder for n in PUBLISHED_SIZES)},
 }
-"""Attention heads by width, which no weight's shape shows: the paper's sizes, and one for trying things out."""
+"""Attention heads by width: the paper's sizes, and a small one for tests. No weight's shape shows them."""
 
 DEEPEST, WIDEST = 256, 1 << 14
 UNKNOWN_SOURCE = {
@@ -45,8 +44,8 @@ _NEXT = (
 )
 
 
-class Branch(StrEnum):
-    """Which of the two encoders in a checkpoint; evaluation reads the teacher's."""
+class CheckpointBranch(StrEnum):
+    """One of the two encoders in a checkpoint; evaluation uses the teacher's."""
 
     TEACHER = "teacher"
     STUDENT = "student"
@@ -54,17 +53,17 @@ class Branch(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ImportedEncoder:
-    """An encoder read from a published checkpoint, and what the file says of it."""
+    """An encoder from a published checkpoint, and what the file says about it."""
 
     encoder: Encoder
     """In evaluation mode on the CPU, float32."""
 
-    branch: Branch
+    branch: CheckpointBranch
     mode: Mode | None
-    """What it was trained with; None if neither projection head is in the file."""
+    """The mode it was trained in; None if neither projection head is in the file."""
 
     heads_from: str
-    """Who says how many attention heads there are."""
+    """Where the number of attention heads comes from."""
 
     epoch: int | None
     step: int | None
@@ -97,71 +96,71 @@ def import_weights(
         DataError: if ``output`` holds other files.
     """
     check_free_for_encoder(output)
-    found = read_published(checkpoint, branch=branch, heads=heads)
+    imported = read_published(checkpoint, branch=branch, heads=heads)
     origin = {
         "file": checkpoint.name,
         "sha256": sha256_of(checkpoint),
-        "branch": str(found.branch),
-        "epoch": found.epoch,
-        "step": found.step,
-        "heads_from": found.heads_from,
+        "branch": str(imported.branch),
+        "epoch": imported.epoch,
+        "step": imported.step,
+        "heads_from": imported.heads_from,
     }
     training = {
-        "name": found.size,
-        "mode": None if found.mode is None else str(found.mode),
+        "name": imported.size,
+        "mode": None if imported.mode is None else str(imported.mode),
         "imported": origin,
     }
-    save_encoder(found.encoder, output, sources=[UNKNOWN_SOURCE], training=training)
-    return found
+    save_encoder(imported.encoder, output, sources=[UNKNOWN_SOURCE], training=training)
+    return imported
 
 
 def read_published(
     path: Path, *, branch: str = "teacher", heads: int | None = None, limits: Limits = LIMITS
 ) -> ImportedEncoder:
     """An encoder of a published checkpoint, in memory; arguments and errors as ``import_weights``."""
-    if branch not in list(Branch):
-        msg = f"branch must be one of {', '.join(Branch)}, got {branch!r}"
-        raise ConfigError(msg)
+    if branch not in list(CheckpointBranch):
+        msg = f"branch must be one of {', '.join(CheckpointBranch)}, got {branch!r}"
+        raise ConfigError(msg, settings=("branch",))
     with open_checkpoint(path, limits=limits) as checkpoint:
-        weights = {our_name(name): record for name, record in checkpoint.state_dict().items()}
-        records = _under(f"{branch}.encoder.", weights)
+        weights = to_our_names(checkpoint.state_dict())
+        records = _with_prefix(f"{branch}.encoder.", weights)
         try:
             layout = read_layout({name: r.shape for name, r in records.items()})
         except CheckpointError as error:
-            msg = f"{path}: no encoder of this method under {branch!r} ({error}); it holds {_parts(weights)}"
+            msg = f"{path}: no encoder of this method under {branch!r} ({error}); it holds {_first_words(weights)}"
             raise CheckpointError(msg) from error
         config, heads_from = _with_heads(layout, heads, checkpoint)
         return ImportedEncoder(
             encoder=_load(config, records, checkpoint),
-            branch=Branch(branch),
+            branch=CheckpointBranch(branch),
             mode=_mode(branch, weights),
             heads_from=heads_from,
-            epoch=_count(checkpoint.value("epoch")),
-            step=_count(checkpoint.value("global_step")),
+            epoch=_whole_number(checkpoint.value("epoch")),
+            step=_whole_number(checkpoint.value("global_step")),
         )
 
 
-def _under(prefix: str, weights: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
+def _with_prefix(prefix: str, weights: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
     return {n.removeprefix(prefix): r for n, r in weights.items() if n.startswith(prefix)}
 
 
-def _parts(weights: Mapping[str, TensorRecord]) -> str:
-    """The first words of the names in a file, for a message."""
-    found = sorted({ascii(name.split(".")[0][:30]) for name in weights})
-    return ", ".join(found[:6]) + (", ..." if found[6:] else "")
+def _first_words(weights: Mapping[str, TensorRecord]) -> str:
+    """For a message: the first words of the names in a file."""
+    words = sorted({ascii(name.split(".")[0][:30]) for name in weights})
+    return ", ".join(words[:6]) + (", ..." if words[6:] else "")
 
 
 def read_layout(shapes: Mapping[str, tuple[int, ...]]) -> EncoderConfig:
-    """The configuration that an encoder's shapes show, with one head; views as in the paper.
+    """The configuration that the shapes of an encoder's weights show, with one head and views as in the paper.
 
     Args:
         shapes: of each weight, by the names of ``Encoder.state_dict``.
 
     Raises:
-        CheckpointError: saying which weight is missing or odd.
+        CheckpointError: saying which weight is missing or has an unexpected shape.
     """
     blocks = [re.match(r"transformer\.blocks\.(\d{1,6})\.", name) for name in shapes]
-    depth = 1 + max((int(found[1]) for found in blocks if found), default=-1)
+    depth = 1 + max((int(match[1]) for match in blocks if match), default=-1)
     width = _lengths(shapes, "transformer.norm", axes=1)[-1]
     stage_one = _lengths(shapes, "patch_embedding.stage_one.", axes=2)
     stage_two = _lengths(shapes, "patch_embedding.stage_two.", axes=2)
@@ -169,7 +168,7 @@ def read_layout(shapes: Mapping[str, tuple[int, ...]]) -> EncoderConfig:
         msg = f"{depth} blocks; accepted are 1 to {DEEPEST}"
         raise CheckpointError(msg)
     return replace(
-        _known(width),
+        _base_config(width),
         width=width,
         depth=depth,
         heads=1,
@@ -181,11 +180,11 @@ def read_layout(shapes: Mapping[str, tuple[int, ...]]) -> EncoderConfig:
 
 
 def _lengths(shapes: Mapping[str, tuple[int, ...]], layer: str, *, axes: int) -> tuple[int, ...]:
-    """Outputs of the weights with ``axes`` axes whose names are ``layer``, a number perhaps, and weight."""
+    """Output sizes of the weights named ``layer.weight`` or ``layer.NUMBER.weight`` that have ``axes`` axes."""
     pattern = re.compile(re.escape(layer.removesuffix(".")) + r"(?:\.(\d{1,6}))?\.weight")
     named = [(pattern.fullmatch(name), shape) for name, shape in shapes.items()]
-    found = sorted((int(m[1] or 0), s[0]) for m, s in named if m and len(s) == axes)
-    lengths = tuple(length for _, length in found)
+    numbered = sorted((int(m[1] or 0), s[0]) for m, s in named if m and len(s) == axes)
+    lengths = tuple(length for _, length in numbered)
     if not 1 <= len(lengths) <= DEEPEST or not all(1 <= length <= WIDEST for length in lengths):
         msg = f"{layer.removesuffix('.')} has {len(lengths)} layers of the widths {lengths[:6]}"
         raise CheckpointError(msg)
@@ -193,45 +192,45 @@ def _lengths(shapes: Mapping[str, tuple[int, ...]], layer: str, *, axes: int) ->
 
 
 def _size_of(width: int) -> str | None:
-    """The paper's size of a width."""
+    """The paper's name of a width, if it has one."""
     return next((name for name in PUBLISHED_SIZES if SIZES[name]().encoder.width == width), None)
 
 
-def _known(width: int) -> EncoderConfig:
-    """What shapes do not show, from the recipe of that width where there is one."""
+def _base_config(width: int) -> EncoderConfig:
+    """The recipe's configuration for a width, or the default: for all that shapes do not show."""
     size = _size_of(width)
     return EncoderConfig() if size is None else SIZES[size]().encoder
 
 
 def _with_heads(
-    layout: EncoderConfig, asked: int | None, checkpoint: Checkpoint
+    layout: EncoderConfig, requested: int | None, checkpoint: Checkpoint
 ) -> tuple[EncoderConfig, str]:
-    """The layout with its attention heads, and who said how many."""
-    stated = _count(checkpoint.value("hyper_parameters", "encoder_config", "num_heads"))
-    for heads, said_by in (
-        (asked, "given"),
+    """The layout with its attention heads, and where their number comes from."""
+    stated = _whole_number(checkpoint.value("hyper_parameters", "encoder_config", "num_heads"))
+    for heads, source in (
+        (requested, "given"),
         (stated, "the file's settings"),
         (HEADS_OF_WIDTH.get(layout.width), "the paper's size of this width"),
     ):
         if heads is not None:
             if heads < 1 or layout.width % heads:
                 msg = (
-                    f"{checkpoint.path}: {heads} attention heads ({said_by}) do not divide its width, "
-                    f"{layout.width}; give --heads"
+                    f"{checkpoint.path}: {heads} attention heads ({source}) do not divide its width, "
+                    f"{layout.width}; say how many it has"
                 )
-                raise CheckpointError(msg)
-            return replace(layout, heads=heads), said_by
+                raise CheckpointError(msg, settings=("heads",))
+            return replace(layout, heads=heads), source
     msg = (
         f"{checkpoint.path}: no size of the paper has the width {layout.width}, so the number of attention heads "
-        "is not known; give --heads"
+        "is not known; say how many it has"
     )
-    raise CheckpointError(msg)
+    raise CheckpointError(msg, settings=("heads",))
 
 
 def _load(
     config: EncoderConfig, records: Mapping[str, TensorRecord], checkpoint: Checkpoint
 ) -> Encoder:
-    """An encoder with the recorded weights. Its shapes are compared before it takes any memory."""
+    """An encoder with the recorded weights. All shapes are compared before memory is allocated for any."""
     with torch.device("meta"):
         encoder = Encoder(config)
     for name, expected in encoder.state_dict().items():
@@ -252,8 +251,10 @@ def _load(
 
 
 def _mode(branch: str, weights: Mapping[str, TensorRecord]) -> Mode | None:
-    """What a branch was trained for, from the projection heads it has."""
-    has_cls, has_patches = (bool(_under(f"{branch}.{h}_head.", weights)) for h in ("cls", "patch"))
+    """The mode that a branch was trained in, known from its projection heads."""
+    has_cls, has_patches = (
+        bool(_with_prefix(f"{branch}.{h}_head.", weights)) for h in ("cls", "patch")
+    )
     if has_cls and has_patches:
         return Mode.DUAL
     if has_cls:
@@ -261,11 +262,13 @@ def _mode(branch: str, weights: Mapping[str, TensorRecord]) -> Mode | None:
     return Mode.MPM if has_patches else None
 
 
-def _count(value: Any) -> int | None:
+def _whole_number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-_PAIRS: tuple[tuple[str, str], ...] = (
+T = TypeVar("T")
+
+_RENAMINGS: tuple[tuple[str, str], ...] = (
     (r"^mask_token$", "student.predictor.mask_token"),
     (r"\.point_encoder\.", ".encoder."),
     (r"\.(cls|patch)_projection_head\.", r".\1_head."),
@@ -301,7 +304,7 @@ _PAIRS: tuple[tuple[str, str], ...] = (
     (r"_head\.linear\.bias$", "_head.prototypes.bias"),
     (r"_head\.linear\.parametrizations\.weight\.original0$", "_head.prototypes.magnitude"),
     (r"_head\.linear\.parametrizations\.weight\.original1$", "_head.prototypes.direction"),
-    # Classifier and segmenter. A linear layer, its norm, activation and dropout are numbered there in one row.
+    # Classifier and segmenter, whose linear layers, norms, activations and dropouts are numbered in one sequence.
     (r"^\.classification_head\.mlp\.", ".head."),
     (r"^\.segmentation_head\.7\.", ".head.linears.2."),
     (r"^\.segmentation_head\.", ".head."),
@@ -320,13 +323,13 @@ _PAIRS: tuple[tuple[str, str], ...] = (
 
 def our_name(official: str) -> str:
     """Our name of one published weight; ``student.`` and ``teacher.`` stay in front."""
-    # The rules match between dots, so that a bare `point_encoder.…` needs one in front for the time being.
+    # The patterns begin with a dot, so a name that begins with `point_encoder.` gets a dot in front until the end.
     name = official if official == "mask_token" else f".{official}"
-    for pattern, replacement in _PAIRS:
+    for pattern, replacement in _RENAMINGS:
         name = re.sub(pattern, replacement, name)
     return name.removeprefix(".")
 
 
-def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under our names."""
-    return {our_name(name): tensor for name, tensor in state.items()}
+def to_our_names(state: Mapping[str, T]) -> dict[str, T]:
+    """The same tensors, or records of them, under our names."""
+    return {our_name(name): value for name, value in state.items()}

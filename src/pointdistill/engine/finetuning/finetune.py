@@ -1,4 +1,4 @@
-"""From an encoder and labelled shapes to a classifier or segmenter on disk, whatever interrupts it."""
+"""From an encoder and labelled shapes to a classifier or segmenter on disk; an interrupted training is resumed."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ from pointdistill.model.segmenter import Segmenter
 
 @dataclass(frozen=True, slots=True)
 class Finetuned:
-    """What a call left behind."""
+    """The outcome of ``finetune`` or ``resume_finetune``."""
 
     output: Path
     finished: bool
-    """False: it was interrupted, and goes on with ``resume_finetune``."""
+    """False where it was interrupted; ``resume_finetune`` goes on with it."""
 
     kind: str
     """``classifier`` or ``segmenter``."""
 
     epochs: int
-    """Completed."""
+    """Number of completed epochs."""
 
     score: Mapping[str, Any]
     """As in the model's ``config.json``; empty where it was interrupted."""
@@ -110,17 +110,17 @@ def finetune(request: FinetuneRequest, hooks: Hooks | None = None) -> Finetuned:
 
     Raises:
         ConfigError: for settings that do not exist or contradict each other.
-        DataError: if the data are absent, damaged, or too few; or ``output`` holds something.
+        DataError: if the data are absent, damaged or too few, or the output folder is not empty.
         CheckpointError: if there is no encoder.
         DivergenceError: if a loss is not finite.
     """
     hooks = hooks or Hooks()
     pick_device(request.device)
-    found = locate_encoder(encoder_path(request))
-    hooks.say(f"encoder: {found}, drawn anew" if request.from_scratch else encoder_line(found))
+    stored = locate_encoder(encoder_path(request))
+    hooks.say(f"encoder: {stored}, drawn anew" if request.from_scratch else encoder_line(stored))
     output = request.output or default_output(request)
     check_free(output)
-    encoder = load_encoder(found)
+    encoder = load_encoder(stored)
     choice = choose_data(
         request.benchmark,
         data=request.data,
@@ -136,25 +136,25 @@ def finetune(request: FinetuneRequest, hooks: Hooks | None = None) -> Finetuned:
     if choice.benchmark == FOLDER:
         choice = replace(choice, points=protocol_input("ScanObjectNN", encoder.config).points)
     data = read_data(choice, say=hooks.say, count=hooks.count)
-    _begin(request, choice, data, encoder, read_facts(found), output)
-    return _carry_out(output, data, request.device, hooks)
+    _write_start(request, choice, data, encoder, read_facts(stored), output)
+    return _train(output, data, request.device, hooks)
 
 
 def resume_finetune(output: Path, *, device: str = "auto", hooks: Hooks | None = None) -> Finetuned:
-    """Go on where ``finetune`` was interrupted; on a CPU the model is the same to the bit.
+    """Go on where ``finetune`` was interrupted; on a CPU the model is the same to the bit as without the stop.
 
     Raises:
-        CheckpointError: if ``output`` holds no interrupted training, or the data are no longer the same.
+        CheckpointError: if ``output`` holds no interrupted training, or the data have changed since.
     """
     hooks = hooks or Hooks()
     spec, facts = read_description(output)
     if not (output / TRAINING).is_file():
         finished = (output / WEIGHTS).is_file()
-        state = "is finished" if finished else "has nothing to go on from"
-        msg = f"{output}: its training {state}; start another with a new --output"
-        raise CheckpointError(msg)
+        state = "is finished" if finished else "cannot be resumed, its state is missing"
+        msg = f"{output}: its training {state}; start another in a new folder"
+        raise CheckpointError(msg, settings=("output",))
     if facts.get("score"):
-        # Killed between the description of the finished model and this: nothing else is left to do.
+        # It was killed after the finished model was described; only the training file was left to remove.
         (output / TRAINING).unlink()
         epochs = int(_training(facts, output)["epochs"])
         kind = "classifier" if isinstance(spec, ClassifierSpec) else "segmenter"
@@ -162,12 +162,12 @@ def resume_finetune(output: Path, *, device: str = "auto", hooks: Hooks | None =
     choice = from_plain(DataChoice, _training(facts, output)["data"], where="training.data")
     data = read_data(choice, say=hooks.say, count=hooks.count)
     if data.checksum != _training(facts, output)["checksum"]:
-        msg = f"{choice.path}: not the data that {output} was begun with; put those back, or start a new one"
+        msg = f"{choice.path}: not the data that {output} was begun with; put those back, or start a new training"
         raise CheckpointError(msg)
-    return _carry_out(output, data, device, hooks)
+    return _train(output, data, device, hooks)
 
 
-def _begin(
+def _write_start(
     request: FinetuneRequest,
     choice: DataChoice,
     data: Benchmark | PartBenchmark,
@@ -175,11 +175,11 @@ def _begin(
     encoder_facts: Mapping[str, Any],
     output: Path,
 ) -> None:
-    """Write the folder of a training that has taken no step yet."""
+    """Write the output folder of a training before its first step."""
     recipe = choose_recipe(request, data)
     name = "ScanObjectNN" if choice.benchmark == FOLDER else data.name
     inputs = protocol_input(name, encoder.config)
-    described = InputSpec(
+    input_spec = InputSpec(
         points=inputs.points,
         patches=inputs.patches,
         subsampling=inputs.subsampling,
@@ -196,7 +196,7 @@ def _begin(
         )
         model = build_classifier(encoder, len(data.classes), recipe, seed=request.seed)
         spec = ClassifierSpec(
-            encoder=encoder.config, classifier=model.config, classes=data.classes, input=described
+            encoder=encoder.config, classifier=model.config, classes=data.classes, input=input_spec
         )
     else:
         assert isinstance(recipe, SegmenterRecipe)
@@ -207,9 +207,9 @@ def _begin(
             categories=data.categories,
             category_parts=data.category_parts,
             part_names=part_names(data),
-            input=described,
+            input=input_spec,
         )
-    # The weights first: a folder with a configuration can then always be gone on with.
+    # The weights first: then a folder with a configuration can always be resumed.
     write_start(output / TRAINING, model)
     write_description(output, spec, _facts(request, recipe, choice, data, encoder_facts))
 
@@ -221,11 +221,11 @@ def _facts(
     data: Benchmark | PartBenchmark,
     encoder: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a ``config.json`` tells beside the model: licences, recipe and data."""
+    """What ``config.json`` records besides the model: licences, recipe and data."""
     licence = licence_of(choice, stand_in=data.stand_in)
-    learned = {"name": data.data_name, "licence": licence, "shapes": len(data.train)}
+    own_source = {"name": data.data_name, "licence": licence, "shapes": len(data.train)}
     return {
-        "sources": [*([] if request.from_scratch else encoder.get("sources", [])), learned],
+        "sources": [*([] if request.from_scratch else encoder.get("sources", [])), own_source],
         "pretraining": {} if request.from_scratch else encoder.get("training", {}),
         "training": {
             "recipe": to_plain(recipe),
@@ -243,15 +243,13 @@ def _facts(
     }
 
 
-def _carry_out(
-    output: Path, data: Benchmark | PartBenchmark, device: str, hooks: Hooks
-) -> Finetuned:
-    """Train from what the folder holds, and finish the folder."""
+def _train(output: Path, data: Benchmark | PartBenchmark, device: str, hooks: Hooks) -> Finetuned:
+    """Begin or resume the training that the folder describes; once it is finished, write the model."""
     spec, facts = read_description(output)
     training = _training(facts, output)
     seed, epochs = int(training["seed"]), int(training["epochs"])
-    where, inputs = pick_device(device), spec.input.protocol()
-    model = build_model(spec).to(where)
+    torch_device, inputs = pick_device(device), spec.input.protocol()
+    model = build_model(spec).to(torch_device)
     task: ClassifierTask | SegmenterTask
     recipe: Recipe
     if isinstance(data, Benchmark):
@@ -262,7 +260,7 @@ def _carry_out(
         assert isinstance(model, Segmenter)
         recipe = from_plain(SegmenterRecipe, training["recipe"], where="training.recipe")
         task = SegmenterTask(model, data.train, data.test, data.category_parts, inputs, seed)
-    hooks.say(_in_words(data, recipe, epochs, where))
+    hooks.say(_summary(data, recipe, epochs, torch_device))
     with interruptible(hooks.on_signal) as stop:
         trained = train_epochs(
             task,
@@ -277,7 +275,7 @@ def _carry_out(
         return Finetuned(output, False, kind, trained.epochs, {})
     score = _score(task, trained, data)
     save_weights(output, model)
-    write_description(output, spec, _finished(facts, score))
+    write_description(output, spec, _finished_facts(facts, score))
     (output / TRAINING).unlink()
     return Finetuned(output, True, kind, trained.epochs, score)
 
@@ -285,7 +283,7 @@ def _carry_out(
 def _score(
     task: ClassifierTask | SegmenterTask, trained: Trained, data: Benchmark | PartBenchmark
 ) -> dict[str, Any]:
-    """The figures of the last epoch with the best beside them, in percent."""
+    """The figures of the last and of the best epoch, in percent, as in ``config.json``."""
     assert trained.last is not None
     last, best = trained.last, {"best_epoch": trained.best_epoch}
     if isinstance(data, Benchmark):
@@ -302,9 +300,9 @@ def _score(
     }
 
 
-def _cloud_points(data: Benchmark | PartBenchmark, given: int) -> int:
-    """Points of a stored cloud; where they differ, as many as the network is given."""
-    return int(data.train.points.shape[1]) if isinstance(data, Benchmark) else given
+def _cloud_points(data: Benchmark | PartBenchmark, network_points: int) -> int:
+    """Points of a stored cloud; of clouds of different sizes, the points that the network sees."""
+    return int(data.train.points.shape[1]) if isinstance(data, Benchmark) else network_points
 
 
 def _training(facts: Mapping[str, Any], output: Path) -> dict[str, Any]:
@@ -316,20 +314,20 @@ def _training(facts: Mapping[str, Any], output: Path) -> dict[str, Any]:
     training = facts.get("training")
     expected = {"recipe", "seed", "epochs", "data", "checksum"}
     if not isinstance(training, dict) or not expected <= training.keys():
-        msg = f"{output / CONFIG}: does not say how the model is trained; it is damaged, start anew"
+        msg = f"{output / CONFIG}: does not say how the model is trained; it is damaged, start a new training"
         raise CheckpointError(msg)
     return training
 
 
-def _finished(facts: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of a finished model: its score, and no path of this machine any more."""
+def _finished_facts(facts: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` records of a finished model: the score, and no path of this machine any more."""
     training = dict(facts["training"])
     training["data"] = {**training["data"], "path": Path(training["data"]["path"]).name}
-    kept = {name: facts[name] for name in ("sources", "pretraining")}
-    return {**kept, "training": training, "score": dict(score)}
+    origin = {name: facts[name] for name in ("sources", "pretraining")}
+    return {**origin, "training": training, "score": dict(score)}
 
 
-def _in_words(
+def _summary(
     data: Benchmark | PartBenchmark, recipe: Recipe, epochs: int, device: torch.device
 ) -> str:
     split = f" {data.split}" if isinstance(data, Benchmark) and data.split else ""

@@ -26,7 +26,7 @@ class PackedClouds:
     """(M, 3) float32."""
 
     parts: Tensor
-    """(M,) uint8: a byte a point; int64 where a batch is drawn."""
+    """(M,) uint8 part labels; ``draw`` makes them int64."""
 
     starts: Tensor
     """(n,) int64, the first point of each cloud."""
@@ -38,26 +38,27 @@ class PackedClouds:
     """(n,) int64."""
 
     largest: int
-    """Points of the largest cloud, known without asking the device."""
+    """Points of the largest cloud, as a number: reading it from ``sizes`` would make the host wait for a GPU."""
 
     @classmethod
-    def of(cls, clouds: PartClouds, device: torch.device, *, side: str) -> PackedClouds:
-        """Pack one side of a benchmark.
+    def pack(cls, clouds: PartClouds, device: torch.device, *, side: str) -> PackedClouds:
+        """Pack the clouds of one split; ``side`` names it in messages.
 
         Raises:
-            DataError: if there are no clouds, points and parts of one differ in number, or a point is not finite.
+            DataError: if there are no clouds, a cloud's points and parts differ in number, or a point is not
+                finite.
         """
         sizes = np.array([len(points) for points in clouds.points], dtype=np.int64)
-        labelled = [len(parts) for parts in clouds.parts]
-        if not len(sizes) or sizes.tolist() != labelled or len(sizes) != len(clouds):
+        label_counts = [len(parts) for parts in clouds.parts]
+        if not len(sizes) or sizes.tolist() != label_counts or len(sizes) != len(clouds):
             msg = (
                 f"expected {side} clouds with a part at every point, got {len(sizes)} clouds of "
-                f"{int(sizes.sum())} points with {sum(labelled)} parts"
+                f"{int(sizes.sum())} points with {sum(label_counts)} parts"
             )
             raise DataError(msg)
         points = np.concatenate(clouds.points)
         if not np.isfinite(points).all():
-            msg = f"{side} clouds have points that are not finite; take those clouds out"
+            msg = f"{side} clouds have points that are not finite; remove these clouds"
             raise DataError(msg)
         return cls(
             points=torch.from_numpy(points).to(device),
@@ -71,15 +72,17 @@ class PackedClouds:
     def draw(self, index: Tensor, count: int, random: KeyedRandom) -> tuple[Tensor, Tensor]:
         """``count`` points of each of the (B,) clouds at ``index``: (B, N, 3), and their parts (B, N) int64.
 
-        Drawn without replacement; a cloud with fewer gives all, then the same again in the same order.
+        Drawn without replacement; a cloud with fewer points gives all of them, then repeats them in the same
+        order.
         """
         sizes = self.sizes[index]
-        # 64 random bits a point: no ties worth fearing, so any sort gives the same subset.
+        # 64 random bits a point: ties are so unlikely that any sort, stable or not, gives the same subset.
         keys = random.bits("subset", (self.largest,))
+        # Places beyond a cloud's own points sort behind all of them.
         place = torch.arange(self.largest, device=keys.device)
         order = keys.masked_fill(place >= sizes[:, None], torch.iinfo(keys.dtype).max).argsort(1)
-        turn = torch.arange(count, device=keys.device) % sizes[:, None]
-        chosen = self.starts[index][:, None] + order.gather(1, turn)
+        rank = torch.arange(count, device=keys.device) % sizes[:, None]
+        chosen = self.starts[index][:, None] + order.gather(1, rank)
         return self.points[chosen], self.parts[chosen].long()
 
 
@@ -95,14 +98,14 @@ class PartIou:
     """Mean over all shapes."""
 
     category: float
-    """Mean over the categories that occur of the mean over their shapes ("class mIoU")."""
+    """Mean over the categories that occur, each counted by the mean over its shapes ("class mIoU")."""
 
     by_category: dict[int, float]
     """Mean over the shapes of each category that occurs."""
 
 
 def predict_parts(logits: Tensor, categories: Tensor, parts: CategoryParts) -> Tensor:
-    """The best of its own category's parts at each point: (n, N) int64.
+    """The most likely part of the shape's own category at each point: (n, N) int64.
 
     Args:
         logits: (n, N, K).
@@ -116,7 +119,7 @@ def predict_parts(logits: Tensor, categories: Tensor, parts: CategoryParts) -> T
 def shape_ious(
     predicted: Tensor, truth: Tensor, categories: Tensor, parts: CategoryParts
 ) -> Tensor:
-    """(n,) float64: of each shape, the mean IoU over its category's parts.
+    """(n,) float64 mean IoU of each shape over the parts of its category.
 
     A part that neither the prediction nor the truth has counts as 1.
 
@@ -131,14 +134,16 @@ def shape_ious(
     """
     own = _own_parts(parts).to(truth.device)[categories]
     _check_truth(truth, own, categories)
-    in_both = _count(truth, own.shape[1], where=predicted == truth)
-    in_either = _count(truth, own.shape[1]) + _count(predicted, own.shape[1]) - in_both
+    in_both = _count_labels(truth, own.shape[1], where=predicted == truth)
+    in_either = (
+        _count_labels(truth, own.shape[1]) + _count_labels(predicted, own.shape[1]) - in_both
+    )
     ious = torch.where(in_either > 0, in_both / in_either.clamp(min=1), 1.0)
     return (ious * own).sum(1) / own.sum(1)
 
 
 def mean_part_iou(ious: Tensor, categories: Tensor) -> PartIou:
-    """Summary of (n,) IoUs of all shapes of a test set, in whatever batches they were taken.
+    """Means of the (n,) IoUs of all shapes of a test set.
 
     Raises:
         DataError: if there are no shapes.
@@ -164,7 +169,7 @@ def _own_parts(parts: CategoryParts, labels: int | None = None) -> Tensor:
     return own
 
 
-def _count(labels: Tensor, size: int, *, where: Tensor | None = None) -> Tensor:
+def _count_labels(labels: Tensor, size: int, *, where: Tensor | None = None) -> Tensor:
     """(n, K) float64: points of each label in each shape of (n, N), all or those ``where`` allows."""
     ones = torch.ones_like(labels) if where is None else where
     counts = torch.zeros(len(labels), size, dtype=torch.float64, device=labels.device)

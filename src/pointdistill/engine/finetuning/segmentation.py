@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from pointdistill.data.benchmarks.part_records import PartClouds
 from pointdistill.engine.finetuning.classification import (
     check_density,
-    cut_from,
-    cut_from_outermost,
+    patchify_from,
+    patchify_from_outermost,
 )
 from pointdistill.engine.finetuning.epochs import (
     STREAM,
@@ -50,7 +50,7 @@ from pointdistill.model.views import augment_points
 
 @dataclass(frozen=True, slots=True)
 class SegmenterResult:
-    """A trained segmenter and how well it did."""
+    """A trained segmenter and its score."""
 
     score: PartScore
     segmenter: Segmenter
@@ -73,7 +73,7 @@ def train_segmenter(
 ) -> SegmenterResult:
     """Train a segmenter and test it after every epoch.
 
-    What a training cloud looks like depends on (seed, epoch, index) alone. The points of the test clouds are
+    What a training cloud looks like depends only on (seed, epoch, index). The points of the test clouds are
     the same in every epoch.
 
     Args:
@@ -83,18 +83,18 @@ def train_segmenter(
         category_parts: part labels of every category.
         recipe: the published one, or a changed copy.
         inputs: points and patches a cloud, and the augmentation in training; points are drawn uniformly.
-        seed: of the weights that are drawn, of the order, the points, augmentation and dropout.
+        seed: of the fresh weights, the order, the points, augmentation and dropout.
         epochs: instead of the recipe's; its schedule is shortened in proportion.
         device: where to train.
-        report: told after every epoch.
-        file: where to keep what is needed to go on; it is gone on with if it exists.
+        report: called after every epoch.
+        file: where to save what is needed to resume; an existing file is resumed from.
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
-        DataError: if there are no clouds, or a part is not one of its category's.
+        DataError: if there are no clouds, or a part does not belong to its shape's category.
         CheckpointError: if ``file`` exists and does not fit.
         DivergenceError: if the loss of an epoch is not finite.
-        KeyboardInterrupt: if ``file`` says to stop; everything is in it then.
+        KeyboardInterrupt: if ``file`` says to stop; the training is saved in it by then.
     """
     segmenter = build_segmenter(encoder, category_parts, recipe, seed=seed)
     task = SegmenterTask(segmenter.to(device), train, test, category_parts, inputs, seed)
@@ -153,7 +153,7 @@ class SegmenterRecipe:
             raise ConfigError(msg)
 
     def frozen_steps(self, total: int) -> int:
-        """Of a run of ``total`` optimiser steps, those that leave the encoder alone: all or none."""
+        """How many of ``total`` optimiser steps leave the encoder unchanged: all or none."""
         return total if self.frozen_encoder else 0
 
     def learning_rate(self, step: int, *, total: int) -> float:
@@ -189,7 +189,7 @@ class PartScore:
 
 
 class SegmenterTask:
-    """A segmenter's training clouds and test clouds, as the loop of epochs asks for them."""
+    """A segmenter with its training and test clouds; an ``epochs.Task``."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class SegmenterTask:
         inputs: ProtocolInput,
         seed: int,
     ) -> None:
-        """Put the training clouds where ``segmenter`` is; the test clouds are drawn and cut here, once.
+        """Copy the clouds to the segmenter's device. The points of the test clouds are drawn here, once.
 
         Raises:
             DataError: if there are no clouds, or patches need more points than a cloud gets.
@@ -209,12 +209,12 @@ class SegmenterTask:
         check_density(inputs.points, segmenter.encoder.config)
         self.model, self.count = segmenter, len(train)
         self._parts, self.inputs, self._seed = category_parts, inputs, seed
-        self._train = PackedClouds.of(train, device, side="training")
-        held_out = PackedClouds.of(test, device, side="test")
-        everything = torch.arange(len(test), device=device)
-        random = KeyedRandom(sample_keys(seed=seed, epoch=0, index=everything), _TEST_STREAM)
-        points, self._truth = held_out.draw(everything, inputs.points, random)
-        self._points, self._categories = to_unit_sphere(points), held_out.categories
+        self._train = PackedClouds.pack(train, device, side="training")
+        packed_test = PackedClouds.pack(test, device, side="test")
+        index = torch.arange(len(test), device=device)
+        random = KeyedRandom(sample_keys(seed=seed, epoch=0, index=index), _TEST_STREAM)
+        points, self._truth = packed_test.draw(index, inputs.points, random)
+        self._points, self._categories = to_unit_sphere(points), packed_test.categories
 
     def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
         """Cross-entropy over all points; see ``epochs.Task``."""
@@ -224,7 +224,7 @@ class SegmenterTask:
         points = augment_points(points[:, None], self.inputs.augment, random)[:, 0]
         points = to_unit_sphere(points)
         start = random.integers("first centre", torch.full_like(index, points.shape[1]))
-        patches = cut_from(points, self.inputs, self.model.encoder.config.patch_points, start)
+        patches = patchify_from(points, self.inputs, self.model.encoder.config.patch_points, start)
         logits = self.model(points, patches, self._train.categories[index], noise)
         return cross_entropy(logits.flatten(0, 1), parts.flatten())
 
@@ -234,7 +234,7 @@ class SegmenterTask:
         return Figures(100.0 * means.instance, 100.0 * means.category)
 
     def score(self, *, best: float, best_epoch: int) -> PartScore:
-        """The test clouds' figures, every category's among them, beside those of the best epoch."""
+        """The mIoU of the test clouds, overall and by category, with that of the best epoch."""
         means = self._means()
         return PartScore(
             instance=100.0 * means.instance,
@@ -245,7 +245,6 @@ class SegmenterTask:
         )
 
     def _means(self) -> PartIou:
-        """Of the test clouds, by the model as it is."""
         ious = shape_ious(self._predict(), self._truth, self._categories, self._parts)
         return mean_part_iou(ious, self._categories)
 
@@ -279,12 +278,12 @@ def segment(
 
     Args:
         segmenter: in evaluation mode.
-        points: (B, N, 3), where parts are wanted, in the clouds' unit spheres.
-        context: (B, N', 3), the points that patches are cut from, in the same frame, of the density trained on.
+        points: (B, N, 3), the points to label, in the clouds' unit spheres.
+        context: (B, N', 3), the points that patches are cut from, in the same frame and as dense as in training.
         categories: (B,) int64.
         inputs: patches a cloud.
     """
-    patches = cut_from_outermost(context, inputs, segmenter.encoder.config.patch_points)
+    patches = patchify_from_outermost(context, inputs, segmenter.encoder.config.patch_points)
     return segmenter(points, patches, categories)
 
 
@@ -296,7 +295,7 @@ def build_segmenter(
     encoder = copy.deepcopy(encoder).cpu()
     if recipe.random_encoder:
         initialize(encoder, generator=generator)
-    ramp_stochastic_depth(encoder, 0.0)  # Pretraining's is not part of the protocol.
+    ramp_stochastic_depth(encoder, 0.0)  # the protocol has none, whatever pretraining used
     segmenter = Segmenter(encoder, segmenter_config(encoder.config, category_parts))
     for part in (
         segmenter.layer_norm,
@@ -311,8 +310,8 @@ def build_segmenter(
 def segmenter_config(encoder: EncoderConfig, category_parts: CategoryParts) -> SegmenterConfig:
     """The published segmenter for these categories, its layers at a third, two thirds and all of the depth.
 
-    An encoder narrower than the published small one gets narrower layers in proportion: at their published width
-    they would cost ten times a tiny encoder.
+    An encoder narrower than the published small one gets proportionally narrower layers: at their published width
+    they would cost ten times as much as a tiny encoder itself.
     """
     scale = min(1.0, encoder.width / _PUBLISHED_WIDTH)
     layers = {

@@ -1,8 +1,8 @@
-"""What an encoder's features hold, seen: hidden patches drawn from visible ones by a small decoder.
+"""A look at what an encoder's features hold: a small decoder draws hidden patches from the visible ones.
 
-The same decoder is trained on the frozen features of the encoder and on those of random weights of the same size,
-and both are compared with copying the nearest visible patch. Every finished decoder is kept, so that the same call
-goes on after an interruption.
+The same decoder is trained on the frozen features of the encoder and on those of an encoder of the same size with
+random weights, and both are compared with copying the nearest visible patch. Every finished decoder is on disk, so
+that the same call goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from pointdistill.engine.reconstruction.decoder_training import (
     held_out_views,
     measure,
     new_decoder,
-    predict,
+    predict_patches,
     split_shapes,
     train_decoder,
 )
@@ -53,14 +53,48 @@ from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
 from pointdistill.model.masking import MaskingConfig
+from pointdistill.reporter import SILENT, Reporter
+
+RESULTS, PICTURE = "results.json", "reconstruction.png"
+FORMAT = "pointdistill-reconstruction"
+VERSION = 1
+MEASURE = (
+    "Chamfer distance of each hidden patch: mean squared distance from a predicted point to the nearest true "
+    "one plus from a true point to the nearest predicted one; view in the unit sphere; mean over held-out shapes"
+)
+"""What the figures mean, for tables and for ``results.json``."""
+
+DRAWN = 6
+"""Held-out shapes in the picture, spread over the corpus."""
 
 SCALE = 1000.0
 """Tables show distances times this; ``results.json`` has them as they are."""
 
 
+class FeatureSource(StrEnum):
+    """What the hidden patches are guessed from."""
+
+    ENCODER = "encoder"
+    RANDOM = "random weights"
+    COPY = "nearest visible patch copied"
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderScore:
+    """How well the hidden patches were guessed from one source of features under one seed."""
+
+    features: FeatureSource
+    seed: int
+    chamfer: float
+    """See ``MEASURE``."""
+
+    train_shapes: int
+    held_out_shapes: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReconstructRequest:
-    """What a user asked for; all of it may be left out."""
+    """What to compare, and where; every setting has a default."""
 
     encoder: Path | str | None = None
     """As for ``load_encoder``; the last run in ``folder`` by default."""
@@ -70,10 +104,10 @@ class ReconstructRequest:
 
     steps: int | None = None
     seeds: int = 1
-    """How many, from 0 on; each has its own split, weights and masks."""
+    """Number of seeds, counted from 0; each has its own split, weights and masks."""
 
     output: Path | None = None
-    """In the run, or ``reconstruction/``, by default."""
+    """A folder; by default ``reconstruction/`` in the run, or in ``folder`` where the encoder is in no run."""
 
     device: str = "auto"
     folder: Path = Path()
@@ -82,20 +116,20 @@ class ReconstructRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """What a call left behind."""
+    """The outcome of ``reconstruct``."""
 
     output: Path
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[DecoderScore, ...]
     interrupted: bool
 
     def table(self) -> Table:
-        """A row for each kind of features; distances times a thousand."""
+        """A row for each source of features; distances times a thousand."""
         rows = []
-        for kind in Features:
-            values = [SCALE * o.chamfer for o in self.outcomes if o.features is kind]
+        for kind in FeatureSource:
+            values = [SCALE * score.chamfer for score in self.outcomes if score.features is kind]
             if values:
                 rows.append((str(kind), str(Spread.of(values))))
-        seeds = sorted({o.seed for o in self.outcomes})
+        seeds = sorted({score.seed for score in self.outcomes})
         notes = [
             f"{MEASURE}. Smaller is better.",
             f"Seeds: {', '.join(map(str, seeds))}.",
@@ -107,57 +141,55 @@ class Reconstruction:
         )
 
 
-def reconstruct(
-    request: ReconstructRequest, *, say: Callable[[str], None], show: Show
-) -> Reconstruction:
+def reconstruct(request: ReconstructRequest, *, reporter: Reporter = SILENT) -> Reconstruction:
     """Train and compare decoders; write ``results.json`` after each, and ``reconstruction.png`` at the end.
 
-    Ctrl-C stops between two steps: finished decoders stay, and the same call goes on with the next.
+    Ctrl-C stops between two steps: finished decoders are kept, and the same call goes on with the next.
 
     Args:
         request: what to compare.
-        say: told, a line at a time, what was chosen for the user.
-        show: told after every step.
+        reporter: hears which encoder and corpus are taken, and every step.
 
     Raises:
         CheckpointError: if there is no encoder.
         ConfigError: if a value is not accepted, or the output holds the results of something else.
-        DataError: if there is no corpus, or one of a few shapes.
+        DataError: if there is no corpus, or it holds too few shapes.
     """
     if request.seeds < 1:
         msg = f"seeds must be at least 1, got {request.seeds}"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("seeds",))
     device = pick_device(request.device)
-    stored, corpus = _find_encoder(request, say), _corpus(request, say)
+    stored, corpus = _find_encoder(request, reporter), _open_corpus(request, reporter)
     encoder = load_encoder(stored).to(device)
-    config = ReconstructConfig(masking=masking_of(stored, encoder.config))
+    config = ReconstructConfig(masking=pretraining_masking(stored, encoder.config))
     if request.steps is not None:
         config = replace(config, steps=request.steps)
     output = request.output or _output(request, stored)
     comparison = Comparison(stored, encoder, corpus, config, output)
     with interruptible() as stopped, threads_for(encoder.config.width, device):
-        finished = all(comparison.run(seed, show, stopped) for seed in range(request.seeds))
+        finished = all(comparison.run(seed, reporter, stopped) for seed in range(request.seeds))
         if finished:
             comparison.draw()
     return Reconstruction(output, tuple(comparison.outcomes), not finished)
 
 
-def masking_of(stored: Path, encoder: EncoderConfig) -> MaskingConfig:
-    """The masks of an encoder's pretraining, where it lies in its run; else the paper's.
+def pretraining_masking(stored: Path, encoder: EncoderConfig) -> MaskingConfig:
+    """How patches were masked in an encoder's pretraining, with one mask a view.
 
-    Its blocks are a tenth of 64 patches; of fewer, they are at least three.
+    Where the encoder is not in its run, this is the paper's masking, with blocks of at least three patches: a
+    tenth of the patches, as in the paper, would be less than that in small encoders.
     """
     described = stored.parent / RUN_CONFIG
     if (stored.parent / METRICS).is_file() and described.is_file():
         run = read_json(described)
-        found = run.get("config", {}).get("masking") if isinstance(run, dict) else None
-        if isinstance(found, dict):
-            return replace(from_plain(MaskingConfig, found, where="masking"), masks_per_view=1)
+        masking = run.get("config", {}).get("masking") if isinstance(run, dict) else None
+        if isinstance(masking, dict):
+            return replace(from_plain(MaskingConfig, masking, where="masking"), masks_per_view=1)
     share = min(1.0, max(MaskingConfig().block_share, 3 / encoder.patches))
     return MaskingConfig(masks_per_view=1, block_share=share)
 
 
-def _find_encoder(request: ReconstructRequest, say: Callable[[str], None]) -> Path:
+def _find_encoder(request: ReconstructRequest, reporter: Reporter) -> Path:
     """Where the encoder asked for lies, or the last run's.
 
     Raises:
@@ -171,69 +203,27 @@ def _find_encoder(request: ReconstructRequest, say: Callable[[str], None]) -> Pa
         )
         raise CheckpointError(msg)
     stored = locate_encoder(source)
-    say(encoder_line(stored))
+    reporter.say(encoder_line(stored))
     return stored
 
 
-def _corpus(request: ReconstructRequest, say: Callable[[str], None]) -> Corpus:
+def _open_corpus(request: ReconstructRequest, reporter: Reporter) -> Corpus:
     path = request.data or last_corpus(folder=request.folder)
     if path is None:
-        msg = (
-            "no corpus was made in this folder yet; run `pointdistill prepare-data`, "
-            "or name one with --data"
-        )
-        raise DataError(msg)
+        msg = "no corpus was made in this folder yet; run `pointdistill prepare-data`, or name one"
+        raise DataError(msg, settings=("data",))
     corpus = open_corpus(path)
-    say(f"corpus: {path}, {len(corpus):,} shapes")
+    reporter.say(f"corpus: {path}, {len(corpus):,} shapes")
     return corpus
 
 
 def _output(request: ReconstructRequest, stored: Path) -> Path:
-    """In the run where the encoder is a run's; in the working folder else."""
     in_run = (stored.parent / METRICS).is_file()
     return (stored.parent if in_run else request.folder) / "reconstruction"
 
 
-RESULTS, PICTURE = "results.json", "reconstruction.png"
-FORMAT = "pointdistill-reconstruction"
-VERSION = 1
-MEASURE = (
-    "Chamfer distance of each hidden patch: mean squared distance from a predicted point to the nearest true "
-    "one plus from a true point to the nearest predicted one; view in the unit sphere; mean over held-out shapes"
-)
-"""What the figures are, in words."""
-
-DRAWN = 6
-"""Held-out shapes in the picture, spread over the corpus."""
-
-
-class Features(StrEnum):
-    """What a guess is made from."""
-
-    ENCODER = "encoder"
-    RANDOM = "random weights"
-    COPY = "nearest visible patch copied"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One guess measured under one seed."""
-
-    features: Features
-    seed: int
-    chamfer: float
-    """See ``MEASURE``."""
-
-    train_shapes: int
-    held_out_shapes: int
-
-
-Show = Callable[[str, int, int, float], None]
-"""Told what is being trained, steps done, steps in all, and the loss."""
-
-
 class Comparison:
-    """Decoders of one encoder on one corpus: trained, measured, kept."""
+    """The decoders of one encoder on one corpus; those of an earlier call are taken from the output."""
 
     def __init__(
         self,
@@ -256,15 +246,15 @@ class Comparison:
             "corpus": {"path": str(corpus.path), "fingerprint": corpus_fingerprint(corpus)},
             "settings": to_plain(config),
         }
-        self.outcomes = list(self._kept())
+        self.outcomes = list(self._read_outcomes())
 
-    def run(self, seed: int, show: Show, stopped: Callable[[], bool]) -> bool:
-        """All guesses of a seed that are not there yet; False if it was stopped."""
+    def run(self, seed: int, reporter: Reporter, stopped: Callable[[], bool]) -> bool:
+        """Train and measure what is missing of a seed; False if it was stopped."""
         split = split_shapes(len(self.corpus), self.config, seed=seed)
-        for kind in Features:
-            if any((o.features, o.seed) == (kind, seed) for o in self.outcomes):
+        for kind in FeatureSource:
+            if any((score.features, score.seed) == (kind, seed) for score in self.outcomes):
                 continue
-            guess = self._guess(kind, seed, split, show, stopped)
+            guess = self._train(kind, seed, split, reporter, stopped)
             if guess is None:
                 return False
             chamfer = measure(
@@ -277,32 +267,34 @@ class Comparison:
                 device=self.device,
             )
             sizes = (len(split.train), len(split.held_out))
-            self.outcomes.append(Outcome(kind, seed, chamfer, *sizes))
+            self.outcomes.append(DecoderScore(kind, seed, chamfer, *sizes))
             write_json(
                 self.output / RESULTS,
-                self.described | {"outcomes": [asdict(o) for o in self.outcomes]},
+                self.described | {"outcomes": [asdict(score) for score in self.outcomes]},
             )
         return True
 
     def draw(self) -> None:
         """Write the picture: held-out shapes of seed 0, whole, seen, and filled in from both kinds of features."""
         split = split_shapes(len(self.corpus), self.config, seed=0)
-        places = np.linspace(0, len(split.held_out) - 1, min(DRAWN, len(split.held_out)))
+        drawn = np.linspace(0, len(split.held_out) - 1, min(DRAWN, len(split.held_out)))
         views = held_out_views(
             self.corpus,
-            split.held_out[places.round().astype(int)],
+            split.held_out[drawn.round().astype(int)],
             self.encoder.config,
             self.config,
             seed=0,
             device=self.device,
         )
-        guesses = [self._load(kind, 0)(views) for kind in (Features.ENCODER, Features.RANDOM)]
-        everything = [views.target, *guesses]
+        guesses = [
+            self._load(kind, 0)(views) for kind in (FeatureSource.ENCODER, FeatureSource.RANDOM)
+        ]
+        versions = [views.target, *guesses]
         patches, visible = views.patches, views.masks.visible_index
         rows = torch.arange(len(visible), device=visible.device)[:, None]
         seen = patches.offsets[rows, visible] + views.visible_centers[:, :, None]
-        hidden = [offsets + views.hidden_centers[:, :, None] for offsets in everything]
-        drawn = [
+        hidden = [offsets + views.hidden_centers[:, :, None] for offsets in versions]
+        filled = [
             FilledView(
                 seen=_points(seen[row]),
                 hidden=_points(hidden[0][row]),
@@ -311,53 +303,63 @@ class Comparison:
             for row in range(len(seen))
         ]
         with write_aside(self.output / PICTURE) as aside:
-            aside.write_bytes(filled_views(drawn, titles=("pretrained features", "random weights")))
+            aside.write_bytes(
+                filled_views(filled, titles=("pretrained features", "random weights"))
+            )
 
-    def _guess(
-        self, kind: Features, seed: int, split: Split, show: Show, stopped: Callable[[], bool]
+    def _train(
+        self,
+        kind: FeatureSource,
+        seed: int,
+        split: Split,
+        reporter: Reporter,
+        stopped: Callable[[], bool],
     ) -> Guess | None:
-        """A guess of a kind, trained and kept if it needs that; None if it was stopped."""
-        if kind is Features.COPY:
+        """A guess from one source of features, its decoder trained and saved; None if it was stopped."""
+        if kind is FeatureSource.COPY:
             return guess_by_copying
-        encoder = self._features(kind, seed)
-        name = f"decoder, {kind}, seed {seed}"
+        encoder = self._encoder_of(kind, seed)
+        task = f"decoder, {kind}, seed {seed}"
+
+        def progress(done: int, total: int, distance: float) -> None:
+            reporter.progress(task, done, total, note=f"distance {distance:.4f}")
+
         decoder = train_decoder(
             encoder,
             self.corpus,
             split.train,
             self.config,
             seed=seed,
-            progress=lambda done, total, loss: show(name, done, total, loss),
+            progress=progress,
             stopped=stopped,
         )
         if decoder is None:
             return None
         state = {n: value.contiguous().cpu() for n, value in decoder.state_dict().items()}
-        write_tensors(self.output / _file(kind, seed), state)
-        return lambda views: predict(decoder, encoder, views)
+        write_tensors(self.output / _decoder_file(kind, seed), state)
+        return lambda views: predict_patches(decoder, encoder, views)
 
-    def _load(self, kind: Features, seed: int) -> Guess:
-        """A guess whose decoder is kept."""
+    def _load(self, kind: FeatureSource, seed: int) -> Guess:
+        """A guess with a decoder that was trained before."""
         decoder = new_decoder(self.encoder.config)
-        path = self.output / _file(kind, seed)
+        path = self.output / _decoder_file(kind, seed)
         load_exactly(decoder, read_tensors(path), path)
         decoder.to(self.device).requires_grad_(requires_grad=False)
-        encoder = self._features(kind, seed)
-        return lambda views: predict(decoder, encoder, views)
+        encoder = self._encoder_of(kind, seed)
+        return lambda views: predict_patches(decoder, encoder, views)
 
-    def _features(self, kind: Features, seed: int) -> Encoder:
-        """The encoder, or one of its size with random weights."""
-        if kind is Features.ENCODER:
+    def _encoder_of(self, kind: FeatureSource, seed: int) -> Encoder:
+        if kind is FeatureSource.ENCODER:
             return self.encoder
         fresh = Encoder(self.encoder.config)
         initialize(fresh, generator=torch.Generator().manual_seed(seed))
         return fresh.eval().requires_grad_(requires_grad=False).to(self.device)
 
-    def _kept(self) -> Iterator[Outcome]:
-        """What an earlier call finished.
+    def _read_outcomes(self) -> Iterator[DecoderScore]:
+        """The scores that an earlier call wrote.
 
         Raises:
-            ConfigError: if the output holds the results of another encoder, corpus or length.
+            ConfigError: if the output holds the results of another encoder or corpus, or of other settings.
         """
         path = self.output / RESULTS
         if not path.is_file():
@@ -366,14 +368,15 @@ class Comparison:
         # Paths may differ: a folder that was moved holds the same things.
         for name, part in (("encoder", "sha256"), ("corpus", "fingerprint"), ("settings", None)):
             expected = self.described[name] if part is None else self.described[name][part]
-            found = stored.get(name) if isinstance(stored, dict) else None
+            actual = stored.get(name) if isinstance(stored, dict) else None
             if part is not None:
-                found = found.get(part) if isinstance(found, dict) else None
-            if found != expected:
-                msg = f"{path} was made with another {name}; choose another folder with --output, or remove it"
-                raise ConfigError(msg)
+                actual = actual.get(part) if isinstance(actual, dict) else None
+            if actual != expected:
+                other = "other settings" if name == "settings" else f"another {name}"
+                msg = f"{path} was made with {other}; choose another output folder, or remove it"
+                raise ConfigError(msg, settings=("output",))
         for row in stored["outcomes"]:
-            yield Outcome(**row | {"features": Features(row["features"])})
+            yield DecoderScore(**row | {"features": FeatureSource(row["features"])})
 
 
 def _points(patches: Tensor) -> NDArray[np.float32]:
@@ -381,6 +384,5 @@ def _points(patches: Tensor) -> NDArray[np.float32]:
     return patches.flatten(0, 1).cpu().numpy()
 
 
-def _file(kind: Features, seed: int) -> str:
-    """The name of a kept decoder."""
+def _decoder_file(kind: FeatureSource, seed: int) -> str:
     return f"decoder-{kind.name.lower()}-{seed}.safetensors"

@@ -33,17 +33,17 @@ _PURPOSE = Purpose(
 
 
 class Checkpoint:
-    """What an open file holds. Make one with ``open_checkpoint``."""
+    """The content of an open file. Make one with ``open_checkpoint``."""
 
     def __init__(self, path: Path, file: BufferedReader, limits: Limits) -> None:
-        """Read the pickle, and compare every storage it names with the archive.
+        """Read the pickle, and compare every storage that it names with the archive.
 
         Raises:
             CheckpointError: if the file is refused; one line that begins with its path.
         """
         self.path = path
         self._limits = limits
-        with _naming(path):
+        with _prefix_errors(path):
             self._archive = Archive(file, limits)
             self._prefix = _find_prefix(self._archive)
             self._check_byte_order()
@@ -58,27 +58,27 @@ class Checkpoint:
 
     def value(self, *keys: str) -> object:
         """A value of nested dictionaries in the file, or None where there is none."""
-        found = self.content
+        value = self.content
         for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        return found
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
 
     def state_dict(self) -> dict[str, TensorRecord]:
-        """The weights' names and records.
+        """The names and records of the weights.
 
         Raises:
-            CheckpointError: if there are none, or something among them is no tensor.
+            CheckpointError: if there are none, or one of them is not a tensor.
         """
-        with _naming(self.path):
-            found = self.value(STATE_DICT)
-            if not isinstance(found, dict) or not found:
+        with _prefix_errors(self.path):
+            state = self.value(STATE_DICT)
+            if not isinstance(state, dict) or not state:
                 msg = f"holds no table {STATE_DICT!r} of weights; expected a checkpoint of PyTorch Lightning"
                 raise CheckpointError(msg)
-            if len(found) > self._limits.members:
-                msg = f"has {len(found)} weights; accepted are {self._limits.members}"
+            if len(state) > self._limits.members:
+                msg = f"has {len(state)} weights; accepted are {self._limits.members}"
                 raise CheckpointError(msg)
             records: dict[str, TensorRecord] = {}
-            for name, record in found.items():
+            for name, record in state.items():
                 if not isinstance(name, str) or not name.isprintable():
                     msg = f"has a weight whose name, {shown(name)}, is no plain text"
                     raise CheckpointError(msg)
@@ -95,9 +95,9 @@ class Checkpoint:
         Tensors that share a storage in the file share memory here.
 
         Raises:
-            CheckpointError: if a value is missing or damaged, or together they are much more than is held.
+            CheckpointError: if a value is missing or damaged, or they add up to much more than the file holds.
         """
-        with _naming(self.path):
+        with _prefix_errors(self.path):
             storages = {record.storage for record in records.values()}
             self._check_total(records.values(), held=sum(s.nbytes for s in storages))
             flat = {storage: self._values(storage) for storage in storages}
@@ -121,7 +121,8 @@ class Checkpoint:
         return self._archive.read(f"{self._prefix}/{name}", most=most)
 
     def _check_byte_order(self) -> None:
-        name = "byteorder"  # Absent before torch 2.1, which wrote the machine's own, in practice little.
+        # Absent before torch 2.1, which wrote the machine's own order: little, in practice.
+        name = "byteorder"
         if f"{self._prefix}/{name}" in self._archive.members:
             order = bytes(self._read(name, most=16))
             if order != b"little":
@@ -129,17 +130,17 @@ class Checkpoint:
                 raise CheckpointError(msg)
 
     def _storage(self, identity: object) -> object:
-        """What a persistent id stands for: ('storage', type, key, device, number of elements)."""
+        """The storage behind a persistent id: ('storage', type, key, device, number of elements)."""
         match identity:
             case ("storage", torch.dtype() as dtype, str() as key, str(), int() as elements):
-                return self._checked(Storage(key, dtype, elements))
+                return self._check_storage(Storage(key, dtype, elements))
             case ("storage", Placeholder() as kind, str(), str(), int()):
                 return Placeholder(kind.name, [identity])
         msg = "its pickle has a persistent id that is not a storage of torch.save"
         raise CheckpointError(msg)
 
-    def _checked(self, storage: Storage) -> Storage:
-        """The storage, if the archive holds what it states."""
+    def _check_storage(self, storage: Storage) -> Storage:
+        """The same storage, if the archive holds exactly the bytes that it states."""
         if not re.fullmatch(r"[0-9]{1,9}", storage.key) or isinstance(storage.elements, bool):
             msg = f"its pickle names a storage {shown(storage.key)}; torch.save numbers them"
             raise CheckpointError(msg)
@@ -174,8 +175,8 @@ def open_checkpoint(path: Path, *, limits: Limits = LIMITS) -> Iterator[Checkpoi
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the file's path in front of what is wrong with it."""
+def _prefix_errors(path: Path) -> Iterator[None]:
+    """Prefix errors with the path of the file."""
     try:
         yield
     except (CheckpointError, DataError, OSError) as error:
@@ -184,12 +185,12 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _find_prefix(archive: Archive) -> str:
-    """The archive's own name, the folder that everything lies in."""
-    found = [n for n in archive.members if n.count("/") == 1 and n.endswith(f"/{_PICKLE}")]
-    if len(found) != 1:
-        msg = f"holds {len(found)} pickles {_PICKLE}; expected the one of torch.save"
+    """The archive's own name, which is the folder that all members are in."""
+    pickles = [n for n in archive.members if n.count("/") == 1 and n.endswith(f"/{_PICKLE}")]
+    if len(pickles) != 1:
+        msg = f"holds {len(pickles)} pickles {_PICKLE}; expected the one of torch.save"
         raise CheckpointError(msg)
-    return found[0].removesuffix(f"/{_PICKLE}")
+    return pickles[0].removesuffix(f"/{_PICKLE}")
 
 
 _STORAGE_TYPES = {
@@ -210,7 +211,7 @@ _STORAGE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of values in the archive, of exactly the size that the pickle states."""
+    """A flat array of values in the archive, exactly as large as the pickle states."""
 
     key: str
     dtype: torch.dtype
@@ -224,7 +225,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """A tensor that the file describes: a view of a storage, inside of it."""
+    """A tensor that the file describes: a view that lies inside a storage."""
 
     storage: Storage
     offset: int
@@ -233,12 +234,12 @@ class TensorRecord:
 
     @property
     def elements(self) -> int:
-        """Number of values; at most the storage's."""
+        """Number of values, at most as many as the storage has."""
         return math.prod(self.shape)
 
 
 def _ordered_dict(arguments: tuple[object, ...]) -> object:
-    """``collections.OrderedDict``; pickle makes it empty and fills it afterwards."""
+    """``collections.OrderedDict``; a pickle makes it empty and fills it later."""
     return Placeholder("collections.OrderedDict", [arguments]) if arguments else OrderedDict()
 
 
@@ -251,14 +252,14 @@ def _parameter(arguments: tuple[object, ...]) -> object:
 
 
 def _tensor(arguments: tuple[object, ...], limits: Limits) -> object:
-    """A view of a storage: (storage, offset, shape, strides, needs gradient, hooks and, optionally, marks)."""
+    """A view of a storage: (storage, offset, shape, strides, needs gradient, hooks and, optionally, metadata)."""
     match arguments:
         case (Storage() as storage, offset, tuple() as shape, tuple() as stride, _, _):
             return _record(storage, offset, shape, stride, limits)
         case (Storage() as storage, offset, tuple() as shape, tuple() as stride, _, _, None):
             return _record(storage, offset, shape, stride, limits)
         case (Storage() | Placeholder(), _, _, _, _, _, *_):
-            # Of an unknown type, or marked as negated or conjugated, which its bytes do not show.
+            # Of an unknown type, or with metadata: negated or conjugated, which the bytes do not show.
             return Placeholder("torch._utils._rebuild_tensor_v2", [arguments])
     msg = "its pickle makes a tensor of something that is no storage"
     raise CheckpointError(msg)
@@ -271,10 +272,10 @@ def _record(
     stride: tuple[object, ...],
     limits: Limits,
 ) -> TensorRecord:
-    """The tensor, if it lies inside its storage and has no more values than that."""
+    """The tensor, if it lies inside its storage and has no more values."""
     counts = None
     if len(shape) == len(stride) <= limits.dimensions:
-        counts = _counts((offset, *shape, *stride))
+        counts = _whole_numbers((offset, *shape, *stride))
     if counts is None:
         msg = (
             f"a tensor in storage {storage.key} has a shape, stride or offset that is no count, or more than "
@@ -290,19 +291,19 @@ def _record(
             f"which holds {storage.elements}"
         )
         raise CheckpointError(msg)
-    # The stride of an axis of length one says nothing, and may be anything.
+    # The stride of an axis of length one means nothing and may be any number, so it must not reach as_strided.
     steps = tuple(s if n > 1 else 1 for n, s in zip(sizes, steps, strict=True))
     return TensorRecord(storage, start, sizes, steps)
 
 
-def _counts(values: tuple[object, ...]) -> tuple[int, ...] | None:
-    """The values, if all are whole and not negative."""
-    found = tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)
-    return found if len(found) == len(values) else None
+def _whole_numbers(values: tuple[object, ...]) -> tuple[int, ...] | None:
+    """The values, if none is negative and all are whole."""
+    numbers = tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)
+    return numbers if len(numbers) == len(values) else None
 
 
 def tensor_globals(limits: Limits) -> Globals:
-    """The allow-list: all that tensors in a file of ``torch.save`` name."""
+    """The allow-list: every global that the pickle of tensors in a file of ``torch.save`` may name."""
     return {
         ("collections", "OrderedDict"): Builder(_ordered_dict),
         ("torch._utils", "_rebuild_parameter"): Builder(_parameter),
