@@ -25,14 +25,13 @@ from pointdistill.model.transformer import RMSNorm, Transformer
 POSITION_HIDDEN = 128
 """Width of the position embedding's hidden layer, the same in every size."""
 
-
 LARGEST = 16_384
-"""Of any width or depth: a damaged configuration must not ask for all memory."""
+"""Limit to any width or depth, so that a damaged configuration cannot ask for all memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
-    """What an encoder is, and the views it was pretrained on. Defaults are the small model's."""
+    """Sizes of an encoder, and of the views it is pretrained on. The defaults are the small model's."""
 
     width: int = 384
     """D, the width of tokens and features."""
@@ -47,16 +46,16 @@ class EncoderConfig:
     """Widths of the patch embedding's linear layers before its first maximum."""
 
     stage_two: tuple[int, ...] = (512,)
-    """Widths of its hidden layers after it; the last layer always goes to ``width``."""
+    """Widths of its hidden layers after that maximum; a last layer leads to ``width``."""
 
     embedding_bias: bool = False
-    """Whether the patch embedding's linear layers have biases (the deeper one of base and large does)."""
+    """Whether the linear layers of the patch embedding have biases (they do in base and large)."""
 
     cls_token: bool = True
-    """Absent in MPM mode."""
+    """Whether there is a CLS token; in MPM mode there is none."""
 
     drop_path: float = 0.0
-    """Stochastic depth of every block in pretraining."""
+    """Rate of stochastic depth of every block in pretraining."""
 
     points: int = 1024
     """Points of a global view."""
@@ -94,7 +93,7 @@ class EncoderOutput:
     """(B, D) of the CLS token; None for an encoder without one."""
 
     patches: Tensor
-    """(B, P, D), one feature a patch."""
+    """(B, P, D), one feature vector a patch."""
 
     centers: Tensor
     """(B, P, 3) patch centres in the cloud's unit sphere."""
@@ -116,10 +115,10 @@ class Tokens:
 
 
 class PatchEmbedding(nn.Module):
-    """A mini PointNet: shared layers, maximum over the patch, shared layers, maximum.
+    """A mini PointNet: layers at each point, maximum over the patch, layers at each point again, maximum.
 
-    A linear layer over [x, max] is one over x plus one over max; the second is computed once a patch
-    instead of once a point, and the (B, P, K, 2 · hidden) concatenation is never made.
+    The second stage reads [x, max]. Its first linear layer is the sum of one over x and one over max: the latter
+    is computed once a patch instead of once a point, and the (B, P, K, 2 · hidden) concatenation is never made.
     """
 
     def __init__(
@@ -135,9 +134,9 @@ class PatchEmbedding(nn.Module):
         summary = local.amax(-2)
         mix = self.stage_two[0]
         assert isinstance(mix, nn.Linear)
-        of_point, of_patch = mix.weight.chunk(2, dim=1)
-        mixed = nn.functional.linear(local, of_point)
-        mixed = mixed + nn.functional.linear(summary, of_patch, mix.bias).unsqueeze(-2)
+        point_weight, patch_weight = mix.weight.chunk(2, dim=1)
+        mixed = nn.functional.linear(local, point_weight)
+        mixed = mixed + nn.functional.linear(summary, patch_weight, mix.bias).unsqueeze(-2)
         for layer in list(self.stage_two)[1:]:
             mixed = layer(mixed)
         return mixed.amax(-2)
@@ -154,7 +153,7 @@ def _mlp(widths: Sequence[int], *, bias: bool) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Clouds to features. Calling it on raw points does everything; the parts serve pretraining."""
+    """From clouds to features. A call on raw points does everything; pretraining calls the parts."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -180,14 +179,14 @@ class Encoder(nn.Module):
         )
 
     def with_cls(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Token features and positions with the CLS token in front, its position embedding zero."""
+        """Features and positions with the CLS token first, whose position embedding is zero."""
         features, positions = tokens.features, tokens.positions
         if self.cls_token is None:
             return features, positions
         rows = len(features)
         cls = self.cls_token.to(features.dtype).expand(rows, -1, -1)
-        nowhere = positions.new_zeros(rows, 1, positions.shape[-1])
-        return torch.cat([cls, features], 1), torch.cat([nowhere, positions], 1)
+        no_position = positions.new_zeros(rows, 1, positions.shape[-1])
+        return torch.cat([cls, features], 1), torch.cat([no_position, positions], 1)
 
     def encode(
         self, tokens: Tokens, generator: torch.Generator | None = None
@@ -195,7 +194,7 @@ class Encoder(nn.Module):
         """CLS features (B, D), or None, and patch features (B, P, D), after the final norm.
 
         Args:
-            tokens: embedded patches, all of a view's or only the visible ones.
+            tokens: embedded patches, all of a view or only the visible ones.
             generator: source of stochastic depth; needed in training where its rate is not 0.
         """
         features = self.transformer(*self.with_cls(tokens), generator)
@@ -204,16 +203,16 @@ class Encoder(nn.Module):
         return features[:, 0], features[:, 1:]
 
     def forward(self, points: Tensor, *, patches: int | None = None) -> EncoderOutput:
-        """Features of raw clouds: normalised to the unit sphere and cut into patches here.
+        """Features of raw clouds, which are normalised to the unit sphere and cut into patches first.
 
-        Deterministic, whatever the other clouds of the batch. Farthest point sampling begins at the point
-        farthest from the centroid, so the order of a cloud's points does not matter.
+        Deterministic, and independent of the other clouds in the batch. Farthest point sampling begins at the
+        point farthest from the centroid, so the order of a cloud's points does not matter.
 
         Args:
             points: (B, N, 3) float, any unit and position, z up; N at least ``config.patch_points``. A cloud
-                of more than twice ``config.points`` is first thinned to ``config.points`` farthest points,
-                since patches of a much denser cloud are smaller than any seen in pretraining.
-            patches: patches a cloud; by default as many a point as in pretraining (N / 16 in the paper).
+                of more than twice ``config.points`` is first reduced to ``config.points`` farthest points,
+                since the patches of a much denser cloud would be smaller than any in pretraining.
+            patches: patches a cloud; by default in proportion to N, as in pretraining (N / 16 in the paper).
 
         Raises:
             DataError: if the shape is not (B, N, 3), N is too small, or a coordinate is not finite.
@@ -225,18 +224,18 @@ class Encoder(nn.Module):
             points = to_unit_sphere(gather_points(points, index))
         size = points.shape[1]
         count = patches or max(1, round(size * self.config.patches / self.config.points))
-        cut = patchify(
+        cloud_patches = patchify(
             points,
             patches=min(count, size),
             patch_points=self.config.patch_points,
             start=_outermost(points),
         )
-        cls, features = self.encode(self.embed(cut))
-        return EncoderOutput(cls, features, cut.centers)
+        cls, features = self.encode(self.embed(cloud_patches))
+        return EncoderOutput(cls, features, cloud_patches.centers)
 
 
 def _outermost(points: Tensor) -> Tensor:
-    """(B,) index of the point of (B, N, 3) centred clouds farthest from the origin."""
+    """(B,) index of the point farthest from the origin in each of (B, N, 3) centred clouds."""
     return points.square().sum(-1).argmax(-1)
 
 

@@ -15,13 +15,13 @@ NORMALIZE_EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadConfig:
-    """Widths of a projection head; defaults are those of small and base (large: 2048 hidden)."""
+    """Widths of a projection head; the defaults are those of small and base (large has 2048 hidden)."""
 
     hidden: int = 1024
     """Width of the two hidden layers."""
 
     bottleneck: int = 256
-    """Width of the unit vectors that are compared with the prototypes."""
+    """Width of the unit vectors that the prototypes are compared with."""
 
     prototypes: int = 4096
     """K, the number of prototypes: the size of the distributions that are distilled."""
@@ -36,7 +36,7 @@ class HeadConfig:
 class Prototypes(nn.Module):
     """A linear layer whose weight is ``magnitude`` · ``direction`` / |``direction``|, row by row.
 
-    Both are learned. (PyTorch's weight norm computes the same; here the two parts are plain parameters.)
+    Both are learned. PyTorch's weight norm computes the same; here the two parts are plain parameters.
     """
 
     def __init__(self, bottleneck: int, prototypes: int) -> None:

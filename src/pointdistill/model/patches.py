@@ -57,9 +57,8 @@ def farthest_points(points: Tensor, count: int, *, start: Tensor) -> Tensor:
         raise ValueError(msg)
     # Coordinates as three long rows, which every step streams through; rows of three numbers would not vectorise.
     planes = points.transpose(1, 2).contiguous()
-    offset = torch.empty_like(
-        planes
-    )  # reused by every step, where a new one would cost an allocation each
+    # Reused by every step, where a new one would cost an allocation each.
+    offset = torch.empty_like(planes)
     chosen = torch.empty(clouds, count, dtype=torch.int64, device=points.device)
     nearest = torch.full((clouds, size), torch.inf, dtype=points.dtype, device=points.device)
     current = start

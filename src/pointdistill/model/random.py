@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_GOLDEN = (
-    -7046029254386353131
-)  # 0x9E3779B97F4A7C15, the odd integer nearest 2**64 / golden ratio, as int64
+# 0x9E3779B97F4A7C15, the odd integer nearest 2**64 / golden ratio, as int64.
+_GOLDEN = -7046029254386353131
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _MIX_32 = (-1640531535, -2048144789, -1028477387)  # odd, as int32; the last two are MurmurHash3's
