@@ -23,7 +23,7 @@ _LAST = 2**31 - 1  # the largest int32: sorts behind every other
 def draw_nearest(distance: Tensor, keep: Tensor, seeds: Tensor, count: int) -> Tensor:
     """(..., count) int64 indices: a random subset of the nearest entries of each row, without replacement.
 
-    Where a row has fewer than ``count`` of them, all are given and then repeated from the first.
+    Where a row has fewer than ``count`` of them, all are returned and then repeated from the first.
 
     Args:
         distance: (..., N) float32, none negative.

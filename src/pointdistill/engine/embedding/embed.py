@@ -40,7 +40,7 @@ CHUNK_BYTES = 64 * 2**20
 """Most bytes of features in a chunk."""
 
 AVERAGED_BELOW, AVERAGED_POINTS = 1024, 2048
-"""Draws of fewer points than the first are averaged, as many as together have the points of the second.
+"""Where a draw has fewer points than the first number, draws are averaged that together have the second number.
 
 Two draws of 256 points of one surface differ as much as two surfaces do. With the tiny recipe (150 steps), half of
 29 files were nearer to another file than to their own second draw; averaged over eight draws, 2 were.
@@ -64,7 +64,7 @@ class EmbedRequest:
     """cls, pooled, patches or points."""
 
     points: int | None = None
-    """Points of a draw; None for as many as in pretraining."""
+    """Points of a draw; None for the number in pretraining."""
 
     draws: int | None = None
     """Draws that cls and pooled features are averaged over; None for one, or more where a draw has few points."""

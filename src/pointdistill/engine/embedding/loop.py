@@ -196,7 +196,7 @@ class EmbeddingLoop:
         workers: int | None,
         stopped: Callable[[], bool],
     ) -> None:
-        """Make every missing chunk, or those that are in work when ``stopped`` first says so.
+        """Make the missing chunks; after a stop, only what has been read by then is finished.
 
         Args:
             maker: of the features.
@@ -305,5 +305,5 @@ def _without_fatal_shape(event: Died[ReadTask]) -> ReadTask:
 
 
 def _ignore_step(task: ReadTask, step: int) -> None:
-    """For the pool, which needs to know at which step a process died; here nobody counts them."""
+    """The pool keeps count of the steps to know at which one a process died; nothing else needs them."""
     del task, step

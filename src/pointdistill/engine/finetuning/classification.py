@@ -38,7 +38,7 @@ from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.views import augment_points
 
 EVALUATION_BATCH = 128
-"""Clouds a forward pass without gradients; changes the speed and the memory, the logits by rounding alone."""
+"""Clouds a forward pass without gradients; changes speed and memory, and the logits only by rounding."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class Trained:
     """The outcome of a training."""
 
     finished: bool
-    """False where it was asked to stop; it is saved in its training file."""
+    """False where the training was stopped; it is saved in its training file."""
 
     epochs: int
     """Number of completed epochs."""
@@ -223,7 +223,7 @@ class _Loop:
         )
 
     def _run_epoch(self, epoch: int, first: int) -> bool:
-        """Train one epoch from its ``first`` step on; False where it was asked to stop."""
+        """Train one epoch from its ``first`` step on; False where it was stopped."""
         began, clouds = time.perf_counter(), 0
         order = sample_keys(
             seed=self.seed, epoch=epoch, index=torch.arange(self.task.count, device=self.device)
@@ -289,7 +289,7 @@ class _Loop:
         return loss
 
     def _save_if_due(self, epoch: int) -> bool:
-        """Save the training where it is time to, or to stop; False where it was asked to stop."""
+        """Save the training if a save or a stop is due; False if it is to stop."""
         if self.file is None:
             return True
         stopping = self.file.stop() and self.progress.step < self.total

@@ -36,7 +36,7 @@ BATCH = 32
 """Clouds a forward pass; changes speed and memory, and the probabilities only by rounding."""
 
 PART_POINTS = 16_384
-"""Points of a mesh that get a part; a cloud keeps its own points, up to as many."""
+"""Points of a mesh that get a part; a cloud keeps its own points, up to this number."""
 
 _SEED = 0  # of the points that are drawn, fixed so that the same file gets the same answer
 
@@ -144,13 +144,13 @@ def segment_files(
 
     Args:
         segmenter: on the device where it is to run.
-        paths: meshes, which get ``PART_POINTS`` points, and clouds, which keep their own up to as many.
+        paths: meshes, which get ``PART_POINTS`` points, and clouds, which keep their own up to this number.
         category: of all the files; may be left out where the segmenter knows only one.
         up: as in ``classify_files``.
         reporter: hears of every file that is done.
 
     Raises:
-        ConfigError: if no category is given and there are several.
+        ConfigError: if ``category`` is left out and there are several.
         DataError: if the category is unknown.
     """
     if category is None and len(segmenter.categories) > 1:

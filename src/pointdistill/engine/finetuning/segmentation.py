@@ -1,6 +1,6 @@
 """Training of part segmenters: recipe, fresh weights, training and test clouds, loss and mIoU.
 
-Sizes: n clouds, B clouds a batch, N points given to the network. Source: section 7 of docs/method.md.
+Sizes: n clouds, B clouds a batch, N points of a cloud that the network sees. Source: section 7 of docs/method.md.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def train_segmenter(
 
 
 EVALUATION_BATCH = 32
-"""Clouds a forward pass without gradients; changes the speed and the memory, the logits by rounding alone."""
+"""Clouds a forward pass without gradients; changes speed and memory, and the logits only by rounding."""
 
 _PUBLISHED = SegmenterConfig()
 _PUBLISHED_WIDTH = 384
