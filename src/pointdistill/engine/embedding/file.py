@@ -31,6 +31,12 @@ INFO = "info"
 PARQUET_KEY = b"pointdistill"
 """The key of the same text in the metadata of a Parquet file."""
 
+FORMAT = "pointdistill-embedding"
+VERSION = 1
+
+BLOCK_BYTES = 32 * 2**20
+"""Most bytes of one column in memory at a time."""
+
 
 def check_output(output: Path) -> None:
     """Raise unless the file can be written as its ending says.
@@ -173,13 +179,6 @@ def _vectors(arrow: Any, chunk: Mapping[str, NDArray[Any]], *, ragged: bool) -> 
             values = arrow.ListArray.from_arrays(arrow.array(ends), values)
         arrays.append(values)
     return arrays
-
-
-FORMAT = "pointdistill-embedding"
-VERSION = 1
-
-BLOCK_BYTES = 32 * 2**20
-"""Of one column in memory at a time."""
 
 
 class Index(ABC):

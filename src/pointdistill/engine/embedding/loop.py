@@ -44,6 +44,12 @@ from pointdistill.reporter import SILENT, Reporter
 
 _REQUEST = "request.json"
 
+READ_AT_ONCE = 16
+"""Fewest shapes that a reading process gets at a time."""
+
+FEW_FILES = 48
+"""Up to this many files are read in this process: starting others would take longer."""
+
 
 @dataclass(slots=True)
 class Chunk:
@@ -148,12 +154,6 @@ class WorkFolder:
         """Id and reason of each refused shape, from the column ``failed``."""
         return [(name, reason) for name, reason in json.loads(str(stored))]
 
-
-READ_AT_ONCE = 16
-"""Fewest shapes that a reading process gets at a time."""
-
-FEW_FILES = 48
-"""Up to this many files are read in this process: starting others would take longer."""
 
 _PendingBatch: TypeAlias = tuple[ReadTask, list[tuple[int, str]], Future[list[ShapeFeatures]]]
 """The task that a batch belongs to, number and id of each of its shapes, and their features to come."""

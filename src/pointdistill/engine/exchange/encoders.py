@@ -31,6 +31,9 @@ HEADER = "pointdistill"
 FORMAT = "pointdistill-encoder"
 VERSION = 1
 
+LONGEST_NAME = 96
+"""Characters of a repository's name, by the Hub's rules."""
+
 
 def save_encoder(
     encoder: Encoder,
@@ -274,11 +277,6 @@ def check_free_for_encoder(output: Path) -> None:
         raise DataError(msg, settings=("output",))
 
 
-FILES = ("model.safetensors", "config.json")
-LONGEST = 96
-"""Characters of a repository's name, by the Hub's rules."""
-
-
 def looks_like_repository(name: str) -> bool:
     """Whether a name has the form ``owner/name`` of a Hub repository."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
@@ -293,7 +291,7 @@ def check_repository(name: str) -> None:
     parts = name.split("/")
     plain = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
     valid = len(parts) == 2 and all(re.fullmatch(plain, part) for part in parts)
-    if not valid or len(name) > LONGEST or re.search(r"--|\.\.|\.git$", name):
+    if not valid or len(name) > LONGEST_NAME or re.search(r"--|\.\.|\.git$", name):
         msg = (
             f"{name!r} is not the name of a Hub repository; expected owner/name of letters, digits, '-', '_' and "
             "'.', such as jane/shapes-tiny"
@@ -312,7 +310,7 @@ def fetch_encoder(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(repository, allow_patterns=list(FILES))
+        folder = snapshot_download(repository, allow_patterns=[WEIGHTS, CONFIG])
     except hub_errors() as error:
         msg = (
             f"{repository}: neither a folder here nor a Hub repository that can be reached ({reason_of(error)}); "

@@ -34,6 +34,16 @@ from pointdistill.model.encoder import Encoder, EncoderOutput
 if TYPE_CHECKING:
     import onnx
 
+TOLERANCE = 1e-4
+"""Largest difference allowed between any output and the encoder's own; on a CPU it is a few 1e-6 in float32."""
+
+LARGEST_GIB = 2.0
+"""Limit of the format to one ONNX file; the large model has 1.2."""
+
+_CHECKED_CLOUDS, _CANDIDATES = 3, 24
+_ROUNDING = 3e-7
+"""A few units in the last place of a coordinate in the unit sphere."""
+
 
 def export_encoder(source: Path | str, output: Path, *, working: Path | None = None) -> Path:
     """Copy the encoder of ``source`` to the folder ``output``, with its scores and its training record.
@@ -61,17 +71,6 @@ def export_encoder(source: Path | str, output: Path, *, working: Path | None = N
         results=[to_plain(result) for result in results],
     )
     return stored
-
-
-TOLERANCE = 1e-4
-"""Largest difference allowed between any output and the encoder's own; on a CPU it is a few 1e-6 in float32."""
-
-LARGEST_GIB = 2.0
-"""Limit of the format to one ONNX file; the large model has 1.2."""
-
-_CHECKED_CLOUDS, _CANDIDATES = 3, 24
-_ROUNDING = 3e-7
-"""A few units in the last place of a coordinate in the unit sphere."""
 
 
 @dataclass(frozen=True, slots=True)

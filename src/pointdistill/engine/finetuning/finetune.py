@@ -136,7 +136,7 @@ def finetune(request: FinetuneRequest, hooks: Hooks | None = None) -> Finetuned:
     if choice.benchmark == FOLDER:
         choice = replace(choice, points=protocol_input("ScanObjectNN", encoder.config).points)
     data = read_data(choice, say=hooks.say, count=hooks.count)
-    _write_start(request, choice, data, encoder, read_facts(stored), output)
+    _write_folder(request, choice, data, encoder, read_facts(stored), output)
     return _train(output, data, request.device, hooks)
 
 
@@ -167,7 +167,7 @@ def resume_finetune(output: Path, *, device: str = "auto", hooks: Hooks | None =
     return _train(output, data, device, hooks)
 
 
-def _write_start(
+def _write_folder(
     request: FinetuneRequest,
     choice: DataChoice,
     data: Benchmark | PartBenchmark,

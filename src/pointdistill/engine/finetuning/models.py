@@ -43,6 +43,8 @@ from pointdistill.model.views import AugmentConfig
 
 _STREAM = "model"
 
+VERSION = 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputSpec:
@@ -271,8 +273,6 @@ def _check_points(points: Tensor, encoder: EncoderConfig, device: torch.device) 
         raise DataError(msg)
     return points.to(device, torch.float32)
 
-
-VERSION = 1
 
 _FORMATS: dict[object, type[Spec]] = {
     "pointdistill-classifier": ClassifierSpec,

@@ -17,6 +17,9 @@ from pointdistill.data.benchmarks.part_records import PartClouds
 from pointdistill.errors import DataError
 from pointdistill.model.random import KeyedRandom
 
+CategoryParts = Sequence[Sequence[int]]
+"""For each category in turn, the part labels that belong to it."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedClouds:
@@ -84,10 +87,6 @@ class PackedClouds:
         rank = torch.arange(count, device=keys.device) % sizes[:, None]
         chosen = self.starts[index][:, None] + order.gather(1, rank)
         return self.points[chosen], self.parts[chosen].long()
-
-
-CategoryParts = Sequence[Sequence[int]]
-"""For each category in turn, the part labels that belong to it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,14 @@ from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.segmenter import Segmenter, SegmenterConfig
 from pointdistill.model.views import augment_points
 
+EVALUATION_BATCH = 32
+"""Clouds a forward pass without gradients; changes speed and memory, and the logits only by rounding."""
+
+_PUBLISHED = SegmenterConfig()
+_PUBLISHED_WIDTH = 384
+_PUBLISHED_DEPTH = 12
+_TEST_STREAM = "evaluation"
+
 
 @dataclass(frozen=True, slots=True)
 class SegmenterResult:
@@ -103,15 +111,6 @@ def train_segmenter(
         raise KeyboardInterrupt
     score = task.score(best=trained.best_overall, best_epoch=trained.best_epoch)
     return SegmenterResult(score, segmenter)
-
-
-EVALUATION_BATCH = 32
-"""Clouds a forward pass without gradients; changes speed and memory, and the logits only by rounding."""
-
-_PUBLISHED = SegmenterConfig()
-_PUBLISHED_WIDTH = 384
-_PUBLISHED_DEPTH = 12
-_TEST_STREAM = "evaluation"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

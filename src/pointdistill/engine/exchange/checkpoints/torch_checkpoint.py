@@ -31,6 +31,21 @@ _PURPOSE = Purpose(
     advice="if the file is your own, save its state_dict alone and import that",
 )
 
+_STORAGE_TYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
+
 
 class Checkpoint:
     """The content of an open file. Make one with ``open_checkpoint``."""
@@ -191,22 +206,6 @@ def _find_prefix(archive: Archive) -> str:
         msg = f"holds {len(pickles)} pickles {_PICKLE}; expected the one of torch.save"
         raise CheckpointError(msg)
     return pickles[0].removesuffix(f"/{_PICKLE}")
-
-
-_STORAGE_TYPES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
-}
 
 
 @dataclass(frozen=True, slots=True)
