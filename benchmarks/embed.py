@@ -31,8 +31,8 @@ from torch.nn import functional
 from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding import frozen
-from pointdistill.engine.embedding.compute import CPU_BATCH, FeatureMaker, computing
-from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.embedding.compute import CPU_BATCH, FeatureMaker, inference_threads
+from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.engine.recipes import recipe
 from pointdistill.model.encoder import Encoder
 
@@ -111,7 +111,7 @@ def random_encoder(size: str) -> Encoder:
 
 
 def ours(maker: FeatureMaker, clouds: list[np.ndarray], batch: int) -> np.ndarray:
-    with computing(maker) as threads:
+    with inference_threads(maker) as threads:
         waiting = [threads.submit(clouds[i : i + batch]) for i in range(0, len(clouds), batch)]
         return np.stack([row.features for future in waiting for row in future.result()])
 
@@ -207,7 +207,7 @@ def at_once(embedding: nn.Module, offsets: Tensor) -> Tensor:
 MEMORY = """
 import sys
 from pathlib import Path
-from pointdistill.engine.embedding.run import EmbedRequest, embed
+from pointdistill.engine.embedding.embed import EmbedRequest, embed
 
 corpus, output, encoder = sys.argv[1:]
 report = embed(EmbedRequest(paths=[Path(corpus)], output=Path(output), encoder=encoder, draws=1))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.exchange.encoders import save_encoder
 from tests.engine.test_embedding import random_encoder
 
 
@@ -44,11 +44,18 @@ def test_from_a_folder_to_an_embedding_and_a_search(folder: Path) -> None:
     ]
     again = command(*named, cwd=folder)
     assert again.stdout.startswith("all.npz: pooled features of 3 shapes, complete already")
+    other = command(*named, "--seed", "1", cwd=folder)
+    assert other.returncode == 2
+    assert "made of other seed; remove it, or choose another output file (--output)" in other.stderr
     assert np.load(folder / "all.npz")["ids"].tolist() == ["0.obj", "1.obj", "2.obj"]
     found = command("search", "meshes/1.obj", "--count", "2", cwd=folder)
     assert found.returncode == 0, found.stderr
     assert "| 1 | 1.obj | 1.0000 |" in found.stdout
     assert found.stdout.count("| ") > 6
+    (folder / "my encoder").rename(folder / "moved")
+    gone = command("search", "meshes/1.obj", cwd=folder)
+    assert gone.returncode == 2
+    assert "say where that encoder is now, or embed again (--encoder)" in gone.stderr
     assert (folder / "1-neighbours.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -13,7 +13,7 @@ from pointdistill.cli.evaluate import BenchmarkName, ProtocolName
 from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.workspace import remember_run, remember_stand_in
 from pointdistill.engine.evaluation.kinds import ALL_PROTOCOLS, BENCHMARKS
-from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
 

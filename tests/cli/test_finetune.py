@@ -86,7 +86,7 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["finetune", "cars"], "'cars'"),
         (["predict", "encoder", "a.obj"], "neither a classifier nor a segmenter"),
         (["predict", "cls", "a.obj", "--category", "chair"], "cls is a classifier"),
-        (["predict", "seg", "a.obj"], "must be told the files' category"),
+        (["predict", "seg", "a.obj"], "needs the files' category"),
         (["predict", "seg", "a.obj", "--category", "x", "--output", "x.obj"], "not .obj"),
         (["predict", "cls", "a.obj", "--device", "tpu"], "tpu"),
         (["predict", "cls", "missing.obj"], "missing.obj"),

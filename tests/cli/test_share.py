@@ -21,9 +21,9 @@ from pointdistill.data.sources import SourceRequest
 from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.workspace import remember_run, remember_stand_in
 from pointdistill.engine.config import to_plain
+from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.engine.exchange.push import prepare
-from pointdistill.engine.exchange.unfinished import encoder_line
-from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.exchange.record import encoder_line
 from pointdistill.engine.leaks import Checked
 from tests.engine.conftest import micro_config
 from tests.engine.labelled import make_encoder, saved_encoder

@@ -11,8 +11,8 @@ import pytest
 from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.embedding.index import Index, open_index
-from pointdistill.engine.embedding.run import EmbedRequest, embed
+from pointdistill.engine.embedding.embed import EmbedRequest, embed
+from pointdistill.engine.embedding.file import Index, open_index
 from pointdistill.engine.embedding.search import search
 from pointdistill.engine.recipes import recipe
 from pointdistill.engine.training.pretrain import RunOptions, pretrain

@@ -22,16 +22,18 @@ from torch import nn
 
 from pointdistill import load_encoder
 from pointdistill.data import shape_lists
-from pointdistill.data.meshes import named_rng
+from pointdistill.data.meshes.sample import named_rng
 from pointdistill.data.shape_lists import ReadSettings, ShapeLocation, read_shape
-from pointdistill.engine.embedding import loop, run
-from pointdistill.engine.embedding.compute import FeatureMaker, computing
-from pointdistill.engine.embedding.frozen import frozen_copy
-from pointdistill.engine.embedding.index import open_index
-from pointdistill.engine.embedding.run import EmbedRequest, embed
-from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.embedding import embed as embed_module
+from pointdistill.engine.embedding import loop
+from pointdistill.engine.embedding.compute import FeatureMaker, inference_threads
+from pointdistill.engine.embedding.embed import EmbedRequest, embed
+from pointdistill.engine.embedding.file import open_index
+from pointdistill.engine.embedding.frozen_encoder import frozen_copy
+from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.reporter import Reporter
 
 MICRO = EncoderConfig(
     width=12,
@@ -44,6 +46,18 @@ MICRO = EncoderConfig(
     patch_points=6,
 )
 COUNTS = (48, 60, 48, 200, 7, 48, 60, 48, 48, 90, 48)
+
+
+class OnProgress(Reporter):
+    """Calls a function with the number of shapes done."""
+
+    def __init__(self, call: Callable[[float], object]) -> None:
+        self._call = call
+
+    def progress(
+        self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
+    ) -> None:
+        self._call(done)
 
 
 def random_encoder(config: EncoderConfig = MICRO, seed: int = 0) -> Encoder:
@@ -184,17 +198,17 @@ def test_the_order_in_a_file_is_not_that_of_the_draws(folder: Path) -> None:
 def test_an_archive_that_is_gone_stops_the_work_and_it_goes_on_when_it_is_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "CHUNK_SHAPES", 3)
+    monkeypatch.setattr(embed_module, "CHUNK_SHAPES", 3)
     archive = Path(shutil.make_archive("clouds", "zip", "clouds"))
     expected = features("whole.npz", paths=[archive])
 
-    def take_away(done: int, total: int, refused: int) -> None:
+    def take_away(done: float) -> None:
         if archive.exists():
             archive.rename("elsewhere.zip")
 
     asked = request(paths=[archive], batch_size=1, workers=0)
     with pytest.raises(DataError, match=r"clouds.zip: is gone; put it back and go on"):
-        embed(asked, take_away)
+        embed(asked, reporter=OnProgress(take_away))
     assert not Path("out.npz").exists()
     assert Path(".out.npz.work").exists()
     Path("elsewhere.zip").rename(archive)
@@ -245,13 +259,13 @@ def test_parquet_holds_what_npz_holds(folder: Path) -> None:
 
 def test_stopped_and_called_again_it_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = features("whole.npz")
-    monkeypatch.setattr(run, "CHUNK_SHAPES", 3)
+    monkeypatch.setattr(embed_module, "CHUNK_SHAPES", 3)
 
-    def stop_at_four(done: int, total: int, refused: int) -> None:
+    def stop_at_four(done: float) -> None:
         if done == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    report = embed(request(batch_size=1), stop_at_four)
+    report = embed(request(batch_size=1), reporter=OnProgress(stop_at_four))
     assert report.interrupted
     assert 0 < report.shapes < len(COUNTS)
     assert not Path("out.npz").exists()
@@ -274,11 +288,12 @@ def test_stopped_and_called_again_it_goes_on(folder: Path, monkeypatch: pytest.M
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_file(folder: Path) -> None:
     code = (
-        "from tests.engine.test_embedding import request, run; run.CHUNK_SHAPES = 1;"
-        "run.embed(request(batch_size=1, workers=0), lambda *told: __import__('time').sleep(0.05))"
+        "from tests.engine.test_embedding import OnProgress, embed_module, request, time;"
+        "embed_module.CHUNK_SHAPES = 1; slow = OnProgress(lambda done: time.sleep(0.05));"
+        "embed_module.embed(request(batch_size=1, workers=0), reporter=slow)"
     )
     root = Path(__file__).parent.parent.parent
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
     started = subprocess.Popen([sys.executable, "-c", code], env=environment)
     chunks = folder / ".out.npz.work"
     while not list(chunks.glob("chunk-*")):
@@ -294,14 +309,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_file(folder: Path) -> None:
 
 def test_few_chunks_are_in_memory_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a shape a chunk and a batch: one more than wait for the threads, and not all eleven."""
-    monkeypatch.setattr(run, "CHUNK_SHAPES", 1)
+    monkeypatch.setattr(embed_module, "CHUNK_SHAPES", 1)
     before = torch.get_num_threads()
     threads = min(before, 2)
     open_chunks = []
     collect = loop.EmbeddingLoop._collect
 
     def noted(working: loop.EmbeddingLoop) -> None:
-        open_chunks.append(len(working._open))
+        open_chunks.append(len(working._unfinished))
         collect(working)
 
     monkeypatch.setattr(loop.EmbeddingLoop, "_collect", noted)
@@ -316,13 +331,16 @@ def test_few_chunks_are_in_memory_at_a_time(folder: Path, monkeypatch: pytest.Mo
 
 def test_another_request_does_not_take_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embed(request())
-    with pytest.raises(DataError, match=r"out.npz: exists, made of other seed; remove it"):
+    with pytest.raises(
+        DataError, match=r"out.npz: exists, made of other seed; remove it"
+    ) as caught:
         embed(request(seed=1))
+    assert caught.value.settings == ("output",)
     Path("out.npz").write_bytes(b"something else")
     with pytest.raises(DataError, match="not readable as an embedding"):
         embed(request())
-    monkeypatch.setattr(loop.EmbeddingLoop, "go", lambda *given, **named: None)
-    monkeypatch.setattr(run, "_finish", lambda *given: None)
+    monkeypatch.setattr(loop.EmbeddingLoop, "run", lambda *_, **__: None)
+    monkeypatch.setattr(embed_module, "_finish", lambda *_: None)
     embed(request("new.npz", seed=2))
     embed(request("new.npz"))  # a work folder without a finished chunk is in nobody's way
     Path(".new.npz.work/chunk-000000.npz").touch()
@@ -387,7 +405,7 @@ def test_settings_that_are_not_accepted(folder: Path) -> None:
     cases = [
         (
             {"features": "cls", "encoder": "mpm"},
-            "this encoder has no CLS token .mode mpm.; use pooled",
+            "this encoder has no CLS token .mode mpm., .*; use pooled",
         ),
         ({"features": "all"}, "features must be one of cls, pooled, patches, points, got 'all'"),
         ({"draws": 0}, "draws must be at least 1, got 0"),
@@ -397,8 +415,8 @@ def test_settings_that_are_not_accepted(folder: Path) -> None:
         ({"up": "w"}, "up must be one of"),
         ({"batch_size": 0}, "the batch size must be at least 1"),
     ]
-    for changes, said in cases:
-        with pytest.raises(ConfigError, match=said):
+    for changes, message in cases:
+        with pytest.raises(ConfigError, match=message):
             embed(request(**changes))
     assert features("mpm.npz", encoder="mpm").shape == (len(COUNTS), 2 * MICRO.width)
 
@@ -422,7 +440,7 @@ def test_one_thread_or_two_give_the_same() -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            with computing(maker) as background:
+            with inference_threads(maker) as background:
                 found.append(background.submit(clouds).result()[2].features)
             assert torch.get_num_threads() == threads
     finally:

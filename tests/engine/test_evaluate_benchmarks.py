@@ -32,7 +32,7 @@ from pointdistill.engine.evaluation.kinds import BENCHMARKS
 from pointdistill.engine.evaluation.lvis import rank_score
 from pointdistill.engine.evaluation.request import EvaluationRequest
 from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved
-from pointdistill.engine.exchange.weights import load_encoder, save_encoder
+from pointdistill.engine.exchange.encoders import load_encoder, save_encoder
 from pointdistill.engine.features import extract_features
 from pointdistill.engine.inputs import protocol_input
 from pointdistill.errors import DataError

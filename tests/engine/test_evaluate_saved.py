@@ -20,8 +20,8 @@ from pointdistill.data.workspace import remember_run
 from pointdistill.engine.evaluation.kinds import BENCHMARKS
 from pointdistill.engine.evaluation.request import EvaluationRequest
 from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved
+from pointdistill.engine.exchange.encoders import load_encoder, save_encoder
 from pointdistill.engine.exchange.record import fingerprint
-from pointdistill.engine.exchange.weights import load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize

@@ -23,7 +23,6 @@ from pointdistill.data.standins import (
     make_shapenetpart_stand_in,
 )
 from pointdistill.engine.finetuning import finetune as module
-from pointdistill.engine.finetuning.classifier_recipes import RECIPES
 from pointdistill.engine.finetuning.finetune import Finetuned, finetune, resume_finetune
 from pointdistill.engine.finetuning.finetune_choices import (
     FinetuneRequest,
@@ -32,6 +31,7 @@ from pointdistill.engine.finetuning.finetune_choices import (
     part_names,
 )
 from pointdistill.engine.finetuning.predict import classify_files
+from pointdistill.engine.finetuning.recipes import RECIPES
 from pointdistill.engine.finetuning.training_data import KINDS, choose_data
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from tests.engine.labelled import make_encoder, part_benchmark, saved_encoder
@@ -126,7 +126,7 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
     whole = finetune(request(tmp_path, output=tmp_path / "whole", epochs=4))
     asked = request(tmp_path, output=tmp_path / "split", epochs=4)
     interrupted(monkeypatch, 1, lambda: finetune(asked))
-    with pytest.raises(CheckpointError, match="not finished; go on with"):
+    with pytest.raises(CheckpointError, match="not finished; resume it"):
         load_classifier(tmp_path / "split")
     with pytest.raises(DataError, match="was interrupted; go on with --resume"):
         finetune(asked)

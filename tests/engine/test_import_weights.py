@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 import torch
 import typer
+from pointdistill.cli.import_weights import import_weights as command
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from pointdistill.cli.weights import import_weights as command
-from pointdistill.engine.exchange.checkpoints import open_checkpoint
-from pointdistill.engine.exchange.import_weights import (
+from pointdistill.engine.exchange.checkpoints.torch_checkpoint import open_checkpoint
+from pointdistill.engine.exchange.encoders import load_encoder
+from pointdistill.engine.exchange.published import (
     ImportedEncoder,
     import_weights,
     read_layout,
     read_published,
+    to_our_names,
 )
-from pointdistill.engine.exchange.official_names import to_our_names
-from pointdistill.engine.exchange.weights import load_encoder
 from pointdistill.engine.recipes import SIZES
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.distillation import Mode
@@ -142,7 +142,7 @@ def test_heads_are_asked_for_where_nothing_says_them(tmp_path: Path) -> None:
     path = tmp_path / "odd.ckpt"
     encoder = Encoder(replace(SIZES["tiny"]().encoder, width=40))
     torch.save({"state_dict": official(encoder)}, path)
-    with refused(r"no size of the paper has the width 40, .* give --heads"):
+    with refused(r"no size of the paper has the width 40, .* say how many it has"):
         read_published(path)
     with refused(r"7 attention heads \(given\) do not divide its width, 40"):
         read_published(path, heads=7)

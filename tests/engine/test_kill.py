@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pointdistill.engine.exchange.weights import load_encoder
+from pointdistill.engine.exchange.encoders import load_encoder
 from pointdistill.engine.training.pretrain import pretrain
 from pointdistill.engine.training.run_folder import read_metrics
 from pointdistill.engine.training.state import is_whole, list_checkpoints

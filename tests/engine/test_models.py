@@ -10,23 +10,21 @@ import pytest
 import torch
 
 import pointdistill
-from pointdistill.engine.exchange.weights import save_encoder
-from pointdistill.engine.finetuning.classifier_recipes import RECIPES
-from pointdistill.engine.finetuning.model_folder import (
-    load_model,
-    read_description,
-    save_weights,
-    write_description,
-)
+from pointdistill.engine.exchange.encoders import save_encoder
+from pointdistill.engine.finetuning.classification import build_classifier, patchify_from_outermost
 from pointdistill.engine.finetuning.models import (
     ClassifierSpec,
     InputSpec,
     SegmenterSpec,
     TrainedClassifier,
     TrainedSegmenter,
+    load_model,
+    read_description,
+    save_weights,
+    write_description,
 )
-from pointdistill.engine.finetuning.segmenter_task import SegmenterRecipe, build_segmenter
-from pointdistill.engine.finetuning.supervised import build_classifier, cut_from_outermost
+from pointdistill.engine.finetuning.recipes import RECIPES
+from pointdistill.engine.finetuning.segmentation import SegmenterRecipe, build_segmenter
 from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.patches import to_unit_sphere
 from tests.engine.labelled import CATEGORY_PARTS, CONFIG, INPUTS, make_encoder
@@ -76,7 +74,7 @@ def test_a_classifier_in_one_line_says_what_the_model_says(tmp_path: Path) -> No
     said = classifier(points * 7 + 3)  # any unit and place
     unit = to_unit_sphere(points)
     model = build_classifier(make_encoder(), 3, RECIPES["few-shot"], seed=0).eval()
-    expected = model(cut_from_outermost(unit, INPUTS, CONFIG.patch_points))
+    expected = model(patchify_from_outermost(unit, INPUTS, CONFIG.patch_points))
     torch.testing.assert_close(said.logits, expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(said.probabilities.sum(1), torch.ones(4))
     assert said.classes == CLASSES
@@ -105,11 +103,11 @@ def test_what_is_said_of_a_cloud_does_not_depend_on_its_batch(points: int, tmp_p
         assert set(said.parts[row].tolist()) <= set(CATEGORY_PARTS[name == "chair"])
 
 
-def test_more_points_than_the_input_are_thinned(tmp_path: Path) -> None:
+def test_more_points_than_the_input_are_subsampled(tmp_path: Path) -> None:
     """48 of 200: the points that are left out decide nothing but the frame, here fixed by two kept outliers."""
     classifier = pointdistill.load_classifier(classifier_folder(tmp_path))
     said = classifier(clouds(1, 200)).logits
-    patches = cut_from_outermost(to_unit_sphere(clouds(1, 200)), INPUTS, CONFIG.patch_points)
+    patches = patchify_from_outermost(to_unit_sphere(clouds(1, 200)), INPUTS, CONFIG.patch_points)
     assert not torch.allclose(said, classifier.model(patches))
 
 
@@ -134,7 +132,9 @@ def test_an_encoder_is_not_a_model(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_finished_says_how_to_go_on(tmp_path: Path) -> None:
     (classifier_folder(tmp_path) / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="not finished; go on with `pointdistill finetune"):
+    with pytest.raises(
+        CheckpointError, match="not finished; resume it with `pointdistill finetune`"
+    ):
         load_model(tmp_path)
 
 

@@ -14,9 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pointdistill.engine.exchange.export import export_encoder
-from pointdistill.engine.exchange.onnx_export import export_onnx
-from pointdistill.engine.exchange.weights import load_encoder, save_encoder
+from pointdistill.engine.exchange.encoders import load_encoder, save_encoder
+from pointdistill.engine.exchange.export import export_encoder, export_onnx
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
@@ -163,6 +162,6 @@ def test_features_that_hang_on_rounding_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No cloud is fit for the check if its features jump when its points move by a few last digits."""
-    monkeypatch.setattr("pointdistill.engine.exchange.onnx_export.TOLERANCE", 0.0)
+    monkeypatch.setattr("pointdistill.engine.exchange.export.TOLERANCE", 0.0)
     with pytest.raises(CheckpointError, match="24 of 24 clouds of 48 points change by more"):
         export_onnx(saved(tmp_path / "encoder"), tmp_path / "out")

@@ -20,6 +20,7 @@ from pointdistill.engine.finetuning.predict import (
     write_parts,
 )
 from pointdistill.errors import ConfigError, DataError
+from pointdistill.reporter import Reporter
 from tests.engine.test_models import PART_NAMES, classifier_folder, segmenter_folder
 
 
@@ -33,6 +34,18 @@ def cone(path: Path, *, up: str = "z") -> Path:
     return path
 
 
+class Counter(Reporter):
+    """Remembers all progress."""
+
+    def __init__(self) -> None:
+        self.counted: list[tuple[str, float, float | None]] = []
+
+    def progress(
+        self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
+    ) -> None:
+        self.counted.append((task, done, total))
+
+
 def test_every_file_is_named_whatever_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,13 +53,11 @@ def test_every_file_is_named_whatever_the_batch(
     files = [cone(tmp_path / f"{number}.obj") for number in range(5)]
     np.save(tmp_path / "cloud.npy", np.random.default_rng(0).normal(size=(40, 3)))
     files += [tmp_path / "cloud.npy", files[0]]
-    counted: list[tuple[int, int]] = []
-    together, failed = classify_files(
-        classifier, files, progress=lambda *count: counted.append(count)
-    )
+    reporter = Counter()
+    together, failed = classify_files(classifier, files, reporter=reporter)
     assert not failed
     assert [file.source for file in together] == files[:-1]  # the one given twice is read once
-    assert counted == [(done, 6) for done in range(1, 7)]
+    assert reporter.counted == [("classifying", done, 6) for done in range(1, 7)]
     monkeypatch.setattr(module, "BATCH", 2)
     in_pairs, _ = classify_files(classifier, files)
     for one, other in zip(together, in_pairs, strict=True):
@@ -165,9 +176,9 @@ def test_outputs_that_do_not_fit_are_named(
 
 def test_nothing_and_no_category_are_refused(tmp_path: Path) -> None:
     segmenter = load_segmenter(segmenter_folder(tmp_path / "model"))
-    with pytest.raises(ConfigError, match="no file to look at"):
+    with pytest.raises(ConfigError, match="no files were named"):
         segment_files(segmenter, [], category="chair")
-    with pytest.raises(ConfigError, match=r"must be told the files' category; .* stick, chair"):
+    with pytest.raises(ConfigError, match=r"needs the files' category; .* stick, chair"):
         segment_files(segmenter, ["x.obj"])
     with pytest.raises(DataError, match="no category 'sofa'"):
         segment_files(segmenter, ["x.obj"], category="sofa")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pointdistill.engine.exchange.weights import load_encoder
+from pointdistill.engine.exchange.encoders import load_encoder
 from pointdistill.engine.training.loader import epoch_order
 from pointdistill.engine.training.pretrain import StepRecord, pretrain
 from pointdistill.engine.training.run_folder import BegunOn, begin_run

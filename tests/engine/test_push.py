@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from pointdistill.data.files import write_json
 from pointdistill.engine.config import to_plain
 from pointdistill.engine.evaluation.results import Result, Spread
+from pointdistill.engine.exchange.encoders import load_encoder, save_encoder
 from pointdistill.engine.exchange.licences import (
     CardLicence,
     Terms,
@@ -29,14 +30,14 @@ from pointdistill.engine.exchange.licences import (
 from pointdistill.engine.exchange.model_card import model_card
 from pointdistill.engine.exchange.push import prepare, upload
 from pointdistill.engine.exchange.record import fingerprint
-from pointdistill.engine.exchange.weights import load_encoder, save_encoder
-from pointdistill.engine.finetuning.model_folder import (
+from pointdistill.engine.finetuning.models import (
+    ClassifierSpec,
+    InputSpec,
     build_model,
     load_classifier,
     save_weights,
     write_description,
 )
-from pointdistill.engine.finetuning.models import ClassifierSpec, InputSpec
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.classifier import ClassifierConfig
 from pointdistill.model.encoder import Encoder
@@ -310,7 +311,7 @@ def test_a_fine_tuned_classifier(tmp_path: Path) -> None:
     "name", ["shapes", "a/b/c", "../x", "jane/a--b", "jane/-a", "jane/" + "a" * 99]
 )
 def test_names_that_the_hub_does_not_have(run: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"no repository of the Hub; expected owner/name"):
+    with pytest.raises(ConfigError, match=r"not the name of a Hub repository; expected owner/name"):
         prepare(run, name, tmp_path / "card")
     assert not (tmp_path / "card").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,23 +16,23 @@ import torch
 from pointdistill.data.build import BuildSettings
 from pointdistill.data.build.prepare import prepare_corpus
 from pointdistill.data.sources import SourceRequest
-from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.engine.recipes import SIZES
-from pointdistill.engine.reconstruction.reconstruct import (
-    ReconstructRequest,
-    masking_of,
-    reconstruct,
-)
-from pointdistill.engine.reconstruction.reconstruct_comparison import Features
-from pointdistill.engine.reconstruction.reconstruct_decoder import (
+from pointdistill.engine.reconstruction.decoder_training import (
     ReconstructConfig,
     decoder_config,
     guess_by_copying,
     masked_views,
     measure,
-    predict,
+    predict_patches,
     split_shapes,
     train_decoder,
+)
+from pointdistill.engine.reconstruction.reconstruct import (
+    FeatureSource,
+    ReconstructRequest,
+    pretraining_masking,
+    reconstruct,
 )
 from pointdistill.engine.training.loader import read_batch
 from pointdistill.errors import CheckpointError, ConfigError, DataError
@@ -39,6 +40,7 @@ from pointdistill.model.decoder import PatchDecoder
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from pointdistill.model.masking import MaskingConfig
+from pointdistill.reporter import Reporter
 from tests.engine.conftest import MemoryCorpus, micro_config
 
 MICRO = micro_config().encoder
@@ -113,15 +115,15 @@ def test_what_is_hidden_is_not_seen(spheres: MemoryCorpus) -> None:
     assert (hidden.shape, visible.shape) == ((2, 6), (2, 2))
     assert views.target.shape == (2, 6, 6, 3)
     decoder = trained_on(spheres, replace(CONFIG, steps=3))
-    before = predict(decoder, micro_encoder(), views)
+    before = predict_patches(decoder, micro_encoder(), views)
     moved = views.patches.offsets.clone()
     moved[torch.arange(2)[:, None], hidden] += 1.0
-    after = predict(
+    after = predict_patches(
         decoder, micro_encoder(), replace(views, patches=replace(views.patches, offsets=moved))
     )
     assert torch.equal(before, after)
     moved[torch.arange(2)[:, None], visible] += 1.0
-    seen = predict(
+    seen = predict_patches(
         decoder, micro_encoder(), replace(views, patches=replace(views.patches, offsets=moved))
     )
     assert not torch.equal(before, seen)
@@ -141,7 +143,7 @@ def test_a_decoder_learns_what_copying_cannot_know(spheres: MemoryCorpus) -> Non
     encoder = micro_encoder()
     learned, copied = (
         measure(guess, spheres, held_out, MICRO, CONFIG, seed=0, device=CPU)
-        for guess in (lambda views: predict(decoder, encoder, views), guess_by_copying)
+        for guess in (lambda views: predict_patches(decoder, encoder, views), guess_by_copying)
     )
     assert learned < 0.6 * copied
 
@@ -171,12 +173,12 @@ def test_decoders_are_no_wider_than_the_small_predictor(size: str, width: int, h
 
 
 def test_masks_are_those_of_the_run(tmp_path: Path) -> None:
-    assert masking_of(tmp_path / "alone", SIZES["small"]().encoder).blocks(64) == (4, 6)
-    assert masking_of(tmp_path / "alone", SIZES["tiny"]().encoder).blocks(16)[1] == 3
+    assert pretraining_masking(tmp_path / "alone", SIZES["small"]().encoder).blocks(64) == (4, 6)
+    assert pretraining_masking(tmp_path / "alone", SIZES["tiny"]().encoder).blocks(16)[1] == 3
     stored = {"config": {"masking": {"ratio": 0.8, "masks_per_view": 8}}}
     (tmp_path / "config.json").write_text(json.dumps(stored))
     (tmp_path / "metrics.jsonl").touch()
-    found = masking_of(tmp_path / "encoder", SIZES["small"]().encoder)
+    found = pretraining_masking(tmp_path / "encoder", SIZES["small"]().encoder)
     assert (found.ratio, found.masks_per_view) == (0.8, 1)
 
 
@@ -203,15 +205,23 @@ def request(tmp_path: Path, corpus: Path, **changes: object) -> ReconstructReque
     return replace(asked, **changes)  # type: ignore[arg-type]
 
 
-def silent(*_: object) -> None:
-    pass
+class OnProgress(Reporter):
+    """Calls a function with each task and the steps done."""
+
+    def __init__(self, call: Callable[[str, float], object]) -> None:
+        self._call = call
+
+    def progress(
+        self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
+    ) -> None:
+        self._call(task, done)
 
 
 def test_the_whole_comparison(tmp_path: Path, corpus: Path) -> None:
     asked = request(tmp_path, corpus, seeds=2)
-    made = reconstruct(asked, say=silent, show=silent)
+    made = reconstruct(asked)
     assert [(o.features, o.seed) for o in made.outcomes] == [
-        (f, s) for s in (0, 1) for f in Features
+        (f, s) for s in (0, 1) for f in FeatureSource
     ]
     assert all((o.train_shapes, o.held_out_shapes) == (22, 2) for o in made.outcomes)
     assert (tmp_path / "out" / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
@@ -219,63 +229,61 @@ def test_the_whole_comparison(tmp_path: Path, corpus: Path) -> None:
     assert [row["chamfer"] for row in stored["outcomes"]] == [o.chamfer for o in made.outcomes]
     assert "squared" in stored["measure"]
     rows = {row[0]: row[1] for row in made.table().rows}
-    copied = [1000 * o.chamfer for o in made.outcomes if o.features is Features.COPY]
+    copied = [1000 * o.chamfer for o in made.outcomes if o.features is FeatureSource.COPY]
     assert rows["nearest visible patch copied"].startswith(f"{np.mean(copied):.2f} ±")
 
 
 def test_a_file_by_itself_is_an_encoder(tmp_path: Path, corpus: Path) -> None:
     save_encoder(micro_encoder(), tmp_path / "folder")
     alone = (tmp_path / "folder" / "model.safetensors").rename(tmp_path / "alone.safetensors")
-    from_file = reconstruct(request(tmp_path, corpus, encoder=alone), say=silent, show=silent)
-    from_folder = reconstruct(
-        request(tmp_path, corpus, output=tmp_path / "other"), say=silent, show=silent
-    )
+    from_file = reconstruct(request(tmp_path, corpus, encoder=alone))
+    from_folder = reconstruct(request(tmp_path, corpus, output=tmp_path / "other"))
     assert from_file.outcomes == from_folder.outcomes
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_call_goes_on(tmp_path: Path, corpus: Path) -> None:
     trained: list[str] = []
 
-    def interrupt(what: str, done: int, _total: int, _loss: float) -> None:
+    def interrupt(what: str, done: float) -> None:
         trained.append(what)
         if "random" in what and done == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    stopped = reconstruct(request(tmp_path, corpus), say=silent, show=interrupt)
+    stopped = reconstruct(request(tmp_path, corpus), reporter=OnProgress(interrupt))
     assert stopped.interrupted
-    assert [o.features for o in stopped.outcomes] == [Features.ENCODER]
+    assert [o.features for o in stopped.outcomes] == [FeatureSource.ENCODER]
     assert not (tmp_path / "out" / "reconstruction.png").exists()
     trained.clear()
     after = reconstruct(
-        request(tmp_path, corpus), say=silent, show=lambda what, *_: trained.append(what)
+        request(tmp_path, corpus), reporter=OnProgress(lambda what, _: trained.append(what))
     )
     assert not after.interrupted
     assert {"random" in what for what in trained} == {True}
     whole = request(tmp_path, corpus, output=tmp_path / "whole")
-    assert reconstruct(whole, say=silent, show=silent).outcomes == after.outcomes
+    assert reconstruct(whole).outcomes == after.outcomes
     pictures = [(tmp_path / name / "reconstruction.png").read_bytes() for name in ("out", "whole")]
     assert pictures[0] == pictures[1]
 
 
 def test_results_of_something_else_are_not_mixed_in(tmp_path: Path, corpus: Path) -> None:
-    reconstruct(request(tmp_path, corpus), say=silent, show=silent)
-    with pytest.raises(ConfigError, match="made with another settings; choose another folder"):
-        reconstruct(request(tmp_path, corpus, steps=5), say=silent, show=silent)
+    reconstruct(request(tmp_path, corpus))
+    with pytest.raises(ConfigError, match="made with other settings; choose another output folder"):
+        reconstruct(request(tmp_path, corpus, steps=5))
     other = micro_encoder()
     with torch.no_grad():
         other.transformer.norm.weight.add_(1.0)
     save_encoder(other, tmp_path / "encoder")
     with pytest.raises(ConfigError, match="made with another encoder"):
-        reconstruct(request(tmp_path, corpus), say=silent, show=silent)
+        reconstruct(request(tmp_path, corpus))
 
 
 def test_what_is_missing(tmp_path: Path, corpus: Path) -> None:
     nothing = ReconstructRequest(folder=tmp_path)
     with pytest.raises(CheckpointError, match="no run was made in this folder yet"):
-        reconstruct(nothing, say=silent, show=silent)
+        reconstruct(nothing)
     with pytest.raises(DataError, match="no corpus was made in this folder yet"):
-        reconstruct(request(tmp_path, corpus, data=None, folder=tmp_path), say=silent, show=silent)
+        reconstruct(request(tmp_path, corpus, data=None, folder=tmp_path))
     with pytest.raises(DataError, match="the corpus holds 9 shapes; at least 10"):
         split_shapes(9, CONFIG, seed=0)
     with pytest.raises(ConfigError, match="seeds must be at least 1"):
-        reconstruct(request(tmp_path, corpus, seeds=0), say=silent, show=silent)
+        reconstruct(request(tmp_path, corpus, seeds=0))

@@ -13,11 +13,11 @@ import trimesh
 
 from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.embedding import index as index_module
-from pointdistill.engine.embedding.index import Index, open_index
-from pointdistill.engine.embedding.run import EmbedRequest, embed
+from pointdistill.engine.embedding import file as file_module
+from pointdistill.engine.embedding.embed import EmbedRequest, embed
+from pointdistill.engine.embedding.file import Index, open_index
 from pointdistill.engine.embedding.search import draw_sheet, find_index, nearest, search
-from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from tests.engine.test_embedding import random_encoder
 
@@ -45,7 +45,7 @@ class Rows(Index):
     """Vectors in memory, in blocks of three."""
 
     def __init__(self, values: np.ndarray) -> None:
-        info = {"format": index_module.FORMAT, "version": index_module.VERSION}
+        info = {"format": file_module.FORMAT, "version": file_module.VERSION}
         super().__init__(Path("memory"), info)
         self.values = values
 
@@ -92,7 +92,7 @@ def test_a_file_finds_itself(folder: Path, ending: str) -> None:
 def test_blocks_do_not_change_what_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = embedded()
     whole = {name: np.concatenate(list(index.blocks(name))) for name in ("ids", "features")}
-    monkeypatch.setattr(index_module, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(file_module, "BLOCK_BYTES", 200)
     blocks = list(index.blocks("features"))
     assert len(blocks) == 8
     np.testing.assert_array_equal(np.concatenate(blocks), whole["features"])
@@ -117,10 +117,13 @@ def test_a_corpus_is_found_by_its_folder_and_drawn_by_its_rows(folder: Path) -> 
 def test_only_the_encoder_that_made_it_may_ask(folder: Path) -> None:
     index = embedded()
     save_encoder(random_encoder(seed=1), Path("other"))
-    with pytest.raises(CheckpointError, match=r"out.npz: made by another encoder .*name that one"):
+    with pytest.raises(
+        CheckpointError, match=r"out.npz: made by another encoder .*name the encoder"
+    ) as caught:
         search(Path("low/1.obj"), index, encoder="other")
+    assert caught.value.settings == ("encoder",)
     shutil.move("encoder", "moved")
-    with pytest.raises(CheckpointError, match="say with --encoder where it is, or embed again"):
+    with pytest.raises(CheckpointError, match="say where that encoder is now, or embed again"):
         search(Path("low/1.obj"), index)
     found = search(Path("low/1.obj"), index, encoder="moved")
     assert found.neighbours[0].id == "low/1.obj"
@@ -136,7 +139,7 @@ def test_what_cannot_be_searched_is_one_line(folder: Path) -> None:
         search(Path("low/1.obj"), index, count=0)
     with pytest.raises(DataError, match=r"^absent.obj: no such file or folder"):
         search(Path("absent.obj"), index, encoder="absent")
-    with pytest.raises(DataError, match="search needs one: embed with --features pooled"):
+    with pytest.raises(DataError, match="search needs one: embed the shapes with pooled features"):
         search(Path("low/1.obj"), embedded("patches.npz", features="patches"))
     np.savez("plain.npz", features=np.ones((2, 3)))
     with pytest.raises(DataError, match=r"plain\.npz: not an embedding"):

@@ -12,15 +12,20 @@ from torch import Tensor
 from pointdistill.data.benchmarks.part_records import PartClouds
 from pointdistill.data.benchmarks.shapenetpart_layout import CATEGORY_PARTS as SHAPENET
 from pointdistill.engine.finetuning.epochs import EpochRecord
-from pointdistill.engine.finetuning.packed_clouds import PackedClouds
-from pointdistill.engine.finetuning.part_iou import mean_part_iou, predict_parts, shape_ious
-from pointdistill.engine.finetuning.segment import SegmenterResult, train_segmenter
-from pointdistill.engine.finetuning.segmenter_task import (
+from pointdistill.engine.finetuning.part_clouds import (
+    PackedClouds,
+    mean_part_iou,
+    predict_parts,
+    shape_ious,
+)
+from pointdistill.engine.finetuning.segmentation import (
     SegmenterRecipe,
+    SegmenterResult,
     SegmenterTask,
     build_segmenter,
     segment,
     segmenter_config,
+    train_segmenter,
 )
 from pointdistill.engine.inputs import PUBLISHED_INPUTS
 from pointdistill.errors import ConfigError, DataError
@@ -110,7 +115,7 @@ def test_same_seed_same_weights_whatever_was_drawn_before() -> None:
 def test_points_drawn_are_the_clouds_own_with_their_parts() -> None:
     """Against the plain way: all of a smaller cloud, then the same again; no point twice of a larger one."""
     clouds = make_parts()
-    packed = PackedClouds.of(clouds, torch.device("cpu"), side="training")
+    packed = PackedClouds.pack(clouds, torch.device("cpu"), side="training")
     index = torch.tensor([5, 0, 11])
     random = KeyedRandom(sample_keys(seed=0, epoch=0, index=index), "test")
     points, parts = packed.draw(index, 60, random)
@@ -125,7 +130,7 @@ def test_points_drawn_are_the_clouds_own_with_their_parts() -> None:
 
 
 def test_a_cloud_is_drawn_alike_in_any_batch() -> None:
-    packed = PackedClouds.of(make_parts(), torch.device("cpu"), side="training")
+    packed = PackedClouds.pack(make_parts(), torch.device("cpu"), side="training")
 
     def draw(*index: int) -> Tensor:
         keys = sample_keys(seed=0, epoch=0, index=torch.tensor(index))

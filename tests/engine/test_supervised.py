@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.benchmarks.records import LabelledClouds
-from pointdistill.engine.finetuning.classifier_recipes import RECIPES, ClassifierRecipe
-from pointdistill.engine.finetuning.epochs import EpochRecord, split_batches
-from pointdistill.engine.finetuning.supervised import (
+from pointdistill.engine.finetuning.classification import (
     ClassifierResult,
-    cut_clouds,
-    predict,
+    patchify_clouds,
+    predict_classes,
     train_classifier,
     training_patches,
 )
+from pointdistill.engine.finetuning.epochs import EpochRecord, split_batches
+from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe
 from pointdistill.engine.schedules import two_stage, warmup_cosine
 from pointdistill.errors import ConfigError, DataError, DivergenceError
 from pointdistill.model.encoder import Encoder
@@ -68,7 +68,7 @@ def test_it_learns_to_tell_needles_discs_and_balls_apart() -> None:
 
 def test_the_score_is_that_of_the_classifier_returned() -> None:
     result, test = train(), make_clouds(20, seed=1)
-    predicted = predict(result.classifier, cut_clouds(test, INPUTS, 8, seed=0))
+    predicted = predict_classes(result.classifier, patchify_clouds(test, INPUTS, 8, seed=0))
     right = predicted == torch.from_numpy(test.labels)
     assert result.score.accuracy == pytest.approx(100.0 * right.double().mean().item())
     by_class = [right[test.labels == label].double().mean().item() for label in range(3)]
@@ -102,14 +102,14 @@ def test_a_training_cloud_depends_on_seed_epoch_and_index_alone() -> None:
 
 def test_the_batch_of_the_evaluation_does_not_matter() -> None:
     result, test = train(epochs=1), make_clouds(20, seed=1)
-    patches = cut_clouds(test, INPUTS, 8, seed=0)
+    patches = patchify_clouds(test, INPUTS, 8, seed=0)
     whole = result.classifier(patches)
     alone = [
         result.classifier(Patches(patches.centers[i : i + 1], patches.offsets[i : i + 1]))
         for i in range(20)
     ]
     torch.testing.assert_close(torch.cat(alone), whole, rtol=0, atol=1e-5)
-    assert torch.equal(predict(result.classifier, patches, batch_size=1), whole.argmax(1))
+    assert torch.equal(predict_classes(result.classifier, patches, batch_size=1), whole.argmax(1))
     assert not result.classifier.training
 
 
@@ -219,7 +219,7 @@ def test_points_that_are_not_finite_are_refused() -> None:
         (LabelledClouds(make_clouds(6).points, np.arange(5)), r"got \(6, 60, 3\) and \(5,\)"),
         (
             LabelledClouds(make_clouds(6).points[:, :4], np.arange(6) % 3),
-            "needs 8 points, the clouds give 4",
+            "needs 8 points, the clouds have 4",
         ),
     ],
 )

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pointdistill.engine.exchange.official_names import to_our_names
+from pointdistill.engine.exchange.published import to_our_names
 from pointdistill.errors import ConfigError
 from pointdistill.model.classifier import (
     Classifier,

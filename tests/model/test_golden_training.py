@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pointdistill.engine.exchange.official_names import to_our_names
+from pointdistill.engine.exchange.published import to_our_names
 from pointdistill.engine.optimizer import build_optimizer, clip_gradients
 from pointdistill.model.distillation import (
     Mode,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shlex
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import ConsoleReporter, console_reporter
+from pointdistill.cli.console import console_reporter
 from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 
 if TYPE_CHECKING:
-    from pointdistill.engine.embedding.run import EmbedReport
+    from pointdistill.engine.embedding.embed import EmbedReport
 
 MOST_SHOWN = 20
 """Refused shapes that are printed; all of them are recorded in the output."""
@@ -81,8 +80,8 @@ def embed(
     require_paths(paths)
     require_encoder(encoder, "encoder")
 
-    from pointdistill.engine.embedding.run import EmbedRequest
-    from pointdistill.engine.embedding.run import embed as run
+    from pointdistill.engine.embedding.embed import EmbedRequest
+    from pointdistill.engine.embedding.embed import embed as run
 
     request = EmbedRequest(
         paths=paths,
@@ -97,7 +96,7 @@ def embed(
         device=device,
     )
     with console_reporter() as reporter:
-        report = run(request, partial(_show, reporter), say=reporter.say)
+        report = run(request, reporter=reporter)
     _print(report, features, up)
 
 
@@ -127,9 +126,3 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
             typer.echo(f"next: pointdistill search FILE {shlex.quote(str(report.output))}")
     if report.failed:
         raise typer.Exit(2)
-
-
-def _show(reporter: ConsoleReporter, done: int, total: int, refused: int) -> None:
-    reporter.progress(
-        "embedding", done, total, note=f"{refused:,} refused" if refused else "", unit="shapes"
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,9 +77,7 @@ def _classify(
     from pointdistill.engine.reporting.tables import Table
 
     with console_reporter() as reporter:
-        done, failed = classify_files(
-            classifier, files, up=up, progress=partial(reporter.progress, "classifying")
-        )
+        done, failed = classify_files(classifier, files, up=up, reporter=reporter)
     if as_json:
         _print_json([_class_row(file) for file in done])
     elif done:
@@ -116,7 +113,7 @@ def _segment(
             files,
             category=category,
             up=up,
-            progress=partial(reporter.progress, "segmenting"),
+            reporter=reporter,
         )
     names = segmenter.spec.part_names
     if destination is not None and done:

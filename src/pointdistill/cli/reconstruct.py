@@ -43,19 +43,14 @@ def reconstruct(
     require_paths([data], "data")
     require_encoder(encoder, "encoder")
 
-    from pointdistill.engine.reconstruction.reconstruct import ReconstructRequest
+    from pointdistill.engine.reconstruction.reconstruct import PICTURE, RESULTS, ReconstructRequest
     from pointdistill.engine.reconstruction.reconstruct import reconstruct as run
-    from pointdistill.engine.reconstruction.reconstruct_comparison import PICTURE, RESULTS
 
     request = ReconstructRequest(
         encoder=encoder, data=data, steps=steps, seeds=seeds, output=output, device=device
     )
     with console_reporter() as reporter:
-
-        def show(what: str, done: int, total: int, loss: float) -> None:
-            reporter.progress(what, done, total, note=f"distance {loss:.4f}")
-
-        result = run(request, say=reporter.say, show=show)
+        result = run(request, reporter=reporter)
     if result.outcomes:
         print_table(result.table())
     if result.interrupted:

@@ -12,7 +12,7 @@ from pointdistill.cli.options import DeviceOption, require_encoder, require_path
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pointdistill.engine.embedding.search import Found
+    from pointdistill.engine.embedding.search import SearchResult
     from pointdistill.engine.reporting.tables import Table
 
 
@@ -50,7 +50,7 @@ def search(
     if encoder is not None:
         require_encoder(encoder, "encoder")
 
-    from pointdistill.engine.embedding.index import open_index
+    from pointdistill.engine.embedding.file import open_index
     from pointdistill.engine.embedding.search import draw_sheet, find_index
     from pointdistill.engine.embedding.search import search as run
 
@@ -63,7 +63,7 @@ def search(
             encoder=encoder,
             up=up,
             device=device,
-            say=reporter.say,
+            reporter=reporter,
         )
     if result.assumed_up and up is None:
         axis = result.settings.up
@@ -78,7 +78,7 @@ def search(
     typer.echo(f"picture: {picture}")
 
 
-def _table(query: Path, index: Path, result: Found) -> Table:
+def _table(query: Path, index: Path, result: SearchResult) -> Table:
     from pointdistill.engine.reporting.tables import Table as Made
 
     rows = tuple(

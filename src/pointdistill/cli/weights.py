@@ -13,7 +13,7 @@ from pointdistill.cli.options import require_encoder, require_paths
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pointdistill.engine.exchange.onnx_export import OnnxExport
+    from pointdistill.engine.exchange.export import OnnxExport
 
 
 class FormatName(StrEnum):
@@ -62,13 +62,13 @@ def export(
     source = encoder or last_run()
     assert source is not None
 
+    from pointdistill.engine.exchange.encoders import locate_encoder
     from pointdistill.engine.exchange.export import export_encoder
-    from pointdistill.engine.exchange.unfinished import encoder_line
-    from pointdistill.engine.exchange.weights import locate_encoder
+    from pointdistill.engine.exchange.record import encoder_line
 
     typer.echo(encoder_line(locate_encoder(source)), err=True)
     if file_format is FormatName.ONNX:
-        from pointdistill.engine.exchange.onnx_export import export_onnx
+        from pointdistill.engine.exchange.export import export_onnx
 
         _describe_onnx(export_onnx(source, output, points=points))
         return
@@ -114,7 +114,7 @@ def push(
         require_encoder(source)
 
     from pointdistill.engine.exchange.push import CARD, prepare, upload
-    from pointdistill.engine.exchange.unfinished import encoder_line
+    from pointdistill.engine.exchange.record import encoder_line
 
     prepared = prepare(source, repository, card_only or Path("hub", repository))
     if prepared.is_encoder:
@@ -151,7 +151,7 @@ def import_weights(
     """Turn a published checkpoint into an encoder folder; no code in it is run."""
     require_paths([checkpoint])
 
-    from pointdistill.engine.exchange.import_weights import import_weights as run
+    from pointdistill.engine.exchange.published import import_weights as run
 
     imported = run(checkpoint, output, branch=branch.value, heads=heads)
     config = imported.encoder.config

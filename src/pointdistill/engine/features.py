@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, pooled the way each protocol reads them.
+"""Features of clouds from a frozen encoder, pooled as the evaluation protocols need them.
 
 Sizes: n clouds, N points a cloud, P patches, D the encoder's width.
 """
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from pointdistill.model.encoder import Encoder
 
 BATCH_SIZE = 64
-"""Clouds a forward pass; changes the speed and the memory, never the features."""
+"""Clouds a forward pass; changes speed and memory, but not the features."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What an encoder says of n clouds, on the CPU."""
+    """Pooled features of n clouds, on the CPU."""
 
     cls: Tensor | None
     """(n, D) features of the CLS token; None for an encoder without one."""
@@ -43,7 +43,7 @@ class Features:
     def joined(self) -> Tensor:
         """CLS, mean and maximum side by side, (n, 3D), or (n, 2D) without a CLS token.
 
-        Read by the linear probe and by the logistic regression.
+        Used by the linear probe and by the logistic regression.
         """
         return torch.cat(self._parts(self.mean, self.max), dim=1)
 
@@ -51,7 +51,7 @@ class Features:
     def unit(self) -> Tensor:
         """CLS and mean side by side, rows of length 1: (n, 2D), or (n, D) without a CLS token.
 
-        Read by the nearest neighbours and by the SVM.
+        Used by the nearest neighbours and by the SVM.
         """
         return normalize(torch.cat(self._parts(self.mean), dim=1), dim=1)
 
@@ -72,18 +72,18 @@ def extract_features(
 ) -> Features:
     """Features of clouds from a frozen encoder.
 
-    Each cloud's features depend on the seed, the epoch and its index alone, whatever the batch size
-    (up to rounding). The encoder is put on ``device`` and left in the mode it was in.
+    Each cloud's features depend only on the seed, the epoch and its index, whatever the batch size (up to
+    rounding). The encoder is moved to ``device`` and left in the mode it was in.
 
     Args:
-        encoder: of which only ``forward`` is called; no gradient is kept.
+        encoder: only its ``forward`` is called; no gradient is computed.
         points: (n, N, 3) float32, any unit and place, z up.
         inputs: points and patches a cloud, how the points are chosen, and the augmentation.
         seed: of the subsets and of the augmentation.
-        epoch: augment as in this training epoch, from 0; None for the clouds as they are.
+        epoch: augment as in this training epoch, from 0; None for no augmentation.
         batch_size: clouds a forward pass.
         device: where to compute; the features come back to the CPU.
-        progress: told after each batch how many clouds it held.
+        progress: called after each batch with the number of clouds in it.
 
     Raises:
         DataError: if there are no clouds, or the encoder refuses them.
@@ -118,12 +118,12 @@ def pool_batches(
     """Features of ``count`` clouds that come in batches.
 
     Args:
-        encoder: put on ``device`` and left in the mode it was in.
+        encoder: moved to ``device`` and left in the mode it was in.
         batches: rows of the result, and the (B, N, 3) clouds whose features belong there, on ``device``.
-        count: rows in all; every one must come once.
-        patches: that a cloud is cut into, or as many as it has points.
+        count: rows in all; each must come exactly once.
+        patches: patches a cloud; a cloud of fewer points is cut into one patch a point.
         device: where to compute.
-        progress: told after each batch how many clouds it held.
+        progress: called after each batch with the number of clouds in it.
     """
     width, device = encoder.config.width, torch.device(device)
     cls = torch.empty(count, width) if encoder.config.cls_token else None

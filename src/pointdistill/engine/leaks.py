@@ -14,8 +14,8 @@ from pointdistill.data.leaks.candidates import has_all_fingerprints
 from pointdistill.data.workspace import last_run
 from pointdistill.engine.evaluation.kinds import BENCHMARKS
 from pointdistill.engine.evaluation.sources import find_place, stand_in_place
-from pointdistill.engine.exchange.unfinished import encoder_line
-from pointdistill.engine.exchange.weights import find_encoder
+from pointdistill.engine.exchange.encoders import find_encoder
+from pointdistill.engine.exchange.record import encoder_line
 from pointdistill.engine.held_out import Labelled, held_out_of, read_held_out
 from pointdistill.engine.reporting.tables import Table
 from pointdistill.engine.training.run_folder import corpus_fingerprint, read_run_config

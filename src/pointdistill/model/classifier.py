@@ -25,10 +25,10 @@ class Pooling(StrEnum):
     """How the tokens of a cloud become one feature vector."""
 
     CLS_MEAN_MAX = "cls-mean-max"
-    """CLS, then mean and maximum of the patches: 3D numbers, or 2D without a CLS token."""
+    """CLS, then mean and maximum of the patches: 3D values, or 2D without a CLS token."""
 
     MEAN_MAX = "mean-max"
-    """Mean and maximum over the patches and the CLS token together: 2D numbers."""
+    """Mean and maximum over the patches and the CLS token together: 2D values."""
 
     def width(self, encoder: Encoder) -> int:
         """Length of the pooled vector."""
@@ -54,13 +54,13 @@ class ClassifierConfig:
     pooling: Pooling = Pooling.CLS_MEAN_MAX
 
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the head's hidden layers; none makes it linear, with a bias."""
+    """Widths of the head's hidden layers; an empty tuple makes the head linear, with a bias."""
 
     dropout: float = 0.5
-    """Of every hidden layer's output."""
+    """Rate after every hidden layer."""
 
     drop_path: float = 0.0
-    """Stochastic depth of the encoder's last block in training, rising linearly from 0 in its first."""
+    """Rate of stochastic depth in the encoder's last block in training; it rises linearly from 0 in the first."""
 
     def __post_init__(self) -> None:
         if self.classes < 2:
@@ -75,7 +75,7 @@ class ClassifierConfig:
 class NormedMlp(nn.Module):
     """Linear layers over rows; each hidden one is followed by BatchNorm, GELU and dropout.
 
-    Hidden layers have no bias: BatchNorm brings its own. All leading sizes count as rows of its batch.
+    Hidden layers have no bias, because BatchNorm has one. BatchNorm takes all leading sizes together as its batch.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class NormedMlp(nn.Module):
         """Build the layers.
 
         Args:
-            width: numbers a row.
+            width: of the input rows.
             hidden: widths of the hidden layers.
             dropout: rate after each of them.
             outputs: width of a last plain linear layer; None for none.
@@ -121,7 +121,7 @@ class NormedMlp(nn.Module):
         return self.after_first_linear(self.first_linear(rows), generator)
 
     def after_first_linear(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The rest of ``forward``, for a caller with a cheaper way through the first linear layer."""
+        """The rest of ``forward``, for callers who compute the first linear layer in a cheaper way."""
         for place, norm in enumerate(self.norms):
             rows = norm(rows.flatten(0, -2)).view(rows.shape)
             rows = functional.gelu(rows)
@@ -135,21 +135,21 @@ class NormedMlp(nn.Module):
 def dropout(rows: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
     """Zero a random share of the entries and divide the rest by the share kept.
 
-    The generator is the caller's, where PyTorch's own dropout draws from a global one. It is needed where the rate
+    PyTorch's own dropout draws from a global generator, this one from the caller's, which is needed where the rate
     is not 0.
     """
     if rate == 0.0:
         return rows
     assert generator is not None, "dropout in training needs a generator"
-    kept = torch.rand(rows.shape, generator=generator, device=rows.device) >= rate
-    return rows * kept / (1.0 - rate)
+    mask = torch.rand(rows.shape, generator=generator, device=rows.device) >= rate
+    return rows * mask / (1.0 - rate)
 
 
 class Classifier(nn.Module):
-    """Patches to class logits."""
+    """From patches to class logits."""
 
     def __init__(self, encoder: Encoder, config: ClassifierConfig) -> None:
-        """Put a head on ``encoder``, which becomes part of the classifier: not a copy of it."""
+        """Put a head on ``encoder``, which becomes part of the classifier and is not copied."""
         super().__init__()
         self.config = config
         self.encoder = encoder
@@ -177,7 +177,7 @@ class Classifier(nn.Module):
 
 
 def ramp_stochastic_depth(encoder: Encoder, last: float) -> None:
-    """Set the blocks' rates of stochastic depth: 0 in the first, ``last`` in the last, linear between."""
+    """Set the rates of stochastic depth of the blocks: 0 in the first, ``last`` in the last, linear in between."""
     blocks = list(encoder.transformer.blocks)
     for place, block in enumerate(blocks):
         assert isinstance(block, Block)

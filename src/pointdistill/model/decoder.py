@@ -1,4 +1,4 @@
-"""Points of hidden patches from the features of visible ones: a way to see what features hold.
+"""Points of hidden patches from the features of visible ones: a way to look at what features hold.
 
 Sizes: R rows (a view under a mask), S visible patches, H hidden patches, K points a patch, D encoder width,
 W decoder width.
@@ -17,12 +17,12 @@ from pointdistill.model.predictor import PredictorBlock
 from pointdistill.model.transformer import RMSNorm
 
 PLACE_HIDDEN = 64
-"""Width of the hidden layer between a patch's centre and its embedding."""
+"""Width of the hidden layer that embeds a patch's centre."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """A decoder small enough that what it draws must come from the features."""
+    """Sizes of a decoder, small enough that what it draws must come from the features."""
 
     width: int
     """W."""
@@ -40,9 +40,9 @@ class DecoderConfig:
 
 
 class PatchDecoder(nn.Module):
-    """Asks for each hidden patch by its place; the answer comes through attention to visible features.
+    """A query for each hidden patch, made from its position, attends to the features of the visible patches.
 
-    Hidden patches do not attend to each other: where the others lie would give the shape away without features.
+    Hidden patches do not attend to each other: their positions alone would tell the shape without any features.
     """
 
     def __init__(self, encoder_width: int, patch_points: int, config: DecoderConfig) -> None:
@@ -86,24 +86,24 @@ class PatchDecoder(nn.Module):
 def chamfer_distance(predicted: Tensor, target: Tensor) -> Tensor:
     """(...) symmetric squared Chamfer distance between (..., K, 3) and (..., L, 3) points.
 
-    The mean squared distance of a predicted point to the nearest target, plus that of a target to the nearest
-    predicted point, in the square of the points' unit.
+    The mean squared distance from a predicted point to the nearest target point, plus that from a target point to
+    the nearest predicted point, in the square of the points' unit.
     """
     squared = (predicted.unsqueeze(-2) - target.unsqueeze(-3)).square().sum(-1)  # (..., K, L)
     return squared.amin(-1).mean(-1) + squared.amin(-2).mean(-1)
 
 
 def copied_patches(patches: Patches, visible_index: Tensor, hidden_index: Tensor) -> Tensor:
-    """(R, H, K, 3) guesses without any learning: each hidden patch is the visible one with the nearest centre.
+    """(R, H, K, 3) guesses without learning: each hidden patch is taken to be the visible one nearest to it.
 
     Args:
         patches: all P of each of R views.
         visible_index: (R, S).
         hidden_index: (R, H).
     """
-    centers = gather_points(patches.centers, visible_index)
-    wanted = gather_points(patches.centers, hidden_index)
-    nearest = torch.cdist(wanted, centers).argmin(-1)  # (R, H), places among the visible
+    visible = gather_points(patches.centers, visible_index)
+    hidden = gather_points(patches.centers, hidden_index)
+    nearest = torch.cdist(hidden, visible).argmin(-1)  # (R, H), indices into the visible patches
     source = visible_index.gather(1, nearest)
     rows = torch.arange(len(source), device=source.device)[:, None]
     return patches.offsets[rows, source]

@@ -35,7 +35,7 @@ class EncoderOutput:
     """(B, D) of the CLS token; None for an encoder without one."""
 
     patches: Tensor
-    """(B, P, D), one feature a patch."""
+    """(B, P, D), one feature vector a patch."""
 
     centers: Tensor
     """(B, P, 3) patch centres in the cloud's unit sphere."""
@@ -57,10 +57,10 @@ class Tokens:
 
 
 class PatchEmbedding(nn.Module):
-    """A mini PointNet: shared layers, maximum over the patch, shared layers, maximum.
+    """A mini PointNet: layers at each point, maximum over the patch, layers at each point again, maximum.
 
-    A linear layer over [x, max] is one over x plus one over max; the second is computed once a patch
-    instead of once a point, and the (B, P, K, 2 · hidden) concatenation is never made.
+    The second stage reads [x, max]. Its first linear layer is the sum of one over x and one over max: the latter
+    is computed once a patch instead of once a point, and the (B, P, K, 2 · hidden) concatenation is never made.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class PatchEmbedding(nn.Module):
         summary = local.amax(-2)
         mix = self.stage_two[0]
         assert isinstance(mix, nn.Linear)
-        of_point, of_patch = mix.weight.chunk(2, dim=1)
-        mixed = nn.functional.linear(local, of_point)
-        mixed = mixed + nn.functional.linear(summary, of_patch, mix.bias).unsqueeze(-2)
+        point_weight, patch_weight = mix.weight.chunk(2, dim=1)
+        mixed = nn.functional.linear(local, point_weight)
+        mixed = mixed + nn.functional.linear(summary, patch_weight, mix.bias).unsqueeze(-2)
         for layer in list(self.stage_two)[1:]:
             mixed = layer(mixed)
         return mixed.amax(-2)
@@ -95,7 +95,7 @@ def _mlp(widths: Sequence[int], *, bias: bool) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Clouds to features. Calling it on raw points does everything; the parts serve pretraining."""
+    """From clouds to features. A call on raw points does everything; pretraining calls the parts."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -121,14 +121,14 @@ class Encoder(nn.Module):
         )
 
     def with_cls(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Token features and positions with the CLS token in front, its position embedding zero."""
+        """Features and positions with the CLS token first, whose position embedding is zero."""
         features, positions = tokens.features, tokens.positions
         if self.cls_token is None:
             return features, positions
         rows = len(features)
         cls = self.cls_token.to(features.dtype).expand(rows, -1, -1)
-        nowhere = positions.new_zeros(rows, 1, positions.shape[-1])
-        return torch.cat([cls, features], 1), torch.cat([nowhere, positions], 1)
+        no_position = positions.new_zeros(rows, 1, positions.shape[-1])
+        return torch.cat([cls, features], 1), torch.cat([no_position, positions], 1)
 
     def encode(
         self, tokens: Tokens, generator: torch.Generator | None = None
@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         """CLS features (B, D), or None, and patch features (B, P, D), after the final norm.
 
         Args:
-            tokens: embedded patches, all of a view's or only the visible ones.
+            tokens: embedded patches, all of a view or only the visible ones.
             generator: source of stochastic depth; needed in training where its rate is not 0.
         """
         features = self.transformer(*self.with_cls(tokens), generator)
@@ -145,16 +145,16 @@ class Encoder(nn.Module):
         return features[:, 0], features[:, 1:]
 
     def forward(self, points: Tensor, *, patches: int | None = None) -> EncoderOutput:
-        """Features of raw clouds: normalised to the unit sphere and cut into patches here.
+        """Features of raw clouds, which are normalised to the unit sphere and cut into patches first.
 
-        Deterministic, whatever the other clouds of the batch. Farthest point sampling begins at the point
-        farthest from the centroid, so the order of a cloud's points does not matter.
+        Deterministic, and independent of the other clouds in the batch. Farthest point sampling begins at the
+        point farthest from the centroid, so the order of a cloud's points does not matter.
 
         Args:
             points: (B, N, 3) float, any unit and position, z up; N at least ``config.patch_points``. A cloud
-                of more than twice ``config.points`` is first thinned to ``config.points`` farthest points,
-                since patches of a much denser cloud are smaller than any seen in pretraining.
-            patches: patches a cloud; by default as many a point as in pretraining (N / 16 in the paper).
+                of more than twice ``config.points`` is first reduced to ``config.points`` farthest points,
+                since the patches of a much denser cloud would be smaller than any in pretraining.
+            patches: patches a cloud; by default in proportion to N, as in pretraining (N / 16 in the paper).
 
         Raises:
             DataError: if the shape is not (B, N, 3), N is too small, or a coordinate is not finite.
@@ -166,18 +166,18 @@ class Encoder(nn.Module):
             points = to_unit_sphere(gather_points(points, index))
         size = points.shape[1]
         count = patches or max(1, round(size * self.config.patches / self.config.points))
-        cut = patchify(
+        cloud_patches = patchify(
             points,
             patches=min(count, size),
             patch_points=self.config.patch_points,
             start=_outermost(points),
         )
-        cls, features = self.encode(self.embed(cut))
-        return EncoderOutput(cls, features, cut.centers)
+        cls, features = self.encode(self.embed(cloud_patches))
+        return EncoderOutput(cls, features, cloud_patches.centers)
 
 
 def _outermost(points: Tensor) -> Tensor:
-    """(B,) index of the point of (B, N, 3) centred clouds farthest from the origin."""
+    """(B,) index of the point farthest from the origin in each of (B, N, 3) centred clouds."""
     return points.square().sum(-1).argmax(-1)
 
 

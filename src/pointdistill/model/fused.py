@@ -1,4 +1,4 @@
-"""Two operations with their gradients written out: what autograd would keep and pass over again is left out.
+"""Two operations with gradients written by hand, which keep less in memory and read it less often than autograd.
 
 Sizes: R rows, D width, T targets, K prototypes. Measured in ``benchmarks/step.py``.
 """
@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _CHUNK_ON_CPU = 2**18
-"""Logits at once: a megabyte, which a core's own cache holds."""
+"""Logits at a time: one MiB of float32, which a core's own cache holds."""
 
 _CHUNK_ON_GPU = 2**24
-"""Enough to fill the device; 64 MiB of float32."""
+"""Logits at a time: 64 MiB of float32, enough to keep the device busy."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x`` · ``weight`` / √(mean(x²) + eps) over the last size, (..., D) to (..., D), with gradient.
 
-    For a CPU, where PyTorch composes it of passes over the whole tensor, each with its own gradient; a GPU has a
-    kernel.
+    For a CPU, where PyTorch composes it from several passes over the whole tensor, each with a gradient of its
+    own. A GPU has a kernel for it.
     """
     normed: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return normed
@@ -33,13 +33,13 @@ def indexed_cross_entropy(
 ) -> Tensor:
     """Mean over rows of the cross-entropy, in nats, of softmax(logits / temperature) against chosen targets.
 
-    Neither the log-probabilities nor a row's own copy of its target are ever held, only a chunk of them.
+    The log-probabilities and the rows' copies of their targets, each (R, K), exist only a chunk at a time.
 
     Args:
         logits: (R, K), before any temperature, of any float type; summed in float32.
         target_probs: (T, K), rows sum to 1; no gradient flows into it.
-        target_index: (R,) int64, each row's target.
-        temperature: of the prediction, positive.
+        target_index: (R,) int64, the target of each row.
+        temperature: divides the logits; positive.
     """
     loss: Tensor = _IndexedCrossEntropy.apply(logits, target_probs, target_index, temperature)  # type: ignore[no-untyped-call]
     return loss
@@ -58,10 +58,12 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         product = (x * gradient).flatten(0, -2)
-        along = (product @ weight).view(scale.shape)  # <x, weight · gradient> of each row
-        of_x = (gradient * weight).mul_(scale)
-        of_x.addcmul_(x, along * scale.pow(3), value=-1.0 / x.shape[-1])
-        return of_x, scale.flatten() @ product, None
+        # With s = scale and g = weight · gradient: d/dx = s · g - x · s³ · <x, g> / D, d/dweight = Σ s · x ·
+        # gradient.
+        along = (product @ weight).view(scale.shape)  # <x, g> of each row
+        grad_x = (gradient * weight).mul_(scale)
+        grad_x.addcmul_(x, along * scale.pow(3), value=-1.0 / x.shape[-1])
+        return grad_x, scale.flatten() @ product, None
 
 
 class _IndexedCrossEntropy(torch.autograd.Function):
@@ -85,20 +87,21 @@ class _IndexedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         logits, target_probs, target_index, normalizers = ctx.saved_tensors
         factor = gradient / (ctx.temperature * len(logits))
-        of_logits = torch.empty_like(logits)
-        places = zip(
+        grad_logits = torch.empty_like(logits)
+        chunks = zip(
             _chunks(logits, target_index),
-            _chunks(of_logits, normalizers),
+            _chunks(grad_logits, normalizers),
             strict=True,
         )
-        for (rows, index), (into, normalizer) in places:
+        for (rows, index), (into, normalizer) in chunks:
+            # d/dlogits = (softmax - target) / (temperature · R); softmax from the normalizers of the forward pass.
             excess = (rows.float() / ctx.temperature).sub_(normalizer[:, None]).exp_()
             into.copy_(excess.sub_(target_probs[index]).mul_(factor))
-        return of_logits, None, None, None
+        return grad_logits, None, None, None
 
 
 def _chunks(logits: Tensor, beside: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    """Rows of (R, K) ``logits``, and of what lies beside them, some at a time."""
+    """Rows of (R, K) ``logits`` with the same rows of ``beside``, a chunk at a time."""
     numbers = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
     rows = max(1, numbers // logits.shape[1])
     return zip(logits.split(rows), beside.split(rows), strict=True)

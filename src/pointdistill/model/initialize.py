@@ -16,8 +16,8 @@ STD = 0.02
 def initialize(module: nn.Module, *, generator: torch.Generator) -> None:
     """Draw all weights of ``module`` anew.
 
-    Linear weights and tokens are truncated normal with standard deviation 0.02, biases zero, norms one; the
-    prototype layer keeps PyTorch's default for a linear layer, its magnitudes the norms of its directions.
+    Linear weights and tokens are truncated normal with standard deviation 0.02, biases zero, norms one. Prototypes
+    are drawn like PyTorch's default for a linear layer, with the norms of their directions as magnitudes.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):

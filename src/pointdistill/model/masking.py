@@ -1,7 +1,7 @@
 """Which patches of a view the student does not see. Sizes: R rows (view × mask), P patches.
 
-Inverse block masking keeps a few compact blocks visible; block masking hides them instead; random masking has no
-shape. Source: AsymDSD, section on masking (arXiv 2506.21724).
+Inverse block masking leaves a few compact blocks visible, block masking hides them instead, and random masking
+hides patches independently of each other. Source: AsymDSD, section on masking (arXiv 2506.21724).
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from pointdistill.model.random import KeyedRandom
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """R masks that hide equally many of P patches each."""
+    """R masks, each of which hides H of P patches."""
 
     hidden_index: Tensor
-    """(R, H) ascending patch indices that the student must predict."""
+    """(R, H) ascending indices of the patches that the student must predict."""
 
     visible_index: Tensor
-    """(R, P - H) ascending patch indices that it sees."""
+    """(R, P - H) ascending indices of the patches that it sees."""
 
     @staticmethod
     def from_bool(mask: Tensor, hidden: int) -> Masks:
         """From an (R, P) bool mask, true = hidden, with exactly ``hidden`` true values a row."""
+        # A stable sort brings the hidden ones to the front and leaves the indices on both sides ascending.
         order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)
         return Masks(order[:, :hidden], order[:, hidden:])
 
@@ -36,8 +37,8 @@ class Masks:
 def draw_masks(centers: Tensor, config: MaskingConfig, random: KeyedRandom) -> Tensor:
     """Bool masks (B, V, M, P), true = hidden, for (B, V, P, 3) patch centres.
 
-    Each hides exactly ``config.hidden_patches(P)`` patches: after the blocks are laid, random patches are
-    flipped from the side that has too many.
+    Each hides exactly ``config.hidden_patches(P)`` patches: blocks overlap and cover a varying number of patches,
+    so random patches are moved from the side that has too many to the other.
     """
     rows, views, patches, _ = centers.shape
     masks = config.masks_per_view
@@ -48,7 +49,8 @@ def draw_masks(centers: Tensor, config: MaskingConfig, random: KeyedRandom) -> T
         in_block = _blocks(centers, config, random)
         wants_hidden = in_block if config.kind is MaskKind.BLOCK else ~in_block
         prefer = wants_hidden.to(torch.float32)
-    # The side a patch is on decides first, chance second: taking the best `hidden` flips a random few.
+    # Preference is 0 or 1 and chance in [0, 1): the `hidden` highest scores are all patches that prefer to be
+    # hidden and a random few of the others, or a random choice of those that prefer it where they are too many.
     score = prefer + random.uniform("mask.flip", (views, masks, patches))
     chosen = score.topk(hidden, dim=-1, sorted=False).indices
     mask = torch.zeros(rows, views, masks, patches, dtype=torch.bool, device=centers.device)

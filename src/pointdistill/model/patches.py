@@ -27,15 +27,11 @@ class Patches:
         """All leading sizes merged into one."""
         return Patches(self.centers.flatten(0, -3), self.offsets.flatten(0, -4))
 
-    def select(self, index: int | slice) -> Patches:
-        """Entries of the second leading size (the crops of a shape)."""
-        return Patches(self.centers[:, index], self.offsets[:, index])
-
 
 def to_unit_sphere(points: Tensor) -> Tensor:
     """Centre (..., N, 3) points on their mean and divide by the largest norm.
 
-    A cloud of one repeated point has no size; it stays at the origin rather than becoming NaN.
+    A cloud of one repeated point has radius 0; it stays at the origin and does not become NaN.
     """
     centered = points - points.mean(dim=-2, keepdim=True)
     radius = centered.square().sum(-1).amax(-1).sqrt()[..., None, None]
@@ -50,13 +46,18 @@ def farthest_points(points: Tensor, count: int, *, start: Tensor) -> Tensor:
         count: number of points to choose, at most N.
         start: (B,) int64 index of each cloud's first point.
 
-    Costs count · N distances a cloud. Ties go to the lower index.
+    Costs count · N distances a cloud. Of points equally far the one with the lower index is chosen.
+
+    Raises:
+        ValueError: if ``count`` is more than N.
     """
     clouds, size, _ = points.shape
     if count > size:
         msg = f"cannot choose {count} farthest points out of {size}"
         raise ValueError(msg)
-    planes = points.transpose(1, 2).contiguous()  # x, y and z apart: three streaming passes a step
+    # Coordinates as three long rows, which every step streams through; rows of three numbers would not vectorise.
+    planes = points.transpose(1, 2).contiguous()
+    # Reused by every step, where a new one would cost an allocation each.
     offset = torch.empty_like(planes)
     chosen = torch.empty(clouds, count, dtype=torch.int64, device=points.device)
     nearest = torch.full((clouds, size), torch.inf, dtype=points.dtype, device=points.device)
@@ -75,15 +76,18 @@ def farthest_points(points: Tensor, count: int, *, start: Tensor) -> Tensor:
 def nearest_points(points: Tensor, centers: Tensor, count: int) -> Tensor:
     """(B, P, count) int64 indices of the points of (B, N, 3) nearest to each of (B, P, 3) centres.
 
-    Squares of differences, not an expanded square, so near-ties fall as they should; a patch's members come
-    in the order of the points.
+    Distances are squares of differences, not |a|² - 2ab + |b|², whose rounding would misplace points that are
+    almost equally far. The indices of a patch rise.
+
+    Raises:
+        ValueError: if ``count`` is more than N.
     """
     if count > points.shape[1]:
         msg = f"cannot take {count} neighbours out of {points.shape[1]} points"
         raise ValueError(msg)
     if not in_numpy(points):
         return smallest_indices(_squared_distances(centers, points), count)
-    # One cloud's distances stay in a CPU's cache, a batch's do not.
+    # Cloud by cloud: the (P, N) distances of one fit into a CPU's cache, those of a batch do not.
     clouds = zip(centers.split(1), points.split(1), strict=True)
     return torch.cat([smallest_indices(_squared_distances(c, p), count) for c, p in clouds])
 
@@ -104,14 +108,20 @@ def gather_points(points: Tensor, index: Tensor) -> Tensor:
 
 
 def cut_patches(points: Tensor, center_index: Tensor, patch_index: Tensor) -> Patches:
-    """Patches of (B, N, 3) points at (B, P) centres and (B, P, K) members."""
+    """Patches of (B, N, 3) points, from (B, P) indices of their centres and (B, P, K) of their members."""
     centers = gather_points(points, center_index)
     return Patches(centers, gather_points(points, patch_index) - centers[:, :, None])
 
 
 def patchify(points: Tensor, *, patches: int, patch_points: int, start: Tensor) -> Patches:
-    """Farthest point centres and their nearest points of (B, N, 3) clouds in their unit spheres."""
+    """Cut clouds into patches: farthest point sampling of centres, then the nearest points of each centre.
+
+    Args:
+        points: (B, N, 3) clouds in their unit spheres.
+        patches: P.
+        patch_points: K.
+        start: (B,) int64 index of each cloud's first centre.
+    """
     center_index = farthest_points(points, patches, start=start)
-    centers = gather_points(points, center_index)
-    member_index = nearest_points(points, centers, patch_points)
-    return Patches(centers, gather_points(points, member_index) - centers[:, :, None])
+    member_index = nearest_points(points, gather_points(points, center_index), patch_points)
+    return cut_patches(points, center_index, member_index)

@@ -1,7 +1,8 @@
-"""The predictor: masked patches are asked for by place, and answered from the visible tokens alone.
+"""The predictor: features of the hidden patches, from their positions and the visible tokens.
 
-Queries that attend to each other would learn the shape of the masked region from the places asked for; that is
-an ablation of the paper's (accuracy falls), kept as ``query_attention``.
+Queries do not attend to each other: their positions together would tell the shape of the masked region. Letting
+them is an ablation of the paper's (accuracy falls), available as ``query_attention``.
+
 Sizes: R rows, H hidden patches, S visible tokens (CLS included), D encoder width, W predictor width.
 """
 
@@ -15,7 +16,7 @@ from pointdistill.model.transformer import Attention, MlpBranch, RMSNorm, SelfAt
 
 
 class PredictorBlock(nn.Module):
-    """Cross-attention, normed on the queries only, then MLP; self-attention before where asked for."""
+    """Cross-attention, with a norm on the queries only, then MLP; self-attention of the queries before, if set."""
 
     def __init__(self, width: int, heads: int, *, query_attention: bool) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class PredictorBlock(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Features of hidden patches from their places and the student's visible tokens."""
+    """Features of hidden patches from their positions and the student's visible tokens."""
 
     def __init__(self, encoder_width: int, config: PredictorConfig) -> None:
         super().__init__()
@@ -57,5 +58,6 @@ class Predictor(nn.Module):
         positions = self.narrow(positions)
         queries = self.narrow(self.mask_token).expand_as(positions)
         for block in self.blocks:
+            # Positions are added before every block, as in the encoder.
             queries = block(queries + positions, memory)
         return self.widen(self.norm(queries))

@@ -1,10 +1,11 @@
 """Random numbers as a pure function of (key, stream, counter).
 
-A pretraining view depends on (seed, epoch, shape index) alone: not on the batch a shape falls into, the number
-of processes, or what was drawn before. So each shape carries a 64-bit key, and every draw hashes that key with
-the name of what is drawn. Only integer arithmetic is used up to the last step, so a CPU and a GPU draw the same
-bits. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); for orders it
-is that of MurmurHash3 (Appleby, 2011).
+A pretraining view depends only on (seed, epoch, shape index): not on the batch that a shape falls into, the number
+of processes, or what was drawn before. So each shape has a 64-bit key, and every draw hashes that key with the
+name of what is drawn. All arithmetic but the last step is on integers, so a CPU and a GPU draw the same bits.
+
+The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), or for orders that of
+MurmurHash3 (Appleby, 2011).
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_GOLDEN = (
-    -7046029254386353131
-)  # 0x9E3779B97F4A7C15, the odd integer nearest 2**64 / golden ratio, as int64
+# 0x9E3779B97F4A7C15, the odd integer nearest 2**64 / golden ratio, as int64.
+_GOLDEN = -7046029254386353131
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _MIX_32 = (-1640531535, -2048144789, -1028477387)  # odd, as int32; the last two are MurmurHash3's
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
-    """Logical shift; torch's own shift of int64 drags the sign bit along."""
+    """A logical shift; torch's own shift of int64 is arithmetic, it fills with the sign bit."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -37,23 +37,25 @@ def _mix(value: Tensor) -> Tensor:
 
 
 def sample_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
-    """One key a sample: (B,) int64 from a run's seed, the epoch, and (B,) int64 indices of shapes."""
+    """(B,) int64 keys, one a sample, from a run's seed, the epoch, and (B,) int64 indices of shapes."""
     key = torch.full_like(index, seed)
     for part in (torch.full_like(index, epoch), index):
         key = _mix(key + _GOLDEN) + part
     return _mix(key + _GOLDEN)
 
 
-def order_of(place: Any, low: Any, high: Any) -> Any:
-    """int32 in [0, 2**31) for each place, to put places in a random order; ties are possible.
+def random_order(place: Any, low: Any, high: Any) -> Any:
+    """Random int32 in [0, 2**31), one for each place, by which to sort the places; ties are possible.
 
-    Half as wide as ``KeyedRandom.bits`` and a third of its cost: a crop draws one for every point that it keeps.
+    They are half as wide as ``KeyedRandom.bits`` and cost a third: a crop needs one for every point inside its
+    box.
 
     Args:
         place: int32 numbers of the places, a tensor or a NumPy array; the same bits from either.
-        low: int32 random bits of the order, which broadcast with the places.
-        high: as many again: they set orders apart whose lower bits are near.
+        low: int32 random bits of the order, broadcast against the places.
+        high: 32 more random bits, which set apart orders whose ``low`` are close.
     """
+    # The shifts of int32 fill with the sign bit; the masks turn them into logical shifts.
     mixed = place * _MIX_32[0] + low
     mixed ^= (mixed >> 15) & 0x1FFFF
     mixed *= _MIX_32[1]
@@ -64,7 +66,7 @@ def order_of(place: Any, low: Any, high: Any) -> Any:
 
 
 class KeyedRandom:
-    """Draws for a batch of B samples, each from its own key; a stream's name keeps draws apart.
+    """Draws for a batch of B samples, each from its own key; every draw has a name that sets it apart.
 
     Args:
         keys: (B,) int64, from ``sample_keys``.
@@ -82,8 +84,8 @@ class KeyedRandom:
     def bits(self, name: str, shape: Sequence[int] = ()) -> Tensor:
         """(B, *shape) int64, all 64 bits uniform.
 
-        Each size is hashed in turn, so an entry depends on its own place alone: a longer, padded axis gives
-        the same numbers at its beginning.
+        Each size is hashed in turn, so that an entry depends only on its own place: an axis that is padded to a
+        greater length begins with the same numbers.
         """
         stream = zlib.crc32(f"{self.stream}/{name}".encode())
         mixed = _mix(self.keys + _signed(stream * _GOLDEN_LOW))
@@ -110,4 +112,6 @@ def _signed(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
 
 
-_GOLDEN_LOW = 2654435761  # Knuth's multiplicative constant spreads 32-bit stream names over 64 bits
+_GOLDEN_LOW = (
+    2654435761  # Knuth's multiplicative constant; spreads the 32-bit hashes of names over 64 bits
+)

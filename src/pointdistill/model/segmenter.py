@@ -1,4 +1,4 @@
-"""Part segmentation: an encoder, its layers carried from patch centres to points, and a head at each point.
+"""Part segmentation: an encoder, its features interpolated from patch centres to points, and a head at each point.
 
 Sizes: B clouds, N points a cloud, P patches, D the encoder's width, L layers read. Source: docs/method.md,
 section 7.
@@ -23,10 +23,10 @@ NEIGHBOURS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmenterConfig:
-    """What a segmenter adds to its encoder. Defaults are those of ShapeNetPart on the small model."""
+    """What a segmenter adds to its encoder. The defaults are for ShapeNetPart with the small model."""
 
     parts: int = 50
-    """Part labels, of all categories together."""
+    """Number of part labels of all categories together."""
 
     categories: int = 16
 
@@ -34,15 +34,15 @@ class SegmenterConfig:
     """Blocks whose raw outputs are read, counted from 1."""
 
     point_widths: tuple[int, int] = (384, 384)
-    """Layers over a point's coordinates and interpolated features."""
+    """Widths of the layers over a point's coordinates and interpolated features."""
 
     category_width: int = 64
-    """Length of the learned vector of the shape's category."""
+    """Width of the learned embedding of the shape's category."""
 
     head_widths: tuple[int, int] = (512, 256)
 
     dropout: float = 0.5
-    """After the head's first layer."""
+    """Rate after the head's first layer."""
 
     def __post_init__(self) -> None:
         if not self.layers or min(self.layers) < 1:
@@ -54,10 +54,10 @@ class SegmenterConfig:
 
 
 class Segmenter(nn.Module):
-    """Points, their patches and a category to part logits at every point."""
+    """From points, their patches and the shape's category to part logits at every point."""
 
     def __init__(self, encoder: Encoder, config: SegmenterConfig) -> None:
-        """Build on ``encoder``, which becomes part of the segmenter: not a copy of it.
+        """Build on ``encoder``, which becomes part of the segmenter and is not copied.
 
         Raises:
             ConfigError: if the encoder has fewer blocks than ``config.layers`` asks for.
@@ -73,9 +73,9 @@ class Segmenter(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
         self.category_embedding = nn.Embedding(config.categories, config.category_width)
         self.upsample = NormedMlp(3 + layered, config.point_widths, dropout=(0.0, 0.0))
-        of_cls = width if encoder.config.cls_token else 0
+        cls_width = width if encoder.config.cls_token else 0
         self.head = NormedMlp(
-            config.point_widths[-1] + config.category_width + of_cls + 2 * layered,
+            config.point_widths[-1] + config.category_width + cls_width + 2 * layered,
             config.head_widths,
             dropout=(config.dropout, 0.0),
             outputs=config.parts,
@@ -102,14 +102,14 @@ class Segmenter(nn.Module):
         summary = [self.category_embedding(category), layers.mean(1), layers.amax(1)]
         if cls is not None:
             summary.insert(1, cls)
-        # The first layer over [point, shape] is one over the point plus one over the shape: the second, nine
-        # tenths of its inputs, is computed once a shape instead of once a point.
+        # A linear layer over [point, shape] is the sum of one over the point and one over the shape. The latter
+        # has nine tenths of the inputs, and is computed once a shape instead of once a point.
         weight = self.head.first_linear.weight
-        of_point, of_shape = weight.split(
+        point_weight, shape_weight = weight.split(
             [at_points.shape[-1], weight.shape[1] - at_points.shape[-1]], 1
         )
-        hidden = functional.linear(at_points, of_point)
-        hidden = hidden + functional.linear(torch.cat(summary, dim=1), of_shape)[:, None]
+        hidden = functional.linear(at_points, point_weight)
+        hidden = hidden + functional.linear(torch.cat(summary, dim=1), shape_weight)[:, None]
         return self.head.after_first_linear(hidden, generator)
 
     def _encode(
@@ -127,12 +127,16 @@ class Segmenter(nn.Module):
     def _at_points(self, points: Tensor, centers: Tensor, layers: Tensor) -> Tensor:
         """(B, N, point width) features from (B, N, 3) points, (B, P, 3) centres and (B, P, L · D) layers.
 
-        Interpolation and the first linear layer commute, so that layer is taken at the P centres, not at the
-        N points, and its narrower output is what is gathered.
+        Interpolation and the first linear layer commute. So that layer is computed at the P centres and not at the
+        N points, and what is interpolated is its output, which is narrower than its input.
         """
-        of_place, of_layers = self.upsample.first_linear.weight.split([3, layers.shape[-1]], dim=1)
-        carried = interpolate(functional.linear(layers, of_layers), centers, points)
-        return self.upsample.after_first_linear(functional.linear(points, of_place) + carried)
+        xyz_weight, layers_weight = self.upsample.first_linear.weight.split(
+            [3, layers.shape[-1]], dim=1
+        )
+        interpolated = interpolate(functional.linear(layers, layers_weight), centers, points)
+        return self.upsample.after_first_linear(
+            functional.linear(points, xyz_weight) + interpolated
+        )
 
 
 def interpolate(features: Tensor, centers: Tensor, points: Tensor) -> Tensor:
@@ -141,10 +145,11 @@ def interpolate(features: Tensor, centers: Tensor, points: Tensor) -> Tensor:
     Args:
         features: (B, P, F), one vector a centre.
         centers: (B, P, 3).
-        points: (B, N, 3); at a centre itself that centre's features all but alone are returned.
+        points: (B, N, 3); a point at a centre gets almost only that centre's features.
     """
     distance = torch.cdist(points, centers, compute_mode="donot_use_mm_for_euclid_dist")
     near = distance.topk(min(NEIGHBOURS, centers.shape[1]), dim=-1, largest=False, sorted=False)
+    # eps, because the distance is 0 where a point is a centre.
     closeness = 1.0 / (near.values.square() + torch.finfo(features.dtype).eps)
     weights = closeness / closeness.sum(-1, keepdim=True)
     return (gather_points(features, near.indices) * weights[..., None]).sum(-2)

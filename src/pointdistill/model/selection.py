@@ -1,7 +1,9 @@
-"""Selecting from rows of numbers: on a CPU by NumPy, whose vectorised selection is several times torch's.
+"""The smallest, the largest or a random few of the numbers in each row, the same on any device, ties included.
 
-Sizes: any leading sizes, N numbers a row. The same choice on any device, ties included. While a graph is being
-traced only torch's own operations are used.
+On a CPU NumPy selects, several times as fast as torch. While a graph is traced only torch's own operations are
+used.
+
+Sizes: any leading sizes, N numbers a row.
 """
 
 from __future__ import annotations
@@ -13,41 +15,42 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointdistill.model.random import order_of
+from pointdistill.model.random import random_order
 
-_LAST = 2**31 - 1  # of an int32 order
+_LAST = 2**31 - 1  # the largest int32: sorts behind every other
 
 
 def draw_nearest(distance: Tensor, keep: Tensor, seeds: Tensor, count: int) -> Tensor:
-    """(..., count) int64 indices: a random subset of each row's nearest, drawn without replacement.
+    """(..., count) int64 indices: a random subset of the nearest entries of each row, without replacement.
 
-    A row that keeps fewer than ``count`` gives all of them, and then repeats from the first.
+    Where a row has fewer than ``count`` of them, all are returned and then repeated from the first.
 
     Args:
         distance: (..., N) float32, none negative.
-        keep: (...) int64, how many nearest to draw from, 1 to N; what ties with the last of them is kept as well.
+        keep: (...) int64, how many of the nearest to draw from, 1 to N; entries equal to the last of them take
+            part.
         seeds: (...) int64 random bits of each row.
-        count: of the subset.
+        count: size of the subset.
     """
     available = min(count, distance.shape[-1])
     if in_numpy(distance):
         rows = _as_int32(distance).flatten(0, -2).numpy()
         halves = (half.flatten().numpy() for half in _halves(seeds))
-        parts = zip(rows, keep.flatten().tolist(), *halves, strict=True)
-        drawn = [_draw_row(row, kept, *half, count=available) for row, kept, *half in parts]
+        arguments = zip(rows, keep.flatten().tolist(), *halves, strict=True)
+        drawn = [_draw_row(row, k, *seed, count=available) for row, k, *seed in arguments]
         chosen = torch.from_numpy(np.stack(drawn)).view(*keep.shape, available)
     else:
         last = distance.sort(-1).values.gather(-1, (keep - 1)[..., None])
         place = torch.arange(distance.shape[-1], dtype=torch.int32, device=distance.device)
         low, high = _halves(seeds)
-        order = order_of(place, low[..., None], high[..., None])
+        order = random_order(place, low[..., None], high[..., None])
         chosen = smallest_indices(order.masked_fill_(distance > last, _LAST), available)
     place = torch.arange(count, device=distance.device)
     return chosen.gather(-1, place % keep.clamp(max=available)[..., None])
 
 
 def smallest_indices(values: Tensor, count: int) -> Tensor:
-    """(..., count) int64 indices, rising, of the smallest of each row; ties go to the lower index.
+    """(..., count) int64 indices, rising, of the smallest of each row; of equal values the lower index wins.
 
     Args:
         values: (..., N) int32 or float32, none negative.
@@ -56,6 +59,7 @@ def smallest_indices(values: Tensor, count: int) -> Tensor:
     if in_numpy(values):
         rows = _as_int32(values).flatten(0, -2).numpy()
         return torch.from_numpy(_smallest_of_rows(rows, count)).view(*values.shape[:-1], count)
+    # topk breaks ties as it likes. With the index in the lower half of a key no two keys are equal.
     values = _as_int32(values)
     place = torch.arange(values.shape[-1], device=values.device)
     keys = (values.to(torch.int64) << 32) | place
@@ -64,14 +68,14 @@ def smallest_indices(values: Tensor, count: int) -> Tensor:
 
 
 def largest_index(values: Tensor) -> Tensor:
-    """(...) int64 index of the largest of (..., N) values; ties go to the lower index."""
+    """(...) int64 index of the largest of (..., N) values; of equal values the lower index wins."""
     if in_numpy(values):
         return torch.from_numpy(np.asarray(values.numpy().argmax(-1)))
     return values.argmax(-1)
 
 
 def in_numpy(values: Tensor) -> bool:
-    """Whether the values are plain numbers in the CPU's memory, and nobody records what is done to them."""
+    """Whether NumPy may work on the values: they are on a CPU, and neither autograd nor a tracer is recording."""
     return (
         values.device.type == "cpu"
         and not values.requires_grad
@@ -81,22 +85,21 @@ def in_numpy(values: Tensor) -> bool:
 
 
 def _as_int32(values: Tensor) -> Tensor:
-    """Numbers of the same order: the bits of a float that is not negative rise with it, and select faster."""
+    """The bits of non-negative floats, read as int32: they have the same order and are selected faster."""
     return values.float().view(torch.int32) if values.is_floating_point() else values
 
 
 def _halves(seeds: Tensor) -> tuple[Tensor, Tensor]:
-    """The lower and the upper 32 bits."""
     return seeds.to(torch.int32), (seeds >> 32).to(torch.int32)
 
 
 def _draw_row(
     distance: NDArray[np.int32], keep: int, low: np.int32, high: np.int32, *, count: int
 ) -> NDArray[np.int64]:
-    """``draw_nearest`` of one row; only the points inside are put in an order."""
+    """``draw_nearest`` for one row; random numbers are computed only for the entries to draw from."""
     inside = np.flatnonzero(distance <= np.partition(distance, keep - 1)[keep - 1])
     if len(inside) > count:
-        order: NDArray[np.int32] = order_of(inside.astype(np.int32), low, high)
+        order: NDArray[np.int32] = random_order(inside.astype(np.int32), low, high)
         return inside[_smallest_of_rows(order[None], count)[0]]
     return np.resize(inside, count)
 
@@ -105,11 +108,12 @@ def _smallest_of_rows(rows: NDArray[Any], count: int) -> NDArray[np.int64]:
     """(R, count) rising indices of the smallest of (R, N) rows."""
     size = rows.shape[1]
     last = np.partition(rows, count - 1, axis=1)[:, count - 1 : count]
-    found = np.flatnonzero(rows <= last)
-    if len(found) == len(rows) * count:
-        return found.reshape(len(rows), count) % size
-    # Some tie with the last one wanted: those of a row that come late in it are left out.
-    spare = (rows < last).sum(1, keepdims=True)
+    chosen = np.flatnonzero(rows <= last)
+    if len(chosen) == len(rows) * count:
+        return chosen.reshape(len(rows), count) % size
+    # Some rows hold further entries equal to their last chosen one: of the equal ones only the first are taken.
+    smaller = rows < last
     tied = rows == last
-    wanted = (rows < last) | (tied & (tied.cumsum(1) <= count - spare))
-    return np.flatnonzero(wanted).reshape(len(rows), count) % size
+    still_needed = count - smaller.sum(1, keepdims=True)
+    chosen = np.flatnonzero(smaller | (tied & (tied.cumsum(1) <= still_needed)))
+    return chosen.reshape(len(rows), count) % size

@@ -1,4 +1,4 @@
-"""Clouds to features: of which kind, on which threads.
+"""Clouds to features of one kind, batch by batch, on a GPU or on all cores.
 
 Sizes: B clouds, N points a cloud, P patches, D the encoder's width, m vectors a shape.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pointdistill.engine.config import to_plain
-from pointdistill.engine.embedding.frozen import frozen_copy
+from pointdistill.engine.embedding.frozen_encoder import frozen_copy
 from pointdistill.engine.features import Features
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder, EncoderOutput
@@ -32,32 +32,32 @@ FeatureKind: TypeAlias = Literal["cls", "pooled", "patches", "points"]
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
 CPU_BATCH, GPU_BATCH = 16, 64
-"""Clouds a forward pass, unless asked for otherwise; features are the same to rounding for any."""
+"""Clouds a forward pass by default; features are the same to rounding for any."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeFeatures:
-    """What an encoder says of one shape, in the kind asked for."""
+    """An encoder's features of one shape, of one kind."""
 
     features: NDArray[np.float32]
-    """(F,) of a whole shape; (m, D), one vector a patch or a point."""
+    """(F,) of a whole shape, or (m, D) with one vector a patch or a point."""
 
     positions: NDArray[np.float32] | None
     """(m, 3) patch centres or points, z up in the shape's own unit; None for a whole shape."""
 
 
 def check_kind(kind: str, encoder: Encoder) -> FeatureKind:
-    """The kind of that name.
+    """The kind of features of that name.
 
     Raises:
         ConfigError: if there is none, or it needs a CLS token that the encoder does not have.
     """
     if kind not in KINDS:
         msg = f"features must be one of {', '.join(KINDS)}, got {kind!r}"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("features",))
     if kind == "cls" and not encoder.config.cls_token:
-        msg = "features 'cls' cannot be had: this encoder has no CLS token (mode mpm); use pooled"
-        raise ConfigError(msg)
+        msg = "this encoder has no CLS token (mode mpm), so there are no 'cls' features; use pooled"
+        raise ConfigError(msg, settings=("features",))
     return kind
 
 
@@ -69,20 +69,28 @@ def feature_width(kind: FeatureKind, encoder: Encoder) -> int:
 
 def encoder_checksum(encoder: Encoder) -> str:
     """Hexadecimal SHA-256 of an encoder's configuration and weights, however it is stored."""
-    whole = hashlib.sha256(json.dumps(to_plain(encoder.config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(to_plain(encoder.config), sort_keys=True).encode())
     for name, value in sorted(encoder.state_dict().items()):
-        whole.update(name.encode())
-        whole.update(value.cpu().contiguous().numpy().tobytes())
-    return whole.hexdigest()
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class FeatureMaker:
-    """An encoder on a device, asked for one kind of features."""
+    """An encoder on a device, as a function from clouds to one kind of features."""
 
     def __init__(
         self, encoder: Encoder, kind: FeatureKind, device: torch.device, *, points: int
     ) -> None:
-        """``points``: of a draw; features of a whole shape are the mean over the draws that hold its points."""
+        """Move ``encoder`` to ``device``; on a CPU a faster copy of it is made.
+
+        Args:
+            encoder: any.
+            kind: already checked against the encoder.
+            device: where to compute.
+            points: of one draw; a cloud with more is cut into draws, and its cls or pooled features are their
+                mean.
+        """
         self.kind = kind
         self.points = points
         self.device = device
@@ -94,11 +102,11 @@ class FeatureMaker:
         with torch.inference_mode():
             points = torch.from_numpy(np.stack(clouds)).to(self.device)
             if self.kind in ("cls", "pooled"):
-                return [ShapeFeatures(row, None) for row in _rows(self._of_shapes(points))]
+                return [ShapeFeatures(row, None) for row in _rows(self._shape_features(points))]
             output = self.encoder(points)
             if self.kind == "patches":
-                places = zip(_rows(output.centers), clouds, strict=True)
-                positions = [_own_unit(centers, cloud) for centers, cloud in places]
+                pairs = zip(_rows(output.centers), clouds, strict=True)
+                positions = [_own_unit(centers, cloud) for centers, cloud in pairs]
                 features = _rows(output.patches)
             else:
                 unit = to_unit_sphere(points)
@@ -106,10 +114,11 @@ class FeatureMaker:
                 positions = list(clouds)
         return [ShapeFeatures(f, p) for f, p in zip(features, positions, strict=True)]
 
-    def _of_shapes(self, points: Tensor) -> Tensor:
-        """(B, F) from (B, N, 3) in random order: the mean over ceil(N / points) runs of neighbouring rows.
+    def _shape_features(self, points: Tensor) -> Tensor:
+        """(B, F) from (B, N, 3) clouds in random order: the mean over ceil(N / points) draws.
 
-        The runs begin evenly spread, so that every point is in one; where N is no multiple, they overlap.
+        The points are in random order, so a run of consecutive rows is a random draw. The runs begin evenly
+        spread, so every point is in one; where N is not a multiple of ``points`` they overlap.
         """
         spare = max(0, points.shape[1] - self.points)
         draws = 1 + -(-spare // self.points)
@@ -129,19 +138,18 @@ def _pooled(output: EncoderOutput) -> Tensor:
 
 
 def _rows(values: Tensor) -> list[NDArray[np.float32]]:
-    """One array a cloud."""
     return list(values.cpu().numpy())
 
 
 def _own_unit(centers: NDArray[np.float32], cloud: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(P, 3) centres in a cloud's unit sphere, back in the cloud's own unit and place."""
+    """(P, 3) centres in a cloud's unit sphere, in the cloud's own unit and place."""
     mean = cloud.mean(axis=0, dtype=np.float64)
     radius = np.sqrt(np.square(cloud - mean).sum(axis=1).max())
     own: NDArray[np.float32] = (centers * (radius or 1.0) + mean).astype(np.float32)
     return own
 
 
-class Computing:
+class InferenceThreads:
     """Forward passes in the background, one a thread."""
 
     def __init__(self, maker: FeatureMaker, pool: ThreadPoolExecutor, threads: int) -> None:
@@ -150,24 +158,24 @@ class Computing:
         self._pool = pool
 
     def submit(self, clouds: Sequence[NDArray[np.float32]]) -> Future[list[ShapeFeatures]]:
-        """Begin with a batch of equally many points each."""
+        """Compute a batch of clouds of equally many points as soon as a thread is free."""
         return self._pool.submit(self.maker, clouds)
 
 
 @contextmanager
-def computing(maker: FeatureMaker) -> Iterator[Computing]:
+def inference_threads(maker: FeatureMaker) -> Iterator[InferenceThreads]:
     """Threads that compute features, for as long as the block lasts.
 
-    On a CPU each takes batches of its own and works on them alone: cores that share one batch's operations
-    wait for each other at the end of every one of them.
+    On a CPU there is one for each core, and each computes whole batches alone: cores that share the operations of
+    one batch would wait for each other at the end of every operation. A GPU is fed by one thread.
     """
     before = torch.get_num_threads()
     threads = before if maker.device.type == "cpu" else 1
     if threads > 1:
-        torch.set_num_threads(1)  # threads that start from now on take this over
+        torch.set_num_threads(1)  # inherited by threads that start from now on
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield Computing(maker, pool, threads)
+        yield InferenceThreads(maker, pool, threads)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)

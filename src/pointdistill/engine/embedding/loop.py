@@ -1,18 +1,28 @@
-"""The loop of an embedding: tasks to reading processes, batches to computing threads, chunks to the disk."""
+"""The loop of an embedding: tasks to reading processes, batches to computing threads, finished chunks to disk.
+
+A chunk's file is written whole or not at all, so a stopped embedding goes on with the chunks that are missing.
+
+Sizes: n shapes of a chunk, m vectors of all of them together, F the length of a vector.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.build.pool import Died, Done, Pool, open_pool
+from pointdistill.data.files import read_json, write_aside, write_json
 from pointdistill.data.shape_lists import (
     ReadSettings,
     ReadShape,
@@ -24,57 +34,161 @@ from pointdistill.data.workers import usable_cores
 from pointdistill.engine.embedding.compute import (
     CPU_BATCH,
     GPU_BATCH,
-    Computing,
     FeatureMaker,
+    InferenceThreads,
     ShapeFeatures,
-    computing,
+    inference_threads,
 )
-from pointdistill.engine.embedding.work import Chunk, WorkFolder
+from pointdistill.errors import DataError
+from pointdistill.reporter import SILENT, Reporter
+
+_REQUEST = "request.json"
 
 READ_AT_ONCE = 16
-"""Shapes of one task of a reading process."""
+"""Fewest shapes that a reading process gets at a time."""
 
 FEW_FILES = 48
-"""Up to as many files are read in this process: starting others takes longer."""
-
-Tell: TypeAlias = Callable[[int, int, int], None]
-"""Called with shapes done, in all, and refused."""
+"""Up to this many files are read in this process: starting others would take longer."""
 
 
-_Waiting: TypeAlias = tuple[ReadTask, list[tuple[int, str]], Future[list[ShapeFeatures]]]
-"""The task that a batch belongs to, number and id of each of its shapes, and what they will become."""
+@dataclass(slots=True)
+class Chunk:
+    """Consecutive shapes of a list: their features as they come in, and the shapes that could not be used."""
+
+    first: int
+    size: int
+    shapes: dict[int, tuple[str, int, int, ShapeFeatures]] = field(default_factory=dict)
+    """By number: id, source, row within the source, features."""
+
+    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """By number: id and reason."""
+
+    assumed_up: int = 0
+    """Files whose up axis was assumed."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shape is finished or refused."""
+        return len(self.shapes) + len(self.failed) == self.size
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The arrays of the chunk's file, shapes in the order of the list."""
+        shapes = [self.shapes[number] for number in sorted(self.shapes)]
+        features = [shape_features for _, _, _, shape_features in shapes]
+        failed = [self.failed[number] for number in sorted(self.failed)]
+        columns: dict[str, NDArray[Any]] = {
+            "ids": np.array([name for name, _, _, _ in shapes], np.str_),
+            "sources": np.array([source for _, source, _, _ in shapes], np.int32),
+            "rows": np.array([row for _, _, row, _ in shapes], np.int64),
+            "failed": np.array(json.dumps(failed)),
+            "assumed_up": np.array(self.assumed_up),
+        }
+        if features:
+            rows = [np.atleast_2d(f.features) for f in features]
+            columns["features"] = np.concatenate(rows)
+            columns["counts"] = np.array([len(row) for row in rows], np.int64)
+            if features[0].positions is not None:
+                columns["positions"] = np.concatenate(
+                    [f.positions for f in features if f.positions is not None]
+                )
+        return columns
+
+
+class WorkFolder:
+    """The chunks of one embedding, in a hidden folder beside its output until that is written."""
+
+    def __init__(self, output: Path, request: Mapping[str, Any], *, chunks: int) -> None:
+        """Make the folder, or continue with the one that is there.
+
+        Args:
+            output: the file that the chunks will become.
+            request: everything that decides what the chunks hold.
+            chunks: how many there will be.
+
+        Raises:
+            DataError: if the folder holds finished chunks of another request.
+        """
+        self.path = output.with_name(f".{output.name}.work")
+        self._chunks = chunks
+        try:
+            earlier = read_json(self.path / _REQUEST)
+        except DataError:
+            earlier = None
+        if earlier is None or not any(self.path.glob("chunk-*.npz")):
+            shutil.rmtree(self.path, ignore_errors=True)
+            write_json(self.path / _REQUEST, request)
+            return
+        if earlier != json.loads(json.dumps(request)):
+            keys = sorted({*earlier, *request} if isinstance(earlier, dict) else request)
+            different = [key for key in keys if earlier.get(key) != request.get(key)]
+            msg = (
+                f"{self.path}: an unfinished embedding with other {', '.join(different)}; finish it with the "
+                "settings it was begun with, remove the folder, or choose another output file"
+            )
+            raise DataError(msg, settings=("output",))
+
+    def missing(self) -> list[int]:
+        """Numbers of the chunks still to be made."""
+        return [number for number in range(self._chunks) if not self._file(number).exists()]
+
+    def save(self, number: int, chunk: Chunk) -> None:
+        """Write a complete chunk."""
+        with write_aside(self._file(number)) as aside:
+            np.savez(aside, allow_pickle=False, **chunk.columns())
+
+    def columns(self, *names: str) -> Iterator[dict[str, NDArray[Any]]]:
+        """The named columns of each chunk in turn, without those that it does not have."""
+        for number in range(self._chunks):
+            with np.load(self._file(number), allow_pickle=False) as stored:
+                yield {name: stored[name] for name in names if name in stored}
+
+    def remove(self) -> None:
+        """Delete the folder, once the output is written."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"chunk-{number:06d}.npz"
+
+    @staticmethod
+    def refusals(stored: NDArray[Any]) -> list[tuple[str, str]]:
+        """Id and reason of each refused shape, from the column ``failed``."""
+        return [(name, reason) for name, reason in json.loads(str(stored))]
+
+
+_PendingBatch: TypeAlias = tuple[ReadTask, list[tuple[int, str]], Future[list[ShapeFeatures]]]
+"""The task that a batch belongs to, number and id of each of its shapes, and their features to come."""
 
 
 class EmbeddingLoop:
-    """The loop: tasks to readers, batches to threads, chunks to the disk."""
+    """Reads, computes and saves the shapes of a list, chunk by chunk."""
 
     def __init__(
         self,
         shapes: ShapeList,
         settings: ReadSettings,
         work: WorkFolder,
-        size: int,
-        tell: Tell | None,
+        chunk_size: int,
+        reporter: Reporter = SILENT,
     ) -> None:
         self.shapes = shapes
         self.settings = settings
         self.work = work
-        self.size = size
-        self._tell = tell
-        self._open: dict[int, Chunk] = {}
-        self._waiting: deque[_Waiting] = deque()
+        self.chunk_size = chunk_size
+        self._reporter = reporter
+        self._unfinished: dict[int, Chunk] = {}
+        self._pending: deque[_PendingBatch] = deque()
         self._done = self._refused = 0
 
     def chunk(self, number: int) -> Chunk:
-        """An empty chunk of the right place and size."""
-        first = number * self.size
-        return Chunk(first, min(self.size, len(self.shapes) - first))
+        """The empty chunk of that number."""
+        first = number * self.chunk_size
+        return Chunk(first, min(self.chunk_size, len(self.shapes) - first))
 
     def missing(self) -> int:
-        """Shapes of chunks that are not on the disk yet."""
+        """How many shapes are in chunks that are not on disk yet."""
         return sum(self.chunk(number).size for number in self.work.missing())
 
-    def go(
+    def run(
         self,
         maker: FeatureMaker,
         *,
@@ -82,49 +196,64 @@ class EmbeddingLoop:
         workers: int | None,
         stopped: Callable[[], bool],
     ) -> None:
-        """Make what is missing, or as much of it as there is time for."""
+        """Make the missing chunks; after a stop, only what has been read by then is finished.
+
+        Args:
+            maker: of the features.
+            batch_size: clouds a forward pass; None decides by the device.
+            workers: processes that read; 0 reads in this one, None decides by the number of files.
+            stopped: asked after every task.
+        """
         on_cpu = maker.device.type == "cpu"
-        most = batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
+        batch_size = batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
         missing = self.work.missing()
         self._done = len(self.shapes) - self.missing()
-        tasks = self._tasks(missing, max(READ_AT_ONCE, most))
+        tasks = self._tasks(missing, max(READ_AT_ONCE, batch_size))
         processes = self._readers(on_cpu) if workers is None else workers
-        job = functools.partial(read_task, self.settings)
-        pool: Pool[ReadTask, list[ReadShape]] = open_pool(job, workers=processes, on_step=_nothing)
-        with pool, computing(maker) as threads:
+        read = functools.partial(read_task, self.settings)
+        pool: Pool[ReadTask, list[ReadShape]] = open_pool(
+            read, workers=processes, on_step=_ignore_step
+        )
+        with pool, inference_threads(maker) as threads:
+            # Two tasks a process: one to work on, one to begin at once when that is done.
             for task in islice(tasks, 2 * processes or 1):
                 pool.submit(task)
             for event in pool.events():
                 if stopped():
-                    break  # what was read is still finished
+                    break  # what was read already is still computed and saved
                 if isinstance(event, Died):
-                    pool.submit(_without_the_killer(event), first=True)
+                    pool.submit(_without_fatal_shape(event), first=True)
                     continue
                 for task in islice(tasks, 1):
                     pool.submit(task)
-                self._take(event, threads, most)
-            while self._waiting:
+                self._compute(event, threads, batch_size)
+            while self._pending:
                 self._collect()
 
     def _readers(self, on_cpu: bool) -> int:
-        """Processes for the files of the list; corpora are read here, from mapped memory."""
+        """How many processes read; shapes of a corpus need none, they lie in mapped memory."""
         files = sum(s.count for s in self.shapes.sources if s.kind != "corpus")
         if files <= FEW_FILES:
             return 0
         return max(1, usable_cores() // 2 if on_cpu else usable_cores() - 1)
 
-    def _tasks(self, chunks: Sequence[int], most: int) -> Iterator[ReadTask]:
+    def _tasks(self, chunks: Sequence[int], size: int) -> Iterator[ReadTask]:
         for number in chunks:
             chunk = self.chunk(number)
-            for first in range(chunk.first, chunk.first + chunk.size, most):
-                last = min(first + most, chunk.first + chunk.size)
+            for first in range(chunk.first, chunk.first + chunk.size, size):
+                last = min(first + size, chunk.first + chunk.size)
                 yield ReadTask(number, first, [self.shapes[k][1] for k in range(first, last)])
 
-    def _take(self, event: Done[ReadTask, list[ReadShape]], threads: Computing, most: int) -> None:
-        """Hand what a task read to the threads, equally large clouds together."""
+    def _compute(
+        self,
+        event: Done[ReadTask, list[ReadShape]],
+        threads: InferenceThreads,
+        batch_size: int,
+    ) -> None:
+        """Hand the shapes that a task read to the threads, in batches of clouds of one size."""
         task = event.task
-        chunk = self._open.setdefault(task.chunk, self.chunk(task.chunk))
-        alike: dict[int, list[tuple[int, str, NDArray[np.float32]]]] = {}
+        chunk = self._unfinished.setdefault(task.chunk, self.chunk(task.chunk))
+        by_size: dict[int, list[tuple[int, str, NDArray[np.float32]]]] = {}
         for number, shape in enumerate(event.result, start=task.first):
             name = self._id(number, shape.name)
             if shape.points is None:
@@ -133,40 +262,41 @@ class EmbeddingLoop:
                 self._done += 1
             else:
                 chunk.assumed_up += shape.assumed_up
-                alike.setdefault(len(shape.points), []).append((number, name, shape.points))
-        for group in alike.values():
-            for first in range(0, len(group), most):
-                batch = group[first : first + most]
+                by_size.setdefault(len(shape.points), []).append((number, name, shape.points))
+        for group in by_size.values():
+            for first in range(0, len(group), batch_size):
+                batch = group[first : first + batch_size]
                 future = threads.submit([points for _, _, points in batch])
-                self._waiting.append((task, [(number, name) for number, name, _ in batch], future))
+                self._pending.append((task, [(number, name) for number, name, _ in batch], future))
         self._save_if_complete(task.chunk)
-        while len(self._waiting) > 2 * threads.threads:
+        # A bound on what is in memory, with a batch in stock for every thread.
+        while len(self._pending) > 2 * threads.threads:
             self._collect()
 
     def _collect(self) -> None:
-        """Wait for the oldest batch."""
-        task, names, future = self._waiting.popleft()
-        chunk = self._open[task.chunk]
+        """Wait for the oldest batch and file its features."""
+        task, names, future = self._pending.popleft()
+        chunk = self._unfinished[task.chunk]
         for (number, name), features in zip(names, future.result(), strict=True):
-            source, place = self.shapes[number]
-            chunk.shapes[number] = (name, source, place.row, features)
+            source, location = self.shapes[number]
+            chunk.shapes[number] = (name, source, location.row, features)
         self._done += len(names)
         self._save_if_complete(task.chunk)
-        if self._tell is not None:
-            self._tell(self._done, len(self.shapes), self._refused)
+        note = f"{self._refused:,} refused" if self._refused else ""
+        self._reporter.progress("embedding", self._done, len(self.shapes), note=note)
 
     def _save_if_complete(self, number: int) -> None:
-        if self._open[number].complete:
-            self.work.save(number, self._open.pop(number))
+        if self._unfinished[number].complete:
+            self.work.save(number, self._unfinished.pop(number))
 
     def _id(self, number: int, name: str) -> str:
-        """A shape's id; bytes of a file name that are no text are spelled out."""
-        found = self.shapes.shape_id(self.shapes[number][0], name)
-        return found.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        """A shape's id; bytes of a file name that are not valid text are written as escapes."""
+        shape_id = self.shapes.shape_id(self.shapes[number][0], name)
+        return shape_id.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _without_the_killer(event: Died[ReadTask]) -> ReadTask:
-    """The task again, without the shape at which its process ended."""
+def _without_fatal_shape(event: Died[ReadTask]) -> ReadTask:
+    """The task again, with the shape at which its process ended marked as refused."""
     task = event.task
     task.refused[event.step or 0] = (
         f"the process that read it ended ({event.how}); the file is damaged, or memory was short"
@@ -174,6 +304,6 @@ def _without_the_killer(event: Died[ReadTask]) -> ReadTask:
     return task
 
 
-def _nothing(task: ReadTask, step: int) -> None:
-    """Steps are told for the pool's own sake."""
+def _ignore_step(task: ReadTask, step: int) -> None:
+    """The pool keeps count of the steps to know at which one a process died; nothing else needs them."""
     del task, step

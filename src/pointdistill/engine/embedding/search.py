@@ -5,7 +5,7 @@ Sizes: n shapes, F the length of a vector, b rows of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,17 +21,18 @@ from pointdistill.engine.devices import pick_device
 from pointdistill.engine.embedding.compute import (
     FeatureMaker,
     check_kind,
-    computing,
     encoder_checksum,
+    inference_threads,
 )
-from pointdistill.engine.embedding.index import Index
-from pointdistill.engine.embedding.run import check_exist, find_and_load
+from pointdistill.engine.embedding.embed import check_paths_exist, find_and_load
+from pointdistill.engine.embedding.file import Index
 from pointdistill.engine.reporting.pictures import clouds
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
+from pointdistill.reporter import SILENT, Reporter
 
 DRAWN_POINTS = 2048
-"""Most points of a shape in the picture."""
+"""Most points of one shape in the picture."""
 
 Points = NDArray[np.float32]
 
@@ -44,13 +45,13 @@ class Neighbour:
     similarity: float
     """Cosine of its features and the query's, in [-1, 1]."""
 
-    location: ShapeLocation
-    """Where the shape itself lay when it was embedded."""
+    place: ShapeLocation
+    """Where the shape was when it was embedded."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A query and what is nearest to it, the nearest first."""
+class SearchResult:
+    """A query and the shapes nearest to it, the nearest first."""
 
     neighbours: tuple[Neighbour, ...]
     query: Points
@@ -63,23 +64,23 @@ class Found:
     """Whether the query's up axis was assumed."""
 
 
-def find_index(named: Path | None) -> Path:
-    """The embedding that is meant: the file itself, that of a folder or corpus, or the last one made here.
+def find_index(path: Path | None) -> Path:
+    """The file of an embedding.
+
+    Args:
+        path: that file, or a folder or corpus that was embedded here; None for the last embedding made here.
 
     Raises:
         DataError: if there is none.
     """
-    if named is None:
-        found = last_embedding()
-    elif named.is_file() and named.suffix.lower() in (".npz", ".parquet"):
-        return named
-    else:
-        found = last_embedding(named)
-    if found is None:
-        what = "no embedding was made in this folder" if named is None else f"{named}: not embedded"
+    if path is not None and path.is_file() and path.suffix.lower() in (".npz", ".parquet"):
+        return path
+    index = last_embedding() if path is None else last_embedding(path)
+    if index is None:
+        what = "no embedding was made in this folder" if path is None else f"{path}: not embedded"
         msg = f"{what} yet; run `pointdistill embed` first, or name the file that it wrote"
         raise DataError(msg)
-    return found
+    return index
 
 
 def search(
@@ -90,37 +91,38 @@ def search(
     encoder: Path | str | None = None,
     up: str | None = None,
     device: str = "auto",
-    say: Callable[[str], None] | None = None,
-) -> Found:
+    reporter: Reporter = SILENT,
+) -> SearchResult:
     """The ``count`` shapes of an embedding whose features are nearest to those of a file, by cosine.
 
-    The query is read as the embedding's shapes were (points, seed). Memory does not grow with n.
+    The query is read as the embedding's shapes were: with the same number of points and the same seed. Memory does
+    not grow with n.
 
     Args:
         query: a mesh or cloud of any kind that is read.
         index: of one vector a shape (cls or pooled).
         count: how many, at least 1.
-        encoder: the one that made the embedding; None for where it was then.
+        encoder: where the encoder that made the embedding is now; None for where it was then.
         up: up axis of a query that does not state its own; None for the one of the embedding's files.
         device: where to compute the query's features.
-        say: told which encoder was taken.
+        reporter: hears which encoder was taken.
 
     Raises:
-        CheckpointError: if the encoder is gone, or is another one than made the embedding.
+        CheckpointError: if the encoder is gone, or is not the one that made the embedding.
         ConfigError: for a setting that is not accepted.
         DataError: if the query cannot be read, or the embedding has several vectors a shape.
     """
-    check_exist([query])
+    check_paths_exist([query])
     if count < 1:
         msg = f"the count must be at least 1, got {count}"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("count",))
     if index.info["features"] not in ("cls", "pooled"):
         msg = (
             f"{index.path}: holds {index.info['features']} features, several vectors a shape; "
-            "search needs one: embed with --features pooled"
+            "search needs one: embed the shapes with pooled features"
         )
         raise DataError(msg)
-    network = _same_encoder(index, encoder, say)
+    network = _load_same_encoder(index, encoder, reporter)
     settings = ReadSettings(
         points=index.info["points"] * index.info["draws"],
         seed=index.info["seed"],
@@ -134,15 +136,13 @@ def search(
         raise DataError(msg)
     kind = check_kind(index.info["features"], network)
     maker = FeatureMaker(network, kind, pick_device(device), points=index.info["points"])
-    with computing(maker) as threads:
+    with inference_threads(maker) as threads:
         features = threads.submit([shape.points]).result()[0].features
-    neighbours = _described(index, nearest(index, features, count))
-    return Found(neighbours, shape.points, settings, shape.assumed_up)
+    neighbours = _neighbours(index, nearest(index, features, count))
+    return SearchResult(neighbours, shape.points, settings, shape.assumed_up)
 
 
-def _same_encoder(
-    index: Index, encoder: Path | str | None, say: Callable[[str], None] | None
-) -> Encoder:
+def _load_same_encoder(index: Index, encoder: Path | str | None, reporter: Reporter) -> Encoder:
     """The encoder that made an embedding, and no other.
 
     Raises:
@@ -150,28 +150,30 @@ def _same_encoder(
     """
     made_by = index.info["encoder"]
     try:
-        network, origin = find_and_load(encoder or made_by, say=say)
+        network, origin = find_and_load(encoder or made_by, reporter=reporter)
     except CheckpointError as error:
         if encoder is not None:
             raise
         msg = (
-            f"{index.path}: made by the encoder in {made_by}, which is gone; say with --encoder where it is, "
+            f"{index.path}: made by the encoder in {made_by}, which is gone; say where that encoder is now, "
             "or embed again"
         )
-        raise CheckpointError(msg) from error
+        raise CheckpointError(msg, settings=("encoder",)) from error
     checksum = encoder_checksum(network)
     expected = index.info["encoder_sha256"]
     if checksum != expected:
         msg = (
             f"{index.path}: made by another encoder ({expected[:12]}, then in {made_by}) than {origin} "
-            f"({checksum[:12]}); name that one with --encoder, or embed again"
+            f"({checksum[:12]}); name the encoder that made it, or embed again"
         )
-        raise CheckpointError(msg)
+        raise CheckpointError(msg, settings=("encoder",))
     return network
 
 
 def nearest(index: Index, query: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
-    """Rows of the embedding and their cosine with (F,) ``query``, the nearest first; ties by row.
+    """The ``count`` rows of the embedding nearest to (F,) ``query``, each with its cosine, the nearest first.
+
+    Of rows with the same cosine the lower one comes first.
 
     Raises:
         DataError: if the embedding's vectors have another length.
@@ -193,15 +195,15 @@ def nearest(index: Index, query: NDArray[np.float32], count: int) -> list[tuple[
     return list(zip(rows.tolist(), best.tolist(), strict=True))
 
 
-def _described(index: Index, found: Sequence[tuple[int, float]]) -> tuple[Neighbour, ...]:
-    """Ids and places of rows."""
-    rows = [row for row, _ in found]
+def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neighbour, ...]:
+    """What the embedding records of rows."""
+    rows = [row for row, _ in ranked]
     ids = [str(name) for name in index.pick("ids", rows)]
     sources = [int(number) for number in index.pick("sources", rows)]
-    places = [int(row) for row in index.pick("rows", rows)]
+    source_rows = [int(row) for row in index.pick("rows", rows)]
     several = len(index.info["inputs"]) > 1
     neighbours = []
-    for name, source, row, (_, similarity) in zip(ids, sources, places, found, strict=True):
+    for name, source, row, (_, similarity) in zip(ids, sources, source_rows, ranked, strict=True):
         origin = index.info["inputs"][source]
         inside = name.removeprefix(f"{origin['given']}/") if several else name
         if origin["kind"] == "file":
@@ -211,15 +213,15 @@ def _described(index: Index, found: Sequence[tuple[int, float]]) -> tuple[Neighb
     return tuple(neighbours)
 
 
-def draw_sheet(path: Path, query: Path, found: Found) -> list[str]:
-    """Write a PNG of the query and its neighbours; ids of those whose shapes are no longer where they were.
+def draw_sheet(path: Path, query: Path, found: SearchResult) -> list[str]:
+    """Write a PNG of the query and its neighbours; the ids of those that are no longer where they were.
 
-    A corpus that was built anew at its place counts as gone where the row holds another id.
+    So counts a shape of a corpus that was built anew, where its row holds another id.
     """
     shapes, titles, gone = [found.query[:DRAWN_POINTS]], [f"query: {query.name}"], []
     for rank, neighbour in enumerate(found.neighbours, start=1):
         try:
-            points = _points(neighbour, found.settings)
+            points = _read_neighbour(neighbour, found.settings)
         except (DataError, IndexError, OSError):
             points = None
         if points is None:
@@ -233,9 +235,9 @@ def draw_sheet(path: Path, query: Path, found: Found) -> list[str]:
     return gone
 
 
-def _points(neighbour: Neighbour, settings: ReadSettings) -> Points | None:
-    shape = read_shape(neighbour.location, settings)
-    same = neighbour.location.kind != "corpus" or neighbour.id.endswith(shape.name)
+def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> Points | None:
+    shape = read_shape(neighbour.place, settings)
+    same = neighbour.place.kind != "corpus" or neighbour.id.endswith(shape.name)
     return shape.points if same else None
 
 

@@ -25,7 +25,7 @@ from pointdistill.engine.evaluation.units import (
     measured,
 )
 from pointdistill.engine.features import BATCH_SIZE
-from pointdistill.engine.finetuning.classifier_recipes import recipe_for
+from pointdistill.engine.finetuning.recipes import recipe_for
 from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.inputs import ProtocolInput, protocol_input
 from pointdistill.errors import ConfigError

@@ -13,8 +13,7 @@ from pointdistill.engine.evaluation.published import published_figure
 from pointdistill.engine.evaluation.results import Result, Spread
 from pointdistill.engine.evaluation.units import NOT_MEASURED, Unit, kept_training
 from pointdistill.engine.finetuning.epochs import EpochRecord
-from pointdistill.engine.finetuning.segment import train_segmenter
-from pointdistill.engine.finetuning.segmenter_task import PartScore, SegmenterRecipe
+from pointdistill.engine.finetuning.segmentation import PartScore, SegmenterRecipe, train_segmenter
 from pointdistill.engine.finetuning.training_file import TrainingFile
 
 PROTOCOL = "parts"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointdistill.engine.exchange.weights import read_facts
+from pointdistill.engine.exchange.encoders import read_facts
 
 CLS_SMALL = "AsymSD-CLS-S (ShapeNet)"
 MPM_SMALL = "AsymSD-MPM-S (ShapeNet)"

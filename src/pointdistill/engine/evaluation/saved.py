@@ -20,9 +20,8 @@ from pointdistill.engine.evaluation.published import comparison_for
 from pointdistill.engine.evaluation.request import ALL, EvaluationRequest
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.sources import Place, find_place, stand_in_place
-from pointdistill.engine.exchange.record import fingerprint
-from pointdistill.engine.exchange.unfinished import encoder_line
-from pointdistill.engine.exchange.weights import find_encoder, load_encoder, locate_encoder
+from pointdistill.engine.exchange.encoders import find_encoder, load_encoder, locate_encoder
+from pointdistill.engine.exchange.record import encoder_line, fingerprint
 from pointdistill.engine.leaks import leak_warning
 from pointdistill.engine.training.run_folder import METRICS
 from pointdistill.errors import CheckpointError, DataError

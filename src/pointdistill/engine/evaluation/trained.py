@@ -15,12 +15,12 @@ from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
 from pointdistill.engine.devices import threads_for
 from pointdistill.engine.evaluation.probe import Score, score_predictions
 from pointdistill.engine.evaluation.probe.training import mean_logits
-from pointdistill.engine.finetuning.classifier_recipes import recipe_for
-from pointdistill.engine.finetuning.supervised import (
+from pointdistill.engine.finetuning.classification import (
     EVALUATION_BATCH,
-    cut_from_outermost,
+    patchify_from_outermost,
     train_classifier,
 )
+from pointdistill.engine.finetuning.recipes import recipe_for
 from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.inputs import ProtocolInput, cloud_batches, voting_input
 from pointdistill.model.classifier import Classifier
@@ -133,6 +133,6 @@ def _logits(
             batch_size=EVALUATION_BATCH,
             device=device,
         ):
-            patches = cut_from_outermost(to_unit_sphere(batch), inputs, config.patch_points)
+            patches = patchify_from_outermost(to_unit_sphere(batch), inputs, config.patch_points)
             found.append(classifier(patches).cpu())
     return torch.cat(found)

@@ -1,4 +1,4 @@
-"""What may be done with weights, from the licences of what they saw: never more than the strictest allows."""
+"""What may be done with weights, from the licences of their training data; the strictest one decides."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _OPEN = (
     ("apache-2.0", re.compile(r"apache([\s-]?2\.0)?", re.IGNORECASE)),
     ("cc-by-4.0", re.compile(r"cc[\s-]by[\s-]4\.0", re.IGNORECASE)),
 )
-"""The Hub's names of licences that allow any use, from the freest on, and how a ledger writes them."""
+"""The Hub's names of licences that allow any use, the freest first, and how ledgers spell them."""
 
 _REMARKS = ("made on the spot",)
-"""What may stand in brackets behind a licence without changing it; anything else may be a condition."""
+"""Text in brackets after a licence that does not change it; any other may be a condition."""
 
 _NOT_COMMERCIAL = ("cc-by-nc-4.0", re.compile(r"cc[\s-]by[\s-]nc[\s-]4\.0", re.IGNORECASE))
 
@@ -40,12 +40,12 @@ class SourceTerms:
 
     name: str
     licence: str
-    """As the ledger has it."""
+    """As the ledger spells it."""
 
     shapes: int | None
     terms: Terms
     identifier: str | None
-    """The Hub's name of the licence, where it is one of those that are told apart here."""
+    """The Hub's name of the licence, if this module knows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +58,18 @@ class CardLicence:
 
 
 def read_ledger(entries: Any) -> list[SourceTerms]:
-    """The sources of an encoder's ``config.json``; whatever is no entry counts as a source of unknown terms."""
+    """The sources in an encoder's ``config.json``; an entry that cannot be read counts as one of unknown terms."""
     if not isinstance(entries, list):
         entries = []
     return [_source(entry) for entry in entries]
 
 
 def _source(entry: Any) -> SourceTerms:
-    found: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {}
-    licence, shapes = str(found.get("licence") or "not recorded"), found.get("shapes")
+    fields: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {}
+    licence, shapes = str(fields.get("licence") or "not recorded"), fields.get("shapes")
     terms, identifier = terms_of(licence)
     return SourceTerms(
-        name=str(found.get("name") or "not recorded"),
+        name=str(fields.get("name") or "not recorded"),
         licence=licence,
         shapes=shapes if isinstance(shapes, int) and shapes > 0 else None,
         terms=terms,
@@ -80,8 +80,8 @@ def _source(entry: Any) -> SourceTerms:
 def terms_of(licence: str) -> tuple[Terms, str | None]:
     """What a licence allows, and the Hub's name for it where it has one.
 
-    Words decide: research, academic and educational use count as not commercial. What is neither that nor a
-    well-known open licence with nothing added but a harmless remark in brackets is not known.
+    Single words decide: research, academic and educational use count as non-commercial. Anything else is unknown,
+    unless it is a well-known open licence with nothing added but a harmless remark in brackets.
     """
     remarks = "|".join(map(re.escape, _REMARKS))
     bare = re.sub(rf"\s*\(({remarks})\)$", "", licence.strip(), flags=re.IGNORECASE)
@@ -97,12 +97,12 @@ def terms_of(licence: str) -> tuple[Terms, str | None]:
 
 
 def card_licence(sources: Iterable[SourceTerms]) -> CardLicence:
-    """The strictest of the sources' licences; ``other`` where no well-known one claims no more than all allow."""
-    known = list(sources)
+    """The strictest of the sources' licences; ``other`` where any of them has no name on the Hub."""
+    ledger = list(sources)
     order = [identifier for identifier, _ in (*_OPEN, _NOT_COMMERCIAL)]
-    identifiers = [source.identifier for source in known if source.identifier is not None]
-    if known and len(identifiers) == len(known):
+    identifiers = [source.identifier for source in ledger if source.identifier is not None]
+    if ledger and len(identifiers) == len(ledger):
         return CardLicence(max(identifiers, key=order.index), None)
-    if any(source.terms is Terms.NON_COMMERCIAL for source in known):
+    if any(source.terms is Terms.NON_COMMERCIAL for source in ledger):
         return CardLicence("other", "non-commercial")
     return CardLicence("other", "unknown")

@@ -1,4 +1,4 @@
-"""The README of shared weights: what they are, how they came about, what they reach, what is allowed."""
+"""The README of shared weights: what they are, how they were trained, their results, and their licences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from pointdistill.data.sources import SOURCES
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.exchange.licences import SourceTerms, Terms, card_licence, read_ledger
-from pointdistill.engine.exchange.unfinished import unfinished_steps
+from pointdistill.engine.exchange.record import unfinished_steps
 from pointdistill.engine.reporting.tables import Table
 
 LIBRARY = "pointdistill"
@@ -32,7 +32,7 @@ _TRAINING = (
     ("its SHA-256", ("imported", "sha256")),
     ("branch", ("imported", "branch")),
 )
-"""Lines of the training table: what they are called, and where in ``config.json`` they may stand."""
+"""Rows of the training table: a label, and the keys in ``config.json`` under which the value may be found."""
 
 
 _FIGURES = {
@@ -43,26 +43,27 @@ _FIGURES = {
     "class_miou": "class mIoU",
     "best_epoch_instance_miou": "instance mIoU of the best epoch",
 }
-"""Entries of a fine-tuned model's score, and what they are called."""
+"""Entries of a fine-tuned model's score, with their labels on the card."""
 
 _STAND_IN = "A stand-in is data made by pointdistill in a benchmark's layout; its figures are not the benchmark's."
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """What is in the folder."""
+class ModelKind:
+    """How a card describes one kind of model."""
 
     noun: str
     load: str
     """Python that makes ``model`` from ``repository``."""
 
     use: str
-    """Python that asks it about ``points``; ``{category}`` is a category's name."""
+    """Python that calls it on ``points``; ``{category}`` stands for a category's name."""
 
     purpose: str
+    """What it is good for, and what not."""
 
 
-ENCODER = Kind(
+ENCODER = ModelKind(
     noun="encoder",
     load="model = pointdistill.load_encoder({repository!r})",
     use="features = model(torch.from_numpy(points)[None])\n"
@@ -70,15 +71,15 @@ ENCODER = Kind(
     purpose="Features of single 3-D objects for search, clustering, classification and segmentation, frozen or "
     "fine-tuned. It was trained on single objects with z up: not on whole scenes, and not on colour.",
 )
-CLASSIFIER = Kind(
+CLASSIFIER = ModelKind(
     noun="classifier",
     load="model = pointdistill.load_classifier(huggingface_hub.snapshot_download({repository!r}))",
     use="prediction = model(torch.from_numpy(points)[None])\n"
     "prediction.classes, prediction.probabilities  # names, (1, C)",
-    purpose="Telling the classes that it was trained on apart, in objects like those of its training data. It has "
-    "an answer for every object, also for one of no class that it knows.",
+    purpose="Telling apart the classes that it was trained on, in objects like those of its training data. It "
+    "gives an answer for every object, even one of a class that it does not know.",
 )
-SEGMENTER = Kind(
+SEGMENTER = ModelKind(
     noun="segmenter",
     load="model = pointdistill.load_segmenter(huggingface_hub.snapshot_download({repository!r}))",
     use="prediction = model(torch.from_numpy(points)[None], {category!r})  # one of model.categories\n"
@@ -90,7 +91,7 @@ KINDS = {
     "pointdistill-classifier": CLASSIFIER,
     "pointdistill-segmenter": SEGMENTER,
 }
-"""By the format that a folder's ``config.json`` states."""
+"""The kind of a model, by the format in its ``config.json``."""
 
 
 def model_card(
@@ -102,8 +103,8 @@ def model_card(
 
     Args:
         repository: ``owner/name``.
-        described: the folder's ``config.json``; of an encoder, with all that is known of its training.
-        results: what was measured with these weights, of an encoder; other models have their score with them.
+        described: the folder's ``config.json``, for an encoder with all that is known of its training.
+        results: scores of an encoder; a fine-tuned model's score is in its ``config.json``.
     """
     kind = KINDS[described["format"]]
     sources = read_ledger(described.get("sources"))
@@ -120,7 +121,7 @@ def model_card(
 
 
 def _header(sources: list[SourceTerms]) -> str:
-    """The part that the Hub reads."""
+    """The YAML that the Hub reads."""
     from huggingface_hub import ModelCardData
 
     licence = card_licence(sources)
@@ -138,17 +139,17 @@ def _header(sources: list[SourceTerms]) -> str:
 
 
 def _hub_datasets(sources: Iterable[SourceTerms]) -> list[str]:
-    """Those of the sources that are datasets of the Hub, by their names there; it would take any other for one."""
+    """The Hub's names of those sources that are datasets there; the Hub would take any other name for one, too."""
     origins = {info.name: info.origin for info in SOURCES}
-    found = {origins.get(source.name, "") for source in sources}
-    return sorted(o.removeprefix(_HUB_DATASETS) for o in found if o.startswith(_HUB_DATASETS))
+    used = {origins.get(source.name, "") for source in sources}
+    return sorted(o.removeprefix(_HUB_DATASETS) for o in used if o.startswith(_HUB_DATASETS))
 
 
 def _section(title: str, text: str) -> str:
     return f"## {title}\n\n{text}"
 
 
-def _summary(kind: Kind, described: Mapping[str, Any]) -> str:
+def _summary(kind: ModelKind, described: Mapping[str, Any]) -> str:
     model = described.get("model")
     model = model if isinstance(model, Mapping) else described
     size = model.get("encoder")
@@ -168,7 +169,7 @@ def load_line(described: Mapping[str, Any], repository: str) -> str:
     return KINDS[described["format"]].load.format(repository=repository)
 
 
-def _code(kind: Kind, repository: str, described: Mapping[str, Any]) -> str:
+def _code(kind: ModelKind, repository: str, described: Mapping[str, Any]) -> str:
     use = kind.use.format(category=_category(described)) if kind is SEGMENTER else kind.use
     imports = "import huggingface_hub\n" if "huggingface_hub" in kind.load else ""
     return (
@@ -182,7 +183,7 @@ def _code(kind: Kind, repository: str, described: Mapping[str, Any]) -> str:
 
 
 def _category(described: Mapping[str, Any]) -> str:
-    """A category that a segmenter knows: that of the card's file, or its first."""
+    """A category for the example: that of its file, a chair, or else the segmenter's first."""
     model = described.get("model")
     known = model.get("categories") if isinstance(model, Mapping) else None
     names = [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
@@ -201,22 +202,22 @@ def _training(described: Mapping[str, Any]) -> str:
         unfinished = f"{steps[0]} of {steps[1]} steps, unfinished"
         rows = [(label, unfinished if label == "steps" else value) for label, value in rows]
     if not rows:
-        return "Nothing was recorded of how these weights came about."
+        return "How these weights were trained was not recorded."
     table = Table("", ("setting", "value"), tuple(rows)).markdown().partition("\n\n")[2]
     return table.strip() + "\n\nThe whole configuration is in `config.json`."
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Any:
-    """A plain value in nested tables, or None."""
+    """The text or number at a path of keys, or None."""
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value if isinstance(value, str | int | float) and not isinstance(value, bool) else None
 
 
 def _results(results: Sequence[Result]) -> str:
-    """A table of what was measured; a stand-in is named as such in every row."""
+    """A table of the scores; every row on stand-in data says so."""
     if not results:
-        return "None were recorded with these weights. `pointdistill evaluate` measures them."
+        return "None were recorded for these weights. `pointdistill evaluate` measures them."
     columns = ("data", "protocol", "points", "result %", "repeated")
     notes = ["Figures of the last epoch, on the test split, in percent."]
     if any(result.stand_in for result in results):
@@ -238,7 +239,7 @@ def _result_row(result: Result) -> tuple[str, ...]:
 
 
 def _score(described: Mapping[str, Any]) -> str:
-    """What a fine-tuned model reached on the test split of its own data."""
+    """A table of a fine-tuned model's score on the test split of its own data."""
     score, training = described.get("score"), described.get("training")
     rows = [
         (label, f"{value:.2f}")
@@ -252,7 +253,7 @@ def _score(described: Mapping[str, Any]) -> str:
         if isinstance(value, int | float)
     ]
     if not rows:
-        return "None were recorded with these weights."
+        return "None were recorded for these weights."
     data, epochs = _at(training, ("data_name",)), _at(training, ("epochs",))
     notes = [
         f"On the test split of {_plain(data or 'its data')}, after the last of {_plain(epochs or '-')} epochs. "
@@ -265,9 +266,9 @@ def _score(described: Mapping[str, Any]) -> str:
 
 
 def _licences(sources: list[SourceTerms]) -> str:
-    """Every source with its licence, those without commercial use in bold; what follows for the weights."""
+    """Every source with its licence, non-commercial ones in bold, and what follows for the weights."""
     if not sources:
-        return "Which shapes these weights saw was not recorded: ask whoever published them before any use."
+        return "The training data of these weights were not recorded: ask whoever published them before any use."
     rows = []
     for source in sources:
         cells = [_plain(source.name), _plain(source.licence), str(source.terms)]
@@ -278,7 +279,7 @@ def _licences(sources: list[SourceTerms]) -> str:
     columns = ("source", "shapes", "licence", "allows")
     table = Table("", columns, tuple(rows)).markdown().strip().partition("\n\n")[2]
     terms = {source.terms for source in sources}
-    last = "Weights are made of what they saw: read these licences before you use or pass them on."
+    last = "Weights derive from their training data: read these licences before you use or pass them on."
     if Terms.NON_COMMERCIAL in terms:
         last += " **Not for commercial use.**"
     if Terms.UNKNOWN in terms:
@@ -287,5 +288,5 @@ def _licences(sources: list[SourceTerms]) -> str:
 
 
 def _plain(value: object) -> str:
-    """Text that a file chose, on one line, without what Markdown or HTML would act on."""
+    """Text from a file, on one line, without characters that mean something in Markdown or HTML."""
     return re.sub(r"[\s<>\[\]`*_#|\\]+", " ", str(value)).strip()[:200] or "-"

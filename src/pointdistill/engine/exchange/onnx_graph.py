@@ -1,10 +1,10 @@
-"""An encoder as an ONNX graph: raw points in, features out, the cutting into patches inside.
+"""An encoder as an ONNX graph: raw points in, features out; cutting clouds into patches is part of the graph.
 
-It is written node by node, not traced: farthest point sampling is one ``Loop`` instead of a copy of its body
-for every patch, the number of clouds stays open, and no version of torch has a say in it. ``onnx_export``
-compares what it computes with the encoder itself before a file is kept.
+The graph is written node by node, not traced: so farthest point sampling is one ``Loop`` instead of a copy of its
+body for every patch, the number of clouds stays open, and the graph does not depend on the version of torch.
+``export`` compares its outputs with the encoder's before a file is kept.
 
-Sizes: B clouds (open), N points, P patches, K points a patch, D width (all fixed).
+Sizes: B clouds (any number), N points, P patches, K points a patch, D width (all fixed).
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from pointdistill.model.encoder import Encoder
 from pointdistill.model.transformer import Attention, Block, RMSNorm
 
 OPSET = 17
-"""Of 2022: old enough for the runtimes that robots have, and it has all that is needed."""
+"""Of 2022: old enough for the runtimes of robots, new enough for every operator that is needed."""
 
 IR_VERSION = 8
-"""The file format that came with it."""
+"""The version of the file format that came with it."""
 
 INPUT = "points"
 OUTPUTS = ("cls", "patches", "centers")
 
 
 class Nodes:
-    """Nodes under construction: each method adds what computes something, and names the result."""
+    """Nodes under construction: each method adds one computation and returns the name of its result."""
 
     def __init__(self, names: itertools.count[int] | None = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
-        # A loop's body is a graph of its own, but its names must differ from those around it.
+        # The body of a loop is a graph of its own, but its names must differ from those of the graph around it.
         self._names = names or itertools.count()
 
     def body(self) -> Nodes:
-        """Nodes for the inside of a loop, which may use every name from around it."""
+        """Nodes for the body of a loop; they may use every name of the graph around it."""
         return Nodes(self._names)
 
     def add(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
-        """One node with one output."""
+        """Add one node with one output."""
         output = name or self.new_name(kind)
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
@@ -56,18 +56,18 @@ class Nodes:
         return f"{kind.lower()}_{next(self._names)}"
 
     def constant(self, value: np.ndarray | Tensor, name: str | None = None) -> str:
-        """A stored value: a weight under its own name, or a number."""
+        """Add a stored value: a weight under its own name, or a number."""
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
         name = name or self.new_name("constant")
         self.constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def number(self, value: float) -> str:
-        """A float32 scalar."""
+        """Add a float32 scalar."""
         return self.constant(np.array(value, np.float32))
 
     def counts(self, *values: int) -> str:
-        """A row of int64: axes, sizes or indices."""
+        """Add a row of int64: axes, sizes or indices."""
         return self.constant(np.array(values, np.int64))
 
     def sum(self, value: str, axis: int, *, keep: bool = False) -> str:
@@ -83,12 +83,13 @@ def encoder_model(encoder: Encoder, points: int) -> onnx.ModelProto:
     """The graph of ``encoder(points)``: the same patches, the same features.
 
     Input ``points`` (B, N, 3) float32; outputs ``cls`` (B, D), if the encoder has a CLS token, ``patches``
-    (B, P, D) and ``centers`` (B, P, 3). Coordinates are not checked: where one is not finite, neither are the
-    features.
+    (B, P, D) and ``centers`` (B, P, 3). Unlike the encoder, the graph does not check coordinates: where one is not
+    finite, the features are not either.
 
     Args:
         encoder: on any device, in float32.
-        points: N; more than twice those of a view in pretraining are thinned first, as the encoder does.
+        points: N; a cloud of more than twice the points of a view in pretraining is first reduced to the farthest
+            ones, as in the encoder.
     """
     config = encoder.config
     g = Nodes()
@@ -137,7 +138,7 @@ def _model(g: Nodes, points: int, outputs: Sequence[tuple[str, list[int]]]) -> o
 
 
 def _unit_sphere(g: Nodes, points: str) -> str:
-    """``model.patches.to_unit_sphere``: a cloud of one repeated point stays at the origin."""
+    """As ``model.patches.to_unit_sphere``: a cloud of one repeated point stays at the origin."""
     centered = g.add("Sub", points, g.add("ReduceMean", points, axes=[1]))
     norms = g.sum(g.square(centered), 2, keep=True)
     radius = g.add("Sqrt", g.add("ReduceMax", norms, axes=[1]))
@@ -146,13 +147,16 @@ def _unit_sphere(g: Nodes, points: str) -> str:
 
 
 def _farthest(g: Nodes, points: str, count: int) -> str:
-    """``model.patches.farthest_points`` from the outermost point on: (B, count) indices of (B, N, 3) points."""
+    """As ``model.patches.farthest_points``, from the outermost point on: (B, count) indices."""
     from_origin = g.sum(g.square(points), 2)  # (B, N)
     start = g.add("ArgMax", from_origin, axis=1, keepdims=1)  # (B, 1)
     planes = g.add("Transpose", points, perm=[0, 2, 1])  # (B, 3, N)
+    # Infinity in the shape of (B, N): the number of clouds is not known when the graph is made.
     infinite = g.add("Add", g.add("Mul", from_origin, g.number(0.0)), g.number(math.inf))
 
-    # Of the body's results the condition and two values go on to the next step; the last is collected.
+    # A step of the loop takes (number, condition, current point, distance of each point to the nearest chosen
+    # one). Of its results, the condition and the next values of the last two are passed on; the current point is
+    # collected.
     b = g.body()
     step, again, current, nearest = (b.new_name("step") for _ in range(4))
     center = b.add("GatherND", points, current, batch_dims=1)  # (B, 3)
@@ -186,13 +190,17 @@ def _farthest(g: Nodes, points: str, count: int) -> str:
 
 
 def _nearest(g: Nodes, points: str, centers: str, count: int) -> str:
-    """(B, P, count) indices of the points nearest to each centre, from differences as in the model."""
+    """(B, P, count) indices of the points nearest to each centre.
+
+    Distances are computed from differences of coordinates, as in the model: an expanded square rounds differently,
+    and would choose other points where two are almost equally far.
+    """
     squares = []
     for axis in range(3):
         index = g.counts(axis)
-        of_center = g.add("Gather", centers, index, axis=2)  # (B, P, 1)
-        of_point = g.add("Transpose", g.add("Gather", points, index, axis=2), perm=[0, 2, 1])
-        squares.append(g.square(g.add("Sub", of_center, of_point)))  # (B, P, N)
+        center = g.add("Gather", centers, index, axis=2)  # (B, P, 1)
+        point = g.add("Transpose", g.add("Gather", points, index, axis=2), perm=[0, 2, 1])
+        squares.append(g.square(g.add("Sub", center, point)))  # (B, P, N)
     distance = g.add("Add", g.add("Add", squares[0], squares[1]), squares[2])
     values, index = g.new_name("distance"), g.new_name("member")
     g.nodes.append(
@@ -209,17 +217,18 @@ def _gather(g: Nodes, points: str, index: str) -> str:
 
 
 def _embed_patches(g: Nodes, encoder: Encoder, offsets: str) -> str:
-    """``model.encoder.PatchEmbedding``: the layer over [point, patch maximum] in two parts, as there."""
+    """As ``model.encoder.PatchEmbedding``: the layer over [point, patch maximum] is two products there, too."""
     embedding, name = encoder.patch_embedding, "patch_embedding"
     local = _layers(g, f"{name}.stage_one", embedding.stage_one, offsets)
     summary = g.add("ReduceMax", local, axes=[2])  # (B, P, 1, hidden)
     mix = embedding.stage_two[0]
     assert isinstance(mix, nn.Linear)
-    of_point, of_patch = mix.weight.chunk(2, dim=1)
+    point_weight, patch_weight = mix.weight.chunk(2, dim=1)
+    # These names are in the files that were exported so far.
     mixed = g.add(
         "Add",
-        _product(g, f"{name}.stage_two.0.of_point", of_point, local),
-        _product(g, f"{name}.stage_two.0.of_patch", of_patch, summary, mix.bias),
+        _product(g, f"{name}.stage_two.0.of_point", point_weight, local),
+        _product(g, f"{name}.stage_two.0.of_patch", patch_weight, summary, mix.bias),
     )
     rest = list(embedding.stage_two.named_children())[1:]
     for child, layer in rest:
@@ -228,9 +237,9 @@ def _embed_patches(g: Nodes, encoder: Encoder, offsets: str) -> str:
 
 
 def _transformer(g: Nodes, encoder: Encoder, features: str, positions: str) -> str:
-    """(B, T, D) normed tokens; the CLS token in front, its position zero."""
+    """(B, T, D) normed tokens, the CLS token first; its position is zero."""
     if encoder.cls_token is not None:
-        # Multiplying by zero gives it as many rows as there are clouds.
+        # Zeros from a product, because that has as many rows as there are clouds, however many these are.
         row = g.add("Slice", positions, g.counts(0), g.counts(1), g.counts(1))
         nowhere = g.add("Mul", row, g.number(0.0))
         cls = g.add("Add", nowhere, g.constant(encoder.cls_token, "cls_token"))
@@ -260,7 +269,7 @@ def _attention(g: Nodes, name: str, attention: Attention, tokens: str) -> str:
         ("query", "key", "value"), attention.query_key_value.weight.chunk(3), strict=True
     ):
         projected = _product(g, f"{name}.{part}", weight, tokens)
-        # The key is turned once more, for the product of queries and keys.
+        # The key is transposed for the product of queries and keys.
         order = [0, 2, 3, 1] if part == "key" else [0, 2, 1, 3]
         parts.append(g.add("Transpose", g.add("Reshape", projected, split), perm=order))
     query, key, value = parts
@@ -272,14 +281,13 @@ def _attention(g: Nodes, name: str, attention: Attention, tokens: str) -> str:
 
 
 def _layers(g: Nodes, name: str, layers: nn.Sequential, value: str) -> str:
-    """Layers one after the other."""
     for child, layer in layers.named_children():
         value = _layer(g, f"{name}.{child}", layer, value)
     return value
 
 
 def _layer(g: Nodes, name: str, layer: nn.Module, value: str) -> str:
-    """One layer, its weights under the names that they have in the encoder."""
+    """One layer; its weights keep the names that they have in the encoder."""
     if isinstance(layer, nn.Linear):
         return _product(g, name, layer.weight, value, layer.bias)
     if isinstance(layer, RMSNorm):
@@ -293,12 +301,12 @@ def _layer(g: Nodes, name: str, layer: nn.Module, value: str) -> str:
 
 
 def _product(g: Nodes, name: str, weight: Tensor, value: str, bias: Tensor | None = None) -> str:
-    """A linear layer; the weight is stored as the product takes it, (inputs, outputs)."""
+    """A linear layer; its weight is stored transposed, (inputs, outputs), as the product needs it."""
     product = g.add("MatMul", value, g.constant(weight.T, f"{name}.weight"))
     return product if bias is None else g.add("Add", product, g.constant(bias, f"{name}.bias"))
 
 
 def _gelu(g: Nodes, value: str) -> str:
-    """The exact one."""
+    """The exact GELU, with the error function, not its approximation by tanh."""
     gate = g.add("Erf", g.add("Mul", value, g.number(math.sqrt(0.5))))
     return g.add("Mul", g.add("Mul", value, g.number(0.5)), g.add("Add", gate, g.number(1.0)))

@@ -9,32 +9,34 @@ from typing import Any
 
 from pointdistill.data.files import read_json, write_aside, write_json
 from pointdistill.engine.evaluation.results import Result
-from pointdistill.engine.exchange.hub import check_repository, hub_errors, reason_of
-from pointdistill.engine.exchange.licences import CardLicence, Terms, card_licence, read_ledger
-from pointdistill.engine.exchange.model_card import KINDS, load_line, model_card
-from pointdistill.engine.exchange.record import find_results, training_record
-from pointdistill.engine.exchange.weights import (
+from pointdistill.engine.exchange.encoders import (
     CONFIG,
     FORMAT,
     ONNX,
     WEIGHTS,
+    check_repository,
+    hub_errors,
     load_encoder,
     locate_encoder,
     read_facts,
+    reason_of,
     weights_file,
 )
+from pointdistill.engine.exchange.licences import CardLicence, Terms, card_licence, read_ledger
+from pointdistill.engine.exchange.model_card import KINDS, load_line, model_card
+from pointdistill.engine.exchange.record import find_results, training_record
 from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.encoder import Encoder
 
 CARD = "README.md"
 UPLOADED = (CARD, CONFIG, WEIGHTS, ONNX)
-"""All that is ever uploaded; the ONNX file where there is one."""
+"""The files that are uploaded, and no others; the ONNX file only where there is one."""
 
 TOKEN_HELP = "run `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedUpload:
     """A folder that is ready to be uploaded."""
 
     folder: Path
@@ -42,14 +44,14 @@ class Prepared:
     """Where the weights were taken from."""
 
     is_encoder: bool
-    """False of a fine-tuned model."""
+    """False for a fine-tuned model."""
 
     licence: CardLicence
     non_commercial: tuple[str, ...]
-    """Sources that allow no commercial use."""
+    """Names of the sources that allow no commercial use."""
 
     results: int
-    """What the card shows as measured: rows of an encoder, 1 for a fine-tuned model's score."""
+    """Number of results on the card: those of an encoder, or 1 for a fine-tuned model's score."""
 
     load: str
     """Python that loads it from the Hub."""
@@ -57,42 +59,42 @@ class Prepared:
 
 def prepare(
     source: Path | str, repository: str, folder: Path, *, working: Path | None = None
-) -> Prepared:
+) -> PreparedUpload:
     """Write the folder that would be uploaded: weights, configuration, model card.
 
     Args:
         source: as for ``load_encoder``, or the folder of a fine-tuned model.
         repository: ``owner/name``, as the card calls it.
         folder: made if absent; one that was prepared before is replaced.
-        working: where ``evaluate`` was run; the current folder by default.
+        working: the folder that ``evaluate`` was run in; the current one by default.
 
     Raises:
         CheckpointError: if there are no weights, or they do not load.
-        ConfigError: if ``repository`` is no name of the Hub.
+        ConfigError: if the Hub does not accept the name of ``repository``.
         DataError: if ``folder`` holds other files.
     """
     check_repository(repository)
-    found, encoder = _find(source)
-    described = read_facts(found)
+    stored, encoder = _load_checked(source)
+    facts = read_facts(stored)
     _check_free(folder)
     results: list[Result] = []
-    told = described
+    card_facts = facts
     if encoder is not None:
-        results = find_results(encoder, found, described, working=working or Path())
-        told = described | {"training": training_record(found, described)}
-    card = model_card(repository, told, results)
-    _copy_weights(found, described, folder)
+        results = find_results(encoder, stored, facts, working=working or Path())
+        card_facts = facts | {"training": training_record(stored, facts)}
+    card = model_card(repository, card_facts, results)
+    _copy_weights(stored, facts, folder)
     with write_aside(folder / CARD) as aside:
         aside.write_text(card, encoding="utf-8")
-    sources = read_ledger(described.get("sources"))
-    return Prepared(
+    sources = read_ledger(facts.get("sources"))
+    return PreparedUpload(
         folder=folder,
-        source=found,
+        source=stored,
         is_encoder=encoder is not None,
         licence=card_licence(sources),
         non_commercial=tuple(s.name for s in sources if s.terms is Terms.NON_COMMERCIAL),
-        results=len(results) or int(bool(described.get("score"))),
-        load=load_line(described, repository),
+        results=len(results) or int(bool(facts.get("score"))),
+        load=load_line(facts, repository),
     )
 
 
@@ -100,7 +102,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     """Create the repository if there is none, upload a prepared folder, and return its address.
 
     Raises:
-        CheckpointError: without a token or a network, or where the Hub refuses; the folder stays as it is.
+        CheckpointError: if there is no token or no network, or the Hub refuses; the folder stays as it is.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -110,7 +112,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
         raise CheckpointError(msg)
     api = HfApi()
     try:
-        made = api.create_repo(repository, private=private, exist_ok=True)
+        address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repository,
             folder_path=folder,
@@ -123,28 +125,27 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
             f"({TOKEN_HELP}). {ready}"
         )
         raise CheckpointError(msg) from error
-    return str(made)
+    return str(address)
 
 
-def _find(source: Path | str) -> tuple[Path, Encoder | None]:
-    """Where an encoder or a fine-tuned model lies, once it has proved to load; and the encoder."""
-    given = Path(source)
-    described = _described(given)
-    if described is not None and described.get("format") in KINDS and described["format"] != FORMAT:
-        from pointdistill.engine.finetuning.model_folder import load_model
+def _load_checked(source: Path | str) -> tuple[Path, Encoder | None]:
+    """Load an encoder or a fine-tuned model to see that it works: where it is, and the encoder if it is one."""
+    local = Path(source)
+    config = _read_config(local)
+    if config is not None and config.get("format") in KINDS and config["format"] != FORMAT:
+        from pointdistill.engine.finetuning.models import load_model
 
-        load_model(given)
-        return given, None
+        load_model(local)
+        return local, None
     stored = locate_encoder(source)
     return stored, load_encoder(stored)
 
 
-def _described(folder: Path) -> dict[str, Any] | None:
-    """A folder's ``config.json``, if it has one that can be read."""
+def _read_config(folder: Path) -> dict[str, Any] | None:
     if not (folder / CONFIG).is_file():
         return None
-    found = read_json(folder / CONFIG)
-    return found if isinstance(found, dict) else None
+    config = read_json(folder / CONFIG)
+    return config if isinstance(config, dict) else None
 
 
 def _check_free(folder: Path) -> None:
@@ -156,18 +157,20 @@ def _check_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         msg = f"{folder} is a file; name a folder"
         raise DataError(msg)
-    others = {entry.name for entry in folder.iterdir()} - {*UPLOADED} if folder.exists() else set()
-    if others:
-        msg = f"{folder} holds other files ({min(others)}); choose a new folder"
+    other_files = (
+        {entry.name for entry in folder.iterdir()} - {*UPLOADED} if folder.exists() else set()
+    )
+    if other_files:
+        msg = f"{folder} holds other files ({min(other_files)}); choose a new folder"
         raise DataError(msg)
 
 
-def _copy_weights(found: Path, described: dict[str, Any], folder: Path) -> None:
-    """Weights, what is recorded of them, and the ONNX file if there is one, by the names that are uploaded."""
-    _copy(weights_file(found), folder / WEIGHTS)
-    write_json(folder / CONFIG, described)
-    if (found / ONNX).is_file():
-        _copy(found / ONNX, folder / ONNX)
+def _copy_weights(stored: Path, facts: dict[str, Any], folder: Path) -> None:
+    """Copy the weights, their configuration and the ONNX file, if there is one, under the names to upload."""
+    _copy(weights_file(stored), folder / WEIGHTS)
+    write_json(folder / CONFIG, facts)
+    if (stored / ONNX).is_file():
+        _copy(stored / ONNX, folder / ONNX)
     else:
         (folder / ONNX).unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
-"""The loop that all training with labels shares: order, schedule, noise, tests, and going on after a stop.
+"""The loop that all training with labels shares: order, schedule, noise, tests, and resuming after a stop.
 
-What a task is (clouds with classes, shapes with parts) is the task's own; see ``supervised`` and ``segment``.
+What is trained on what (clouds with classes, shapes with parts) is a ``Task``; see ``classification`` and
+``segmentation``.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.segmenter import Segmenter
 
 STREAM = "supervised"
-"""Prefix of every random stream of training with labels."""
+"""Prefix of the names of all random streams in training with labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """How well a model does on the test split, in percent."""
+    """A model's accuracy or mIoU on the test split, in percent."""
 
     overall: float
     """Overall accuracy, or instance mIoU: what the best epoch is chosen by."""
@@ -45,7 +46,7 @@ class Figures:
 
 
 class Schedule(Protocol):
-    """How long and how fast to train; ``ClassifierRecipe`` and ``SegmenterRecipe`` are such."""
+    """How long and how fast to train; ``ClassifierRecipe`` and ``SegmenterRecipe`` are schedules."""
 
     @property
     def epochs(self) -> int:
@@ -61,10 +62,10 @@ class Schedule(Protocol):
 
     @property
     def peak_learning_rate(self) -> float:
-        """Named where a loss is not finite."""
+        """Named in the message about a loss that is not finite."""
 
     def frozen_steps(self, total: int) -> int:
-        """Of ``total`` steps, those at the beginning that leave the encoder alone."""
+        """How many of ``total`` steps, from the first on, leave the encoder unchanged."""
 
     def learning_rate(self, step: int, *, total: int) -> float:
         """At optimiser step ``step``, from 0, of ``total``."""
@@ -75,27 +76,27 @@ class Task(Protocol):
 
     @property
     def model(self) -> Classifier | Segmenter:
-        """On the device where it is trained; its encoder is part of it."""
+        """The model, with its encoder, on the device where it is trained."""
 
     @property
     def count(self) -> int:
-        """Training clouds."""
+        """Number of training clouds."""
 
     @property
     def inputs(self) -> ProtocolInput:
-        """How a cloud reaches the model."""
+        """How clouds are prepared for the model."""
 
     def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
-        """Mean loss, in nats, of the training clouds at (B,) ``index``, with its gradient.
+        """Mean loss, in nats, of a batch of training clouds; a scalar that gradients flow from.
 
         Args:
-            index: on the model's device.
-            epoch: from 0; decides with the index what a cloud looks like.
-            noise: of dropout and stochastic depth.
+            index: (B,) int64, on the model's device.
+            epoch: from 0; decides together with the index what a cloud looks like.
+            noise: source of dropout and stochastic depth.
         """
 
     def measure(self) -> Figures:
-        """How the model does on the test split; it is left in the mode it was in."""
+        """The model's figures on the test split; the model is left in the mode it was in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,31 +111,33 @@ class EpochRecord:
     """Mean over the training clouds, in nats."""
 
     accuracy: float
-    """Of the test clouds after this epoch, in percent: overall accuracy, or instance mIoU of parts."""
+    """On the test clouds after this epoch, in percent: overall accuracy, or instance mIoU of parts."""
 
     learning_rate: float
     """Of the epoch's last step."""
 
     clouds_per_second: float
-    """Training clouds a second, testing not counted."""
+    """Training clouds a second; the time of the tests is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What became of a training."""
+    """The outcome of a training."""
 
     finished: bool
-    """False: it was asked to stop, and what it had is in its training file."""
+    """False where the training was stopped; it is saved in its training file."""
 
     epochs: int
-    """Completed."""
+    """Number of completed epochs."""
 
     last: Figures | None
-    """After the last epoch completed; None before the first."""
+    """After the last completed epoch; None before the first."""
 
     best_overall: float
+    """Highest overall figure after any epoch: chosen on the test split, so a bound and not a result."""
+
     best_epoch: int
-    """The best epoch, counted from 1, and its figure: chosen on the test split."""
+    """The first epoch that reached it, counted from 1."""
 
 
 def train_epochs(
@@ -148,20 +151,21 @@ def train_epochs(
 ) -> Trained:
     """Train for all epochs, testing after each. Same seed, same weights on a CPU, stopped in between or not.
 
-    Everything random depends on the seed and the step or (epoch, index), so a training file holds no random state.
+    Everything random depends only on the seed and the step, or on (seed, epoch, index), so a training file holds
+    no state of a generator.
 
     Args:
-        task: its model is changed in place, and left in evaluation mode.
-        schedule: of learning rate and frozen steps, batch size and weight decay.
+        task: its model is trained in place, and left in evaluation mode.
+        schedule: learning rate, frozen steps, batch size and weight decay.
         seed: of the order, dropout and stochastic depth.
         epochs: instead of the schedule's, which is shortened in proportion.
-        report: told after every epoch.
-        file: where to keep what is needed to go on; it is gone on with if it exists.
+        report: called after every epoch.
+        file: where to save what is needed to resume; an existing file is resumed from.
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
         CheckpointError: if ``file`` exists and does not fit, or was begun with other settings.
-        DivergenceError: if a loss is not finite, found when an epoch ends or before anything is kept.
+        DivergenceError: if a loss is not finite; noticed at the end of an epoch and before anything is saved.
     """
     if epochs is not None and epochs < 1:
         msg = f"epochs must be at least 1, got {epochs}"
@@ -173,7 +177,7 @@ def train_epochs(
 
 @dataclass
 class _Loop:
-    """What changes from step to step."""
+    """One call of ``train_epochs``: its arguments, and what changes from step to step."""
 
     task: Task
     schedule: Schedule
@@ -194,7 +198,7 @@ class _Loop:
         self.frozen = self.schedule.frozen_steps(self.total)
         self.noise = torch.Generator(self.device)
         self.progress = Progress(loss_sum=torch.zeros((), device=self.device))
-        # Its parts are frozen records of numbers and names, which print alike whenever they are alike.
+        # All parts are frozen dataclasses of numbers and names, so equal settings have equal reprs.
         settings = (self.schedule, self.task.inputs, self.seed, self.epochs, self.task.count)
         self.settings = hashlib.sha256(repr(settings).encode()).hexdigest()
         if self.file is not None and self.file.path.exists():
@@ -203,11 +207,11 @@ class _Loop:
             )
 
     def run(self) -> Trained:
-        """The epochs that are left."""
+        """Train the epochs that are left."""
         finished = True
         while finished and self.progress.step < self.total:
-            epoch, place = divmod(self.progress.step, self.per_epoch)
-            finished = self._run_epoch(epoch, place)
+            epoch, first = divmod(self.progress.step, self.per_epoch)
+            finished = self._run_epoch(epoch, first)
         self.task.model.eval()
         done = self.progress.step // self.per_epoch
         return Trained(
@@ -219,7 +223,7 @@ class _Loop:
         )
 
     def _run_epoch(self, epoch: int, first: int) -> bool:
-        """One epoch from its ``first`` step on; False where it was asked to stop."""
+        """Train one epoch from its ``first`` step on; False where it was stopped."""
         began, clouds = time.perf_counter(), 0
         order = sample_keys(
             seed=self.seed, epoch=epoch, index=torch.arange(self.task.count, device=self.device)
@@ -227,31 +231,31 @@ class _Loop:
         for index in split_batches(order, self.schedule.batch_size)[first:]:
             self._step(index, epoch)
             clouds += len(index)
-            if self.progress.step % self.per_epoch and not self._goes_on(epoch):
+            if self.progress.step % self.per_epoch and not self._save_if_due(epoch):
                 return False
         self._finish_epoch(epoch, clouds / (time.perf_counter() - began))
-        return self._goes_on(epoch)
+        return self._save_if_due(epoch)
 
     def _step(self, index: Tensor, epoch: int) -> None:
         """One optimiser step on the clouds at (B,) ``index``."""
         model, step = self.task.model, self.progress.step
         trains_encoder = step >= self.frozen
         model.train().encoder.train(trains_encoder)
-        # A parameter without a gradient is skipped by the optimiser, so a frozen encoder does not decay either.
+        # The optimiser skips parameters without a gradient, so a frozen encoder is not decayed either.
         model.encoder.requires_grad_(requires_grad=trains_encoder)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(step, total=self.total)
-        self.noise.manual_seed(_number(self.seed, "noise", step))
+        self.noise.manual_seed(_random_number(self.seed, "noise", step))
         loss = self.task.loss(index, epoch=epoch, noise=self.noise)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        # Summed where it is computed: reading every step's loss would make a GPU wait for it.
+        # Summed on the device: reading the loss of every step would make the host wait for a GPU.
         self.progress.loss_sum += len(index) * loss.detach()
         self.progress.step += 1
 
     def _finish_epoch(self, epoch: int, speed: float) -> None:
-        """Test, remember the best, report."""
+        """Test the model, remember the best epoch, report."""
         loss = self._finite_loss(epoch) / self.task.count
         self.progress.loss_sum.zero_()
         figures = self.task.measure()
@@ -270,7 +274,7 @@ class _Loop:
             self.report(record)
 
     def _finite_loss(self, epoch: int) -> float:
-        """The loss summed over this epoch's clouds so far.
+        """The sum of the losses of this epoch's clouds so far.
 
         Raises:
             DivergenceError: if it is not finite.
@@ -279,13 +283,13 @@ class _Loop:
         if not math.isfinite(loss):
             msg = (
                 f"epoch {epoch + 1} of {self.epochs}: the loss is {loss}; lower the recipe's "
-                f"peak_learning_rate ({self.schedule.peak_learning_rate}), or look for broken clouds"
+                f"peak_learning_rate ({self.schedule.peak_learning_rate}), or look for damaged clouds"
             )
             raise DivergenceError(msg)
         return loss
 
-    def _goes_on(self, epoch: int) -> bool:
-        """Keep what there is where it is time to; whether nobody asked to stop."""
+    def _save_if_due(self, epoch: int) -> bool:
+        """Save the training if a save or a stop is due; False if it is to stop."""
         if self.file is None:
             return True
         stopping = self.file.stop() and self.progress.step < self.total
@@ -303,7 +307,7 @@ class _Loop:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where its weights lie."""
+    """The device of a module's weights."""
     return next(module.parameters()).device
 
 
@@ -316,11 +320,11 @@ def split_batches(order: Tensor, size: int) -> list[Tensor]:
 
 
 def weights_generator(seed: int) -> torch.Generator:
-    """The generator that a run's fresh weights are drawn from, on the CPU."""
-    return torch.Generator().manual_seed(_number(seed, "weights", 0))
+    """The generator of a run's fresh weights, on the CPU."""
+    return torch.Generator().manual_seed(_random_number(seed, "weights", 0))
 
 
-def _number(seed: int, purpose: str, index: int) -> int:
-    """64 random bits of their own for each purpose and index."""
+def _random_number(seed: int, purpose: str, index: int) -> int:
+    """64 random bits, independent for each seed, purpose and index."""
     keys = sample_keys(seed=seed, epoch=0, index=torch.tensor([index]))
     return int(KeyedRandom(keys, STREAM).bits(purpose))

@@ -1,4 +1,4 @@
-"""From an encoder and labelled shapes to a classifier or segmenter on disk, whatever interrupts it."""
+"""From an encoder and labelled shapes to a classifier or segmenter on disk; an interrupted training is resumed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ import torch
 from pointdistill.data.benchmarks import Benchmark, PartBenchmark
 from pointdistill.engine.config import from_plain, to_plain
 from pointdistill.engine.devices import pick_device
-from pointdistill.engine.exchange.unfinished import encoder_line
-from pointdistill.engine.exchange.weights import (
+from pointdistill.engine.exchange.encoders import (
     CONFIG,
     WEIGHTS,
     load_encoder,
     locate_encoder,
     read_facts,
 )
-from pointdistill.engine.finetuning.classifier_recipes import ClassifierRecipe
+from pointdistill.engine.exchange.record import encoder_line
+from pointdistill.engine.finetuning.classification import (
+    ClassifierTask,
+    build_classifier,
+    check_labelled,
+)
 from pointdistill.engine.finetuning.epochs import EpochRecord, Trained, train_epochs
 from pointdistill.engine.finetuning.finetune_choices import (
     TRAINING,
@@ -33,22 +37,21 @@ from pointdistill.engine.finetuning.finetune_choices import (
     encoder_path,
     part_names,
 )
-from pointdistill.engine.finetuning.model_folder import (
+from pointdistill.engine.finetuning.models import (
+    ClassifierSpec,
+    InputSpec,
+    SegmenterSpec,
+    Spec,
     build_model,
     read_description,
     save_weights,
     write_description,
 )
-from pointdistill.engine.finetuning.models import ClassifierSpec, InputSpec, SegmenterSpec, Spec
-from pointdistill.engine.finetuning.segmenter_task import (
+from pointdistill.engine.finetuning.recipes import ClassifierRecipe
+from pointdistill.engine.finetuning.segmentation import (
     SegmenterRecipe,
     SegmenterTask,
     build_segmenter,
-)
-from pointdistill.engine.finetuning.supervised import (
-    ClassifierTask,
-    build_classifier,
-    check_labelled,
 )
 from pointdistill.engine.finetuning.training_data import (
     FOLDER,
@@ -69,17 +72,17 @@ from pointdistill.reporter import SILENT, Reporter
 
 @dataclass(frozen=True, slots=True)
 class Finetuned:
-    """What a call left behind."""
+    """The outcome of ``finetune`` or ``resume_finetune``."""
 
     output: Path
     finished: bool
-    """False: it was interrupted, and goes on with ``resume_finetune``."""
+    """False where it was interrupted; ``resume_finetune`` goes on with it."""
 
     kind: str
     """``classifier`` or ``segmenter``."""
 
     epochs: int
-    """Completed."""
+    """Number of completed epochs."""
 
     score: Mapping[str, Any]
     """As in the model's ``config.json``; empty where it was interrupted."""
@@ -90,16 +93,16 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
 
     Raises:
         ConfigError: for settings that do not exist or contradict each other.
-        DataError: if the data are absent, damaged, or too few; or ``output`` holds something.
+        DataError: if the data are absent, damaged or too few, or the output folder is not empty.
         CheckpointError: if there is no encoder.
         DivergenceError: if a loss is not finite.
     """
     pick_device(request.device)
-    found = locate_encoder(encoder_path(request))
-    reporter.say(f"encoder: {found}, drawn anew" if request.from_scratch else encoder_line(found))
+    stored = locate_encoder(encoder_path(request))
+    reporter.say(f"encoder: {stored}, drawn anew" if request.from_scratch else encoder_line(stored))
     output = request.output or default_output(request)
     check_free(output)
-    encoder = load_encoder(found)
+    encoder = load_encoder(stored)
     choice = choose_data(
         request.benchmark,
         data=request.data,
@@ -115,26 +118,26 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
     if choice.benchmark == FOLDER:
         choice = replace(choice, points=protocol_input("ScanObjectNN", encoder.config).points)
     data = read_data(choice, say=reporter.say, count=reporter.progress)
-    _begin(request, choice, data, encoder, read_facts(found), output)
-    return _carry_out(output, data, request.device, reporter)
+    _write_folder(request, choice, data, encoder, read_facts(stored), output)
+    return _train(output, data, request.device, reporter)
 
 
 def resume_finetune(
     output: Path, *, device: str = "auto", reporter: Reporter = SILENT
 ) -> Finetuned:
-    """Go on where ``finetune`` was interrupted; on a CPU the model is the same to the bit.
+    """Go on where ``finetune`` was interrupted; on a CPU the model is the same to the bit as without the stop.
 
     Raises:
-        CheckpointError: if ``output`` holds no interrupted training, or the data are no longer the same.
+        CheckpointError: if ``output`` holds no interrupted training, or the data have changed since.
     """
     spec, facts = read_description(output)
     if not (output / TRAINING).is_file():
         finished = (output / WEIGHTS).is_file()
-        state = "is finished" if finished else "has nothing to go on from"
+        state = "is finished" if finished else "cannot be resumed, its state is missing"
         msg = f"{output}: its training {state}; start another in a new folder"
         raise CheckpointError(msg, settings=("output",))
     if facts.get("score"):
-        # Killed between the description of the finished model and this: nothing else is left to do.
+        # It was killed after the finished model was described; only the training file was left to remove.
         (output / TRAINING).unlink()
         epochs = int(_training(facts, output)["epochs"])
         kind = "classifier" if isinstance(spec, ClassifierSpec) else "segmenter"
@@ -142,12 +145,12 @@ def resume_finetune(
     choice = from_plain(DataChoice, _training(facts, output)["data"], where="training.data")
     data = read_data(choice, say=reporter.say, count=reporter.progress)
     if data.checksum != _training(facts, output)["checksum"]:
-        msg = f"{choice.path}: not the data that {output} was begun with; put those back, or start a new one"
+        msg = f"{choice.path}: not the data that {output} was begun with; put those back, or start a new training"
         raise CheckpointError(msg)
-    return _carry_out(output, data, device, reporter)
+    return _train(output, data, device, reporter)
 
 
-def _begin(
+def _write_folder(
     request: FinetuneRequest,
     choice: DataChoice,
     data: Benchmark | PartBenchmark,
@@ -155,11 +158,11 @@ def _begin(
     encoder_facts: Mapping[str, Any],
     output: Path,
 ) -> None:
-    """Write the folder of a training that has taken no step yet."""
+    """Write the output folder of a training before its first step."""
     recipe = choose_recipe(request, data)
     name = "ScanObjectNN" if choice.benchmark == FOLDER else data.name
     inputs = protocol_input(name, encoder.config)
-    described = InputSpec(
+    input_spec = InputSpec(
         points=inputs.points,
         patches=inputs.patches,
         subsampling=inputs.subsampling,
@@ -176,7 +179,7 @@ def _begin(
         )
         model = build_classifier(encoder, len(data.classes), recipe, seed=request.seed)
         spec = ClassifierSpec(
-            encoder=encoder.config, classifier=model.config, classes=data.classes, input=described
+            encoder=encoder.config, classifier=model.config, classes=data.classes, input=input_spec
         )
     else:
         assert isinstance(recipe, SegmenterRecipe)
@@ -187,9 +190,9 @@ def _begin(
             categories=data.categories,
             category_parts=data.category_parts,
             part_names=part_names(data),
-            input=described,
+            input=input_spec,
         )
-    # The weights first: a folder with a configuration can then always be gone on with.
+    # The weights first: then a folder with a configuration can always be resumed.
     write_start(output / TRAINING, model)
     write_description(output, spec, _facts(request, recipe, choice, data, encoder_facts))
 
@@ -201,11 +204,11 @@ def _facts(
     data: Benchmark | PartBenchmark,
     encoder: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a ``config.json`` tells beside the model: licences, recipe and data."""
+    """What ``config.json`` records besides the model: licences, recipe and data."""
     licence = licence_of(choice, stand_in=data.stand_in)
-    learned = {"name": data.data_name, "licence": licence, "shapes": len(data.train)}
+    own_source = {"name": data.data_name, "licence": licence, "shapes": len(data.train)}
     return {
-        "sources": [*([] if request.from_scratch else encoder.get("sources", [])), learned],
+        "sources": [*([] if request.from_scratch else encoder.get("sources", [])), own_source],
         "pretraining": {} if request.from_scratch else encoder.get("training", {}),
         "training": {
             "recipe": to_plain(recipe),
@@ -223,15 +226,15 @@ def _facts(
     }
 
 
-def _carry_out(
+def _train(
     output: Path, data: Benchmark | PartBenchmark, device: str, reporter: Reporter
 ) -> Finetuned:
-    """Train from what the folder holds, and finish the folder."""
+    """Begin or resume the training that the folder describes; once it is finished, write the model."""
     spec, facts = read_description(output)
     training = _training(facts, output)
     seed, epochs = int(training["seed"]), int(training["epochs"])
-    where, inputs = pick_device(device), spec.input.protocol()
-    model = build_model(spec).to(where)
+    torch_device, inputs = pick_device(device), spec.input.protocol()
+    model = build_model(spec).to(torch_device)
     task: ClassifierTask | SegmenterTask
     recipe: Recipe
     if isinstance(data, Benchmark):
@@ -242,7 +245,7 @@ def _carry_out(
         assert isinstance(model, Segmenter)
         recipe = from_plain(SegmenterRecipe, training["recipe"], where="training.recipe")
         task = SegmenterTask(model, data.train, data.test, data.category_parts, inputs, seed)
-    reporter.say(_in_words(data, recipe, epochs, where))
+    reporter.say(_summary(data, recipe, epochs, torch_device))
     with interruptible(reporter.on_signal) as stop:
         trained = train_epochs(
             task,
@@ -257,23 +260,15 @@ def _carry_out(
         return Finetuned(output, False, kind, trained.epochs, {})
     score = _score(task, trained, data)
     save_weights(output, model)
-    write_description(output, spec, _finished(facts, score))
+    write_description(output, spec, _finished_facts(facts, score))
     (output / TRAINING).unlink()
     return Finetuned(output, True, kind, trained.epochs, score)
-
-
-def _show_epoch(reporter: Reporter, record: EpochRecord) -> None:
-    note = (
-        f"loss {record.loss:.3f}, test {record.accuracy:.1f} %, "
-        f"{record.clouds_per_second:.0f} shapes/s"
-    )
-    reporter.progress("training", record.epoch, record.epochs, note=note)
 
 
 def _score(
     task: ClassifierTask | SegmenterTask, trained: Trained, data: Benchmark | PartBenchmark
 ) -> dict[str, Any]:
-    """The figures of the last epoch with the best beside them, in percent."""
+    """The figures of the last and of the best epoch, in percent, as in ``config.json``."""
     assert trained.last is not None
     last, best = trained.last, {"best_epoch": trained.best_epoch}
     if isinstance(data, Benchmark):
@@ -290,9 +285,9 @@ def _score(
     }
 
 
-def _cloud_points(data: Benchmark | PartBenchmark, given: int) -> int:
-    """Points of a stored cloud; where they differ, as many as the network is given."""
-    return int(data.train.points.shape[1]) if isinstance(data, Benchmark) else given
+def _cloud_points(data: Benchmark | PartBenchmark, network_points: int) -> int:
+    """Points of a stored cloud; of clouds of different sizes, the points that the network sees."""
+    return int(data.train.points.shape[1]) if isinstance(data, Benchmark) else network_points
 
 
 def _training(facts: Mapping[str, Any], output: Path) -> dict[str, Any]:
@@ -304,20 +299,20 @@ def _training(facts: Mapping[str, Any], output: Path) -> dict[str, Any]:
     training = facts.get("training")
     expected = {"recipe", "seed", "epochs", "data", "checksum"}
     if not isinstance(training, dict) or not expected <= training.keys():
-        msg = f"{output / CONFIG}: does not say how the model is trained; it is damaged, start anew"
+        msg = f"{output / CONFIG}: does not say how the model is trained; it is damaged, start a new training"
         raise CheckpointError(msg)
     return training
 
 
-def _finished(facts: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of a finished model: its score, and no path of this machine any more."""
+def _finished_facts(facts: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` records of a finished model: the score, and no path of this machine any more."""
     training = dict(facts["training"])
     training["data"] = {**training["data"], "path": Path(training["data"]["path"]).name}
-    kept = {name: facts[name] for name in ("sources", "pretraining")}
-    return {**kept, "training": training, "score": dict(score)}
+    origin = {name: facts[name] for name in ("sources", "pretraining")}
+    return {**origin, "training": training, "score": dict(score)}
 
 
-def _in_words(
+def _summary(
     data: Benchmark | PartBenchmark, recipe: Recipe, epochs: int, device: torch.device
 ) -> str:
     split = f" {data.split}" if isinstance(data, Benchmark) and data.split else ""
@@ -328,3 +323,11 @@ def _in_words(
         f"{data.data_name}{split}: {len(data.train):,} shapes to train on, {len(data.test):,} to test; "
         f"recipe {recipe.name}, {length}, on {device}"
     )
+
+
+def _show_epoch(reporter: Reporter, record: EpochRecord) -> None:
+    note = (
+        f"loss {record.loss:.3f}, test {record.accuracy:.1f} %, "
+        f"{record.clouds_per_second:.0f} shapes/s"
+    )
+    reporter.progress("training", record.epoch, record.epochs, note=note)

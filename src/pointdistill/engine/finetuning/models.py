@@ -1,27 +1,41 @@
-"""Trained classifiers and segmenters: what they are, and what they say of raw points.
+"""Trained classifiers and segmenters: how they answer for raw points, and how they are stored.
+
+On disk a model is a folder of ``model.safetensors`` and ``config.json``; the configuration holds all that is
+needed to use the model on a file that it has never seen. Nothing is unpickled.
 
 Sizes: B clouds, N points a cloud, C classes, K parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
+import pointdistill
+from pointdistill.data.files import read_json, write_json
 from pointdistill.data.meshes.records import Axis
 from pointdistill.data.meshes.sampling import check_axis
+from pointdistill.engine.config import from_plain, to_plain
+from pointdistill.engine.exchange.encoders import (
+    CONFIG,
+    WEIGHTS,
+    load_exactly,
+    read_tensors,
+    write_tensors,
+)
+from pointdistill.engine.finetuning.classification import patchify_from_outermost
 from pointdistill.engine.finetuning.epochs import device_of
-from pointdistill.engine.finetuning.part_iou import predict_parts
-from pointdistill.engine.finetuning.segmenter_task import segment
-from pointdistill.engine.finetuning.supervised import cut_from_outermost
+from pointdistill.engine.finetuning.part_clouds import predict_parts
+from pointdistill.engine.finetuning.segmentation import segment
 from pointdistill.engine.inputs import ProtocolInput, Subsampling, subsample
-from pointdistill.errors import DataError
+from pointdistill.errors import CheckpointError, DataError, PointDistillError
 from pointdistill.model.classifier import Classifier, ClassifierConfig
-from pointdistill.model.encoder import EncoderConfig
+from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.patches import to_unit_sphere
 from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.segmenter import Segmenter, SegmenterConfig
@@ -29,23 +43,25 @@ from pointdistill.model.views import AugmentConfig
 
 _STREAM = "model"
 
+VERSION = 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputSpec:
-    """The clouds a model was trained on, so that those it is asked about can be made alike."""
+    """How the clouds that a model was trained on were made, so that others can be made the same way."""
 
     points: int
-    """Given to the network."""
+    """Points of a cloud that the network sees."""
 
     patches: int
     subsampling: str
     """How the points are chosen from a larger cloud: ``uniform`` or ``farthest``."""
 
     augment: AugmentConfig
-    """In training alone."""
+    """Used only in training."""
 
     cloud_points: int
-    """Points of a stored cloud: what a mesh is sampled at."""
+    """Points of a stored cloud, and so of a mesh that is sampled."""
 
     up: str
     """Up axis of files that do not state their own."""
@@ -56,11 +72,11 @@ class InputSpec:
 
     @property
     def axis(self) -> Axis:
-        """``up``, checked."""
+        """``up`` as a checked axis."""
         return check_axis(self.up)
 
     def protocol(self) -> ProtocolInput:
-        """The same for the functions that feed the network."""
+        """The part of it that the functions which feed the network take."""
         return ProtocolInput(
             points=self.points,
             patches=self.patches,
@@ -71,7 +87,7 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierSpec:
-    """Everything that decides what a trained classifier is, but its weights."""
+    """Everything about a trained classifier except its weights."""
 
     encoder: EncoderConfig
     classifier: ClassifierConfig
@@ -83,7 +99,7 @@ class ClassifierSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmenterSpec:
-    """Everything that decides what a trained segmenter is, but its weights."""
+    """Everything about a trained segmenter except its weights."""
 
     encoder: EncoderConfig
     segmenter: SegmenterConfig
@@ -92,7 +108,7 @@ class SegmenterSpec:
     """Part labels of each category in turn."""
 
     part_names: tuple[str, ...]
-    """Of every part label."""
+    """Name of every part label."""
 
     input: InputSpec
 
@@ -102,7 +118,7 @@ Spec: TypeAlias = ClassifierSpec | SegmenterSpec
 
 @dataclass(frozen=True, slots=True)
 class ClassPrediction:
-    """What a classifier says of B clouds."""
+    """A classifier's output for B clouds."""
 
     logits: Tensor
     """(B, C), before softmax."""
@@ -117,11 +133,11 @@ class ClassPrediction:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The likeliest class of each cloud."""
+        """The most likely class of each cloud."""
         return tuple(self.classes[number] for number in self.logits.argmax(-1).tolist())
 
     def top(self, count: int) -> list[list[tuple[str, float]]]:
-        """Of each cloud the ``count`` likeliest classes with their probabilities, likeliest first."""
+        """The ``count`` most likely classes of each cloud with their probabilities, the most likely first."""
         best = self.probabilities.topk(min(count, len(self.classes)), dim=-1)
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [[(self.classes[k], value) for k, value in zip(*row, strict=True)] for row in rows]
@@ -129,20 +145,20 @@ class ClassPrediction:
 
 @dataclass(frozen=True, slots=True)
 class PartPrediction:
-    """What a segmenter says of B clouds."""
+    """A segmenter's output for B clouds."""
 
     parts: Tensor
-    """(B, N) int64 part labels, each one of the cloud's category's own."""
+    """(B, N) int64 part labels, each among those of the cloud's category."""
 
     logits: Tensor
-    """(B, N, K) of all parts of all categories."""
+    """(B, N, K), over the parts of all categories, before softmax."""
 
     part_names: tuple[str, ...]
     """K names."""
 
 
 class TrainedClassifier:
-    """A classifier with its class names and its input; see ``model_folder.load_classifier``."""
+    """A classifier with its class names and its input; ``load_classifier`` makes one."""
 
     def __init__(self, model: Classifier, spec: ClassifierSpec) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
@@ -154,30 +170,30 @@ class TrainedClassifier:
         return self.spec.classes
 
     def to(self, device: torch.device | str) -> TrainedClassifier:
-        """Move it, and return it."""
+        """Move the model to a device, and return it."""
         self.model.to(device)
         return self
 
     @torch.inference_mode()
     def __call__(self, points: Tensor) -> ClassPrediction:
-        """Class logits of raw clouds; what is said of one does not depend on the others of the batch.
+        """Class logits of raw clouds; those of one cloud do not depend on the others in the batch.
 
         Args:
-            points: (B, N, 3) float, any unit and place, z up. More than the model's input are thinned as in
-                training.
+            points: (B, N, 3) float, any unit and place, z up. Of more points than the model's input a subset is
+                chosen as in training.
 
         Raises:
-            DataError: if the shape is another, points are too few, or a coordinate is not finite.
+            DataError: if the shape is not (B, N, 3), N is too small, or a coordinate is not finite.
         """
         encoder, inputs = self.spec.encoder, self.spec.input.protocol()
-        points = _checked(points, encoder, device_of(self.model))
-        clouds = to_unit_sphere(_thinned(points, inputs))
-        patches = cut_from_outermost(clouds, inputs, encoder.patch_points)
+        points = _check_points(points, encoder, device_of(self.model))
+        clouds = to_unit_sphere(_subsample_alike(points, inputs))
+        patches = patchify_from_outermost(clouds, inputs, encoder.patch_points)
         return ClassPrediction(self.model(patches), self.spec.classes)
 
 
 class TrainedSegmenter:
-    """A segmenter with its categories, part names and input; see ``model_folder.load_segmenter``."""
+    """A segmenter with its categories, part names and input; ``load_segmenter`` makes one."""
 
     def __init__(self, model: Segmenter, spec: SegmenterSpec) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
@@ -189,61 +205,61 @@ class TrainedSegmenter:
         return self.spec.categories
 
     def to(self, device: torch.device | str) -> TrainedSegmenter:
-        """Move it, and return it."""
+        """Move the model to a device, and return it."""
         self.model.to(device)
         return self
 
     @torch.inference_mode()
     def __call__(self, points: Tensor, category: str | Sequence[str]) -> PartPrediction:
-        """A part at every point of raw clouds, each cloud's category being known.
+        """A part for every point of raw clouds whose categories are known.
 
         Args:
             points: (B, N, 3) float, any unit and place, z up. Every point gets a part; patches are cut from
-                as many as in training.
+                as many points as in training.
             category: of all clouds, or one name a cloud.
 
         Raises:
-            DataError: if the shape is another, points are too few, a coordinate is not finite, or a category is
+            DataError: if the shape is not (B, N, 3), N is too small, a coordinate is not finite, or a category is
                 unknown.
         """
         inputs, device = self.spec.input.protocol(), device_of(self.model)
-        points = to_unit_sphere(_checked(points, self.spec.encoder, device))
+        points = to_unit_sphere(_check_points(points, self.spec.encoder, device))
         names = [category] * len(points) if isinstance(category, str) else list(category)
-        numbers = torch.tensor([self.number_of(name) for name in names], device=device)
+        numbers = torch.tensor([self.category_index(name) for name in names], device=device)
         if len(numbers) != len(points):
             msg = (
                 f"expected one category, or one a cloud, got {len(names)} for {len(points)} clouds"
             )
             raise DataError(msg)
-        logits = segment(self.model, points, _thinned(points, inputs), numbers, inputs)
+        logits = segment(self.model, points, _subsample_alike(points, inputs), numbers, inputs)
         parts = predict_parts(logits, numbers, self.spec.category_parts)
         return PartPrediction(parts, logits, self.spec.part_names)
 
-    def number_of(self, category: str) -> int:
-        """The number of a category.
+    def category_index(self, category: str) -> int:
+        """The index of a category.
 
         Raises:
-            DataError: if it has no such category; names those it has.
+            DataError: if the segmenter does not know it; names those that it knows.
         """
         if category not in self.categories:
             known = ", ".join(self.categories)
             msg = f"this segmenter has no category {category!r}; it knows {known}"
-            raise DataError(msg)
+            raise DataError(msg, settings=("category",))
         return self.categories.index(category)
 
 
-def _thinned(points: Tensor, inputs: ProtocolInput) -> Tensor:
-    """The points given to the network, chosen alike in every cloud, so that no cloud depends on its batch."""
+def _subsample_alike(points: Tensor, inputs: ProtocolInput) -> Tensor:
+    """The points that the network sees. All clouds share one key, so none depends on its place in the batch."""
     keys = sample_keys(seed=0, epoch=0, index=torch.zeros(len(points), dtype=torch.int64))
     random = KeyedRandom(keys.to(points.device), _STREAM)
     return subsample(points, inputs.points, inputs.subsampling, random)
 
 
-def _checked(points: Tensor, encoder: EncoderConfig, device: torch.device) -> Tensor:
-    """(B, N, 3) float32 points on the model's device.
+def _check_points(points: Tensor, encoder: EncoderConfig, device: torch.device) -> Tensor:
+    """The points as float32 on the model's device.
 
     Raises:
-        DataError: if they cannot be used.
+        DataError: if the shape is not (B, N, 3), N is too small, or a coordinate is not finite.
     """
     shape = tuple(points.shape)
     if len(shape) != 3 or shape[-1] != 3 or shape[1] < encoder.patch_points:
@@ -256,3 +272,124 @@ def _checked(points: Tensor, encoder: EncoderConfig, device: torch.device) -> Te
         msg = "points hold NaN or infinite coordinates; remove them first"
         raise DataError(msg)
     return points.to(device, torch.float32)
+
+
+_FORMATS: dict[object, type[Spec]] = {
+    "pointdistill-classifier": ClassifierSpec,
+    "pointdistill-segmenter": SegmenterSpec,
+}
+
+
+def load_classifier(path: Path | str) -> TrainedClassifier:
+    """The classifier in a folder that ``finetune`` wrote, on the CPU.
+
+    ``classifier(points)`` takes (B, N, 3) raw points, z up, and returns logits, probabilities and class names.
+
+    Raises:
+        CheckpointError: if there is none, it is damaged, or its training is not finished.
+    """
+    model = load_model(path)
+    if not isinstance(model, TrainedClassifier):
+        msg = f"{path}: a segmenter, not a classifier; load it with load_segmenter"
+        raise CheckpointError(msg)
+    return model
+
+
+def load_segmenter(path: Path | str) -> TrainedSegmenter:
+    """The segmenter in a folder that ``finetune`` wrote, on the CPU.
+
+    ``segmenter(points, category)`` takes (B, N, 3) raw points, z up, and returns a part at every point.
+
+    Raises:
+        CheckpointError: if there is none, it is damaged, or its training is not finished.
+    """
+    model = load_model(path)
+    if not isinstance(model, TrainedSegmenter):
+        msg = f"{path}: a classifier, not a segmenter; load it with load_classifier"
+        raise CheckpointError(msg)
+    return model
+
+
+def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
+    """The classifier or segmenter in a folder; errors are those of ``load_classifier``."""
+    folder = Path(path)
+    if folder.name == WEIGHTS:
+        folder = folder.parent
+    spec, _ = read_description(folder)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        msg = f"{folder}: the training of this model is not finished; resume it with `pointdistill finetune`"
+        raise CheckpointError(msg, settings=("resume",))
+    model = build_model(spec)
+    load_exactly(model, read_tensors(weights), weights)
+    if isinstance(spec, ClassifierSpec):
+        assert isinstance(model, Classifier)
+        return TrainedClassifier(model, spec)
+    assert isinstance(model, Segmenter)
+    return TrainedSegmenter(model, spec)
+
+
+def build_model(spec: Spec) -> Classifier | Segmenter:
+    """A model of this architecture, with weights still to be loaded."""
+    encoder = Encoder(spec.encoder)
+    if isinstance(spec, ClassifierSpec):
+        return Classifier(encoder, spec.classifier)
+    return Segmenter(encoder, spec.segmenter)
+
+
+def save_weights(folder: Path, model: Classifier | Segmenter) -> None:
+    """Write ``model.safetensors``; a failure leaves the file as it was."""
+    state = model.state_dict()
+    write_tensors(
+        folder / WEIGHTS, {name: v.detach().cpu().contiguous() for name, v in state.items()}
+    )
+
+
+def write_description(folder: Path, spec: Spec, facts: Mapping[str, Any]) -> None:
+    """Write ``config.json``: the model, and what is known of its training and score (``facts``)."""
+    name = next(name for name, kind in _FORMATS.items() if isinstance(spec, kind))
+    head = {"format": name, "version": VERSION, "pointdistill": pointdistill.__version__}
+    write_json(folder / CONFIG, {**head, "model": to_plain(spec), **facts})
+
+
+def read_description(folder: Path) -> tuple[Spec, dict[str, Any]]:
+    """The model that a folder describes, and all of its ``config.json``.
+
+    Raises:
+        CheckpointError: if there is none, it is damaged, or of another format or a newer version.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        msg = f"{folder}: no model here (no {CONFIG}); `pointdistill finetune` writes one"
+        raise CheckpointError(msg)
+    try:
+        stored = read_json(path)
+        kind = _FORMATS.get(stored.get("format")) if isinstance(stored, dict) else None
+        if kind is None:
+            msg = f"{path}: neither a classifier nor a segmenter; `pointdistill finetune` makes one of an encoder"
+            raise CheckpointError(msg)
+        if stored.get("version") != VERSION:
+            msg = f"{path}: format version {stored.get('version')!r}, this program reads {VERSION}; update it"
+            raise CheckpointError(msg)
+        spec = from_plain(kind, stored.get("model", {}), where="model")
+        _check_names(spec)
+        return spec, stored
+    except CheckpointError:
+        raise
+    except PointDistillError as error:
+        msg = f"{path}: {error}"
+        raise CheckpointError(msg) from error
+
+
+def _check_names(spec: Spec) -> None:
+    """Raise unless there is one name for each of the model's classes, or categories and parts."""
+    if isinstance(spec, ClassifierSpec):
+        fits = len(spec.classes) == spec.classifier.classes
+    else:
+        counts = (spec.segmenter.categories, spec.segmenter.categories, spec.segmenter.parts)
+        names = (len(spec.categories), len(spec.category_parts), len(spec.part_names))
+        labels = {part for parts in spec.category_parts for part in parts}
+        fits = counts == names and all(spec.category_parts) and labels <= set(range(counts[2]))
+    if not fits:
+        msg = "the names do not fit the model's outputs; the file was changed, train or copy the model again"
+        raise CheckpointError(msg)

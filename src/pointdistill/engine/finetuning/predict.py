@@ -1,10 +1,11 @@
-"""A trained classifier or segmenter on any mesh or point file: the bad ones listed, the good ones done."""
+"""A trained classifier or segmenter on any mesh and point files; files that cannot be read are listed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from pointdistill.data.benchmarks.labelled_folder import repeated
 from pointdistill.data.files import write_aside
 from pointdistill.data.meshes import (
-    AXES,
     Axis,
     FailedFile,
     PointSet,
@@ -30,26 +30,24 @@ from pointdistill.engine.finetuning.models import (
     TrainedSegmenter,
 )
 from pointdistill.errors import ConfigError, DataError
+from pointdistill.reporter import SILENT, Reporter
 
 BATCH = 32
-"""Clouds a forward pass; changes the speed and the memory, what is said of a file by rounding alone."""
+"""Clouds a forward pass; changes speed and memory, and the probabilities only by rounding."""
 
 PART_POINTS = 16_384
-"""Points that a mesh gets parts at; a cloud keeps its own up to as many."""
+"""Points of a mesh that get a part; a cloud keeps its own points, up to this number."""
 
-_SEED = 0  # of the points drawn: the same file gets the same answer
-
-Progress = Callable[[int, int], None]
-"""Told the files done and their total."""
+_SEED = 0  # of the points that are drawn, fixed so that the same file gets the same answer
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifiedFile:
-    """What a classifier says of one file."""
+    """The classes that a classifier gives to one file."""
 
     source: Path
     probabilities: tuple[tuple[str, float], ...]
-    """Every class with its probability, the likeliest first."""
+    """Every class with its probability, the most likely first."""
 
     assumed_up: bool
     """Whether the file did not state its up axis."""
@@ -57,7 +55,7 @@ class ClassifiedFile:
 
 @dataclass(frozen=True, slots=True)
 class SegmentedFile:
-    """What a segmenter says of one file. Sizes: n points."""
+    """The parts that a segmenter gives to the points of one file. Sizes: n points."""
 
     source: Path
     points: NDArray[np.float32]
@@ -69,17 +67,17 @@ class SegmentedFile:
     assumed_up: bool
 
     def shares(self, part_names: Sequence[str]) -> dict[str, float]:
-        """Share of the points of each part that occurs."""
-        found, counts = np.unique(self.parts, return_counts=True)
+        """Share of the points in each part that occurs, by the part's name."""
+        parts, counts = np.unique(self.parts, return_counts=True)
         return {
             part_names[part]: count / len(self.parts)
-            for part, count in zip(found.tolist(), counts.tolist(), strict=True)
+            for part, count in zip(parts.tolist(), counts.tolist(), strict=True)
         }
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
-    """One file's points, in its own frame."""
+class _FilePoints:
+    """The points of one file, in its own frame."""
 
     source: Path
     points: NDArray[np.float32]
@@ -87,7 +85,6 @@ class _Opened:
     assumed_up: bool
 
     def z_up(self) -> NDArray[np.float32]:
-        """(n, 3) float32, turned."""
         return to_z_up(self.points.astype(np.float64), self.up).astype(np.float32)
 
 
@@ -96,18 +93,18 @@ def classify_files(
     paths: Iterable[str | os.PathLike[str]],
     *,
     up: str | None = None,
-    progress: Progress | None = None,
+    reporter: Reporter = SILENT,
 ) -> tuple[list[ClassifiedFile], list[FailedFile]]:
-    """Name every file; what is said of one does not depend on the others.
+    """Classify every file; the classes of one do not depend on the others.
 
     Args:
         classifier: on the device where it is to run.
-        paths: meshes and clouds; one that is given twice is read once.
+        paths: meshes and clouds; a file named twice is read once.
         up: up axis of files that do not state their own; that of the training data by default.
-        progress: told after every file.
+        reporter: hears of every file that is done.
 
     Returns:
-        The files that were named, and those that could not be read with their cause.
+        The files that were classified, and those that could not be read, each with the reason.
 
     Raises:
         ConfigError: if there are no paths, or ``up`` is no axis.
@@ -115,23 +112,23 @@ def classify_files(
     spec = classifier.spec.input
     done: list[ClassifiedFile] = []
     failed: list[FailedFile] = []
-    waiting: list[_Opened] = []
+    batch: list[_FilePoints] = []
 
-    def flush() -> None:
-        if waiting:
-            clouds = np.stack([repeated(file.z_up(), spec.cloud_points) for file in waiting])
-            said = classifier(torch.from_numpy(clouds))
-            done.extend(_classified(waiting, said))
-            waiting.clear()
+    def classify_batch() -> None:
+        if batch:
+            clouds = np.stack([repeated(file.z_up(), spec.cloud_points) for file in batch])
+            done.extend(_classified(batch, classifier(torch.from_numpy(clouds))))
+            batch.clear()
 
-    for opened in _open(paths, spec.cloud_points, _axis(up, spec.axis), progress):
-        if isinstance(opened, FailedFile):
-            failed.append(opened)
+    report = partial(reporter.progress, "classifying")
+    for file in _read_files(paths, spec.cloud_points, _choose_axis(up, spec.axis), report):
+        if isinstance(file, FailedFile):
+            failed.append(file)
             continue
-        waiting.append(opened)
-        if len(waiting) == BATCH:
-            flush()
-    flush()
+        batch.append(file)
+        if len(batch) == BATCH:
+            classify_batch()
+    classify_batch()
     return done, failed
 
 
@@ -141,42 +138,45 @@ def segment_files(
     *,
     category: str | None = None,
     up: str | None = None,
-    progress: Progress | None = None,
+    reporter: Reporter = SILENT,
 ) -> tuple[list[SegmentedFile], list[FailedFile]]:
-    """Give every point of every file a part; arguments and errors are those of ``classify_files``, and:
+    """Give every point of every file a part. Arguments and errors are those of ``classify_files``, and:
 
     Args:
         segmenter: on the device where it is to run.
-        paths: meshes, which get ``PART_POINTS`` points, and clouds, which keep their own up to as many.
-        category: of all the files; may be left out where the segmenter knows one only.
+        paths: meshes, which get ``PART_POINTS`` points, and clouds, which keep their own up to this number.
+        category: of all the files; may be left out where the segmenter knows only one.
         up: as in ``classify_files``.
-        progress: told after every file.
+        reporter: hears of every file that is done.
 
     Raises:
-        ConfigError: if no category is given and there are several.
+        ConfigError: if ``category`` is left out and there are several.
         DataError: if the category is unknown.
     """
     if category is None and len(segmenter.categories) > 1:
-        msg = f"a segmenter must be told the files' category; choose one of {', '.join(segmenter.categories)}"
-        raise ConfigError(msg)
+        msg = f"a segmenter needs the files' category; choose one of {', '.join(segmenter.categories)}"
+        raise ConfigError(msg, settings=("category",))
     category = category or segmenter.categories[0]
-    segmenter.number_of(category)
+    segmenter.category_index(category)  # an unknown one is refused before anything is read
     done: list[SegmentedFile] = []
     failed: list[FailedFile] = []
     least = segmenter.spec.encoder.patch_points
-    for opened in _open(paths, PART_POINTS, _axis(up, segmenter.spec.input.axis), progress):
-        if isinstance(opened, FailedFile):
-            failed.append(opened)
+    report = partial(reporter.progress, "segmenting")
+    for file in _read_files(
+        paths, PART_POINTS, _choose_axis(up, segmenter.spec.input.axis), report
+    ):
+        if isinstance(file, FailedFile):
+            failed.append(file)
             continue
-        cloud = repeated(opened.z_up(), max(least, len(opened.points)))
-        said = segmenter(torch.from_numpy(cloud)[None], category)
-        parts = said.parts[0, : len(opened.points)].cpu().numpy()
-        done.append(SegmentedFile(opened.source, opened.points, parts, opened.assumed_up))
+        cloud = repeated(file.z_up(), max(least, len(file.points)))
+        prediction = segmenter(torch.from_numpy(cloud)[None], category)
+        parts = prediction.parts[0, : len(file.points)].cpu().numpy()
+        done.append(SegmentedFile(file.source, file.points, parts, file.assumed_up))
     return done, failed
 
 
 def plan_parts(paths: Sequence[Path], output: Path) -> Destination:
-    """Where the parts of each file go, before anything is read.
+    """Where the parts of each file will be written; checked before anything is read.
 
     Args:
         paths: the inputs.
@@ -187,7 +187,7 @@ def plan_parts(paths: Sequence[Path], output: Path) -> Destination:
     """
     if output.suffix.lower() not in ("", ".ply", ".npz"):
         msg = f"parts are written as .ply or .npz, not {output.suffix}; end the output so, or name a folder"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("output",))
     single = output.suffix.lower() in (".ply", ".npz")
     return plan_output(_distinct(paths), output, None if single else "ply")
 
@@ -214,7 +214,7 @@ def write_parts(
 
 
 def _ply(file: SegmentedFile, part_names: Sequence[str]) -> bytes:
-    """A binary PLY with the parts as a number and as a colour; the names stand in comments."""
+    """A binary PLY with each point's part as a number and as a colour; the names of the parts are in comments."""
     fields = [
         ("x", "<f4"),
         ("y", "<f4"),
@@ -229,11 +229,11 @@ def _ply(file: SegmentedFile, part_names: Sequence[str]) -> bytes:
     for column, name in enumerate(("red", "green", "blue")):
         rows[name] = _PALETTE[file.parts % len(_PALETTE), column]
     rows["part"] = file.parts
-    named = (f"comment part {part}: {part_names[part]}" for part in np.unique(file.parts))
+    comments = (f"comment part {part}: {part_names[part]}" for part in np.unique(file.parts))
     header = [
         "ply",
         "format binary_little_endian 1.0",
-        *named,
+        *comments,
         f"element vertex {len(rows)}",
         *(f"property float {name}" for name in "xyz"),
         *(f"property uchar {name}" for name in ("red", "green", "blue")),
@@ -243,7 +243,7 @@ def _ply(file: SegmentedFile, part_names: Sequence[str]) -> bytes:
     return "\n".join(header).encode() + rows.tobytes()
 
 
-# Okabe and Ito's colours, which most colour-blind people tell apart, without black.
+# Okabe and Ito's colours, which most colour-blind people can tell apart, without black.
 _PALETTE = np.array(
     [
         (230, 159, 0),
@@ -258,9 +258,12 @@ _PALETTE = np.array(
 )
 
 
-def _open(
-    paths: Iterable[str | os.PathLike[str]], count: int, up: Axis, progress: Progress | None
-) -> Iterator[_Opened | FailedFile]:
+def _read_files(
+    paths: Iterable[str | os.PathLike[str]],
+    count: int,
+    up: Axis,
+    report: Callable[[int, int], None],
+) -> Iterator[_FilePoints | FailedFile]:
     """Each file's points, at most ``count`` of them, or why it cannot be read.
 
     Raises:
@@ -268,7 +271,7 @@ def _open(
     """
     sources = _distinct([Path(path) for path in paths])
     if not sources:
-        msg = "no file to look at; name at least one mesh or point cloud"
+        msg = "no files were named; name at least one mesh or point cloud"
         raise ConfigError(msg)
     for done, source in enumerate(sources, start=1):
         try:
@@ -279,28 +282,23 @@ def _open(
             yield FailedFile(source, str(error))
         else:
             declared = shape.declared_up
-            yield _Opened(source, points, declared or up, assumed_up=declared is None)
-        if progress is not None:
-            progress(done, len(sources))
+            yield _FilePoints(source, points, declared or up, assumed_up=declared is None)
+        report(done, len(sources))
 
 
-def _classified(files: Sequence[_Opened], said: ClassPrediction) -> Iterator[ClassifiedFile]:
-    for file, ranked in zip(files, said.top(len(said.classes)), strict=True):
+def _classified(
+    files: Sequence[_FilePoints], prediction: ClassPrediction
+) -> Iterator[ClassifiedFile]:
+    for file, ranked in zip(files, prediction.top(len(prediction.classes)), strict=True):
         yield ClassifiedFile(file.source, tuple(ranked), file.assumed_up)
 
 
-def _axis(up: str | None, trained: Axis) -> Axis:
-    """The axis asked for, or that of the training data.
-
-    Raises:
-        ConfigError: if there is none of that name.
-    """
-    assert trained in AXES
+def _choose_axis(up: str | None, trained: Axis) -> Axis:
     return trained if up is None else check_axis(up)
 
 
 def _distinct(paths: Sequence[Path]) -> list[Path]:
-    """Each file once, as it was first spelled, in the order given."""
+    """Each file once, in the spelling and order in which it was first named."""
     first: dict[str, Path] = {}
     for path in paths:
         first.setdefault(os.path.realpath(path), path)

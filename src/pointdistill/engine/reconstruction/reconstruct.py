@@ -1,46 +1,100 @@
-"""What an encoder's features hold, seen: hidden patches drawn from visible ones by a small decoder.
+"""A look at what an encoder's features hold: a small decoder draws hidden patches from the visible ones.
 
-The same decoder is trained on the frozen features of the encoder and on those of random weights of the same size,
-and both are compared with copying the nearest visible patch. Every finished decoder is kept, so that the same call
-goes on after an interruption.
+The same decoder is trained on the frozen features of the encoder and on those of an encoder of the same size with
+random weights, and both are compared with copying the nearest visible patch. Every finished decoder is on disk, so
+that the same call goes on after an interruption.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.files import read_json
+from pointdistill.data.files import read_json, sha256_of, write_aside, write_json
 from pointdistill.data.workspace import last_corpus, last_run
-from pointdistill.engine.config import from_plain
+from pointdistill.engine.config import from_plain, to_plain
 from pointdistill.engine.devices import pick_device, threads_for
 from pointdistill.engine.evaluation.results import Spread
-from pointdistill.engine.exchange.unfinished import encoder_line
-from pointdistill.engine.exchange.weights import load_encoder, locate_encoder
-from pointdistill.engine.interrupt import interruptible
-from pointdistill.engine.reconstruction.reconstruct_comparison import (
-    MEASURE,
-    Comparison,
-    Features,
-    Outcome,
-    Show,
+from pointdistill.engine.exchange.encoders import (
+    load_encoder,
+    load_exactly,
+    locate_encoder,
+    read_tensors,
+    weights_file,
+    write_tensors,
 )
-from pointdistill.engine.reconstruction.reconstruct_decoder import ReconstructConfig
+from pointdistill.engine.exchange.record import encoder_line
+from pointdistill.engine.interrupt import interruptible
+from pointdistill.engine.reconstruction.decoder_training import (
+    Guess,
+    ReconstructConfig,
+    Split,
+    guess_by_copying,
+    held_out_views,
+    measure,
+    new_decoder,
+    predict_patches,
+    split_shapes,
+    train_decoder,
+)
+from pointdistill.engine.reporting.pictures import FilledView, filled_views
 from pointdistill.engine.reporting.tables import Table
-from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG
+from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG, corpus_fingerprint
 from pointdistill.errors import CheckpointError, ConfigError, DataError
-from pointdistill.model.encoder import EncoderConfig
+from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.initialize import initialize
 from pointdistill.model.masking import MaskingConfig
+from pointdistill.reporter import SILENT, Reporter
+
+RESULTS, PICTURE = "results.json", "reconstruction.png"
+FORMAT = "pointdistill-reconstruction"
+VERSION = 1
+MEASURE = (
+    "Chamfer distance of each hidden patch: mean squared distance from a predicted point to the nearest true "
+    "one plus from a true point to the nearest predicted one; view in the unit sphere; mean over held-out shapes"
+)
+"""What the figures mean, for tables and for ``results.json``."""
+
+DRAWN = 6
+"""Held-out shapes in the picture, spread over the corpus."""
 
 SCALE = 1000.0
 """Tables show distances times this; ``results.json`` has them as they are."""
 
 
+class FeatureSource(StrEnum):
+    """What the hidden patches are guessed from."""
+
+    ENCODER = "encoder"
+    RANDOM = "random weights"
+    COPY = "nearest visible patch copied"
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderScore:
+    """How well the hidden patches were guessed from one source of features under one seed."""
+
+    features: FeatureSource
+    seed: int
+    chamfer: float
+    """See ``MEASURE``."""
+
+    train_shapes: int
+    held_out_shapes: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReconstructRequest:
-    """What a user asked for; all of it may be left out."""
+    """What to compare, and where; every setting has a default."""
 
     encoder: Path | str | None = None
     """As for ``load_encoder``; the last run in ``folder`` by default."""
@@ -50,10 +104,10 @@ class ReconstructRequest:
 
     steps: int | None = None
     seeds: int = 1
-    """How many, from 0 on; each has its own split, weights and masks."""
+    """Number of seeds, counted from 0; each has its own split, weights and masks."""
 
     output: Path | None = None
-    """In the run, or ``reconstruction/``, by default."""
+    """A folder; by default ``reconstruction/`` in the run, or in ``folder`` where the encoder is in no run."""
 
     device: str = "auto"
     folder: Path = Path()
@@ -62,20 +116,20 @@ class ReconstructRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """What a call left behind."""
+    """The outcome of ``reconstruct``."""
 
     output: Path
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[DecoderScore, ...]
     interrupted: bool
 
     def table(self) -> Table:
-        """A row for each kind of features; distances times a thousand."""
+        """A row for each source of features; distances times a thousand."""
         rows = []
-        for kind in Features:
-            values = [SCALE * o.chamfer for o in self.outcomes if o.features is kind]
+        for kind in FeatureSource:
+            values = [SCALE * score.chamfer for score in self.outcomes if score.features is kind]
             if values:
                 rows.append((str(kind), str(Spread.of(values))))
-        seeds = sorted({o.seed for o in self.outcomes})
+        seeds = sorted({score.seed for score in self.outcomes})
         notes = [
             f"{MEASURE}. Smaller is better.",
             f"Seeds: {', '.join(map(str, seeds))}.",
@@ -87,57 +141,55 @@ class Reconstruction:
         )
 
 
-def reconstruct(
-    request: ReconstructRequest, *, say: Callable[[str], None], show: Show
-) -> Reconstruction:
+def reconstruct(request: ReconstructRequest, *, reporter: Reporter = SILENT) -> Reconstruction:
     """Train and compare decoders; write ``results.json`` after each, and ``reconstruction.png`` at the end.
 
-    Ctrl-C stops between two steps: finished decoders stay, and the same call goes on with the next.
+    Ctrl-C stops between two steps: finished decoders are kept, and the same call goes on with the next.
 
     Args:
         request: what to compare.
-        say: told, a line at a time, what was chosen for the user.
-        show: told after every step.
+        reporter: hears which encoder and corpus are taken, and every step.
 
     Raises:
         CheckpointError: if there is no encoder.
         ConfigError: if a value is not accepted, or the output holds the results of something else.
-        DataError: if there is no corpus, or one of a few shapes.
+        DataError: if there is no corpus, or it holds too few shapes.
     """
     if request.seeds < 1:
         msg = f"seeds must be at least 1, got {request.seeds}"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("seeds",))
     device = pick_device(request.device)
-    stored, corpus = _find_encoder(request, say), _corpus(request, say)
+    stored, corpus = _find_encoder(request, reporter), _open_corpus(request, reporter)
     encoder = load_encoder(stored).to(device)
-    config = ReconstructConfig(masking=masking_of(stored, encoder.config))
+    config = ReconstructConfig(masking=pretraining_masking(stored, encoder.config))
     if request.steps is not None:
         config = replace(config, steps=request.steps)
     output = request.output or _output(request, stored)
     comparison = Comparison(stored, encoder, corpus, config, output)
     with interruptible() as stopped, threads_for(encoder.config.width, device):
-        finished = all(comparison.run(seed, show, stopped) for seed in range(request.seeds))
+        finished = all(comparison.run(seed, reporter, stopped) for seed in range(request.seeds))
         if finished:
             comparison.draw()
     return Reconstruction(output, tuple(comparison.outcomes), not finished)
 
 
-def masking_of(stored: Path, encoder: EncoderConfig) -> MaskingConfig:
-    """The masks of an encoder's pretraining, where it lies in its run; else the paper's.
+def pretraining_masking(stored: Path, encoder: EncoderConfig) -> MaskingConfig:
+    """How patches were masked in an encoder's pretraining, with one mask a view.
 
-    Its blocks are a tenth of 64 patches; of fewer, they are at least three.
+    Where the encoder is not in its run, this is the paper's masking, with blocks of at least three patches: a
+    tenth of the patches, as in the paper, would be less than that in small encoders.
     """
     described = stored.parent / RUN_CONFIG
     if (stored.parent / METRICS).is_file() and described.is_file():
         run = read_json(described)
-        found = run.get("config", {}).get("masking") if isinstance(run, dict) else None
-        if isinstance(found, dict):
-            return replace(from_plain(MaskingConfig, found, where="masking"), masks_per_view=1)
+        masking = run.get("config", {}).get("masking") if isinstance(run, dict) else None
+        if isinstance(masking, dict):
+            return replace(from_plain(MaskingConfig, masking, where="masking"), masks_per_view=1)
     share = min(1.0, max(MaskingConfig().block_share, 3 / encoder.patches))
     return MaskingConfig(masks_per_view=1, block_share=share)
 
 
-def _find_encoder(request: ReconstructRequest, say: Callable[[str], None]) -> Path:
+def _find_encoder(request: ReconstructRequest, reporter: Reporter) -> Path:
     """Where the encoder asked for lies, or the last run's.
 
     Raises:
@@ -151,24 +203,186 @@ def _find_encoder(request: ReconstructRequest, say: Callable[[str], None]) -> Pa
         )
         raise CheckpointError(msg)
     stored = locate_encoder(source)
-    say(encoder_line(stored))
+    reporter.say(encoder_line(stored))
     return stored
 
 
-def _corpus(request: ReconstructRequest, say: Callable[[str], None]) -> Corpus:
+def _open_corpus(request: ReconstructRequest, reporter: Reporter) -> Corpus:
     path = request.data or last_corpus(folder=request.folder)
     if path is None:
-        msg = (
-            "no corpus was made in this folder yet; run `pointdistill prepare-data`, "
-            "or name one with --data"
-        )
-        raise DataError(msg)
+        msg = "no corpus was made in this folder yet; run `pointdistill prepare-data`, or name one"
+        raise DataError(msg, settings=("data",))
     corpus = open_corpus(path)
-    say(f"corpus: {path}, {len(corpus):,} shapes")
+    reporter.say(f"corpus: {path}, {len(corpus):,} shapes")
     return corpus
 
 
 def _output(request: ReconstructRequest, stored: Path) -> Path:
-    """In the run where the encoder is a run's; in the working folder else."""
     in_run = (stored.parent / METRICS).is_file()
     return (stored.parent if in_run else request.folder) / "reconstruction"
+
+
+class Comparison:
+    """The decoders of one encoder on one corpus; those of an earlier call are taken from the output."""
+
+    def __init__(
+        self,
+        stored: Path,
+        encoder: Encoder,
+        corpus: Corpus,
+        config: ReconstructConfig,
+        output: Path,
+    ) -> None:
+        self.encoder = encoder
+        self.corpus = corpus
+        self.config = config
+        self.output = output
+        self.device = encoder.transformer.norm.weight.device
+        self.described: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "measure": MEASURE,
+            "encoder": {"path": str(stored), "sha256": sha256_of(weights_file(stored))},
+            "corpus": {"path": str(corpus.path), "fingerprint": corpus_fingerprint(corpus)},
+            "settings": to_plain(config),
+        }
+        self.outcomes = list(self._read_outcomes())
+
+    def run(self, seed: int, reporter: Reporter, stopped: Callable[[], bool]) -> bool:
+        """Train and measure what is missing of a seed; False if it was stopped."""
+        split = split_shapes(len(self.corpus), self.config, seed=seed)
+        for kind in FeatureSource:
+            if any((score.features, score.seed) == (kind, seed) for score in self.outcomes):
+                continue
+            guess = self._train(kind, seed, split, reporter, stopped)
+            if guess is None:
+                return False
+            chamfer = measure(
+                guess,
+                self.corpus,
+                split.held_out,
+                self.encoder.config,
+                self.config,
+                seed=seed,
+                device=self.device,
+            )
+            sizes = (len(split.train), len(split.held_out))
+            self.outcomes.append(DecoderScore(kind, seed, chamfer, *sizes))
+            write_json(
+                self.output / RESULTS,
+                self.described | {"outcomes": [asdict(score) for score in self.outcomes]},
+            )
+        return True
+
+    def draw(self) -> None:
+        """Write the picture: held-out shapes of seed 0, whole, seen, and filled in from both kinds of features."""
+        split = split_shapes(len(self.corpus), self.config, seed=0)
+        drawn = np.linspace(0, len(split.held_out) - 1, min(DRAWN, len(split.held_out)))
+        views = held_out_views(
+            self.corpus,
+            split.held_out[drawn.round().astype(int)],
+            self.encoder.config,
+            self.config,
+            seed=0,
+            device=self.device,
+        )
+        guesses = [
+            self._load(kind, 0)(views) for kind in (FeatureSource.ENCODER, FeatureSource.RANDOM)
+        ]
+        versions = [views.target, *guesses]
+        patches, visible = views.patches, views.masks.visible_index
+        rows = torch.arange(len(visible), device=visible.device)[:, None]
+        seen = patches.offsets[rows, visible] + views.visible_centers[:, :, None]
+        hidden = [offsets + views.hidden_centers[:, :, None] for offsets in versions]
+        filled = [
+            FilledView(
+                seen=_points(seen[row]),
+                hidden=_points(hidden[0][row]),
+                guesses=tuple(_points(guess[row]) for guess in hidden[1:]),
+            )
+            for row in range(len(seen))
+        ]
+        with write_aside(self.output / PICTURE) as aside:
+            aside.write_bytes(
+                filled_views(filled, titles=("pretrained features", "random weights"))
+            )
+
+    def _train(
+        self,
+        kind: FeatureSource,
+        seed: int,
+        split: Split,
+        reporter: Reporter,
+        stopped: Callable[[], bool],
+    ) -> Guess | None:
+        """A guess from one source of features, its decoder trained and saved; None if it was stopped."""
+        if kind is FeatureSource.COPY:
+            return guess_by_copying
+        encoder = self._encoder_of(kind, seed)
+        task = f"decoder, {kind}, seed {seed}"
+
+        def progress(done: int, total: int, distance: float) -> None:
+            reporter.progress(task, done, total, note=f"distance {distance:.4f}")
+
+        decoder = train_decoder(
+            encoder,
+            self.corpus,
+            split.train,
+            self.config,
+            seed=seed,
+            progress=progress,
+            stopped=stopped,
+        )
+        if decoder is None:
+            return None
+        state = {n: value.contiguous().cpu() for n, value in decoder.state_dict().items()}
+        write_tensors(self.output / _decoder_file(kind, seed), state)
+        return lambda views: predict_patches(decoder, encoder, views)
+
+    def _load(self, kind: FeatureSource, seed: int) -> Guess:
+        """A guess with a decoder that was trained before."""
+        decoder = new_decoder(self.encoder.config)
+        path = self.output / _decoder_file(kind, seed)
+        load_exactly(decoder, read_tensors(path), path)
+        decoder.to(self.device).requires_grad_(requires_grad=False)
+        encoder = self._encoder_of(kind, seed)
+        return lambda views: predict_patches(decoder, encoder, views)
+
+    def _encoder_of(self, kind: FeatureSource, seed: int) -> Encoder:
+        if kind is FeatureSource.ENCODER:
+            return self.encoder
+        fresh = Encoder(self.encoder.config)
+        initialize(fresh, generator=torch.Generator().manual_seed(seed))
+        return fresh.eval().requires_grad_(requires_grad=False).to(self.device)
+
+    def _read_outcomes(self) -> Iterator[DecoderScore]:
+        """The scores that an earlier call wrote.
+
+        Raises:
+            ConfigError: if the output holds the results of another encoder or corpus, or of other settings.
+        """
+        path = self.output / RESULTS
+        if not path.is_file():
+            return
+        stored = read_json(path)
+        # Paths may differ: a folder that was moved holds the same things.
+        for name, part in (("encoder", "sha256"), ("corpus", "fingerprint"), ("settings", None)):
+            expected = self.described[name] if part is None else self.described[name][part]
+            actual = stored.get(name) if isinstance(stored, dict) else None
+            if part is not None:
+                actual = actual.get(part) if isinstance(actual, dict) else None
+            if actual != expected:
+                other = "other settings" if name == "settings" else f"another {name}"
+                msg = f"{path} was made with {other}; choose another output folder, or remove it"
+                raise ConfigError(msg, settings=("output",))
+        for row in stored["outcomes"]:
+            yield DecoderScore(**row | {"features": FeatureSource(row["features"])})
+
+
+def _points(patches: Tensor) -> NDArray[np.float32]:
+    """(n, 3) points of (T, K, 3) patches."""
+    return patches.flatten(0, 1).cpu().numpy()
+
+
+def _decoder_file(kind: FeatureSource, seed: int) -> str:
+    return f"decoder-{kind.name.lower()}-{seed}.safetensors"

@@ -14,7 +14,7 @@ import torch
 import pointdistill
 from pointdistill.data.files import read_json, write_aside, write_json
 from pointdistill.engine.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
-from pointdistill.engine.exchange.weights import WEIGHTS, find_encoder, read_tensors, save_encoder
+from pointdistill.engine.exchange.encoders import WEIGHTS, find_encoder, read_tensors, save_encoder
 from pointdistill.engine.training.loader import PointSource
 from pointdistill.engine.training.state import (
     TrainState,

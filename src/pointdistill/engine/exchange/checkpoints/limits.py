@@ -1,4 +1,4 @@
-"""How much a foreign checkpoint may ask for before it is refused."""
+"""How large a foreign checkpoint may be before it is refused."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pointdistill.data.pickles import PickleLimits
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits(PickleLimits):
-    """What reading a file may cost; weights apart, under 150 MiB and a few seconds at these defaults.
+    """Limits to what reading a file may cost: at most 150 MiB, besides the weights, and a few seconds by default.
 
-    A checkpoint of the large model with its optimiser's moments needs a tenth of each. Its pickle does not hold
-    the tensors' values.
+    A checkpoint of the large model with its optimiser's moments needs a tenth of each. The values of tensors are
+    not in the pickle and do not count.
     """
 
     members: int = 20_000
-    """Files in the archive; each tensor has one."""
+    """Files in the archive, where each tensor has one."""
 
     directory_bytes: int = 4 << 20
-    """Of the archive's table of contents."""
+    """Size of the archive's table of contents."""
 
     dimensions: int = 16
     """Axes of one tensor."""

@@ -30,13 +30,13 @@ class ClassifierRecipe:
     """Head weights truncated normal with deviation 0.02, as an encoder's; otherwise PyTorch's default."""
 
     epochs: int = 150
-    """Passes over the training clouds; all the other epochs here are parts of these."""
+    """Passes over the training clouds; frozen and warm-up epochs are part of these."""
 
     frozen_epochs: int = 0
-    """First epochs that train the head alone; the learning rate's warm-up begins after them."""
+    """Epochs at the start that train only the head; the learning rate's warm-up begins after them."""
 
     frozen_learning_rates: tuple[float, float] = (5e-4, 5e-5)
-    """Over those epochs, falling linearly from the first to the second."""
+    """Learning rate over those epochs, falling linearly from the first value to the second."""
 
     warmup_epochs: int = 10
     first_learning_rate: float = 0.0
@@ -48,7 +48,7 @@ class ClassifierRecipe:
     """On every trained parameter."""
 
     batch_size: int = 32
-    """Clouds a step; the last batch of an epoch may be smaller, and takes in a cloud left over."""
+    """Clouds a step; the last batch of an epoch may be smaller, and a single cloud left over joins it."""
 
     label_smoothing: float = 0.2
     """Share of the target spread evenly over all classes, in [0, 1)."""
@@ -77,7 +77,7 @@ class ClassifierRecipe:
             raise ConfigError(msg)
 
     def frozen_steps(self, total: int) -> int:
-        """Of a run of ``total`` optimiser steps, those that train the head alone."""
+        """How many of ``total`` optimiser steps train only the head."""
         return self._share(self.frozen_epochs, total)
 
     def learning_rate(self, step: int, *, total: int) -> float:

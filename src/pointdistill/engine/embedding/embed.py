@@ -1,13 +1,14 @@
-"""Shapes to an embedding on disk: read ahead, computed in batches, finished in chunks, resumable."""
+"""Any shapes to an embedding on disk; a stopped embedding goes on where it was."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pointdistill.data.meshes import check_axis, named_rng
+from pointdistill.data.meshes import check_axis
+from pointdistill.data.meshes.sample import named_rng
 from pointdistill.data.shape_lists import ReadSettings, ShapeList, list_shapes
 from pointdistill.data.workspace import last_run, remember_embedding
 from pointdistill.engine.devices import pick_device
@@ -18,28 +19,32 @@ from pointdistill.engine.embedding.compute import (
     encoder_checksum,
     feature_width,
 )
-from pointdistill.engine.embedding.index import FORMAT, VERSION, open_index
-from pointdistill.engine.embedding.loop import EmbeddingLoop, Tell
-from pointdistill.engine.embedding.output import check_output, write_output
-from pointdistill.engine.embedding.work import WorkFolder
-from pointdistill.engine.exchange.unfinished import encoder_line
-from pointdistill.engine.exchange.weights import load_encoder, locate_encoder
+from pointdistill.engine.embedding.file import (
+    FORMAT,
+    VERSION,
+    check_output,
+    open_index,
+    write_output,
+)
+from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
+from pointdistill.engine.exchange.encoders import load_encoder, locate_encoder
+from pointdistill.engine.exchange.record import encoder_line
 from pointdistill.engine.interrupt import interruptible
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
+from pointdistill.reporter import SILENT, Reporter
 
 CHUNK_SHAPES = 256
-"""Most shapes of a chunk: what a kill can cost."""
+"""Most shapes of a chunk, which is what a kill can cost."""
 
 CHUNK_BYTES = 64 * 2**20
-"""Most features of a chunk."""
+"""Most bytes of features in a chunk."""
 
+AVERAGED_BELOW, AVERAGED_POINTS = 1024, 2048
+"""Where a draw has fewer points than the first number, draws are averaged that together have the second number.
 
-ENOUGH_POINTS, WANTED_POINTS = 1024, 2048
-"""An encoder of fewer points than the first averages over draws that together have as many as the second.
-
-Two draws of 256 points of one surface differ as two surfaces do: with the tiny recipe (150 steps) half of 29 files
-were nearer to another file than to their own second draw; with the averages of eight draws, 2 were.
+Two draws of 256 points of one surface differ as much as two surfaces do. With the tiny recipe (150 steps), half of
+29 files were nearer to another file than to their own second draw; averaged over eight draws, 2 were.
 """
 
 
@@ -48,22 +53,22 @@ class EmbedRequest:
     """What to embed, how, and where to."""
 
     paths: Sequence[Path]
-    """Files, folders, zips and corpora."""
+    """Files, folders, zip archives and corpora."""
 
     output: Path
     """Ends in .npz or .parquet."""
 
     encoder: Path | str | None = None
-    """As `load_encoder` takes it; None for the last run in this folder."""
+    """As for ``load_encoder``; None for that of the last run in this folder."""
 
     features: str = "pooled"
     """cls, pooled, patches or points."""
 
     points: int | None = None
-    """Points of a draw; None for as many as in pretraining."""
+    """Points of a draw; None for the number in pretraining."""
 
     draws: int | None = None
-    """Draws that cls and pooled features are averaged over; None for one, or more of an encoder of few points."""
+    """Draws that cls and pooled features are averaged over; None for one, or more where a draw has few points."""
 
     seed: int = 0
 
@@ -71,7 +76,7 @@ class EmbedRequest:
     """Up axis of files that do not state their own."""
 
     batch_size: int | None = None
-    """Clouds a forward pass; changes speed and memory alone."""
+    """Clouds a forward pass; changes only speed and memory. None decides by the device."""
 
     device: str = "auto"
 
@@ -81,36 +86,37 @@ class EmbedRequest:
 
 @dataclass(frozen=True, slots=True)
 class EmbedReport:
-    """What came of it."""
+    """The outcome of ``embed``."""
 
     output: Path
 
     shapes: int
-    """In the output; after an interruption, those finished so far, refused ones too."""
+    """Shapes in the output; after an interruption, those finished so far, refused ones included."""
 
     total: int
+    """Shapes in the inputs."""
 
     failed: tuple[tuple[str, str], ...] = ()
-    """Id and cause of every shape that was refused."""
+    """Id and reason of every shape that was refused."""
 
     assumed_up: int = 0
     """Files whose up axis was assumed."""
 
     interrupted: bool = False
+    """Whether it was stopped; the same call goes on from there."""
+
     was_complete: bool = False
+    """Whether the output was there already."""
 
 
-def embed(
-    request: EmbedRequest, tell: Tell | None = None, *, say: Callable[[str], None] | None = None
-) -> EmbedReport:
-    """Embed every shape of the request's paths and write one file; called again after a kill, go on.
+def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
+    """Embed every shape of the request's paths and write one file; called again after a kill, it goes on.
 
-    A shape's features depend on the encoder, the points, the seed, the up axis and the shape alone.
+    A shape's features depend only on the encoder, the points, the seed, the up axis and the shape.
 
     Args:
         request: what, how, and where to; all of it is checked before anything is written.
-        tell: told how far the work is.
-        say: told which encoder was taken.
+        reporter: hears which encoder was taken, and how far the work is.
 
     Raises:
         ConfigError: for a setting that is not accepted.
@@ -118,14 +124,14 @@ def embed(
         DataError: if a path is missing or holds no shape, or the output exists and holds something else.
     """
     check_output(request.output)
-    check_exist(request.paths)
+    check_paths_exist(request.paths)
     device = pick_device(request.device)
     if request.batch_size is not None and request.batch_size < 1:
         msg = f"the batch size must be at least 1, got {request.batch_size}"
-        raise ConfigError(msg)
-    encoder, origin = find_and_load(request.encoder, say=say)
+        raise ConfigError(msg, settings=("batch_size",))
+    encoder, origin = find_and_load(request.encoder, reporter=reporter)
     kind = check_kind(request.features, encoder)
-    points, draws = sampling(encoder, kind, points=request.points, draws=request.draws)
+    points, draws = points_and_draws(encoder, kind, points=request.points, draws=request.draws)
     named_rng(request.seed)  # a seed that is not accepted is refused before anything is read
     settings = ReadSettings(
         points=points * draws,
@@ -135,25 +141,25 @@ def embed(
         shuffled=draws > 1,
     )
     shapes = list_shapes(request.paths, leave_out=request.output)
-    decides = _decides(encoder, kind, settings, shapes) | {"points": points, "draws": draws}
+    info = _info(encoder, kind, settings, shapes) | {"points": points, "draws": draws}
     if request.output.exists():
-        return _complete(request.output, decides, total=len(shapes))
+        return _report_of_output(request.output, info, total=len(shapes))
     vectors = points if kind in ("patches", "points") else 1
-    size = max(1, min(CHUNK_SHAPES, CHUNK_BYTES // (4 * decides["width"] * vectors)))
-    work = WorkFolder(request.output, decides | {"chunk": size}, chunks=-(-len(shapes) // size))
+    size = max(1, min(CHUNK_SHAPES, CHUNK_BYTES // (4 * info["width"] * vectors)))
+    work = WorkFolder(request.output, info | {"chunk": size}, chunks=-(-len(shapes) // size))
     maker = FeatureMaker(encoder, kind, device, points=points)
-    loop = EmbeddingLoop(shapes, settings, work, size, tell)
+    loop = EmbeddingLoop(shapes, settings, work, size, reporter)
     with interruptible() as stopped:
-        loop.go(maker, batch_size=request.batch_size, workers=request.workers, stopped=stopped)
+        loop.run(maker, batch_size=request.batch_size, workers=request.workers, stopped=stopped)
         if stopped() and (missing := loop.missing()):
             return EmbedReport(request.output, len(shapes) - missing, len(shapes), interrupted=True)
-        return _finish(loop, request.output, decides | {"encoder": origin})
+        return _finish(loop, request.output, info | {"encoder": origin})
 
 
-def _decides(
+def _info(
     encoder: Encoder, kind: FeatureKind, settings: ReadSettings, shapes: ShapeList
 ) -> dict[str, Any]:
-    """Everything that decides what an embedding holds, as it is recorded in it."""
+    """Everything that decides what an embedding holds, as its file records it."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -167,11 +173,11 @@ def _decides(
     }
 
 
-def check_exist(paths: Sequence[Path]) -> None:
-    """Raise unless there is something at every path: a typing error is no shape to leave out.
+def check_paths_exist(paths: Sequence[Path]) -> None:
+    """Raise unless every path exists: a misspelled name must not be passed over like a shape that cannot be read.
 
     Raises:
-        DataError: naming the first that is missing.
+        DataError: naming the first path that does not exist.
     """
     for path in paths:
         if not path.exists():
@@ -180,13 +186,13 @@ def check_exist(paths: Sequence[Path]) -> None:
 
 
 def find_and_load(
-    encoder: Path | str | None, *, say: Callable[[str], None] | None = None
+    encoder: Path | str | None, *, reporter: Reporter = SILENT
 ) -> tuple[Encoder, str]:
-    """The encoder asked for, or that of the last run in this folder; and its name for the record.
+    """An encoder, by default that of the last run in this folder, and where it was found, for the record.
 
     Args:
         encoder: as for ``load_encoder``; None for the last run's.
-        say: told which it is, and whether its training is unfinished.
+        reporter: hears which it is, and whether its training is unfinished.
 
     Raises:
         CheckpointError: if there is none.
@@ -196,12 +202,11 @@ def find_and_load(
         msg = "no run was made in this folder yet; run `pointdistill pretrain`, or name one with --encoder"
         raise CheckpointError(msg)
     here, stored = Path(source), locate_encoder(source)
-    if say is not None:
-        say(encoder_line(stored))
+    reporter.say(encoder_line(stored))
     return load_encoder(stored), str(here.resolve()) if here.exists() else str(source)
 
 
-def sampling(
+def points_and_draws(
     encoder: Encoder, kind: FeatureKind, *, points: int | None, draws: int | None
 ) -> tuple[int, int]:
     """Points of a draw, and the number of draws.
@@ -212,48 +217,48 @@ def sampling(
     own, fewest = encoder.config.points, encoder.config.patch_points
     if points is not None and points < fewest:
         msg = f"points must be at least {fewest} for this encoder (one patch), got {points}"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("points",))
     if draws is not None and draws < 1:
         msg = f"draws must be at least 1, got {draws}"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("draws",))
     if kind in ("patches", "points"):
         if draws not in (None, 1):
-            msg = f"{kind} features are of one draw, got {draws} draws; average cls or pooled features"
-            raise ConfigError(msg)
+            msg = f"{kind} features are of one draw, got {draws}; only cls and pooled features are averaged"
+            raise ConfigError(msg, settings=("draws",))
         return points or own, 1
     each = points or own
-    enough = 1 if each >= ENOUGH_POINTS else max(1, WANTED_POINTS // each)
+    enough = 1 if each >= AVERAGED_BELOW else max(1, AVERAGED_POINTS // each)
     return each, draws or enough
 
 
-def _complete(output: Path, decides: Mapping[str, Any], *, total: int) -> EmbedReport:
+def _report_of_output(output: Path, info: Mapping[str, Any], *, total: int) -> EmbedReport:
     """The report of an output that is there already.
 
     Raises:
         DataError: if it is anything but what the request would write.
     """
-    found = open_index(output).info
-    other = [key for key in decides if found.get(key) != decides[key]]
-    if other:
-        msg = f"{output}: exists, made of other {', '.join(other)}; remove it, or choose another --output"
-        raise DataError(msg)
-    failed = tuple((name, reason) for name, reason in found["failed"])
+    stored = open_index(output).info
+    different = [key for key in info if stored.get(key) != info[key]]
+    if different:
+        msg = f"{output}: exists, made of other {', '.join(different)}; remove it, or choose another output file"
+        raise DataError(msg, settings=("output",))
+    failed = tuple((name, reason) for name, reason in stored["failed"])
     return EmbedReport(
-        output, found["shapes"], total, failed, found["assumed_up"], was_complete=True
+        output, stored["shapes"], total, failed, stored["assumed_up"], was_complete=True
     )
 
 
 def _finish(loop: EmbeddingLoop, output: Path, info: Mapping[str, Any]) -> EmbedReport:
-    """Write the output, if any shape could be used, and remove the work folder."""
+    """Write the output, unless every shape was refused, and remove the work folder."""
     failed: list[tuple[str, str]] = []
-    kept = assumed = 0
+    shapes = assumed = 0
     for chunk in loop.work.columns("ids", "failed", "assumed_up"):
-        kept += len(chunk["ids"])
+        shapes += len(chunk["ids"])
         failed += loop.work.refusals(chunk["failed"])
         assumed += int(chunk["assumed_up"])
-    if kept:
-        counts = {"shapes": kept, "failed": failed, "assumed_up": assumed}
+    if shapes:
+        counts = {"shapes": shapes, "failed": failed, "assumed_up": assumed}
         write_output(loop.work, output, {**info, **counts}, width=info["width"])
         remember_embedding(output, [Path(source.path) for source in loop.shapes.sources])
     loop.work.remove()
-    return EmbedReport(output, kept, len(loop.shapes), tuple(failed), assumed)
+    return EmbedReport(output, shapes, len(loop.shapes), tuple(failed), assumed)

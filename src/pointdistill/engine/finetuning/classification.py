@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 
 from pointdistill.data.benchmarks.records import LabelledClouds
 from pointdistill.engine.evaluation.probe.samples import Score, score_predictions
-from pointdistill.engine.finetuning.classifier_recipes import ClassifierRecipe
 from pointdistill.engine.finetuning.epochs import (
     STREAM,
     EpochRecord,
@@ -27,6 +26,7 @@ from pointdistill.engine.finetuning.epochs import (
     train_epochs,
     weights_generator,
 )
+from pointdistill.engine.finetuning.recipes import ClassifierRecipe
 from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.inputs import ProtocolInput, cloud_batches, subsample
 from pointdistill.errors import DataError
@@ -38,12 +38,12 @@ from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.views import augment_points
 
 EVALUATION_BATCH = 128
-"""Clouds a forward pass without gradients; changes the speed and the memory, the logits by rounding alone."""
+"""Clouds a forward pass without gradients; changes speed and memory, and the logits only by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifierResult:
-    """A trained classifier and how well it did."""
+    """A trained classifier and its score."""
 
     score: Score
     """After the last epoch, with the best epoch beside it."""
@@ -68,28 +68,28 @@ def train_classifier(
 ) -> ClassifierResult:
     """Train a classifier and test it after every epoch.
 
-    What a training cloud looks like depends on (seed, epoch, index) alone. The test clouds are the same in every
-    epoch: those that the probes of the same seed see.
+    What a training cloud looks like depends only on (seed, epoch, index). The test clouds are the same in every
+    epoch, and the same that the probes of this seed see.
 
     Args:
         encoder: copied; the one passed in is not changed.
         train: labelled clouds, z up.
         test: labelled clouds, z up.
-        classes: of the benchmark; labels lie below it.
+        classes: number of classes; labels are smaller.
         recipe: one of ``RECIPES``, or a changed copy.
         inputs: points and patches a cloud, how the points are chosen, and the augmentation in training.
-        seed: of the weights that are drawn, of the order, the views, dropout and stochastic depth.
+        seed: of the fresh weights, the order, the views, dropout and stochastic depth.
         epochs: instead of the recipe's; its schedule is shortened in proportion.
         device: where to train.
-        report: told after every epoch.
-        file: where to keep what is needed to go on; it is gone on with if it exists.
+        report: called after every epoch.
+        file: where to save what is needed to resume; an existing file is resumed from.
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
-        DataError: if labels and clouds do not fit, or clouds are fewer or smaller than training needs.
+        DataError: if labels and clouds do not match, or there are too few clouds, or too few points in them.
         CheckpointError: if ``file`` exists and does not fit.
         DivergenceError: if the loss of an epoch is not finite.
-        KeyboardInterrupt: if ``file`` says to stop; everything is in it then.
+        KeyboardInterrupt: if ``file`` says to stop; the training is saved in it by then.
     """
     check_labelled(train, test, classes=classes, inputs=inputs, encoder=encoder.config)
     classifier = build_classifier(encoder, classes, recipe, seed=seed)
@@ -101,7 +101,7 @@ def train_classifier(
 
 
 def classifier_score(trained: Trained) -> Score:
-    """What at least one epoch came to, as the probes say it."""
+    """The result of a training of at least one epoch, in the form of the probes' scores."""
     assert trained.last is not None
     return Score(
         accuracy=trained.last.overall,
@@ -112,7 +112,7 @@ def classifier_score(trained: Trained) -> Score:
 
 
 class ClassifierTask:
-    """A classifier's training clouds and test clouds, as the loop of epochs asks for them."""
+    """A classifier with its training and test clouds; an ``epochs.Task``."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class ClassifierTask:
         inputs: ProtocolInput,
         seed: int,
     ) -> None:
-        """Put both splits where ``classifier`` is; the test clouds are cut into patches here, once."""
+        """Copy both splits to the classifier's device. The test clouds are cut into patches here, once."""
         device = device_of(classifier)
         self.model = classifier
         self.count = len(train)
@@ -131,7 +131,7 @@ class ClassifierTask:
         self._points = torch.from_numpy(train.points).to(device)
         self._labels = torch.from_numpy(train.labels).to(device)
         self._test_labels = torch.from_numpy(test.labels)
-        self._test = cut_clouds(
+        self._test = patchify_clouds(
             test, inputs, classifier.encoder.config.patch_points, seed=seed, device=device
         )
 
@@ -150,11 +150,11 @@ class ClassifierTask:
 
     def measure(self) -> Figures:
         """Accuracies on the test clouds."""
-        score = score_predictions(predict(self.model, self._test), self._test_labels)
+        score = score_predictions(predict_classes(self.model, self._test), self._test_labels)
         return Figures(score.accuracy, score.class_accuracy)
 
 
-def predict(
+def predict_classes(
     classifier: Classifier, patches: Patches, *, batch_size: int = EVALUATION_BATCH
 ) -> Tensor:
     """(n,) int64 predicted classes, on the CPU, of n clouds' patches; no gradient, no dropout.
@@ -173,7 +173,7 @@ def predict(
         classifier.train(was_training)
 
 
-def cut_clouds(
+def patchify_clouds(
     clouds: LabelledClouds,
     inputs: ProtocolInput,
     patch_points: int,
@@ -185,7 +185,7 @@ def cut_clouds(
 
     Farthest point sampling begins at the point farthest from the mean, as in ``Encoder``.
     """
-    cut = []
+    batches = []
     for _, batch in cloud_batches(
         clouds.points,
         inputs,
@@ -194,8 +194,9 @@ def cut_clouds(
         batch_size=EVALUATION_BATCH,
         device=torch.device(device),
     ):
-        cut.append(cut_from_outermost(to_unit_sphere(batch), inputs, patch_points))
-    return Patches(torch.cat([c.centers for c in cut]), torch.cat([c.offsets for c in cut]))
+        batches.append(patchify_from_outermost(to_unit_sphere(batch), inputs, patch_points))
+    centers = torch.cat([patches.centers for patches in batches])
+    return Patches(centers, torch.cat([patches.offsets for patches in batches]))
 
 
 def training_patches(
@@ -207,13 +208,13 @@ def training_patches(
     seed: int,
     epoch: int,
 ) -> Patches:
-    """Clouds as an epoch sees them: subsampled, augmented, cut from a random first centre.
+    """Patches of clouds as an epoch sees them: subsampled, augmented, with a random first centre.
 
-    Each depends on (seed, epoch, index) alone, whatever else is in the batch.
+    Each cloud's depend only on (seed, epoch, index), whatever else is in the batch.
 
     Args:
         points: (n, N, 3), all training clouds.
-        index: (B,) int64, those wanted.
+        index: (B,) int64, the clouds of the batch.
         inputs: how they are subsampled and augmented.
         patch_points: K.
         seed: of the run.
@@ -223,16 +224,18 @@ def training_patches(
     clouds = subsample(points[index], inputs.points, inputs.subsampling, random)
     clouds = augment_points(clouds[:, None], inputs.augment, random)[:, 0]
     start = random.integers("first centre", torch.full_like(index, clouds.shape[1]))
-    return cut_from(to_unit_sphere(clouds), inputs, patch_points, start)
+    return patchify_from(to_unit_sphere(clouds), inputs, patch_points, start)
 
 
-def cut_from_outermost(clouds: Tensor, inputs: ProtocolInput, patch_points: int) -> Patches:
-    """Patches of (B, N, 3) clouds in their unit spheres; the first centre is the point farthest out."""
-    return cut_from(clouds, inputs, patch_points, clouds.square().sum(-1).argmax(-1))
+def patchify_from_outermost(clouds: Tensor, inputs: ProtocolInput, patch_points: int) -> Patches:
+    """Patches of (B, N, 3) clouds in their unit spheres; the first centre is farthest from the origin."""
+    return patchify_from(clouds, inputs, patch_points, clouds.square().sum(-1).argmax(-1))
 
 
-def cut_from(clouds: Tensor, inputs: ProtocolInput, patch_points: int, start: Tensor) -> Patches:
-    """Patches of (B, N, 3) clouds in their unit spheres, from (B,) first centres."""
+def patchify_from(
+    clouds: Tensor, inputs: ProtocolInput, patch_points: int, start: Tensor
+) -> Patches:
+    """Patches of (B, N, 3) clouds in their unit spheres; ``start`` (B,) holds the index of each first centre."""
     patches = min(inputs.patches, clouds.shape[1])
     return patchify(clouds, patches=patches, patch_points=patch_points, start=start)
 
@@ -263,8 +266,8 @@ def check_labelled(
     """Raise unless a classifier can be trained and tested on these clouds.
 
     Raises:
-        DataError: if labels and clouds do not fit, clouds are fewer or smaller than training needs, or a point
-            is not finite.
+        DataError: if labels and clouds do not match, there are too few clouds or too few points in them, or a
+            point is not finite.
     """
     _check_clouds(train, "training", fewest=2, classes=classes)
     _check_clouds(test, "test", fewest=1, classes=classes)
@@ -272,7 +275,6 @@ def check_labelled(
 
 
 def _check_clouds(clouds: LabelledClouds, side: str, *, fewest: int, classes: int) -> None:
-    """Raise unless there are enough clouds, each with a label below ``classes``."""
     shape, labels = clouds.points.shape, clouds.labels
     if len(shape) != 3 or shape[2] != 3 or labels.shape != shape[:1]:
         msg = f"expected {side} clouds (n, N, 3) with labels (n,), got {shape} and {labels.shape}"
@@ -282,7 +284,7 @@ def _check_clouds(clouds: LabelledClouds, side: str, *, fewest: int, classes: in
         raise DataError(msg)
     broken = int((~np.isfinite(clouds.points)).any(axis=(1, 2)).sum())
     if broken:
-        msg = f"{broken} of {shape[0]} {side} clouds have points that are not finite; take them out"
+        msg = f"{broken} of {shape[0]} {side} clouds have points that are not finite; remove these clouds"
         raise DataError(msg)
     if labels.min() < 0 or labels.max() >= classes:
         msg = f"{side} labels must lie in 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
@@ -297,5 +299,5 @@ def check_density(points: int, encoder: EncoderConfig) -> None:
     """
     least = encoder.patch_points
     if points < least:
-        msg = f"a patch of this encoder needs {least} points, the clouds give {points}; give it denser ones"
+        msg = f"a patch of this encoder needs {least} points, the clouds have {points}; use denser clouds"
         raise DataError(msg)

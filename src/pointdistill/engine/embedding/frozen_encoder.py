@@ -1,9 +1,9 @@
-"""An encoder arranged for inference on a CPU: the same function, in fewer and smaller passes over memory.
+"""An encoder arranged for inference on a CPU: the same function, with fewer and smaller passes over memory.
 
-What it does differently, none of which autograd would allow or training would gain from: the patch embedding goes
-through a few patches at a time, so that what lies between two matrix products stays in a core's cache;
-norms and GELUs work in place; a norm's scale is part of the matrix that follows it; residuals are added by
-the matrix product itself. ``benchmarks/embed.py`` measures each.
+Four things differ, which autograd would not allow or training not gain from. The patch embedding handles a few
+patches at a time, so that what lies between two matrix products stays in a core's cache. Norms and GELUs work in
+place. A norm's scale is folded into the matrix that follows it. Residuals are added by the matrix product itself.
+``benchmarks/embed.py`` measures each.
 
 Sizes: B clouds, P patches, K points a patch, T tokens, D width.
 """
@@ -20,16 +20,16 @@ from pointdistill.model.encoder import Encoder, PatchEmbedding
 from pointdistill.model.transformer import NORM_EPS, Block, RMSNorm, Transformer
 
 CACHED_VALUES = 2**19
-"""Of the widest layer at once in the patch embedding: 2 MiB of float32, what a core's own cache holds today."""
+"""Values of the patch embedding's widest layer at a time: 2 MiB of float32, which a core's own cache holds."""
 
 
 def frozen_copy(encoder: Encoder) -> Encoder:
     """A copy of ``encoder`` for calls under ``torch.inference_mode()`` on a CPU; features agree to rounding.
 
-    Costs a second set of its weights. Its layers are not those of a checkpoint: it cannot be saved or trained.
+    It holds a second set of weights. Its layers are not those of a checkpoint, so it cannot be saved or trained.
     """
     frozen = copy.copy(encoder)
-    # The attribute dictionaries of a module are its own; the weights in them are shared until replaced.
+    # copy.copy shares the dictionary of submodules: without one of its own, the original would be changed here.
     frozen._modules = dict(encoder._modules)
     frozen.patch_embedding = FrozenPatchEmbedding(encoder.patch_embedding)  # type: ignore[assignment]
     frozen.transformer = FrozenTransformer(encoder.transformer)  # type: ignore[assignment]
@@ -45,7 +45,8 @@ class FrozenPatchEmbedding(nn.Module):
         assert isinstance(mix, nn.Linear)
         self.stage_one = list(embedding.stage_one)
         self.rest = list(embedding.stage_two)[1:]
-        self.of_point, self.of_patch = (half.contiguous() for half in mix.weight.chunk(2, dim=1))
+        halves = mix.weight.chunk(2, dim=1)
+        self.point_weight, self.patch_weight = (half.contiguous() for half in halves)
         self.bias = mix.bias
         layers = (*self.stage_one, mix, *self.rest)
         self.widest = max(x.out_features for x in layers if isinstance(x, nn.Linear))
@@ -57,17 +58,17 @@ class FrozenPatchEmbedding(nn.Module):
         """(B, P, D) from (B, P, K, 3)."""
         patches = offsets.flatten(0, -3)
         features = offsets.new_empty(len(patches), self.width)
-        few = max(1, CACHED_VALUES // (patches.shape[1] * self.widest))
-        for first in range(0, len(patches), few):
-            part = slice(first, first + few)
+        at_once = max(1, CACHED_VALUES // (patches.shape[1] * self.widest))
+        for first in range(0, len(patches), at_once):
+            part = slice(first, first + at_once)
             features[part] = self._embed(patches[part])
         return features.unflatten(0, offsets.shape[:-2])
 
     def _embed(self, offsets: Tensor) -> Tensor:
         """(R, D) of (R, K, 3) patches."""
         local = _run(self.stage_one, offsets)
-        of_patch = functional.linear(local.amax(-2), self.of_patch, self.bias)
-        mixed = functional.linear(local, self.of_point).add_(of_patch.unsqueeze(-2))
+        summary = functional.linear(local.amax(-2), self.patch_weight, self.bias)
+        mixed = functional.linear(local, self.point_weight).add_(summary.unsqueeze(-2))
         return _run(self.rest, mixed).amax(-2)
 
 
@@ -82,9 +83,9 @@ class FrozenTransformer(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """(B, T, D) normed features; ``generator`` is there for the interface, nothing is drawn."""
+        """(B, T, D) normed features; ``generator`` is accepted for the interface of `Transformer` and not used."""
         del generator
-        tokens = tokens.clone()
+        tokens = tokens.clone()  # the blocks work in place, and the caller's tensor is the caller's
         for block in self.blocks:
             block.update_(tokens, positions)
         return _unit_(tokens).mul_(self.norm.weight)
@@ -104,6 +105,7 @@ class _FrozenBlock:
 
     def update_(self, tokens: Tensor, positions: Tensor) -> None:
         """Turn (B, T, D) contiguous ``tokens`` into the block's output, in place."""
+        # A view of the tokens: the two addmm_ below add the residuals where the tokens lie.
         rows = tokens.add_(positions).flatten(0, 1)
         packed = (rows * _inverse_rms(rows)) @ self.query_key_value
         split = packed.view(*tokens.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -131,6 +133,6 @@ def _unit_(rows: Tensor) -> Tensor:
 
 
 def _inverse_rms(rows: Tensor) -> Tensor:
-    """(..., 1) from (..., D); the square of the norm reads the rows once."""
+    """(..., 1) from (..., D). Through the vector norm, which reads the rows once and writes no square of them."""
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return norm.square_().div_(rows.shape[-1]).add_(NORM_EPS).rsqrt_()

@@ -1,6 +1,8 @@
-"""One decoder on frozen features: its views and masks, its training, and its distance on held-out shapes.
+"""One decoder on frozen features: its views and masks, its training, and its error on held-out shapes.
 
-Views and masks depend on (seed, epoch, shape index) alone. Sizes: B shapes, P patches, S visible and H hidden ones
+Views and masks depend only on (seed, epoch, shape index).
+
+Sizes: B shapes, P patches, S visible and H hidden ones
 of them, K points a patch, D encoder width.
 """
 
@@ -32,21 +34,18 @@ from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.views import AugmentConfig, CropConfig, draw_views
 
 FEWEST_SHAPES = 10
-"""Of a corpus, so that some can be held out."""
-
-Progress = Callable[[int, int, float], None]
-"""Told steps done, steps in all, and the loss."""
+"""Smallest corpus from which shapes can be held out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReconstructConfig:
-    """What decides the numbers of a comparison, beside the encoder and the corpus."""
+    """Everything besides the encoder and the corpus that decides the figures of a comparison."""
 
     steps: int = 1000
     """Optimiser steps of each decoder."""
 
     batch_size: int = 32
-    """Shapes a step; the training shapes are fewer where the corpus is small."""
+    """Shapes a step; a small corpus with fewer training shapes gives all of them."""
 
     learning_rate: float = 2e-3
     """Peak; linear warm-up over a twentieth of the steps, then cosine to zero."""
@@ -55,9 +54,10 @@ class ReconstructConfig:
     clip_norm: float = 1.0
 
     held_out_share: float = 0.1
-    """Of the corpus's shapes, kept from the decoders."""
+    """Share of the corpus's shapes that no decoder is trained on."""
 
     most_held_out: int = 512
+    """Upper limit to the number of these shapes."""
 
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     """As in the encoder's pretraining, one mask a view."""
@@ -70,7 +70,7 @@ class ReconstructConfig:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Numbers of the shapes that decoders learn from, and of those they are measured on."""
+    """Indices of the shapes that decoders are trained on, and of those they are measured on."""
 
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
@@ -78,18 +78,18 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class MaskedViews:
-    """B shapes cut into patches, with what is seen of each."""
+    """B shapes cut into patches, and which of them the encoder sees."""
 
     patches: Patches
     """(B, P, ...)."""
 
     masks: Masks
-    """(B, H) and (B, S)."""
+    """Indices of hidden (B, H) and visible (B, S) patches."""
 
     @property
     def target(self) -> Tensor:
         """(B, H, K, 3) points of the hidden patches, relative to their centres."""
-        return _rows(self.patches.offsets, self.masks.hidden_index)
+        return _take_rows(self.patches.offsets, self.masks.hidden_index)
 
     @property
     def hidden_centers(self) -> Tensor:
@@ -110,35 +110,35 @@ def split_shapes(shapes: int, config: ReconstructConfig, *, seed: int) -> Split:
     """
     if shapes < FEWEST_SHAPES:
         msg = f"the corpus holds {shapes} shapes; at least {FEWEST_SHAPES} are needed to hold some out"
-        raise DataError(msg)
+        raise DataError(msg, settings=("data",))
     order = np.random.default_rng(np.random.SeedSequence((seed, shapes))).permutation(shapes)
     count = min(config.most_held_out, max(1, round(config.held_out_share * shapes)))
     return Split(train=np.sort(order[count:]), held_out=np.sort(order[:count]))
 
 
 def decoder_config(encoder: EncoderConfig) -> DecoderConfig:
-    """A decoder for an encoder: no wider than the small model's predictor, with heads of the encoder's width."""
-    head = encoder.width // encoder.heads
-    heads = max(1, min(encoder.heads, 192 // head))
-    return DecoderConfig(width=heads * head, heads=heads)
+    """A decoder no wider than the small model's predictor, its heads as wide as the encoder's."""
+    head_width = encoder.width // encoder.heads
+    heads = max(1, min(encoder.heads, 192 // head_width))
+    return DecoderConfig(width=heads * head_width, heads=heads)
 
 
 def new_decoder(encoder: EncoderConfig) -> PatchDecoder:
-    """The decoder of an encoder, its weights yet to be drawn or loaded."""
+    """The decoder of an encoder, with weights still to be drawn or loaded."""
     return PatchDecoder(encoder.width, encoder.patch_points, decoder_config(encoder))
 
 
 def masked_views(
     batch: Batch, encoder: EncoderConfig, masking: MaskingConfig, *, seed: int, augment: bool
 ) -> MaskedViews:
-    """A view of each whole shape, with one mask: a pure function of (seed, epoch, shape index).
+    """A view of each whole shape, with one mask; depends only on (seed, epoch, shape index).
 
     Args:
         batch: raw shapes, on the device.
         encoder: says how many points and patches.
         masking: how the hidden patches are chosen.
         seed: of the views and masks.
-        augment: turn and scale as in pretraining; otherwise the shapes are as they are stored.
+        augment: rotate and scale as in pretraining; otherwise the shapes are left as they are stored.
     """
     keys = sample_keys(seed=seed, epoch=batch.epoch, index=batch.index)
     random = KeyedRandom(keys, "reconstruct")
@@ -151,19 +151,20 @@ def masked_views(
         patch_points=encoder.patch_points,
     )
     as_stored = AugmentConfig(rotate_z=False, scale_low=1.0, scale_high=1.0)
-    cut, _ = draw_views(
+    patches, _ = draw_views(
         batch.points, batch.counts, whole, random, AugmentConfig() if augment else as_stored
     )
-    mask = draw_masks(cut.centers, masking, random)[:, 0, 0]
+    mask = draw_masks(patches.centers, masking, random)[:, 0, 0]
     hidden = masking.hidden_patches(encoder.patches)
-    return MaskedViews(cut.select(0), Masks.from_bool(mask, hidden))
+    only_view = Patches(patches.centers[:, 0], patches.offsets[:, 0])
+    return MaskedViews(only_view, Masks.from_bool(mask, hidden))
 
 
-def predict(decoder: PatchDecoder, encoder: Encoder, views: MaskedViews) -> Tensor:
-    """(B, H, K, 3) points of the hidden patches; the encoder sees the visible ones, and gets no gradient."""
+def predict_patches(decoder: PatchDecoder, encoder: Encoder, views: MaskedViews) -> Tensor:
+    """(B, H, K, 3) points of the hidden patches; the encoder sees only the visible ones, and gets no gradient."""
     with torch.no_grad():
         visible = views.masks.visible_index
-        seen = Patches(views.visible_centers, _rows(views.patches.offsets, visible))
+        seen = Patches(views.visible_centers, _take_rows(views.patches.offsets, visible))
         cls, features = encoder.encode(encoder.embed(seen))
     return decoder(cls, features, views.visible_centers, views.hidden_centers)
 
@@ -175,18 +176,18 @@ def train_decoder(
     config: ReconstructConfig,
     *,
     seed: int,
-    progress: Progress,
+    progress: Callable[[int, int, float], None],
     stopped: Callable[[], bool],
 ) -> PatchDecoder | None:
     """A decoder on an encoder's frozen features; None if it was stopped before its last step.
 
     Args:
         encoder: in evaluation mode, on the device to use.
-        corpus: shapes by number.
-        train: numbers of those to learn from.
+        corpus: shapes by index.
+        train: indices of those to train on.
         config: how long and how fast.
         seed: of the decoder's weights, the order, the views and the masks.
-        progress: told after every step.
+        progress: called after every step with the steps done, steps in all, and the loss.
         stopped: asked after every step.
     """
     device = encoder.transformer.norm.weight.device
@@ -200,11 +201,11 @@ def train_decoder(
     for step in range(config.steps):
         batch = _training_batch(corpus, train, step, size, seed=seed).to(device)
         views = masked_views(batch, encoder.config, config.masking, seed=seed, augment=True)
-        loss = chamfer_distance(predict(decoder, encoder, views), views.target).mean()
+        loss = chamfer_distance(predict_patches(decoder, encoder, views), views.target).mean()
         loss.backward()
         clip_gradients(decoder.parameters(), config.clip_norm)
         for group in optimizer.param_groups:
-            group["lr"] = _rate(step, config)
+            group["lr"] = _learning_rate(step, config)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress(step + 1, config.steps, loss.item())
@@ -217,12 +218,12 @@ def _training_batch(
     corpus: PointSource, train: NDArray[np.int64], step: int, size: int, *, seed: int
 ) -> Batch:
     """The shapes of a step; the last partial batch of an epoch is dropped."""
-    epoch, place = divmod(step, len(train) // size)
+    epoch, batch = divmod(step, len(train) // size)
     order = epoch_order(len(train), seed=seed, epoch=epoch)
-    return read_batch(corpus, train[order[place * size : (place + 1) * size]], epoch)
+    return read_batch(corpus, train[order[batch * size : (batch + 1) * size]], epoch)
 
 
-def _rate(step: int, config: ReconstructConfig) -> float:
+def _learning_rate(step: int, config: ReconstructConfig) -> float:
     warmup = config.steps // 20
     peak = config.learning_rate
     return warmup_cosine(
@@ -249,7 +250,7 @@ Guess = Callable[[MaskedViews], Tensor]
 
 
 def guess_by_copying(views: MaskedViews) -> Tensor:
-    """The trivial guess: the nearest visible patch once more."""
+    """The guess without a decoder: each hidden patch looks like the nearest visible one."""
     return copied_patches(views.patches, views.masks.visible_index, views.masks.hidden_index)
 
 
@@ -273,6 +274,6 @@ def measure(
     return total / len(held_out)
 
 
-def _rows(values: Tensor, index: Tensor) -> Tensor:
+def _take_rows(values: Tensor, index: Tensor) -> Tensor:
     """(B, T, ...) rows of (B, P, ...) values at (B, T) indices."""
     return values[torch.arange(len(index), device=index.device)[:, None], index]

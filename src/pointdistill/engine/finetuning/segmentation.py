@@ -1,11 +1,12 @@
-"""Part segmentation as the loop of epochs asks for it: recipe, weights, clouds, loss and figures.
+"""Training of part segmenters: recipe, fresh weights, training and test clouds, loss and mIoU.
 
-Sizes: n clouds, B clouds a batch, N points given to the network. Source: section 7 of docs/method.md.
+Sizes: n clouds, B clouds a batch, N points of a cloud that the network sees. Source: section 7 of docs/method.md.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,16 +14,28 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pointdistill.data.benchmarks.part_records import PartClouds
-from pointdistill.engine.finetuning.epochs import STREAM, Figures, device_of, weights_generator
-from pointdistill.engine.finetuning.packed_clouds import PackedClouds
-from pointdistill.engine.finetuning.part_iou import (
+from pointdistill.engine.finetuning.classification import (
+    check_density,
+    patchify_from,
+    patchify_from_outermost,
+)
+from pointdistill.engine.finetuning.epochs import (
+    STREAM,
+    EpochRecord,
+    Figures,
+    device_of,
+    train_epochs,
+    weights_generator,
+)
+from pointdistill.engine.finetuning.part_clouds import (
     CategoryParts,
+    PackedClouds,
     PartIou,
     mean_part_iou,
     predict_parts,
     shape_ious,
 )
-from pointdistill.engine.finetuning.supervised import check_density, cut_from, cut_from_outermost
+from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.inputs import ProtocolInput
 from pointdistill.engine.schedules import warmup_cosine
 from pointdistill.errors import ConfigError
@@ -35,12 +48,69 @@ from pointdistill.model.segmenter import Segmenter, SegmenterConfig
 from pointdistill.model.views import augment_points
 
 EVALUATION_BATCH = 32
-"""Clouds a forward pass without gradients; changes the speed and the memory, the logits by rounding alone."""
+"""Clouds a forward pass without gradients; changes speed and memory, and the logits only by rounding."""
 
 _PUBLISHED = SegmenterConfig()
 _PUBLISHED_WIDTH = 384
 _PUBLISHED_DEPTH = 12
 _TEST_STREAM = "evaluation"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmenterResult:
+    """A trained segmenter and its score."""
+
+    score: PartScore
+    segmenter: Segmenter
+    """As the last epoch left it, in evaluation mode."""
+
+
+def train_segmenter(
+    encoder: Encoder,
+    train: PartClouds,
+    test: PartClouds,
+    *,
+    category_parts: CategoryParts,
+    recipe: SegmenterRecipe,
+    inputs: ProtocolInput,
+    seed: int,
+    epochs: int | None = None,
+    device: torch.device | str = "cpu",
+    report: Callable[[EpochRecord], None] | None = None,
+    file: TrainingFile | None = None,
+) -> SegmenterResult:
+    """Train a segmenter and test it after every epoch.
+
+    What a training cloud looks like depends only on (seed, epoch, index). The points of the test clouds are
+    the same in every epoch.
+
+    Args:
+        encoder: copied; the one passed in is not changed.
+        train: clouds with a part at every point, z up.
+        test: the same, never trained on.
+        category_parts: part labels of every category.
+        recipe: the published one, or a changed copy.
+        inputs: points and patches a cloud, and the augmentation in training; points are drawn uniformly.
+        seed: of the fresh weights, the order, the points, augmentation and dropout.
+        epochs: instead of the recipe's; its schedule is shortened in proportion.
+        device: where to train.
+        report: called after every epoch.
+        file: where to save what is needed to resume; an existing file is resumed from.
+
+    Raises:
+        ConfigError: if ``epochs`` is below 1.
+        DataError: if there are no clouds, or a part does not belong to its shape's category.
+        CheckpointError: if ``file`` exists and does not fit.
+        DivergenceError: if the loss of an epoch is not finite.
+        KeyboardInterrupt: if ``file`` says to stop; the training is saved in it by then.
+    """
+    segmenter = build_segmenter(encoder, category_parts, recipe, seed=seed)
+    task = SegmenterTask(segmenter.to(device), train, test, category_parts, inputs, seed)
+    trained = train_epochs(task, recipe, seed=seed, epochs=epochs, report=report, file=file)
+    if not trained.finished:
+        raise KeyboardInterrupt
+    score = task.score(best=trained.best_overall, best_epoch=trained.best_epoch)
+    return SegmenterResult(score, segmenter)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +152,7 @@ class SegmenterRecipe:
             raise ConfigError(msg)
 
     def frozen_steps(self, total: int) -> int:
-        """Of a run of ``total`` optimiser steps, those that leave the encoder alone: all or none."""
+        """How many of ``total`` optimiser steps leave the encoder unchanged: all or none."""
         return total if self.frozen_encoder else 0
 
     def learning_rate(self, step: int, *, total: int) -> float:
@@ -118,7 +188,7 @@ class PartScore:
 
 
 class SegmenterTask:
-    """A segmenter's training clouds and test clouds, as the loop of epochs asks for them."""
+    """A segmenter with its training and test clouds; an ``epochs.Task``."""
 
     def __init__(
         self,
@@ -129,7 +199,7 @@ class SegmenterTask:
         inputs: ProtocolInput,
         seed: int,
     ) -> None:
-        """Put the training clouds where ``segmenter`` is; the test clouds are drawn and cut here, once.
+        """Copy the clouds to the segmenter's device. The points of the test clouds are drawn here, once.
 
         Raises:
             DataError: if there are no clouds, or patches need more points than a cloud gets.
@@ -138,12 +208,12 @@ class SegmenterTask:
         check_density(inputs.points, segmenter.encoder.config)
         self.model, self.count = segmenter, len(train)
         self._parts, self.inputs, self._seed = category_parts, inputs, seed
-        self._train = PackedClouds.of(train, device, side="training")
-        held_out = PackedClouds.of(test, device, side="test")
-        everything = torch.arange(len(test), device=device)
-        random = KeyedRandom(sample_keys(seed=seed, epoch=0, index=everything), _TEST_STREAM)
-        points, self._truth = held_out.draw(everything, inputs.points, random)
-        self._points, self._categories = to_unit_sphere(points), held_out.categories
+        self._train = PackedClouds.pack(train, device, side="training")
+        packed_test = PackedClouds.pack(test, device, side="test")
+        index = torch.arange(len(test), device=device)
+        random = KeyedRandom(sample_keys(seed=seed, epoch=0, index=index), _TEST_STREAM)
+        points, self._truth = packed_test.draw(index, inputs.points, random)
+        self._points, self._categories = to_unit_sphere(points), packed_test.categories
 
     def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
         """Cross-entropy over all points; see ``epochs.Task``."""
@@ -153,7 +223,7 @@ class SegmenterTask:
         points = augment_points(points[:, None], self.inputs.augment, random)[:, 0]
         points = to_unit_sphere(points)
         start = random.integers("first centre", torch.full_like(index, points.shape[1]))
-        patches = cut_from(points, self.inputs, self.model.encoder.config.patch_points, start)
+        patches = patchify_from(points, self.inputs, self.model.encoder.config.patch_points, start)
         logits = self.model(points, patches, self._train.categories[index], noise)
         return cross_entropy(logits.flatten(0, 1), parts.flatten())
 
@@ -163,7 +233,7 @@ class SegmenterTask:
         return Figures(100.0 * means.instance, 100.0 * means.category)
 
     def score(self, *, best: float, best_epoch: int) -> PartScore:
-        """The test clouds' figures, every category's among them, beside those of the best epoch."""
+        """The mIoU of the test clouds, overall and by category, with that of the best epoch."""
         means = self._means()
         return PartScore(
             instance=100.0 * means.instance,
@@ -174,7 +244,6 @@ class SegmenterTask:
         )
 
     def _means(self) -> PartIou:
-        """Of the test clouds, by the model as it is."""
         ious = shape_ious(self._predict(), self._truth, self._categories, self._parts)
         return mean_part_iou(ious, self._categories)
 
@@ -208,12 +277,12 @@ def segment(
 
     Args:
         segmenter: in evaluation mode.
-        points: (B, N, 3), where parts are wanted, in the clouds' unit spheres.
-        context: (B, N', 3), the points that patches are cut from, in the same frame, of the density trained on.
+        points: (B, N, 3), the points to label, in the clouds' unit spheres.
+        context: (B, N', 3), the points that patches are cut from, in the same frame and as dense as in training.
         categories: (B,) int64.
         inputs: patches a cloud.
     """
-    patches = cut_from_outermost(context, inputs, segmenter.encoder.config.patch_points)
+    patches = patchify_from_outermost(context, inputs, segmenter.encoder.config.patch_points)
     return segmenter(points, patches, categories)
 
 
@@ -225,7 +294,7 @@ def build_segmenter(
     encoder = copy.deepcopy(encoder).cpu()
     if recipe.random_encoder:
         initialize(encoder, generator=generator)
-    ramp_stochastic_depth(encoder, 0.0)  # Pretraining's is not part of the protocol.
+    ramp_stochastic_depth(encoder, 0.0)  # the protocol has none, whatever pretraining used
     segmenter = Segmenter(encoder, segmenter_config(encoder.config, category_parts))
     for part in (
         segmenter.layer_norm,
@@ -240,8 +309,8 @@ def build_segmenter(
 def segmenter_config(encoder: EncoderConfig, category_parts: CategoryParts) -> SegmenterConfig:
     """The published segmenter for these categories, its layers at a third, two thirds and all of the depth.
 
-    An encoder narrower than the published small one gets narrower layers in proportion: at their published width
-    they would cost ten times a tiny encoder.
+    An encoder narrower than the published small one gets proportionally narrower layers: at their published width
+    they would cost ten times as much as a tiny encoder itself.
     """
     scale = min(1.0, encoder.width / _PUBLISHED_WIDTH)
     layers = {

@@ -1,0 +1,308 @@
+"""An embedding on disk: one file from finished chunks, and the same file read back in blocks.
+
+The file is an .npz, readable with numpy alone, or Parquet. It is written chunk by chunk and read block by block,
+so that memory does not grow with the number of shapes.
+
+Sizes: n shapes, F the length of a vector, m vectors of all shapes together, b rows of a block.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.files import write_aside
+from pointdistill.engine.embedding.loop import WorkFolder
+from pointdistill.errors import ConfigError, DataError
+
+SUFFIXES = (".npz", ".parquet")
+
+INFO = "info"
+"""Name of the JSON text that says how an embedding was made: a 0-d array in an .npz."""
+
+PARQUET_KEY = b"pointdistill"
+"""The key of the same text in the metadata of a Parquet file."""
+
+FORMAT = "pointdistill-embedding"
+VERSION = 1
+
+BLOCK_BYTES = 32 * 2**20
+"""Most bytes of one column in memory at a time."""
+
+
+def check_output(output: Path) -> None:
+    """Raise unless the file can be written as its ending says.
+
+    Raises:
+        ConfigError: for another ending, a folder in its place, or Parquet without pyarrow.
+    """
+    if output.suffix.lower() not in SUFFIXES:
+        msg = f"the output must end in {' or '.join(SUFFIXES)}, got {str(output)!r}"
+        raise ConfigError(msg, settings=("output",))
+    if output.is_dir():
+        msg = f"{output} is a folder; name a file that ends in {' or '.join(SUFFIXES)}"
+        raise ConfigError(msg, settings=("output",))
+    if output.suffix.lower() == ".parquet":
+        parquet()
+
+
+def parquet() -> tuple[Any, Any]:
+    """The modules ``pyarrow`` and ``pyarrow.parquet``.
+
+    Raises:
+        ConfigError: if they are not installed.
+    """
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        msg = (
+            "Parquet needs pyarrow; pip install 'pointdistill[parquet]', or end the output in .npz"
+        )
+        raise ConfigError(msg) from error
+
+
+def write_output(work: WorkFolder, output: Path, info: Mapping[str, Any], *, width: int) -> None:
+    """Write all chunks as one file; a failure leaves no file behind.
+
+    Args:
+        work: with no chunk missing.
+        output: ends in one of `SUFFIXES`.
+        info: how the embedding was made; its ``features`` says whether there is one vector a shape or several.
+        width: F.
+    """
+    ragged = info["features"] in ("patches", "points")
+    with write_aside(output) as aside:
+        if output.suffix.lower() == ".parquet":
+            _write_parquet(work, aside, info, width=width, ragged=ragged)
+        else:
+            _write_npz(work, aside, info, width=width, ragged=ragged)
+
+
+def _write_npz(
+    work: WorkFolder, path: Path, info: Mapping[str, Any], *, width: int, ragged: bool
+) -> None:
+    shapes = vectors = 0
+    longest = 1
+    for chunk in work.columns("ids", "counts"):
+        shapes += len(chunk["ids"])
+        vectors += int(chunk["counts"].sum()) if "counts" in chunk else 0
+        longest = max(longest, chunk["ids"].dtype.itemsize // 4)
+    with zipfile.ZipFile(path, "w") as archive:
+
+        def member(name: str, dtype: str, shape: tuple[int, ...], column: str) -> None:
+            blocks = (chunk[column] for chunk in work.columns(column) if column in chunk)
+            _write_member(archive, name, dtype, shape, blocks)
+
+        _write_member(archive, INFO, *_text(json.dumps(info)))
+        member("ids", f"<U{longest}", (shapes,), "ids")
+        member("sources", "<i4", (shapes,), "sources")
+        member("rows", "<i8", (shapes,), "rows")
+        member("features", "<f4", (vectors, width), "features")
+        if ragged:
+            _write_member(archive, "offsets", "<i8", (shapes + 1,), _offsets(work))
+            member("positions", "<f4", (vectors, 3), "positions")
+
+
+def _text(text: str) -> tuple[str, tuple[()], Iterator[NDArray[Any]]]:
+    value = np.array(text)
+    return value.dtype.str, (), iter([value])
+
+
+def _offsets(work: WorkFolder) -> Iterator[NDArray[np.int64]]:
+    """The first vector of each shape, and one past the last vector of all."""
+    total = 0
+    yield np.zeros(1, np.int64)
+    for chunk in work.columns("counts"):
+        if "counts" in chunk:
+            yield total + np.cumsum(chunk["counts"])
+            total += int(chunk["counts"].sum())
+
+
+def _write_member(
+    archive: zipfile.ZipFile,
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    blocks: Iterator[NDArray[Any]],
+) -> None:
+    member = zipfile.ZipInfo(f"{name}.npy")
+    # Features are as good as random bits and do not compress; names of a fixed length, four bytes a letter, do.
+    member.compress_type = zipfile.ZIP_DEFLATED if "U" in dtype else zipfile.ZIP_STORED
+    with archive.open(member, "w", force_zip64=True) as stream:
+        header = {"descr": dtype, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for block in blocks:
+            stream.write(block.astype(dtype, copy=False).tobytes())
+
+
+def _write_parquet(
+    work: WorkFolder, path: Path, info: Mapping[str, Any], *, width: int, ragged: bool
+) -> None:
+    arrow, files = parquet()
+    vector = arrow.list_(arrow.float32(), width)
+    fields = [("id", arrow.string()), ("source", arrow.int32()), ("row", arrow.int64())]
+    if ragged:
+        place = arrow.list_(arrow.float32(), 3)
+        fields += [("features", arrow.list_(vector)), ("positions", arrow.list_(place))]
+    else:
+        fields.append(("features", vector))
+    schema = arrow.schema(fields, metadata={PARQUET_KEY: json.dumps(info).encode()})
+    columns = ("ids", "sources", "rows", "counts", "features", "positions")
+    with files.ParquetWriter(path, schema) as writer:
+        for chunk in work.columns(*columns):
+            if "features" in chunk:
+                arrays = [*_plain_columns(arrow, chunk), *_vectors(arrow, chunk, ragged=ragged)]
+                writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
+
+
+def _plain_columns(arrow: Any, chunk: Mapping[str, NDArray[Any]]) -> list[Any]:
+    names = ("ids", "sources", "rows")
+    return [arrow.array(chunk[name].tolist() if name == "ids" else chunk[name]) for name in names]
+
+
+def _vectors(arrow: Any, chunk: Mapping[str, NDArray[Any]], *, ragged: bool) -> list[Any]:
+    """The columns of vectors: a list a shape, or a list of lists where a shape has several."""
+    fixed: Callable[..., Any] = arrow.FixedSizeListArray.from_arrays
+    arrays = []
+    for name in ("features", "positions") if ragged else ("features",):
+        values = fixed(arrow.array(chunk[name].ravel()), chunk[name].shape[1])
+        if ragged:
+            ends = np.concatenate([[0], np.cumsum(chunk["counts"])]).astype(np.int32)
+            values = arrow.ListArray.from_arrays(arrow.array(ends), values)
+        arrays.append(values)
+    return arrays
+
+
+class Index(ABC):
+    """One embedding: how it was made, and its columns block by block."""
+
+    def __init__(self, path: Path, info: Any) -> None:
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            msg = f"{path}: not an embedding; `pointdistill embed` writes one"
+            raise DataError(msg)
+        if info.get("version") != VERSION:
+            msg = f"{path}: format version {info.get('version')!r}, this program reads {VERSION}; update it"
+            raise DataError(msg)
+        self.path = path
+        self.info: dict[str, Any] = info
+
+    @abstractmethod
+    def blocks(self, column: str) -> Iterator[NDArray[Any]]:
+        """A column (``ids``, ``sources``, ``rows``, ``features``), block by block, in the order of the rows."""
+
+    def pick(self, column: str, rows: Sequence[int]) -> list[Any]:
+        """Values of a column at some rows, in the order of ``rows``."""
+        values: dict[int, Any] = {}
+        first = 0
+        for block in self.blocks(column):
+            inside = [row for row in set(rows) if first <= row < first + len(block)]
+            values |= {row: block[row - first] for row in inside}
+            first += len(block)
+        return [values[row] for row in rows]
+
+    def shapes(self) -> int:
+        """How many shapes there are."""
+        return int(self.info["shapes"])
+
+
+def open_index(path: Path) -> Index:
+    """Open an embedding; only its description is read.
+
+    Raises:
+        DataError: if there is none at ``path``, or it is damaged or of a newer version.
+        ConfigError: for Parquet without pyarrow.
+    """
+    if not path.is_file():
+        msg = f"{path}: no such file; expected an embedding that `pointdistill embed` wrote"
+        raise DataError(msg)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        msg = f"{path}: not an embedding; expected a file that ends in {' or '.join(SUFFIXES)}"
+        raise DataError(msg)
+    return _ParquetIndex(path) if suffix == ".parquet" else _NpzIndex(path)
+
+
+class _NpzIndex(Index):
+    def __init__(self, path: Path) -> None:
+        try:
+            # Not np.load: it leaves the file open where it turns out not to be an archive.
+            with zipfile.ZipFile(path) as archive, archive.open(f"{INFO}.npy") as stream:
+                text = np.lib.format.read_array(stream, allow_pickle=False)
+            info = json.loads(str(text))
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(path, error) from error
+        except KeyError:
+            info = None
+        super().__init__(path, info)
+
+    def blocks(self, column: str) -> Iterator[NDArray[Any]]:
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{column}.npy") as stream:
+                shape, dtype = _header(stream)
+                # Fixed slices of the stream: memory stays bounded whatever size a damaged header states.
+                width = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+                left, most = shape[0], max(1, BLOCK_BYTES // max(1, width))
+                while left:
+                    content = stream.read(width * min(left, most))
+                    rows = len(content) // max(1, width)
+                    if rows < min(left, most):
+                        msg = f"{column} ends {left - rows:,} rows early"
+                        raise ValueError(msg)
+                    yield np.frombuffer(content, dtype).reshape(rows, *shape[1:])
+                    left -= rows
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(self.path, error) from error
+
+
+def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        msg = f"npy version {version}"
+        raise ValueError(msg)
+    shape, column_first, dtype = np.lib.format.read_array_header_1_0(stream)
+    if column_first or dtype.hasobject or not shape or dtype.itemsize > BLOCK_BYTES:
+        msg = f"an array of {dtype}, shape {shape}"
+        raise ValueError(msg)
+    return shape, dtype
+
+
+class _ParquetIndex(Index):
+    def __init__(self, path: Path) -> None:
+        arrow, files = parquet()
+        try:
+            metadata = files.read_metadata(path).metadata or {}
+            info = json.loads(metadata.get(PARQUET_KEY, b"null"))
+        except (OSError, ValueError, arrow.ArrowException) as error:
+            raise _damaged(path, error) from error
+        super().__init__(path, info)
+
+    def blocks(self, column: str) -> Iterator[NDArray[Any]]:
+        arrow, files = parquet()
+        name = column.removesuffix("s") if column != "features" else column
+        try:
+            with files.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(batch_size=8192, columns=[name]):
+                    values = batch.column(0)
+                    if column == "features":
+                        rows = values.flatten().to_numpy()
+                        yield rows.reshape(len(values), -1)
+                    elif column == "ids":
+                        yield np.array(values.to_pylist(), np.str_)
+                    else:
+                        yield values.to_numpy()
+        except (OSError, KeyError, ValueError, arrow.ArrowException) as error:
+            raise _damaged(self.path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: not readable as an embedding ({error}); it is damaged or something else, embed again"
+    )
