@@ -51,8 +51,8 @@ class TrainingCorpus(PointSource, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BegunOn:
-    """What decides the rounding of a run's numbers, as it was found when the run was begun."""
+class RunEnvironment:
+    """What decides how a run's numbers are rounded, as it was when the run was begun."""
 
     device: str
     """``cpu`` or ``cuda``."""
@@ -65,14 +65,14 @@ class BegunOn:
         return f"{self.device} with precision {self.precision}"
 
 
-def begun_on(run: Path) -> BegunOn | None:
-    """As ``begin_run`` wrote it down; None where it was not.
+def read_run_environment(run: Path) -> RunEnvironment | None:
+    """The environment that ``begin_run`` recorded; None for a run of a version that did not.
 
     Raises:
         CheckpointError: if ``run`` is not a run folder.
     """
     found = read_run_config(run).get("begun_on")
-    return None if found is None else from_plain(BegunOn, found, where="begun_on")
+    return None if found is None else from_plain(RunEnvironment, found, where="begun_on")
 
 
 def begin_run(
@@ -81,7 +81,7 @@ def begin_run(
     run: Path,
     *,
     init_from: Path | None,
-    begun_on: BegunOn,
+    environment: RunEnvironment,
     processes: int = 1,
     write: bool = True,
 ) -> TrainState:
@@ -111,7 +111,7 @@ def begin_run(
         "format": FORMAT,
         "pointdistill": pointdistill.__version__,
         "torch": torch.__version__,
-        "begun_on": to_plain(begun_on),
+        "begun_on": to_plain(environment),
         "corpus": {
             "path": str(corpus.path.resolve()),
             "shapes": len(corpus),

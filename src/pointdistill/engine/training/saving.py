@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pointdistill.data.files import folder_aside, sha256_of, write_json
 from pointdistill.engine.config import PretrainConfig, to_plain
-from pointdistill.engine.training.sharding import whole
+from pointdistill.engine.optimizer import named_moments, whole
 from pointdistill.engine.training.state import (
     MODEL,
     OPTIMIZER,
@@ -73,9 +73,9 @@ def take_snapshot(
         for name, value in module.state_dict().items():
             _copy_into(found, f"{prefix}.{name}", value, keep=keep)
     kept: dict[str, Tensor] = {}
-    for name, parameter in state.student.named_parameters() if moments else ():
-        for moment, value in state.optimizer.state.get(parameter, {}).items():
-            _copy_into(kept, f"{moment}.{name}", value, keep=keep)
+    if moments:
+        for name, value in named_moments(state.student, state.optimizer).items():
+            _copy_into(kept, name, value, keep=keep)
     device = next(state.student.parameters()).device
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the copies were only queued
