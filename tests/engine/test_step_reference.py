@@ -1,7 +1,7 @@
 """Five steps of a real run against the method written out plainly in float64.
 
-The reference shares the network's modules, in double precision, for its forward passes. Everything that a step does
-with what they give is written once more, from docs/method.md: order of the shapes, seeds of their views,
+The reference shares the network's modules, in double precision, for its forward passes. Everything that a step
+does with what they give is written once more, from docs/method.md: order of the shapes, seeds of their views,
 rows of masks, centring, temperatures, losses, clipping, AdamW, moving average, centres, schedules.
 """
 
