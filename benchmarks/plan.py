@@ -28,7 +28,7 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.cost import STORED_POINTS
 from pointdistill.engine.machine import GIB, peak_resident_gib
 from pointdistill.engine.plan import Plan, make_plan
-from pointdistill.engine.settings import Asked
+from pointdistill.engine.settings import RunOverrides
 from pointdistill.engine.training.launch import new_launch
 from pointdistill.engine.training.pretrain import pretrain
 from pointdistill.engine.training.run_options import RunOptions
@@ -51,7 +51,7 @@ class Taken:
 def real_run(size: str, mode: str, batch: int, corpus: Path, run: Path) -> Taken:
     """A whole run, and what this process then has to say of it."""
     steps = STEPS[size]
-    asked = Asked(size=size, mode=mode, batch_size=batch, steps=steps)
+    asked = RunOverrides(size=size, mode=mode, batch_size=batch, steps=steps)
     launch = new_launch(asked, data=corpus, run=run)
     times: list[float] = []
     pretrain(
@@ -80,7 +80,7 @@ def taken(case: str, corpus: Path, run: Path) -> Taken:
 
 def planned(size: str, mode: str, batch: int) -> Plan:
     """What is said before it starts, without the corpus."""
-    asked = Asked(size=size, mode=mode, batch_size=batch, steps=STEPS[size])
+    asked = RunOverrides(size=size, mode=mode, batch_size=batch, steps=STEPS[size])
     return make_plan(asked, data=None, shapes=SHAPES, options=RunOptions())
 
 

@@ -53,7 +53,7 @@ def test_inspect_prints_counts_licences_and_refusals(run: Run) -> None:
     code, out, err = run("inspect", "mix")
     assert (code, err) == (0, "")
     assert "| a | 7 | 3 | 2 | 40, 43, 46 |" in out
-    assert "| of these in quarantine | 1 (prepare-data --retry) |" in out
+    assert "| of these in quarantine | 1 (prepare-data can try them again) |" in out
     assert "| a | CC BY-NC 4.0 | NO COMMERCIAL USE | a test |" in out
     assert "| b | CC BY 4.0 | any use | a test |" in out
     assert "- NOT FOR COMMERCIAL USE: a\n" in out
@@ -88,7 +88,7 @@ def test_many_labels_are_cut_in_the_table_and_whole_in_json(run: Run) -> None:
     many = ["chair", "table", *(f"label {k}" for k in range(40))]
     edit(Path("mix"), {"sources": [stored["sources"][0] | {"labels": many}, stored["sources"][1]]})
     _, out, _ = run("inspect", "mix")
-    assert "- and 17 more labels of 0 shapes; --json has them." in out
+    assert "- and 17 more labels of 0 shapes; the JSON has them." in out
     _, out, _ = run("inspect", "mix", "--json")
     assert len(json.loads(out)["sources"][0]["labels"]) == 42
 

@@ -53,7 +53,7 @@ def test_from_a_folder_to_names(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert "| meshes/rod/1.ply | rod " in said.out
     assert "error: missing.obj: cannot be read" in said.err
     assert "1 of 3 files could not be used" in said.err
-    assert "2 of 2 files state no up axis; z was taken" in said.err
+    assert "2 of 2 files state no up axis; z was assumed" in said.err
     assert run("predict", "models/meshes", files[0], "--json", "--device", "cpu") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["file"] == files[0]
@@ -82,7 +82,7 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["finetune", "modelnet40", "--encoder", "encoder"], "ModelNet40.zip"),
         (["finetune", "--resume"], "give --resume with --output alone"),
         (["finetune", "--resume", "--output", "x", "--seed", "1"], "alone, and seed was given"),
-        (["finetune", "--resume", "--output", "x"], "x: no model here"),
+        (["finetune", "--resume", "--output", "x"], "x: no such file or folder"),
         (["finetune", "cars"], "'cars'"),
         (["predict", "encoder", "a.obj"], "neither a classifier nor a segmenter"),
         (["predict", "cls", "a.obj", "--category", "chair"], "cls is a classifier"),

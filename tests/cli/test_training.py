@@ -10,9 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from pointdistill.cli import main, training, training_progress
-from pointdistill.cli.training_progress import remarks_to, span
-from pointdistill.cli.training_progress import training_progress as shown
+from pointdistill.cli import console, main, training
+from pointdistill.cli.console import training_console
 from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.training.pretrain import StepRecord
@@ -51,54 +50,40 @@ def test_a_file_gets_a_line_a_minute_and_no_control_characters(
 ) -> None:
     """Steps of 40 seconds: the first, the third (80 s later), the fifth, and the last."""
     clock = [0.0]
-    monkeypatch.setattr(training_progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
     file = io.StringIO()
-    with shown(Console(file=file)) as show:
+    with training_console(Console(file=file)) as reporter:
         for step in range(1, 7):
-            show(record(step, total=6))
+            reporter.step(record(step, total=6))
             clock[0] += 40.0
     text = file.getvalue()
     assert [line.split(":")[0] for line in text.splitlines()] == [
         f"step {step} of 6" for step in (1, 3, 5, 6)
     ]
-    assert text.splitlines()[1].endswith("64 shapes/s, 2 minutes left")
+    assert text.splitlines()[1].endswith("64 shapes/s, 2 min left")
     assert text.isprintable() or set(text) - {c for c in text if c.isprintable()} == {"\n"}
 
 
 def test_a_terminal_gets_a_bar() -> None:
     file = io.StringIO()
-    with shown(Console(file=file, force_terminal=True, width=120)) as show:
-        show(record(3))
+    with training_console(Console(file=file, force_terminal=True, width=120)) as reporter:
+        reporter.step(record(3))
     assert "3/100" in file.getvalue()
     assert "loss 4.250 (patch 4.000 cls 4.500)" in file.getvalue()
 
 
 def test_a_slow_run_says_its_cost_once() -> None:
     file = io.StringIO()
-    with shown(Console(file=file)) as show:
+    with training_console(Console(file=file)) as reporter:
         for step in range(1, 6):
-            show(record(step, total=90_003, speed=32.0))  # a step a second
+            reporter.step(record(step, total=90_003, speed=32.0))  # a step a second
     (line,) = [line for line in file.getvalue().splitlines() if line.startswith("cost:")]
-    assert line.startswith("cost: about 25.0 hours for this run on this device (32.0 shapes/s)")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (40, "40 seconds"),
-        (1500, "25 minutes"),
-        (7199, "120 minutes"),
-        (11520, "3.2 hours"),
-        (864000, "10 days"),
-    ],
-)
-def test_spans(seconds: float, text: str) -> None:
-    assert span(seconds) == text
+    assert line.startswith("cost: about 25 h for this run on this device (32.0 shapes/s)")
 
 
 def test_remarks_of_the_run_are_shown_while_it_lasts() -> None:
     file, log = io.StringIO(), logging.getLogger("pointdistill")
-    with remarks_to(Console(file=file)):
+    with training_console(Console(file=file)):
         log.warning("the disk is [full]")
     log.warning("nobody listens")
     assert file.getvalue() == "the disk is [full]\n"
@@ -134,17 +119,13 @@ def test_ctrl_c_is_answered_at_once_and_saves(
     """The signal comes while the second step is reported: it is answered before the run is over."""
     import signal
 
-    class Signalled:
-        def __init__(self, _console: Console) -> None:
-            pass
-
-        def __call__(self, seen: StepRecord) -> None:
-            if seen.step == 2:
-                signal.raise_signal(signal.SIGINT)
-                assert "finishing this step, then saving" in capfd.readouterr().err
+    def signal_at_two(_reporter: console.TrainingConsole, seen: StepRecord) -> None:
+        if seen.step == 2:
+            signal.raise_signal(signal.SIGINT)
+            assert "finishing this step, then saving" in capfd.readouterr().err
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training_progress, "_Lines", Signalled)
+    monkeypatch.setattr(console.TrainingConsole, "step", signal_at_two)
     code = run(
         *("pretrain", "--recipe", "tiny-mpm", "--data", str(corpus), "--batch-size", "4"),
         *("--steps", "50", "--device", "cpu", "--set", "encoder.depth=1"),
@@ -163,6 +144,7 @@ def test_recipes_are_listed_and_printed_whole(capsys: pytest.CaptureFixture[str]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("# Our own: masked patches alone")
     assert "masking.ratio = 0.8" in lines
+    assert "# Run: pointdistill pretrain --recipe tiny-mpm" in lines
 
 
 def test_a_plan_by_arithmetic(

@@ -24,9 +24,7 @@ def test_a_cpu_that_cannot_train_in_bf16_is_refused_in_one_line(
     with pytest.raises(ConfigError) as caught:
         devices.build_accelerator("cpu", "bf16")
     message = str(caught.value)
-    assert message.startswith(
-        f"precision 'bf16' cannot be had on this CPU ({reason}); use --precision no"
-    )
+    assert message.startswith(f"precision 'bf16' does not work on this CPU ({reason}); use 'no'")
     assert "\n" not in message
 
 

@@ -24,8 +24,7 @@ from pointdistill.data.standins import (
 )
 from pointdistill.engine.finetuning import finetune as module
 from pointdistill.engine.finetuning.classifier_recipes import RECIPES
-from pointdistill.engine.finetuning.epochs import EpochRecord
-from pointdistill.engine.finetuning.finetune import Finetuned, Hooks, finetune, resume_finetune
+from pointdistill.engine.finetuning.finetune import Finetuned, finetune, resume_finetune
 from pointdistill.engine.finetuning.finetune_choices import (
     FinetuneRequest,
     choose_recipe,
@@ -36,6 +35,7 @@ from pointdistill.engine.finetuning.predict import classify_files
 from pointdistill.engine.finetuning.training_data import KINDS, choose_data
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from tests.engine.labelled import make_encoder, part_benchmark, saved_encoder
+from tests.recorder import Recorder
 
 
 def mesh_folder(folder: Path, each: int = 4) -> Path:
@@ -77,24 +77,25 @@ def stored(folder: Path) -> dict[str, Any]:
 def test_from_a_folder_of_meshes_to_a_classifier(meshes: Path, tmp_path: Path) -> None:
     (meshes / "ball" / "broken.obj").write_text("nothing")
     (meshes / "stray.obj").write_text("v 0 0 0")
-    said: list[str] = []
-    records: list[EpochRecord] = []
-    result = finetune(request(tmp_path, epochs=20), Hooks(say=said.append, epoch=records.append))
+    recorder = Recorder()
+    result = finetune(request(tmp_path, epochs=20), reporter=recorder)
     assert (result.kind, result.finished, result.epochs) == ("classifier", True, 20)
     classifier = load_classifier(result.output)
     assert classifier.classes == ("ball", "rod")
     assert sorted(p.name for p in result.output.iterdir()) == ["config.json", "model.safetensors"]
     config = stored(result.output)
     assert config["score"] == result.score
-    assert result.score["accuracy"] == records[-1].accuracy
+    task, *counts, note = recorder.tasks[-1]
+    assert (task, *counts) == ("training", 20, 20)
+    assert f"test {result.score['accuracy']:.1f} %" in note
     assert [source["name"] for source in config["sources"]] == ["made up", "your own folder meshes"]
     training = config["training"]
     assert (training["train_clouds"], training["test_clouds"]) == (6, 2)
     assert training["recipe"]["name"] == "few-shot"
     assert len(training["checksum"]) == 64
     assert str(tmp_path) not in json.dumps(config)
-    assert any(line.startswith("left out: ball/broken.obj: an OBJ file") for line in said)
-    assert "left out: files in no sub-folder, so of no class: 1" in said
+    assert any(line.startswith("left out: ball/broken.obj: an OBJ file") for line in recorder.lines)
+    assert "left out: files in no sub-folder, so of no class: 1" in recorder.lines
 
 
 def test_predict_names_the_files_it_was_trained_on(meshes: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from pointdistill.cli.import_weights import import_weights as command
+from pointdistill.cli.weights import import_weights as command
 from pointdistill.engine.exchange.checkpoints import open_checkpoint
 from pointdistill.engine.exchange.import_weights import (
     ImportedEncoder,

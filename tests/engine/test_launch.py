@@ -10,7 +10,7 @@ import pytest
 from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.workspace import remember_corpus, remember_run
-from pointdistill.engine.settings import Asked
+from pointdistill.engine.settings import RunOverrides
 from pointdistill.engine.training import launch
 from pointdistill.engine.training.launch import announce, carry_out, new_launch, resumed_launch
 from pointdistill.engine.training.pretrain import RunOptions
@@ -32,7 +32,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(size: str = "tiny", *, data: Path | None = None, **asked: Any) -> launch.Launch:
     given = {} if "recipe" in asked else {"size": size}
-    return new_launch(Asked(**given, **asked), data=data, device="cpu")
+    return new_launch(RunOverrides(**given, **asked), data=data, device="cpu")
 
 
 def test_without_data_the_last_corpus_is_taken_and_named(corpus: Path) -> None:
@@ -112,11 +112,11 @@ def test_a_batch_of_our_choice_is_one_that_the_processes_can_share(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setattr(launch, "memory_gib", lambda: 1000.0)
-    found = new_launch(Asked(size=size), data=corpus, run=Path("run"), device="cpu")
+    found = new_launch(RunOverrides(size=size), data=corpus, run=Path("run"), device="cpu")
     assert found.config.batch_size == batch
     assert said in found.remarks
     monkeypatch.setattr(launch, "memory_gib", lambda: 20.0)
-    fitted = new_launch(Asked(size="small"), data=corpus, run=Path("run"), device="cpu")
+    fitted = new_launch(RunOverrides(size="small"), data=corpus, run=Path("run"), device="cpu")
     assert fitted.config.batch_size < 56
     assert fitted.config.batch_size % processes == 0
 
@@ -124,9 +124,9 @@ def test_a_batch_of_our_choice_is_one_that_the_processes_can_share(
 @pytest.mark.parametrize(
     ("processes", "batch", "said"),
     [
-        (4, 30, "batch_size 30 is not a multiple of the 4 processes; use --batch-size 28"),
-        (4, 2, "batch_size 2 is not a multiple of the 4 processes; use --batch-size 4"),
-        (8, 64, "holds 60 shapes, fewer than one batch of 64; .*--batch-size 56"),
+        (4, 30, "batch_size 30 is not a multiple of the 4 processes; use a batch size of 28"),
+        (4, 2, "batch_size 2 is not a multiple of the 4 processes; use a batch size of 4"),
+        (8, 64, "holds 60 shapes, fewer than one batch of 64; .*a batch size of 56"),
         (64, None, "holds 60 shapes, fewer than the 64 processes that share a batch; start fewer"),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(
     corpus: Path, processes: int, batch: int | None, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    asked = Asked(size="tiny", batch_size=batch)
+    asked = RunOverrides(size="tiny", batch_size=batch)
     with pytest.raises(ConfigError, match=said):
         new_launch(asked, data=corpus, run=Path("run"), device="cpu")
     assert not Path("run").exists()
@@ -162,31 +162,34 @@ def test_resume_takes_the_last_run_with_its_own_configuration(corpus: Path) -> N
     first = start(data=corpus, steps=2, batch_size=8, seed=3)
     assert announce(first)[-1].startswith("tiny, dual mode, seed 3: 2 steps of 8 of 60")
     carry_out(first, RunOptions(device="cpu", stop_at=1), lambda _record: None)
-    again = resumed_launch(Asked(), data=None, run=None)
+    again = resumed_launch(RunOverrides(), data=None, run=None)
     assert (again.run.resolve(), again.config) == (first.run.resolve(), first.config)
     assert again.resume
 
 
 @pytest.mark.parametrize(
-    ("asked", "options"),
+    ("overrides", "settings"),
     [
-        (Asked(batch_size=4), "--batch-size"),
-        (Asked(recipe="tiny"), "--recipe"),
-        (Asked(config=Path("run.toml")), "--config"),
-        (Asked(set=["seed=1", "steps=2"], seed=0), "--set, --seed"),
+        (RunOverrides(batch_size=4), ("batch_size",)),
+        (RunOverrides(recipe="tiny"), ("recipe",)),
+        (RunOverrides(config=Path("run.toml")), ("config",)),
+        (RunOverrides(set=["seed=1", "steps=2"], seed=0), ("set", "seed")),
     ],
 )
-def test_resume_refuses_what_belongs_to_the_run(asked: Asked, options: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{options} cannot be changed when a run is resumed"):
-        resumed_launch(asked, data=None, run=None)
+def test_resume_refuses_what_belongs_to_the_run(
+    overrides: RunOverrides, settings: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError, match="a run is resumed with the settings") as refused:
+        resumed_launch(overrides, data=None, run=None)
+    assert refused.value.settings == settings
 
 
 def test_resume_without_a_run() -> None:
     with pytest.raises(CheckpointError, match="no run was made in this folder yet"):
-        resumed_launch(Asked(), data=None, run=None)
+        resumed_launch(RunOverrides(), data=None, run=None)
 
 
 def test_a_run_that_was_deleted_is_no_last_run() -> None:
     remember_run(Path("runs/gone"))
     with pytest.raises(CheckpointError, match="no run was made in this folder yet"):
-        resumed_launch(Asked(), data=None, run=None)
+        resumed_launch(RunOverrides(), data=None, run=None)

@@ -24,10 +24,10 @@ from pointdistill.data.standins import (
     make_scanobjectnn_stand_in,
 )
 from pointdistill.engine import leaks
+from pointdistill.engine.config import RUN_FORMAT
 from pointdistill.engine.evaluation.kinds import BENCHMARKS
 from pointdistill.engine.held_out import held_out_of
 from pointdistill.engine.leaks import LeakRequest, check_leaks, leak_warning
-from pointdistill.engine.training.run_folder import FORMAT
 from pointdistill.errors import CheckpointError, ConfigError, CorpusError
 
 
@@ -48,7 +48,7 @@ def add_run(run: Path, corpus: Path, *, content: str | None = None) -> None:
     """What of a run tells its corpus."""
     begun_with = {"path": str(corpus), "fingerprint": content or open_corpus(corpus).content}
     (run / "encoder").mkdir(parents=True)
-    write_json(run / "config.json", {"format": FORMAT, "corpus": begun_with, "config": {}})
+    write_json(run / "config.json", {"format": RUN_FORMAT, "corpus": begun_with, "config": {}})
 
 
 def quietly(request: LeakRequest) -> leaks.Checked:

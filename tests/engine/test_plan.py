@@ -28,7 +28,7 @@ from pointdistill.engine.plan.measure import (
     read_answer,
 )
 from pointdistill.engine.recipes import recipe
-from pointdistill.engine.settings import Asked
+from pointdistill.engine.settings import RunOverrides
 from pointdistill.engine.training.run_options import RunOptions
 from pointdistill.errors import ConfigError, DataError, PointDistillError
 from tests.engine.conftest import micro_config
@@ -134,10 +134,10 @@ def answered(stdout: str = "", stderr: str = "", code: int = 0) -> Measurement:
         (
             {"stdout": '{"refused": "no corpus"}'},
             PointDistillError,
-            r"measured \(no corpus\); --no-m",
+            r"measured \(no corpus\); the plan can also be estimated",
         ),
         ({"stderr": "Trace\nValueError: odd\n", "code": 1}, PointDistillError, "ValueError: odd"),
-        ({"code": 3}, PointDistillError, "no word"),
+        ({"code": 3}, PointDistillError, "no message"),
     ],
 )
 def test_a_process_that_did_not_measure(
@@ -180,12 +180,12 @@ def test_the_pace_is_that_of_the_steps_after_the_first(monkeypatch: pytest.Monke
     assert watch.seconds() == [1.0, 1.5]
 
 
-def plan(asked: Asked, shapes: int | None = 4000, data: Path | None = None) -> Plan:
+def plan(asked: RunOverrides, shapes: int | None = 4000, data: Path | None = None) -> Plan:
     return make_plan(asked, data=data, shapes=shapes, options=CPU, measured=False)
 
 
 def test_arithmetic_plans_say_where_they_come_from() -> None:
-    made = plan(Asked(recipe="tiny", batch_size=16, epochs=2))
+    made = plan(RunOverrides(recipe="tiny", batch_size=16, epochs=2))
     config = made.config
     assert made.steps == 500
     assert made.hours is None
@@ -198,7 +198,9 @@ def test_arithmetic_plans_say_where_they_come_from() -> None:
 @pytest.mark.parametrize("keep", [1, 5])
 def test_the_disk_holds_the_checkpoints_kept_and_one_being_written(keep: int) -> None:
     options = RunOptions(device="cpu", keep=keep)
-    made = make_plan(Asked(recipe="tiny"), data=None, shapes=4000, options=options, measured=False)
+    made = make_plan(
+        RunOverrides(recipe="tiny"), data=None, shapes=4000, options=options, measured=False
+    )
     assert made.disk_gib == (keep + 1) * checkpoint_gib(made.config) + encoder_gib(made.config)
 
 
@@ -210,14 +212,14 @@ def test_a_gpus_peak_is_all_that_torch_took_of_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_hours_are_steps_times_seconds() -> None:
-    made = plan(Asked(recipe="tiny", steps=7200))
+    made = plan(RunOverrides(recipe="tiny", steps=7200))
     assert replace(made, step=Estimate(0.5, 1.0, "by hand")).hours == 1.0
 
 
 def test_a_corpus_gives_shapes_and_licences(tmp_path: Path) -> None:
     source = open_source("builtin", SourceRequest(shapes=40))
     build_corpus(source, tmp_path / "corpus", points=128, seed=0, workers=0)
-    made = plan(Asked(recipe="tiny", epochs=3), shapes=None, data=tmp_path / "corpus")
+    made = plan(RunOverrides(recipe="tiny", epochs=3), shapes=None, data=tmp_path / "corpus")
     assert (made.shapes, made.steps) == (40, 3)
     ((name, licence, kept),) = made.licences
     assert (name, kept) == ("builtin", 40)
@@ -225,24 +227,26 @@ def test_a_corpus_gives_shapes_and_licences(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_a_problem() -> None:
-    made = plan(Asked(recipe="tiny"))
-    assert "does not fit" in replace(made, memory_gib=0.1).problems[0]
-    assert "does not fit" in replace(made, step=Estimate(1.0, 0.1, "", fits=False)).problems[0]
-    assert "checkpoints need" in replace(made, free_gib=0.0).problems[0]
+    made = plan(RunOverrides(recipe="tiny"))
+    assert "does not fit" in replace(made, memory_gib=0.1).problems[0][0]
+    assert "does not fit" in replace(made, step=Estimate(1.0, 0.1, "", fits=False)).problems[0][0]
+    assert "checkpoints need" in replace(made, free_gib=0.0).problems[0][0]
 
 
 def test_a_launchers_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would wait for the others in its trial."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="plan is for one process, and 2 were started together"):
-        plan(Asked(recipe="tiny"))
+        plan(RunOverrides(recipe="tiny"))
 
 
 def test_without_a_corpus_or_shapes_it_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"no corpus was made in this folder yet; .*--shapes"):
-        plan(Asked(), shapes=None)
+    with pytest.raises(
+        DataError, match=r"no corpus was made in this folder yet; .*or plan without one"
+    ):
+        plan(RunOverrides(), shapes=None)
     with pytest.raises(ConfigError, match="fewer than one batch of 16"):
-        plan(Asked(recipe="tiny", batch_size=16), shapes=8)
+        plan(RunOverrides(recipe="tiny", batch_size=16), shapes=8)

@@ -17,13 +17,12 @@ from pointdistill.engine.quickstart import (
     PRETRAINED,
     PROTOCOLS,
     SUPERVISED,
-    Hooks,
     QuickstartConfig,
     gains,
     quickstart,
 )
-from pointdistill.engine.training.pretrain import StepRecord
 from pointdistill.errors import ConfigError
+from tests.recorder import Recorder
 
 TOY = QuickstartConfig(
     shapes=64, points=320, sizes=ScanSizes(train=4, test=2), steps=3, supervised_epochs=1
@@ -37,9 +36,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_whole_way_and_again_with_the_same_numbers(folder: Path) -> None:
-    steps: list[StepRecord] = []
-    first = quickstart(folder, TOY, Hooks(step=steps.append))
-    assert [record.step for record in steps] == [1, 2, 3]
+    recorder = Recorder()
+    first = quickstart(folder, TOY, reporter=recorder)
+    steps = [(done, total) for _, done, total, note in recorder.tasks if note.startswith("loss")]
+    assert steps == [(1, 3), (2, 3), (3, 3)]
     measured = {(r.features, r.protocol) for r in first.results}
     frozen = {(f, p) for f in (PRETRAINED, INITIAL, GEOMETRY) for p in PROTOCOLS}
     assert measured == frozen | {(SUPERVISED, "scratch")}

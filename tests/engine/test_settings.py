@@ -12,24 +12,24 @@ import pytest
 from pointdistill.engine.config import to_plain
 from pointdistill.engine.recipes import RECIPES, recipe
 from pointdistill.engine.settings import (
-    Asked,
+    RunOverrides,
     as_toml,
     merged,
     parse_assignment,
     read_settings,
-    settle,
+    resolve_config,
 )
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.distillation import Mode
 
 
 def test_nothing_asked_is_the_small_model() -> None:
-    found = settle(Asked())
-    assert (found.config, found.changed, found.batch_asked) == (recipe("small"), (), False)
+    found = resolve_config(RunOverrides())
+    assert (found.config, found.changed, found.batch_size_chosen) == (recipe("small"), (), False)
 
 
 def test_size_and_mode_are_the_short_way() -> None:
-    assert settle(Asked(size="tiny", mode="mpm")).config == recipe("tiny", Mode.MPM)
+    assert resolve_config(RunOverrides(size="tiny", mode="mpm")).config == recipe("tiny", Mode.MPM)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_assignments(text: str, plain: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("text", ["masking", "=3", "masking..ratio=3", "seed="])
 def test_what_is_no_assignment_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--set wants key=value, such as masking\.ratio=0\.8"):
+    with pytest.raises(ConfigError, match=r"changed by key=value, such as masking\.ratio=0\.8"):
         parse_assignment(text)
 
 
@@ -67,11 +67,13 @@ def test_recipe_then_file_then_assignment_then_option(tmp_path: Path) -> None:
     """Each lays over the one before; what differs from the recipe is said, with the recipe's value."""
     file = tmp_path / "run.toml"
     file.write_text("seed = 1\nbatch_size = 7\n[masking]\nratio = 0.5\nmasks_per_view = 3\n")
-    found = settle(Asked(recipe="tiny", config=file, set=["seed=2", "masking.ratio=0.6"], seed=3))
+    found = resolve_config(
+        RunOverrides(recipe="tiny", config=file, set=["seed=2", "masking.ratio=0.6"], seed=3)
+    )
     config = found.config
     assert (config.seed, config.batch_size) == (3, 7)
     assert (config.masking.ratio, config.masking.masks_per_view) == (0.6, 3)
-    assert found.batch_asked
+    assert found.batch_size_chosen
     assert found.changed == (
         "masking.ratio = 0.6 (recipe: 0.7)",
         "masking.masks_per_view = 3 (recipe: 1)",
@@ -84,15 +86,15 @@ def test_recipe_then_file_then_assignment_then_option(tmp_path: Path) -> None:
 def test_a_file_may_name_its_recipe_and_the_option_decides(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('recipe = "tiny-mpm"\nseed = 5\n')
-    assert settle(Asked(config=file)).recipe == "tiny-mpm"
-    assert settle(Asked(config=file, recipe="tiny-cls")).recipe == "tiny-cls"
+    assert resolve_config(RunOverrides(config=file)).recipe == "tiny-mpm"
+    assert resolve_config(RunOverrides(config=file, recipe="tiny-cls")).recipe == "tiny-cls"
 
 
 @pytest.mark.parametrize("name", ["small-shapenet", "tiny-mpm-no-predictor", "tiny-no-local-crops"])
 def test_what_recipes_prints_is_a_file_that_config_reads(name: str, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(as_toml(RECIPES[name].config))
-    found = settle(Asked(config=file))
+    found = resolve_config(RunOverrides(config=file))
     assert (found.config, found.changed, found.recipe) == (RECIPES[name].config, (), name)
 
 
@@ -100,7 +102,7 @@ def test_every_setting_can_be_changed_by_its_printed_line() -> None:
     """A whole recipe carried over line by line as assignments."""
     wanted = RECIPES["tiny"].config
     lines = as_toml(wanted).splitlines()
-    assert settle(Asked(recipe="small-shapenet", set=lines)).config == wanted
+    assert resolve_config(RunOverrides(recipe="small-shapenet", set=lines)).config == wanted
     assert tomllib.loads(as_toml(wanted))["masking"]["masks_per_view"] == 1
 
 
@@ -108,13 +110,15 @@ def test_a_runs_own_configuration_is_the_run(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     plain = to_plain(RECIPES["tiny-cls-no-crops"].config)
     file.write_text(json.dumps({"format": "pointdistill-run", "config": plain}))
-    assert settle(Asked(config=file)).config == RECIPES["tiny-cls-no-crops"].config
+    assert resolve_config(RunOverrides(config=file)).config == RECIPES["tiny-cls-no-crops"].config
 
 
 def test_none_takes_a_part_away_and_a_value_brings_it_back() -> None:
-    without = settle(Asked(recipe="tiny-mpm", set=["predictor=none"])).config
+    without = resolve_config(RunOverrides(recipe="tiny-mpm", set=["predictor=none"])).config
     assert without.predictor is None
-    back = settle(Asked(recipe="tiny-mpm-no-predictor", set=["predictor.depth=1"])).config
+    back = resolve_config(
+        RunOverrides(recipe="tiny-mpm-no-predictor", set=["predictor.depth=1"])
+    ).config
     assert back.predictor is not None
     assert back.predictor.depth == 1
 
@@ -122,10 +126,12 @@ def test_none_takes_a_part_away_and_a_value_brings_it_back() -> None:
 def test_epochs_decide_over_steps_that_were_said_before(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("steps = 9\n")
-    assert settle(Asked(recipe="tiny", config=file)).config.steps == 9
-    assert settle(Asked(recipe="tiny", config=file, epochs=2)).config.steps is None
-    assert settle(Asked(recipe="tiny", set=["epochs=2"])).config.steps is None
-    assert settle(Asked(recipe="tiny", set=["epochs=2", "steps=4"])).config.steps == 4
+    assert resolve_config(RunOverrides(recipe="tiny", config=file)).config.steps == 9
+    assert resolve_config(RunOverrides(recipe="tiny", config=file, epochs=2)).config.steps is None
+    assert resolve_config(RunOverrides(recipe="tiny", set=["epochs=2"])).config.steps is None
+    assert (
+        resolve_config(RunOverrides(recipe="tiny", set=["epochs=2", "steps=4"])).config.steps == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +153,7 @@ def test_epochs_decide_over_steps_that_were_said_before(tmp_path: Path) -> None:
         ("weight_decay=nan", "weight_decay must be a finite number, got nan"),
         ("weight_decay=-1", "weight_decay must not be negative"),
         ("clip_norm=0", "clip_norm must be positive"),
-        ("mode=mpm", r"encoder.cls_token must be False in mpm mode \(--mode mpm sets all"),
+        ("mode=mpm", r"encoder.cls_token must be False in mpm mode; choose the mode by its name"),
         ("masking.ratio=0.01", "hides 0 of 16 patches"),
         ("predictor.depth=0", "predictor = none trains without one"),
         ("head.hidden=-4", "head.hidden must be at least 1, got -4"),
@@ -163,7 +169,7 @@ def test_epochs_decide_over_steps_that_were_said_before(tmp_path: Path) -> None:
 )
 def test_wrong_values_are_refused_in_one_line(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as refused:
-        settle(Asked(recipe="tiny", set=[assignment]))
+        resolve_config(RunOverrides(recipe="tiny", set=[assignment]))
     assert "\n" not in str(refused.value)
 
 
@@ -197,18 +203,29 @@ def test_a_change_that_the_run_would_never_look_at_is_refused(
     """Typed or in a file."""
     file = tmp_path / "run.toml"
     file.write_text("\n".join(changes).replace("=random", "='random'").replace("=none", "='none'"))
-    for asked in (Asked(recipe=recipe, set=changes), Asked(recipe=recipe, config=file)):
+    for asked in (
+        RunOverrides(recipe=recipe, set=changes),
+        RunOverrides(recipe=recipe, config=file),
+    ):
         with pytest.raises(ConfigError, match=message) as refused:
-            settle(asked)
+            resolve_config(asked)
         assert "\n" not in str(refused.value)
 
 
 def test_what_was_not_changed_is_not_refused() -> None:
     """The recipe's own value, and a setting that another change brings into use."""
     same = ["masking.ratio=0.7", "predictor.depth=2"]
-    assert settle(Asked(recipe="tiny-cls", set=same)).config == RECIPES["tiny-cls"].config
+    assert (
+        resolve_config(RunOverrides(recipe="tiny-cls", set=same)).config
+        == RECIPES["tiny-cls"].config
+    )
     used = ["masking.kind=block", "masking.block_share=0.3"]
-    assert settle(Asked(recipe="tiny-random-masks", set=used)).config.masking.block_share == 0.3
+    assert (
+        resolve_config(
+            RunOverrides(recipe="tiny-random-masks", set=used)
+        ).config.masking.block_share
+        == 0.3
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny", "of-my-own"])
@@ -219,18 +236,18 @@ def test_a_whole_configuration_is_taken_with_what_it_does_not_use(
     config = replace(recipe("tiny", Mode.MPM), name=name, local_crop=None)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"format": "pointdistill-run", "config": to_plain(config)}))
-    found = settle(Asked(config=file))
+    found = resolve_config(RunOverrides(config=file))
     assert found.config == config
     assert not any(line.startswith("local_crop") for line in found.changed)
     with pytest.raises(ConfigError, match="first_cls_temperature would not be used in mpm"):
-        settle(Asked(config=file, set=["schedule.first_cls_temperature=0.5"]))
+        resolve_config(RunOverrides(config=file, set=["schedule.first_cls_temperature=0.5"]))
 
 
 def test_contradictions_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--epochs and --steps both say how long"):
-        settle(Asked(epochs=1, steps=1))
-    with pytest.raises(ConfigError, match="--recipe names a whole run, and --size and --mode"):
-        settle(Asked(recipe="tiny", mode="mpm"))
+    with pytest.raises(ConfigError, match="epochs and steps both say how long"):
+        resolve_config(RunOverrides(epochs=1, steps=1))
+    with pytest.raises(ConfigError, match="a recipe is a complete run"):
+        resolve_config(RunOverrides(recipe="tiny", mode="mpm"))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +266,7 @@ def test_what_is_no_settings_file_is_refused(
 ) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises((ConfigError, DataError), match=message):
-        settle(Asked(config=tmp_path / name))
+        resolve_config(RunOverrides(config=tmp_path / name))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -258,8 +275,11 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
             read_settings(path)
 
 
-def test_words_are_what_was_typed() -> None:
-    asked = Asked(recipe="tiny", set=["seed=1", "steps=2"], batch_size=4)
-    assert asked.words() == [
-        *("--recipe", "tiny", "--set", "seed=1", "--set", "steps=2", "--batch-size", "4")
+def test_items_are_the_fields_that_are_given() -> None:
+    overrides = RunOverrides(recipe="tiny", set=["seed=1", "steps=2"], batch_size=4)
+    assert overrides.items() == [
+        ("recipe", "tiny"),
+        ("set", "seed=1"),
+        ("set", "steps=2"),
+        ("batch_size", "4"),
     ]

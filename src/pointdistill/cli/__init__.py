@@ -8,34 +8,27 @@ from typing import NoReturn
 
 import typer
 
+from pointdistill.cli.about import doctor, recipes, show_version
 from pointdistill.cli.console import name_options, print_error
-from pointdistill.cli.doctor import doctor
+from pointdistill.cli.corpus import inspect, preview, verify
 from pointdistill.cli.embed import embed
 from pointdistill.cli.evaluate import evaluate
-from pointdistill.cli.export import export
 from pointdistill.cli.finetune import finetune
-from pointdistill.cli.import_weights import import_weights
-from pointdistill.cli.inspect import inspect
 from pointdistill.cli.leaks import leaks
 from pointdistill.cli.plan import plan
 from pointdistill.cli.predict import predict
 from pointdistill.cli.prepare_data import prepare_data
 from pointdistill.cli.pretrain import pretrain
-from pointdistill.cli.preview import preview
-from pointdistill.cli.push import push
 from pointdistill.cli.quickstart import quickstart
-from pointdistill.cli.recipes import recipes
 from pointdistill.cli.reconstruct import reconstruct
 from pointdistill.cli.sample import sample
 from pointdistill.cli.search import search
-from pointdistill.cli.verify import verify
-from pointdistill.cli.version import show_version
+from pointdistill.cli.weights import export, import_weights, push
 from pointdistill.errors import PointDistillError
 
 app = typer.Typer(
     name="pointdistill",
     help="Self-supervised representations of 3-D shapes, from meshes and point clouds, with no labels.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: drawing it with rich doubles the time it takes to appear
@@ -70,8 +63,9 @@ for command, summary in (
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program; exit codes: 0 done, 2 wrong input, 130 interrupted, 1 anything else."""
     command = typer.main.get_command(app)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = command(args=arguments, standalone_mode=False)
+        code = command(args=argv or ["--help"], standalone_mode=False)
     except PointDistillError as error:
         print_error(f"error: {name_options(str(error), error.settings)}")
         sys.exit(2)
@@ -81,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        # A name that is a file where a folder is wanted, no permission, a full disk: the user's to mend.
+        # A file where a folder should be, no permission, a full disk: for the user to put right.
         where = f"{error.filename}: " if error.filename else ""
         print_error(f"error: {where}{error.strerror or error}; give another path, or free it")
         sys.exit(2)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
-from pointdistill.reporter import Reporter
+from pointdistill.engine.training.training_reporter import TrainingReporter
+from pointdistill.reporter import Reporter, format_duration
 
 if TYPE_CHECKING:
     import rich.table
@@ -18,6 +21,16 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from pointdistill.engine.reporting.tables import Table
+    from pointdistill.engine.training.pretrain import StepRecord
+
+SECONDS_BETWEEN_LINES = 60.0
+"""Of a training whose output is no terminal."""
+
+STEPS_BEFORE_COST = 3
+"""After which the speed of a run is known well enough to say what it will cost."""
+
+SLOW_RUN_SECONDS = 3600.0
+"""Above which the expected duration of a run is worth a line of its own."""
 
 
 def name_options(message: str, settings: tuple[str, ...]) -> str:
@@ -27,26 +40,28 @@ def name_options(message: str, settings: tuple[str, ...]) -> str:
 
 
 class ConsoleReporter(Reporter):
-    """Lines, and one bar that follows the task at hand; the bar only where stderr is a terminal."""
+    """Lines, and a bar that follows the task at hand; the bar only where stderr is a terminal."""
 
-    def __init__(self, console: Console, bar: Progress) -> None:
+    def __init__(self, console: Console, bar: Progress, *, keep_tasks: bool = False) -> None:
         self.console = console
         self._bar = bar
+        self._keep_tasks = keep_tasks
         self._task: TaskID | None = None
-        self._shown = ""
 
     def say(self, line: str, *settings: str) -> None:
         """A line above the bar, whatever the width, with nothing in it taken for markup."""
-        self.console.print(
-            name_options(line, settings), markup=False, highlight=False, soft_wrap=True
-        )
+        self.show_line(name_options(line, settings))
 
     def progress(
         self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
     ) -> None:
-        """Move the bar; a new task starts it anew."""
+        """Move the bar; another task starts it anew, below the last one where tasks are kept."""
+        if self._keep_tasks and self._task_shown() != task:
+            self.finish_task()
         if self._task is None:
             self._task = self._bar.add_task(task, total=total, note="", unit=unit)
+            if self._keep_tasks and not self.console.is_terminal:
+                self.show_line(task)
         current = self._bar.tasks[self._task]
         if current.total != total or done < current.completed:
             self._bar.reset(self._task, total=total)
@@ -54,16 +69,135 @@ class ConsoleReporter(Reporter):
             self._task, description=task, completed=done, total=total, note=note, unit=unit
         )
 
+    def finish_task(self) -> None:
+        """Leave the bar of the task at hand full, as it stands."""
+        if self._task is not None:
+            total = self._bar.tasks[self._task].total or 1
+            self._bar.update(self._task, total=total, completed=total)
+            self._bar.stop_task(self._task)
+            self._task = None
+
+    def _task_shown(self) -> str | None:
+        return None if self._task is None else self._bar.tasks[self._task].description
+
     def on_signal(self) -> None:
         """Answer the first Ctrl-C of a training, which ends only after the step that it is in."""
         # Straight to the file: within a signal's handler a buffered stream may be in the middle of a write.
         os.write(2, b"\nfinishing this step, then saving; a second signal stops at once\n")
 
+    def show_line(self, line: str, style: str | None = None) -> None:
+        """Print a line above the bar."""
+        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+class TrainingConsole(ConsoleReporter, TrainingReporter):
+    """A training: one moving line on a terminal, a line a minute where stderr goes to a file."""
+
+    _steps_seen = 0
+    _first: tuple[int, float] | None = None
+    _last_line = 0.0
+
+    def step(self, record: StepRecord) -> None:
+        """Show the step; once, after the first few, also what a slow run will cost."""
+        terms = " ".join(f"{name} {value:.3f}" for name, value in record.terms.items())
+        note = f"loss {record.loss:.3f} ({terms}) {record.shapes_per_second:.0f} shapes/s"
+        if self.console.is_terminal:
+            self.progress("training", record.step, record.total, note=note)
+        else:
+            self._line_a_minute(record, note)
+        self._steps_seen += 1
+        if self._steps_seen == STEPS_BEFORE_COST:
+            self._say_cost(record)
+
+    def on_signal(self) -> None:
+        """As for any long work, but said by one of several processes only."""
+        if not self.console.quiet:
+            super().on_signal()
+
+    def _line_a_minute(self, record: StepRecord, note: str) -> None:
+        """A plain line for the first step, for the last, and once a minute."""
+        now = time.monotonic()
+        is_first = self._first is None
+        if self._first is None:
+            self._first = (record.step, now)
+        recent = now - self._last_line < SECONDS_BETWEEN_LINES
+        if recent and not is_first and record.step != record.total:
+            return
+        self._last_line = now
+        steps, seconds = record.step - self._first[0], now - self._first[1]
+        left = seconds / steps * (record.total - record.step) if steps else 0.0
+        rest = f", {format_duration(left)} left" if left else ""
+        self.show_line(f"step {record.step} of {record.total}: {note}{rest}")
+
+    def _say_cost(self, record: StepRecord) -> None:
+        seconds = (record.total - record.step) * record.batch_size / record.shapes_per_second
+        if seconds > SLOW_RUN_SECONDS:
+            self.show_line(
+                f"cost: about {format_duration(seconds)} for this run on this device "
+                f"({record.shapes_per_second:.1f} shapes/s); `pointdistill plan` says more, --size tiny takes "
+                "minutes on a CPU. Ctrl-C saves, --resume goes on",
+                style="yellow",
+            )
+
 
 @contextmanager
 def console_reporter() -> Iterator[ConsoleReporter]:
     """A reporter on stderr; its bar is gone when the work is done."""
+    console = _stderr()
+    with _bar(console, transient=True) as bar:
+        yield ConsoleReporter(console, bar)
+
+
+@contextmanager
+def stages_reporter() -> Iterator[ConsoleReporter]:
+    """A reporter whose finished tasks stay on the screen, each with its bar."""
+    console = _stderr()
+    with _bar(console, transient=False) as bar:
+        reporter = ConsoleReporter(console, bar, keep_tasks=True)
+        yield reporter
+        reporter.finish_task()
+
+
+@contextmanager
+def training_console(
+    console: Console | None = None, *, quiet: bool = False
+) -> Iterator[TrainingConsole]:
+    """A reporter for a training, which also shows what the run logs: a collapse, a full disk.
+
+    Args:
+        console: where to write; stderr by default.
+        quiet: say nothing, as all but one of several processes must.
+    """
+    console = console or _stderr(quiet=quiet)
+    log = logging.getLogger("pointdistill")
+    with _bar(console, transient=False) as bar:
+        reporter = TrainingConsole(console, bar)
+        handler = _LogLines(reporter)
+        log.addHandler(handler)
+        try:
+            yield reporter
+        finally:
+            log.removeHandler(handler)
+
+
+class _LogLines(logging.Handler):
+    def __init__(self, reporter: ConsoleReporter) -> None:
+        super().__init__(logging.WARNING)
+        self.reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record as a line above the bar."""
+        self.reporter.show_line(record.getMessage(), style="yellow")
+
+
+def _stderr(*, quiet: bool = False) -> Console:
     from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet)
+
+
+def _bar(console: Console, *, transient: bool) -> Progress:
+    """The one progress bar of the program."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -71,6 +205,7 @@ def console_reporter() -> Iterator[ConsoleReporter]:
         ProgressColumn,
         Task,
         TextColumn,
+        TimeElapsedColumn,
         TimeRemainingColumn,
     )
     from rich.text import Text
@@ -87,18 +222,15 @@ def console_reporter() -> Iterator[ConsoleReporter]:
             speed = f", {task.speed / 1e6:,.1f} MB/s" if task.speed else ""
             return Text(f"{task.completed / 1e6:,.1f}{total} MB{speed}")
 
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         Amount(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        yield ConsoleReporter(console, bar)
+    return Progress(*columns, console=console, transient=transient, disable=not console.is_terminal)
 
 
 def print_error(message: str) -> None:

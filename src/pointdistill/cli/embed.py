@@ -1,16 +1,17 @@
-"""``pointdistill embed``: features of any shapes, as one file."""
+"""``pointdistill embed``: features of any shapes, in one file."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pointdistill.cli.console import ConsoleReporter, console_reporter
+from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 
 if TYPE_CHECKING:
     from pointdistill.engine.embedding.run import EmbedReport
@@ -44,20 +45,22 @@ def embed(
     ] = None,
     features: Annotated[
         FeatureName,
-        typer.Option(help="One vector a shape (cls; pooled: CLS, mean, max), a patch, or a point."),
+        typer.Option(
+            help="One vector per shape (cls, or pooled: CLS, mean and max), per patch, or per point."
+        ),
     ] = FeatureName.POOLED,
     points: Annotated[
         int | None,
-        typer.Option(help="Points drawn from a shape. Default: as in pretraining.", min=1),
+        typer.Option(help="Points sampled from each shape. Default: as in pretraining.", min=1),
     ] = None,
     draws: Annotated[
         int | None,
         typer.Option(
-            help="Draws averaged. Default: 1; 2,048 points in all for encoders of fewer than 1,024.",
+            help="Samplings to average over. Default: 1; for encoders of fewer than 1,024 points, 2,048 in all.",
             min=1,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the points that are drawn.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the points that are sampled.", min=0)] = 0,
     up: Annotated[
         str | None,
         typer.Option(
@@ -66,15 +69,18 @@ def embed(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Clouds a forward pass; the features are the same for any.", min=1),
+        typer.Option(help="Clouds per forward pass; it does not change the features.", min=1),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
-    """Features of every shape in files, folders, zips and corpora, as one .npz or Parquet file.
+    """Compute features of every shape in files, folders, zips and corpora, into one .npz or Parquet file.
 
-    Stopped at any time, the same command goes on. Files that cannot be used are
-    listed, the others are done; the exit code is then 2.
+    If it is stopped, the same command continues. Files that cannot be used are
+    listed and the others are embedded; the exit code is then 2.
     """
+    require_paths(paths)
+    require_encoder(encoder, "encoder")
+
     from pointdistill.engine.embedding.run import EmbedRequest
     from pointdistill.engine.embedding.run import embed as run
 
@@ -90,23 +96,23 @@ def embed(
         batch_size=batch_size,
         device=device,
     )
-    with _progress() as tell:
-        report = run(request, tell, say=partial(typer.echo, err=True))
+    with console_reporter() as reporter:
+        report = run(request, partial(_show, reporter), say=reporter.say)
     _print(report, features, up)
 
 
 def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
     if report.interrupted:
         typer.echo(
-            f"stopped with {report.shapes:,} of {report.total:,} shapes done and kept; "
-            "the same command goes on from there",
+            f"stopped with {report.shapes:,} of {report.total:,} shapes done and saved; "
+            "the same command continues from there",
             err=True,
         )
         raise typer.Exit(130)
     if report.assumed_up and up is None:
         typer.echo(
-            f"note: {report.assumed_up:,} files do not state their up axis, z was assumed; "
-            "say --up y if theirs is y",
+            f"note: {report.assumed_up:,} files do not state their up axis, so z was assumed; "
+            "use --up y if theirs is y",
             err=True,
         )
     for name, reason in report.failed[:MOST_SHOWN]:
@@ -123,10 +129,5 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
         raise typer.Exit(2)
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, int], None]]:
-    from pointdistill.cli.progress import shape_progress
-    from pointdistill.data.build import Progress
-
-    with shape_progress("embedding") as show:
-        yield lambda done, total, refused: show(Progress(done, total, refused))
+def _show(reporter: ConsoleReporter, done: int, total: int, refused: int) -> None:
+    reporter.progress("embedding", done, total, note=f"{refused:,} refused" if refused else "")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pointdistill.cli.options import require_encoder
 from pointdistill.cli.task_progress import say_saving, task_progress
 
 if TYPE_CHECKING:
@@ -114,6 +115,9 @@ def evaluate(
 
     Every score is kept when it is done: the same command goes on after Ctrl-C, and later ones add to it.
     """
+    if encoder is not None:
+        require_encoder(encoder, "encoder")
+
     from pointdistill.engine.evaluation.request import EvaluationRequest
     from pointdistill.engine.evaluation.saved import evaluate_saved
 

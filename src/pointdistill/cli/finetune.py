@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.task_progress import say_saving, task_progress
+from pointdistill.cli.console import console_reporter
+from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
+from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pointdistill.engine.finetuning.finetune import Finetuned, Hooks
+    from pointdistill.engine.finetuning.finetune import Finetuned
 
 
 class TaskName(StrEnum):
@@ -29,12 +29,12 @@ class TaskName(StrEnum):
 def finetune(
     context: typer.Context,
     benchmark: Annotated[
-        TaskName, typer.Argument(help="What to train on; folder is your own, see --data.")
+        TaskName, typer.Argument(help="What to train on; folder means your own, see --data.")
     ] = TaskName.FOLDER,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Your folder, with one sub-folder a class of meshes or clouds; or a benchmark's archive."
+            help="Your folder, with one sub-folder of meshes or clouds per class; or a benchmark's archive."
         ),
     ] = None,
     encoder: Annotated[
@@ -52,14 +52,15 @@ def finetune(
         typer.Option(help="ScanObjectNN: OBJ-BG, OBJ-ONLY or PB-T50-RS. Default: PB-T50-RS."),
     ] = None,
     stand_in: Annotated[
-        bool, typer.Option("--stand-in", help="Take the benchmark's stand-in, made on first use.")
+        bool,
+        typer.Option("--stand-in", help="Train on the benchmark's stand-in, made on first use."),
     ] = False,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Begin with random weights, to compare.")
+        bool, typer.Option("--from-scratch", help="Start from random weights, for comparison.")
     ] = False,
     frozen: Annotated[
         bool,
-        typer.Option("--frozen", help="Train the head alone, on features that stay as they are."),
+        typer.Option("--frozen", help="Train only the head; the encoder stays as it is."),
     ] = False,
     epochs: Annotated[
         int | None,
@@ -67,29 +68,39 @@ def finetune(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=2**63 - 1, help="Of weights, order, views; and a folder's split."),
+        typer.Option(
+            min=0, max=2**63 - 1, help="Seed of weights, order and views, and of a folder's split."
+        ),
     ] = 0,
     held_out: Annotated[
         float | None,
-        typer.Option(help="Share of a folder's classes kept for testing. Default: 0.2."),
+        typer.Option(help="Share of each class of a folder held out for testing. Default: 0.2."),
     ] = None,
     up: Annotated[
         str | None,
         typer.Option(help="Up axis of a folder's files that do not state it. Default: z."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the interrupted training in --output.")
+        bool, typer.Option("--resume", help="Continue the interrupted training in --output.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
-    """Make a classifier of an encoder (on shapenetpart, a part segmenter). Ctrl-C saves; --resume goes on."""
+    """Turn an encoder into a classifier (on shapenetpart, a part segmenter). Ctrl-C saves; --resume continues."""
+    if resume:
+        output = _check_resume(context, output)
+        require_paths([output], "output")
+    if benchmark is TaskName.FOLDER:  # of an absent archive the engine says where it comes from
+        require_paths([data], "data")
+    if encoder is not None:
+        require_encoder(encoder, "encoder")
+
     from pointdistill.engine.finetuning.finetune import finetune, resume_finetune
     from pointdistill.engine.finetuning.finetune_choices import FinetuneRequest
 
     if resume:
-        place = _resumed(context, output)
-        with _progress() as hooks:
-            result = resume_finetune(place, device=device, hooks=hooks)
+        assert output is not None
+        with console_reporter() as reporter:
+            result = resume_finetune(output, device=device, reporter=reporter)
     else:
         request = FinetuneRequest(
             benchmark=benchmark.value,
@@ -106,29 +117,27 @@ def finetune(
             output=output,
             device=device,
         )
-        with _progress() as hooks:
-            result = finetune(request, hooks)
+        with console_reporter() as reporter:
+            result = finetune(request, reporter=reporter)
     _say_result(result)
 
 
-def _resumed(context: typer.Context, output: Path | None) -> Path:
+def _check_resume(context: typer.Context, output: Path | None) -> Path:
     """The folder to go on in.
 
     Raises:
-        ConfigError: if it was not named, or settings were that it has already.
+        ConfigError: if it was not named, or if settings were given, which the training has already.
     """
-    from pointdistill.errors import ConfigError
-
-    given = [
+    changed = [
         name
         for name in context.params
         if name not in ("resume", "output", "device")
         and (source := context.get_parameter_source(name)) is not None
         and source.name == "COMMANDLINE"
     ]
-    if given or output is None:
-        told = f", and {given[0]} was given" if given else ""
-        msg = f"a training goes on with the settings it began with: give --resume with --output alone{told}"
+    if changed or output is None:
+        added = f", and {changed[0]} was given" if changed else ""
+        msg = f"a training goes on with the settings it began with: give --resume with --output alone{added}"
         raise ConfigError(msg)
     return output
 
@@ -160,21 +169,3 @@ def _score(result: Finetuned) -> str:
         f"{result.epochs} epochs (best epoch {score['best_epoch']}: {score['best_epoch_' + main]:.2f} %, "
         "chosen on the test shapes: a bound, not a result)"
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Hooks]:
-    """Lines and a bar on stderr, which an epoch's figures stand beside."""
-    from pointdistill.engine.finetuning.epochs import EpochRecord
-    from pointdistill.engine.finetuning.finetune import Hooks
-
-    with task_progress() as (say, count):
-
-        def epoch(record: EpochRecord) -> None:
-            text = (
-                f"loss {record.loss:.3f}, test {record.accuracy:.1f} %, "
-                f"{record.clouds_per_second:.0f} shapes/s"
-            )
-            count(text, record.epoch, record.epochs)
-
-        yield Hooks(say=say, count=count, epoch=epoch, on_signal=say_saving)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.run_options import (
+from pointdistill.cli.console import console_reporter, name_options
+from pointdistill.cli.options import (
     BatchSizeOption,
     ConfigOption,
     DataOption,
@@ -20,8 +21,11 @@ from pointdistill.cli.run_options import (
     SetOption,
     SizeOption,
     StepsOption,
-    asked_for,
+    require_paths,
+    run_overrides,
+    to_argv,
 )
+from pointdistill.reporter import format_duration
 
 if TYPE_CHECKING:
     from pointdistill.engine.plan import Plan
@@ -38,7 +42,7 @@ def plan(
     data: DataOption = None,
     shapes: Annotated[
         int | None,
-        typer.Option(min=1, help="Plan without a corpus, for one of so many shapes."),
+        typer.Option(min=1, help="Plan without a corpus, for this many shapes."),
     ] = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
@@ -49,18 +53,12 @@ def plan(
     no_measure: Annotated[
         bool,
         typer.Option(
-            "--no-measure", help="Take no steps, which is a minute less: arithmetic alone."
+            "--no-measure", help="Run no steps, which saves a minute: estimate by formulas alone."
         ),
     ] = False,
 ) -> None:
-    """Say what a run will cost on this device: memory, hours, disk. Nothing is kept."""
-    from rich.console import Console
-
-    from pointdistill.cli.training_progress import say
-    from pointdistill.engine.plan import make_plan
-    from pointdistill.engine.training.run_options import RunOptions
-
-    asked = asked_for(
+    """Say what a run will cost on this device: memory, time, disk. Nothing is written."""
+    overrides = run_overrides(
         recipe=recipe,
         size=size,
         mode=mode,
@@ -70,30 +68,35 @@ def plan(
         steps=steps,
         batch_size=batch_size,
     )
-    console = Console(stderr=True)
-    made = make_plan(
-        asked,
-        data=data,
-        shapes=shapes,
-        options=RunOptions(device=device, precision=precision, keep=keep),
-        measured=not no_measure,
-        report=lambda line: say(console, line),
-    )
-    for remark in made.remarks:
-        say(console, remark)
-    for name, text in describe(made):
+    require_paths([data], "data")
+
+    from pointdistill.engine.plan import make_plan
+    from pointdistill.engine.training.run_options import RunOptions
+
+    with console_reporter() as reporter:
+        result = make_plan(
+            overrides,
+            data=data,
+            shapes=shapes,
+            options=RunOptions(device=device, precision=precision, keep=keep),
+            measured=not no_measure,
+            reporter=reporter,
+        )
+        for remark in result.remarks:
+            reporter.say(remark)
+    for name, text in describe(result):
         typer.echo(f"{name:<11} {text}")
-    for problem in made.problems:
-        typer.echo(f"problem: {problem}")
-    words = [*asked.words(), *(["--data", str(data)] if data else [])]
-    words += [] if keep == 2 else ["--keep", str(keep)]
-    words += [] if device == "auto" else ["--device", device]
-    words += [] if precision == "auto" else ["--precision", precision]
-    typer.echo(f"next: {shlex.join(['pointdistill', 'pretrain', *words])}")
+    for problem, setting in result.problems:
+        typer.echo(f"problem: {name_options(problem, (setting,))}")
+    argv = [*to_argv(overrides), *(["--data", str(data)] if data else [])]
+    argv += [] if keep == 2 else ["--keep", str(keep)]
+    argv += [] if device == "auto" else ["--device", device]
+    argv += [] if precision == "auto" else ["--precision", precision]
+    typer.echo(f"next: {shlex.join(['pointdistill', 'pretrain', *argv])}")
 
 
 def describe(plan: Plan) -> list[tuple[str, str]]:
-    """The plan in words, line by line."""
+    """Name and text of each line of the plan."""
     config, count = plan.config, plan.parameters
     epochs = plan.steps * config.batch_size / plan.shapes
     lines = [
@@ -106,7 +109,8 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
         ("corpus", f"{plan.corpus or 'none yet, synthetic'}: {plan.shapes:,} shapes"),
     ]
     lines += [
-        ("licence", f"{name}: {licence} ({kept:,} shapes)") for name, licence, kept in plan.licences
+        ("licence", f"{name}: {licence} ({shapes:,} shapes)")
+        for name, licence, shapes in plan.licences
     ]
     return [
         *lines,
@@ -126,17 +130,15 @@ def _memory(plan: Plan) -> str:
 
 
 def _time(plan: Plan) -> str:
-    """Hours; without measured steps what they would be at a round speed."""
-    from pointdistill.cli.training_progress import span
-
+    """Hours; without measured steps, what they would be at 10 TFLOP/s."""
     large = plan.flops >= TERA
     work = f"{plan.flops / (TERA if large else GIGA):.3g} {'TFLOP' if large else 'GFLOP'} a step"
     if plan.step.seconds is None:
         sustained = 10 * TERA
-        whole = span(plan.steps * plan.flops / sustained)
+        whole = format_duration(plan.steps * plan.flops / sustained)
         return f"not measured; {work}: {whole} in all at a sustained 10 TFLOP/s"
     speed = plan.config.batch_size / plan.step.seconds
     return (
-        f"{span(plan.steps * plan.step.seconds)} in all: {plan.step.seconds:.3g} s a step, "
+        f"{format_duration(plan.steps * plan.step.seconds)} in all: {plan.step.seconds:.3g} s a step, "
         f"{speed:.3g} shapes/s, {work}"
     )

@@ -1,4 +1,4 @@
-"""``pointdistill predict``: what a fine-tuned model says of any file."""
+"""``pointdistill predict``: classes or parts of any file, by a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.task_progress import task_progress
+from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.options import DeviceOption, require_paths
+from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import FailedFile
@@ -23,14 +25,14 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Folder that `finetune` wrote.")],
     files: Annotated[list[Path], typer.Argument(help="Mesh or point files.", metavar="FILE…")],
     category: Annotated[
-        str | None, typer.Option(help="What the files are; needed by a segmenter.")
+        str | None, typer.Option(help="Category of the files; a segmenter needs it.")
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="Of a segmenter: a folder (one coloured .ply for each file), an archive.npz, or one .ply.",
+            help="For a segmenter: a folder (one coloured .ply for each file), an archive.npz, or one .ply.",
         ),
     ] = None,
     up: Annotated[
@@ -39,18 +41,21 @@ def predict(
             help="Up axis (x, y, z, -x, -y, -z) of files that do not state it. Default: the training data's."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, on stdout.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON on stdout.")
+    ] = False,
+    device: DeviceOption = "auto",
 ) -> None:
     """Name shapes with a classifier, or their parts with a segmenter.
 
-    Files that cannot be used are listed, the others are done; the exit code
+    Files that cannot be used are listed and the others are done; the exit code
     is then 2.
     """
+    require_paths([model])
+
     from pointdistill.engine.devices import pick_device
     from pointdistill.engine.finetuning.model_folder import load_model
     from pointdistill.engine.finetuning.models import TrainedClassifier
-    from pointdistill.errors import ConfigError
 
     where = pick_device(device)
     loaded = load_model(model)
@@ -69,13 +74,12 @@ def _classify(
     classifier: TrainedClassifier, files: Sequence[Path], up: str | None, as_json: bool
 ) -> bool:
     """Whether any file could not be used."""
-    from pointdistill.cli.console import print_table
     from pointdistill.engine.finetuning.predict import classify_files
     from pointdistill.engine.reporting.tables import Table
 
-    with task_progress() as (_, show):
+    with console_reporter() as reporter:
         done, failed = classify_files(
-            classifier, files, up=up, progress=partial(show, "classifying")
+            classifier, files, up=up, progress=partial(reporter.progress, "classifying")
         )
     if as_json:
         _print_json([_class_row(file) for file in done])
@@ -102,14 +106,17 @@ def _segment(
     as_json: bool,
 ) -> bool:
     """Whether any file could not be used."""
-    from pointdistill.cli.console import print_table
     from pointdistill.engine.finetuning.predict import plan_parts, segment_files, write_parts
     from pointdistill.engine.reporting.tables import Table
 
     destination = plan_parts(files, output) if output is not None else None
-    with task_progress() as (_, show):
+    with console_reporter() as reporter:
         done, failed = segment_files(
-            segmenter, files, category=category, up=up, progress=partial(show, "segmenting")
+            segmenter,
+            files,
+            category=category,
+            up=up,
+            progress=partial(reporter.progress, "segmenting"),
         )
     names = segmenter.spec.part_names
     if destination is not None and done:
@@ -158,7 +165,7 @@ def _remark(
     assumed = sum(file.assumed_up for file in done)
     if assumed:
         typer.echo(
-            f"{assumed:,} of {len(done):,} files state no up axis; {up} was taken, --up names another",
+            f"{assumed:,} of {len(done):,} files state no up axis; {up} was assumed, --up sets another",
             err=True,
         )
     for file in failed:

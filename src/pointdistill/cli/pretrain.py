@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pointdistill.cli.run_options import (
+from pointdistill.cli.options import (
     BatchSizeOption,
     ConfigOption,
     DataOption,
@@ -20,7 +20,9 @@ from pointdistill.cli.run_options import (
     SetOption,
     SizeOption,
     StepsOption,
-    asked_for,
+    require_encoder,
+    require_paths,
+    run_overrides,
 )
 
 
@@ -37,31 +39,35 @@ def pretrain(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on from the newest checkpoint of --run, or of the last run."
+            "--resume", help="Continue from the newest checkpoint of --run, or of the last run."
         ),
     ] = False,
     init_from: Annotated[
-        Path | None, typer.Option(help="Encoder or run folder whose weights to begin with.")
+        Path | None, typer.Option(help="Encoder or run folder whose weights to start from.")
     ] = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
     batch_size: BatchSizeOption = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**63 - 1, help="Of weights, order, views, masks. Default: 0."),
+        typer.Option(
+            min=0, max=2**63 - 1, help="Seed of weights, order, views and masks. Default: 0."
+        ),
     ] = None,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps that a kill may cost.")] = 500,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps that a crash may cost.")] = 500,
     keep: KeepOption = 2,
     probe: Annotated[
         str | None,
         typer.Option(
-            help="Judge the teacher meanwhile by nearest neighbours: builtin, a corpus, or an archive."
+            help="Evaluate the teacher during training by nearest neighbours on: builtin, a corpus, or an archive."
         ),
     ] = None,
     probe_every: Annotated[int, typer.Option(min=1, help="Epochs between probes.")] = 5,
     track: Annotated[
         list[str] | None,
-        typer.Option(help="Also tell one of Accelerate's trackers, such as tensorboard or wandb."),
+        typer.Option(
+            help="Also log to one of Accelerate's trackers, such as tensorboard or wandb."
+        ),
     ] = None,
     sharding: Annotated[
         str,
@@ -70,22 +76,29 @@ def pretrain(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Pretrain an encoder on a corpus, with no labels. Ctrl-C saves; --resume goes on."""
+    """Pretrain an encoder on a corpus, with no labels. Ctrl-C saves; --resume continues."""
+    overrides = run_overrides(
+        recipe=recipe,
+        size=size,
+        mode=mode,
+        config=config,
+        changes=changes,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    require_paths([data], "data")
+    if resume:
+        require_paths([run], "run")
+    if init_from is not None:
+        require_encoder(init_from, "init_from")
+
     from pointdistill.cli.training import run_pretraining
     from pointdistill.engine.training.run_options import RunOptions
 
     run_pretraining(
-        asked_for(
-            recipe=recipe,
-            size=size,
-            mode=mode,
-            config=config,
-            changes=changes,
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            seed=seed,
-        ),
+        overrides,
         data=data,
         run=run,
         resume=resume,

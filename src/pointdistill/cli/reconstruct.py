@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pointdistill.cli.task_progress import task_progress
+from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 
 
 def reconstruct(
@@ -27,16 +28,21 @@ def reconstruct(
         int | None, typer.Option(min=1, help="Training steps of each decoder. Default: 1000.")
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs with seeds 0, 1, ...; mean and deviation are shown.")
+        int, typer.Option(min=1, help="Runs with seeds 0, 1, ...; mean and deviation are printed.")
     ] = 1,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for results.json and the picture; by default inside the run."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
-    """Fill masked patches from frozen features, beside random features; draw it. Ctrl-C keeps what is done."""
-    from pointdistill.cli.console import print_table
+    """Reconstruct masked patches from frozen features, and from random ones for comparison; draw both.
+
+    Ctrl-C keeps what is finished.
+    """
+    require_paths([data], "data")
+    require_encoder(encoder, "encoder")
+
     from pointdistill.engine.reconstruction.reconstruct import ReconstructRequest
     from pointdistill.engine.reconstruction.reconstruct import reconstruct as run
     from pointdistill.engine.reconstruction.reconstruct_comparison import PICTURE, RESULTS
@@ -44,17 +50,17 @@ def reconstruct(
     request = ReconstructRequest(
         encoder=encoder, data=data, steps=steps, seeds=seeds, output=output, device=device
     )
-    with task_progress() as (say, show):
+    with console_reporter() as reporter:
 
-        def distance(what: str, done: int, total: int, loss: float) -> None:
-            show(f"{what}, distance {loss:.4f}", done, total)
+        def show(what: str, done: int, total: int, loss: float) -> None:
+            reporter.progress(what, done, total, note=f"distance {loss:.4f}")
 
-        result = run(request, say=say, show=distance)
+        result = run(request, say=reporter.say, show=show)
     if result.outcomes:
         print_table(result.table())
     if result.interrupted:
-        typer.echo(f"stopped; what is finished is in {result.output}, the same command goes on")
+        typer.echo(f"stopped; what is finished is in {result.output}, the same command continues")
         raise typer.Exit(130)
     typer.echo(f"results: {result.output / RESULTS}; picture: {result.output / PICTURE}")
-    named = "" if encoder is None else f" --encoder {shlex.quote(encoder)}"
-    typer.echo(f"next: pointdistill export my-encoder{named}")
+    encoder_option = "" if encoder is None else f" --encoder {shlex.quote(encoder)}"
+    typer.echo(f"next: pointdistill export my-encoder{encoder_option}")

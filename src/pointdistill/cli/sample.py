@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.task_progress import task_progress
+from pointdistill.cli.console import console_reporter
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import SampleReport
@@ -24,10 +24,13 @@ def sample(
             help="A folder (one .npy for each file), an archive.npz, or for one file a .npy, .ply or .xyz.",
         ),
     ],
-    points: Annotated[int, typer.Option(help="Points from each file.", min=1)] = 16_384,
+    points: Annotated[int, typer.Option(help="Points to sample from each file.", min=1)] = 16_384,
     seed: Annotated[
         int,
-        typer.Option(help="Same seed and file name: same points, whatever else is sampled.", min=0),
+        typer.Option(
+            help="The same seed and file name give the same points, whatever else is sampled.",
+            min=0,
+        ),
     ] = 0,
     up: Annotated[
         str | None,
@@ -52,12 +55,12 @@ def sample(
     step or stp, in millimetres, with pip install 'pointdistill[step]';
     point clouds as ply, npy, npz, xyz, txt, csv, pts, pcd and las.
 
-    Files that cannot be used are listed, the others are done; the exit code
-    is then 2.
+    Files that cannot be used are listed and the others are sampled; the exit
+    code is then 2.
     """
     from pointdistill.data.meshes import sample_files
 
-    with task_progress() as (_, show):
+    with console_reporter() as reporter:
         report = sample_files(
             files,
             points=points,
@@ -66,7 +69,7 @@ def sample(
             cloud_format=cloud_format,
             up=up,
             repair=repair,
-            progress=partial(show, "sampling"),
+            progress=partial(reporter.progress, "sampling"),
         )
     _print(report, points, output)
     if report.failed:

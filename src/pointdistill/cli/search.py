@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
+from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
     from pointdistill.engine.embedding.search import Found
@@ -21,14 +24,14 @@ def search(
             help="What `embed` wrote, or a folder or corpus embedded here. Default: the last one."
         ),
     ] = None,
-    count: Annotated[int, typer.Option(help="Shapes to find.", min=1)] = 10,
+    count: Annotated[int, typer.Option(help="Number of shapes to find.", min=1)] = 10,
     sheet: Annotated[
         Path | None,
         typer.Option(help="Picture to write. Default: the query's name and -neighbours.png."),
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="The encoder that made the index, if it is no longer where it was."),
+        typer.Option(help="The encoder that made the index, if it has moved since."),
     ] = None,
     up: Annotated[
         str | None,
@@ -36,47 +39,50 @@ def search(
             help="Up axis of a query that does not state its own. Default: as in the index."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
-    """The shapes of an embedding nearest to a file, by the cosine of their features."""
-    from pointdistill.cli.console import print_table
-    from pointdistill.engine.embedding.index import open_index
-    from pointdistill.engine.embedding.search import draw_sheet, find_index
-    from pointdistill.engine.embedding.search import search as run
-    from pointdistill.errors import ConfigError
-
+    """Find the shapes of an embedding nearest to a file, by cosine similarity of features."""
     picture = sheet or Path(f"{query.stem}-neighbours.png")
     if picture.suffix.lower() != ".png":
         msg = f"the sheet must end in .png, got {str(picture)!r}"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("sheet",))
+    require_paths([query, index])
+    if encoder is not None:
+        require_encoder(encoder, "encoder")
+
+    from pointdistill.engine.embedding.index import open_index
+    from pointdistill.engine.embedding.search import draw_sheet, find_index
+    from pointdistill.engine.embedding.search import search as run
+
     opened = open_index(find_index(index))
-    found = run(
-        query,
-        opened,
-        count=count,
-        encoder=encoder,
-        up=up,
-        device=device,
-        say=partial(typer.echo, err=True),
-    )
-    if found.assumed_up and up is None:
-        axis = found.settings.up
+    with console_reporter() as reporter:
+        result = run(
+            query,
+            opened,
+            count=count,
+            encoder=encoder,
+            up=up,
+            device=device,
+            say=reporter.say,
+        )
+    if result.assumed_up and up is None:
+        axis = result.settings.up
         typer.echo(
-            f"note: {query} does not state its up axis, {axis} was assumed as for the index; "
-            "--up says otherwise",
+            f"note: {query} does not state its up axis, so {axis} was assumed as for the index; "
+            "--up sets another",
             err=True,
         )
-    print_table(_table(query, opened.path, found))
-    for name in draw_sheet(picture, query, found):
+    print_table(_table(query, opened.path, result))
+    for name in draw_sheet(picture, query, result):
         typer.echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
     typer.echo(f"picture: {picture}")
 
 
-def _table(query: Path, index: Path, found: Found) -> Table:
+def _table(query: Path, index: Path, result: Found) -> Table:
     from pointdistill.engine.reporting.tables import Table as Made
 
     rows = tuple(
         (str(rank), neighbour.id, f"{neighbour.similarity:.4f}")
-        for rank, neighbour in enumerate(found.neighbours, start=1)
+        for rank, neighbour in enumerate(result.neighbours, start=1)
     )
     return Made(f"Nearest to {query} in {index}", ("rank", "shape", "similarity"), rows)

@@ -6,13 +6,11 @@ import shlex
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
-from pointdistill.cli.task_progress import say_saving
-from pointdistill.cli.training_progress import remarks_to, say, training_progress
+from pointdistill.cli.console import TrainingConsole, training_console
 from pointdistill.engine.devices import is_main_process
 from pointdistill.engine.machine import out_of_memory
-from pointdistill.engine.settings import Asked
+from pointdistill.engine.settings import RunOverrides
 from pointdistill.engine.training.launch import (
     Launch,
     announce,
@@ -26,7 +24,7 @@ from pointdistill.errors import ConfigError
 
 
 def run_pretraining(
-    asked: Asked,
+    overrides: RunOverrides,
     *,
     data: Path | None,
     run: Path | None,
@@ -39,13 +37,15 @@ def run_pretraining(
         if init_from is not None:
             msg = "--init-from begins a run and --resume goes on with one; give one of them"
             raise ConfigError(msg)
-        launch = resumed_launch(asked, data=data, run=run)
+        launch = resumed_launch(overrides, data=data, run=run)
     else:
-        launch = new_launch(asked, data=data, run=run, init_from=init_from, device=options.device)
-    console = Console(stderr=True, quiet=not is_main_process())
-    for line in announce(launch):
-        say(console, line)
-    result = _train(launch, options, console)
+        launch = new_launch(
+            overrides, data=data, run=run, init_from=init_from, device=options.device
+        )
+    with training_console(quiet=not is_main_process()) as reporter:
+        for line in announce(launch):
+            reporter.say(line)
+        result = _train(launch, options, reporter)
     if not is_main_process():
         raise typer.Exit(130 if result.interrupted else 0)
     if result.interrupted:
@@ -60,20 +60,14 @@ def run_pretraining(
     )
 
 
-def _train(launch: Launch, options: RunOptions, console: Console) -> RunResult:
-    """The run under a progress line.
+def _train(launch: Launch, options: RunOptions, reporter: TrainingConsole) -> RunResult:
+    """Carry out the run.
 
     Raises:
         ConfigError: if a step did not fit into memory.
     """
-
-    def on_signal() -> None:
-        if is_main_process():
-            say_saving()
-
     try:
-        with training_progress(console) as show, remarks_to(console):
-            return carry_out(launch, options, show, on_signal=on_signal)
+        return carry_out(launch, options, reporter.step, on_signal=reporter.on_signal)
     except Exception as error:
         if not out_of_memory(error):
             raise

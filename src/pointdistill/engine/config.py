@@ -1,4 +1,4 @@
-"""Settings as frozen records: to JSON and back, with every unknown key an error that names the nearest."""
+"""Settings as frozen records: to JSON and back; an unknown key is an error that suggests the nearest name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from typing import Any, TypeVar
 
 from pointdistill.engine.schedules import ScheduleConfig
 from pointdistill.errors import ConfigError
-from pointdistill.model.distillation import Mode
-from pointdistill.model.encoder import EncoderConfig
-from pointdistill.model.heads import HeadConfig
-from pointdistill.model.masking import MaskingConfig, MaskKind
-from pointdistill.model.predictor import PredictorConfig
-from pointdistill.model.views import AugmentConfig, CropConfig
+from pointdistill.model.config import (
+    AugmentConfig,
+    CropConfig,
+    EncoderConfig,
+    HeadConfig,
+    MaskingConfig,
+    MaskKind,
+    Mode,
+    PredictorConfig,
+)
+
+RUN_FORMAT = "pointdistill-run"
+"""The ``format`` of a run's ``config.json``."""
 
 Record = TypeVar("Record")
 
@@ -91,18 +98,20 @@ class PretrainConfig:
         self._check_views()
 
     def _check_views(self) -> None:
-        """What mode, encoder, crops and masks ask of each other."""
+        """Check that mode, encoder, crops and masks fit together."""
         crop, encoder = self.global_crop, self.encoder
-        seen = (crop.points, crop.patches, crop.patch_points)
-        if seen != (encoder.points, encoder.patches, encoder.patch_points):
-            msg = f"encoder.points, .patches and .patch_points must be those of global_crop, {seen}"
+        sizes = (crop.points, crop.patches, crop.patch_points)
+        if sizes != (encoder.points, encoder.patches, encoder.patch_points):
+            msg = (
+                f"encoder.points, .patches and .patch_points must be those of global_crop, {sizes}"
+            )
             raise ConfigError(msg)
         if encoder.cls_token != self.mode.has_cls:
             msg = (
-                f"encoder.cls_token must be {self.mode.has_cls} in {self.mode} mode "
-                f"(--mode {self.mode} sets all that belongs to it)"
+                f"encoder.cls_token must be {self.mode.has_cls} in {self.mode} mode; choose the mode "
+                "by its name, which sets everything that belongs to it"
             )
-            raise ConfigError(msg)
+            raise ConfigError(msg, settings=("mode",))
         if self.mode is Mode.DUAL and crop.count < 2:
             msg = f"dual mode needs at least 2 global views, got global_crop.count {crop.count}"
             raise ConfigError(msg)
@@ -113,7 +122,7 @@ class PretrainConfig:
             self.masking.hidden_patches(crop.patches)
 
     def why_unused(self, key: str) -> str | None:
-        """Why this run never looks at a setting, and what to do; None where it does.
+        """Why this run does not use a setting, and what to do about it; None where it uses it.
 
         Args:
             key: dotted, or the name of a table of settings.
@@ -143,15 +152,15 @@ class PretrainConfig:
         if shapes < self.batch_size:
             msg = (
                 f"the corpus holds {shapes} shapes, fewer than one batch of {self.batch_size}; "
-                f"use a larger corpus or --batch-size {largest}"
+                f"use a larger corpus, or a batch size of {largest}"
             )
-            raise ConfigError(msg)
+            raise ConfigError(msg, settings=("batch_size",))
         if self.batch_size % processes:
             msg = (
-                f"batch_size {self.batch_size} is not a multiple of the {processes} processes; use --batch-size "
-                f"{largest}, or start a number of processes that divides it"
+                f"batch_size {self.batch_size} is not a multiple of the {processes} processes; use a batch "
+                f"size of {largest}, or start a number of processes that divides it"
             )
-            raise ConfigError(msg)
+            raise ConfigError(msg, settings=("batch_size",))
 
     def steps_per_epoch(self, shapes: int) -> int:
         """Whole batches in a pass over ``shapes`` shapes.

@@ -47,8 +47,8 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(msg)
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        msg = "device 'cuda' was asked for, but torch finds no GPU; see `pointdistill doctor`, or use --device cpu"
-        raise ConfigError(msg)
+        msg = "device is 'cuda', but torch finds no GPU; see `pointdistill doctor`, or use 'cpu'"
+        raise ConfigError(msg, settings=("device",))
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
@@ -96,10 +96,10 @@ def _check_launcher(accelerator: Accelerator) -> None:
     if accelerator.distributed_type not in plain:
         chosen = accelerator.distributed_type.value
         msg = (
-            f"accelerate was configured for {chosen}; start it with --multi_gpu (or torchrun) instead, "
-            "and give --sharding fsdp to split a large model over the processes"
+            f"accelerate was configured for {chosen}; configure it for several GPUs (or use torchrun) instead, "
+            "and choose sharding 'fsdp' to split a large model over the processes"
         )
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("sharding",))
 
 
 def _check_bf16_on_cpu() -> None:
@@ -115,10 +115,10 @@ def _check_bf16_on_cpu() -> None:
     if reason is None:
         return
     msg = (
-        f"precision 'bf16' cannot be had on this CPU ({reason}); use --precision no, or set "
+        f"precision 'bf16' does not work on this CPU ({reason}); use 'no', or set "
         "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 if this is a virtual machine"
     )
-    raise ConfigError(msg)
+    raise ConfigError(msg, settings=("precision",))
 
 
 def _bf16_failure() -> str | None:

@@ -17,7 +17,7 @@ import torch
 import pointdistill
 from pointdistill.data.workspace import last_corpus, last_run
 
-FREE_GIB_WANTED = 2.0
+LOW_DISK_GIB = 2.0
 """The builtin corpus takes 1 GiB, a small run's checkpoints half of one."""
 
 
@@ -57,23 +57,23 @@ def examine(folder: Path | None = None) -> Report:
 def _packages(problems: list[str]) -> list[tuple[str, str]]:
     """Versions of what the package's own metadata asks for."""
     try:
-        wanted = importlib.metadata.requires("pointdistill") or []
+        requirements = importlib.metadata.requires("pointdistill") or []
     except importlib.metadata.PackageNotFoundError:
-        wanted = []
+        requirements = []
         problems.append(
             "pointdistill is not installed as a package; run `pip install .` in its checkout"
         )
-    found = []
-    for requirement in wanted:
+    versions = []
+    for requirement in requirements:
         if "extra ==" in requirement:
             continue
         name = re.split(r"[\s;<>=!~\[(]", requirement, maxsplit=1)[0]
         try:
-            found.append((name, importlib.metadata.version(name)))
+            versions.append((name, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            found.append((name, "MISSING"))
+            versions.append((name, "MISSING"))
             problems.append(f"{name} is missing; run `pip install '{requirement}'`")
-    return found
+    return versions
 
 
 def _devices(remarks: list[str]) -> list[tuple[str, str]]:
@@ -81,19 +81,19 @@ def _devices(remarks: list[str]) -> list[tuple[str, str]]:
     facts = [("cpu", f"{cores} cores, torch uses {torch.get_num_threads()} threads")]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
-            seen = torch.cuda.get_device_properties(number)
-            facts.append((f"gpu {number}", f"{seen.name}, {seen.total_memory / 2**30:.0f} GiB"))
+            gpu = torch.cuda.get_device_properties(number)
+            facts.append((f"gpu {number}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"))
     else:
         facts.append(("gpu", "none that torch can use"))
         remarks.append(
-            "without a GPU only --size tiny trains in minutes; small takes weeks on a CPU"
+            "without a GPU only the tiny size trains in minutes; small takes weeks on a CPU"
         )
     return facts
 
 
 def _disk(folder: Path, problems: list[str], remarks: list[str]) -> list[tuple[str, str]]:
     free = shutil.disk_usage(folder).free / 2**30
-    if free < FREE_GIB_WANTED:
+    if free < LOW_DISK_GIB:
         remarks.append(f"{free:.1f} GiB free in {folder}; the builtin corpus alone takes 1 GiB")
     try:
         with tempfile.TemporaryFile(dir=folder):

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a question that a loop asks between its steps."""
+"""Ctrl-C, SIGTERM and a closed terminal, as a flag that a loop checks between its steps."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def interruptible(on_signal: Callable[[], None] | None = None) -> Iterator[Calla
 
     Args:
         on_signal: called within the handler of the first signal, so that a user is answered at once even where
-            the loop asks late.
+            the loop checks late.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
     def handle(number: int, _frame: object) -> None:
-        if asked:
+        if received:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
         if on_signal is not None:
             on_signal()
 
@@ -33,7 +33,7 @@ def interruptible(on_signal: Callable[[], None] | None = None) -> Iterator[Calla
     except ValueError:
         before = {}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

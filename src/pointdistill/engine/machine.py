@@ -33,8 +33,8 @@ def _from_status(name: str) -> float | None:
         lines = STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
-    return int(found[0]) * 1024 / GIB if found else None
+    values = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
+    return int(values[0]) * 1024 / GIB if values else None
 
 
 def out_of_memory(error: BaseException) -> bool:

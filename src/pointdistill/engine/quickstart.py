@@ -7,7 +7,7 @@ the same numbers for the same seed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from pointdistill.engine.training.run_folder import CHECKPOINTS, read_metrics, r
 from pointdistill.engine.training.state import list_checkpoints, new_state
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
+from pointdistill.reporter import SILENT, Reporter
 
 SPLIT = "OBJ-BG"
 PRETRAINED, INITIAL, GEOMETRY = "pretrained", "initial weights", "geometric features"
@@ -73,22 +74,8 @@ class QuickstartConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Hooks:
-    """Where progress goes; each may be ignored."""
-
-    stage: Callable[[str, str], None] = lambda _name, _text: None
-    """Told a stage's short name and a line when it begins."""
-
-    count: Callable[[int, int], None] = lambda _done, _total: None
-    """Told done and total within the stage."""
-
-    step: Callable[[StepRecord], None] = lambda _record: None
-    """Told every training step."""
-
-
-@dataclass(frozen=True, slots=True)
 class QuickstartResult:
-    """What it came to."""
+    """Where the results are, and what was measured."""
 
     folder: Path
     run: Path
@@ -101,15 +88,15 @@ class QuickstartResult:
 
 
 def quickstart(
-    folder: Path, config: QuickstartConfig | None = None, hooks: Hooks | None = None
+    folder: Path, config: QuickstartConfig | None = None, *, reporter: Reporter = SILENT
 ) -> QuickstartResult:
     """Do it all in ``folder``; what is there already from a call with the same settings is kept.
 
     Raises:
         ConfigError: if ``folder`` holds results of other settings.
     """
-    config, hooks = config or QuickstartConfig(), hooks or Hooks()
-    clock = _Clock(hooks)
+    config = config or QuickstartConfig()
+    clock = _Clock(reporter)
     corpus = _corpus(folder, config, clock)
     benchmark = _stand_in(folder, config, clock)
     run = folder / f"run-seed{config.seed}"
@@ -133,22 +120,30 @@ def gains(results: Sequence[Result]) -> dict[str, float]:
 
 
 class _Clock:
-    """Tells the hooks what begins, and remembers how long each stage took."""
+    """Reports each stage, and remembers how long it took."""
 
-    def __init__(self, hooks: Hooks) -> None:
-        self.hooks = hooks
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
         self.seconds: dict[str, float] = {}
-        self._stage = ""
-        self._began = 0.0
+        self._stage = self._task = ""
+        self._start = 0.0
 
-    def begin(self, stage: str, text: str) -> None:
+    def begin(self, stage: str, task: str) -> None:
+        """End the stage before; ``task`` says what this one does, ``stage`` names it in the report."""
         self.end()
-        self._stage, self._began = stage, time.perf_counter()
-        self.hooks.stage(stage, text)
+        self._stage, self._task, self._start = stage, task, time.perf_counter()
+        self.reporter.progress(task, 0)
+
+    def progress(self, done: int, total: int, *, note: str = "") -> None:
+        self.reporter.progress(self._task, done, total, note=note)
+
+    def step(self, record: StepRecord) -> None:
+        note = f"loss {record.loss:.3f}, {record.shapes_per_second:.0f} shapes/s"
+        self.progress(record.step, record.total, note=note)
 
     def end(self) -> None:
         if self._stage:
-            spent = time.perf_counter() - self._began
+            spent = time.perf_counter() - self._start
             self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + spent
         self._stage = ""
 
@@ -161,7 +156,7 @@ def _corpus(folder: Path, config: QuickstartConfig, clock: _Clock) -> Corpus:
         folder / f"corpus-seed{config.seed}",
         points=config.points,
         seed=config.seed,
-        progress=lambda p: clock.hooks.count(p.done, p.total),
+        progress=lambda p: clock.progress(p.done, p.total),
     )
     return open_corpus(report.path)
 
@@ -181,29 +176,30 @@ def _stand_in(folder: Path, config: QuickstartConfig, clock: _Clock) -> Benchmar
     if not path.exists():
         clock.begin("stand-in", "making the ScanObjectNN stand-in (scans of builtin shapes)")
         make_scanobjectnn_stand_in(
-            path, splits=[SPLIT], sizes=config.sizes, progress=clock.hooks.count
+            path, splits=[SPLIT], sizes=config.sizes, progress=clock.progress
         )
     return read_scanobjectnn(path, SPLIT)
 
 
 def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, clock: _Clock) -> bool:
-    """Train, or go on; whether the run is complete."""
-    wanted = config.pretraining()
+    """Train, or resume; return whether the run is complete."""
+    pretrain_config = config.pretraining()
     clock.begin(
-        "pretraining", f"pretraining the tiny encoder for {wanted.steps:,} steps, no labels"
+        "pretraining",
+        f"pretraining the tiny encoder for {pretrain_config.steps:,} steps, no labels",
     )
-    begun = bool(list_checkpoints(run / CHECKPOINTS))
-    if begun and read_run_config(run)["config"] != to_plain(wanted):
+    resume = bool(list_checkpoints(run / CHECKPOINTS))
+    if resume and read_run_config(run)["config"] != to_plain(pretrain_config):
         msg = f"{run} holds a run of other settings; choose another folder, or remove that run"
         raise ConfigError(msg)
     remember_run(run)
     result = pretrain(
-        wanted,
+        pretrain_config,
         corpus=corpus,
         run=run,
-        resume=begun,
+        resume=resume,
         options=RunOptions(device=config.device, save_every=400),
-        report=clock.hooks.step,
+        report=clock.step,
     )
     return not result.interrupted
 
@@ -225,7 +221,7 @@ def _measure(
             evaluation,
             name=name,
             device=config.device,
-            progress=lambda _task, done, total: clock.hooks.count(done, total),
+            progress=lambda _task, done, total: clock.progress(done, total),
         )
     clock.begin(f"measuring {GEOMETRY}", f"measuring: {GEOMETRY}")
     inputs = protocol_input(benchmark.name, trained.config)
@@ -233,7 +229,7 @@ def _measure(
         benchmark,
         evaluation,
         inputs=inputs,
-        progress=lambda _task, done, total: clock.hooks.count(done, total),
+        progress=lambda _task, done, total: clock.progress(done, total),
     )
     return [*results, _supervised(results[0], config, benchmark, clock)]
 
@@ -255,7 +251,7 @@ def _supervised(
         seed=config.seed,
         epochs=epochs,
         device=config.device,
-        report=lambda record: clock.hooks.count(record.epoch, epochs),
+        report=lambda record: clock.progress(record.epoch, epochs),
     )
     score = trained.score
     return replace(

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from pointdistill.errors import ConfigError
-from pointdistill.model.distillation import Temperatures
+from pointdistill.model.config import Temperatures
 
 
 def linear(step: int, *, start: float, end: float, span: int) -> float:

@@ -1,4 +1,4 @@
-"""What a user asked a run to be: a recipe, a settings file, ``key=value``, options; the last one wins."""
+"""From a recipe, a settings file and single changes to one complete configuration; the last one given wins."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.data.files import read_json
-from pointdistill.engine.config import PretrainConfig, from_plain, to_plain
+from pointdistill.engine.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
 from pointdistill.engine.recipes import RECIPES, find_recipe, recipe
-from pointdistill.engine.training.run_folder import FORMAT
 from pointdistill.errors import ConfigError, DataError
-from pointdistill.model.distillation import Mode
+from pointdistill.model.config import Mode
 
 LARGEST_FILE = 2**20
 """Bytes of a settings file; a corpus or checkpoint given by mistake is not read whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """What was typed about the numbers of a run; None or empty where nothing was."""
+class RunOverrides:
+    """How a run differs from the default one; None or empty where it does not."""
 
     recipe: str | None = None
     size: str | None = None
@@ -39,57 +38,59 @@ class Asked:
     batch_size: int | None = None
     seed: int | None = None
 
-    def words(self) -> list[str]:
-        """As typed: options and their values."""
-        typed: list[str] = []
+    def items(self) -> list[tuple[str, str]]:
+        """Name and value of every field that is given; ``set`` once for each of its assignments."""
+        pairs: list[tuple[str, str]] = []
         for item in fields(self):
             value = getattr(self, item.name)
-            for one in value if item.name == "set" else [] if value is None else [value]:
-                typed += [f"--{item.name.replace('_', '-')}", str(one)]
-        return typed
+            values = value if item.name == "set" else [] if value is None else [value]
+            pairs += [(item.name, str(one)) for one in values]
+        return pairs
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """A complete configuration, and how it came to be."""
+class ResolvedConfig:
+    """A complete configuration, and how it was put together."""
 
     config: PretrainConfig
     recipe: str
-    """Name of what it began as."""
+    """Name of the recipe it started from."""
 
     changed: tuple[str, ...]
-    """``key = value`` of every setting that is not the recipe's, with the recipe's value."""
+    """``key = value`` of every setting that differs from the recipe, with the recipe's value."""
 
-    batch_asked: bool
-    """Whether the batch size was asked for, so that it must not be fitted to the machine."""
+    batch_size_chosen: bool
+    """Whether the user chose the batch size, which then must not be fitted to the machine."""
 
     def remarks(self) -> list[str]:
         """A line that says what was changed, if anything was."""
         return [f"changed from {self.recipe}: {', '.join(self.changed)}"] if self.changed else []
 
 
-def settle(asked: Asked) -> Settings:
-    """The configuration that was asked for.
+def resolve_config(overrides: RunOverrides) -> ResolvedConfig:
+    """Lay the overrides over the recipe they name.
 
     Raises:
-        ConfigError: for an unknown recipe, size or setting, a value of the wrong kind, contradictions, or a change
-            of what the run would never look at.
+        ConfigError: for an unknown recipe, size or setting, a value of the wrong type, contradictions, or a change
+            to a setting that the run would not use.
         DataError: if the settings file cannot be read.
     """
-    if asked.epochs is not None and asked.steps is not None:
-        msg = "--epochs and --steps both say how long to train; give one of them"
-        raise ConfigError(msg)
-    in_file = {} if asked.config is None else read_settings(asked.config)
-    base = _base(asked, in_file, in_file.pop("recipe", None))
+    if overrides.epochs is not None and overrides.steps is not None:
+        msg = "epochs and steps both say how long to train; give one of them"
+        raise ConfigError(msg, settings=("epochs", "steps"))
+    in_file = {} if overrides.config is None else read_settings(overrides.config)
+    base = _base(overrides, in_file, in_file.pop("recipe", None))
     change: dict[str, Any] = {}
-    for source in (in_file, *map(parse_assignment, asked.set), _options(asked)):
-        # Epochs decide over the steps of what was said before; a file or recipe with both means its steps.
-        lasts = {"steps": None} if "epochs" in source and "steps" not in source else {}
-        change = merged(change, {**source, **lasts})
+    for source in (in_file, *map(parse_assignment, overrides.set), _single_values(overrides)):
+        # Epochs given later win over steps given earlier; a file or recipe that has both means its steps.
+        length = {"steps": None} if "epochs" in source and "steps" not in source else {}
+        change = merged(change, {**source, **length})
     _refuse_unknown(change)
     config = from_plain(PretrainConfig, merged(to_plain(base), change))
-    _refuse_unused(base, config, {} if _says_everything(in_file) else in_file, asked.set)
-    return Settings(config, base.name, tuple(differences(base, config)), "batch_size" in change)
+    _refuse_unused(base, config, {} if _is_complete(in_file) else in_file, overrides.set)
+    return ResolvedConfig(
+        config, base.name, tuple(differences(base, config)), "batch_size" in change
+    )
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -105,15 +106,15 @@ def read_settings(path: Path) -> dict[str, Any]:
         msg = f"{path}: too large for settings; give a TOML file or a run's config.json"
         raise DataError(msg)
     if path.suffix == ".json":
-        found = read_json(path)
-        if not (isinstance(found, dict) and found.get("format") == FORMAT):
+        stored = read_json(path)
+        if not (isinstance(stored, dict) and stored.get("format") == RUN_FORMAT):
             msg = f"{path}: not a run's config.json; settings of your own go into a TOML file"
             raise DataError(msg)
-        found = found.get("config")
-        if not isinstance(found, dict):
+        config = stored.get("config")
+        if not isinstance(config, dict):
             msg = f"{path}: the run's configuration is damaged"
             raise DataError(msg)
-        return found
+        return config
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -130,8 +131,8 @@ def parse_assignment(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not (equals and value.strip() and all(parts)):
-        msg = f"--set wants key=value, such as masking.ratio=0.8; got {text!r}"
-        raise ConfigError(msg)
+        msg = f"a setting is changed by key=value, such as masking.ratio=0.8; got {text!r}"
+        raise ConfigError(msg, settings=("set",))
     plain: Any = _parse_value(value.strip())
     for part in reversed(parts):
         plain = {part: plain}
@@ -139,13 +140,13 @@ def parse_assignment(text: str) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
-    """A TOML value; what is none, such as ``mpm``, is text."""
+    """A TOML value; anything else, such as ``mpm``, is taken as text."""
     try:
-        found = tomllib.loads(f"value = {text}")
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        found = {}
-    if found.keys() == {"value"}:
-        return found["value"]
+        table = {}
+    if table.keys() == {"value"}:
+        return table["value"]
     try:
         return float(text)  # .5 and 5. are not TOML
     except ValueError:
@@ -191,25 +192,27 @@ def flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def as_toml(config: PretrainConfig) -> str:
-    """Every setting on a line of its own, in a form that ``--config`` reads and ``--set`` takes."""
+    """Every setting on a line of its own, as a TOML file that ``read_settings`` reads."""
     return "".join(f"{key} = {_shown(value)}\n" for key, value in flat(to_plain(config)).items())
 
 
 def _shown(value: Any) -> str:
-    """A plain value as TOML, which has no null. JSON's numbers, lists and texts are TOML's."""
+    """A plain value as TOML, which has no null; numbers, lists and strings are written as in JSON."""
     return json.dumps("none" if value is None else value, ensure_ascii=False)
 
 
-def _base(asked: Asked, in_file: Mapping[str, Any], named: object) -> PretrainConfig:
-    """What the changes are laid over: the recipe, the size and mode, or the recipe ``named`` in the file."""
-    if asked.recipe is not None and (asked.size is not None or asked.mode is not None):
-        msg = "--recipe names a whole run, and --size and --mode a shorter way to one; give one of them"
-        raise ConfigError(msg)
-    if asked.size is not None or asked.mode is not None:
-        return recipe(asked.size or "small", Mode(asked.mode or "dual"))
-    chosen = asked.recipe or named
+def _base(
+    overrides: RunOverrides, in_file: Mapping[str, Any], recipe_in_file: object
+) -> PretrainConfig:
+    """What the changes are laid over: the named recipe, the size and mode, or the recipe named in the file."""
+    if overrides.recipe is not None and (overrides.size is not None or overrides.mode is not None):
+        msg = "a recipe is a complete run, which fixes size and mode; give either the recipe or size and mode"
+        raise ConfigError(msg, settings=("recipe", "size", "mode"))
+    if overrides.size is not None or overrides.mode is not None:
+        return recipe(overrides.size or "small", Mode(overrides.mode or "dual"))
+    chosen = overrides.recipe or recipe_in_file
     if chosen is None:
-        # A run's config.json says everything; its name only decides what it is compared with.
+        # A run's config.json is complete; its name only decides which recipe it is compared with.
         known = RECIPES.get(str(in_file.get("name")))
         return recipe("small") if known is None else known.config
     if not isinstance(chosen, str):
@@ -218,14 +221,13 @@ def _base(asked: Asked, in_file: Mapping[str, Any], named: object) -> PretrainCo
     return find_recipe(chosen).config
 
 
-def _options(asked: Asked) -> dict[str, Any]:
-    """The settings that have options of their own."""
-    given = {name: getattr(asked, name) for name in ("epochs", "steps", "batch_size", "seed")}
-    return {name: value for name, value in given.items() if value is not None}
+def _single_values(overrides: RunOverrides) -> dict[str, Any]:
+    values = {name: getattr(overrides, name) for name in ("epochs", "steps", "batch_size", "seed")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _says_everything(in_file: Mapping[str, Any]) -> bool:
-    """Whether a file is a whole configuration, such as a run's own: what of it is unused was not asked for."""
+def _is_complete(in_file: Mapping[str, Any]) -> bool:
+    """Whether a file has every setting, as a run's own has: then nobody chose those that are not used."""
     return {item.name for item in fields(PretrainConfig)} <= in_file.keys()
 
 
@@ -235,13 +237,13 @@ def _refuse_unused(
     in_file: Mapping[str, Any],
     assigned: Sequence[str],
 ) -> None:
-    """Raise if a setting was changed that the run would never look at: it would be taken to matter."""
+    """Raise if a setting was changed that the run would not use: the user expects it to matter."""
     before, after = flat(to_plain(base)), flat(to_plain(config))
-    asked = dict.fromkeys(
+    changed = dict.fromkeys(
         key for one in (in_file, *map(parse_assignment, assigned)) for key in flat(one)
     )
     reasons: dict[str, list[str]] = {}
-    for key in asked:
+    for key in changed:
         why = config.why_unused(key)
         same = key in before and key in after and before[key] == after[key]
         if why is not None and not same:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pointdistill.model.config import Mode as Mode
+from pointdistill.model.config import Temperatures as Temperatures
 from pointdistill.model.encoder import Encoder, EncoderConfig, Tokens
 from pointdistill.model.heads import HeadConfig, ProjectionHead
 from pointdistill.model.losses import (
@@ -28,33 +30,6 @@ from pointdistill.model.predictor import Predictor, PredictorConfig
 
 CENTER_MOMENTUM = 0.9
 KOLEO_WEIGHT = 0.01
-
-
-class Mode(StrEnum):
-    """Which of the two objectives are trained."""
-
-    DUAL = "dual"
-    CLS = "cls"
-    MPM = "mpm"
-
-    @property
-    def has_cls(self) -> bool:
-        """Whether there is a CLS token, its head and its loss."""
-        return self is not Mode.MPM
-
-    @property
-    def has_patches(self) -> bool:
-        """Whether patches are masked and predicted."""
-        return self is not Mode.CLS
-
-
-@dataclass(frozen=True, slots=True)
-class Temperatures:
-    """Of the softmax over prototypes; the teacher's are scheduled."""
-
-    cls_teacher: float
-    patch_teacher: float
-    student: float = 0.1
 
 
 class Head(StrEnum):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pointdistill.errors import ConfigError, DataError
+from pointdistill.errors import DataError
+from pointdistill.model.config import EncoderConfig as EncoderConfig
 from pointdistill.model.patches import (
     Patches,
     farthest_points,
@@ -24,66 +25,6 @@ from pointdistill.model.transformer import RMSNorm, Transformer
 
 POSITION_HIDDEN = 128
 """Width of the position embedding's hidden layer, the same in every size."""
-
-
-LARGEST = 16_384
-"""Of any width or depth: a damaged configuration must not ask for all memory."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderConfig:
-    """What an encoder is, and the views it was pretrained on. Defaults are the small model's."""
-
-    width: int = 384
-    """D, the width of tokens and features."""
-
-    depth: int = 12
-    """Transformer blocks."""
-
-    heads: int = 6
-    """Attention heads; divides ``width``."""
-
-    stage_one: tuple[int, ...] = (128, 256)
-    """Widths of the patch embedding's linear layers before its first maximum."""
-
-    stage_two: tuple[int, ...] = (512,)
-    """Widths of its hidden layers after it; the last layer always goes to ``width``."""
-
-    embedding_bias: bool = False
-    """Whether the patch embedding's linear layers have biases (the deeper one of base and large does)."""
-
-    cls_token: bool = True
-    """Absent in MPM mode."""
-
-    drop_path: float = 0.0
-    """Stochastic depth of every block in pretraining."""
-
-    points: int = 1024
-    """Points of a global view."""
-
-    patches: int = 64
-    """Patches of a global view."""
-
-    patch_points: int = 32
-    """K, points a patch."""
-
-    def __post_init__(self) -> None:
-        sizes = (self.width, self.depth, self.heads, *self.stage_one, *self.stage_two)
-        if not (self.stage_one and all(0 < size <= LARGEST for size in sizes)):
-            msg = f"encoder sizes must lie in 1 to {LARGEST:,}, with a stage_one; got {self}"
-            raise ConfigError(msg)
-        if self.width % self.heads:
-            msg = f"encoder.heads must divide encoder.width, got {self.heads} heads, width {self.width}"
-            raise ConfigError(msg)
-        if not 0.0 <= self.drop_path < 1.0:
-            msg = f"encoder.drop_path must lie in [0, 1), got {self.drop_path!r}"
-            raise ConfigError(msg)
-        if not (1 <= self.patches <= self.points and 1 <= self.patch_points <= self.points):
-            msg = (
-                f"encoder.patches and encoder.patch_points must lie in 1 to points ({self.points}), "
-                f"got {self.patches} and {self.patch_points}"
-            )
-            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pointdistill.errors import ConfigError
+from pointdistill.model.config import HeadConfig as HeadConfig
 
 NORMALIZE_EPS = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeadConfig:
-    """Widths of a projection head; defaults are those of small and base (large: 2048 hidden)."""
-
-    hidden: int = 1024
-    """Width of the two hidden layers."""
-
-    bottleneck: int = 256
-    """Width of the unit vectors that are compared with the prototypes."""
-
-    prototypes: int = 4096
-    """K, the number of prototypes: the size of the distributions that are distilled."""
-
-    def __post_init__(self) -> None:
-        for name in ("hidden", "bottleneck", "prototypes"):
-            if getattr(self, name) < 1:
-                msg = f"head.{name} must be at least 1, got {getattr(self, name)!r}"
-                raise ConfigError(msg)
 
 
 class Prototypes(nn.Module):

@@ -7,63 +7,13 @@ shape. Source: AsymDSD, section on masking (arXiv 2506.21724).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-from pointdistill.errors import ConfigError
+from pointdistill.model.config import MaskingConfig as MaskingConfig
+from pointdistill.model.config import MaskKind as MaskKind
 from pointdistill.model.random import KeyedRandom
-
-
-class MaskKind(StrEnum):
-    """How the hidden patches are chosen."""
-
-    INVERSE_BLOCK = "inverse-block"
-    BLOCK = "block"
-    RANDOM = "random"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MaskingConfig:
-    """Defaults are the paper's for the dual mode."""
-
-    kind: MaskKind = MaskKind.INVERSE_BLOCK
-    """The paper's is inverse block masking."""
-
-    ratio: float = 0.7
-    """Share of patches hidden from the student, in (0, 1)."""
-
-    masks_per_view: int = 4
-    """Independent masks drawn a view; the student's cost grows linearly with it."""
-
-    block_share: float = 0.1
-    """Size of one block as a share of the view's patches; also the slack in the number of blocks."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.ratio < 1.0:
-            msg = f"masking.ratio must lie strictly between 0 and 1, got {self.ratio!r}"
-            raise ConfigError(msg)
-        if self.masks_per_view < 1:
-            msg = f"masking.masks_per_view must be at least 1, got {self.masks_per_view!r}"
-            raise ConfigError(msg)
-        if not 0.0 < self.block_share <= 1.0:
-            msg = f"masking.block_share must lie in (0, 1], got {self.block_share!r}"
-            raise ConfigError(msg)
-
-    def hidden_patches(self, patches: int) -> int:
-        """Number of hidden patches out of ``patches``: 45 of 64 at the default ratio."""
-        hidden = round(self.ratio * patches)
-        if not 0 < hidden < patches:
-            msg = f"masking.ratio {self.ratio!r} hides {hidden} of {patches} patches; it must hide some, not all"
-            raise ConfigError(msg)
-        return hidden
-
-    def blocks(self, patches: int) -> tuple[int, int]:
-        """Number of blocks and patches a block (4 of 6 for 64 patches at the default ratio)."""
-        size = max(1, int(self.block_share * patches))
-        kept = self.ratio if self.kind is MaskKind.BLOCK else 1.0 - self.ratio
-        return min(patches, max(1, round(patches * (kept + self.block_share) / size))), size
 
 
 @dataclass(frozen=True, slots=True)

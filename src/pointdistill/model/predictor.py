@@ -7,41 +7,11 @@ Sizes: R rows, H hidden patches, S visible tokens (CLS included), D encoder widt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from pointdistill.errors import ConfigError
+from pointdistill.model.config import PredictorConfig as PredictorConfig
 from pointdistill.model.transformer import Attention, MlpBranch, RMSNorm, SelfAttentionBranch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PredictorConfig:
-    """Defaults are the small model's."""
-
-    width: int = 192
-    """W."""
-
-    heads: int = 3
-    """Attention heads; divides ``width``."""
-
-    depth: int = 6
-    """Blocks of cross-attention and MLP."""
-
-    query_attention: bool = False
-    """Whether queries attend to each other before they attend to the memory; the paper's do not."""
-
-    def __post_init__(self) -> None:
-        if not (self.width > 0 and self.heads > 0 and self.depth > 0):
-            msg = (
-                f"predictor.width, .heads and .depth must be at least 1, got {self.width}, {self.heads} and "
-                f"{self.depth}; predictor = none trains without one"
-            )
-            raise ConfigError(msg)
-        if self.width % self.heads:
-            msg = f"predictor.heads must divide predictor.width, got {self.heads} heads, width {self.width}"
-            raise ConfigError(msg)
 
 
 class PredictorBlock(nn.Module):

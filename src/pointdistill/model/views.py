@@ -6,70 +6,16 @@ Source: AsymDSD (arXiv 2506.21724); the numbers are in docs/method.md, section 1
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from pointdistill.errors import ConfigError
+from pointdistill.model.config import AugmentConfig as AugmentConfig
+from pointdistill.model.config import CropConfig as CropConfig
 from pointdistill.model.patches import Patches, gather_points, patchify, to_unit_sphere
 from pointdistill.model.random import KeyedRandom
 from pointdistill.model.selection import draw_nearest, in_numpy
 
 ASPECT_RANGE = (0.33, 3.0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CropConfig:
-    """One kind of view; defaults are the paper's global view."""
-
-    count: int = 2
-    """Views of this kind a shape."""
-
-    share_low: float = 0.4
-    share_high: float = 1.0
-    """The crop keeps a share of the shape's points, uniform between the two."""
-
-    points: int = 1024
-    """Points of the view, after random subsampling."""
-
-    patches: int = 64
-    patch_points: int = 32
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.share_low <= self.share_high <= 1.0:
-            msg = f"crop shares must satisfy 0 < low <= high <= 1, got {self.share_low} and {self.share_high}"
-            raise ConfigError(msg)
-        if self.count < 1:
-            msg = f"a kind of view needs a count of at least 1, got {self.count}"
-            raise ConfigError(msg)
-        if not (1 <= self.patches <= self.points and 1 <= self.patch_points <= self.points):
-            msg = (
-                f"patches and patch_points must lie in 1 to points ({self.points}), "
-                f"got {self.patches} and {self.patch_points}"
-            )
-            raise ConfigError(msg)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AugmentConfig:
-    """What is done to each crop by itself."""
-
-    rotate_z: bool = True
-    """Rotation about z by U(0, 2 pi)."""
-
-    scale_low: float = 0.8
-    scale_high: float = 1.2
-    """Each axis is scaled by its own factor, uniform between the two."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.scale_low <= self.scale_high < math.inf:
-            msg = (
-                "augment.scale_low and .scale_high must satisfy 0 < low <= high, "
-                f"got {self.scale_low!r} and {self.scale_high!r}"
-            )
-            raise ConfigError(msg)
 
 
 def draw_views(

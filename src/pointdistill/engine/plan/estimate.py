@@ -1,4 +1,4 @@
-"""From measured steps to what a step of the batch that was asked for takes."""
+"""Time and memory of a step, from measured steps or, where those cost too much, from smaller ones."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from pointdistill.engine.cost import (
 )
 from pointdistill.engine.machine import memory_gib
 from pointdistill.engine.plan.measure import DoesNotFitError, Measurement, Trial, measure_steps
+from pointdistill.reporter import SILENT, Reporter
 
 LONGEST_SECONDS = 60.0
-"""That a trial on a CPU may be expected to take; steps of a larger batch are extrapolated instead."""
+"""Longest expected trial on a CPU; steps of a larger batch are extrapolated instead."""
 
 CPU_FLOPS = 1e10
-"""Operations a second expected of a CPU, on the low side; it only decides which batch is tried."""
+"""Operations a second to expect of a CPU, on the low side; only decides which batch is tried."""
 
 TRIAL_STEPS = 5
-"""The fewest that a trial takes."""
+"""Fewest steps of a trial."""
 
 MEMORY_SHARE = 0.7
-"""Of a CPU's memory that a trial may be expected to take."""
+"""Largest share of the machine's memory that a trial on a CPU should take."""
 
 SMALLEST_BATCH = 4
-"""That is tried where larger ones do not fit."""
+"""Tried last, where larger ones do not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,15 @@ def estimate(
     trial: Trial,
     *,
     on_gpu: bool,
-    report: Callable[[str], None] = lambda _line: None,
+    reporter: Reporter = SILENT,
     measure: Callable[[Trial], Measurement] = measure_steps,
 ) -> Estimate:
-    """Measure steps of the trial's batch where that is affordable, else of two smaller ones, and extrapolate.
+    """Measure steps of the trial's batch where that is affordable; else of two smaller ones, and extrapolate.
 
     Args:
-        trial: what to measure; its batch size is the one asked for.
+        trial: what to measure; its batch size is that of the run.
         on_gpu: whether its device is one.
-        report: told what is being measured.
+        reporter: told what is being measured.
         measure: takes the steps of a trial.
 
     Raises:
@@ -68,18 +69,18 @@ def estimate(
     """
 
     def attempt(size: int) -> Measurement:
-        report(f"measuring steps of {size} shapes ...")
+        reporter.say(f"measuring steps of {size} shapes ...")
         return measure(replace(trial, config=replace(trial.config, batch_size=size)))
 
-    asked = trial.config.batch_size
-    first = asked if on_gpu else affordable_batch(trial)
+    batch_size = trial.config.batch_size
+    first = batch_size if on_gpu else affordable_batch(trial)
     larger = _first_that_fits(first, attempt)
     fits = larger.batch_size == first
-    if larger.batch_size == asked:
-        basis = f"median of {larger.steps} real steps of {asked} shapes"
+    if larger.batch_size == batch_size:
+        basis = f"median of {larger.steps} real steps of {batch_size} shapes"
         return Estimate(larger.seconds, _with_snapshot(trial, larger.gib, on_gpu=on_gpu), basis)
     smaller = attempt(larger.batch_size // 2)
-    seconds, gib = extrapolate(smaller, larger, asked)
+    seconds, gib = extrapolate(smaller, larger, batch_size)
     basis = f"extrapolated from real steps of {smaller.batch_size} and {larger.batch_size} shapes"
     return Estimate(seconds, _with_snapshot(trial, gib, on_gpu=on_gpu), basis, fits)
 
@@ -91,7 +92,7 @@ def arithmetic(trial: Trial, *, on_gpu: bool) -> Estimate:
 
 
 def affordable_batch(trial: Trial) -> int:
-    """The largest batch, at most the one asked for, that a CPU may be expected to try in a minute."""
+    """The largest batch, at most the run's own, of which a CPU should manage a trial within a minute."""
     config = trial.config
     a_shape = step_flops(config) / config.batch_size
     in_time = int(LONGEST_SECONDS * CPU_FLOPS / TRIAL_STEPS / a_shape)

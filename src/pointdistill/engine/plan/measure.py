@@ -1,8 +1,7 @@
-"""A few real steps of a run in a process of its own: seconds a step, and the most memory that it held.
+"""A few real steps of a run in a separate process: seconds a step, and peak memory.
 
-The process (``trial``) trains with the program's own loop, in a folder that is thrown away, and stops before
-anything is saved. It is one of its own because its peak is then that of these steps alone, and because it may run
-out of memory.
+The process (``trial``) trains with the program's own loop, in a temporary folder, and stops before anything is
+saved. It is separate so that its peak memory is that of these steps alone, and because it may run out of memory.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ class Trial:
     device: str
     precision: str
     seconds: float
-    """After which no more steps are timed, once there are a few."""
+    """Once a few steps are timed, no more are after this many seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """What a trial came to."""
+    """What a trial measured."""
 
     batch_size: int
     seconds: float
@@ -63,17 +62,19 @@ def measure_steps(trial: Trial) -> Measurement:
 
     Raises:
         DoesNotFitError: if there was not enough memory.
-        PointDistillError: with what the process had to say, if it could not train.
+        PointDistillError: with the process's own message, if it could not train.
     """
-    given = asdict(trial) | {
+    settings = asdict(trial) | {
         "config": to_plain(trial.config),
         "corpus": None if trial.corpus is None else str(trial.corpus),
     }
-    with tempfile.TemporaryDirectory() as folder:  # of this process, which outlives the other
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # made here, since this process outlives the other
         done = subprocess.run(
             # Without -P a random.py in the folder would be loaded instead of Python's.
             [sys.executable, "-P", "-m", "pointdistill.engine.plan.trial"],
-            input=json.dumps(given | {"run": str(Path(folder, "run"))}),
+            input=json.dumps(settings | {"run": str(Path(folder, "run"))}),
             capture_output=True,
             text=True,
             check=False,
@@ -82,10 +83,10 @@ def measure_steps(trial: Trial) -> Measurement:
 
 
 def read_answer(done: subprocess.CompletedProcess[str], trial: Trial) -> Measurement:
-    """What the process said, on its last line.
+    """The measurement on the last line that the process printed.
 
     Raises:
-        DoesNotFitError: if it ran out of memory, or was ended by the system, which does that without a word.
+        DoesNotFitError: if it ran out of memory, or the system killed it, which leaves no message.
         PointDistillError: if it could not train.
     """
     lines = done.stdout.splitlines()
@@ -94,10 +95,10 @@ def read_answer(done: subprocess.CompletedProcess[str], trial: Trial) -> Measure
         return Measurement(**answer["measured"])
     if "out_of_memory" in answer or done.returncode == -signal.SIGKILL:
         msg = (
-            f"a step of {trial.config.batch_size} shapes does not fit into memory; give a smaller --batch-size, "
-            "or a smaller size of model"
+            f"a step of {trial.config.batch_size} shapes does not fit into memory; choose a smaller batch "
+            "or a smaller model"
         )
-        raise DoesNotFitError(msg)
-    said = answer.get("refused") or (done.stderr.strip().splitlines() or ["no word"])[-1]
-    msg = f"no steps could be measured ({said}); --no-measure estimates without any"
-    raise PointDistillError(msg)
+        raise DoesNotFitError(msg, settings=("batch_size", "size"))
+    reason = answer.get("refused") or (done.stderr.strip().splitlines() or ["no message"])[-1]
+    msg = f"no steps could be measured ({reason}); the plan can also be estimated without measuring"
+    raise PointDistillError(msg, settings=("no_measure",))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,11 @@ from pointdistill.engine.devices import pick_device, process_count
 from pointdistill.engine.machine import GIB, memory_gib
 from pointdistill.engine.plan.estimate import Estimate, arithmetic, estimate
 from pointdistill.engine.plan.measure import Trial
-from pointdistill.engine.settings import Asked, settle
+from pointdistill.engine.settings import RunOverrides, resolve_config
 from pointdistill.engine.training.launch import find_corpus, fit_batch
 from pointdistill.engine.training.run_options import RunOptions
 from pointdistill.errors import ConfigError, DataError
+from pointdistill.reporter import SILENT, Reporter
 
 TRIAL_SECONDS = 10.0
 """Of timed steps in a trial, unless a few of them take longer."""
@@ -41,10 +41,10 @@ class Plan:
 
     config: PretrainConfig
     recipe: str
-    """Name of what the configuration began as."""
+    """Name of the recipe the configuration started from."""
 
     remarks: tuple[str, ...]
-    """What was chosen for the user, and what was changed in the recipe."""
+    """What was chosen automatically, and what differs from the recipe."""
 
     corpus: Path | None
     shapes: int
@@ -77,41 +77,43 @@ class Plan:
         return None if self.step.seconds is None else self.steps * self.step.seconds / 3600
 
     @property
-    def problems(self) -> list[str]:
-        """What would stop the run on this machine."""
-        found = []
-        needed = self.step.gib
-        if not self.step.fits or (needed is not None and needed > self.memory_gib):
-            found.append(
+    def problems(self) -> list[tuple[str, str]]:
+        """What would stop the run on this machine, each with the setting that would change it."""
+        problems = []
+        step_gib = self.step.gib
+        if not self.step.fits or (step_gib is not None and step_gib > self.memory_gib):
+            line = (
                 f"a step of {self.config.batch_size} shapes does not fit into the memory of this device; "
-                "give a smaller --batch-size"
+                "choose a smaller batch"
             )
+            problems.append((line, "batch_size"))
         if self.disk_gib > self.free_gib:
-            found.append(
+            line = (
                 f"the checkpoints need {self.disk_gib:.1f} GiB and {self.free_gib:.1f} GiB are free here; "
-                "free some, or give --run on another disk"
+                "free some, or put the run on another disk"
             )
-        return found
+            problems.append((line, "run"))
+        return problems
 
 
 def make_plan(
-    asked: Asked,
+    overrides: RunOverrides,
     *,
     data: Path | None,
     shapes: int | None,
     options: RunOptions,
     measured: bool = True,
-    report: Callable[[str], None] = lambda _line: None,
+    reporter: Reporter = SILENT,
 ) -> Plan:
-    """Plan the run that ``pretrain`` would make of the same options.
+    """Plan the run that ``pretrain`` would make of the same settings.
 
     Args:
-        asked: what to compute.
+        overrides: what to compute.
         data: the corpus; by default the last one made in this folder.
         shapes: plan without a corpus, on so many synthetic shapes of the paper's size.
         options: how it would be carried out.
-        measured: take a few real steps; without, memory is arithmetic and there are no hours.
-        report: told what is being measured.
+        measured: take a few real steps; otherwise memory is estimated by a formula, and no time is given.
+        reporter: told what is being measured.
 
     Raises:
         ConfigError: for a setting or device that is not accepted, or several processes.
@@ -122,14 +124,14 @@ def make_plan(
         msg = f"plan is for one process, and {process_count()} were started together; start it without a launcher"
         raise ConfigError(msg)
     on_gpu = pick_device(options.device).type == "cuda"
-    settings = settle(asked)
+    settings = resolve_config(overrides)
     corpus, remarks = None, []
     if shapes is None:
         corpus, where = _corpus(data)
         remarks += [where] if where else []
         shapes = len(corpus)
     config = settings.config
-    if not settings.batch_asked:
+    if not settings.batch_size_chosen:
         config, why = fit_batch(config, shapes, options.device)
         remarks += why
     remarks += settings.remarks()
@@ -143,7 +145,7 @@ def make_plan(
         seconds=TRIAL_SECONDS,
     )
     step = (
-        estimate(trial, on_gpu=on_gpu, report=report)
+        estimate(trial, on_gpu=on_gpu, reporter=reporter)
         if measured
         else arithmetic(trial, on_gpu=on_gpu)
     )
@@ -166,14 +168,14 @@ def make_plan(
 
 
 def _corpus(data: Path | None) -> tuple[Corpus, str | None]:
-    """As for ``pretrain``; where there is none, the message names the way to plan without one."""
+    """As for ``pretrain``; where there is none, the message says how to plan without one."""
     try:
         return find_corpus(data)
     except DataError as error:
         if data is not None:
             raise
-        msg = f"{error}, or plan without one: --shapes N"
-        raise DataError(msg) from error
+        msg = f"{error}; or plan without one, for a number of shapes"
+        raise DataError(msg, settings=("shapes",)) from error
 
 
 def _licences(corpus: Corpus) -> tuple[tuple[str, str, int], ...]:
@@ -183,7 +185,7 @@ def _licences(corpus: Corpus) -> tuple[tuple[str, str, int], ...]:
 def _device(*, on_gpu: bool) -> tuple[str, float]:
     """What the device calls itself, and its memory in GiB."""
     if on_gpu:
-        seen: Any = torch.cuda.get_device_properties(0)
-        return seen.name, seen.total_memory / GIB
+        gpu: Any = torch.cuda.get_device_properties(0)
+        return gpu.name, gpu.total_memory / GIB
     name = platform.processor() or platform.machine()
     return f"{name} CPU, {usable_cores()} cores", memory_gib()

@@ -1,4 +1,4 @@
-"""The process in which ``measure_steps`` trains: a trial as JSON on stdin, what it came to as JSON on stdout."""
+"""The process in which ``measure_steps`` trains: a trial as JSON on stdin, its measurement as JSON on stdout."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from pointdistill.engine.training.run_folder import TrainingCorpus
 from pointdistill.errors import PointDistillError
 
 WARM_STEPS = 2
-"""Not timed: the optimiser makes its moments, kernels choose their ways."""
+"""Not timed: the optimiser allocates its moments, libraries choose their kernels."""
 
 TIMED_STEPS = 30
 LEAST_STEPS = 3
-"""Timed steps that are wanted however slow they are."""
+"""Timed steps at the least, however slow they are."""
 
 ENDLESS = 10**6
 """Steps of the run, so that it never comes to its end, where it would save."""
 
 
 class SyntheticCorpus:
-    """As many shapes as asked for, of random points; a few are made, and given again and again."""
+    """Any number of shapes of random points; only a few are made, and returned again and again."""
 
     path = Path("synthetic")
     sources: tuple[Any, ...] = ()
@@ -66,7 +66,7 @@ class Watch:
         self.marks: list[tuple[int, float]] = []
 
     def __call__(self, record: StepRecord) -> None:
-        """Take note of a report; leaves the loop when there are enough."""
+        """Note the time of a step; leaves the loop when there are enough."""
         self.marks.append((record.step, time.perf_counter()))
         timed = record.step - WARM_STEPS
         spent = self.marks[-1][1] - self.marks[0][1]
@@ -80,20 +80,24 @@ class Watch:
         return [(late - early) / (last - first) for (first, early), (last, late) in pairs]
 
 
-def run_trial(given: dict[str, Any]) -> dict[str, Any]:
-    """A measurement, as plain values."""
-    config = from_plain(PretrainConfig, given["config"])
+def run_trial(trial: dict[str, Any]) -> dict[str, Any]:
+    """A measurement, as plain values.
+
+    Args:
+        trial: the fields of a ``Trial`` as plain values, and the folder of the ``run``.
+    """
+    config = from_plain(PretrainConfig, trial["config"])
     corpus: TrainingCorpus = (
-        SyntheticCorpus(4 * config.batch_size, given["points"])
-        if given["corpus"] is None
-        else open_corpus(Path(given["corpus"]))
+        SyntheticCorpus(4 * config.batch_size, trial["points"])
+        if trial["corpus"] is None
+        else open_corpus(Path(trial["corpus"]))
     )
-    on_gpu = pick_device(given["device"]).type == "cuda"
+    on_gpu = pick_device(trial["device"]).type == "cuda"
     idle = 0.0 if on_gpu else (resident_gib() or 0.0)
-    watch = Watch(given["seconds"])
+    watch = Watch(trial["seconds"])
     options = RunOptions(
-        device=given["device"],
-        precision=given["precision"],
+        device=trial["device"],
+        precision=trial["precision"],
         save_every=ENDLESS,
         save_minutes=ENDLESS,
     )
@@ -101,7 +105,7 @@ def run_trial(given: dict[str, Any]) -> dict[str, Any]:
         pretrain(
             replace(config, steps=ENDLESS),
             corpus=corpus,
-            run=Path(given["run"]),
+            run=Path(trial["run"]),
             options=options,
             report=watch,
         )

@@ -1,4 +1,4 @@
-"""Complete, named runs. Each says where its numbers come from, how to run it, and what it costs."""
+"""Complete, named runs. Each says where its numbers come from and what it costs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pointdistill.engine.recipes.paper import (
 )
 from pointdistill.engine.recipes.sizes import SIZES, large, recipe, tiny
 from pointdistill.errors import ConfigError
-from pointdistill.model.distillation import Mode
+from pointdistill.model.config import Mode
 
 __all__ = ["RECIPES", "SIZES", "Recipe", "find_recipe", "recipe"]
 
@@ -41,7 +41,7 @@ class Recipe:
 def _tiny_cls() -> PretrainConfig:
     """Our own: the CLS objective alone at the tiny size, 600 steps of 32.
 
-    Run: ``pointdistill pretrain --recipe tiny-cls``. Cost: minutes; see ``pointdistill plan``.
+    Cost: minutes; see ``pointdistill plan``.
     """
     return recipe("tiny", Mode.CLS)
 
@@ -49,15 +49,14 @@ def _tiny_cls() -> PretrainConfig:
 def _tiny_mpm() -> PretrainConfig:
     """Our own: masked patches alone at the tiny size, 600 steps of 32 shapes under 2 masks.
 
-    Run: ``pointdistill pretrain --recipe tiny-mpm``. Cost: minutes; see ``pointdistill plan``.
+    Cost: minutes; see ``pointdistill plan``.
     """
     return recipe("tiny", Mode.MPM)
 
 
 def _named(make: Callable[..., PretrainConfig], name: str, *size: str) -> Recipe:
-    """The recipe a function makes; what is said of the small one names this one's command."""
-    about = inspect.getdoc(make) or ""
-    about = about.replace("``", "`").replace(f"small-{name.partition('-')[2]}", name)
+    """The recipe that a function makes, under a name of its own; its docstring says what it is."""
+    about = (inspect.getdoc(make) or "").replace("``", "`")
     return Recipe(name, replace(make(*size), name=name), about)
 
 
@@ -73,7 +72,7 @@ def _all() -> list[Recipe]:
     return recipes
 
 
-RECIPES: dict[str, Recipe] = {found.name: found for found in _all()}
+RECIPES: dict[str, Recipe] = {one.name: one for one in _all()}
 
 
 def find_recipe(name: str) -> Recipe:

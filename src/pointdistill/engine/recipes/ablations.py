@@ -2,7 +2,7 @@
 
 Published accuracies (docs/method.md, section 9) are the small model's on ScanObjectNN PB-T50-RS, SVM / fine-tuned.
 The tiny versions ask the same question in minutes on a CPU. But for the speed of several masks no costs were
-published: ``pointdistill plan --recipe NAME`` measures them.
+published: ``pointdistill plan`` measures them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from pointdistill.engine.config import PretrainConfig
 from pointdistill.engine.recipes.sizes import recipe
-from pointdistill.model.distillation import Mode
-from pointdistill.model.masking import MaskKind
+from pointdistill.model.config import MaskKind, Mode
 
 
 def mpm_query_attention(size: str) -> PretrainConfig:
@@ -20,7 +19,7 @@ def mpm_query_attention(size: str) -> PretrainConfig:
 
     Before a block's cross-attention the queries attend to each other, so that each masked place knows which others
     are masked. Published: 77.00 / 85.98, against 81.06 / 88.58 without.
-    Run: ``pointdistill pretrain --recipe small-mpm-query-attention``. Cost: see ``pointdistill plan``.
+    Cost: see ``pointdistill plan``.
     """
     config = recipe(size, Mode.MPM)
     assert config.predictor is not None
@@ -36,7 +35,7 @@ def mpm_no_predictor(size: str) -> PretrainConfig:
     only the predictor's blocks would be another experiment: the prediction would know the place alone, no gradient
     would reach the transformer, and its features would stay those of initial weights instead of collapsing.
     Published: 24.95 / 69.74, a collapse, against 81.06 / 88.58.
-    Run: ``pointdistill pretrain --recipe small-mpm-no-predictor``. Cost: see ``pointdistill plan``.
+    Cost: see ``pointdistill plan``.
     """
     return replace(recipe(size, Mode.MPM), predictor=None)
 
@@ -47,7 +46,7 @@ def mpm_one_mask(size: str) -> PretrainConfig:
     Small: 1024 shapes under one mask instead of 128 under 8. We read the published comparison as one of equal
     steps, so the epochs (and those of warm-up and temperatures) grow with the batch.
     Published: the same accuracy; several masks need a third of the memory and run 3.3 times as fast.
-    Run: ``pointdistill pretrain --recipe small-mpm-one-mask``. Cost: see ``pointdistill plan``.
+    Cost: see ``pointdistill plan``.
     """
     config = recipe(size, Mode.MPM)
     times = config.masking.masks_per_view
@@ -68,7 +67,7 @@ def no_local_crops(size: str) -> PretrainConfig:
     """Both objectives without local views; their term is left out of the CLS loss's mean.
 
     Published: 81.99 / 89.52, against 82.34 / 90.53 with them.
-    Run: ``pointdistill pretrain --recipe small-no-local-crops``. Cost: see ``pointdistill plan``.
+    Cost: see ``pointdistill plan``.
     """
     return replace(recipe(size), local_crop=None)
 
@@ -77,7 +76,7 @@ def cls_no_local_crops(size: str) -> PretrainConfig:
     """The CLS objective on the two global crops alone.
 
     Published: 78.38 / 85.64, against 82.27 / 88.72 with local views.
-    Run: ``pointdistill pretrain --recipe small-cls-no-local-crops``. Cost: see ``pointdistill plan``.
+    Cost: see ``pointdistill plan``.
     """
     return replace(recipe(size, Mode.CLS), local_crop=None)
 
@@ -88,7 +87,7 @@ def cls_no_crops(size: str) -> PretrainConfig:
     We read "without crops" as two global views that keep all of the shape, each with its own random subset of the
     points, rotation and scale, and no local views.
     Published: 73.60 / 82.13, against 82.27 / 88.72.
-    Run: ``pointdistill pretrain --recipe small-cls-no-crops``. Cost: see ``pointdistill plan``.
+    Cost: see ``pointdistill plan``.
     """
     config = recipe(size, Mode.CLS)
     whole = replace(config.global_crop, share_low=1.0, share_high=1.0)
@@ -99,7 +98,7 @@ def random_masks(size: str) -> PretrainConfig:
     """Both objectives, the hidden patches drawn uniformly instead of around compact visible blocks.
 
     Named among the method's alternatives (docs/method.md, section 4), without a figure of its own.
-    Run: ``pointdistill pretrain --recipe small-random-masks``. Cost: see ``pointdistill plan``.
+    Cost: see ``pointdistill plan``.
     """
     return _masked(size, MaskKind.RANDOM)
 
@@ -108,7 +107,7 @@ def block_masks(size: str) -> PretrainConfig:
     """Both objectives, compact blocks hidden instead of kept visible.
 
     Named among the method's alternatives (docs/method.md, section 4), without a figure of its own.
-    Run: ``pointdistill pretrain --recipe small-block-masks``. Cost: see ``pointdistill plan``.
+    Cost: see ``pointdistill plan``.
     """
     return _masked(size, MaskKind.BLOCK)
 

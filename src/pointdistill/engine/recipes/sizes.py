@@ -8,12 +8,14 @@ from dataclasses import replace
 from pointdistill.engine.config import PretrainConfig
 from pointdistill.engine.schedules import ScheduleConfig
 from pointdistill.errors import ConfigError
-from pointdistill.model.distillation import Mode
-from pointdistill.model.encoder import EncoderConfig
-from pointdistill.model.heads import HeadConfig
-from pointdistill.model.masking import MaskingConfig
-from pointdistill.model.predictor import PredictorConfig
-from pointdistill.model.views import CropConfig
+from pointdistill.model.config import (
+    CropConfig,
+    EncoderConfig,
+    HeadConfig,
+    MaskingConfig,
+    Mode,
+    PredictorConfig,
+)
 
 _DEEP = EncoderConfig(stage_one=(256, 512, 1024), stage_two=(2048,), embedding_bias=True)
 """The patch embedding of base and large."""
@@ -37,8 +39,7 @@ def base() -> PretrainConfig:
 def large() -> PretrainConfig:
     """309.1 M parameters, in the shape that the paper gives for it; epochs as for base.
 
-    No result, time or memory was published for this size. Cost: see ``pointdistill plan --recipe large``.
-    Run: ``pointdistill pretrain --recipe large``.
+    No result, time or memory was published for this size. Cost: see ``pointdistill plan``.
     Source: docs/method.md, sections 2 and 3.
     """
     return PretrainConfig(
@@ -59,7 +60,7 @@ def tiny() -> PretrainConfig:
     view has one mask. Views have a quarter of the points and of the patches; a mask's blocks are a fifth
     of them, since a tenth of 16 would be blocks of a single patch.
 
-    Run: ``pointdistill pretrain --recipe tiny``. Cost: two or three minutes; ``pointdistill plan --recipe tiny``.
+    Cost: two or three minutes; ``pointdistill plan``.
     Source: our own; measured in docs/results.md.
     """
     return PretrainConfig(

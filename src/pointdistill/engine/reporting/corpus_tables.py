@@ -29,18 +29,18 @@ def corpus_tables(summary: CorpusSummary) -> tuple[Table, ...]:
 
 def corpus_json(summary: CorpusSummary) -> dict[str, Any]:
     """All that is known of a corpus, as values that JSON has."""
-    made = summary.manifest
+    manifest = summary.manifest
     return {
         "path": str(summary.path),
-        "shapes": made.shapes,
-        "points": sum(shard.points for shard in made.shards),
-        "points_asked": made.points,
-        "bytes": sum(shard.bytes for shard in made.shards),
-        "shards": len(made.shards),
-        "seed": made.seed,
-        "content": made.content,
-        "refused": sum(source.refused for source in made.sources),
-        "refused_sha256": made.refused_sha256,
+        "shapes": manifest.shapes,
+        "points": sum(shard.points for shard in manifest.shards),
+        "points_asked": manifest.points,
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "shards": len(manifest.shards),
+        "seed": manifest.seed,
+        "content": manifest.content,
+        "refused": sum(source.refused for source in manifest.sources),
+        "refused_sha256": manifest.refused_sha256,
         "non_commercial": _non_commercial(summary),
         "sources": [_source_json(source) for source in summary.sources],
         "refused_causes": [asdict(cause) for cause in summary.causes],
@@ -64,20 +64,20 @@ def _source_json(source: SourceSummary) -> dict[str, Any]:
 
 
 def _whole(summary: CorpusSummary) -> Table:
-    made = summary.manifest
+    manifest = summary.manifest
     quarantined = sum(cause.shapes for cause in summary.causes if cause.backstop is not None)
     rows = {
-        "shapes": f"{made.shapes:,}, of {made.points:,} points where the source has them",
-        "refused": f"{sum(source.refused for source in made.sources):,}",
+        "shapes": f"{manifest.shapes:,}, of {manifest.points:,} points where the source has them",
+        "refused": f"{sum(source.refused for source in manifest.sources):,}",
         "of these in quarantine": f"{quarantined:,}"
-        + (" (prepare-data --retry)" * (quarantined > 0)),
-        "on disk": f"{sum(s.bytes for s in made.shards) / 1e6:,.1f} MB in {len(made.shards):,} shards",
-        "seed": str(made.seed),
+        + (" (prepare-data can try them again)" * (quarantined > 0)),
+        "on disk": f"{sum(s.bytes for s in manifest.shards) / 1e6:,.1f} MB in {len(manifest.shards):,} shards",
+        "seed": str(manifest.seed),
     }
     # Checksums stand below: a narrow terminal would cut them short in a cell.
-    notes = [f"content: {made.content}"]
-    if made.refused_sha256 is not None:
-        notes.append(f"refused.jsonl: {made.refused_sha256}")
+    notes = [f"content: {manifest.content}"]
+    if manifest.refused_sha256 is not None:
+        notes.append(f"refused.jsonl: {manifest.refused_sha256}")
     title = f"Corpus {summary.path}"
     return Table(title, ("what", "value"), tuple(rows.items()), tuple(notes))
 
@@ -139,11 +139,11 @@ def _licences(summary: CorpusSummary) -> Table:
 def _archives(summary: CorpusSummary) -> Table:
     rows, notes = [], []
     for source in summary.sources:
-        made = source.record
-        settings = ", ".join(f"{name}={_brief(value)}" for name, value in made.settings.items())
-        rows.append((made.name, made.archive or "-", made.turned, settings or "-"))
-        if made.archive_sha256 is not None:
-            notes.append(f"{made.archive}: {made.archive_sha256}")
+        record = source.record
+        settings = ", ".join(f"{name}={_brief(value)}" for name, value in record.settings.items())
+        rows.append((record.name, record.archive or "-", record.turned, settings or "-"))
+        if record.archive_sha256 is not None:
+            notes.append(f"{record.archive}: {record.archive_sha256}")
     columns = ("source", "archive", "turned", "settings")
     return Table("Archives", columns, tuple(rows), tuple(notes))
 
@@ -175,7 +175,7 @@ def _labels(source: SourceSummary) -> Table:
     notes = []
     if rest:
         shapes = sum(count for _, count in rest)
-        notes.append(f"and {len(rest):,} more labels of {shapes:,} shapes; --json has them.")
+        notes.append(f"and {len(rest):,} more labels of {shapes:,} shapes; the JSON has them.")
     if source.unlabelled:
         notes.append(f"{source.unlabelled:,} shapes have no label.")
     rows = tuple((name, f"{count:,}") for name, count in ordered[:MOST_LABELS])
@@ -188,7 +188,7 @@ def _refused(summary: CorpusSummary) -> Table:
     notes = ["refused.jsonl in the corpus's folder names every shape."]
     if rest:
         shapes = sum(cause.shapes for cause in rest)
-        notes.insert(0, f"and {len(rest):,} more causes of {shapes:,} shapes; --json has them.")
+        notes.insert(0, f"and {len(rest):,} more causes of {shapes:,} shapes; the JSON has them.")
     return Table(
         "Refused",
         ("source", "shapes", "quarantine", "cause", "for example"),

@@ -13,7 +13,7 @@ from pointdistill.engine.cost import largest_batch, step_gib
 from pointdistill.engine.devices import is_main_process, pick_device, process_count
 from pointdistill.engine.machine import memory_gib
 from pointdistill.engine.recipes import SIZES
-from pointdistill.engine.settings import Asked, settle
+from pointdistill.engine.settings import RunOverrides, resolve_config
 from pointdistill.engine.training.pretrain import RunOptions, RunResult, StepRecord, pretrain
 from pointdistill.engine.training.run_folder import read_run_config
 from pointdistill.errors import CheckpointError, ConfigError, DataError
@@ -39,7 +39,7 @@ class Launch:
 
 
 def new_launch(
-    asked: Asked,
+    overrides: RunOverrides,
     *,
     data: Path | None,
     run: Path | None = None,
@@ -54,12 +54,12 @@ def new_launch(
         DataError: if there is no corpus to train on.
     """
     pick_device(device)  # a device that cannot be had is refused before anything is made
-    settings = settle(asked)
+    settings = resolve_config(overrides)
     config, remarks = settings.config, []
     corpus, where = find_corpus(data)
     if where:
         remarks.append(where)
-    if not settings.batch_asked:
+    if not settings.batch_size_chosen:
         config, why = fit_batch(config, len(corpus), device, processes=process_count())
         remarks += why
     config.check_batch(len(corpus), process_count())
@@ -92,7 +92,7 @@ def find_corpus(data: Path | None) -> tuple[Corpus, str | None]:
     return open_corpus(last), f"corpus: {last} (the last one made in this folder)"
 
 
-def resumed_launch(asked: Asked, *, data: Path | None, run: Path | None) -> Launch:
+def resumed_launch(overrides: RunOverrides, *, data: Path | None, run: Path | None) -> Launch:
     """The run in ``run``, or the last one made in this folder, as it was configured.
 
     Raises:
@@ -100,10 +100,10 @@ def resumed_launch(asked: Asked, *, data: Path | None, run: Path | None) -> Laun
         ConfigError: if a setting was given that belongs to the run.
     """
     remarks = []
-    given = dict.fromkeys(asked.words()[::2])
-    if given:
-        msg = f"{', '.join(given)} cannot be changed when a run is resumed; leave it out, or start a new run"
-        raise ConfigError(msg)
+    overridden = tuple(dict.fromkeys(name for name, _ in overrides.items()))
+    if overridden:
+        msg = "a run is resumed with the settings it began with; leave out changes to them, or start a new run"
+        raise ConfigError(msg, settings=overridden)
     if run is None:
         run = last_run()
         if run is None:

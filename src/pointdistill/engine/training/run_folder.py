@@ -13,7 +13,7 @@ import torch
 
 import pointdistill
 from pointdistill.data.files import read_json, write_aside, write_json
-from pointdistill.engine.config import PretrainConfig, from_plain, to_plain
+from pointdistill.engine.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
 from pointdistill.engine.exchange.weights import WEIGHTS, find_encoder, read_tensors, save_encoder
 from pointdistill.engine.training.loader import PointSource
 from pointdistill.engine.training.state import (
@@ -31,7 +31,6 @@ METRICS = "metrics.jsonl"
 TRACKING = "tracking"
 RUN_CONFIG = "config.json"
 ENCODER = "encoder"
-FORMAT = "pointdistill-run"
 LEFT_OVER = ".*.part*"
 """What `pointdistill.data.files` writes to before it renames."""
 
@@ -108,7 +107,7 @@ def begin_run(
     # Rows of a run that was killed before its first checkpoint: it begins anew.
     (run / METRICS).unlink(missing_ok=True)
     described = {
-        "format": FORMAT,
+        "format": RUN_FORMAT,
         "pointdistill": pointdistill.__version__,
         "torch": torch.__version__,
         "begun_on": to_plain(environment),
@@ -169,7 +168,7 @@ def read_run_config(run: Path) -> dict[str, Any]:
         msg = f"{run}: no run here (no {RUN_CONFIG}); start one without --resume"
         raise CheckpointError(msg)
     found = read_json(path)
-    whole = isinstance(found, dict) and found.get("format") == FORMAT
+    whole = isinstance(found, dict) and found.get("format") == RUN_FORMAT
     if not (whole and isinstance(found.get("config"), dict) and _names_corpus(found.get("corpus"))):
         msg = f"{path}: not the configuration of a run, or a damaged one"
         raise CheckpointError(msg)

@@ -1,0 +1,167 @@
+"""Commands that move weights: ``pointdistill export``, ``push`` and ``import-weights``."""
+
+from __future__ import annotations
+
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pointdistill.cli.options import require_encoder, require_paths
+from pointdistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pointdistill.engine.exchange.onnx_export import OnnxExport
+
+
+class FormatName(StrEnum):
+    """What an encoder can be written as."""
+
+    SAFETENSORS = "safetensors"
+    ONNX = "onnx"
+
+
+class BranchName(StrEnum):
+    """Which encoder of a checkpoint; repeated here so that ``--help`` does not load torch."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+
+
+def export(
+    output: Annotated[Path, typer.Argument(help="Folder to write; made if absent.")],
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Run, encoder folder or file, or owner/name on the Hub; by default the last run made here.",
+        ),
+    ] = None,
+    file_format: Annotated[
+        FormatName,
+        typer.Option(
+            "--format", help="safetensors for Python; onnx (raw points to features) for elsewhere."
+        ),
+    ] = FormatName.SAFETENSORS,
+    points: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="onnx: points of every cloud. Default: those of a view in pretraining."
+        ),
+    ] = None,
+) -> None:
+    """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
+    from pointdistill.data.workspace import last_run
+
+    if points is not None and file_format is not FormatName.ONNX:
+        msg = f"--points {points} belongs to --format onnx; safetensors take clouds of any size"
+        raise ConfigError(msg)
+    require_encoder(encoder, "encoder")
+    source = encoder or last_run()
+    assert source is not None
+
+    from pointdistill.engine.exchange.export import export_encoder
+    from pointdistill.engine.exchange.unfinished import encoder_line
+    from pointdistill.engine.exchange.weights import locate_encoder
+
+    typer.echo(encoder_line(locate_encoder(source)), err=True)
+    if file_format is FormatName.ONNX:
+        from pointdistill.engine.exchange.onnx_export import export_onnx
+
+        _describe_onnx(export_onnx(source, output, points=points))
+        return
+    folder = export_encoder(source, output)
+    typer.echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
+    typer.echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")
+
+
+def _describe_onnx(exported: OnnxExport) -> None:
+    """Print what was written, its inputs and outputs, and how far it is from the encoder."""
+    typer.echo(f"{exported.source} -> {exported.path}")
+    cls = f"cls (B, {exported.width}), " if exported.cls_token else ""
+    typer.echo(
+        f"points (B, {exported.points}, 3) float32, raw -> {cls}"
+        f"patches (B, {exported.patches}, {exported.width}), centers (B, {exported.patches}, 3)"
+    )
+    if exported.difference is None:
+        typer.echo("not checked: onnxruntime is not installed; pip install 'pointdistill[onnx]'")
+    else:
+        typer.echo(f"checked in onnxruntime: at most {exported.difference:.1g} from the encoder")
+    typer.echo(f"next: in any language, open {exported.path} with onnxruntime; see docs/weights.md")
+
+
+def push(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Run, encoder folder or file, fine-tuned model, or owner/name on the Hub.",
+        ),
+    ],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Name on the Hub.")],
+    card_only: Annotated[
+        Path | None,
+        typer.Option(help="Write the folder to upload to this path, and upload nothing."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="If the repository is new, make it private.")
+    ] = False,
+) -> None:
+    """Upload weights to the Hugging Face Hub with a model card: recipe, results, licences. Needs your token."""
+    if "/" in repository:  # any other name is refused first, by the engine
+        require_encoder(source)
+
+    from pointdistill.engine.exchange.push import CARD, prepare, upload
+    from pointdistill.engine.exchange.unfinished import encoder_line
+
+    prepared = prepare(source, repository, card_only or Path("hub", repository))
+    if prepared.is_encoder:
+        typer.echo(encoder_line(prepared.source), err=True)
+    licence = prepared.licence.identifier + (
+        f" ({prepared.licence.name})" if prepared.licence.name else ""
+    )
+    count = f"{prepared.results} result{'' if prepared.results == 1 else 's'}"
+    typer.echo(f"{prepared.source} -> {prepared.folder}: licence {licence}, {count}")
+    if prepared.non_commercial:
+        typer.echo(f"no commercial use: it saw {', '.join(prepared.non_commercial)}")
+    if card_only is not None:
+        again = shlex.join(["pointdistill", "push", source, repository])
+        typer.echo(f"next: read {shlex.quote(str(prepared.folder / CARD))}, then {again}")
+        return
+    typer.echo(upload(prepared.folder, repository, private=private))
+    typer.echo(f"next: anywhere, in Python: {prepared.load}")
+
+
+def import_weights(
+    checkpoint: Annotated[Path, typer.Argument(help="A published .ckpt file of the method.")],
+    output: Annotated[Path, typer.Option(help="Folder to write; made if absent.")],
+    branch: Annotated[
+        BranchName, typer.Option(help="Which encoder; evaluation reads the teacher's.")
+    ] = BranchName.TEACHER,
+    heads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Attention heads, for a width that is not the paper's. Default: as the file says.",
+        ),
+    ] = None,
+) -> None:
+    """Turn a published checkpoint into an encoder folder; no code in it is run."""
+    require_paths([checkpoint])
+
+    from pointdistill.engine.exchange.import_weights import import_weights as run
+
+    imported = run(checkpoint, output, branch=branch.value, heads=heads)
+    config = imported.encoder.config
+    trained = f"mode {imported.mode}" if imported.mode else "mode not known"
+    typer.echo(
+        f"{checkpoint}: {imported.branch}, {trained}, {imported.parameters:,} parameters, width {config.width}, "
+        f"depth {config.depth}, {config.heads} heads ({imported.heads_from})"
+    )
+    typer.echo(f"-> {output}/model.safetensors, {output}/config.json")
+    typer.echo(
+        "the file does not say which shapes it saw; ask whoever published it for their licences"
+    )
+    typer.echo(f"next: pointdistill evaluate scanobjectnn --encoder {shlex.quote(str(output))}")

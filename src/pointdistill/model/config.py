@@ -1,0 +1,250 @@
+"""What decides the network's form and its views: frozen records, checked when they are made.
+
+They lie apart from the modules that read them, which need torch: a recipe is listed, a setting is refused and
+a configuration is read without waiting for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pointdistill.errors import ConfigError
+
+
+class Mode(StrEnum):
+    """Which of the two objectives are trained."""
+
+    DUAL = "dual"
+    CLS = "cls"
+    MPM = "mpm"
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether there is a CLS token, its head and its loss."""
+        return self is not Mode.MPM
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether patches are masked and predicted."""
+        return self is not Mode.CLS
+
+
+@dataclass(frozen=True, slots=True)
+class Temperatures:
+    """Of the softmax over prototypes; the teacher's are scheduled."""
+
+    cls_teacher: float
+    patch_teacher: float
+    student: float = 0.1
+
+
+LARGEST = 16_384
+"""Of any width or depth: a damaged configuration must not ask for all memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """What an encoder is, and the views it was pretrained on. Defaults are the small model's."""
+
+    width: int = 384
+    """D, the width of tokens and features."""
+
+    depth: int = 12
+    """Transformer blocks."""
+
+    heads: int = 6
+    """Attention heads; divides ``width``."""
+
+    stage_one: tuple[int, ...] = (128, 256)
+    """Widths of the patch embedding's linear layers before its first maximum."""
+
+    stage_two: tuple[int, ...] = (512,)
+    """Widths of its hidden layers after it; the last layer always goes to ``width``."""
+
+    embedding_bias: bool = False
+    """Whether the patch embedding's linear layers have biases (the deeper one of base and large does)."""
+
+    cls_token: bool = True
+    """Absent in MPM mode."""
+
+    drop_path: float = 0.0
+    """Stochastic depth of every block in pretraining."""
+
+    points: int = 1024
+    """Points of a global view."""
+
+    patches: int = 64
+    """Patches of a global view."""
+
+    patch_points: int = 32
+    """K, points a patch."""
+
+    def __post_init__(self) -> None:
+        sizes = (self.width, self.depth, self.heads, *self.stage_one, *self.stage_two)
+        if not (self.stage_one and all(0 < size <= LARGEST for size in sizes)):
+            msg = f"encoder sizes must lie in 1 to {LARGEST:,}, with a stage_one; got {self}"
+            raise ConfigError(msg)
+        if self.width % self.heads:
+            msg = f"encoder.heads must divide encoder.width, got {self.heads} heads, width {self.width}"
+            raise ConfigError(msg)
+        if not 0.0 <= self.drop_path < 1.0:
+            msg = f"encoder.drop_path must lie in [0, 1), got {self.drop_path!r}"
+            raise ConfigError(msg)
+        if not (1 <= self.patches <= self.points and 1 <= self.patch_points <= self.points):
+            msg = (
+                f"encoder.patches and encoder.patch_points must lie in 1 to points ({self.points}), "
+                f"got {self.patches} and {self.patch_points}"
+            )
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """Widths of a projection head; defaults are those of small and base (large: 2048 hidden)."""
+
+    hidden: int = 1024
+    """Width of the two hidden layers."""
+
+    bottleneck: int = 256
+    """Width of the unit vectors that are compared with the prototypes."""
+
+    prototypes: int = 4096
+    """K, the number of prototypes: the size of the distributions that are distilled."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "bottleneck", "prototypes"):
+            if getattr(self, name) < 1:
+                msg = f"head.{name} must be at least 1, got {getattr(self, name)!r}"
+                raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictorConfig:
+    """Defaults are the small model's."""
+
+    width: int = 192
+    """W."""
+
+    heads: int = 3
+    """Attention heads; divides ``width``."""
+
+    depth: int = 6
+    """Blocks of cross-attention and MLP."""
+
+    query_attention: bool = False
+    """Whether queries attend to each other before they attend to the memory; the paper's do not."""
+
+    def __post_init__(self) -> None:
+        if not (self.width > 0 and self.heads > 0 and self.depth > 0):
+            msg = (
+                f"predictor.width, .heads and .depth must be at least 1, got {self.width}, {self.heads} and "
+                f"{self.depth}; predictor = none trains without one"
+            )
+            raise ConfigError(msg)
+        if self.width % self.heads:
+            msg = f"predictor.heads must divide predictor.width, got {self.heads} heads, width {self.width}"
+            raise ConfigError(msg)
+
+
+class MaskKind(StrEnum):
+    """How the hidden patches are chosen."""
+
+    INVERSE_BLOCK = "inverse-block"
+    BLOCK = "block"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskingConfig:
+    """Defaults are the paper's for the dual mode."""
+
+    kind: MaskKind = MaskKind.INVERSE_BLOCK
+    """The paper's is inverse block masking."""
+
+    ratio: float = 0.7
+    """Share of patches hidden from the student, in (0, 1)."""
+
+    masks_per_view: int = 4
+    """Independent masks drawn a view; the student's cost grows linearly with it."""
+
+    block_share: float = 0.1
+    """Size of one block as a share of the view's patches; also the slack in the number of blocks."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.ratio < 1.0:
+            msg = f"masking.ratio must lie strictly between 0 and 1, got {self.ratio!r}"
+            raise ConfigError(msg)
+        if self.masks_per_view < 1:
+            msg = f"masking.masks_per_view must be at least 1, got {self.masks_per_view!r}"
+            raise ConfigError(msg)
+        if not 0.0 < self.block_share <= 1.0:
+            msg = f"masking.block_share must lie in (0, 1], got {self.block_share!r}"
+            raise ConfigError(msg)
+
+    def hidden_patches(self, patches: int) -> int:
+        """Number of hidden patches out of ``patches``: 45 of 64 at the default ratio."""
+        hidden = round(self.ratio * patches)
+        if not 0 < hidden < patches:
+            msg = f"masking.ratio {self.ratio!r} hides {hidden} of {patches} patches; it must hide some, not all"
+            raise ConfigError(msg)
+        return hidden
+
+    def blocks(self, patches: int) -> tuple[int, int]:
+        """Number of blocks and patches a block (4 of 6 for 64 patches at the default ratio)."""
+        size = max(1, int(self.block_share * patches))
+        kept = self.ratio if self.kind is MaskKind.BLOCK else 1.0 - self.ratio
+        return min(patches, max(1, round(patches * (kept + self.block_share) / size))), size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropConfig:
+    """One kind of view; defaults are the paper's global view."""
+
+    count: int = 2
+    """Views of this kind a shape."""
+
+    share_low: float = 0.4
+    share_high: float = 1.0
+    """The crop keeps a share of the shape's points, uniform between the two."""
+
+    points: int = 1024
+    """Points of the view, after random subsampling."""
+
+    patches: int = 64
+    patch_points: int = 32
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share_low <= self.share_high <= 1.0:
+            msg = f"crop shares must satisfy 0 < low <= high <= 1, got {self.share_low} and {self.share_high}"
+            raise ConfigError(msg)
+        if self.count < 1:
+            msg = f"a kind of view needs a count of at least 1, got {self.count}"
+            raise ConfigError(msg)
+        if not (1 <= self.patches <= self.points and 1 <= self.patch_points <= self.points):
+            msg = (
+                f"patches and patch_points must lie in 1 to points ({self.points}), "
+                f"got {self.patches} and {self.patch_points}"
+            )
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """What is done to each crop by itself."""
+
+    rotate_z: bool = True
+    """Rotation about z by U(0, 2 pi)."""
+
+    scale_low: float = 0.8
+    scale_high: float = 1.2
+    """Each axis is scaled by its own factor, uniform between the two."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.scale_low <= self.scale_high < math.inf:
+            msg = (
+                "augment.scale_low and .scale_high must satisfy 0 < low <= high, "
+                f"got {self.scale_low!r} and {self.scale_high!r}"
+            )
+            raise ConfigError(msg)
