@@ -160,7 +160,7 @@ def test_a_folder_with_a_run_is_not_overwritten(
 ) -> None:
     run = tmp_path / "run"
     pretrain(micro_config(), corpus=memory_corpus, run=run, options=options(stop_at=1))
-    with pytest.raises(ConfigError, match="holds a run already; go on with --resume"):
+    with pytest.raises(ConfigError, match="holds a run already; resume it"):
         pretrain(micro_config(), corpus=memory_corpus, run=run)
 
 

@@ -1,4 +1,4 @@
-"""A run on disk: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``encoder/``; begun, resumed, measured."""
+"""A run on disk: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``encoder/``; begun and resumed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRACKING = "tracking"
 RUN_CONFIG = "config.json"
 ENCODER = "encoder"
 LEFT_OVER = ".*.part*"
-"""What `pointdistill.data.files` writes to before it renames."""
+"""Files and folders that `pointdistill.data.files` writes to before it renames them."""
 
 
 class TrainingCorpus(PointSource, Protocol):
@@ -91,11 +91,11 @@ def begin_run(
             share one.
     """
     if list_checkpoints(run / CHECKPOINTS):
-        msg = f"{run} holds a run already; go on with --resume, or choose another folder with --run"
-        raise ConfigError(msg)
+        msg = f"{run} holds a run already; resume it, or choose another folder"
+        raise ConfigError(msg, settings=("resume", "run"))
     if run.exists() and not _is_free(run):
-        msg = f"{run} holds other things than a run; choose a new folder with --run"
-        raise ConfigError(msg)
+        msg = f"{run} holds other things than a run; choose a new folder"
+        raise ConfigError(msg, settings=("run",))
     config.check_batch(len(corpus), processes)
     state = new_state(config)
     if init_from is not None:
@@ -139,9 +139,9 @@ def resume_run(
     if begun_with["fingerprint"] != corpus_fingerprint(corpus):
         msg = (
             f"{run} was begun with the corpus {begun_with['path']}, and {corpus.path} holds other "
-            "shapes; give the same one with --data, or start a new run"
+            "shapes; name the corpus that it was begun with, or start a new run"
         )
-        raise CheckpointError(msg)
+        raise CheckpointError(msg, settings=("data",))
     state, saved = load_latest(run / CHECKPOINTS)
     batch = state.config.batch_size
     if batch % processes:
@@ -165,7 +165,7 @@ def read_run_config(run: Path) -> dict[str, Any]:
     """
     path = run / RUN_CONFIG
     if not path.is_file():
-        msg = f"{run}: no run here (no {RUN_CONFIG}); start one without --resume"
+        msg = f"{run}: no run here (no {RUN_CONFIG}); name another folder, or start a new run"
         raise CheckpointError(msg)
     found = read_json(path)
     whole = isinstance(found, dict) and found.get("format") == RUN_FORMAT
@@ -180,7 +180,7 @@ def _names_corpus(value: object) -> bool:
 
 
 def _is_free(run: Path) -> bool:
-    """Whether a folder is empty, or a run that was killed before its first checkpoint."""
+    """Whether a folder may be used: it is empty, or holds a run that was killed before its first checkpoint."""
     if not run.is_dir():
         return False
     if all(fnmatch(entry.name, LEFT_OVER) for entry in run.iterdir()):

@@ -85,16 +85,16 @@ def load_latest(folder: Path) -> tuple[TrainState, dict[str, Any]]:
         try:
             found = load_state(path)
         except (CheckpointError, DataError, ConfigError) as error:
-            log.warning("%s; the checkpoint before it is tried", error)
+            log.warning("%s; trying the checkpoint before it", error)
             problem = str(error)
         else:
             return found
-    msg = f"{folder}: nothing to resume from ({problem}); start a new run without --resume"
-    raise CheckpointError(msg)
+    msg = f"{folder}: nothing to resume from ({problem}); start a new run"
+    raise CheckpointError(msg, settings=("resume",))
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every file of a checkpoint has the checksum it was written with."""
+    """Whether every file of a checkpoint still has the checksum that it was written with."""
     try:
         files = read_json(path / STATE)["files"]
         return all(sha256_of(path / name) == checksum for name, checksum in files.items())
