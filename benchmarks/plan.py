@@ -29,7 +29,7 @@ from pointdistill.engine.cost import STORED_POINTS
 from pointdistill.engine.machine import GIB, peak_resident_gib
 from pointdistill.engine.plan import Plan, make_plan
 from pointdistill.engine.settings import RunOverrides
-from pointdistill.engine.training.launch import new_launch
+from pointdistill.engine.training.launch import prepare_run
 from pointdistill.engine.training.pretrain import pretrain
 from pointdistill.engine.training.run_options import RunOptions
 
@@ -52,11 +52,11 @@ def real_run(size: str, mode: str, batch: int, corpus: Path, run: Path) -> Taken
     """A whole run, and what this process then has to say of it."""
     steps = STEPS[size]
     asked = RunOverrides(size=size, mode=mode, batch_size=batch, steps=steps)
-    launch = new_launch(asked, data=corpus, run=run)
+    prepared = prepare_run(asked, data=corpus, run=run)
     times: list[float] = []
     pretrain(
-        launch.config,
-        corpus=launch.corpus,
+        prepared.config,
+        corpus=prepared.corpus,
         run=run,
         options=RunOptions(save_every=steps // 2),
         report=lambda _record: times.append(time.perf_counter()),

@@ -101,7 +101,7 @@ def test_full_memory_is_one_line_with_the_next_step(
         raise error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "carry_out", full)
+    monkeypatch.setattr(training, "execute", full)
     code = run("pretrain", "--recipe", "tiny", "--data", str(corpus), "--batch-size", "8")
     assert code == 2
     said = capfd.readouterr().err.splitlines()[-1]

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
-from pointdistill.engine.training import collapse
-from pointdistill.engine.training.collapse import CollapseWatch, entropies, sum_up, sum_up_targets
-from pointdistill.model.distillation import Targets, Temperatures
+from pointdistill.engine.training.collapse import CollapseWatch
+from pointdistill.engine.training.step import entropies
+from pointdistill.model import losses
+from pointdistill.model.distillation import Head
+from pointdistill.model.losses import posterior_stats
 
 LOG4 = math.log(4)
 
@@ -17,8 +19,7 @@ LOG4 = math.log(4)
 def test_two_certain_rows_out_of_four_prototypes() -> None:
     """Each posterior certain: entropy 0; half the rows on each of two prototypes: log 2, half of log 4."""
     logits = torch.tensor([[[50.0, 0.0, 0.0, 0.0]], [[0.0, 50.0, 0.0, 0.0]]])
-    targets = Targets(logits, None, torch.zeros(2, 1, 1))
-    found = entropies(sum_up_targets(targets, Temperatures(1.0, 1.0)))
+    found = entropies({Head.CLS: posterior_stats(logits, 1.0)})
     assert found["cls_marginal_entropy"].item() == pytest.approx(math.log(2))
     assert found["cls_marginal_share"].item() == pytest.approx(0.5)
     assert found["cls_posterior_entropy"].item() == pytest.approx(0.0, abs=1e-6)
@@ -26,23 +27,23 @@ def test_two_certain_rows_out_of_four_prototypes() -> None:
 
 
 def test_equal_logits_are_uniform() -> None:
-    spoken = sum_up(torch.full((2, 3, 4), 7.0), 0.04)
-    assert spoken.posterior_entropy.item() == pytest.approx(LOG4)
-    assert spoken.marginal.tolist() == pytest.approx([0.25] * 4)
+    stats = posterior_stats(torch.full((2, 3, 4), 7.0), 0.04)
+    assert stats.posterior_entropy.item() == pytest.approx(LOG4)
+    assert stats.marginal.tolist() == pytest.approx([0.25] * 4)
 
 
 def test_the_temperature_sharpens() -> None:
     """Logits (0, log 3) at temperature 1 are (1/4, 3/4); at 1/2 they are (1/10, 9/10)."""
     logits = torch.tensor([[0.0, math.log(3)]])
-    assert sum_up(logits, 1.0).marginal.tolist() == pytest.approx([0.25, 0.75])
-    assert sum_up(logits, 0.5).marginal.tolist() == pytest.approx([0.1, 0.9])
+    assert posterior_stats(logits, 1.0).marginal.tolist() == pytest.approx([0.25, 0.75])
+    assert posterior_stats(logits, 0.5).marginal.tolist() == pytest.approx([0.1, 0.9])
 
 
 def test_rows_at_once_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0))
-    whole = sum_up(logits, 0.1)
-    monkeypatch.setattr(collapse, "ROWS_AT_ONCE", 4)
-    parts = sum_up(logits, 0.1)
+    whole = posterior_stats(logits, 0.1)
+    monkeypatch.setattr(losses, "ROWS_AT_ONCE", 4)
+    parts = posterior_stats(logits, 0.1)
     torch.testing.assert_close(parts.marginal, whole.marginal)
     torch.testing.assert_close(parts.posterior_entropy, whole.posterior_entropy)
 

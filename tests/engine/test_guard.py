@@ -14,14 +14,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pointdistill.engine.optimizer import build_optimizer, guarded_step
+from pointdistill.engine.optimizer import build_optimizer, guarded_step, update_average
 from pointdistill.engine.training import step as step_module
 from pointdistill.engine.training import trainer as trainer_module
 from pointdistill.engine.training.pretrain import StepRecord, pretrain
 from pointdistill.engine.training.state import load_latest, new_state
-from pointdistill.engine.training.step import follow
+from pointdistill.engine.training.step import TrainingStep
 from pointdistill.errors import DivergenceError
-from pointdistill.model.distillation import Losses, Mode, Targets, Teacher, objective
+from pointdistill.model.distillation import Head, Losses, Mode, TeacherOutput, objective
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_equal, losses, options, tensors, weights
 
@@ -65,17 +65,16 @@ def break_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
 def break_centers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean of the teacher's logits alone, as an unmasked patch would: no loss sees it."""
     calls: list[int] = []
-    forward = Teacher.forward
+    targets_of = TrainingStep._targets
 
-    def broken(self: Teacher, views: Any) -> tuple[Targets, dict[str, torch.Tensor]]:
-        targets, means = forward(self, views)
+    def broken(self: TrainingStep, views: Any) -> tuple[TeacherOutput, dict[Head, torch.Tensor]]:
+        targets, means = targets_of(self, views)
         calls.append(1)
         if len(calls) == BAD_STEP:
-            means["patch_center"] = means["patch_center"].clone()
-            means["patch_center"][0] = math.inf
+            means[Head.PATCH][0] = math.inf
         return targets, means
 
-    monkeypatch.setattr(Teacher, "forward", broken)
+    monkeypatch.setattr(TrainingStep, "_targets", broken)
 
 
 WAYS = {
@@ -102,7 +101,8 @@ def test_the_run_stops_with_the_state_of_the_step_before(
     breaking(monkeypatch)
     monkeypatch.setattr(trainer_module, "steps_behind", lambda _device: behind)
     with pytest.raises(
-        DivergenceError, match=rf"step 4: .*{said}.* were not changed.*step-00000003\. --resume"
+        DivergenceError,
+        match=rf"step 4: .*{said}.* were not changed.*step-00000003\. A resumed run would",
     ):
         pretrain(micro_config(), corpus=memory_corpus, run=run, options=options(save_every=100))
     assert_equal(weights(run), weights(whole))
@@ -152,12 +152,12 @@ def test_a_step_called_off_changes_no_weight_and_no_moment() -> None:
     layer = torch.nn.Linear(3, 2)
     optimizer = build_optimizer(layer, learning_rate=0.0, weight_decay=0.1)
     states = []
-    for alive, poison in ((1.0, 0.0), (0.0, math.nan)):
+    for applied, poison in ((1.0, 0.0), (0.0, math.nan)):
         layer(torch.ones(1, 3)).sum().backward()
         for parameter in layer.parameters():
             assert parameter.grad is not None
             parameter.grad += poison
-        guarded_step(optimizer, 0.5, torch.tensor(alive))
+        guarded_step(optimizer, 0.5, torch.tensor(applied))
         moments = [v.clone() for p in layer.parameters() for v in optimizer.state[p].values()]
         states.append([p.detach().clone() for p in layer.parameters()] + moments)
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
@@ -173,10 +173,10 @@ def test_the_teacher_follows_by_the_share_it_is_given(mode: Mode) -> None:
         for parameter in state.student.parameters():
             parameter.add_(1.0)
     before = {n: p.clone() for n, p in state.teacher.named_parameters()}
-    follow(state.teacher, state.student, torch.tensor(0.0))
+    update_average(state.teacher, state.student, torch.tensor(0.0))
     for name, value in state.teacher.named_parameters():
         assert torch.equal(value, before[name])
-    follow(state.teacher, state.student, torch.tensor(0.25))
+    update_average(state.teacher, state.student, torch.tensor(0.25))
     students = dict(state.student.named_parameters())
     for name, value in state.teacher.named_parameters():
         torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * students[name])

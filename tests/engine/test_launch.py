@@ -12,7 +12,7 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.workspace import remember_corpus, remember_run
 from pointdistill.engine.settings import RunOverrides
 from pointdistill.engine.training import launch
-from pointdistill.engine.training.launch import announce, carry_out, new_launch, resumed_launch
+from pointdistill.engine.training.launch import announce, execute, prepare_run, prepare_resumed_run
 from pointdistill.engine.training.pretrain import RunOptions
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 
@@ -30,9 +30,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def start(size: str = "tiny", *, data: Path | None = None, **asked: Any) -> launch.Launch:
+def start(size: str = "tiny", *, data: Path | None = None, **asked: Any) -> launch.PreparedRun:
     given = {} if "recipe" in asked else {"size": size}
-    return new_launch(RunOverrides(**given, **asked), data=data, device="cpu")
+    return prepare_run(RunOverrides(**given, **asked), data=data, device="cpu")
 
 
 def test_without_data_the_last_corpus_is_taken_and_named(corpus: Path) -> None:
@@ -112,11 +112,11 @@ def test_a_batch_of_our_choice_is_one_that_the_processes_can_share(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setattr(launch, "memory_gib", lambda: 1000.0)
-    found = new_launch(RunOverrides(size=size), data=corpus, run=Path("run"), device="cpu")
+    found = prepare_run(RunOverrides(size=size), data=corpus, run=Path("run"), device="cpu")
     assert found.config.batch_size == batch
     assert said in found.remarks
     monkeypatch.setattr(launch, "memory_gib", lambda: 20.0)
-    fitted = new_launch(RunOverrides(size="small"), data=corpus, run=Path("run"), device="cpu")
+    fitted = prepare_run(RunOverrides(size="small"), data=corpus, run=Path("run"), device="cpu")
     assert fitted.config.batch_size < 56
     assert fitted.config.batch_size % processes == 0
 
@@ -136,7 +136,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     asked = RunOverrides(size="tiny", batch_size=batch)
     with pytest.raises(ConfigError, match=said):
-        new_launch(asked, data=corpus, run=Path("run"), device="cpu")
+        prepare_run(asked, data=corpus, run=Path("run"), device="cpu")
     assert not Path("run").exists()
 
 
@@ -145,8 +145,8 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(
     [
         ({}, None),  # 600 steps of 32, of 60 shapes
         ({"steps": 60}, None),  # 1,920, a tenth of 19,200
-        ({"steps": 59}, "this run is shown 1,888 shapes, the tiny recipe's 19,200"),
-        ({"batch_size": 60}, "60 shapes are one batch, every step sees them all"),
+        ({"steps": 59}, "this run sees 1,888 shapes, the tiny recipe's 19,200"),
+        ({"batch_size": 60}, "60 shapes are one batch, so every step sees them all"),
         ({"recipe": "small-shapenet", "batch_size": 60}, "60 shapes are one batch"),
     ],
 )
@@ -161,8 +161,8 @@ def test_a_run_too_small_to_teach_anything_is_warned_of_once(
 def test_resume_takes_the_last_run_with_its_own_configuration(corpus: Path) -> None:
     first = start(data=corpus, steps=2, batch_size=8, seed=3)
     assert announce(first)[-1].startswith("tiny, dual mode, seed 3: 2 steps of 8 of 60")
-    carry_out(first, RunOptions(device="cpu", stop_at=1), lambda _record: None)
-    again = resumed_launch(RunOverrides(), data=None, run=None)
+    execute(first, RunOptions(device="cpu", stop_at=1), lambda _record: None)
+    again = prepare_resumed_run(RunOverrides(), data=None, run=None)
     assert (again.run.resolve(), again.config) == (first.run.resolve(), first.config)
     assert again.resume
 
@@ -180,16 +180,16 @@ def test_resume_refuses_what_belongs_to_the_run(
     overrides: RunOverrides, settings: tuple[str, ...]
 ) -> None:
     with pytest.raises(ConfigError, match="a run is resumed with the settings") as refused:
-        resumed_launch(overrides, data=None, run=None)
+        prepare_resumed_run(overrides, data=None, run=None)
     assert refused.value.settings == settings
 
 
 def test_resume_without_a_run() -> None:
     with pytest.raises(CheckpointError, match="no run was made in this folder yet"):
-        resumed_launch(RunOverrides(), data=None, run=None)
+        prepare_resumed_run(RunOverrides(), data=None, run=None)
 
 
 def test_a_run_that_was_deleted_is_no_last_run() -> None:
     remember_run(Path("runs/gone"))
     with pytest.raises(CheckpointError, match="no run was made in this folder yet"):
-        resumed_launch(RunOverrides(), data=None, run=None)
+        prepare_resumed_run(RunOverrides(), data=None, run=None)

@@ -61,21 +61,21 @@ def test_no_steps_no_batches() -> None:
     assert indices(10, 4, 4) == []
 
 
-def test_a_shape_that_cannot_be_read_comes_in_its_turn_as_a_fault() -> None:
+def test_a_shape_that_cannot_be_read_comes_in_its_turn_with_the_error() -> None:
     """Shape 7 has a coordinate that is not a number: its batch says so, and those before and after are whole."""
     poisoned = corpus(12)
     poisoned.clouds[7][0, 0] = np.nan
     found = list(batches(poisoned, batch_size=4, seed=3, first=0, last=3))
     bad = [7 in batch.index.tolist() for batch in found]
-    assert [batch.fault is not None for batch in found] == bad
+    assert [batch.read_error is not None for batch in found] == bad
     assert sum(bad) == 1
-    (stand_in,) = (batch for batch in found if batch.fault)
-    assert isinstance(stand_in.fault, DataError)
+    (stand_in,) = (batch for batch in found if batch.read_error)
+    assert isinstance(stand_in.read_error, DataError)
     assert stand_in.points.shape == (4, STAND_IN_POINTS, 3)
     assert torch.isfinite(stand_in.points).all()
 
 
-def test_any_error_of_the_corpus_is_a_fault() -> None:
+def test_any_error_of_the_corpus_is_passed_on() -> None:
     """A disk that fails in the middle of a run, on one process of several."""
 
     class Failing(MemoryCorpus):
@@ -83,7 +83,7 @@ def test_any_error_of_the_corpus_is_a_fault() -> None:
             raise OSError(5, "Input/output error")
 
     (found,) = batches(Failing(corpus(4).clouds), batch_size=4, seed=0, first=0, last=1)
-    assert isinstance(found.fault, OSError)
+    assert isinstance(found.read_error, OSError)
 
 
 def test_nothing_is_read_by_rows_that_padding_left() -> None:

@@ -15,7 +15,7 @@ from pointdistill.engine.training.loader import Batch
 from pointdistill.engine.training.run_options import RunOptions
 from pointdistill.engine.training.sharding import prepare_student
 from pointdistill.engine.training.state import new_state, to_device
-from pointdistill.engine.training.step import Stepper, make_views
+from pointdistill.engine.training.step import TrainingStep, make_views
 from pointdistill.model.distillation import Mode
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -42,13 +42,14 @@ def test_a_step_never_waits_for_the_device(mode: Mode, request: pytest.FixtureRe
     state = new_state(config)
     to_device(state, accelerator.device)
     student = prepare_student(state, accelerator, RunOptions().sharding)
-    step = Stepper(state, student, accelerator, total=100, per_epoch=10)
+    step = TrainingStep(state, student, accelerator)
+    rates = config.schedule.at(0, total=100, steps_per_epoch=10)
     batch = make_batch("cuda")
-    step(batch, make_views(batch, config), watch=True, votes={"stop": False})
+    step(batch, make_views(batch, config), rates, watch=True)
     request.getfixturevalue("no_waiting")  # The first step sets up libraries.
-    numbers = step(batch, make_views(batch, config), watch=False, votes={"stop": False})
+    metrics = step(batch, make_views(batch, config), rates)
     torch.cuda.set_sync_debug_mode("default")
-    assert torch.isfinite(numbers.values["loss"])
+    assert torch.isfinite(metrics.logged["loss"])
 
 
 def test_views_are_those_of_a_cpu() -> None:

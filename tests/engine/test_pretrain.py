@@ -15,14 +15,14 @@ import torch
 from pointdistill.engine.exchange.encoders import load_encoder
 from pointdistill.engine.training.loader import epoch_order
 from pointdistill.engine.training.pretrain import StepRecord, pretrain
-from pointdistill.engine.training.run_folder import BegunOn, begin_run
+from pointdistill.engine.training.run_folder import RunEnvironment, begin_run
 from pointdistill.engine.training.state import list_checkpoints, load_latest
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.distillation import Mode
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_same_bits, losses, options, weights
 
-CPU = BegunOn(device="cpu", precision="no")
+CPU = RunEnvironment(device="cpu", precision="no")
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -126,7 +126,7 @@ def test_init_from_begins_with_an_encoders_weights(
         memory_corpus,
         tmp_path / "second",
         init_from=tmp_path / "first",
-        begun_on=CPU,
+        environment=CPU,
     )
     kept = load_encoder(tmp_path / "first").state_dict()
     for branch in (state.student, state.teacher):
@@ -143,7 +143,7 @@ def test_init_from_an_encoder_of_another_size_lists_what_does_not_fit(
     with pytest.raises(
         CheckpointError, match=r"does not fit this model: .*cls_token is \(1, 1, 12\)"
     ):
-        begin_run(wider, memory_corpus, tmp_path / "b", init_from=tmp_path / "a", begun_on=CPU)
+        begin_run(wider, memory_corpus, tmp_path / "b", init_from=tmp_path / "a", environment=CPU)
 
 
 def test_resume_refuses_another_corpus(memory_corpus: MemoryCorpus, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_folder_with_a_run_is_not_overwritten(
 ) -> None:
     run = tmp_path / "run"
     pretrain(micro_config(), corpus=memory_corpus, run=run, options=options(stop_at=1))
-    with pytest.raises(ConfigError, match="holds a run already; go on with --resume"):
+    with pytest.raises(ConfigError, match="holds a run already; resume it"):
         pretrain(micro_config(), corpus=memory_corpus, run=run)
 
 
@@ -181,7 +181,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     memory_corpus: MemoryCorpus, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    begin_run(micro_config(), memory_corpus, run, init_from=None, begun_on=CPU)
+    begin_run(micro_config(), memory_corpus, run, init_from=None, environment=CPU)
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
     pretrain(micro_config(), corpus=memory_corpus, run=run, options=options())
     assert len(losses(run)) == 7

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from pointdistill.engine.training import saving, trainer
+from pointdistill.engine.training.metrics_queue import DeviceMetrics
 from pointdistill.engine.training.pretrain import pretrain
-from pointdistill.engine.training.readings import StepNumbers
 from pointdistill.engine.training.run_folder import read_metrics
 from pointdistill.engine.training.saving import Saver, Snapshot, take_snapshot, write_snapshot
 from pointdistill.engine.training.state import list_checkpoints, load_latest, new_state
-from pointdistill.engine.training.step import Stepper
+from pointdistill.engine.training.step import TrainingStep
 from pointdistill.errors import CheckpointError
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_equal, assert_same_bits, options, tensors
@@ -250,8 +250,8 @@ def test_a_slow_disk_is_waited_for_before_a_kill_could_cost_more(
         time.sleep(0.3)
         return write(*arguments, **keywords)
 
-    class Watched(Stepper):
-        def __call__(self, *arguments: Any, **keywords: Any) -> StepNumbers:
+    class Watched(TrainingStep):
+        def __call__(self, *arguments: Any, **keywords: Any) -> DeviceMetrics:
             numbers = super().__call__(*arguments, **keywords)
             saved = list_checkpoints(tmp_path / "run" / "checkpoints")
             newest = int(saved[-1].name.removeprefix("step-")) if saved else 0
@@ -259,7 +259,7 @@ def test_a_slow_disk_is_waited_for_before_a_kill_could_cost_more(
             return numbers
 
     monkeypatch.setattr(trainer, "write_snapshot", slow)
-    monkeypatch.setattr(trainer, "Stepper", Watched)
+    monkeypatch.setattr(trainer, "TrainingStep", Watched)
     pretrain(
         micro_config(),
         corpus=memory_corpus,

@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pointdistill.engine.config import PretrainConfig
+from pointdistill.engine.optimizer import whole
 from pointdistill.engine.training import step, trainer
 from pointdistill.engine.training.loader import Batch
 from pointdistill.engine.training.pretrain import RunOptions, StepRecord, pretrain
 from pointdistill.engine.training.run_folder import CHECKPOINTS
-from pointdistill.engine.training.sharding import whole
 from pointdistill.engine.training.state import list_checkpoints
 from pointdistill.errors import PointDistillError
 from pointdistill.model.distillation import Views

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pointdistill.model.distillation import (
+    Head,
     Mode,
+    SeenAs,
     Student,
-    Targets,
     Teacher,
+    TeacherOutput,
     Temperatures,
     Views,
     objective,
@@ -75,30 +77,21 @@ def test_initial_weights_have_the_stated_distributions() -> None:
     )
 
 
-@pytest.mark.parametrize(("momentum", "share"), [(1.0, 0.0), (0.75, 0.25), (0.0, 1.0)])
-def test_teacher_moves_its_share_towards_the_student(momentum: float, share: float) -> None:
+def test_a_teacher_begins_with_the_students_own_bits() -> None:
     one = student()
     teacher = Teacher(Mode.DUAL, CONFIG.encoder, CONFIG.head)
-    with torch.no_grad():
-        for parameter in teacher.parameters():
-            parameter.zero_()
-    teacher.follow(one, momentum)
+    teacher.copy_weights(one)
     theirs = dict(one.named_parameters())
     for name, value in teacher.named_parameters():
-        torch.testing.assert_close(value, share * theirs[name])
+        assert torch.equal(value, theirs[name]), name
 
 
-@pytest.mark.parametrize(
-    ("momentum", "expected"),
-    [(0.0, [1.0, 2.0]), (0.5, [0.5, 1.0]), (1.0, [0.0, 0.0])],
-)
-def test_centers_follow_the_mean(momentum: float, expected: list[float]) -> None:
-    """From zero, one update moves (1 - momentum) of the way to the batch mean."""
-    teacher = Teacher(Mode.DUAL, CONFIG.encoder, CONFIG.head)
-    mean = torch.tensor([1.0, 2.0] * 8)
-    teacher.update_centers({"cls_center": mean}, momentum)
-    assert teacher.cls_center[:2].tolist() == expected
-    assert teacher.patch_center.abs().max() == 0
+def test_a_centre_is_subtracted_from_the_logits_of_its_own_head() -> None:
+    logits = {Head.CLS: torch.tensor([[3.0, 1.0]]), Head.PATCH: torch.tensor([[5.0, 5.0]])}
+    centers = {Head.CLS: torch.tensor([1.0, 2.0]), Head.PATCH: torch.tensor([5.0, 0.0])}
+    centered = TeacherOutput(logits, torch.zeros(1)).centered(centers)
+    assert centered.logits[Head.CLS].tolist() == [[2.0, -1.0]]
+    assert centered.logits[Head.PATCH].tolist() == [[0.0, 5.0]]
 
 
 def test_teacher_stays_in_evaluation_mode_and_gets_no_gradient() -> None:
@@ -138,7 +131,7 @@ def some_views(*, local: bool = True) -> Views:
         return Patches(centers, torch.randn(2, count, patches, 6, 3))
 
     order = torch.stack([torch.randperm(8) for _ in range(4)])
-    return Views(cut(2, 8), cut(2, 4) if local else None, Masks(order[:, :5], order[:, 5:]), 1)
+    return Views(cut(2, 8), cut(2, 4) if local else None, Masks(order[:, :5], order[:, 5:]))
 
 
 def moved_patch(views: Views, place: Tensor) -> Views:
@@ -157,12 +150,12 @@ def test_what_is_hidden_is_not_seen_and_what_is_visible_is(
     views = some_views()
     masks = views.masks
     assert masks is not None
-    before = module(views).patch_logits
-    hidden = module(moved_patch(views, masks.hidden_index[:, 0])).patch_logits
+    before = module(views).patch.logits
+    hidden = module(moved_patch(views, masks.hidden_index[:, 0])).patch.logits
     torch.testing.assert_close(hidden, before)
-    seen = module(moved_patch(views, masks.visible_index[:, 0])).patch_logits
+    seen = module(moved_patch(views, masks.visible_index[:, 0])).patch.logits
     assert not torch.allclose(seen, before, atol=1e-6)
-    assert before.shape == (4, 5, 16)
+    assert before.shape == (4 * 5, 16)
 
 
 def test_without_a_predictor_the_encoder_itself_answers_at_hidden_places() -> None:
@@ -180,7 +173,7 @@ def test_without_a_predictor_the_encoder_itself_answers_at_hidden_places() -> No
             features[row, place] = module.mask_token[0, 0]
     _, encoded = module.encoder.encode(Tokens(features, tokens.positions))
     wanted = torch.stack([encoded[row, index] for row, index in enumerate(masks.hidden_index)])
-    torch.testing.assert_close(module(views).patch_features, wanted)
+    torch.testing.assert_close(module(views).patch.features, wanted.flatten(0, 1))
 
 
 @pytest.mark.parametrize("mode", [Mode.DUAL, Mode.CLS])
@@ -190,13 +183,16 @@ def test_without_local_views_the_other_terms_make_the_mean(mode: Mode) -> None:
     initialize(module, generator=torch.Generator().manual_seed(0))
     views = some_views(local=False)
     predictions = module.eval()(views)
-    assert predictions.local_cls_logits is None
-    targets = Targets(torch.randn(2, 2, 16), torch.randn(4, 8, 16), torch.randn(4, 8, 12))
-    warmth = Temperatures(cls_teacher=0.04, patch_teacher=0.05)
-    loss = objective(mode, predictions, targets, views.masks, warmth).terms["cls"]
+    seen = {view.seen_as: view.logits for view in predictions.cls.views}
+    assert SeenAs.LOCAL not in seen
+    cls_logits = torch.randn(2, 2, 16)
+    logits = {Head.CLS: cls_logits, Head.PATCH: torch.randn(4, 8, 16)}
+    temperatures = Temperatures(cls_teacher=0.04, patch_teacher=0.05)
+    targets = TeacherOutput(logits, torch.randn(4, 8, 12))
+    loss = objective(predictions, targets, temperatures).terms["cls"]
 
     def against(logits: Tensor, first: int) -> Tensor:
-        probs = (targets.cls_logits / 0.04).softmax(-1)[:, first:]
+        probs = (cls_logits / 0.04).softmax(-1)[:, first:]
         pairs = [
             -(p * (q / 0.1).log_softmax(-1)).sum(-1)
             for p in probs.unbind(1)
@@ -204,9 +200,9 @@ def test_without_local_views_the_other_terms_make_the_mean(mode: Mode) -> None:
         ]
         return torch.stack(pairs).mean()
 
-    terms = [against(predictions.whole_cls_logits, 1 if mode is Mode.DUAL else 0)]
+    terms = [against(seen[SeenAs.WHOLE], 1 if mode is Mode.DUAL else 0)]
     if mode is Mode.DUAL:
-        terms.append(against(predictions.masked_cls_logits, 0))
+        terms.append(against(seen[SeenAs.MASKED], 0))
     torch.testing.assert_close(loss, torch.stack(terms).mean())
 
 

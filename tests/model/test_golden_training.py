@@ -1,23 +1,35 @@
-"""One training step of each mode against an independent implementation's numbers."""
+"""The production training step, in each mode, against an independent implementation's numbers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from pointdistill.engine.exchange.published import to_our_names
-from pointdistill.engine.optimizer import build_optimizer, clip_gradients
+from pointdistill.engine.config import PretrainConfig
+from pointdistill.engine.devices import build_accelerator
+from pointdistill.engine.exchange.official_names import to_our_names
+from pointdistill.engine.optimizer import clip_gradients
+from pointdistill.engine.schedules import Rates
+from pointdistill.engine.training import step as step_module
+from pointdistill.engine.training.loader import Batch
+from pointdistill.engine.training.sharding import prepare_student
+from pointdistill.engine.training.state import TrainState, new_state
+from pointdistill.engine.training.step import TrainingStep
 from pointdistill.model.distillation import (
+    CENTER_MOMENTUM,
+    Head,
+    Losses,
     Mode,
-    Student,
-    Targets,
-    Teacher,
+    Predictions,
+    SeenAs,
+    TeacherOutput,
     Temperatures,
     Views,
     objective,
@@ -27,6 +39,7 @@ from pointdistill.model.heads import HeadConfig
 from pointdistill.model.masking import Masks
 from pointdistill.model.patches import Patches, cut_patches, to_unit_sphere
 from pointdistill.model.predictor import PredictorConfig
+from pointdistill.model.views import CropConfig
 
 CASES = {
     "dual": Mode.DUAL,
@@ -37,39 +50,65 @@ CASES = {
 
 
 class GoldenStep:
-    """A case's model in its state before the step, and the step taken up to the gradients."""
+    """A case's model, and what one call of the production step made of it."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.mode = CASES[name]
         self.expected: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
         tensors = load_file(folder / f"{name}.safetensors")
-        self.inputs = _under("input.", tensors)
         self.outputs = _under("output.", tensors)
         self.before = to_our_names(_under("weights.", tensors))
-        self.gradients = to_our_names(_under("grad.", tensors))
-        self.after = to_our_names(_under("after.", tensors))
-        self.student, self.teacher = _build(self.mode, self.before)
-        self.views = _views(self.mode, self.inputs)
-        values = self.expected["schedule_values"]
-        self.temperatures = Temperatures(
-            cls_teacher=values["cls_teacher_temp"],
-            patch_teacher=values["patch_teacher_temp"],
-            student=values["cls_student_temp"],
+        self.expected_gradients = to_our_names(_under("grad.", tensors))
+        self.expected_after = to_our_names(_under("after.", tensors))
+        self.views = _views(self.mode, _under("input.", tensors))
+        update, values = self.expected["update"], self.expected["schedule_values"]
+        assert values["cls_centering_momentum"] == CENTER_MOMENTUM
+        self.state = _build(self.mode, self.before, update)
+        rates = Rates(
+            learning_rate=update["lr"],
+            teacher_momentum=update["ema_decay"],
+            temperatures=Temperatures(
+                cls_teacher=values["cls_teacher_temp"],
+                patch_teacher=values["patch_teacher_temp"],
+                student=values["cls_student_temp"],
+            ),
         )
-        self.targets, self.means = self.teacher(self.views.global_views)
-        self.predictions = self.student(self.views)
-        self.losses = objective(
-            self.mode, self.predictions, self.targets, self.views.masks, self.temperatures
-        )
-        self.losses.total.backward()
+        accelerator = build_accelerator("cpu", "no")
+        student = prepare_student(self.state, accelerator, "none")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            self._look_inside(monkeypatch)
+            step = TrainingStep(self.state, student, accelerator)
+            self.metrics = step(_no_batch(), self.views, rates)
+
+    def _look_inside(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Note what goes into the objective, and the gradients before they are clipped; change nothing."""
+
+        def noted_objective(
+            predictions: Predictions, targets: TeacherOutput, *rest: Any, **named: Any
+        ) -> Losses:
+            self.predictions, self.targets = predictions, targets
+            return objective(predictions, targets, *rest, **named)
+
+        def noted_clip(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+            named = self.state.student.named_parameters()
+            self.gradients = {n: p.grad.clone() for n, p in named if p.grad is not None}
+            return clip_gradients(parameters, max_norm)
+
+        monkeypatch.setattr(step_module, "objective", noted_objective)
+        monkeypatch.setattr(step_module, "clip_gradients", noted_clip)
+
+
+def _no_batch() -> Batch:
+    """The step takes the views; of the batch it reads the epoch, and that it could be read."""
+    return Batch(torch.empty(0, 0, 3), torch.empty(0), torch.empty(0), epoch=0)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _build(mode: Mode, weights: dict[str, Tensor]) -> tuple[Student, Teacher]:
-    """Student and teacher of the sizes that the weights have."""
+def _build(mode: Mode, weights: dict[str, Tensor], update: dict[str, float]) -> TrainState:
+    """A state of the sizes that the weights have, just before its 20th step."""
     embedding = "student.encoder.patch_embedding."
 
     def outputs(stage: str) -> tuple[int, ...]:
@@ -94,11 +133,20 @@ def _build(mode: Mode, weights: dict[str, Tensor]) -> tuple[Student, Teacher]:
         bottleneck=len(weights[head + "mlp.4.bias"]),
         prototypes=len(weights[head + "prototypes.bias"]),
     )
-    student = Student(mode, encoder, heads, PredictorConfig(width=24, heads=3, depth=2))
-    teacher = Teacher(mode, encoder, heads)
-    _load(student, _under("student.", weights), mode)
-    _load(teacher, _under("teacher.", weights), mode)
-    return student, teacher
+    config = PretrainConfig(
+        mode=mode,
+        encoder=encoder,
+        head=heads,
+        predictor=PredictorConfig(width=24, heads=3, depth=2),
+        global_crop=CropConfig(points=256, patches=16, patch_points=8),
+        weight_decay=update["weight_decay"],
+        clip_norm=update["clip_norm"],
+    )
+    state = new_state(config)
+    _load(state.student, _under("student.", weights), mode)
+    _load(state.teacher, _under("teacher.", weights), mode)
+    state.step = 20
+    return state
 
 
 def _load(module: torch.nn.Module, weights: dict[str, Tensor], mode: Mode) -> None:
@@ -124,11 +172,10 @@ def _views(mode: Mode, inputs: dict[str, Tensor]) -> Views:
         )
 
     views = cut("global")
-    masks, per_view = None, 1
+    masks = None
     if mode.has_patches:
         masks = Masks.from_bool(inputs["mask"], int(inputs["mask"][0].sum()))
-        per_view = len(inputs["mask"]) // views.centers.shape[:2].numel()
-    return Views(views, cut("local") if mode.has_cls else None, masks, per_view)
+    return Views(views, cut("local") if mode.has_cls else None, masks)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -137,7 +184,8 @@ def step(request: pytest.FixtureRequest, golden_dir: Path) -> GoldenStep:
 
 
 def test_losses(step: GoldenStep) -> None:
-    ours = {"loss": step.losses.total} | {f"{k}_loss": v for k, v in step.losses.terms.items()}
+    logged, terms = step.metrics.logged, step.metrics.terms
+    ours = {"loss": logged["loss"]} | {f"{name}_loss": logged[name] for name in terms}
     assert ours.keys() == step.expected["losses"].keys()
     for name, value in step.expected["losses"].items():
         assert ours[name].item() == pytest.approx(value, rel=1e-6), name
@@ -151,50 +199,39 @@ def test_outputs(step: GoldenStep) -> None:
 
 
 def _logits(step: GoldenStep) -> dict[str, Tensor]:
-    predictions, targets = step.predictions, step.targets
+    cls, patch = step.predictions
     result: dict[str, Tensor] = {}
-    if step.mode.has_cls:
-        masked = predictions.masked_cls_logits
-        result["cls_preds"] = predictions.whole_cls_logits if masked is None else masked
-        result["cls_targets"] = targets.cls_logits
-    if step.mode.has_patches:
-        result["patch_preds"] = predictions.patch_logits.flatten(0, 1)
-        result["patch_targets"] = _hidden_targets(step.views.masks, targets)
+    if cls is not None:
+        logits = {view.seen_as: view.logits for view in cls.views}
+        result["cls_preds"] = logits.get(SeenAs.MASKED, logits[SeenAs.WHOLE])
+        result["cls_targets"] = step.targets.logits[Head.CLS]
+    if patch is not None:
+        result["patch_preds"] = patch.logits
+        targets = step.targets.logits[Head.PATCH].flatten(0, 1)
+        result["patch_targets"] = targets[patch.target_index]
     return result
 
 
-def _hidden_targets(masks: Masks, targets: Targets) -> Tensor:
-    per_view = len(masks.hidden_index) // len(targets.patch_logits)
-    rows = torch.arange(len(masks.hidden_index)) // per_view
-    return targets.patch_logits[rows[:, None], masks.hidden_index].flatten(0, 1)
-
-
 def test_gradients(step: GoldenStep) -> None:
-    ours = {f"student.{n}": p.grad for n, p in step.student.named_parameters()}
-    expected = {n: g for n, g in step.gradients.items() if n in ours}
-    assert ours.keys() == step.gradients.keys()
-    for name, gradient in expected.items():
+    ours = {f"student.{name}": gradient for name, gradient in step.gradients.items()}
+    assert ours.keys() == step.expected_gradients.keys()
+    for name, gradient in step.expected_gradients.items():
         error = (ours[name] - gradient).norm() / gradient.norm()
         assert error < 1e-4, (name, float(error))
+    norm = step.metrics.logged["gradient_norm"].item()
+    assert norm == pytest.approx(step.expected["grad_total_norm"], rel=1e-5)
 
 
 def test_state_after_the_update(step: GoldenStep) -> None:
-    """Clip, AdamW, EMA and centres, on copies, so that the other tests see the gradients untouched."""
-    update = step.expected["update"]
-    student, teacher = _build(step.mode, step.before)
-    for mine, theirs in zip(student.parameters(), step.student.parameters(), strict=True):
-        mine.grad = theirs.grad.clone()
-    norm = clip_gradients(student.parameters(), update["clip_norm"])
-    assert norm.item() == pytest.approx(step.expected["grad_total_norm"], rel=1e-5)
-    build_optimizer(student, learning_rate=update["lr"], weight_decay=update["weight_decay"]).step()
-    teacher.update_centers(step.means, step.expected["schedule_values"]["cls_centering_momentum"])
-    teacher.follow(student, update["ema_decay"])
-    ours = {f"student.{n}": v for n, v in student.state_dict().items()}
-    ours |= {f"teacher.{n}": v for n, v in teacher.state_dict().items()}
+    """Clip, AdamW, EMA and centres, in that order."""
+    ours = {f"student.{n}": v for n, v in step.state.student.state_dict().items()}
+    ours |= {f"teacher.{n}": v for n, v in step.state.teacher.state_dict().items()}
+    after = dict(step.expected_after)
     if step.mode is Mode.CLS:  # Without a gradient it is left alone: neither stepped nor decayed.
         name = "student.predictor.mask_token"
-        assert torch.equal(step.after.pop(name), step.before[name])
-    assert len(step.after) > 5
-    for name, value in step.after.items():
+        assert torch.equal(after.pop(name), step.before[name])
+    assert len(after) > 5
+    for name, value in after.items():
         error = (ours[name] - value).norm() / value.norm()
         assert error < 1e-6, (name, float(error))
+    assert step.state.step == 21

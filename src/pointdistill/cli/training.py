@@ -12,11 +12,11 @@ from pointdistill.engine.devices import is_main_process
 from pointdistill.engine.machine import out_of_memory
 from pointdistill.engine.settings import RunOverrides
 from pointdistill.engine.training.launch import (
-    Launch,
+    PreparedRun,
     announce,
-    carry_out,
-    new_launch,
-    resumed_launch,
+    execute,
+    prepare_run,
+    prepare_resumed_run,
 )
 from pointdistill.engine.training.pretrain import RunResult
 from pointdistill.engine.training.run_options import RunOptions
@@ -37,15 +37,15 @@ def run_pretraining(
         if init_from is not None:
             msg = "--init-from begins a run and --resume goes on with one; give one of them"
             raise ConfigError(msg)
-        launch = resumed_launch(overrides, data=data, run=run)
+        prepared = prepare_resumed_run(overrides, data=data, run=run)
     else:
-        launch = new_launch(
+        prepared = prepare_run(
             overrides, data=data, run=run, init_from=init_from, device=options.device
         )
     with training_console(quiet=not is_main_process()) as reporter:
-        for line in announce(launch):
+        for line in announce(prepared):
             reporter.say(line)
-        result = _train(launch, options, reporter)
+        result = _train(prepared, options, reporter)
     if not is_main_process():
         raise typer.Exit(130 if result.interrupted else 0)
     if result.interrupted:
@@ -60,18 +60,18 @@ def run_pretraining(
     )
 
 
-def _train(launch: Launch, options: RunOptions, reporter: TrainingConsole) -> RunResult:
+def _train(prepared: PreparedRun, options: RunOptions, reporter: TrainingConsole) -> RunResult:
     """Carry out the run.
 
     Raises:
         ConfigError: if a step did not fit into memory.
     """
     try:
-        return carry_out(launch, options, reporter.step, on_signal=reporter.on_signal)
+        return execute(prepared, options, reporter.step, on_signal=reporter.on_signal)
     except Exception as error:
         if not out_of_memory(error):
             raise
-        batch = launch.config.batch_size
+        batch = prepared.config.batch_size
         msg = (
             f"a step of {batch} shapes does not fit into the memory of this device; give a smaller --batch-size "
             f"(such as {max(1, batch // 2)}), or ask `pointdistill plan` what fits"

@@ -6,16 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from torch import Tensor, distributed
 
 from pointdistill.engine.allocator import keep_freed_memory
 from pointdistill.errors import ConfigError
@@ -144,22 +142,6 @@ def _bf16_failure() -> str | None:
     return trial.stderr.strip().rpartition("\n")[2]
 
 
-def mean_over_processes(
-    accelerator: Accelerator, values: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The average of every tensor over all processes, in one message: float32, each of the shape given."""
-    if accelerator.num_processes == 1:
-        return dict(values)
-    flat = torch.cat([value.detach().float().reshape(-1) for value in values.values()])
-    distributed.all_reduce(flat)
-    flat /= accelerator.num_processes
-    parts = flat.split([value.numel() for value in values.values()])
-    return {
-        name: part.view(value.shape)
-        for (name, value), part in zip(values.items(), parts, strict=True)
-    }
-
-
 @contextmanager
 def threads_for(width: int, device: torch.device) -> Iterator[None]:
     """A CPU set up for an encoder's work: freed memory kept, and one thread for a narrow encoder, for the block.
@@ -188,33 +170,3 @@ def is_main_process() -> bool:
 def process_count() -> int:
     """Processes that a launcher started together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, int]] | None:
-    """A function that joins the rows of all processes, with gradient; None for a single process."""
-    if accelerator.num_processes == 1:
-        return None
-
-    def gather(value: Tensor) -> tuple[Tensor, int]:
-        everyone: Tensor = _GatherRows.apply(value)  # type: ignore[no-untyped-call]
-        return everyone, accelerator.process_index * len(value)
-
-    return gather
-
-
-class _GatherRows(torch.autograd.Function):
-    """Rows of all processes joined; each process's rows collect the gradients of every process's loss."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        ctx.rows = len(value)
-        parts = [torch.empty_like(value) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, value.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        distributed.all_reduce(gradient)
-        first = distributed.get_rank() * ctx.rows
-        return gradient[first : first + ctx.rows]

@@ -1,14 +1,18 @@
-"""AdamW over all trained parameters in one group, clipping, and a step that can be called off on the device.
+"""AdamW over all trained parameters in one group, clipping, the teacher's moving average, and moments by name.
 
+Nothing here is told how a model is split over processes. FSDP's parameters and norms are ``DTensor``s, recognised
+by their methods: to import that class takes a second, and only FSDP needs it.
 Source: section 6 of docs/method.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def build_optimizer(
@@ -27,19 +31,72 @@ def build_optimizer(
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale all gradients to a joint norm of at most ``max_norm``; the norm before, as a scalar tensor."""
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-    # Split by FSDP; asking for the class itself would take a second to import.
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
-def guarded_step(optimizer: torch.optim.AdamW, learning_rate: float, alive: Tensor) -> None:
-    """One step, and no gradients after it; where ``alive`` is 0 instead of 1, no weight or moment changes.
+def guarded_step(optimizer: torch.optim.AdamW, learning_rate: float, applied: Tensor) -> None:
+    """One step, and no gradients after it; where ``applied`` is 0 instead of 1, no weight or moment changes.
 
     The fused kernel itself looks at ``found_inf`` before it writes, as it does for a gradient scaler; so the
-    decision stays on the device.
+    decision stays on the device, and the host never waits for it.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    optimizer.found_inf = 1.0 - alive  # type: ignore[attr-defined]
+    optimizer.found_inf = 1.0 - applied  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, module: nn.Module, share: Tensor) -> None:
+    """average ← average + share · (module − average), over the parameters that ``average`` has.
+
+    Args:
+        average: the moving average, such as a teacher.
+        module: what it follows; has every parameter of ``average`` and maybe more.
+        share: scalar on the device: 1 − momentum, or 0, which leaves every bit as it is.
+    """
+    ours, theirs = local_parameters(average), local_parameters(module)
+    # Not one lerp: its weight must be a number of the host, and this one is known to the device alone.
+    difference = torch._foreach_sub([theirs[name] for name in ours], list(ours.values()))
+    torch._foreach_mul_(difference, share)
+    torch._foreach_add_(list(ours.values()), difference)
+
+
+def local_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a module by name, of each the part that this process holds."""
+    return {
+        name: parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        for name, parameter in module.named_parameters()
+    }
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be split over processes, put together; if it is, all of them must call this."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def named_moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state of every parameter of ``module``, as ``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``.
+
+    A parameter that had no gradient so far has none.
+    """
+    return {
+        f"{moment}.{name}": value
+        for name, parameter in module.named_parameters()
+        for moment, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_moments(
+    module: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]
+) -> None:
+    """Put back what ``named_moments`` gave, on the device of each parameter."""
+    for name, parameter in module.named_parameters():
+        found = {
+            moment: moments[f"{moment}.{name}"].to(parameter.device)
+            for moment in _MOMENTS
+            if f"{moment}.{name}" in moments
+        }
+        if found:
+            optimizer.state[parameter] = found

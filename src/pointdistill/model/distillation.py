@@ -1,13 +1,15 @@
-"""Asymmetric dual self-distillation: student, teacher, objective; a step reads as the method does.
+"""Asymmetric dual self-distillation: student, teacher and objective.
 
-Sizes: B shapes, V global views, L local views, M masks a view, P patches, H hidden patches, K prototypes.
+Sizes: B shapes, V global views, L local views, M masks a view, P patches, H hidden patches, K prototypes, D width.
 Source: AsymDSD (arXiv 2506.21724); the numbers of a step are in docs/method.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,24 @@ CENTER_MOMENTUM = 0.9
 KOLEO_WEIGHT = 0.01
 
 
+class Head(StrEnum):
+    """The two projection heads, named after the tokens that they read."""
+
+    CLS = "cls"
+    PATCH = "patch"
+
+
+class SeenAs(StrEnum):
+    """How the student saw a view whose CLS token is compared with the teacher's."""
+
+    LOCAL = "local"
+    MASKED = "masked"
+    """A global view, the visible patches of one mask alone."""
+
+    WHOLE = "whole"
+    """A global view, unmasked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Views:
     """The input of a step, cut into patches."""
@@ -41,56 +61,57 @@ class Views:
     """(B, L, P', ...); None in MPM mode, and where a run has no local views."""
 
     masks: Masks | None
-    """B · V · M rows; None in CLS mode."""
-
-    masks_per_view: int
-    """M."""
+    """B · V · M rows: shape, then view, then mask; None in CLS mode."""
 
 
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What the teacher says of the unmasked global views. Logits are centred; nothing carries a gradient."""
+class TeacherOutput(NamedTuple):
+    """What the teacher gives for the unmasked global views; nothing carries a gradient."""
 
-    cls_logits: Tensor | None
-    """(B, V, K)."""
+    logits: dict[Head, Tensor]
+    """(B, V, K) of the CLS head, (B · V, P, K) of the patch head, of those heads that the mode has.
 
-    patch_logits: Tensor | None
-    """(B · V, P, K)."""
+    Raw, in float32. Before the objective reads them, the step has subtracted a centre from each."""
 
     patch_features: Tensor
     """(B · V, P, D), after the final norm."""
 
-    def recentered(self, teacher: Teacher, means: dict[str, Tensor]) -> Targets:
-        """The same targets, centred on ``means`` instead of the teacher's running centres."""
-        cls_logits, patch_logits = self.cls_logits, self.patch_logits
-        if cls_logits is not None:
-            cls_logits = cls_logits + teacher.cls_center - means["cls_center"]
-        if patch_logits is not None:
-            patch_logits = patch_logits + teacher.patch_center - means["patch_center"]
-        return Targets(cls_logits, patch_logits, self.patch_features)
+    def centered(self, centers: Mapping[Head, Tensor]) -> TeacherOutput:
+        """The same with each head's centre subtracted from its logits."""
+        logits = {head: values - centers[head] for head, values in self.logits.items()}
+        return self._replace(logits=logits)
 
 
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """What the student says. Logits are before any temperature."""
+class ViewLogits(NamedTuple):
+    """CLS logits of all views that the student saw in one way, and what they are compared with."""
 
-    masked_cls_logits: Tensor | None = None
-    """(B, V · M, K)."""
+    seen_as: SeenAs
+    logits: Tensor  # (B, S, K), before any temperature
+    first_target: int  # compared with the teacher's global views from this one on
 
-    whole_cls_logits: Tensor | None = None
-    """(B, 1 or V, K) of unmasked global views: view 0 in dual mode, all in CLS mode."""
 
-    local_cls_logits: Tensor | None = None
-    """(B, L, K)."""
+class ClsPredictions(NamedTuple):
+    """What the student says with its CLS tokens."""
 
-    cls_features: Tensor | None = None
-    """(B, crops, D) before the head, of all global versions; KoLeo reads these."""
+    views: tuple[ViewLogits, ...]
+    features: Tensor  # (B, S, D) of all global versions, before the head; KoLeo reads these
 
-    patch_logits: Tensor | None = None
-    """(B · V · M, H, K)."""
 
-    patch_features: Tensor | None = None
-    """(B · V · M, H, D) before the head."""
+class PatchPredictions(NamedTuple):
+    """What the student says of hidden patches. R = B · V · M · H rows: every hidden patch of every mask."""
+
+    logits: Tensor  # (R, K), before any temperature
+    features: Tensor  # (R, D), before the head
+    target_index: Tensor  # (R,) int64, which of the teacher's B · V · P patches each one is
+
+
+class Predictions(NamedTuple):
+    """What the student says, by the tokens it says it with; a mode trains one of the two, or both.
+
+    Named tuples all the way down: DDP and FSDP find the tensors inside them without a wrapper.
+    """
+
+    cls: ClsPredictions | None
+    patch: PatchPredictions | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,77 +155,92 @@ class Student(Branch):
             self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
 
     def forward(self, views: Views, generator: torch.Generator | None = None) -> Predictions:
-        """All passes of the student; in DDP this is the one call that is wrapped."""
-        shapes = len(views.global_views.centers)
+        """All passes of the student; this is the call that DDP and FSDP wrap."""
         tokens = self.encoder.embed(views.global_views.flatten())  # embedded once a view
-        if self.mode is Mode.MPM:
-            return self._predict_masked(tokens, views, generator)[1]
-        assert self.cls_head is not None
-        local_logits = self._local_logits(views, generator)
-        whole, _ = self.encoder.encode(self._unmasked(tokens, shapes), generator)
-        assert whole is not None
-        whole = whole.unflatten(0, (shapes, -1))
-        if self.mode is Mode.CLS:
-            return Predictions(
-                whole_cls_logits=self.cls_head(whole),
-                local_cls_logits=local_logits,
-                cls_features=whole,
+        # The order of the three passes is fixed: each takes its stochastic depth from the same generator.
+        cls = self._unmasked_cls(tokens, views, generator)
+        patch = None
+        if self.patch_head is not None and views.masks is not None:
+            masked, features = self._masked_pass(tokens, views.masks, generator)
+            patch = PatchPredictions(
+                self.patch_head(features).flatten(0, 1),
+                features.flatten(0, 1),
+                _target_index(views.masks, views.global_views),
             )
-        masked, patches = self._predict_masked(tokens, views, generator)
-        assert masked is not None
-        masked = masked.unflatten(0, (shapes, -1))
-        return Predictions(
-            masked_cls_logits=self.cls_head(masked),
-            whole_cls_logits=self.cls_head(whole),
-            local_cls_logits=local_logits,
-            cls_features=torch.cat([whole, masked], dim=1),
-            patch_logits=patches.patch_logits,
-            patch_features=patches.patch_features,
-        )
+            if masked is not None:
+                cls[SeenAs.MASKED] = masked.unflatten(0, (len(views.global_views.centers), -1))
+        return Predictions(self._cls_predictions(cls), patch)
 
-    def _local_logits(self, views: Views, generator: torch.Generator | None) -> Tensor | None:
-        """CLS logits (B, L, K) of the local views; None where there are none."""
-        if views.local_views is None:
-            return None
-        assert self.cls_head is not None
-        tokens = self.encoder.embed(views.local_views.flatten())
-        local, _ = self.encoder.encode(tokens, generator)
-        assert local is not None
-        return self.cls_head(local.unflatten(0, (len(views.local_views.centers), -1)))
-
-    def _unmasked(self, tokens: Tokens, shapes: int) -> Tokens:
-        """The global views that are also seen whole: all in CLS mode, each shape's first in dual mode."""
-        if self.mode is Mode.CLS:
-            return tokens
-        views = len(tokens.features) // shapes
-        return Tokens(tokens.features[::views], tokens.positions[::views])
-
-    def _predict_masked(
+    def _unmasked_cls(
         self, tokens: Tokens, views: Views, generator: torch.Generator | None
-    ) -> tuple[Tensor | None, Predictions]:
-        """CLS features (B · V · M, D) of the visible tokens, and predictions of the hidden patches."""
-        assert self.patch_head is not None
-        assert views.masks is not None
+    ) -> dict[SeenAs, Tensor]:
+        """CLS features (B, S, D) of the unmasked passes: local views, and whole global views; none in MPM mode.
+
+        Whole are all global views in CLS mode, and in dual mode the first of each shape.
+        """
+        if self.cls_head is None:
+            return {}
+        shapes, every = len(views.global_views.centers), 1
+        passes = {}
+        if views.local_views is not None:
+            passes[SeenAs.LOCAL] = self.encoder.embed(views.local_views.flatten())
+        if self.patch_head is not None:
+            every = len(tokens.features) // shapes
+        passes[SeenAs.WHOLE] = Tokens(tokens.features[::every], tokens.positions[::every])
+        found = {}
+        for seen_as, part in passes.items():
+            cls, _ = self.encoder.encode(part, generator)
+            if cls is not None:
+                found[seen_as] = cls.unflatten(0, (shapes, -1))
+        return found
+
+    def _masked_pass(
+        self, tokens: Tokens, masks: Masks, generator: torch.Generator | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """CLS features (B · V · M, D) of the visible tokens, and (B · V · M, H, D) of the hidden patches."""
+        masks_per_view = len(masks.hidden_index) // len(tokens.features)
         versions = Tokens(
-            tokens.features.repeat_interleave(views.masks_per_view, 0),
-            tokens.positions.repeat_interleave(views.masks_per_view, 0),
+            tokens.features.repeat_interleave(masks_per_view, 0),
+            tokens.positions.repeat_interleave(masks_per_view, 0),
         )
         if self.predictor is None:
-            cls, patches = self.encoder.encode(self._blanked(versions, views.masks), generator)
-            features = gather_points(patches, views.masks.hidden_index)
-        else:
-            cls, seen = self.encoder.encode(versions.select(views.masks.visible_index), generator)
-            memory = seen if cls is None else torch.cat([cls[:, None], seen], dim=1)
-            where = gather_points(versions.positions, views.masks.hidden_index)
-            features = self.predictor(where, memory)
-        return cls, Predictions(patch_logits=self.patch_head(features), patch_features=features)
+            cls, patches = self.encoder.encode(self._with_mask_token(versions, masks), generator)
+            return cls, gather_points(patches, masks.hidden_index)
+        cls, seen = self.encoder.encode(versions.select(masks.visible_index), generator)
+        memory = seen if cls is None else torch.cat([cls[:, None], seen], dim=1)
+        hidden_positions = gather_points(versions.positions, masks.hidden_index)
+        return cls, self.predictor(hidden_positions, memory)
 
-    def _blanked(self, versions: Tokens, masks: Masks) -> Tokens:
+    def _with_mask_token(self, versions: Tokens, masks: Masks) -> Tokens:
         """All places of every version, the mask token at the hidden ones; positions as they are."""
-        assert self.mask_token is not None
         place = masks.hidden_index[..., None].expand(-1, -1, versions.features.shape[-1])
-        token = self.mask_token.to(versions.features.dtype).expand(place.shape)
+        token = self.get_parameter("mask_token").to(versions.features.dtype).expand(place.shape)
         return Tokens(versions.features.scatter(1, place, token), versions.positions)
+
+    def _cls_predictions(self, cls: Mapping[SeenAs, Tensor]) -> ClsPredictions | None:
+        """What the CLS features of all passes predict, in the order in which their losses are added up."""
+        if self.cls_head is None:
+            return None
+        # Dual mode compares the whole view 0 with the teacher's view 1 alone; CLS mode compares all whole views
+        # with all of the teacher's, the same view included.
+        first_target = 1 if SeenAs.MASKED in cls else 0
+        views = tuple(
+            ViewLogits(
+                seen_as, self.cls_head(cls[seen_as]), first_target if seen_as is SeenAs.WHOLE else 0
+            )
+            for seen_as in (SeenAs.LOCAL, SeenAs.MASKED, SeenAs.WHOLE)
+            if seen_as in cls
+        )
+        of_global = [cls[seen_as] for seen_as in (SeenAs.WHOLE, SeenAs.MASKED) if seen_as in cls]
+        return ClsPredictions(views, torch.cat(of_global, dim=1))
+
+
+def _target_index(masks: Masks, global_views: Patches) -> Tensor:
+    """(B · V · M · H,) int64: the hidden patches of all masks among the B · V · P patches of the global views."""
+    hidden = masks.hidden_index
+    views, patches = global_views.centers.flatten(0, 1).shape[:2]
+    view = torch.arange(len(hidden), device=hidden.device) // (len(hidden) // views)  # of each mask
+    return (hidden + patches * view[:, None]).flatten()
 
 
 class Teacher(Branch):
@@ -220,123 +256,89 @@ class Teacher(Branch):
         self.requires_grad_(requires_grad=False)
         self.eval()
 
+    @property
+    def centers(self) -> dict[Head, Tensor]:
+        """(K,) running centre of each head's logits; the buffers themselves."""
+        return {Head.CLS: self.cls_center, Head.PATCH: self.patch_center}
+
     def train(self, mode: bool = True) -> Teacher:  # noqa: ARG002 (the signature is PyTorch's)
         """Stay in evaluation mode: the teacher has no stochastic depth."""
         super().train(mode=False)
         return self
 
     @torch.no_grad()
-    def forward(self, global_views: Patches) -> tuple[Targets, dict[str, Tensor]]:
-        """Targets for all global views, unmasked, and the mean uncentred logits for ``update_centers``."""
+    def forward(self, global_views: Patches) -> TeacherOutput:
+        """Raw logits and patch features of all global views, unmasked."""
         shapes = len(global_views.centers)
         cls, patches = self.encoder.encode(self.encoder.embed(global_views.flatten()))
-        means: dict[str, Tensor] = {}
-        cls_logits = patch_logits = None
-        if self.cls_head is not None:
-            assert cls is not None
-            logits = self.cls_head(cls).float().unflatten(0, (shapes, -1))
-            means["cls_center"] = logits.mean((0, 1))
-            cls_logits = logits - self.cls_center
+        logits = {}
+        if self.cls_head is not None and cls is not None:
+            logits[Head.CLS] = self.cls_head(cls).float().unflatten(0, (shapes, -1))
         if self.patch_head is not None:
-            logits = self.patch_head(patches).float()
-            means["patch_center"] = logits.mean((0, 1))
-            patch_logits = logits - self.patch_center
-        return Targets(cls_logits, patch_logits, patches), means
+            logits[Head.PATCH] = self.patch_head(patches).float()
+        return TeacherOutput(logits, patches)
 
     @torch.no_grad()
-    def update_centers(self, means: dict[str, Tensor], momentum: float = CENTER_MOMENTUM) -> None:
-        """c ← momentum · c + (1 − momentum) · mean, after the targets of the step used the old c."""
-        for name, mean in means.items():
-            getattr(self, name).lerp_(mean, 1.0 - momentum)
-
-    @torch.no_grad()
-    def follow(self, student: Branch, momentum: float) -> None:
-        """teacher ← momentum · teacher + (1 − momentum) · student, over encoder and heads."""
-        theirs = dict(student.named_parameters())
-        names, ours = zip(*self.named_parameters(), strict=True)
-        torch._foreach_lerp_(list(ours), [theirs[name] for name in names], 1.0 - momentum)
+    def copy_weights(self, student: Branch) -> None:
+        """Take over the student's encoder and heads as they are: how a run begins."""
+        students = dict(student.named_parameters())
+        for name, parameter in self.named_parameters():
+            parameter.copy_(students[name])
 
 
 def objective(
-    mode: Mode,
     predictions: Predictions,
-    targets: Targets,
-    masks: Masks | None,
+    targets: TeacherOutput,
     temperatures: Temperatures,
     *,
     gather: Callable[[Tensor], tuple[Tensor, int]] | None = None,
 ) -> Losses:
-    """The total loss of a step and its terms (section 5 of docs/method.md)."""
+    """The total loss of a step and its terms (section 5 of docs/method.md).
+
+    Args:
+        predictions: the student's; what it predicts decides which terms there are.
+        targets: the teacher's, already centred.
+        temperatures: of this step.
+        gather: joins the rows of all processes and says which is our first; None for a single process.
+    """
     terms: dict[str, Tensor] = {}
-    weights: dict[str, float] = {}
-    if mode.has_patches:
-        terms |= _patch_terms(mode, predictions, targets, masks, temperatures)
-        weights |= dict.fromkeys(terms, 1.0)
-    if mode.has_cls:
-        terms["cls"] = _cls_term(mode, predictions, targets, temperatures)
-        assert predictions.cls_features is not None
-        if gather is None:
-            terms["koleo"] = koleo(predictions.cls_features)
-        else:
-            everyone, first = gather(predictions.cls_features)
-            terms["koleo"] = koleo(predictions.cls_features, everyone, first=first)
-        weights |= {"cls": 1.0, "koleo": KOLEO_WEIGHT}
+    if predictions.patch is not None:
+        terms["patch"] = _patch_term(predictions.patch, targets, temperatures)
+        if predictions.cls is None:
+            # MPM mode: the student's features are also regressed on the teacher's.
+            wanted = targets.patch_features.flatten(0, 1)[predictions.patch.target_index]
+            terms["regression"] = feature_regression(predictions.patch.features, wanted)
+    if predictions.cls is not None:
+        terms["cls"] = _cls_term(predictions.cls, targets, temperatures)
+        features = predictions.cls.features
+        everyone, first = (None, 0) if gather is None else gather(features)
+        terms["koleo"] = koleo(features, everyone, first=first)
+    weights = {name: KOLEO_WEIGHT if name == "koleo" else 1.0 for name in terms}
     # Summed from the terms themselves: a zero made on the host would be sent to the device, and waited for.
     total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return Losses(total / sum(weights.values()), terms)
 
 
-def _patch_terms(
-    mode: Mode,
-    predictions: Predictions,
-    targets: Targets,
-    masks: Masks | None,
-    temperatures: Temperatures,
-) -> dict[str, Tensor]:
-    """The patch loss over every hidden patch of every mask; in MPM mode also the regression."""
-    assert masks is not None
-    assert predictions.patch_logits is not None
-    assert predictions.patch_features is not None
-    assert targets.patch_logits is not None
-    probs = (targets.patch_logits / temperatures.patch_teacher).softmax(-1)
-    rows, (views, patches) = len(masks.hidden_index), probs.shape[:2]
-    view = torch.arange(rows, device=probs.device) // (rows // views)  # of each row of masks
-    target_index = (masks.hidden_index + patches * view[:, None]).flatten()
-    terms = {
-        "patch": patch_cross_entropy(
-            predictions.patch_logits.flatten(0, 1),
-            probs.flatten(0, 1),
-            target_index,
-            student_temperature=temperatures.student,
-        )
-    }
-    if mode is Mode.MPM:
-        wanted = targets.patch_features.flatten(0, 1)[target_index]
-        terms["regression"] = feature_regression(predictions.patch_features.flatten(0, 1), wanted)
-    return terms
-
-
-def _cls_term(
-    mode: Mode, predictions: Predictions, targets: Targets, temperatures: Temperatures
+def _patch_term(
+    patch: PatchPredictions, targets: TeacherOutput, temperatures: Temperatures
 ) -> Tensor:
-    """Mean of the CLS cross-entropies: local, masked global and view to view; in CLS mode local and global.
+    """Cross-entropy of every hidden patch of every mask against the teacher's posterior of the same patch."""
+    probs = (targets.logits[Head.PATCH] / temperatures.patch_teacher).softmax(-1)
+    return patch_cross_entropy(
+        patch.logits,
+        probs.flatten(0, 1),
+        patch.target_index,
+        student_temperature=temperatures.student,
+    )
 
-    Without local views their term is left out of the mean.
-    """
-    assert targets.cls_logits is not None
-    assert predictions.whole_cls_logits is not None
-    probs = (targets.cls_logits / temperatures.cls_teacher).softmax(-1)
 
-    def against(logits: Tensor, teacher_probs: Tensor) -> Tensor:
-        return view_cross_entropy(logits, teacher_probs, student_temperature=temperatures.student)
-
-    terms = []
-    if predictions.local_cls_logits is not None:
-        terms.append(against(predictions.local_cls_logits, probs))
-    if mode is Mode.CLS:
-        terms.append(against(predictions.whole_cls_logits, probs))
-    else:
-        assert predictions.masked_cls_logits is not None
-        terms.append(against(predictions.masked_cls_logits, probs))
-        terms.append(against(predictions.whole_cls_logits, probs[:, 1:]))
+def _cls_term(cls: ClsPredictions, targets: TeacherOutput, temperatures: Temperatures) -> Tensor:
+    """The mean of one cross-entropy for each way in which the student saw views; ways count alike."""
+    probs = (targets.logits[Head.CLS] / temperatures.cls_teacher).softmax(-1)
+    terms = [
+        view_cross_entropy(
+            seen.logits, probs[:, seen.first_target :], student_temperature=temperatures.student
+        )
+        for seen in cls.views
+    ]
     return torch.stack(terms).mean()

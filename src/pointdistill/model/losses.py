@@ -1,18 +1,28 @@
-"""The terms of the loss.
+"""The loss terms, and what is watched of the teacher: small functions whose names say logits or probabilities.
 
-Sizes: B shapes, T targets and S predictions a shape, K prototypes, D width.
+Sizes: B shapes, T targets and S predictions a shape, R rows, K prototypes, D width.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
-
-from pointdistill.model.fused import indexed_cross_entropy
 
 KOLEO_EPS = 1e-6
 SMOOTH_L1_BETA = 2.0
+
+ROWS_AT_ONCE = 8192
+"""Rows of teacher logits whose probabilities are held together: 128 MiB at 4096 prototypes."""
+
+_CHUNK_ON_CPU = 2**18
+"""Logits at once: a megabyte, which a core's own cache holds."""
+
+_CHUNK_ON_GPU = 2**24
+"""Enough to fill the device; 64 MiB of float32."""
 
 
 def view_cross_entropy(
@@ -38,7 +48,10 @@ def patch_cross_entropy(
     *,
     student_temperature: float,
 ) -> Tensor:
-    """Mean cross-entropy, in nats, of each predicted patch against the teacher's distribution for that patch.
+    """Mean cross-entropy, in nats, of each predicted patch against the teacher's posterior of the same patch.
+
+    Neither the log-probabilities nor a row's own copy of its target are ever held, only a chunk of them: at
+    4096 prototypes either would be the largest tensor of the step.
 
     Args:
         student_logits: (R, K), before softmax, with a row for every hidden patch of every mask.
@@ -46,9 +59,10 @@ def patch_cross_entropy(
         target_index: (R,) int64, which patch each row predicts.
         student_temperature: positive; below 1 sharpens the prediction.
     """
-    return indexed_cross_entropy(
-        student_logits, teacher_probs, target_index, temperature=student_temperature
+    loss: Tensor = _IndexedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        student_logits, teacher_probs, target_index, student_temperature
     )
+    return loss
 
 
 def koleo(features: Tensor, everyone: Tensor | None = None, *, first: int = 0) -> Tensor:
@@ -83,3 +97,66 @@ def koleo(features: Tensor, everyone: Tensor | None = None, *, first: int = 0) -
 def feature_regression(predicted: Tensor, target: Tensor) -> Tensor:
     """Smooth L1 distance (beta 2.0) between predicted and teacher features, averaged over all elements."""
     return functional.smooth_l1_loss(predicted.float(), target.float(), beta=SMOOTH_L1_BETA)
+
+
+class PosteriorStats(NamedTuple):
+    """How the teacher's posteriors are spread; the mean of several batches' statistics is that of all together."""
+
+    marginal: Tensor  # (K,) mean of the posteriors
+    posterior_entropy: Tensor  # scalar, nats: mean of the posteriors' entropies
+
+
+@torch.no_grad()
+def posterior_stats(logits: Tensor, temperature: float) -> PosteriorStats:
+    """Marginal and mean posterior entropy of (..., K) centred teacher logits at ``temperature``."""
+    rows = logits.flatten(0, -2)
+    marginal = rows.new_zeros(rows.shape[1], dtype=torch.float32)
+    entropy = rows.new_zeros((), dtype=torch.float32)
+    for part in rows.split(ROWS_AT_ONCE):
+        log_probs = (part.float() / temperature).log_softmax(-1)
+        probs = log_probs.exp()
+        marginal += probs.sum(0)
+        entropy -= (probs * log_probs).sum()
+    return PosteriorStats(marginal / len(rows), entropy / len(rows))
+
+
+class _IndexedCrossEntropy(torch.autograd.Function):
+    """Forward keeps one number a row, the log of its softmax's denominator; backward takes the softmax again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target_probs: Tensor, target_index: Tensor, temperature: float
+    ) -> Tensor:
+        normalizers = []
+        total = torch.zeros((), device=logits.device)
+        for rows, index in _chunks(logits, target_index):
+            scaled = rows.float() / temperature
+            normalizers.append(scaled.logsumexp(-1))
+            agreement = (scaled * target_probs[index]).sum()
+            total += normalizers[-1].sum() - agreement
+        ctx.save_for_backward(logits, target_probs, target_index, torch.cat(normalizers))
+        ctx.temperature = temperature
+        return total / len(logits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, target_probs, target_index, normalizers = ctx.saved_tensors
+        factor = gradient / (ctx.temperature * len(logits))
+        of_logits = torch.empty_like(logits)
+        places = zip(
+            _chunks(logits, target_index),
+            _chunks(of_logits, normalizers),
+            strict=True,
+        )
+        for (rows, index), (into, normalizer) in places:
+            excess = (rows.float() / ctx.temperature).sub_(normalizer[:, None]).exp_()
+            into.copy_(excess.sub_(target_probs[index]).mul_(factor))
+        return of_logits, None, None, None
+
+
+def _chunks(logits: Tensor, beside: Tensor) -> zip[tuple[Tensor, Tensor]]:
+    """Rows of (R, K) ``logits``, and of what lies beside them, some at a time."""
+    numbers = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
+    rows = max(1, numbers // logits.shape[1])
+    return zip(logits.split(rows), beside.split(rows), strict=True)

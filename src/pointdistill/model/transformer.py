@@ -5,11 +5,12 @@ Sizes: B rows, T tokens, S memory tokens, D width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
-
-from pointdistill.model.fused import rms_norm
 
 NORM_EPS = 1e-5
 """Eps of every RMSNorm in the model; PyTorch's own default is another."""
@@ -21,8 +22,8 @@ DROP_SUBSET_FROM = 0.1
 class RMSNorm(nn.RMSNorm):
     """PyTorch's RMSNorm with the model's eps, whose output has the type of its input.
 
-    Autocast would return float32. PyTorch sums in float32 whatever the type. On a CPU, for which it has no kernel,
-    training goes through ``fused.rms_norm``.
+    PyTorch sums in float32 whatever the type. Training on a CPU, which has no kernel, takes a leaner gradient
+    (``rms_norm``).
     """
 
     def __init__(self, width: int) -> None:
@@ -37,6 +38,37 @@ class RMSNorm(nn.RMSNorm):
             return functional.rms_norm(x, self.normalized_shape, weight, self.eps)
         with torch.autocast(x.device.type, enabled=False):
             return functional.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x`` · ``weight`` / √(mean(x²) + eps) over the last size, (..., D) to (..., D), with gradient.
+
+    For a CPU, where PyTorch composes it of passes over the whole tensor, each with its own gradient; a GPU has a
+    kernel.
+    """
+    normed: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return normed
+
+
+class _RmsNorm(torch.autograd.Function):
+    """Written out: what autograd would keep of the plain formula, and pass over again, is left out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = (length.square_() / x.shape[-1] + eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        product = (x * gradient).flatten(0, -2)
+        along = (product @ weight).view(scale.shape)  # <x, weight · gradient> of each row
+        of_x = (gradient * weight).mul_(scale)
+        of_x.addcmul_(x, along * scale.pow(3), value=-1.0 / x.shape[-1])
+        return of_x, scale.flatten() @ product, None
 
 
 class Attention(nn.Module):

@@ -1,8 +1,8 @@
-"""What training with labels needs to go on: one safetensors file, whole or absent.
+"""What training with labels needs to be resumed: one safetensors file, whole or absent.
 
-It holds the model, AdamW's moments and the sum of the losses since the epoch began; its metadata holds the numbers
-of steps, the best epoch, and a fingerprint of the settings it trains under, so that it is not gone on with under
-others. There is no random state in it: see ``epochs``.
+It holds the model, AdamW's moments and the sum of the losses since the epoch began. Its metadata holds the number
+of steps, the scores so far, and a fingerprint of the settings, so that it is not resumed under others. There is no
+random state in it: see ``epochs``.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pointdistill.data.files import write_aside
-from pointdistill.engine.exchange.encoders import load_exactly
+from pointdistill.engine.exchange.weights import load_exactly
+from pointdistill.engine.optimizer import named_moments, restore_moments
 from pointdistill.errors import CheckpointError
 
 SAVE_SECONDS = 120.0
-"""Training that a killed machine loses at the most; a small model's file takes a second to write."""
+"""Most training that a killed machine loses; a small model's file takes a second to write."""
 
 _MODEL, _OPTIMIZER, _LOSS = "model.", "optimizer.", "loss_sum"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _NUMBERS, _SETTINGS = "progress", "settings"
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a training has come."""
+    """How far a training has come, and how it has scored."""
 
     loss_sum: Tensor
     """Scalar, on the model's device: losses summed over the clouds of the epoch begun."""
@@ -50,12 +50,12 @@ class Progress:
 
 @dataclass(slots=True)
 class TrainingFile:
-    """Where to keep what is needed to go on, and when."""
+    """Where a training is written so that it can be resumed, and when."""
 
     path: Path
 
     stop: Callable[[], bool] = lambda: False
-    """Asked after every step; when the answer is yes, everything is kept and the training ends."""
+    """Called after every step; once it returns true, everything is written and the training ends."""
 
     _last: float = field(default_factory=time.monotonic)
 
@@ -64,12 +64,12 @@ class TrainingFile:
         return time.monotonic() - self._last >= SAVE_SECONDS
 
     def written(self) -> None:
-        """Count from now."""
+        """Start counting again."""
         self._last = time.monotonic()
 
 
 def write_start(path: Path, model: nn.Module) -> None:
-    """Write the training file of a model that no step was taken with, under whatever settings the first is."""
+    """Write the training file of a model before its first step; the settings of the first step will be its own."""
     _write(path, Progress(loss_sum=torch.zeros(())), model, {}, {})
 
 
@@ -82,12 +82,7 @@ def write_progress(
     settings: str,
 ) -> None:
     """Replace the training file, whole or not at all. ``settings`` is any text that differs where they do."""
-    moments = {
-        f"{_OPTIMIZER}{moment}.{name}": value
-        for name, parameter in model.named_parameters()
-        for moment, value in optimizer.state.get(parameter, {}).items()
-    }
-    _write(path, progress, model, moments, {_SETTINGS: settings})
+    _write(path, progress, model, named_moments(model, optimizer), {_SETTINGS: settings})
 
 
 def _write(
@@ -97,7 +92,8 @@ def _write(
     moments: Mapping[str, Tensor],
     facts: Mapping[str, str],
 ) -> None:
-    tensors = {_MODEL + name: value for name, value in model.state_dict().items()} | dict(moments)
+    tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
+    tensors |= {_OPTIMIZER + name: value for name, value in moments.items()}
     tensors[_LOSS] = progress.loss_sum
     numbers = {
         item.name: getattr(progress, item.name) for item in fields(Progress) if item.name != _LOSS
@@ -127,14 +123,12 @@ def read_progress(
             "program; remove it to begin anew"
         )
         raise CheckpointError(msg)
-    weights = {n.removeprefix(_MODEL): v for n, v in tensors.items() if n.startswith(_MODEL)}
+    weights, moments = (
+        {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+        for prefix in (_MODEL, _OPTIMIZER)
+    )
     load_exactly(model, weights, path)
-    for name, parameter in model.named_parameters():
-        moments = {m: tensors.get(f"{_OPTIMIZER}{m}.{name}") for m in _MOMENTS}
-        # A parameter that was frozen so far has none.
-        found = {m: v.to(parameter.device) for m, v in moments.items() if v is not None}
-        if found:
-            optimizer.state[parameter] = found
+    restore_moments(model, optimizer, moments)
     progress.loss_sum.copy_(tensors[_LOSS])
     for name, value in numbers.items():
         setattr(progress, name, value)

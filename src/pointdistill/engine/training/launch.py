@@ -1,4 +1,4 @@
-"""From what a user typed to a run that can start: defaults found, contradictions refused, remarks made."""
+"""From a user's overrides to a run that can start: defaults filled in, contradictions refused, remarks made."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pointdistill.engine.training.run_folder import read_run_config
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 
 LEAST_SHARE = 0.1
-"""Of the shapes that a tiny run is shown, below which a run is said to teach too little."""
+"""Share of the shapes that a tiny run sees, below which a run is warned of as too short to learn from."""
 
 MEMORY_SHARE = 0.4
-"""Of the machine's memory that a step on a CPU may take, where the batch is ours to choose."""
+"""Share of the machine's memory that a step on a CPU may take, where no batch size was given."""
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """A run about to start or to go on."""
+class PreparedRun:
+    """A run about to start or to be resumed."""
 
     config: PretrainConfig
     corpus: Corpus
@@ -38,15 +38,15 @@ class Launch:
     """What was chosen for the user, a line each."""
 
 
-def new_launch(
+def prepare_run(
     overrides: RunOverrides,
     *,
     data: Path | None,
     run: Path | None = None,
     init_from: Path | None = None,
     device: str = "auto",
-) -> Launch:
-    """A new run, as it was asked for.
+) -> PreparedRun:
+    """A new run with these overrides; whatever is not given is chosen here, and remarked on.
 
     Raises:
         ConfigError: for a setting that is not accepted, a batch that the processes cannot share, or several
@@ -65,13 +65,13 @@ def new_launch(
     config.check_batch(len(corpus), process_count())
     if run is None:
         if process_count() > 1:
-            msg = f"{process_count()} processes were started together; name their one folder with --run"
-            raise ConfigError(msg)
+            msg = f"{process_count()} processes were started together; name the one folder that they share"
+            raise ConfigError(msg, settings=("run",))
         run = _next_run(config)
         remarks.append(f"run: {run}")
     remarks += settings.remarks()
-    remarks += too_little(config, len(corpus))
-    return Launch(config, corpus, run, False, init_from, tuple(remarks))
+    remarks += undertraining_warning(config, len(corpus))
+    return PreparedRun(config, corpus, run, False, init_from, tuple(remarks))
 
 
 def find_corpus(data: Path | None) -> tuple[Corpus, str | None]:
@@ -84,15 +84,14 @@ def find_corpus(data: Path | None) -> tuple[Corpus, str | None]:
         return open_corpus(data), None
     last = last_corpus()
     if last is None:
-        msg = (
-            "no corpus was made in this folder yet; run `pointdistill prepare-data`, "
-            "or name one with --data"
-        )
-        raise DataError(msg)
+        msg = "no corpus was made in this folder yet; run `pointdistill prepare-data`, or name one"
+        raise DataError(msg, settings=("data",))
     return open_corpus(last), f"corpus: {last} (the last one made in this folder)"
 
 
-def resumed_launch(overrides: RunOverrides, *, data: Path | None, run: Path | None) -> Launch:
+def prepare_resumed_run(
+    overrides: RunOverrides, *, data: Path | None, run: Path | None
+) -> PreparedRun:
     """The run in ``run``, or the last one made in this folder, as it was configured.
 
     Raises:
@@ -107,17 +106,17 @@ def resumed_launch(overrides: RunOverrides, *, data: Path | None, run: Path | No
     if run is None:
         run = last_run()
         if run is None:
-            msg = "no run was made in this folder yet; name one with --run, or start one without --resume"
-            raise CheckpointError(msg)
+            msg = "no run was made in this folder yet; name one, or start a new one"
+            raise CheckpointError(msg, settings=("run", "resume"))
         remarks.append(f"run: {run} (the last one made in this folder)")
     described = read_run_config(run)
     corpus = open_corpus(data or Path(described["corpus"]["path"]))
     config = from_plain(PretrainConfig, described["config"])
-    return Launch(config, corpus, run, True, None, tuple(remarks))
+    return PreparedRun(config, corpus, run, True, None, tuple(remarks))
 
 
-def carry_out(
-    launch: Launch,
+def execute(
+    prepared: PreparedRun,
     options: RunOptions,
     report: Callable[[StepRecord], None],
     *,
@@ -125,53 +124,53 @@ def carry_out(
 ) -> RunResult:
     """Train; the run becomes this folder's last one with its first step, so that a refused one never does.
 
-    ``on_signal`` is called at once when a signal asks to stop, before the step is finished.
+    ``on_signal`` is called at once when a signal arrives, before the step is finished.
     """
     remembered: list[Path] = []
 
     def tell(record: StepRecord) -> None:
         if is_main_process() and not remembered:
-            remember_run(launch.run)
-            remembered.append(launch.run)
+            remember_run(prepared.run)
+            remembered.append(prepared.run)
         report(record)
 
     return pretrain(
-        launch.config,
-        corpus=launch.corpus,
-        run=launch.run,
-        resume=launch.resume,
-        init_from=launch.init_from,
+        prepared.config,
+        corpus=prepared.corpus,
+        run=prepared.run,
+        resume=prepared.resume,
+        init_from=prepared.init_from,
         options=options,
         report=tell,
         on_signal=on_signal,
     )
 
 
-def announce(launch: Launch) -> list[str]:
+def announce(prepared: PreparedRun) -> list[str]:
     """What is about to happen, in a few lines."""
-    config, shapes = launch.config, len(launch.corpus)
+    config, shapes = prepared.config, len(prepared.corpus)
     total = config.total_steps(shapes)
     lines = [
         f"{config.name}, {config.mode} mode, seed {config.seed}: {total:,} steps of "
         f"{config.batch_size} of {shapes:,} shapes ({total * config.batch_size / shapes:.1f} epochs)"
     ]
-    return [*launch.remarks, *lines]
+    return [*prepared.remarks, *lines]
 
 
-def too_little(config: PretrainConfig, shapes: int) -> list[str]:
-    """A warning where a run is too small to teach anything, measured by the smallest recipe there is."""
+def undertraining_warning(config: PretrainConfig, shapes: int) -> list[str]:
+    """A warning where a run is too short to learn anything, measured by the smallest recipe there is."""
     tiny = SIZES["tiny"]()
     usual = tiny.total_steps(tiny.batch_size) * tiny.batch_size
     shown = config.total_steps(shapes) * config.batch_size
     if shapes <= config.batch_size:
         return [
-            f"warning: {shapes} shapes are one batch, every step sees them all: too few to learn from; "
+            f"warning: {shapes} shapes are one batch, so every step sees them all: too few to learn from; "
             "`pointdistill prepare-data builtin` makes thousands"
         ]
     if shown < LEAST_SHARE * usual:
         return [
-            f"warning: this run is shown {shown:,} shapes, the tiny recipe's {usual:,}: too few to learn from; "
-            "give it more --steps"
+            f"warning: this run sees {shown:,} shapes, the tiny recipe's {usual:,}: too few to learn from; "
+            "give it more steps"
         ]
     return []
 
@@ -205,7 +204,7 @@ def fit_batch(
             remarks.append(
                 f"batch: {fitting} instead of the recipe's {config.batch_size}, whose step would take some "
                 f"{step_gib(config):.0f} GiB of this CPU's memory; results will differ from the paper's "
-                f"(--batch-size {config.batch_size} insists)"
+                f"(a batch size that is given is kept, even {config.batch_size})"
             )
             config = replace(config, batch_size=fitting)
     return config, remarks

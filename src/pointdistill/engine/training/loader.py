@@ -74,8 +74,8 @@ class Batch:
 
     epoch: int
 
-    fault: Exception | None = None
-    """Why the shapes could not be read; the points are then a stand-in, and the step must not be taken."""
+    read_error: Exception | None = None
+    """Why the shapes could not be read; the points are then stand-ins, and the step will be called off."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory the copy does not block the host."""
@@ -92,11 +92,11 @@ def on_device(source: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     if device.type != "cuda":
         yield from (batch.to(device) for batch in source)
         return
-    lane = torch.cuda.Stream(device)
+    copy_stream = torch.cuda.Stream(device)
 
     def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
-        with torch.cuda.stream(lane):
-            return batch.to(device), lane.record_event()
+        with torch.cuda.stream(copy_stream):
+            return batch.to(device), copy_stream.record_event()
 
     sent: deque[tuple[Batch, torch.cuda.Event]] = deque()
     for batch in source:
@@ -162,11 +162,14 @@ def _padded(
     return Batch(points, counts, number, epoch)
 
 
-def _stand_in(index: NDArray[np.int64], epoch: int, fault: Exception, *, pin: bool) -> Batch:
-    """A batch that says why it could not be read, with points that can be trained on, so that every process
-    comes as far as the decision not to take the step."""
+def _stand_in(index: NDArray[np.int64], epoch: int, read_error: Exception, *, pin: bool) -> Batch:
+    """A batch that carries why it could not be read, with points that can be trained on.
+
+    Processes wait for each other in every step: one that left without a word would hang the others. With stand-ins
+    it comes as far as the message in which all learn that the step is called off.
+    """
     cloud = np.random.default_rng(0).random((STAND_IN_POINTS, 3), np.float32)
-    return replace(_padded([cloud] * len(index), index, epoch, pin=pin), fault=fault)
+    return replace(_padded([cloud] * len(index), index, epoch, pin=pin), read_error=read_error)
 
 
 def batches(
@@ -182,8 +185,8 @@ def batches(
 ) -> Iterator[Batch]:
     """The batches of steps ``first`` to ``last`` - 1, whatever was read before, read ahead in a thread.
 
-    A batch that cannot be read comes in its turn, with the reason as its ``fault``: of several processes, the one
-    that meets it must not leave the others waiting.
+    A batch that cannot be read comes in its turn, with the reason as its ``read_error``: of several processes, the
+    one that meets it must not leave the others waiting.
 
     Args:
         corpus: shapes by number.

@@ -17,10 +17,10 @@ from pointdistill.engine.interrupt import interruptible
 from pointdistill.engine.training.journal import check_trackers
 from pointdistill.engine.training.run_folder import (
     TRACKING,
-    BegunOn,
+    RunEnvironment,
     TrainingCorpus,
     begin_run,
-    begun_on,
+    read_run_environment,
     resume_run,
 )
 from pointdistill.engine.training.run_options import RunOptions
@@ -84,16 +84,16 @@ def pretrain(
     """
     options = options or RunOptions()
     check_trackers(options.track)
-    before = begun_on(run) if resume else None
+    before = read_run_environment(run) if resume else None
     precision = options.precision
     here = pick_device(options.device).type
-    # What a GPU was begun in, a CPU may not have; a GPU has both.
+    # A run keeps its precision, but a CPU may not have what was begun on a GPU; a GPU has both.
     if before is not None and precision == "auto" and here in ("cuda", before.device):
         precision = before.precision
     accelerator = build_accelerator(
         options.device, precision, track=options.track, project=run / TRACKING
     )
-    now = BegunOn(device=accelerator.device.type, precision=accelerator.mixed_precision)
+    now = RunEnvironment(device=accelerator.device.type, precision=accelerator.mixed_precision)
     main, processes = accelerator.is_main_process, accelerator.num_processes
     probe, spent = None, 0.0
     if resume:
@@ -112,7 +112,7 @@ def pretrain(
             corpus,
             run,
             init_from=init_from,
-            begun_on=now,
+            environment=now,
             processes=processes,
             write=main,
         )

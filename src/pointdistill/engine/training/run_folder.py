@@ -1,4 +1,4 @@
-"""A run on disk: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``encoder/``; begun, resumed, measured."""
+"""A run on disk: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``encoder/``; begun and resumed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRACKING = "tracking"
 RUN_CONFIG = "config.json"
 ENCODER = "encoder"
 LEFT_OVER = ".*.part*"
-"""What `pointdistill.data.files` writes to before it renames."""
+"""Files and folders that `pointdistill.data.files` writes to before it renames them."""
 
 
 class TrainingCorpus(PointSource, Protocol):
@@ -50,8 +50,8 @@ class TrainingCorpus(PointSource, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BegunOn:
-    """What decides the rounding of a run's numbers, as it was found when the run was begun."""
+class RunEnvironment:
+    """What decides how a run's numbers are rounded, as it was when the run was begun."""
 
     device: str
     """``cpu`` or ``cuda``."""
@@ -64,14 +64,14 @@ class BegunOn:
         return f"{self.device} with precision {self.precision}"
 
 
-def begun_on(run: Path) -> BegunOn | None:
-    """As ``begin_run`` wrote it down; None where it was not.
+def read_run_environment(run: Path) -> RunEnvironment | None:
+    """The environment that ``begin_run`` recorded; None for a run of a version that did not.
 
     Raises:
         CheckpointError: if ``run`` is not a run folder.
     """
     found = read_run_config(run).get("begun_on")
-    return None if found is None else from_plain(BegunOn, found, where="begun_on")
+    return None if found is None else from_plain(RunEnvironment, found, where="begun_on")
 
 
 def begin_run(
@@ -80,7 +80,7 @@ def begin_run(
     run: Path,
     *,
     init_from: Path | None,
-    begun_on: BegunOn,
+    environment: RunEnvironment,
     processes: int = 1,
     write: bool = True,
 ) -> TrainState:
@@ -91,11 +91,11 @@ def begin_run(
             share one.
     """
     if list_checkpoints(run / CHECKPOINTS):
-        msg = f"{run} holds a run already; go on with --resume, or choose another folder with --run"
-        raise ConfigError(msg)
+        msg = f"{run} holds a run already; resume it, or choose another folder"
+        raise ConfigError(msg, settings=("resume", "run"))
     if run.exists() and not _is_free(run):
-        msg = f"{run} holds other things than a run; choose a new folder with --run"
-        raise ConfigError(msg)
+        msg = f"{run} holds other things than a run; choose a new folder"
+        raise ConfigError(msg, settings=("run",))
     config.check_batch(len(corpus), processes)
     state = new_state(config)
     if init_from is not None:
@@ -110,7 +110,7 @@ def begin_run(
         "format": RUN_FORMAT,
         "pointdistill": pointdistill.__version__,
         "torch": torch.__version__,
-        "begun_on": to_plain(begun_on),
+        "begun_on": to_plain(environment),
         "corpus": {
             "path": str(corpus.path.resolve()),
             "shapes": len(corpus),
@@ -139,9 +139,9 @@ def resume_run(
     if begun_with["fingerprint"] != corpus_fingerprint(corpus):
         msg = (
             f"{run} was begun with the corpus {begun_with['path']}, and {corpus.path} holds other "
-            "shapes; give the same one with --data, or start a new run"
+            "shapes; name the corpus that it was begun with, or start a new run"
         )
-        raise CheckpointError(msg)
+        raise CheckpointError(msg, settings=("data",))
     state, saved = load_latest(run / CHECKPOINTS)
     batch = state.config.batch_size
     if batch % processes:
@@ -165,7 +165,7 @@ def read_run_config(run: Path) -> dict[str, Any]:
     """
     path = run / RUN_CONFIG
     if not path.is_file():
-        msg = f"{run}: no run here (no {RUN_CONFIG}); start one without --resume"
+        msg = f"{run}: no run here (no {RUN_CONFIG}); name another folder, or start a new run"
         raise CheckpointError(msg)
     found = read_json(path)
     whole = isinstance(found, dict) and found.get("format") == RUN_FORMAT
@@ -180,7 +180,7 @@ def _names_corpus(value: object) -> bool:
 
 
 def _is_free(run: Path) -> bool:
-    """Whether a folder is empty, or a run that was killed before its first checkpoint."""
+    """Whether a folder may be used: it is empty, or holds a run that was killed before its first checkpoint."""
     if not run.is_dir():
         return False
     if all(fnmatch(entry.name, LEFT_OVER) for entry in run.iterdir()):

@@ -1,4 +1,4 @@
-"""How a run is carried out: what changes its numbers by no more than rounding."""
+"""How a run is executed: choices that change its numbers by no more than rounding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHARDINGS = ("none", "fsdp")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
-    """How a run is carried out. ``device``, ``precision`` and ``sharding`` decide how its numbers are rounded, the
+    """How a run is executed. ``device``, ``precision`` and ``sharding`` decide how its numbers are rounded; the
     others change no bit of them.
 
     Raises:

@@ -1,7 +1,7 @@
 """Checkpoints: copied to the host's memory between two steps, written by a thread while training goes on.
 
-Order on disk, so that a kill at any instant leaves something whole: metrics flushed, checkpoint written aside and
-renamed, teacher's encoder, older checkpoints removed.
+A kill at any instant leaves something whole to resume from, because of the order on disk: metrics are flushed,
+the checkpoint is written aside and renamed, the teacher's encoder follows, then older checkpoints are removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pointdistill.data.files import folder_aside, sha256_of, write_json
 from pointdistill.engine.config import PretrainConfig, to_plain
-from pointdistill.engine.training.sharding import whole
+from pointdistill.engine.optimizer import named_moments, whole
 from pointdistill.engine.training.state import (
     MODEL,
     OPTIMIZER,
@@ -66,16 +66,17 @@ def take_snapshot(
 ) -> Snapshot | None:
     """Copy a state to the host; None on a process that does not ``keep`` it.
 
-    With FSDP all processes must call this together. To leave out the optimiser's ``moments`` halves it.
+    With FSDP all processes must call this together, as each holds a part of every tensor. Leaving out the
+    optimiser's ``moments`` halves what is copied.
     """
     found: dict[str, Tensor] = {}
     for prefix, module in (("student", state.student), ("teacher", state.teacher)):
         for name, value in module.state_dict().items():
             _copy_into(found, f"{prefix}.{name}", value, keep=keep)
     kept: dict[str, Tensor] = {}
-    for name, parameter in state.student.named_parameters() if moments else ():
-        for moment, value in state.optimizer.state.get(parameter, {}).items():
-            _copy_into(kept, f"{moment}.{name}", value, keep=keep)
+    if moments:
+        for name, value in named_moments(state.student, state.optimizer).items():
+            _copy_into(kept, name, value, keep=keep)
     device = next(state.student.parameters()).device
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the copies were only queued
@@ -84,16 +85,18 @@ def take_snapshot(
 
 def _copy_into(found: dict[str, Tensor], name: str, value: Tensor, *, keep: bool) -> None:
     """Queue a copy to page-locked memory from a GPU (PyTorch keeps it for the next time), or copy at once."""
-    value = whole(value.detach())
+    value = whole(
+        value.detach()
+    )  # also where it is not kept: all processes take part in putting it together
     if keep:
         host = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
         found[name] = host.copy_(value, non_blocking=True)
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path, *, keep: int) -> Path:
-    """Write ``folder/step-…``, complete or absent, and thin the older ones to ``keep``; the checkpoint written.
+    """Write ``folder/step-…``, complete or absent, and remove all but ``keep`` of the older; the one written.
 
-    Checkpoints of later steps go too: a run that comes by here again could not go on with them.
+    Checkpoints of later steps are removed too: they were damaged, or the run would have been resumed from them.
 
     Raises:
         OSError, SafetensorError: if it cannot be written; nothing is left of it, and the older ones stay.
@@ -167,8 +170,8 @@ class Saver:
             self._write(snapshot)
         except (OSError, SafetensorError) as error:
             msg = (
-                f"the state after step {snapshot.step} could not be saved ({_reason(error)}); free the disk and "
-                f"--resume. Last good checkpoint: {instead()}"
+                f"the state after step {snapshot.step} could not be saved ({_reason(error)}); free some space and "
+                f"resume the run. Last good checkpoint: {instead()}"
             )
             raise CheckpointError(msg) from error
 

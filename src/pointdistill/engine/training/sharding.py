@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING
-
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pointdistill.engine.optimizer import build_optimizer
+from pointdistill.engine.optimizer import build_optimizer, named_moments, restore_moments
 from pointdistill.engine.training.state import TrainState
 from pointdistill.errors import ConfigError
-from pointdistill.model.distillation import Student, Views
 from pointdistill.model.predictor import PredictorBlock
 from pointdistill.model.transformer import Block
-
-if TYPE_CHECKING:
-    # A second to import, and of use with FSDP alone: the functions below that split a model import it.
-    from torch.distributed.device_mesh import DeviceMesh
-
-
-class StudentOutputs(nn.Module):
-    """The student as DDP and FSDP must see it: what comes out are tensors in a dictionary, not a record."""
-
-    def __init__(self, student: Student) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, views: Views, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """The fields of ``Predictions`` that are not None."""
-        predictions = self.student(views, generator)
-        named = {item.name: getattr(predictions, item.name) for item in fields(predictions)}
-        return {name: value for name, value in named.items() if value is not None}
 
 
 def prepare_student(state: TrainState, accelerator: Accelerator, sharding: str) -> nn.Module:
@@ -44,70 +21,52 @@ def prepare_student(state: TrainState, accelerator: Accelerator, sharding: str) 
     Raises:
         ConfigError: if a single process is asked to share.
     """
-    outputs = StudentOutputs(state.student)
-    device = accelerator.device
+    student, processes = state.student, accelerator.num_processes
     if sharding == "fsdp":
-        if accelerator.num_processes == 1:
+        if processes == 1:
             msg = (
                 "sharding 'fsdp' splits a model over processes, and there is one; "
                 "start several with torchrun, or leave it out"
             )
             raise ConfigError(msg)
-        from torch.distributed.device_mesh import init_device_mesh
-
-        _split(state, outputs, init_device_mesh(device.type, (accelerator.num_processes,)))
-        return outputs
-    if accelerator.num_processes == 1:
-        return outputs
+        _split(state, accelerator)
+        return student
+    if processes == 1:
+        return student
     # Gradients live in the buckets that are sent, which saves a copy of them. No step leaves a parameter out, so
-    # none is searched for, and a static graph would spare nothing.
+    # DDP need not search for unused ones after every forward pass.
     return DistributedDataParallel(
-        outputs,
-        device_ids=[device] if device.type == "cuda" else None,
+        student,
+        device_ids=[accelerator.device] if accelerator.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
     )
 
 
-def _split(state: TrainState, outputs: StudentOutputs, mesh: DeviceMesh) -> None:
+def _split(state: TrainState, accelerator: Accelerator) -> None:
     """Leave each process a part of student, teacher and moments; blocks are put together one at a time."""
+    # These imports take a second, which only a run with FSDP should pay.
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    moments = {
-        name: state.optimizer.state.get(parameter, {})
-        for name, parameter in state.student.named_parameters()
-    }
-    for root in (outputs, state.teacher):
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    moments = named_moments(state.student, state.optimizer)
+    for root in (state.student, state.teacher):
         for part in root.modules():
             if isinstance(part, Block | PredictorBlock):
                 fully_shard(part, mesh=mesh)
         # The root too gives its parameters back after the forward pass: the teacher's are read between steps.
         fully_shard(root, mesh=mesh, reshard_after_forward=True)
     config = state.config
+    # FSDP has replaced the parameters, and the optimiser before held those of before.
     state.optimizer = build_optimizer(
         state.student,
         learning_rate=config.schedule.peak_learning_rate,
         weight_decay=config.weight_decay,
     )
-    for name, parameter in state.student.named_parameters():
-        if moments[name]:
-            state.optimizer.state[parameter] = {
-                moment: value if value.ndim == 0 else distribute_tensor(value, mesh, [Shard(0)])
-                for moment, value in moments[name].items()
-            }
-
-
-# Only FSDP's tensors have `to_local` and `full_tensor`; asking for their class would import it.
-
-
-def local_shards(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a module by name, each the part that this process holds."""
-    return {
-        name: parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        for name, parameter in module.named_parameters()
+    # AdamW's step counts are scalars: every process keeps them whole.
+    split = {
+        name: value if value.ndim == 0 else distribute_tensor(value, mesh, [Shard(0)])
+        for name, value in moments.items()
     }
-
-
-def whole(value: Tensor) -> Tensor:
-    """A tensor that may be split over processes, put together; then all of them must call this."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
+    restore_moments(state.student, state.optimizer, split)

@@ -1,6 +1,6 @@
 """Everything a run needs to go on, in one place; loaded strictly. ``saving`` writes it.
 
-There is no random state in it: all randomness is derived from (seed, epoch, index) or (seed, step).
+There is no random state in it: all randomness is derived from (seed, epoch, index) or (seed, step, process).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pointdistill.data.files import read_json, sha256_of
 from pointdistill.engine.config import PretrainConfig, from_plain
-from pointdistill.engine.exchange.encoders import load_exactly, read_tensors
-from pointdistill.engine.optimizer import build_optimizer
+from pointdistill.engine.exchange.weights import load_exactly, read_tensors
+from pointdistill.engine.optimizer import build_optimizer, restore_moments
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.distillation import Student, Teacher
 from pointdistill.model.initialize import initialize
@@ -29,7 +29,6 @@ OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 VERSION = 1
 _KEYS = {"version", "step", "config", "files", "seconds"}
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(slots=True)
@@ -52,7 +51,7 @@ def new_state(config: PretrainConfig) -> TrainState:
 
 def _with_teacher(config: PretrainConfig, student: Student) -> TrainState:
     teacher = Teacher(config.mode, config.encoder, config.head)
-    teacher.follow(student, momentum=0.0)
+    teacher.copy_weights(student)
     optimizer = build_optimizer(
         student,
         learning_rate=config.schedule.peak_learning_rate,
@@ -62,9 +61,9 @@ def _with_teacher(config: PretrainConfig, student: Student) -> TrainState:
 
 
 def start_from(state: TrainState, encoder_state: dict[str, Tensor], path: Path) -> None:
-    """Begin student and teacher with an encoder's weights (``--init-from``)."""
+    """Begin student and teacher with an encoder's weights; heads and predictor stay fresh."""
     load_exactly(state.student.encoder, encoder_state, path)
-    state.teacher.follow(state.student, momentum=0.0)
+    state.teacher.copy_weights(state.student)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -86,16 +85,16 @@ def load_latest(folder: Path) -> tuple[TrainState, dict[str, Any]]:
         try:
             found = load_state(path)
         except (CheckpointError, DataError, ConfigError) as error:
-            log.warning("%s; the checkpoint before it is tried", error)
+            log.warning("%s; trying the checkpoint before it", error)
             problem = str(error)
         else:
             return found
-    msg = f"{folder}: nothing to resume from ({problem}); start a new run without --resume"
-    raise CheckpointError(msg)
+    msg = f"{folder}: nothing to resume from ({problem}); start a new run"
+    raise CheckpointError(msg, settings=("resume",))
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every file of a checkpoint has the checksum it was written with."""
+    """Whether every file of a checkpoint still has the checksum that it was written with."""
     try:
         files = read_json(path / STATE)["files"]
         return all(sha256_of(path / name) == checksum for name, checksum in files.items())
@@ -129,16 +128,9 @@ def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:
     for prefix, module in (("student.", state.student), ("teacher.", state.teacher)):
         part = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
         load_exactly(module, part, path / MODEL)
-    _restore_moments(state, read_tensors(path / OPTIMIZER))
+    restore_moments(state.student, state.optimizer, read_tensors(path / OPTIMIZER))
     state.step = described["step"]
     return state, described
-
-
-def _restore_moments(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in state.student.named_parameters():
-        found = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
-        if found:
-            state.optimizer.state[parameter] = found
 
 
 def to_device(state: TrainState, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The loop of a run on one process: steps, what is learned of them, what is written down."""
+"""The loop of a run on one process: steps, their metrics, checkpoints."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from pointdistill.engine.config import to_plain
+from pointdistill.engine.schedules import Rates
 from pointdistill.engine.training.collapse import CollapseWatch
 from pointdistill.engine.training.journal import Journal
 from pointdistill.engine.training.loader import Batch, batches, made_ahead, on_device
-from pointdistill.engine.training.readings import Reading, Readings, describe_unsound, steps_behind
+from pointdistill.engine.training.metrics_queue import (
+    HostMetrics,
+    MetricsQueue,
+    steps_behind,
+    why_not_applied,
+)
 from pointdistill.engine.training.run_folder import (
     CHECKPOINTS,
     METRICS,
@@ -28,7 +34,7 @@ from pointdistill.engine.training.run_probe import RunProbe
 from pointdistill.engine.training.saving import Saver, Snapshot, take_snapshot, write_snapshot
 from pointdistill.engine.training.sharding import prepare_student
 from pointdistill.engine.training.state import TrainState, list_checkpoints
-from pointdistill.engine.training.step import Stepper, make_views
+from pointdistill.engine.training.step import StopAndSaveFlags, TrainingStep, make_views
 from pointdistill.errors import CheckpointError, DivergenceError
 from pointdistill.model.distillation import Views
 
@@ -37,7 +43,7 @@ log = logging.getLogger("pointdistill")
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one optimiser step is reported as."""
+    """One optimiser step, as it is reported to whoever started the run."""
 
     step: int
     """Steps taken, from 1."""
@@ -91,8 +97,8 @@ class Trainer:
         self.per_epoch = config.steps_per_epoch(len(corpus))
         self.last = min(self.total, options.stop_at or self.total)
         student = prepare_student(state, accelerator, options.sharding)
-        self.step = Stepper(state, student, accelerator, total=self.total, per_epoch=self.per_epoch)
-        self.readings = Readings(steps_behind(accelerator.device))
+        self.step = TrainingStep(state, student, accelerator)
+        self.queue = MetricsQueue(steps_behind(accelerator.device))
         self.collapse = CollapseWatch(
             self.total, config.head.prototypes, config.batch_size * config.global_crop.count
         )
@@ -113,12 +119,20 @@ class Trainer:
         """
         try:
             for batch, views in self._with_views():
-                votes = {"stop": stopped(), "save": self._is_time_to_save()}
-                watch = self._is_logged(self.state.step + 1)
+                flags = StopAndSaveFlags(stop=stopped(), save=self._is_time_to_save())
                 if self.state.step + 1 - self.saver.safe > self.options.save_every:
                     self.saver.wait()  # A kill must not cost more, so the disk is waited for after all.
-                self.readings.send(self.step(batch, views, watch=watch, votes=votes))
+                metrics = self.step(
+                    batch,
+                    views,
+                    self._rates(),
+                    # Entropies of a step's posteriors cost a pass over all the teacher's logits.
+                    watch=self._is_logged(self.state.step + 1),
+                    stop_and_save_flags=flags,
+                )
+                self.queue.send(metrics)
                 self._read(report, everything=self._pauses(self.state.step))
+                # Several processes must stop after the same step, which only the message between them can settle.
                 if self._stopping or (self.accelerator.num_processes == 1 and stopped()):
                     break
                 if self._save_due and self.state.step < self.last:
@@ -151,6 +165,12 @@ class Trainer:
         sent = on_device(source, device)
         return made_ahead(sent, make) if device.type == "cpu" else map(make, sent)
 
+    def _rates(self) -> Rates:
+        """What the schedules say at the next step; they count steps from 0."""
+        return self.state.config.schedule.at(
+            self.state.step, total=self.total, steps_per_epoch=self.per_epoch
+        )
+
     def _is_logged(self, step: int) -> bool:
         return step % self.options.log_every == 0 or step in (1, self.last) or self._is_probed(step)
 
@@ -164,66 +184,68 @@ class Trainer:
         return step % self.options.steps_between_checkpoints == 0
 
     def _pauses(self, step: int) -> bool:
-        """Whether something follows that needs to know that every step so far was taken."""
+        """Whether something follows that needs to know that every step so far was applied.
+
+        A GPU is then waited for: the price of a probe or a checkpoint, not of every step.
+        """
         return step == self.last or self._is_probed(step) or self._is_saved(step)
 
     def _is_time_to_save(self) -> bool:
-        """Where steps are slow, checkpoints are due every so many minutes."""
+        """Whether minutes ask for a checkpoint, as they do where steps are slow."""
         return time.monotonic() - self.saved_at > 60 * self.options.save_minutes
 
     def _read(self, report: Callable[[StepRecord], None], *, everything: bool) -> None:
-        """Take in what has arrived of the steps."""
-        for reading in self.readings.arrived(everything=everything):
-            if not reading.sound:
-                self._refuse(reading)
-            self._take_in(reading, report)
+        """Handle the metrics that have arrived."""
+        for metrics in self.queue.arrived(everything=everything):
+            if not metrics.step_applied:
+                self._refuse(metrics)
+            self._record(metrics, report)
 
-    def _take_in(self, reading: Reading, report: Callable[[StepRecord], None]) -> None:
-        """A step that was taken: written down, watched, reported."""
-        values, config = reading.values, self.state.config
+    def _record(self, metrics: HostMetrics, report: Callable[[StepRecord], None]) -> None:
+        """Log, watch and report a step that was applied."""
+        logged, config = metrics.logged, self.state.config
         speed = config.batch_size / self.clock.lap()
-        self.loss = values["loss"]
-        self._stopping |= values["stop"] > 0.0
-        self._save_due |= values["save"] > 0.0 or self._is_saved(reading.step)
-        probed = self._probed() if self._is_probed(reading.step) else {}
-        if self._is_logged(reading.step):
-            self.journal.write(self._row(reading, speed) | probed)
-            for line in self.collapse.look(reading.step, values):
+        self.loss = logged["loss"]
+        self._stopping |= metrics.outcome.stop > 0.0
+        self._save_due |= metrics.outcome.save > 0.0 or self._is_saved(metrics.step)
+        probed = self._probed() if self._is_probed(metrics.step) else {}
+        if self._is_logged(metrics.step):
+            self.journal.write(self._row(metrics, speed) | probed)
+            for line in self.collapse.look(metrics.step, logged):
                 if self.accelerator.is_main_process:
                     log.warning(line)
         report(
             StepRecord(
-                step=reading.step,
+                step=metrics.step,
                 total=self.total,
-                epoch=reading.epoch,
+                epoch=metrics.epoch,
                 batch_size=config.batch_size,
-                loss=values["loss"],
-                terms={name: values[name] for name in reading.terms},
-                gradient_norm=values["gradient_norm"],
-                learning_rate=reading.rates.learning_rate,
+                loss=logged["loss"],
+                terms={name: logged[name] for name in metrics.terms},
+                gradient_norm=logged["gradient_norm"],
+                learning_rate=metrics.rates.learning_rate,
                 shapes_per_second=speed,
                 probe=probed,
             )
         )
 
-    def _row(self, reading: Reading, speed: float) -> dict[str, float]:
-        rates, warmth = reading.rates, reading.rates.temperatures
-        unsaid = {"taken", "stop", "save", "centers"}
+    def _row(self, metrics: HostMetrics, speed: float) -> dict[str, float]:
+        rates, temperatures = metrics.rates, metrics.rates.temperatures
         return {
-            "step": reading.step,
-            "epoch": reading.epoch,
-            **{name: value for name, value in reading.values.items() if name not in unsaid},
+            "step": metrics.step,
+            "epoch": metrics.epoch,
+            **metrics.logged,
             "learning_rate": rates.learning_rate,
             "teacher_momentum": rates.teacher_momentum,
-            "cls_temperature": warmth.cls_teacher,
-            "patch_temperature": warmth.patch_teacher,
-            "student_temperature": warmth.student,
+            "cls_temperature": temperatures.cls_teacher,
+            "patch_temperature": temperatures.patch_teacher,
+            "student_temperature": temperatures.student,
             "shapes_per_second": round(speed, 2),
             "seconds": round(self.clock.spent, 3),
         }
 
     def _probed(self) -> dict[str, float]:
-        """What the probe says of the teacher as it is now; nothing on processes that have none."""
+        """Scores of the teacher as it is now; none on processes without a probe."""
         snapshot = None
         if self.probe is not None or self.options.sharding == "fsdp":
             snapshot = take_snapshot(
@@ -232,20 +254,21 @@ class Trainer:
         found = {}
         if self.probe is not None and snapshot is not None:
             found = self.probe(snapshot.teacher_encoder())
-        self.clock.lap()
+        self.clock.lap()  # a probe's time is not the next step's
         return found
 
-    def _refuse(self, reading: Reading) -> None:
-        """Stop at a step that was not taken, with the state of the step before it."""
-        self.readings.forget()
-        self.state.step = reading.step - 1
+    def _refuse(self, metrics: HostMetrics) -> None:
+        """Stop at a step that was called off, with the state of the step before it."""
+        # Steps that were queued after it changed nothing either, so the state is still that of before.
+        self.queue.discard()
+        self.state.step = metrics.step - 1
         saved = self._rescue()
-        if reading.fault is not None:
-            raise reading.fault
+        if metrics.read_error is not None:
+            raise metrics.read_error
         others = ", see what other processes said" if self.accelerator.num_processes > 1 else ""
         msg = (
-            f"step {reading.step}: {describe_unsound(reading)}; the weights were not changed. "
-            f"Last good checkpoint: {saved}. --resume would meet it again: check the corpus (verify_corpus)"
+            f"step {metrics.step}: {why_not_applied(metrics)}; the weights were not changed. "
+            f"Last good checkpoint: {saved}. A resumed run would meet it again: check the corpus (verify_corpus)"
             f"{others}, or start a run with a lower learning rate"
         )
         raise DivergenceError(msg)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pointdistill.model import fused
-from pointdistill.model.fused import indexed_cross_entropy, rms_norm
+from pointdistill.model import losses
+from pointdistill.model.losses import patch_cross_entropy
+from pointdistill.model.transformer import rms_norm
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -32,16 +33,16 @@ def test_rms_norm_has_autograds_gradients() -> None:
 
 
 @pytest.mark.parametrize("chunk", [5, 10, 2**18], ids=["a row", "two rows", "all at once"])
-def test_indexed_cross_entropy_has_autograds_gradients(
+def test_patch_cross_entropy_has_autograds_gradients(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seven rows of five logits against three targets, in chunks that do and do not divide them."""
-    monkeypatch.setattr(fused, "_CHUNK_ON_CPU", chunk)
+    monkeypatch.setattr(losses, "_CHUNK_ON_CPU", chunk)
     logits = draw(7, 5).float().requires_grad_()
     probs = draw(3, 5, seed=1).float().softmax(-1)
     index = torch.tensor([2, 0, 1, 1, 2, 0, 0])
     plain = -(probs[index] * (logits / 0.1).log_softmax(-1)).sum(-1).mean()
-    lean = indexed_cross_entropy(logits, probs, index, temperature=0.1)
+    lean = patch_cross_entropy(logits, probs, index, student_temperature=0.1)
     torch.testing.assert_close(lean, plain)
     wanted = torch.autograd.grad(3.0 * plain, logits)
     found = torch.autograd.grad(3.0 * lean, logits)
@@ -52,7 +53,7 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     logits = draw(4, 6).to(torch.bfloat16).requires_grad_()
     probs = draw(4, 6, seed=1).float().softmax(-1)
     index = torch.arange(4)
-    loss = indexed_cross_entropy(logits, probs, index, temperature=0.1)
-    wanted = indexed_cross_entropy(logits.float(), probs, index, temperature=0.1)
+    loss = patch_cross_entropy(logits, probs, index, student_temperature=0.1)
+    wanted = patch_cross_entropy(logits.float(), probs, index, student_temperature=0.1)
     torch.testing.assert_close(loss, wanted)
     assert torch.autograd.grad(loss, logits)[0].dtype == torch.bfloat16

@@ -15,12 +15,17 @@ from pointdistill.engine import devices
 from pointdistill.engine.config import PretrainConfig, to_plain
 from pointdistill.engine.training import pretrain as module
 from pointdistill.engine.training.pretrain import pretrain
-from pointdistill.engine.training.run_folder import BegunOn, begin_run, begun_on, resume_run
+from pointdistill.engine.training.run_folder import (
+    RunEnvironment,
+    begin_run,
+    read_run_environment,
+    resume_run,
+)
 from pointdistill.errors import ConfigError
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import options
 
-CPU = BegunOn(device="cpu", precision="no")
+CPU = RunEnvironment(device="cpu", precision="no")
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def resume(run: Path, corpus: MemoryCorpus, monkeypatch: pytest.MonkeyPatch, **a
 
 
 def test_a_run_writes_down_what_it_was_begun_on(run: Path) -> None:
-    assert begun_on(run) == CPU
+    assert read_run_environment(run) == CPU
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -102,7 +107,7 @@ def test_nothing_is_written_for_processes_that_cannot_share_a_batch(
 ) -> None:
     new = tmp_path / "new"
     with pytest.raises(ConfigError, match="batch_size 6 is not a multiple of the 4 processes"):
-        begin_run(micro_config(), memory_corpus, new, init_from=None, begun_on=CPU, processes=4)
+        begin_run(micro_config(), memory_corpus, new, init_from=None, environment=CPU, processes=4)
     assert not new.exists()
 
 
