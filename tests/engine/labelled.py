@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pointdistill.data.benchmarks.part_records import PartBenchmark, PartClouds
-from pointdistill.data.benchmarks.records import LabelledClouds
+from pointdistill.data.benchmarks.records import LabelledClouds, PartBenchmark, PartClouds
 from pointdistill.engine.exchange.weights import save_encoder
 from pointdistill.engine.inputs import ProtocolInput
 from pointdistill.model.encoder import Encoder, EncoderConfig

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.task_progress import say_saving, task_progress
+from pointdistill.cli.console import console_reporter
+from pointdistill.data.benchmarks.registry import trainable_benchmarks
 
 if TYPE_CHECKING:
-    from pointdistill.engine.finetuning.finetune import Finetuned, Hooks
+    from pointdistill.engine.finetuning.finetune import Finetuned
 
 
 class TaskName(StrEnum):
-    """What can be trained on; repeated here so that ``--help`` does not load torch; a test compares them."""
+    """What can be trained on."""
 
     FOLDER = "folder"
-    SCANOBJECTNN = "scanobjectnn"
-    MODELNET40 = "modelnet40"
-    SHAPENETPART = "shapenetpart"
+    _ignore_ = "name"
+    for name in trainable_benchmarks():
+        vars()[name.upper()] = name
 
 
 def finetune(
@@ -88,8 +87,8 @@ def finetune(
 
     if resume:
         place = _resumed(context, output)
-        with _progress() as hooks:
-            result = resume_finetune(place, device=device, hooks=hooks)
+        with console_reporter() as reporter:
+            result = resume_finetune(place, device=device, reporter=reporter)
     else:
         request = FinetuneRequest(
             benchmark=benchmark.value,
@@ -106,8 +105,8 @@ def finetune(
             output=output,
             device=device,
         )
-        with _progress() as hooks:
-            result = finetune(request, hooks)
+        with console_reporter() as reporter:
+            result = finetune(request, reporter=reporter)
     _say_result(result)
 
 
@@ -160,21 +159,3 @@ def _score(result: Finetuned) -> str:
         f"{result.epochs} epochs (best epoch {score['best_epoch']}: {score['best_epoch_' + main]:.2f} %, "
         "chosen on the test shapes: a bound, not a result)"
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Hooks]:
-    """Lines and a bar on stderr, which an epoch's figures stand beside."""
-    from pointdistill.engine.finetuning.epochs import EpochRecord
-    from pointdistill.engine.finetuning.finetune import Hooks
-
-    with task_progress() as (say, count):
-
-        def epoch(record: EpochRecord) -> None:
-            text = (
-                f"loss {record.loss:.3f}, test {record.accuracy:.1f} %, "
-                f"{record.clouds_per_second:.0f} shapes/s"
-            )
-            count(text, record.epoch, record.epochs)
-
-        yield Hooks(say=say, count=count, epoch=epoch, on_signal=say_saving)

@@ -28,7 +28,7 @@ def quickstart(
     from rich.console import Console
 
     from pointdistill.cli.console import print_table
-    from pointdistill.engine.evaluation.results_tables import results_table
+    from pointdistill.engine.evaluation.tables import results_table
     from pointdistill.engine.quickstart import Hooks, QuickstartConfig, gains, quickstart
 
     console = Console(stderr=True)

@@ -36,12 +36,25 @@ from pointdistill.data.benchmarks.records import (
     check_clouds,
     is_stand_in,
     named_data,
+    read_rows,
 )
-from pointdistill.data.benchmarks.rows import read_rows
+from pointdistill.data.benchmarks.spec import (
+    BASE_MIXTURE,
+    CLS_SMALL,
+    MPM_SMALL,
+    SCRATCH_SMALL,
+    SMALL,
+    SMALL_MIXTURE,
+    BenchmarkInput,
+    BenchmarkPaths,
+    BenchmarkSpec,
+    Progress,
+    published_table,
+)
 from pointdistill.data.files import write_aside
 from pointdistill.data.meshes import PointSet, draw, shape_rng
 from pointdistill.data.sources.shapes import read_member
-from pointdistill.data.workers import Progress, ordered_map
+from pointdistill.data.workers import ordered_map
 from pointdistill.errors import ConfigError, DataError
 
 POINTS = 4096
@@ -171,7 +184,7 @@ def _hdf5_benchmark(archive: Archive, *, stand_in: bool) -> Benchmark:
 def _absent(path: Path) -> str:
     return (
         f"{path}: no such archive. {ARCHIVE_NAME} is at https://modelnet.cs.princeton.edu; save it "
-        f"as {path}, or pass --stand-in to run on the stand-in instead"
+        f"as {path}, or use the stand-in instead"
     )
 
 
@@ -233,3 +246,42 @@ def _read_cache(path: Path, models: int, points: int) -> NDArray[np.float32] | N
             return clouds
     except (OSError, KeyError, AttributeError):
         return None
+
+
+def _read(
+    paths: BenchmarkPaths,
+    split: str | None,  # noqa: ARG001
+    *,
+    fold: int = 0,  # noqa: ARG001
+    progress: Progress | None = None,
+) -> Benchmark:
+    return read_modelnet40(paths.archive, progress=progress)
+
+
+SPEC = BenchmarkSpec(
+    title=NAME,
+    archives=(ARCHIVE_NAME,),
+    licence="academic use; models belong to their owners",
+    read=_read,
+    stand_in_maker="pointdistill.data.standins.modelnet40:make_modelnet40_stand_in",
+    input=BenchmarkInput(
+        points=1024, patches=64, subsampling="farthest", rotate_z=False, scale=(0.6, 1.4)
+    ),
+    recipe="finetune-modelnet40",
+    published=published_table(
+        (None,),
+        {
+            ("scratch", SCRATCH_SMALL): (92.9,),
+            ("finetune", CLS_SMALL): (93.6,),
+            ("finetune", MPM_SMALL): (94.0,),
+            ("finetune", SMALL): (94.1,),
+            ("finetune", SMALL_MIXTURE): (94.4,),
+            ("finetune", BASE_MIXTURE): (94.7,),
+            ("linear", CLS_SMALL): (91.78,),
+            ("linear", MPM_SMALL): (93.55,),
+            ("linear", SMALL): (92.52,),
+            ("linear", SMALL_MIXTURE): (93.98,),
+            ("linear", BASE_MIXTURE): (93.76,),
+        },
+    ),
+)

@@ -12,7 +12,7 @@ from pointdistill.data.workspace import last_run
 from pointdistill.engine.config import PretrainConfig, from_plain
 from pointdistill.engine.embedding.compute import encoder_checksum
 from pointdistill.engine.evaluation.results import Result, setting_of
-from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG
+from pointdistill.engine.training.run_folder import RUN_CONFIG, run_folder_of
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 
@@ -63,7 +63,7 @@ def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """
     recorded = facts.get("training")
     training = dict(recorded) if isinstance(recorded, Mapping) else {}
-    run = _run_of(stored)
+    run = run_folder_of(stored.resolve())
     described = None if run is None else _read(run / RUN_CONFIG)
     corpus = described.get("corpus") if isinstance(described, Mapping) else None
     if isinstance(described, Mapping) and isinstance(corpus, Mapping):
@@ -86,17 +86,11 @@ def _total_steps(config: Any, shapes: Any) -> int | None:
 
 def _result_files(stored: Path, working: Path) -> Iterator[Path]:
     """Every ``results.json`` that may hold scores of an encoder."""
-    run, last = _run_of(stored), last_run(folder=working)
+    run, last = run_folder_of(stored.resolve()), last_run(folder=working)
     beside = stored if stored.is_dir() else stored.parent
     places = [beside, *([] if run is None else [run]), working, *([] if last is None else [last])]
     for place in dict.fromkeys(path.resolve() for path in places):
         yield from sorted([*place.glob("results.json"), *place.glob("evaluation/*/results.json")])
-
-
-def _run_of(stored: Path) -> Path | None:
-    """The run whose encoder this is."""
-    run = stored.resolve().parent
-    return run if (run / METRICS).is_file() and (run / RUN_CONFIG).is_file() else None
 
 
 def _rows_of(file: Path) -> Any:

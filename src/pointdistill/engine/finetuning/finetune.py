@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pointdistill.data.benchmarks import Benchmark, PartBenchmark
+from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
 from pointdistill.engine.config import from_plain, to_plain
 from pointdistill.engine.devices import pick_device
 from pointdistill.engine.exchange.unfinished import encoder_line
@@ -51,9 +52,7 @@ from pointdistill.engine.finetuning.supervised import (
 )
 from pointdistill.engine.finetuning.training_data import (
     FOLDER,
-    Count,
     DataChoice,
-    Say,
     choose_data,
     licence_of,
     read_data,
@@ -65,6 +64,7 @@ from pointdistill.errors import CheckpointError
 from pointdistill.model.classifier import Classifier
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.segmenter import Segmenter
+from pointdistill.reporter import SILENT, Reporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +85,7 @@ class Finetuned:
     """As in the model's ``config.json``; empty where it was interrupted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """Where progress goes; each may be ignored."""
-
-    say: Say = lambda _line: None
-    """Told, a line at a time, what was chosen."""
-
-    count: Count = lambda _what, _done, _total: None
-    """Told how far the reading is."""
-
-    epoch: Callable[[EpochRecord], None] = lambda _record: None
-    """Told every epoch."""
-
-    on_signal: Callable[[], None] | None = None
-    """Called at once when a signal asks to stop, before the step is finished; see ``interruptible``."""
-
-
-def finetune(request: FinetuneRequest, hooks: Hooks | None = None) -> Finetuned:
+def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetuned:
     """Train a classifier or a segmenter, and write it as a folder for ``predict`` and ``load_classifier``.
 
     Raises:
@@ -111,10 +94,9 @@ def finetune(request: FinetuneRequest, hooks: Hooks | None = None) -> Finetuned:
         CheckpointError: if there is no encoder.
         DivergenceError: if a loss is not finite.
     """
-    hooks = hooks or Hooks()
     pick_device(request.device)
     found = locate_encoder(encoder_path(request))
-    hooks.say(f"encoder: {found}, drawn anew" if request.from_scratch else encoder_line(found))
+    reporter.say(f"encoder: {found}, drawn anew" if request.from_scratch else encoder_line(found))
     output = request.output or default_output(request)
     check_free(output)
     encoder = load_encoder(found)
@@ -127,29 +109,29 @@ def finetune(request: FinetuneRequest, hooks: Hooks | None = None) -> Finetuned:
         up=request.up,
         seed=request.seed,
         folder=request.folder,
-        say=hooks.say,
-        count=hooks.count,
+        reporter=reporter,
     )
     if choice.benchmark == FOLDER:
         choice = replace(choice, points=protocol_input("ScanObjectNN", encoder.config).points)
-    data = read_data(choice, say=hooks.say, count=hooks.count)
+    data = read_data(choice, reporter=reporter)
     _begin(request, choice, data, encoder, read_facts(found), output)
-    return _carry_out(output, data, request.device, hooks)
+    return _carry_out(output, data, request.device, reporter)
 
 
-def resume_finetune(output: Path, *, device: str = "auto", hooks: Hooks | None = None) -> Finetuned:
+def resume_finetune(
+    output: Path, *, device: str = "auto", reporter: Reporter = SILENT
+) -> Finetuned:
     """Go on where ``finetune`` was interrupted; on a CPU the model is the same to the bit.
 
     Raises:
         CheckpointError: if ``output`` holds no interrupted training, or the data are no longer the same.
     """
-    hooks = hooks or Hooks()
     spec, facts = read_description(output)
     if not (output / TRAINING).is_file():
         finished = (output / WEIGHTS).is_file()
         state = "is finished" if finished else "has nothing to go on from"
-        msg = f"{output}: its training {state}; start another with a new --output"
-        raise CheckpointError(msg)
+        msg = f"{output}: its training {state}; start another in a new folder"
+        raise CheckpointError(msg, settings=("output",))
     if facts.get("score"):
         # Killed between the description of the finished model and this: nothing else is left to do.
         (output / TRAINING).unlink()
@@ -157,11 +139,11 @@ def resume_finetune(output: Path, *, device: str = "auto", hooks: Hooks | None =
         kind = "classifier" if isinstance(spec, ClassifierSpec) else "segmenter"
         return Finetuned(output, True, kind, epochs, facts["score"])
     choice = from_plain(DataChoice, _training(facts, output)["data"], where="training.data")
-    data = read_data(choice, say=hooks.say, count=hooks.count)
+    data = read_data(choice, reporter=reporter)
     if data.checksum != _training(facts, output)["checksum"]:
         msg = f"{choice.path}: not the data that {output} was begun with; put those back, or start a new one"
         raise CheckpointError(msg)
-    return _carry_out(output, data, device, hooks)
+    return _carry_out(output, data, device, reporter)
 
 
 def _begin(
@@ -241,7 +223,7 @@ def _facts(
 
 
 def _carry_out(
-    output: Path, data: Benchmark | PartBenchmark, device: str, hooks: Hooks
+    output: Path, data: Benchmark | PartBenchmark, device: str, reporter: Reporter
 ) -> Finetuned:
     """Train from what the folder holds, and finish the folder."""
     spec, facts = read_description(output)
@@ -259,14 +241,14 @@ def _carry_out(
         assert isinstance(model, Segmenter)
         recipe = from_plain(SegmenterRecipe, training["recipe"], where="training.recipe")
         task = SegmenterTask(model, data.train, data.test, data.category_parts, inputs, seed)
-    hooks.say(_in_words(data, recipe, epochs, where))
-    with interruptible(hooks.on_signal) as stop:
+    reporter.say(_in_words(data, recipe, epochs, where))
+    with interruptible(reporter.on_signal) as stop:
         trained = train_epochs(
             task,
             recipe,
             seed=seed,
             epochs=epochs,
-            report=hooks.epoch,
+            report=partial(_show_epoch, reporter),
             file=TrainingFile(output / TRAINING, stop),
         )
     kind = "classifier" if isinstance(data, Benchmark) else "segmenter"
@@ -277,6 +259,14 @@ def _carry_out(
     write_description(output, spec, _finished(facts, score))
     (output / TRAINING).unlink()
     return Finetuned(output, True, kind, trained.epochs, score)
+
+
+def _show_epoch(reporter: Reporter, record: EpochRecord) -> None:
+    note = (
+        f"loss {record.loss:.3f}, test {record.accuracy:.1f} %, "
+        f"{record.clouds_per_second:.0f} shapes/s"
+    )
+    reporter.progress("training", record.epoch, record.epochs, note=note)
 
 
 def _score(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pointdistill.data.benchmarks.part_records import PartClouds
+from pointdistill.data.benchmarks.records import PartClouds
 from pointdistill.engine.finetuning.epochs import EpochRecord, train_epochs
 from pointdistill.engine.finetuning.part_iou import CategoryParts
 from pointdistill.engine.finetuning.segmenter_task import (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pointdistill.data.benchmarks.part_records import PartClouds
+from pointdistill.data.benchmarks.records import PartClouds
 from pointdistill.engine.finetuning.epochs import STREAM, Figures, device_of, weights_generator
 from pointdistill.engine.finetuning.packed_clouds import PackedClouds
 from pointdistill.engine.finetuning.part_iou import (

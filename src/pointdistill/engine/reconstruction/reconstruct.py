@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files import read_json
-from pointdistill.data.workspace import last_corpus, last_run
+from pointdistill.data.workspace import given_or_last_run, last_corpus
 from pointdistill.engine.config import from_plain
 from pointdistill.engine.devices import pick_device, threads_for
 from pointdistill.engine.evaluation.results import Spread
@@ -30,7 +30,7 @@ from pointdistill.engine.reconstruction.reconstruct_comparison import (
 from pointdistill.engine.reconstruction.reconstruct_decoder import ReconstructConfig
 from pointdistill.engine.reporting.tables import Table
 from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG
-from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.encoder import EncoderConfig
 from pointdistill.model.masking import MaskingConfig
 
@@ -143,14 +143,7 @@ def _find_encoder(request: ReconstructRequest, say: Callable[[str], None]) -> Pa
     Raises:
         CheckpointError: if there is neither.
     """
-    source = request.encoder or last_run(folder=request.folder)
-    if source is None:
-        msg = (
-            "no run was made in this folder yet; run `pointdistill pretrain`, "
-            "or name an encoder with --encoder"
-        )
-        raise CheckpointError(msg)
-    stored = locate_encoder(source)
+    stored = locate_encoder(given_or_last_run(request.encoder, folder=request.folder))
     say(encoder_line(stored))
     return stored
 
