@@ -24,8 +24,13 @@ from pointdistill.data.standins import (
     make_modelnet40_stand_in,
     make_scanobjectnn_stand_in,
 )
-from pointdistill.data.standins.crops import BACKGROUND, OBJECT, with_background, without_background
 from pointdistill.data.standins.modelnet40 import STAND_IN_CLASSES, off_file
+from pointdistill.data.standins.scanobjectnn import (
+    BACKGROUND,
+    OBJECT,
+    with_background,
+    without_background,
+)
 from pointdistill.data.standins.scans import Scene, front_points, look_at_room, pose
 from pointdistill.errors import ConfigError, DataError
 

@@ -118,17 +118,17 @@ def read_modelnet40(
         models = list_models(archive, form)
         checksum = archive.checksum([*(m.member for m in models), *split_lists(archive)])
     name = f"modelnet40-{checksum[:16]}-{points}-points-seed-{seed}.h5"
-    kept = (cache or path.parent) / name
-    clouds = _read_cache(kept, len(models), points)
+    cache_file = (cache or path.parent) / name
+    clouds = _read_cache(cache_file, len(models), points)
     if clouds is None:
         tasks = [
             _Task(path, tuple(models[start : start + _BATCH]), form, points, seed)
             for start in range(0, len(models), _BATCH)
         ]
         clouds = _sample(tasks, len(models), points, workers=workers, progress=progress)
-        # A folder that cannot be written to costs the next call its time, and nothing else.
+        # Without a cache the next call takes its time again; nothing else is lost.
         with contextlib.suppress(OSError):
-            _write_cache(kept, clouds)
+            _write_cache(cache_file, clouds)
     check_clouds(clouds, str(path))
     return _benchmark(models, clouds, form, checksum, stand_in=stand_in)
 
@@ -239,10 +239,10 @@ def _read_cache(path: Path, models: int, points: int) -> NDArray[np.float32] | N
         with h5py.File(path, "r") as file:
             if file.attrs.get("version") != _CACHE_VERSION:
                 return None
-            kept = file["points"]
-            if kept.shape != (models, points, 3) or kept.dtype != np.float32:
+            stored = file["points"]
+            if stored.shape != (models, points, 3) or stored.dtype != np.float32:
                 return None
-            clouds: NDArray[np.float32] = kept[()]
+            clouds: NDArray[np.float32] = stored[()]
             return clouds
     except (OSError, KeyError, AttributeError):
         return None

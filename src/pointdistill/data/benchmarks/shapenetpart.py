@@ -138,13 +138,13 @@ def read_shapenetpart(
         checksum = archive.checksum(
             [*(shape.member for shape in shapes), *(_list_member(archive, s) for s in SPLITS)]
         )
-    kept = (cache or path.parent) / f"shapenetpart-{checksum[:16]}.h5"
-    clouds = _read_cache(kept, len(shapes))
+    cache_file = (cache or path.parent) / f"shapenetpart-{checksum[:16]}.h5"
+    clouds = _read_cache(cache_file, len(shapes))
     if clouds is None:
         clouds = _read_all(path, shapes, workers=workers, progress=progress)
-        # A folder that cannot be written to costs the next call its time, and nothing else.
+        # Without a cache the next call takes its time again; nothing else is lost.
         with contextlib.suppress(OSError):
-            _write_cache(kept, clouds)
+            _write_cache(cache_file, clouds)
     train = _side(shapes, clouds, ("train", "val"))
     test = _side(shapes, clouds, ("test",))
     counts = (len(train), len(test))

@@ -25,8 +25,7 @@ from pointdistill.data.benchmarks.shapenetpart import (
 )
 from pointdistill.data.builtin import BuiltinShape, make_shape, sample_faces
 from pointdistill.data.files import write_aside
-from pointdistill.data.standins.hardness import STAND_IN_SEED
-from pointdistill.data.standins.zips import add_marker, add_member
+from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_member
 from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError
 

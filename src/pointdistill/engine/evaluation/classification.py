@@ -15,7 +15,7 @@ from pointdistill.engine.evaluation.feature_extractors import (
     GeometricFeatures,
 )
 from pointdistill.engine.evaluation.forecast import SHORTER, Forecast
-from pointdistill.engine.evaluation.probe import Score
+from pointdistill.engine.evaluation.probe import HeadTraining, Score
 from pointdistill.engine.evaluation.protocols import FrozenRun, trained_score, training_cost
 from pointdistill.engine.evaluation.results import Result, combine
 from pointdistill.engine.evaluation.run import HEADS, Evaluation, EvaluationRun, side_sizes
@@ -145,9 +145,9 @@ def measure_seeds(run: EvaluationRun, benchmark: Benchmark) -> list[Result]:
     for protocol, seed, score in _frozen_scores(run, benchmark, frozen):
         record((protocol, seed), score)
     trained = [pair for pair in missing if pair[0] in TRAINED]
-    for place, pair in enumerate(trained):
+    for index, pair in enumerate(trained):
         with run.training_file(templates[pair]) as file:
-            record(pair, _train(run, benchmark, *pair, later=trained[place + 1 :], file=file))
+            record(pair, _train(run, benchmark, *pair, later=trained[index + 1 :], file=file))
     return [result for result in results.values() if result is not None]
 
 
@@ -230,5 +230,5 @@ def _train(
 def protocol_epochs(protocol: str, benchmark: str, evaluation: Evaluation) -> int | None:
     """Epochs that a protocol has; None for one without."""
     if protocol in HEADS:
-        return evaluation.head.epochs
+        return (evaluation.head or HeadTraining()).epochs
     return recipe_for(benchmark, protocol).epochs if protocol in TRAINED else None

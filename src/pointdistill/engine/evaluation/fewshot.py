@@ -21,10 +21,10 @@ def evaluate_folds(run: EvaluationRun) -> list[Result]:
     is measured, 0.4 GiB for the largest published one, so that a leak in any of them is reported first.
     """
     found: list[Result] = []
-    for place, split in enumerate(run.splits):
+    for index, split in enumerate(run.splits):
         folds = [_read(run, split, fold) for fold in run.seeds]
         run.announce(folds[0], tested=_as_one(folds))
-        found += _measure(run, folds, run.splits[place + 1 :])
+        found += _measure(run, folds, run.splits[index + 1 :])
     return found
 
 
@@ -33,10 +33,10 @@ def _measure(
 ) -> list[Result]:
     """The folds of one setting; forecasts cover ``later_splits`` too."""
     found: list[Result] = []
-    for place, (fold, benchmark) in enumerate(zip(run.seeds, folds, strict=True)):
+    for index, (fold, benchmark) in enumerate(zip(run.seeds, folds, strict=True)):
         size = _cost(benchmark.split, benchmark)
         others = len(folds) * sum(_cost(split, benchmark) for split in later_splits)
-        later = len(folds) - place - 1 + others / size
+        later = len(folds) - index - 1 + others / size
         found += measure_seeds(replace(run, seeds=(fold,), later_runs=later), benchmark)
     return found
 

@@ -1,4 +1,4 @@
-"""What long work will cost, said once it is known: after its first part was timed, never before."""
+"""A forecast of how long work will take, given once, after its first part was timed."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Forecast:
     def __call__(self, done: float, total: float, *, latest: float | None = None) -> None:
         """``done`` of ``total`` parts of equal cost are done.
 
-        ``latest`` of them are new in the first call, by default all: those of an interrupted run that is gone on
-        with took their time earlier.
+        ``latest`` of them are new in the first call, by default all: after a resume, those done before took their
+        time in an earlier process.
         """
         if self._before is None:
             self._before = 0.0 if latest is None else done - latest

@@ -61,8 +61,8 @@ def evaluate_retrieval(run: EvaluationRun) -> list[Result]:
     results = {pair: run.find(template) for pair, template in templates.items()}
     missing = [pair for pair, result in results.items() if result is None]
     task.compute({protocol for protocol, _ in missing})
-    for place, pair in enumerate(missing):
-        score = task.score(*pair, runs=len(missing) - place)
+    for index, pair in enumerate(missing):
+        score = task.score(*pair, runs=len(missing) - index)
         results[pair] = run.record(templates[pair], score, shapes.classes)
     return [result for result in results.values() if result is not None]
 

@@ -22,7 +22,7 @@ def evaluate_parts(run: EvaluationRun) -> list[Result]:
     assert isinstance(benchmark, PartBenchmark)
     run.announce(benchmark)
     found = []
-    for place, seed in enumerate(run.seeds):
+    for index, seed in enumerate(run.seeds):
         template = run.template(
             benchmark,
             PARTS,
@@ -34,7 +34,7 @@ def evaluate_parts(run: EvaluationRun) -> list[Result]:
         result = run.find(template)
         if result is None:
             with run.training_file(template) as file:
-                later = len(run.seeds) - place - 1
+                later = len(run.seeds) - index - 1
                 result = run.record(template, _train(run, benchmark, seed, later=later, file=file))
         found.append(result)
     return found

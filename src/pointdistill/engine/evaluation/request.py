@@ -87,7 +87,7 @@ class EvaluationRequest:
         return tuple(BENCHMARKS) if self.benchmark == ALL else (self.benchmark,)
 
     def splits_of(self, name: str) -> tuple[str | None, ...]:
-        """The splits asked for, in the official order.
+        """The splits that are wanted, in the official order.
 
         Raises:
             ConfigError: for one that does not exist.
@@ -110,7 +110,7 @@ class EvaluationRequest:
         return tuple(range(min(wanted, spec.most_seeds or wanted)))
 
     def protocols_of(self, name: str) -> tuple[str, ...]:
-        """The protocols asked for, in the order in which they are run; with ``all``, those that a benchmark has.
+        """The protocols that are wanted, in the order in which they are run; with ``all``, those a benchmark has.
 
         Raises:
             ConfigError: for one that a benchmark named alone does not have, or that cannot vote.

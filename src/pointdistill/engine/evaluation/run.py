@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,8 +68,8 @@ class Evaluation:
     votes: int = 1
     """Versions of each test cloud whose logits are averaged; 1 is no voting."""
 
-    head: HeadTraining = field(default_factory=HeadTraining)
-    """Settings of the linear layer and of the MLP before ``epochs`` shortens them."""
+    head: HeadTraining | None = None
+    """Settings of the linear layer and of the MLP before ``epochs`` shortens them; by default those published."""
 
     repeated_over: str = "seeds"
     """What the runs differ in, as results call it: ``seeds``, ``folds`` or ``draws``."""
@@ -102,7 +102,7 @@ class Evaluation:
     @property
     def head_training(self) -> HeadTraining:
         """Settings of the heads, shortened if ``epochs`` is given."""
-        return self.head.shortened(self.epochs)
+        return (self.head or HeadTraining()).shortened(self.epochs)
 
     def copies_of(self, protocol: str) -> int | None:
         """Augmented sets that a protocol repeats; None where every epoch has a set of its own, or none is made."""
