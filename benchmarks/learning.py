@@ -24,19 +24,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
-from pointdistill.data.benchmarks import Benchmark, read_scanobjectnn
+from pointdistill.data.benchmarks.records import Benchmark
+from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files import write_json
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.standins import make_scanobjectnn_stand_in
 from pointdistill.engine.config import PretrainConfig, to_plain
-from pointdistill.engine.evaluation.bench import evaluate, evaluate_geometry
-from pointdistill.engine.evaluation.plan import COPIES_ON_CPU, Evaluation
+from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.results import Result
-from pointdistill.engine.exchange.encoders import load_encoder
-from pointdistill.engine.finetuning.classification import train_classifier
-from pointdistill.engine.finetuning.recipes import RECIPES
+from pointdistill.engine.evaluation.run import COPIES_ON_CPU, Evaluation
+from pointdistill.engine.exchange.weights import load_encoder
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES
+from pointdistill.engine.finetuning.supervised import train_classifier
 from pointdistill.engine.inputs import protocol_input
 from pointdistill.engine.quickstart import PROTOCOLS, SPLIT, QuickstartConfig, stand_in_path
 from pointdistill.engine.recipes import find_recipe

@@ -10,10 +10,11 @@ import torch
 
 from pointdistill.cli import main
 from pointdistill.cli.evaluate import BenchmarkName, ProtocolName
+from pointdistill.data.benchmarks.registry import BENCHMARKS
+from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
 from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.workspace import remember_run, remember_stand_in
-from pointdistill.engine.evaluation.kinds import ALL_PROTOCOLS, BENCHMARKS
-from pointdistill.engine.exchange.encoders import save_encoder
+from pointdistill.engine.exchange.weights import save_encoder
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
 
@@ -50,7 +51,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_names_typed_are_the_engines() -> None:
+def test_names_offered_are_those_of_the_registry() -> None:
     assert tuple(BenchmarkName) == (*BENCHMARKS, "all")
     assert tuple(ProtocolName) == (*ALL_PROTOCOLS, "all")
 
@@ -84,7 +85,7 @@ def test_without_the_archive_one_line_and_exit_code_2(
     assert "--stand-in" in err
 
 
-def test_seeds_are_three_and_departures_are_named(
+def test_seeds_are_three_and_deviations_are_named(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = run_program(
@@ -104,7 +105,7 @@ def test_ctrl_c_says_that_what_is_finished_stays(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pointdistill.engine.evaluation.bench.trained_score", interrupt)
+    monkeypatch.setattr("pointdistill.engine.evaluation.classification.trained_score", interrupt)
     code = run_program(
         *("evaluate", "scanobjectnn", "--stand-in", "--split", "OBJ-BG", "--device", "cpu"),
         *("--protocol", "knn", "--protocol", "finetune", "--seeds", "1"),
@@ -124,7 +125,7 @@ def test_the_first_ctrl_c_of_a_training_is_answered(
         )
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pointdistill.engine.evaluation.bench.trained_score", stopped)
+    monkeypatch.setattr("pointdistill.engine.evaluation.classification.trained_score", stopped)
     code = run_program(
         *("evaluate", "scanobjectnn", "--stand-in", "--split", "OBJ-BG", "--device", "cpu"),
         *("--protocol", "finetune", "--seeds", "1"),

@@ -13,7 +13,8 @@ import pytest
 
 from pointdistill.cli import main
 from pointdistill.cli.finetune import TaskName
-from pointdistill.engine.finetuning.training_data import FOLDER, KINDS
+from pointdistill.data.benchmarks.registry import trainable_benchmarks
+from pointdistill.engine.finetuning.training_data import FOLDER
 from tests.engine.labelled import saved_encoder
 from tests.engine.test_finetune import mesh_folder
 from tests.engine.test_models import classifier_folder, segmenter_folder
@@ -35,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_names_on_the_command_line_are_the_engines() -> None:
-    assert [name.value for name in TaskName] == [FOLDER, *KINDS]
+    assert [name.value for name in TaskName] == [FOLDER, *trainable_benchmarks()]
 
 
 def test_from_a_folder_to_names(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +78,7 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["finetune"], "for your own shapes give --data FOLDER"),
+        (["finetune"], "your own shapes are a folder of data"),
         (["finetune", "--data", "meshes", "--encoder", "nowhere"], "nowhere: no encoder here"),
         (["finetune", "modelnet40", "--encoder", "encoder"], "ModelNet40.zip"),
         (["finetune", "--resume"], "give --resume with --output alone"),

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pointdistill.data.benchmarks import FEWSHOT_SETTINGS, Benchmark, read_modelnet_fewshot
 from pointdistill.data.benchmarks.modelnet40_forms import CLASSES
+from pointdistill.data.benchmarks.modelnet_fewshot import FEWSHOT_SETTINGS, read_modelnet_fewshot
+from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.errors import ConfigError, DataError
 
 POINTS = 40
@@ -182,7 +183,7 @@ def test_a_setting_that_does_not_exist(
 def test_an_absent_archive_and_an_absent_fold(archive: Path, tmp_path: Path) -> None:
     message = refusal(tmp_path / "none.zip")
     assert "Point-BERT" in message
-    assert "--stand-in" in message
+    assert "stand-in instead" in message
     with pytest.raises(DataError, match=r"has no 5way_10shot/4\.pkl; .*folds of: 5way_10shot$"):
         read_modelnet_fewshot(archive, way=5, shot=10, fold=4)
     assert len(FEWSHOT_SETTINGS) == 4

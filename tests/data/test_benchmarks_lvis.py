@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pointdistill.data.benchmarks import LvisShapes, draw_lvis, read_lvis
+from pointdistill.data.benchmarks.lvis import LvisShapes, draw_lvis, read_lvis
 from pointdistill.data.build.run import build_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import SourceFacts

@@ -172,7 +172,7 @@ def test_absent_archive_says_where_it_comes_from_and_goes(tmp_path: Path) -> Non
         read_modelnet40(path)
     message = str(caught.value)
     assert "\n" not in message
-    for part in (str(path), "https://modelnet.cs.princeton.edu", "--stand-in"):
+    for part in (str(path), "https://modelnet.cs.princeton.edu", "stand-in instead"):
         assert part in message
 
 

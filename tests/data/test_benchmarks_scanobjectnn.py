@@ -141,7 +141,7 @@ def test_absent_archive_says_where_it_comes_from_and_goes(tmp_path: Path) -> Non
         read_scanobjectnn(path, "OBJ-BG")
     message = str(caught.value)
     assert "\n" not in message
-    for part in (str(path), "https://hkust-vgd.github.io/scanobjectnn/", "--stand-in"):
+    for part in (str(path), "https://hkust-vgd.github.io/scanobjectnn/", "stand-in instead"):
         assert part in message
 
 

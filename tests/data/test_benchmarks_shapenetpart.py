@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pointdistill.data.benchmarks import PartBenchmark, read_shapenetpart
-from pointdistill.data.benchmarks.shapenetpart_layout import (
+from pointdistill.data.benchmarks.records import PartBenchmark
+from pointdistill.data.benchmarks.shapenetpart import (
     CATEGORIES,
     CATEGORY_PARTS,
-    PARTS,
+    PART_COUNT,
     SYNSETS,
+    read_shapenetpart,
 )
 from pointdistill.errors import DataError
 
@@ -110,7 +111,7 @@ def test_categories_and_parts_are_in_the_published_order() -> None:
     assert CATEGORY_PARTS[4] == (12, 13, 14, 15)  # chair
     assert CATEGORY_PARTS[10] == (30, 31, 32, 33, 34, 35)  # motorbike
     assert [part for own in CATEGORY_PARTS for part in own] == list(range(50))
-    assert PARTS == 50
+    assert PART_COUNT == 50
 
 
 def test_sides_are_those_of_the_lists_and_train_includes_val(archive: Path) -> None:
@@ -204,7 +205,7 @@ def test_without_a_place_to_keep_it_is_read_each_time(archive: Path, tmp_path: P
 def test_an_absent_archive_says_where_it_comes_from(tmp_path: Path) -> None:
     message = refusal(tmp_path / "none.zip")
     assert "https://shapenet.org" in message
-    assert "--stand-in" in message
+    assert "stand-in instead" in message
 
 
 def with_mug(content: bytes) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pointdistill.data.benchmarks import lvis, modelnet40_forms, scanobjectnn, shapenetpart_layout
+from pointdistill.data.benchmarks import lvis, modelnet40_forms, scanobjectnn, shapenetpart
 from pointdistill.data.sources import SOURCES, source_info
 from pointdistill.data.sources.mesh_archives import SYNSETS
 
@@ -81,8 +81,8 @@ def test_shapenetparts_16_synsets_are_shapenets_in_order() -> None:
     synsets = """02691156 02773838 02954340 02958343 03001627 03261776 03467517 03624134
     03636649 03642806 03790512 03797390 03948459 04099429 04225987 04379243"""
     named = [(synset, SYNSETS[synset]) for synset in synsets.split()]
-    assert list(shapenetpart_layout.SYNSETS.items()) == named == sorted(named)
-    parts = [len(own) for own in shapenetpart_layout.CATEGORY_PARTS]
+    assert list(shapenetpart.SYNSETS.items()) == named == sorted(named)
+    parts = [len(own) for own in shapenetpart.CATEGORY_PARTS]
     assert parts == [4, 2, 2, 4, 4, 3, 3, 2, 4, 2, 6, 2, 3, 3, 3, 3]
 
 

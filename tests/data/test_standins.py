@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from pointdistill.data.benchmarks import Benchmark, read_scanobjectnn
 from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
 from pointdistill.data.benchmarks.modelnet40_forms import CLASSES as MODELNET_CLASSES
-from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS
+from pointdistill.data.benchmarks.records import Benchmark
+from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS, read_scanobjectnn
 from pointdistill.data.builtin import make_shape
 from pointdistill.data.meshes import Surface, read_mesh
 from pointdistill.data.standins import (
@@ -24,8 +24,13 @@ from pointdistill.data.standins import (
     make_modelnet40_stand_in,
     make_scanobjectnn_stand_in,
 )
-from pointdistill.data.standins.crops import BACKGROUND, OBJECT, with_background, without_background
 from pointdistill.data.standins.modelnet40 import STAND_IN_CLASSES, off_file
+from pointdistill.data.standins.scanobjectnn import (
+    BACKGROUND,
+    OBJECT,
+    with_background,
+    without_background,
+)
 from pointdistill.data.standins.scans import Scene, front_points, look_at_room, pose
 from pointdistill.errors import ConfigError, DataError
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pointdistill.data.benchmarks.part_records import PartBenchmark, PartClouds
-from pointdistill.data.benchmarks.records import LabelledClouds
-from pointdistill.engine.exchange.encoders import save_encoder
+from pointdistill.data.benchmarks.records import LabelledClouds, PartBenchmark, PartClouds
+from pointdistill.engine.exchange.weights import save_encoder
 from pointdistill.engine.inputs import ProtocolInput
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,26 +13,28 @@ import torch
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.engine.evaluation.bench import evaluate, evaluate_geometry, measure
-from pointdistill.engine.evaluation.describe import CountClouds, Description
-from pointdistill.engine.evaluation.plan import Evaluation
+from pointdistill.data.benchmarks.spec import BASE_MIXTURE, MPM_SMALL, SMALL, SMALL_MIXTURE
+from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry, measure
+from pointdistill.engine.evaluation.feature_extractors import PlainFeatures
 from pointdistill.engine.evaluation.probe import HeadTraining
-from pointdistill.engine.evaluation.published import (
-    BASE_MIXTURE,
-    MPM_SMALL,
-    SMALL,
-    SMALL_MIXTURE,
+from pointdistill.engine.evaluation.results import (
+    Figure,
+    Result,
+    Spread,
+    combine,
     comparison_for,
     comparison_model,
     published_figure,
+    write_results,
 )
-from pointdistill.engine.evaluation.results import Figure, Result, Spread, combine, write_results
-from pointdistill.engine.evaluation.results_tables import results_table, results_tables
+from pointdistill.engine.evaluation.run import Evaluation
+from pointdistill.engine.evaluation.tables import results_table, results_tables
 from pointdistill.engine.inputs import ProtocolInput, protocol_input
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
 from pointdistill.model.views import AugmentConfig
+from tests.engine.recorder import Recorder
 
 QUICK = HeadTraining(epochs=6, warmup_epochs=1, peak_learning_rate=0.05)
 
@@ -93,14 +96,19 @@ class Oracle:
         return self
 
     def __call__(
-        self, points: NDArray[np.float32], *, seed: int, epoch: int | None, count: CountClouds
-    ) -> Description:
+        self,
+        points: NDArray[np.float32],
+        *,
+        seed: int,
+        epoch: int | None,
+        count: Callable[[int], None],
+    ) -> PlainFeatures:
         self.asked.append((len(points), seed, epoch))
         spread = points.std(axis=1)
         labels = np.where(spread[:, 0] < 0.5, 0, np.where(spread[:, 2] < 0.5, 1, 2))
         features = torch.eye(3)[torch.from_numpy(labels)]
         count(len(points))
-        return Description(joined=features, unit=features)
+        return PlainFeatures(joined=features, unit=features)
 
 
 def test_every_protocol_reads_true_features_perfectly(benchmark: Benchmark) -> None:
@@ -131,14 +139,14 @@ def test_augmented_copies_are_made_once(benchmark: Benchmark) -> None:
 
 @pytest.mark.parametrize("copies", [None, 2, 50])
 def test_progress_ends_at_what_was_announced(benchmark: Benchmark, copies: int | None) -> None:
-    told: list[tuple[str, int, int]] = []
+    recorder = Recorder()
     measure(
         Oracle(),
         benchmark,
         Evaluation(seeds=(0, 1), augmented_copies=copies, head=QUICK),
-        progress=lambda *step: told.append(step),
+        reporter=recorder,
     )
-    tasks, done, totals = zip(*told, strict=True)
+    tasks, done, totals = zip(*recorder.steps, strict=True)
     assert set(totals) == {done[-1]}
     assert list(done) == sorted(done)
     assert tasks[0] == "ScanObjectNN, PB-T50-RS, seed 0: features"
@@ -196,7 +204,7 @@ def test_geometry_is_measured_on_the_same_points(benchmark: Benchmark, encoder: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"protocols": ("svm", "vote")}, "mlp, logistic, finetune, scratch, got 'vote'"),
+        ({"protocols": ("svm", "vote")}, "mlp, logistic, finetune, scratch, parts, got 'vote'"),
         ({"protocols": ()}, "got none"),
         ({"seeds": ()}, "at least one seed"),
         ({"augmented_copies": 0}, "at least 1, got 0; leave it out"),
@@ -449,14 +457,14 @@ def test_every_benchmark_has_a_table_with_its_own_figures() -> None:
     assert segments.columns[1:3] == ("instance mIoU %", "class mIoU %")
 
 
-def test_departures_are_in_the_row_and_under_the_table() -> None:
+def test_deviations_are_in_the_row_and_under_the_table() -> None:
     short = make_result(epochs=5, protocol_epochs=150, votes=10)
     whole = make_result(epochs=150, protocol_epochs=150)
     table = results_table([whole, short])
     assert [row[0] for row in table.rows] == ["linear", "linear (5 of 150 epochs, 10 votes)"]
     assert any(note.startswith("Votes: logits averaged") for note in table.notes)
-    assert any("departure" in note for note in table.notes)
-    assert not any("departure" in note for note in results_table([whole]).notes)
+    assert any("deviation" in note for note in table.notes)
+    assert not any("deviation" in note for note in results_table([whole]).notes)
 
 
 def test_rows_of_different_data_or_seeds_are_told_apart() -> None:
@@ -466,7 +474,7 @@ def test_rows_of_different_data_or_seeds_are_told_apart() -> None:
     assert table.rows[1][table.columns.index("repeats")] == "2 seeds"
 
 
-def test_copies_are_a_departure_in_the_row_and_under_the_table() -> None:
+def test_copies_are_a_deviation_in_the_row_and_under_the_table() -> None:
     rows = [make_result(copies=copies) for copies in (None, 1, 4)]
     table = results_table(rows)
     assert [row[0] for row in table.rows] == [
@@ -474,18 +482,18 @@ def test_copies_are_a_departure_in_the_row_and_under_the_table() -> None:
         "linear (1 augmented copy)",
         "linear (4 augmented copies)",
     ]
-    note = "Augmented copies are a departure from the protocol, which augments anew each epoch."
+    note = "Augmented copies are a deviation from the protocol, which augments anew each epoch."
     assert note in table.notes
     assert note not in results_table(rows[:1]).notes
 
 
 @pytest.mark.parametrize(
-    "departure", [{"copies": 4}, {"epochs": 5, "protocol_epochs": 150}, {"votes": 2}]
+    "deviation", [{"copies": 4}, {"epochs": 5, "protocol_epochs": 150}, {"votes": 2}]
 )
-def test_no_published_figure_stands_beside_a_departure(departure: dict[str, object]) -> None:
+def test_no_published_figure_stands_beside_a_deviation(deviation: dict[str, object]) -> None:
     figure = make_result().published
     assert make_result(published=None).beside(figure).published == figure
-    assert make_result(**departure).beside(figure).published is None
+    assert make_result(**deviation).beside(figure).published is None
 
 
 def test_data_form_and_checksum_are_under_the_table() -> None:

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from pointdistill.data.benchmarks import Benchmark, draw_lvis, read_lvis, read_modelnet_fewshot
+from pointdistill.data.benchmarks.lvis import draw_lvis, read_lvis
+from pointdistill.data.benchmarks.modelnet_fewshot import read_modelnet_fewshot
+from pointdistill.data.benchmarks.records import Benchmark
+from pointdistill.data.benchmarks.registry import BENCHMARKS, benchmark_spec
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.standins import (
     MeshSizes,
@@ -25,11 +28,9 @@ from pointdistill.data.standins.lvis import CORPUS_FOLDER, LvisSizes, make_lvis_
 from pointdistill.data.standins.modelnet_fewshot import FewshotSizes, make_modelnet_fewshot_stand_in
 from pointdistill.data.standins.shapenetpart import PartSizes, make_shapenetpart_stand_in
 from pointdistill.data.workspace import last_stand_in, remember_run, remember_stand_in
-from pointdistill.engine.evaluation import features_kept, saved
-from pointdistill.engine.evaluation.describe import EncoderDescriber
-from pointdistill.engine.evaluation.features_kept import CorpusFeatures
-from pointdistill.engine.evaluation.kinds import BENCHMARKS
-from pointdistill.engine.evaluation.lvis import rank_score
+from pointdistill.engine.evaluation import lvis, saved
+from pointdistill.engine.evaluation.feature_extractors import EncoderFeatures
+from pointdistill.engine.evaluation.lvis import CorpusFeatures, rank_score
 from pointdistill.engine.evaluation.request import EvaluationRequest
 from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved
 from pointdistill.engine.exchange.encoders import load_encoder, save_encoder
@@ -38,6 +39,7 @@ from pointdistill.engine.inputs import protocol_input
 from pointdistill.errors import DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
+from pointdistill.reporter import Reporter
 
 CONFIG = EncoderConfig(
     width=12,
@@ -109,7 +111,7 @@ def measure(folder: Path, benchmark: str, **changes: object) -> Outcome:
         folder=folder,
         **changes,  # type: ignore[arg-type]
     )
-    return evaluate_saved(request, say=lambda _: None, progress=lambda *_: None)
+    return evaluate_saved(request)
 
 
 def test_every_fold_is_trained_once_and_summed_up_by_setting(workplace: Path) -> None:
@@ -172,7 +174,7 @@ def test_folds_of_another_archive_are_a_row_of_their_own(workplace: Path) -> Non
             device="cpu",
             folder=workplace,
         )
-        outcome = evaluate_saved(request, say=lambda _: None, progress=lambda *_: None)
+        outcome = evaluate_saved(request)
         assert [result.seeds for result in outcome.results] == [tuple(range(seeds))]
     rows = json.loads((outcome.outputs[0] / "results.json").read_text())["results"]
     assert sorted(row["seeds"] for row in rows) == [[0], [0, 1]]
@@ -217,12 +219,16 @@ def measure_until(
     seen: list[int] = []
     answered: list[int] = []
 
-    def show(task: str, done: int, _total: int) -> None:
-        if task.endswith(("finetune", "parts")) and done:
-            seen.append(done)
-            if done == epoch:
-                os.kill(os.getpid(), signal.SIGINT)
-                assert answered == [epoch]
+    class Stopper(Reporter):
+        def progress(self, task: str, done: float, *_: float | None, **__: str) -> None:
+            if task.endswith(("finetune", "parts")) and done:
+                seen.append(int(done))
+                if done == epoch:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    assert answered == [epoch]
+
+        def on_signal(self) -> None:
+            answered.append(seen[-1])
 
     request = EvaluationRequest(
         benchmark=benchmark,
@@ -232,13 +238,7 @@ def measure_until(
         **changes,  # type: ignore[arg-type]
     )
     try:
-        done = evaluate_saved(
-            request,
-            say=lambda _: None,
-            progress=show,
-            on_signal=lambda: answered.append(seen[-1]),
-        )
-        return done, seen
+        return evaluate_saved(request, Stopper()), seen
     except KeyboardInterrupt:
         return None, seen
 
@@ -286,24 +286,24 @@ def test_interrupted_after_the_last_epoch_the_score_is_kept_first(
     assert not left.exists()
 
 
-def test_lvis_draws_share_features_that_are_described_once(
+def test_lvis_draws_share_features_that_are_computed_once(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    described: list[tuple[int, int | None]] = []
+    computed: list[tuple[int, int | None]] = []
     whole = CorpusFeatures.of
 
     def counted(self: CorpusFeatures, rows: np.ndarray, **options: object) -> object:  # type: ignore[type-arg]
-        described.append((len(rows), options["epoch"]))  # type: ignore[arg-type]
+        computed.append((len(rows), options["epoch"]))  # type: ignore[arg-type]
         return whole(self, rows, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CorpusFeatures, "of", counted)
-    monkeypatch.setattr(features_kept, "ROWS", 10)
+    monkeypatch.setattr(lvis, "ROWS", 10)
     outcome = measure(workplace, "lvis", epochs=3, seeds=2, augmented_copies=2)
     knn, linear = outcome.results
     # 24 shapes in files of 10, 10 and 4; as they are, then twice augmented; however many draws.
-    assert described == [(n, epoch) for epoch in (None, 0, 1) for n in (10, 10, 4)]
+    assert computed == [(n, epoch) for epoch in (None, 0, 1) for n in (10, 10, 4)]
     measure(workplace, "lvis", epochs=3, seeds=4, augmented_copies=2)
-    assert len(described) == 9
+    assert len(computed) == 9
     assert (linear.seeds, linear.repeated_over, linear.metrics) == (
         (0, 1),
         "draws",
@@ -337,11 +337,11 @@ def test_streamed_features_are_those_of_the_encoder(
     in_memory = np.stack([corpus.points(index) for index in range(len(corpus))])
     expected = extract_features(encoder, in_memory, inputs=inputs, seed=0).joined[shapes.indices]
     for size, rows in ((1, 7), (5, 100)):
-        monkeypatch.setattr(features_kept, "ROWS", rows)
-        describer = EncoderDescriber(name="", encoder=encoder, inputs=inputs, batch_size=size)
+        monkeypatch.setattr(lvis, "ROWS", rows)
+        extractor = EncoderFeatures(name="", encoder=encoder, inputs=inputs, batch_size=size)
         folder = tmp_path / f"features-{size}"
-        features = CorpusFeatures(folder, describer, corpus, shapes.indices)
-        features.describe(None, lambda _: None)
+        features = CorpusFeatures(folder, extractor, corpus, shapes.indices)
+        features.compute(None, lambda _: None)
         assert features.missing(None) == 0
         found = torch.cat([part for _, part in features.stream()])
         torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
@@ -365,8 +365,8 @@ class RaggedCorpus:
 def test_shapes_of_different_sizes_keep_their_places(workplace: Path, tmp_path: Path) -> None:
     encoder, corpus = load_encoder(workplace / "run"), RaggedCorpus()
     inputs = protocol_input("Objaverse-LVIS", encoder.config)
-    describer = EncoderDescriber(name="", encoder=encoder, inputs=inputs)
-    features = CorpusFeatures(tmp_path, describer, corpus, np.arange(3))
+    extractor = EncoderFeatures(name="", encoder=encoder, inputs=inputs)
+    features = CorpusFeatures(tmp_path, extractor, corpus, np.arange(3))
     found = features.of(np.arange(3), seed=0, epoch=None, count=lambda _: None).joined
     for index in (0, 2):  # used whole, so there is nothing random
         alone = extract_features(encoder, corpus.points(index)[None], inputs=inputs, seed=0).joined
@@ -383,8 +383,9 @@ def test_ranked_accuracies() -> None:
 
 def test_lvis_without_a_corpus_says_what_is_lacking(workplace: Path) -> None:
     request = EvaluationRequest(benchmark="lvis", folder=workplace, device="cpu")
-    with pytest.raises(DataError, match=r"names shapes of a corpus.*--corpus.*--stand-in"):
-        evaluate_saved(request, say=lambda _: None, progress=lambda *_: None)
+    with pytest.raises(DataError, match="names shapes of a corpus") as caught:
+        evaluate_saved(request)
+    assert caught.value.settings == ("corpus", "stand_in")
 
 
 def test_all_on_stand_ins_runs_frozen_protocols_first(
@@ -392,7 +393,8 @@ def test_all_on_stand_ins_runs_frozen_protocols_first(
 ) -> None:
     """Every benchmark, into one folder."""
     for name, splits in (("fewshot", ("5w10s", "10w20s")), ("scanobjectnn", ("OBJ-BG",))):
-        monkeypatch.setitem(BENCHMARKS, name, replace(BENCHMARKS[name], splits=splits))
+        spec = replace(benchmark_spec(name), splits=splits)
+        monkeypatch.setattr(f"{BENCHMARKS[name].module}.SPEC", spec)
     outcome = measure(
         workplace,
         "all",

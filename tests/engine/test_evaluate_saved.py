@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from pointdistill.data.benchmarks.registry import benchmark_spec
 from pointdistill.data.standins import (
     MeshSizes,
     ScanSizes,
@@ -17,7 +17,6 @@ from pointdistill.data.standins import (
     make_scanobjectnn_stand_in,
 )
 from pointdistill.data.workspace import remember_run
-from pointdistill.engine.evaluation.kinds import BENCHMARKS
 from pointdistill.engine.evaluation.request import EvaluationRequest
 from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved
 from pointdistill.engine.exchange.encoders import load_encoder, save_encoder
@@ -25,6 +24,7 @@ from pointdistill.engine.exchange.record import fingerprint
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
+from tests.engine.recorder import Recorder
 
 Measure = Callable[..., tuple[Outcome, list[str]]]
 
@@ -72,9 +72,9 @@ def measure(tmp_path: Path) -> Measure:
             "device": "cpu",
             "folder": tmp_path,
         }
-        said: list[str] = []
+        recorder = Recorder()
         request = EvaluationRequest(**{**options, **changes})  # type: ignore[arg-type]
-        return evaluate_saved(request, say=said.append, progress=lambda *_: None), said
+        return evaluate_saved(request, recorder), recorder.said
 
     return run_it
 
@@ -147,7 +147,7 @@ def test_without_the_archive_one_line_says_where_it_comes_from_and_goes(
     message = str(caught.value)
     assert archive in message
     assert origin in message
-    assert "--stand-in" in message
+    assert caught.value.settings == ("stand_in",)
     assert "\n" not in message
 
 
@@ -156,14 +156,14 @@ def test_stand_in_is_made_once_and_remembered(
 ) -> None:
     made: list[Path] = []
 
-    def make(path: Path, count: Callable[[int, int], None]) -> None:
+    def make(path: Path, *, progress: Callable[[int, int], None]) -> None:
         made.append(path)
         path.parent.mkdir(parents=True)
         path.write_bytes(stand_in.read_bytes())
-        count(1, 1)
+        progress(1, 1)
 
-    kind = replace(BENCHMARKS["scanobjectnn"], make_stand_in=make)
-    monkeypatch.setitem(BENCHMARKS, "scanobjectnn", kind)
+    module, _, function = benchmark_spec("scanobjectnn").stand_in_maker.partition(":")
+    monkeypatch.setattr(f"{module}.{function}", make)
     outcome, said = measure(stand_in=True, splits=("OBJ-BG",))
     _, said_again = measure(stand_in=True, splits=("OBJ-BG",))
     assert made == [tmp_path / "data" / "stand-in" / "h5_files.zip"]
@@ -272,8 +272,8 @@ def test_what_is_done_is_not_measured_again(
     def refuse(*_: object, **__: object) -> None:
         pytest.fail("measured again")
 
-    monkeypatch.setattr("pointdistill.engine.evaluation.bench.trained_score", refuse)
-    monkeypatch.setattr("pointdistill.engine.evaluation.bench.FrozenRun", refuse)
+    monkeypatch.setattr("pointdistill.engine.evaluation.classification.trained_score", refuse)
+    monkeypatch.setattr("pointdistill.engine.evaluation.classification.FrozenRun", refuse)
     again, _ = measure(**data)
     assert again.results == first.results
 
@@ -281,7 +281,7 @@ def test_what_is_done_is_not_measured_again(
 def test_interrupted_after_a_seed_goes_on_with_the_next(
     measure: Measure, run: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pointdistill.engine.evaluation import bench as module
+    from pointdistill.engine.evaluation import classification as module
 
     whole = module.trained_score
     trained: list[int] = []
@@ -327,7 +327,7 @@ def test_a_moved_run_keeps_its_scores(measure: Measure, run: Path, stand_in: Pat
     assert [result.seeds for result in outcome.results] == [(0, 1)]
 
 
-def test_departures_and_votes_are_named_in_every_output(
+def test_deviations_and_votes_are_named_in_every_output(
     measure: Measure, run: Path, stand_in: Path
 ) -> None:
     outcome, _ = measure(
@@ -369,7 +369,7 @@ def test_results_of_another_version_are_not_overwritten(
 ) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "results.json").write_text('{"format": 1, "results": []}')
-    with pytest.raises(ConfigError, match=r"has format 1.*choose another --output"):
+    with pytest.raises(ConfigError, match=r"has format 1.*choose another output folder"):
         measure(data=stand_in, output=tmp_path / "old")
 
 
@@ -391,7 +391,7 @@ def test_all_measures_what_is_there_and_says_what_is_not(
 
 
 def test_all_without_any_data_is_one_line(measure: Measure, run: Path) -> None:
-    with pytest.raises(DataError, match=r"no benchmark's data is here.*--stand-in") as caught:
+    with pytest.raises(DataError, match=r"no benchmark's data is here.*stand-ins") as caught:
         measure(benchmark="all", protocols=())
     assert "\n" not in str(caught.value)
 
@@ -402,15 +402,18 @@ def test_all_without_any_data_is_one_line(measure: Measure, run: Path) -> None:
         ({"benchmark": "modelnet10"}, "unknown benchmark 'modelnet10'; choose one of scanobjectnn"),
         ({"splits": ("PB",)}, "no split 'PB'; choose from OBJ-BG, OBJ-ONLY, PB-T50-RS"),
         ({"benchmark": "modelnet40", "splits": ("PB",)}, "has one only; leave it out"),
-        ({"seeds": 0}, "--seeds must be at least 1, got 0"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"benchmark": "fewshot", "seeds": 11, "protocols": ()}, "at most 10, the folds there are"),
         ({"device": "gpu"}, "device must be one of auto, cpu, cuda, got 'gpu'"),
         ({"protocols": ("parts",)}, "scanobjectnn has no protocol 'parts'; choose from knn, svm"),
-        ({"votes": 2}, "knn, logistic: no votes there; choose from linear, mlp, finetune, scratch"),
-        ({"benchmark": "lvis", "protocols": (), "votes": 2}, "leave --votes out"),
-        ({"benchmark": "all", "splits": ("OBJ-BG",)}, "--split belongs to one benchmark"),
-        ({"stand_in": True, "corpus": Path("c")}, "--corpus c was given; give one"),
-        ({"stand_in": True, "data": Path("x.zip")}, "give one"),
+        (
+            {"votes": 2},
+            "knn, logistic: there are no logits to average; choose from linear, mlp, fine",
+        ),
+        ({"benchmark": "lvis", "protocols": (), "votes": 2}, "leave votes out"),
+        ({"benchmark": "all", "splits": ("OBJ-BG",)}, "a split belongs to one benchmark"),
+        ({"stand_in": True, "corpus": Path("c")}, "c was given too; choose one"),
+        ({"stand_in": True, "data": Path("x.zip")}, "choose one"),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused(

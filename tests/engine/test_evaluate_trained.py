@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.engine.evaluation.bench import evaluate, evaluate_geometry
-from pointdistill.engine.evaluation.forecast import Forecast, in_words
-from pointdistill.engine.evaluation.plan import Evaluation
+from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
+from pointdistill.engine.evaluation.forecast import SHORTER, Forecast
 from pointdistill.engine.evaluation.probe import score_predictions
-from pointdistill.engine.evaluation.trained import trained_score, training_cost, voted_logits
-from pointdistill.engine.finetuning.classification import train_classifier
-from pointdistill.engine.finetuning.recipes import RECIPES, recipe_for
+from pointdistill.engine.evaluation.protocols import trained_score, training_cost, voted_logits
+from pointdistill.engine.evaluation.run import Evaluation
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES, recipe_for
+from pointdistill.engine.finetuning.supervised import train_classifier
 from pointdistill.engine.inputs import protocol_input, voting_input
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize
+from tests.engine.recorder import Recorder
 
 CONFIG = EncoderConfig(
     width=16,
@@ -112,21 +113,19 @@ def test_the_score_is_the_trainings_own(benchmark: Benchmark, encoder: Encoder) 
     assert sum(map(sum, score.confusion)) == 12
 
 
-def test_results_of_trained_protocols_name_what_departs(
+def test_results_of_trained_protocols_name_what_deviates(
     benchmark: Benchmark, encoder: Encoder
 ) -> None:
     plan = Evaluation(protocols=("knn", "finetune", "scratch"), seeds=(0, 1), epochs=2)
-    told: list[str] = []
-    knn, finetune, scratch = evaluate(
-        encoder, benchmark, plan, name="teacher", progress=lambda task, *_: told.append(task)
-    )
+    reporter = Recorder()
+    knn, finetune, scratch = evaluate(encoder, benchmark, plan, name="teacher", reporter=reporter)
     assert (knn.label, finetune.label) == ("knn", "finetune (2 of 150 epochs)")
     assert knn.epochs is None
     assert (scratch.epochs, scratch.protocol_epochs, scratch.seeds) == (2, 150, (0, 1))
     assert finetune.augmentation == "training clouds augmented anew each epoch"
     assert finetune.best_epoch_accuracy is not None
     assert finetune.published is None
-    assert told[-1] == "ScanObjectNN, OBJ-BG, seed 1: scratch"
+    assert reporter.steps[-1][0] == "ScanObjectNN, OBJ-BG, seed 1: scratch"
 
 
 def test_only_an_encoder_can_be_trained(benchmark: Benchmark) -> None:
@@ -185,51 +184,35 @@ class Clock:
 
 
 def test_what_takes_long_is_said_once_after_the_first_measured_part() -> None:
-    said: list[str] = []
-    clock = Clock()
-    forecast = Forecast(said.append, "finetune", hint="--epochs N shortens it", clock=clock)
+    reporter, clock = Recorder(), Clock()
+    forecast = Forecast(reporter, "finetune", clock=clock)
+    forecast.hint, forecast.settings = SHORTER
     clock.now = 1.0
     forecast(1, 100)
-    assert said == []  # too early to tell
+    assert reporter.said == []  # too early to tell
     clock.now = 30.0
     forecast(10, 100)
     forecast(20, 100)
-    assert len(said) == 1
-    assert said[0].startswith(
+    assert len(reporter.said) == 1
+    assert reporter.said[0].startswith(
         "finetune: about 4 min to go, by the first 30 s; what is finished is kept"
     )
-    assert said[0].endswith("--epochs N shortens it")
+    assert reporter.said[0].endswith("fewer epochs shorten it, as a deviation from the protocol")
+    assert reporter.settings == ("epochs",)
 
 
 def test_what_was_done_another_time_does_not_count_as_fast() -> None:
     """Gone on with after 90 of 100 parts: the first new one took 30 s, so nine more take 270 s."""
-    said: list[str] = []
-    clock = Clock()
-    forecast = Forecast(said.append, "finetune", clock=clock)
+    reporter, clock = Recorder(), Clock()
+    forecast = Forecast(reporter, "finetune", clock=clock)
     clock.now = 30.0
     forecast(91, 100, latest=1)
-    assert said[0].startswith("finetune: about 4 min to go, by the first 30 s")
+    assert reporter.said[0].startswith("finetune: about 4 min to go, by the first 30 s")
 
 
 def test_what_is_short_is_not_mentioned() -> None:
-    said: list[str] = []
-    clock = Clock()
-    forecast = Forecast(said.append, "features", clock=clock)
+    reporter, clock = Recorder(), Clock()
+    forecast = Forecast(reporter, "features", clock=clock)
     clock.now = 10.0
     forecast(50, 100)
-    assert said == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (3.2, "3 s"),
-        (89, "89 s"),
-        (120, "2 min"),
-        (7_000, "117 min"),
-        (9_000, "2.5 h"),
-        (1e6, "12 days"),
-    ],
-)
-def test_durations_in_words(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+    assert reporter.said == []

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointdistill.engine.evaluation.describe import EncoderDescriber, GeometryDescriber
-from pointdistill.engine.evaluation.geometry import GEOMETRY_WIDTH, describe_geometry
+from pointdistill.engine.evaluation.feature_extractors import EncoderFeatures, GeometricFeatures
+from pointdistill.engine.evaluation.geometry import GEOMETRY_WIDTH, geometric_features
 from pointdistill.engine.features import Features, extract_features
 from pointdistill.engine.inputs import (
-    PUBLISHED_INPUTS,
     ProtocolInput,
     cloud_batches,
     protocol_input,
+    published_input,
     subsample,
 )
 from pointdistill.errors import ConfigError, DataError
@@ -123,14 +123,14 @@ def test_pooled_forms_without_a_cls_token() -> None:
 
 
 @pytest.mark.parametrize(("cls_token", "joined", "unit"), [(True, 48, 32), (False, 32, 16)])
-def test_widths_of_an_encoders_description(cls_token: bool, joined: int, unit: int) -> None:
-    describer = EncoderDescriber(
+def test_widths_of_an_encoders_features(cls_token: bool, joined: int, unit: int) -> None:
+    extractor = EncoderFeatures(
         name="tiny", encoder=make_encoder(cls_token=cls_token), inputs=INPUTS
     )
-    description = describer(make_clouds(), seed=0, epoch=None, count=lambda _: None)
-    assert description.joined.shape == (10, joined)
-    assert description.unit.shape == (10, unit)
-    assert description.unit.norm(dim=1).tolist() == pytest.approx([1.0] * 10)
+    features = extractor(make_clouds(), seed=0, epoch=None, count=lambda _: None)
+    assert features.joined.shape == (10, joined)
+    assert features.unit.shape == (10, unit)
+    assert features.unit.norm(dim=1).tolist() == pytest.approx([1.0] * 10)
 
 
 def test_no_clouds_is_an_error() -> None:
@@ -193,7 +193,7 @@ def test_only_training_epochs_are_augmented_and_each_anew() -> None:
 def test_augmentation_of_scanobjectnn_turns_about_z_and_stretches_by_a_tenth() -> None:
     """Heights change by their factor alone; distances from the axis by at most a tenth."""
     clouds = make_clouds(64, 48)
-    inputs = replace(INPUTS, augment=PUBLISHED_INPUTS["ScanObjectNN"].augment)
+    inputs = replace(INPUTS, augment=published_input("ScanObjectNN").augment)
     augmented = draw(clouds, epoch=0, inputs=inputs)
     plain = torch.from_numpy(clouds)
     heights = augmented[..., 2] / plain[..., 2]
@@ -210,7 +210,7 @@ def test_augmentation_of_scanobjectnn_turns_about_z_and_stretches_by_a_tenth() -
 
 def test_augmentation_of_modelnet40_only_stretches() -> None:
     clouds = make_clouds(64, 48)
-    inputs = replace(INPUTS, augment=PUBLISHED_INPUTS["ModelNet40"].augment)
+    inputs = replace(INPUTS, augment=published_input("ModelNet40").augment)
     factors = draw(clouds, epoch=0, inputs=inputs) / torch.from_numpy(clouds)
     torch.testing.assert_close(factors, factors[:, :1].expand_as(factors))
     assert 0.6 <= factors.min() < 0.65
@@ -227,7 +227,7 @@ def test_published_density_gets_the_published_input() -> None:
 def test_another_density_is_kept() -> None:
     inputs = protocol_input("ScanObjectNN", CONFIG)
     assert (inputs.points, inputs.patches, inputs.subsampling) == (48, 6, "uniform")
-    assert inputs.augment == PUBLISHED_INPUTS["ScanObjectNN"].augment
+    assert inputs.augment == published_input("ScanObjectNN").augment
 
 
 def test_unknown_benchmark_is_named() -> None:
@@ -243,8 +243,8 @@ def turned(points: Tensor, degrees: float) -> Tensor:
 def test_geometry_ignores_turn_place_and_size() -> None:
     points = torch.randn(4, 300, 3, generator=torch.Generator().manual_seed(0))
     points = points * torch.tensor([1.0, 0.5, 2.0])
-    plain = describe_geometry(points, seed=0)
-    moved = describe_geometry(7.0 * turned(points, 40.0) + torch.tensor([1.0, -2.0, 3.0]), seed=0)
+    plain = geometric_features(points, seed=0)
+    moved = geometric_features(7.0 * turned(points, 40.0) + torch.tensor([1.0, -2.0, 3.0]), seed=0)
     # A point that rounding carries over the edge of a bin moves 1/300 from one share to the next.
     torch.testing.assert_close(moved, plain, rtol=0.0, atol=0.011)
     assert (moved - plain).abs().mean() < 1e-3
@@ -254,14 +254,14 @@ def test_geometry_sees_what_is_up() -> None:
     points = torch.randn(1, 300, 3, generator=torch.Generator().manual_seed(0))
     tall = points * torch.tensor([0.2, 0.2, 1.0])
     lying = tall[..., [2, 0, 1]]
-    difference = describe_geometry(tall, seed=0) - describe_geometry(lying, seed=0)
+    difference = geometric_features(tall, seed=0) - geometric_features(lying, seed=0)
     assert difference.abs().max() > 0.3
 
 
 def test_geometry_of_two_poles() -> None:
     """Half of the points at the top, half at the bottom: known shares in known bins."""
     points = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]]).repeat(50, 1)[None]
-    numbers = describe_geometry(points, seed=0)[0]
+    numbers = geometric_features(points, seed=0)[0]
     assert numbers.shape == (GEOMETRY_WIDTH,)
     summary, shares = numbers[:11], numbers[11:]
     # Deviations along z, then x, y: 1, 0, 0; the longest axis is upright; extent along z is 1.
@@ -278,10 +278,10 @@ def test_geometry_of_two_poles() -> None:
     assert shares[42:].sum() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_geometry_describer_gives_both_forms() -> None:
-    description = GeometryDescriber(inputs=INPUTS)(
+def test_geometry_extractor_gives_both_forms() -> None:
+    features = GeometricFeatures(inputs=INPUTS)(
         make_clouds(), seed=0, epoch=None, count=lambda _: None
     )
-    assert description.joined.shape == (10, GEOMETRY_WIDTH)
-    assert description.joined.isfinite().all()
-    torch.testing.assert_close(description.unit.norm(dim=1), torch.ones(10))
+    assert features.joined.shape == (10, GEOMETRY_WIDTH)
+    assert features.joined.isfinite().all()
+    torch.testing.assert_close(features.unit.norm(dim=1), torch.ones(10))

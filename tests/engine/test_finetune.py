@@ -15,6 +15,7 @@ import torch
 import trimesh
 
 from pointdistill import load_classifier, load_segmenter
+from pointdistill.data.benchmarks.registry import trainable_benchmarks
 from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
 from pointdistill.data.standins import (
     PartSizes,
@@ -23,6 +24,7 @@ from pointdistill.data.standins import (
     make_shapenetpart_stand_in,
 )
 from pointdistill.engine.finetuning import finetune as module
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES
 from pointdistill.engine.finetuning.finetune import Finetuned, finetune, resume_finetune
 from pointdistill.engine.finetuning.finetune_choices import (
     FinetuneRequest,
@@ -31,11 +33,10 @@ from pointdistill.engine.finetuning.finetune_choices import (
     part_names,
 )
 from pointdistill.engine.finetuning.predict import classify_files
-from pointdistill.engine.finetuning.recipes import RECIPES
-from pointdistill.engine.finetuning.training_data import KINDS, choose_data
+from pointdistill.engine.finetuning.training_data import choose_data
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from tests.engine.labelled import make_encoder, part_benchmark, saved_encoder
-from tests.recorder import Recorder
+from tests.engine.recorder import Recorder
 
 
 def mesh_folder(folder: Path, each: int = 4) -> Path:
@@ -85,17 +86,15 @@ def test_from_a_folder_of_meshes_to_a_classifier(meshes: Path, tmp_path: Path) -
     assert sorted(p.name for p in result.output.iterdir()) == ["config.json", "model.safetensors"]
     config = stored(result.output)
     assert config["score"] == result.score
-    task, *counts, note = recorder.tasks[-1]
-    assert (task, *counts) == ("training", 20, 20)
-    assert f"test {result.score['accuracy']:.1f} %" in note
+    assert f"test {result.score['accuracy']:.1f} %" in recorder.notes[-1]
     assert [source["name"] for source in config["sources"]] == ["made up", "your own folder meshes"]
     training = config["training"]
     assert (training["train_clouds"], training["test_clouds"]) == (6, 2)
     assert training["recipe"]["name"] == "few-shot"
     assert len(training["checksum"]) == 64
     assert str(tmp_path) not in json.dumps(config)
-    assert any(line.startswith("left out: ball/broken.obj: an OBJ file") for line in recorder.lines)
-    assert "left out: files in no sub-folder, so of no class: 1" in recorder.lines
+    assert any(line.startswith("left out: ball/broken.obj: an OBJ file") for line in recorder.said)
+    assert "left out: files in no sub-folder, so of no class: 1" in recorder.said
 
 
 def test_predict_names_the_files_it_was_trained_on(meshes: Path, tmp_path: Path) -> None:
@@ -128,7 +127,7 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
     interrupted(monkeypatch, 1, lambda: finetune(asked))
     with pytest.raises(CheckpointError, match="not finished; resume it"):
         load_classifier(tmp_path / "split")
-    with pytest.raises(DataError, match="was interrupted; go on with --resume"):
+    with pytest.raises(DataError, match="was interrupted; resume it"):
         finetune(asked)
     interrupted(monkeypatch, 2, lambda: resume_finetune(tmp_path / "split", device="cpu"))
     split = resume_finetune(tmp_path / "split", device="cpu")
@@ -148,7 +147,7 @@ def test_killed_before_the_last_file_was_removed(
         patched.setattr(Path, "unlink", _killed)
         with pytest.raises(KeyboardInterrupt):
             finetune(asked)
-    with pytest.raises(DataError, match="go on with --resume"):
+    with pytest.raises(DataError, match="resume it"):
         finetune(asked)
     whole = (tmp_path / "model" / "config.json").read_bytes()
     result = resume_finetune(tmp_path / "model", device="cpu")
@@ -263,8 +262,6 @@ def test_a_shapenetpart_archive_is_found_in_both_forms(tmp_path: Path, form: str
         **options,  # type: ignore[arg-type]
         seed=0,
         folder=tmp_path,
-        say=lambda _: None,
-        count=lambda *_: None,
     )
     assert Path(choice.path) == archive
 
@@ -288,14 +285,17 @@ def test_parts_of_unknown_categories_are_numbered() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": None}, "for your own shapes give --data FOLDER"),
-        ({"stand_in": True}, "without --split or --stand-in"),
-        ({"benchmark": "shapenet"}, "unknown benchmark 'shapenet'; choose one of scanobjectnn"),
+        ({"data": None}, "your own shapes are a folder of data"),
+        ({"stand_in": True}, "neither official splits nor a stand-in"),
+        (
+            {"benchmark": "shapenet"},
+            "no model is trained on 'shapenet'; choose one of scanobjectnn",
+        ),
         ({"benchmark": "modelnet40", "split": "OBJ-BG"}, "modelnet40 has no split 'OBJ-BG'"),
-        ({"benchmark": "scanobjectnn", "split": "BG"}, "scanobjectnn has OBJ-BG, OBJ-ONLY"),
-        ({"benchmark": "modelnet40", "stand_in": True}, "--stand-in has an archive of its own"),
-        ({"benchmark": "modelnet40", "up": "y"}, "--held-out and --up are for a folder"),
-        ({"frozen": True, "from_scratch": True}, "--frozen keeps the encoder's weights"),
+        ({"benchmark": "scanobjectnn", "split": "BG"}, "choose from OBJ-BG, OBJ-ONLY"),
+        ({"benchmark": "modelnet40", "stand_in": True}, "a stand-in has data of its own"),
+        ({"benchmark": "modelnet40", "up": "y"}, "are for your own folder"),
+        ({"frozen": True, "from_scratch": True}, "a frozen encoder keeps its weights"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
     ],
 )
@@ -323,7 +323,7 @@ def test_impossible_requests_leave_nothing(
 def test_a_folder_that_holds_something_is_left_alone(meshes: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "diary.txt").write_text("mine")
-    with pytest.raises(DataError, match="model exists already; name another folder"):
+    with pytest.raises(DataError, match="model exists already; choose another output folder"):
         finetune(request(tmp_path))
 
 
@@ -332,7 +332,7 @@ def test_no_encoder_is_named(meshes: Path, tmp_path: Path) -> None:
         finetune(request(tmp_path, encoder=None))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", trainable_benchmarks())
 def test_an_absent_archive_says_where_it_comes_from(name: str, tmp_path: Path) -> None:
     saved_encoder(tmp_path / "encoder")
     with pytest.raises(DataError, match=r"no such archive.*https://"):

@@ -11,7 +11,9 @@ import typer
 
 from pointdistill.cli import app, main
 from pointdistill.cli.leaks import BenchmarkName
-from pointdistill.data.benchmarks import read_modelnet40, read_scanobjectnn
+from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
+from pointdistill.data.benchmarks.registry import BENCHMARKS
+from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.files import write_json
@@ -24,11 +26,10 @@ from pointdistill.data.standins import (
     make_scanobjectnn_stand_in,
 )
 from pointdistill.engine import leaks
-from pointdistill.engine.config import RUN_FORMAT
-from pointdistill.engine.evaluation.kinds import BENCHMARKS
-from pointdistill.engine.held_out import held_out_of
-from pointdistill.engine.leaks import LeakRequest, check_leaks, leak_warning
+from pointdistill.engine.leaks import LeakRequest, check_leaks, held_out_of, leak_warning
+from pointdistill.engine.training.run_folder import FORMAT
 from pointdistill.errors import CheckpointError, ConfigError, CorpusError
+from tests.engine.recorder import Recorder
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def add_run(run: Path, corpus: Path, *, content: str | None = None) -> None:
 
 
 def quietly(request: LeakRequest) -> leaks.Checked:
-    return check_leaks(request, say=lambda _: None, progress=lambda *_: None)
+    return check_leaks(request)
 
 
 def test_names_typed_are_those_of_evaluate() -> None:
@@ -83,16 +84,16 @@ def test_without_ids_the_same_shapes_are_found_by_geometry(made: Path) -> None:
 
 
 def test_a_run_names_its_corpus(made: Path) -> None:
-    said: list[str] = []
+    recorder = Recorder()
     request = LeakRequest(
         benchmark="modelnet40",
         encoder=made / "run-leaky" / "encoder",
         data=made / "ModelNet40.zip",
         workers=1,
     )
-    checked = check_leaks(request, say=said.append, progress=lambda *_: None)
+    checked = check_leaks(request, recorder)
     assert checked.corpus == made / "leaky"
-    assert str(made / "run-leaky") in said[0]
+    assert str(made / "run-leaky") in recorder.said[0]
 
 
 def test_a_warning_where_test_shapes_were_seen_and_none_where_not(made: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_warning_where_test_shapes_were_seen_and_none_where_not(made: Path) ->
     assert line is not None
     assert line.startswith(f"{count} of {count} test shapes were in the corpus this encoder saw")
     assert (
-        f"`pointdistill leaks modelnet40 --encoder {made / 'run-leaky' / 'encoder'} --stand-in`"
+        f"`pointdistill leaks modelnet40` with the encoder {made / 'run-leaky' / 'encoder'} and the stand-in"
         in line
     )
     assert leak_warning(benchmark, "modelnet40", made / "run-clean") is None
@@ -143,18 +144,18 @@ def test_what_an_encoder_saw_may_not_be_known(made: Path, tmp_path: Path) -> Non
         quietly(request)
     with pytest.raises(CheckpointError, match="lies in no run"):
         quietly(replace(request, encoder=tmp_path))
-    with pytest.raises(CheckpointError, match="--corpus"):
+    with pytest.raises(CheckpointError, match="name a corpus"):
         quietly(replace(request, encoder=None, folder=tmp_path))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder": Path("run")}, "give one of them"),
+        ({"encoder": Path("run")}, "choose one of them"),
         ({"splits": ("OBJ-BG",)}, "it has one only"),
         ({"benchmark": "scanobjectnn", "splits": ("OBJ",)}, "OBJ-ONLY"),
         ({"benchmark": "modelnet10"}, "choose one of"),
-        ({"stand_in": True, "data": Path("a.zip")}, "--stand-in"),
+        ({"stand_in": True, "data": Path("a.zip")}, "choose one of them"),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pointdistill.data.benchmarks.shapenetpart_layout import CATEGORY_PARTS
-from pointdistill.engine.finetuning.part_clouds import mean_part_iou, predict_parts, shape_ious
+from pointdistill.data.benchmarks.shapenetpart import CATEGORY_PARTS
+from pointdistill.engine.finetuning.part_iou import mean_part_iou, predict_parts, shape_ious
 from pointdistill.errors import DataError
 
 PARTS = ((0, 1), (2, 3, 4))

@@ -14,10 +14,10 @@ from pointdistill.engine.evaluation.probe import (
     Samples,
     logistic_probe,
     nearest_neighbour_probe,
+    rank_classes,
     score_predictions,
     svm_probe,
 )
-from pointdistill.engine.evaluation.probe.nearest import vote
 from pointdistill.errors import ConfigError, DataError
 
 
@@ -54,7 +54,7 @@ def test_confusions_are_true_by_predicted() -> None:
 def test_votes_are_ranked_by_number_then_by_the_nearest() -> None:
     """Neighbours at 1 to 5 degrees name 4, 1, 2, 2, 1: two votes each for 1 and 2, the nearer of them 1's."""
     train = at_angles([1, 2, 3, 4, 5, 180], [4, 1, 2, 2, 1, 0])
-    ranked = vote(at_angles([0], [0]).features, train.features, train.labels)
+    ranked = rank_classes(at_angles([0], [0]).features, train.features, train.labels)
     assert ranked.tolist() == [[1, 2, 4, -1, -1]]
 
 

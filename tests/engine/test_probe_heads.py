@@ -14,7 +14,7 @@ from pointdistill.engine.evaluation.probe import (
     Score,
     train_heads,
 )
-from pointdistill.engine.evaluation.probe.training import (
+from pointdistill.engine.evaluation.probe.heads import (
     Head,
     last_with_best,
     mean_logits,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pointdistill.data.benchmarks.part_records import PartClouds
-from pointdistill.data.benchmarks.shapenetpart_layout import CATEGORY_PARTS as SHAPENET
+from pointdistill.data.benchmarks.records import PartClouds
+from pointdistill.data.benchmarks.shapenetpart import CATEGORY_PARTS as SHAPENET
 from pointdistill.engine.finetuning.epochs import EpochRecord
 from pointdistill.engine.finetuning.part_clouds import (
     PackedClouds,
@@ -27,7 +27,7 @@ from pointdistill.engine.finetuning.segmentation import (
     segmenter_config,
     train_segmenter,
 )
-from pointdistill.engine.inputs import PUBLISHED_INPUTS
+from pointdistill.engine.inputs import published_input
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.random import KeyedRandom, sample_keys
@@ -174,7 +174,7 @@ def test_no_weight_escapes_the_drawing() -> None:
 def test_the_published_segmenter_and_recipe() -> None:
     """Ten steps an epoch: 3,000 in all, the peak after 100."""
     assert segmenter_config(EncoderConfig(), SHAPENET) == SegmenterConfig()
-    recipe, inputs = SegmenterRecipe(), PUBLISHED_INPUTS["ShapeNetPart"]
+    recipe, inputs = SegmenterRecipe(), published_input("ShapeNetPart")
     assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (300, 16, 0.05)
     assert recipe.learning_rate(0, total=3000) == pytest.approx(1e-7)
     assert recipe.learning_rate(100, total=3000) == pytest.approx(2e-4)

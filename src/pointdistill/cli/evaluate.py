@@ -9,35 +9,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.options import require_encoder
-from pointdistill.cli.task_progress import say_saving, task_progress
+from pointdistill.cli.console import console_reporter
+from pointdistill.data.benchmarks.registry import BENCHMARKS
+from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
 
 if TYPE_CHECKING:
     from pointdistill.engine.evaluation.saved import Outcome
 
 
 class BenchmarkName(StrEnum):
-    """What can be measured on; repeated here so that ``--help`` does not load torch."""
+    """What can be measured on."""
 
-    SCANOBJECTNN = "scanobjectnn"
-    MODELNET40 = "modelnet40"
-    FEWSHOT = "fewshot"
-    SHAPENETPART = "shapenetpart"
-    LVIS = "lvis"
+    _ignore_ = "name"
+    for name in BENCHMARKS:
+        vars()[name.upper()] = name
     ALL = "all"
 
 
 class ProtocolName(StrEnum):
-    """How it is measured; repeated here for the same reason."""
+    """How it is measured."""
 
-    KNN = "knn"
-    SVM = "svm"
-    LINEAR = "linear"
-    MLP = "mlp"
-    LOGISTIC = "logistic"
-    FINETUNE = "finetune"
-    SCRATCH = "scratch"
-    PARTS = "parts"
+    _ignore_ = "name"
+    for name in ALL_PROTOCOLS:
+        vars()[name.upper()] = name
     ALL = "all"
 
 
@@ -136,11 +130,11 @@ def evaluate(
         output=output,
         device=device,
     )
-    with task_progress() as (say, show):
+    with console_reporter() as reporter:
         try:
-            outcome = evaluate_saved(request, say=say, progress=show, on_signal=say_saving)
+            outcome = evaluate_saved(request, reporter)
         except KeyboardInterrupt:
-            say("stopped; what is done is kept, the same command goes on from there")
+            reporter.say("stopped; what is done is kept, the same command goes on from there")
             raise
     _print(outcome)
     typer.echo(f"next: {_next(benchmark, encoder, stand_in)}")
@@ -149,15 +143,15 @@ def evaluate(
 def _next(measured: BenchmarkName, encoder: Path | None, stand_in: bool) -> str:
     """The command that comes next, with the options that it shares with this one."""
     named = f" --encoder {shlex.quote(str(encoder))}" if encoder is not None else ""
-    if measured in (BenchmarkName.MODELNET40, BenchmarkName.ALL):
+    if measured in ("modelnet40", "all"):
         return f"pointdistill export my-encoder{named}"
-    other = "modelnet40" if measured is BenchmarkName.SCANOBJECTNN else "scanobjectnn"
+    other = "modelnet40" if measured == "scanobjectnn" else "scanobjectnn"
     return f"pointdistill evaluate {other}{named}{' --stand-in' if stand_in else ''}"
 
 
 def _print(outcome: Outcome) -> None:
     from pointdistill.cli.console import print_table
-    from pointdistill.engine.evaluation.results_tables import results_tables
+    from pointdistill.engine.evaluation.tables import results_tables
 
     for table in results_tables(outcome.results):
         print_table(table)

@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter
-from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
-from pointdistill.errors import ConfigError
+from pointdistill.data.benchmarks.registry import trainable_benchmarks
 
 if TYPE_CHECKING:
     from pointdistill.engine.finetuning.finetune import Finetuned
 
 
 class TaskName(StrEnum):
-    """What can be trained on; repeated here so that ``--help`` does not load torch; a test compares them."""
+    """What can be trained on."""
 
     FOLDER = "folder"
-    SCANOBJECTNN = "scanobjectnn"
-    MODELNET40 = "modelnet40"
-    SHAPENETPART = "shapenetpart"
+    _ignore_ = "name"
+    for name in trainable_benchmarks():
+        vars()[name.upper()] = name
 
 
 def finetune(
@@ -98,9 +97,9 @@ def finetune(
     from pointdistill.engine.finetuning.finetune_choices import FinetuneRequest
 
     if resume:
-        assert output is not None
+        place = _resumed(context, output)
         with console_reporter() as reporter:
-            result = resume_finetune(output, device=device, reporter=reporter)
+            result = resume_finetune(place, device=device, reporter=reporter)
     else:
         request = FinetuneRequest(
             benchmark=benchmark.value,

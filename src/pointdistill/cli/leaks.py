@@ -9,15 +9,15 @@ from typing import Annotated
 
 import typer
 
+from pointdistill.data.benchmarks.registry import BENCHMARKS
+
 
 class BenchmarkName(StrEnum):
-    """What can be checked; repeated here so that ``--help`` does not load torch."""
+    """What can be checked."""
 
-    SCANOBJECTNN = "scanobjectnn"
-    MODELNET40 = "modelnet40"
-    FEWSHOT = "fewshot"
-    SHAPENETPART = "shapenetpart"
-    LVIS = "lvis"
+    _ignore_ = "name"
+    for name in BENCHMARKS:
+        vars()[name.upper()] = name
 
 
 def leaks(
@@ -49,8 +49,7 @@ def leaks(
     """
     import json
 
-    from pointdistill.cli.console import print_table
-    from pointdistill.cli.task_progress import task_progress
+    from pointdistill.cli.console import console_reporter, print_table
     from pointdistill.engine.leaks import LeakRequest, check_leaks, leaks_table
 
     request = LeakRequest(
@@ -62,8 +61,8 @@ def leaks(
         splits=tuple(split or ()),
         workers=workers,
     )
-    with task_progress() as (say, show):
-        checked = check_leaks(request, say=say, progress=show)
+    with console_reporter() as reporter:
+        checked = check_leaks(request, reporter)
     if as_json:
         typer.echo(json.dumps(checked.plain(), indent=1, ensure_ascii=False))
         return

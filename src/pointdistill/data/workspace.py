@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.data.files import read_json, write_json
-from pointdistill.errors import DataError
+from pointdistill.errors import CheckpointError, DataError
 
 WORKSPACE_NAME = Path(".pointdistill", "workspace.json")
 
@@ -41,6 +41,31 @@ def remember_run(path: Path, *, folder: Path = Path()) -> None:
 def last_run(*, folder: Path = Path()) -> Path | None:
     """The run that was started or resumed last in ``folder``; None if there is none or it is gone."""
     return _existing_path(_read(folder).get(_RUN), folder)
+
+
+def given_or_last_run(
+    given: Path | str | None,
+    *,
+    folder: Path = Path(),
+    what: str = "an encoder",
+    settings: tuple[str, ...] = ("encoder",),
+) -> Path | str:
+    """What a user named, or the last run made in ``folder``.
+
+    Args:
+        given: what was named; None for nothing.
+        folder: where the last run is looked for.
+        what: what could be named, for the message.
+        settings: parameters that name it.
+
+    Raises:
+        CheckpointError: if nothing was named and no run was made.
+    """
+    found = given or last_run(folder=folder)
+    if found is None:
+        msg = f"no run was made in this folder yet; run `pointdistill pretrain`, or name {what}"
+        raise CheckpointError(msg, settings=settings)
+    return found
 
 
 def remember_stand_in(benchmark: str, path: Path, *, folder: Path = Path()) -> None:

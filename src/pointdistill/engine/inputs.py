@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pointdistill.data.benchmarks.registry import benchmark_specs, spec_titled
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import EncoderConfig
 from pointdistill.model.patches import farthest_points, gather_points
@@ -50,38 +51,28 @@ class ProtocolInput:
             raise ConfigError(msg)
 
 
-_MODELNET40 = ProtocolInput(
-    points=1024,
-    patches=64,
-    subsampling="farthest",
-    augment=AugmentConfig(rotate_z=False, scale_low=0.6, scale_high=1.4),
-)
-
-PUBLISHED_INPUTS = {
-    "ScanObjectNN": ProtocolInput(
-        points=2048,
-        patches=128,
-        subsampling="uniform",
-        augment=AugmentConfig(rotate_z=True, scale_low=0.9, scale_high=1.1),
-    ),
-    "ModelNet40": _MODELNET40,
-    "ModelNet40 few-shot": _MODELNET40,
-    "ShapeNetPart": ProtocolInput(
-        points=2048,
-        patches=128,
-        subsampling="uniform",
-        augment=AugmentConfig(rotate_z=False, scale_low=0.8, scale_high=1.25),
-    ),
-    "Objaverse-LVIS": ProtocolInput(
-        points=1024,
-        patches=64,
-        subsampling="uniform",
-        augment=AugmentConfig(rotate_z=True, scale_low=1.0, scale_high=1.0),
-    ),
-}
-"""By the benchmark's name. Source: AsymDSD (arXiv 2506.21724), evaluation protocols."""
-
 _PUBLISHED_DENSITY = (1024, 64)
+
+
+def published_input(benchmark: str) -> ProtocolInput:
+    """The published input of a benchmark, by its name in results.
+
+    Raises:
+        ConfigError: for a benchmark without a published protocol.
+    """
+    spec = spec_titled(benchmark)
+    if spec is None:
+        known = ", ".join(spec.title for spec in benchmark_specs())
+        msg = f"no protocol for {benchmark!r}; there is one for {known}"
+        raise ConfigError(msg)
+    published = spec.input
+    low, high = published.scale
+    return ProtocolInput(
+        points=published.points,
+        patches=published.patches,
+        subsampling=published.subsampling,
+        augment=AugmentConfig(rotate_z=published.rotate_z, scale_low=low, scale_high=high),
+    )
 
 
 def protocol_input(benchmark: str, encoder: EncoderConfig) -> ProtocolInput:
@@ -94,17 +85,14 @@ def protocol_input(benchmark: str, encoder: EncoderConfig) -> ProtocolInput:
     Raises:
         ConfigError: for a benchmark without a published protocol.
     """
-    if benchmark not in PUBLISHED_INPUTS:
-        msg = f"no protocol for {benchmark!r}; there is one for {', '.join(PUBLISHED_INPUTS)}"
-        raise ConfigError(msg)
-    published = PUBLISHED_INPUTS[benchmark]
+    published = published_input(benchmark)
     if (encoder.points, encoder.patches) == _PUBLISHED_DENSITY:
         return published
     return replace(published, points=encoder.points, patches=encoder.patches)
 
 
 def voting_input(inputs: ProtocolInput) -> ProtocolInput:
-    """The input of a further vote on a test cloud: other points of it, scaled as in training, never rotated."""
+    """The input of a further vote on a test cloud: other points of it, scaled as in training, not rotated."""
     return replace(inputs, augment=replace(inputs.augment, rotate_z=False))
 
 

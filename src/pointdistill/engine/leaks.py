@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.benchmarks.lvis import LvisShapes
+from pointdistill.data.benchmarks.registry import (
+    BENCHMARKS,
+    benchmark_spec,
+    check_data_choice,
+    choose_splits,
+    find_benchmark,
+    find_stand_in,
+)
+from pointdistill.data.benchmarks.spec import BenchmarkPaths, Progress
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.leaks import LeakReport, find_leaks
-from pointdistill.data.leaks.candidates import has_all_fingerprints
-from pointdistill.data.workspace import last_run
-from pointdistill.engine.evaluation.kinds import BENCHMARKS
-from pointdistill.engine.evaluation.sources import find_place, stand_in_place
-from pointdistill.engine.exchange.encoders import find_encoder
-from pointdistill.engine.exchange.record import encoder_line
-from pointdistill.engine.held_out import Labelled, held_out_of, read_held_out
+from pointdistill.data.leaks import HeldOut, LeakReport, find_leaks
+from pointdistill.data.leaks.store import has_all_prints
+from pointdistill.data.workspace import given_or_last_run
+from pointdistill.engine.exchange.unfinished import encoder_line
+from pointdistill.engine.exchange.weights import find_encoder
 from pointdistill.engine.reporting.tables import Table
-from pointdistill.engine.training.run_folder import corpus_fingerprint, read_run_config
+from pointdistill.engine.training.run_folder import (
+    corpus_fingerprint,
+    read_run_config,
+    run_folder_of,
+)
 from pointdistill.errors import CheckpointError, ConfigError, CorpusError, PointDistillError
+from pointdistill.reporter import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from pointdistill.data.benchmarks.spec import Labelled
 
 QUICK_CORPUS = 5000
 """Shapes whose fingerprints a warning waits for: some five seconds of one core."""
@@ -30,13 +49,10 @@ QUICK_TESTS = 64
 LEAKS_FORMAT = 1
 """Of the JSON; raised when the meaning of a field changes."""
 
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many are done and how many there are."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeakRequest:
-    """What a user asked to have checked."""
+    """What a user wants checked."""
 
     benchmark: str
     corpus: Path | None = None
@@ -64,7 +80,7 @@ class Checked:
     """What a corpus has of each split of a benchmark."""
 
     benchmark: str
-    """As it was typed."""
+    """As a user names it, such as ``modelnet40``."""
 
     corpus: Path
     reports: tuple[tuple[str | None, LeakReport], ...]
@@ -77,68 +93,74 @@ class Checked:
         return head | {"splits": splits}
 
 
-def check_leaks(request: LeakRequest, *, say: Callable[[str], None], progress: Progress) -> Checked:
+@dataclass(frozen=True, slots=True)
+class _CorpusClouds(Sequence[NDArray[np.float32]]):
+    """Shapes of a corpus, read when they are asked for."""
+
+    corpus: Corpus
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, number: int) -> NDArray[np.float32]: ...
+    @overload
+    def __getitem__(self, number: slice) -> _CorpusClouds: ...
+    def __getitem__(self, number: int | slice) -> NDArray[np.float32] | _CorpusClouds:
+        if isinstance(number, slice):
+            return _CorpusClouds(self.corpus, self.indices[number])
+        return self.corpus.points(int(self.indices[number]))
+
+
+def check_leaks(request: LeakRequest, reporter: Reporter = SILENT) -> Checked:
     """Look for a benchmark's test shapes in a corpus. Fingerprints of the corpus are kept in its folder.
 
     Raises:
-        ConfigError: for a benchmark or split that does not exist, or options that contradict each other.
+        ConfigError: for a benchmark or split that does not exist, or settings that contradict each other.
         DataError: if the archive or the corpus is absent or damaged.
         CheckpointError: if there is no run, or it does not say what it was trained on.
     """
-    splits = _splits(request)
-    corpus = _corpus(request, say)
+    check_data_choice(stand_in=request.stand_in, data=request.data)
+    splits = choose_splits(request.benchmark, request.splits)
+    corpus = _corpus(request, reporter)
     if request.stand_in:
-        place = stand_in_place(
-            request.benchmark,
-            folder=request.folder,
-            say=say,
-            count=lambda done, total: progress("making the stand-in", done, total),
-        )
+        paths = find_stand_in(request.benchmark, folder=request.folder, reporter=reporter)
     else:
-        place = find_place(
-            request.benchmark,
-            data=request.data,
-            corpus=corpus.path,
-            within=False,
-            folder=request.folder,
+        paths = find_benchmark(
+            request.benchmark, data=request.data, corpus=corpus.path, folder=request.folder
         )
     reports = []
     for split in splits:
-        shapes = read_held_out(
-            request.benchmark,
-            place.archive,
-            split,
-            corpus=place.corpus,
-            count=lambda done, total: progress("reading the archive", done, total),
-        )
-        say(
-            f"data: {len(shapes):,} test shapes of {' '.join(filter(None, (place.archive.name, split)))}"
-        )
+        progress = partial(reporter.progress, "reading the archive")
+        shapes = read_held_out(request.benchmark, paths, split, progress=progress)
+        named = " ".join(filter(None, (paths.archive.name, split)))
+        reporter.say(f"data: {len(shapes):,} test shapes of {named}")
         report = find_leaks(
             shapes,
             corpus,
             workers=request.workers,
-            fingerprinting=lambda done, total: progress("fingerprints", done, total),
-            comparing=lambda done, total: progress("comparing shapes", done, total),
+            fingerprinting=partial(reporter.progress, "fingerprints"),
+            comparing=partial(reporter.progress, "comparing shapes"),
         )
         reports.append((split, report))
     return Checked(request.benchmark, corpus.path, tuple(reports))
 
 
 def leak_warning(benchmark: Labelled, name: str, encoder: Path) -> str | None:
-    """One line where test shapes were seen in pretraining, or where that is not known; None where all is well.
+    """A warning if test shapes were seen in pretraining, or if that is not known; else None.
 
-    Bounded in time: ids are compared always. By geometry at most 64 test shapes are, and those only if the
-    fingerprints of the corpus are in its folder already or it has at most 5,000 shapes.
+    Its cost is bounded: ids are always compared, geometry for at most 64 test shapes, and only if the fingerprints
+    of the corpus are in its folder already or it has at most 5,000 shapes.
 
     Args:
         benchmark: as it was read.
-        name: by which a user calls it, such as ``modelnet40``.
-        encoder: its folder. One that lies in no run, imported weights for one, names no corpus: None.
+        name: as a user names it, such as ``modelnet40``.
+        encoder: its folder. One that lies in no run, such as imported weights, has no known corpus: no warning.
     """
-    option = " --stand-in" if benchmark.stand_in else ""
-    command = f"`pointdistill leaks {name} --encoder {encoder}{option}`"
-    run = _run_of(encoder)
+    command = f"`pointdistill leaks {name}` with the encoder {encoder}"
+    command += " and the stand-in" if benchmark.stand_in else ""
+    run = run_folder_of(encoder)
     if run is None:
         return None
     try:
@@ -151,12 +173,58 @@ def leak_warning(benchmark: Labelled, name: str, encoder: Path) -> str | None:
         return _seen(len(found.leaks), len(shapes), command, "by id")
     if set(found.ids_met) == {source.name for source in corpus.sources}:
         return None
-    if len(corpus) > QUICK_CORPUS and not has_all_fingerprints(corpus):
-        return f"test shapes were not compared with the corpus this encoder saw; {command} does it"
+    if len(corpus) > QUICK_CORPUS and not has_all_prints(corpus):
+        return f"test shapes were not compared with the corpus this encoder saw; {command} does so"
     some = shapes.some(QUICK_TESTS)
     found = find_leaks(some, corpus, workers=1)
     how = "by geometry" if len(some) == len(shapes) else "by geometry, of those looked at"
     return _seen(len(found.leaks), len(some), command, how) if found.leaks else None
+
+
+def read_held_out(
+    name: str, paths: BenchmarkPaths, split: str | None, *, progress: Progress | None = None
+) -> HeldOut:
+    """Read the test shapes of a split; of few-shot, those of all its folds one after the other.
+
+    Args:
+        name: a key of ``BENCHMARKS``.
+        paths: its data.
+        split: one of its splits.
+        progress: told how far the reading is.
+
+    Raises:
+        DataError: if the data is absent or damaged.
+    """
+    spec = benchmark_spec(name)
+    if BENCHMARKS[name].task != "folds":
+        return held_out_of(spec.read(paths, split, progress=progress))
+    folds = []
+    for fold in range(spec.most_seeds or spec.seeds):
+        folds.append(held_out_of(spec.read(paths, split, fold=fold)))
+        if progress is not None:
+            progress(fold + 1, spec.most_seeds or spec.seeds)
+    clouds = [cloud for fold in folds for cloud in fold.clouds]
+    return replace(folds[0], clouds=clouds, ids=None)
+
+
+def held_out_of(benchmark: Labelled) -> HeldOut:
+    """The test shapes of a benchmark that has been read; of LVIS all shapes, since every draw tests on most."""
+    if isinstance(benchmark, LvisShapes):
+        names = benchmark.corpus.ids()
+        return HeldOut(
+            benchmark=benchmark.name,
+            clouds=_CorpusClouds(benchmark.corpus, benchmark.indices),
+            ids=tuple(names[index] for index in benchmark.indices),
+            checksum=benchmark.corpus.content,
+            stand_in=benchmark.stand_in,
+        )
+    return HeldOut(
+        benchmark=benchmark.name,
+        clouds=tuple(benchmark.test.points),
+        ids=benchmark.test.ids,
+        checksum=benchmark.checksum,
+        stand_in=benchmark.stand_in,
+    )
 
 
 def leaks_table(checked: Checked) -> Table:
@@ -200,61 +268,32 @@ def _seen(leaks: int, of: int, command: str, how: str) -> str:
     return f"{leaks:,} of {of:,} test shapes were in the corpus this encoder saw ({how}); {command} lists them"
 
 
-def _splits(request: LeakRequest) -> Sequence[str | None]:
-    if request.benchmark not in BENCHMARKS:
-        msg = f"unknown benchmark {request.benchmark!r}; choose one of {', '.join(BENCHMARKS)}"
-        raise ConfigError(msg)
-    if request.stand_in and request.data is not None:
-        msg = f"--stand-in has data of its own, and --data {request.data} was given; give one"
-        raise ConfigError(msg)
-    known = BENCHMARKS[request.benchmark].splits
-    unknown = [split for split in request.splits if split not in known]
-    if unknown:
-        names = [split for split in known if split is not None]
-        accepted = f"choose from {', '.join(names)}" if names else "it has one only; leave it out"
-        msg = f"{request.benchmark} has no split {unknown[0]!r}; {accepted}"
-        raise ConfigError(msg)
-    return [split for split in known if not request.splits or split in request.splits]
-
-
-def _corpus(request: LeakRequest, say: Callable[[str], None]) -> Corpus:
+def _corpus(request: LeakRequest, reporter: Reporter) -> Corpus:
     """The corpus named, or that of the encoder named, or that of the last run."""
+    sources = ("corpus", "encoder")
     if request.corpus is not None:
         if request.encoder is not None:
             msg = (
-                f"--corpus {request.corpus} and --encoder {request.encoder} both say where to look; "
-                "give one of them"
+                f"the corpus {request.corpus} and the encoder {request.encoder} both say where to look; "
+                "choose one of them"
             )
-            raise ConfigError(msg)
+            raise ConfigError(msg, settings=sources)
         return open_corpus(request.corpus)
-    encoder = request.encoder or last_run(folder=request.folder)
-    if encoder is None:
-        msg = "no run was made in this folder yet; name a corpus with --corpus or a run with --encoder"
-        raise CheckpointError(msg)
-    run = _run_of(encoder)
-    if run is None:
-        msg = (
-            f"{encoder} lies in no run, so what it saw is not known; name the corpus with --corpus"
+    encoder = Path(
+        given_or_last_run(
+            request.encoder, folder=request.folder, what="a corpus or an encoder", settings=sources
         )
-        raise CheckpointError(msg)
+    )
+    run = run_folder_of(encoder)
+    if run is None:
+        msg = f"{encoder} lies in no run, so what it saw is not known; name the corpus"
+        raise CheckpointError(msg, settings=("corpus",))
     corpus = _corpus_of_run(run)
-    with suppress(
-        CheckpointError
-    ):  # a run whose first checkpoint is still to come has a corpus already
-        say(encoder_line(find_encoder(run)))
-    say(f"corpus: {corpus.path}, which {run} was trained on")
+    # A run whose first checkpoint is still to come has a corpus already.
+    with suppress(CheckpointError):
+        reporter.say(encoder_line(find_encoder(run)))
+    reporter.say(f"corpus: {corpus.path}, which {run} was trained on")
     return corpus
-
-
-def _run_of(encoder: Path) -> Path | None:
-    """The run that an encoder folder, or a path inside a run, belongs to."""
-    for folder in (encoder, encoder.parent):
-        try:
-            read_run_config(folder)
-        except PointDistillError:
-            continue
-        return folder
-    return None
 
 
 def _corpus_of_run(run: Path) -> Corpus:
@@ -266,6 +305,6 @@ def _corpus_of_run(run: Path) -> Corpus:
     begun_with = read_run_config(run)["corpus"]
     corpus = open_corpus(Path(begun_with["path"]))
     if corpus_fingerprint(corpus) != begun_with["fingerprint"]:
-        msg = f"{corpus.path} holds other shapes than when {run} was begun; name that corpus with --corpus"
-        raise CorpusError(msg)
+        msg = f"{corpus.path} holds other shapes than when {run} was begun; name the corpus of then"
+        raise CorpusError(msg, settings=("corpus",))
     return corpus

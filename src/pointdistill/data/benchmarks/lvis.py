@@ -19,7 +19,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.corpus import Corpus
+from pointdistill.data.benchmarks.spec import (
+    BASE_MIXTURE,
+    SMALL_MIXTURE,
+    BenchmarkInput,
+    BenchmarkPaths,
+    BenchmarkSpec,
+    Progress,
+    PublishedFigure,
+)
+from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.errors import ConfigError, DataError
 
 NAME = "Objaverse-LVIS"
@@ -80,6 +89,10 @@ class LvisShapes:
     stand_in: bool
     """True when any of the shapes come from a stand-in."""
 
+    name: str = NAME
+    split: None = None
+    """There is one only."""
+
     def __len__(self) -> int:
         """Number of shapes."""
         return len(self.labels)
@@ -117,8 +130,8 @@ def read_lvis(annotation: Path, corpus: Corpus) -> LvisShapes:
         corpus=corpus,
         indices=rows[:, 0].copy(),
         labels=new_label[rows[:, 1]],
-        classes=tuple(name for name, kept in zip(names, stays, strict=True) if kept),
-        dropped_classes=tuple(name for name, kept in zip(names, stays, strict=True) if not kept),
+        classes=tuple(name for name, stay in zip(names, stays, strict=True) if stay),
+        dropped_classes=tuple(name for name, stay in zip(names, stays, strict=True) if not stay),
         annotated=len(category_of) + ambiguous,
         missing=len(category_of) - len(found),
         ambiguous=ambiguous,
@@ -252,3 +265,45 @@ def _data_name(shapes: int, classes: int, *, stand_in: bool) -> str:
     if classes == OFFICIAL_CLASSES:
         return NAME
     return f"{NAME} ({shapes:,} shapes of {classes:,} classes, officially {OFFICIAL_CLASSES:,} classes)"
+
+
+def _read(
+    paths: BenchmarkPaths,
+    split: str | None,  # noqa: ARG001
+    *,
+    fold: int = 0,  # noqa: ARG001
+    progress: Progress | None = None,  # noqa: ARG001
+) -> LvisShapes:
+    assert paths.corpus is not None
+    return read_lvis(paths.archive, open_corpus(paths.corpus))
+
+
+def _published(model: str, *top: float) -> PublishedFigure:
+    """Top-1, 3 and 5."""
+    return PublishedFigure(model, top[0], None, top[1:])
+
+
+SPEC = BenchmarkSpec(
+    title=NAME,
+    archives=(ANNOTATION_NAME,),
+    licence="ODC-By; each object under its own licence",
+    read=_read,
+    stand_in_maker="pointdistill.data.standins.lvis:make_lvis_stand_in",
+    stand_in="lvis",
+    stand_in_corpus="corpus",
+    needs_corpus=True,
+    input=BenchmarkInput(
+        points=1024, patches=64, subsampling="uniform", rotate_z=True, scale=(1.0, 1.0)
+    ),
+    protocols=("knn", "linear"),
+    default_protocols=("knn", "linear"),
+    seeds=10,
+    repeated_over="draws",
+    voting=False,
+    published={
+        (None, "linear", SMALL_MIXTURE): _published(SMALL_MIXTURE, 37.75, 57.43, 64.70),
+        (None, "linear", BASE_MIXTURE): _published(BASE_MIXTURE, 38.36, 58.22, 65.43),
+        (None, "knn", SMALL_MIXTURE): _published(SMALL_MIXTURE, 33.30, 49.77, 54.27),
+        (None, "knn", BASE_MIXTURE): _published(BASE_MIXTURE, 33.68, 50.24, 54.68),
+    },
+)

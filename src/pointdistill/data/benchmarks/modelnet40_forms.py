@@ -16,8 +16,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from pointdistill.data.archive import Archive
-from pointdistill.data.benchmarks.hdf5 import read_labelled_hdf5
-from pointdistill.data.benchmarks.records import LabelledClouds
+from pointdistill.data.benchmarks.records import LabelledClouds, read_labelled_hdf5
 from pointdistill.errors import DataError
 
 NAME = "ModelNet40"

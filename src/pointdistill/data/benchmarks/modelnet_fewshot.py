@@ -24,6 +24,15 @@ from pointdistill.data.benchmarks.records import (
     is_stand_in,
     named_data,
 )
+from pointdistill.data.benchmarks.spec import (
+    FROZEN,
+    SMALL,
+    BenchmarkInput,
+    BenchmarkPaths,
+    BenchmarkSpec,
+    Progress,
+    PublishedFigure,
+)
 from pointdistill.data.pickles import PickleLimits, Purpose, read_pickle
 from pointdistill.data.pickles.arrays import ARRAY_GLOBALS, ArrayRecord
 from pointdistill.errors import ConfigError, DataError
@@ -33,6 +42,9 @@ ARCHIVE_NAME = "ModelNetFewshot.zip"
 
 FEWSHOT_SETTINGS = ((5, 10), (5, 20), (10, 10), (10, 20))
 """(way, shot) of the four published settings: classes, and training shapes of each."""
+
+SPLITS = {f"{way}w{shot}s": (way, shot) for way, shot in FEWSHOT_SETTINGS}
+"""Way and shot by the name that a user types."""
 
 FOLDS = 10
 """Folds of each setting, numbered from 0."""
@@ -103,8 +115,8 @@ def _check(way: int, shot: int, fold: int) -> None:
 def _absent(path: Path) -> str:
     return (
         f"{path}: no such archive. {ARCHIVE_NAME} is linked from "
-        f"https://github.com/Julie-tang00/Point-BERT (DATASET.md); save it as {path}, or pass --stand-in to "
-        f"run on the stand-in instead"
+        f"https://github.com/Julie-tang00/Point-BERT (DATASET.md); save it as {path}, or use "
+        "the stand-in instead"
     )
 
 
@@ -254,3 +266,39 @@ def _whole(value: object) -> int:
 def _no_persistent(identity: object) -> object:  # noqa: ARG001  whatever it is
     msg = "its pickle refers to values outside of it"
     raise DataError(msg)
+
+
+def _read(
+    paths: BenchmarkPaths,
+    split: str | None,
+    *,
+    fold: int = 0,
+    progress: Progress | None = None,  # noqa: ARG001
+) -> Benchmark:
+    way, shot = SPLITS[split or ""]
+    return read_modelnet_fewshot(paths.archive, way=way, shot=shot, fold=fold)
+
+
+SPEC = BenchmarkSpec(
+    title=NAME,
+    archives=(ARCHIVE_NAME,),
+    licence="academic use; models belong to their owners",
+    read=_read,
+    stand_in_maker="pointdistill.data.standins.modelnet_fewshot:make_modelnet_fewshot_stand_in",
+    splits=tuple(SPLITS),
+    input=BenchmarkInput(
+        points=1024, patches=64, subsampling="farthest", rotate_z=False, scale=(0.6, 1.4)
+    ),
+    protocols=(*FROZEN, "finetune"),
+    default_protocols=("finetune",),
+    recipe="few-shot",
+    seeds=FOLDS,
+    most_seeds=FOLDS,
+    repeated_over="folds",
+    published={
+        ("5w10s", "finetune", SMALL): PublishedFigure(SMALL, 96.1, 2.8),
+        ("5w20s", "finetune", SMALL): PublishedFigure(SMALL, 98.8, 1.3),
+        ("10w10s", "finetune", SMALL): PublishedFigure(SMALL, 94.4, 3.5),
+        ("10w20s", "finetune", SMALL): PublishedFigure(SMALL, 95.8, 3.3),
+    },
+)

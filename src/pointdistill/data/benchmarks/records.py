@@ -1,18 +1,23 @@
-"""What a benchmark is once it has been read: labelled clouds, and what they are to be called."""
+"""What a benchmark is once it has been read, and the pieces that its readers share."""
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import Archive
+from pointdistill.data.archive import MEMBER_LIMIT_BYTES, Archive
+from pointdistill.data.meshes.formats.text import parse_rows
 from pointdistill.errors import DataError
 
 STAND_IN_MARKER = "STAND-IN.json"
 """Member of an archive that is a stand-in, with what it was made from."""
+
+_COMMA_TO_SPACE = bytes.maketrans(b",", b" ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,64 @@ class Benchmark:
     """True when the data only has the real archive's layout; its numbers are its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class PartClouds:
+    """One side (train or test) of a part segmentation benchmark.
+
+    Sizes: n clouds, n_i points in cloud i.
+    """
+
+    points: tuple[NDArray[np.float32], ...]
+    """n arrays (n_i, 3) float32, finite, z up, in the archive's own unit and place: not yet normalised."""
+
+    parts: tuple[NDArray[np.uint8], ...]
+    """n arrays (n_i,) uint8, the part of each point; always one of its category's own."""
+
+    categories: NDArray[np.int64]
+    """(n,) int64, indices into the benchmark's ``categories``."""
+
+    ids: tuple[str, ...]
+    """n names, unique in the benchmark: ``<synset>/<id>``, the ids of ShapeNet."""
+
+    def __len__(self) -> int:
+        """Number of clouds."""
+        return len(self.categories)
+
+
+@dataclass(frozen=True, slots=True)
+class PartBenchmark:
+    """A set with part labels and its official split, and what a result must say of it."""
+
+    name: str
+    """The published benchmark whose protocol applies: ``ShapeNetPart``."""
+
+    categories: tuple[str, ...]
+    """Names of all categories of the benchmark, in the order of its numbers."""
+
+    category_parts: tuple[tuple[int, ...], ...]
+    """For each category in turn, the part labels that belong to it."""
+
+    train: PartClouds
+    """The official training and validation splits together, as published results use them."""
+
+    test: PartClouds
+
+    data_name: str
+    """What the data really is, for every result: ``ShapeNetPart``, ``ShapeNetPart stand-in``."""
+
+    form: str
+    """Which of the distributed forms was read."""
+
+    checksum: str
+    """Hexadecimal SHA-256 of the archive, as ``sha256sum`` prints it, or of a folder's files."""
+
+    stand_in: bool
+    """True when the data only has the real archive's layout; its numbers are its own."""
+
+    split: None = None
+    """There is one only."""
+
+
 def named_data(
     name: str, *, stand_in: bool, counts: tuple[int, int], official: tuple[int, int]
 ) -> str:
@@ -113,3 +176,84 @@ def check_clouds(points: NDArray[np.float32], source: str) -> None:
     if bad:
         msg = f"{source}: {bad} of {len(points)} clouds are not finite; fetch the archive again"
         raise DataError(msg)
+
+
+def read_labelled_hdf5(
+    archive: Archive, member: str, *, name: str, classes: tuple[str, ...]
+) -> LabelledClouds:
+    """One member with y up, turned to z up: new (x, y, z) = old (z, x, y), a rotation.
+
+    Bytes and points are in memory at once, 0.7 GiB for ScanObjectNN's PB-T50-RS.
+
+    Args:
+        archive: where it lies.
+        member: its name.
+        name: the benchmark, for messages.
+        classes: what the labels are indices into.
+
+    Raises:
+        DataError: if the member is damaged, or its clouds or labels are not what they should be.
+    """
+    try:
+        with h5py.File(io.BytesIO(archive.read(member)), "r") as file:
+            points = read_dataset(archive, member, file, "data").astype(np.float32, copy=False)
+            labels = read_dataset(archive, member, file, "label").reshape(-1)
+    except (OSError, RuntimeError) as error:
+        archive.refuse(member, error)
+    source = f"{archive.path}: {member}"
+    check_clouds(points, source)
+    if len(labels) != len(points):
+        msg = f"{source}: {len(points)} clouds but {len(labels)} labels; fetch the archive again"
+        raise DataError(msg)
+    whole = labels.astype(np.int64)
+    if (whole != labels).any() or whole.min() < 0 or whole.max() >= len(classes):
+        msg = (
+            f"{source}: labels from {labels.min()} to {labels.max()}; "
+            f"{name}'s are whole numbers from 0 to {len(classes) - 1}"
+        )
+        raise DataError(msg)
+    return LabelledClouds(points=np.ascontiguousarray(points[..., [2, 0, 1]]), labels=whole)
+
+
+def read_dataset(archive: Archive, member: str, file: h5py.File, key: str) -> NDArray[np.generic]:
+    """One numeric dataset of an HDF5 member of ``archive``, whole.
+
+    Raises:
+        DataError: if it is absent, not numeric, or claims more than a member may hold; before it is read.
+    """
+    dataset = file.get(key)
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
+        archive.refuse(member, f"no numeric dataset {key!r}")
+    if dataset.nbytes > MEMBER_LIMIT_BYTES:
+        archive.refuse(member, f"dataset {key!r} claims {dataset.nbytes:,} bytes")
+    values: NDArray[np.generic] = dataset[()]
+    return values
+
+
+def read_rows(archive: Archive, member: str, columns: tuple[str, ...]) -> NDArray[np.float64]:
+    """The table in a text member, (rows, columns) float64; white space or commas between numbers.
+
+    Args:
+        archive: where it lies.
+        member: its name.
+        columns: names of the columns, for messages; every row has exactly as many numbers.
+
+    Raises:
+        DataError: if it has no rows, one of another length, or something that is no number; or numbers
+            that are not finite.
+    """
+    text = archive.read(member).translate(_COMMA_TO_SPACE)
+    lines = [line for line in map(bytes.strip, text.splitlines()) if line]
+    if not lines:
+        archive.refuse(member, f"it has no rows of {' '.join(columns)}")
+    try:
+        values, counts = parse_rows(lines, np.float64)
+    except DataError as error:
+        archive.refuse(member, error)
+    if (counts != len(columns)).any():
+        row = int(np.argmax(counts != len(columns)))
+        archive.refuse(member, f"row {row + 1} has {counts[row]} numbers, not {' '.join(columns)}")
+    if not np.isfinite(values).all():
+        archive.refuse(member, "it has numbers that are not finite")
+    table: NDArray[np.float64] = values.reshape(-1, len(columns))
+    return table

@@ -18,12 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.archive import Archive, open_archive
-from pointdistill.data.benchmarks.part_records import PartBenchmark, PartClouds
-from pointdistill.data.benchmarks.records import is_stand_in, named_data
-from pointdistill.data.benchmarks.rows import read_rows
-from pointdistill.data.benchmarks.shapenetpart_layout import CATEGORIES, CATEGORY_PARTS, SYNSETS
+from pointdistill.data.benchmarks.records import (
+    PartBenchmark,
+    PartClouds,
+    is_stand_in,
+    named_data,
+    read_rows,
+)
+from pointdistill.data.benchmarks.spec import (
+    PARTS,
+    SMALL,
+    BenchmarkInput,
+    BenchmarkPaths,
+    BenchmarkSpec,
+    Progress,
+    PublishedFigure,
+)
 from pointdistill.data.files import write_aside
-from pointdistill.data.workers import Progress, ordered_map
+from pointdistill.data.workers import ordered_map
 from pointdistill.errors import DataError
 
 NAME = "ShapeNetPart"
@@ -31,6 +43,39 @@ ARCHIVE_STEM = "shapenetcore_partanno_segmentation_benchmark_v0_normal"
 SPLITS = ("train", "val", "test")
 OFFICIAL = (14007, 2874)
 """Clouds for training (12,137 and the 1,870 of the validation split) and for testing."""
+
+SYNSETS = {
+    "02691156": "airplane",
+    "02773838": "bag",
+    "02954340": "cap",
+    "02958343": "car",
+    "03001627": "chair",
+    "03261776": "earphone",
+    "03467517": "guitar",
+    "03624134": "knife",
+    "03636649": "lamp",
+    "03642806": "laptop",
+    "03790512": "motorbike",
+    "03797390": "mug",
+    "03948459": "pistol",
+    "04099429": "rocket",
+    "04225987": "skateboard",
+    "04379243": "table",
+}
+"""Folder of each category and its name, in synset order, which is the order of the categories' numbers."""
+
+CATEGORIES = tuple(SYNSETS.values())
+
+_PARTS_EACH = (4, 2, 2, 4, 4, 3, 3, 2, 4, 2, 6, 2, 3, 3, 3, 3)
+
+CATEGORY_PARTS: tuple[tuple[int, ...], ...] = tuple(
+    tuple(range(sum(_PARTS_EACH[:number]), sum(_PARTS_EACH[: number + 1])))
+    for number in range(len(_PARTS_EACH))
+)
+"""The 50 part labels by category: each category's follow those of the one before."""
+
+PART_COUNT = sum(_PARTS_EACH)
+"""Part labels in all: 50."""
 
 _COLUMNS = ("x", "y", "z", "nx", "ny", "nz", "part")
 _BATCH = 256  # clouds a task: a tar file is listed anew in each
@@ -93,13 +138,13 @@ def read_shapenetpart(
         checksum = archive.checksum(
             [*(shape.member for shape in shapes), *(_list_member(archive, s) for s in SPLITS)]
         )
-    kept = (cache or path.parent) / f"shapenetpart-{checksum[:16]}.h5"
-    clouds = _read_cache(kept, len(shapes))
+    cache_file = (cache or path.parent) / f"shapenetpart-{checksum[:16]}.h5"
+    clouds = _read_cache(cache_file, len(shapes))
     if clouds is None:
         clouds = _read_all(path, shapes, workers=workers, progress=progress)
-        # A folder that cannot be written to costs the next call its time, and nothing else.
+        # Without a cache the next call takes its time again; nothing else is lost.
         with contextlib.suppress(OSError):
-            _write_cache(kept, clouds)
+            _write_cache(cache_file, clouds)
     train = _side(shapes, clouds, ("train", "val"))
     test = _side(shapes, clouds, ("test",))
     counts = (len(train), len(test))
@@ -119,7 +164,8 @@ def read_shapenetpart(
 def _absent(path: Path) -> str:
     return (
         f"{path}: no such archive. {ARCHIVE_STEM}.zip (or .tar) is at https://shapenet.org for those who "
-        f"registered; save it as {path}, or pass --stand-in to run on the stand-in instead"
+        f"registered; save it as {path}, or use "
+        "the stand-in instead"
     )
 
 
@@ -261,3 +307,29 @@ def _read_cache(path: Path, shapes: int) -> list[Cloud] | None:
         return None
     ends = np.cumsum(counts)[:-1]
     return list(zip(np.split(points, ends), np.split(parts, ends), strict=True))
+
+
+def _read(
+    paths: BenchmarkPaths,
+    split: str | None,  # noqa: ARG001
+    *,
+    fold: int = 0,  # noqa: ARG001
+    progress: Progress | None = None,
+) -> PartBenchmark:
+    return read_shapenetpart(paths.archive, progress=progress)
+
+
+SPEC = BenchmarkSpec(
+    title=NAME,
+    archives=(f"{ARCHIVE_STEM}.zip", f"{ARCHIVE_STEM}.tar"),
+    licence="ShapeNet's terms: non-commercial research and education",
+    read=_read,
+    stand_in_maker="pointdistill.data.standins.shapenetpart:make_shapenetpart_stand_in",
+    input=BenchmarkInput(
+        points=2048, patches=128, subsampling="uniform", rotate_z=False, scale=(0.8, 1.25)
+    ),
+    protocols=(PARTS,),
+    default_protocols=(PARTS,),
+    voting=False,
+    published={(None, PARTS, SMALL): PublishedFigure(SMALL, 86.0, None, (84.4,))},
+)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.data.archive import Archive, open_archive, still_there
-from pointdistill.data.benchmarks.scanobjectnn import STAND_IN_MARKER
+from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.sources.base import SourceInfo, printable
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.archive import Archive, open_archive
-from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS, read_dataset
+from pointdistill.data.benchmarks.records import read_dataset
+from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.meshes.sampling import to_z_up
 from pointdistill.data.sources.archived import ArchiveSource, archive_facts

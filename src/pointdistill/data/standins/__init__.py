@@ -6,7 +6,6 @@ result on a stand-in can pass for one on the benchmark.
 
 from __future__ import annotations
 
-from pointdistill.data.standins.hardness import HARDNESS, STAND_IN_SEED, Hardness
 from pointdistill.data.standins.lvis import LvisSizes, make_lvis_stand_in
 from pointdistill.data.standins.modelnet40 import MeshSizes, make_modelnet40_stand_in
 from pointdistill.data.standins.modelnet_fewshot import (
@@ -14,7 +13,9 @@ from pointdistill.data.standins.modelnet_fewshot import (
     make_modelnet_fewshot_stand_in,
 )
 from pointdistill.data.standins.scanobjectnn import ScanSizes, make_scanobjectnn_stand_in
+from pointdistill.data.standins.scans import HARDNESS, Hardness
 from pointdistill.data.standins.shapenetpart import PartSizes, make_shapenetpart_stand_in
+from pointdistill.data.standins.zips import STAND_IN_SEED
 
 __all__ = [
     "HARDNESS",

@@ -17,8 +17,7 @@ from pointdistill.data.benchmarks.modelnet40_forms import CLASSES, NAME
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.builtin import CATEGORIES, BuiltinShape, make_shape
 from pointdistill.data.files import write_aside
-from pointdistill.data.standins.hardness import STAND_IN_SEED
-from pointdistill.data.standins.zips import add_marker, add_member
+from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_member
 from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError
 

@@ -1,7 +1,8 @@
 """A stand-in for ScanObjectNN: simulated scans of built-in shapes in the real archive's layout.
 
 It lets every command that needs the archive be run and tested by someone who does not have it. Its
-numbers say something about encoders, and nothing about ScanObjectNN.
+numbers say something about encoders, and nothing about ScanObjectNN. Every cloud is cut from a scene by a box,
+drawn to a fixed count, fitted into the unit sphere and made noisy; z up.
 """
 
 from __future__ import annotations
@@ -20,10 +21,17 @@ from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.benchmarks.scanobjectnn import CLASSES, NAME, SPLITS
 from pointdistill.data.builtin import make_shape, sample_shape
 from pointdistill.data.files import write_aside
-from pointdistill.data.standins.crops import Cloud, perturbed, with_background, without_background
-from pointdistill.data.standins.hardness import HARDNESS, STAND_IN_SEED, Hardness
-from pointdistill.data.standins.scans import Points, Scene, look_at_room, pose
-from pointdistill.data.standins.zips import add_marker, add_member
+from pointdistill.data.standins.scans import (
+    HARDNESS,
+    Flags,
+    Hardness,
+    Points,
+    Scene,
+    look_at_room,
+    pose,
+    rotation_about_z,
+)
+from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_member
 from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError
 
@@ -31,6 +39,21 @@ POINTS = 2048
 _SURFACE_POINTS = 8192
 _NEIGHBOUR_POINTS = 1500
 _BATCH = 10  # scenes a task: enough to make sending the clouds between processes cheap
+
+OBJECT = 0
+BACKGROUND = -1
+
+_SHIFT = 0.5
+"""PB-T50-RS moves the box by up to this share of its size along each axis (the T50)."""
+
+_SCALE = (0.75, 1.25)
+"""PB-T50-RS scales the box, and then the cloud, along each axis (the S)."""
+
+_LEAST_SHARE = 0.3
+"""A perturbed box is drawn again while it keeps less of the seen object than this."""
+
+_DRAWS = 8
+"""Perturbed boxes drawn at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +192,105 @@ def _make_rows(task: _Task) -> dict[str, _Rows]:
         )
         for split, of_split in clouds.items()
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """One cloud of a split.
+
+    Sizes: N points.
+    """
+
+    points: NDArray[np.float32]  # (N, 3), z up, in the unit sphere
+    mask: NDArray[np.int32]  # (N,), BACKGROUND or OBJECT
+
+
+def without_background(
+    scene: Scene, count: int, hardness: Hardness, *, rng: np.random.Generator
+) -> Cloud:
+    """OBJ-ONLY: what was seen of the object itself, as ``count`` points."""
+    return _fit_cloud(scene.object_points, scene.background_points[:0], count, hardness, rng=rng)
+
+
+def with_background(
+    scene: Scene, count: int, hardness: Hardness, *, rng: np.random.Generator
+) -> Cloud:
+    """OBJ-BG: the object and a share of background from within its own box."""
+    middle, half = (scene.low + scene.high) / 2.0, (scene.high - scene.low) / 2.0
+    nearby = scene.background_points[_inside(scene.background_points - middle, half)]
+    clutter = round(count * rng.uniform(*hardness.clutter_share)) if len(nearby) else 0
+    chosen = nearby[_draw(len(nearby), clutter, rng=rng)]
+    return _fit_cloud(scene.object_points, chosen, count - clutter, hardness, rng=rng)
+
+
+def perturbed(scene: Scene, count: int, hardness: Hardness, *, rng: np.random.Generator) -> Cloud:
+    """PB-T50-RS: what a moved, turned and scaled box holds, then turned and scaled itself."""
+    in_object, in_background = _perturbed_box(scene, rng=rng)
+    kept, clutter = scene.object_points[in_object], scene.background_points[in_background]
+    share = min(len(clutter) / (len(kept) + len(clutter)), 2.0 * hardness.clutter_share[1])
+    background = clutter[_draw(len(clutter), round(count * share), rng=rng)]
+    turn, scale = rotation_about_z(rng.uniform(0.0, 2.0 * np.pi)), rng.uniform(*_SCALE, size=3)
+    return _fit_cloud(
+        (kept @ turn.T) * scale,
+        (background @ turn.T) * scale,
+        count - len(background),
+        hardness,
+        rng=rng,
+    )
+
+
+def _perturbed_box(scene: Scene, *, rng: np.random.Generator) -> tuple[Flags, Flags]:
+    """Flags of the object's (n,) and the background's (m,) points inside a perturbed box."""
+    middle, half = (scene.low + scene.high) / 2.0, (scene.high - scene.low) / 2.0
+    for draw in range(_DRAWS):
+        # Later draws stay closer to the object, so that one of the first few nearly always ends it.
+        reach = 2.0 * half * _SHIFT * (1.0 - draw / _DRAWS)
+        center = middle + rng.uniform(-reach, reach)
+        turn = rotation_about_z(rng.uniform(0.0, 2.0 * np.pi))
+        sides = half * rng.uniform(*_SCALE, size=3)
+        in_object = _inside((scene.object_points - center) @ turn.T, sides)
+        if in_object.mean() >= _LEAST_SHARE:
+            return in_object, _inside((scene.background_points - center) @ turn.T, sides)
+    return (
+        np.ones(len(scene.object_points), dtype=bool),
+        _inside(scene.background_points - middle, half),
+    )
+
+
+def _inside(points: Points, half: Points) -> Flags:
+    """Which points (n, 3) lie in the box about the origin with the half-sides ``half``."""
+    return np.asarray((np.abs(points) <= half).all(axis=1))
+
+
+def _fit_cloud(
+    object_points: Points,
+    background: Points,
+    count: int,
+    hardness: Hardness,
+    *,
+    rng: np.random.Generator,
+) -> Cloud:
+    """``count`` object points and all the background, shuffled, in the unit sphere, noisy."""
+    drawn = object_points[_draw(len(object_points), count, rng=rng)]
+    points = np.concatenate([drawn, background])
+    mask = np.repeat(np.array([OBJECT, BACKGROUND], dtype=np.int32), [len(drawn), len(background)])
+    order = rng.permutation(len(points))
+    points = points[order] - points.mean(axis=0)
+    points /= np.linalg.norm(points, axis=1).max()
+    noisy = points + hardness.jitter * rng.normal(size=points.shape)
+    return Cloud(noisy.astype(np.float32), mask[order])
+
+
+def _draw(available: int, count: int, *, rng: np.random.Generator) -> NDArray[np.intp]:
+    """``count`` of ``available`` indices, each as often as any other give or take one.
+
+    Where there are too few, points repeat; noise then keeps the copies apart, as a sensor that
+    measures a place twice does.
+    """
+    if not count:
+        return np.arange(0)
+    rounds = -(-count // available)
+    return np.concatenate([rng.permutation(available) for _ in range(rounds)])[:count]
 
 
 _CUT = {"OBJ-BG": with_background, "OBJ-ONLY": without_background, "PB-T50-RS": perturbed}

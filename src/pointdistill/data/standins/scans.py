@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.standins.hardness import Hardness, Range
-
 Points = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+Range = tuple[float, float]
 
 _CELL = 0.05
 """Side of an image cell at the object's centre."""
@@ -36,6 +35,55 @@ _WALL_AT = (0.9, 1.0)
 
 _FLOOR_POINTS = 2500
 _WALL_POINTS = 2500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardness:
+    """What stands between a shape and its scan; the unit is the object's bounding radius.
+
+    How hard the ScanObjectNN stand-in is, in one place. Numbers measured on it can be compared only within one
+    version: a change of any value here, or of the code that reads it, is a new version.
+    """
+
+    version: int = 1
+    """Raised with every change, and written into the archive."""
+
+    tilt_degrees: float = 2.0
+    """Largest error of the scanner's upright direction."""
+
+    elevation_degrees: Range = (20.0, 45.0)
+    """The camera's height above the horizon, seen from the object."""
+
+    distance: Range = (2.5, 4.0)
+    """From the object's centre to the camera."""
+
+    views: int = 3
+    """Cameras that see an object; with one, much less is left of it."""
+
+    between_views_degrees: Range = (40.0, 50.0)
+    """How far around the object each camera stands from the one before."""
+
+    occluder: float = 0.1
+    """Share of views in which something in front hides one side of the object."""
+
+    occluded_share: Range = (0.1, 0.25)
+    """How much of what that view would see is hidden then."""
+
+    wall: float = 0.15
+    """Share of rooms with a wall close behind the object, beside the floor that every room has."""
+
+    neighbour: float = 0.2
+    """Share of rooms with another object that reaches into this one's box."""
+
+    clutter_share: Range = (0.05, 0.15)
+    """Background points among all points of an OBJ-BG cloud."""
+
+    jitter: float = 0.005
+    """Standard deviation of the sensor's noise, on every axis."""
+
+
+HARDNESS = Hardness()
+"""The stand-in that every reported number refers to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
-from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM, NAME, SPLITS
-from pointdistill.data.benchmarks.shapenetpart_layout import CATEGORIES, CATEGORY_PARTS, SYNSETS
+from pointdistill.data.benchmarks.shapenetpart import (
+    ARCHIVE_STEM,
+    CATEGORIES,
+    CATEGORY_PARTS,
+    NAME,
+    SPLITS,
+    SYNSETS,
+)
 from pointdistill.data.builtin import BuiltinShape, make_shape, sample_faces
 from pointdistill.data.files import write_aside
-from pointdistill.data.standins.hardness import STAND_IN_SEED
-from pointdistill.data.standins.zips import add_marker, add_member
+from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_member
 from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError
 

@@ -1,10 +1,13 @@
-"""Zip members whose bytes depend on their content alone."""
+"""What all stand-ins share: their seed, and zip members whose bytes depend on their content alone."""
 
 from __future__ import annotations
 
 import json
 import zipfile
 from collections.abc import Mapping
+
+STAND_IN_SEED = 40_417
+"""Of every stand-in; not one that a user would choose for a corpus."""
 
 _OLDEST = (1980, 1, 1, 0, 0, 0)  # the first moment that the format can name
 

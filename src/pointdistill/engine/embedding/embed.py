@@ -10,7 +10,7 @@ from typing import Any
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.meshes.sample import named_rng
 from pointdistill.data.shape_lists import ReadSettings, ShapeList, list_shapes
-from pointdistill.data.workspace import last_run, remember_embedding
+from pointdistill.data.workspace import given_or_last_run, remember_embedding
 from pointdistill.engine.devices import pick_device
 from pointdistill.engine.embedding.compute import (
     FeatureKind,
@@ -30,7 +30,7 @@ from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
 from pointdistill.engine.exchange.encoders import load_encoder, locate_encoder
 from pointdistill.engine.exchange.record import encoder_line
 from pointdistill.engine.interrupt import interruptible
-from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
 
@@ -197,10 +197,7 @@ def find_and_load(
     Raises:
         CheckpointError: if there is none.
     """
-    source = encoder or last_run()
-    if source is None:
-        msg = "no run was made in this folder yet; run `pointdistill pretrain`, or name one with --encoder"
-        raise CheckpointError(msg)
+    source = given_or_last_run(encoder)
     here, stored = Path(source), locate_encoder(source)
     reporter.say(encoder_line(stored))
     return load_encoder(stored), str(here.resolve()) if here.exists() else str(source)

@@ -1,4 +1,4 @@
-"""ModelNet40 few-shot: four settings of ten folds each, every fold a training of its own, kept when it is done."""
+"""ModelNet40 few-shot: four settings of ten folds each, every fold with training and test shapes of its own."""
 
 from __future__ import annotations
 
@@ -7,61 +7,44 @@ from dataclasses import replace
 
 import numpy as np
 
-from pointdistill.data.benchmarks.modelnet_fewshot import (
-    FEWSHOT_SETTINGS,
-    read_modelnet_fewshot,
-)
+from pointdistill.data.benchmarks.modelnet_fewshot import SPLITS
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.engine.evaluation.bench import Bench, measure_units
-from pointdistill.engine.evaluation.job import Job
-from pointdistill.engine.evaluation.results import FOLDS, Result
-
-SPLITS = {f"{way}w{shot}s": (way, shot) for way, shot in FEWSHOT_SETTINGS}
-"""Way and shot by the name that a user types."""
+from pointdistill.engine.evaluation.classification import measure_seeds
+from pointdistill.engine.evaluation.results import Result
+from pointdistill.engine.evaluation.run import EvaluationRun
 
 
-def evaluate_fewshot(job: Job) -> list[Result]:
-    """Every fold of every setting; the results that this job asked for, one a fold.
+def evaluate_folds(run: EvaluationRun) -> list[Result]:
+    """Every fold of every setting of a run; one result a fold.
 
     A fold's number is also the seed of everything random in it. All folds of a setting are read before the first
-    is measured, 0.4 GiB for the largest published one, since a leak in any of them is to be said first.
+    is measured, 0.4 GiB for the largest published one, so that a leak in any of them is reported first.
     """
     found: list[Result] = []
-    for place, split in enumerate(job.splits):
-        assert split is not None
-        folds = [_read(job, split, fold) for fold in job.seeds]
-        job.announce(folds[0], tested=_as_one(folds))
-        found += _measure(job, folds, job.splits[place + 1 :])
+    for index, split in enumerate(run.splits):
+        folds = [_read(run, split, fold) for fold in run.seeds]
+        run.announce(folds[0], tested=_as_one(folds))
+        found += _measure(run, folds, run.splits[index + 1 :])
     return found
 
 
 def _measure(
-    job: Job, folds: Sequence[Benchmark], later_splits: Sequence[str | None]
+    run: EvaluationRun, folds: Sequence[Benchmark], later_splits: Sequence[str | None]
 ) -> list[Result]:
     """The folds of one setting; forecasts cover ``later_splits`` too."""
     found: list[Result] = []
-    for place, (fold, benchmark) in enumerate(zip(job.seeds, folds, strict=True)):
+    for index, (fold, benchmark) in enumerate(zip(run.seeds, folds, strict=True)):
         size = _cost(benchmark.split, benchmark)
         others = len(folds) * sum(_cost(split, benchmark) for split in later_splits)
-        bench = Bench(
-            job.describer(benchmark.name),
-            benchmark,
-            job.evaluation(seeds=(fold,), repeated_over=FOLDS),
-            published_model=job.published_model,
-            fingerprint=job.fingerprint,
-            later_runs=len(folds) - place - 1 + others / size,
-        )
-        units = measure_units(
-            bench, job.kept, progress=job.progress, say=job.say, on_signal=job.on_signal
-        )
-        found += [unit.result for unit in units]
+        later = len(folds) - index - 1 + others / size
+        found += measure_seeds(replace(run, seeds=(fold,), later_runs=later), benchmark)
     return found
 
 
-def _read(job: Job, split: str, fold: int) -> Benchmark:
-    """One fold; what a result says of its form is what all folds of a setting share."""
-    way, shot = SPLITS[split]
-    benchmark = read_modelnet_fewshot(job.archive, way=way, shot=shot, fold=fold)
+def _read(run: EvaluationRun, split: str | None, fold: int) -> Benchmark:
+    """One fold; its ``form`` names what all folds of a setting share, so that they become one result."""
+    benchmark = run.read(split, fold=fold)
+    assert isinstance(benchmark, Benchmark)
     folder = benchmark.form.rsplit("/", 1)[0]
     return replace(benchmark, form=f"{folder}/*.pkl")
 

@@ -24,13 +24,13 @@ GEOMETRY_WIDTH = (
     + DISTANCE_BINS
     + PROFILE_BINS[0] * PROFILE_BINS[1]
 )
-"""Numbers in one description."""
+"""Numbers a cloud."""
 
 _PAIRS = 4096
 
 
-def describe_geometry(points: Tensor, *, seed: int) -> Tensor:
-    """Describe each cloud by 77 numbers between 0 and 1 (but for rounding).
+def geometric_features(points: Tensor, *, seed: int) -> Tensor:
+    """Seventy-seven numbers between 0 and 1 (but for rounding) for each cloud.
 
     In this order: the 11 summary numbers of ``_summary``, then shares of the points by height (10
     bins), by distance from the vertical axis (8), by distance from the centroid (8), shares of

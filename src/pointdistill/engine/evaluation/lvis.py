@@ -1,14 +1,17 @@
 """Objaverse-LVIS few-shot: ten training shapes a category, ten draws; top-1, 3 and 5 of a linear layer and 5-NN.
 
-The shapes are streamed from a corpus; their features are computed once for all draws and kept in files.
-Sizes: n test shapes, C categories.
+The shapes are streamed from a corpus. Their features, which may be more than fits into memory, are computed once
+for all draws and stored in files.
+Sizes: n shapes, F features, B shapes a batch, C categories.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,126 +19,211 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pointdistill.data.benchmarks.lvis import NAME, LvisShapes, draw_lvis, read_lvis
-from pointdistill.data.corpus import open_corpus
-from pointdistill.engine.evaluation.bench import SHORTER, augmentation_in_words
-from pointdistill.engine.evaluation.features_kept import CorpusFeatures
-from pointdistill.engine.evaluation.forecast import Forecast
-from pointdistill.engine.evaluation.job import Job
-from pointdistill.engine.evaluation.probe import HeadTraining, LinearHead, Score, score_predictions
-from pointdistill.engine.evaluation.probe.nearest import vote
-from pointdistill.engine.evaluation.probe.training import smooth_targets, train_head
-from pointdistill.engine.evaluation.published import published_figure
+from pointdistill.data.benchmarks.lvis import NAME, LvisShapes, draw_lvis
+from pointdistill.data.files import write_aside
+from pointdistill.engine.evaluation.feature_extractors import EncoderFeatures
+from pointdistill.engine.evaluation.forecast import SHORTER, Forecast
+from pointdistill.engine.evaluation.probe import (
+    HeadTraining,
+    LinearHead,
+    Score,
+    rank_classes,
+    score_predictions,
+    smooth_targets,
+    train_head,
+)
 from pointdistill.engine.evaluation.results import Result
-from pointdistill.engine.evaluation.units import NOT_MEASURED, measured
+from pointdistill.engine.evaluation.run import EvaluationRun
+from pointdistill.engine.features import Features, pool_batches
+from pointdistill.engine.inputs import draw_clouds
+from pointdistill.engine.training.loader import PointSource, made_ahead
 
-PROTOCOLS = ("knn", "linear")
-DRAWS = "draws"
 TRAINING = HeadTraining(batch_size=128, peak_learning_rate=5e-5)
-"""Of the linear layer. Source: section 7 of docs/method.md."""
+"""Settings of the linear layer. Source: section 7 of docs/method.md."""
 
 TOP = 5
 """Categories named for each test shape; top-1, 3 and 5 are counted."""
 
+ROWS = 4096
+"""Shapes a file: 19 MB of the small encoder's features; what a kill can cost."""
 
-def evaluate_lvis(job: Job) -> list[Result]:
-    """Every protocol and draw; the results that this job asked for, one a draw."""
-    assert job.corpus is not None
-    shapes = read_lvis(job.archive, open_corpus(job.corpus))
-    job.announce(shapes)
-    task = _Lvis(job, shapes)
-    pairs = [(protocol, seed) for protocol in job.protocols for seed in job.seeds]
-    missing = [pair for pair in pairs if job.kept.find(task.asked(*pair)) is None]
-    task.describe({protocol for protocol, _ in missing})
-    for place, (protocol, seed) in enumerate(missing):
-        asked = task.asked(protocol, seed)
-        score = task.score(protocol, seed, runs=len(missing) - place)
-        job.kept.keep(asked, measured(asked, score, shapes.classes))
-    return [unit.result for pair in pairs if (unit := job.kept.find(task.asked(*pair)))]
+
+def evaluate_retrieval(run: EvaluationRun) -> list[Result]:
+    """Every protocol and draw of a run; one result a draw."""
+    (split,) = run.splits
+    shapes, extractor = run.read(split), run.extractor
+    assert isinstance(shapes, LvisShapes)
+    assert isinstance(extractor, EncoderFeatures)
+    run.announce(shapes)
+    task = _Lvis(run, extractor, shapes)
+    pairs = [(protocol, seed) for protocol in run.protocols for seed in run.seeds]
+    templates = {pair: task.template(*pair) for pair in pairs}
+    results = {pair: run.find(template) for pair, template in templates.items()}
+    missing = [pair for pair, result in results.items() if result is None]
+    task.compute({protocol for protocol, _ in missing})
+    for index, pair in enumerate(missing):
+        score = task.score(*pair, runs=len(missing) - index)
+        results[pair] = run.record(templates[pair], score, shapes.classes)
+    return [result for result in results.values() if result is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusFeatures:
+    """Features of some shapes of a corpus, plain and augmented; computed once, in files of a few thousand rows."""
+
+    folder: Path
+    """Where they are stored; of this encoder, corpus and input alone."""
+
+    extractor: EncoderFeatures
+    corpus: PointSource
+    numbers: NDArray[np.int64]
+    """(n,) int64, the shapes' numbers in the corpus."""
+
+    @property
+    def width(self) -> int:
+        """F, of CLS, mean and maximum side by side."""
+        config = self.extractor.encoder.config
+        return (3 if config.cls_token else 2) * config.width
+
+    def unit_width(self) -> int:
+        """The first of those, which the nearest neighbours read: all but the maximum."""
+        return self.width - self.extractor.encoder.config.width
+
+    def missing(self, copy: int | None) -> int:
+        """Number of shapes whose features are not stored yet."""
+        return sum(len(rows) for rows, path in self._parts(copy) if not path.exists())
+
+    def compute(self, copy: int | None, count: Callable[[int], None]) -> None:
+        """Compute what is missing of an augmented copy, or of the plain shapes for None; file by file."""
+        for rows, path in self._parts(copy):
+            if not path.exists():
+                features = self.of(rows, seed=0, epoch=copy, count=count).joined
+                with write_aside(path) as aside:
+                    np.save(aside, features.numpy())
+
+    def stream(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Rows and their (rows, F) features as they are, a file at a time."""
+        for rows, path in self._parts(None):
+            yield rows, torch.from_numpy(np.load(path))
+
+    def rows(self, wanted: NDArray[np.int64], copy: int | None) -> Tensor:
+        """(len(wanted), F) stored features at ascending rows, of an augmented copy or of the plain shapes."""
+        found = []
+        for rows, path in self._parts(copy):
+            here = wanted[(wanted >= rows[0]) & (wanted <= rows[-1])] - rows[0]
+            if len(here):
+                found.append(torch.from_numpy(np.load(path, mmap_mode="r")[here]))
+        return torch.cat(found)
+
+    def of(
+        self, rows: NDArray[np.int64], *, seed: int, epoch: int | None, count: Callable[[int], None]
+    ) -> Features:
+        """Features of some rows, computed now."""
+        extractor = self.extractor
+        return pool_batches(
+            extractor.encoder,
+            self._batches(rows, seed=seed, epoch=epoch),
+            len(rows),
+            patches=extractor.inputs.patches,
+            device=extractor.device,
+            progress=count,
+        )
+
+    def _batches(
+        self, rows: NDArray[np.int64], *, seed: int, epoch: int | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places within ``rows`` and their clouds; the next batch is read while this one is computed."""
+        size = self.extractor.batch_size
+        starts = range(0, len(rows), size)
+
+        def make(start: int) -> list[tuple[Tensor, Tensor]]:
+            numbers = self.numbers[rows[start : start + size]]
+            return list(self._draw(numbers, start, seed=seed, epoch=epoch))
+
+        for batches in made_ahead(iter(starts), make):
+            yield from batches
+
+    def _draw(
+        self, numbers: NDArray[np.int64], start: int, *, seed: int, epoch: int | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shapes of a corpus by (B,) numbers; those with equally many points go together."""
+        clouds = [self.corpus.points(int(number)) for number in numbers]
+        order = sorted(range(len(clouds)), key=lambda place: len(clouds[place]))
+        for _, group in groupby(order, key=lambda place: len(clouds[place])):
+            places = list(group)
+            points = torch.from_numpy(np.stack([clouds[place] for place in places]))
+            device = torch.device(self.extractor.device)
+            index = torch.from_numpy(numbers[places]).to(device)
+            drawn = draw_clouds(
+                points.to(device), index, self.extractor.inputs, seed=seed, epoch=epoch
+            )
+            yield torch.tensor(places) + start, drawn
+
+    def _parts(self, copy: int | None) -> Iterator[tuple[NDArray[np.int64], Path]]:
+        """Rows and file of every part."""
+        name = "plain" if copy is None else f"copy-{copy}"
+        for start in range(0, len(self.numbers), ROWS):
+            rows = np.arange(start, min(start + ROWS, len(self.numbers)))
+            yield rows, self.folder / f"{name}-{start:08d}.npy"
 
 
 @dataclass(frozen=True, slots=True)
 class _Lvis:
     """One encoder on the shapes of the annotation."""
 
-    job: Job
+    run: EvaluationRun
+    extractor: EncoderFeatures
     shapes: LvisShapes
 
     @property
     def features(self) -> CorpusFeatures:
         """Of all shapes that have a category."""
-        describer, shapes = self.job.describer(NAME), self.shapes
-        what = repr(
-            (self.job.fingerprint, shapes.checksum, shapes.corpus.content, describer.inputs)
-        )
+        run, shapes, inputs = self.run, self.shapes, self.extractor.inputs
+        assert run.store is not None
+        what = repr((run.fingerprint, shapes.checksum, shapes.corpus.content, inputs))
         key = hashlib.sha256(what.encode()).hexdigest()[:12]
-        folder = self.job.kept.output / "features" / key
-        return CorpusFeatures(folder, describer, shapes.corpus, shapes.indices)
+        folder = run.store.output / "features" / key
+        return CorpusFeatures(folder, self.extractor, shapes.corpus, shapes.indices)
 
     @property
     def training(self) -> HeadTraining:
-        return TRAINING.shortened(self.job.epochs)
+        return TRAINING.shortened(self.run.epochs)
 
     @property
     def labels(self) -> Tensor:
         """Of all shapes."""
         return torch.from_numpy(self.shapes.labels)
 
-    def asked(self, protocol: str, seed: int) -> Result:
+    def template(self, protocol: str, seed: int) -> Result:
         """The result of one protocol and draw, with everything in it but the figures."""
-        job, shapes, inputs = self.job, self.shapes, self.features.describer.inputs
-        train, test = draw_lvis(shapes, seed=seed)
-        linear = protocol == "linear"
-        copies = job.augmented_copies if linear else None
-        asked = Result(
-            features=job.name,
-            benchmark=NAME,
-            split=None,
-            data_name=shapes.data_name,
-            form=f"{shapes.form}; corpus content {shapes.corpus.content[:16]}",
-            checksum=shapes.checksum,
-            stand_in=shapes.stand_in,
-            train_clouds=len(train),
-            test_clouds=len(test),
-            protocol=protocol,
-            points=inputs.points,
-            patches=inputs.patches,
-            subsampling=inputs.subsampling,
-            augmentation=augmentation_in_words(protocol, copies),
-            seeds=(seed,),
-            accuracy=NOT_MEASURED,
-            class_accuracy=NOT_MEASURED,
-            best_epoch_accuracy=None,
-            published=None,
+        train, test = draw_lvis(self.shapes, seed=seed)
+        return self.run.template(
+            self.shapes,
+            protocol,
+            seed,
+            sizes=(len(train), len(test)),
+            protocol_epochs=TRAINING.epochs if protocol == "linear" else None,
             metrics=("top-1", "mAcc"),
-            repeated_over=DRAWS,
-            fingerprint=job.fingerprint,
-            epochs=self.training.epochs if linear else None,
-            protocol_epochs=TRAINING.epochs if linear else None,
-            copies=copies,
-        )
-        return asked.beside(
-            published_figure(job.published_model, benchmark=NAME, split=None, protocol=protocol)
         )
 
-    def describe(self, protocols: set[str]) -> None:
-        """Compute and keep the features that ``protocols`` need, once for all draws."""
-        copies = min(self.job.augmented_copies or 0, self.training.epochs)
+    def compute(self, protocols: set[str]) -> None:
+        """Compute and store the features that ``protocols`` need, once for all draws."""
+        copies = min(self.run.augmented_copies or 0, self.training.epochs)
         sets = [None, *(range(copies) if "linear" in protocols else ())] if protocols else []
         total = sum(self.features.missing(copy) for copy in sets)
-        forecast = Forecast(self.job.say, f"{NAME}, features of {total:,} shapes")
+        forecast = Forecast(self.run.reporter, f"{NAME}, features of {total:,} shapes")
         done = 0
 
         def count(shapes: int) -> None:
             nonlocal done
             done += shapes
-            self.job.progress(f"{NAME}: features", done, total)
+            self.run.reporter.progress(f"{NAME}: features", done, total)
             forecast(done, total)
 
         if total:
-            self.job.say(f"features of the shapes are kept in {self.features.folder}")
+            self.run.reporter.say(f"features of the shapes are kept in {self.features.folder}")
         for copy in sets:
-            self.features.describe(copy, count)
+            self.features.compute(copy, count)
 
     def score(self, protocol: str, seed: int, *, runs: int) -> Score:
         """One protocol on one draw; its forecast covers ``runs`` like it."""
@@ -151,29 +239,35 @@ class _Lvis:
         width = self.features.unit_width()
         voters = normalize(self.features.rows(train, None)[:, :width], dim=1)
         labels = self.labels[train]
-        return lambda rows: vote(rows[:, :width], voters, labels)
+        return lambda rows: rank_classes(rows[:, :width], voters, labels)
 
     def _train(self, train: NDArray[np.int64], seed: int, runs: int) -> Callable[[Tensor], Tensor]:
         """A trained linear layer's best categories of feature rows."""
-        job, features, training = self.job, self.features, self.training
+        run, features, training = self.run, self.features, self.training
         classes = len(self.shapes.classes)
         generator = torch.Generator().manual_seed(seed)
-        head = LinearHead(features.width, classes, generator=generator, device=job.device)
+        head = LinearHead(
+            features.width, classes, generator=generator, device=self.extractor.device
+        )
         targets = smooth_targets(self.labels[train], classes, training.label_smoothing)
-        targets = targets.to(job.device)
+        targets = targets.to(self.extractor.device)
         task = f"{NAME}, draw {seed}: linear"
-        forecast = Forecast(job.say, task, hint=SHORTER if job.epochs is None else "")
+        forecast = Forecast(run.reporter, task)
+        if run.epochs is None:
+            forecast.hint, forecast.settings = SHORTER
         for epoch in range(training.epochs):
-            seen = self._augmented(train, seed, epoch).to(job.device)
+            seen = self._augmented(train, seed, epoch).to(self.extractor.device)
             train_head(head, seen, targets, epoch=epoch, settings=training)
-            job.progress(task, epoch + 1, training.epochs)
+            run.reporter.progress(task, epoch + 1, training.epochs)
             forecast(epoch + 1, training.epochs * runs)
         best = min(TOP, classes)
-        return lambda rows: head.logits(rows.to(job.device)).topk(best, dim=1).indices.cpu()
+        return lambda rows: (
+            head.logits(rows.to(self.extractor.device)).topk(best, dim=1).indices.cpu()
+        )
 
     def _augmented(self, train: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
         """Features of the training shapes as augmented in an epoch, or as one of the copies."""
-        copies = self.job.augmented_copies
+        copies = self.run.augmented_copies
         if copies is not None:
             return self.features.rows(train, epoch % copies)
         return self.features.of(train, seed=seed, epoch=epoch, count=lambda _: None).joined

@@ -1,22 +1,27 @@
-"""What a user asked to have measured, and what that means for each benchmark."""
+"""What a user wants measured, and what that means for each benchmark."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointdistill.engine.evaluation.kinds import BENCHMARKS, BenchmarkKind
-from pointdistill.engine.evaluation.plan import VOTING
-from pointdistill.engine.evaluation.sources import check_data_options
+from pointdistill.data.benchmarks.registry import (
+    BENCHMARKS,
+    benchmark_spec,
+    check_data_choice,
+    choose_splits,
+)
+from pointdistill.data.benchmarks.spec import BenchmarkSpec
+from pointdistill.engine.evaluation.run import VOTING
 from pointdistill.errors import ConfigError
 
 ALL = "all"
-"""In the place of a benchmark, every one that there is data for; of protocols, all that a benchmark has."""
+"""As a benchmark: every one that there is data for. As a protocol: all that a benchmark has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRequest:
-    """What a user asked to have measured; everything but the benchmark may be left out."""
+    """What a user wants measured; everything but the benchmark may be left out."""
 
     benchmark: str
     """One of ``BENCHMARKS``, or ``all``."""
@@ -29,7 +34,7 @@ class EvaluationRequest:
     folder that holds the archives."""
 
     corpus: Path | None = None
-    """Whose shapes LVIS names; the last corpus made in ``folder`` by default."""
+    """The corpus whose shapes LVIS names; the last corpus made in ``folder`` by default."""
 
     stand_in: bool = False
     """Measure on the stand-in, made on first use."""
@@ -65,10 +70,10 @@ class EvaluationRequest:
             msg = f"unknown benchmark {self.benchmark!r}; choose one of {', '.join(BENCHMARKS)}, {ALL}"
             raise ConfigError(msg)
         if self.benchmark == ALL and (self.splits or self.corpus):
-            option = "--split" if self.splits else "--corpus"
-            msg = f"{option} belongs to one benchmark; name it instead of {ALL!r}, or leave {option} out"
-            raise ConfigError(msg)
-        check_data_options(stand_in=self.stand_in, data=self.data, corpus=self.corpus)
+            option = "split" if self.splits else "corpus"
+            msg = f"a {option} belongs to one benchmark; name it instead of {ALL!r}, or leave the {option} out"
+            raise ConfigError(msg, settings=(option,))
+        check_data_choice(stand_in=self.stand_in, data=self.data, corpus=self.corpus)
         for name in self.names:
             self.splits_of(name)
             self.seeds_of(name)
@@ -82,21 +87,12 @@ class EvaluationRequest:
         return tuple(BENCHMARKS) if self.benchmark == ALL else (self.benchmark,)
 
     def splits_of(self, name: str) -> tuple[str | None, ...]:
-        """The splits asked for, in the official order.
+        """The splits that are wanted, in the official order.
 
         Raises:
             ConfigError: for one that does not exist.
         """
-        kind = BENCHMARKS[name]
-        unknown = [split for split in self.splits if split not in kind.splits]
-        if unknown:
-            known = [split for split in kind.splits if split is not None]
-            accepted = (
-                f"choose from {', '.join(known)}" if known else "it has one only; leave it out"
-            )
-            msg = f"{name} has no split {unknown[0]!r}; {accepted}"
-            raise ConfigError(msg)
-        return tuple(split for split in kind.splits if not self.splits or split in self.splits)
+        return choose_splits(name, self.splits)
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
         """Numbers of the seeds, folds or draws.
@@ -104,39 +100,42 @@ class EvaluationRequest:
         Raises:
             ConfigError: if there are none, or not as many.
         """
-        kind = BENCHMARKS[name]
-        most = kind.most_seeds if self.benchmark != ALL else None
-        wanted = kind.seeds if self.seeds is None else self.seeds
+        spec = benchmark_spec(name)
+        most = spec.most_seeds if self.benchmark != ALL else None
+        wanted = spec.seeds if self.seeds is None else self.seeds
         if wanted < 1 or (most is not None and wanted > most):
             limit = "" if most is None else f" and at most {most}, the folds there are"
-            msg = f"--seeds must be at least 1{limit}, got {wanted}"
-            raise ConfigError(msg)
-        return tuple(range(min(wanted, kind.most_seeds or wanted)))
+            msg = f"seeds must be at least 1{limit}, got {wanted}"
+            raise ConfigError(msg, settings=("seeds",))
+        return tuple(range(min(wanted, spec.most_seeds or wanted)))
 
     def protocols_of(self, name: str) -> tuple[str, ...]:
-        """The protocols asked for, in the order in which they are run; with ``all``, those that a benchmark has.
+        """The protocols that are wanted, in the order in which they are run; with ``all``, those a benchmark has.
 
         Raises:
             ConfigError: for one that a benchmark named alone does not have, or that cannot vote.
         """
-        kind = BENCHMARKS[name]
+        spec = benchmark_spec(name)
         named = [protocol for protocol in self.protocols if protocol != ALL]
         if self.benchmark != ALL:
-            self._check_protocols(named, name, kind)
-        usual = kind.protocols if ALL in (*self.protocols, self.benchmark) else kind.usual
-        chosen = [protocol for protocol in kind.protocols if protocol in (named or usual)]
+            self._check_protocols(named, name, spec)
+        default = (
+            spec.protocols if ALL in (*self.protocols, self.benchmark) else spec.default_protocols
+        )
+        chosen = [protocol for protocol in spec.protocols if protocol in (named or default)]
         if self.votes > 1:
-            chosen = [protocol for protocol in chosen if kind.votes and protocol in VOTING]
+            chosen = [protocol for protocol in chosen if spec.voting and protocol in VOTING]
         return tuple(chosen)
 
-    def _check_protocols(self, named: list[str], name: str, kind: BenchmarkKind) -> None:
-        unknown = [protocol for protocol in named if protocol not in kind.protocols]
+    def _check_protocols(self, named: list[str], name: str, spec: BenchmarkSpec) -> None:
+        unknown = [protocol for protocol in named if protocol not in spec.protocols]
         if unknown:
-            msg = f"{name} has no protocol {unknown[0]!r}; choose from {', '.join(kind.protocols)}"
+            msg = f"{name} has no protocol {unknown[0]!r}; choose from {', '.join(spec.protocols)}"
             raise ConfigError(msg)
-        silent = [p for p in named if not kind.votes or p not in VOTING]
-        if self.votes > 1 and (silent or not kind.votes):
-            voters = [p for p in kind.protocols if kind.votes and p in VOTING]
-            accepted = f"choose from {', '.join(voters)}" if voters else "leave --votes out"
-            msg = f"{name}, {', '.join(silent) or 'every protocol'}: no votes there; {accepted}"
-            raise ConfigError(msg)
+        without_logits = [p for p in named if not spec.voting or p not in VOTING]
+        if self.votes > 1 and (without_logits or not spec.voting):
+            voters = [p for p in spec.protocols if spec.voting and p in VOTING]
+            accepted = f"choose from {', '.join(voters)}" if voters else "leave votes out"
+            who = ", ".join(without_logits) or "every protocol"
+            msg = f"{name}, {who}: there are no logits to average; {accepted}"
+            raise ConfigError(msg, settings=("votes",))

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from pointdistill.data.benchmarks.registry import spec_titled
+from pointdistill.data.benchmarks.spec import (
+    BASE_MIXTURE,
+    CLS_SMALL,
+    MPM_SMALL,
+    SCRATCH_SMALL,
+    SMALL,
+    SMALL_MIXTURE,
+    PublishedFigure,
+)
 from pointdistill.data.files import write_json
 from pointdistill.engine.config import to_plain
-from pointdistill.engine.evaluation.published import PublishedFigure
+from pointdistill.engine.evaluation.probe import Score
+from pointdistill.engine.exchange.weights import read_facts
+
+_MODELS = {
+    ("cls", "small", "ShapeNet"): CLS_SMALL,
+    ("mpm", "small", "ShapeNet"): MPM_SMALL,
+    ("dual", "small", "ShapeNet"): SMALL,
+    ("dual", "small", "Mixture"): SMALL_MIXTURE,
+    ("dual", "base", "Mixture"): BASE_MIXTURE,
+}
 
 RESULTS_FORMAT = 3
 """Version of ``results.json``; raised when the meaning of a field changes."""
@@ -36,6 +56,10 @@ class Spread:
     def __str__(self) -> str:
         """Two decimals, as in ``51.20 ± 0.43``."""
         return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
+
+
+NOT_MEASURED = Spread(math.nan, None)
+"""In place of figures that are still to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +150,8 @@ class Result:
     or nothing was augmented."""
 
     @property
-    def departure(self) -> str:
-        """In what the run was not the protocol, in words; empty if in nothing."""
+    def protocol_deviation(self) -> str:
+        """How the run differs from the protocol; empty if it does not."""
         shortened = self.epochs is not None and self.epochs != self.protocol_epochs
         parts = [f"{self.epochs} of {self.protocol_epochs} epochs"] * shortened
         if self.copies is not None:
@@ -141,11 +165,15 @@ class Result:
     @property
     def label(self) -> str:
         """The protocol as every output names it: ``linear``, or ``linear (5 of 150 epochs)``."""
-        return f"{self.protocol} ({self.departure})" if self.departure else self.protocol
+        return (
+            f"{self.protocol} ({self.protocol_deviation})"
+            if self.protocol_deviation
+            else self.protocol
+        )
 
     def beside(self, published: PublishedFigure | None) -> Result:
-        """The same with a published figure beside it, or without one where the run was not the protocol."""
-        return replace(self, published=None if self.departure else published)
+        """The same with a published figure beside it, or without one where the run deviated from the protocol."""
+        return replace(self, published=None if self.protocol_deviation else published)
 
 
 _VARYING = (
@@ -160,8 +188,22 @@ _VARYING = (
 )
 
 
+def with_score(template: Result, score: Score) -> Result:
+    """The result of one seed, from a template that has everything but the figures."""
+    best = score.best_accuracy
+    return replace(
+        template,
+        accuracy=Spread.of([score.accuracy]),
+        class_accuracy=Spread.of([score.class_accuracy]),
+        best_epoch_accuracy=None if best is None else Spread.of([best]),
+        further=tuple(Figure(name, Spread.of([value])) for name, value in score.further),
+        notes=(score.note,) if score.note else (),
+        each=(score.accuracy,),
+    )
+
+
 def setting_of(result: Result) -> tuple[Hashable, ...]:
-    """What two results must share to be seeds of one: whose features, on what, how."""
+    """What two results share if they differ in the seed alone: encoder, data, protocol and settings."""
     left_out = {*_VARYING}
     # A folder may be moved, and be named from elsewhere; the weights stay the same.
     left_out |= {"features"} if result.fingerprint else set()
@@ -198,3 +240,54 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     """Write results as JSON: ``format`` and ``results``, one object each with the fields above."""
     rows = [to_plain(result) for result in results]
     write_json(path, {"format": RESULTS_FORMAT, "results": rows})
+
+
+def comparison_model(*, size: str, mode: str, sources: int) -> str | None:
+    """The published model to set beside an encoder: a point of reference that tables print by name.
+
+    Args:
+        size: ``small``, ``base`` or ``large``; any other, such as ``tiny``, is set beside small.
+        mode: ``dual``, ``cls`` or ``mpm``.
+        sources: how many sources the pretraining corpus had: one is compared with ShapeNet, more
+            with the Mixture.
+
+    Returns:
+        A name for ``published_figure``, or None where nothing of that size and mode was published.
+    """
+    if size == "large":
+        return None
+    if size == "base":
+        return _MODELS.get((mode, "base", "Mixture"))
+    corpus = "Mixture" if sources > 1 else "ShapeNet"
+    return _MODELS.get((mode, "small", corpus), _MODELS.get((mode, "small", "ShapeNet")))
+
+
+def comparison_for(encoder: Path) -> str | None:
+    """``comparison_model`` of an encoder's folder or file, from what it says of its training."""
+    config = read_facts(encoder)
+    training = config.get("training", {})
+    return comparison_model(
+        size=str(training.get("name")).partition("-")[0],  # of a recipe such as small-shapenet
+        mode=str(training.get("mode")),
+        sources=len(config.get("sources", [])),
+    )
+
+
+def published_figure(
+    model: str | None, *, benchmark: str, split: str | None, protocol: str
+) -> PublishedFigure | None:
+    """What the paper reports for a model under exactly this protocol, or None.
+
+    Args:
+        model: a name from ``pointdistill.data.benchmarks.spec``, or None.
+        benchmark: by its name in results, such as ``ScanObjectNN``.
+        split: such as ``PB-T50-RS`` or ``5w10s``; None where there is one only.
+        protocol: ``linear``, ``svm``, ``knn``, ``finetune``, ``scratch`` or ``parts``. From scratch, the figure is
+            that of the paper's own ViT-S, whatever the model.
+    """
+    if protocol == "scratch":
+        model = SCRATCH_SMALL
+    if model is None:
+        return None
+    spec = spec_titled(benchmark)
+    return None if spec is None else spec.published.get((split, protocol, model))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pointdistill.data.benchmarks import Benchmark, PartBenchmark
+from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
 from pointdistill.engine.config import from_plain, to_plain
 from pointdistill.engine.devices import pick_device
 from pointdistill.engine.exchange.encoders import (
@@ -98,8 +98,8 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
         DivergenceError: if a loss is not finite.
     """
     pick_device(request.device)
-    stored = locate_encoder(encoder_path(request))
-    reporter.say(f"encoder: {stored}, drawn anew" if request.from_scratch else encoder_line(stored))
+    found = locate_encoder(encoder_path(request))
+    reporter.say(f"encoder: {found}, drawn anew" if request.from_scratch else encoder_line(found))
     output = request.output or default_output(request)
     check_free(output)
     encoder = load_encoder(stored)
@@ -112,20 +112,19 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
         up=request.up,
         seed=request.seed,
         folder=request.folder,
-        say=reporter.say,
-        count=reporter.progress,
+        reporter=reporter,
     )
     if choice.benchmark == FOLDER:
         choice = replace(choice, points=protocol_input("ScanObjectNN", encoder.config).points)
-    data = read_data(choice, say=reporter.say, count=reporter.progress)
-    _write_folder(request, choice, data, encoder, read_facts(stored), output)
-    return _train(output, data, request.device, reporter)
+    data = read_data(choice, reporter=reporter)
+    _begin(request, choice, data, encoder, read_facts(found), output)
+    return _carry_out(output, data, request.device, reporter)
 
 
 def resume_finetune(
     output: Path, *, device: str = "auto", reporter: Reporter = SILENT
 ) -> Finetuned:
-    """Go on where ``finetune`` was interrupted; on a CPU the model is the same to the bit as without the stop.
+    """Go on where ``finetune`` was interrupted; on a CPU the model is the same to the bit.
 
     Raises:
         CheckpointError: if ``output`` holds no interrupted training, or the data have changed since.
@@ -133,7 +132,7 @@ def resume_finetune(
     spec, facts = read_description(output)
     if not (output / TRAINING).is_file():
         finished = (output / WEIGHTS).is_file()
-        state = "is finished" if finished else "cannot be resumed, its state is missing"
+        state = "is finished" if finished else "has nothing to go on from"
         msg = f"{output}: its training {state}; start another in a new folder"
         raise CheckpointError(msg, settings=("output",))
     if facts.get("score"):
@@ -143,11 +142,11 @@ def resume_finetune(
         kind = "classifier" if isinstance(spec, ClassifierSpec) else "segmenter"
         return Finetuned(output, True, kind, epochs, facts["score"])
     choice = from_plain(DataChoice, _training(facts, output)["data"], where="training.data")
-    data = read_data(choice, say=reporter.say, count=reporter.progress)
+    data = read_data(choice, reporter=reporter)
     if data.checksum != _training(facts, output)["checksum"]:
         msg = f"{choice.path}: not the data that {output} was begun with; put those back, or start a new training"
         raise CheckpointError(msg)
-    return _train(output, data, device, reporter)
+    return _carry_out(output, data, device, reporter)
 
 
 def _write_folder(
@@ -226,7 +225,7 @@ def _facts(
     }
 
 
-def _train(
+def _carry_out(
     output: Path, data: Benchmark | PartBenchmark, device: str, reporter: Reporter
 ) -> Finetuned:
     """Begin or resume the training that the folder describes; once it is finished, write the model."""
@@ -245,7 +244,7 @@ def _train(
         assert isinstance(model, Segmenter)
         recipe = from_plain(SegmenterRecipe, training["recipe"], where="training.recipe")
         task = SegmenterTask(model, data.train, data.test, data.category_parts, inputs, seed)
-    reporter.say(_summary(data, recipe, epochs, torch_device))
+    reporter.say(_in_words(data, recipe, epochs, where))
     with interruptible(reporter.on_signal) as stop:
         trained = train_epochs(
             task,
@@ -263,6 +262,14 @@ def _train(
     write_description(output, spec, _finished_facts(facts, score))
     (output / TRAINING).unlink()
     return Finetuned(output, True, kind, trained.epochs, score)
+
+
+def _show_epoch(reporter: Reporter, record: EpochRecord) -> None:
+    note = (
+        f"loss {record.loss:.3f}, test {record.accuracy:.1f} %, "
+        f"{record.clouds_per_second:.0f} shapes/s"
+    )
+    reporter.progress("training", record.epoch, record.epochs, note=note)
 
 
 def _score(

@@ -1,17 +1,17 @@
-"""What a user may ask of ``finetune``, and what it takes where nothing was said."""
+"""What a user can choose for ``finetune``, and its defaults."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pointdistill.data.benchmarks import Benchmark, PartBenchmark
+from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
 from pointdistill.data.builtin import PART_NAMES
-from pointdistill.data.workspace import last_run
-from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe, recipe_for
-from pointdistill.engine.finetuning.segmentation import SegmenterRecipe
+from pointdistill.data.workspace import given_or_last_run
+from pointdistill.engine.finetuning.classifier_recipes import RECIPES, ClassifierRecipe, recipe_for
+from pointdistill.engine.finetuning.segmenter_task import SegmenterRecipe
 from pointdistill.engine.finetuning.training_data import FOLDER, check_choice
-from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.errors import ConfigError, DataError
 
 TRAINING = "training.safetensors"
 """Beside ``config.json`` until the training is finished: what is needed to go on."""
@@ -24,10 +24,10 @@ Recipe = ClassifierRecipe | SegmenterRecipe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneRequest:
-    """What a user asked for; everything may be left out but a benchmark or a folder."""
+    """What a user wants trained; everything but a benchmark or a folder may be left out."""
 
     benchmark: str = FOLDER
-    """A key of ``training_data.KINDS``, or ``folder``."""
+    """A benchmark that can be trained on, or ``folder``."""
 
     data: Path | None = None
     """A benchmark's archive, ``data/<archive>`` by default; or a user's own folder."""
@@ -59,8 +59,8 @@ class FinetuneRequest:
 
     def __post_init__(self) -> None:
         if self.frozen and self.from_scratch:
-            msg = "--frozen keeps the encoder's weights and --from-scratch draws new ones; give one of them"
-            raise ConfigError(msg)
+            msg = "a frozen encoder keeps its weights, and training from scratch draws new ones; choose one"
+            raise ConfigError(msg, settings=("frozen", "from_scratch"))
         if self.epochs is not None and self.epochs < 1:
             msg = f"epochs must be at least 1, got {self.epochs}"
             raise ConfigError(msg)
@@ -75,7 +75,7 @@ class FinetuneRequest:
 
 
 def choose_recipe(request: FinetuneRequest, data: Benchmark | PartBenchmark) -> Recipe:
-    """The published recipe for these data; for a user's own, the one for as many clouds."""
+    """The published recipe for these data; for a user's own folder, the one published for as many clouds."""
     if isinstance(data, PartBenchmark):
         return SegmenterRecipe(random_encoder=request.from_scratch, frozen_encoder=request.frozen)
     if request.benchmark != FOLDER:
@@ -100,20 +100,13 @@ def head_only(recipe: ClassifierRecipe) -> ClassifierRecipe:
     )
 
 
-def encoder_path(request: FinetuneRequest) -> Path:
-    """The encoder asked for, or the last run's.
+def encoder_path(request: FinetuneRequest) -> Path | str:
+    """The encoder that was named, or the last run.
 
     Raises:
         CheckpointError: if there is neither.
     """
-    path = request.encoder or last_run(folder=request.folder)
-    if path is None:
-        msg = (
-            "no run was made in this folder yet; run `pointdistill pretrain`, "
-            "or name an encoder with --encoder"
-        )
-        raise CheckpointError(msg)
-    return path
+    return given_or_last_run(request.encoder, folder=request.folder)
 
 
 def default_output(request: FinetuneRequest) -> Path:
@@ -134,11 +127,11 @@ def check_free(output: Path) -> None:
     if output.is_dir() and not any(output.iterdir()):
         return
     if (output / TRAINING).is_file():
-        msg = f"{output} holds a training that was interrupted; go on with --resume, or name another --output"
-        raise DataError(msg)
+        msg = f"{output} holds a training that was interrupted; resume it, or choose another output folder"
+        raise DataError(msg, settings=("resume", "output"))
     if output.exists():
-        msg = f"{output} exists already; name another folder with --output, or remove it"
-        raise DataError(msg)
+        msg = f"{output} exists already; choose another output folder, or remove it"
+        raise DataError(msg, settings=("output",))
 
 
 def part_names(data: PartBenchmark) -> tuple[str, ...]:

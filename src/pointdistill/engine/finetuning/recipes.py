@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pointdistill.data.benchmarks.registry import benchmark_specs, spec_titled
 from pointdistill.engine.schedules import two_stage, warmup_cosine
 from pointdistill.errors import ConfigError
 from pointdistill.model.classifier import Pooling
@@ -142,12 +143,6 @@ RECIPES = {
 }
 """The published protocols that train an encoder with the three-layer head, by name."""
 
-_FINETUNING = {
-    "ScanObjectNN": "finetune-scanobjectnn",
-    "ModelNet40": "finetune-modelnet40",
-    "ModelNet40 few-shot": "few-shot",
-}
-
 
 def recipe_for(benchmark: str, protocol: str) -> ClassifierRecipe:
     """The recipe of ``finetune`` or ``scratch`` on a benchmark, by its name in results.
@@ -155,8 +150,11 @@ def recipe_for(benchmark: str, protocol: str) -> ClassifierRecipe:
     Raises:
         ConfigError: if the method has none for it.
     """
-    name = "scratch" if protocol == "scratch" else _FINETUNING.get(benchmark)
-    if name is None or protocol not in ("finetune", "scratch"):
-        msg = f"no recipe for {protocol!r} on {benchmark!r}; there is one for {', '.join(_FINETUNING)}"
+    if protocol == "scratch":
+        return RECIPES["scratch"]
+    spec = spec_titled(benchmark)
+    if spec is None or protocol != "finetune" or protocol not in spec.protocols:
+        known = ", ".join(s.title for s in benchmark_specs() if "finetune" in s.protocols)
+        msg = f"no recipe for {protocol!r} on {benchmark!r}; there is one for {known}"
         raise ConfigError(msg)
-    return RECIPES[name]
+    return RECIPES[spec.recipe]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pointdistill.data.benchmarks import Benchmark
+from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.corpus import Corpus
 from pointdistill.engine.config import PretrainConfig
 from pointdistill.engine.features import extract_features

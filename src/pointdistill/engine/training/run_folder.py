@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,7 +24,7 @@ from pointdistill.engine.training.state import (
     new_state,
     start_from,
 )
-from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.errors import CheckpointError, ConfigError, DataError, PointDistillError
 from pointdistill.model.encoder import Encoder
 
 CHECKPOINTS = "checkpoints"
@@ -155,6 +156,17 @@ def resume_run(
         remove_left_overs(run)
         _forget_after(run / METRICS, state.step)
     return state, saved["seconds"]
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """The run that ``path`` is, or lies directly in as an encoder folder does; None if there is none."""
+    for folder in (path, path.parent):
+        if (folder / METRICS).is_file():
+            return folder
+        with suppress(PointDistillError):  # one that was begun and has no step yet
+            read_run_config(folder)
+            return folder
+    return None
 
 
 def read_run_config(run: Path) -> dict[str, Any]:

@@ -1,18 +1,33 @@
-"""Classifiers on frozen features: what a representation is worth, with nothing of it trained.
+"""Probes: what a representation is worth, measured by classifiers on frozen features.
 
-Every probe takes ``Samples`` and returns a ``Score``. Which pooled features each reads is decided
-in ``pointdistill.engine.evaluation``.
+Which pooled features each probe reads is decided in ``pointdistill.engine.evaluation.protocols``.
 """
 
-from pointdistill.engine.evaluation.probe.linear import LinearHead, linear_probe
-from pointdistill.engine.evaluation.probe.logistic import logistic_probe
-from pointdistill.engine.evaluation.probe.mlp import MlpHead
-from pointdistill.engine.evaluation.probe.nearest import nearest_neighbour_probe
-from pointdistill.engine.evaluation.probe.samples import Samples, Score, score_predictions
-from pointdistill.engine.evaluation.probe.svm import svm_probe
-from pointdistill.engine.evaluation.probe.training import HeadTraining, train_heads
+from pointdistill.engine.evaluation.probe.fitted import (
+    Confusion,
+    Samples,
+    Score,
+    logistic_probe,
+    nearest_neighbour_probe,
+    rank_classes,
+    score_predictions,
+    svm_probe,
+)
+from pointdistill.engine.evaluation.probe.heads import (
+    Head,
+    HeadTraining,
+    LinearHead,
+    MlpHead,
+    linear_probe,
+    mean_logits,
+    smooth_targets,
+    train_head,
+    train_heads,
+)
 
 __all__ = [
+    "Confusion",
+    "Head",
     "HeadTraining",
     "LinearHead",
     "MlpHead",
@@ -20,8 +35,12 @@ __all__ = [
     "Score",
     "linear_probe",
     "logistic_probe",
+    "mean_logits",
     "nearest_neighbour_probe",
+    "rank_classes",
     "score_predictions",
+    "smooth_targets",
     "svm_probe",
+    "train_head",
     "train_heads",
 ]

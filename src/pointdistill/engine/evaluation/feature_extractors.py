@@ -1,4 +1,4 @@
-"""Two ways to turn clouds into feature vectors, to be measured by the same probes.
+"""Two ways to turn clouds into feature vectors, both measured by the same probes.
 
 Sizes: n clouds, N points a cloud.
 """
@@ -15,30 +15,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pointdistill.engine.evaluation.geometry import GEOMETRY_WIDTH, describe_geometry
+from pointdistill.engine.evaluation.geometry import GEOMETRY_WIDTH, geometric_features
 from pointdistill.engine.features import BATCH_SIZE, extract_features
 from pointdistill.engine.inputs import ProtocolInput, cloud_batches, voting_input
 
 if TYPE_CHECKING:
     from pointdistill.model.encoder import Encoder
 
-CountClouds = Callable[[int], None]
-"""Told after each batch how many clouds it held."""
+
+class ProbeFeatures(Protocol):
+    """Features of n clouds in the two forms that the protocols read, on the CPU."""
+
+    @property
+    def joined(self) -> Tensor:
+        """(n, F) for the linear probe and the logistic regression."""
+
+    @property
+    def unit(self) -> Tensor:
+        """(n, G), rows of length 1, for the nearest neighbours and the SVM."""
 
 
 @dataclass(frozen=True, slots=True)
-class Description:
-    """Features of n clouds in the two forms that the protocols read, on the CPU."""
+class PlainFeatures:
+    """``ProbeFeatures`` of numbers that are read as they are."""
 
     joined: Tensor
-    """(n, F) for the linear probe and the logistic regression."""
-
     unit: Tensor
-    """(n, G), rows of length 1, for the nearest neighbours and the SVM."""
 
 
-class Describer(Protocol):
-    """Whatever has features of clouds to offer."""
+class FeatureExtractor(Protocol):
+    """Turns clouds into feature vectors."""
 
     @property
     def name(self) -> str:
@@ -52,17 +58,25 @@ class Describer(Protocol):
     def has_patches(self) -> bool:
         """Whether the features come from patches."""
 
-    def voting(self) -> Describer:
+    def voting(self) -> FeatureExtractor:
         """The same features, but every epoch is a vote on test clouds; see ``voting_input``."""
 
     def __call__(
-        self, points: NDArray[np.float32], *, seed: int, epoch: int | None, count: CountClouds
-    ) -> Description:
-        """Describe (n, N, 3) clouds, augmented as in ``epoch`` or as they are for None."""
+        self,
+        points: NDArray[np.float32],
+        *,
+        seed: int,
+        epoch: int | None,
+        count: Callable[[int], None],
+    ) -> ProbeFeatures:
+        """Features of (n, N, 3) clouds, augmented as in ``epoch`` or as they are for None.
+
+        ``count`` is told after each batch how many clouds it held.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderDescriber:
+class EncoderFeatures:
     """Features of a frozen encoder."""
 
     name: str
@@ -76,15 +90,20 @@ class EncoderDescriber:
         """An encoder reads patches."""
         return True
 
-    def voting(self) -> EncoderDescriber:
+    def voting(self) -> EncoderFeatures:
         """Other points of each cloud, scaled, never rotated."""
         return replace(self, inputs=voting_input(self.inputs))
 
     def __call__(
-        self, points: NDArray[np.float32], *, seed: int, epoch: int | None, count: CountClouds
-    ) -> Description:
-        """Describe (n, N, 3) clouds by pooled tokens."""
-        features = extract_features(
+        self,
+        points: NDArray[np.float32],
+        *,
+        seed: int,
+        epoch: int | None,
+        count: Callable[[int], None],
+    ) -> ProbeFeatures:
+        """Pooled tokens of (n, N, 3) clouds."""
+        return extract_features(
             self.encoder,
             points,
             inputs=self.inputs,
@@ -94,11 +113,10 @@ class EncoderDescriber:
             device=self.device,
             progress=count,
         )
-        return Description(joined=features.joined, unit=features.unit)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GeometryDescriber:
+class GeometricFeatures:
     """Hand-made geometric features: the same numbers in both forms."""
 
     inputs: ProtocolInput
@@ -109,14 +127,19 @@ class GeometryDescriber:
         """Only points are read."""
         return False
 
-    def voting(self) -> GeometryDescriber:
+    def voting(self) -> GeometricFeatures:
         """Other points of each cloud, scaled, never rotated."""
         return replace(self, inputs=voting_input(self.inputs))
 
     def __call__(
-        self, points: NDArray[np.float32], *, seed: int, epoch: int | None, count: CountClouds
-    ) -> Description:
-        """Describe (n, N, 3) clouds by extents and histograms."""
+        self,
+        points: NDArray[np.float32],
+        *,
+        seed: int,
+        epoch: int | None,
+        count: Callable[[int], None],
+    ) -> ProbeFeatures:
+        """Extents and histograms of (n, N, 3) clouds."""
         numbers = torch.empty(len(points), GEOMETRY_WIDTH)
         for rows, clouds in cloud_batches(
             points,
@@ -126,6 +149,6 @@ class GeometryDescriber:
             batch_size=BATCH_SIZE,
             device=torch.device("cpu"),
         ):
-            numbers[rows] = describe_geometry(clouds, seed=seed)
+            numbers[rows] = geometric_features(clouds, seed=seed)
             count(len(clouds))
-        return Description(joined=numbers, unit=normalize(numbers, dim=1))
+        return PlainFeatures(joined=numbers, unit=normalize(numbers, dim=1))

@@ -1,11 +1,22 @@
-"""Results as tables: ours beside the published figures, what was measured in title, columns and notes."""
+"""Results for readers: tables with the published figures beside ours, and confusion matrices as pictures.
+
+Sizes: C classes.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.reporting.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 NOTHING = "-"
 """A cell for which there is no figure."""
@@ -14,6 +25,9 @@ _BEST = "best epoch %"
 _SHARED = ("features", "split", "data", "points / patches", "repeats")
 _NOTED = ("features", "points / patches")
 _COPYING = ("linear", "mlp")  # protocols that may go through copies instead of augmenting anew
+
+_DPI = 130
+_BLUE = "#2f6fb7"
 
 
 def results_tables(results: Sequence[Result]) -> list[Table]:
@@ -37,7 +51,7 @@ def results_table(results: Sequence[Result]) -> Table:
     if not _several_archives(results):
         shared["data"] = ""
     columns = [key for key in cells[0] if key not in shared]
-    said = [f"{key.capitalize()}: {shared[key]}." for key in _NOTED if key in shared]
+    shared_notes = [f"{key.capitalize()}: {shared[key]}." for key in _NOTED if key in shared]
     if all(result.best_epoch_accuracy is None for result in results):
         columns.remove(_BEST)
     what = results[0].metrics[0] if "IoU" in results[0].metrics[0] else "accuracy"
@@ -46,7 +60,7 @@ def results_table(results: Sequence[Result]) -> Table:
         + (data[0] if len(data) == 1 else results[0].data_name),
         columns=tuple(columns),
         rows=tuple(tuple(row[key] for key in columns) for row in cells),
-        notes=(*said, *_notes(results)),
+        notes=(*shared_notes, *_notes(results)),
     )
 
 
@@ -96,10 +110,10 @@ def _notes(results: Sequence[Result]) -> list[str]:
     if models:
         notes.append(f"Published: {', '.join(models)}, on the real benchmark and in its own input.")
     if any(result.epochs != result.protocol_epochs for result in results):
-        notes.append("Fewer epochs than the protocol's are a departure from it.")
+        notes.append("Fewer epochs than the protocol's are a deviation from it.")
     if any(result.copies is not None for result in results):
         notes.append(
-            "Augmented copies are a departure from the protocol, which augments anew each epoch."
+            "Augmented copies are a deviation from the protocol, which augments anew each epoch."
         )
     if any(result.votes > 1 for result in results):
         notes.append(
@@ -135,3 +149,76 @@ def _data(result: Result) -> str:
         f"{result.data_name}{split}: {result.train_clouds:,} training and {result.test_clouds:,} test "
         f"clouds; {result.form}; SHA-256 {result.checksum[:16]}."
     )
+
+
+def confusion_chart(
+    counts: Sequence[NDArray[np.int64]], classes: Sequence[str], *, title: str
+) -> bytes:
+    """Draw confusions in percent of each true class, and beside them the accuracy of every class.
+
+    Classes without a test cloud are left out.
+
+    Args:
+        counts: one (C, C) array a seed, test clouds by true (row) and predicted (column) class.
+        classes: names of all C classes.
+        title: above both.
+
+    Returns:
+        A PNG.
+    """
+    from matplotlib.figure import Figure
+
+    here = np.flatnonzero(np.sum(counts, axis=0).sum(axis=1))
+    names = [classes[int(index)] for index in here]
+    shares = [100.0 * c[np.ix_(here, here)] / c[here].sum(axis=1, keepdims=True) for c in counts]
+    size = max(4.5, 0.24 * len(names) + 1.8)
+    figure = Figure(figsize=(size + 3.2, size), dpi=_DPI, layout="constrained")
+    matrix, bars = figure.subplots(1, 2, width_ratios=(size, 2.2), sharey=True)
+    _draw_matrix(matrix, np.mean(shares, axis=0), names)
+    _draw_accuracies(bars, np.array([np.diag(share) for share in shares]))
+    figure.suptitle(title, fontsize=9)
+    buffer = io.BytesIO()
+    # Without the library's version in it, the same picture is the same bytes.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _draw_matrix(axis: Axes, share: NDArray[np.float64], names: Sequence[str]) -> None:
+    """Shares in percent as shades, and as numbers from two percent on."""
+    axis.imshow(share, cmap="Blues", vmin=0.0, vmax=100.0, aspect="auto")
+    for row, column in zip(*np.nonzero(share >= 1.5), strict=True):
+        value = share[row, column]
+        text = axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=5.5)
+        text.set_color("white" if value > 55.0 else "black")
+        # Numbers inside cells need no place of their own; looking for one is a quarter of the time to draw.
+        text.set_in_layout(False)
+    places = range(len(names))
+    axis.set_xticks(places, names, rotation=90, fontsize=7)
+    axis.set_yticks(places, names, fontsize=7)
+    axis.set_xlabel("predicted, % of the true class", fontsize=8)
+    axis.set_ylabel("true", fontsize=8)
+    axis.tick_params(length=0)
+    axis.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
+    axis.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
+    axis.grid(which="minor", color="#d8d8d8", linewidth=0.4)
+    axis.tick_params(which="minor", length=0)
+
+
+def _draw_accuracies(axis: Axes, accuracies: NDArray[np.float64]) -> None:
+    """A bar a class, its mean over the seeds in numbers, and a line from the lowest to the highest seed.
+
+    ``accuracies`` is (seeds, C), in percent.
+    """
+    mean = accuracies.mean(axis=0)
+    places = np.arange(len(mean))
+    axis.barh(places, mean, color=_BLUE, height=0.7)
+    if len(accuracies) > 1:
+        axis.hlines(places, accuracies.min(axis=0), accuracies.max(axis=0), color="black", lw=0.8)
+    for place, value in enumerate(mean):
+        axis.text(102.0, place, f"{value:.0f}", va="center", fontsize=6)
+    axis.set_xlim(0.0, 100.0)
+    axis.set_xlabel("accuracy of the class, %", fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
+    axis.tick_params(axis="y", which="both", length=0, labelleft=False)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)

@@ -1,0 +1,164 @@
+"""The list of benchmarks, and where the data of each lies. Adding one is a module with a ``SPEC`` and a row here.
+
+Loads nothing of a benchmark before it is asked for by name, so that the command line can offer the names at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pointdistill.data.benchmarks.spec import BenchmarkPaths, BenchmarkSpec
+from pointdistill.data.workspace import last_corpus, last_stand_in, remember_stand_in
+from pointdistill.errors import ConfigError, DataError
+from pointdistill.reporter import SILENT, Reporter
+
+Task = Literal["classification", "folds", "parts", "retrieval"]
+"""``folds``: classification, with training and test shapes of its own in every run. ``retrieval``: shapes of a
+corpus are named, and a draw of them is trained on."""
+
+_HERE = "pointdistill.data.benchmarks"
+
+
+class BenchmarkRow(NamedTuple):
+    """A benchmark in the list."""
+
+    module: str
+    """Holds the ``SPEC``."""
+
+    task: Task
+
+
+BENCHMARKS = {
+    "scanobjectnn": BenchmarkRow(f"{_HERE}.scanobjectnn", "classification"),
+    "modelnet40": BenchmarkRow(f"{_HERE}.modelnet40", "classification"),
+    "fewshot": BenchmarkRow(f"{_HERE}.modelnet_fewshot", "folds"),
+    "shapenetpart": BenchmarkRow(f"{_HERE}.shapenetpart", "parts"),
+    "lvis": BenchmarkRow(f"{_HERE}.lvis", "retrieval"),
+}
+"""By the name that a user types, in the order in which they are run and listed."""
+
+
+def trainable_benchmarks() -> tuple[str, ...]:
+    """Names of the benchmarks that a classifier or segmenter can be fine-tuned on."""
+    return tuple(
+        name for name, row in BENCHMARKS.items() if row.task in ("classification", "parts")
+    )
+
+
+def benchmark_spec(name: str) -> BenchmarkSpec:
+    """A benchmark by the name that a user types.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    if name not in BENCHMARKS:
+        msg = f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}"
+        raise ConfigError(msg)
+    spec = importlib.import_module(BENCHMARKS[name].module).SPEC
+    assert isinstance(spec, BenchmarkSpec)
+    return spec
+
+
+def benchmark_specs() -> Iterator[BenchmarkSpec]:
+    """Every benchmark, in the order of the list."""
+    return map(benchmark_spec, BENCHMARKS)
+
+
+def spec_titled(title: str) -> BenchmarkSpec | None:
+    """A benchmark by its name in results, such as ``ScanObjectNN``; None if it is none of the list."""
+    return next((spec for spec in benchmark_specs() if spec.title == title), None)
+
+
+def choose_splits(name: str, wanted: tuple[str, ...]) -> tuple[str | None, ...]:
+    """The splits ``wanted`` of a benchmark in the official order; all of them where none is named.
+
+    Raises:
+        ConfigError: for a benchmark or split that does not exist.
+    """
+    known = benchmark_spec(name).splits
+    unknown = [split for split in wanted if split not in known]
+    if unknown:
+        names = [split for split in known if split is not None]
+        accepted = f"choose from {', '.join(names)}" if names else "it has one only; leave it out"
+        msg = f"{name} has no split {unknown[0]!r}; {accepted}"
+        raise ConfigError(msg, settings=("split",))
+    return tuple(split for split in known if not wanted or split in wanted)
+
+
+def check_data_choice(*, stand_in: bool, data: Path | None, corpus: Path | None = None) -> None:
+    """Raise where a stand-in and data of the user's own were asked for at once.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    given = data or corpus
+    if stand_in and given is not None:
+        msg = f"a stand-in has data of its own, and {given} was given too; choose one of them"
+        raise ConfigError(msg, settings=("stand_in", "data" if data is not None else "corpus"))
+
+
+def find_archive(name: str, *, data: Path | None, folder: Path) -> Path:
+    """A benchmark's archive in the folder ``data``, ``data/`` of ``folder`` by default; or where it would go."""
+    candidates = [(data or folder / "data") / archive for archive in benchmark_spec(name).archives]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
+def find_benchmark(
+    name: str,
+    *,
+    data: Path | None = None,
+    corpus: Path | None = None,
+    within: bool = False,
+    folder: Path = Path(),
+) -> BenchmarkPaths:
+    """The archive of a benchmark, and the corpus that it needs.
+
+    Args:
+        name: a key of ``BENCHMARKS``.
+        data: the archive, or with ``within`` the folder that holds it; ``data/`` of ``folder`` by default.
+        corpus: for a benchmark that needs one; the last one made in ``folder`` by default.
+        within: whether ``data`` is a folder of archives.
+        folder: where defaults are looked for.
+
+    Raises:
+        DataError: if something is absent: where it comes from, and where it goes.
+    """
+    spec = benchmark_spec(name)
+    named = data is not None and not within
+    archive = data if data and named else find_archive(name, data=data, folder=folder)
+    paths = BenchmarkPaths(
+        archive, corpus or last_corpus(folder=folder) if spec.needs_corpus else None
+    )
+    if spec.needs_corpus and paths.corpus is None:
+        msg = (
+            f"{name} names shapes of a corpus, and none was made in this folder; prepare one of Objaverse, "
+            "name another, or run on the stand-in instead"
+        )
+        raise DataError(msg, settings=("corpus", "stand_in"))
+    if not archive.exists():
+        try:
+            spec.read(paths, spec.splits[0])  # every reader says where its archive comes from
+            reason = f"{archive}: no such archive"
+        except DataError as error:
+            reason = str(error)
+        raise DataError(reason, settings=("stand_in",))
+    return paths
+
+
+def find_stand_in(name: str, *, folder: Path, reporter: Reporter = SILENT) -> BenchmarkPaths:
+    """The stand-in of a benchmark in ``folder``, made if it is not there."""
+    spec = benchmark_spec(name)
+    archive = last_stand_in(name, folder=folder)
+    if archive is None:
+        archive = folder / "data" / "stand-in" / (spec.stand_in or spec.archives[0])
+        if not archive.exists():
+            reporter.say(f"making the stand-in for {name}, once, of up to 0.9 GB: {archive}")
+            spec.make_stand_in(archive, partial(reporter.progress, "making the stand-in"))
+        remember_stand_in(name, archive, folder=folder)
+    if not spec.needs_corpus:
+        return BenchmarkPaths(archive)
+    return BenchmarkPaths(archive / spec.archives[0], archive / spec.stand_in_corpus)

@@ -1,0 +1,189 @@
+"""What the program knows of a benchmark before it reads its files; loads neither NumPy nor h5py."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from pointdistill.data.benchmarks.lvis import LvisShapes
+    from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
+
+    Labelled: TypeAlias = Benchmark | PartBenchmark | LvisShapes
+
+Progress = Callable[[int, int], None]
+"""Told how many parts are done and how many there are."""
+
+FROZEN = ("knn", "svm", "linear", "mlp", "logistic")
+"""Protocols on frozen features. All but ``logistic`` are published; that one is blind to the features' scale."""
+
+TRAINED = ("finetune", "scratch")
+"""Protocols that train an encoder with the labels."""
+
+CLASSIFICATION = FROZEN + TRAINED
+"""Protocols of classification, in the order in which they are run: the cheap ones first."""
+
+PARTS = "parts"
+"""The protocol of part segmentation."""
+
+ALL_PROTOCOLS = (*CLASSIFICATION, PARTS)
+"""Protocols of every benchmark, in the order in which they are run."""
+
+CLS_SMALL = "AsymSD-CLS-S (ShapeNet)"
+MPM_SMALL = "AsymSD-MPM-S (ShapeNet)"
+SMALL = "AsymDSD-S (ShapeNet)"
+SMALL_MIXTURE = "AsymDSD-S (Mixture)"
+BASE_MIXTURE = "AsymDSD-B (Mixture)"
+SCRATCH_SMALL = "ViT-S from scratch"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFigure:
+    """What the paper reports, in percent."""
+
+    model: str
+    """Which model, and what it was pretrained on."""
+
+    accuracy: float
+    """The protocol's main figure on the official test split: overall accuracy, instance mIoU, or top-1."""
+
+    deviation: float | None = None
+    """Standard deviation over the folds of few-shot."""
+
+    further: tuple[float, ...] = ()
+    """The protocol's other figures: class mIoU, or top-3 and top-5."""
+
+    def __str__(self) -> str:
+        """As in ``96.10 ± 2.80`` or ``86.00 / 84.40``."""
+        main = f"{self.accuracy:.2f}"
+        spread = "" if self.deviation is None else f" ± {self.deviation:.2f}"
+        return " / ".join([main + spread, *(f"{value:.2f}" for value in self.further)])
+
+
+PublishedFigures = Mapping[tuple[str | None, str, str], PublishedFigure]
+"""By split, protocol and model."""
+
+
+def published_table(
+    splits: Sequence[str | None], rows: Mapping[tuple[str, str], Sequence[float | None]]
+) -> PublishedFigures:
+    """Published accuracies from a table: rows by protocol and model, a column a split, None for an empty cell."""
+    return {
+        (split, protocol, model): PublishedFigure(model, accuracy)
+        for (protocol, model), accuracies in rows.items()
+        for split, accuracy in zip(splits, accuracies, strict=True)
+        if accuracy is not None
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkInput:
+    """How a benchmark's clouds reach an encoder in the published protocol.
+
+    Source: AsymDSD (arXiv 2506.21724), evaluation protocols.
+    """
+
+    points: int
+    """Points given to the encoder; a cloud with fewer gives all it has."""
+
+    patches: int
+    """Patches that the encoder cuts them into."""
+
+    subsampling: Literal["uniform", "farthest"]
+    """How the points are chosen from a larger cloud."""
+
+    rotate_z: bool
+    """Whether training clouds are turned about the vertical axis where a protocol augments."""
+
+    scale: tuple[float, float]
+    """Range of the factor by which they are scaled then."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkPaths:
+    """Where a benchmark's data lies."""
+
+    archive: Path
+    corpus: Path | None = None
+    """The corpus that the archive names shapes of; None for archives that hold the shapes themselves."""
+
+
+class Reader(Protocol):
+    """Reads one split."""
+
+    def __call__(
+        self,
+        paths: BenchmarkPaths,
+        split: str | None,
+        *,
+        fold: int = 0,
+        progress: Progress | None = None,
+    ) -> Labelled:
+        """Read a split, or one fold of it; an absent archive is refused by saying where it comes from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkSpec:
+    """One benchmark: where its data comes from, how it is read, and how encoders are measured on it."""
+
+    title: str
+    """Its name in results, such as ``ScanObjectNN``."""
+
+    archives: tuple[str, ...]
+    """File names of the archive, looked for under ``data/``; the first is the stand-in's too."""
+
+    licence: str
+    """What its licence allows, in a few words."""
+
+    read: Reader
+
+    stand_in_maker: str
+    """``module:function`` that writes the stand-in, called with its path and ``progress``."""
+
+    stand_in: str = ""
+    """File or folder name of the stand-in, under ``data/stand-in``; that of the first archive by default."""
+
+    stand_in_corpus: str = ""
+    """The corpus in the stand-in's folder, for a benchmark that needs one."""
+
+    needs_corpus: bool = False
+    """Whether the archive only names shapes, and a corpus holds them."""
+
+    splits: tuple[str | None, ...] = (None,)
+    """Its official variants, in the order of the results; None where there is one only."""
+
+    training_split: str | None = None
+    """The split that a model is fine-tuned on where none is named."""
+
+    input: BenchmarkInput
+
+    protocols: tuple[str, ...] = CLASSIFICATION
+    """All that can be run on it, in that order."""
+
+    default_protocols: tuple[str, ...] = FROZEN
+    """Those run where none is named."""
+
+    recipe: str = "finetune-scanobjectnn"
+    """Name of the published recipe of the protocol ``finetune``."""
+
+    seeds: int = 3
+    """Runs where no number is asked for: seeds, folds or draws."""
+
+    most_seeds: int | None = None
+    """How many folds there are; None where any number of seeds or draws can be run."""
+
+    repeated_over: str = "seeds"
+    """What the runs differ in: ``seeds``, ``folds`` or ``draws``."""
+
+    voting: bool = True
+    """Whether there are logits of clouds to average."""
+
+    published: PublishedFigures = field(default_factory=dict)
+
+    def make_stand_in(self, output: Path, progress: Progress | None = None) -> None:
+        """Write the stand-in, by its maker's defaults."""
+        module, _, function = self.stand_in_maker.partition(":")
+        getattr(importlib.import_module(module), function)(output, progress=progress)

@@ -1,0 +1,234 @@
+"""Classification of whole clouds: every protocol, every seed, one result each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+import torch
+
+from pointdistill.data.benchmarks.records import Benchmark
+from pointdistill.data.benchmarks.spec import FROZEN, TRAINED
+from pointdistill.engine.evaluation.feature_extractors import (
+    EncoderFeatures,
+    FeatureExtractor,
+    GeometricFeatures,
+)
+from pointdistill.engine.evaluation.forecast import SHORTER, Forecast
+from pointdistill.engine.evaluation.probe import HeadTraining, Score
+from pointdistill.engine.evaluation.protocols import FrozenRun, trained_score, training_cost
+from pointdistill.engine.evaluation.results import Result, combine
+from pointdistill.engine.evaluation.run import HEADS, Evaluation, EvaluationRun, side_sizes
+from pointdistill.engine.features import BATCH_SIZE
+from pointdistill.engine.finetuning.classifier_recipes import recipe_for
+from pointdistill.engine.finetuning.training_file import TrainingFile
+from pointdistill.engine.inputs import ProtocolInput, protocol_input
+from pointdistill.errors import ConfigError
+from pointdistill.model.encoder import Encoder
+from pointdistill.reporter import SILENT, Reporter
+
+
+def evaluate(
+    encoder: Encoder,
+    benchmark: Benchmark,
+    evaluation: Evaluation,
+    *,
+    name: str,
+    published_model: str | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = BATCH_SIZE,
+    reporter: Reporter = SILENT,
+) -> list[Result]:
+    """Measure an encoder on a benchmark.
+
+    Args:
+        encoder: the teacher's; its weights are not changed.
+        benchmark: labelled clouds, z up, with their official split.
+        evaluation: protocols, seeds and settings.
+        name: what to call these features in the results.
+        published_model: whose published figures to set beside ours, by its name in
+            ``pointdistill.data.benchmarks.spec``.
+        device: where encoders run and are trained; heads on frozen features train on the CPU.
+        batch_size: clouds a forward pass of a frozen encoder.
+        reporter: told after every batch of clouds, and after every epoch of training.
+
+    Returns:
+        One result a protocol.
+
+    Raises:
+        ConfigError: for a benchmark without a published protocol.
+        DataError: if features are not finite, or clouds too few.
+        DivergenceError: if a training's loss is not finite.
+    """
+    extractor = EncoderFeatures(
+        name=name,
+        encoder=encoder,
+        inputs=protocol_input(benchmark.name, encoder.config),
+        device=device,
+        batch_size=batch_size,
+    )
+    return measure(
+        extractor, benchmark, evaluation, published_model=published_model, reporter=reporter
+    )
+
+
+def evaluate_geometry(
+    benchmark: Benchmark,
+    evaluation: Evaluation,
+    *,
+    inputs: ProtocolInput,
+    reporter: Reporter = SILENT,
+) -> list[Result]:
+    """Measure hand-made geometric features under the same probes, on the same points.
+
+    Arguments and results are those of ``evaluate``; ``inputs`` are the encoder's (``protocol_input``),
+    so that both see clouds of one density.
+    """
+    return measure(GeometricFeatures(inputs=inputs), benchmark, evaluation, reporter=reporter)
+
+
+def measure(
+    extractor: FeatureExtractor,
+    benchmark: Benchmark,
+    evaluation: Evaluation,
+    *,
+    published_model: str | None = None,
+    reporter: Reporter = SILENT,
+) -> list[Result]:
+    """Run every protocol for every seed on any features of clouds; one result a protocol."""
+    settings = {item.name: getattr(evaluation, item.name) for item in fields(Evaluation)}
+    run = EvaluationRun(
+        extractor=extractor, published_model=published_model, reporter=reporter, **settings
+    )
+    by_protocol = {result.protocol: result for result in combine(measure_seeds(run, benchmark))}
+    return [by_protocol[protocol] for protocol in evaluation.protocols]
+
+
+def evaluate_classification(run: EvaluationRun) -> list[Result]:
+    """Every split, protocol and seed of a run on a benchmark on disk; one result a seed."""
+    found: list[Result] = []
+    for split in run.splits:
+        benchmark = run.read(split)
+        assert isinstance(benchmark, Benchmark)
+        run.announce(benchmark)
+        results = measure_seeds(run, benchmark)
+        if run.store is not None:
+            run.store.draw(results)
+        found += results
+    return found
+
+
+def measure_seeds(run: EvaluationRun, benchmark: Benchmark) -> list[Result]:
+    """One result a protocol and seed: those that are stored are taken from there, the others measured and stored.
+
+    Frozen protocols of all seeds come first, then those that train an encoder; a forecast is made of what takes
+    long.
+    """
+    templates = {
+        (protocol, seed): run.template(
+            benchmark,
+            protocol,
+            seed,
+            sizes=side_sizes(benchmark),
+            protocol_epochs=protocol_epochs(protocol, benchmark.name, run),
+        )
+        for seed in run.seeds
+        for protocol in run.protocols
+    }
+    results = {pair: run.find(template) for pair, template in templates.items()}
+    missing = [pair for pair, result in results.items() if result is None]
+
+    def record(pair: tuple[str, int], score: Score) -> None:
+        results[pair] = run.record(templates[pair], score, benchmark.classes)
+
+    frozen = [pair for pair in missing if pair[0] in FROZEN]
+    for protocol, seed, score in _frozen_scores(run, benchmark, frozen):
+        record((protocol, seed), score)
+    trained = [pair for pair in missing if pair[0] in TRAINED]
+    for index, pair in enumerate(trained):
+        with run.training_file(templates[pair]) as file:
+            record(pair, _train(run, benchmark, *pair, later=trained[index + 1 :], file=file))
+    return [result for result in results.values() if result is not None]
+
+
+def _name(benchmark: Benchmark) -> str:
+    """Benchmark and split, for progress and forecasts."""
+    return ", ".join(filter(None, [benchmark.name, benchmark.split]))
+
+
+def _frozen_scores(
+    run: EvaluationRun, benchmark: Benchmark, missing: Sequence[tuple[str, int]]
+) -> Iterator[tuple[str, int, Score]]:
+    """Protocol, seed and score of those on frozen features, each as soon as it is there."""
+    protocols = {seed: tuple(p for p, s in missing if s == seed) for _, seed in missing}
+    total = sum(run.clouds_to_extract(benchmark, names) for names in protocols.values())
+    forecast = Forecast(run.reporter, f"{_name(benchmark)}, features")
+    if any(protocol in HEADS for protocol, _ in missing):
+        forecast.hint = "1 augmented copy shortens it"
+        forecast.settings = ("augmented_copies",)
+    done = 0
+    task = ""
+
+    def count(clouds: int) -> None:
+        nonlocal done
+        done += clouds
+        run.reporter.progress(task, done, total)
+        forecast(done, total)
+
+    for seed, names in protocols.items():
+        task = f"{_name(benchmark)}, seed {seed}: features"
+        frozen = FrozenRun(run.extractor, benchmark, run, seed=seed, count=count)
+        for protocol, score in frozen.scores(names):
+            yield protocol, seed, score
+
+
+def _train(
+    run: EvaluationRun,
+    benchmark: Benchmark,
+    protocol: str,
+    seed: int,
+    *,
+    later: Sequence[tuple[str, int]],
+    file: TrainingFile | None,
+) -> Score:
+    """One training run; its forecast covers the ``later`` ones too."""
+    extractor, name = run.extractor, benchmark.name
+    if not isinstance(extractor, EncoderFeatures):
+        msg = f"{protocol!r} trains an encoder, and {extractor.name} have none; choose from {', '.join(FROZEN)}"
+        raise ConfigError(msg)
+    after = sum(training_cost(p, name, epochs=run.epochs) for p, _ in later)
+    whole = training_cost(protocol, name, epochs=run.epochs)
+    epochs = run.epochs or recipe_for(name, protocol).epochs
+    task = f"{_name(benchmark)}, {run.repeated_over[:-1]} {seed}: {protocol}"
+    forecast = Forecast(run.reporter, task)
+    if run.epochs is None:
+        forecast.hint, forecast.settings = SHORTER
+
+    def report(done: int) -> None:
+        before, rest = (
+            training_cost(protocol, name, epochs=run.epochs, done=epoch)
+            for epoch in (done - 1, done)
+        )
+        forecast(whole - rest, whole * (1 + run.later_runs) + after, latest=before - rest)
+        run.reporter.progress(task, done, epochs)
+
+    run.reporter.progress(task, 0, epochs)
+    return trained_score(
+        extractor.encoder,
+        benchmark,
+        protocol,
+        inputs=extractor.inputs,
+        seed=seed,
+        epochs=run.epochs,
+        votes=run.votes,
+        device=extractor.device,
+        report=report,
+        file=file,
+    )
+
+
+def protocol_epochs(protocol: str, benchmark: str, evaluation: Evaluation) -> int | None:
+    """Epochs that a protocol has; None for one without."""
+    if protocol in HEADS:
+        return (evaluation.head or HeadTraining()).epochs
+    return recipe_for(benchmark, protocol).epochs if protocol in TRAINED else None

@@ -1,0 +1,236 @@
+"""How a protocol comes to its score for one seed: on frozen features, or by training an encoder with the labels.
+
+Sizes: n test clouds, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
+from pointdistill.engine.devices import threads_for
+from pointdistill.engine.evaluation.feature_extractors import FeatureExtractor, ProbeFeatures
+from pointdistill.engine.evaluation.probe import (
+    Head,
+    LinearHead,
+    MlpHead,
+    Samples,
+    Score,
+    logistic_probe,
+    mean_logits,
+    nearest_neighbour_probe,
+    score_predictions,
+    svm_probe,
+    train_heads,
+)
+from pointdistill.engine.evaluation.run import HEADS, Evaluation
+from pointdistill.engine.finetuning.classifier_recipes import recipe_for
+from pointdistill.engine.finetuning.supervised import (
+    EVALUATION_BATCH,
+    cut_from_outermost,
+    train_classifier,
+)
+from pointdistill.engine.finetuning.training_file import TrainingFile
+from pointdistill.engine.inputs import ProtocolInput, cloud_batches, voting_input
+from pointdistill.model.classifier import Classifier
+from pointdistill.model.encoder import Encoder
+from pointdistill.model.patches import to_unit_sphere
+
+_HEADS: dict[str, Callable[..., Head]] = {"linear": LinearHead, "mlp": MlpHead}
+
+FROZEN_COST = 1 / 3
+"""Cost of an epoch with a frozen encoder, against one that trains it: a forward pass without the backward pass."""
+
+
+class FrozenRun:
+    """Some protocols for one seed, on features that are computed once."""
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        benchmark: Benchmark,
+        evaluation: Evaluation,
+        *,
+        seed: int,
+        count: Callable[[int], None],
+    ) -> None:
+        """Nothing is computed before ``scores``; ``count`` is told after every batch how many clouds it held."""
+        self._extractor, self._benchmark, self._evaluation = extractor, benchmark, evaluation
+        self._seed, self._count = seed, count
+
+    def scores(self, protocols: Sequence[str]) -> Iterator[tuple[str, Score]]:
+        """Each protocol's score as soon as it is there; the heads, trained side by side, come together."""
+        train, test = self._benchmark.train, self._benchmark.test
+        of_train = self._extract(self._extractor, train, epoch=None)
+        of_test = self._extract(self._extractor, test, epoch=None)
+        unit = Samples(of_train.unit, _labels(train)), Samples(of_test.unit, _labels(test))
+        joined = Samples(of_train.joined, _labels(train)), Samples(of_test.joined, _labels(test))
+        at_once: dict[str, Callable[[], Score]] = {
+            "knn": lambda: nearest_neighbour_probe(*unit),
+            "svm": lambda: svm_probe(*unit, seed=self._seed),
+            "logistic": lambda: logistic_probe(*joined),
+        }
+        for protocol in protocols:
+            if protocol in at_once:
+                yield protocol, at_once[protocol]()
+        heads = [protocol for protocol in protocols if protocol in HEADS]
+        if heads:
+            yield from zip(heads, self._train(heads, joined[1]), strict=True)
+
+    def _train(self, names: Sequence[str], test: Samples) -> list[Score]:
+        """Scores of the heads, trained on the same features of every epoch."""
+        width, classes = test.features.shape[1], len(self._benchmark.classes)
+        generators = [torch.Generator().manual_seed(self._seed) for _ in names]
+        drawn = zip(names, generators, strict=True)
+        return train_heads(
+            [_HEADS[name](width, classes, generator=generator) for name, generator in drawn],
+            self._augmented_features(),
+            _labels(self._benchmark.train),
+            test,
+            classes=classes,
+            settings=self._evaluation.head_training,
+            votes=self._votes(),
+        )
+
+    def _votes(self) -> list[Tensor]:
+        """Features of the further versions of the test clouds."""
+        extractor, test = self._extractor.voting(), self._benchmark.test
+        further = range(self._evaluation.votes - 1)
+        return [self._extract(extractor, test, epoch=vote).joined for vote in further]
+
+    def _augmented_features(self) -> Callable[[int], Tensor]:
+        """Features of the augmented training clouds by epoch; only copies that come again are kept."""
+        copies = self._evaluation.augmented_copies
+        kept: dict[int, Tensor] = {}
+
+        def features(epoch: int) -> Tensor:
+            train = self._benchmark.train
+            if copies is None:
+                return self._extract(self._extractor, train, epoch=epoch).joined
+            if epoch % copies not in kept:
+                of_copy = self._extract(self._extractor, train, epoch=epoch % copies)
+                kept[epoch % copies] = of_copy.joined
+            return kept[epoch % copies]
+
+        return features
+
+    def _extract(
+        self, extractor: FeatureExtractor, clouds: LabelledClouds, *, epoch: int | None
+    ) -> ProbeFeatures:
+        return extractor(clouds.points, seed=self._seed, epoch=epoch, count=self._count)
+
+
+def _labels(clouds: LabelledClouds) -> Tensor:
+    return torch.from_numpy(np.asarray(clouds.labels, dtype=np.int64))
+
+
+def training_cost(protocol: str, benchmark: str, *, epochs: int | None, done: int = 0) -> float:
+    """Epochs still to come after ``done``, those with a frozen encoder counted at their lower cost."""
+    recipe = recipe_for(benchmark, protocol)
+    total = epochs or recipe.epochs
+    frozen = round(total * recipe.frozen_epochs / recipe.epochs)
+    return max(0, frozen - done) * FROZEN_COST + total - max(frozen, done)
+
+
+def trained_score(
+    encoder: Encoder,
+    benchmark: Benchmark,
+    protocol: str,
+    *,
+    inputs: ProtocolInput,
+    seed: int,
+    epochs: int | None,
+    votes: int,
+    device: torch.device | str,
+    report: Callable[[int], None],
+    file: TrainingFile | None = None,
+) -> Score:
+    """Train under ``finetune`` or ``scratch``; the last epoch's score, the best epoch beside it.
+
+    Args:
+        encoder: copied, not changed.
+        benchmark: with its official split.
+        protocol: one of ``TRAINED``.
+        inputs: points and patches a cloud, and the augmentation in training.
+        seed: of everything random.
+        epochs: instead of the recipe's.
+        votes: versions of each test cloud; with more than one no best epoch is reported, since every epoch was
+            tested without a vote.
+        device: where to train.
+        report: called with the number of epochs done.
+        file: where the training is kept while it lasts; it continues from there if the file exists.
+
+    Raises:
+        KeyboardInterrupt: if ``file`` says to stop; everything is in it then.
+    """
+    result = train_classifier(
+        encoder,
+        benchmark.train,
+        benchmark.test,
+        classes=len(benchmark.classes),
+        recipe=recipe_for(benchmark.name, protocol),
+        inputs=inputs,
+        seed=seed,
+        epochs=epochs,
+        device=device,
+        report=lambda record: report(record.epoch),
+        file=file,
+    )
+    logits = voted_logits(
+        result.classifier, benchmark.test, inputs, seed=seed, votes=votes, device=device
+    )
+    score = score_predictions(logits.argmax(1), torch.from_numpy(benchmark.test.labels))
+    if votes > 1:
+        return score
+    best = result.score
+    return replace(score, best_accuracy=best.best_accuracy, best_epoch=best.best_epoch)
+
+
+def voted_logits(
+    classifier: Classifier,
+    clouds: LabelledClouds,
+    inputs: ProtocolInput,
+    *,
+    seed: int,
+    votes: int,
+    device: torch.device | str,
+) -> Tensor:
+    """(n, C) logits on the CPU, averaged over the clouds as they are and ``votes`` - 1 further versions."""
+    plain = _logits(classifier, clouds, inputs, seed=seed, epoch=None, device=device)
+    other = voting_input(inputs)
+    further = [
+        _logits(classifier, clouds, other, seed=seed, epoch=vote, device=device)
+        for vote in range(votes - 1)
+    ]
+    return mean_logits([plain, *further])
+
+
+def _logits(
+    classifier: Classifier,
+    clouds: LabelledClouds,
+    inputs: ProtocolInput,
+    *,
+    seed: int,
+    epoch: int | None,
+    device: torch.device | str,
+) -> Tensor:
+    """(n, C) logits of one version of the clouds, by a classifier in evaluation mode."""
+    config, device = classifier.encoder.config, torch.device(device)
+    found = []
+    with torch.inference_mode(), threads_for(config.width, device):
+        for _, batch in cloud_batches(
+            clouds.points,
+            inputs,
+            seed=seed,
+            epoch=epoch,
+            batch_size=EVALUATION_BATCH,
+            device=device,
+        ):
+            patches = cut_from_outermost(to_unit_sphere(batch), inputs, config.patch_points)
+            found.append(classifier(patches).cpu())
+    return torch.cat(found)

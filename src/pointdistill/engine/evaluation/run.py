@@ -1,0 +1,293 @@
+"""What is measured: protocols, seeds, every way to deviate from a protocol, and where scores are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pointdistill.data.benchmarks.lvis import LvisShapes
+from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
+from pointdistill.data.benchmarks.spec import (
+    CLASSIFICATION,
+    FROZEN,
+    PARTS,
+    TRAINED,
+    BenchmarkPaths,
+    BenchmarkSpec,
+    Progress,
+)
+from pointdistill.engine.evaluation.feature_extractors import FeatureExtractor
+from pointdistill.engine.evaluation.probe import HeadTraining, Score
+from pointdistill.engine.evaluation.results import (
+    NOT_MEASURED,
+    Result,
+    published_figure,
+    with_score,
+)
+from pointdistill.engine.finetuning.training_file import TrainingFile
+from pointdistill.engine.interrupt import interruptible
+from pointdistill.errors import ConfigError
+from pointdistill.reporter import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from pointdistill.data.benchmarks.spec import Labelled
+    from pointdistill.engine.evaluation.store import ScoreStore
+
+HEADS = ("linear", "mlp")
+"""Heads trained on frozen features of augmented clouds."""
+
+VOTING = HEADS + TRAINED
+"""Protocols that have logits to average."""
+
+COPIES_ON_CPU = 4
+"""Augmented copies for the heads on a CPU, where 150 passes of an encoder take too long."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What to measure, whatever the features."""
+
+    protocols: tuple[str, ...] = FROZEN
+    """In the order of the results."""
+
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the subsets of points, the augmentation and the initial weights; one run each. Or the numbers of
+    the folds or draws."""
+
+    augmented_copies: int | None = None
+    """How many augmented sets of training features the heads go through in turn; None for
+    a new set each epoch, as published, which costs 150 passes of the encoder."""
+
+    epochs: int | None = None
+    """Instead of the protocols', for those that have epochs: a deviation that every result names."""
+
+    votes: int = 1
+    """Versions of each test cloud whose logits are averaged; 1 is no voting."""
+
+    head: HeadTraining | None = None
+    """Settings of the linear layer and of the MLP before ``epochs`` shortens them; by default those published."""
+
+    repeated_over: str = "seeds"
+    """What the runs differ in, as results call it: ``seeds``, ``folds`` or ``draws``."""
+
+    def __post_init__(self) -> None:
+        known = (*CLASSIFICATION, PARTS)
+        unknown = [name for name in self.protocols if name not in known]
+        if unknown or not self.protocols:
+            wrong = repr(unknown[0]) if unknown else "none"
+            msg = f"protocols must be some of {', '.join(known)}, got {wrong}"
+            raise ConfigError(msg)
+        if not self.seeds:
+            msg = "an evaluation needs at least one seed, got none"
+            raise ConfigError(msg)
+        if self.augmented_copies is not None and self.augmented_copies < 1:
+            msg = (
+                f"augmented_copies must be at least 1, got {self.augmented_copies}; "
+                "leave it out to augment anew each epoch"
+            )
+            raise ConfigError(msg)
+        if self.epochs is not None and self.epochs < 1:
+            msg = f"epochs must be at least 1, got {self.epochs}; leave it out for the protocol's"
+            raise ConfigError(msg)
+        without_logits = [name for name in self.protocols if name not in VOTING]
+        if self.votes < 1 or (self.votes > 1 and without_logits):
+            who = f"; {without_logits[0]} has no logits to average" if self.votes > 1 else ""
+            msg = f"votes must be at least 1, and more only for {', '.join(VOTING)}, got {self.votes}{who}"
+            raise ConfigError(msg)
+
+    @property
+    def head_training(self) -> HeadTraining:
+        """Settings of the heads, shortened if ``epochs`` is given."""
+        return (self.head or HeadTraining()).shortened(self.epochs)
+
+    def copies_of(self, protocol: str) -> int | None:
+        """Augmented sets that a protocol repeats; None where every epoch has a set of its own, or none is made."""
+        copies = self.augmented_copies
+        if protocol not in HEADS or copies is None or copies >= self.head_training.epochs:
+            return None
+        return copies
+
+    def clouds_to_extract(self, benchmark: Benchmark, protocols: tuple[str, ...]) -> int:
+        """Clouds that go through the encoder for frozen ``protocols`` and one seed: nearly all of their cost."""
+        if not set(protocols) & set(FROZEN):
+            return 0
+        train, test = len(benchmark.train), len(benchmark.test)
+        if not set(protocols) & set(HEADS):
+            return train + test
+        epochs = self.head_training.epochs
+        sets = min(self.augmented_copies or epochs, epochs)
+        return train * (1 + sets) + test * self.votes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationRun(Evaluation):
+    """An evaluation of one set of features on one benchmark, with everything that it works with."""
+
+    extractor: FeatureExtractor
+
+    fingerprint: str = ""
+    """Of the encoder's weights; empty where no score is stored."""
+
+    published_model: str | None = None
+    """Whose published figures are set beside the results."""
+
+    paths: BenchmarkPaths | None = None
+    """Where the benchmark is read from; None for one that is in memory."""
+
+    spec: BenchmarkSpec | None = None
+    splits: tuple[str | None, ...] = (None,)
+
+    store: ScoreStore | None = None
+    """Where scores are kept as soon as they are there; None for an evaluation that ends in memory."""
+
+    warn: Callable[[Labelled], str | None] = lambda _benchmark: None
+    """Gives a warning about test shapes that the encoder saw in pretraining, or None."""
+
+    reporter: Reporter = SILENT
+
+    later_runs: float = 0.0
+    """Runs of the same cost that the caller will do after this one, for the forecast."""
+
+    def read(self, split: str | None, *, fold: int = 0) -> Labelled:
+        """Read a split of the benchmark, or one fold of it."""
+        assert self.spec is not None
+        assert self.paths is not None
+        return self.spec.read(
+            self.paths, split, fold=fold, progress=self.counter("reading the archive")
+        )
+
+    def counter(self, task: str) -> Progress:
+        """Reports progress of one task, for functions that do not know which it is."""
+        return partial(self.reporter.progress, task)
+
+    def announce(self, benchmark: Labelled, *, tested: Labelled | None = None) -> None:
+        """Say what was read, and whether the encoder saw any of it, before anything is measured on it.
+
+        ``tested`` has all the test shapes, where those are more than ``benchmark`` has.
+        """
+        assert self.paths is not None
+        parts = [benchmark.data_name, *([benchmark.split] if benchmark.split else [])]
+        if isinstance(benchmark, LvisShapes):
+            parts.append(f"{len(benchmark):,} shapes of {len(benchmark.classes):,} categories")
+        else:
+            counts = f"{len(benchmark.train):,} training and {len(benchmark.test):,} test clouds"
+            parts.append(counts)
+        self.reporter.say(f"data: {', '.join([*parts, str(self.paths.archive)])}")
+        warning = self.warn(tested or benchmark)
+        if warning is not None:
+            self.reporter.say(f"warning: {warning}")
+
+    def template(
+        self,
+        benchmark: Labelled,
+        protocol: str,
+        seed: int,
+        *,
+        sizes: tuple[int, int],
+        protocol_epochs: int | None,
+        metrics: tuple[str, str] = ("OA", "mAcc"),
+    ) -> Result:
+        """The result of one protocol and seed with everything in it but the figures.
+
+        Args:
+            benchmark: as it was read.
+            protocol: one that the benchmark has.
+            seed: or the number of the fold or draw.
+            sizes: training and test clouds.
+            protocol_epochs: epochs that the protocol has; None for one without.
+            metrics: names of the two main figures.
+        """
+        inputs, form, points = self.extractor.inputs, benchmark.form, self.extractor.inputs.points
+        copies = self.copies_of(protocol)
+        if isinstance(benchmark, Benchmark):
+            points = min(points, benchmark.train.points.shape[1])
+        elif isinstance(benchmark, LvisShapes):
+            form = f"{form}; corpus content {benchmark.corpus.content[:16]}"
+            # Named even where they are as many as the epochs, since all draws share them.
+            copies = self.augmented_copies if protocol in HEADS else None
+        result = Result(
+            features=self.extractor.name,
+            benchmark=benchmark.name,
+            split=benchmark.split,
+            data_name=benchmark.data_name,
+            form=form,
+            checksum=benchmark.checksum,
+            stand_in=benchmark.stand_in,
+            train_clouds=sizes[0],
+            test_clouds=sizes[1],
+            protocol=protocol,
+            points=points,
+            patches=min(inputs.patches, points) if self.extractor.has_patches else None,
+            subsampling=inputs.subsampling,
+            augmentation=describe_augmentation(protocol, copies),
+            seeds=(seed,),
+            accuracy=NOT_MEASURED,
+            class_accuracy=NOT_MEASURED,
+            best_epoch_accuracy=None,
+            published=None,
+            metrics=metrics,
+            repeated_over=self.repeated_over,
+            fingerprint=self.fingerprint,
+            epochs=None if protocol_epochs is None else self.epochs or protocol_epochs,
+            protocol_epochs=protocol_epochs,
+            votes=self.votes if protocol in VOTING else 1,
+            copies=copies,
+        )
+        published = published_figure(
+            self.published_model,
+            benchmark=benchmark.name,
+            split=benchmark.split,
+            protocol=protocol,
+        )
+        return result.beside(published)
+
+    def find(self, template: Result) -> Result | None:
+        """The stored result of a template; None if it is still to be measured."""
+        return None if self.store is None else self.store.find(template)
+
+    def record(self, template: Result, score: Score, classes: tuple[str, ...] = ()) -> Result:
+        """Complete a template with its score, and store it."""
+        result = with_score(template, score)
+        if self.store is not None:
+            self.store.add(template, result, score.confusion, classes)
+        return result
+
+    @contextmanager
+    def training_file(self, template: Result) -> Iterator[TrainingFile | None]:
+        """The file of a training, for a block that trains, measures and records it; None where nothing is stored.
+
+        Ctrl-C, SIGTERM and a closed terminal end a training between two steps, everything saved, and what follows
+        the training once its score is recorded. The reporter is told of the first signal at once; a second one
+        interrupts.
+
+        Raises:
+            KeyboardInterrupt: if one came.
+        """
+        path: Path | None = None if self.store is None else self.store.training_of(template)
+        if path is None:
+            yield None
+            return
+        with interruptible(self.reporter.on_signal) as stop:
+            yield TrainingFile(path, stop)
+        if stop():
+            raise KeyboardInterrupt
+
+
+def side_sizes(benchmark: Benchmark | PartBenchmark) -> tuple[int, int]:
+    """Training and test clouds."""
+    return len(benchmark.train), len(benchmark.test)
+
+
+def describe_augmentation(protocol: str, copies: int | None) -> str:
+    """How often the training clouds were augmented, for results."""
+    if protocol not in (*VOTING, PARTS):
+        return "training clouds not augmented"
+    if copies is None:
+        return "training clouds augmented anew each epoch"
+    if copies == 1:
+        return "one augmented copy of the training clouds"
+    return f"{copies} augmented copies of the training clouds, in turn"

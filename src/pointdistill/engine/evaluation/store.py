@@ -1,0 +1,217 @@
+"""An output folder: one file a score, whole or absent, and the results made from all of them.
+
+A score is what one protocol came to for one seed on one split. Later evaluations into the same folder add to it:
+scores that share encoder, data, protocol and settings become one row, over all their seeds; any difference makes
+another row; nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pointdistill.data.benchmarks.spec import CLASSIFICATION
+from pointdistill.data.files import read_json, write_aside, write_json
+from pointdistill.engine.config import from_plain, to_plain
+from pointdistill.engine.evaluation.probe import Confusion
+from pointdistill.engine.evaluation.results import (
+    FOLDS,
+    RESULTS_FORMAT,
+    Result,
+    combine,
+    setting_of,
+    write_results,
+)
+from pointdistill.engine.evaluation.tables import confusion_chart, results_tables
+from pointdistill.errors import ConfigError, DataError
+
+RESULTS, TABLE, SCORES, PICTURES = "results.json", "results.md", "scores", "pictures"
+
+
+class ScoreStore:
+    """The scores in an output folder."""
+
+    def __init__(self, output: Path) -> None:
+        """Open a folder, which need not exist.
+
+        Raises:
+            DataError: if a score in it is damaged.
+            ConfigError: if its ``results.json`` is another version's, and would be overwritten.
+        """
+        self.output = output
+        _check_version(output / RESULTS)
+        self._results: dict[str, Result] = {}
+        self._to_draw: set[object] = set()
+        self._read_new()
+
+    def find(self, template: Result) -> Result | None:
+        """The result of one seed that has a template's settings, if it was measured."""
+        return self._results.get(score_key(template))
+
+    def add(
+        self,
+        template: Result,
+        result: Result,
+        confusion: Confusion | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        """Write the score of one seed, and the results with it; the file of its training goes."""
+        path = self._path(template)
+        write_json(path, _plain(result, confusion, classes))
+        _training_beside(path).unlink(missing_ok=True)
+        self._results[score_key(template)] = result
+        self._to_draw.add(setting_of(result))
+        self.publish()
+
+    def training_of(self, template: Result) -> Path:
+        """Where the training of a score is kept while it lasts: beside the score."""
+        return _training_beside(self._path(template))
+
+    def results(self, of: Iterable[Result] | None = None) -> list[Result]:
+        """All rows of the folder, or those that have the settings of one of the results ``of``."""
+        wanted = None if of is None else {setting_of(result) for result in of}
+        rows = combine(list(self._results.values()))
+        rows.sort(key=_sort_key)
+        return [row for row in rows if wanted is None or setting_of(row) in wanted]
+
+    def publish(self) -> None:
+        """Write ``results.json`` and ``results.md`` from all scores, with the pictures there are."""
+        self._read_new()
+        rows = self.results()
+        write_results(self.output / RESULTS, rows)
+        parts = [table.markdown() for table in results_tables(rows)]
+        pictures = [(row, self._picture(row)) for row in rows]
+        shown = [
+            f"![{_title(row)}]({path.relative_to(self.output).as_posix()})"
+            for row, path in pictures
+            if path.exists()
+        ]
+        with write_aside(self.output / TABLE) as aside:
+            aside.write_text("\n".join([*parts, *(f"{line}\n" for line in shown)]), "utf-8")
+
+    def draw(self, results: Sequence[Result]) -> list[Path]:
+        """Draw the confusion matrix and class accuracies of each result, over its seeds; returns the new files."""
+        drawn = []
+        for row in self.results(results):
+            path, setting = self._picture(row), setting_of(row)
+            # The classes of one fold are not those of another.
+            if row.repeated_over == FOLDS or (setting not in self._to_draw and path.exists()):
+                continue
+            scores = [
+                read_json(self.output / SCORES / name)
+                for name in self._names()
+                if setting_of(self._results[_key_of(name)]) == setting
+            ]
+            counts = [np.array(_confusion(score)) for score in scores if score["confusion"]]
+            if not counts:
+                continue
+            with write_aside(path) as aside:
+                chart = confusion_chart(counts, scores[0]["classes"], title=_title(row))
+                aside.write_bytes(chart)
+            self._to_draw.discard(setting)
+            drawn.append(path)
+        if drawn:
+            self.publish()
+        return drawn
+
+    def _names(self) -> list[str]:
+        """Names of the files of all scores that were taken in."""
+        names = sorted(path.name for path in (self.output / SCORES).glob("*.json"))
+        # A name with a dot in front is another process's file, not yet whole.
+        return [name for name in names if name[0] != "." and _key_of(name) in self._results]
+
+    def _read_new(self) -> None:
+        """Take in what was measured before, or by another process meanwhile."""
+        for path in sorted((self.output / SCORES).glob("*.json")):
+            key = _key_of(path.name)
+            if key not in self._results and not path.name.startswith("."):
+                self._results[key] = _read_score(path)
+                # Left by a kill between the score and the end of its training.
+                _training_beside(path).unlink(missing_ok=True)
+
+    def _path(self, template: Result) -> Path:
+        name = f"{_stem(template)}-{template.seeds[0]}-{score_key(template)}.json"
+        return self.output / SCORES / name
+
+    def _picture(self, row: Result) -> Path:
+        key = hashlib.sha256(repr(setting_of(row)).encode()).hexdigest()[:8]
+        return self.output / PICTURES / f"{_stem(row)}-{key}.png"
+
+
+def score_key(template: Result) -> str:
+    """Twelve hexadecimal digits for one seed of one setting."""
+    text = repr((setting_of(template), template.seeds))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _key_of(name: str) -> str:
+    """The key in a score's file name."""
+    return Path(name).stem.rsplit("-", 1)[-1]
+
+
+def _training_beside(score: Path) -> Path:
+    """The file of the training that gives a score; its name ends in the same key."""
+    return score.with_suffix(".safetensors")
+
+
+def _stem(result: Result) -> str:
+    """Benchmark, split and protocol as a file name."""
+    parts = [result.benchmark, result.split, "stand-in" * result.stand_in, result.label]
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(filter(None, parts)).lower()).strip("-")
+
+
+def _sort_key(row: Result) -> tuple[object, ...]:
+    """Orders rows: 5w10s before 10w10s, protocols in the order in which they are run."""
+    pieces = re.split(r"(\d+)", row.split or "")
+    split = [int(piece) if piece.isdigit() else piece for piece in pieces]
+    known = row.protocol in CLASSIFICATION
+    protocol = CLASSIFICATION.index(row.protocol) if known else len(CLASSIFICATION)
+    return row.benchmark, split, row.features, protocol, row.label
+
+
+def _title(row: Result) -> str:
+    data = f"{row.data_name}, {row.split}" if row.split else row.data_name
+    return f"{data}: {row.label}, {row.metrics[0]} {row.accuracy} %"
+
+
+def _read_score(path: Path) -> Result:
+    found = read_json(path)
+    try:
+        return from_plain(Result, found["result"], where="result")
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        msg = f"{path}: not a score of this program's version ({error}); remove it, and it is measured again"
+        raise DataError(msg) from error
+
+
+def _plain(result: Result, confusion: Confusion | None, classes: tuple[str, ...]) -> dict[str, Any]:
+    """A score ready for JSON; a row of the confusion matrix is one string, so that it is one line to read."""
+    rows = None
+    if confusion is not None:
+        # Rows and columns of zeros for the last classes, where none of them occurs.
+        more = len(classes) - len(confusion)
+        padded = [*[(*row, *[0] * more) for row in confusion], *[(0,) * len(classes)] * more]
+        rows = [" ".join(map(str, row)) for row in padded]
+    return {"result": to_plain(result), "classes": list(classes), "confusion": rows}
+
+
+def _confusion(score: dict[str, Any]) -> Confusion:
+    """The confusion matrix in a score that was read."""
+    return tuple(tuple(map(int, row.split())) for row in score["confusion"])
+
+
+def _check_version(path: Path) -> None:
+    if not path.exists():
+        return
+    found = read_json(path)
+    version = found.get("format") if isinstance(found, dict) else None
+    if version != RESULTS_FORMAT:
+        msg = (
+            f"{path} has format {version!r}, and this program writes {RESULTS_FORMAT}; "
+            "move it away, or choose another output folder"
+        )
+        raise ConfigError(msg, settings=("output",))
