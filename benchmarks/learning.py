@@ -35,9 +35,9 @@ from pointdistill.engine.config import PretrainConfig, to_plain
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.run import COPIES_ON_CPU, Evaluation
-from pointdistill.engine.exchange.weights import load_encoder
-from pointdistill.engine.finetuning.classifier_recipes import RECIPES
-from pointdistill.engine.finetuning.supervised import train_classifier
+from pointdistill.engine.exchange.encoders import load_encoder
+from pointdistill.engine.finetuning.classification import train_classifier
+from pointdistill.engine.finetuning.recipes import RECIPES
 from pointdistill.engine.inputs import protocol_input
 from pointdistill.engine.quickstart import PROTOCOLS, SPLIT, QuickstartConfig, stand_in_path
 from pointdistill.engine.recipes import find_recipe

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pointdistill.data.benchmarks.records import LabelledClouds, PartBenchmark, PartClouds
-from pointdistill.engine.exchange.weights import save_encoder
+from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.engine.inputs import ProtocolInput
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize

@@ -12,8 +12,8 @@ from pointdistill.engine.evaluation.forecast import SHORTER, Forecast
 from pointdistill.engine.evaluation.probe import score_predictions
 from pointdistill.engine.evaluation.protocols import trained_score, training_cost, voted_logits
 from pointdistill.engine.evaluation.run import Evaluation
-from pointdistill.engine.finetuning.classifier_recipes import RECIPES, recipe_for
-from pointdistill.engine.finetuning.supervised import train_classifier
+from pointdistill.engine.finetuning.classification import train_classifier
+from pointdistill.engine.finetuning.recipes import RECIPES, recipe_for
 from pointdistill.engine.inputs import protocol_input, voting_input
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder, EncoderConfig

@@ -24,7 +24,6 @@ from pointdistill.data.standins import (
     make_shapenetpart_stand_in,
 )
 from pointdistill.engine.finetuning import finetune as module
-from pointdistill.engine.finetuning.classifier_recipes import RECIPES
 from pointdistill.engine.finetuning.finetune import Finetuned, finetune, resume_finetune
 from pointdistill.engine.finetuning.finetune_choices import (
     FinetuneRequest,
@@ -33,6 +32,7 @@ from pointdistill.engine.finetuning.finetune_choices import (
     part_names,
 )
 from pointdistill.engine.finetuning.predict import classify_files
+from pointdistill.engine.finetuning.recipes import RECIPES
 from pointdistill.engine.finetuning.training_data import choose_data
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from tests.engine.labelled import make_encoder, part_benchmark, saved_encoder

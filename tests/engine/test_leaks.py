@@ -26,8 +26,8 @@ from pointdistill.data.standins import (
     make_scanobjectnn_stand_in,
 )
 from pointdistill.engine import leaks
+from pointdistill.engine.config import RUN_FORMAT
 from pointdistill.engine.leaks import LeakRequest, check_leaks, held_out_of, leak_warning
-from pointdistill.engine.training.run_folder import FORMAT
 from pointdistill.errors import CheckpointError, ConfigError, CorpusError
 from tests.engine.recorder import Recorder
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pointdistill.data.benchmarks.shapenetpart import CATEGORY_PARTS
-from pointdistill.engine.finetuning.part_iou import mean_part_iou, predict_parts, shape_ious
+from pointdistill.engine.finetuning.part_clouds import mean_part_iou, predict_parts, shape_ious
 from pointdistill.errors import DataError
 
 PARTS = ((0, 1), (2, 3, 4))

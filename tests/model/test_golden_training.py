@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from pointdistill.engine.exchange.official_names import to_our_names
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pointdistill.engine.config import PretrainConfig
 from pointdistill.engine.devices import build_accelerator
+from pointdistill.engine.exchange.published import to_our_names
 from pointdistill.engine.optimizer import clip_gradients
 from pointdistill.engine.schedules import Rates
 from pointdistill.engine.training import step as step_module

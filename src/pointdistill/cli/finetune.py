@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter
+from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 from pointdistill.data.benchmarks.registry import trainable_benchmarks
+from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
     from pointdistill.engine.finetuning.finetune import Finetuned
@@ -97,9 +99,9 @@ def finetune(
     from pointdistill.engine.finetuning.finetune_choices import FinetuneRequest
 
     if resume:
-        place = _resumed(context, output)
+        assert output is not None
         with console_reporter() as reporter:
-            result = resume_finetune(place, device=device, reporter=reporter)
+            result = resume_finetune(output, device=device, reporter=reporter)
     else:
         request = FinetuneRequest(
             benchmark=benchmark.value,

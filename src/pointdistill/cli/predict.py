@@ -53,8 +53,7 @@ def predict(
     require_paths([model])
 
     from pointdistill.engine.devices import pick_device
-    from pointdistill.engine.finetuning.model_folder import load_model
-    from pointdistill.engine.finetuning.models import TrainedClassifier
+    from pointdistill.engine.finetuning.models import TrainedClassifier, load_model
 
     where = pick_device(device)
     loaded = load_model(model)

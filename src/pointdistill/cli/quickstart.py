@@ -25,12 +25,9 @@ def quickstart(
         int | None, typer.Option(min=1, help="Training steps; by default the tiny recipe's.")
     ] = None,
 ) -> None:
-    """See it work in minutes: make shapes, pretrain a tiny encoder, measure it beside its initial weights."""
-    from rich.console import Console
-
-    from pointdistill.cli.console import print_table
-    from pointdistill.engine.evaluation.tables import results_table
-    from pointdistill.engine.quickstart import Hooks, QuickstartConfig, gains, quickstart
+    """A demonstration in minutes: make shapes, pretrain a tiny encoder, compare it with its initial weights."""
+    from pointdistill.engine.evaluation.results_tables import results_table
+    from pointdistill.engine.quickstart import QuickstartConfig, gains, quickstart
 
     with stages_reporter() as reporter:
         config = QuickstartConfig(seed=seed, shapes=shapes, steps=steps)

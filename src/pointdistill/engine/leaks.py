@@ -26,8 +26,8 @@ from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.leaks import HeldOut, LeakReport, find_leaks
 from pointdistill.data.leaks.store import has_all_prints
 from pointdistill.data.workspace import given_or_last_run
-from pointdistill.engine.exchange.unfinished import encoder_line
-from pointdistill.engine.exchange.weights import find_encoder
+from pointdistill.engine.exchange.encoders import find_encoder
+from pointdistill.engine.exchange.record import encoder_line
 from pointdistill.engine.reporting.tables import Table
 from pointdistill.engine.training.run_folder import (
     corpus_fingerprint,

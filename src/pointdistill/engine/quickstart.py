@@ -23,11 +23,11 @@ from pointdistill.data.workspace import remember_run
 from pointdistill.engine.config import PretrainConfig, to_plain
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.results import Result, Spread, write_results
+from pointdistill.engine.evaluation.results_tables import results_table
 from pointdistill.engine.evaluation.run import COPIES_ON_CPU, Evaluation
-from pointdistill.engine.evaluation.tables import results_table
-from pointdistill.engine.exchange.weights import load_encoder
-from pointdistill.engine.finetuning.classifier_recipes import RECIPES
-from pointdistill.engine.finetuning.supervised import train_classifier
+from pointdistill.engine.exchange.encoders import load_encoder
+from pointdistill.engine.finetuning.classification import train_classifier
+from pointdistill.engine.finetuning.recipes import RECIPES
 from pointdistill.engine.inputs import protocol_input
 from pointdistill.engine.recipes import recipe
 from pointdistill.engine.reporting.gallery import learning_pictures
@@ -38,7 +38,7 @@ from pointdistill.engine.training.state import list_checkpoints, new_state
 from pointdistill.engine.training.training_reporter import TrainingReporter
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
-from pointdistill.reporter import Reporter
+from pointdistill.reporter import SILENT, Reporter
 
 SPLIT = "OBJ-BG"
 PRETRAINED, INITIAL, GEOMETRY = "pretrained", "initial weights", "geometric features"
@@ -155,26 +155,9 @@ class _Stages(TrainingReporter):
         """Progress of the stage, whatever the task within it."""
         self.reporter.progress(self._title, done, total, note=note, unit=unit)
 
-class _StageReporter(Reporter):
-    """Reports the progress of any task as that of the stage."""
 
-    def __init__(self, clock: _Clock) -> None:
-        self._clock = clock
-
-    def progress(
-        self,
-        task: str,  # noqa: ARG002
-        done: float,
-        total: float | None = None,
-        *,
-        note: str = "",  # noqa: ARG002
-        unit: str = "",  # noqa: ARG002
-    ) -> None:
-        self._clock.hooks.count(int(done), int(total or 0))
-
-
-def _corpus(folder: Path, config: QuickstartConfig, clock: _Clock) -> Corpus:
-    clock.begin("corpus", f"making {config.shapes:,} shapes of {config.points:,} points")
+def _corpus(folder: Path, config: QuickstartConfig, stages: _Stages) -> Corpus:
+    stages.begin("corpus", f"making {config.shapes:,} shapes of {config.points:,} points")
     # Built directly: the corpus that `prepare-data` made last in this folder stays the one to train on.
     report = build_corpus(
         open_source("builtin", SourceRequest(shapes=config.shapes)),
@@ -246,7 +229,7 @@ def _measure(
             evaluation,
             name=name,
             device=config.device,
-            reporter=_StageReporter(clock),
+            reporter=stages,
         )
     stages.begin(f"measuring {GEOMETRY}", f"measuring: {GEOMETRY}")
     inputs = protocol_input(benchmark.name, trained.config)
@@ -254,7 +237,7 @@ def _measure(
         benchmark,
         evaluation,
         inputs=inputs,
-        reporter=_StageReporter(clock),
+        reporter=stages,
     )
     return [*results, _supervised(results[0], config, benchmark, stages)]
 

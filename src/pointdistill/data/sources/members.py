@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pointdistill.data.archive import Archive, Place, open_archive
+from pointdistill.data.archive import Archive, MemberLocation, open_archive
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL

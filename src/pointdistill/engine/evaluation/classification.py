@@ -20,7 +20,7 @@ from pointdistill.engine.evaluation.protocols import FrozenRun, trained_score, t
 from pointdistill.engine.evaluation.results import Result, combine
 from pointdistill.engine.evaluation.run import HEADS, Evaluation, EvaluationRun, side_sizes
 from pointdistill.engine.features import BATCH_SIZE
-from pointdistill.engine.finetuning.classifier_recipes import recipe_for
+from pointdistill.engine.finetuning.recipes import recipe_for
 from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.inputs import ProtocolInput, protocol_input
 from pointdistill.errors import ConfigError

@@ -10,8 +10,7 @@ from pointdistill.engine.evaluation.probe import Score
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.run import EvaluationRun, side_sizes
 from pointdistill.engine.finetuning.epochs import EpochRecord
-from pointdistill.engine.finetuning.segment import train_segmenter
-from pointdistill.engine.finetuning.segmenter_task import SegmenterRecipe
+from pointdistill.engine.finetuning.segmentation import SegmenterRecipe, train_segmenter
 from pointdistill.engine.finetuning.training_file import TrainingFile
 
 

@@ -29,12 +29,12 @@ from pointdistill.engine.evaluation.probe import (
     train_heads,
 )
 from pointdistill.engine.evaluation.run import HEADS, Evaluation
-from pointdistill.engine.finetuning.classifier_recipes import recipe_for
-from pointdistill.engine.finetuning.supervised import (
+from pointdistill.engine.finetuning.classification import (
     EVALUATION_BATCH,
-    cut_from_outermost,
+    patchify_from_outermost,
     train_classifier,
 )
+from pointdistill.engine.finetuning.recipes import recipe_for
 from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.inputs import ProtocolInput, cloud_batches, voting_input
 from pointdistill.model.classifier import Classifier
@@ -231,6 +231,6 @@ def _logits(
             batch_size=EVALUATION_BATCH,
             device=device,
         ):
-            patches = cut_from_outermost(to_unit_sphere(batch), inputs, config.patch_points)
+            patches = patchify_from_outermost(to_unit_sphere(batch), inputs, config.patch_points)
             found.append(classifier(patches).cpu())
     return torch.cat(found)

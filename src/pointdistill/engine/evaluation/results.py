@@ -21,7 +21,7 @@ from pointdistill.data.benchmarks.spec import (
 from pointdistill.data.files import write_json
 from pointdistill.engine.config import to_plain
 from pointdistill.engine.evaluation.probe import Score
-from pointdistill.engine.exchange.weights import read_facts
+from pointdistill.engine.exchange.encoders import read_facts
 
 _MODELS = {
     ("cls", "small", "ShapeNet"): CLS_SMALL,

@@ -12,8 +12,9 @@ from pointdistill.data.workspace import last_run
 from pointdistill.engine.config import PretrainConfig, from_plain
 from pointdistill.engine.embedding.compute import encoder_checksum
 from pointdistill.engine.evaluation.results import Result, setting_of
-from pointdistill.engine.training.run_folder import RUN_CONFIG, run_folder_of
-from pointdistill.errors import ConfigError, DataError
+from pointdistill.engine.exchange.encoders import read_facts
+from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG
+from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 
 RESULTS = "results"
@@ -63,13 +64,12 @@ def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """
     recorded = facts.get("training")
     training = dict(recorded) if isinstance(recorded, Mapping) else {}
-    run = run_folder_of(stored.resolve())
-    described = None if run is None else _read(run / RUN_CONFIG)
-    corpus = described.get("corpus") if isinstance(described, Mapping) else None
-    if isinstance(described, Mapping) and isinstance(corpus, Mapping):
-        told = {key: corpus[key] for key in ("shapes", "fingerprint") if key in corpus}
-        training |= {"corpus": told}
-        total = _total_steps(described.get("config"), corpus.get("shapes"))
+    run = _run_of(stored)
+    run_config = None if run is None else _read(run / RUN_CONFIG)
+    corpus = run_config.get("corpus") if isinstance(run_config, Mapping) else None
+    if isinstance(run_config, Mapping) and isinstance(corpus, Mapping):
+        training["corpus"] = {k: corpus[k] for k in ("shapes", "fingerprint") if k in corpus}
+        total = _total_steps(run_config.get("config"), corpus.get("shapes"))
         training |= {} if total is None else {"total_steps": total}
     return training
 
@@ -85,17 +85,23 @@ def _total_steps(config: Any, shapes: Any) -> int | None:
 
 
 def _result_files(stored: Path, working: Path) -> Iterator[Path]:
-    """Every ``results.json`` that may hold scores of an encoder."""
-    run, last = run_folder_of(stored.resolve()), last_run(folder=working)
+    """Every ``results.json`` that may hold an encoder's scores."""
+    run, last = _run_of(stored), last_run(folder=working)
     beside = stored if stored.is_dir() else stored.parent
     folders = [beside, *([] if run is None else [run]), working, *([] if last is None else [last])]
     for folder in dict.fromkeys(path.resolve() for path in folders):
         yield from sorted([*folder.glob("results.json"), *folder.glob("evaluation/*/results.json")])
 
 
-def _rows_of(file: Path) -> Any:
-    found = _read(file)
-    return found.get("results") if isinstance(found, Mapping) else None
+def _run_of(stored: Path) -> Path | None:
+    """The run whose encoder this is."""
+    run = stored.resolve().parent
+    return run if (run / METRICS).is_file() and (run / RUN_CONFIG).is_file() else None
+
+
+def _read_rows(file: Path) -> Any:
+    content = _read(file)
+    return content.get("results") if isinstance(content, Mapping) else None
 
 
 def _read(path: Path) -> Any:

@@ -98,8 +98,8 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
         DivergenceError: if a loss is not finite.
     """
     pick_device(request.device)
-    found = locate_encoder(encoder_path(request))
-    reporter.say(f"encoder: {found}, drawn anew" if request.from_scratch else encoder_line(found))
+    stored = locate_encoder(encoder_path(request))
+    reporter.say(f"encoder: {stored}, drawn anew" if request.from_scratch else encoder_line(stored))
     output = request.output or default_output(request)
     check_free(output)
     encoder = load_encoder(stored)
@@ -117,14 +117,14 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
     if choice.benchmark == FOLDER:
         choice = replace(choice, points=protocol_input("ScanObjectNN", encoder.config).points)
     data = read_data(choice, reporter=reporter)
-    _begin(request, choice, data, encoder, read_facts(found), output)
-    return _carry_out(output, data, request.device, reporter)
+    _write_folder(request, choice, data, encoder, read_facts(stored), output)
+    return _train(output, data, request.device, reporter)
 
 
 def resume_finetune(
     output: Path, *, device: str = "auto", reporter: Reporter = SILENT
 ) -> Finetuned:
-    """Go on where ``finetune`` was interrupted; on a CPU the model is the same to the bit.
+    """Go on where ``finetune`` was interrupted; on a CPU the model is the same to the bit as without the stop.
 
     Raises:
         CheckpointError: if ``output`` holds no interrupted training, or the data have changed since.
@@ -132,7 +132,7 @@ def resume_finetune(
     spec, facts = read_description(output)
     if not (output / TRAINING).is_file():
         finished = (output / WEIGHTS).is_file()
-        state = "is finished" if finished else "has nothing to go on from"
+        state = "is finished" if finished else "cannot be resumed, its state is missing"
         msg = f"{output}: its training {state}; start another in a new folder"
         raise CheckpointError(msg, settings=("output",))
     if facts.get("score"):
@@ -146,7 +146,7 @@ def resume_finetune(
     if data.checksum != _training(facts, output)["checksum"]:
         msg = f"{choice.path}: not the data that {output} was begun with; put those back, or start a new training"
         raise CheckpointError(msg)
-    return _carry_out(output, data, device, reporter)
+    return _train(output, data, device, reporter)
 
 
 def _write_folder(
@@ -225,7 +225,7 @@ def _facts(
     }
 
 
-def _carry_out(
+def _train(
     output: Path, data: Benchmark | PartBenchmark, device: str, reporter: Reporter
 ) -> Finetuned:
     """Begin or resume the training that the folder describes; once it is finished, write the model."""
@@ -244,7 +244,7 @@ def _carry_out(
         assert isinstance(model, Segmenter)
         recipe = from_plain(SegmenterRecipe, training["recipe"], where="training.recipe")
         task = SegmenterTask(model, data.train, data.test, data.category_parts, inputs, seed)
-    reporter.say(_in_words(data, recipe, epochs, where))
+    reporter.say(_summary(data, recipe, epochs, torch_device))
     with interruptible(reporter.on_signal) as stop:
         trained = train_epochs(
             task,
@@ -330,11 +330,3 @@ def _summary(
         f"{data.data_name}{split}: {len(data.train):,} shapes to train on, {len(data.test):,} to test; "
         f"recipe {recipe.name}, {length}, on {device}"
     )
-
-
-def _show_epoch(reporter: Reporter, record: EpochRecord) -> None:
-    note = (
-        f"loss {record.loss:.3f}, test {record.accuracy:.1f} %, "
-        f"{record.clouds_per_second:.0f} shapes/s"
-    )
-    reporter.progress("training", record.epoch, record.epochs, note=note)

@@ -8,8 +8,8 @@ from pathlib import Path
 from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
 from pointdistill.data.builtin import PART_NAMES
 from pointdistill.data.workspace import given_or_last_run
-from pointdistill.engine.finetuning.classifier_recipes import RECIPES, ClassifierRecipe, recipe_for
-from pointdistill.engine.finetuning.segmenter_task import SegmenterRecipe
+from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe, recipe_for
+from pointdistill.engine.finetuning.segmentation import SegmenterRecipe
 from pointdistill.engine.finetuning.training_data import FOLDER, check_choice
 from pointdistill.errors import ConfigError, DataError
 

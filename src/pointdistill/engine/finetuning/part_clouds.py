@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointdistill.data.benchmarks.part_records import PartClouds
+from pointdistill.data.benchmarks.records import PartClouds
 from pointdistill.errors import DataError
 from pointdistill.model.random import KeyedRandom
 

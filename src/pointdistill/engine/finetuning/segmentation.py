@@ -14,9 +14,20 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pointdistill.data.benchmarks.records import PartClouds
-from pointdistill.engine.finetuning.epochs import STREAM, Figures, device_of, weights_generator
-from pointdistill.engine.finetuning.packed_clouds import PackedClouds
-from pointdistill.engine.finetuning.part_iou import (
+from pointdistill.engine.finetuning.classification import (
+    check_density,
+    patchify_from,
+    patchify_from_outermost,
+)
+from pointdistill.engine.finetuning.epochs import (
+    STREAM,
+    EpochRecord,
+    Figures,
+    device_of,
+    train_epochs,
+    weights_generator,
+)
+from pointdistill.engine.finetuning.part_clouds import (
     CategoryParts,
     PackedClouds,
     PartIou,

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pointdistill.data.files import write_aside
-from pointdistill.engine.exchange.weights import load_exactly
+from pointdistill.engine.exchange.encoders import load_exactly
 from pointdistill.engine.optimizer import named_moments, restore_moments
 from pointdistill.errors import CheckpointError
 

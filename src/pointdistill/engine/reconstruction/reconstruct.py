@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.files import read_json
-from pointdistill.data.workspace import given_or_last_run, last_corpus
-from pointdistill.engine.config import from_plain
+from pointdistill.data.files import read_json, sha256_of, write_aside, write_json
+from pointdistill.data.workspace import last_corpus, last_run
+from pointdistill.engine.config import from_plain, to_plain
 from pointdistill.engine.devices import pick_device, threads_for
 from pointdistill.engine.evaluation.results import Spread
 from pointdistill.engine.exchange.encoders import (
@@ -48,9 +48,10 @@ from pointdistill.engine.reconstruction.decoder_training import (
 )
 from pointdistill.engine.reporting.pictures import FilledView, filled_views
 from pointdistill.engine.reporting.tables import Table
-from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG
-from pointdistill.errors import ConfigError, DataError
-from pointdistill.model.encoder import EncoderConfig
+from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG, corpus_fingerprint
+from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.initialize import initialize
 from pointdistill.model.masking import MaskingConfig
 from pointdistill.reporter import SILENT, Reporter
 
@@ -194,8 +195,15 @@ def _find_encoder(request: ReconstructRequest, reporter: Reporter) -> Path:
     Raises:
         CheckpointError: if there is neither.
     """
-    stored = locate_encoder(given_or_last_run(request.encoder, folder=request.folder))
-    say(encoder_line(stored))
+    source = request.encoder or last_run(folder=request.folder)
+    if source is None:
+        msg = (
+            "no run was made in this folder yet; run `pointdistill pretrain`, "
+            "or name an encoder with --encoder"
+        )
+        raise CheckpointError(msg)
+    stored = locate_encoder(source)
+    reporter.say(encoder_line(stored))
     return stored
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pointdistill.data.files import read_json, sha256_of
 from pointdistill.engine.config import PretrainConfig, from_plain
-from pointdistill.engine.exchange.weights import load_exactly, read_tensors
+from pointdistill.engine.exchange.encoders import load_exactly, read_tensors
 from pointdistill.engine.optimizer import build_optimizer, restore_moments
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.distillation import Student, Teacher
