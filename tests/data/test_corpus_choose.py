@@ -59,5 +59,5 @@ def test_names_that_are_not_there_are_named(corpus: Corpus) -> None:
         choose(corpus, ids=("a/é00", "x"))
     with pytest.raises(DataError, match="no shape 'a/é00' with the given source and label"):
         choose(corpus, ids=("a/é00",), sources=("b",))
-    with pytest.raises(DataError, match="no shape is of that source and label"):
+    with pytest.raises(DataError, match="no shape has that source and label"):
         choose(corpus, sources=("a",), labels=("lamp",))

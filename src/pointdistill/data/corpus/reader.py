@@ -200,14 +200,13 @@ def open_corpus(path: Path | str, *, most_shards: int = MOST_OPEN_SHARDS) -> Cor
     """Open a corpus folder; reads its ``corpus.json`` and checks the size of each shard.
 
     Args:
-        path: the folder. most_shards: how many are mapped at a time at most, fewer if the system allows fewer open
-        files. A reader that
-            goes through the shapes in order needs only one, and then holds the pages of one shard.
+        path: the folder.
+        most_shards: how many are mapped at a time at most, fewer if the system allows fewer open files. A reader
+            that goes through the shapes in order needs only one, and then holds the pages of one shard.
 
     Raises:
         CorpusError: if the folder is not a finished corpus, has another format version, or a shard is missing or
-        no
-            longer has the size it was written with.
+            no longer has the size it was written with.
     """
     folder = Path(path)
     manifest = read_manifest(folder)

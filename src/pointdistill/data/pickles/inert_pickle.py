@@ -46,8 +46,7 @@ def read_pickle(
 
     Raises:
         DataError: if the pickle is damaged, costs too much, names a forbidden global, or has opcodes that its
-        writer
-            never emits.
+            writer never emits.
     """
     if len(data) > limits.pickle_bytes:
         msg = f"its pickle has {len(data)} bytes; accepted are {limits.pickle_bytes}"
