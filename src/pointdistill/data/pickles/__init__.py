@@ -1,4 +1,4 @@
-"""Pickles of strangers, read as data: nothing that they name is imported, nothing in them is called."""
+"""Reads foreign pickles as data: nothing that they name is imported, nothing in them is called."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A pickle read as data. Nothing that it names is imported and nothing in it is called.
+"""Reads a pickle as data: nothing that it names is imported and nothing in it is called.
 
 A pickle is a program for a stack machine, and two kinds of its steps reach outside: those that name a global and
-those that call one. Here a global of the caller's allow-list becomes the caller's own function or value, every
-other one a ``Placeholder``, and calling a placeholder writes down its arguments. Steps that plain data does not
-need are refused, so are globals that only an attack has a use for. The standard library's ``pickletools`` knows
-how many bytes a step's argument takes; it interprets none.
+those that call one. Here a global on the caller's allow-list becomes the caller's own function or value, every
+other one becomes a ``Placeholder``, and calling a placeholder only records the arguments. Steps that plain data
+does not need are refused, and so are globals that are of use only to an attack. The standard library's
+``pickletools`` parses the steps; it executes none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pointdistill.data.pickles.machine import ACCEPTED, Machine
 from pointdistill.data.pickles.names import Globals
 from pointdistill.errors import DataError
 
-# By the byte that each step begins with; the module's annotations leave this table out.
+# By the byte that each step begins with; annotated here because typeshed lacks this table.
 _STEPS: dict[str, pickletools.OpcodeInfo] = {step.code: step for step in pickletools.opcodes}
 
 
@@ -32,42 +32,42 @@ def read_pickle(
     limits: PickleLimits,
     purpose: Purpose,
 ) -> object:
-    """The value that a pickle describes: plain values, what ``known`` builds, and placeholders.
+    """The value that a pickle describes: plain values, objects built by ``known``, and placeholders.
 
-    Dictionary keys and set members that are not plain values are wrapped in placeholders: comparing keys that
-    a file chose can take forever.
+    Dictionary keys and set members that are not plain values are wrapped in placeholders, because comparing keys
+    from a hostile file can take for ever.
 
     Args:
         data: the pickle.
         known: the allow-list.
-        persistent: what to put in place of a persistent id, which it must check.
+        persistent: gives the replacement of a persistent id, which it must check.
         limits: what it may cost.
-        purpose: what the file is for, in the words of messages.
+        purpose: what the file is for, in words for messages.
 
     Raises:
-        DataError: if the pickle is damaged, costs too much, names what it must not, or has steps that
-            its writer does not write.
+        DataError: if the pickle is damaged, costs too much, names a forbidden global, or has steps that its writer
+            does not write.
     """
     if len(data) > limits.pickle_bytes:
         msg = f"its pickle has {len(data)} bytes; accepted are {limits.pickle_bytes}"
         raise DataError(msg)
     machine = Machine(known, persistent, limits, purpose)
     with warnings.catch_warnings():
-        # The reader of names would warn of an escape that is none, where it should raise.
+        # Where a name has an invalid escape, pickletools warns; here that is an error.
         warnings.simplefilter("error", DeprecationWarning)
         _take_steps(machine, data)
     return machine.result()
 
 
 def _take_steps(machine: Machine, data: bytes) -> None:
-    """All steps of the pickle, up to its end."""
+    """Execute all steps of the pickle."""
     limits = machine.limits
     stream = io.BytesIO(data)
     for _ in range(limits.operations):
         step, argument = _next_step(stream, machine.purpose)
         if step == "STOP":
             break
-        if step == "FRAME":  # It says how far to read ahead; all of the pickle is in memory.
+        if step == "FRAME":  # It says how far to read ahead, but all of the pickle is in memory.
             _check_frame(argument, left=len(data) - stream.tell())
         machine.take(step, argument)
     else:
@@ -85,7 +85,7 @@ def _check_frame(stated: object, *, left: int) -> None:
 
 
 def _next_step(stream: io.BytesIO, purpose: Purpose) -> tuple[str, object]:
-    """Name and argument of the next step; a step that is not accepted is refused before its argument is read."""
+    """Name and argument of the next step; a forbidden step is refused before its argument is read."""
     code = stream.read(1)
     step = _STEPS.get(code.decode("latin-1"))
     if step is None:

@@ -1,7 +1,7 @@
-"""The stack machine of a pickle, without its reach: it imports nothing and calls nothing that the file names.
+"""The stack machine of a pickle without its powers: it imports nothing and calls nothing that the file names.
 
-Each step makes at most one object of a fixed size, or moves what is there, and looks at no more than that: so
-memory and time are linear in the number of steps.
+Each step creates at most one object of a fixed size or moves existing ones, so memory and time are linear in the
+number of steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KEY_NUMBERS, _KEY_LENGTH = 1 << 16, 4096
 
 
 class Machine:
-    """The stack, the marks in it, and the memo."""
+    """The stack, its marks, and the memo."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Machine:
         self.memo: dict[int, object] = {}
 
     def take(self, step: str, argument: object) -> None:
-        """One step, by its name in ``pickletools``."""
+        """Execute one step, given its name in ``pickletools``."""
         if step in _PUSH:
             self.push(argument)
         elif step in _CONSTANTS:
@@ -47,14 +47,14 @@ class Machine:
             _STEPS_WITH_ARGUMENT[step](self, argument)
 
     def result(self) -> object:
-        """What is left at the end."""
+        """The value that is left at the end."""
         if len(self.stack) != 1 or self.marks:
             msg = f"its pickle leaves {len(self.stack)} values and {len(self.marks)} marks, not one value"
             raise DataError(msg)
         return self.stack[0]
 
     def push(self, value: object) -> None:
-        """A plain value."""
+        """Push a plain value."""
         if isinstance(value, int) and value.bit_length() > self.limits.integer_bits:
             msg = (
                 f"its pickle has an integer of {value.bit_length()} bits; "
@@ -64,7 +64,7 @@ class Machine:
         self.stack.append(value)
 
     def pop(self, count: int = 1) -> list[object]:
-        """The last values, oldest first; those under the last mark are out of reach."""
+        """Pop the last ``count`` values, oldest first; values below the last mark cannot be popped."""
         if len(self.stack) - count < (self.marks[-1] if self.marks else 0):
             msg = "its pickle takes values that it did not give; copy the file again"
             raise DataError(msg)
@@ -73,7 +73,7 @@ class Machine:
         return taken
 
     def pop_to_mark(self) -> list[object]:
-        """The values above the last mark, and the mark with them."""
+        """Pop the values above the last mark, and the mark itself."""
         if not self.marks:
             msg = "its pickle ends a list that it did not begin; copy the file again"
             raise DataError(msg)
@@ -82,31 +82,31 @@ class Machine:
         return taken
 
     def top(self) -> object:
-        """The last value, which stays."""
+        """The last value, which stays on the stack."""
         (value,) = self.pop()
         self.stack.append(value)
         return value
 
     def mark(self) -> None:
-        """Begin a list of values."""
+        """Set a mark."""
         if len(self.marks) == self.limits.open_marks:
             msg = f"its pickle nests deeper than {self.limits.open_marks}"
             raise DataError(msg)
         self.marks.append(len(self.stack))
 
     def discard(self) -> None:
-        """Drop the last value, or the mark if there is none above it."""
+        """Drop the last value, or the last mark if there is no value above it."""
         if self.marks and self.marks[-1] == len(self.stack):
             self.marks.pop()
         else:
             self.pop()
 
     def discard_to_mark(self) -> None:
-        """Drop the last mark and what is above it."""
+        """Drop the last mark and everything above it."""
         self.pop_to_mark()
 
     def remember(self, index: object) -> None:
-        """Store the last value; a table by index, so that an index costs the same whatever its size."""
+        """Store the last value; in a dictionary, so that a huge index costs no more than a small one."""
         assert isinstance(index, int)
         self.memo[index] = self.top()
 
@@ -119,18 +119,18 @@ class Machine:
         self.stack.append(self.memo[index])
 
     def protocol(self, version: object) -> None:
-        """Refuse a protocol that is not known."""
+        """Refuse an unknown protocol."""
         if not isinstance(version, int) or version > _HIGHEST_PROTOCOL:
             msg = f"its pickle has protocol {version}; accepted are up to {_HIGHEST_PROTOCOL}"
             raise DataError(msg)
 
     def name_global(self, argument: object) -> None:
-        """Module and name in the step itself."""
+        """GLOBAL: module and name are in the step itself."""
         module, _, name = str(argument).partition(" ")
         self.find(module, name)
 
     def name_global_from_stack(self) -> None:
-        """Module and name from the stack."""
+        """STACK_GLOBAL: module and name are on the stack."""
         module, name = self.pop(2)
         if not isinstance(module, str) or not isinstance(name, str):
             msg = f"its pickle names a global by {shown(module)} and {shown(name)}, not by text"
@@ -138,7 +138,7 @@ class Machine:
         self.find(module, name)
 
     def find(self, module: str, name: str) -> None:
-        """What stands for a global. Looks it up in a table, and imports nothing."""
+        """Push the replacement of a global; looks it up in a table and imports nothing."""
         if len(module) + len(name) > self.limits.name_length:
             msg = f"its pickle names a global of {len(module) + len(name)} characters"
             raise DataError(msg)
@@ -152,7 +152,7 @@ class Machine:
         self.stack.append(Placeholder(f"{module}.{name}") if found is None else found)
 
     def call(self) -> None:
-        """REDUCE and NEWOBJ: one of our own builders builds, a placeholder writes down."""
+        """REDUCE and NEWOBJ: call one of our own builders, or record the arguments for a placeholder."""
         callee, arguments = self.pop(2)
         if not isinstance(arguments, tuple):
             msg = f"its pickle calls something with {shown(arguments)} for arguments"
@@ -174,7 +174,7 @@ class Machine:
         self.stack.append(Placeholder(callee.name, [arguments, names]))
 
     def set_state(self) -> None:
-        """BUILD. An ordered dictionary may have attributes (PyTorch hangs versions on it); they are dropped."""
+        """BUILD. Attributes of an ordered dictionary, where PyTorch keeps versions, are dropped."""
         target, state = self.pop(2)
         if isinstance(target, Placeholder):
             target.received.append(state)
@@ -186,12 +186,12 @@ class Machine:
         self.stack.append(target)
 
     def replace_persistent(self) -> None:
-        """What the caller has for a persistent id."""
+        """BINPERSID: push what the caller gives for a persistent id."""
         (identity,) = self.pop()
         self.stack.append(self.persistent(identity))
 
     def make_tuple(self, count: int) -> None:
-        """A tuple of the last values."""
+        """Replace the last ``count`` values by a tuple of them."""
         self.stack.append(tuple(self.pop(count)))
 
     def extend(self, items: list[object]) -> None:
@@ -206,7 +206,7 @@ class Machine:
             raise DataError(msg)
 
     def set_items(self, items: list[object]) -> None:
-        """SETITEM and SETITEMS: keys and values in turn."""
+        """SETITEM and SETITEMS: keys and values alternate."""
         target = self.top()
         if isinstance(target, Placeholder):
             target.received.extend(items)
@@ -217,7 +217,7 @@ class Machine:
             raise DataError(msg)
 
     def add_items(self, items: list[object]) -> None:
-        """Members of a set."""
+        """ADDITEMS: members of a set."""
         target = self.top()
         if not isinstance(target, set):
             msg = f"its pickle adds members to a value ({shown(target)})"
@@ -226,11 +226,11 @@ class Machine:
 
 
 def _key(value: object) -> object:
-    """``value`` where comparing it costs little, else a placeholder around it, which is compared by identity.
+    """``value`` if it is cheap to compare, otherwise a placeholder around it, which is compared by identity.
 
-    Hashing nested tuples that share their parts takes exponential time, long texts that are equal are compared to
-    their end each time, and numbers, whose hashes are known, can be chosen so that each walks past all others in
-    the table: 175,000 of 61 bits took 34 s. Small ones are too few for that.
+    Hashing nested tuples that share their parts takes exponential time. Long equal texts are compared to their end
+    each time. Integers have predictable hashes and can be chosen so that each collides with all others: 175,000 of
+    61 bits took 34 s. There are too few small ones for that.
     """
     if value is None or (isinstance(value, str | bytes) and len(value) <= _KEY_LENGTH):
         return value
@@ -287,4 +287,4 @@ _STEPS: Mapping[str, Callable[[Machine], None]] = {
     "BINPERSID": Machine.replace_persistent,
 }
 ACCEPTED = frozenset({"FRAME", "STOP", *_PUSH, *_CONSTANTS, *_STEPS, *_STEPS_WITH_ARGUMENT})
-"""Names of the steps that protocols 2 to 5 write for plain data; two of them move nothing on the stack."""
+"""The steps that protocols 2 to 5 write for plain data; FRAME and STOP do nothing to the stack."""

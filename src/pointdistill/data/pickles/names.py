@@ -1,4 +1,4 @@
-"""What stands for the globals that a pickle names, and which names are refused outright."""
+"""What replaces the globals that a pickle names, and which names are refused outright."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEVER_NAMED = frozenset(
         "sys",
     }
 )
-"""Refused as any part of a global's name: what runs commands or finds other modules."""
+"""Refused as any part of a global's name, because they run commands or give access to other modules."""
 
 NEVER_A_PACKAGE = NEVER_NAMED | {
     *("_frozen_importlib", "_frozen_importlib_external", "_imp", "imp", "runpy", "zipimport"),
@@ -42,45 +42,45 @@ NEVER_A_PACKAGE = NEVER_NAMED | {
     *("bz2", "fileinput", "gzip", "lzma", "mmap", "sqlite3", "tarfile", "zipfile"),
     *("ftplib", "http", "smtplib", "ssl", "urllib", "xmlrpc"),
 }
-"""Refused as the package a global comes from: what loads code, opens files or reaches the network."""
+"""Refused as the package of a global, because they load code, open files or reach the network."""
 
 
 @dataclass(eq=False, slots=True)
 class Placeholder:
-    """Stands for a global, or an object made by one, that the file names and nobody needs."""
+    """Replaces a global that nobody needs, or an object made by one."""
 
     name: str
     """Module and name, as the file has them."""
 
     received: list[object] = field(default_factory=list, repr=False)
-    """What the file would have called it with or put into it; written down, never used."""
+    """The arguments and items that the file gives it; recorded, never used."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Builder:
-    """A function of ours that stands for a global of the allow-list."""
+    """One of our own functions, which replaces a global of the allow-list."""
 
     build: Callable[[tuple[object, ...]], object]
-    """Called with the arguments that the file gives, unchecked; raises one of our errors if they do not fit."""
+    """Called with the unchecked arguments from the file; raises one of our errors if they do not fit."""
 
 
 class Stateful(ABC):
-    """What a builder makes of an object whose pickle gives it a state afterwards."""
+    """Made by a builder in place of an object to which the pickle gives a state afterwards."""
 
     @abstractmethod
     def set_state(self, state: object) -> None:
-        """Take the state that the file gives, unchecked; raises DataError if it does not fit."""
+        """Set the unchecked state from the file; raises DataError if it does not fit."""
 
 
 Globals = Mapping[tuple[str, str], object]
-"""(module, name) to what stands for it: a ``Builder``, or a value that is never called."""
+"""From (module, name) to its replacement: a ``Builder``, or a value that is never called."""
 
 
 def is_refused(module: str, name: str) -> bool:
-    """Whether a global has no place among data.
+    """Whether a global must not occur in data.
 
-    A name with a dot reaches through the attributes of something that would be accepted by itself; no writer of
-    plain data needs one.
+    A name with a dot reaches attributes of something that would be accepted on its own; plain data never needs
+    one.
     """
     modules = [part.strip() for part in module.split(".")]
     parts = {*modules, *(part.strip() for part in name.split("."))}
