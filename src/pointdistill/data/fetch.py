@@ -119,8 +119,7 @@ def fetch(
 
     Raises:
         DataError: if the server does not state the length, or does not answer in several attempts; if the disk has
-        no
-            room for the file; or if another process is fetching the same file.
+            no room for the file; or if another process is fetching the same file.
         RefusedError: if the server refuses.
         DamagedError: if the file does not have the checksum, or fails the check.
     """

@@ -1,4 +1,4 @@
-"""From what a mesh file held to the points of a shape: the same for every source of meshes."""
+"""From the content of a mesh file to the points of a shape, shared by all sources of meshes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def cloud_of(
     """Points of a shape, turned from ``up`` to z up.
 
     Args:
-        shape: a surface gives ``count`` points, uniform by area; a cloud a random subset of its
-            own, or all where it has fewer.
-        count: points wanted.
+        shape: a surface gives ``count`` points, uniform by area; a cloud gives a random subset of its points, or
+            all if it has fewer.
+        count: number of points.
         up: the axis that points up in the shape's frame.
         rng: the shape's own generator.
 
@@ -37,7 +37,7 @@ def cloud_of(
 def read_member(archive: Archive, name: str) -> Surface | PointSet:
     """The mesh or cloud in one member of an archive.
 
-    Costs a temporary file of the member's size, for the time of the reading.
+    Needs a temporary file of the member's size while reading.
 
     Raises:
         DataError: as `read_mesh`, naming the member.
@@ -48,19 +48,19 @@ def read_member(archive: Archive, name: str) -> Surface | PointSet:
 def read_content(content: bytes, name: str) -> Surface | PointSet:
     """The mesh or cloud in the bytes of a file that is called ``name``; as `read_member`."""
     with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
-        # The member's own name could lead anywhere; its ending is all that the reader needs.
+        # The member's own name could lead anywhere, and the reader needs only its suffix.
         path = Path(folder, "member").with_suffix(PurePosixPath(name).suffix)
         try:
             path.write_bytes(content)
-        except OSError as error:  # a failed write does not say itself which disk is full
+        except OSError as error:  # the error of a failed write does not say which disk is full
             raise OSError(error.errno, error.strerror, folder) from error
         return read_named(path, name)
 
 
 def read_named(path: Path, name: str) -> Surface | PointSet:
-    """The mesh or cloud in a file that is called ``name`` in messages, the same on every machine."""
+    """The mesh or cloud in a file that messages call ``name``, so that they are the same on every machine."""
     try:
         return read_mesh(path)
     except DataError as error:
-        shown = one_line(str(path))  # as messages have it
+        shown = one_line(str(path))  # as it is in messages
         raise DataError(str(error).removeprefix(f"{shown}: ").replace(shown, name)) from error
