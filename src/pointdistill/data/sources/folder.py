@@ -24,7 +24,7 @@ from pointdistill.data.sources.base import (
     printable,
     required_path,
 )
-from pointdistill.data.sources.shapes import cloud_of, read_named
+from pointdistill.data.sources.shapes import draw_up_to, read_named
 from pointdistill.errors import DataError
 
 ASSUMED_UP: Axis = "z"
@@ -62,7 +62,7 @@ class FolderSource:
         path = self.path / entry.where
         with still_there(path):
             shape = read_named(path, entry.id)
-        return cloud_of(shape, count, up=shape.declared_up or self.up, rng=rng)
+        return SourceCloud(draw_up_to(shape, count, up=shape.declared_up or self.up, rng=rng))
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> FolderSource:

@@ -33,7 +33,7 @@ from pointdistill.data.sources.base import (
     archive_paths,
     printable,
 )
-from pointdistill.data.sources.shapes import cloud_of, read_content
+from pointdistill.data.sources.shapes import draw_up_to, read_content
 from pointdistill.errors import DataError
 
 TURNED = {"y": "zxy", "z": "none"}
@@ -111,7 +111,7 @@ class MemberSource:
         self, content: bytes, name: str, count: int, *, rng: np.random.Generator
     ) -> SourceCloud:
         """Points of the mesh or cloud in a member."""
-        return cloud_of(read_content(content, name), count, up=self._up, rng=rng)
+        return SourceCloud(draw_up_to(read_content(content, name), count, up=self._up, rng=rng))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the layout, which only listing needs."""

@@ -24,7 +24,7 @@ from pointdistill.data.sources.base import (
     printable,
 )
 from pointdistill.data.sources.members import TURNED, MemberSource, encode_location
-from pointdistill.data.sources.shapes import cloud_of, read_content
+from pointdistill.data.sources.shapes import draw_up_to, read_content
 from pointdistill.errors import DataError
 
 FEWEST_POINTS = 2048
@@ -57,12 +57,12 @@ class ObjaverseSource(MemberSource):
             DataError: if fewer than 2,048 of them are distinct, whatever ``count`` is.
         """
         shape = read_content(content, name)
-        cloud = cloud_of(shape, max(count, FEWEST_POINTS), up=self._up, rng=rng)
-        distinct = _distinct(shape.points if isinstance(shape, PointSet) else cloud.points)
+        points = draw_up_to(shape, max(count, FEWEST_POINTS), up=self._up, rng=rng)
+        distinct = _distinct(shape.points if isinstance(shape, PointSet) else points)
         if distinct < FEWEST_POINTS:
             msg = f"{name}: {distinct:,} distinct points, shapes with at least {FEWEST_POINTS:,} are kept"
             raise DataError(msg)
-        return cloud
+        return SourceCloud(points)
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> ObjaverseSource:

@@ -24,7 +24,7 @@ from pointdistill.data.sources.base import (
     printable,
 )
 from pointdistill.data.sources.members import joint_checksum
-from pointdistill.data.sources.shapes import cloud_of, read_member
+from pointdistill.data.sources.shapes import draw_up_to, read_member
 from pointdistill.errors import DataError
 
 _MESH = "meshes/model.obj"
@@ -53,7 +53,7 @@ class ScannedObjectsSource:
                     shape = read_member(archive, member)
             except DataError as error:
                 raise DataError(str(error).replace(str(path), path.name)) from error
-        return cloud_of(shape, count, up="z", rng=rng)
+        return SourceCloud(draw_up_to(shape, count, up="z", rng=rng))
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> ScannedObjectsSource:

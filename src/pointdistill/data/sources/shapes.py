@@ -6,18 +6,18 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pointdistill.data.archive import Archive
 from pointdistill.data.meshes.read import one_line, read_mesh
 from pointdistill.data.meshes.records import Axis, PointSet, Surface
 from pointdistill.data.meshes.sampling import draw
-from pointdistill.data.sources.base import SourceCloud
 from pointdistill.errors import DataError
 
 
-def cloud_of(
+def draw_up_to(
     shape: Surface | PointSet, count: int, *, up: Axis, rng: np.random.Generator
-) -> SourceCloud:
+) -> NDArray[np.float32]:
     """Points of a shape, turned from ``up`` to z up.
 
     Args:
@@ -31,7 +31,7 @@ def cloud_of(
         DataError: if a cloud has fewer than 32 points.
     """
     available = len(shape.points) if isinstance(shape, PointSet) else count
-    return SourceCloud(draw(shape, min(count, available), rng=rng, up=up))
+    return draw(shape, min(count, available), rng=rng, up=up)
 
 
 def read_member(archive: Archive, name: str) -> Surface | PointSet:
