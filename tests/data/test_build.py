@@ -315,7 +315,7 @@ def test_a_lock_that_went_with_its_folder_is_no_lock(
 ) -> None:
     """Another process ends, and takes its folder away, after this one has opened the lock there."""
     pytest.importorskip("fcntl")
-    place, take = tmp_path / ".building" / "lock", lock._take
+    place, take = tmp_path / ".building" / "lock", lock._acquire
     taken: list[int] = []
 
     def late(file: IO[str], corpus: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_lock_that_went_with_its_folder_is_no_lock(
         taken.append(file.fileno())
         take(file, corpus)
 
-    monkeypatch.setattr(lock, "_take", late)
+    monkeypatch.setattr(lock, "_acquire", late)
     with lock.locked(tmp_path):
         assert len(taken) == 2
         with pytest.raises(CorpusError, match="another process"), lock.locked(tmp_path):

@@ -174,7 +174,7 @@ def test_a_link_that_leads_nowhere_from_the_start_costs_itself_alone(tmp_path: P
     source = open_source("folder", SourceRequest(path=folder))
     report = build_corpus(source, tmp_path / "corpus", points=64, workers=0)
     assert (report.kept, report.retryable) == (4, {})
-    assert report.causes[0].example.startswith("4.npy: is a link that leads nowhere")
+    assert report.causes[0].example.startswith("4.npy: is a broken link")
 
 
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_an_archive_that_is_gone_is_the_machines_fault(root: Path) -> None:
     [
         ({"crc": 1}, "its checksum is another"),
         ({"size": 49_999}, "its checksum is another"),
-        ({"offset": 5}, "does not lie where"),
+        ({"offset": 5}, "is not where"),
         ({"packed": 10**9}, "ends before it does"),
         ({"method": -1}, "asks for a password"),
         ({"size": 2**31}, "at most 1,073,741,824 are read"),

@@ -108,7 +108,7 @@ def test_listing_reads_no_member_and_a_worker_holds_no_list(
         patch.setattr(zipfile.ZipFile, "open", forbidden)
         entries = source.entries()
     worker = pickle.loads(pickle.dumps(source))
-    with pytest.raises(AssertionError, match="a worker reads, and lists nothing"):
+    with pytest.raises(AssertionError, match="a worker only reads and never lists"):
         worker.entries()
     monkeypatch.setattr(zipfile, "ZipFile", forbidden)
     ours = source.read(entries[0], 64, rng=np.random.default_rng(0)).points

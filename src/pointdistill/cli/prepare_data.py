@@ -22,7 +22,7 @@ def prepare_data(
         str,
         typer.Argument(
             help="builtin (objects made on the spot), folder (your own meshes and clouds), mixture "
-            "(all archives that a folder holds as one corpus), or an archive: "
+            "(all archives in a folder as one corpus), or an archive: "
             "shapenetcore, 3d-future, scanobjectnn, modelnet40, s3dis, sunrgbd, abo, "
             "omniobject3d, toys4k, google-scanned-objects, objaverse-cap3d, objaverse-xl-cap3d, objaverse."
         ),
@@ -41,17 +41,18 @@ def prepare_data(
         typer.Option("--output", "-o", help="Corpus folder. Default: data/ and the source's name."),
     ] = None,
     points: Annotated[
-        int, typer.Option(help="Points for a shape; a cloud with fewer keeps all.", min=32)
+        int, typer.Option(help="Points per shape; a cloud with fewer keeps all.", min=32)
     ] = 16_384,
     shapes: Annotated[
-        int | None, typer.Option(help="How many shapes builtin makes. Default: 10,000.", min=1)
+        int | None,
+        typer.Option(help="Number of shapes that builtin makes. Default: 10,000.", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same corpus.", min=0)] = 0,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes; 0 works in one without others, where --deadline and --memory cannot hold. "
-            "Default: one a core.",
+            help="Worker processes; 0 works without any, but cannot enforce --deadline and --memory. "
+            "Default: one per core.",
             min=0,
         ),
     ] = None,
@@ -62,19 +63,19 @@ def prepare_data(
         ),
     ] = None,
     deadline: Annotated[
-        float, typer.Option(help="Seconds that a shape may take before it is given up.")
+        float, typer.Option(help="Seconds after which a shape is given up.")
     ] = 300.0,
     memory: Annotated[
         float | None,
         typer.Option(
-            help="GiB that each process may take (on Linux). Default: 3/4 of the memory, over the processes."
+            help="GiB that each process may use (Linux only). Default: 3/4 of the memory, shared by the processes."
         ),
     ] = None,
     retry: Annotated[
         bool,
         typer.Option(
             "--retry",
-            help="Read those shapes again that met the deadline or memory limit, or crashed.",
+            help="Read shapes again that exceeded the deadline or memory limit, or crashed.",
         ),
     ] = False,
     up: Annotated[
@@ -85,11 +86,11 @@ def prepare_data(
     ] = None,
     include_test: Annotated[
         bool,
-        typer.Option("--include-test", help="Take a benchmark's test split in; recorded."),
+        typer.Option("--include-test", help="Include a benchmark's test split; recorded."),
     ] = False,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="mixture: say what is there and what it will cost, and stop."),
+        typer.Option("--plan", help="mixture: show what is there and what it will cost, and stop."),
     ] = False,
     fetch: Annotated[
         bool,
@@ -97,25 +98,27 @@ def prepare_data(
     ] = False,
     sources: Annotated[
         str | None,
-        typer.Option(help="mixture: sources to take, with commas. Default: all that are there."),
+        typer.Option(
+            help="mixture: sources to use, separated by commas. Default: all that are there."
+        ),
     ] = None,
     take_tests: Annotated[
         str | None,
         typer.Option(
-            help="mixture: sources whose test split is taken in: modelnet40,scanobjectnn. Default: none."
+            help="mixture: sources whose test split is included: modelnet40,scanobjectnn. Default: none."
         ),
     ] = None,
     exclude_tests: Annotated[
         str | None,
         typer.Option(
-            help="mixture: all leaves out ShapeNetPart's test shapes and LVIS's too; needs their lists."
+            help="mixture: all leaves out the test shapes of ShapeNetPart and LVIS too; needs their lists."
         ),
     ] = None,
 ) -> None:
-    """Make a corpus of surface points to pretrain on; stopped at any time, the same command goes on.
+    """Make a corpus of surface points to pretrain on; if stopped at any time, the same command continues.
 
-    Shapes that cannot be used are left out and listed in refused.jsonl beside the corpus; those that
-    were given up unread can be tried again with --retry.
+    Shapes that cannot be used are left out and listed in refused.jsonl in the corpus; those that were
+    given up before they were read can be tried again with --retry.
     """
     from pointdistill.cli.console import console_reporter
     from pointdistill.data.build import BuildSettings
@@ -184,7 +187,7 @@ def _typed(
     deadline: float,
     memory: float | None,
 ) -> tuple[str, ...]:
-    """The options that the command which follows has to repeat: those that differ from their defaults."""
+    """The options that the next command must repeat: those that differ from their defaults."""
     from pointdistill.data.build.limits import ShapeLimits
     from pointdistill.data.build.run import DEFAULT_POINTS
 
@@ -275,7 +278,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
-    """Raise where an option was given that has no meaning here."""
+    """Raise if an option was given that has no meaning here."""
     from pointdistill.errors import ConfigError
 
     for option, value in options.items():
@@ -305,7 +308,7 @@ def _print(report: BuildReport, name: str, *, retry: bool) -> None:
 
 
 def _refused_lines(report: BuildReport) -> Iterator[str]:
-    """What was refused, by cause, and what can be done about it."""
+    """What was refused, by cause, and what to do about it."""
     from pointdistill.cli.mixture import shapes_of
 
     if report.retried:

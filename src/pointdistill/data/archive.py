@@ -1,7 +1,7 @@
-"""A zip or tar file, or the folder extracted from it, read alike, in place, and without trust.
+"""Reads zip and tar files, or the folder extracted from one, through one interface, in place and without trust.
 
-Nothing is extracted. Archives come from strangers and from broken downloads, so every way in which
-one can be damaged ends as one line that names the file and what to do.
+Nothing is extracted. Archives come from strangers and from broken downloads, so every kind of damage ends as a
+one-line error that names the file and what to do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEMBER_LIMIT_BYTES = 1 << 30
 """Largest member that is read; the largest real one (ScanObjectNN PB-T50-RS) has some 0.4 GiB."""
 
 POINTER_START = b"version https://git-lfs"
-"""How the file begins that Git LFS leaves in place of one it did not fetch."""
+"""The beginning of the pointer file that Git LFS leaves in place of a file that it did not fetch."""
 
 _ENCRYPTED = 1  # a zip member's flag
 _GZIP_START = b"\x1f\x8b"
@@ -36,37 +36,37 @@ _PAGE_STARTS = (b"<!doctype html", b"<html")
 
 @dataclass(frozen=True, slots=True)
 class MemberLocation:
-    """Where a member's bytes lie, so that `pointdistill.data.places.read_member_at` needs no directory."""
+    """Where a member's bytes are, so that `pointdistill.data.places.read_member_at` needs no table of contents."""
 
     name: str
     offset: int = 0
-    """Of a zip member's own header, or of a tar member's first byte; 0 in a folder."""
+    """Position of a zip member's own header, or of a tar member's first byte; 0 in a folder."""
 
     packed: int = 0
-    """Bytes that it takes in the archive."""
+    """Bytes that it takes up in the archive."""
 
     size: int = 0
-    """Bytes that it has."""
+    """Bytes of its content."""
 
     crc: int | None = None
-    """CRC-32 of its bytes, which only zip files state."""
+    """CRC-32 of its content, which only zip files state."""
 
     method: int | None = None
-    """A zip member's compression; -1 where it asks for a password; None elsewhere."""
+    """Compression method of a zip member; -1 if it needs a password; None elsewhere."""
 
 
 class Archive(ABC):
-    """Members of an archive or folder by their POSIX names, without the litter of other systems."""
+    """Members of an archive or folder by their POSIX names, without the hidden files of operating systems."""
 
     path: Path
     names: tuple[str, ...]
     """Sorted member names; folders, ``__MACOSX/`` and dot files are left out."""
 
     unsafe: tuple[str, ...] = ()
-    """Names that lead out of the archive: such members are not read."""
+    """Names that lead outside the archive; such members are not read."""
 
     def find(self, suffix: str) -> str | None:
-        """The member whose path ends in ``suffix``, whatever folder it lies in; None if absent.
+        """The member whose path ends in ``suffix``, whatever folder it is in; None if absent.
 
         Raises:
             DataError: if there are several.
@@ -82,13 +82,13 @@ class Archive(ABC):
         """The bytes of one member.
 
         Raises:
-            DataError: if it cannot be read whole, is larger than `MEMBER_LIMIT_BYTES`, or is a
-                Git-LFS pointer in place of the member.
+            DataError: if it cannot be read completely, is larger than `MEMBER_LIMIT_BYTES`, or is a Git-LFS
+            pointer.
         """
 
     @abstractmethod
     def locate(self, name: str) -> MemberLocation:
-        """Where one member lies."""
+        """Where one member is."""
 
     @abstractmethod
     def checksum(self, names: Sequence[str]) -> str:
@@ -116,7 +116,7 @@ class _ZipArchive(Archive):
     def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
         self.path = path
         self._file = file
-        self.names, self.unsafe = _sorted_out(
+        self.names, self.unsafe = _sort_names(
             i.filename for i in file.infolist() if not i.filename.endswith("/")
         )
 
@@ -124,8 +124,7 @@ class _ZipArchive(Archive):
         self._check_size(name, self._file.getinfo(name).file_size)
         try:
             return self._no_pointer(name, self._file.read(name))
-        # RuntimeError: a password is asked for. NotImplementedError: a compression Python does not
-        # know.
+        # RuntimeError: it needs a password. NotImplementedError: Python does not know the compression.
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             self.refuse(name, error)
 
@@ -144,17 +143,17 @@ class _TarArchive(Archive):
     def __init__(self, path: Path, file: tarfile.TarFile) -> None:
         self.path = path
         self._file = file
-        # Of a name that is there twice the last counts, as for tar itself. Links are not followed.
+        # If a name occurs twice the last one counts, as in tar itself. Links are not followed.
         self._members = {member.name: member for member in file.getmembers() if member.isreg()}
         self._check_end()
-        self.names, self.unsafe = _sorted_out(self._members)
+        self.names, self.unsafe = _sort_names(self._members)
 
     def read(self, name: str) -> bytes:
         member = self._members[name]
         self._check_size(name, member.size)
         try:
             stream = self._file.extractfile(member)
-            assert stream is not None  # of a regular file it never is
+            assert stream is not None  # it never is for a regular file
             return self._no_pointer(name, stream.read())
         except (tarfile.TarError, EOFError, OSError) as error:
             self.refuse(name, error)
@@ -167,7 +166,7 @@ class _TarArchive(Archive):
         return file_checksum(self.path)
 
     def _check_end(self) -> None:
-        """Raise where the members do not end in an empty block: ``tarfile`` takes any stop for the end."""
+        """Raise unless the members are followed by an empty block: ``tarfile`` accepts any end of file."""
         assert self._file.fileobj is not None
         self._file.fileobj.seek(self._file.offset)
         if self._file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -179,7 +178,7 @@ class _FolderArchive(Archive):
     def __init__(self, path: Path) -> None:
         self.path = path
         files = (Path(below, file) for below, _, found in walk(path) for file in found)
-        self.names, self.unsafe = _sorted_out(
+        self.names, self.unsafe = _sort_names(
             file.relative_to(path).as_posix() for file in files if file.is_file()
         )
 
@@ -207,10 +206,10 @@ class _FolderArchive(Archive):
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk`, without folders that are not the user's to read.
+    """`os.walk`, skipping folders that the user may not read.
 
     Raises:
-        OSError: if a folder cannot be listed for another reason: its files would be missing without a word.
+        OSError: if a folder cannot be listed for any other reason, because its files would be silently missing.
     """
 
     def check(error: OSError) -> None:
@@ -222,11 +221,11 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 @contextmanager
 def still_there(path: Path) -> Iterator[None]:
-    """Inside, a file or folder is read that was listed before.
+    """For reading a file or folder that was listed before: tells a file that is gone from one that is damaged.
 
     Raises:
-        OSError: ESTALE, in place of what was raised, if it is there no more: a fault of the machine, such as
-            a disk that was unplugged, and not of the file.
+        OSError: ESTALE, in place of what was raised, if ``path`` is gone: a problem of the machine, such as a disk
+            that was unplugged, not of the file.
     """
     try:
         yield
@@ -243,12 +242,11 @@ def open_archive(path: Path, *, absent: str, tolerate_unsafe: bool = False) -> I
 
     Args:
         path: the file or the folder.
-        absent: what to tell the user when there is nothing at ``path``.
-        tolerate_unsafe: leave members whose name leads out to the caller, as ``unsafe``.
+        absent: the message if there is nothing at ``path``.
+        tolerate_unsafe: leave members whose names lead outside to the caller, as ``unsafe``.
 
     Raises:
-        DataError: if there is nothing, if it is no whole archive, or if a member's name leads out
-        of it.
+        DataError: if there is nothing, if it is not a complete archive, or if a member's name leads outside.
     """
     if not path.exists():
         raise DataError(absent)
@@ -293,8 +291,8 @@ def leads_outside(name: str) -> bool:
     return not path.parts or ".." in path.parts or path.is_absolute()
 
 
-def _sorted_out(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Sorted names without litter, and those that lead out of the archive; each once."""
+def _sort_names(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Sorted names without hidden files, and those that lead outside the archive; each once."""
     wanted, unsafe = set(), set()
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -306,7 +304,7 @@ def _sorted_out(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def _what_it_is(path: Path) -> str:
-    """Why a file is no archive, as far as its first bytes tell."""
+    """Why a file is not an archive, judging by its first bytes."""
     try:
         with path.open("rb") as file:
             start = file.read(512)

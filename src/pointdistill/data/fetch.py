@@ -1,7 +1,7 @@
-"""Downloads that go on where they stopped, are whole or absent, and are checked.
+"""Downloads that resume where they stopped, are complete or absent, and are checked.
 
-What has arrived lies in ``.<name>.part`` beside the file's place, so that a lost connection or a kill costs
-nothing. The file takes its name when its length, and its checksum where one is known, are right.
+The bytes that have arrived are in ``.<name>.part`` beside the file, so a lost connection or a kill costs nothing.
+The file gets its name once its length is right, and its checksum where one is known.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pointdistill.data.web import (
     LostError,
     Redirects,
     open_web,
-    patiently,
     promised_checksum,
     web_errors,
+    with_retries,
 )
 from pointdistill.errors import DataError
 
@@ -36,37 +36,37 @@ _CHANGED = "the file has changed at its source"
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file that is there, whole."""
+    """A complete file."""
 
     path: Path
     bytes: int
     sha256: str
 
     checked: bool
-    """Whether the checksum was compared with one known beforehand; else the length alone was."""
+    """Whether the checksum was compared with a known one; otherwise only the length was."""
 
 
 class DamagedError(DataError):
-    """What came is not what its checksum, or its check, asks for."""
+    """A downloaded file does not have the expected checksum, or fails its check."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Noted:
-    """What the server said of the file that a part belongs to."""
+    """What the server said about the file that a part belongs to."""
 
     url: str
     version: str
-    """Its name of the version; empty if it has none, and a part cannot be gone on with."""
+    """The server's name of the version; empty if it has none, and then a part cannot be resumed."""
 
     total: int
-    """Its bytes; 0 if it does not say, and a part cannot be gone on with either."""
+    """Length in bytes; 0 if the server does not say, and then a part cannot be resumed either."""
 
     sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What has arrived of a file."""
+    """The part of a file that has arrived."""
 
     path: Path
 
@@ -76,16 +76,16 @@ class _Part:
 
     @property
     def note(self) -> Path:
-        """Where the version that it is part of is noted."""
+        """The file that notes which version the part belongs to."""
         return self.path.with_name(f"{self.path.name}.json")
 
     def begin(self, noted: _Noted) -> None:
-        """Empty, of a version."""
+        """Start an empty part of a version."""
         self.path.write_bytes(b"")
         write_json(self.note, asdict(noted))
 
     def noted(self, url: str) -> _Noted | None:
-        """What it is a part of; None if there is nothing of this address to go on from."""
+        """What the part belongs to; None if there is nothing from this address to resume."""
         try:
             noted = _Noted(**json.loads(self.note.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -106,27 +106,27 @@ def fetch(
     progress: Callable[[int, int | None], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Fetched:
-    """Download a file, or go on with a download that was interrupted.
+    """Download a file, or resume a download that was interrupted.
 
     Args:
         url: http or https; redirects are followed.
-        path: the file's place; its folder is made.
-        sha256: checksum that the file must have; None takes the server's word where it gives one.
+        path: where the file goes; its folder is made.
+        sha256: checksum that the file must have; None uses the server's, if it states one.
         check: says what is wrong with the complete file before it gets its name, or nothing; with a check, the
             server need not state the length.
         progress: called with the bytes that have arrived and the bytes in all; None if the server does not say.
         sleep: waits between attempts.
 
     Raises:
-        DataError: if the server does not say how long the file is, or stays away for several attempts; if
-            the disk has no room for the file; or if another process fetches the same file.
+        DataError: if the server does not state the length, or does not answer in several attempts; if the disk has
+            no room for the file; or if another process is fetching the same file.
         RefusedError: if the server refuses.
-        DamagedError: if another file than the checksum's comes, or one that the check finds fault with.
+        DamagedError: if the file does not have the checksum, or fails the check.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(path.with_name(f".{path.name}.part"))
     with _room_for(path, part), _locked(part.path, path):
-        promised = patiently(
+        promised = with_retries(
             url,
             lambda: _receive(url, part, progress, any_length=check is not None),
             kept=lambda: part.bytes,
@@ -152,7 +152,7 @@ def fetch(
 def _receive(
     url: str, part: _Part, progress: Callable[[int, int | None], None] | None, *, any_length: bool
 ) -> str | None:
-    """One connection: append what comes; the promised checksum once the part has its full length."""
+    """Receive over one connection; returns the promised checksum once the part has its full length."""
     noted = part.noted(url)
     if noted is None or not noted.total or part.bytes != noted.total:
         redirects = Redirects()
@@ -174,7 +174,7 @@ def _receive(
 
 
 def _rest(part: _Part, noted: _Noted | None) -> dict[str, str]:
-    """Headers that ask for what is lacking of the file if it has not changed, or for the whole."""
+    """Headers that ask for the rest of the file if it has not changed, and for the whole otherwise."""
     if noted is None or not noted.version or not noted.total or not part.bytes:
         return {}
     return {"Range": f"bytes={part.bytes}-", "If-Range": noted.version}
@@ -189,7 +189,7 @@ def _begin(
     *,
     any_length: bool,
 ) -> _Noted:
-    """Make the part ready for what comes next: at its end, or at its beginning where the whole comes."""
+    """Prepare the part for the response, which continues it or sends the whole file."""
     version = _version(response.headers)
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         start, total = _range(url, response.headers)
@@ -206,7 +206,7 @@ def _begin(
 
 
 def _check_room(part: _Part, total: int) -> None:
-    """Raise before hours of download that cannot end well; what is there of another version will go."""
+    """Raise before hours of download that would fill the disk; a part of another version counts as free space."""
     free = shutil.disk_usage(part.path.parent).free + part.bytes
     if total > free:
         msg = (
@@ -218,7 +218,7 @@ def _check_room(part: _Part, total: int) -> None:
 
 @contextmanager
 def _room_for(path: Path, part: _Part) -> Iterator[None]:
-    """Say in one line that the disk ran full."""
+    """Turn a full disk into a one-line error."""
     try:
         yield
     except OSError as error:
@@ -233,11 +233,11 @@ def _append(
     total: int,
     progress: Callable[[int, int | None], None] | None,
 ) -> None:
-    """Up to the total, or to the end of what comes where there is none."""
+    """Append the response up to ``total``, or to its end where the total is not known."""
     done = part.bytes
     with part.path.open("ab") as file:
         while not total or done < total:
-            # read1: what came before a silence is kept, where read would wait for a whole block.
+            # read1 keeps what came before a silence; read would wait for a whole block.
             block = response.read1(min(_BLOCK_BYTES, total - done) if total else _BLOCK_BYTES)
             if not block:
                 break
@@ -248,7 +248,7 @@ def _append(
 
 
 def _range(url: str, headers: email.message.Message) -> tuple[int, int]:
-    """First byte and length of the whole, of an answer with a part of the file."""
+    """First byte and total length, from a response with a part of the file."""
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
     if found is None:
         msg = f"{url}: a part without its place in the file; fetch it by hand"
@@ -257,7 +257,7 @@ def _range(url: str, headers: email.message.Message) -> tuple[int, int]:
 
 
 def _length(url: str, headers: email.message.Message, *, any_length: bool) -> int:
-    """Of the whole file; 0 if the server does not say, and need not."""
+    """Length of the whole file; 0 if the server does not say and need not."""
     length = headers.get("Content-Length", "")
     if not length and any_length:
         return 0
@@ -271,14 +271,14 @@ def _length(url: str, headers: email.message.Message, *, any_length: bool) -> in
 
 
 def _version(headers: email.message.Message) -> str:
-    """What tells this version of the file from another; a weak tag does not, for ranges."""
+    """What identifies this version of the file; a weak tag does not, where ranges are concerned."""
     tag = str(headers.get("ETag", ""))
     return tag if tag and not tag.startswith("W/") else str(headers.get("Last-Modified", ""))
 
 
 @contextmanager
 def _locked(part: Path, path: Path) -> Iterator[None]:
-    """Keep a second download of the same file out; the lock ends with the process."""
+    """Keep other processes from downloading the same file; the lock ends with the process."""
     try:
         import fcntl  # not on Windows, where two at a time are up to the user
     except ImportError:

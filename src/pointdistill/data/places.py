@@ -1,7 +1,7 @@
-"""One member of an archive, read from where an earlier listing found it.
+"""Reads one member of an archive from the location that an earlier listing found.
 
-A worker that opens a zip of a million members spends seconds and half a GiB on their names; with the
-place of a member at hand it needs none of them.
+Opening a zip of a million members costs seconds and half a GiB for their names. A worker that knows the location
+of its member needs none of them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read_local_header(file: IO[bytes], offset: int) -> LocalHeader | None:
 
 
 def read_member_at(root: Path, location: MemberLocation) -> bytes:
-    """The bytes of one member, whole.
+    """The content of one member.
 
     Args:
         root: the archive, or the folder extracted from it.
@@ -55,8 +55,7 @@ def read_member_at(root: Path, location: MemberLocation) -> bytes:
 
     Raises:
         DataError: if the member is damaged, too large, or a Git-LFS pointer; names no path of this machine.
-        OSError: ESTALE, a fault of the machine and not of the member, if the archive, or the file in the
-            folder, is gone.
+        OSError: ESTALE if the archive, or the file in the folder, is gone, which is not the member's fault.
     """
     if location.size > MEMBER_LIMIT_BYTES:
         _refuse(location, f"{location.size:,} bytes, at most {MEMBER_LIMIT_BYTES:,} are read")
@@ -96,14 +95,14 @@ def _from_archive(file: IO[bytes], location: MemberLocation) -> bytes:
         return _exactly(file, location.packed, location)
     header = read_local_header(file, location.offset)
     if header is None:
-        _refuse(location, "it does not lie where the archive's list says")
+        _refuse(location, "it is not where the archive's list says")
     file.seek(header.start)
     packed = _exactly(file, location.packed, location)
     if location.method == zipfile.ZIP_STORED:
         return packed
     if location.method != zipfile.ZIP_DEFLATED:
         _refuse(location, "it asks for a password or is packed in a way that is not read")
-    # One byte more than stated is enough to notice a bomb.
+    # One byte more than stated is enough to detect a zip bomb.
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, location.size + 1)
 
 

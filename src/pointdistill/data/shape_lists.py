@@ -1,6 +1,6 @@
-"""What a user names (files, folders, archives, corpora) as one numbered list of shapes, and their points.
+"""Lists the shapes in files, folders, archives and corpora that a user names, and reads their points.
 
-A list knows names alone; a shape is read when it is asked for, in any process. Archives are read in place.
+A list holds only names; a shape is read when it is needed, in any process. Archives are read in place.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ PathKind: TypeAlias = Literal["file", "folder", "archive", "corpus"]
 
 @dataclass(frozen=True, slots=True)
 class ShapeSource:
-    """One path that was given, and the shapes in it."""
+    """A path that was given, and the shapes in it."""
 
     kind: PathKind
     path: str
     """Absolute."""
 
     given: str
-    """As the user wrote it, with forward slashes."""
+    """As the user typed it, with forward slashes."""
 
     names: tuple[str, ...] | None = None
     """POSIX names inside a folder or archive; the file's own; None for a corpus, whose shapes have numbers."""
@@ -50,19 +50,19 @@ class ShapeSource:
     count: int = 1
 
     stamp: str = ""
-    """Changes when the shapes do: a corpus's checksum, sizes and times of files."""
+    """Changes when the shapes change: a corpus's checksum, or the sizes and times of files."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeLocation:
-    """Where one shape is to be found; small, since it is sent to worker processes."""
+    """Where to find one shape; small, because it is sent to worker processes."""
 
     kind: PathKind
     path: str
-    """Of the file, folder, archive or corpus."""
+    """Path of the file, folder, archive or corpus."""
 
     name: str
-    """Of the file inside it; empty for a corpus."""
+    """Name of the file inside it; empty for a corpus."""
 
     row: int
     """Number of the shape within its source."""
@@ -70,10 +70,10 @@ class ShapeLocation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadSettings:
-    """How shapes become points; with a shape's own name this decides every draw."""
+    """How shapes become points; together with a shape's name this decides all its randomness."""
 
     points: int
-    """Points of a surface; a cloud with fewer gives all it has."""
+    """Points drawn from a surface; a cloud with fewer gives all it has."""
 
     seed: int
 
@@ -84,24 +84,24 @@ class ReadSettings:
     """Shapes with fewer points are refused."""
 
     shuffled: bool = False
-    """Whether points come in random order instead of the file's, so that any run of them is a draw."""
+    """Whether points are in random order instead of the file's, so that any run of them is a random sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadShape:
-    """One shape, or why there is none. Sizes: n points."""
+    """One shape, or the reason why it cannot be used. Sizes: n points."""
 
     name: str
-    """Within its source; of a corpus its id, after the name of the source where there are several."""
+    """Name within its source; for a corpus the id, preceded by the source's name if there are several."""
 
     points: NDArray[np.float32] | None = None
     """(n, 3), z up, in the file's unit."""
 
     reason: str = ""
-    """Where ``points`` is None: the cause, without the file's name."""
+    """Why ``points`` is None, without the file's name."""
 
     assumed_up: bool = False
-    """Whether the up axis is the one of the settings, since the file states none."""
+    """Whether the up axis is that of the settings, because the file states none."""
 
 
 @dataclass(slots=True)
@@ -109,14 +109,14 @@ class ReadTask:
     """Neighbouring shapes of a list, to be read by one process."""
 
     chunk: int
-    """Of the caller's own counting; not looked at here."""
+    """The caller's own number for the task; not used here."""
 
     first: int
-    """Number of the first of them in the list."""
+    """Number of the first of these shapes in the list."""
 
     locations: list[ShapeLocation]
     refused: dict[int, str] = field(default_factory=dict)
-    """By position in the task: why a shape is not tried again."""
+    """By position in the task: why a shape is not to be tried again."""
 
 
 class ShapeList:
@@ -131,7 +131,7 @@ class ShapeList:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> tuple[int, ShapeLocation]:
-        """Number of the source, and the location, of shape ``index``."""
+        """Number of the source and location of shape ``index``."""
         if not 0 <= index < len(self):
             msg = f"shape {index} of a list of {len(self):,}; the first is 0"
             raise IndexError(msg)
@@ -142,14 +142,14 @@ class ShapeList:
         return number, ShapeLocation(source.kind, source.path, name, row)
 
     def shape_id(self, number: int, name: str) -> str:
-        """Id of a shape of source ``number``: its name there; with several sources the source is put before."""
+        """Id of a shape of source ``number``: its name there, preceded by the source if there are several."""
         source = self.sources[number]
         if len(self.sources) == 1:
             return name
         return source.given if source.kind == "file" else f"{source.given}/{name}"
 
     def stamp(self) -> str:
-        """Hexadecimal SHA-256 of what the list is made of: equal for the same shapes in the same order."""
+        """Hexadecimal SHA-256 of the list: equal for the same shapes in the same order."""
         whole = hashlib.sha256()
         for source in self.sources:
             line = (source.kind, source.path, source.given, source.count, source.stamp)
@@ -158,11 +158,11 @@ class ShapeList:
 
 
 def list_shapes(paths: Sequence[Path], *, leave_out: Path | None = None) -> ShapeList:
-    """Look at every path; a file that is missing or of no known format is refused when it is read.
+    """List the shapes in every path; a file that is missing or of an unknown format is refused when it is read.
 
     Args:
-        paths: files, folders (with all below them), zip and tar archives, corpora; given twice, one counts once.
-        leave_out: a file that is not taken from a folder: the output of the work at hand.
+        paths: files, folders with everything below them, zip and tar archives, corpora; duplicates count once.
+        leave_out: a file to ignore in folders, the output of the work at hand.
 
     Raises:
         DataError: if there is no path, a folder or archive holds no shape, or a corpus or archive is damaged.
@@ -199,13 +199,13 @@ def _source(path: Path, leave_out: Path | None) -> ShapeSource:
 
 
 def _is_shape(name: str) -> bool:
-    """Whether a file is one of those read; nothing below a hidden folder is."""
+    """Whether a file has a known format and is not hidden, nor in a hidden folder."""
     path = PurePosixPath(name)
     return path.suffix.lower() in FORMATS and not any(part.startswith(".") for part in path.parts)
 
 
 def _stamp(files: Sequence[Path]) -> str:
-    """Digest of names, sizes and times of change."""
+    """Digest of names, sizes and modification times."""
     whole = hashlib.sha256()
     for file in files:
         whole.update(os.fsencode(f"{file}\0{file_state(file)[1:]}\n"))
@@ -213,10 +213,10 @@ def _stamp(files: Sequence[Path]) -> str:
 
 
 def read_shape(location: ShapeLocation, settings: ReadSettings) -> ReadShape:
-    """The points of one shape, or the reason why it has none; only what held many shapes and is gone raises.
+    """The points of one shape, or the reason why it has none.
 
-    The draw depends on the seed and the file's own name alone, as in `sample_surface`; of a corpus, on the
-    seed, the source and the id.
+    The sample depends only on the seed and the file's own name, as in `sample_surface`; for a corpus on the seed,
+    the source and the id.
 
     Raises:
         DataError: if the corpus, archive or folder as a whole cannot be read.
@@ -244,9 +244,9 @@ def read_shape(location: ShapeLocation, settings: ReadSettings) -> ReadShape:
 def read_task(
     settings: ReadSettings, task: ReadTask, step: Callable[[int], None]
 ) -> list[ReadShape]:
-    """All shapes of a task; ``step`` is told the position of each before it is read.
+    """Read all shapes of a task; calls ``step`` with the position of each before reading it.
 
-    It stands here, away from anything that loads torch, for the processes that do nothing else.
+    It is in this module, which does not import torch, for the sake of worker processes that do nothing else.
 
     Raises:
         DataError: if the corpus, archive or folder as a whole cannot be read.
@@ -287,7 +287,7 @@ def _enough(
 
 
 def _held(location: ShapeLocation) -> HeldArchive | None:
-    """The archive that holds a shape, opened; None for a shape in no archive.
+    """The open archive that holds a shape; None for a shape that is not in an archive.
 
     Raises:
         DataError: if an archive or folder is gone, or the archive is no longer the one that was listed.
@@ -313,6 +313,6 @@ def _read(location: ShapeLocation, held: HeldArchive | None) -> Surface | PointS
 
 
 @functools.lru_cache(maxsize=4)
-def _corpus(path: str, state: tuple[int, ...]) -> Corpus:  # noqa: ARG001  as above
-    # Read in order: the pages of shards that were left are given back.
+def _corpus(path: str, state: tuple[int, ...]) -> Corpus:  # noqa: ARG001  part of the key
+    # Shapes are read in order, so the memory of earlier shards can be given back.
     return open_corpus(path, most_shards=2)

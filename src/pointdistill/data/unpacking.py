@@ -1,6 +1,6 @@
-"""One member of an archive as a file of its own, with what else it needs beside it.
+"""Unpacks one member of an archive into a file of its own, with the files that it refers to beside it.
 
-Readers of meshes take files, and a glTF names others by their place; nothing else is unpacked.
+Mesh readers take files, and a glTF refers to others by relative paths; nothing else is unpacked.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class HeldArchive:
 
     archive: Archive
     names: frozenset[str]
-    """Of its members."""
+    """Names of its members."""
 
     opened: AbstractContextManager[Archive]
-    """What holds it open."""
+    """The context manager that keeps it open."""
 
 
 def hold_archive(path: Path) -> HeldArchive:
-    """An archive, kept open from one call to the next as long as its file is the same.
+    """An archive that stays open between calls as long as its file is unchanged.
 
     Raises:
-        DataError: if it is gone, or no archive.
+        DataError: if it is gone or is not an archive.
     """
     return _archive(path, file_state(path))
 
@@ -44,16 +44,16 @@ def hold_archive(path: Path) -> HeldArchive:
 @functools.lru_cache(maxsize=1)
 def _archive(
     path: Path,
-    state: tuple[int, ...],  # noqa: ARG001  what is built anew at its place is opened anew
+    state: tuple[int, ...],  # noqa: ARG001  part of the key: a changed file is opened again
 ) -> HeldArchive:
-    """An open archive; shapes come in order, so one at a time is enough."""
+    """An open archive; shapes are read in order, so one at a time is enough."""
     opened = open_archive(path, absent=f"{path}: is gone; put it back and go on")
     archive = opened.__enter__()
     return HeldArchive(archive, frozenset(archive.names), opened)
 
 
 def file_state(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written anew; nothing of one that is gone, which its reader reports."""
+    """Values that change when a file is rewritten; empty if it is gone, which its reader will report."""
     try:
         found = path.stat()
     except OSError:
@@ -62,10 +62,10 @@ def file_state(path: Path) -> tuple[int, ...]:
 
 
 def unpack(held: HeldArchive, name: str, folder: Path) -> Path:
-    """One member as a file in ``folder``, with the buffers beside it that a glTF names.
+    """Unpack one member into ``folder``, and beside it the buffer files that a glTF names.
 
     Raises:
-        DataError: if a member cannot be read, or the buffers' names cannot be those of files here.
+        DataError: if a member cannot be read, or no file can have the name of a buffer on this system.
     """
     content = held.archive.read(name)
     if PurePosixPath(name).suffix.lower() == ".gltf":
@@ -76,31 +76,31 @@ def unpack(held: HeldArchive, name: str, folder: Path) -> Path:
                 buffer = held.archive.read(member)
                 unpacked += len(buffer)
                 _write(folder, relative, buffer)
-    # The member's own name could lead anywhere; its ending is all that the reader needs.
+    # The member's own name could lead anywhere, and the reader needs only its suffix.
     return _write(folder, f"member{PurePosixPath(name).suffix}", content)
 
 
 def _write(folder: Path, name: str, content: bytes) -> Path:
-    """A file in ``folder``, its own folder made if need be; its path.
+    """Write a file in ``folder``, creating sub-folders as needed; returns its path.
 
     Raises:
-        DataError: if no file can have that name here.
+        DataError: if no file can have that name on this system.
     """
     path = folder / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    # Too long, of bytes that are no text, or one buffer's folder and another's file.
+    # The name is too long or not text, or it is both a folder and a file.
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise  # of this machine, not of the shape
+            raise  # the machine's problem, not the shape's
         msg = f"its buffer {name[:60]!r} cannot be unpacked ({type(error).__name__}); rename it"
         raise DataError(msg) from error
     return path
 
 
 def _buffers(content: bytes) -> list[str]:
-    """Names of a glTF's buffer files that lie in its own folder or below; damage is left to the reader."""
+    """Names of a glTF's buffer files in its own folder or below; damage is left to the reader."""
     try:
         named = [unquote(buffer["uri"]) for buffer in json.loads(content)["buffers"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -1,4 +1,4 @@
-"""One request over http or https: followed where it leads, refused for good, or worth asking again."""
+"""Requests over http or https: redirects are followed, and failures are permanent or worth another attempt."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from typing import Any, TypeVar
 from pointdistill.errors import DataError
 
 TIMEOUT_SECONDS = 60.0
-"""Longest silence of a server before the connection counts as lost."""
+"""How long a server may be silent before the connection counts as lost."""
 
-_LENGTH_TIMEOUT_SECONDS = 10.0  # a length is a courtesy, not worth a minute
-_ATTEMPTS = 6  # in a row without one byte more
-_FIRST_PAUSE_SECONDS = 1.0  # doubled after each attempt in vain
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LENGTH_TIMEOUT_SECONDS = 10.0  # a length is nice to know, but not worth a minute
+_ATTEMPTS = 6  # in a row without a single new byte
+_FIRST_PAUSE_SECONDS = 1.0  # doubled after each failed attempt
+_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-# The Hugging Face Hub's, of the file behind a redirect.
+# By which the Hugging Face Hub describes the file behind a redirect.
 _CHECKSUM_HEADER = "X-Linked-Etag"
 _LENGTH_HEADER = "X-Linked-Size"
 
-# Not OSError as a whole: a full disk is none of the server's faults.
+# Not every OSError: a full disk is not the server's fault.
 _LOST = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 Answer = TypeVar("Answer")
 
 
 class LostError(Exception):
-    """The connection is gone, or the server asks to come again."""
+    """The connection was lost, or the server asks to try again later."""
 
 
 class RefusedError(DataError):
-    """The server does not give this file, and will not when asked again."""
+    """The server refuses to send this file, and asking again will not help."""
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and keeps what they say of the file behind them."""
+    """Follows redirects and keeps what they say about the file behind them."""
 
     checksum: str | None = None
-    """Its SHA-256."""
+    """SHA-256 of the file."""
 
     length: int | None = None
-    """Its bytes."""
+    """Length of the file in bytes."""
 
     def redirect_request(self, *given: Any) -> urllib.request.Request | None:
-        """The request for where it leads, by the method of the first."""
+        """The request for the new address, with the method of the first request."""
         request, headers, url = given[0], given[4], given[5]
         _check_web(url)
         self.checksum = promised_checksum(headers) or self.checksum
@@ -71,11 +71,11 @@ def open_web(
     redirects: Redirects | None = None,
     timeout_seconds: float | None = None,
 ) -> http.client.HTTPResponse:
-    """Ask for a file; call it within `web_errors`.
+    """Request a file; to be called within `web_errors`.
 
     Raises:
-        DataError: if the address, or one that it leads to, is not of the web.
-        RefusedError: if a web page comes in place of the file.
+        DataError: if the address, or one that it redirects to, is not http or https.
+        RefusedError: if a web page comes instead of the file.
     """
     _check_web(url)
     plain = {"User-Agent": "pointdistill", "Accept-Encoding": "identity"}
@@ -92,17 +92,17 @@ def open_web(
 
 @contextmanager
 def web_errors(url: str) -> Iterator[None]:
-    """Say what a failed request means.
+    """Turn the errors of a request into one of two kinds.
 
     Raises:
-        LostError: if it is worth asking again.
-        RefusedError: if it is not.
+        LostError: if another attempt may succeed.
+        RefusedError: if it will not.
     """
     try:
         yield
     except urllib.error.HTTPError as error:
         said = f"{error.code} {error.reason}"
-        if error.code in _PASSING:
+        if error.code in _TEMPORARY:
             raise LostError(said) from error
         msg = f"{url}: {said}; see whether it has moved, and fetch it by hand"
         raise RefusedError(msg) from error
@@ -113,42 +113,42 @@ def web_errors(url: str) -> Iterator[None]:
         raise LostError(why) from error
 
 
-def patiently(
+def with_retries(
     url: str,
     attempt: Callable[[], Answer],
     *,
     kept: Callable[[], int] = lambda: 0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Answer:
-    """What an attempt gives, which is made again after longer and longer pauses as long as it is lost.
+    """The result of an attempt, which is repeated after longer and longer pauses while it is lost.
 
     Args:
-        url: what is asked for.
-        attempt: asks; raises `LostError`.
-        kept: bytes that are there; an attempt after which there are more was not in vain.
+        url: the address, for messages.
+        attempt: makes one request; raises `LostError` if it may be repeated.
+        kept: bytes that have arrived; an attempt that adds to them does not count as failed.
         sleep: waits between attempts.
 
     Raises:
-        DataError: after several attempts in vain.
+        DataError: after several failed attempts in a row.
     """
-    vain = 0
+    failed = 0
     while True:
         before = kept()
         try:
             return attempt()
         except LostError as lost:
-            vain = 0 if kept() > before else vain + 1
-            if vain == _ATTEMPTS:
+            failed = 0 if kept() > before else failed + 1
+            if failed == _ATTEMPTS:
                 msg = (
                     f"{url}: no answer in {_ATTEMPTS} attempts ({lost}); {kept():,} bytes are kept: run the "
                     f"same again to go on"
                 )
                 raise DataError(msg) from lost
-            sleep(_FIRST_PAUSE_SECONDS * 2**vain)
+            sleep(_FIRST_PAUSE_SECONDS * 2**failed)
 
 
 def announced_bytes(url: str) -> int | None:
-    """How long a file is, by its server's word; None if it does not say, or does not answer."""
+    """The length of a file as its server states it; None if it does not say or does not answer."""
     redirects = Redirects()
     try:
         with (
@@ -163,7 +163,7 @@ def announced_bytes(url: str) -> int | None:
 
 
 def promised_checksum(headers: email.message.Message) -> str | None:
-    """SHA-256 of the file, where its server states it."""
+    """SHA-256 of the file, if its server states it."""
     value = str(headers.get(_CHECKSUM_HEADER, "")).strip('"')
     return value if _SHA256.fullmatch(value) else None
 

@@ -1,4 +1,4 @@
-"""The same work on one core or on several, with results in the order of the tasks."""
+"""Runs the same work on one or several cores, with results in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def ordered_map(
     """``function`` of every task, in the tasks' order.
 
     Args:
-        function: of a module's top level, and dependent on nothing but its task.
-        tasks: what can be pickled.
-        workers: processes; 1 works in this one, None takes every usable core.
+        function: a module-level function that depends on nothing but its task.
+        tasks: anything that can be pickled.
+        workers: processes; 1 works in this one, None uses every usable core.
 
     Raises:
-        DataError: if a process is killed, which is most often for want of memory.
+        DataError: if a process is killed, most often because memory ran out.
     """
     processes = min(workers or usable_cores(), len(tasks))
     if processes <= 1:
         yield from map(function, tasks)
         return
-    # Spawned, not forked: a fork beside the threads of torch or of a progress bar may lock up.
+    # Spawned, not forked: forking beside the threads of torch or of a progress bar can deadlock.
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, spawn, initializer=_end_with_parent)
     try:
@@ -62,7 +62,7 @@ def ordered_map(
 
 
 def _end_with_parent() -> None:
-    """End this worker where its parent is killed: the pool's own workers would wait for tasks for ever."""
+    """End this worker if its parent is killed: by itself it would wait for tasks for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "only a worker has a pool above it"
     threading.Thread(target=_wait_for_end, args=(parent.sentinel,), daemon=True).start()
@@ -75,11 +75,11 @@ def _wait_for_end(sentinel: int) -> None:
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back; processes started meanwhile never get it, since the parent ends them."""
+    """Block Ctrl-C; processes that are started meanwhile never receive it, because the parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # Starting this helper of multiprocessing's lets Ctrl-C through again; so it goes first.
+    # Starting this helper of multiprocessing unblocks Ctrl-C again, so it is started first.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

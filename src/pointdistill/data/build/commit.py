@@ -1,9 +1,10 @@
-"""The last step of a retry, or of a mixture: a corpus becomes another one, by renames alone.
+"""The last step of a retry or of a mixture: a corpus is replaced by another one, by renames alone.
 
-What the corpus will be is written to ``.building/retry`` first, its manifest last; this decides. From then on
-the old manifest is gone until the new one takes its place: in between, for the time of a few renames, the
-folder is an unfinished corpus, never a torn one. Stopped there, the same renames go on. What a mixture will be
-is decided in ``.building`` itself; it replaces no shard, so the old manifest holds until the new one comes.
+The new corpus is first staged in ``.building/retry``, with its manifest last: from then on the change will happen.
+Applying it removes the old manifest, renames the new files into place, and puts the new manifest there at the end.
+In between, for the time of a few renames, the folder is an unfinished corpus, never a mix of two; if it is stopped
+there, the same renames continue later. A mixture is staged in ``.building`` itself. It replaces no shard, so the
+old manifest stays valid until the new one arrives.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ from pointdistill.data.corpus.refused import RefusedShape, write_refused
 
 
 def retry_folder(corpus: Path) -> Path:
-    """Where shapes of a finished corpus are read again; in it a folder of new shards for each source."""
+    """Where shapes of a finished corpus are read again, with a folder of new shards for each source."""
     return corpus / BUILDING_NAME / RETRY_NAME
 
 
 def stage_refused(corpus: Path, refused: Iterable[RefusedShape]) -> Path:
-    """Write the list that the corpus will have."""
+    """Write the list of refused shapes that the corpus will have."""
     path = retry_folder(corpus) / REFUSED_NAME
     write_refused(path, refused)
     return path
 
 
 def stage_manifest(corpus: Path, manifest: Manifest) -> None:
-    """Write the manifest that the corpus will have; new shards and the list of refused shapes are there."""
+    """Write the manifest that the corpus will have, after its new shards and list of refused shapes."""
     write_manifest(retry_folder(corpus) / MANIFEST_NAME, manifest)
 
 
 def finish_retry(corpus: Path) -> None:
-    """Finish a retry that was stopped in its last step; does nothing where none was.
+    """Finish a retry that was stopped in its last step, if there is one.
 
     Raises:
-        CorpusError: if another process is at it.
+        CorpusError: if another process is doing so.
     """
     if not (retry_folder(corpus) / MANIFEST_NAME).is_file():
         return
@@ -55,7 +56,7 @@ def finish_retry(corpus: Path) -> None:
 
 
 def finish_staged(corpus: Path) -> None:
-    """Finish all that is decided of a corpus, if anything is; the caller holds its lock."""
+    """Finish whatever is staged for a corpus; the caller holds its lock."""
     if (retry_folder(corpus) / MANIFEST_NAME).is_file():
         apply_staged(corpus)
         discard_staged(corpus)
@@ -63,20 +64,20 @@ def finish_staged(corpus: Path) -> None:
 
 
 def discard_staged(corpus: Path) -> None:
-    """Remove what a finished retry leaves; a source that is being added to the corpus keeps its folder."""
+    """Remove the folder of a retry; a source that is being added to the corpus keeps its own."""
     shutil.rmtree(retry_folder(corpus), ignore_errors=True)
 
 
 def apply_staged(corpus: Path) -> None:
-    """Move all that was decided to its place, the manifest last; the caller holds the corpus's lock."""
+    """Move everything that was staged into place, the manifest last; the caller holds the corpus's lock."""
     aside = retry_folder(corpus)
-    decided = read_manifest(aside)
+    staged = read_manifest(aside)
     (corpus / MANIFEST_NAME).unlink(missing_ok=True)
-    for shard in decided.shards:
-        lies = aside / shard.source / shard.file
-        if lies.is_file():
-            lies.replace(corpus / shard.file)
-    if decided.refused_sha256 is None:
+    for shard in staged.shards:
+        made = aside / shard.source / shard.file
+        if made.is_file():
+            made.replace(corpus / shard.file)
+    if staged.refused_sha256 is None:
         (corpus / REFUSED_NAME).unlink(missing_ok=True)
     elif (aside / REFUSED_NAME).is_file():
         (aside / REFUSED_NAME).replace(corpus / REFUSED_NAME)
@@ -84,20 +85,20 @@ def apply_staged(corpus: Path) -> None:
 
 
 def part_of(folder: BuildFolder, source: str) -> Path:
-    """The corpus of one source of a mixture, until it is joined to the whole."""
+    """The corpus of one source of a mixture, until it is joined with the others."""
     return folder.path / "parts" / source
 
 
 def finish_join(folder: BuildFolder) -> None:
-    """Move what a decided mixture is made of to its place; does nothing where none was decided."""
-    decided = folder.path / MANIFEST_NAME
-    if not decided.is_file():
+    """Move the shards of a staged mixture into place, if one is staged."""
+    staged = folder.path / MANIFEST_NAME
+    if not staged.is_file():
         return
     for shard in read_manifest(folder.path).shards:
-        lies = part_of(folder, shard.source) / shard.file
-        if lies.is_file():
-            lies.replace(folder.corpus / shard.file)
+        made = part_of(folder, shard.source) / shard.file
+        if made.is_file():
+            made.replace(folder.corpus / shard.file)
     refused = folder.path / REFUSED_NAME
     if refused.is_file():
         refused.replace(folder.corpus / REFUSED_NAME)
-    decided.replace(folder.corpus / MANIFEST_NAME)
+    staged.replace(folder.corpus / MANIFEST_NAME)

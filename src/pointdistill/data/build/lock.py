@@ -1,4 +1,4 @@
-"""One process at a time works in a corpus folder."""
+"""A lock that lets one process at a time work in a corpus folder."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ LOCK_NAME = "lock"
 
 @contextlib.contextmanager
 def locked(corpus: Path) -> Iterator[None]:
-    """Keep a second build out of a corpus, whose ``.building`` is made; the lock ends with the process.
+    """Keep other builds out of a corpus while the block runs; the lock ends with the process at the latest.
 
-    Where that folder holds nothing but the lock in the end, it is removed.
+    Makes the folder ``.building``, and removes it afterwards if it holds nothing but the lock.
 
     Raises:
-        CorpusError: if another process has the lock, or the folder cannot be made.
+        CorpusError: if another process holds the lock, or the folder cannot be made.
     """
     folder = corpus / BUILDING_NAME
-    with _opened(corpus):
+    with _held(corpus):
         try:
             yield
         finally:
-            # While it is held: who has opened it already sees that it is gone, and makes a new one.
+            # Deleted while held: a process that has it open already notices, and makes a new one.
             if folder.is_dir() and {path.name for path in folder.iterdir()} == {LOCK_NAME}:
                 (folder / LOCK_NAME).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # where it is not empty
@@ -37,12 +37,11 @@ def locked(corpus: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(corpus: Path) -> Iterator[None]:
-    """Have the lock of a corpus, at the place where others look for it."""
+def _held(corpus: Path) -> Iterator[None]:
+    """Hold the lock file of a corpus, under the name by which other processes look for it."""
     _make_folder(corpus)
-    if (
-        importlib.util.find_spec("fcntl") is None
-    ):  # Windows, where two builds at a time are up to the user
+    if importlib.util.find_spec("fcntl") is None:
+        # Windows, where it is up to the user not to run two builds at a time.
         yield
         return
     lock = corpus / BUILDING_NAME / LOCK_NAME
@@ -53,8 +52,8 @@ def _opened(corpus: Path) -> Iterator[None]:
             _make_folder(corpus)
             continue
         with file:
-            _take(file, corpus)
-            if _is_at(file, lock):
+            _acquire(file, corpus)
+            if _has_name(file, lock):
                 yield
                 return
 
@@ -67,7 +66,7 @@ def _make_folder(corpus: Path) -> None:
         raise CorpusError(msg) from error
 
 
-def _take(file: IO[str], corpus: Path) -> None:
+def _acquire(file: IO[str], corpus: Path) -> None:
     import fcntl
 
     try:
@@ -76,12 +75,12 @@ def _take(file: IO[str], corpus: Path) -> None:
         msg = f"{corpus}: another process is building this corpus; wait for it or choose another"
         raise CorpusError(msg) from error
     except OSError:
-        # Some network file systems have no locks; determinism makes a second build harmless.
+        # Some network file systems have no locks. A second build writes the same bytes, so it does no harm.
         pass
 
 
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
+def _has_name(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one at ``path``."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A finished shard taken apart into pieces of a build, with gaps where shapes are to be read again."""
+"""Splits a finished shard into the pieces of a build, with gaps where shapes are to be read again."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def split_shard_into_pieces(
     entries: Sequence[Entry],
     refused: Mapping[str, RefusedShape],
 ) -> None:
-    """Write the pieces of one shard that are there already; does what is not done yet.
+    """Write the pieces that a shard already has, except those that are written already.
 
     Args:
-        folder: of the build that will fill the gaps.
+        folder: the build that will fill the gaps.
         corpus: the finished corpus.
         made: its manifest.
         source: name of the shard's source.
-        shard: its number in the source.
+        shard: number of the shard within the source.
         span: the shapes that belong to it, kept or refused.
-        entries: all of the source, in order.
-        refused: those of the source that were refused, by id; who met a backstop is left to the build.
+        entries: all entries of the source, in order.
+        refused: refused shapes of the source, by id; those with a retryable failure are left to the build.
 
     Raises:
         CorpusError: if the shard is damaged, or holds other shapes than these.
     """
-    there = set(folder.finished_pieces())
+    finished = set(folder.finished_pieces())
     runs = list(_runs(span, entries, refused))
-    if there.issuperset(runs):
+    if finished.issuperset(runs):
         return
     kept = [entry.id for entry in entries[span.start : span.stop] if entry.id not in refused]
     block = _read(corpus, made, shard_name(source, shard), kept)
@@ -53,12 +53,12 @@ def split_shard_into_pieces(
         ids = [entry.id for entry in entries[run.start : run.stop]]
         found = tuple(Refusal(name, refused[name].cause) for name in ids if name in refused)
         count = len(ids) - len(found)
-        if count and run not in there:
+        if count and run not in finished:
             assert block is not None, "a shard without shapes has no kept ones"
             rows = _rows(block, row, row + count)
             path = folder.piece(run)
             write_shard(path, [rows], sizes_of(rows), source=source, label_names=labels)
-        if run not in there:
+        if run not in finished:
             folder.finish_piece(run, Outcome(kept=count, refused=found))
         row += count
 
@@ -66,14 +66,14 @@ def split_shard_into_pieces(
 def _runs(
     span: Span, entries: Sequence[Entry], refused: Mapping[str, RefusedShape]
 ) -> Iterator[Span]:
-    """The longest spans in which no shape is to be read again."""
+    """The longest spans without a shape that is to be read again."""
     start = span.start
-    for place in range(span.start, span.stop):
-        shape = refused.get(entries[place].id)
+    for index in range(span.start, span.stop):
+        shape = refused.get(entries[index].id)
         if shape is not None and shape.retryable_failure is not None:
-            if place > start:
-                yield Span(start, place)
-            start = place + 1
+            if index > start:
+                yield Span(start, index)
+            start = index + 1
     if span.stop > start:
         yield Span(start, span.stop)
 

@@ -1,8 +1,7 @@
-"""How a source's shapes are divided, before any of them is read.
+"""How the shapes of a source are divided into shards and pieces, before any of them is read.
 
-A shard holds consecutive shapes in id order and is divided into pieces, the units of work and of
-resuming. Both depend on the number of shapes and points alone, so that every build of a source
-divides it alike.
+A shard holds consecutive shapes in id order. It is divided into pieces, the units of work and of resuming. The
+division depends only on the number of shapes and points, so every build of a source divides it the same way.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ from dataclasses import dataclass
 from pointdistill.data.build.spans import Span
 
 SHARD_BYTES = 256 * 2**20
-"""Most bytes of points in a shard: what one can lose, copy or fetch at once."""
+"""Most bytes of points in a shard: the most that one damaged file costs, or one copy takes."""
 
 SHARD_SHAPES = 4096
 """Most shapes in a shard."""
 
 PIECE_BYTES = 16 * 2**20
-"""Most bytes of points in a piece: what a worker holds, and what a kill costs."""
+"""Most bytes of points in a piece: what a worker holds in memory, and what a kill can cost."""
 
 PIECE_SHAPES = 512
 """Most shapes in a piece."""
 
 FEWEST_PIECE_SHAPES = 16
-_PIECES_AIMED_AT = 64  # in a small build, so that every core has some
+_TARGET_PIECES = 64  # in a small build, so that every core gets some
 _POINT_BYTES = 7  # 3 int16 and a part label
 
 
@@ -70,7 +69,7 @@ def make_plan(shapes: int, points: int) -> Plan:
     shape_bytes = points * _POINT_BYTES
     most_in_shard = max(1, min(SHARD_SHAPES, SHARD_BYTES // shape_bytes))
     most_in_piece = max(1, min(PIECE_SHAPES, PIECE_BYTES // shape_bytes))
-    small = max(FEWEST_PIECE_SHAPES, _quotient_up(shapes, _PIECES_AIMED_AT))
+    small = max(FEWEST_PIECE_SHAPES, _quotient_up(shapes, _TARGET_PIECES))
     shard_ends = _divide(0, shapes, most_in_shard)
     pieces: list[Piece] = []
     for shard, (start, stop) in enumerate(shard_ends):

@@ -1,9 +1,9 @@
-"""Worker processes that each do one task at a time, and of which one may die without the others.
+"""A pool of worker processes that run one task each at a time, and of which any may die without the others.
 
-A reader written in C that crashes, or a kernel that is short of memory, takes a worker down with no
-exception to catch. The parent then sees which task, and which step of it, was the last. It ends a worker
-itself where a step outlasts its deadline, which no exception could: a reader in C lets none through. A
-worker that ran out of memory ends too, for what is left of its memory may be in pieces.
+A C reader that crashes, or a kernel that runs out of memory, kills a worker without an exception that could be
+caught. The parent then knows which task, and which step of it, was the last. It kills a worker itself where a step
+exceeds its deadline, because no exception can interrupt a reader written in C. A worker that ran out of memory is
+replaced too, since what it has left may be fragmented.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 Job = Callable[[Task, Callable[[int], None]], Result]
-"""A picklable function of a task and of a callback that is told each step, a number from 0 on, before it
-begins, and `NO_STEP` where the last one is over and work goes on that has no deadline."""
+"""A picklable function of a task and a callback. It calls back with the number of each step, from 0, before the
+step begins, and with `NO_STEP` when the last step is over and work without a deadline follows."""
 
 NO_STEP = -1
 
@@ -37,9 +37,9 @@ Failure: TypeAlias = Literal["crash", "deadline", "memory"]
 _NO_MEMORY = "more memory than there is"
 
 _PULSE_SECONDS = 1.0
-"""How often a process that waits for its workers looks at the clock, so that it notices when it was held up."""
+"""How often the waiting parent looks at the clock, so that it notices when it was suspended."""
 
-_HELD_SECONDS = 0.25
+_SUSPENDED_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class Done(Generic[Task, Result]):
 
 @dataclass(frozen=True, slots=True)
 class Died(Generic[Task]):
-    """A task whose worker ended in the middle of it."""
+    """A task whose worker ended before the task was done."""
 
     task: Task
     step: int | None
-    """The step that had begun last; None if none had."""
+    """The last step that had begun; None if none had."""
 
     how: str
     """How the process ended, in words."""
@@ -65,17 +65,17 @@ class Died(Generic[Task]):
 
 
 class Pool(Protocol[Task, Result]):
-    """What runs tasks; use it as a context manager, which ends the workers."""
+    """Runs tasks; a context manager that ends its workers."""
 
     def __enter__(self) -> Pool[Task, Result]: ...
 
     def __exit__(self, *error: object) -> None: ...
 
     def submit(self, task: Task, *, first: bool = False) -> None:
-        """Add a task to the queue's end, or before all others; also while `events` runs."""
+        """Add a task to the end of the queue, or to its front; allowed while `events` runs."""
 
     def events(self) -> Iterator[Done[Task, Result] | Died[Task]]:
-        """Run the queue; ends when nothing is queued or running. An exception of a task is raised."""
+        """Run the queue until nothing is queued or running. Raises the exception of a task that failed."""
 
 
 def open_pool(
@@ -88,10 +88,10 @@ def open_pool(
     """A pool of worker processes.
 
     Args:
-        job: what is done with a task.
-        workers: number of processes; 0 does the work in this one, which nothing can end at a deadline.
-        on_step: told each step of each task.
-        limits: of each step; None for none.
+        job: what to do with a task.
+        workers: number of processes; 0 works in this one, where no deadline can be enforced.
+        on_step: called with each step of each task.
+        limits: what one step may take; None for no limits.
     """
     if workers == 0:
         return _SerialPool(job, on_step)
@@ -121,13 +121,13 @@ class _SerialPool(Generic[Task, Result]):
             task = self._queue.popleft()
             self._step = None
             try:
-                result = self._job(task, functools.partial(self._started, task))
+                result = self._job(task, functools.partial(self._step_started, task))
             except MemoryError:
                 yield Died(task, self._step, _NO_MEMORY, "memory")
             else:
                 yield Done(task, result)
 
-    def _started(self, task: Task, step: int) -> None:
+    def _step_started(self, task: Task, step: int) -> None:
         self._step = step if step != NO_STEP else None
         if self._step is not None:
             self._on_step(task, step)
@@ -149,8 +149,8 @@ class _ProcessPool(Generic[Task, Result]):
         self._context = start_context()
         self._queue: deque[Task] = deque()
         self._workers: list[Worker[Task]] = []
-        self._looked = 0.0
-        """When deadlines were last looked at."""
+        self._checked_at = 0.0
+        """When deadlines were last checked."""
 
     def __enter__(self) -> Pool[Task, Result]:
         return self
@@ -164,20 +164,20 @@ class _ProcessPool(Generic[Task, Result]):
         _enqueue(self._queue, task, first=first)
 
     def events(self) -> Iterator[Done[Task, Result] | Died[Task]]:
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
         while True:
             self._assign()
             waiting = {w.connection: w for w in self._workers if w.task is not None or not w.ready}
             if not any(worker.task is not None for worker in self._workers) and not self._queue:
                 return
-            for connection in wait(list(waiting), self._patience()):
+            for connection in wait(list(waiting), self._seconds_to_wait()):
                 event = self._receive(waiting[connection])
                 if event is not None:
                     yield event
             yield from self._overdue()
 
     def _assign(self) -> None:
-        """Start workers while there is work for them, and hand tasks to the idle ones."""
+        """Start workers while there is work for them, and give tasks to idle ones."""
         starting = sum(not worker.ready for worker in self._workers)
         while len(self._workers) < self._count and starting < len(self._queue):
             self._workers.append(Worker(self._context, self._job, self._allowed_bytes))
@@ -187,15 +187,15 @@ class _ProcessPool(Generic[Task, Result]):
                 worker.give(self._queue.popleft())
 
     def _receive(self, worker: Worker[Task]) -> Done[Task, Result] | Died[Task] | None:
-        """Take one message of a worker, or notice its end."""
+        """Receive one message from a worker, or notice that it ended."""
         try:
             kind, value = worker.connection.recv()
         except (EOFError, OSError):
-            return self._bury(worker)
+            return self._remove_dead(worker)
         if kind == "ready":
             worker.ready = True
             return None
-        assert worker.task is not None, "only a worker with a task speaks"
+        assert worker.task is not None, "only a worker with a task sends messages"
         if kind == "step":
             worker.begin(None if value == NO_STEP else value)
             if worker.step is not None:
@@ -207,8 +207,8 @@ class _ProcessPool(Generic[Task, Result]):
         worker.task = worker.step = None
         return done
 
-    def _bury(self, worker: Worker[Task]) -> Died[Task] | None:
-        """Remove a worker that ended; the next `_assign` starts another."""
+    def _remove_dead(self, worker: Worker[Task]) -> Died[Task] | None:
+        """Remove a worker that has ended; the next `_assign` starts another."""
         how = worker.how_it_ended()
         worker.connection.close()
         self._workers.remove(worker)
@@ -229,8 +229,8 @@ class _ProcessPool(Generic[Task, Result]):
             return _NO_MEMORY
         return f"more memory than the limit of {self._allowed_bytes / GIB:.3g} GiB"
 
-    def _patience(self) -> float | None:
-        """Seconds until the next step may be overdue, or the next look at the clock; None where none can be."""
+    def _seconds_to_wait(self) -> float | None:
+        """Seconds until a step may be overdue or the clock is due; None where there is no deadline."""
         if self._deadline is None:
             return None
         begun = [worker.since for worker in self._workers if worker.step is not None]
@@ -238,30 +238,30 @@ class _ProcessPool(Generic[Task, Result]):
         return min(_PULSE_SECONDS, max(0.0, until - time.monotonic()))
 
     def _overdue(self) -> Iterator[Died[Task]]:
-        """End the workers whose step takes too long."""
+        """Kill the workers whose step takes too long."""
         if self._deadline is None:
             return
         now = time.monotonic()
-        self._forgive(now)
+        self._extend_deadlines(now)
         for worker in list(self._workers):
             late = worker.step is not None and now - worker.since >= self._deadline
-            # One that has something to say is not stuck; where this process was held up, all have.
+            # A worker with a pending message is not stuck; after a suspension all of them have one.
             if late and worker.task is not None and not worker.connection.poll():
                 worker.end()
                 self._workers.remove(worker)
                 how = f"longer than the deadline of {self._deadline:g} s"
                 yield Died(worker.task, worker.step, how, "deadline")
 
-    def _forgive(self, now: float) -> None:
-        """Take the time in which this process was held up, and most likely its workers too, from all steps.
+    def _extend_deadlines(self, now: float) -> None:
+        """Do not count the time in which this process, and most likely its workers too, was suspended.
 
-        As by Ctrl-Z, by a batch system that suspends a job, or by a machine that sleeps.
+        Ctrl-Z does that, a batch system that suspends jobs, or a machine that sleeps.
         """
-        held = now - self._looked - _PULSE_SECONDS
-        self._looked = now
-        if held > _HELD_SECONDS:
+        suspended = now - self._checked_at - _PULSE_SECONDS
+        self._checked_at = now
+        if suspended > _SUSPENDED_SECONDS:
             for worker in self._workers:
-                worker.since = min(now, worker.since + held)
+                worker.since = min(now, worker.since + suspended)
 
 
 def _enqueue(queue: deque[Task], task: Task, *, first: bool) -> None:

@@ -1,4 +1,4 @@
-"""The last step of a build: the manifest that turns a folder of shards into a corpus."""
+"""The last step of a build: the manifest, which makes a corpus of a folder of shards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from pointdistill.errors import CorpusError, DataError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildReport:
-    """What a build left behind."""
+    """The result of a build."""
 
     path: Path
     """The corpus folder."""
@@ -51,10 +51,10 @@ class BuildReport:
     kept: int
     refused: int
     causes: tuple[RefusedCause, ...]
-    """Why shapes were refused; ``refused.jsonl`` names all."""
+    """Why shapes were refused; ``refused.jsonl`` lists them all."""
 
     was_complete: bool
-    """True where the corpus was there already, made with the same settings."""
+    """Whether the corpus was there already, made with the same settings."""
 
     resumed: int
     """Shapes that an earlier, interrupted build had finished."""
@@ -105,7 +105,7 @@ def publish(job: BuildJob, plan: Plan) -> None:
 
 
 def _nothing_kept(folder: BuildFolder, facts: SourceFacts, refused: Sequence[Refusal]) -> DataError:
-    """The error of a source without a usable shape; its build is removed, since nothing can resume it."""
+    """The error for a source without a usable shape; removes its build, which cannot be resumed."""
     remove_build(folder.corpus)
     first = f"{refused[0].id}: {refused[0].cause}"
     return DataError(
@@ -124,7 +124,7 @@ def refused_shape(source: str, refusal: Refusal) -> RefusedShape:
 
 
 def content_of(shards: Iterable[Path]) -> str:
-    """SHA-256 over the rows' checksums of shards that follow each other in (source, id) order."""
+    """SHA-256 over the checksums of all rows of the shards, which are in (source, id) order."""
     content = hashlib.sha256()
     for shard in shards:
         with h5py.File(shard, "r") as file:
@@ -133,7 +133,7 @@ def content_of(shards: Iterable[Path]) -> str:
 
 
 def report_complete(output: Path, settings: Mapping[str, Any]) -> BuildReport:
-    """Report on a corpus that is there already.
+    """The report of a corpus that is there already.
 
     Raises:
         CorpusError: if it was made with other settings, or a shard is missing or cut short.
@@ -161,7 +161,7 @@ def report_complete(output: Path, settings: Mapping[str, Any]) -> BuildReport:
 
 
 def report(output: Path) -> BuildReport:
-    """What the finished corpus in ``output`` holds; opening it checks that its shards are there."""
+    """The report of a finished corpus; opening it checks that all its shards are there."""
     manifest = open_corpus(output).manifest
     some_refused = manifest.refused_sha256 is not None
     return BuildReport(

@@ -1,4 +1,4 @@
-"""Ranges of a source's shapes, in id order: what is done, what is missing between."""
+"""Ranges of a source's shapes in id order: which are done, and which are missing between them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """The shapes from ``start`` to ``stop``, which is not among them."""
+    """The shapes from ``start`` up to, but not including, ``stop``."""
 
     start: int
     stop: int
 
     @property
     def shapes(self) -> int:
-        """How many there are."""
+        """Number of shapes."""
         return self.stop - self.start
 
 
 def tile(whole: Span, finished: Iterable[Span]) -> tuple[list[Span], list[Span]]:
-    """Cover ``whole`` with finished spans, none over another.
+    """Cover ``whole`` with finished spans that do not overlap.
 
-    A build that was killed may leave spans that overlap: one that its last worker finished after it, and
-    parts of it that the next build made again.
+    A killed build may leave spans that overlap: one that a worker finished after the build was gone, and parts of
+    it that the next build made again.
 
     Returns:
-        The finished spans that are used, and the gaps that are left, both in order.
+        The finished spans that are used, and the gaps that remain, both in order.
     """
     used: list[Span] = []
     gaps: list[Span] = []
@@ -43,7 +43,7 @@ def tile(whole: Span, finished: Iterable[Span]) -> tuple[list[Span], list[Span]]
 
 
 def cut(span: Span, pieces: Iterable[Span]) -> Iterator[Span]:
-    """The parts of a span that lie in each of the pieces."""
+    """The part of a span in each of the pieces."""
     for piece in pieces:
         part = Span(max(span.start, piece.start), min(span.stop, piece.stop))
         if part.shapes > 0:

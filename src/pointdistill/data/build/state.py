@@ -1,7 +1,7 @@
-"""An unfinished build on disk: what is done, so that a killed build goes on from there.
+"""An unfinished build on disk: what is done, so that a killed build can continue from there.
 
-It lies in ``.building`` inside the corpus folder. A piece (a span of shapes) or a shard is finished when its
-JSON mark exists, which is written last; whatever has no mark is made again.
+It is in ``.building`` inside the corpus folder. A piece (a span of shapes) or a shard is finished when its JSON
+mark exists, which is written last; anything without a mark is made again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pointdistill.errors import CorpusError, DataError
 
 PLAN_NAME = "plan.json"
 RETRY_NAME = "retry"
-"""Folder in ``.building`` of a finished corpus some of whose shapes are being read again."""
+"""Folder in ``.building`` of a finished corpus while some of its shapes are being read again."""
 
 BASE_NAME = "base.json"
 """File in that folder: the checksum of the manifest that the retry began with."""
@@ -45,7 +45,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the shapes of a piece or shard."""
+    """How many shapes of a piece or shard were kept, and which were refused."""
 
     kept: int
     refused: tuple[Refusal, ...]
@@ -58,10 +58,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class BuildFolder:
-    """The files of an unfinished build, by their purpose."""
+    """Paths and marks of an unfinished build."""
 
     corpus: Path
-    """The corpus folder; finished shards lie in it."""
+    """The corpus folder; finished shards are in it."""
 
     @property
     def path(self) -> Path:
@@ -69,11 +69,11 @@ class BuildFolder:
         return self.corpus / BUILDING_NAME
 
     def piece(self, span: Span) -> Path:
-        """Shapes of a piece, in the layout of a shard; absent where all were refused."""
+        """File of a piece, in the layout of a shard; absent where all its shapes were refused."""
         return self.path / f"piece-{span.start:08d}-{span.stop:08d}.h5"
 
     def shard(self, number: int) -> Path:
-        """A shard before it moves into the corpus folder."""
+        """File of a shard before it moves into the corpus folder."""
         return self.path / f"shard-{number:05d}.h5"
 
     def finish_piece(self, span: Span, outcome: Outcome) -> None:
@@ -86,16 +86,16 @@ class BuildFolder:
         write_json(self._shard_mark(number), stored)
 
     def finished_pieces(self) -> list[Span]:
-        """Every piece that is marked as finished, in no order; some may overlap."""
+        """Every piece that is marked as finished, in any order; some may overlap."""
         found = (_PIECE_MARK.fullmatch(path.name) for path in self.path.glob("piece-*.json"))
         return [Span(int(mark[1]), int(mark[2])) for mark in found if mark]
 
     def piece_outcome(self, span: Span) -> Outcome | None:
-        """What became of a piece; None until it is finished."""
+        """The outcome of a piece; None until it is finished."""
         return _outcome(self._piece_mark(span))
 
     def shard_outcome(self, number: int) -> Outcome | None:
-        """What became of a shard; None until it is finished, or where its file is not what it was."""
+        """The outcome of a shard; None until it is finished, or where its file is missing or has another size."""
         outcome = _outcome(self._shard_mark(number))
         if outcome is None or outcome.kept == 0:
             return outcome
@@ -107,12 +107,12 @@ class BuildFolder:
         return outcome if whole else None
 
     def shard_record(self, number: int) -> ShardRecord | None:
-        """What the manifest says of a finished shard; None if all its shapes were refused."""
+        """The manifest's record of a finished shard; None if all its shapes were refused."""
         record = read_json(self._shard_mark(number))["record"]
         return ShardRecord(**record) if record else None
 
     def remove_pieces(self, spans: Sequence[Span]) -> None:
-        """Delete what a finished shard was made of."""
+        """Delete the pieces of a finished shard."""
         for span in spans:
             self.piece(span).unlink(missing_ok=True)
             self._piece_mark(span).unlink(missing_ok=True)
@@ -128,11 +128,11 @@ class BuildFolder:
 def unfinished_build(
     corpus: Path, settings: Mapping[str, Any], *, grows: bool = False
 ) -> Iterator[BuildFolder]:
-    """Begin a build in ``corpus``, or go on with the one that was begun there with the same settings.
+    """Begin a build in ``corpus``, or continue the one that was begun there with the same settings.
 
     Args:
         corpus: a new or empty folder, or one with an unfinished build.
-        settings: everything that decides what the corpus will hold, as JSON.
+        settings: everything that decides what the corpus will hold, as JSON values.
         grows: the folder may also hold a finished corpus.
 
     Raises:
@@ -159,16 +159,16 @@ def unfinished_build(
                 raise CorpusError(msg, settings=("output",))
         else:
             write_json(plan, settings)
-        # What a kill left half written; in the corpus itself that is its list of refused shapes.
+        # Half-written files of a killed build; in the corpus itself that can be the list of refused shapes.
         for leftover in (*build.path.glob(".*.part*"), *corpus.glob(".*.part*")):
             leftover.unlink()
         yield build
 
 
 def remove_build(corpus: Path) -> None:
-    """Delete what an unfinished build has; the corpus itself and a begun retry stay.
+    """Delete the files of an unfinished build; the corpus itself and a begun retry stay.
 
-    The caller has the lock, which goes with the folder once it is given back.
+    The caller holds the lock; the folder is removed when the lock is released.
     """
     if retry_is_begun(corpus):
         return
@@ -181,22 +181,22 @@ def remove_build(corpus: Path) -> None:
 
 
 def remove_idle_build(corpus: Path, *, unless: Callable[[], bool] = lambda: False) -> None:
-    """Delete what a build has left in a finished corpus, if no other process works there.
+    """Delete what a build left in a finished corpus, unless another process is working there.
 
     Args:
         corpus: the finished corpus.
-        unless: asked once no other process can change the answer; True keeps all.
+        unless: called while no other process can change the answer; True keeps everything.
     """
     if not (corpus / BUILDING_NAME).is_dir():
         return
-    # Another process has it, or the corpus is not ours to write to.
+    # Another process holds the lock, or we may not write to the corpus.
     with contextlib.suppress(CorpusError, OSError), locked(corpus):
         if not unless():
             remove_build(corpus)
 
 
 def retry_is_begun(corpus: Path) -> bool:
-    """Whether shapes of this very corpus are being read again, or were until that was stopped."""
+    """Whether a retry of this very corpus is under way, or was until it was stopped."""
     base, manifest = corpus / BUILDING_NAME / RETRY_NAME / BASE_NAME, corpus / MANIFEST_NAME
     if not (base.is_file() and manifest.is_file()):
         return False
@@ -211,7 +211,7 @@ def shard_name(source: str, number: int) -> str:
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
     """Which settings differ, as ``points: 2048 there, 1024 asked``; empty if none."""
     found = []
-    # As JSON: a tuple that was stored has come back as a list.
+    # Compared as JSON, because a stored tuple comes back as a list.
     there, asked = json.loads(json.dumps([there, asked]))
     for key in sorted(there.keys() | asked.keys()):
         old, new = there.get(key), asked.get(key)
@@ -224,7 +224,7 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
 
 
 def same_but_for_files(there: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether two builds' settings differ in the source's files and what follows from these, nothing else."""
+    """Whether the settings of two builds differ only in the source's files and what follows from them."""
     if "source" not in there or "source" not in asked:
         return False
     of_files = {"archive_sha256": None, "labels": None}
@@ -261,7 +261,7 @@ def _outcome(mark: Path) -> Outcome | None:
 
 
 def _refuse_foreign(corpus: Path) -> None:
-    """Raise if the folder holds files that are not a build's: they are not ours to mix with."""
+    """Raise if the folder holds files of something else, which a build must not mix with."""
     if not corpus.exists():
         return
     if not corpus.is_dir():

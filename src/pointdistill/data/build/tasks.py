@@ -1,4 +1,4 @@
-"""What a worker does: read a piece of a source, or join the pieces of a shard; either can be done again."""
+"""The tasks of a worker: read a piece of a source, or join the pieces of a shard; both can be repeated."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PieceTask:
     """Read the shapes of one piece."""
 
     shard: int
-    """The shard that they will be in."""
+    """The shard that the shapes will be in."""
 
     span: Span
     entries: Sequence[Entry]
@@ -65,17 +65,17 @@ class BuildJob:
     folder: BuildFolder
 
     def __call__(self, task: BuildTask, started: Callable[[int], None]) -> Outcome:
-        """Do one task; ``started`` is told the place of each shape in it before that is read."""
+        """Run one task; calls ``started`` with the index of each shape in the task before reading it."""
         if isinstance(task, JoinTask):
             return self._join(task)
         return self._build(task, started)
 
     def _build(self, task: PieceTask, started: Callable[[int], None]) -> Outcome:
-        tempfile.gettempdir()  # raises where no disk takes such files: else every shape would be refused
+        tempfile.gettempdir()  # raises if there is no place for temporary files; else every shape would be refused
         rows: list[Row] = []
         refused: list[Refusal] = []
-        for place, entry in enumerate(task.entries):
-            started(place)
+        for index, entry in enumerate(task.entries):
+            started(index)
             result = self._read(entry)
             if isinstance(result, Refusal):
                 refused.append(result)
@@ -95,7 +95,7 @@ class BuildJob:
         """One shape, or why it cannot be used.
 
         Raises:
-            MemoryError, OSError, DataError: where that is not the shape's doing, see `classify_read_error`.
+            MemoryError, OSError, DataError: if the shape is not to blame, see `classify_read_error`.
         """
         outer = sys.exception()
         rng = source_shape_rng(seed=self.seed, source=self.source.facts.name, shape_id=entry.id)
@@ -104,7 +104,7 @@ class BuildJob:
             points, part = at_most(cloud, self.points, rng=rng)
             row = make_row(entry.id, points, label=entry.label, part=part)
             check_use(row)
-        except Exception as error:  # a reader's bug costs its shape, not the build
+        except Exception as error:  # a bug in a reader costs the shape, not the build
             return classify_read_error(entry.id, error, outer=outer)
         return row
 
@@ -125,7 +125,7 @@ class BuildJob:
         return outcome
 
     def _write(self, shard: int, parts: Sequence[Path]) -> ShardRecord | None:
-        """Write a shard and move it into the corpus; None where there is nothing to write."""
+        """Write a shard and move it into the corpus; None if there is nothing to write."""
         if not parts:
             return None
         facts = self.source.facts
@@ -148,7 +148,7 @@ class BuildJob:
 def at_most(
     cloud: SourceCloud, count: int, *, rng: np.random.Generator
 ) -> tuple[NDArray[np.floating], NDArray[np.uint8] | None]:
-    """Points and part labels of a cloud; where it has more than ``count``, a random subset in order."""
+    """Points and part labels of a cloud; if it has more than ``count``, a random subset in the cloud's order."""
     points, part = cloud.points, cloud.part
     if len(points) <= count:
         return points, part
@@ -157,7 +157,7 @@ def at_most(
 
 
 def check_use(row: Row) -> None:
-    """Raise where a shape is of no use to training, whatever its file was.
+    """Raise if a shape is of no use for training.
 
     Raises:
         DataError: if it has fewer than 32 points, or all at one place.

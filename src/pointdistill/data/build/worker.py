@@ -1,4 +1,4 @@
-"""One worker process: how it starts, what it says, how it ends; `pointdistill.data.build.pool` uses it."""
+"""One worker process of `pointdistill.data.build.pool`: how it starts, what it sends, how it ends."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ OUT_OF_MEMORY = 86
 
 _Job: TypeAlias = Callable[[Any, Callable[[int], None]], Any]
 
-_PATIENCE_SECONDS = 10  # a dead network disk may hold even a killed process
+_JOIN_SECONDS = 10  # a dead network disk can delay even a killed process
 
 
 class Worker(Generic[Task]):
-    """One process and what it is doing; the parent's side."""
+    """A process and what it is doing, seen from the parent."""
 
     def __init__(self, context: Any, job: _Job, allowed_bytes: int | None) -> None:
         self.connection, theirs = context.Pipe()
@@ -37,7 +37,7 @@ class Worker(Generic[Task]):
         )
         with interrupts_held():
             self.process.start()
-        # Only the worker may hold its end, so that its death ends the connection.
+        # Only the worker may hold its end of the pipe, so that its death closes the connection.
         theirs.close()
         self.ready = False
         self.task: Task | None = None
@@ -46,19 +46,19 @@ class Worker(Generic[Task]):
         """When the step began."""
 
     def give(self, task: Task) -> None:
-        """Hand over a task; only to one that is ready and has none."""
+        """Send a task to a worker that is ready and idle."""
         self.task, self.step = task, None
-        # A worker that died while idle is noticed when its messages are read.
+        # If the worker died while idle, that is noticed when its messages are read.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(task)
 
     def begin(self, step: int | None) -> None:
-        """Note the step that the worker is at now; None is no step."""
+        """Note the step that the worker has begun; None for no step."""
         self.step, self.since = step, time.monotonic()
 
     def how_it_ended(self) -> str:
-        """In words, of a process that speaks no more."""
-        self.process.join(_PATIENCE_SECONDS)
+        """How a process whose connection is closed ended, in words."""
+        self.process.join(_JOIN_SECONDS)
         self.end()
         code = self.process.exitcode or 0
         if code >= 0:
@@ -69,14 +69,14 @@ class Worker(Generic[Task]):
             return f"killed by signal {-code}"
 
     def end(self) -> None:
-        """End the process, if it has not ended."""
+        """Kill the process if it still runs."""
         self.process.kill()
-        self.process.join(_PATIENCE_SECONDS)
+        self.process.join(_JOIN_SECONDS)
         self.connection.close()
 
 
 def start_context() -> Any:
-    """How processes start: never by a fork of this one, whose threads (torch's) a fork would break."""
+    """How processes start: never as a fork of this one, because torch's threads do not survive a fork."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
         # Imported once in the server, so that replacing a dead worker takes milliseconds.
@@ -86,8 +86,8 @@ def start_context() -> Any:
 
 
 def _serve(connection: Connection, job: _Job, allowed_bytes: int | None) -> None:
-    """A worker's life: take a task, tell its steps, send its result, until the parent is gone."""
-    # Ctrl-C reaches the whole group; the parent decides when its workers end.
+    """A worker's main loop: receive a task, send its steps and its result, until the parent is gone."""
+    # Ctrl-C reaches the whole process group; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     guard_process(allowed_bytes)
     try:
@@ -99,7 +99,7 @@ def _serve(connection: Connection, job: _Job, allowed_bytes: int | None) -> None
             except (BrokenPipeError, ConnectionResetError):
                 return
             except MemoryError:
-                # At once, and without a word: whatever comes first now may need memory.
+                # At once and without a message, since anything else may need memory.
                 os._exit(OUT_OF_MEMORY)
             except Exception as error:
                 connection.send(("failed", _portable(error)))
@@ -110,10 +110,10 @@ def _serve(connection: Connection, job: _Job, allowed_bytes: int | None) -> None
 
 
 def _portable(error: Exception) -> Exception:
-    """The error with its traceback as a note, in a form that reaches the parent."""
+    """The error with its traceback as a note, in a form that can be sent to the parent."""
     error.add_note(f"in a worker process:\n{traceback.format_exc()}")
     try:
-        pickle.loads(pickle.dumps(error))  # our own object, there and back
+        pickle.loads(pickle.dumps(error))  # safe: it is our own object
     except Exception:
         return RuntimeError(traceback.format_exc())
     return error

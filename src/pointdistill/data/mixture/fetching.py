@@ -20,7 +20,7 @@ _MODELNET = "https://modelnet.cs.princeton.edu"
 _SUNRGBD = "https://rgbd.cs.princeton.edu/data"
 _ABO = "https://amazon-berkeley-objects.s3.amazonaws.com/archives"
 _OBJAVERSE = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
-# Beside it lies PointCloud_zips_ShapeNet, whose files have the same names.
+# Not PointCloud_zips_ShapeNet beside it, whose files have the same names.
 _CAP3D = "https://huggingface.co/datasets/tiange/Cap3D/resolve/main/PointCloud_zips"
 
 
@@ -39,7 +39,7 @@ ADDRESSES: Mapping[str, Mapping[str, str]] = {
     "objaverse-cap3d": _cap3d(0, 9),
     "objaverse-xl-cap3d": _cap3d(10, 12),
 }
-"""For a source, the address of each of its files; none of them asks for a login."""
+"""The address of each file of a source; none of them needs a login."""
 
 LIST_ADDRESSES: Mapping[str, str] = {ANNOTATION_NAME: f"{_OBJAVERSE}/{ANNOTATION_NAME}"}
 """Addresses of lists of test shapes."""
@@ -48,13 +48,13 @@ FUEL = "https://fuel.gazebosim.org/1.0"
 """Address of the server of Google Scanned Objects."""
 
 SCANNED = "google-scanned-objects"
-"""The source that is a folder of zips, listed by its server; they go into the folder of this name."""
+"""The source that is a folder of zips, listed by its server; they are put into a folder of this name."""
 
 LARGE = frozenset({"abo", "objaverse-cap3d", "objaverse-xl-cap3d"})
 """Sources of tens to hundreds of gigabytes: fetched only where ``sources`` names them."""
 
 _GB = 1e9
-_SCANNED_BYTES = 13_000_000_000  # of the whole collection, about; the server states no lengths
+_SCANNED_BYTES = 13_000_000_000  # of the whole collection, roughly; the server states no lengths
 
 _BY_HAND: Mapping[str, str] = {
     "objaverse": "no login, but 800,000 files; the package `objaverse` fetches them. Point clouds of the "
@@ -80,17 +80,17 @@ class Offer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FetchReport:
-    """What came, and what did not."""
+    """What was fetched and what was not."""
 
     fetched: tuple[Fetched, ...]
     scanned: ModelsFetched | None
-    """What came of Google Scanned Objects; None if that was not asked for, or is there."""
+    """What was fetched of Google Scanned Objects; None if they were not requested or are complete."""
 
     too_large: tuple[Offer, ...]
     """Sources that are fetched only where they are named."""
 
     by_hand: tuple[str, ...]
-    """A line for each source that is still missing: what it takes, and from where."""
+    """A line for each source that is still missing: how to get it, and from where."""
 
 
 def fetch_missing(
@@ -144,13 +144,13 @@ def fetchable(info: SourceInfo) -> bool:
 
 
 def _lacking(info: SourceInfo, folder: Path) -> dict[str, str]:
-    """Addresses of a source's files that are not there, by name; some of them may be."""
+    """Addresses, by name, of those files of a source that are missing."""
     files = ADDRESSES.get(info.name, {})
     return {name: url for name, url in files.items() if not (folder / name).exists()}
 
 
 def _lacking_scans(wanted: Sequence[SourceStatus], folder: Path) -> list[Offer]:
-    """Google Scanned Objects, if it is wanted and not whole; asks no server."""
+    """Google Scanned Objects, if wanted and incomplete; asks no server."""
     official = next((s.info.official or 0 for s in wanted if s.info.name == SCANNED), 0)
     files = official - zips_there(folder / SCANNED)
     if files <= 0:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from pointdistill.data.fetch import DamagedError, fetch
 from pointdistill.data.sources.base import printable
-from pointdistill.data.web import LostError, RefusedError, open_web, patiently, web_errors
+from pointdistill.data.web import LostError, RefusedError, open_web, web_errors, with_retries
 from pointdistill.errors import DataError
 from pointdistill.reporter import SILENT, Reporter
 
@@ -136,7 +136,7 @@ def _page(url: str, *, first: bool, sleep: Callable[[float], None]) -> list[str]
             return content
 
     try:
-        content = patiently(url, read, sleep=sleep)
+        content = with_retries(url, read, sleep=sleep)
     except RefusedError:
         if first:
             raise

@@ -1,4 +1,4 @@
-"""Test shapes of benchmarks that a source holds under the same ids: found by a list, and left out on request."""
+"""Test shapes of benchmarks that a source contains under the same ids: found in a list and left out on request."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ class HeldOutList:
     """Last part of each shape's id: a model's hash or uid, the same in every version of the source."""
 
     sha256: str
-    """Of the list, or of the annotation."""
+    """SHA-256 of the list or of the annotation."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """A benchmark whose test shapes are among those of some sources."""
+    """A benchmark whose test shapes some sources contain."""
 
     benchmark: str
     sources: tuple[str, ...]
     files: tuple[str, ...]
-    """Names by which its list is looked for, in this order."""
+    """File names of its list, in the order in which they are tried."""
 
     origin: str
     read: Callable[[Path], tuple[frozenset[str], str]]
-    """From a file to ids and checksum."""
+    """Reads ids and checksum from a file."""
 
 
 class PartlyHeldOut:
-    """A source without the shapes of a list, or with all of them; what was done is among its settings."""
+    """A source with or without the shapes of a list; its settings record which."""
 
     def __init__(self, source: Source, benchmark: str, left_out: HeldOutList | None) -> None:
         """Wrap ``source``; None leaves nothing out."""
@@ -71,12 +71,12 @@ class PartlyHeldOut:
         return self._source.read(entry, count, rng=rng)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker gets: no list."""
+        """Without the list, which a worker does not need."""
         return self.__dict__ | {"_ids": frozenset()}
 
 
 def held_out_of(source: str) -> HeldOut | None:
-    """The benchmark whose test shapes a source holds under the same ids; None if there is none."""
+    """The benchmark whose test shapes a source contains under the same ids; None if there is none."""
     return next((row for row in HELD_OUT if source in row.sources), None)
 
 
@@ -84,7 +84,7 @@ def find_list(held_out: HeldOut, folder: Path) -> HeldOutList:
     """Read a benchmark's list from the folder of archives.
 
     Raises:
-        DataError: if none of its files is there, or the one that is there is damaged.
+        DataError: if none of its files exists, or the one that does is damaged.
     """
     path = next((folder / name for name in held_out.files if (folder / name).exists()), None)
     if path is None:

@@ -1,8 +1,8 @@
-"""Finished corpora made one: their manifests are joined and their shards renamed, nothing is copied.
+"""Joins finished corpora to one: their manifests are merged and their shards renamed, nothing is copied.
 
-A source's own corpus is a part, ``.building/parts/<source>``; sources that the whole has already stay as they
-are recorded there. What the whole will be is written beside the parts; from then on files are only renamed,
-the list of refused shapes and the manifest last: see `pointdistill.data.build.commit`.
+The corpus of each source is a part, ``.building/parts/<source>``; sources that the whole already has stay as they
+are. The manifest of the new whole is staged beside the parts. From then on files are only renamed, with the list
+of refused shapes and the manifest last: see `pointdistill.data.build.commit`.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ def begun_parts(folder: BuildFolder) -> tuple[str, ...]:
 
 
 def join(folder: BuildFolder, names: Sequence[str]) -> None:
-    """Decide what the whole is: of each source its part, or what the corpus has of it already.
+    """Stage the whole: each source comes from its part, or from the corpus if that has it already.
 
     Args:
-        folder: of the mixture's build.
+        folder: the mixture's build.
         names: sources, sorted.
     """
     whole = read_manifest(folder.corpus) if (folder.corpus / MANIFEST_NAME).is_file() else None
     recorded = {source.name for source in whole.sources} if whole else set()
-    lies = {name: folder.corpus if name in recorded else part_of(folder, name) for name in names}
-    made = {name: read_manifest(path) for name, path in lies.items()}
+    corpora = {name: folder.corpus if name in recorded else part_of(folder, name) for name in names}
+    made = {name: read_manifest(path) for name, path in corpora.items()}
     shards = [s for name in names for s in made[name].shards if s.source == name]
-    refused = _write_refused(folder.path / REFUSED_NAME, lies)
+    refused = _write_refused(folder.path / REFUSED_NAME, corpora)
     manifest = Manifest(
         seed=made[names[0]].seed,
         points=made[names[0]].points,
-        content=content_of(lies[shard.source] / shard.file for shard in shards),
+        content=content_of(corpora[shard.source] / shard.file for shard in shards),
         refused_sha256=refused,
         sources=tuple(s for name in names for s in made[name].sources if s.name == name),
         shards=tuple(shards),
@@ -56,10 +56,10 @@ def join(folder: BuildFolder, names: Sequence[str]) -> None:
     write_manifest(folder.path / MANIFEST_NAME, manifest)
 
 
-def _write_refused(path: Path, lies: dict[str, Path]) -> str | None:
-    """Write the refused shapes of all sources in order; the list's checksum, None where there are none."""
-    path.unlink(missing_ok=True)  # of a join that was stopped, when the sources were others
-    lines = (line for name, corpus in lies.items() for line in _refused_of(corpus, name))
+def _write_refused(path: Path, corpora: dict[str, Path]) -> str | None:
+    """Write the refused shapes of all sources in order; returns the list's checksum, or None for no shapes."""
+    path.unlink(missing_ok=True)  # left by a join of other sources that was stopped
+    lines = (line for name, corpus in corpora.items() for line in _refused_of(corpus, name))
     first = next(lines, None)
     if first is None:
         return None

@@ -1,4 +1,4 @@
-"""What a mixture will cost: shapes, disk and time of each source, measured on a few of its shapes."""
+"""Estimates what a mixture will cost: shapes, disk space and time per source, measured on a few of its shapes."""
 
 from __future__ import annotations
 
@@ -44,45 +44,45 @@ _SHAPE_BYTES = 120  # checksum, place, label and id
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanRow:
-    """What one source brings and costs."""
+    """The shapes and the cost of one source."""
 
     status: SourceStatus
     shapes: int
     listed: bool
-    """Whether ``shapes`` were counted in the archive or the corpus; else it is the official number."""
+    """Whether ``shapes`` were counted in the archive or the corpus; otherwise it is the official number."""
 
     bytes: int
-    """Disk that its shapes take in the corpus."""
+    """Disk space of its shapes in the corpus."""
 
     seconds: float | None
-    """Seconds of one core for the shapes still to be made; None where it could not be measured."""
+    """Seconds on one core for the shapes still to be made; None if that could not be measured."""
 
     done: bool = False
-    """Whether the corpus has it already."""
+    """Whether the corpus already has it."""
 
     problem: str = ""
-    """Why its archive cannot be used; empty if it can, or is not there."""
+    """Why its archive cannot be used; empty if it can be, or is not there."""
 
     @property
     def goes_in(self) -> bool:
-        """Whether a build that begins now has its shapes."""
+        """Whether a build that begins now includes its shapes."""
         return self.status.taken and not self.problem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixturePlan:
-    """What a build of the mixture takes."""
+    """What a build of the mixture needs."""
 
     rows: tuple[PlanRow, ...]
     official: int
-    """Shapes of the whole mixture by the official counts of its sources, whatever is there."""
+    """Shapes of the whole mixture by the official counts of its sources, whether they are there or not."""
 
     listed_tests: Mapping[str, int]
-    """Of the benchmarks whose test shapes are left out by a list that is there, how many it names."""
+    """For each benchmark whose test shapes are left out, how many its list names, if the list is there."""
 
     workers: int
     free_bytes: int
-    """Free where the corpus will be."""
+    """Free disk space where the corpus will be."""
 
     @property
     def shapes(self) -> int:
@@ -91,7 +91,7 @@ class MixturePlan:
 
     @property
     def bytes(self) -> int:
-        """Disk that those of them take that are still to be made."""
+        """Disk space for those of them that are still to be made."""
         return sum(row.bytes for row in self.rows if row.goes_in and not row.done)
 
     @property
@@ -172,11 +172,11 @@ def _done_row(status: SourceStatus, made: Manifest) -> PlanRow:
 
 
 def _listed_tests(request: MixtureRequest, wanted: Collection[str]) -> dict[str, int]:
-    """How many test shapes of these sources each list names that is there and leaves them out."""
+    """How many test shapes of these sources each existing list leaves out."""
     found = {}
     lists = [row for row in HELD_OUT if any(name in wanted for name in row.sources)]
     for held_out in lists if request.exclude_all_tests else ():
-        with contextlib.suppress(DataError):  # a source's own row says that its list is missing
+        with contextlib.suppress(DataError):  # the row of a source says that its list is missing
             found[held_out.benchmark] = len(find_list(held_out, request.archives).ids)
     return found
 
@@ -248,7 +248,7 @@ class _Clock(Reporter):
 
     def __init__(self) -> None:
         self._reached: dict[int, float] = {}
-        """When each number of shapes was first done."""
+        """When each number of shapes was first reached."""
 
     def progress(
         self,
@@ -263,7 +263,7 @@ class _Clock(Reporter):
 
     @property
     def seconds_each(self) -> float:
-        """Of the first shape itself where there is no other."""
+        """Seconds per shape; that of the first shape if there is no other."""
         last = max(self._reached)
         first = 1 if last > 1 and 1 in self._reached else 0
         return (self._reached[last] - self._reached[first]) / (last - first)

@@ -32,7 +32,7 @@ class TypeRecord(Stateful):
     order: str = "="
 
     def set_state(self, state: object) -> None:
-        """Take (version, byte order, and what only structured types have)."""
+        """Set (version, byte order, and fields that only structured types have)."""
         match state:
             case (int(), str() as order, None, None, None, *_) if order in _BYTE_ORDERS:
                 self.order = order
@@ -67,7 +67,7 @@ class ArrayRecord(Stateful):
     order: str = "C"
 
     def set_state(self, state: object) -> None:
-        """Take (version, shape, type, whether columns come first, bytes)."""
+        """Set (version, shape, type, whether the order is Fortran's, bytes)."""
         match state:
             case (int(), tuple() as shape, TypeRecord() as kind, bool() as columns_first, data):
                 self.fill(kind, shape, data, "F" if columns_first else "C")
@@ -76,10 +76,11 @@ class ArrayRecord(Stateful):
                 raise DataError(msg)
 
     def fill(self, kind: TypeRecord, shape: tuple[object, ...], data: object, order: str) -> None:
-        """Take what the file gives, if the bytes are exactly as many as shape and type need.
+        """Set type, shape and bytes from the file, after comparing their sizes.
 
         Raises:
-            DataError: if they are not, or are no bytes, or the shape is not of counts.
+            DataError: if the bytes are too many or too few or not bytes at all, or the shape is not made of
+            counts.
         """
         sizes = tuple(n for n in shape if isinstance(n, int) and n >= 0)
         if len(sizes) != len(shape) or len(shape) > _MOST_AXES:
@@ -103,7 +104,7 @@ class ArrayRecord(Stateful):
         """The array, read-only, of ``shape``.
 
         Raises:
-            DataError: if the pickle named an array and did not fill it, or filled it with other text.
+            DataError: if the pickle named an array without filling it, or filled it with text that is not Latin-1.
         """
         if self.type is None:
             msg = "its pickle begins an array and does not fill it; copy the file again"
@@ -129,7 +130,7 @@ def _type(arguments: tuple[object, ...]) -> object:
 
 
 def _reconstruct(arguments: tuple[object, ...]) -> object:
-    """``_reconstruct(ndarray, (0,), b"b")``: an array that its state then fills."""
+    """``_reconstruct(ndarray, (0,), b"b")``: an empty array, filled by the state that follows."""
     if not arguments or arguments[0] is not _NDARRAY:
         msg = "its pickle has an array of a class that is not numpy.ndarray"
         raise DataError(msg)
@@ -137,7 +138,7 @@ def _reconstruct(arguments: tuple[object, ...]) -> object:
 
 
 def _from_buffer(arguments: tuple[object, ...]) -> object:
-    """``_frombuffer(bytes, type, shape, order)``, by which protocol 5 writes arrays without gaps."""
+    """``_frombuffer(bytes, type, shape, order)``, with which protocol 5 writes contiguous arrays."""
     match arguments:
         case (data, TypeRecord() as kind, tuple() as shape, "C" | "F" as order):
             record = ArrayRecord()

@@ -1,4 +1,4 @@
-"""A pickle read as data. Nothing that it names is imported and nothing in it is called.
+"""Reads a pickle as data: nothing that it names is imported and nothing in it is called.
 
 A pickle is a program for a stack machine, and two kinds of opcodes reach outside it: those that name a global and
 those that call one. Here a global on the caller's allow-list becomes a function or value of the caller's, any
@@ -32,7 +32,7 @@ def read_pickle(
     limits: PickleLimits,
     purpose: Purpose,
 ) -> object:
-    """The value that a pickle describes: plain values, what ``known`` builds, and placeholders.
+    """The value that a pickle describes: plain values, objects built by ``known``, and placeholders.
 
     Dictionary keys and set members that are not plain values are wrapped in placeholders: comparing keys chosen by
     a hostile file can take forever.

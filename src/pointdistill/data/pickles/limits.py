@@ -42,6 +42,6 @@ class Purpose:
 
 
 def shown(text: object) -> str:
-    """Text that a file chose, quoted, shortened and without control characters, for a message."""
+    """Text from a file for a message: quoted, shortened and without control characters."""
     plain = text if isinstance(text, str) else type(text).__name__
     return ascii(plain if len(plain) <= _SHOWN else plain[:_SHOWN] + "...")

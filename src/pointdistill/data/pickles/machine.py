@@ -18,7 +18,7 @@ _KEY_NUMBERS, _KEY_LENGTH = 1 << 16, 4096
 
 
 class Machine:
-    """The stack, the marks in it, and the memo."""
+    """The stack, its marks, and the memo."""
 
     def __init__(
         self,
@@ -88,21 +88,21 @@ class Machine:
         return value
 
     def mark(self) -> None:
-        """Begin a list of values."""
+        """Set a mark."""
         if len(self.marks) == self.limits.open_marks:
             msg = f"its pickle nests deeper than {self.limits.open_marks}"
             raise DataError(msg)
         self.marks.append(len(self.stack))
 
     def discard(self) -> None:
-        """Drop the last value, or the mark if there is none above it."""
+        """Drop the last value, or the last mark if there is no value above it."""
         if self.marks and self.marks[-1] == len(self.stack):
             self.marks.pop()
         else:
             self.pop()
 
     def discard_to_mark(self) -> None:
-        """Drop the last mark and what is above it."""
+        """Drop the last mark and everything above it."""
         self.pop_to_mark()
 
     def remember(self, index: object) -> None:
@@ -174,7 +174,7 @@ class Machine:
         self.stack.append(Placeholder(callee.name, [arguments, names]))
 
     def set_state(self) -> None:
-        """BUILD. An ordered dictionary may have attributes (PyTorch hangs versions on it); they are dropped."""
+        """BUILD. Attributes of an ordered dictionary, where PyTorch keeps versions, are dropped."""
         target, state = self.pop(2)
         if isinstance(target, Placeholder):
             target.received.append(state)
@@ -206,7 +206,7 @@ class Machine:
             raise DataError(msg)
 
     def set_items(self, items: list[object]) -> None:
-        """SETITEM and SETITEMS: keys and values in turn."""
+        """SETITEM and SETITEMS: keys and values alternate."""
         target = self.top()
         if isinstance(target, Placeholder):
             target.received.extend(items)

@@ -61,7 +61,7 @@ class Builder:
     """A function of ours that stands for a global on the allow-list."""
 
     build: Callable[[tuple[object, ...]], object]
-    """Called with the arguments that the file gives, unchecked; raises one of our errors if they do not fit."""
+    """Called with the unchecked arguments from the file; raises one of our errors if they do not fit."""
 
 
 class Stateful(ABC):
@@ -69,7 +69,7 @@ class Stateful(ABC):
 
     @abstractmethod
     def set_state(self, state: object) -> None:
-        """Take the state that the file gives, unchecked; raises DataError if it does not fit."""
+        """Set the unchecked state from the file; raises DataError if it does not fit."""
 
 
 Globals = Mapping[tuple[str, str], object]

@@ -1,4 +1,4 @@
-"""What sources that are an archive share: it is opened once in each process, and may be a stand-in."""
+"""Shared by sources that are an archive: opening it once in each process, and its facts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pointdistill.data.sources.base import SourceInfo, printable
 
 
 class ArchiveSource:
-    """A zip file, or the folder extracted from it, that is read in place."""
+    """A source that is one zip file, or the folder extracted from it, read in place."""
 
     def __init__(self, path: Path, facts: SourceFacts) -> None:
         self.facts = facts
@@ -23,7 +23,7 @@ class ArchiveSource:
 
     @property
     def archive(self) -> Archive:
-        """The archive, opened at its first use in this process.
+        """The archive, opened when it is first used in this process.
 
         Raises:
             DataError: if it is damaged.
@@ -37,7 +37,7 @@ class ArchiveSource:
         return self._open[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker gets: no open file, which two processes would read out of step."""
+        """Without the open file, whose position two processes would share."""
         return self.__dict__ | {"_open": None}
 
 
@@ -50,15 +50,15 @@ def archive_facts(
     labels: tuple[str, ...],
     settings: Mapping[str, Any],
 ) -> SourceFacts:
-    """What is known of a source that is one archive.
+    """The facts of a source that is one archive.
 
     Args:
-        archive: as opened.
+        archive: the open archive.
         info: the source's row.
-        names: members that hold shapes; of a folder, only these enter the checksum.
+        names: members that hold shapes; for a folder, the checksum covers only these.
         turned: how the axes become z up.
         labels: label names.
-        settings: what decides which shapes there are.
+        settings: whatever decides which shapes there are.
     """
     return source_facts(
         info,
@@ -81,7 +81,7 @@ def source_facts(
     settings: Mapping[str, Any],
     stand_in: bool = False,
 ) -> SourceFacts:
-    """The facts of a source's row with those of its archive; a stand-in's name says that it is one."""
+    """The facts of a source, from its row and its archive; a stand-in's name says that it is one."""
     return SourceFacts(
         name=f"{info.name}-stand-in" if stand_in else info.name,
         licence="CC0-1.0 (made on the spot)" if stand_in else info.licence,

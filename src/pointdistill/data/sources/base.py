@@ -1,4 +1,4 @@
-"""What the build asks of a source: its facts, the list of its shapes, and one shape at a time."""
+"""The interface between a source and a build: facts, the list of shapes, and the points of one shape at a time."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ class Entry:
     """One shape of a source, before it is read."""
 
     id: str
-    """Unique within the source, the same on every machine; never used as a path."""
+    """Unique within the source and the same on every machine; never used as a path."""
 
     label: int = UNKNOWN_LABEL
-    """Index into the source's ``labels``; -1 where it is not known."""
+    """Index into the source's ``labels``; -1 if it is not known."""
 
     where: str = ""
-    """Where the source finds it, for the source alone: a path inside a folder, the place of a member."""
+    """Where the source finds it, in the source's own format: a path in a folder, the location of a member."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceCloud:
-    """What a source gives for one shape. Sizes: n points."""
+    """The points of one shape of a source. Sizes: n points."""
 
     points: NDArray[np.floating]
-    """(n, 3), z up, in the source's own unit and place."""
+    """(n, 3), z up, in the source's own unit and position."""
 
     part: NDArray[np.uint8] | None = None
-    """(n,), the part each point belongs to; None where that is not known."""
+    """(n,), the part that each point belongs to; None if it is not known."""
 
 
 class Source(Protocol):
     """A set of shapes that can be listed, and read one by one in any process and order.
 
-    A source is pickled into every worker: it opens its archive when it first reads, and holds no
-    list.
+    A source is pickled for every worker, so it opens its archive only at the first read and keeps no list of
+    shapes.
     """
 
     @property
@@ -54,7 +54,7 @@ class Source(Protocol):
         """Name, licence, checksum and settings, known before any shape is read."""
 
     def entries(self) -> Sequence[Entry]:
-        """All its shapes, in any order; costs a look at the archive's directory, not at the shapes.
+        """All its shapes in any order; reads the archive's table of contents, not the shapes.
 
         Raises:
             DataError: if the archive cannot be listed.
@@ -65,33 +65,33 @@ class Source(Protocol):
 
         Args:
             entry: one of `entries`.
-            count: points wanted: a mesh gives as many, a cloud what it has.
+            count: number of points; a mesh gives as many, a cloud what it has.
             rng: the shape's own generator, see `source_shape_rng`.
 
         Raises:
             DataError: if the shape cannot be used; the message names no path of this machine.
-            OSError: if the machine is at fault; ESTALE where the file or its archive is gone.
+            OSError: if the machine is to blame; ESTALE if the file or its archive is gone.
         """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRequest:
-    """What the user asked of a source; what stays None or False was not asked for."""
+    """What the user wants of a source; options that stay None or False were not given."""
 
     path: Path | None = None
     """The archive or folder."""
 
     shapes: int | None = None
-    """How many shapes; for sources that make them."""
+    """Number of shapes, for sources that make them."""
 
     categories: Sequence[str] | None = None
-    """Which categories; for sources that make them."""
+    """Categories, for sources that make them."""
 
     up: str | None = None
     """The axis that points up in files that do not say so themselves."""
 
     include_test: bool = False
-    """Whether the test split is taken in beside the training split."""
+    """Whether the test split is included besides the training split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,45 +110,45 @@ class SourceInfo:
     """The axis that points up in its files."""
 
     origin: str
-    """Where it is to be had, for people."""
+    """Where people can get it."""
 
     archive: str | None
-    """Usual name of its archive, for people; None where there is none."""
+    """Usual name of its archive, for people; None if it has none."""
 
     files: tuple[str, ...] = ()
-    """Names by which its archives are found in a folder: one with ``*`` or ``?`` stands for any number, at
-    least one; every other is needed."""
+    """Names of its archives in a folder. A name with ``*`` or ``?`` stands for one or more files, every other name
+    for one file that is required."""
 
     access: str = ""
-    """What it takes to get the archive, in a few words: ``no login``, or who asks for what."""
+    """What it takes to get the archive, in a few words, such as ``no login``."""
 
     commercial: bool | None = None
-    """Whether the licence allows commercial use; None where that is not known, or differs by shape."""
+    """Whether the licence allows commercial use; None if that is unknown or differs between shapes."""
 
     official: int | None = None
-    """Shapes that the whole archive gives; None where there is no such number."""
+    """Number of shapes in the complete archive; None if there is no such number."""
 
     official_test: int = 0
-    """Shapes more with the test split."""
+    """Additional shapes with the test split."""
 
     opener: str = "open_source"
     """The function of that module, ``(request, info) -> Source``."""
 
     options: frozenset[str] = field(default_factory=frozenset)
-    """Fields of `SourceRequest`, beside ``path``, that it understands."""
+    """Fields of `SourceRequest` that it understands besides ``path``."""
 
 
 def source_shape_rng(*, seed: int, source: str, shape_id: str) -> np.random.Generator:
-    """The generator of one shape: the same whatever the workers, the order, or the shapes beside it."""
+    """The generator of one shape: independent of workers, order, and the other shapes."""
     words = hashlib.sha256(f"{seed}\0{source}\0{shape_id}".encode()).digest()
     return np.random.default_rng(np.frombuffer(words, "<u4"))
 
 
 def check_request(request: SourceRequest, info: SourceInfo) -> None:
-    """Raise where the user asked for something that this source does not have.
+    """Raise if the user gave an option that this source does not have.
 
     Raises:
-        ConfigError: naming the option and the sources' own ones.
+        ConfigError: names the option and those that the source has.
     """
     asked: Mapping[str, Any] = {
         "shapes": request.shapes,
@@ -170,7 +170,7 @@ def required_path(request: SourceRequest, info: SourceInfo) -> Path:
     """The archive or folder of a request.
 
     Raises:
-        DataError: if none was given or there is nothing at it; says where the archive is to be had.
+        DataError: if none was given or it does not exist; says where to get the archive.
     """
     path = request.path
     if path is not None and path.exists():
@@ -182,9 +182,9 @@ def required_path(request: SourceRequest, info: SourceInfo) -> Path:
 
 
 def archive_paths(request: SourceRequest, info: SourceInfo) -> tuple[Path, ...]:
-    """The archives of a request: those named, those that lie in a folder, or the folder they were extracted to.
+    """The archives of a request: those named, those in a folder, or the folder that they were extracted to.
 
-    Where a source needs several archives, one of them is enough to find the others beside it.
+    If a source needs several archives, one of them is enough to find the others beside it.
 
     Raises:
         DataError: if there is nothing at the path, or one of several archives is missing.
@@ -202,7 +202,7 @@ def archive_paths(request: SourceRequest, info: SourceInfo) -> tuple[Path, ...]:
 
 
 def find_archives(info: SourceInfo, folder: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """A source's archives that lie in a folder, sorted by name, and which of ``info.files`` are missing."""
+    """A source's archives in a folder, sorted by name, and which of ``info.files`` are missing."""
     found: set[Path] = set()
     missing = []
     for pattern in info.files:
@@ -213,11 +213,11 @@ def find_archives(info: SourceInfo, folder: Path) -> tuple[tuple[Path, ...], tup
 
 
 def printable(name: str) -> str:
-    """The name with bytes that are not UTF-8, and characters that do not print, spelled out."""
+    """The name with escapes for bytes that are not UTF-8 and for characters that cannot be printed."""
     try:
         stored = os.fsencode(name)
     except UnicodeEncodeError:
-        # Not the name of a file, but text that JSON spelled in half characters.
+        # Not the name of a file, but text from JSON with unpaired surrogates.
         stored = name.encode("utf-8", "surrogatepass")
     text = stored.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

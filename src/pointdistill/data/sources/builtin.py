@@ -1,4 +1,4 @@
-"""Built-in objects as a source: as many as asked for, spread evenly over the categories."""
+"""Built-in objects as a source: any number of them, spread evenly over the categories."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DEFAULT_SHAPES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class BuiltinSource:
-    """Shape k of a category is the same however many shapes there are."""
+    """Shape k of a category is the same whatever the total number of shapes."""
 
     facts: SourceFacts
     shapes: int
 
     def entries(self) -> Sequence[Entry]:
-        """Categories take turns, so that their counts differ by one at most."""
+        """Categories take turns, so that their counts differ by at most one."""
         labels = self.facts.labels
         return [
             Entry(

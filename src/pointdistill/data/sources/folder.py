@@ -1,4 +1,4 @@
-"""A user's own folder of meshes and point clouds; its first level of sub-folders are the labels."""
+"""A user's own folder of meshes and point clouds; the first level of sub-folders gives the labels."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from pointdistill.data.sources.base import (
     printable,
     required_path,
 )
-from pointdistill.data.sources.shapes import cloud_of, read_named
+from pointdistill.data.sources.shapes import draw_up_to, read_named
 from pointdistill.errors import DataError
 
 ASSUMED_UP: Axis = "z"
 
-# Beside the shapes themselves: a glTF keeps its vertices in a file of this kind.
+# Part of the checksum besides the shapes: a glTF keeps its vertices in such a file.
 _COMPANIONS = frozenset({".bin"})
 
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
-    """Every mesh and cloud below a folder; a shape's id is its path from there."""
+    """Every mesh and cloud below a folder; a shape's id is its path relative to the folder."""
 
     facts: SourceFacts
     path: Path
@@ -43,13 +43,13 @@ class FolderSource:
     """Up axis of files that do not state their own."""
 
     def entries(self) -> Sequence[Entry]:
-        """Every file of a format that is read."""
+        """Every file of a known format."""
         number = {label: k for k, label in enumerate(self.facts.labels)}
         return [
             Entry(
                 id=printable(name),
                 label=number[label] if (label := _label(name)) else UNKNOWN_LABEL,
-                where="" if _leads_nowhere(self.path / name) else name,
+                where="" if _is_broken_link(self.path / name) else name,
             )
             for name in _files(self.path, FORMATS)
         ]
@@ -57,12 +57,12 @@ class FolderSource:
     def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """Points of one file; see `pointdistill.data.sources.base.Source`."""
         if not entry.where:
-            msg = f"{entry.id}: is a link that leads nowhere; put there what it stands for"
+            msg = f"{entry.id}: is a broken link; put the file there that it stands for"
             raise DataError(msg)
         path = self.path / entry.where
         with still_there(path):
             shape = read_named(path, entry.id)
-        return cloud_of(shape, count, up=shape.declared_up or self.up, rng=rng)
+        return SourceCloud(draw_up_to(shape, count, up=shape.declared_up or self.up, rng=rng))
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> FolderSource:
@@ -70,7 +70,7 @@ def open_source(request: SourceRequest, info: SourceInfo) -> FolderSource:
 
     Raises:
         ConfigError: if ``up`` is no axis.
-        DataError: if there is no such folder, or nothing in it that can be read.
+        DataError: if there is no such folder, or nothing in it has a known format.
     """
     path = required_path(request, info)
     if not path.is_dir():
@@ -96,7 +96,7 @@ def open_source(request: SourceRequest, info: SourceInfo) -> FolderSource:
 
 
 def _files(path: Path, endings: Collection[str]) -> Iterator[str]:
-    """Files below ``path`` with one of ``endings``, as POSIX paths; hidden ones and litter left out."""
+    """POSIX paths of the files below ``path`` with one of ``endings``, without hidden ones."""
     for folder, subfolders, files in walk(path):
         subfolders[:] = [s for s in subfolders if not s.startswith(".") and s != "__MACOSX"]
         for file in files:
@@ -104,19 +104,19 @@ def _files(path: Path, endings: Collection[str]) -> Iterator[str]:
                 yield Path(folder, file).relative_to(path).as_posix()
 
 
-def _leads_nowhere(path: Path) -> bool:
+def _is_broken_link(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
 def _label(name: str) -> str | None:
-    """The first sub-folder of a file's path; None for a file that lies in no sub-folder."""
+    """The first sub-folder of a file's path; None for a file that is not in a sub-folder."""
     parts = PurePosixPath(name).parts
     return printable(parts[0]) if len(parts) > 1 else None
 
 
 def _checksum(path: Path) -> str:
-    """SHA-256 of a list as ``sha256sum`` prints it, sorted by name."""
-    # Pipes and devices have no end; they are refused when they are read, as links that lead nowhere are.
+    """SHA-256 of the sorted list that ``sha256sum`` would print."""
+    # Only regular files: pipes and devices have no end. They are refused later, like broken links.
     found = (name for name in _files(path, {*FORMATS, *_COMPANIONS}) if (path / name).is_file())
     names = sorted((printable(name), name) for name in found)
     lines = (f"{sha256_of(path / name)}  {printed}\n" for printed, name in names)

@@ -1,8 +1,8 @@
-"""Sources whose shapes are members of one or several archives, one member a shape.
+"""Sources whose shapes are the members of one or several archives.
 
-Such a source is a function from a member's name to a shape's id and label, and the axis that points up.
-The listing looks at the archives' directories alone and notes where each member lies; a worker reads from
-there and holds no list.
+Such a source is defined by a function from a member's name to a shape's id and label, and by the axis that points
+up. Listing reads only the archives' tables of contents and notes where each member is; a worker reads from there
+and needs no list.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pointdistill.data.sources.base import (
     archive_paths,
     printable,
 )
-from pointdistill.data.sources.shapes import cloud_of, read_content
+from pointdistill.data.sources.shapes import draw_up_to, read_content
 from pointdistill.errors import DataError
 
 TURNED = {"y": "zxy", "z": "none"}
@@ -42,14 +42,14 @@ TURNED = {"y": "zxy", "z": "none"}
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a member's name says of its shape."""
+    """What a member's name says about its shape."""
 
     id: str
     label: str | None = None
 
 
 Namer = Callable[[str], Named | None]
-"""From a member's name to its shape; None for what is no shape of the source."""
+"""From a member's name to its shape; None if the member is not a shape of the source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,14 +59,14 @@ class Layout:
     name: Namer
     up: Axis
     pattern: str
-    """How its members are called, for people: ``<class>/train/<name>.off``."""
+    """How its members are named, for people: ``<class>/train/<name>.off``."""
 
     labels: tuple[str, ...] | None = None
-    """Label names where they are fixed; else those that occur, in alphabetical order."""
+    """Label names if they are fixed; otherwise those that occur, in alphabetical order."""
 
 
 class MemberSource:
-    """Shapes by the names of the members that hold them."""
+    """A source whose shapes are found by the names of members."""
 
     def __init__(
         self,
@@ -76,15 +76,15 @@ class MemberSource:
         up: Axis,
         layout: Layout | None = None,
     ) -> None:
-        """Use `open_members`; a source that lists its shapes in another way has no layout."""
+        """Use `open_members`; a source that lists its shapes differently has no layout."""
         self.facts = facts
         self._roots = tuple(roots)
         self._up = up
         self._layout = layout
 
     def entries(self) -> Sequence[Entry]:
-        """Every member that is a shape; one whose name leads out of its archive is refused when it is read."""
-        assert self._layout is not None, "a worker reads, and lists nothing"
+        """Every member that is a shape; one whose name leads outside the archive is refused when it is read."""
+        assert self._layout is not None, "a worker only reads and never lists"
         number = {label: k for k, label in enumerate(self.facts.labels)}
         found: list[Entry] = []
         for root, archive in enumerate(_opened(self._roots)):
@@ -110,11 +110,11 @@ class MemberSource:
     def cloud(
         self, content: bytes, name: str, count: int, *, rng: np.random.Generator
     ) -> SourceCloud:
-        """Points of the mesh or cloud that a member holds."""
-        return cloud_of(read_content(content, name), count, up=self._up, rng=rng)
+        """Points of the mesh or cloud in a member."""
+        return SourceCloud(draw_up_to(read_content(content, name), count, up=self._up, rng=rng))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker gets: nothing that only the listing needs."""
+        """Without the layout, which only listing needs."""
         return self.__dict__ | {"_layout": None}
 
 
@@ -128,14 +128,14 @@ def open_members(
 ) -> MemberSource:
     """The source for the archives of a request.
 
-    Reads each archive once, for its checksum; of members only the names.
+    Reads each archive once for its checksum, and the names of its members.
 
     Args:
-        request: names the archive, or a folder.
+        request: has the path of the archive, or of a folder.
         info: the source's row.
-        layout: what is a shape, and which way is up.
-        kind: how a member becomes points.
-        settings: what decides which shapes there are.
+        layout: which members are shapes, and which axis points up.
+        kind: the class of the source, which turns a member into points.
+        settings: whatever decides which shapes there are.
 
     Raises:
         DataError: if an archive is absent or damaged, or none holds a shape.
@@ -165,7 +165,7 @@ def open_members(
 
 
 def joint_checksum(roots: Sequence[Path], checksums: Sequence[str]) -> str:
-    """The checksum of one archive; of several the SHA-256 of a list as ``sha256sum`` prints it."""
+    """The checksum of one archive; of several, the SHA-256 of the list that ``sha256sum`` would print."""
     if len(checksums) == 1:
         return checksums[0]
     lines = (f"{sha}  {root.name}\n" for sha, root in zip(checksums, roots, strict=True))
@@ -173,18 +173,18 @@ def joint_checksum(roots: Sequence[Path], checksums: Sequence[str]) -> str:
 
 
 def encode_location(root: int, location: MemberLocation) -> str:
-    """A place in archive number ``root`` as text, for an entry's ``where``."""
+    """A location in archive number ``root`` as text, for an entry's ``where``."""
     return json.dumps([root, *astuple(location)])
 
 
 def decode_location(where: str) -> tuple[int, MemberLocation]:
-    """What `encode_location` wrote."""
+    """The archive number and location from `encode_location`."""
     root, *fields = json.loads(where)
     return root, MemberLocation(*fields)
 
 
 def unsafe_shapes(archive: Archive, layout: Layout) -> list[str]:
-    """Members that would be shapes but for a name that leads out of the archive."""
+    """Members that would be shapes if their names did not lead outside the archive."""
     ending = PurePosixPath(layout.pattern).suffix
     return [name for name in archive.unsafe if PurePosixPath(name).suffix.lower() == ending]
 
@@ -197,7 +197,7 @@ def _shapes(archive: Archive, layout: Layout) -> Iterator[tuple[str, Named]]:
 
 
 def _opened(roots: Sequence[Path]) -> Iterator[Archive]:
-    """Each archive, open while it is looked at: the directory of one alone takes up memory."""
+    """Each archive in turn, open while it is used, so that only one table of contents is in memory."""
     for root in roots:
         with ExitStack() as held:
             absent = f"{root}: is gone; put it back and run the same again"

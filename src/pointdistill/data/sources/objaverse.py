@@ -7,12 +7,12 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import MemberLocation, walk
+from pointdistill.data.archive import MemberLocation, leads_outside, walk
 from pointdistill.data.meshes.records import Axis, PointSet
 from pointdistill.data.sources.archived import source_facts
 from pointdistill.data.sources.base import (
@@ -24,7 +24,7 @@ from pointdistill.data.sources.base import (
     printable,
 )
 from pointdistill.data.sources.members import TURNED, MemberSource, encode_location
-from pointdistill.data.sources.shapes import cloud_of, read_content
+from pointdistill.data.sources.shapes import draw_up_to, read_content
 from pointdistill.errors import DataError
 
 FEWEST_POINTS = 2048
@@ -35,15 +35,15 @@ _UP: Axis = "y"
 
 
 class ObjaverseSource(MemberSource):
-    """Scenes that the index names and the folder holds."""
+    """Scenes that the index lists and the folder holds."""
 
     def entries(self) -> Sequence[Entry]:
-        """One for each file that is there; a path that leads out of the folder is refused when it is read."""
+        """One for each file that exists; a path that leads outside the folder is refused when it is read."""
         folder = self._roots[0]
         return [
             Entry(
                 id=printable(uid),
-                where=encode_location(0, MemberLocation(name)) if _inside(name) else "",
+                where=encode_location(0, MemberLocation(name)) if not leads_outside(name) else "",
             )
             for uid, name, _ in _present(folder)
         ]
@@ -51,27 +51,27 @@ class ObjaverseSource(MemberSource):
     def cloud(
         self, content: bytes, name: str, count: int, *, rng: np.random.Generator
     ) -> SourceCloud:
-        """Points of a scene's surface, or of its point sets where it has no surface.
+        """Points of a scene's surface, or of its point sets if it has no surface.
 
         Raises:
-            DataError: if fewer than 2,048 of them are distinct, however many points are wanted.
+            DataError: if fewer than 2,048 of them are distinct, whatever ``count`` is.
         """
         shape = read_content(content, name)
-        cloud = cloud_of(shape, max(count, FEWEST_POINTS), up=self._up, rng=rng)
-        distinct = _distinct(shape.points if isinstance(shape, PointSet) else cloud.points)
+        points = draw_up_to(shape, max(count, FEWEST_POINTS), up=self._up, rng=rng)
+        distinct = _distinct(shape.points if isinstance(shape, PointSet) else points)
         if distinct < FEWEST_POINTS:
             msg = f"{name}: {distinct:,} distinct points, shapes with at least {FEWEST_POINTS:,} are kept"
             raise DataError(msg)
-        return cloud
+        return SourceCloud(points)
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> ObjaverseSource:
     """The source for a folder of GLB files with ``object-paths.json.gz``.
 
-    Its checksum is one of uids, paths and sizes: to read all files for it would take as long as the build.
+    Its checksum covers uids, paths and sizes, because reading all files would take as long as the build.
 
     Raises:
-        DataError: if the folder or its index is absent or damaged, or none of its files is there.
+        DataError: if the folder or its index is absent or damaged, or none of the files exists.
     """
     found = archive_paths(request, info)[0]
     folder = (found if found.is_dir() else found.parent).resolve()
@@ -97,17 +97,17 @@ def open_source(request: SourceRequest, info: SourceInfo) -> ObjaverseSource:
 
 
 def _present(folder: Path) -> list[tuple[str, str, int]]:
-    """Uid, path and size of each file of the index that is there, and of paths that lead out, by uid."""
+    """Uid, path and size of each indexed file that exists or whose path leads outside, sorted by uid."""
     sizes = _sizes(folder)
     return [
         (uid, name, sizes.get(name, -1))
         for uid, name in sorted(_index(folder).items())
-        if name in sizes or not _inside(name)
+        if name in sizes or leads_outside(name)
     ]
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each GLB file below a folder, by its POSIX path from there."""
+    """Size of each GLB file below a folder, by its relative POSIX path."""
     sizes = {}
     for below, _, files in walk(folder):
         for path in (Path(below, file) for file in files if file.endswith(".glb")):
@@ -115,12 +115,12 @@ def _sizes(folder: Path) -> dict[str, int]:
                 sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
             except FileNotFoundError:
                 if not path.is_symlink():
-                    raise  # a link that leads nowhere is a file that is not there, anything else a disk
+                    raise  # a broken link is a missing file; anything else is a problem of the disk
     return sizes
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Path of each uid, as the index has it.
+    """The path of each uid, as in the index.
 
     Raises:
         DataError: if there is no index, or it is damaged.
@@ -141,12 +141,6 @@ def _index(folder: Path) -> dict[str, str]:
     return table
 
 
-def _inside(name: str) -> bool:
-    """Whether a path of the index stays in its folder."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    return bool(path.parts) and ".." not in path.parts and not path.is_absolute()
-
-
 def _distinct(points: NDArray[np.floating]) -> int:
-    """How many of (n, 3) points differ from each other."""
+    """Number of distinct points among (n, 3) points."""
     return len(np.unique(np.ascontiguousarray(points).view(f"V{3 * points.itemsize}")))

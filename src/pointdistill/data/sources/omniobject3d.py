@@ -1,4 +1,4 @@
-"""OmniObject3D (Wu et al., CVPR 2023): clouds of 16,384 points, an HDF5 file a category, y up.
+"""OmniObject3D (Wu et al., CVPR 2023): clouds of 16,384 points, one HDF5 file per category, y up.
 
 Ids: the file and the row in it, ``apple_10/00003``.
 """
@@ -38,13 +38,13 @@ class OmniObject3DSource(MemberSource):
     _held: tuple[str, NDArray[np.floating]] | None = None
 
     def entries(self) -> Sequence[Entry]:
-        """As many rows of each member as its name says; no member is opened."""
+        """As many rows per member as its name says; no member is opened."""
         found: list[Entry] = []
         for member in super().entries():
             if not member.where:
                 found.append(member)
                 continue
-            # A name that claims none or millions is refused when its first rows are read.
+            # A name that claims no rows or millions is refused when the first row is read.
             rows = min(max(int(member.id.rpartition("_")[2]), 1), _MOST_ROWS)
             found += [replace(member, id=f"{member.id}/{row:05d}") for row in range(rows)]
         return found
@@ -54,7 +54,7 @@ class OmniObject3DSource(MemberSource):
         if not entry.where:
             return super().read(entry, count, rng=rng)
         if self._held is None or self._held[0] != entry.where:
-            self._held = None  # before the next is read, or two are in memory
+            self._held = None  # first, so that two are never in memory
             root, location = decode_location(entry.where)
             self._held = (
                 entry.where,

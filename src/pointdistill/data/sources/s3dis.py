@@ -26,12 +26,12 @@ class S3DISSource(MemberSource):
     def cloud(
         self, content: bytes, name: str, count: int, *, rng: np.random.Generator
     ) -> SourceCloud:
-        """A random subset of the rows; only these are parsed, which is what costs.
+        """A random subset of the rows; only these are parsed, because parsing is what takes time.
 
-        Of each row only x, y and z count: the archive has one with a control byte inside a colour.
+        Only x, y and z of each row are read: one row in the archive has a control byte inside a colour.
 
         Raises:
-            DataError: if there are fewer than 2,048 rows, or one has no three numbers.
+            DataError: if there are fewer than 2,048 rows, or one does not begin with three numbers.
         """
         rows = [row for row in content.splitlines() if row and not row.isspace()]
         if len(rows) < FEWEST_POINTS:

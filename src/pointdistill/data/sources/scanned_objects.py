@@ -1,4 +1,4 @@
-"""Google Scanned Objects (Downs et al., ICRA 2022): a folder of zips, one a model, OBJ, z up.
+"""Google Scanned Objects (Downs et al., ICRA 2022): a folder of zips, one OBJ model each, z up.
 
 Ids: the name of the zip.
 """
@@ -24,7 +24,7 @@ from pointdistill.data.sources.base import (
     printable,
 )
 from pointdistill.data.sources.members import joint_checksum
-from pointdistill.data.sources.shapes import cloud_of, read_member
+from pointdistill.data.sources.shapes import draw_up_to, read_member
 from pointdistill.errors import DataError
 
 _MESH = "meshes/model.obj"
@@ -32,13 +32,13 @@ _MESH = "meshes/model.obj"
 
 @dataclass(frozen=True, slots=True)
 class ScannedObjectsSource:
-    """One zip a shape: a damaged zip costs its shape alone."""
+    """One zip per shape, so that a damaged zip costs only its own shape."""
 
     facts: SourceFacts
     folder: Path
 
     def entries(self) -> Sequence[Entry]:
-        """Every zip of the folder; none is opened."""
+        """Every zip in the folder; none is opened."""
         return [Entry(id=printable(zip_.stem), where=zip_.name) for zip_ in _zips(self.folder)]
 
     def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
@@ -53,7 +53,7 @@ class ScannedObjectsSource:
                     shape = read_member(archive, member)
             except DataError as error:
                 raise DataError(str(error).replace(str(path), path.name)) from error
-        return cloud_of(shape, count, up="z", rng=rng)
+        return SourceCloud(draw_up_to(shape, count, up="z", rng=rng))
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> ScannedObjectsSource:
@@ -63,7 +63,7 @@ def open_source(request: SourceRequest, info: SourceInfo) -> ScannedObjectsSourc
         DataError: if the folder is absent or holds no zip.
     """
     found = archive_paths(request, info)[0]
-    # A file that was named, and not found in a folder, is no folder of zips.
+    # A file that was named instead of found in a folder is not a folder of zips.
     path = found.parent if request.path != found and not found.is_dir() else found
     zips = _zips(path) if path.is_dir() else []
     if not zips:

@@ -1,4 +1,4 @@
-"""ScanObjectNN as a source: the clouds of its three training sets as they are, turned to z up."""
+"""ScanObjectNN as a source: the unchanged clouds of its three training sets, turned to z up."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ScanObjectNNSource(ArchiveSource):
         self._held: tuple[str, NDArray[np.generic]] | None = None
 
     def entries(self) -> Sequence[Entry]:
-        """All rows of all members; reads each member whole, which checks it too."""
+        """All rows of all members; reads each member completely, which also checks it."""
         found: list[Entry] = []
         for name, member in self._members.items():
             _, labels = _read(self.archive, member)
@@ -53,7 +53,7 @@ class ScanObjectNNSource(ArchiveSource):
     def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:  # noqa: ARG002
         """One row's points; see `pointdistill.data.sources.base.Source`."""
         if self._held is None or self._held[0] != entry.where:
-            self._held = None  # before the next is read, or two are in memory
+            self._held = None  # first, so that two are never in memory
             self._held = entry.where, _read(self.archive, entry.where)[0]
         row = int(entry.id.rsplit("/", 1)[1])
         return SourceCloud(to_z_up(self._held[1][row].astype(np.float64), "y"))

@@ -1,4 +1,4 @@
-"""From what a mesh file held to the points of a shape: the same for every source of meshes."""
+"""From the content of a mesh file to the points of a shape, shared by all sources of meshes."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pointdistill.data.archive import Archive
 from pointdistill.data.meshes.read import printable_line, read_mesh
 from pointdistill.data.meshes.records import Axis, PointSet, Surface
 from pointdistill.data.meshes.sampling import draw
-from pointdistill.data.sources.base import SourceCloud
 from pointdistill.errors import DataError
 
 
-def cloud_of(
+def draw_up_to(
     shape: Surface | PointSet, count: int, *, up: Axis, rng: np.random.Generator
-) -> SourceCloud:
+) -> NDArray[np.float32]:
     """Points of a shape, turned from ``up`` to z up.
 
     Args:
-        shape: a surface gives ``count`` points, uniform by area; a cloud a random subset of its
-            own, or all where it has fewer.
-        count: points wanted.
+        shape: a surface gives ``count`` points, uniform by area; a cloud gives a random subset of its points, or
+            all if it has fewer.
+        count: number of points.
         up: the axis that points up in the shape's frame.
         rng: the shape's own generator.
 
@@ -31,13 +31,13 @@ def cloud_of(
         DataError: if a cloud has fewer than 32 points.
     """
     available = len(shape.points) if isinstance(shape, PointSet) else count
-    return SourceCloud(draw(shape, min(count, available), rng=rng, up=up))
+    return draw(shape, min(count, available), rng=rng, up=up)
 
 
 def read_member(archive: Archive, name: str) -> Surface | PointSet:
     """The mesh or cloud in one member of an archive.
 
-    Costs a temporary file of the member's size, for the time of the reading.
+    Needs a temporary file of the member's size while reading.
 
     Raises:
         DataError: as `read_mesh`, naming the member.
@@ -48,17 +48,17 @@ def read_member(archive: Archive, name: str) -> Surface | PointSet:
 def read_content(content: bytes, name: str) -> Surface | PointSet:
     """The mesh or cloud in the bytes of a file that is called ``name``; as `read_member`."""
     with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
-        # The member's own name could lead anywhere; its ending is all that the reader needs.
+        # The member's own name could lead anywhere, and the reader needs only its suffix.
         path = Path(folder, "member").with_suffix(PurePosixPath(name).suffix)
         try:
             path.write_bytes(content)
-        except OSError as error:  # a failed write does not say itself which disk is full
+        except OSError as error:  # the error of a failed write does not say which disk is full
             raise OSError(error.errno, error.strerror, folder) from error
         return read_named(path, name)
 
 
 def read_named(path: Path, name: str) -> Surface | PointSet:
-    """The mesh or cloud in a file that is called ``name`` in messages, the same on every machine."""
+    """The mesh or cloud in a file that messages call ``name``, so that they are the same on every machine."""
     try:
         return read_mesh(path)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Objects of SUN RGB-D (Song et al., CVPR 2015): what a training image shows inside each annotated box, z up.
+"""Objects of SUN RGB-D (Song et al., CVPR 2015): the points of a training image inside each annotated box, z up.
 
 Ids: the image's folder and the number of the box, ``kv1/NYUdata/NYU0003/002``.
 """
@@ -36,23 +36,23 @@ FEWEST_POINTS = 2048
 """Objects with fewer points are refused."""
 
 FARTHEST_METRES = 8.0
-"""Larger depths are taken for this."""
+"""Larger depths are clipped to this."""
 
 _MOST_PIXELS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """All that it takes to cut one object out."""
+    """Everything needed to cut out one object."""
 
-    location: tuple[Any, ...] | None  # of the depth image; None where the archive lacks it
+    location: tuple[Any, ...] | None  # of the depth image; None if the archive lacks it
     camera: Numbers
     tilt: Numbers
     box: Box
 
 
 class SunRGBDSource:
-    """Boxes of the training images; a worker holds the points of one image, 5 MB."""
+    """Boxes of the training images; a worker keeps the points of one image, 5 MB."""
 
     def __init__(self, images: Path, meta: Path, toolbox: Path, facts: SourceFacts) -> None:
         """Use `open_source`."""
@@ -63,7 +63,7 @@ class SunRGBDSource:
         self._held: tuple[str, NDArray[np.float64]] | None = None
 
     def entries(self) -> Sequence[Entry]:
-        """One for each box; of the images only the archive's directory is looked at."""
+        """One for each box; reads the archive's table of contents, not the images."""
         number = {label: k for k, label in enumerate(self.facts.labels)}
         absent = f"{self._images}: is gone; put it back and run the same again"
         with open_archive(self._images, absent=absent, tolerate_unsafe=True) as archive:
@@ -93,12 +93,12 @@ class SunRGBDSource:
         return SourceCloud(points)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the image that this process holds."""
+        """Without the image that this process keeps."""
         return self.__dict__ | {"_held": None}
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> SunRGBDSource:
-    """The source for the three files, given by the folder they lie in or by one of them.
+    """The source for the three files, named by their folder or by one of them.
 
     Raises:
         DataError: if one is absent or damaged.
@@ -126,10 +126,10 @@ def open_source(request: SourceRequest, info: SourceInfo) -> SunRGBDSource:
 def depth_metres(content: bytes, name: str) -> NDArray[np.float64]:
     """(h, w) metres of a depth image; 0 where nothing was measured.
 
-    It holds millimetres in 16 bits, which appear once they are rotated right by 3.
+    It stores millimetres as 16 bits that are rotated left by 3.
 
     Raises:
-        DataError: if it is no PNG of 16 bits.
+        DataError: if it is not a 16-bit PNG.
     """
     from PIL import Image
 
@@ -143,7 +143,7 @@ def depth_metres(content: bytes, name: str) -> NDArray[np.float64]:
                 raise DataError(msg)
             stored = np.asarray(image).astype(np.uint16)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # Without what Pillow says, which is another text in each version and process.
+        # Without Pillow's message, which differs between versions and processes.
         msg = f"{name} is no depth image that can be read; fetch the archive again"
         raise DataError(msg) from error
     millimetres = (stored >> 3) | (stored << 13)

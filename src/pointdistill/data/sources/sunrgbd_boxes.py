@@ -48,7 +48,7 @@ class Scene:
 def training_scenes(meta: Path, toolbox: Path) -> tuple[Scene, ...]:
     """The scenes of the official training split, in the annotation's order.
 
-    Costs half a minute for the real files, once a process.
+    Takes half a minute for the real files, once per process.
 
     Args:
         meta: ``SUNRGBDMeta3DBB_v2.mat``.
@@ -62,7 +62,7 @@ def training_scenes(meta: Path, toolbox: Path) -> tuple[Scene, ...]:
 
 
 def below_root(path: str) -> str:
-    """A path of the annotation or of the archive as it is below ``SUNRGBD/``; the annotation's are absolute."""
+    """A path of the annotation, where it is absolute, or of the archive, relative to ``SUNRGBD/``."""
     return path.rpartition(f"/{_ROOT}")[2].removeprefix(_ROOT).strip("/")
 
 
@@ -99,7 +99,7 @@ def _scene(row: Any) -> Scene:
 
 
 def _boxes(found: Any) -> Iterator[Box]:
-    """The boxes of an image; one without any has an empty matrix in their place."""
+    """The boxes of an image; an image without boxes has an empty matrix instead."""
     for box in found.ravel():
         yield Box(
             label=_text(box["classname"]),
@@ -119,7 +119,7 @@ def _variable(file: Any, name: str, called: str) -> Any:
 
     try:
         return scipy.io.loadmat(file, variable_names=[name])[name]
-    # NotImplementedError: a file of version 7.3. Others: whatever a damaged file leads the reader into.
+    # NotImplementedError: a file of version 7.3. Others: a damaged file can lead the reader into any error.
     except Exception as error:
         msg = f"{called}: no MATLAB file with {name} ({type(error).__name__}: {error}); fetch it again"
         raise DataError(" ".join(msg.split())) from error
