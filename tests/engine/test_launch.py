@@ -12,7 +12,7 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.workspace import remember_corpus, remember_run
 from pointdistill.engine.settings import RunOverrides
 from pointdistill.engine.training import launch
-from pointdistill.engine.training.launch import announce, execute, prepare_run, prepare_resumed_run
+from pointdistill.engine.training.launch import announce, execute, prepare_resumed_run, prepare_run
 from pointdistill.engine.training.pretrain import RunOptions
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 

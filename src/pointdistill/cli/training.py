@@ -15,8 +15,8 @@ from pointdistill.engine.training.launch import (
     PreparedRun,
     announce,
     execute,
-    prepare_run,
     prepare_resumed_run,
+    prepare_run,
 )
 from pointdistill.engine.training.pretrain import RunResult
 from pointdistill.engine.training.run_options import RunOptions
