@@ -5,6 +5,8 @@ only, ``nn.MultiheadAttention`` without weights, the teacher under ``no_grad``. 
 more part by ours; every way trains its own copy of one initial model on the same views, in turn, and the losses of
 all must agree. On a CPU the last two rows repeat the first and the last with freed memory kept, as in training.
 
+Every way is the production step, ``TrainingStep``, with parts of it replaced; the last is the step that runs take.
+
 Run: ``python benchmarks/step.py [--size small] [--batch 8] [--threads 2] [--rounds 5] [--device cpu]``
 """
 
@@ -24,22 +26,26 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pointdistill.engine.allocator import keep_freed_memory
-from pointdistill.engine.optimizer import clip_gradients
+from pointdistill.engine.devices import build_accelerator
 from pointdistill.engine.recipes import recipe
+from pointdistill.engine.schedules import Rates
+from pointdistill.engine.training import step as step_module
 from pointdistill.engine.training.loader import Batch
+from pointdistill.engine.training.sharding import prepare_student
 from pointdistill.engine.training.state import TrainState, new_state, to_device
-from pointdistill.engine.training.step import make_views
+from pointdistill.engine.training.step import TrainingStep, make_views
 from pointdistill.model import distillation
-from pointdistill.model.distillation import Branch, Views, objective
+from pointdistill.model.distillation import Views
 from pointdistill.model.encoder import PatchEmbedding
 from pointdistill.model.transformer import NORM_EPS, Attention, RMSNorm
 
 POINTS = 16_384
 MOMENTUM = 0.995
+LEARNING_RATE = 1e-4
 
 
 def usual_embedding(self: PatchEmbedding, offsets: Tensor) -> Tensor:
@@ -88,10 +94,29 @@ def usual_loss(
 
 
 @torch.no_grad()
-def usual_follow(self: Branch, student: Branch, momentum: float) -> None:
-    theirs = dict(student.named_parameters())
-    for name, ours in self.named_parameters():
-        ours.mul_(momentum).add_(theirs[name], alpha=1.0 - momentum)
+def usual_average(average: nn.Module, module: nn.Module, share: Tensor) -> None:
+    theirs = dict(module.named_parameters())
+    for name, ours in average.named_parameters():
+        ours.add_((theirs[name] - ours) * share)
+
+
+def usual_optimizer_step(
+    optimizer: torch.optim.AdamW, learning_rate: float, _applied: Tensor
+) -> None:
+    """Without a guard: a number that is not finite would reach the weights."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def usual_update() -> Iterator[None]:
+    with (
+        patch.object(step_module, "update_average", usual_average),
+        patch.object(step_module, "guarded_step", usual_optimizer_step),
+    ):
+        yield
 
 
 USUAL = {
@@ -99,7 +124,7 @@ USUAL = {
     "attention": lambda: patch.object(Attention, "forward", usual_attention),
     "norm": lambda: patch.object(RMSNorm, "forward", usual_norm),
     "patch loss": lambda: patch.object(distillation, "patch_cross_entropy", usual_loss),
-    "optimiser and teacher": lambda: patch.object(distillation.Teacher, "follow", usual_follow),
+    "optimiser and teacher": usual_update,
 }
 """What is replaced, in the order of the ladder."""
 
@@ -111,6 +136,7 @@ class Way:
     label: str
     usual: tuple[str, ...]
     state: TrainState
+    step: TrainingStep
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
@@ -121,26 +147,18 @@ class Way:
                 stack.enter_context(USUAL[part]())
             yield
 
-    def step(self, views: Views) -> None:
-        """One optimiser step, timed."""
-        state, config = self.state, self.state.config
-        device = next(state.student.parameters()).device
-        rates = config.schedule.at(0, total=100, steps_per_epoch=10)
+    def take(self, batch: Batch, views: Views) -> None:
+        """One step, timed."""
+        device = self.step.accelerator.device
+        temperatures = self.state.config.schedule.at(0, total=100, steps_per_epoch=10).temperatures
+        rates = Rates(LEARNING_RATE, MOMENTUM, temperatures)
         synchronize(device)
         began = time.perf_counter()
         with self.written():
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                targets, _ = state.teacher(views.global_views)
-                predictions = state.student(views)
-            losses = objective(config.mode, predictions, targets, views.masks, rates.temperatures)
-            losses.total.backward()
-            clip_gradients(state.student.parameters(), config.clip_norm)
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
-            state.teacher.follow(state.student, MOMENTUM)
+            metrics = self.step(batch, views, rates)
         synchronize(device)
         self.seconds.append(time.perf_counter() - began)
-        self.losses.append(losses.total.item())
+        self.losses.append(metrics.logged["loss"].item())
 
 
 def synchronize(device: torch.device) -> None:
@@ -150,25 +168,25 @@ def synchronize(device: torch.device) -> None:
 
 def ladder(size: str, device: torch.device) -> list[Way]:
     """From everything the usual way to everything ours, one part at a time."""
+    accelerator = build_accelerator(device.type, "auto")
     parts = list(USUAL)
     ways = []
     for done in range(len(parts) + 1):
         state = new_state(recipe(size))
         if "optimiser and teacher" in parts[done:]:
             state.optimizer = torch.optim.AdamW(state.student.parameters(), weight_decay=0.05)
-        for group in state.optimizer.param_groups:
-            group["lr"] = 1e-4
         to_device(state, device)
+        step = TrainingStep(state, prepare_student(state, accelerator, "none"), accelerator)
         label = "the usual way" if done == 0 else f"+ our {parts[done - 1]}"
-        ways.append(Way(label, tuple(parts[done:]), state))
+        ways.append(Way(label, tuple(parts[done:]), state, step))
     return ways
 
 
-def run_rounds(ways: list[Way], views: Views, rounds: int) -> None:
+def run_rounds(ways: list[Way], batch: Batch, views: Views, rounds: int) -> None:
     """A round warms up; then each way in turn, so that a drifting machine drifts for all."""
     for _ in range(rounds + 1):
         for way in ways:
-            way.step(views)
+            way.take(batch, views)
     for way in ways:
         del way.seconds[:-rounds]
 
@@ -202,7 +220,7 @@ def main() -> None:
     batch = Batch(torch.from_numpy(points), counts, index, 0).to(device)
     views = make_views(batch, recipe(given.size))
     ways = ladder(given.size, device)
-    run_rounds(ways, views, given.rounds)
+    run_rounds(ways, batch, views, given.rounds)
     check_losses(ways)
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     print(
@@ -215,7 +233,7 @@ def main() -> None:
     if device.type == "cpu" and keep_freed_memory():
         ends = [ways[0], ways[-1]]
         ends[1].label = "all ours"
-        run_rounds(ends, views, given.rounds)
+        run_rounds(ends, batch, views, given.rounds)
         check_losses(ends)
         show(ends, baseline, ", freed memory kept")
 

@@ -26,14 +26,17 @@ def measure(name: str) -> None:
     import numpy as np
     import torch
 
+    from pointdistill.engine.devices import build_accelerator
     from pointdistill.engine.recipes import recipe
     from pointdistill.engine.training.loader import Batch
-    from pointdistill.engine.training.pretrain import make_views
+    from pointdistill.engine.training.sharding import prepare_student
     from pointdistill.engine.training.state import new_state
-    from pointdistill.model.distillation import objective
+    from pointdistill.engine.training.step import TrainingStep, make_views
 
     config = recipe(name)
     state = new_state(config)
+    accelerator = build_accelerator("cpu", "no")
+    take = TrainingStep(state, prepare_student(state, accelerator, "none"), accelerator)
     rates = config.schedule.at(0, total=100, steps_per_epoch=10)
     size = BATCH[name]
     points = np.random.default_rng(0).normal(size=(size, 2048, 3)).astype(np.float32)
@@ -41,14 +44,7 @@ def measure(name: str) -> None:
     for step in range(WARMUP + STEPS):
         began = time.perf_counter()
         batch = Batch(torch.from_numpy(points), torch.full((size,), 2048), torch.arange(size), step)
-        views = make_views(batch, config)
-        targets, _ = state.teacher(views.global_views)
-        predictions = state.student(views)
-        losses = objective(config.mode, predictions, targets, views.masks, rates.temperatures)
-        losses.total.backward()
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        state.teacher.follow(state.student, 0.99)
+        take(batch, make_views(batch, config), rates)
         seconds.append(time.perf_counter() - began)
     print(statistics.median(seconds[WARMUP:]))
 

@@ -37,7 +37,7 @@ from pointdistill.engine.training.loader import Batch, read_batch
 from pointdistill.engine.training.pretrain import RunOptions, StepRecord, make_views, pretrain
 from pointdistill.engine.training.sharding import prepare_student
 from pointdistill.engine.training.state import new_state, to_device
-from pointdistill.engine.training.step import Stepper
+from pointdistill.engine.training.step import TrainingStep
 from pointdistill.model.distillation import Mode
 
 WARM = 0.2
@@ -89,7 +89,8 @@ class OneStep:
         self.state = new_state(config)
         to_device(self.state, self.device)
         student = prepare_student(self.state, self.accelerator, RunOptions().sharding)
-        self.step = Stepper(self.state, student, self.accelerator, total=1000, per_epoch=100)
+        self.step = TrainingStep(self.state, student, self.accelerator)
+        self.rates = config.schedule.at(0, total=1000, steps_per_epoch=100)
         self.batch = self.read()
 
     def read(self) -> Batch:
@@ -100,7 +101,7 @@ class OneStep:
         self.made = make_views(self.batch, self.config)
 
     def train(self) -> None:
-        self.step(self.batch, self.made, watch=False, votes={})
+        self.step(self.batch, self.made, self.rates)
 
     def seconds(self, what: str, rounds: int = 5) -> float:
         part, found = getattr(self, what), []

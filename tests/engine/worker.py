@@ -10,10 +10,9 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +79,39 @@ def keep_gradients(path: Path, rank: int) -> None:
     step.clip_gradients = keeping
 
 
-def main(asked: dict[str, Any], first_step: Callable[[], None] = lambda: None) -> int:
+def kill_before(name: str, call: str) -> None:
+    """End this process, as a lost machine would, just before the given call of a function that writes the run."""
+    if name == "step":
+        return
+    module, function = name.split(".")
+    place = import_module(f"pointdistill.engine.training.{module}")
+    real, calls = getattr(place, function), []
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        calls.append(name)
+        if len(calls) == int(call):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **named)
+
+    setattr(place, function, counting)
+
+
+def main(asked: dict[str, Any]) -> int:
     run, rank = Path(asked["run"]), int(os.environ.get("RANK", "0"))
     note_shapes(run.with_name(f"{run.name}.rank-{rank}.json"))
     if "gradients" in asked:
         keep_gradients(Path(asked["gradients"]), rank)
 
+    if "kill_at" in asked:
+        kill_before(*asked["kill_at"].split(":"))
     taken: list[int] = []
 
     def report(record: StepRecord) -> None:
-        if not taken:
-            first_step()
         taken.append(record.step)
+        if asked.get("kill_at") == f"step:{len(taken)}":
+            os.kill(os.getpid(), signal.SIGKILL)
         if asked.get("signal") == [rank, record.step]:
             os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(asked.get("pause", 0.0))
 
     config = shared_config(asked.get("steps", 6))
     if "batches" in asked:
@@ -116,25 +133,15 @@ def main(asked: dict[str, Any], first_step: Callable[[], None] = lambda: None) -
 
 
 def nursery() -> None:
-    """For each line of the input, ``{"delay": …, "running": …, …}``, begin a run in a fork, kill it after the
-    delay (counted from its first step when ``running``) or let it end, and say how it ended.
+    """For each line of the input begin a run in a fork, and say how it ended.
 
     Loading torch once instead of for every kill saves a minute.
     """
+    import_module("torch._dynamo")  # what the first step would load
     for line in sys.stdin:
-        asked = json.loads(line)
-        delay, running = asked.pop("delay"), asked.pop("running", False)
-        started, starts = os.pipe()
         child = os.fork()
         if child == 0:
-            os._exit(main(asked, first_step=partial(os.close, starts)))
-        os.close(starts)
-        if running:
-            os.read(started, 1)  # returns at the end of the pipe
-        os.close(started)
-        if delay is not None:
-            time.sleep(delay)
-            os.kill(child, signal.SIGKILL)
+            os._exit(main(json.loads(line)))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
 
