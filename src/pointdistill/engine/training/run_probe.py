@@ -66,9 +66,9 @@ def open_labelled_set(where: str, *, points: int) -> LabelledSet:
         DataError: if it is none of these, or has too few labelled clouds.
     """
     if where == BUILTIN:
-        found = _split_half(BUILTIN, *_builtin(points))
+        found = _split_half(BUILTIN, *_builtin_clouds(points))
     elif (Path(where) / MANIFEST_NAME).is_file():
-        found = _split_half(where, *_labelled(open_corpus(where), points))
+        found = _split_half(where, *_labelled_clouds(open_corpus(where), points))
     else:
         benchmark = _benchmark(Path(where))
         train, test = (
