@@ -131,7 +131,7 @@ def _builtin_clouds(points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]
     return np.stack(clouds), np.array([entry.label for entry in entries], np.int64)
 
 
-def _labelled(corpus: Corpus, points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _labelled_clouds(corpus: Corpus, points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Shapes of a corpus whose label is known, subsampled: (n, N, 3) and (n,)."""
     labels = corpus.labels()
     known = np.flatnonzero(labels != UNKNOWN_LABEL)
