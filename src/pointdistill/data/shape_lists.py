@@ -246,7 +246,7 @@ def read_task(
 ) -> list[ReadShape]:
     """Read all shapes of a task; calls ``step`` with the position of each before reading it.
 
-    It is in this module, which does not import torch, for the sake of worker processes that do nothing else.
+    It is in this module, which stays free of torch, for the sake of worker processes that do nothing else.
 
     Raises:
         DataError: if the corpus, archive or folder as a whole cannot be read.
