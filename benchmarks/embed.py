@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from pointdistill.data.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.embedding import frozen
+from pointdistill.engine.embedding import frozen_encoder
 from pointdistill.engine.embedding.compute import CPU_BATCH, FeatureMaker, inference_threads
 from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.engine.recipes import recipe
@@ -168,7 +168,7 @@ def contributions(rounds: int, batch: int) -> None:
     """Each part beside its plain version, milliseconds a cloud on one thread."""
     torch.set_num_threads(1)
     encoder = random_encoder("small")
-    fast, model = frozen.frozen_copy(encoder), Baseline(encoder)
+    fast, model = frozen_encoder.frozen_copy(encoder), Baseline(encoder)
     points = torch.randn(batch, 1024, 3, generator=torch.Generator().manual_seed(0))
     offsets, centers = cut(points, 64, 32)
     positions = encoder.position_embedding(centers)
@@ -197,11 +197,11 @@ def contributions(rounds: int, batch: int) -> None:
 
 def at_once(embedding: nn.Module, offsets: Tensor) -> Tensor:
     """The patch embedding of all patches together, as if a cache had no end."""
-    cached, frozen.CACHED_VALUES = frozen.CACHED_VALUES, sys.maxsize
+    cached, frozen_encoder.CACHED_VALUES = frozen_encoder.CACHED_VALUES, sys.maxsize
     try:
         return embedding(offsets)
     finally:
-        frozen.CACHED_VALUES = cached
+        frozen_encoder.CACHED_VALUES = cached
 
 
 MEMORY = """

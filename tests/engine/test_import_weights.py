@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import typer
-from pointdistill.cli.import_weights import import_weights as command
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
+from pointdistill.cli.weights import import_weights as command
 from pointdistill.engine.exchange.checkpoints.torch_checkpoint import open_checkpoint
 from pointdistill.engine.exchange.encoders import load_encoder
 from pointdistill.engine.exchange.published import (

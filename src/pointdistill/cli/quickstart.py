@@ -26,7 +26,7 @@ def quickstart(
     ] = None,
 ) -> None:
     """A demonstration in minutes: make shapes, pretrain a tiny encoder, compare it with its initial weights."""
-    from pointdistill.engine.evaluation.results_tables import results_table
+    from pointdistill.engine.evaluation.tables import results_table
     from pointdistill.engine.quickstart import QuickstartConfig, gains, quickstart
 
     with stages_reporter() as reporter:

@@ -24,7 +24,7 @@ from pointdistill.data.benchmarks.registry import (
 from pointdistill.data.benchmarks.spec import BenchmarkPaths, Progress
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.leaks import HeldOut, LeakReport, find_leaks
-from pointdistill.data.leaks.store import has_all_prints
+from pointdistill.data.leaks.candidates import has_all_fingerprints
 from pointdistill.data.workspace import given_or_last_run
 from pointdistill.engine.exchange.encoders import find_encoder
 from pointdistill.engine.exchange.record import encoder_line
@@ -173,7 +173,7 @@ def leak_warning(benchmark: Labelled, name: str, encoder: Path) -> str | None:
         return _seen(len(found.leaks), len(shapes), command, "by id")
     if set(found.ids_met) == {source.name for source in corpus.sources}:
         return None
-    if len(corpus) > QUICK_CORPUS and not has_all_prints(corpus):
+    if len(corpus) > QUICK_CORPUS and not has_all_fingerprints(corpus):
         return f"test shapes were not compared with the corpus this encoder saw; {command} does so"
     some = shapes.some(QUICK_TESTS)
     found = find_leaks(some, corpus, workers=1)

@@ -23,8 +23,8 @@ from pointdistill.data.workspace import remember_run
 from pointdistill.engine.config import PretrainConfig, to_plain
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.results import Result, Spread, write_results
-from pointdistill.engine.evaluation.results_tables import results_table
 from pointdistill.engine.evaluation.run import COPIES_ON_CPU, Evaluation
+from pointdistill.engine.evaluation.tables import results_table
 from pointdistill.engine.exchange.encoders import load_encoder
 from pointdistill.engine.finetuning.classification import train_classifier
 from pointdistill.engine.finetuning.recipes import RECIPES

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.archive import MEMBER_LIMIT_BYTES, Archive
-from pointdistill.data.meshes.formats.text import parse_rows
+from pointdistill.data.meshes.formats.content import parse_rows
 from pointdistill.errors import DataError
 
 STAND_IN_MARKER = "STAND-IN.json"

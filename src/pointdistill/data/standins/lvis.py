@@ -22,7 +22,7 @@ from pointdistill.data.builtin import CATEGORIES, make_shape, sample_shape
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.files import folder_aside, write_json
 from pointdistill.data.sources.base import Entry, SourceCloud
-from pointdistill.data.standins.hardness import STAND_IN_SEED
+from pointdistill.data.standins.zips import STAND_IN_SEED
 from pointdistill.data.workers import Progress
 from pointdistill.errors import ConfigError
 from pointdistill.reporter import Reporter

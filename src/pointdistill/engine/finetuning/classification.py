@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pointdistill.data.benchmarks.records import LabelledClouds
-from pointdistill.engine.evaluation.probe.samples import Score, score_predictions
+from pointdistill.engine.evaluation.probe.fitted import Score, score_predictions
 from pointdistill.engine.finetuning.epochs import (
     STREAM,
     EpochRecord,
