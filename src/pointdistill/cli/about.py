@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-import pointdistill
 from pointdistill.cli.console import print_table
+from pointdistill.version import __version__
 
 
 def doctor() -> None:
@@ -71,7 +71,7 @@ def recipes(
 
 def _print_version(value: bool) -> None:
     if value:
-        typer.echo(f"pointdistill {pointdistill.__version__}")
+        typer.echo(f"pointdistill {__version__}")
         raise typer.Exit
 
 

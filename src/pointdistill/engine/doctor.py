@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-import pointdistill
 from pointdistill.data.workspace import last_corpus, last_run
+from pointdistill.version import __version__
 
 LOW_DISK_GIB = 2.0
 """The builtin corpus takes 1 GiB, a small run's checkpoints half of one."""
@@ -39,7 +39,7 @@ def examine(folder: Path | None = None) -> Report:
     problems: list[str] = []
     remarks: list[str] = []
     facts = [
-        ("pointdistill", pointdistill.__version__),
+        ("pointdistill", __version__),
         ("python", f"{platform.python_version()} ({sys.executable})"),
         ("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
     ]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import pointdistill
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.build import build_corpus
@@ -39,6 +38,7 @@ from pointdistill.engine.training.training_reporter import TrainingReporter
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
+from pointdistill.version import __version__
 
 SPLIT = "OBJ-BG"
 PRETRAINED, INITIAL, GEOMETRY = "pretrained", "initial weights", "geometric features"
@@ -300,7 +300,7 @@ def _report(
         f"train the probes, {len(benchmark.test):,} to test",
         "seed": str(config.seed),
         "seconds": ", ".join(f"{name} {spent:.0f}" for name, spent in stages.seconds.items()),
-        "pointdistill": pointdistill.__version__,
+        "pointdistill": __version__,
     }
     gallery = learning_pictures(trained, corpus, benchmark, trained_for)
     sections = [

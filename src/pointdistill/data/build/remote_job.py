@@ -99,7 +99,7 @@ def python_version() -> str:
 
 def program_version() -> str:
     """This program's version."""
-    from pointdistill import __version__
+    from pointdistill.version import __version__
 
     return __version__
 

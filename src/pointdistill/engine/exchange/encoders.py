@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-import pointdistill
 from pointdistill.data.files import read_json, write_aside, write_json
 from pointdistill.engine.config import from_plain, to_plain
 from pointdistill.errors import CheckpointError, ConfigError, DataError, PointDistillError
 from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.version import __version__
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -56,7 +56,7 @@ def save_encoder(
     described = {
         "format": FORMAT,
         "version": VERSION,
-        "pointdistill": pointdistill.__version__,
+        "pointdistill": __version__,
         "encoder": to_plain(encoder.config),
         "sources": list(sources),
         "training": dict(training or {}),

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import pointdistill
 from pointdistill.data.files import write_aside
 from pointdistill.engine.config import to_plain
 from pointdistill.engine.devices import threads_for
@@ -30,6 +29,7 @@ from pointdistill.engine.exchange.encoders import (
 from pointdistill.engine.exchange.record import find_results, training_record
 from pointdistill.errors import CheckpointError, ConfigError
 from pointdistill.model.encoder import Encoder, EncoderOutput
+from pointdistill.version import __version__
 
 if TYPE_CHECKING:
     import onnx
@@ -249,7 +249,7 @@ def _describe(model: onnx.ModelProto, config: dict[str, Any], points: int) -> No
     from onnx import helper
 
     model.producer_name = "pointdistill"
-    model.producer_version = pointdistill.__version__
+    model.producer_version = __version__
     model.doc_string = (
         f"Encoder of 3-D shapes. Input: {points} raw points a cloud, any unit, within 30 radii of the origin, "
         "z up, all finite. "

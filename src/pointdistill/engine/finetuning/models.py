@@ -16,7 +16,6 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-import pointdistill
 from pointdistill.data.files import read_json, write_json
 from pointdistill.data.meshes.records import Axis
 from pointdistill.data.meshes.sampling import check_axis
@@ -40,6 +39,7 @@ from pointdistill.model.patches import to_unit_sphere
 from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.segmenter import Segmenter, SegmenterConfig
 from pointdistill.model.views import AugmentConfig
+from pointdistill.version import __version__
 
 _STREAM = "model"
 
@@ -348,7 +348,7 @@ def save_weights(folder: Path, model: Classifier | Segmenter) -> None:
 def write_description(folder: Path, spec: Spec, facts: Mapping[str, Any]) -> None:
     """Write ``config.json``: the model, and what is known of its training and score (``facts``)."""
     name = next(name for name, kind in _FORMATS.items() if isinstance(spec, kind))
-    head = {"format": name, "version": VERSION, "pointdistill": pointdistill.__version__}
+    head = {"format": name, "version": VERSION, "pointdistill": __version__}
     write_json(folder / CONFIG, {**head, "model": to_plain(spec), **facts})
 
 

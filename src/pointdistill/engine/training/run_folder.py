@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 
-import pointdistill
 from pointdistill.data.files import read_json, write_aside, write_json
 from pointdistill.engine.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
 from pointdistill.engine.exchange.encoders import WEIGHTS, find_encoder, read_tensors, save_encoder
@@ -26,6 +25,7 @@ from pointdistill.engine.training.state import (
 )
 from pointdistill.errors import CheckpointError, ConfigError, DataError, PointDistillError
 from pointdistill.model.encoder import Encoder
+from pointdistill.version import __version__
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -109,7 +109,7 @@ def begin_run(
     (run / METRICS).unlink(missing_ok=True)
     described = {
         "format": RUN_FORMAT,
-        "pointdistill": pointdistill.__version__,
+        "pointdistill": __version__,
         "torch": torch.__version__,
         "begun_on": to_plain(environment),
         "corpus": {
