@@ -1,4 +1,4 @@
-"""The loss terms, and what is watched of the teacher: small functions whose names say logits or probabilities.
+"""The terms of the loss, and how the teacher's posteriors are spread.
 
 Sizes: B shapes, T targets and S predictions a shape, R rows, K prototypes, D width.
 """
@@ -19,10 +19,10 @@ ROWS_AT_ONCE = 8192
 """Rows of teacher logits whose probabilities are held together: 128 MiB at 4096 prototypes."""
 
 _CHUNK_ON_CPU = 2**18
-"""Logits at once: a megabyte, which a core's own cache holds."""
+"""Logits at a time: one MiB of float32, which a core's own cache holds."""
 
 _CHUNK_ON_GPU = 2**24
-"""Enough to fill the device; 64 MiB of float32."""
+"""Logits at a time: 64 MiB of float32, enough to keep the device busy."""
 
 
 def view_cross_entropy(
@@ -36,7 +36,7 @@ def view_cross_entropy(
         student_temperature: positive; below 1 sharpens the prediction.
     """
     log_probs = (student_logits.float() / student_temperature).log_softmax(dim=-1)
-    # The mean over all T × S pairs needs only the sums over T and over S.
+    # Cross-entropy is bilinear, so the mean over all T × S pairs needs only the sums over T and over S.
     agreement = (teacher_probs.sum(1) * log_probs.sum(1)).sum()
     return -agreement / (len(teacher_probs) * teacher_probs.shape[1] * student_logits.shape[1])
 
@@ -48,14 +48,13 @@ def patch_cross_entropy(
     *,
     student_temperature: float,
 ) -> Tensor:
-    """Mean cross-entropy, in nats, of each predicted patch against the teacher's posterior of the same patch.
+    """Mean cross-entropy, in nats, of each predicted patch against the teacher's distribution for that patch.
 
-    Neither the log-probabilities nor a row's own copy of its target are ever held, only a chunk of them: at
-    4096 prototypes either would be the largest tensor of the step.
+    The log-probabilities and the rows' copies of their targets, each (R, K), exist only a chunk at a time.
 
     Args:
-        student_logits: (R, K), before softmax, a row for every hidden patch of every mask.
-        teacher_probs: (T, K), a row for every patch, rows sum to 1; no gradient flows into it.
+        student_logits: (R, K), before softmax, with a row for every hidden patch of every mask.
+        teacher_probs: (T, K), with a row for every patch; rows sum to 1, and no gradient flows into it.
         target_index: (R,) int64, which patch each row predicts.
         student_temperature: positive; below 1 sharpens the prediction.
     """
@@ -66,14 +65,15 @@ def patch_cross_entropy(
 
 
 def koleo(features: Tensor, everyone: Tensor | None = None, *, first: int = 0) -> Tensor:
-    """Kozachenko-Leonenko regulariser: keeps the shapes of a batch apart.
+    """Kozachenko-Leonenko regulariser, which keeps the features of different shapes apart.
 
-    For each crop position by itself, −log(distance to the nearest other shape + 1e-6), averaged.
+    It is the mean of -log(distance to the nearest other shape + 1e-6), where crops are compared only with the
+    crops at the same position of other shapes.
 
     Args:
-        features: (B, S, D), S crops a shape; normalised here.
-        everyone: (B', S, D) the shapes of all processes, ours among them; ours alone when None.
-        first: index of our first shape in ``everyone``.
+        features: (B, S, D), S crops of each shape, of any length.
+        everyone: (B', S, D) features of the shapes of all processes, these included; None for these alone.
+        first: index in ``everyone`` of the first of these shapes.
     """
     ours = functional.normalize(features.float(), dim=-1, eps=1e-8).transpose(0, 1)  # (S, B, D)
     if everyone is None:
@@ -81,10 +81,12 @@ def koleo(features: Tensor, everyone: Tensor | None = None, *, first: int = 0) -
     else:
         others = functional.normalize(everyone.float(), dim=-1, eps=1e-8).transpose(0, 1)
     if others.shape[1] < 2:
-        return features.sum() * 0.0  # One shape alone has no neighbour to keep away from.
+        # A single shape has no neighbour; the result is still a function of the features, for autograd.
+        return features.sum() * 0.0
     with torch.no_grad():
         cosine = ours @ others.transpose(1, 2)
-        cosine.diagonal(first, dim1=1, dim2=2).fill_(-2.0)  # oneself: below any cosine
+        # Below any cosine, because a shape is not its own neighbour.
+        cosine.diagonal(first, dim1=1, dim2=2).fill_(-2.0)
         nearest = cosine.argmax(-1)
     neighbours = others.gather(1, nearest[..., None].expand(-1, -1, others.shape[-1]))
     distance = functional.pairwise_distance(ours, neighbours, eps=KOLEO_EPS)
@@ -92,7 +94,7 @@ def koleo(features: Tensor, everyone: Tensor | None = None, *, first: int = 0) -
 
 
 def feature_regression(predicted: Tensor, target: Tensor) -> Tensor:
-    """Smooth L1 (beta 2.0) between predicted and teacher features, the plain mean over elements."""
+    """Smooth L1 distance (beta 2.0) between predicted and teacher features, averaged over all elements."""
     return functional.smooth_l1_loss(predicted.float(), target.float(), beta=SMOOTH_L1_BETA)
 
 
@@ -140,20 +142,21 @@ class _IndexedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         logits, target_probs, target_index, normalizers = ctx.saved_tensors
         factor = gradient / (ctx.temperature * len(logits))
-        of_logits = torch.empty_like(logits)
-        places = zip(
+        grad_logits = torch.empty_like(logits)
+        chunks = zip(
             _chunks(logits, target_index),
-            _chunks(of_logits, normalizers),
+            _chunks(grad_logits, normalizers),
             strict=True,
         )
-        for (rows, index), (into, normalizer) in places:
+        for (rows, index), (into, normalizer) in chunks:
+            # d/dlogits = (softmax - target) / (temperature · R); softmax from the normalizers of the forward pass.
             excess = (rows.float() / ctx.temperature).sub_(normalizer[:, None]).exp_()
             into.copy_(excess.sub_(target_probs[index]).mul_(factor))
-        return of_logits, None, None, None
+        return grad_logits, None, None, None
 
 
 def _chunks(logits: Tensor, beside: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    """Rows of (R, K) ``logits``, and of what lies beside them, some at a time."""
+    """Rows of (R, K) ``logits`` with the same rows of ``beside``, a chunk at a time."""
     numbers = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
     rows = max(1, numbers // logits.shape[1])
     return zip(logits.split(rows), beside.split(rows), strict=True)

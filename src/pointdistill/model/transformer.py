@@ -13,17 +13,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 NORM_EPS = 1e-5
-"""Of every RMSNorm in the model; PyTorch's own default differs."""
+"""Eps of every RMSNorm in the model; PyTorch's own default is another."""
 
 DROP_SUBSET_FROM = 0.1
-"""Stochastic depth at this rate or above computes a branch for the kept samples only."""
+"""From this rate on stochastic depth computes a branch only for the samples that keep it."""
 
 
 class RMSNorm(nn.RMSNorm):
-    """PyTorch's, with the model's eps. Tokens keep their type: autocast would have them normed in float32.
+    """PyTorch's RMSNorm with the model's eps, whose output has the type of its input.
 
-    PyTorch sums in float32 whatever the type. Training on a CPU, which has no kernel, takes a leaner gradient
-    (``rms_norm``).
+    Autocast would return float32. PyTorch sums in float32 whatever the type. On a CPU, for which it has no kernel,
+    training goes through ``rms_norm``.
     """
 
     def __init__(self, width: int) -> None:
@@ -43,15 +43,15 @@ class RMSNorm(nn.RMSNorm):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x`` · ``weight`` / √(mean(x²) + eps) over the last size, (..., D) to (..., D), with gradient.
 
-    For a CPU, where PyTorch composes it of passes over the whole tensor, each with its own gradient; a GPU has a
-    kernel.
+    For a CPU, where PyTorch composes it from several passes over the whole tensor, each with a gradient of its
+    own. A GPU has a kernel for it.
     """
     normed: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return normed
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Written out: what autograd would keep of the plain formula, and pass over again, is left out."""
+    """Gradients written by hand, which keep less in memory and read it less often than autograd of the formula."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -65,10 +65,12 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         product = (x * gradient).flatten(0, -2)
-        along = (product @ weight).view(scale.shape)  # <x, weight · gradient> of each row
-        of_x = (gradient * weight).mul_(scale)
-        of_x.addcmul_(x, along * scale.pow(3), value=-1.0 / x.shape[-1])
-        return of_x, scale.flatten() @ product, None
+        # With s = scale and g = weight · gradient: d/dx = s · g - x · s³ · <x, g> / D, d/dweight = Σ s · x ·
+        # gradient.
+        along = (product @ weight).view(scale.shape)  # <x, g> of each row
+        grad_x = (gradient * weight).mul_(scale)
+        grad_x.addcmul_(x, along * scale.pow(3), value=-1.0 / x.shape[-1])
+        return grad_x, scale.flatten() @ product, None
 
 
 class Attention(nn.Module):
@@ -115,8 +117,8 @@ class Mlp(nn.Module):
 class StochasticDepth(nn.Module):
     """Skips a residual branch for a random share of the samples, in training only.
 
-    From a rate of 0.1 on, round(keep · B) samples pass the branch and the rest are never computed; below, each
-    sample's branch is multiplied by zero or 1 / keep. ``generator`` must be given where the rate is not 0.
+    From a rate of 0.1 on, round(keep · B) samples pass through the branch and it is not computed for the others.
+    Below that rate each sample's branch is multiplied by 0 or 1 / keep.
     """
 
     def __init__(self, rate: float) -> None:
@@ -126,7 +128,7 @@ class StochasticDepth(nn.Module):
     def forward(
         self, tokens: Tensor, branch: nn.Module, generator: torch.Generator | None
     ) -> Tensor:
-        """``tokens`` + ``branch(tokens)``, (B, T, D)."""
+        """``tokens`` + ``branch(tokens)``, (B, T, D); ``generator`` is needed where the rate is not 0."""
         if not self.training or self.rate == 0.0:
             return tokens + branch(tokens)
         assert generator is not None, "stochastic depth in training needs a generator"
@@ -136,9 +138,9 @@ class StochasticDepth(nn.Module):
             scale = (draw < keep).to(tokens.dtype) / keep
             return tokens + branch(tokens) * scale[:, None, None]
         order = torch.randperm(rows, generator=generator, device=tokens.device)
-        kept = order[: max(1, round(keep * rows))]
-        update = branch(tokens[kept]) / keep
-        return tokens.index_add(0, kept, update.to(tokens.dtype))
+        subset = order[: max(1, round(keep * rows))]
+        update = branch(tokens[subset]) / keep
+        return tokens.index_add(0, subset, update.to(tokens.dtype))
 
 
 class SelfAttentionBranch(nn.Module):
@@ -183,7 +185,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks; positions are added to the tokens before each. A final norm."""
+    """A stack of blocks with a final norm; position embeddings are added to the tokens before every block."""
 
     def __init__(self, width: int, heads: int, drop_rates: tuple[float, ...]) -> None:
         super().__init__()
