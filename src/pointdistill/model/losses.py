@@ -1,4 +1,4 @@
-"""The loss terms, and what is watched of the teacher: small functions whose names say logits or probabilities.
+"""The terms of the loss, and how the teacher's posteriors are spread.
 
 Sizes: B shapes, T targets and S predictions a shape, R rows, K prototypes, D width.
 """
@@ -19,10 +19,10 @@ ROWS_AT_ONCE = 8192
 """Rows of teacher logits whose probabilities are held together: 128 MiB at 4096 prototypes."""
 
 _CHUNK_ON_CPU = 2**18
-"""Logits at once: a megabyte, which a core's own cache holds."""
+"""Logits at a time: one MiB of float32, which a core's own cache holds."""
 
 _CHUNK_ON_GPU = 2**24
-"""Enough to fill the device; 64 MiB of float32."""
+"""Logits at a time: 64 MiB of float32, enough to keep the device busy."""
 
 
 def view_cross_entropy(
@@ -48,10 +48,9 @@ def patch_cross_entropy(
     *,
     student_temperature: float,
 ) -> Tensor:
-    """Mean cross-entropy, in nats, of each predicted patch against the teacher's posterior of the same patch.
+    """Mean cross-entropy, in nats, of each predicted patch against the teacher's distribution for that patch.
 
-    Neither the log-probabilities nor a row's own copy of its target are ever held, only a chunk of them: at
-    4096 prototypes either would be the largest tensor of the step.
+    The log-probabilities and the rows' copies of their targets, each (R, K), exist only a chunk at a time.
 
     Args:
         student_logits: (R, K), before softmax, with a row for every hidden patch of every mask.
@@ -143,20 +142,21 @@ class _IndexedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         logits, target_probs, target_index, normalizers = ctx.saved_tensors
         factor = gradient / (ctx.temperature * len(logits))
-        of_logits = torch.empty_like(logits)
-        places = zip(
+        grad_logits = torch.empty_like(logits)
+        chunks = zip(
             _chunks(logits, target_index),
-            _chunks(of_logits, normalizers),
+            _chunks(grad_logits, normalizers),
             strict=True,
         )
-        for (rows, index), (into, normalizer) in places:
+        for (rows, index), (into, normalizer) in chunks:
+            # d/dlogits = (softmax - target) / (temperature · R); softmax from the normalizers of the forward pass.
             excess = (rows.float() / ctx.temperature).sub_(normalizer[:, None]).exp_()
             into.copy_(excess.sub_(target_probs[index]).mul_(factor))
-        return of_logits, None, None, None
+        return grad_logits, None, None, None
 
 
 def _chunks(logits: Tensor, beside: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    """Rows of (R, K) ``logits``, and of what lies beside them, some at a time."""
+    """Rows of (R, K) ``logits`` with the same rows of ``beside``, a chunk at a time."""
     numbers = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
     rows = max(1, numbers // logits.shape[1])
     return zip(logits.split(rows), beside.split(rows), strict=True)

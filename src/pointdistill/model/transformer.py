@@ -22,8 +22,8 @@ DROP_SUBSET_FROM = 0.1
 class RMSNorm(nn.RMSNorm):
     """PyTorch's RMSNorm with the model's eps, whose output has the type of its input.
 
-    PyTorch sums in float32 whatever the type. Training on a CPU, which has no kernel, takes a leaner gradient
-    (``rms_norm``).
+    Autocast would return float32. PyTorch sums in float32 whatever the type. On a CPU, for which it has no kernel,
+    training goes through ``rms_norm``.
     """
 
     def __init__(self, width: int) -> None:
@@ -43,15 +43,15 @@ class RMSNorm(nn.RMSNorm):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x`` · ``weight`` / √(mean(x²) + eps) over the last size, (..., D) to (..., D), with gradient.
 
-    For a CPU, where PyTorch composes it of passes over the whole tensor, each with its own gradient; a GPU has a
-    kernel.
+    For a CPU, where PyTorch composes it from several passes over the whole tensor, each with a gradient of its
+    own. A GPU has a kernel for it.
     """
     normed: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return normed
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Written out: what autograd would keep of the plain formula, and pass over again, is left out."""
+    """Gradients written by hand, which keep less in memory and read it less often than autograd of the formula."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -65,10 +65,12 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         product = (x * gradient).flatten(0, -2)
-        along = (product @ weight).view(scale.shape)  # <x, weight · gradient> of each row
-        of_x = (gradient * weight).mul_(scale)
-        of_x.addcmul_(x, along * scale.pow(3), value=-1.0 / x.shape[-1])
-        return of_x, scale.flatten() @ product, None
+        # With s = scale and g = weight · gradient: d/dx = s · g - x · s³ · <x, g> / D, d/dweight = Σ s · x ·
+        # gradient.
+        along = (product @ weight).view(scale.shape)  # <x, g> of each row
+        grad_x = (gradient * weight).mul_(scale)
+        grad_x.addcmul_(x, along * scale.pow(3), value=-1.0 / x.shape[-1])
+        return grad_x, scale.flatten() @ product, None
 
 
 class Attention(nn.Module):
