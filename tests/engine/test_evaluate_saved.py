@@ -19,8 +19,7 @@ from pointdistill.data.standins import (
 from pointdistill.data.workspace import remember_run
 from pointdistill.engine.evaluation.request import EvaluationRequest
 from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved
-from pointdistill.engine.exchange.encoders import load_encoder, save_encoder
-from pointdistill.engine.exchange.record import fingerprint
+from pointdistill.engine.exchange.encoders import fingerprint, load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder, EncoderConfig
 from pointdistill.model.initialize import initialize

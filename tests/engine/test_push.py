@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from pointdistill.data.files import write_json
 from pointdistill.engine.config import to_plain
 from pointdistill.engine.evaluation.results import Result, Spread
-from pointdistill.engine.exchange.encoders import load_encoder, save_encoder
+from pointdistill.engine.exchange.encoders import fingerprint, load_encoder, save_encoder
 from pointdistill.engine.exchange.licences import (
     CardLicence,
     Terms,
@@ -29,7 +29,6 @@ from pointdistill.engine.exchange.licences import (
 )
 from pointdistill.engine.exchange.model_card import model_card
 from pointdistill.engine.exchange.push import prepare, upload
-from pointdistill.engine.exchange.record import fingerprint
 from pointdistill.engine.finetuning.models import (
     ClassifierSpec,
     InputSpec,

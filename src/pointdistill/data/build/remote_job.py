@@ -24,6 +24,7 @@ from pointdistill.data.build.limits import ShapeLimits
 from pointdistill.data.build.state import Outcome
 from pointdistill.data.build.tasks import BuildJob, BuildTask, JoinTask
 from pointdistill.errors import DataError
+from pointdistill.version import __version__
 
 SEEN_SECONDS = 90.0
 """How long to wait for a file that another host wrote: network file systems cache directories for a minute."""
@@ -99,8 +100,6 @@ def python_version() -> str:
 
 def program_version() -> str:
     """This program's version."""
-    from pointdistill.version import __version__
-
     return __version__
 
 

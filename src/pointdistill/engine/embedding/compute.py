@@ -5,8 +5,6 @@ Sizes: B clouds, N points a cloud, P patches, D the encoder's width, m vectors a
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointdistill.engine.config import to_plain
 from pointdistill.engine.embedding.frozen_encoder import frozen_copy
 from pointdistill.engine.features import Features
 from pointdistill.errors import ConfigError
@@ -65,15 +62,6 @@ def feature_width(kind: FeatureKind, encoder: Encoder) -> int:
     """Length of one vector of a kind: D, or 3D for pooled (2D without a CLS token)."""
     parts = (3 if encoder.config.cls_token else 2) if kind == "pooled" else 1
     return parts * encoder.config.width
-
-
-def encoder_checksum(encoder: Encoder) -> str:
-    """Hexadecimal SHA-256 of an encoder's configuration and weights, however it is stored."""
-    digest = hashlib.sha256(json.dumps(to_plain(encoder.config), sort_keys=True).encode())
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class FeatureMaker:

@@ -16,7 +16,6 @@ from pointdistill.engine.embedding.compute import (
     FeatureKind,
     FeatureMaker,
     check_kind,
-    encoder_checksum,
     feature_width,
 )
 from pointdistill.engine.embedding.file import (
@@ -27,7 +26,7 @@ from pointdistill.engine.embedding.file import (
     write_output,
 )
 from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
-from pointdistill.engine.exchange.encoders import load_encoder, locate_encoder
+from pointdistill.engine.exchange.encoders import encoder_checksum, load_encoder, locate_encoder
 from pointdistill.engine.exchange.record import encoder_line
 from pointdistill.engine.interrupt import interruptible
 from pointdistill.errors import ConfigError, DataError

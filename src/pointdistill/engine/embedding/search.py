@@ -21,11 +21,11 @@ from pointdistill.engine.devices import pick_device
 from pointdistill.engine.embedding.compute import (
     FeatureMaker,
     check_kind,
-    encoder_checksum,
     inference_threads,
 )
 from pointdistill.engine.embedding.embed import check_paths_exist, find_and_load
 from pointdistill.engine.embedding.file import Index
+from pointdistill.engine.exchange.encoders import encoder_checksum
 from pointdistill.engine.reporting.pictures import clouds
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder

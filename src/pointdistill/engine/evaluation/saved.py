@@ -27,8 +27,8 @@ from pointdistill.engine.evaluation.request import ALL, EvaluationRequest
 from pointdistill.engine.evaluation.results import Result, comparison_for
 from pointdistill.engine.evaluation.run import COPIES_ON_CPU, HEADS, EvaluationRun
 from pointdistill.engine.evaluation.store import ScoreStore
-from pointdistill.engine.exchange.encoders import load_encoder, locate_encoder
-from pointdistill.engine.exchange.record import encoder_line, fingerprint
+from pointdistill.engine.exchange.encoders import fingerprint, load_encoder, locate_encoder
+from pointdistill.engine.exchange.record import encoder_line
 from pointdistill.engine.inputs import protocol_input
 from pointdistill.engine.leaks import leak_warning
 from pointdistill.engine.training.run_folder import run_folder_of

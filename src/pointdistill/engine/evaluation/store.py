@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from pointdistill.data.benchmarks.spec import CLASSIFICATION
 from pointdistill.data.files import read_json, write_aside, write_json
+from pointdistill.data.workspace import last_run
 from pointdistill.engine.config import from_plain, to_plain
 from pointdistill.engine.evaluation.probe import Confusion
 from pointdistill.engine.evaluation.results import (
@@ -28,7 +31,10 @@ from pointdistill.engine.evaluation.results import (
     write_results,
 )
 from pointdistill.engine.evaluation.tables import confusion_chart, results_tables
+from pointdistill.engine.exchange.encoders import fingerprint
+from pointdistill.engine.training.run_folder import run_folder_of
 from pointdistill.errors import ConfigError, DataError
+from pointdistill.model.encoder import Encoder
 
 RESULTS, TABLE, SCORES, PICTURES = "results.json", "results.md", "scores", "pictures"
 
@@ -215,3 +221,60 @@ def _check_version(path: Path) -> None:
             "move it away, or choose another output folder"
         )
         raise ConfigError(msg, settings=("output",))
+
+
+EXPORTED_RESULTS = "results"
+"""Key in an exported encoder's ``config.json`` of the scores that were there when it was exported."""
+
+
+def find_results(
+    encoder: Encoder, stored: Path, facts: Mapping[str, Any], *, working: Path
+) -> list[Result]:
+    """The scores measured with exactly these weights, one for each setting, without paths of this machine.
+
+    They are looked for in the encoder's ``config.json``, beside the encoder, in its run, and where ``evaluate``
+    writes: under ``evaluation/`` in the working folder and in the last run made there. Of several scores for one
+    setting, the one over the most seeds is taken. Files that cannot be read are ignored.
+
+    Args:
+        encoder: the one in ``stored``.
+        stored: its folder, or its file.
+        facts: what is recorded of it, from ``encoders.read_facts``.
+        working: the folder that commands are run in.
+    """
+    own = fingerprint(encoder)
+    tables = [facts.get(EXPORTED_RESULTS)]
+    tables += [_read_rows(file) for file in _result_files(stored, working)]
+    best: dict[object, Result] = {}
+    for result in (result for rows in tables for result in _parse_rows(rows)):
+        if result.fingerprint == own:
+            earlier = best.get(setting_of(result))
+            if earlier is None or len(result.seeds) > len(earlier.seeds):
+                # Its name here is the encoder's path on this machine.
+                best[setting_of(result)] = replace(result, features="encoder")
+    return list(best.values())
+
+
+def _result_files(stored: Path, working: Path) -> Iterator[Path]:
+    """Every ``results.json`` that may hold an encoder's scores."""
+    run, last = run_folder_of(stored), last_run(folder=working)
+    beside = stored if stored.is_dir() else stored.parent
+    folders = [beside, *([] if run is None else [run]), working, *([] if last is None else [last])]
+    for folder in dict.fromkeys(path.resolve() for path in folders):
+        yield from sorted([*folder.glob("results.json"), *folder.glob("evaluation/*/results.json")])
+
+
+def _read_rows(file: Path) -> Any:
+    with suppress(DataError):
+        content = read_json(file)
+        return content.get("results") if isinstance(content, Mapping) else None
+    return None
+
+
+def _parse_rows(rows: Any) -> Iterator[Result]:
+    """The rows that this version of the program can read."""
+    for row in rows if isinstance(rows, list) else []:
+        try:
+            yield from_plain(Result, row, where="result")
+        except (ConfigError, TypeError, ValueError, AttributeError):
+            continue

@@ -5,6 +5,7 @@ Nothing is unpickled. The network is used only for a Hub repository that is not 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -333,3 +334,20 @@ def reason_of(error: Exception) -> str:
     """The first line of an error."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def encoder_checksum(encoder: Encoder) -> str:
+    """Hexadecimal SHA-256 of an encoder's configuration and weights, however it is stored."""
+    digest = hashlib.sha256(json.dumps(to_plain(encoder.config), sort_keys=True).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Sixteen hexadecimal digits that identify an encoder's weights and architecture.
+
+    They are the same for a run's encoder and its export, whatever the folder, file or version of this program.
+    """
+    return encoder_checksum(encoder)[:16]

@@ -18,6 +18,7 @@ from torch import Tensor
 from pointdistill.data.files import write_aside
 from pointdistill.engine.config import to_plain
 from pointdistill.engine.devices import threads_for
+from pointdistill.engine.evaluation.store import find_results
 from pointdistill.engine.exchange.encoders import (
     ONNX,
     check_free_for_encoder,
@@ -26,7 +27,7 @@ from pointdistill.engine.exchange.encoders import (
     read_facts,
     save_encoder,
 )
-from pointdistill.engine.exchange.record import find_results, training_record
+from pointdistill.engine.exchange.record import training_record
 from pointdistill.errors import CheckpointError, ConfigError
 from pointdistill.model.encoder import Encoder, EncoderOutput
 from pointdistill.version import __version__

@@ -9,6 +9,7 @@ from typing import Any
 
 from pointdistill.data.files import read_json, write_aside, write_json
 from pointdistill.engine.evaluation.results import Result
+from pointdistill.engine.evaluation.store import find_results
 from pointdistill.engine.exchange.encoders import (
     CONFIG,
     FORMAT,
@@ -24,7 +25,7 @@ from pointdistill.engine.exchange.encoders import (
 )
 from pointdistill.engine.exchange.licences import CardLicence, Terms, card_licence, read_ledger
 from pointdistill.engine.exchange.model_card import KINDS, load_line, model_card
-from pointdistill.engine.exchange.record import find_results, training_record
+from pointdistill.engine.exchange.record import training_record
 from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.encoder import Encoder
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pointdistill.engine.devices import threads_for
+from pointdistill.engine.evaluation.probe.heads import split_batches
 from pointdistill.engine.finetuning.training_file import (
     Progress,
     TrainingFile,
@@ -309,14 +310,6 @@ class _Loop:
 def device_of(module: nn.Module) -> torch.device:
     """The device of a module's weights."""
     return next(module.parameters()).device
-
-
-def split_batches(order: Tensor, size: int) -> list[Tensor]:
-    """Consecutive runs of ``size`` entries; the last may be shorter, and a single one left over joins it."""
-    batches = list(order.split(size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
 
 
 def weights_generator(seed: int) -> torch.Generator:

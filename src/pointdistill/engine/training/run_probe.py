@@ -32,10 +32,10 @@ from pointdistill.model.views import AugmentConfig
 
 BUILTIN = "builtin"
 BUILTIN_SHAPES = 1080
-"""20 of each of the 54 categories: half of them vote, half are judged."""
+"""20 of each of the 54 categories: half of them vote, half are named by them."""
 
-VOTERS, JUDGED = 2000, 1000
-"""Most clouds of either side; larger sets are thinned, since a probe must cost seconds."""
+VOTERS, TESTED = 2000, 1000
+"""Most clouds that vote and that are tested; larger sets are subsampled, since a probe must cost seconds."""
 
 NEIGHBOURS = 5
 SEED = 20_250_000
@@ -44,11 +44,11 @@ SEED = 20_250_000
 
 @dataclass(frozen=True, slots=True)
 class LabelledSet:
-    """What a run is probed on."""
+    """Labelled clouds that a run is probed on."""
 
     name: str
     voters: LabelledClouds
-    judged: LabelledClouds
+    tested: LabelledClouds
 
 
 def open_labelled_set(where: str, *, points: int) -> LabelledSet:
@@ -63,16 +63,16 @@ def open_labelled_set(where: str, *, points: int) -> LabelledSet:
         DataError: if it is none of these, or has too few labelled clouds.
     """
     if where == BUILTIN:
-        found = _halved(BUILTIN, *_builtin(points))
+        found = _split_half(BUILTIN, *_builtin_clouds(points))
     elif (Path(where) / MANIFEST_NAME).is_file():
-        found = _halved(where, *_labelled(open_corpus(where), points))
+        found = _split_half(where, *_labelled_clouds(open_corpus(where), points))
     else:
         benchmark = _benchmark(Path(where))
-        voters, judged = (
-            _thinned(side, most)
-            for side, most in ((benchmark.train, VOTERS), (benchmark.test, JUDGED))
+        voters, tested = (
+            _subsample(side, most)
+            for side, most in ((benchmark.train, VOTERS), (benchmark.test, TESTED))
         )
-        found = LabelledSet(benchmark.data_name, voters, judged)
+        found = LabelledSet(benchmark.data_name, voters, tested)
     if len(np.unique(found.voters.labels)) < 2 or len(found.voters) < NEIGHBOURS:
         msg = (
             f"{where}: a probe needs at least {NEIGHBOURS} labelled clouds of 2 classes to vote, got "
@@ -83,7 +83,7 @@ def open_labelled_set(where: str, *, points: int) -> LabelledSet:
 
 
 class RunProbe:
-    """Judges a teacher's encoder on one labelled set, always the same way."""
+    """Measures a teacher's encoder on one labelled set, always in the same way."""
 
     def __init__(self, labelled: LabelledSet, device: torch.device) -> None:
         self.labelled = labelled
@@ -98,16 +98,16 @@ class RunProbe:
             subsampling="uniform",
             augment=AugmentConfig(),
         )
-        voters, judged = (
+        voters, tested = (
             Samples(
                 extract_features(
                     encoder, side.points, inputs=inputs, seed=SEED, device=self.device
                 ).unit,
                 torch.from_numpy(side.labels),
             )
-            for side in (self.labelled.voters, self.labelled.judged)
+            for side in (self.labelled.voters, self.labelled.tested)
         )
-        score = nearest_neighbour_probe(voters, judged, neighbours=NEIGHBOURS)
+        score = nearest_neighbour_probe(voters, tested, neighbours=NEIGHBOURS)
         return {
             "probe_accuracy": round(score.accuracy, 3),
             "probe_class_accuracy": round(score.class_accuracy, 3),
@@ -128,12 +128,12 @@ def _builtin_clouds(points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]
     return np.stack(clouds), np.array([entry.label for entry in entries], np.int64)
 
 
-def _labelled(corpus: Corpus, points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Shapes of a corpus whose label is known, thinned: (n, N, 3) and (n,)."""
+def _labelled_clouds(corpus: Corpus, points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Shapes of a corpus whose label is known, subsampled: (n, N, 3) and (n,)."""
     labels = corpus.labels()
     known = np.flatnonzero(labels != UNKNOWN_LABEL)
     rng = np.random.default_rng(SEED)
-    chosen = np.sort(rng.permutation(known)[: VOTERS + JUDGED])
+    chosen = np.sort(rng.permutation(known)[: VOTERS + TESTED])
     clouds = np.empty((len(chosen), points, 3), np.float32)
     for row, number in zip(clouds, chosen, strict=True):
         cloud = corpus.points(int(number))
@@ -141,15 +141,15 @@ def _labelled(corpus: Corpus, points: int) -> tuple[NDArray[np.float32], NDArray
     return clouds, labels[chosen]
 
 
-def _halved(name: str, points: NDArray[np.float32], labels: NDArray[np.int64]) -> LabelledSet:
-    """In the order of a fixed shuffle, every second cloud of each label votes and the others are judged."""
+def _split_half(name: str, points: NDArray[np.float32], labels: NDArray[np.int64]) -> LabelledSet:
+    """In the order of a fixed shuffle, every second cloud of each label votes and the others are tested."""
     order = np.random.default_rng(SEED).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     sides = [LabelledClouds(points[part], labels[part]) for part in (order[::2], order[1::2])]
-    return LabelledSet(name, _thinned(sides[0], VOTERS), _thinned(sides[1], JUDGED))
+    return LabelledSet(name, _subsample(sides[0], VOTERS), _subsample(sides[1], TESTED))
 
 
-def _thinned(side: LabelledClouds, most: int) -> LabelledClouds:
+def _subsample(side: LabelledClouds, most: int) -> LabelledClouds:
     """At most ``most`` clouds, drawn by a fixed seed."""
     if len(side) <= most:
         return side

@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from pointdistill.engine.devices import threads_for
 from pointdistill.engine.evaluation.probe.fitted import Samples, Score, score_predictions
-from pointdistill.engine.finetuning.epochs import split_batches
 from pointdistill.engine.optimizer import build_optimizer
 from pointdistill.engine.schedules import warmup_cosine
 from pointdistill.errors import ConfigError
@@ -279,3 +278,11 @@ def linear_probe(
         [head], train_features, train_labels, test, classes=classes, settings=settings
     )
     return score
+
+
+def split_batches(order: Tensor, size: int) -> list[Tensor]:
+    """Consecutive runs of ``size`` entries; the last may be shorter, and a single one left over joins it."""
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
