@@ -30,8 +30,9 @@ from pointdistill.engine.machine import GIB, peak_resident_gib
 from pointdistill.engine.plan import Plan, make_plan
 from pointdistill.engine.settings import RunOverrides
 from pointdistill.engine.training.launch import prepare_run
-from pointdistill.engine.training.pretrain import pretrain
+from pointdistill.engine.training.pretrain import StepRecord, pretrain
 from pointdistill.engine.training.run_options import RunOptions
+from pointdistill.engine.training.training_reporter import TrainingReporter
 
 CASES = [f"tiny-{mode}-32" for mode in ("dual", "cls", "mpm")]
 CASES += [f"small-{mode}-{batch}" for mode in ("dual", "cls", "mpm") for batch in (4, 8)]
@@ -54,12 +55,17 @@ def real_run(size: str, mode: str, batch: int, corpus: Path, run: Path) -> Taken
     asked = RunOverrides(size=size, mode=mode, batch_size=batch, steps=steps)
     prepared = prepare_run(asked, data=corpus, run=run)
     times: list[float] = []
+
+    class Times(TrainingReporter):
+        def step(self, record: StepRecord) -> None:  # noqa: ARG002
+            times.append(time.perf_counter())
+
     pretrain(
         prepared.config,
         corpus=prepared.corpus,
         run=run,
         options=RunOptions(save_every=steps // 2),
-        report=lambda _record: times.append(time.perf_counter()),
+        reporter=Times(),
     )
     pace = statistics.median(late - early for early, late in itertools.pairwise(times[WARM:]))
     gib = (

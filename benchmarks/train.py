@@ -38,6 +38,7 @@ from pointdistill.engine.training.pretrain import RunOptions, StepRecord, make_v
 from pointdistill.engine.training.sharding import prepare_student
 from pointdistill.engine.training.state import new_state, to_device
 from pointdistill.engine.training.step import TrainingStep
+from pointdistill.engine.training.training_reporter import TrainingReporter
 from pointdistill.model.distillation import Mode
 
 WARM = 0.2
@@ -63,8 +64,9 @@ def timed_run(config: PretrainConfig, corpus: Path, device: str, steps: int) -> 
     """Shapes a second of the real program, warm-up left out: the wall clock, not a sum of parts."""
     marks: list[float] = []
 
-    def mark(_record: StepRecord) -> None:
-        marks.append(time.perf_counter())
+    class Marks(TrainingReporter):
+        def step(self, record: StepRecord) -> None:  # noqa: ARG002
+            marks.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
         options = RunOptions(device=device, save_every=10**9, save_minutes=1e9)
@@ -73,7 +75,7 @@ def timed_run(config: PretrainConfig, corpus: Path, device: str, steps: int) -> 
             corpus=open_corpus(corpus),
             run=Path(folder) / "run",
             options=options,
-            report=mark,
+            reporter=Marks(),
         )
     first = max(1, round(WARM * steps))
     return config.batch_size * (len(marks) - 1 - first) / (marks[-1] - marks[first])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from pointdistill.engine.training.trainer import StepRecord
+from pointdistill.engine.training.training_reporter import TrainingReporter
 from pointdistill.reporter import Reporter
 
 
@@ -21,3 +25,13 @@ class Recorder(Reporter):
         self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
     ) -> None:
         self.tasks.append((task, done, total, note))
+
+
+class OnStep(TrainingReporter):
+    """Calls a function with the record of each step."""
+
+    def __init__(self, function: Callable[[StepRecord], object]) -> None:
+        self.function = function
+
+    def step(self, record: StepRecord) -> None:
+        self.function(record)

@@ -24,6 +24,7 @@ from pointdistill.errors import DivergenceError
 from pointdistill.model.distillation import Head, Losses, Mode, TeacherOutput, objective
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_equal, losses, options, tensors, weights
+from tests.recorder import OnStep
 
 BAD_STEP = 4
 
@@ -138,7 +139,7 @@ def test_reading_late_gives_the_same_run(
             corpus=memory_corpus,
             run=run,
             options=options(save_every=2, keep=9),
-            report=report,
+            reporter=OnStep(report),
         )
         runs.append([tensors(load_latest(run / "checkpoints")[0]), losses(run)])
         assert len(list((run / "checkpoints").iterdir())) == 4

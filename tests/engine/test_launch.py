@@ -161,7 +161,7 @@ def test_a_run_too_small_to_teach_anything_is_warned_of_once(
 def test_resume_takes_the_last_run_with_its_own_configuration(corpus: Path) -> None:
     first = start(data=corpus, steps=2, batch_size=8, seed=3)
     assert announce(first)[-1].startswith("tiny, dual mode, seed 3: 2 steps of 8 of 60")
-    execute(first, RunOptions(device="cpu", stop_at=1), lambda _record: None)
+    execute(first, RunOptions(device="cpu", stop_at=1))
     again = prepare_resumed_run(RunOverrides(), data=None, run=None)
     assert (again.run.resolve(), again.config) == (first.run.resolve(), first.config)
     assert again.resume

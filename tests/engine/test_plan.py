@@ -176,7 +176,7 @@ def test_the_pace_is_that_of_the_steps_after_the_first(monkeypatch: pytest.Monke
     monkeypatch.setattr("time.perf_counter", lambda: next(moments))
     watch = trial_process.Watch(budget=60.0)
     for step in (1, 2, 3, 5):
-        watch(SimpleNamespace(step=step))  # type: ignore[arg-type]
+        watch.step(SimpleNamespace(step=step))  # type: ignore[arg-type]
     assert watch.seconds() == [1.0, 1.5]
 
 

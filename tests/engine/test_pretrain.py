@@ -21,6 +21,7 @@ from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.distillation import Mode
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_same_bits, losses, options, weights
+from tests.recorder import OnStep
 
 CPU = RunEnvironment(device="cpu", precision="no")
 
@@ -64,7 +65,11 @@ def test_a_signal_finishes_the_step_and_saves(memory_corpus: MemoryCorpus, tmp_p
 
     config = micro_config()
     result = pretrain(
-        config, corpus=memory_corpus, run=tmp_path / "run", options=options(), report=interrupt
+        config,
+        corpus=memory_corpus,
+        run=tmp_path / "run",
+        options=options(),
+        reporter=OnStep(interrupt),
     )
     assert (result.step, result.interrupted) == (2, True)
     pretrain(config, corpus=memory_corpus, run=tmp_path / "run", resume=True, options=options())

@@ -16,6 +16,7 @@ from pointdistill.errors import ConfigError
 from pointdistill.model.distillation import Mode, Student
 from pointdistill.model.masking import MaskKind
 from tests.engine.conftest import MemoryCorpus
+from tests.recorder import OnStep
 
 # What an ablation changes in the run that it is taken from, beside its name.
 CHANGED = {
@@ -100,7 +101,7 @@ def test_every_tiny_recipe_trains(name: str, memory_corpus: MemoryCorpus, tmp_pa
         corpus=memory_corpus,
         run=tmp_path / "run",
         options=RunOptions(device="cpu"),
-        report=lambda record: seen.append(record.loss),
+        reporter=OnStep(lambda record: seen.append(record.loss)),
     )
     assert (result.step, len(seen)) == (10, 10)
     assert len(set(seen)) == 10

@@ -31,6 +31,7 @@ from pointdistill.engine.training.state import list_checkpoints
 from pointdistill.errors import PointDistillError
 from pointdistill.model.distillation import Views
 from tests.engine.conftest import MemoryCorpus, micro_config
+from tests.recorder import OnStep
 
 
 def shared_config(steps: int = 6) -> PretrainConfig:
@@ -124,7 +125,7 @@ def main(asked: dict[str, Any]) -> int:
             run=run,
             resume=resume,
             options=RunOptions(**{"device": "cpu", "log_every": 1} | asked.get("options", {})),
-            report=report,
+            reporter=OnStep(report),
         )
     except PointDistillError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201

@@ -67,7 +67,7 @@ def _train(prepared: PreparedRun, options: RunOptions, reporter: TrainingConsole
         ConfigError: if a step did not fit into memory.
     """
     try:
-        return execute(prepared, options, reporter.step, on_signal=reporter.on_signal)
+        return execute(prepared, options, reporter)
     except Exception as error:
         if not out_of_memory(error):
             raise

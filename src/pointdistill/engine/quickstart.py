@@ -33,6 +33,7 @@ from pointdistill.engine.reporting.report import Picture, Section, write_report
 from pointdistill.engine.training.pretrain import RunOptions, StepRecord, pretrain
 from pointdistill.engine.training.run_folder import CHECKPOINTS, read_metrics, read_run_config
 from pointdistill.engine.training.state import list_checkpoints, new_state
+from pointdistill.engine.training.training_reporter import TrainingReporter
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
@@ -148,6 +149,17 @@ class _Clock:
         self._stage = ""
 
 
+class _PretrainingReporter(TrainingReporter):
+    """Shows each step as progress of the stage at hand."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self.clock = clock
+
+    def step(self, record: StepRecord) -> None:
+        """Move the stage's bar."""
+        self.clock.step(record)
+
+
 def _corpus(folder: Path, config: QuickstartConfig, clock: _Clock) -> Corpus:
     clock.begin("corpus", f"making {config.shapes:,} shapes of {config.points:,} points")
     # Built directly: the corpus that `prepare-data` made last in this folder stays the one to train on.
@@ -199,7 +211,7 @@ def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, clock: _Clock
         run=run,
         resume=resume,
         options=RunOptions(device=config.device, save_every=400),
-        report=clock.step,
+        reporter=_PretrainingReporter(clock),
     )
     return not result.interrupted
 

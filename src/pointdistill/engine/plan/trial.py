@@ -22,6 +22,7 @@ from pointdistill.engine.devices import pick_device
 from pointdistill.engine.machine import GIB, out_of_memory, peak_resident_gib, resident_gib
 from pointdistill.engine.training.pretrain import RunOptions, StepRecord, pretrain
 from pointdistill.engine.training.run_folder import TrainingCorpus
+from pointdistill.engine.training.training_reporter import TrainingReporter
 from pointdistill.errors import PointDistillError
 
 WARM_STEPS = 2
@@ -58,14 +59,14 @@ class _EnoughError(Exception):
     """Leaves the loop between two steps, without a checkpoint."""
 
 
-class Watch:
+class Watch(TrainingReporter):
     """The wall time of every step but the first, until there are enough."""
 
     def __init__(self, budget: float) -> None:
         self.budget = budget
         self.marks: list[tuple[int, float]] = []
 
-    def __call__(self, record: StepRecord) -> None:
+    def step(self, record: StepRecord) -> None:
         """Note the time of a step; leaves the loop when there are enough."""
         self.marks.append((record.step, time.perf_counter()))
         timed = record.step - WARM_STEPS
@@ -107,7 +108,7 @@ def run_trial(trial: dict[str, Any]) -> dict[str, Any]:
             corpus=corpus,
             run=Path(trial["run"]),
             options=options,
-            report=watch,
+            reporter=watch,
         )
     return {
         "batch_size": config.batch_size,

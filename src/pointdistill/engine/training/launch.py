@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pointdistill.engine.recipes import SIZES
 from pointdistill.engine.settings import RunOverrides, resolve_config
 from pointdistill.engine.training.pretrain import RunOptions, RunResult, StepRecord, pretrain
 from pointdistill.engine.training.run_folder import read_run_config
+from pointdistill.engine.training.training_reporter import SILENT_TRAINING, TrainingReporter
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 
 LEAST_SHARE = 0.1
@@ -118,22 +118,9 @@ def prepare_resumed_run(
 def execute(
     prepared: PreparedRun,
     options: RunOptions,
-    report: Callable[[StepRecord], None],
-    *,
-    on_signal: Callable[[], None] | None = None,
+    reporter: TrainingReporter = SILENT_TRAINING,
 ) -> RunResult:
-    """Train; the run becomes this folder's last one with its first step, so that a refused one never does.
-
-    ``on_signal`` is called at once when a signal arrives, before the step is finished.
-    """
-    remembered: list[Path] = []
-
-    def tell(record: StepRecord) -> None:
-        if is_main_process() and not remembered:
-            remember_run(prepared.run)
-            remembered.append(prepared.run)
-        report(record)
-
+    """Train; the run becomes this folder's last one with its first step, so that a refused one never does."""
     return pretrain(
         prepared.config,
         corpus=prepared.corpus,
@@ -141,9 +128,27 @@ def execute(
         resume=prepared.resume,
         init_from=prepared.init_from,
         options=options,
-        report=tell,
-        on_signal=on_signal,
+        reporter=_RemembersRun(prepared.run, reporter),
     )
+
+
+class _RemembersRun(TrainingReporter):
+    """Passes everything on; with the first step the run becomes the last one of this folder."""
+
+    def __init__(self, run: Path, reporter: TrainingReporter) -> None:
+        self.run: Path | None = run
+        self.reporter = reporter
+
+    def step(self, record: StepRecord) -> None:
+        """Remember the run once, in one process of several."""
+        if self.run is not None and is_main_process():
+            remember_run(self.run)
+        self.run = None
+        self.reporter.step(record)
+
+    def on_signal(self) -> None:
+        """As it is."""
+        self.reporter.on_signal()
 
 
 def announce(prepared: PreparedRun) -> list[str]:

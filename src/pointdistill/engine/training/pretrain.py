@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pointdistill.engine.training.run_probe import RunProbe, open_labelled_set
 from pointdistill.engine.training.state import to_device
 from pointdistill.engine.training.step import make_views
 from pointdistill.engine.training.trainer import StepRecord, Trainer
+from pointdistill.engine.training.training_reporter import SILENT_TRAINING, TrainingReporter
 
 __all__ = ["RunOptions", "RunResult", "StepRecord", "make_views", "pretrain"]
 
@@ -54,8 +54,7 @@ def pretrain(
     resume: bool = False,
     init_from: Path | None = None,
     options: RunOptions | None = None,
-    report: Callable[[StepRecord], None] | None = None,
-    on_signal: Callable[[], None] | None = None,
+    reporter: TrainingReporter = SILENT_TRAINING,
 ) -> RunResult:
     """Train a student and its teacher; leave ``run/encoder`` and everything needed to go on.
 
@@ -70,9 +69,8 @@ def pretrain(
         run: folder of the run; made if absent.
         resume: go on from the newest whole checkpoint in ``run``.
         init_from: an encoder folder whose weights the student begins with.
-        options: how it is carried out.
-        report: called after every step; on a GPU, one step late.
-        on_signal: called at once when a signal asks to stop, before the step is finished.
+        options: how it is executed.
+        reporter: told of every step, on a GPU one step late; and at once of a signal, before the step is finished.
 
     Raises:
         ConfigError: if ``run`` holds another run, the corpus is too small for a batch, the processes cannot share
@@ -118,11 +116,11 @@ def pretrain(
         )
     to_device(state, accelerator.device)
     with (
-        interruptible(on_signal) as stopped,
+        interruptible(reporter.on_signal) as stopped,
         threads_for(state.config.encoder.width, accelerator.device),
     ):
         trainer = Trainer(state, corpus, accelerator, run, options, spent=spent, probe=probe)
-        loss = trainer.train(report or _ignore, stopped)
+        loss = trainer.train(reporter, stopped)
     return RunResult(run, state.step, trainer.total, state.step < trainer.total, loss)
 
 
@@ -140,7 +138,3 @@ def _agreed(config: PretrainConfig, accelerator: Accelerator) -> PretrainConfig:
             agreed.batch_size,
         )
     return replace(agreed, batch_size=smallest)
-
-
-def _ignore(_record: StepRecord) -> None:
-    """Nobody asked."""

@@ -35,6 +35,7 @@ from pointdistill.engine.training.saving import Saver, Snapshot, take_snapshot, 
 from pointdistill.engine.training.sharding import prepare_student
 from pointdistill.engine.training.state import TrainState, list_checkpoints
 from pointdistill.engine.training.step import StopAndSaveFlags, TrainingStep, make_views
+from pointdistill.engine.training.training_reporter import TrainingReporter
 from pointdistill.errors import CheckpointError, DivergenceError
 from pointdistill.model.distillation import Views
 
@@ -109,7 +110,7 @@ class Trainer:
         self.loss = math.nan
         self._stopping = self._save_due = False
 
-    def train(self, report: Callable[[StepRecord], None], stopped: Callable[[], bool]) -> float:
+    def train(self, reporter: TrainingReporter, stopped: Callable[[], bool]) -> float:
         """Steps until the run's end, ``stop_at``, or a signal; then a last checkpoint. The last step's loss.
 
         Raises:
@@ -131,14 +132,14 @@ class Trainer:
                     stop_and_save_flags=flags,
                 )
                 self.queue.send(metrics)
-                self._read(report, everything=self._pauses(self.state.step))
+                self._read(reporter, everything=self._pauses(self.state.step))
                 # Several processes must stop after the same step, which only the message between them can settle.
                 if self._stopping or (self.accelerator.num_processes == 1 and stopped()):
                     break
                 if self._save_due and self.state.step < self.last:
-                    self._read(report, everything=True)
+                    self._read(reporter, everything=True)
                     self._save()
-            self._read(report, everything=True)
+            self._read(reporter, everything=True)
             self._finish()
         finally:
             self.saver.close()
@@ -194,14 +195,14 @@ class Trainer:
         """Whether minutes ask for a checkpoint, as they do where steps are slow."""
         return time.monotonic() - self.saved_at > 60 * self.options.save_minutes
 
-    def _read(self, report: Callable[[StepRecord], None], *, everything: bool) -> None:
+    def _read(self, reporter: TrainingReporter, *, everything: bool) -> None:
         """Handle the metrics that have arrived."""
         for metrics in self.queue.arrived(everything=everything):
             if not metrics.step_applied:
                 self._refuse(metrics)
-            self._record(metrics, report)
+            self._record(metrics, reporter)
 
-    def _record(self, metrics: HostMetrics, report: Callable[[StepRecord], None]) -> None:
+    def _record(self, metrics: HostMetrics, reporter: TrainingReporter) -> None:
         """Log, watch and report a step that was applied."""
         logged, config = metrics.logged, self.state.config
         speed = config.batch_size / self.clock.lap()
@@ -214,7 +215,7 @@ class Trainer:
             for line in self.collapse.look(metrics.step, logged):
                 if self.accelerator.is_main_process:
                     log.warning(line)
-        report(
+        reporter.step(
             StepRecord(
                 step=metrics.step,
                 total=self.total,

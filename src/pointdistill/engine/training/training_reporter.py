@@ -17,3 +17,7 @@ class TrainingReporter(Reporter):
         """Called after a step whose record is ready."""
         note = f"loss {record.loss:.3f}, {record.shapes_per_second:.0f} shapes/s"
         self.progress("training", record.step, record.total, note=note)
+
+
+SILENT_TRAINING = TrainingReporter()
+"""For callers that want to hear nothing of a training."""
