@@ -28,12 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pointdistill.data.build import build_corpus
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.embedding import frozen_encoder
+from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.embedding.compute import CPU_BATCH, FeatureMaker, inference_threads
-from pointdistill.engine.exchange.encoders import save_encoder
-from pointdistill.engine.recipes import recipe
+from pointdistill.engine.features import frozen_encoder
+from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.model.encoder import Encoder
 
 THREADS = 2

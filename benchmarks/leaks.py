@@ -30,17 +30,20 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from threadpoolctl import threadpool_limits
 
-from pointdistill.data.build import build_corpus
-from pointdistill.data.builtin import CATEGORIES, make_shape, sample_shape
 from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.files.processes import ordered_map
 from pointdistill.data.leaks.candidates import (
+    POINTS,
+    SIZE,
     Fingerprints,
     Queries,
+    centred,
     corpus_fingerprints,
+    fingerprint,
     nearest_candidates,
+    subsample,
 )
 from pointdistill.data.leaks.find import Match, likely, match_clouds
-from pointdistill.data.leaks.fingerprint import POINTS, SIZE, centred, fingerprint, subsample
 from pointdistill.data.leaks.phase_matching import LIKELY, PhaseMatcher, pattern
 from pointdistill.data.leaks.registration import (
     SAME_SURFACE,
@@ -49,9 +52,10 @@ from pointdistill.data.leaks.registration import (
     nearest_distances,
     surface_gap,
 )
+from pointdistill.data.prepare import build_corpus
+from pointdistill.data.shapes import CATEGORIES, make_shape, sample_shape
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.sources.base import source_shape_rng
-from pointdistill.data.workers import ordered_map
 
 MEASURED_SEED, CLEAN_SEED = 7, 8
 CALIBRATION_SEED, CALIBRATION_CLEAN_SEED = 1, 4

@@ -26,24 +26,24 @@ import torch
 
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
-from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.files import write_json
+from pointdistill.data.files.files import write_json
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.standins import make_scanobjectnn_stand_in
-from pointdistill.engine.config import PretrainConfig, to_plain
+from pointdistill.engine.config.config import PretrainConfig, to_plain
+from pointdistill.engine.config.recipes import find_recipe
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.run import COPIES_ON_CPU, Evaluation
-from pointdistill.engine.exchange.encoders import load_encoder
+from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import train_classifier
 from pointdistill.engine.finetuning.recipes import RECIPES
-from pointdistill.engine.inputs import protocol_input
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.run_folder import CHECKPOINTS
+from pointdistill.engine.pretraining.state import list_checkpoints, new_state
 from pointdistill.engine.quickstart import PROTOCOLS, SPLIT, QuickstartConfig, stand_in_path
-from pointdistill.engine.recipes import find_recipe
-from pointdistill.engine.training.pretrain import pretrain
-from pointdistill.engine.training.run_folder import CHECKPOINTS
-from pointdistill.engine.training.state import list_checkpoints, new_state
+from pointdistill.engine.weights.encoders import load_encoder
 
 SIZES = QuickstartConfig()
 DEFAULT = ["tiny", "tiny-cls", "tiny-mpm", "tiny-mpm-query-attention", "tiny-mpm-no-predictor"]

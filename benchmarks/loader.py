@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.shard import LEVELS
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.training.loader import batches, epoch_order
+from pointdistill.engine.pretraining.loader import batches, epoch_order
 
 SHAPES, POINTS, BATCH, ROUNDS = 512, 16_384, 32, 7
 

@@ -23,15 +23,16 @@ from pathlib import Path
 
 import torch
 
-from pointdistill.data.build import build_corpus
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.cost import STORED_POINTS
-from pointdistill.engine.machine import GIB, peak_resident_gib
-from pointdistill.engine.plan import Plan, make_plan
-from pointdistill.engine.settings import RunOverrides
-from pointdistill.engine.training.launch import prepare_run
-from pointdistill.engine.training.pretrain import pretrain
-from pointdistill.engine.training.run_options import RunOptions
+from pointdistill.engine.config.settings import RunOverrides
+from pointdistill.engine.planning import Plan, make_plan
+from pointdistill.engine.pretraining.cost import STORED_POINTS
+from pointdistill.engine.pretraining.launch import prepare_run
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.trainer import RunOptions
+from pointdistill.engine.runtime.devices import GIB, peak_resident_gib
+from pointdistill.reporter import StepRecord, TrainingReporter
 
 CASES = [f"tiny-{mode}-32" for mode in ("dual", "cls", "mpm")]
 CASES += [f"small-{mode}-{batch}" for mode in ("dual", "cls", "mpm") for batch in (4, 8)]
@@ -54,12 +55,17 @@ def real_run(size: str, mode: str, batch: int, corpus: Path, run: Path) -> Taken
     asked = RunOverrides(size=size, mode=mode, batch_size=batch, steps=steps)
     prepared = prepare_run(asked, data=corpus, run=run)
     times: list[float] = []
+
+    class Times(TrainingReporter):
+        def step(self, record: StepRecord) -> None:  # noqa: ARG002
+            times.append(time.perf_counter())
+
     pretrain(
         prepared.config,
         corpus=prepared.corpus,
         run=run,
         options=RunOptions(save_every=steps // 2),
-        report=lambda _record: times.append(time.perf_counter()),
+        reporter=Times(),
     )
     pace = statistics.median(late - early for early, late in itertools.pairwise(times[WARM:]))
     gib = (

@@ -29,15 +29,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pointdistill.engine.allocator import keep_freed_memory
-from pointdistill.engine.devices import build_accelerator
-from pointdistill.engine.recipes import recipe
-from pointdistill.engine.schedules import Rates
-from pointdistill.engine.training import step as step_module
-from pointdistill.engine.training.loader import Batch
-from pointdistill.engine.training.sharding import prepare_student
-from pointdistill.engine.training.state import TrainState, new_state, to_device
-from pointdistill.engine.training.step import TrainingStep, make_views
+from pointdistill.engine.config.recipes import recipe
+from pointdistill.engine.pretraining import step as step_module
+from pointdistill.engine.pretraining.loader import Batch
+from pointdistill.engine.pretraining.sharding import prepare_student
+from pointdistill.engine.pretraining.state import TrainState, new_state, to_device
+from pointdistill.engine.pretraining.step import TrainingStep, make_views
+from pointdistill.engine.runtime.devices import build_accelerator, keep_freed_memory
+from pointdistill.engine.runtime.schedules import Rates
 from pointdistill.model import distillation
 from pointdistill.model.distillation import Views
 from pointdistill.model.encoder import PatchEmbedding

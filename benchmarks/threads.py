@@ -26,12 +26,12 @@ def measure(name: str) -> None:
     import numpy as np
     import torch
 
-    from pointdistill.engine.devices import build_accelerator
-    from pointdistill.engine.recipes import recipe
-    from pointdistill.engine.training.loader import Batch
-    from pointdistill.engine.training.sharding import prepare_student
-    from pointdistill.engine.training.state import new_state
-    from pointdistill.engine.training.step import TrainingStep, make_views
+    from pointdistill.engine.config.recipes import recipe
+    from pointdistill.engine.pretraining.loader import Batch
+    from pointdistill.engine.pretraining.sharding import prepare_student
+    from pointdistill.engine.pretraining.state import new_state
+    from pointdistill.engine.pretraining.step import TrainingStep, make_views
+    from pointdistill.engine.runtime.devices import build_accelerator
 
     config = recipe(name)
     state = new_state(config)

@@ -26,19 +26,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from pointdistill.data.build.run import build_corpus
 from pointdistill.data.corpus import open_corpus
+from pointdistill.data.prepare.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.config import PretrainConfig
-from pointdistill.engine.devices import build_accelerator, pick_device, threads_for
-from pointdistill.engine.recipes import recipe
-from pointdistill.engine.training.launch import fit_batch
-from pointdistill.engine.training.loader import Batch, read_batch
-from pointdistill.engine.training.pretrain import RunOptions, StepRecord, make_views, pretrain
-from pointdistill.engine.training.sharding import prepare_student
-from pointdistill.engine.training.state import new_state, to_device
-from pointdistill.engine.training.step import TrainingStep
-from pointdistill.model.distillation import Mode
+from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.config.recipes import recipe
+from pointdistill.engine.pretraining.launch import fit_batch
+from pointdistill.engine.pretraining.loader import Batch, read_batch
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.sharding import prepare_student
+from pointdistill.engine.pretraining.state import new_state, to_device
+from pointdistill.engine.pretraining.step import TrainingStep, make_views
+from pointdistill.engine.pretraining.trainer import RunOptions
+from pointdistill.engine.runtime.devices import build_accelerator, pick_device, threads_for
+from pointdistill.model.config import Mode
+from pointdistill.reporter import StepRecord, TrainingReporter
 
 WARM = 0.2
 """Share of the steps that is not timed."""
@@ -63,8 +65,9 @@ def timed_run(config: PretrainConfig, corpus: Path, device: str, steps: int) -> 
     """Shapes a second of the real program, warm-up left out: the wall clock, not a sum of parts."""
     marks: list[float] = []
 
-    def mark(_record: StepRecord) -> None:
-        marks.append(time.perf_counter())
+    class Marks(TrainingReporter):
+        def step(self, record: StepRecord) -> None:  # noqa: ARG002
+            marks.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
         options = RunOptions(device=device, save_every=10**9, save_minutes=1e9)
@@ -73,7 +76,7 @@ def timed_run(config: PretrainConfig, corpus: Path, device: str, steps: int) -> 
             corpus=open_corpus(corpus),
             run=Path(folder) / "run",
             options=options,
-            report=mark,
+            reporter=Marks(),
         )
     first = max(1, round(WARM * steps))
     return config.batch_size * (len(marks) - 1 - first) / (marks[-1] - marks[first])

@@ -25,18 +25,13 @@ from fpsample import bucket_fps_kdline_sampling
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from pointdistill.engine.allocator import keep_freed_memory
-from pointdistill.engine.recipes import recipe
+from pointdistill.engine.config.recipes import recipe
+from pointdistill.engine.runtime.devices import keep_freed_memory
+from pointdistill.model.config import AugmentConfig, CropConfig
 from pointdistill.model.patches import farthest_points, gather_points, nearest_points
 from pointdistill.model.patches import to_unit_sphere as unit
 from pointdistill.model.random import KeyedRandom, sample_keys
-from pointdistill.model.views import (
-    AugmentConfig,
-    CropConfig,
-    augment_points,
-    crop_points,
-    draw_views,
-)
+from pointdistill.model.views import augment_points, crop_points, draw_views
 
 ROUNDS = 7
 POINTS = 16_384

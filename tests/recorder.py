@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pointdistill.reporter import Reporter
+from collections.abc import Callable
+
+from pointdistill.reporter import Reporter, StepRecord, TrainingReporter
 
 
 class Recorder(Reporter):
@@ -21,3 +23,13 @@ class Recorder(Reporter):
         self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
     ) -> None:
         self.tasks.append((task, done, total, note))
+
+
+class OnStep(TrainingReporter):
+    """Calls a function with the record of each step."""
+
+    def __init__(self, function: Callable[[StepRecord], object]) -> None:
+        self.function = function
+
+    def step(self, record: StepRecord) -> None:
+        self.function(record)

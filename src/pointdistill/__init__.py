@@ -23,12 +23,12 @@ __all__ = [
 if TYPE_CHECKING:
     from pointdistill.data.corpus import open_corpus
     from pointdistill.data.meshes import sample_surface
-    from pointdistill.engine.exchange.encoders import load_encoder
     from pointdistill.engine.finetuning.models import load_classifier, load_segmenter
+    from pointdistill.engine.weights.encoders import load_encoder
 
 _HOMES = {
     "load_classifier": "pointdistill.engine.finetuning.models",
-    "load_encoder": "pointdistill.engine.exchange.encoders",
+    "load_encoder": "pointdistill.engine.weights.encoders",
     "load_segmenter": "pointdistill.engine.finetuning.models",
     "open_corpus": "pointdistill.data.corpus",
     "sample_surface": "pointdistill.data.meshes",

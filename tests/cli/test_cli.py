@@ -10,9 +10,9 @@ import pytest
 
 from pointdistill.cli import main, options
 from pointdistill.cli.options import ModeName, Size
-from pointdistill.engine import devices
-from pointdistill.engine.recipes import SIZES
-from pointdistill.model.distillation import Mode
+from pointdistill.engine.config.recipes import SIZES
+from pointdistill.engine.runtime import devices
+from pointdistill.model.config import Mode
 
 
 def run(*arguments: str) -> int:

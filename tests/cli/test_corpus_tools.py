@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pointdistill.cli import main
-from pointdistill.data.workspace import remember_corpus
+from pointdistill.data.files.workspace import remember_corpus
 from tests.data.test_corpus import edit, some_rows, write_corpus
 from tests.data.test_corpus_verify import flip_byte, place_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from pointdistill.engine.exchange.encoders import save_encoder
+from pointdistill.engine.weights.encoders import save_encoder
 from tests.engine.test_embedding import random_encoder
 
 

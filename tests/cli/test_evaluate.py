@@ -12,10 +12,11 @@ from pointdistill.cli import main
 from pointdistill.cli.evaluate import BenchmarkName, ProtocolName
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
+from pointdistill.data.files.workspace import remember_run, remember_stand_in
 from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
-from pointdistill.data.workspace import remember_run, remember_stand_in
-from pointdistill.engine.exchange.encoders import save_encoder
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.engine.weights.encoders import save_encoder
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 
 

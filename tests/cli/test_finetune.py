@@ -14,7 +14,7 @@ import pytest
 from pointdistill.cli import main
 from pointdistill.cli.finetune import TaskName
 from pointdistill.data.benchmarks.registry import trainable_benchmarks
-from pointdistill.engine.finetuning.training_data import FOLDER
+from pointdistill.engine.finetuning.request import FOLDER
 from tests.engine.labelled import saved_encoder
 from tests.engine.test_finetune import mesh_folder
 from tests.engine.test_models import classifier_folder, segmenter_folder

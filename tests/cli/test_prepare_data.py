@@ -9,8 +9,8 @@ import pytest
 
 from pointdistill.cli import main
 from pointdistill.data.corpus import open_corpus
+from pointdistill.data.files.workspace import last_corpus
 from pointdistill.data.sources import SOURCES
-from pointdistill.data.workspace import last_corpus
 from tests.data.source_archives import wedge_obj, write_zip
 
 Run = Callable[..., tuple[int, str, str]]
@@ -146,7 +146,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pointdistill.data.build.prepare.build_source", interrupted)
+    monkeypatch.setattr("pointdistill.data.prepare.prepare.build_source", interrupted)
     code, _, err = run("--shapes", "20")
     assert code == 130
     assert "the same command goes on" in err

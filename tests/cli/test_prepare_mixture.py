@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from pointdistill.cli import main
-from pointdistill.data.build import BuildSettings, ShapeLimits
 from pointdistill.data.corpus import open_corpus
-from pointdistill.data.mixture import mixture_sources
-from pointdistill.data.workspace import last_corpus
+from pointdistill.data.files.workspace import last_corpus
+from pointdistill.data.prepare import BuildSettings, ShapeLimits
+from pointdistill.data.prepare.source_status import mixture_sources
 from tests.data.mixture_archives import write_archives
 
 Run = Callable[..., tuple[int, str, str]]
@@ -161,8 +161,8 @@ def test_fetch_explains_what_takes_a_login(run: Run) -> None:
 
 
 def test_fetch_says_what_did_not_come(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pointdistill.data import mixture
-    from pointdistill.data.mixture.gazebo_download import ModelsFetched
+    from pointdistill.data.prepare import mixture
+    from pointdistill.data.prepare.mixture_fetch import ModelsFetched
 
     large = mixture.Offer(name="abo", files=1, bytes=150_000_000_000)
     folder = Path("archives", "google-scanned-objects")
@@ -247,7 +247,7 @@ def test_a_single_source_has_no_options_of_the_mixture(
 def test_limits_the_cluster_and_the_retry_reach_the_build(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pointdistill.data import mixture
+    from pointdistill.data.prepare import mixture
 
     given: dict[str, Any] = {}
     build, again = mixture.build_mixture, mixture.retry_mixture
@@ -274,7 +274,7 @@ def test_ctrl_c_keeps_what_is_done(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pointdistill.data.mixture.build_mixture", interrupted)
+    monkeypatch.setattr("pointdistill.data.prepare.mixture.build_mixture", interrupted)
     code, _, err = run("--archives", "archives")
     assert code == 130
     assert "the same command goes on" in err

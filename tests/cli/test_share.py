@@ -14,17 +14,17 @@ import torch
 import trimesh
 
 from pointdistill.cli import main
-from pointdistill.data.build import BuildSettings
-from pointdistill.data.build.prepare import prepare_corpus
+from pointdistill.data.files.workspace import remember_run, remember_stand_in
 from pointdistill.data.leaks import LeakReport
+from pointdistill.data.prepare import BuildSettings
+from pointdistill.data.prepare.prepare import prepare_corpus
 from pointdistill.data.sources import SourceRequest
 from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
-from pointdistill.data.workspace import remember_run, remember_stand_in
-from pointdistill.engine.config import to_plain
-from pointdistill.engine.exchange.encoders import save_encoder
-from pointdistill.engine.exchange.push import prepare
-from pointdistill.engine.exchange.record import encoder_line
-from pointdistill.engine.leaks import Checked
+from pointdistill.engine.config.config import to_plain
+from pointdistill.engine.evaluation.leak_check import Checked
+from pointdistill.engine.pretraining.record import encoder_line
+from pointdistill.engine.sharing.push import prepare
+from pointdistill.engine.weights.encoders import save_encoder
 from tests.engine.conftest import micro_config
 from tests.engine.labelled import make_encoder, saved_encoder
 from tests.engine.test_models import classifier_folder, segmenter_folder
@@ -190,7 +190,9 @@ def test_leaks_names_its_archive(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = Checked("modelnet40", Path("corpus"), ())
-    monkeypatch.setattr("pointdistill.engine.leaks.check_leaks", lambda *_, **__: found)
+    monkeypatch.setattr(
+        "pointdistill.engine.evaluation.leak_check.check_leaks", lambda *_, **__: found
+    )
     assert run("leaks", "modelnet40", "--encoder", "my run", "--data", "my data/M.zip") == 0
     assert last_line(capsys) == (
         "next: pointdistill evaluate modelnet40 --encoder 'my run' --data 'my data/M.zip'"
@@ -212,7 +214,9 @@ def test_leaks_without_a_hit_is_a_line_and_no_table(
         geometry=True,
     )
     found = Checked("modelnet40", Path("corpus"), ((None, report),))
-    monkeypatch.setattr("pointdistill.engine.leaks.check_leaks", lambda *_, **__: found)
+    monkeypatch.setattr(
+        "pointdistill.engine.evaluation.leak_check.check_leaks", lambda *_, **__: found
+    )
     assert run("leaks", "modelnet40", "--corpus", "corpus") == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("0 of 7 test shapes are among the corpus's 30: 0 by id")

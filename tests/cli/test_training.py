@@ -10,11 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from pointdistill.cli import console, main, training
+from pointdistill.cli import console, main
+from pointdistill.cli import pretrain as training
 from pointdistill.cli.console import training_console
-from pointdistill.data.build import build_corpus
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.training.pretrain import StepRecord
+from pointdistill.reporter import StepRecord
 
 
 @pytest.fixture(scope="module")

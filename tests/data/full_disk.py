@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.cli import main as command
-from pointdistill.data.build import BuildSettings, build_corpus, retry_corpus
 from pointdistill.data.corpus import verify_corpus
-from pointdistill.data.fetch import fetch
-from pointdistill.data.mixture import MixtureRequest, build_mixture
+from pointdistill.data.files.download import fetch
+from pointdistill.data.prepare import BuildSettings, build_corpus, retry_corpus
+from pointdistill.data.prepare.mixture import build_mixture
+from pointdistill.data.prepare.source_status import MixtureRequest
 from pointdistill.errors import DataError
 from tests.data.mixture_archives import write_modelnet40
 from tests.data.odd_source import OddSource

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import trimesh
 
-from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 
 # Extents 1, 2, 3, all from 0 on: every wrong turn and every mirror image changes a range.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.data import archive as archives
-from pointdistill.data.archive import open_archive
+from pointdistill.data.files import archive as archives
+from pointdistill.data.files.archive import open_archive
 from pointdistill.errors import DataError
 
 NAMES = (

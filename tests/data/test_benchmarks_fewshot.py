@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pointdistill.data.benchmarks.modelnet40_forms import CLASSES
+from pointdistill.data.benchmarks.modelnet40 import CLASSES
 from pointdistill.data.benchmarks.modelnet_fewshot import FEWSHOT_SETTINGS, read_modelnet_fewshot
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.errors import ConfigError, DataError

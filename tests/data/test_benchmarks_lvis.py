@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pointdistill.data.benchmarks.lvis import LvisShapes, draw_lvis, read_lvis
-from pointdistill.data.build.run import build_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import SourceFacts
+from pointdistill.data.prepare.build import build_corpus
 from pointdistill.data.sources.base import Entry, SourceCloud
 from pointdistill.errors import ConfigError, DataError
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
-from pointdistill.data.benchmarks.modelnet40_forms import CLASSES
+from pointdistill.data.benchmarks.modelnet40 import CLASSES, read_modelnet40
 from pointdistill.errors import ConfigError, DataError
 
 # Small triangles at three places that no mirror or change of axes maps onto each other, with areas

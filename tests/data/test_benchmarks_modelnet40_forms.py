@@ -9,8 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
-from pointdistill.data.benchmarks.modelnet40_forms import CLASSES, OFFICIAL
+from pointdistill.data.benchmarks.modelnet40 import CLASSES, OFFICIAL, read_modelnet40
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.errors import DataError
 

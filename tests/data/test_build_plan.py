@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pointdistill.data.build.plan import (
+from pointdistill.data.prepare.division import (
     PIECE_BYTES,
     PIECE_SHAPES,
     SHARD_BYTES,

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from pointdistill.data.build import pool as pool_module
-from pointdistill.data.build import worker as worker_module
-from pointdistill.data.build.limits import ShapeLimits
-from pointdistill.data.build.pool import Died, Done, open_pool
-from pointdistill.data.memory import GIB
+from pointdistill.data.files.processes import GIB
+from pointdistill.data.prepare import pool as pool_module
+from pointdistill.data.prepare import pool as worker_module
+from pointdistill.data.prepare.limits import ShapeLimits
+from pointdistill.data.prepare.pool import Died, Done, open_pool
 from pointdistill.errors import DataError
 
 JOBS = """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pointdistill.data.builtin import face_areas, mesh
-from pointdistill.data.builtin.mesh import Mesh, join
-from pointdistill.data.builtin.primitives import (
+from pointdistill.data.shapes import face_areas, mesh
+from pointdistill.data.shapes.mesh import Mesh, join
+from pointdistill.data.shapes.primitives import (
     arc,
     box,
     cushion,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.data import checksums
-from pointdistill.data.checksums import CHECKSUMS_NAME, file_checksum, without_checksums
+from pointdistill.data.files import workspace as checksums
+from pointdistill.data.files.workspace import CHECKSUMS_NAME, file_checksum, without_checksums
 
 OLD = 1_000_000_000
 """Seconds: a time long before the test."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pointdistill.data.meshes import sample_files
-from pointdistill.data.shape_lists import ReadSettings, list_shapes, read_shape
+from pointdistill.data.sources.paths import ReadSettings, list_shapes, read_shape
 from tests.data.source_archives import build, refused
 from tests.data.test_meshes_clouds import POINTS, cloud_forms
 from tests.data.test_meshes_las import las

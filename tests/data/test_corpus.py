@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import pointdistill
-from pointdistill.data import shape_lists
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
@@ -26,8 +25,9 @@ from pointdistill.data.corpus.manifest import (
     write_manifest,
 )
 from pointdistill.data.corpus.shard import Row, encode, make_row, sizes_of, write_shard
-from pointdistill.data.files import sha256_of
-from pointdistill.data.unpacking import file_state
+from pointdistill.data.files.files import sha256_of
+from pointdistill.data.files.member import file_state
+from pointdistill.data.sources import paths as shape_lists
 from pointdistill.errors import CorpusError
 
 LABELS = {"a": ("chair", "table"), "b": ("table", "lamp")}

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pointdistill.data.fetch import DamagedError, fetch
-from pointdistill.data.web import announced_bytes
+from pointdistill.data.files.download import DamagedError, fetch
+from pointdistill.data.files.http import announced_bytes
 from pointdistill.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -185,7 +185,7 @@ def test_a_download_that_was_stopped_while_it_was_checked_is_not_fetched_again(
 
     url = server.url.replace("file", "moved")
     with monkeypatch.context() as patched:
-        patched.setattr("pointdistill.data.fetch.sha256_of", stopped)
+        patched.setattr("pointdistill.data.files.download.sha256_of", stopped)
         with pytest.raises(KeyboardInterrupt):
             fetch(url, tmp_path / "a.zip", sleep=no_sleep)
     assert not (tmp_path / "a.zip").exists()
@@ -246,7 +246,7 @@ def test_a_busy_server_is_asked_again_with_longer_and_longer_pauses(
 def test_a_silent_connection_is_given_up_and_what_came_is_kept(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pointdistill.data.web.TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("pointdistill.data.files.http.TIMEOUT_SECONDS", 0.1)
     server.stall_after = [100_000, 50_000]
     got = fetch(server.url, tmp_path / "a.zip", sha256=SHA256, sleep=no_sleep)
     assert got.path.read_bytes() == CONTENT
@@ -260,7 +260,7 @@ def test_ctrl_c_keeps_what_came(
         if done >= 100_000:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("pointdistill.data.fetch._BLOCK_BYTES", 10_000)
+    monkeypatch.setattr("pointdistill.data.files.download._BLOCK_BYTES", 10_000)
     path = tmp_path / "a.zip"
     with pytest.raises(KeyboardInterrupt):
         fetch(server.url, path, progress=stop, sleep=no_sleep)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pointdistill.data import files
+from pointdistill.data.files import files
 
 
 @pytest.mark.parametrize(("system", "how"), [("nt", os.O_RDWR), ("posix", os.O_RDONLY)])

@@ -15,8 +15,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from pointdistill.data.mixture import gazebo_download
-from pointdistill.data.mixture.gazebo_download import fetch_models, list_models
+from pointdistill.data.prepare import mixture_fetch as gazebo_download
+from pointdistill.data.prepare.mixture_fetch import fetch_models, list_models
 from pointdistill.errors import DataError
 from tests.data.watching import Watching
 

@@ -10,31 +10,27 @@ import pytest
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from pointdistill.data.build import build_corpus
-from pointdistill.data.builtin import make_shape, sample_shape
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.leaks import HeldOut, candidates, find, find_leaks
 from pointdistill.data.leaks.candidates import (
     FILE_NAME,
     MOST,
-    Fingerprints,
-    Queries,
-    corpus_fingerprints,
-    nearest_candidates,
-    saved_fingerprints,
-)
-from pointdistill.data.leaks.find import leaks_by_id, match_clouds
-from pointdistill.data.leaks.fingerprint import (
     POINTS,
     SIZE,
+    Fingerprints,
+    Queries,
     averages,
     centred,
+    corpus_fingerprints,
     fingerprint,
+    nearest_candidates,
+    saved_fingerprints,
     slopes,
     subsample,
     tangents,
     waves,
 )
+from pointdistill.data.leaks.find import leaks_by_id, match_clouds
 from pointdistill.data.leaks.phase_matching import LIKELY, PhaseMatcher, pattern
 from pointdistill.data.leaks.registration import (
     SAME_SURFACE,
@@ -42,6 +38,8 @@ from pointdistill.data.leaks.registration import (
     SurfaceSamples,
     surface_gap,
 )
+from pointdistill.data.prepare import build_corpus
+from pointdistill.data.shapes import make_shape, sample_shape
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.sources.base import source_shape_rng
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.data import memory
-from pointdistill.data.memory import GIB, memory_bytes
+from pointdistill.data.files import processes as memory
+from pointdistill.data.files.processes import GIB, memory_bytes
 
 UNLIMITED_V1 = "9223372036854771712\n"
 

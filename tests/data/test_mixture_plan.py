@@ -13,16 +13,12 @@ from typing import Any
 import pytest
 
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME
-from pointdistill.data.build import BuildSettings
-from pointdistill.data.mixture import (
-    MixtureRequest,
-    Offer,
-    build_mixture,
-    fetch_missing,
-    fetching,
-    plan_mixture,
-)
-from pointdistill.data.mixture.source_status import open_one
+from pointdistill.data.prepare import BuildSettings
+from pointdistill.data.prepare import mixture_fetch as fetching
+from pointdistill.data.prepare.mixture import build_mixture
+from pointdistill.data.prepare.mixture_fetch import Offer, fetch_missing
+from pointdistill.data.prepare.mixture_plan import plan_mixture
+from pointdistill.data.prepare.source_status import MixtureRequest, open_one
 from pointdistill.data.sources import source_info
 from pointdistill.errors import DataError
 from tests.data.mixture_archives import (
@@ -149,7 +145,7 @@ def test_what_is_finished_costs_nothing_more(
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pointdistill.data.mixture.build.join", stopped)
+    monkeypatch.setattr("pointdistill.data.prepare.mixture.join", stopped)
     unfinished = archives.parent / "unfinished"
     with pytest.raises(KeyboardInterrupt):
         build_mixture(part, unfinished, BuildSettings(points=128, workers=0))
@@ -165,7 +161,7 @@ def test_a_plan_reads_no_archive_for_its_checksum(
     def read_whole(path: Path) -> str:
         raise AssertionError(path)
 
-    monkeypatch.setattr("pointdistill.data.checksums.sha256_of", read_whole)
+    monkeypatch.setattr("pointdistill.data.files.workspace.sha256_of", read_whole)
     names = ("google-scanned-objects", "modelnet40")
     request = MixtureRequest(archives=archives, sources=names)
     for name in names:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.data import places
-from pointdistill.data.archive import MemberLocation, open_archive
-from pointdistill.data.places import read_member_at
+from pointdistill.data.files import member as places
+from pointdistill.data.files.archive import MemberLocation, open_archive
+from pointdistill.data.files.member import read_member_at
 from pointdistill.errors import DataError
 
 CONTENT = b"0123456789" * 5000

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import trimesh
 
-from pointdistill.data.build import build_corpus
 from pointdistill.data.meshes import sample_surface
-from pointdistill.data.shape_lists import (
+from pointdistill.data.prepare import build_corpus
+from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.data.sources.paths import (
     ReadSettings,
     ReadShape,
     ShapeList,
     list_shapes,
     read_shape,
 )
-from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.errors import DataError
 
 SETTINGS = ReadSettings(points=100, seed=3)

@@ -16,10 +16,10 @@ import pytest
 import trimesh
 
 from pointdistill.data.benchmarks.scanobjectnn import CLASSES
-from pointdistill.data.builtin import CATEGORIES, PART_NAMES
 from pointdistill.data.corpus import verify_corpus
+from pointdistill.data.shapes import CATEGORIES, PART_NAMES
 from pointdistill.data.sources import SOURCES, SourceRequest, open_source, source_info
-from pointdistill.engine.exchange.licences import Terms, terms_of
+from pointdistill.engine.weights.licences import Terms, terms_of
 from pointdistill.errors import ConfigError, DataError
 from tests.data.source_archives import (
     WEDGE,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pointdistill.data.benchmarks import lvis, modelnet40_forms, scanobjectnn, shapenetpart
+from pointdistill.data.benchmarks import lvis, scanobjectnn, shapenetpart
+from pointdistill.data.benchmarks import modelnet40 as modelnet40_forms
 from pointdistill.data.sources import SOURCES, source_info
 from pointdistill.data.sources.mesh_archives import SYNSETS
 

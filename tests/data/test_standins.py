@@ -10,12 +10,12 @@ import h5py
 import numpy as np
 import pytest
 
+from pointdistill.data.benchmarks.modelnet40 import CLASSES as MODELNET_CLASSES
 from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
-from pointdistill.data.benchmarks.modelnet40_forms import CLASSES as MODELNET_CLASSES
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS, read_scanobjectnn
-from pointdistill.data.builtin import make_shape
 from pointdistill.data.meshes import Surface, read_mesh
+from pointdistill.data.shapes import make_shape
 from pointdistill.data.standins import (
     HARDNESS,
     Hardness,

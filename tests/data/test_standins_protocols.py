@@ -13,8 +13,8 @@ import pytest
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME, draw_lvis, read_lvis
 from pointdistill.data.benchmarks.modelnet_fewshot import read_modelnet_fewshot
 from pointdistill.data.benchmarks.shapenetpart import CATEGORIES, CATEGORY_PARTS, read_shapenetpart
-from pointdistill.data.builtin import PART_NAMES, make_shape, sample_faces, sample_shape
 from pointdistill.data.corpus import open_corpus
+from pointdistill.data.shapes import PART_NAMES, make_shape, sample_faces, sample_shape
 from pointdistill.data.standins import (
     STAND_IN_SEED,
     FewshotSizes,

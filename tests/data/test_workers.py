@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.data.workers import ordered_map, usable_cores
+from pointdistill.data.files.processes import ordered_map, usable_cores
 from pointdistill.errors import DataError
 
 
@@ -39,7 +39,7 @@ def test_a_killed_process_is_one_line() -> None:
 
 PARENT = """
 import os
-from pointdistill.data.workers import ordered_map
+from pointdistill.data.files.processes import ordered_map
 
 
 def name_itself(task):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.data import workspace
+from pointdistill.data.files import workspace
 
 PAIRS = [
     (workspace.remember_corpus, workspace.last_corpus),

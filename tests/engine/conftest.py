@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pointdistill.engine.config import PretrainConfig
-from pointdistill.engine.recipes import recipe
-from pointdistill.model.distillation import Mode
-from pointdistill.model.encoder import EncoderConfig
-from pointdistill.model.heads import HeadConfig
-from pointdistill.model.predictor import PredictorConfig
-from pointdistill.model.views import CropConfig
+from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.config.recipes import recipe
+from pointdistill.model.config import CropConfig, EncoderConfig, HeadConfig, Mode, PredictorConfig
 
 
 @dataclass

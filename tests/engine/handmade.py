@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pointdistill.engine.exchange.published import ImportedEncoder
+from pointdistill.engine.weights.published import ImportedEncoder
 from pointdistill.errors import CheckpointError
 
 MIB = 1 << 20

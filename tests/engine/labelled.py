@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from pointdistill.data.benchmarks.records import LabelledClouds, PartBenchmark, PartClouds
-from pointdistill.engine.exchange.encoders import save_encoder
-from pointdistill.engine.inputs import ProtocolInput
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.engine.features.inputs import ProtocolInput
+from pointdistill.engine.weights.encoders import save_encoder
+from pointdistill.model.config import AugmentConfig, EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
-from pointdistill.model.views import AugmentConfig
 
 CONFIG = EncoderConfig(
     width=16,

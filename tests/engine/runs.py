@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from pointdistill.engine.training.run_folder import read_metrics
-from pointdistill.engine.training.run_options import RunOptions
-from pointdistill.engine.training.state import TrainState, load_latest
+from pointdistill.engine.pretraining.run_folder import read_metrics
+from pointdistill.engine.pretraining.state import TrainState, load_latest
+from pointdistill.engine.pretraining.trainer import RunOptions
 
 
 def options(**changes: Any) -> RunOptions:

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import open_corpus
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
 from pointdistill.engine.embedding.file import Index, open_index
 from pointdistill.engine.embedding.search import search
-from pointdistill.engine.recipes import recipe
-from pointdistill.engine.training.pretrain import RunOptions, pretrain
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.trainer import RunOptions
 
 STEPS = 60
 

@@ -29,12 +29,12 @@ from pointdistill.data.benchmarks.spec import (
 )
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.sources import SOURCES, source_info
+from pointdistill.engine.evaluation.evaluate import evaluate_saved
+from pointdistill.engine.evaluation.leak_check import LeakRequest, check_leaks
 from pointdistill.engine.evaluation.request import EvaluationRequest
-from pointdistill.engine.evaluation.saved import evaluate_saved
 from pointdistill.engine.finetuning.finetune import finetune
-from pointdistill.engine.finetuning.finetune_choices import FinetuneRequest
-from pointdistill.engine.leaks import LeakRequest, check_leaks
-from pointdistill.engine.training.run_probe import open_labelled_set
+from pointdistill.engine.finetuning.request import FinetuneRequest
+from pointdistill.engine.pretraining.online_probe import open_labelled_set
 from tests.engine.labelled import saved_encoder
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
@@ -158,7 +158,7 @@ def test_a_module_and_a_row_are_a_benchmark_for_leaks_and_the_online_probe(
 
 @pytest.fixture
 def corpus_of_chairs(tmp_path: Path) -> Path:
-    from pointdistill.data.build import build_corpus
+    from pointdistill.data.prepare import build_corpus
     from pointdistill.data.sources import SourceRequest, open_source
 
     source = open_source("builtin", SourceRequest(shapes=4))

@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pointdistill.engine.exchange.checkpoints.limits import LIMITS
-from pointdistill.engine.exchange.checkpoints.torch_checkpoint import open_checkpoint
-from pointdistill.engine.exchange.published import read_published
+from pointdistill.engine.weights.published import read_published
+from pointdistill.engine.weights.torch_checkpoint import open_checkpoint
+from pointdistill.engine.weights.torch_zip import LIMITS
 from pointdistill.errors import CheckpointError
 from tests.engine.handmade import (
     MIB,
@@ -360,7 +360,7 @@ def test_memory_of_the_whole_process(tmp_path: Path) -> None:
     )
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from pointdistill.engine.exchange.published import read_published\n"
+        "from pointdistill.engine.weights.published import read_published\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)\n"
         "try: read_published(Path(sys.argv[1]))\n"

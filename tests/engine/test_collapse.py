@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from pointdistill.engine.training.collapse import CollapseWatch
-from pointdistill.engine.training.step import entropies
+from pointdistill.engine.pretraining.monitor import CollapseWatch
+from pointdistill.engine.pretraining.step import entropies
 from pointdistill.model import losses
 from pointdistill.model.distillation import Head
 from pointdistill.model.losses import posterior_stats

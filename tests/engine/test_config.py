@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from pointdistill.engine.config import PretrainConfig, from_plain, to_plain
-from pointdistill.engine.recipes import SIZES, recipe
+from pointdistill.engine.config.config import PretrainConfig, from_plain, to_plain
+from pointdistill.engine.config.recipes import SIZES, recipe
 from pointdistill.errors import ConfigError
-from pointdistill.model.distillation import Mode, Student
+from pointdistill.model.config import Mode
+from pointdistill.model.distillation import Student
 from pointdistill.model.encoder import Encoder
 
 

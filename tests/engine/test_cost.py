@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pointdistill.engine.config import PretrainConfig
-from pointdistill.engine.cost import (
+from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.config.recipes import RECIPES, recipe
+from pointdistill.engine.pretraining.cost import (
     checkpoint_gib,
     encoder_gib,
     largest_batch,
@@ -17,13 +18,12 @@ from pointdistill.engine.cost import (
     step_flops,
     step_gib,
 )
-from pointdistill.engine.machine import GIB
-from pointdistill.engine.recipes import RECIPES, recipe
-from pointdistill.engine.training.state import new_state
-from pointdistill.model.distillation import Mode, Temperatures, Views, objective
+from pointdistill.engine.pretraining.state import new_state
+from pointdistill.engine.runtime.devices import GIB
+from pointdistill.model.config import CropConfig, Mode, Temperatures
+from pointdistill.model.distillation import Views, objective
 from pointdistill.model.masking import Masks
 from pointdistill.model.patches import Patches
-from pointdistill.model.views import CropConfig
 from tests.engine.conftest import micro_config
 
 

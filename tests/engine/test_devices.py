@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.engine import devices
+from pointdistill.engine.runtime import devices
 from pointdistill.errors import ConfigError
 
 

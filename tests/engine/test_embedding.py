@@ -21,18 +21,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pointdistill import load_encoder
-from pointdistill.data import shape_lists
 from pointdistill.data.meshes.sample import named_rng
-from pointdistill.data.shape_lists import ReadSettings, ShapeLocation, read_shape
+from pointdistill.data.sources import paths as shape_lists
+from pointdistill.data.sources.paths import ReadSettings, ShapeLocation, read_shape
 from pointdistill.engine.embedding import embed as embed_module
 from pointdistill.engine.embedding import loop
 from pointdistill.engine.embedding.compute import FeatureMaker, inference_threads
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
 from pointdistill.engine.embedding.file import open_index
-from pointdistill.engine.embedding.frozen_encoder import frozen_copy
-from pointdistill.engine.exchange.encoders import save_encoder
+from pointdistill.engine.features.frozen_encoder import frozen_copy
+from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import Reporter
 
 MICRO = EncoderConfig(

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pointdistill.engine.features.inputs import ProtocolInput
 from pointdistill.engine.finetuning import training_file
 from pointdistill.engine.finetuning.classification import ClassifierTask, build_classifier
 from pointdistill.engine.finetuning.epochs import EpochRecord, Trained, train_epochs
 from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe
 from pointdistill.engine.finetuning.training_file import TrainingFile, write_start
-from pointdistill.engine.inputs import ProtocolInput
 from pointdistill.errors import CheckpointError, DivergenceError
 from pointdistill.model.classifier import Classifier
 from tests.engine.labelled import INPUTS, make_clouds, make_encoder

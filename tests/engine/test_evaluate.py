@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
 from pointdistill.data.benchmarks.spec import BASE_MIXTURE, MPM_SMALL, SMALL, SMALL_MIXTURE
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry, measure
-from pointdistill.engine.evaluation.feature_extractors import PlainFeatures
-from pointdistill.engine.evaluation.probe import HeadTraining
 from pointdistill.engine.evaluation.results import (
     Figure,
     Result,
@@ -29,11 +27,13 @@ from pointdistill.engine.evaluation.results import (
 )
 from pointdistill.engine.evaluation.run import Evaluation
 from pointdistill.engine.evaluation.tables import results_table, results_tables
-from pointdistill.engine.inputs import ProtocolInput, protocol_input
+from pointdistill.engine.features import HeadTraining
+from pointdistill.engine.features.feature_extractors import PlainFeatures
+from pointdistill.engine.features.inputs import ProtocolInput, protocol_input
 from pointdistill.errors import ConfigError
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import AugmentConfig, EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
-from pointdistill.model.views import AugmentConfig
 from tests.engine.recorder import Recorder
 
 QUICK = HeadTraining(epochs=6, warmup_epochs=1, peak_learning_rate=0.05)

@@ -18,6 +18,7 @@ from pointdistill.data.benchmarks.modelnet_fewshot import read_modelnet_fewshot
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.registry import BENCHMARKS, benchmark_spec
 from pointdistill.data.corpus import open_corpus
+from pointdistill.data.files.workspace import last_stand_in, remember_run, remember_stand_in
 from pointdistill.data.standins import (
     MeshSizes,
     ScanSizes,
@@ -27,17 +28,18 @@ from pointdistill.data.standins import (
 from pointdistill.data.standins.lvis import CORPUS_FOLDER, LvisSizes, make_lvis_stand_in
 from pointdistill.data.standins.modelnet_fewshot import FewshotSizes, make_modelnet_fewshot_stand_in
 from pointdistill.data.standins.shapenetpart import PartSizes, make_shapenetpart_stand_in
-from pointdistill.data.workspace import last_stand_in, remember_run, remember_stand_in
-from pointdistill.engine.evaluation import lvis, saved
-from pointdistill.engine.evaluation.feature_extractors import EncoderFeatures
+from pointdistill.engine.evaluation import evaluate as saved
+from pointdistill.engine.evaluation import lvis
+from pointdistill.engine.evaluation.evaluate import Outcome, evaluate_saved
 from pointdistill.engine.evaluation.lvis import CorpusFeatures, rank_score
 from pointdistill.engine.evaluation.request import EvaluationRequest
-from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved
-from pointdistill.engine.exchange.encoders import load_encoder, save_encoder
-from pointdistill.engine.features import extract_features
-from pointdistill.engine.inputs import protocol_input
+from pointdistill.engine.features.extract import extract_features
+from pointdistill.engine.features.feature_extractors import EncoderFeatures
+from pointdistill.engine.features.inputs import protocol_input
+from pointdistill.engine.weights.encoders import load_encoder, save_encoder
 from pointdistill.errors import DataError
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from pointdistill.reporter import Reporter
 

@@ -10,18 +10,19 @@ import pytest
 import torch
 
 from pointdistill.data.benchmarks.registry import benchmark_spec
+from pointdistill.data.files.workspace import remember_run
 from pointdistill.data.standins import (
     MeshSizes,
     ScanSizes,
     make_modelnet40_stand_in,
     make_scanobjectnn_stand_in,
 )
-from pointdistill.data.workspace import remember_run
+from pointdistill.engine.evaluation.evaluate import Outcome, evaluate_saved
 from pointdistill.engine.evaluation.request import EvaluationRequest
-from pointdistill.engine.evaluation.saved import Outcome, evaluate_saved
-from pointdistill.engine.exchange.encoders import fingerprint, load_encoder, save_encoder
+from pointdistill.engine.weights.encoders import fingerprint, load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from tests.engine.recorder import Recorder
 

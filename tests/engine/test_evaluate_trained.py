@@ -8,16 +8,17 @@ import torch
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
-from pointdistill.engine.evaluation.forecast import SHORTER, Forecast
-from pointdistill.engine.evaluation.probe import score_predictions
 from pointdistill.engine.evaluation.protocols import trained_score, training_cost, voted_logits
 from pointdistill.engine.evaluation.run import Evaluation
+from pointdistill.engine.features import score_predictions
+from pointdistill.engine.features.inputs import protocol_input, voting_input
 from pointdistill.engine.finetuning.classification import train_classifier
 from pointdistill.engine.finetuning.recipes import RECIPES, recipe_for
-from pointdistill.engine.inputs import protocol_input, voting_input
 from pointdistill.errors import ConfigError
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
+from pointdistill.reporter import SHORTER, Forecast
 from tests.engine.recorder import Recorder
 
 CONFIG = EncoderConfig(

@@ -11,10 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointdistill.engine.evaluation.feature_extractors import EncoderFeatures, GeometricFeatures
-from pointdistill.engine.evaluation.geometry import GEOMETRY_WIDTH, geometric_features
-from pointdistill.engine.features import Features, extract_features
-from pointdistill.engine.inputs import (
+from pointdistill.engine.features.extract import Features, extract_features
+from pointdistill.engine.features.feature_extractors import (
+    GEOMETRY_WIDTH,
+    EncoderFeatures,
+    GeometricFeatures,
+    geometric_features,
+)
+from pointdistill.engine.features.inputs import (
     ProtocolInput,
     cloud_batches,
     protocol_input,
@@ -22,10 +26,10 @@ from pointdistill.engine.inputs import (
     subsample,
 )
 from pointdistill.errors import ConfigError, DataError
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import AugmentConfig, EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from pointdistill.model.random import KeyedRandom, sample_keys
-from pointdistill.model.views import AugmentConfig
 
 CPU = torch.device("cpu")
 CONFIG = EncoderConfig(

@@ -25,15 +25,15 @@ from pointdistill.data.standins import (
 )
 from pointdistill.engine.finetuning import finetune as module
 from pointdistill.engine.finetuning.finetune import Finetuned, finetune, resume_finetune
-from pointdistill.engine.finetuning.finetune_choices import (
+from pointdistill.engine.finetuning.predict import classify_files
+from pointdistill.engine.finetuning.recipes import RECIPES
+from pointdistill.engine.finetuning.request import (
     FinetuneRequest,
+    choose_data,
     choose_recipe,
     head_only,
     part_names,
 )
-from pointdistill.engine.finetuning.predict import classify_files
-from pointdistill.engine.finetuning.recipes import RECIPES
-from pointdistill.engine.finetuning.training_data import choose_data
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from tests.engine.labelled import make_encoder, part_benchmark, saved_encoder
 from tests.engine.recorder import Recorder

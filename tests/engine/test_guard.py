@@ -14,16 +14,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pointdistill.engine.optimizer import build_optimizer, guarded_step, update_average
-from pointdistill.engine.training import step as step_module
-from pointdistill.engine.training import trainer as trainer_module
-from pointdistill.engine.training.pretrain import StepRecord, pretrain
-from pointdistill.engine.training.state import load_latest, new_state
-from pointdistill.engine.training.step import TrainingStep
+from pointdistill.engine.pretraining import step as step_module
+from pointdistill.engine.pretraining import trainer as trainer_module
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.state import load_latest, new_state
+from pointdistill.engine.pretraining.step import TrainingStep
+from pointdistill.engine.runtime.optimizer import build_optimizer, guarded_step, update_average
 from pointdistill.errors import DivergenceError
-from pointdistill.model.distillation import Head, Losses, Mode, TeacherOutput, objective
+from pointdistill.model.config import Mode
+from pointdistill.model.distillation import Head, Losses, TeacherOutput, objective
+from pointdistill.reporter import StepRecord
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_equal, losses, options, tensors, weights
+from tests.recorder import OnStep
 
 BAD_STEP = 4
 
@@ -138,7 +141,7 @@ def test_reading_late_gives_the_same_run(
             corpus=memory_corpus,
             run=run,
             options=options(save_every=2, keep=9),
-            report=report,
+            reporter=OnStep(report),
         )
         runs.append([tensors(load_latest(run / "checkpoints")[0]), losses(run)])
         assert len(list((run / "checkpoints").iterdir())) == 4
@@ -212,7 +215,7 @@ def test_divergence_is_named_even_when_the_disk_is_full(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     break_loss(math.nan)(monkeypatch)
-    monkeypatch.setattr("pointdistill.engine.training.saving.save_file", full)
+    monkeypatch.setattr("pointdistill.engine.pretraining.checkpoints.save_file", full)
     with pytest.raises(DivergenceError, match=r"step 4: .*Last good checkpoint: none yet"):
         pretrain(micro_config(), corpus=memory_corpus, run=tmp_path / "run", options=options())
     assert "the state after step 3 could not be saved (No space" in caplog.text

@@ -16,18 +16,18 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from pointdistill.cli.weights import import_weights as command
-from pointdistill.engine.exchange.checkpoints.torch_checkpoint import open_checkpoint
-from pointdistill.engine.exchange.encoders import load_encoder
-from pointdistill.engine.exchange.published import (
+from pointdistill.engine.config.recipes import SIZES
+from pointdistill.engine.weights.encoders import load_encoder
+from pointdistill.engine.weights.published import (
     ImportedEncoder,
     import_weights,
     read_layout,
     read_published,
     to_our_names,
 )
-from pointdistill.engine.recipes import SIZES
+from pointdistill.engine.weights.torch_checkpoint import open_checkpoint
 from pointdistill.errors import ConfigError, DataError
-from pointdistill.model.distillation import Mode
+from pointdistill.model.config import Mode
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import cut_patches, to_unit_sphere
 from tests.engine.handmade import refused, same

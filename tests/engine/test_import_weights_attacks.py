@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pointdistill.engine.exchange.published import import_weights
+from pointdistill.engine.weights.published import import_weights
 from pointdistill.errors import CheckpointError
 from tests.engine.handmade import (
     bounded,

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from pointdistill.data.pickles import Builder, PickleLimits, Placeholder, Purpose, read_pickle
+from pointdistill.data.files.pickle_machine import Builder, PickleLimits, Placeholder, Purpose
+from pointdistill.data.files.pickles import read_pickle
 from pointdistill.errors import DataError
 from tests.engine.handmade import MIB, bounded, call, number, program, sequence, table, text
 

@@ -13,12 +13,12 @@ import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from pointdistill.engine.training import journal
-from pointdistill.engine.training.journal import Journal, check_trackers
-from pointdistill.engine.training.pretrain import pretrain
-from pointdistill.engine.training.run_folder import read_metrics
+from pointdistill.engine.pretraining import monitor as journal
+from pointdistill.engine.pretraining.monitor import Journal, check_trackers
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.run_folder import read_metrics
 from pointdistill.errors import ConfigError
-from pointdistill.model.distillation import Mode
+from pointdistill.model.config import Mode
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import options
 
@@ -132,7 +132,9 @@ def test_a_tracker_is_told_every_row_and_the_settings(
     memory_corpus: MemoryCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "check_trackers", lambda _names: None)
-    monkeypatch.setattr("pointdistill.engine.training.pretrain.check_trackers", lambda _names: None)
+    monkeypatch.setattr(
+        "pointdistill.engine.pretraining.pretrain.check_trackers", lambda _names: None
+    )
     tracker: Any = Noting()
     pretrain(
         micro_config(),

@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 
-from pointdistill.data.build import build_corpus
+from pointdistill.data.files.workspace import remember_corpus, remember_run
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.data.workspace import remember_corpus, remember_run
-from pointdistill.engine.settings import RunOverrides
-from pointdistill.engine.training import launch
-from pointdistill.engine.training.launch import announce, execute, prepare_resumed_run, prepare_run
-from pointdistill.engine.training.pretrain import RunOptions
+from pointdistill.engine.config.settings import RunOverrides
+from pointdistill.engine.pretraining import launch
+from pointdistill.engine.pretraining.launch import (
+    announce,
+    execute,
+    prepare_resumed_run,
+    prepare_run,
+)
+from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 
 
@@ -161,7 +166,7 @@ def test_a_run_too_small_to_teach_anything_is_warned_of_once(
 def test_resume_takes_the_last_run_with_its_own_configuration(corpus: Path) -> None:
     first = start(data=corpus, steps=2, batch_size=8, seed=3)
     assert announce(first)[-1].startswith("tiny, dual mode, seed 3: 2 steps of 8 of 60")
-    execute(first, RunOptions(device="cpu", stop_at=1), lambda _record: None)
+    execute(first, RunOptions(device="cpu", stop_at=1))
     again = prepare_resumed_run(RunOverrides(), data=None, run=None)
     assert (again.run.resolve(), again.config) == (first.run.resolve(), first.config)
     assert again.resume

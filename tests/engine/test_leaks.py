@@ -10,14 +10,14 @@ import pytest
 import typer
 
 from pointdistill.cli import app, main
-from pointdistill.cli.leaks import BenchmarkName
+from pointdistill.cli.corpus import BenchmarkName
 from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
-from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import open_corpus
-from pointdistill.data.files import write_json
+from pointdistill.data.files.files import write_json
 from pointdistill.data.leaks.candidates import FILE_NAME
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.standins import (
     MeshSizes,
@@ -25,9 +25,14 @@ from pointdistill.data.standins import (
     make_modelnet40_stand_in,
     make_scanobjectnn_stand_in,
 )
-from pointdistill.engine import leaks
-from pointdistill.engine.config import RUN_FORMAT
-from pointdistill.engine.leaks import LeakRequest, check_leaks, held_out_of, leak_warning
+from pointdistill.engine.config.config import RUN_FORMAT
+from pointdistill.engine.evaluation import leak_check as leaks
+from pointdistill.engine.evaluation.leak_check import (
+    LeakRequest,
+    check_leaks,
+    held_out_of,
+    leak_warning,
+)
 from pointdistill.errors import CheckpointError, ConfigError, CorpusError
 from tests.engine.recorder import Recorder
 

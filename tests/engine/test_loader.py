@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pointdistill.engine.training.loader import (
+from pointdistill.engine.pretraining.loader import (
     STAND_IN_POINTS,
     batches,
     epoch_order,

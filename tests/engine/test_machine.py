@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pointdistill.engine import machine
-from pointdistill.engine.machine import out_of_memory
+from pointdistill.engine.runtime import devices as machine
+from pointdistill.engine.runtime.devices import out_of_memory
 
 
 def test_memory_of_this_process() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pointdistill.engine.training.metrics_queue import (
+from pointdistill.engine.pretraining.monitor import (
     DeviceMetrics,
     MetricsQueue,
     StepOutcome,

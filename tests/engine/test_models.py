@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import pointdistill
-from pointdistill.engine.exchange.encoders import save_encoder
 from pointdistill.engine.finetuning.classification import build_classifier, patchify_from_outermost
 from pointdistill.engine.finetuning.models import (
     ClassifierSpec,
@@ -25,6 +24,7 @@ from pointdistill.engine.finetuning.models import (
 )
 from pointdistill.engine.finetuning.recipes import RECIPES
 from pointdistill.engine.finetuning.segmentation import SegmenterRecipe, build_segmenter
+from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.patches import to_unit_sphere
 from tests.engine.labelled import CATEGORY_PARTS, CONFIG, INPUTS, make_encoder

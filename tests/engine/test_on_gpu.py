@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from pointdistill.engine.devices import build_accelerator
-from pointdistill.engine.recipes import recipe
-from pointdistill.engine.training.loader import Batch
-from pointdistill.engine.training.run_options import RunOptions
-from pointdistill.engine.training.sharding import prepare_student
-from pointdistill.engine.training.state import new_state, to_device
-from pointdistill.engine.training.step import TrainingStep, make_views
-from pointdistill.model.distillation import Mode
+from pointdistill.engine.config.recipes import recipe
+from pointdistill.engine.pretraining.loader import Batch
+from pointdistill.engine.pretraining.sharding import prepare_student
+from pointdistill.engine.pretraining.state import new_state, to_device
+from pointdistill.engine.pretraining.step import TrainingStep, make_views
+from pointdistill.engine.pretraining.trainer import RunOptions
+from pointdistill.engine.runtime.devices import build_accelerator
+from pointdistill.model.config import Mode
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPES = 8

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pointdistill.engine.exchange.encoders import load_encoder, save_encoder
-from pointdistill.engine.exchange.export import export_encoder, export_onnx
+from pointdistill.engine.sharing.export import export_encoder, export_onnx
+from pointdistill.engine.weights.encoders import load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from pointdistill.model.patches import to_unit_sphere
 from tests.engine.conftest import micro_config
@@ -122,7 +123,7 @@ def test_a_wrong_graph_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, wrong: Callable[..., str]
 ) -> None:
     """Another function, a missing step, a graph that does not even load."""
-    monkeypatch.setattr(f"pointdistill.engine.exchange.onnx_graph.{part}", wrong)
+    monkeypatch.setattr(f"pointdistill.engine.sharing.onnx_graph.{part}", wrong)
     with pytest.raises(CheckpointError, match=r"differs from the encoder by|does not run"):
         export_onnx(saved(tmp_path / "encoder"), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
@@ -134,8 +135,8 @@ def test_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export_onnx(folder, tmp_path / "out").difference is None
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "pointdistill.engine.exchange.onnx_graph")
-    monkeypatch.delattr("pointdistill.engine.exchange.onnx_graph", raising=False)
+    monkeypatch.delitem(sys.modules, "pointdistill.engine.sharing.onnx_graph")
+    monkeypatch.delattr("pointdistill.engine.sharing.onnx_graph", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'pointdistill\[onnx\]'"):
         export_onnx(folder, tmp_path / "other")
 
@@ -162,6 +163,6 @@ def test_features_that_hang_on_rounding_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No cloud is fit for the check if its features jump when its points move by a few last digits."""
-    monkeypatch.setattr("pointdistill.engine.exchange.export.TOLERANCE", 0.0)
+    monkeypatch.setattr("pointdistill.engine.sharing.export.TOLERANCE", 0.0)
     with pytest.raises(CheckpointError, match="24 of 24 clouds of 48 points change by more"):
         export_onnx(saved(tmp_path / "encoder"), tmp_path / "out")

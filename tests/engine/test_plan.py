@@ -13,23 +13,23 @@ from typing import Any
 import pytest
 import torch
 
-from pointdistill.data.build import build_corpus
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.cost import IDLE_GIB, checkpoint_gib, encoder_gib, step_gib
-from pointdistill.engine.machine import GIB
-from pointdistill.engine.plan import Plan, make_plan
-from pointdistill.engine.plan import trial as trial_process
-from pointdistill.engine.plan.estimate import Estimate, affordable_batch, estimate, extrapolate
-from pointdistill.engine.plan.measure import (
+from pointdistill.engine.config.recipes import recipe
+from pointdistill.engine.config.settings import RunOverrides
+from pointdistill.engine.planning import Plan, make_plan
+from pointdistill.engine.planning import trial as trial_process
+from pointdistill.engine.planning.plan import Estimate, affordable_batch, estimate, extrapolate
+from pointdistill.engine.planning.trial import (
     DoesNotFitError,
     Measurement,
     Trial,
     measure_steps,
     read_answer,
 )
-from pointdistill.engine.recipes import recipe
-from pointdistill.engine.settings import RunOverrides
-from pointdistill.engine.training.run_options import RunOptions
+from pointdistill.engine.pretraining.cost import IDLE_GIB, checkpoint_gib, encoder_gib, step_gib
+from pointdistill.engine.pretraining.trainer import RunOptions
+from pointdistill.engine.runtime.devices import GIB
 from pointdistill.errors import ConfigError, DataError, PointDistillError
 from tests.engine.conftest import micro_config
 
@@ -176,7 +176,7 @@ def test_the_pace_is_that_of_the_steps_after_the_first(monkeypatch: pytest.Monke
     monkeypatch.setattr("time.perf_counter", lambda: next(moments))
     watch = trial_process.Watch(budget=60.0)
     for step in (1, 2, 3, 5):
-        watch(SimpleNamespace(step=step))  # type: ignore[arg-type]
+        watch.step(SimpleNamespace(step=step))  # type: ignore[arg-type]
     assert watch.seconds() == [1.0, 1.5]
 
 

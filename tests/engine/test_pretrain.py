@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from pointdistill.engine.exchange.encoders import load_encoder
-from pointdistill.engine.training.loader import epoch_order
-from pointdistill.engine.training.pretrain import StepRecord, pretrain
-from pointdistill.engine.training.run_folder import RunEnvironment, begin_run
-from pointdistill.engine.training.state import list_checkpoints, load_latest
+from pointdistill.engine.pretraining.loader import epoch_order
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.run_folder import RunEnvironment, begin_run
+from pointdistill.engine.pretraining.state import list_checkpoints, load_latest
+from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
-from pointdistill.model.distillation import Mode
+from pointdistill.model.config import Mode
+from pointdistill.reporter import StepRecord
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_same_bits, losses, options, weights
+from tests.recorder import OnStep
 
 CPU = RunEnvironment(device="cpu", precision="no")
 
@@ -64,7 +66,11 @@ def test_a_signal_finishes_the_step_and_saves(memory_corpus: MemoryCorpus, tmp_p
 
     config = micro_config()
     result = pretrain(
-        config, corpus=memory_corpus, run=tmp_path / "run", options=options(), report=interrupt
+        config,
+        corpus=memory_corpus,
+        run=tmp_path / "run",
+        options=options(),
+        reporter=OnStep(interrupt),
     )
     assert (result.step, result.interrupted) == (2, True)
     pretrain(config, corpus=memory_corpus, run=tmp_path / "run", resume=True, options=options())

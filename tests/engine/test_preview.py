@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.engine.reporting import preview
-from pointdistill.engine.reporting.preview import (
+from pointdistill.engine.reports import preview
+from pointdistill.engine.reports.preview import (
     PreviewShape,
     contact_sheet,
     read_preview,

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from pointdistill.engine.evaluation.probe import (
+from pointdistill.engine.features import (
     Samples,
     logistic_probe,
     nearest_neighbour_probe,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pointdistill.engine.evaluation.probe import (
+from pointdistill.engine.features import (
     HeadTraining,
     LinearHead,
     MlpHead,
@@ -14,12 +14,7 @@ from pointdistill.engine.evaluation.probe import (
     Score,
     train_heads,
 )
-from pointdistill.engine.evaluation.probe.heads import (
-    Head,
-    last_with_best,
-    mean_logits,
-    train_head,
-)
+from pointdistill.engine.features.probe_heads import Head, last_with_best, mean_logits, train_head
 from pointdistill.model.classifier import NormedMlp
 
 QUICK = HeadTraining(epochs=12, warmup_epochs=2, batch_size=8, peak_learning_rate=0.02)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pointdistill.engine.evaluation.probe import HeadTraining, LinearHead, Samples, linear_probe
+from pointdistill.engine.features import HeadTraining, LinearHead, Samples, linear_probe
 from pointdistill.errors import ConfigError
 
 QUICK = HeadTraining(epochs=12, warmup_epochs=2, batch_size=8, peak_learning_rate=0.05)

@@ -16,19 +16,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from pointdistill.data.files import write_json
-from pointdistill.engine.config import to_plain
+from pointdistill.data.files.files import write_json
+from pointdistill.engine.config.config import to_plain
 from pointdistill.engine.evaluation.results import Result, Spread
-from pointdistill.engine.exchange.encoders import fingerprint, load_encoder, save_encoder
-from pointdistill.engine.exchange.licences import (
-    CardLicence,
-    Terms,
-    card_licence,
-    read_ledger,
-    terms_of,
-)
-from pointdistill.engine.exchange.model_card import model_card
-from pointdistill.engine.exchange.push import prepare, upload
 from pointdistill.engine.finetuning.models import (
     ClassifierSpec,
     InputSpec,
@@ -37,11 +27,21 @@ from pointdistill.engine.finetuning.models import (
     save_weights,
     write_description,
 )
+from pointdistill.engine.sharing.model_card import model_card
+from pointdistill.engine.sharing.push import prepare, upload
+from pointdistill.engine.weights.encoders import fingerprint, load_encoder, save_encoder
+from pointdistill.engine.weights.licences import (
+    CardLicence,
+    Terms,
+    card_licence,
+    read_ledger,
+    terms_of,
+)
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.classifier import ClassifierConfig
+from pointdistill.model.config import AugmentConfig
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
-from pointdistill.model.views import AugmentConfig
 from tests.engine.conftest import micro_config
 
 OPEN = {"name": "builtin", "licence": "CC0-1.0 (made on the spot)", "shapes": 4000}

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pointdistill.engine.config import PretrainConfig, from_plain, to_plain
-from pointdistill.engine.recipes import RECIPES, find_recipe, recipe
-from pointdistill.engine.settings import differences
-from pointdistill.engine.training.pretrain import RunOptions, pretrain
+from pointdistill.engine.config.config import PretrainConfig, from_plain, to_plain
+from pointdistill.engine.config.recipes import RECIPES, find_recipe, recipe
+from pointdistill.engine.config.settings import differences
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.errors import ConfigError
-from pointdistill.model.distillation import Mode, Student
-from pointdistill.model.masking import MaskKind
+from pointdistill.model.config import MaskKind, Mode
+from pointdistill.model.distillation import Student
 from tests.engine.conftest import MemoryCorpus
+from tests.recorder import OnStep
 
 # What an ablation changes in the run that it is taken from, beside its name.
 CHANGED = {
@@ -100,7 +102,7 @@ def test_every_tiny_recipe_trains(name: str, memory_corpus: MemoryCorpus, tmp_pa
         corpus=memory_corpus,
         run=tmp_path / "run",
         options=RunOptions(device="cpu"),
-        report=lambda record: seen.append(record.loss),
+        reporter=OnStep(lambda record: seen.append(record.loss)),
     )
     assert (result.step, len(seen)) == (10, 10)
     assert len(set(seen)) == 10

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from pointdistill.data.build import BuildSettings
-from pointdistill.data.build.prepare import prepare_corpus
+from pointdistill.data.prepare import BuildSettings
+from pointdistill.data.prepare.prepare import prepare_corpus
 from pointdistill.data.sources import SourceRequest
-from pointdistill.engine.exchange.encoders import save_encoder
-from pointdistill.engine.recipes import SIZES
+from pointdistill.engine.config.recipes import SIZES
+from pointdistill.engine.pretraining.loader import read_batch
+from pointdistill.engine.reconstruction.decoder import PatchDecoder
 from pointdistill.engine.reconstruction.decoder_training import (
     ReconstructConfig,
     decoder_config,
@@ -34,12 +35,11 @@ from pointdistill.engine.reconstruction.reconstruct import (
     pretraining_masking,
     reconstruct,
 )
-from pointdistill.engine.training.loader import read_batch
+from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
-from pointdistill.model.decoder import PatchDecoder
+from pointdistill.model.config import MaskingConfig
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
-from pointdistill.model.masking import MaskingConfig
 from pointdistill.reporter import Reporter
 from tests.engine.conftest import MemoryCorpus, micro_config
 

@@ -13,14 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pointdistill.engine.reporting.pictures import (
-    clouds,
-    loss_curves,
-    masked_patches,
-    neighbour_rows,
-)
-from pointdistill.engine.reporting.report import Picture, Section, write_report
-from pointdistill.engine.reporting.tables import Table
+from pointdistill.engine.reports.pages import Picture, Section, write_report
+from pointdistill.engine.reports.pictures import clouds, loss_curves, masked_patches, neighbour_rows
+from pointdistill.engine.reports.tables import Table
 from pointdistill.errors import ConfigError, DataError
 
 DOT = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])

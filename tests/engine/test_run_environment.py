@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from pointdistill.engine import devices
-from pointdistill.engine.config import PretrainConfig, to_plain
-from pointdistill.engine.training import pretrain as module
-from pointdistill.engine.training.pretrain import pretrain
-from pointdistill.engine.training.run_folder import (
+from pointdistill.engine.config.config import PretrainConfig, to_plain
+from pointdistill.engine.pretraining import pretrain as module
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.run_folder import (
     RunEnvironment,
     begin_run,
     read_run_environment,
     resume_run,
 )
+from pointdistill.engine.runtime import devices
 from pointdistill.errors import ConfigError
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import options

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from pointdistill.data.benchmarks.records import LabelledClouds
-from pointdistill.data.build import build_corpus
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
-from pointdistill.engine.training import run_probe
-from pointdistill.engine.training.pretrain import pretrain
-from pointdistill.engine.training.run_folder import read_metrics
-from pointdistill.engine.training.run_probe import LabelledSet, RunProbe, open_labelled_set
-from pointdistill.engine.training.saving import take_snapshot
-from pointdistill.engine.training.state import new_state
+from pointdistill.engine.pretraining import online_probe as run_probe
+from pointdistill.engine.pretraining.checkpoints import take_snapshot
+from pointdistill.engine.pretraining.online_probe import LabelledSet, RunProbe, open_labelled_set
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.run_folder import read_metrics
+from pointdistill.engine.pretraining.state import new_state
 from pointdistill.errors import DataError
 from pointdistill.model.encoder import Encoder
 from tests.engine.conftest import MemoryCorpus, micro_config

@@ -15,13 +15,19 @@ from typing import Any
 import pytest
 import torch
 
-from pointdistill.engine.training import saving, trainer
-from pointdistill.engine.training.metrics_queue import DeviceMetrics
-from pointdistill.engine.training.pretrain import pretrain
-from pointdistill.engine.training.run_folder import read_metrics
-from pointdistill.engine.training.saving import Saver, Snapshot, take_snapshot, write_snapshot
-from pointdistill.engine.training.state import list_checkpoints, load_latest, new_state
-from pointdistill.engine.training.step import TrainingStep
+from pointdistill.engine.pretraining import checkpoints as saving
+from pointdistill.engine.pretraining import trainer
+from pointdistill.engine.pretraining.checkpoints import (
+    Saver,
+    Snapshot,
+    take_snapshot,
+    write_snapshot,
+)
+from pointdistill.engine.pretraining.monitor import DeviceMetrics
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.run_folder import read_metrics
+from pointdistill.engine.pretraining.state import list_checkpoints, load_latest, new_state
+from pointdistill.engine.pretraining.step import TrainingStep
 from pointdistill.errors import CheckpointError
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_equal, assert_same_bits, options, tensors

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.engine.schedules import ScheduleConfig, linear, two_stage, warmup_cosine
+from pointdistill.engine.runtime.schedules import ScheduleConfig, linear, two_stage, warmup_cosine
 from pointdistill.errors import ConfigError
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import trimesh
 
-from pointdistill.data.build import build_corpus
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding import file as file_module
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
 from pointdistill.engine.embedding.file import Index, open_index
 from pointdistill.engine.embedding.search import draw_sheet, find_index, nearest, search
-from pointdistill.engine.exchange.encoders import save_encoder
+from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from tests.engine.test_embedding import random_encoder
 

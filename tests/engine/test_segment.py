@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pointdistill.data.benchmarks.records import PartClouds
 from pointdistill.data.benchmarks.shapenetpart import CATEGORY_PARTS as SHAPENET
+from pointdistill.engine.features.inputs import published_input
 from pointdistill.engine.finetuning.epochs import EpochRecord
 from pointdistill.engine.finetuning.part_clouds import (
     PackedClouds,
@@ -27,9 +28,9 @@ from pointdistill.engine.finetuning.segmentation import (
     segmenter_config,
     train_segmenter,
 )
-from pointdistill.engine.inputs import published_input
 from pointdistill.errors import ConfigError, DataError
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.segmenter import SegmenterConfig
 from pointdistill.model.transformer import StochasticDepth

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.engine.config import to_plain
-from pointdistill.engine.recipes import RECIPES, recipe
-from pointdistill.engine.settings import (
+from pointdistill.engine.config.config import to_plain
+from pointdistill.engine.config.recipes import RECIPES, recipe
+from pointdistill.engine.config.settings import (
     RunOverrides,
     as_toml,
     merged,
@@ -20,7 +20,7 @@ from pointdistill.engine.settings import (
     resolve_config,
 )
 from pointdistill.errors import ConfigError, DataError
-from pointdistill.model.distillation import Mode
+from pointdistill.model.config import Mode
 
 
 def test_nothing_asked_is_the_small_model() -> None:

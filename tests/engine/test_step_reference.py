@@ -18,11 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pointdistill.engine.config import PretrainConfig
-from pointdistill.engine.schedules import ScheduleConfig
-from pointdistill.engine.training.pretrain import pretrain
-from pointdistill.engine.training.state import TrainState, load_state, new_state
-from pointdistill.model.distillation import Mode, Student, Teacher
+from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.state import TrainState, load_state, new_state
+from pointdistill.engine.runtime.schedules import ScheduleConfig
+from pointdistill.model.config import Mode
+from pointdistill.model.distillation import Student, Teacher
 from pointdistill.model.encoder import Tokens
 from pointdistill.model.masking import draw_masks
 from pointdistill.model.patches import Patches

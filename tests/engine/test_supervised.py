@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.benchmarks.records import LabelledClouds
+from pointdistill.engine.features.probe_heads import split_batches
 from pointdistill.engine.finetuning.classification import (
     ClassifierResult,
     patchify_clouds,
@@ -17,9 +18,9 @@ from pointdistill.engine.finetuning.classification import (
     train_classifier,
     training_patches,
 )
-from pointdistill.engine.finetuning.epochs import EpochRecord, split_batches
+from pointdistill.engine.finetuning.epochs import EpochRecord
 from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe
-from pointdistill.engine.schedules import two_stage, warmup_cosine
+from pointdistill.engine.runtime.schedules import two_stage, warmup_cosine
 from pointdistill.errors import ConfigError, DataError, DivergenceError
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import Patches

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pointdistill.engine.exchange.encoders import load_encoder, save_encoder
-from pointdistill.engine.exchange.export import export_encoder
+from pointdistill.engine.sharing.export import export_encoder
+from pointdistill.engine.weights.encoders import load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize

@@ -21,16 +21,19 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pointdistill.engine.config import PretrainConfig
-from pointdistill.engine.optimizer import whole
-from pointdistill.engine.training import step, trainer
-from pointdistill.engine.training.loader import Batch
-from pointdistill.engine.training.pretrain import RunOptions, StepRecord, pretrain
-from pointdistill.engine.training.run_folder import CHECKPOINTS
-from pointdistill.engine.training.state import list_checkpoints
+from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.pretraining import step, trainer
+from pointdistill.engine.pretraining.loader import Batch
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.run_folder import CHECKPOINTS
+from pointdistill.engine.pretraining.state import list_checkpoints
+from pointdistill.engine.pretraining.trainer import RunOptions
+from pointdistill.engine.runtime.optimizer import whole
 from pointdistill.errors import PointDistillError
 from pointdistill.model.distillation import Views
+from pointdistill.reporter import StepRecord
 from tests.engine.conftest import MemoryCorpus, micro_config
+from tests.recorder import OnStep
 
 
 def shared_config(steps: int = 6) -> PretrainConfig:
@@ -84,7 +87,7 @@ def kill_before(name: str, call: str) -> None:
     if name == "step":
         return
     module, function = name.split(".")
-    place = import_module(f"pointdistill.engine.training.{module}")
+    place = import_module(f"pointdistill.engine.pretraining.{module}")
     real, calls = getattr(place, function), []
 
     def counting(*arguments: Any, **named: Any) -> Any:
@@ -124,7 +127,7 @@ def main(asked: dict[str, Any]) -> int:
             run=run,
             resume=resume,
             options=RunOptions(**{"device": "cpu", "log_every": 1} | asked.get("options", {})),
-            report=report,
+            reporter=OnStep(report),
         )
     except PointDistillError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pointdistill.errors import ConfigError
-from pointdistill.model.decoder import (
+from pointdistill.engine.reconstruction.decoder import (
     DecoderConfig,
     PatchDecoder,
     chamfer_distance,
     copied_patches,
 )
+from pointdistill.errors import ConfigError
 from pointdistill.model.initialize import initialize
 from pointdistill.model.patches import Patches
 

@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pointdistill.model.config import Mode, PredictorConfig, Temperatures
 from pointdistill.model.distillation import (
     Head,
-    Mode,
     SeenAs,
     Student,
     Teacher,
     TeacherOutput,
-    Temperatures,
     Views,
     objective,
 )
@@ -26,7 +25,7 @@ from pointdistill.model.heads import ProjectionHead
 from pointdistill.model.initialize import initialize
 from pointdistill.model.masking import Masks
 from pointdistill.model.patches import Patches
-from pointdistill.model.predictor import Predictor, PredictorConfig
+from pointdistill.model.predictor import Predictor
 from pointdistill.model.transformer import StochasticDepth
 from tests.engine.conftest import micro_config
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pointdistill.errors import ConfigError, DataError
-from pointdistill.model.encoder import Encoder, EncoderConfig, PatchEmbedding
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder, PatchEmbedding
 from pointdistill.model.initialize import initialize
 from tests.engine.conftest import micro_config
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pointdistill.engine.exchange.published import to_our_names
+from pointdistill.engine.weights.published import to_our_names
 from pointdistill.errors import ConfigError
 from pointdistill.model.classifier import (
     Classifier,
@@ -22,7 +22,8 @@ from pointdistill.model.classifier import (
     initialize_uniform,
     ramp_stochastic_depth,
 )
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import Patches, cut_patches, to_unit_sphere
 
 TINY = EncoderConfig(

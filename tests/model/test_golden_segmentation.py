@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pointdistill.engine.exchange.published import to_our_names
+from pointdistill.engine.weights.published import to_our_names
 from pointdistill.errors import ConfigError
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import Patches, cut_patches, to_unit_sphere
 from pointdistill.model.segmenter import Segmenter, SegmenterConfig, interpolate
 

@@ -12,34 +12,36 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pointdistill.engine.config import PretrainConfig
-from pointdistill.engine.devices import build_accelerator
-from pointdistill.engine.exchange.published import to_our_names
-from pointdistill.engine.optimizer import clip_gradients
-from pointdistill.engine.schedules import Rates
-from pointdistill.engine.training import step as step_module
-from pointdistill.engine.training.loader import Batch
-from pointdistill.engine.training.sharding import prepare_student
-from pointdistill.engine.training.state import TrainState, new_state
-from pointdistill.engine.training.step import TrainingStep
+from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.pretraining import step as step_module
+from pointdistill.engine.pretraining.loader import Batch
+from pointdistill.engine.pretraining.sharding import prepare_student
+from pointdistill.engine.pretraining.state import TrainState, new_state
+from pointdistill.engine.pretraining.step import TrainingStep
+from pointdistill.engine.runtime.devices import build_accelerator
+from pointdistill.engine.runtime.optimizer import clip_gradients
+from pointdistill.engine.runtime.schedules import Rates
+from pointdistill.engine.weights.published import to_our_names
+from pointdistill.model.config import (
+    CropConfig,
+    EncoderConfig,
+    HeadConfig,
+    Mode,
+    PredictorConfig,
+    Temperatures,
+)
 from pointdistill.model.distillation import (
     CENTER_MOMENTUM,
     Head,
     Losses,
-    Mode,
     Predictions,
     SeenAs,
     TeacherOutput,
-    Temperatures,
     Views,
     objective,
 )
-from pointdistill.model.encoder import EncoderConfig
-from pointdistill.model.heads import HeadConfig
 from pointdistill.model.masking import Masks
 from pointdistill.model.patches import Patches, cut_patches, to_unit_sphere
-from pointdistill.model.predictor import PredictorConfig
-from pointdistill.model.views import CropConfig
 
 CASES = {
     "dual": Mode.DUAL,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pointdistill.errors import ConfigError
-from pointdistill.model.masking import MaskingConfig, MaskKind, Masks, draw_masks
+from pointdistill.model.config import MaskingConfig, MaskKind
+from pointdistill.model.masking import Masks, draw_masks
 from pointdistill.model.random import KeyedRandom, sample_keys
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pointdistill.model.config import AugmentConfig, CropConfig
 from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.views import (
-    AugmentConfig,
-    CropConfig,
     augment_points,
     box_distance,
     crop_points,

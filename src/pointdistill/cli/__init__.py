@@ -8,18 +8,16 @@ from typing import NoReturn
 
 import typer
 
-from pointdistill.cli.about import doctor, recipes, show_version
+from pointdistill.cli.about import doctor, quickstart, recipes, show_version
 from pointdistill.cli.console import name_options, print_error
-from pointdistill.cli.corpus import inspect, preview, verify
+from pointdistill.cli.corpus import inspect, leaks, preview, verify
 from pointdistill.cli.embed import embed
 from pointdistill.cli.evaluate import evaluate
 from pointdistill.cli.finetune import finetune
-from pointdistill.cli.leaks import leaks
 from pointdistill.cli.plan import plan
 from pointdistill.cli.predict import predict
 from pointdistill.cli.prepare_data import prepare_data
 from pointdistill.cli.pretrain import pretrain
-from pointdistill.cli.quickstart import quickstart
 from pointdistill.cli.reconstruct import reconstruct
 from pointdistill.cli.sample import sample
 from pointdistill.cli.search import search

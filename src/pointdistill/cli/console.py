@@ -6,22 +6,21 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
-from pointdistill.engine.training.training_reporter import TrainingReporter
-from pointdistill.reporter import Reporter, format_duration
+from pointdistill.reporter import Reporter, TrainingReporter, format_duration
 
 if TYPE_CHECKING:
     import rich.table
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from pointdistill.engine.reporting.tables import Table
-    from pointdistill.engine.training.pretrain import StepRecord
+    from pointdistill.engine.reports.tables import Table
+    from pointdistill.reporter import StepRecord
 
 _LEAST_WIDTH = 80
 """Columns in which a table that is printed whole has room."""
@@ -296,3 +295,47 @@ def _rich_table(table: Table, right: Collection[str]) -> rich.table.Table:
     for row in table.rows:
         drawn.add_row(*(Text(cell) for cell in row))
     return drawn
+
+
+# Lines and a bar for work of several parts.
+
+
+def say_saving() -> None:
+    """Answer the first Ctrl-C of a training, which ends only after the step that it is in."""
+    # Straight to the file: within a signal's handler a buffered stream may be in the middle of a write.
+    os.write(2, b"\nfinishing this step, then saving; a second signal stops at once\n")
+
+
+@contextmanager
+def task_progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+    """Lines and a bar on stderr; the bar on a terminal only, and gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=None)
+
+        def say(line: str) -> None:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        def show(what: str, done: int, total: int) -> None:
+            if bar.tasks[task].total != total or done < bar.tasks[task].completed:
+                bar.reset(task, total=total)
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield say, show

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 
 from pointdistill.cli.console import console_reporter, print_table
 from pointdistill.cli.options import CorpusArgument, named_corpus
+from pointdistill.data.benchmarks.registry import BENCHMARKS
 
 MOST_SHAPES = 500
 """More would make a page that no browser likes to open."""
@@ -30,7 +32,7 @@ def inspect(
     import json
 
     from pointdistill.data.corpus.inspect import inspect_corpus
-    from pointdistill.engine.reporting.corpus_tables import corpus_json, corpus_tables
+    from pointdistill.engine.reports.corpus_tables import corpus_json, corpus_tables
 
     folder = named_corpus(corpus)
     with console_reporter() as reporter:
@@ -111,7 +113,7 @@ def preview(
     """
     from pointdistill.data.corpus import open_corpus
     from pointdistill.data.corpus.choose import ShapeFilter, choose_shapes
-    from pointdistill.engine.reporting.preview import write_preview
+    from pointdistill.engine.reports.preview import write_preview
 
     folder = named_corpus(corpus)
     selection = ShapeFilter(
@@ -126,3 +128,72 @@ def preview(
     typer.echo(
         f"next: pointdistill pretrain --size tiny --data {shlex.quote(str(folder))}   (on a GPU: --size small)"
     )
+
+
+# ``pointdistill leaks``: test shapes of a benchmark that lie in a corpus.
+
+
+class BenchmarkName(StrEnum):
+    """What can be checked."""
+
+    _ignore_ = "name"
+    for name in BENCHMARKS:
+        vars()[name.upper()] = name
+
+
+def leaks(
+    benchmark: Annotated[BenchmarkName, typer.Argument(help="Whose test shapes are looked for.")],
+    corpus: Annotated[Path | None, typer.Option(help="The corpus to look in.")] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of a corpus, a run: the corpus it saw. Default: the last run here."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The archive; by default it is looked for under data/.")
+    ] = None,
+    stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="Check a stand-in, made on first use.")
+    ] = False,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Such as OBJ-BG; again for more. Default: all.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes. Default: one a core.")
+    ] = None,
+) -> None:
+    """List the test shapes of a benchmark that a corpus has: by id, and by the shapes themselves.
+
+    Fingerprints of the corpus are kept in its folder; stopped at any time, the same command goes on.
+    """
+    import json
+
+    from pointdistill.cli.console import console_reporter, print_table
+    from pointdistill.engine.evaluation.leak_check import LeakRequest, check_leaks, leaks_table
+
+    request = LeakRequest(
+        benchmark=benchmark.value,
+        corpus=corpus,
+        encoder=encoder,
+        data=data,
+        stand_in=stand_in,
+        splits=tuple(split or ()),
+        workers=workers,
+    )
+    with console_reporter() as reporter:
+        checked = check_leaks(request, reporter)
+    if as_json:
+        typer.echo(json.dumps(checked.plain(), indent=1, ensure_ascii=False))
+        return
+    table = leaks_table(checked)
+    if table.rows:
+        print_table(table)
+    else:
+        for line in table.notes:
+            typer.echo(line)
+    command = ["pointdistill", "evaluate", benchmark.value]
+    command += [] if encoder is None else ["--encoder", str(encoder)]
+    command += [] if data is None else ["--data", str(data)]
+    typer.echo(f"next: {shlex.join([*command, *(['--stand-in'] if stand_in else [])])}")

@@ -15,7 +15,7 @@ from pointdistill.data.benchmarks.registry import BENCHMARKS
 from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
 
 if TYPE_CHECKING:
-    from pointdistill.engine.evaluation.saved import Outcome
+    from pointdistill.engine.evaluation.evaluate import Outcome
 
 
 class BenchmarkName(StrEnum):
@@ -113,8 +113,8 @@ def evaluate(
     if encoder is not None:
         require_encoder(encoder, "encoder")
 
+    from pointdistill.engine.evaluation.evaluate import evaluate_saved
     from pointdistill.engine.evaluation.request import EvaluationRequest
-    from pointdistill.engine.evaluation.saved import evaluate_saved
 
     request = EvaluationRequest(
         benchmark=benchmark.value,

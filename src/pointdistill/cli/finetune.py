@@ -96,7 +96,7 @@ def finetune(
         require_encoder(encoder, "encoder")
 
     from pointdistill.engine.finetuning.finetune import finetune, resume_finetune
-    from pointdistill.engine.finetuning.finetune_choices import FinetuneRequest
+    from pointdistill.engine.finetuning.request import FinetuneRequest
 
     if resume:
         assert output is not None

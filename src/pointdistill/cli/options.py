@@ -12,7 +12,7 @@ import typer
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from pointdistill.engine.settings import RunOverrides
+    from pointdistill.engine.config.settings import RunOverrides
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "no", "bf16")
@@ -123,7 +123,7 @@ def run_overrides(
         ConfigError: if they contradict each other, or name a setting that does not exist.
         DataError: if the settings file cannot be read.
     """
-    from pointdistill.engine.settings import RunOverrides, resolve_config
+    from pointdistill.engine.config.settings import RunOverrides, resolve_config
 
     overrides = RunOverrides(
         recipe=recipe,
@@ -155,7 +155,7 @@ def named_corpus(corpus: Path | None) -> Path:
     """
     if corpus is not None:
         return corpus
-    from pointdistill.data.workspace import last_corpus
+    from pointdistill.data.files.workspace import last_corpus
 
     last = last_corpus()
     if last is None:
@@ -188,7 +188,7 @@ def require_encoder(encoder: Path | str | None, *settings: str) -> None:
         CheckpointError: saying what is accepted.
     """
     if encoder is None:
-        from pointdistill.data.workspace import last_run
+        from pointdistill.data.files.workspace import last_run
 
         if last_run() is None:
             msg = "no run was made in this folder yet; run `pointdistill pretrain`, or name an encoder"

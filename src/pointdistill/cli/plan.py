@@ -28,7 +28,7 @@ from pointdistill.cli.options import (
 from pointdistill.reporter import format_duration
 
 if TYPE_CHECKING:
-    from pointdistill.engine.plan import Plan
+    from pointdistill.engine.planning import Plan
 
 GIGA, TERA = 1e9, 1e12
 
@@ -70,8 +70,8 @@ def plan(
     )
     require_paths([data], "data")
 
-    from pointdistill.engine.plan import make_plan
-    from pointdistill.engine.training.run_options import RunOptions
+    from pointdistill.engine.planning import make_plan
+    from pointdistill.engine.pretraining.trainer import RunOptions
 
     with console_reporter() as reporter:
         result = make_plan(

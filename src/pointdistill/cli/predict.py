@@ -52,8 +52,8 @@ def predict(
     """
     require_paths([model])
 
-    from pointdistill.engine.devices import pick_device
     from pointdistill.engine.finetuning.models import TrainedClassifier, load_model
+    from pointdistill.engine.runtime.devices import pick_device
 
     where = pick_device(device)
     loaded = load_model(model)
@@ -73,7 +73,7 @@ def _classify(
 ) -> bool:
     """Whether any file could not be used."""
     from pointdistill.engine.finetuning.predict import classify_files
-    from pointdistill.engine.reporting.tables import Table
+    from pointdistill.engine.reports.tables import Table
 
     with console_reporter() as reporter:
         done, failed = classify_files(classifier, files, up=up, reporter=reporter)
@@ -103,7 +103,7 @@ def _segment(
 ) -> bool:
     """Whether any file could not be used."""
     from pointdistill.engine.finetuning.predict import plan_parts, segment_files, write_parts
-    from pointdistill.engine.reporting.tables import Table
+    from pointdistill.engine.reports.tables import Table
 
     destination = plan_parts(files, output) if output is not None else None
     with console_reporter() as reporter:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.data.build import BuildReport, BuildSettings, ShapeLimits
-    from pointdistill.data.mixture import MixtureRequest
+    from pointdistill.data.prepare import BuildReport, BuildSettings, ShapeLimits
+    from pointdistill.data.prepare.source_status import MixtureRequest
 
 _MIXTURE = "mixture"
 _MOST_CAUSES = 5
@@ -121,8 +121,8 @@ def prepare_data(
     given up before they were read can be tried again with --retry.
     """
     from pointdistill.cli.console import console_reporter
-    from pointdistill.data.build import BuildSettings
-    from pointdistill.data.build.prepare import prepare_corpus
+    from pointdistill.data.prepare import BuildSettings
+    from pointdistill.data.prepare.prepare import prepare_corpus
     from pointdistill.data.sources import SourceRequest
 
     settings = BuildSettings(
@@ -150,9 +150,9 @@ def prepare_data(
         if fetch:
             builds = {"--retry": retry, "--cluster": cluster}
             _refuse(builds, "--fetch, which only downloads; leave one of the two out")
-        asked = _mixture_request(path, sources, take_tests, exclude_tests)
+        mixture = _mixture_request(path, sources, take_tests, exclude_tests)
         _mixture(
-            asked,
+            mixture,
             output,
             settings,
             retry=retry,
@@ -188,8 +188,8 @@ def _typed(
     memory: float | None,
 ) -> tuple[str, ...]:
     """The options that the next command must repeat: those that differ from their defaults."""
-    from pointdistill.data.build.limits import ShapeLimits
-    from pointdistill.data.build.run import DEFAULT_POINTS
+    from pointdistill.data.prepare.build import DEFAULT_POINTS
+    from pointdistill.data.prepare.limits import ShapeLimits
 
     given = {
         "--output": output,
@@ -208,8 +208,8 @@ def _typed(
 
 
 def _limits(deadline: float, memory: float | None) -> ShapeLimits:
-    from pointdistill.data.build.limits import ShapeLimits
-    from pointdistill.data.memory import GIB
+    from pointdistill.data.files.processes import GIB
+    from pointdistill.data.prepare.limits import ShapeLimits
     from pointdistill.errors import ConfigError
 
     if memory is None:
@@ -231,10 +231,9 @@ def _mixture(
     options: tuple[str, ...],
 ) -> None:
     """Plan, fetch for, or build a mixture."""
-    from pointdistill.cli.mixture import fetch_archives, make_mixture
-    from pointdistill.cli.mixture_plan import show_plan
-    from pointdistill.data.build.prepare import DATA_FOLDER
-    from pointdistill.data.workspace import remember_corpus
+    from pointdistill.cli.prepare_mixture import fetch_archives, make_mixture, show_plan
+    from pointdistill.data.files.workspace import remember_corpus
+    from pointdistill.data.prepare.prepare import DATA_FOLDER
 
     corpus = output or DATA_FOLDER / _MIXTURE
     try:
@@ -253,7 +252,7 @@ def _mixture(
 def _mixture_request(
     path: Path | None, sources: str | None, take_tests: str | None, exclude_tests: str | None
 ) -> MixtureRequest:
-    from pointdistill.data.mixture import MixtureRequest
+    from pointdistill.data.prepare.source_status import MixtureRequest
     from pointdistill.errors import ConfigError
 
     if path is None:
@@ -293,7 +292,7 @@ def _stopped() -> NoReturn:
 
 
 def _print(report: BuildReport, name: str, *, retry: bool) -> None:
-    from pointdistill.cli.mixture import shapes_of
+    from pointdistill.cli.prepare_mixture import shapes_of
 
     for line in _refused_lines(report):
         typer.echo(line, err=True)
@@ -309,7 +308,7 @@ def _print(report: BuildReport, name: str, *, retry: bool) -> None:
 
 def _refused_lines(report: BuildReport) -> Iterator[str]:
     """What was refused, by cause, and what to do about it."""
-    from pointdistill.cli.mixture import shapes_of
+    from pointdistill.cli.prepare_mixture import shapes_of
 
     if report.retried:
         read = f"{shapes_of(report.retried)} {'was' if report.retried == 1 else 'were'} read again"

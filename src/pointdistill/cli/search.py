@@ -13,7 +13,7 @@ from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
     from pointdistill.engine.embedding.search import SearchResult
-    from pointdistill.engine.reporting.tables import Table
+    from pointdistill.engine.reports.tables import Table
 
 
 def search(
@@ -79,7 +79,7 @@ def search(
 
 
 def _table(query: Path, index: Path, result: SearchResult) -> Table:
-    from pointdistill.engine.reporting.tables import Table as Made
+    from pointdistill.engine.reports.tables import Table as Made
 
     rows = tuple(
         (str(rank), neighbour.id, f"{neighbour.similarity:.4f}")

@@ -13,7 +13,7 @@ from pointdistill.cli.options import require_encoder, require_paths
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pointdistill.engine.exchange.export import OnnxExport
+    from pointdistill.engine.sharing.export import OnnxExport
 
 
 class FormatName(StrEnum):
@@ -53,7 +53,7 @@ def export(
     ] = None,
 ) -> None:
     """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
-    from pointdistill.data.workspace import last_run
+    from pointdistill.data.files.workspace import last_run
 
     if points is not None and file_format is not FormatName.ONNX:
         msg = f"--points {points} belongs to --format onnx; safetensors take clouds of any size"
@@ -62,13 +62,13 @@ def export(
     source = encoder or last_run()
     assert source is not None
 
-    from pointdistill.engine.exchange.encoders import locate_encoder
-    from pointdistill.engine.exchange.export import export_encoder
-    from pointdistill.engine.exchange.record import encoder_line
+    from pointdistill.engine.pretraining.record import encoder_line
+    from pointdistill.engine.sharing.export import export_encoder
+    from pointdistill.engine.weights.encoders import locate_encoder
 
     typer.echo(encoder_line(locate_encoder(source)), err=True)
     if file_format is FormatName.ONNX:
-        from pointdistill.engine.exchange.export import export_onnx
+        from pointdistill.engine.sharing.export import export_onnx
 
         _describe_onnx(export_onnx(source, output, points=points))
         return
@@ -113,8 +113,8 @@ def push(
     if "/" in repository:  # any other name is refused first, by the engine
         require_encoder(source)
 
-    from pointdistill.engine.exchange.push import CARD, prepare, upload
-    from pointdistill.engine.exchange.record import encoder_line
+    from pointdistill.engine.pretraining.record import encoder_line
+    from pointdistill.engine.sharing.push import CARD, prepare, upload
 
     prepared = prepare(source, repository, card_only or Path("hub", repository))
     if prepared.is_encoder:
@@ -151,7 +151,7 @@ def import_weights(
     """Turn a published checkpoint into an encoder folder; no code in it is run."""
     require_paths([checkpoint])
 
-    from pointdistill.engine.exchange.published import import_weights as run
+    from pointdistill.engine.weights.published import import_weights as run
 
     imported = run(checkpoint, output, branch=branch.value, heads=heads)
     config = imported.encoder.config

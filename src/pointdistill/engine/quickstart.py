@@ -12,33 +12,114 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
-from pointdistill.data.build import build_corpus
 from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.files.workspace import remember_run
+from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.standins import HARDNESS, ScanSizes, make_scanobjectnn_stand_in
-from pointdistill.data.workspace import remember_run
-from pointdistill.engine.config import PretrainConfig, to_plain
+from pointdistill.engine.config.config import PretrainConfig, to_plain
+from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.results import Result, Spread, write_results
 from pointdistill.engine.evaluation.run import COPIES_ON_CPU, Evaluation
 from pointdistill.engine.evaluation.tables import results_table
-from pointdistill.engine.exchange.encoders import load_encoder
+from pointdistill.engine.features.extract import extract_features
+from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import train_classifier
 from pointdistill.engine.finetuning.recipes import RECIPES
-from pointdistill.engine.inputs import protocol_input
-from pointdistill.engine.recipes import recipe
-from pointdistill.engine.reporting.gallery import learning_pictures
-from pointdistill.engine.reporting.report import Picture, Section, write_report
-from pointdistill.engine.training.pretrain import RunOptions, pretrain
-from pointdistill.engine.training.run_folder import CHECKPOINTS, read_metrics, read_run_config
-from pointdistill.engine.training.state import list_checkpoints, new_state
-from pointdistill.engine.training.training_reporter import TrainingReporter
+from pointdistill.engine.pretraining.loader import read_batch
+from pointdistill.engine.pretraining.pretrain import pretrain
+from pointdistill.engine.pretraining.run_folder import CHECKPOINTS, read_metrics, read_run_config
+from pointdistill.engine.pretraining.state import list_checkpoints, new_state
+from pointdistill.engine.pretraining.trainer import RunOptions
+from pointdistill.engine.reports.pages import Picture, Section, write_report
+from pointdistill.engine.reports.pictures import clouds, masked_patches, neighbour_rows
+from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
-from pointdistill.reporter import SILENT, Reporter
+from pointdistill.model.masking import draw_masks
+from pointdistill.model.random import KeyedRandom, sample_keys
+from pointdistill.model.views import draw_views
+from pointdistill.reporter import SILENT, Reporter, TrainingReporter
 from pointdistill.version import __version__
+
+# Pictures of a run: shapes it saw, views and masks it was trained on, neighbours it finds.
+
+SHAPES = 6
+"""Clouds in a picture; of neighbours one less, beside the query."""
+
+POOL = 1500
+"""Number of test clouds that are searched for neighbours."""
+
+
+def learning_pictures(
+    encoder: Encoder, corpus: Corpus, benchmark: Benchmark, config: PretrainConfig
+) -> list[Section]:
+    """Sections for a report: what the encoder was trained on, and what it finds alike."""
+    return [
+        Section(
+            "What it was trained on",
+            "Crops of random shape and size, turned about the vertical and stretched. The student sees the "
+            "blue patches and predicts the orange ones.",
+            pictures=_views(corpus, config),
+        ),
+        Section(
+            "What it finds alike",
+            "Test scans of the benchmark, and the scans whose features are nearest by cosine. "
+            "No label was used to find them.",
+            pictures=(_neighbours(encoder, benchmark),),
+        ),
+    ]
+
+
+def _views(corpus: Corpus, config: PretrainConfig) -> tuple[Picture, ...]:
+    """Shapes of the corpus, with one global view and mask, and one local view, of each."""
+    index = np.linspace(0, len(corpus) - 1, SHAPES).astype(np.int64)
+    shapes = [corpus[int(number)] for number in index]
+    names = [corpus.label_names[shape.label] if shape.label >= 0 else shape.id for shape in shapes]
+    batch = read_batch(corpus, index, epoch=0)
+    random = KeyedRandom(sample_keys(seed=config.seed, epoch=0, index=batch.index))
+    patches, points = draw_views(
+        batch.points, batch.counts, config.global_crop, random.child("global"), config.augment
+    )
+    mask = draw_masks(patches.centers, config.masking, random)
+    views = [
+        (points[row, 0].numpy(), patches.centers[row, 0].numpy(), mask[row, 0, 0].numpy())
+        for row in range(SHAPES)
+    ]
+    pictures = [
+        Picture(
+            "Shapes of the corpus", clouds([shape.points[:2048] for shape in shapes], titles=names)
+        ),
+        Picture("A global view of each, with a mask", masked_patches(views, titles=names)),
+    ]
+    if config.mode.has_cls and config.local_crop is not None:
+        _, local = draw_views(
+            batch.points, batch.counts, config.local_crop, random.child("local"), config.augment
+        )
+        clouds_shown = [local[row, 0].numpy() for row in range(SHAPES)]
+        pictures.append(Picture("A local view of each", clouds(clouds_shown, titles=names)))
+    return tuple(pictures)
+
+
+def _neighbours(encoder: Encoder, benchmark: Benchmark) -> Picture:
+    """Queries spread over the test set, each with its nearest others."""
+    points = benchmark.test.points[:POOL]
+    labels = benchmark.test.labels[:POOL]
+    inputs = protocol_input(benchmark.name, encoder.config)
+    features = extract_features(encoder, points, inputs=inputs, seed=0).unit
+    queries = torch.linspace(0, len(points) - 1, 5).long()
+    cosine = features[queries] @ features.T
+    order = cosine.argsort(dim=1, descending=True)[:, :SHAPES]
+    names = [[benchmark.classes[int(labels[i])] for i in row] for row in order.tolist()]
+    rows = [[points[i] for i in row] for row in order.tolist()]
+    return Picture("Left: a scan. Beside it: its nearest scans", neighbour_rows(rows, titles=names))
+
 
 SPLIT = "OBJ-BG"
 PRETRAINED, INITIAL, GEOMETRY = "pretrained", "initial weights", "geometric features"
@@ -207,7 +288,7 @@ def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, stages: _Stag
         run=run,
         resume=resume,
         options=RunOptions(device=config.device, save_every=400),
-        report=stages.step,
+        reporter=stages,
     )
     return not result.interrupted
 
@@ -289,7 +370,7 @@ def _report(
     stages: _Stages,
 ) -> None:
     """One page: facts, the table, the curves, and pictures of views and neighbours."""
-    from pointdistill.engine.reporting.pictures import loss_curves
+    from pointdistill.engine.reports.pictures import loss_curves
 
     trained_for = config.pretraining()
     facts = {

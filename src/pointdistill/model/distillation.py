@@ -14,10 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pointdistill.model.config import Mode as Mode
-from pointdistill.model.config import Temperatures as Temperatures
-from pointdistill.model.encoder import Encoder, EncoderConfig, Tokens
-from pointdistill.model.heads import HeadConfig, ProjectionHead
+from pointdistill.model.config import EncoderConfig, HeadConfig, Mode, PredictorConfig, Temperatures
+from pointdistill.model.encoder import Encoder, Tokens
+from pointdistill.model.heads import ProjectionHead
 from pointdistill.model.losses import (
     feature_regression,
     koleo,
@@ -26,7 +25,7 @@ from pointdistill.model.losses import (
 )
 from pointdistill.model.masking import Masks
 from pointdistill.model.patches import Patches, gather_points
-from pointdistill.model.predictor import Predictor, PredictorConfig
+from pointdistill.model.predictor import Predictor
 
 CENTER_MOMENTUM = 0.9
 KOLEO_WEIGHT = 0.01

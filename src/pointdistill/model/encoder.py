@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pointdistill.errors import DataError
-from pointdistill.model.config import EncoderConfig as EncoderConfig
+from pointdistill.model.config import EncoderConfig
 from pointdistill.model.patches import (
     Patches,
     farthest_points,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pointdistill.model.config import HeadConfig as HeadConfig
+from pointdistill.model.config import HeadConfig
 
 NORMALIZE_EPS = 1e-6
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pointdistill.model.config import MaskingConfig as MaskingConfig
-from pointdistill.model.config import MaskKind as MaskKind
+from pointdistill.model.config import MaskingConfig, MaskKind
 from pointdistill.model.random import KeyedRandom
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pointdistill.model.config import PredictorConfig as PredictorConfig
+from pointdistill.model.config import PredictorConfig
 from pointdistill.model.transformer import Attention, MlpBranch, RMSNorm, SelfAttentionBranch
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pointdistill.model.config import AugmentConfig as AugmentConfig
-from pointdistill.model.config import CropConfig as CropConfig
+from pointdistill.model.config import AugmentConfig, CropConfig
 from pointdistill.model.patches import Patches, gather_points, patchify, to_unit_sphere
 from pointdistill.model.random import KeyedRandom
 from pointdistill.model.selection import draw_nearest, in_numpy

@@ -15,8 +15,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import MEMBER_LIMIT_BYTES, Archive, open_archive
-from pointdistill.data.benchmarks.modelnet40_forms import CLASSES
+from pointdistill.data.benchmarks.modelnet40 import CLASSES
 from pointdistill.data.benchmarks.records import (
     Benchmark,
     LabelledClouds,
@@ -33,8 +32,10 @@ from pointdistill.data.benchmarks.spec import (
     Progress,
     PublishedFigure,
 )
-from pointdistill.data.pickles import PickleLimits, Purpose, read_pickle
-from pointdistill.data.pickles.arrays import ARRAY_GLOBALS, ArrayRecord
+from pointdistill.data.files.archive import MEMBER_LIMIT_BYTES, Archive, open_archive
+from pointdistill.data.files.numpy_pickles import ARRAY_GLOBALS, ArrayRecord
+from pointdistill.data.files.pickle_machine import PickleLimits, Purpose
+from pointdistill.data.files.pickles import read_pickle
 from pointdistill.errors import ConfigError, DataError
 
 NAME = "ModelNet40 few-shot"

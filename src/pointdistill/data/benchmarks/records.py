@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import MEMBER_LIMIT_BYTES, Archive
+from pointdistill.data.files.archive import MEMBER_LIMIT_BYTES, Archive
 from pointdistill.data.meshes.formats.content import parse_rows
 from pointdistill.errors import DataError
 

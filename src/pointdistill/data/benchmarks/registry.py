@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pointdistill.data.benchmarks.spec import BenchmarkPaths, BenchmarkSpec
-from pointdistill.data.workspace import last_corpus, last_stand_in, remember_stand_in
+from pointdistill.data.files.workspace import last_corpus, last_stand_in, remember_stand_in
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pointdistill.data.archive import Archive, open_archive
 from pointdistill.data.benchmarks.records import (
     Benchmark,
     is_stand_in,
@@ -29,6 +28,7 @@ from pointdistill.data.benchmarks.spec import (
     Progress,
     published_table,
 )
+from pointdistill.data.files.archive import Archive, open_archive
 from pointdistill.errors import ConfigError, DataError
 
 NAME = "ScanObjectNN"

@@ -17,7 +17,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import Archive, open_archive
 from pointdistill.data.benchmarks.records import (
     PartBenchmark,
     PartClouds,
@@ -34,8 +33,9 @@ from pointdistill.data.benchmarks.spec import (
     Progress,
     PublishedFigure,
 )
-from pointdistill.data.files import write_aside
-from pointdistill.data.workers import ordered_map
+from pointdistill.data.files.archive import Archive, open_archive
+from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.processes import ordered_map
 from pointdistill.errors import DataError
 
 NAME = "ShapeNetPart"

@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.corpus.manifest import (
-    REFUSED_NAME,
-    Manifest,
-    SourceRecord,
-    read_manifest,
-)
+from pointdistill.data.corpus.manifest import REFUSED_NAME, Manifest, SourceRecord, read_manifest
 from pointdistill.data.corpus.reader import ShardColumns, damaged, open_columns
 from pointdistill.data.corpus.refused import RefusedCause, count_causes
 from pointdistill.data.corpus.shard import LEVELS

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pointdistill.data.files import read_json, write_json
+from pointdistill.data.files.files import read_json, write_json
 from pointdistill.errors import CorpusError, DataError
 
 MANIFEST_NAME = "corpus.json"

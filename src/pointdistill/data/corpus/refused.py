@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pointdistill.data.corpus.reader import damaged
-from pointdistill.data.files import write_aside
+from pointdistill.data.files.files import write_aside
 
 MOST_CAUSES = 500
 """Kinds of causes that are told apart; further ones are counted together."""

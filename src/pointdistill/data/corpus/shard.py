@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.corpus.hdf5_layout import ArraySpec, FileLayout, lay_out_file, utf8_text
-from pointdistill.data.files import write_aside
+from pointdistill.data.files.files import write_aside
 from pointdistill.errors import DataError
 
 UNKNOWN_LABEL = -1

@@ -25,7 +25,7 @@ from pointdistill.data.corpus.shard import (
     read_block,
     row_digest,
 )
-from pointdistill.data.files import sha256_of
+from pointdistill.data.files.files import sha256_of
 from pointdistill.errors import CorpusError
 
 

@@ -13,8 +13,13 @@ from threadpoolctl import threadpool_limits
 
 from pointdistill.data.corpus import Corpus
 from pointdistill.data.corpus.manifest import SourceRecord
-from pointdistill.data.leaks.candidates import Queries, corpus_fingerprints, nearest_candidates
-from pointdistill.data.leaks.fingerprint import POINTS
+from pointdistill.data.files.processes import ordered_map
+from pointdistill.data.leaks.candidates import (
+    POINTS,
+    Queries,
+    corpus_fingerprints,
+    nearest_candidates,
+)
 from pointdistill.data.leaks.phase_matching import LIKELY, PhaseMatcher, pattern
 from pointdistill.data.leaks.registration import (
     SAME_SURFACE,
@@ -22,7 +27,6 @@ from pointdistill.data.leaks.registration import (
     SurfaceSamples,
     surface_gap,
 )
-from pointdistill.data.workers import ordered_map
 
 How = Literal["id", "geometry"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from pointdistill.data.leaks.fingerprint import (
+from pointdistill.data.leaks.candidates import (
     ANGULAR,
     POINTS,
     SLOPE_STEP,

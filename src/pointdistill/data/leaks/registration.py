@@ -23,10 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from pointdistill.data.leaks.fingerprint import (
-    centred,
-    subsample,
-)
+from pointdistill.data.leaks.candidates import centred, subsample
 
 Floats: TypeAlias = NDArray[np.float64]
 

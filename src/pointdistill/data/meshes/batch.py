@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.files import write_aside
+from pointdistill.data.files.files import write_aside
 from pointdistill.data.meshes.read import FORMATS, read_mesh
 from pointdistill.data.meshes.records import Axis, MeshLimits, PointSet, Surface
 from pointdistill.data.meshes.sample import draw_for_file, named_rng

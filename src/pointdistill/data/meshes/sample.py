@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.files.archive import Archive
 from pointdistill.data.meshes.read import from_object, printable_line, read_mesh
 from pointdistill.data.meshes.records import Axis, MeshLimits, PointSet, Surface
 from pointdistill.data.meshes.sampling import check_axis, draw
@@ -101,3 +103,57 @@ def named_rng(seed: int, name: str = "") -> np.random.Generator:
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     words = np.frombuffer(digest, "<u4").tolist() if name else []
     return np.random.default_rng(np.random.SeedSequence([seed, *words]))
+
+
+# From the content of a mesh file to the points of a shape, shared by all sources of meshes.
+
+
+def draw_up_to(
+    shape: Surface | PointSet, count: int, *, up: Axis, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Points of a shape, turned from ``up`` to z up.
+
+    Args:
+        shape: a surface gives ``count`` points, uniform by area; a cloud gives a random subset of its points, or
+            all if it has fewer.
+        count: number of points.
+        up: the axis that points up in the shape's frame.
+        rng: the shape's own generator.
+
+    Raises:
+        DataError: if a cloud has fewer than 32 points.
+    """
+    available = len(shape.points) if isinstance(shape, PointSet) else count
+    return draw(shape, min(count, available), rng=rng, up=up)
+
+
+def read_member(archive: Archive, name: str) -> Surface | PointSet:
+    """The mesh or cloud in one member of an archive.
+
+    Needs a temporary file of the member's size while reading.
+
+    Raises:
+        DataError: as `read_mesh`, naming the member.
+    """
+    return read_content(archive.read(name), name)
+
+
+def read_content(content: bytes, name: str) -> Surface | PointSet:
+    """The mesh or cloud in the bytes of a file that is called ``name``; as `read_member`."""
+    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+        # The member's own name could lead anywhere, and the reader needs only its suffix.
+        path = Path(folder, "member").with_suffix(PurePosixPath(name).suffix)
+        try:
+            path.write_bytes(content)
+        except OSError as error:  # the error of a failed write does not say which disk is full
+            raise OSError(error.errno, error.strerror, folder) from error
+        return read_named(path, name)
+
+
+def read_named(path: Path, name: str) -> Surface | PointSet:
+    """The mesh or cloud in a file that messages call ``name``, so that they are the same on every machine."""
+    try:
+        return read_mesh(path)
+    except DataError as error:
+        shown = printable_line(str(path))  # as messages have it
+        raise DataError(str(error).removeprefix(f"{shown}: ").replace(shown, name)) from error

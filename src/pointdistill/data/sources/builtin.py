@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pointdistill.data.builtin import CATEGORIES, PART_NAMES, make_shape, sample_shape
 from pointdistill.data.corpus.manifest import SourceFacts
+from pointdistill.data.shapes import CATEGORIES, PART_NAMES, make_shape, sample_shape
 from pointdistill.data.sources.base import Entry, SourceCloud, SourceInfo, SourceRequest
 from pointdistill.errors import ConfigError
 

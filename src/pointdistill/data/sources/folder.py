@@ -9,12 +9,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pointdistill.data.archive import still_there, walk
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL
-from pointdistill.data.files import sha256_of
+from pointdistill.data.files.archive import still_there, walk
+from pointdistill.data.files.files import sha256_of
 from pointdistill.data.meshes.read import FORMATS
 from pointdistill.data.meshes.records import Axis
+from pointdistill.data.meshes.sample import draw_up_to, read_named
 from pointdistill.data.meshes.sampling import check_axis
 from pointdistill.data.sources.base import (
     Entry,
@@ -24,7 +25,6 @@ from pointdistill.data.sources.base import (
     printable,
     required_path,
 )
-from pointdistill.data.sources.shapes import draw_up_to, read_named
 from pointdistill.errors import DataError
 
 ASSUMED_UP: Axis = "z"

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from pointdistill.data.archive import Archive, MemberLocation, open_archive
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL
+from pointdistill.data.files.archive import Archive, MemberLocation, open_archive
+from pointdistill.data.files.member import read_member_at
 from pointdistill.data.meshes.records import Axis
-from pointdistill.data.places import read_member_at
-from pointdistill.data.sources.archived import source_facts
+from pointdistill.data.meshes.sample import draw_up_to, read_content
 from pointdistill.data.sources.base import (
     Entry,
     SourceCloud,
@@ -32,8 +32,8 @@ from pointdistill.data.sources.base import (
     SourceRequest,
     archive_paths,
     printable,
+    source_facts,
 )
-from pointdistill.data.sources.shapes import draw_up_to, read_content
 from pointdistill.errors import DataError
 
 TURNED = {"y": "zxy", "z": "none"}

@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from pointdistill.data.archive import open_archive
+from pointdistill.data.files.archive import open_archive
 from pointdistill.data.sources.base import SourceInfo, SourceRequest, archive_paths
 from pointdistill.data.sources.members import Layout, MemberSource, Named, open_members
 from pointdistill.errors import DataError

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import MemberLocation, leads_outside, walk
+from pointdistill.data.files.archive import MemberLocation, leads_outside, walk
 from pointdistill.data.meshes.records import Axis, PointSet
-from pointdistill.data.sources.archived import source_facts
+from pointdistill.data.meshes.sample import draw_up_to, read_content
 from pointdistill.data.sources.base import (
     Entry,
     SourceCloud,
@@ -22,9 +22,9 @@ from pointdistill.data.sources.base import (
     SourceRequest,
     archive_paths,
     printable,
+    source_facts,
 )
 from pointdistill.data.sources.members import TURNED, MemberSource, encode_location
-from pointdistill.data.sources.shapes import draw_up_to, read_content
 from pointdistill.errors import DataError
 
 FEWEST_POINTS = 2048

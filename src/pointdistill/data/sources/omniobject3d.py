@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import MEMBER_LIMIT_BYTES
+from pointdistill.data.files.archive import MEMBER_LIMIT_BYTES
+from pointdistill.data.files.member import read_member_at
 from pointdistill.data.meshes.sampling import to_z_up
-from pointdistill.data.places import read_member_at
 from pointdistill.data.sources.base import Entry, SourceCloud, SourceInfo, SourceRequest
 from pointdistill.data.sources.members import (
     Layout,

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pointdistill.data.archive import open_archive, still_there
-from pointdistill.data.checksums import file_checksum
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.sources.archived import source_facts
+from pointdistill.data.files.archive import open_archive, still_there
+from pointdistill.data.files.workspace import file_checksum
+from pointdistill.data.meshes.sample import draw_up_to, read_member
 from pointdistill.data.sources.base import (
     Entry,
     SourceCloud,
@@ -22,9 +22,9 @@ from pointdistill.data.sources.base import (
     SourceRequest,
     archive_paths,
     printable,
+    source_facts,
 )
 from pointdistill.data.sources.members import joint_checksum
-from pointdistill.data.sources.shapes import draw_up_to, read_member
 from pointdistill.errors import DataError
 
 _MESH = "meshes/model.obj"

@@ -11,17 +11,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.archive import Archive, open_archive
 from pointdistill.data.benchmarks.records import read_dataset
 from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS
 from pointdistill.data.corpus.manifest import SourceFacts
+from pointdistill.data.files.archive import Archive, open_archive
 from pointdistill.data.meshes.sampling import to_z_up
-from pointdistill.data.sources.archived import ArchiveSource, archive_facts
 from pointdistill.data.sources.base import (
+    ArchiveSource,
     Entry,
     SourceCloud,
     SourceInfo,
     SourceRequest,
+    archive_facts,
     archive_paths,
 )
 from pointdistill.errors import DataError

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from pointdistill.data.standins.lvis import LvisSizes, make_lvis_stand_in
 from pointdistill.data.standins.modelnet40 import MeshSizes, make_modelnet40_stand_in
-from pointdistill.data.standins.modelnet_fewshot import (
-    FewshotSizes,
-    make_modelnet_fewshot_stand_in,
-)
+from pointdistill.data.standins.modelnet_fewshot import FewshotSizes, make_modelnet_fewshot_stand_in
 from pointdistill.data.standins.scanobjectnn import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.standins.scans import HARDNESS, Hardness
 from pointdistill.data.standins.shapenetpart import PartSizes, make_shapenetpart_stand_in

@@ -17,13 +17,13 @@ import numpy as np
 
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME, NAME, SHOTS
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
-from pointdistill.data.build.run import build_corpus
-from pointdistill.data.builtin import CATEGORIES, make_shape, sample_shape
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.files import folder_aside, write_json
+from pointdistill.data.files.files import folder_aside, write_json
+from pointdistill.data.files.processes import Progress
+from pointdistill.data.prepare.build import build_corpus
+from pointdistill.data.shapes import CATEGORIES, make_shape, sample_shape
 from pointdistill.data.sources.base import Entry, SourceCloud
 from pointdistill.data.standins.zips import STAND_IN_SEED
-from pointdistill.data.workers import Progress
 from pointdistill.errors import ConfigError
 from pointdistill.reporter import Reporter
 

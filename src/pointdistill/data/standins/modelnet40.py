@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pointdistill.data.benchmarks.modelnet40_forms import CLASSES, NAME
+from pointdistill.data.benchmarks.modelnet40 import CLASSES, NAME
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
-from pointdistill.data.builtin import CATEGORIES, BuiltinShape, make_shape
-from pointdistill.data.files import write_aside
+from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.processes import Progress, ordered_map
+from pointdistill.data.shapes import CATEGORIES, BuiltinShape, make_shape
 from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_member
-from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError
 
 VERSION = 1

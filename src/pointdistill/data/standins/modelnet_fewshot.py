@@ -14,19 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.benchmarks.modelnet40_forms import CLASSES
-from pointdistill.data.benchmarks.modelnet_fewshot import (
-    FEWSHOT_SETTINGS,
-    FOLDS,
-    NAME,
-    TEST_EACH,
-)
+from pointdistill.data.benchmarks.modelnet40 import CLASSES
+from pointdistill.data.benchmarks.modelnet_fewshot import FEWSHOT_SETTINGS, FOLDS, NAME, TEST_EACH
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
-from pointdistill.data.builtin import make_shape, sample_shape
-from pointdistill.data.files import write_aside
+from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.processes import Progress, ordered_map
+from pointdistill.data.shapes import make_shape, sample_shape
 from pointdistill.data.standins.modelnet40 import MADE_AS, STAND_IN_CLASSES
 from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_member
-from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError
 
 VERSION = 1

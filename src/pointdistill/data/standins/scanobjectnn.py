@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.benchmarks.scanobjectnn import CLASSES, NAME, SPLITS
-from pointdistill.data.builtin import make_shape, sample_shape
-from pointdistill.data.files import write_aside
+from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.processes import Progress, ordered_map
+from pointdistill.data.shapes import make_shape, sample_shape
 from pointdistill.data.standins.scans import (
     HARDNESS,
     Flags,
@@ -32,7 +33,6 @@ from pointdistill.data.standins.scans import (
     rotation_about_z,
 )
 from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_member
-from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError
 
 POINTS = 2048

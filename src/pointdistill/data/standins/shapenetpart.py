@@ -23,10 +23,10 @@ from pointdistill.data.benchmarks.shapenetpart import (
     SPLITS,
     SYNSETS,
 )
-from pointdistill.data.builtin import BuiltinShape, make_shape, sample_faces
-from pointdistill.data.files import write_aside
+from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.processes import Progress, ordered_map
+from pointdistill.data.shapes import BuiltinShape, make_shape, sample_faces
 from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_member
-from pointdistill.data.workers import Progress, ordered_map
 from pointdistill.errors import ConfigError
 
 VERSION = 1

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointdistill.engine.embedding.frozen_encoder import frozen_copy
-from pointdistill.engine.features import Features
+from pointdistill.engine.features.extract import Features
+from pointdistill.engine.features.frozen_encoder import frozen_copy
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder, EncoderOutput
 from pointdistill.model.patches import to_unit_sphere

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pointdistill.data.files.workspace import given_or_last_run, remember_embedding
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.meshes.sample import named_rng
-from pointdistill.data.shape_lists import ReadSettings, ShapeList, list_shapes
-from pointdistill.data.workspace import given_or_last_run, remember_embedding
-from pointdistill.engine.devices import pick_device
+from pointdistill.data.sources.paths import ReadSettings, ShapeList, list_shapes
 from pointdistill.engine.embedding.compute import (
     FeatureKind,
     FeatureMaker,
@@ -26,9 +25,9 @@ from pointdistill.engine.embedding.file import (
     write_output,
 )
 from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
-from pointdistill.engine.exchange.encoders import encoder_checksum, load_encoder, locate_encoder
-from pointdistill.engine.exchange.record import encoder_line
-from pointdistill.engine.interrupt import interruptible
+from pointdistill.engine.pretraining.record import encoder_line
+from pointdistill.engine.runtime.devices import interruptible, pick_device
+from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.files import write_aside
+from pointdistill.data.files.files import write_aside
 from pointdistill.engine.embedding.loop import WorkFolder
 from pointdistill.errors import ConfigError, DataError
 

@@ -13,20 +13,16 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.files import write_aside
+from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.workspace import last_embedding
 from pointdistill.data.meshes import check_axis
-from pointdistill.data.shape_lists import PathKind, ReadSettings, ShapeLocation, read_shape
-from pointdistill.data.workspace import last_embedding
-from pointdistill.engine.devices import pick_device
-from pointdistill.engine.embedding.compute import (
-    FeatureMaker,
-    check_kind,
-    inference_threads,
-)
+from pointdistill.data.sources.paths import PathKind, ReadSettings, ShapeLocation, read_shape
+from pointdistill.engine.embedding.compute import FeatureMaker, check_kind, inference_threads
 from pointdistill.engine.embedding.embed import check_paths_exist, find_and_load
 from pointdistill.engine.embedding.file import Index
-from pointdistill.engine.exchange.encoders import encoder_checksum
-from pointdistill.engine.reporting.pictures import clouds
+from pointdistill.engine.reports.pictures import clouds
+from pointdistill.engine.runtime.devices import pick_device
+from pointdistill.engine.weights.encoders import encoder_checksum
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter

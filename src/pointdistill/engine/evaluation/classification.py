@@ -9,23 +9,22 @@ import torch
 
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.spec import FROZEN, TRAINED
-from pointdistill.engine.evaluation.feature_extractors import (
+from pointdistill.engine.evaluation.protocols import FrozenRun, trained_score, training_cost
+from pointdistill.engine.evaluation.results import Result, combine
+from pointdistill.engine.evaluation.run import HEADS, Evaluation, EvaluationRun, side_sizes
+from pointdistill.engine.features import HeadTraining, Score
+from pointdistill.engine.features.extract import BATCH_SIZE
+from pointdistill.engine.features.feature_extractors import (
     EncoderFeatures,
     FeatureExtractor,
     GeometricFeatures,
 )
-from pointdistill.engine.evaluation.forecast import SHORTER, Forecast
-from pointdistill.engine.evaluation.probe import HeadTraining, Score
-from pointdistill.engine.evaluation.protocols import FrozenRun, trained_score, training_cost
-from pointdistill.engine.evaluation.results import Result, combine
-from pointdistill.engine.evaluation.run import HEADS, Evaluation, EvaluationRun, side_sizes
-from pointdistill.engine.features import BATCH_SIZE
+from pointdistill.engine.features.inputs import ProtocolInput, protocol_input
 from pointdistill.engine.finetuning.recipes import recipe_for
 from pointdistill.engine.finetuning.training_file import TrainingFile
-from pointdistill.engine.inputs import ProtocolInput, protocol_input
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
-from pointdistill.reporter import SILENT, Reporter
+from pointdistill.reporter import SHORTER, SILENT, Forecast, Reporter
 
 
 def evaluate(

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pointdistill.data.benchmarks.lvis import NAME, LvisShapes, draw_lvis
-from pointdistill.data.files import write_aside
-from pointdistill.engine.evaluation.feature_extractors import EncoderFeatures
-from pointdistill.engine.evaluation.forecast import SHORTER, Forecast
-from pointdistill.engine.evaluation.probe import (
+from pointdistill.data.files.files import write_aside
+from pointdistill.engine.evaluation.results import Result
+from pointdistill.engine.evaluation.run import EvaluationRun
+from pointdistill.engine.features import (
     HeadTraining,
     LinearHead,
     Score,
@@ -32,11 +32,11 @@ from pointdistill.engine.evaluation.probe import (
     smooth_targets,
     train_head,
 )
-from pointdistill.engine.evaluation.results import Result
-from pointdistill.engine.evaluation.run import EvaluationRun
-from pointdistill.engine.features import Features, pool_batches
-from pointdistill.engine.inputs import draw_clouds
-from pointdistill.engine.training.loader import PointSource, made_ahead
+from pointdistill.engine.features.extract import Features, pool_batches
+from pointdistill.engine.features.feature_extractors import EncoderFeatures
+from pointdistill.engine.features.inputs import draw_clouds
+from pointdistill.engine.pretraining.loader import PointSource, made_ahead
+from pointdistill.reporter import SHORTER, Forecast
 
 TRAINING = HeadTraining(batch_size=128, peak_learning_rate=5e-5)
 """Settings of the linear layer. Source: section 7 of docs/method.md."""

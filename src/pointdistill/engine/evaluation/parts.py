@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pointdistill.data.benchmarks.records import PartBenchmark
 from pointdistill.data.benchmarks.spec import PARTS
-from pointdistill.engine.evaluation.feature_extractors import EncoderFeatures
-from pointdistill.engine.evaluation.forecast import SHORTER, Forecast
-from pointdistill.engine.evaluation.probe import Score
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.run import EvaluationRun, side_sizes
+from pointdistill.engine.features import Score
+from pointdistill.engine.features.feature_extractors import EncoderFeatures
 from pointdistill.engine.finetuning.epochs import EpochRecord
 from pointdistill.engine.finetuning.segmentation import SegmenterRecipe, train_segmenter
 from pointdistill.engine.finetuning.training_file import TrainingFile
+from pointdistill.reporter import SHORTER, Forecast
 
 
 def evaluate_parts(run: EvaluationRun) -> list[Result]:

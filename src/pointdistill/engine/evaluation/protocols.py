@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.engine.devices import threads_for
-from pointdistill.engine.evaluation.feature_extractors import FeatureExtractor, ProbeFeatures
-from pointdistill.engine.evaluation.probe import (
+from pointdistill.engine.evaluation.run import HEADS, Evaluation
+from pointdistill.engine.features import (
     Head,
     LinearHead,
     MlpHead,
@@ -28,7 +27,8 @@ from pointdistill.engine.evaluation.probe import (
     svm_probe,
     train_heads,
 )
-from pointdistill.engine.evaluation.run import HEADS, Evaluation
+from pointdistill.engine.features.feature_extractors import FeatureExtractor, ProbeFeatures
+from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches, voting_input
 from pointdistill.engine.finetuning.classification import (
     EVALUATION_BATCH,
     patchify_from_outermost,
@@ -36,7 +36,7 @@ from pointdistill.engine.finetuning.classification import (
 )
 from pointdistill.engine.finetuning.recipes import recipe_for
 from pointdistill.engine.finetuning.training_file import TrainingFile
-from pointdistill.engine.inputs import ProtocolInput, cloud_batches, voting_input
+from pointdistill.engine.runtime.devices import threads_for
 from pointdistill.model.classifier import Classifier
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import to_unit_sphere
@@ -106,16 +106,16 @@ class FrozenRun:
     def _augmented_features(self) -> Callable[[int], Tensor]:
         """Features of the augmented training clouds by epoch; only copies that come again are kept."""
         copies = self._evaluation.augmented_copies
-        kept: dict[int, Tensor] = {}
+        by_copy: dict[int, Tensor] = {}
 
         def features(epoch: int) -> Tensor:
             train = self._benchmark.train
             if copies is None:
                 return self._extract(self._extractor, train, epoch=epoch).joined
-            if epoch % copies not in kept:
+            if epoch % copies not in by_copy:
                 of_copy = self._extract(self._extractor, train, epoch=epoch % copies)
-                kept[epoch % copies] = of_copy.joined
-            return kept[epoch % copies]
+                by_copy[epoch % copies] = of_copy.joined
+            return by_copy[epoch % copies]
 
         return features
 

@@ -18,10 +18,10 @@ from pointdistill.data.benchmarks.spec import (
     SMALL_MIXTURE,
     PublishedFigure,
 )
-from pointdistill.data.files import write_json
-from pointdistill.engine.config import to_plain
-from pointdistill.engine.evaluation.probe import Score
-from pointdistill.engine.exchange.encoders import read_facts
+from pointdistill.data.files.files import write_json
+from pointdistill.engine.config.config import to_plain
+from pointdistill.engine.features import Score
+from pointdistill.engine.weights.encoders import read_facts
 
 _MODELS = {
     ("cls", "small", "ShapeNet"): CLS_SMALL,

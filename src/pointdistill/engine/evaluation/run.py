@@ -20,16 +20,16 @@ from pointdistill.data.benchmarks.spec import (
     BenchmarkSpec,
     Progress,
 )
-from pointdistill.engine.evaluation.feature_extractors import FeatureExtractor
-from pointdistill.engine.evaluation.probe import HeadTraining, Score
 from pointdistill.engine.evaluation.results import (
     NOT_MEASURED,
     Result,
     published_figure,
     with_score,
 )
+from pointdistill.engine.features import HeadTraining, Score
+from pointdistill.engine.features.feature_extractors import FeatureExtractor
 from pointdistill.engine.finetuning.training_file import TrainingFile
-from pointdistill.engine.interrupt import interruptible
+from pointdistill.engine.runtime.devices import interruptible
 from pointdistill.errors import ConfigError
 from pointdistill.reporter import SILENT, Reporter
 

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from pointdistill.data.benchmarks.spec import CLASSIFICATION
-from pointdistill.data.files import read_json, write_aside, write_json
-from pointdistill.data.workspace import last_run
-from pointdistill.engine.config import from_plain, to_plain
-from pointdistill.engine.evaluation.probe import Confusion
+from pointdistill.data.files.files import read_json, write_aside, write_json
+from pointdistill.data.files.workspace import last_run
+from pointdistill.engine.config.config import from_plain, to_plain
 from pointdistill.engine.evaluation.results import (
     FOLDS,
     RESULTS_FORMAT,
@@ -31,8 +30,9 @@ from pointdistill.engine.evaluation.results import (
     write_results,
 )
 from pointdistill.engine.evaluation.tables import confusion_chart, results_tables
-from pointdistill.engine.exchange.encoders import fingerprint
-from pointdistill.engine.training.run_folder import run_folder_of
+from pointdistill.engine.features import Confusion
+from pointdistill.engine.pretraining.run_folder import run_folder_of
+from pointdistill.engine.weights.encoders import fingerprint
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.engine.evaluation.results import Result
-from pointdistill.engine.reporting.tables import Table
+from pointdistill.engine.reports.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pointdistill.data.benchmarks.records import LabelledClouds
-from pointdistill.engine.evaluation.probe.fitted import Score, score_predictions
+from pointdistill.engine.features.fitted_probes import Score, score_predictions
+from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches, subsample
 from pointdistill.engine.finetuning.epochs import (
     STREAM,
     EpochRecord,
@@ -28,10 +29,10 @@ from pointdistill.engine.finetuning.epochs import (
 )
 from pointdistill.engine.finetuning.recipes import ClassifierRecipe
 from pointdistill.engine.finetuning.training_file import TrainingFile
-from pointdistill.engine.inputs import ProtocolInput, cloud_batches, subsample
 from pointdistill.errors import DataError
 from pointdistill.model.classifier import Classifier, ClassifierConfig, initialize_uniform
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from pointdistill.model.patches import Patches, patchify, to_unit_sphere
 from pointdistill.model.random import KeyedRandom, sample_keys

@@ -16,16 +16,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pointdistill.engine.devices import threads_for
-from pointdistill.engine.evaluation.probe.heads import split_batches
+from pointdistill.engine.features.inputs import ProtocolInput
+from pointdistill.engine.features.probe_heads import split_batches
 from pointdistill.engine.finetuning.training_file import (
     Progress,
     TrainingFile,
     read_progress,
     write_progress,
 )
-from pointdistill.engine.inputs import ProtocolInput
-from pointdistill.engine.optimizer import build_optimizer
+from pointdistill.engine.runtime.devices import threads_for
+from pointdistill.engine.runtime.optimizer import build_optimizer
 from pointdistill.errors import ConfigError, DivergenceError
 from pointdistill.model.classifier import Classifier
 from pointdistill.model.random import KeyedRandom, sample_keys

@@ -11,32 +11,14 @@ from typing import Any
 import torch
 
 from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
-from pointdistill.engine.config import from_plain, to_plain
-from pointdistill.engine.devices import pick_device
-from pointdistill.engine.exchange.encoders import (
-    CONFIG,
-    WEIGHTS,
-    load_encoder,
-    locate_encoder,
-    read_facts,
-)
-from pointdistill.engine.exchange.record import encoder_line
+from pointdistill.engine.config.config import from_plain, to_plain
+from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import (
     ClassifierTask,
     build_classifier,
     check_labelled,
 )
 from pointdistill.engine.finetuning.epochs import EpochRecord, Trained, train_epochs
-from pointdistill.engine.finetuning.finetune_choices import (
-    TRAINING,
-    FinetuneRequest,
-    Recipe,
-    check_free,
-    choose_recipe,
-    default_output,
-    encoder_path,
-    part_names,
-)
 from pointdistill.engine.finetuning.models import (
     ClassifierSpec,
     InputSpec,
@@ -48,21 +30,36 @@ from pointdistill.engine.finetuning.models import (
     write_description,
 )
 from pointdistill.engine.finetuning.recipes import ClassifierRecipe
+from pointdistill.engine.finetuning.request import (
+    FOLDER,
+    TRAINING,
+    DataChoice,
+    FinetuneRequest,
+    Recipe,
+    check_free,
+    choose_data,
+    choose_recipe,
+    default_output,
+    encoder_path,
+    licence_of,
+    part_names,
+    read_data,
+)
 from pointdistill.engine.finetuning.segmentation import (
     SegmenterRecipe,
     SegmenterTask,
     build_segmenter,
 )
-from pointdistill.engine.finetuning.training_data import (
-    FOLDER,
-    DataChoice,
-    choose_data,
-    licence_of,
-    read_data,
-)
 from pointdistill.engine.finetuning.training_file import TrainingFile, write_start
-from pointdistill.engine.inputs import protocol_input
-from pointdistill.engine.interrupt import interruptible
+from pointdistill.engine.pretraining.record import encoder_line
+from pointdistill.engine.runtime.devices import interruptible, pick_device
+from pointdistill.engine.weights.encoders import (
+    CONFIG,
+    WEIGHTS,
+    load_encoder,
+    locate_encoder,
+    read_facts,
+)
 from pointdistill.errors import CheckpointError
 from pointdistill.model.classifier import Classifier
 from pointdistill.model.encoder import Encoder

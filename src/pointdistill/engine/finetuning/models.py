@@ -16,29 +16,29 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from pointdistill.data.files import read_json, write_json
+from pointdistill.data.files.files import read_json, write_json
 from pointdistill.data.meshes.records import Axis
 from pointdistill.data.meshes.sampling import check_axis
-from pointdistill.engine.config import from_plain, to_plain
-from pointdistill.engine.exchange.encoders import (
+from pointdistill.engine.config.config import from_plain, to_plain
+from pointdistill.engine.features.inputs import ProtocolInput, Subsampling, subsample
+from pointdistill.engine.finetuning.classification import patchify_from_outermost
+from pointdistill.engine.finetuning.epochs import device_of
+from pointdistill.engine.finetuning.part_clouds import predict_parts
+from pointdistill.engine.finetuning.segmentation import segment
+from pointdistill.engine.weights.encoders import (
     CONFIG,
     WEIGHTS,
     load_exactly,
     read_tensors,
     write_tensors,
 )
-from pointdistill.engine.finetuning.classification import patchify_from_outermost
-from pointdistill.engine.finetuning.epochs import device_of
-from pointdistill.engine.finetuning.part_clouds import predict_parts
-from pointdistill.engine.finetuning.segmentation import segment
-from pointdistill.engine.inputs import ProtocolInput, Subsampling, subsample
 from pointdistill.errors import CheckpointError, DataError, PointDistillError
 from pointdistill.model.classifier import Classifier, ClassifierConfig
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import AugmentConfig, EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import to_unit_sphere
 from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.segmenter import Segmenter, SegmenterConfig
-from pointdistill.model.views import AugmentConfig
 from pointdistill.version import __version__
 
 _STREAM = "model"

@@ -12,18 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pointdistill.data.benchmarks.labelled_folder import repeated
-from pointdistill.data.files import write_aside
-from pointdistill.data.meshes import (
-    Axis,
-    FailedFile,
-    PointSet,
-    check_axis,
-    read_mesh,
-    to_z_up,
-)
+from pointdistill.data.files.files import write_aside
+from pointdistill.data.meshes import Axis, FailedFile, PointSet, check_axis, read_mesh, to_z_up
 from pointdistill.data.meshes.batch import Destination, plan_output
 from pointdistill.data.meshes.sample import draw_for_file
+from pointdistill.data.sources.labelled_folder import repeated
 from pointdistill.engine.finetuning.models import (
     ClassPrediction,
     TrainedClassifier,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pointdistill.data.benchmarks.registry import benchmark_specs, spec_titled
-from pointdistill.engine.schedules import two_stage, warmup_cosine
+from pointdistill.engine.runtime.schedules import two_stage, warmup_cosine
 from pointdistill.errors import ConfigError
 from pointdistill.model.classifier import Pooling
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pointdistill.data.benchmarks.records import PartClouds
+from pointdistill.engine.features.inputs import ProtocolInput
 from pointdistill.engine.finetuning.classification import (
     check_density,
     patchify_from,
@@ -36,11 +37,11 @@ from pointdistill.engine.finetuning.part_clouds import (
     shape_ious,
 )
 from pointdistill.engine.finetuning.training_file import TrainingFile
-from pointdistill.engine.inputs import ProtocolInput
-from pointdistill.engine.schedules import warmup_cosine
+from pointdistill.engine.runtime.schedules import warmup_cosine
 from pointdistill.errors import ConfigError
 from pointdistill.model.classifier import initialize_uniform, ramp_stochastic_depth
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.model.config import EncoderConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from pointdistill.model.patches import to_unit_sphere
 from pointdistill.model.random import KeyedRandom, sample_keys

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pointdistill.data.files import write_aside
-from pointdistill.engine.exchange.encoders import load_exactly
-from pointdistill.engine.optimizer import named_moments, restore_moments
+from pointdistill.data.files.files import write_aside
+from pointdistill.engine.runtime.optimizer import named_moments, restore_moments
+from pointdistill.engine.weights.encoders import load_exactly
 from pointdistill.errors import CheckpointError
 
 SAVE_SECONDS = 120.0

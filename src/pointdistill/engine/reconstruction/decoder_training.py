@@ -16,22 +16,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointdistill.engine.optimizer import build_optimizer, clip_gradients
-from pointdistill.engine.schedules import warmup_cosine
-from pointdistill.engine.training.loader import Batch, PointSource, epoch_order, read_batch
-from pointdistill.errors import ConfigError, DataError
-from pointdistill.model.decoder import (
+from pointdistill.engine.pretraining.loader import Batch, PointSource, epoch_order, read_batch
+from pointdistill.engine.reconstruction.decoder import (
     DecoderConfig,
     PatchDecoder,
     chamfer_distance,
     copied_patches,
 )
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.engine.runtime.optimizer import build_optimizer, clip_gradients
+from pointdistill.engine.runtime.schedules import warmup_cosine
+from pointdistill.errors import ConfigError, DataError
+from pointdistill.model.config import AugmentConfig, CropConfig, EncoderConfig, MaskingConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
-from pointdistill.model.masking import MaskingConfig, Masks, draw_masks
+from pointdistill.model.masking import Masks, draw_masks
 from pointdistill.model.patches import Patches, gather_points
 from pointdistill.model.random import KeyedRandom, sample_keys
-from pointdistill.model.views import AugmentConfig, CropConfig, draw_views
+from pointdistill.model.views import draw_views
 
 FEWEST_SHAPES = 10
 """Smallest corpus from which shapes can be held out."""

@@ -19,21 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.files import read_json, sha256_of, write_aside, write_json
-from pointdistill.data.workspace import last_corpus, last_run
-from pointdistill.engine.config import from_plain, to_plain
-from pointdistill.engine.devices import pick_device, threads_for
+from pointdistill.data.files.files import read_json, sha256_of, write_aside, write_json
+from pointdistill.data.files.workspace import given_or_last_run, last_corpus
+from pointdistill.engine.config.config import from_plain, to_plain
 from pointdistill.engine.evaluation.results import Spread
-from pointdistill.engine.exchange.encoders import (
-    load_encoder,
-    load_exactly,
-    locate_encoder,
-    read_tensors,
-    weights_file,
-    write_tensors,
-)
-from pointdistill.engine.exchange.record import encoder_line
-from pointdistill.engine.interrupt import interruptible
+from pointdistill.engine.pretraining.record import encoder_line
+from pointdistill.engine.pretraining.run_folder import METRICS, RUN_CONFIG, corpus_fingerprint
 from pointdistill.engine.reconstruction.decoder_training import (
     Guess,
     ReconstructConfig,
@@ -46,13 +37,21 @@ from pointdistill.engine.reconstruction.decoder_training import (
     split_shapes,
     train_decoder,
 )
-from pointdistill.engine.reporting.pictures import FilledView, filled_views
-from pointdistill.engine.reporting.tables import Table
-from pointdistill.engine.training.run_folder import METRICS, RUN_CONFIG, corpus_fingerprint
-from pointdistill.errors import CheckpointError, ConfigError, DataError
-from pointdistill.model.encoder import Encoder, EncoderConfig
+from pointdistill.engine.reports.pictures import FilledView, filled_views
+from pointdistill.engine.reports.tables import Table
+from pointdistill.engine.runtime.devices import interruptible, pick_device, threads_for
+from pointdistill.engine.weights.encoders import (
+    load_encoder,
+    load_exactly,
+    locate_encoder,
+    read_tensors,
+    weights_file,
+    write_tensors,
+)
+from pointdistill.errors import ConfigError, DataError
+from pointdistill.model.config import EncoderConfig, MaskingConfig
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
-from pointdistill.model.masking import MaskingConfig
 from pointdistill.reporter import SILENT, Reporter
 
 RESULTS, PICTURE = "results.json", "reconstruction.png"
@@ -190,19 +189,7 @@ def pretraining_masking(stored: Path, encoder: EncoderConfig) -> MaskingConfig:
 
 
 def _find_encoder(request: ReconstructRequest, reporter: Reporter) -> Path:
-    """Where the encoder asked for lies, or the last run's.
-
-    Raises:
-        CheckpointError: if there is neither.
-    """
-    source = request.encoder or last_run(folder=request.folder)
-    if source is None:
-        msg = (
-            "no run was made in this folder yet; run `pointdistill pretrain`, "
-            "or name an encoder with --encoder"
-        )
-        raise CheckpointError(msg)
-    stored = locate_encoder(source)
+    stored = locate_encoder(given_or_last_run(request.encoder, folder=request.folder))
     reporter.say(encoder_line(stored))
     return stored
 

@@ -1,0 +1,328 @@
+"""Reads zip and tar files, or the folder extracted from one, through one interface, in place and without trust.
+
+Nothing is extracted. Archives come from strangers and from broken downloads, so every kind of damage ends as a
+one-line error that names the file and what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NoReturn
+
+from pointdistill.data.files.workspace import file_checksum
+from pointdistill.errors import DataError
+
+MEMBER_LIMIT_BYTES = 1 << 30
+"""Largest member that is read; the largest real one (ScanObjectNN PB-T50-RS) has some 0.4 GiB."""
+
+POINTER_START = b"version https://git-lfs"
+"""The beginning of the pointer file that Git LFS leaves in place of a file that it did not fetch."""
+
+_ENCRYPTED = 1  # a zip member's flag
+_GZIP_START = b"\x1f\x8b"
+_TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
+_PAGE_STARTS = (b"<!doctype html", b"<html")
+
+
+@dataclass(frozen=True, slots=True)
+class MemberLocation:
+    """Where a member's bytes are, so that `read_member_at` needs no table of contents."""
+
+    name: str
+    offset: int = 0
+    """Position of a zip member's own header, or of a tar member's first byte; 0 in a folder."""
+
+    packed: int = 0
+    """Bytes that it takes up in the archive."""
+
+    size: int = 0
+    """Bytes of its content."""
+
+    crc: int | None = None
+    """CRC-32 of its content, which only zip files state."""
+
+    method: int | None = None
+    """Compression method of a zip member; -1 if it needs a password; None elsewhere."""
+
+
+class Archive(ABC):
+    """Members of an archive or folder by their POSIX names, without the hidden files of operating systems."""
+
+    path: Path
+    names: tuple[str, ...]
+    """Sorted member names; folders, ``__MACOSX/`` and dot files are left out."""
+
+    unsafe: tuple[str, ...] = ()
+    """Names that lead outside the archive; such members are not read."""
+
+    def find(self, suffix: str) -> str | None:
+        """The member whose path ends in ``suffix``, whatever folder it is in; None if absent.
+
+        Raises:
+            DataError: if there are several.
+        """
+        found = [name for name in self.names if name == suffix or name.endswith(f"/{suffix}")]
+        if len(found) > 1:
+            msg = f"{self.path}: holds {suffix} twice ({found[0]}, {found[1]}); keep one of them"
+            raise DataError(msg)
+        return found[0] if found else None
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The bytes of one member.
+
+        Raises:
+            DataError: if it cannot be read completely, is larger than `MEMBER_LIMIT_BYTES`, or is a Git-LFS
+            pointer.
+        """
+
+    @abstractmethod
+    def locate(self, name: str) -> MemberLocation:
+        """Where one member is."""
+
+    @abstractmethod
+    def checksum(self, names: Sequence[str]) -> str:
+        """Hexadecimal SHA-256 of the archive, or of names and contents of a folder's ``names``."""
+
+    def refuse(self, name: str, cause: object) -> NoReturn:
+        """Raise the DataError for a member that cannot be read."""
+        msg = f"{self.path}: {name} is damaged ({cause}); fetch the archive again"
+        raise DataError(msg)
+
+    def _check_size(self, name: str, size: int) -> None:
+        if size > MEMBER_LIMIT_BYTES:
+            self.refuse(name, f"{size:,} bytes, at most {MEMBER_LIMIT_BYTES:,} are read")
+
+    def _no_pointer(self, name: str, content: bytes) -> bytes:
+        if content.startswith(POINTER_START):
+            msg = (
+                f"{self.path}: {name} is a Git-LFS pointer in place of the file; run `git lfs pull`"
+            )
+            raise DataError(msg)
+        return content
+
+
+class _ZipArchive(Archive):
+    def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
+        self.path = path
+        self._file = file
+        self.names, self.unsafe = _sort_names(
+            i.filename for i in file.infolist() if not i.filename.endswith("/")
+        )
+
+    def read(self, name: str) -> bytes:
+        self._check_size(name, self._file.getinfo(name).file_size)
+        try:
+            return self._no_pointer(name, self._file.read(name))
+        # RuntimeError: it needs a password. NotImplementedError: Python does not know the compression.
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+            self.refuse(name, error)
+
+    def locate(self, name: str) -> MemberLocation:
+        info = self._file.getinfo(name)
+        method = -1 if info.flag_bits & _ENCRYPTED else info.compress_type
+        return MemberLocation(
+            name, info.header_offset, info.compress_size, info.file_size, info.CRC, method
+        )
+
+    def checksum(self, names: Sequence[str]) -> str:  # noqa: ARG002  a zip file is one thing
+        return file_checksum(self.path)
+
+
+class _TarArchive(Archive):
+    def __init__(self, path: Path, file: tarfile.TarFile) -> None:
+        self.path = path
+        self._file = file
+        # If a name occurs twice the last one counts, as in tar itself. Links are not followed.
+        self._members = {member.name: member for member in file.getmembers() if member.isreg()}
+        self._check_end()
+        self.names, self.unsafe = _sort_names(self._members)
+
+    def read(self, name: str) -> bytes:
+        member = self._members[name]
+        self._check_size(name, member.size)
+        try:
+            stream = self._file.extractfile(member)
+            assert stream is not None  # it never is for a regular file
+            return self._no_pointer(name, stream.read())
+        except (tarfile.TarError, EOFError, OSError) as error:
+            self.refuse(name, error)
+
+    def locate(self, name: str) -> MemberLocation:
+        member = self._members[name]
+        return MemberLocation(name, member.offset_data, member.size, member.size)
+
+    def checksum(self, names: Sequence[str]) -> str:  # noqa: ARG002  a tar file is one thing
+        return file_checksum(self.path)
+
+    def _check_end(self) -> None:
+        """Raise unless the members are followed by an empty block: ``tarfile`` accepts any end of file."""
+        assert self._file.fileobj is not None
+        self._file.fileobj.seek(self._file.offset)
+        if self._file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            msg = "no end mark"
+            raise tarfile.ReadError(msg)
+
+
+class _FolderArchive(Archive):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        files = (Path(below, file) for below, _, found in walk(path) for file in found)
+        self.names, self.unsafe = _sort_names(
+            file.relative_to(path).as_posix() for file in files if file.is_file()
+        )
+
+    def read(self, name: str) -> bytes:
+        with still_there(self.path / name):
+            try:
+                self._check_size(name, (self.path / name).stat().st_size)
+                return self._no_pointer(name, (self.path / name).read_bytes())
+            except OSError as error:
+                self.refuse(name, error)
+
+    def locate(self, name: str) -> MemberLocation:
+        with still_there(self.path / name):
+            try:
+                size = (self.path / name).stat().st_size
+            except OSError as error:
+                self.refuse(name, error)
+        return MemberLocation(name, packed=size, size=size)
+
+    def checksum(self, names: Sequence[str]) -> str:
+        whole = hashlib.sha256()
+        for name in sorted(names):
+            whole.update(os.fsencode(f"{file_checksum(self.path / name)}  {name}\n"))
+        return whole.hexdigest()
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, skipping folders that the user may not read.
+
+    Raises:
+        OSError: if a folder cannot be listed for any other reason, because its files would be silently missing.
+    """
+
+    def check(error: OSError) -> None:
+        if not isinstance(error, PermissionError):
+            raise error
+
+    return os.walk(folder, onerror=check)
+
+
+@contextmanager
+def still_there(path: Path) -> Iterator[None]:
+    """For reading a file or folder that was listed before: tells a file that is gone from one that is damaged.
+
+    Raises:
+        OSError: ESTALE, in place of what was raised, if ``path`` is gone: a problem of the machine, such as a disk
+            that was unplugged, not of the file.
+    """
+    try:
+        yield
+    except (DataError, OSError) as error:
+        if path.exists():
+            raise
+        msg = "was there when it was listed and is gone"
+        raise OSError(errno.ESTALE, msg, str(path)) from error
+
+
+@contextmanager
+def open_archive(path: Path, *, absent: str, tolerate_unsafe: bool = False) -> Iterator[Archive]:
+    """Open a zip or an uncompressed tar file, or a folder that was extracted from one.
+
+    Args:
+        path: the file or the folder.
+        absent: the message if there is nothing at ``path``.
+        tolerate_unsafe: leave members whose names lead outside to the caller, as ``unsafe``.
+
+    Raises:
+        DataError: if there is nothing, if it is not a complete archive, or if a member's name leads outside.
+    """
+    if not path.exists():
+        raise DataError(absent)
+    if path.is_dir():
+        yield _FolderArchive(path)
+        return
+    with ExitStack() as held:
+        try:
+            archive = _open_file(path, held)
+        except (
+            zipfile.BadZipFile,
+            tarfile.TarError,
+            OSError,
+            ValueError,
+            NotImplementedError,
+        ) as error:
+            msg = f"{path}: {_what_it_is(path)}; fetch the archive again"
+            raise DataError(msg) from error
+        if archive.unsafe and not tolerate_unsafe:
+            msg = f"{path}: member {archive.unsafe[0]!r} leads out of the archive; fetch it from its own site"
+            raise DataError(msg)
+        yield archive
+
+
+def _open_file(path: Path, held: ExitStack) -> Archive:
+    if _looks_like_tar(path):
+        return _TarArchive(path, held.enter_context(tarfile.open(path, "r:")))
+    return _ZipArchive(path, held.enter_context(zipfile.ZipFile(path)))
+
+
+def _looks_like_tar(path: Path) -> bool:
+    if path.suffix == ".tar":
+        return True
+    with path.open("rb") as file:
+        file.seek(_TAR_MAGIC_AT)
+        return file.read(len(_TAR_MAGIC)) == _TAR_MAGIC
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a member's name is empty or could lead out of the folder that it is unpacked to, on any system."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return not path.parts or ".." in path.parts or path.is_absolute()
+
+
+def _sort_names(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Sorted names without hidden files, and those that lead outside the archive; each once."""
+    wanted, unsafe = set(), set()
+    for name in names:
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if leads_outside(name):
+            unsafe.add(name)
+        elif "__MACOSX" not in parts and not parts[-1].startswith("."):
+            wanted.add(name)
+    return tuple(sorted(wanted)), tuple(sorted(unsafe))
+
+
+def _what_it_is(path: Path) -> str:
+    """Why a file is not an archive, judging by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    kind = "tar" if path.suffix == ".tar" else "zip"
+    if not start:
+        return f"an empty file, not a {kind} archive"
+    if start.startswith(POINTER_START):
+        return f"a Git-LFS pointer in place of the {kind} archive; run `git lfs pull`"
+    if start.lstrip().lower().startswith(_PAGE_STARTS):
+        return f"a web page (a login or form?) in place of the {kind} archive"
+    if start.startswith(b"PK"):
+        return "a zip archive that ends early, as a broken download does"
+    if start[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC):
+        return "a tar archive that ends early, as a broken download does"
+    if start.startswith(_GZIP_START):
+        return (
+            "gzip-compressed as a whole: gunzip it and give what comes out; if that is refused too"
+        )
+    return f"not a {kind} archive"

@@ -1,0 +1,297 @@
+"""Downloads that resume where they stopped, are complete or absent, and are checked.
+
+The bytes that have arrived are in ``.<name>.part`` beside the file, so a lost connection or a kill costs nothing.
+The file gets its name once its length is right, and its checksum where one is known.
+"""
+
+from __future__ import annotations
+
+import email.message
+import http.client
+import json
+import re
+import shutil
+import time
+import urllib.error
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pointdistill.data.files.files import disk_is_full, flush, no_room, sha256_of, write_json
+from pointdistill.data.files.http import (
+    LostError,
+    Redirects,
+    open_web,
+    promised_checksum,
+    web_errors,
+    with_retries,
+)
+from pointdistill.errors import DataError
+
+_BLOCK_BYTES = 1 << 20
+
+_CHANGED = "the file has changed at its source"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A complete file."""
+
+    path: Path
+    bytes: int
+    sha256: str
+
+    checked: bool
+    """Whether the checksum was compared with a known one; otherwise only the length was."""
+
+
+class DamagedError(DataError):
+    """A downloaded file does not have the expected checksum, or fails its check."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """What the server said about the file that a part belongs to."""
+
+    url: str
+    version: str
+    """The server's name of the version; empty if it has none, and then a part cannot be resumed."""
+
+    total: int
+    """Length in bytes; 0 if the server does not say, and then a part cannot be resumed either."""
+
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The part of a file that has arrived."""
+
+    path: Path
+
+    @property
+    def bytes(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def note(self) -> Path:
+        """The file that notes which version the part belongs to."""
+        return self.path.with_name(f"{self.path.name}.json")
+
+    def begin(self, noted: _Noted) -> None:
+        """Start an empty part of a version."""
+        self.path.write_bytes(b"")
+        write_json(self.note, asdict(noted))
+
+    def noted(self, url: str) -> _Noted | None:
+        """What the part belongs to; None if there is nothing from this address to resume."""
+        try:
+            noted = _Noted(**json.loads(self.note.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+        return noted if noted.url == url and self.path.exists() else None
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+
+def fetch(
+    url: str,
+    path: Path,
+    *,
+    sha256: str | None = None,
+    check: Callable[[Path], str] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Fetched:
+    """Download a file, or resume a download that was interrupted.
+
+    Args:
+        url: http or https; redirects are followed.
+        path: where the file goes; its folder is made.
+        sha256: checksum that the file must have; None uses the server's, if it states one.
+        check: says what is wrong with the complete file before it gets its name, or nothing; with a check, the
+            server need not state the length.
+        progress: called with the bytes that have arrived and the bytes in all; None if the server does not say.
+        sleep: waits between attempts.
+
+    Raises:
+        DataError: if the server does not state the length, or does not answer in several attempts; if the disk has
+            no room for the file; or if another process is fetching the same file.
+        RefusedError: if the server refuses.
+        DamagedError: if the file does not have the checksum, or fails the check.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _Part(path.with_name(f".{path.name}.part"))
+    with _room_for(path, part), _locked(part.path, path):
+        promised = with_retries(
+            url,
+            lambda: _receive(url, part, progress, any_length=check is not None),
+            kept=lambda: part.bytes,
+            sleep=sleep,
+        )
+        found = sha256_of(part.path)
+        expected = sha256 or promised
+        if expected is not None and found != expected:
+            part.remove()
+            msg = f"{path.name}: SHA-256 {found}, expected {expected}; fetch it again from {url}"
+            raise DamagedError(msg)
+        if check and (wrong := check(part.path)):
+            part.remove()
+            msg = f"{path.name}: {wrong}; fetch it again from {url}"
+            raise DamagedError(msg)
+        size = part.bytes
+        flush(part.path)
+        part.path.replace(path)
+        part.remove()
+    return Fetched(path, size, found, checked=expected is not None)
+
+
+def _receive(
+    url: str, part: _Part, progress: Callable[[int, int | None], None] | None, *, any_length: bool
+) -> str | None:
+    """Receive over one connection; returns the promised checksum once the part has its full length."""
+    noted = part.noted(url)
+    if noted is None or not noted.total or part.bytes != noted.total:
+        redirects = Redirects()
+        with web_errors(url):
+            try:
+                with open_web(url, headers=_rest(part, noted), redirects=redirects) as response:
+                    checksum = redirects.checksum
+                    noted = _begin(url, response, part, noted, checksum, any_length=any_length)
+                    _append(response, part, noted.total, progress)
+            except urllib.error.HTTPError as error:
+                if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    raise
+                part.remove()
+                raise LostError(_CHANGED) from error
+    if part.bytes < noted.total:
+        why = f"{part.bytes:,} of {noted.total:,} bytes came"
+        raise LostError(why)
+    return noted.sha256
+
+
+def _rest(part: _Part, noted: _Noted | None) -> dict[str, str]:
+    """Headers that ask for the rest of the file if it has not changed, and for the whole otherwise."""
+    if noted is None or not noted.version or not noted.total or not part.bytes:
+        return {}
+    return {"Range": f"bytes={part.bytes}-", "If-Range": noted.version}
+
+
+def _begin(
+    url: str,
+    response: http.client.HTTPResponse,
+    part: _Part,
+    noted: _Noted | None,
+    promised: str | None,
+    *,
+    any_length: bool,
+) -> _Noted:
+    """Prepare the part for the response, which continues it or sends the whole file."""
+    version = _version(response.headers)
+    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+        start, total = _range(url, response.headers)
+        known = (part.bytes, noted.total, noted.version) if noted else None
+        if noted is not None and known == (start, total, version):
+            return noted
+        part.remove()
+        raise LostError(_CHANGED)
+    total = _length(url, response.headers, any_length=any_length)
+    _check_room(part, total)
+    noted = _Noted(url, version, total, promised or promised_checksum(response.headers))
+    part.begin(noted)
+    return noted
+
+
+def _check_room(part: _Part, total: int) -> None:
+    """Raise before hours of download that would fill the disk; a part of another version counts as free space."""
+    free = shutil.disk_usage(part.path.parent).free + part.bytes
+    if total > free:
+        msg = (
+            f"{part.path.parent}: the file takes {total:,} bytes, and its disk has {free:,} for it; make "
+            f"room and run the same again"
+        )
+        raise DataError(msg)
+
+
+@contextmanager
+def _room_for(path: Path, part: _Part) -> Iterator[None]:
+    """Turn a full disk into a one-line error."""
+    try:
+        yield
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise no_room(path, error, safe=f"what came, {part.bytes:,} bytes, is safe") from error
+
+
+def _append(
+    response: http.client.HTTPResponse,
+    part: _Part,
+    total: int,
+    progress: Callable[[int, int | None], None] | None,
+) -> None:
+    """Append the response up to ``total``, or to its end where the total is not known."""
+    done = part.bytes
+    with part.path.open("ab") as file:
+        while not total or done < total:
+            # read1 keeps what came before a silence; read would wait for a whole block.
+            block = response.read1(min(_BLOCK_BYTES, total - done) if total else _BLOCK_BYTES)
+            if not block:
+                break
+            file.write(block)
+            done += len(block)
+            if progress:
+                progress(done, total or None)
+
+
+def _range(url: str, headers: email.message.Message) -> tuple[int, int]:
+    """First byte and total length, from a response with a part of the file."""
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
+    if found is None:
+        msg = f"{url}: a part without its place in the file; fetch it by hand"
+        raise DataError(msg)
+    return int(found[1]), int(found[2])
+
+
+def _length(url: str, headers: email.message.Message, *, any_length: bool) -> int:
+    """Length of the whole file; 0 if the server does not say and need not."""
+    length = headers.get("Content-Length", "")
+    if not length and any_length:
+        return 0
+    if not length.isdecimal():
+        msg = f"{url}: the server does not say how long the file is; fetch it by hand"
+        raise DataError(msg)
+    if int(length) == 0:
+        msg = f"{url}: an empty file; see whether it has moved, and fetch it by hand"
+        raise DataError(msg)
+    return int(length)
+
+
+def _version(headers: email.message.Message) -> str:
+    """What identifies this version of the file; a weak tag does not, where ranges are concerned."""
+    tag = str(headers.get("ETag", ""))
+    return tag if tag and not tag.startswith("W/") else str(headers.get("Last-Modified", ""))
+
+
+@contextmanager
+def _locked(part: Path, path: Path) -> Iterator[None]:
+    """Keep other processes from downloading the same file; the lock ends with the process."""
+    try:
+        import fcntl  # not on Windows, where two at a time are up to the user
+    except ImportError:
+        yield
+        return
+    lock = part.with_name(f"{part.name}.lock")
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            msg = f"{path}: another process is fetching it; wait for that one"
+            raise DataError(msg) from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)

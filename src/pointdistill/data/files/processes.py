@@ -1,0 +1,144 @@
+"""Runs the same work on one or several cores, with results in the order of the tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import TypeVar
+
+from pointdistill.errors import DataError
+
+# How much memory this process may use, within the limits of a container.
+
+GIB = 2**30
+FALLBACK_BYTES = 8 * GIB
+"""Assumed if the system does not say."""
+
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def memory_bytes() -> int:
+    """Physical memory, or the smallest limit of this process's control groups (1 or 2)."""
+    try:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        physical = FALLBACK_BYTES
+    return min([physical, *_limits()])
+
+
+def _limits() -> list[int]:
+    """The limits of this process's groups and of the groups above them, in bytes; unlimited ones left out."""
+    limits = []
+    for root, name, group in _groups():
+        # Inside a container the group's own path is often not mounted, and its limit lies at the root.
+        for folder in (group, *group.parents):
+            limit = _read_limit(root / folder.relative_to("/") / name)
+            if limit is not None:
+                limits.append(limit)
+    return limits
+
+
+def _groups() -> list[tuple[Path, str, Path]]:
+    """(mount point, name of the limit file, path below the mount) of each memory group of this process."""
+    try:
+        lines = MEMBERSHIP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    groups = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            groups.append((CGROUPS, "memory.max", Path(path)))
+        elif "memory" in controllers.split(","):
+            groups.append((CGROUPS / "memory", "memory.limit_in_bytes", Path(path)))
+    return groups
+
+
+def _read_limit(path: Path) -> int | None:
+    """The number of bytes in a limit file; None for ``max`` or if there is no such file."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) after each step of a long piece of work."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def ordered_map(
+    function: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int | None
+) -> Iterator[Result]:
+    """``function`` of every task, in the tasks' order.
+
+    Args:
+        function: a module-level function that depends on nothing but its task.
+        tasks: anything that can be pickled.
+        workers: processes; 1 works in this one, None uses every usable core.
+
+    Raises:
+        DataError: if a process is killed, most often because memory ran out.
+    """
+    processes = min(workers or usable_cores(), len(tasks))
+    if processes <= 1:
+        yield from map(function, tasks)
+        return
+    # Spawned, not forked: forking beside the threads of torch or of a progress bar can deadlock.
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, spawn, initializer=_end_with_parent)
+    try:
+        with interrupts_held():
+            results = pool.map(function, tasks)  # starts the processes
+        yield from results
+    except BrokenProcessPool as error:
+        msg = f"one of {processes} worker processes was killed; free some memory, or use fewer"
+        raise DataError(msg) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this worker if its parent is killed: by itself it would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a worker has a pool above it"
+    threading.Thread(target=_wait_for_end, args=(parent.sentinel,), daemon=True).start()
+
+
+def _wait_for_end(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Block Ctrl-C; processes that are started meanwhile never receive it, because the parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Starting this helper of multiprocessing unblocks Ctrl-C again, so it is started first.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

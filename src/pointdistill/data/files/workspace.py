@@ -1,0 +1,201 @@
+"""The last corpus, run, stand-in and embedding made in a folder, so that the next command needs no path.
+
+They are noted in ``.pointdistill/workspace.json`` of the folder. It is a convenience: whatever is missing, moved
+or unreadable counts as never made, and if the file cannot be written, nothing is remembered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from pointdistill.data.files.files import read_json, sha256_of, write_json
+from pointdistill.errors import CheckpointError, DataError
+
+WORKSPACE_NAME = Path(".pointdistill", "workspace.json")
+
+_CORPUS = "corpus"
+_RUN = "run"
+_STAND_INS = "stand_ins"
+_EMBEDDING = "embedding"
+_EMBEDDINGS = "embeddings"
+
+
+def remember_corpus(path: Path, *, folder: Path = Path()) -> None:
+    """Note the corpus that was made last in ``folder``, the current one unless given."""
+    _remember(folder, {_CORPUS: _portable_path(path, folder)})
+
+
+def last_corpus(*, folder: Path = Path()) -> Path | None:
+    """The corpus that was made last in ``folder``; None if there is none or it is gone."""
+    return _existing_path(_read(folder).get(_CORPUS), folder)
+
+
+def remember_run(path: Path, *, folder: Path = Path()) -> None:
+    """Note the run that was started or resumed last in ``folder``."""
+    _remember(folder, {_RUN: _portable_path(path, folder)})
+
+
+def last_run(*, folder: Path = Path()) -> Path | None:
+    """The run that was started or resumed last in ``folder``; None if there is none or it is gone."""
+    return _existing_path(_read(folder).get(_RUN), folder)
+
+
+def given_or_last_run(
+    given: Path | str | None,
+    *,
+    folder: Path = Path(),
+    what: str = "an encoder",
+    settings: tuple[str, ...] = ("encoder",),
+) -> Path | str:
+    """What a user named, or the last run made in ``folder``.
+
+    Args:
+        given: what was named; None for nothing.
+        folder: where the last run is looked for.
+        what: what could be named, for the message.
+        settings: parameters that name it.
+
+    Raises:
+        CheckpointError: if nothing was named and no run was made.
+    """
+    found = given or last_run(folder=folder)
+    if found is None:
+        msg = f"no run was made in this folder yet; run `pointdistill pretrain`, or name {what}"
+        raise CheckpointError(msg, settings=settings)
+    return found
+
+
+def remember_stand_in(benchmark: str, path: Path, *, folder: Path = Path()) -> None:
+    """Note the archive that stands in for a benchmark in ``folder``."""
+    known = _stand_ins(folder)
+    _remember(folder, {_STAND_INS: known | {benchmark: _portable_path(path, folder)}})
+
+
+def last_stand_in(benchmark: str, *, folder: Path = Path()) -> Path | None:
+    """The archive that stands in for a benchmark; None if there is none or it is gone."""
+    return _existing_path(_stand_ins(folder).get(benchmark), folder)
+
+
+def remember_embedding(output: Path, inputs: Sequence[Path], *, folder: Path = Path()) -> None:
+    """Note the embedding that was made last in ``folder``, and the inputs it was made from."""
+    noted = _portable_path(output, folder)
+    known = _read(folder).get(_EMBEDDINGS)
+    made = {str(path.resolve()): noted for path in inputs}
+    _remember(
+        folder,
+        {_EMBEDDING: noted, _EMBEDDINGS: (known if isinstance(known, dict) else {}) | made},
+    )
+
+
+def last_embedding(of: Path | None = None, *, folder: Path = Path()) -> Path | None:
+    """The embedding that was made last in ``folder``, or last from the path ``of``; None if there is none."""
+    stored = _read(folder)
+    if of is None:
+        return _existing_path(stored.get(_EMBEDDING), folder)
+    known = stored.get(_EMBEDDINGS)
+    return _existing_path(known.get(str(of.resolve())), folder) if isinstance(known, dict) else None
+
+
+def _stand_ins(folder: Path) -> dict[str, Any]:
+    known = _read(folder).get(_STAND_INS)
+    return known if isinstance(known, dict) else {}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        stored = read_json(folder / WORKSPACE_NAME)
+    except DataError:
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _remember(folder: Path, entries: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        write_json(folder / WORKSPACE_NAME, _read(folder) | entries)
+
+
+def _portable_path(path: Path, folder: Path) -> str:
+    """Relative if it lies in the folder, so that the folder can be moved; otherwise absolute."""
+    whole, base = path.resolve(), folder.resolve()
+    return whole.relative_to(base).as_posix() if whole.is_relative_to(base) else str(whole)
+
+
+def _existing_path(stored: object, folder: Path) -> Path | None:
+    """The path that was noted, if it still exists."""
+    if not isinstance(stored, str) or not stored:
+        return None
+    path = folder / stored
+    return path if path.exists() else None
+
+
+# SHA-256 of archives: large ones are read once, not at every call, and not at all for a plan.
+#
+# Checksums of large files are cached in ``.pointdistill/checksums.json`` of the current folder, with size,
+# times and identity that the file had. It is a convenience: it may be deleted, or not be writable.
+
+CHECKSUMS_NAME = WORKSPACE_NAME.with_name("checksums.json")
+
+REMEMBERED_BYTES = 64 * 2**20
+"""Size from which a file's checksum is cached; that of a smaller file takes a tenth of a second."""
+
+_SETTLED_SECONDS = (
+    2.0  # the coarsest clock of a file system: a more recent change may leave no trace
+)
+
+_disabled: ContextVar[bool] = ContextVar("checksums disabled", default=False)
+
+
+@contextlib.contextmanager
+def without_checksums() -> Iterator[None]:
+    """Within this context `file_checksum` reads nothing and returns an empty string: for plans, which record
+    none."""
+    token = _disabled.set(True)
+    try:
+        yield
+    finally:
+        _disabled.reset(token)
+
+
+def file_checksum(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, computed again only if anything about the file has changed."""
+    return "" if _disabled.get() else _checksum_of(path.resolve(), _state(path))
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Size, times and identity. No program can set back the time of the last change of any kind (ctime)."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+@functools.lru_cache(maxsize=64)
+def _checksum_of(path: Path, state: tuple[int, ...]) -> str:
+    """The checksum of a file in this state; cached in memory too, since forty folds are read from one archive."""
+    if state[0] < REMEMBERED_BYTES:
+        return sha256_of(path)
+    match _cached().get(str(path)):
+        case {"state": known, "sha256": str(checksum)} if known == list(state):
+            return checksum
+    settled = time.time() - max(state[1:3]) / 1e9 > _SETTLED_SECONDS
+    checksum = sha256_of(path)
+    if settled and _state(path) == state:
+        with contextlib.suppress(
+            OSError, UnicodeEncodeError
+        ):  # the latter: a name that is not UTF-8
+            write_json(
+                CHECKSUMS_NAME, _cached() | {str(path): {"state": state, "sha256": checksum}}
+            )
+    return checksum
+
+
+def _cached() -> dict[str, Any]:
+    try:
+        stored = read_json(CHECKSUMS_NAME)
+    except DataError:
+        return {}
+    return stored if isinstance(stored, dict) else {}

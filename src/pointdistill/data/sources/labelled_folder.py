@@ -1,0 +1,179 @@
+"""A user's own labelled shapes: a folder with one sub-folder a class, split into training and test by a seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
+from pointdistill.data.files.processes import Progress, ordered_map
+from pointdistill.data.sources import Entry, Source, SourceRequest, open_source, source_shape_rng
+from pointdistill.errors import ConfigError, DataError
+
+NAME = "folder"
+_BATCH = 8  # files a task
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledFolder:
+    """What was read of a folder."""
+
+    benchmark: Benchmark
+    refused: tuple[str, ...]
+    """One line for each file that could not be used, and was left out."""
+
+    unlabelled: int
+    """Files that lie in no sub-folder, and were left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A few files to read."""
+
+    source: Source
+    entries: tuple[Entry, ...]
+    points: int
+    seed: int
+
+
+def read_labelled_folder(
+    path: Path,
+    *,
+    points: int,
+    seed: int,
+    held_out: float = 0.2,
+    up: str | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> LabelledFolder:
+    """Read every mesh and cloud below ``path``; its first level of sub-folders are the classes.
+
+    A file's points and its side depend on the seed and its path in the folder alone.
+
+    Args:
+        path: the folder.
+        points: points a shape. A mesh is sampled, a larger cloud thinned, a smaller one repeated.
+        seed: of the points and of the split.
+        held_out: share of every class kept for testing, in (0, 1); at least one shape, and not all.
+        up: up axis of files that do not state their own; z unless given.
+        workers: processes; 1 works in this one, None takes every usable core.
+        progress: called with files (done, total) while they are read.
+
+    Raises:
+        ConfigError: if an argument is not accepted.
+        DataError: if there is no such folder, or fewer than two classes of two usable files each in it.
+    """
+    if not 0.0 < held_out < 1.0:
+        msg = f"the share held out for testing must lie between 0 and 1, got {held_out}"
+        raise ConfigError(msg)
+    source = open_source("folder", SourceRequest(path=path, up=up))
+    entries = sorted(source.entries(), key=lambda entry: entry.id)
+    labelled = [entry for entry in entries if entry.label >= 0]
+    kept, clouds, refused = _read(source, labelled, points, seed, workers, progress)
+    classes = _classes(path, source, kept)
+    test = _held_out(kept, seed, held_out)
+    labels = np.array([entry.label for entry in kept], dtype=np.int64)
+    benchmark = Benchmark(
+        name=NAME,
+        split=None,
+        classes=classes,
+        train=LabelledClouds(clouds[~test], labels[~test]),
+        test=LabelledClouds(clouds[test], labels[test]),
+        data_name=f"your own folder {source.facts.archive}",
+        form=f"mesh and point files, {points:,} points each, {held_out:.0%} held out by seed {seed}",
+        checksum=source.facts.archive_sha256 or "",
+        stand_in=False,
+    )
+    return LabelledFolder(benchmark, tuple(refused), len(entries) - len(labelled))
+
+
+def repeated(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """(count, 3): a cloud with fewer points than ``count`` gives all of them, then the same again."""
+    return points[np.arange(count) % len(points)]
+
+
+def _read(
+    source: Source,
+    entries: Sequence[Entry],
+    points: int,
+    seed: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> tuple[list[Entry], NDArray[np.float32], list[str]]:
+    """The entries that could be read, their clouds (n, points, 3), and a line for each other one."""
+    tasks = [
+        _Task(source, tuple(entries[first : first + _BATCH]), points, seed)
+        for first in range(0, len(entries), _BATCH)
+    ]
+    kept, clouds, refused = [], [], []
+    for task, outcomes in zip(
+        tasks, ordered_map(_read_some, tasks, workers=_processes(workers, tasks)), strict=True
+    ):
+        for entry, outcome in zip(task.entries, outcomes, strict=True):
+            if isinstance(outcome, str):
+                refused.append(f"{entry.id}: {outcome}")
+            else:
+                kept.append(entry)
+                clouds.append(outcome)
+        if progress:
+            progress(len(kept) + len(refused), len(entries))
+    empty = np.empty((0, points, 3), dtype=np.float32)
+    return kept, np.stack(clouds) if clouds else empty, refused
+
+
+def _processes(workers: int | None, tasks: Sequence[_Task]) -> int | None:
+    """One process where starting others would take longer than the few files."""
+    return 1 if workers is None and len(tasks) <= 2 else workers
+
+
+def _read_some(task: _Task) -> list[NDArray[np.float32] | str]:
+    """Points of each file of a task, or why it cannot be used."""
+    outcomes: list[NDArray[np.float32] | str] = []
+    for entry in task.entries:
+        rng = source_shape_rng(seed=task.seed, source=task.source.facts.name, shape_id=entry.id)
+        try:
+            cloud = task.source.read(entry, task.points, rng=rng)
+            outcomes.append(repeated(cloud.points.astype(np.float32), task.points))
+        except DataError as error:
+            outcomes.append(str(error).removeprefix(f"{entry.id}: "))
+    return outcomes
+
+
+def _classes(path: Path, source: Source, kept: Sequence[Entry]) -> tuple[str, ...]:
+    """The class names.
+
+    Raises:
+        DataError: unless there are two or more, each with two files to be told apart by.
+    """
+    counts = np.bincount([entry.label for entry in kept], minlength=len(source.facts.labels))
+    names = source.facts.labels
+    if len(names) < 2:
+        msg = (
+            f"{path}: a classifier needs at least 2 sub-folders with shapes, one a class, got {len(names)}; "
+            "put the files of each class into a sub-folder of its name"
+        )
+        raise DataError(msg)
+    if counts.min() < 2:
+        fewest = int(counts.argmin())
+        msg = (
+            f"{path}: a class needs at least 2 usable files, one to train and one to test, {names[fewest]!r} has "
+            f"{counts[fewest]}; add some, or take the sub-folder out"
+        )
+        raise DataError(msg)
+    return names
+
+
+def _held_out(entries: Sequence[Entry], seed: int, share: float) -> NDArray[np.bool_]:
+    """(n,) which shapes are for testing: of every class those whose ids hash lowest under the seed."""
+    draws = [hashlib.sha256(f"{seed}\0{entry.id}".encode()).digest() for entry in entries]
+    test = np.zeros(len(entries), dtype=bool)
+    for label in {entry.label for entry in entries}:
+        members = [k for k, entry in enumerate(entries) if entry.label == label]
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        test[sorted(members, key=lambda k: draws[k])[:count]] = True
+    return test

@@ -1,0 +1,318 @@
+"""Lists the shapes in files, folders, archives and corpora that a user names, and reads their points.
+
+A list holds only names; a shape is read when it is needed, in any process. Archives are read in place.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.corpus.manifest import MANIFEST_NAME
+from pointdistill.data.files.archive import open_archive
+from pointdistill.data.files.member import HeldArchive, file_state, hold_archive, unpack
+from pointdistill.data.meshes import FORMATS, Axis, PointSet, Surface, draw, named_rng
+from pointdistill.data.meshes.sample import read_named
+from pointdistill.errors import DataError
+
+ARCHIVE_SUFFIXES = (".zip", ".tar")
+
+PathKind: TypeAlias = Literal["file", "folder", "archive", "corpus"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeSource:
+    """A path that was given, and the shapes in it."""
+
+    kind: PathKind
+    path: str
+    """Absolute."""
+
+    given: str
+    """As the user typed it, with forward slashes."""
+
+    names: tuple[str, ...] | None = None
+    """POSIX names inside a folder or archive; the file's own; None for a corpus, whose shapes have numbers."""
+
+    count: int = 1
+
+    stamp: str = ""
+    """Changes when the shapes change: a corpus's checksum, or the sizes and times of files."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeLocation:
+    """Where to find one shape; small, because it is sent to worker processes."""
+
+    kind: PathKind
+    path: str
+    """Path of the file, folder, archive or corpus."""
+
+    name: str
+    """Name of the file inside it; empty for a corpus."""
+
+    row: int
+    """Number of the shape within its source."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadSettings:
+    """How shapes become points; together with a shape's name this decides all its randomness."""
+
+    points: int
+    """Points drawn from a surface; a cloud with fewer gives all it has."""
+
+    seed: int
+
+    up: Axis = "z"
+    """Up axis of files that do not state their own."""
+
+    minimum: int = 32
+    """Shapes with fewer points are refused."""
+
+    shuffled: bool = False
+    """Whether points are in random order instead of the file's, so that any run of them is a random sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadShape:
+    """One shape, or the reason why it cannot be used. Sizes: n points."""
+
+    name: str
+    """Name within its source; for a corpus the id, preceded by the source's name if there are several."""
+
+    points: NDArray[np.float32] | None = None
+    """(n, 3), z up, in the file's unit."""
+
+    reason: str = ""
+    """Why ``points`` is None, without the file's name."""
+
+    assumed_up: bool = False
+    """Whether the up axis is that of the settings, because the file states none."""
+
+
+@dataclass(slots=True)
+class ReadTask:
+    """Neighbouring shapes of a list, to be read by one process."""
+
+    chunk: int
+    """The caller's own number for the task; not used here."""
+
+    first: int
+    """Number of the first of these shapes in the list."""
+
+    locations: list[ShapeLocation]
+    refused: dict[int, str] = field(default_factory=dict)
+    """By position in the task: why a shape is not to be tried again."""
+
+
+class ShapeList:
+    """Shapes by number, 0 to ``len(shapes) - 1``, in the order of the sources and of their names."""
+
+    def __init__(self, sources: Sequence[ShapeSource]) -> None:
+        """Use `list_shapes`, which looks at the paths first."""
+        self.sources = tuple(sources)
+        self._ends = list(itertools.accumulate(source.count for source in sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> tuple[int, ShapeLocation]:
+        """Number of the source and location of shape ``index``."""
+        if not 0 <= index < len(self):
+            msg = f"shape {index} of a list of {len(self):,}; the first is 0"
+            raise IndexError(msg)
+        number = bisect.bisect_right(self._ends, index)
+        source = self.sources[number]
+        row = index - (self._ends[number] - source.count)
+        name = "" if source.names is None else source.names[row]
+        return number, ShapeLocation(source.kind, source.path, name, row)
+
+    def shape_id(self, number: int, name: str) -> str:
+        """Id of a shape of source ``number``: its name there, preceded by the source if there are several."""
+        source = self.sources[number]
+        if len(self.sources) == 1:
+            return name
+        return source.given if source.kind == "file" else f"{source.given}/{name}"
+
+    def stamp(self) -> str:
+        """Hexadecimal SHA-256 of the list: equal for the same shapes in the same order."""
+        whole = hashlib.sha256()
+        for source in self.sources:
+            line = (source.kind, source.path, source.given, source.count, source.stamp)
+            whole.update(json.dumps(line).encode())
+        return whole.hexdigest()
+
+
+def list_shapes(paths: Sequence[Path], *, leave_out: Path | None = None) -> ShapeList:
+    """List the shapes in every path; a file that is missing or of an unknown format is refused when it is read.
+
+    Args:
+        paths: files, folders with everything below them, zip and tar archives, corpora; duplicates count once.
+        leave_out: a file to ignore in folders, the output of the work at hand.
+
+    Raises:
+        DataError: if there is no path, a folder or archive holds no shape, or a corpus or archive is damaged.
+    """
+    distinct = {os.path.realpath(path): path for path in reversed(paths)}
+    kept = [path for path in dict.fromkeys(paths) if distinct[os.path.realpath(path)] == path]
+    if not kept:
+        msg = "nothing was named; give mesh or point files, folders, zips or a corpus"
+        raise DataError(msg)
+    return ShapeList([_source(path, leave_out) for path in kept])
+
+
+def _source(path: Path, leave_out: Path | None) -> ShapeSource:
+    given, whole = path.as_posix(), str(path.resolve())
+    if path.is_dir() and (path / MANIFEST_NAME).is_file():
+        corpus = open_corpus(path)
+        return ShapeSource("corpus", whole, given, None, len(corpus), corpus.content)
+    if not path.is_dir() and path.suffix.lower() not in ARCHIVE_SUFFIXES:
+        return ShapeSource("file", whole, given, (path.name,), stamp=_stamp([path]))
+    absent = f"{path}: no such file or folder; check its name"
+    with open_archive(path, absent=absent) as archive:
+        names = tuple(name for name in archive.names if _is_shape(name))
+    if path.is_dir() and leave_out is not None:
+        own = leave_out.resolve()
+        names = tuple(name for name in names if Path(whole, name) != own)
+    if not names:
+        endings = ", ".join(ending[1:] for ending in FORMATS)
+        msg = f"{path}: holds no mesh or point cloud; files that end in {endings} are read"
+        raise DataError(msg)
+    if path.is_dir():
+        stamp = _stamp([path / name for name in names])
+        return ShapeSource("folder", whole, given, names, len(names), stamp)
+    return ShapeSource("archive", whole, given, names, len(names), _stamp([path]))
+
+
+def _is_shape(name: str) -> bool:
+    """Whether a file has a known format and is not hidden, nor in a hidden folder."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in FORMATS and not any(part.startswith(".") for part in path.parts)
+
+
+def _stamp(files: Sequence[Path]) -> str:
+    """Digest of names, sizes and modification times."""
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(os.fsencode(f"{file}\0{file_state(file)[1:]}\n"))
+    return whole.hexdigest()
+
+
+def read_shape(location: ShapeLocation, settings: ReadSettings) -> ReadShape:
+    """The points of one shape, or the reason why it has none.
+
+    The sample depends only on the seed and the file's own name, as in `sample_surface`; for a corpus on the seed,
+    the source and the id.
+
+    Raises:
+        DataError: if the corpus, archive or folder as a whole cannot be read.
+    """
+    if location.kind == "corpus":
+        return _from_corpus(
+            _corpus(location.path, file_state(Path(location.path, MANIFEST_NAME))),
+            location.row,
+            settings,
+        )
+    held = _held(location)
+    try:
+        shape = _read(location, held)
+        rng = named_rng(settings.seed, PurePosixPath(location.name).name)
+        up = shape.declared_up or settings.up
+        available = len(shape.points) if isinstance(shape, PointSet) else settings.points
+        points = draw(shape, min(settings.points, available), rng=rng, up=up)
+        if settings.shuffled:
+            points = rng.permutation(points)
+        return _enough(location.name, points, settings, assumed_up=shape.declared_up is None)
+    except DataError as error:
+        return ReadShape(location.name, reason=str(error))
+
+
+def read_task(
+    settings: ReadSettings, task: ReadTask, step: Callable[[int], None]
+) -> list[ReadShape]:
+    """Read all shapes of a task; calls ``step`` with the position of each before reading it.
+
+    It is in this module, which stays free of torch, for the sake of worker processes that do nothing else.
+
+    Raises:
+        DataError: if the corpus, archive or folder as a whole cannot be read.
+    """
+    found = []
+    for number, location in enumerate(task.locations):
+        step(number)
+        if number in task.refused:
+            found.append(ReadShape(location.name, reason=task.refused[number]))
+        else:
+            found.append(read_shape(location, settings))
+    return found
+
+
+def _from_corpus(corpus: Corpus, row: int, settings: ReadSettings) -> ReadShape:
+    shape = corpus[row]
+    name = shape.id if len(corpus.sources) == 1 else f"{shape.source}/{shape.id}"
+    points = shape.points
+    rng = named_rng(settings.seed, f"{shape.source}/{shape.id}")
+    if len(points) > settings.points:
+        keep = rng.choice(len(points), settings.points, replace=False, shuffle=False)
+        points = points[np.sort(keep)]
+    if settings.shuffled:
+        points = rng.permutation(points)
+    try:
+        return _enough(name, points, settings, assumed_up=False)
+    except DataError as error:
+        return ReadShape(name, reason=str(error))
+
+
+def _enough(
+    name: str, points: NDArray[np.float32], settings: ReadSettings, *, assumed_up: bool
+) -> ReadShape:
+    if len(points) < settings.minimum:
+        msg = f"{len(points):,} points, {settings.minimum:,} are needed; use a denser scan"
+        raise DataError(msg)
+    return ReadShape(name, points, assumed_up=assumed_up)
+
+
+def _held(location: ShapeLocation) -> HeldArchive | None:
+    """The open archive that holds a shape; None for a shape that is not in an archive.
+
+    Raises:
+        DataError: if an archive or folder is gone, or the archive is no longer the one that was listed.
+    """
+    if location.kind == "folder" and not Path(location.path).is_dir():
+        msg = f"{location.path}: is gone; put it back and go on"
+        raise DataError(msg)
+    if location.kind != "archive":
+        return None
+    held = hold_archive(Path(location.path))
+    if location.name not in held.names:
+        msg = f"{location.path}: lost {location.name} meanwhile; put the archive back as it was and go on"
+        raise DataError(msg)
+    return held
+
+
+def _read(location: ShapeLocation, held: HeldArchive | None) -> Surface | PointSet:
+    path = Path(location.path)
+    if held is None:
+        return read_named(path if location.kind == "file" else path / location.name, location.name)
+    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+        return read_named(unpack(held, location.name, Path(folder)), location.name)
+
+
+@functools.lru_cache(maxsize=4)
+def _corpus(path: str, state: tuple[int, ...]) -> Corpus:  # noqa: ARG001  part of the key
+    # Shapes are read in order, so the memory of earlier shards can be given back.
+    return open_corpus(path, most_shards=2)

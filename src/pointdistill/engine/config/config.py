@@ -1,0 +1,253 @@
+"""Settings as frozen records: to JSON and back; an unknown key is an error that suggests the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+from pointdistill.engine.runtime.schedules import ScheduleConfig
+from pointdistill.errors import ConfigError
+from pointdistill.model.config import (
+    AugmentConfig,
+    CropConfig,
+    EncoderConfig,
+    HeadConfig,
+    MaskingConfig,
+    MaskKind,
+    Mode,
+    PredictorConfig,
+)
+
+RUN_FORMAT = "pointdistill-run"
+"""The ``format`` of a run's ``config.json``."""
+
+Record = TypeVar("Record")
+
+_TABLES_OF = {"patch": ("masking", "predictor"), "cls": ("local_crop",)}
+"""Tables of settings that belong to one of the two objectives alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """Everything that decides what a run computes. Defaults: the small model in dual mode on ShapeNet."""
+
+    name: str = "small"
+    """The recipe this began as, or a name of your own; runs are numbered under it."""
+
+    mode: Mode = Mode.DUAL
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    predictor: PredictorConfig | None = field(default_factory=PredictorConfig)
+    """None is an ablation: mask tokens pass the encoder among the visible ones. Not used in CLS mode."""
+
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    global_crop: CropConfig = field(default_factory=CropConfig)
+    local_crop: CropConfig | None = field(
+        default_factory=lambda: CropConfig(
+            count=4, share_low=0.05, share_high=0.4, points=256, patches=16
+        )
+    )
+    """None is an ablation: no local views. Not used in MPM mode."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    epochs: int = 300
+    """Passes over the corpus; the last partial batch of each is dropped."""
+
+    steps: int | None = None
+    """Optimiser steps of the whole run; when given it decides instead of ``epochs``."""
+
+    batch_size: int = 128
+    """Shapes a step, over all processes."""
+
+    weight_decay: float = 0.05
+    clip_norm: float = 10.0
+
+    centers_from_first_batch: bool = False
+    """Start the teacher's centres at the first batch's mean logits instead of zero (the paper: zero)."""
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.+-]{0,99}", self.name):
+            msg = f"name must be up to 100 letters, digits and . + - _, as in tiny-mpm, got {self.name!r}"
+            raise ConfigError(msg)
+        if self.batch_size < 1:
+            msg = f"batch_size must be at least 1, got {self.batch_size}"
+            raise ConfigError(msg)
+        if self.epochs < 1 or (self.steps is not None and self.steps < 1):
+            msg = f"epochs and steps must be at least 1, got {self.epochs} and {self.steps}"
+            raise ConfigError(msg)
+        if self.weight_decay < 0.0 or self.clip_norm <= 0.0:
+            msg = (
+                "weight_decay must not be negative and clip_norm must be positive, "
+                f"got {self.weight_decay!r} and {self.clip_norm!r}"
+            )
+            raise ConfigError(msg)
+        if not 0 <= self.seed < 2**63:
+            msg = f"seed must lie in 0 to 2**63 - 1, got {self.seed}"
+            raise ConfigError(msg)
+        self._check_views()
+
+    def _check_views(self) -> None:
+        """Check that mode, encoder, crops and masks fit together."""
+        crop, encoder = self.global_crop, self.encoder
+        sizes = (crop.points, crop.patches, crop.patch_points)
+        if sizes != (encoder.points, encoder.patches, encoder.patch_points):
+            msg = (
+                f"encoder.points, .patches and .patch_points must be those of global_crop, {sizes}"
+            )
+            raise ConfigError(msg)
+        if encoder.cls_token != self.mode.has_cls:
+            msg = (
+                f"encoder.cls_token must be {self.mode.has_cls} in {self.mode} mode; choose the mode "
+                "by its name, which sets everything that belongs to it"
+            )
+            raise ConfigError(msg, settings=("mode",))
+        if self.mode is Mode.DUAL and crop.count < 2:
+            msg = f"dual mode needs at least 2 global views, got global_crop.count {crop.count}"
+            raise ConfigError(msg)
+        if self.mode is Mode.CLS and crop.count < 2 and self.local_crop is None:
+            msg = f"cls mode without local views needs at least 2 global views, got {crop.count}"
+            raise ConfigError(msg)
+        if self.mode.has_patches:
+            self.masking.hidden_patches(crop.patches)
+
+    def why_unused(self, key: str) -> str | None:
+        """Why this run does not use a setting, and what to do about it; None where it uses it.
+
+        Args:
+            key: dotted, or the name of a table of settings.
+        """
+        table, _, name = key.partition(".")
+        for part, has in (("patch", self.mode.has_patches), ("cls", self.mode.has_cls)):
+            if not has and (table in _TABLES_OF[part] or f"_{part}_" in name):
+                using = " or ".join(mode for mode in Mode if mode is not self.mode)
+                return f"in {self.mode} mode; leave it out, or train in {using} mode"
+        if key == "masking.block_share" and self.masking.kind is MaskKind.RANDOM:
+            return "with masking.kind = random; leave it out, or choose inverse-block or block"
+        return None
+
+    def check_batch(self, shapes: int, processes: int) -> None:
+        """Raise unless ``shapes`` shapes fill a batch and ``processes`` processes can share it equally.
+
+        Raises:
+            ConfigError: names a batch size that works.
+        """
+        largest = max(processes, min(shapes, self.batch_size) // processes * processes)
+        if shapes < processes and processes > 1:
+            msg = (
+                f"the corpus holds {shapes} shapes, fewer than the {processes} processes that share a batch; "
+                "start fewer processes, or use a larger corpus"
+            )
+            raise ConfigError(msg)
+        if shapes < self.batch_size:
+            msg = (
+                f"the corpus holds {shapes} shapes, fewer than one batch of {self.batch_size}; "
+                f"use a larger corpus, or a batch size of {largest}"
+            )
+            raise ConfigError(msg, settings=("batch_size",))
+        if self.batch_size % processes:
+            msg = (
+                f"batch_size {self.batch_size} is not a multiple of the {processes} processes; use a batch "
+                f"size of {largest}, or start a number of processes that divides it"
+            )
+            raise ConfigError(msg, settings=("batch_size",))
+
+    def steps_per_epoch(self, shapes: int) -> int:
+        """Whole batches in a pass over ``shapes`` shapes.
+
+        Raises:
+            ConfigError: if they do not fill one batch.
+        """
+        self.check_batch(shapes, processes=1)
+        return shapes // self.batch_size
+
+    def total_steps(self, shapes: int) -> int:
+        """Optimiser steps of the run over a corpus of ``shapes`` shapes."""
+        per_epoch = self.steps_per_epoch(shapes)
+        return self.steps if self.steps is not None else self.epochs * per_epoch
+
+
+def to_plain(value: Any) -> Any:
+    """A record as dictionaries, lists and plain values, ready for JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(kind: type[Record], value: Mapping[str, Any], *, where: str = "") -> Record:
+    """A record from what ``to_plain`` wrote; keys that are left out take their defaults.
+
+    Raises:
+        ConfigError: for a key that does not exist (with the nearest that does) or a value of the wrong type.
+    """
+    if not isinstance(typing.cast("object", value), Mapping):
+        msg = f"{where or kind.__name__}: expected a table of settings, got {value!r}"
+        raise ConfigError(msg)
+    hints = typing.get_type_hints(kind)
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            msg = f"unknown setting {_path(where, key)!r}{hint}"
+            raise ConfigError(msg)
+    missing = [
+        name
+        for name, item in known.items()
+        if name not in value and item.default is MISSING and item.default_factory is MISSING
+    ]
+    if missing:
+        msg = f"missing setting {_path(where, missing[0])!r}"
+        raise ConfigError(msg)
+    built = {
+        key: _convert(hints[key], item, where=_path(where, key)) for key, item in value.items()
+    }
+    return kind(**built)
+
+
+def _path(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _convert(hint: Any, value: Any, *, where: str) -> Any:
+    """``value`` as the annotated type, or one clear refusal."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, value, where=where)
+    if typing.get_origin(hint) is types.UnionType:
+        if value is None or value == "none":  # TOML has no null
+            return None
+        return _convert(typing.get_args(hint)[0], value, where=where)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, list | tuple):
+            inner = typing.get_args(hint)[0]
+            return tuple(_convert(inner, item, where=where) for item in value)
+    elif isinstance(hint, type) and issubclass(hint, Enum):
+        accepted = [member.value for member in hint]
+        if value in accepted:
+            return hint(value)
+        msg = f"{where} must be one of {', '.join(map(str, accepted))}, got {value!r}"
+        raise ConfigError(msg)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            msg = f"{where} must be a finite number, got {value!r}"
+            raise ConfigError(msg)
+        return float(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    name = str(hint) if typing.get_origin(hint) else hint.__name__
+    msg = f"{where} must be of type {name}, got {value!r}"
+    raise ConfigError(msg)

@@ -1,0 +1,310 @@
+"""Which test shapes of a benchmark were in the corpus that an encoder saw: all of them, or a line of warning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.benchmarks.lvis import LvisShapes
+from pointdistill.data.benchmarks.registry import (
+    BENCHMARKS,
+    benchmark_spec,
+    check_data_choice,
+    choose_splits,
+    find_benchmark,
+    find_stand_in,
+)
+from pointdistill.data.benchmarks.spec import BenchmarkPaths, Progress
+from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.files.workspace import given_or_last_run
+from pointdistill.data.leaks import HeldOut, LeakReport, find_leaks
+from pointdistill.data.leaks.candidates import has_all_fingerprints
+from pointdistill.engine.pretraining.record import encoder_line
+from pointdistill.engine.pretraining.run_folder import (
+    corpus_fingerprint,
+    read_run_config,
+    run_folder_of,
+)
+from pointdistill.engine.reports.tables import Table
+from pointdistill.engine.weights.encoders import find_encoder
+from pointdistill.errors import CheckpointError, ConfigError, CorpusError, PointDistillError
+from pointdistill.reporter import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from pointdistill.data.benchmarks.spec import Labelled
+
+QUICK_CORPUS = 5000
+"""Shapes whose fingerprints a warning waits for: some five seconds of one core."""
+
+QUICK_TESTS = 64
+"""Test shapes that a warning compares by geometry, evenly spread: some ten seconds of one core at most."""
+
+LEAKS_FORMAT = 1
+"""Of the JSON; raised when the meaning of a field changes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeakRequest:
+    """What a user wants checked."""
+
+    benchmark: str
+    corpus: Path | None = None
+    """The corpus to look in; by default the one that ``encoder`` saw."""
+
+    encoder: Path | None = None
+    """A run, or the encoder folder in one; the last run in ``folder`` by default."""
+
+    data: Path | None = None
+    """The benchmark's archive; looked for under ``data/`` by default."""
+
+    stand_in: bool = False
+    splits: tuple[str, ...] = ()
+    """All of the benchmark's by default."""
+
+    workers: int | None = None
+    """Processes; 1 works in this one, None takes every usable core."""
+
+    folder: Path = Path()
+    """Where defaults are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a corpus has of each split of a benchmark."""
+
+    benchmark: str
+    """As a user names it, such as ``modelnet40``."""
+
+    corpus: Path
+    reports: tuple[tuple[str | None, LeakReport], ...]
+    """Split and report; the split is None where a benchmark has one only."""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        splits = [{"split": split, **asdict(report)} for split, report in self.reports]
+        head = {"format": LEAKS_FORMAT, "benchmark": self.benchmark, "corpus": str(self.corpus)}
+        return head | {"splits": splits}
+
+
+@dataclass(frozen=True, slots=True)
+class _CorpusClouds(Sequence[NDArray[np.float32]]):
+    """Shapes of a corpus, read when they are asked for."""
+
+    corpus: Corpus
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, number: int) -> NDArray[np.float32]: ...
+    @overload
+    def __getitem__(self, number: slice) -> _CorpusClouds: ...
+    def __getitem__(self, number: int | slice) -> NDArray[np.float32] | _CorpusClouds:
+        if isinstance(number, slice):
+            return _CorpusClouds(self.corpus, self.indices[number])
+        return self.corpus.points(int(self.indices[number]))
+
+
+def check_leaks(request: LeakRequest, reporter: Reporter = SILENT) -> Checked:
+    """Look for a benchmark's test shapes in a corpus. Fingerprints of the corpus are kept in its folder.
+
+    Raises:
+        ConfigError: for a benchmark or split that does not exist, or settings that contradict each other.
+        DataError: if the archive or the corpus is absent or damaged.
+        CheckpointError: if there is no run, or it does not say what it was trained on.
+    """
+    check_data_choice(stand_in=request.stand_in, data=request.data)
+    splits = choose_splits(request.benchmark, request.splits)
+    corpus = _corpus(request, reporter)
+    if request.stand_in:
+        paths = find_stand_in(request.benchmark, folder=request.folder, reporter=reporter)
+    else:
+        paths = find_benchmark(
+            request.benchmark, data=request.data, corpus=corpus.path, folder=request.folder
+        )
+    reports = []
+    for split in splits:
+        progress = partial(reporter.progress, "reading the archive")
+        shapes = read_held_out(request.benchmark, paths, split, progress=progress)
+        named = " ".join(filter(None, (paths.archive.name, split)))
+        reporter.say(f"data: {len(shapes):,} test shapes of {named}")
+        report = find_leaks(
+            shapes,
+            corpus,
+            workers=request.workers,
+            fingerprinting=partial(reporter.progress, "fingerprints"),
+            comparing=partial(reporter.progress, "comparing shapes"),
+        )
+        reports.append((split, report))
+    return Checked(request.benchmark, corpus.path, tuple(reports))
+
+
+def leak_warning(benchmark: Labelled, name: str, encoder: Path) -> str | None:
+    """A warning if test shapes were seen in pretraining, or if that is not known; else None.
+
+    Its cost is bounded: ids are always compared, geometry for at most 64 test shapes, and only if the fingerprints
+    of the corpus are in its folder already or it has at most 5,000 shapes.
+
+    Args:
+        benchmark: as it was read.
+        name: as a user names it, such as ``modelnet40``.
+        encoder: its folder. One that lies in no run, such as imported weights, has no known corpus: no warning.
+    """
+    command = f"`pointdistill leaks {name}` with the encoder {encoder}"
+    command += " and the stand-in" if benchmark.stand_in else ""
+    run = run_folder_of(encoder)
+    if run is None:
+        return None
+    try:
+        corpus = _corpus_of_run(run)
+    except PointDistillError as error:
+        return f"not checked whether test shapes were seen in pretraining: {error}"
+    shapes = held_out_of(benchmark)
+    found = find_leaks(shapes, corpus, geometry=False)
+    if found.leaks:
+        return _seen(len(found.leaks), len(shapes), command, "by id")
+    if set(found.ids_met) == {source.name for source in corpus.sources}:
+        return None
+    if len(corpus) > QUICK_CORPUS and not has_all_fingerprints(corpus):
+        return f"test shapes were not compared with the corpus this encoder saw; {command} does so"
+    some = shapes.some(QUICK_TESTS)
+    found = find_leaks(some, corpus, workers=1)
+    how = "by geometry" if len(some) == len(shapes) else "by geometry, of those looked at"
+    return _seen(len(found.leaks), len(some), command, how) if found.leaks else None
+
+
+def read_held_out(
+    name: str, paths: BenchmarkPaths, split: str | None, *, progress: Progress | None = None
+) -> HeldOut:
+    """Read the test shapes of a split; of few-shot, those of all its folds one after the other.
+
+    Args:
+        name: a key of ``BENCHMARKS``.
+        paths: its data.
+        split: one of its splits.
+        progress: told how far the reading is.
+
+    Raises:
+        DataError: if the data is absent or damaged.
+    """
+    spec = benchmark_spec(name)
+    if BENCHMARKS[name].task != "folds":
+        return held_out_of(spec.read(paths, split, progress=progress))
+    folds = []
+    for fold in range(spec.most_seeds or spec.seeds):
+        folds.append(held_out_of(spec.read(paths, split, fold=fold)))
+        if progress is not None:
+            progress(fold + 1, spec.most_seeds or spec.seeds)
+    clouds = [cloud for fold in folds for cloud in fold.clouds]
+    return replace(folds[0], clouds=clouds, ids=None)
+
+
+def held_out_of(benchmark: Labelled) -> HeldOut:
+    """The test shapes of a benchmark that has been read; of LVIS all shapes, since every draw tests on most."""
+    if isinstance(benchmark, LvisShapes):
+        names = benchmark.corpus.ids()
+        return HeldOut(
+            benchmark=benchmark.name,
+            clouds=_CorpusClouds(benchmark.corpus, benchmark.indices),
+            ids=tuple(names[index] for index in benchmark.indices),
+            checksum=benchmark.corpus.content,
+            stand_in=benchmark.stand_in,
+        )
+    return HeldOut(
+        benchmark=benchmark.name,
+        clouds=tuple(benchmark.test.points),
+        ids=benchmark.test.ids,
+        checksum=benchmark.checksum,
+        stand_in=benchmark.stand_in,
+    )
+
+
+def leaks_table(checked: Checked) -> Table:
+    """Every leaked test shape, a row each."""
+    several = len(checked.reports) > 1
+    rows = [
+        (
+            *((split or "",) if several else ()),
+            str(leak.test),
+            leak.test_id or "-",
+            leak.how,
+            leak.corpus_id,
+            leak.source,
+            "-" if leak.gap is None else f"{leak.gap:.3f}",
+        )
+        for split, report in checked.reports
+        for leak in report.leaks
+    ]
+    columns = ("test", "test id", "found by", "corpus shape", "source", "gap")
+    return Table(
+        title=f"Test shapes of {checked.benchmark} in {checked.corpus}",
+        columns=(("split", *columns) if several else columns),
+        rows=tuple(rows),
+        notes=tuple(_summary(split, report) for split, report in checked.reports),
+    )
+
+
+def _summary(split: str | None, report: LeakReport) -> str:
+    name = f"{split}: " if split else ""
+    met = (
+        f"ids compared with {', '.join(report.ids_met)}" if report.ids_met else "no ids to compare"
+    )
+    return (
+        f"{name}{len(report.leaks):,} of {report.test_shapes:,} test shapes are among the corpus's "
+        f"{report.corpus_shapes:,}: {report.count('id'):,} by id, {report.count('geometry'):,} by geometry "
+        f"({met})."
+    )
+
+
+def _seen(leaks: int, of: int, command: str, how: str) -> str:
+    return f"{leaks:,} of {of:,} test shapes were in the corpus this encoder saw ({how}); {command} lists them"
+
+
+def _corpus(request: LeakRequest, reporter: Reporter) -> Corpus:
+    """The corpus named, or that of the encoder named, or that of the last run."""
+    sources = ("corpus", "encoder")
+    if request.corpus is not None:
+        if request.encoder is not None:
+            msg = (
+                f"the corpus {request.corpus} and the encoder {request.encoder} both say where to look; "
+                "choose one of them"
+            )
+            raise ConfigError(msg, settings=sources)
+        return open_corpus(request.corpus)
+    encoder = Path(
+        given_or_last_run(
+            request.encoder, folder=request.folder, what="a corpus or an encoder", settings=sources
+        )
+    )
+    run = run_folder_of(encoder)
+    if run is None:
+        msg = f"{encoder} lies in no run, so what it saw is not known; name the corpus"
+        raise CheckpointError(msg, settings=("corpus",))
+    corpus = _corpus_of_run(run)
+    # A run whose first checkpoint is still to come has a corpus already.
+    with suppress(CheckpointError):
+        reporter.say(encoder_line(find_encoder(run)))
+    reporter.say(f"corpus: {corpus.path}, which {run} was trained on")
+    return corpus
+
+
+def _corpus_of_run(run: Path) -> Corpus:
+    """The corpus that a run was begun with.
+
+    Raises:
+        CorpusError: if it is gone, or holds other shapes by now.
+    """
+    begun_with = read_run_config(run)["corpus"]
+    corpus = open_corpus(Path(begun_with["path"]))
+    if corpus_fingerprint(corpus) != begun_with["fingerprint"]:
+        msg = f"{corpus.path} holds other shapes than when {run} was begun; name the corpus of then"
+        raise CorpusError(msg, settings=("corpus",))
+    return corpus

@@ -1,1 +1,0 @@
-"""Checkpoints that other programs wrote with ``torch.save``, read as data: nothing in them is run."""

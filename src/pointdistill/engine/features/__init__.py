@@ -1,0 +1,46 @@
+"""Probes: what a representation is worth, measured by classifiers on frozen features.
+
+Which pooled features each probe reads is decided in ``pointdistill.engine.evaluation.protocols``.
+"""
+
+from pointdistill.engine.features.fitted_probes import (
+    Confusion,
+    Samples,
+    Score,
+    logistic_probe,
+    nearest_neighbour_probe,
+    rank_classes,
+    score_predictions,
+    svm_probe,
+)
+from pointdistill.engine.features.probe_heads import (
+    Head,
+    HeadTraining,
+    LinearHead,
+    MlpHead,
+    linear_probe,
+    mean_logits,
+    smooth_targets,
+    train_head,
+    train_heads,
+)
+
+__all__ = [
+    "Confusion",
+    "Head",
+    "HeadTraining",
+    "LinearHead",
+    "MlpHead",
+    "Samples",
+    "Score",
+    "linear_probe",
+    "logistic_probe",
+    "mean_logits",
+    "nearest_neighbour_probe",
+    "rank_classes",
+    "score_predictions",
+    "smooth_targets",
+    "svm_probe",
+    "train_head",
+    "train_heads",
+]

@@ -1,0 +1,260 @@
+"""Two ways to turn clouds into feature vectors, both measured by the same probes.
+
+Sizes: n clouds, N points a cloud.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pointdistill.engine.features.extract import BATCH_SIZE, extract_features
+from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches, voting_input
+from pointdistill.model.patches import to_unit_sphere
+
+if TYPE_CHECKING:
+    from pointdistill.model.encoder import Encoder
+
+# Hand-made descriptions of a cloud: the baseline that any learned features stand beside.
+#
+# Everything here is invariant to turning the cloud about z, to moving it and to its size, so the
+# numbers describe a shape and not how it was placed. Sizes: B clouds, N points a cloud.
+
+HEIGHT_BINS, AXIS_BINS, RADIUS_BINS, DISTANCE_BINS = 10, 8, 8, 16
+PROFILE_BINS = (6, 4)
+"""Height by distance from the vertical axis: the outline that a lathe would need."""
+
+SUMMARY_NUMBERS = 11
+GEOMETRY_WIDTH = (
+    SUMMARY_NUMBERS
+    + HEIGHT_BINS
+    + AXIS_BINS
+    + RADIUS_BINS
+    + DISTANCE_BINS
+    + PROFILE_BINS[0] * PROFILE_BINS[1]
+)
+"""Numbers a cloud."""
+
+_PAIRS = 4096
+
+
+def geometric_features(points: Tensor, *, seed: int) -> Tensor:
+    """Seventy-seven numbers between 0 and 1 (but for rounding) for each cloud.
+
+    In this order: the 11 summary numbers of ``_summary``, then shares of the points by height (10
+    bins), by distance from the vertical axis (8), by distance from the centroid (8), shares of
+    random pairs of points by their distance (16: the D2 shape distribution of Osada et al., 2002),
+    and shares of the points by height and distance from the axis together (6 x 4).
+
+    Args:
+        points: (B, N, 3) float32, z up.
+        seed: which pairs of positions are measured, the same for every cloud.
+
+    Returns:
+        (B, 77) float32 on the device of ``points``.
+    """
+    sphere = to_unit_sphere(points)
+    height = (sphere[..., 2] + 1.0) / 2.0
+    from_axis = sphere[..., :2].norm(dim=-1)
+    from_center = sphere.norm(dim=-1)
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.randint(points.shape[1], (2, _PAIRS), generator=generator).to(
+        points.device
+    )
+    # Two points of the unit sphere are at most 2 apart.
+    gaps = (sphere[:, first] - sphere[:, second]).norm(dim=-1) / 2.0
+    profile = _bins(height, PROFILE_BINS[0]) * PROFILE_BINS[1] + _bins(from_axis, PROFILE_BINS[1])
+    return torch.cat(
+        [
+            _summary(sphere),
+            _shares(_bins(height, HEIGHT_BINS), HEIGHT_BINS),
+            _shares(_bins(from_axis, AXIS_BINS), AXIS_BINS),
+            _shares(_bins(from_center, RADIUS_BINS), RADIUS_BINS),
+            _shares(_bins(gaps, DISTANCE_BINS), DISTANCE_BINS),
+            _shares(profile, PROFILE_BINS[0] * PROFILE_BINS[1]),
+        ],
+        dim=1,
+    )
+
+
+def _summary(sphere: Tensor) -> Tensor:
+    """Eleven numbers of (B, N, 3) clouds in their unit spheres: (B, 11).
+
+    The deviations along the three principal axes of space and along the two of the ground plane;
+    how upright the longest and the shortest axis of space are; the extents along the axes of the
+    ground plane and along z; and the mean distance from the centroid.
+    """
+    spread, axes = torch.linalg.eigh(_covariance(sphere))
+    ground_spread, ground_axes = torch.linalg.eigh(_covariance(sphere[..., :2]))
+    ground = sphere[..., :2] @ ground_axes
+    extents = torch.cat([_extent(ground), _extent(sphere[..., 2:])], dim=1) / 2.0
+    return torch.cat(
+        [
+            spread.clamp_min(0.0).sqrt(),
+            ground_spread.clamp_min(0.0).sqrt(),
+            axes[:, 2, [0, 2]].abs(),
+            extents,
+            sphere.norm(dim=-1).mean(dim=1, keepdim=True),
+        ],
+        dim=1,
+    )
+
+
+def _covariance(points: Tensor) -> Tensor:
+    """(B, d, d) of centred (B, N, d) points."""
+    return points.transpose(1, 2) @ points / points.shape[1]
+
+
+def _extent(points: Tensor) -> Tensor:
+    """(B, d) length of the box around (B, N, d) points."""
+    return points.amax(dim=1) - points.amin(dim=1)
+
+
+def _bins(values: Tensor, count: int) -> Tensor:
+    """Values in [0, 1] to int64 bins of equal width; 1 falls into the last."""
+    return (values * count).long().clamp_(0, count - 1)
+
+
+def _shares(bins: Tensor, count: int) -> Tensor:
+    """(B, count) share of the entries of (B, N) ``bins`` in each bin."""
+    shares = torch.zeros(len(bins), count, device=bins.device)
+    ones = torch.full(bins.shape, 1.0 / bins.shape[1], device=bins.device)
+    return shares.scatter_add_(1, bins, ones)
+
+
+class ProbeFeatures(Protocol):
+    """Features of n clouds in the two forms that the protocols read, on the CPU."""
+
+    @property
+    def joined(self) -> Tensor:
+        """(n, F) for the linear probe and the logistic regression."""
+
+    @property
+    def unit(self) -> Tensor:
+        """(n, G), rows of length 1, for the nearest neighbours and the SVM."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFeatures:
+    """``ProbeFeatures`` of numbers that are read as they are."""
+
+    joined: Tensor
+    unit: Tensor
+
+
+class FeatureExtractor(Protocol):
+    """Turns clouds into feature vectors."""
+
+    @property
+    def name(self) -> str:
+        """What to call the features in results."""
+
+    @property
+    def inputs(self) -> ProtocolInput:
+        """Which points are read."""
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether the features come from patches."""
+
+    def voting(self) -> FeatureExtractor:
+        """The same features, but every epoch is a vote on test clouds; see ``voting_input``."""
+
+    def __call__(
+        self,
+        points: NDArray[np.float32],
+        *,
+        seed: int,
+        epoch: int | None,
+        count: Callable[[int], None],
+    ) -> ProbeFeatures:
+        """Features of (n, N, 3) clouds, augmented as in ``epoch`` or as they are for None.
+
+        ``count`` is told after each batch how many clouds it held.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderFeatures:
+    """Features of a frozen encoder."""
+
+    name: str
+    encoder: Encoder
+    inputs: ProtocolInput
+    device: torch.device | str = "cpu"
+    batch_size: int = BATCH_SIZE
+
+    @property
+    def has_patches(self) -> bool:
+        """An encoder reads patches."""
+        return True
+
+    def voting(self) -> EncoderFeatures:
+        """Other points of each cloud, scaled, never rotated."""
+        return replace(self, inputs=voting_input(self.inputs))
+
+    def __call__(
+        self,
+        points: NDArray[np.float32],
+        *,
+        seed: int,
+        epoch: int | None,
+        count: Callable[[int], None],
+    ) -> ProbeFeatures:
+        """Pooled tokens of (n, N, 3) clouds."""
+        return extract_features(
+            self.encoder,
+            points,
+            inputs=self.inputs,
+            seed=seed,
+            epoch=epoch,
+            batch_size=self.batch_size,
+            device=self.device,
+            progress=count,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeometricFeatures:
+    """Hand-made geometric features: the same numbers in both forms."""
+
+    inputs: ProtocolInput
+    name: str = "geometric features"
+
+    @property
+    def has_patches(self) -> bool:
+        """Only points are read."""
+        return False
+
+    def voting(self) -> GeometricFeatures:
+        """Other points of each cloud, scaled, never rotated."""
+        return replace(self, inputs=voting_input(self.inputs))
+
+    def __call__(
+        self,
+        points: NDArray[np.float32],
+        *,
+        seed: int,
+        epoch: int | None,
+        count: Callable[[int], None],
+    ) -> ProbeFeatures:
+        """Extents and histograms of (n, N, 3) clouds."""
+        numbers = torch.empty(len(points), GEOMETRY_WIDTH)
+        for rows, clouds in cloud_batches(
+            points,
+            self.inputs,
+            seed=seed,
+            epoch=epoch,
+            batch_size=BATCH_SIZE,
+            device=torch.device("cpu"),
+        ):
+            numbers[rows] = geometric_features(clouds, seed=seed)
+            count(len(clouds))
+        return PlainFeatures(joined=numbers, unit=normalize(numbers, dim=1))

@@ -1,0 +1,161 @@
+"""How the clouds of a benchmark reach the network: how many points, chosen how, augmented how.
+
+Sizes: B clouds a batch, N points a stored cloud, n clouds of a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pointdistill.data.benchmarks.registry import benchmark_specs, spec_titled
+from pointdistill.errors import ConfigError
+from pointdistill.model.config import AugmentConfig, EncoderConfig
+from pointdistill.model.patches import farthest_points, gather_points
+from pointdistill.model.random import KeyedRandom, sample_keys
+from pointdistill.model.views import augment_points
+
+Subsampling = Literal["uniform", "farthest"]
+
+_STREAM = "evaluation"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProtocolInput:
+    """The published input of a benchmark, or an encoder's own where it was pretrained otherwise."""
+
+    points: int
+    """Points given to the encoder; a cloud with fewer gives all it has."""
+
+    patches: int
+    """Patches that the encoder cuts them into."""
+
+    subsampling: Subsampling
+    """How the points are chosen from a larger cloud."""
+
+    augment: AugmentConfig
+    """What is done to training clouds where a protocol augments, a new draw each epoch."""
+
+    def __post_init__(self) -> None:
+        if self.subsampling not in ("uniform", "farthest"):
+            msg = f"subsampling must be 'uniform' or 'farthest', got {self.subsampling!r}"
+            raise ConfigError(msg)
+        if not 1 <= self.patches <= self.points:
+            msg = f"patches must lie between 1 and the {self.points} points, got {self.patches}"
+            raise ConfigError(msg)
+
+
+_PUBLISHED_DENSITY = (1024, 64)
+
+
+def published_input(benchmark: str) -> ProtocolInput:
+    """The published input of a benchmark, by its name in results.
+
+    Raises:
+        ConfigError: for a benchmark without a published protocol.
+    """
+    spec = spec_titled(benchmark)
+    if spec is None:
+        known = ", ".join(spec.title for spec in benchmark_specs())
+        msg = f"no protocol for {benchmark!r}; there is one for {known}"
+        raise ConfigError(msg)
+    published = spec.input
+    low, high = published.scale
+    return ProtocolInput(
+        points=published.points,
+        patches=published.patches,
+        subsampling=published.subsampling,
+        augment=AugmentConfig(rotate_z=published.rotate_z, scale_low=low, scale_high=high),
+    )
+
+
+def protocol_input(benchmark: str, encoder: EncoderConfig) -> ProtocolInput:
+    """The input on which an encoder is evaluated.
+
+    An encoder pretrained on views of 1024 points in 64 patches gets the published input. Another
+    one gets as many points and patches as its own views had: features of a density never seen in
+    pretraining would measure the change of density.
+
+    Raises:
+        ConfigError: for a benchmark without a published protocol.
+    """
+    published = published_input(benchmark)
+    if (encoder.points, encoder.patches) == _PUBLISHED_DENSITY:
+        return published
+    return replace(published, points=encoder.points, patches=encoder.patches)
+
+
+def voting_input(inputs: ProtocolInput) -> ProtocolInput:
+    """The input of a further vote on a test cloud: other points of it, scaled as in training, not rotated."""
+    return replace(inputs, augment=replace(inputs.augment, rotate_z=False))
+
+
+def cloud_batches(
+    points: NDArray[np.float32],
+    inputs: ProtocolInput,
+    *,
+    seed: int,
+    epoch: int | None,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Clouds in order, subsampled and, in a training epoch, augmented.
+
+    Each cloud's draws depend on the seed, the epoch and its index alone, never on the batches.
+
+    Args:
+        points: (n, N, 3) float32, z up.
+        inputs: how many points, and how chosen and augmented.
+        seed: of the subsets and of the augmentation.
+        epoch: whose augmentation to apply, from 0; None for the clouds as they are.
+        batch_size: clouds at once.
+        device: where the work is done and the batches lie.
+
+    Yields:
+        The rows of ``points`` that a batch holds, and the batch, (B, min(N, inputs.points), 3)
+        float32.
+    """
+    for first in range(0, len(points), batch_size):
+        rows = slice(first, min(first + batch_size, len(points)))
+        index = torch.arange(rows.start, rows.stop, device=device)
+        clouds = torch.from_numpy(points[rows]).to(device)
+        yield rows, draw_clouds(clouds, index, inputs, seed=seed, epoch=epoch)
+
+
+def draw_clouds(
+    clouds: Tensor, index: Tensor, inputs: ProtocolInput, *, seed: int, epoch: int | None
+) -> Tensor:
+    """(B, min(N, inputs.points), 3) of (B, N, 3) stored clouds: subsampled and, in a training epoch, augmented.
+
+    ``index`` (B,) int64 numbers the clouds in their split; with the seed and the epoch it decides every draw.
+    """
+    keys = sample_keys(seed=seed, epoch=0 if epoch is None else epoch + 1, index=index)
+    random = KeyedRandom(keys, _STREAM)
+    clouds = subsample(clouds, inputs.points, inputs.subsampling, random)
+    if epoch is None:
+        return clouds
+    return augment_points(clouds[:, None], inputs.augment, random)[:, 0]
+
+
+def subsample(points: Tensor, count: int, how: Subsampling, random: KeyedRandom) -> Tensor:
+    """``count`` points of each of (B, N, 3) clouds: (B, min(N, count), 3).
+
+    ``uniform`` draws them without replacement; ``farthest`` spreads them from a random first one. A
+    cloud of no more than ``count`` points comes back as it is.
+    """
+    size = points.shape[1]
+    if size <= count:
+        return points
+    if how == "uniform":
+        # 64 random bits a point: no ties worth fearing, so any sort gives the same subset.
+        index = random.bits("subset", (size,)).argsort(dim=1)[:, :count]
+    else:
+        start = random.integers("start", torch.full((len(points),), size, device=points.device))
+        index = farthest_points(points, count, start=start)
+    return gather_points(points, index)

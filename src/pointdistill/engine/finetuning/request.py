@@ -1,0 +1,313 @@
+"""What a model is fine-tuned on: a benchmark's archive, its stand-in, or a user's own folder, found and read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
+from pointdistill.data.benchmarks.registry import (
+    benchmark_spec,
+    check_data_choice,
+    choose_splits,
+    find_archive,
+    find_stand_in,
+    trainable_benchmarks,
+)
+from pointdistill.data.benchmarks.spec import BenchmarkPaths
+from pointdistill.data.files.workspace import given_or_last_run
+from pointdistill.data.shapes import PART_NAMES
+from pointdistill.data.sources import source_info
+from pointdistill.data.sources.labelled_folder import read_labelled_folder
+from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe, recipe_for
+from pointdistill.engine.finetuning.segmentation import SegmenterRecipe
+from pointdistill.errors import ConfigError, DataError
+from pointdistill.reporter import SILENT, Reporter
+
+FOLDER = "folder"
+HELD_OUT = 0.2
+"""Share of every class of a folder kept for testing, by default."""
+
+STAND_IN_LICENCE = "CC0-1.0 (made on the spot)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataChoice:
+    """What to read, so that it can be read again."""
+
+    benchmark: str
+    """A benchmark that can be trained on, or ``folder``."""
+
+    path: str
+    split: str | None = None
+    """ScanObjectNN's."""
+
+    held_out: float = HELD_OUT
+    """Share of every class of a folder kept for testing."""
+
+    up: str = "z"
+    """Up axis of a folder's files that do not state their own."""
+
+    points: int = 0
+    """Points that each file of a folder is sampled at."""
+
+    seed: int = 0
+    """Of a folder's points and of its split."""
+
+
+def check_choice(
+    benchmark: str,
+    *,
+    data: Path | None,
+    split: str | None,
+    stand_in: bool,
+    held_out: float | None,
+    up: str | None,
+) -> None:
+    """Raise unless these options belong together; arguments are those of ``choose_data``.
+
+    Raises:
+        ConfigError: for a benchmark or split that does not exist, or options that do not belong to it.
+    """
+    if benchmark == FOLDER:
+        if data is None or split is not None or stand_in:
+            msg = (
+                "your own shapes are a folder of data, with one sub-folder a class; they have neither official "
+                "splits nor a stand-in"
+            )
+            raise ConfigError(msg, settings=("data", "split", "stand_in"))
+        return
+    if benchmark not in trainable_benchmarks():
+        known = ", ".join(trainable_benchmarks())
+        msg = f"no model is trained on {benchmark!r}; choose one of {known}, or a data folder of your own"
+        raise ConfigError(msg, settings=("data",))
+    if held_out is not None or up is not None:
+        msg = f"{benchmark} has its own split and axes; a share held out and an up axis are for your own folder"
+        raise ConfigError(msg, settings=("held_out", "up"))
+    choose_splits(benchmark, (split,) if split is not None else ())
+    check_data_choice(stand_in=stand_in, data=data)
+
+
+def choose_data(
+    benchmark: str,
+    *,
+    data: Path | None,
+    split: str | None,
+    stand_in: bool,
+    held_out: float | None,
+    up: str | None,
+    seed: int,
+    folder: Path,
+    reporter: Reporter = SILENT,
+) -> DataChoice:
+    """The data that a model is trained on; a stand-in is made if it is not there.
+
+    Args:
+        benchmark: one that can be trained on, or ``folder``.
+        data: the archive, or a user's own folder.
+        split: ScanObjectNN's.
+        stand_in: take the benchmark's stand-in instead of an archive.
+        held_out: share of a folder's classes kept for testing.
+        up: up axis of a folder's files.
+        seed: of a folder's points and split.
+        folder: where defaults are looked for.
+        reporter: told how far the making of a stand-in is.
+
+    Raises:
+        ConfigError: as ``check_choice``.
+    """
+    check_choice(benchmark, data=data, split=split, stand_in=stand_in, held_out=held_out, up=up)
+    if benchmark == FOLDER:
+        assert data is not None
+        return DataChoice(
+            benchmark=FOLDER,
+            path=str(data.resolve()),
+            held_out=HELD_OUT if held_out is None else held_out,
+            up=up or "z",
+            seed=seed,
+        )
+    if stand_in:
+        path = find_stand_in(benchmark, folder=folder, reporter=reporter).archive
+    else:
+        path = data or find_archive(benchmark, data=None, folder=folder)
+    split = split or benchmark_spec(benchmark).training_split
+    return DataChoice(benchmark=benchmark, path=str(path.resolve()), split=split)
+
+
+def read_data(choice: DataChoice, *, reporter: Reporter = SILENT) -> Benchmark | PartBenchmark:
+    """Read it; files of a folder that cannot be used are named and left out.
+
+    Raises:
+        DataError: if it is absent or damaged; says where an archive comes from.
+    """
+    path = Path(choice.path)
+    if choice.benchmark != FOLDER:
+        found = benchmark_spec(choice.benchmark).read(
+            BenchmarkPaths(path),
+            choice.split,
+            progress=partial(reporter.progress, "reading the shapes"),
+        )
+        assert isinstance(found, Benchmark | PartBenchmark)
+        return found
+    labelled = read_labelled_folder(
+        path,
+        points=choice.points,
+        seed=choice.seed,
+        held_out=choice.held_out,
+        up=choice.up,
+        progress=partial(reporter.progress, "reading your files"),
+    )
+    for line in labelled.refused:
+        reporter.say(f"left out: {line}")
+    if labelled.unlabelled:
+        reporter.say(f"left out: files in no sub-folder, so of no class: {labelled.unlabelled:,}")
+    return labelled.benchmark
+
+
+def licence_of(choice: DataChoice, *, stand_in: bool) -> str:
+    """What the licence of the training data allows, in a few words."""
+    if stand_in:
+        return STAND_IN_LICENCE
+    if choice.benchmark == FOLDER:
+        return source_info(FOLDER).licence
+    return benchmark_spec(choice.benchmark).licence
+
+
+# What a user can choose for ``finetune``, and its defaults.
+
+TRAINING = "training.safetensors"
+"""Beside ``config.json`` until the training is finished: what is needed to go on."""
+
+SMALL_SET = 1000
+"""Training clouds of a folder below which the few-shot recipe is taken; the published larger ones have 2,309."""
+
+Recipe = ClassifierRecipe | SegmenterRecipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneRequest:
+    """What a user wants trained; everything but a benchmark or a folder may be left out."""
+
+    benchmark: str = FOLDER
+    """A benchmark that can be trained on, or ``folder``."""
+
+    data: Path | None = None
+    """A benchmark's archive, ``data/<archive>`` by default; or a user's own folder."""
+
+    split: str | None = None
+    stand_in: bool = False
+    held_out: float | None = None
+    up: str | None = None
+
+    encoder: Path | None = None
+    """A run or an encoder folder; the last run in ``folder`` by default."""
+
+    from_scratch: bool = False
+    """Train the encoder's architecture from random weights."""
+
+    frozen: bool = False
+    """Train the head alone."""
+
+    epochs: int | None = None
+    """Instead of the recipe's."""
+
+    seed: int = 0
+    output: Path | None = None
+    """Folder of the model; a new one under ``models/`` by default."""
+
+    device: str = "auto"
+    folder: Path = Path()
+    """Where defaults are looked for."""
+
+    def __post_init__(self) -> None:
+        if self.frozen and self.from_scratch:
+            msg = "a frozen encoder keeps its weights, and training from scratch draws new ones; choose one"
+            raise ConfigError(msg, settings=("frozen", "from_scratch"))
+        if self.epochs is not None and self.epochs < 1:
+            msg = f"epochs must be at least 1, got {self.epochs}"
+            raise ConfigError(msg)
+        check_choice(
+            self.benchmark,
+            data=self.data,
+            split=self.split,
+            stand_in=self.stand_in,
+            held_out=self.held_out,
+            up=self.up,
+        )
+
+
+def choose_recipe(request: FinetuneRequest, data: Benchmark | PartBenchmark) -> Recipe:
+    """The published recipe for these data; for a user's own folder, the one published for as many clouds."""
+    if isinstance(data, PartBenchmark):
+        return SegmenterRecipe(random_encoder=request.from_scratch, frozen_encoder=request.frozen)
+    if request.benchmark != FOLDER:
+        recipe = recipe_for(data.name, "scratch" if request.from_scratch else "finetune")
+    elif request.from_scratch:
+        recipe = RECIPES["scratch"]
+    else:
+        few = len(data.train) < SMALL_SET
+        recipe = RECIPES["few-shot" if few else "finetune-scanobjectnn"]
+    return head_only(recipe) if request.frozen else recipe
+
+
+def head_only(recipe: ClassifierRecipe) -> ClassifierRecipe:
+    """The recipe with the encoder frozen throughout, at the rates published for a head: 5e-4 falling to 1e-7."""
+    return replace(
+        recipe,
+        name="head",
+        frozen_epochs=recipe.epochs,
+        frozen_learning_rates=(5e-4, 1e-7),
+        warmup_epochs=0,
+        first_learning_rate=0.0,
+    )
+
+
+def encoder_path(request: FinetuneRequest) -> Path | str:
+    """The encoder that was named, or the last run.
+
+    Raises:
+        CheckpointError: if there is neither.
+    """
+    return given_or_last_run(request.encoder, folder=request.folder)
+
+
+def default_output(request: FinetuneRequest) -> Path:
+    """Under ``models/``, by the benchmark or the name of a user's own folder."""
+    if request.benchmark == FOLDER and request.data is not None:
+        return request.folder / "models" / request.data.resolve().name
+    split = f"-{request.split}" if request.split else ""
+    name = f"{request.benchmark}{split}{'-stand-in' if request.stand_in else ''}"
+    return request.folder / "models" / name
+
+
+def check_free(output: Path) -> None:
+    """Raise unless a model can be written to ``output``.
+
+    Raises:
+        DataError: if it holds something.
+    """
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if (output / TRAINING).is_file():
+        msg = f"{output} holds a training that was interrupted; resume it, or choose another output folder"
+        raise DataError(msg, settings=("resume", "output"))
+    if output.exists():
+        msg = f"{output} exists already; choose another output folder, or remove it"
+        raise DataError(msg, settings=("output",))
+
+
+def part_names(data: PartBenchmark) -> tuple[str, ...]:
+    """A name for every part label, such as ``chair seat``; by its number where a category has no names."""
+    names = {
+        label: f"{category} {name}"
+        for category, labels in zip(data.categories, data.category_parts, strict=True)
+        for label, name in zip(labels, _names_within(category, len(labels)), strict=True)
+    }
+    return tuple(names.get(label, f"part {label}") for label in range(1 + max(names)))
+
+
+def _names_within(category: str, count: int) -> tuple[str, ...]:
+    """Names of a category's parts: those of the built-in shapes, which are ShapeNetPart's in name and order."""
+    known = PART_NAMES.get(category, ())
+    return known if len(known) == count else tuple(str(number + 1) for number in range(count))

@@ -1,5 +1,0 @@
-"""What a run will cost: parameters, steps, memory, hours and disk, before anything starts."""
-
-from pointdistill.engine.plan.plan import Plan, make_plan
-
-__all__ = ["Plan", "make_plan"]

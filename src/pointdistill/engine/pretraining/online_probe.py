@@ -1,0 +1,182 @@
+"""An online probe: nearest neighbours of the teacher's features on a small labelled set, while a run trains.
+
+It works on a copy of the teacher, with its own seeds, so that the run's numbers are the same with and without it.
+Sizes: n clouds, N points a cloud.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
+from pointdistill.data.benchmarks.registry import BENCHMARKS, benchmark_spec
+from pointdistill.data.benchmarks.spec import BenchmarkPaths
+from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.corpus.manifest import MANIFEST_NAME
+from pointdistill.data.corpus.shard import UNKNOWN_LABEL
+from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.data.sources.base import source_shape_rng
+from pointdistill.engine.features import Samples, nearest_neighbour_probe
+from pointdistill.engine.features.extract import extract_features
+from pointdistill.engine.features.inputs import ProtocolInput
+from pointdistill.errors import DataError
+from pointdistill.model.config import AugmentConfig
+from pointdistill.model.encoder import Encoder
+
+BUILTIN = "builtin"
+BUILTIN_SHAPES = 1080
+"""20 of each of the 54 categories: half of them vote, half are named by them."""
+
+VOTERS, TESTED = 2000, 1000
+"""Most clouds that vote and that are tested; larger sets are subsampled, since a probe must cost seconds."""
+
+NEIGHBOURS = 5
+SEED = 20_250_000
+"""Seed of the choice of clouds and points; far from the seeds of runs, whose shapes must not be these."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSet:
+    """Labelled clouds that a run is probed on."""
+
+    name: str
+    voters: LabelledClouds
+    tested: LabelledClouds
+
+
+def open_labelled_set(where: str, *, points: int) -> LabelledSet:
+    """The set that ``where`` means.
+
+    Args:
+        where: ``builtin`` (shapes made on the spot), a corpus with labels, or the archive of ScanObjectNN or
+            ModelNet40.
+        points: N, of clouds that have more or fewer.
+
+    Raises:
+        DataError: if it is none of these, or has too few labelled clouds.
+    """
+    if where == BUILTIN:
+        found = _split_half(BUILTIN, *_builtin_clouds(points))
+    elif (Path(where) / MANIFEST_NAME).is_file():
+        found = _split_half(where, *_labelled_clouds(open_corpus(where), points))
+    else:
+        benchmark = _benchmark(Path(where))
+        voters, tested = (
+            _subsample(side, most)
+            for side, most in ((benchmark.train, VOTERS), (benchmark.test, TESTED))
+        )
+        found = LabelledSet(benchmark.data_name, voters, tested)
+    if len(np.unique(found.voters.labels)) < 2 or len(found.voters) < NEIGHBOURS:
+        msg = (
+            f"{where}: a probe needs at least {NEIGHBOURS} labelled clouds of 2 classes to vote, got "
+            f"{len(found.voters)}; name another set, or builtin"
+        )
+        raise DataError(msg)
+    return found
+
+
+class RunProbe:
+    """Measures a teacher's encoder on one labelled set, always in the same way."""
+
+    def __init__(self, labelled: LabelledSet, device: torch.device) -> None:
+        self.labelled = labelled
+        self.device = device
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        """Accuracies in percent, and what they cost. The encoder is moved to the device: give a copy."""
+        began = time.perf_counter()
+        inputs = ProtocolInput(
+            points=encoder.config.points,
+            patches=encoder.config.patches,
+            subsampling="uniform",
+            augment=AugmentConfig(),
+        )
+        voters, tested = (
+            Samples(
+                extract_features(
+                    encoder, side.points, inputs=inputs, seed=SEED, device=self.device
+                ).unit,
+                torch.from_numpy(side.labels),
+            )
+            for side in (self.labelled.voters, self.labelled.tested)
+        )
+        score = nearest_neighbour_probe(voters, tested, neighbours=NEIGHBOURS)
+        return {
+            "probe_accuracy": round(score.accuracy, 3),
+            "probe_class_accuracy": round(score.class_accuracy, 3),
+            "probe_seconds": round(time.perf_counter() - began, 3),
+        }
+
+
+def _builtin_clouds(points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Builtin shapes, (n, N, 3), and their categories (n,)."""
+    source = open_source("builtin", SourceRequest(shapes=BUILTIN_SHAPES))
+    entries = source.entries()
+    clouds = [
+        source.read(
+            entry, points, rng=source_shape_rng(seed=SEED, source=BUILTIN, shape_id=entry.id)
+        ).points.astype(np.float32)
+        for entry in entries
+    ]
+    return np.stack(clouds), np.array([entry.label for entry in entries], np.int64)
+
+
+def _labelled_clouds(corpus: Corpus, points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Shapes of a corpus whose label is known, subsampled: (n, N, 3) and (n,)."""
+    labels = corpus.labels()
+    known = np.flatnonzero(labels != UNKNOWN_LABEL)
+    rng = np.random.default_rng(SEED)
+    chosen = np.sort(rng.permutation(known)[: VOTERS + TESTED])
+    clouds = np.empty((len(chosen), points, 3), np.float32)
+    for row, number in zip(clouds, chosen, strict=True):
+        cloud = corpus.points(int(number))
+        row[:] = cloud[rng.choice(len(cloud), points, replace=len(cloud) < points)]
+    return clouds, labels[chosen]
+
+
+def _split_half(name: str, points: NDArray[np.float32], labels: NDArray[np.int64]) -> LabelledSet:
+    """In the order of a fixed shuffle, every second cloud of each label votes and the others are tested."""
+    order = np.random.default_rng(SEED).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    sides = [LabelledClouds(points[part], labels[part]) for part in (order[::2], order[1::2])]
+    return LabelledSet(name, _subsample(sides[0], VOTERS), _subsample(sides[1], TESTED))
+
+
+def _subsample(side: LabelledClouds, most: int) -> LabelledClouds:
+    """At most ``most`` clouds, drawn by a fixed seed."""
+    if len(side) <= most:
+        return side
+    chosen = np.sort(np.random.default_rng(SEED).choice(len(side), most, replace=False))
+    return LabelledClouds(side.points[chosen], side.labels[chosen])
+
+
+def _benchmark(path: Path) -> Benchmark:
+    """The first split that an archive has.
+
+    Raises:
+        DataError: if there is no such file, or it is of neither benchmark.
+    """
+    if not path.exists():
+        msg = f"{path}: no such file; a probe takes builtin, a corpus with labels, or a benchmark's archive"
+        raise DataError(msg)
+    specs = [
+        benchmark_spec(name) for name, row in BENCHMARKS.items() if row.task == "classification"
+    ]
+    for spec in specs:
+        for split in spec.splits:
+            with suppress(DataError):
+                found = spec.read(BenchmarkPaths(path), split)
+                assert isinstance(found, Benchmark)
+                return found
+    msg = (
+        f"{path}: neither a corpus with labels nor the archive of {' or '.join(s.title for s in specs)}; "
+        "give one of these, or builtin"
+    )
+    raise DataError(msg)

@@ -1,0 +1,76 @@
+"""How an encoder was trained: its corpus, its steps, whether the training was finished."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pointdistill.data.files.files import read_json
+from pointdistill.engine.config.config import PretrainConfig, from_plain
+from pointdistill.engine.pretraining.run_folder import RUN_CONFIG, run_folder_of
+from pointdistill.engine.weights.encoders import read_facts
+from pointdistill.errors import CheckpointError, ConfigError, DataError
+
+
+def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """How an encoder was trained: what is recorded with it and, where it is still in its run, with the run.
+
+    The run adds the corpus and ``total_steps``, the number of steps of the whole training.
+    """
+    recorded = facts.get("training")
+    training = dict(recorded) if isinstance(recorded, Mapping) else {}
+    run = run_folder_of(stored)
+    run_config = None if run is None else _read(run / RUN_CONFIG)
+    corpus = run_config.get("corpus") if isinstance(run_config, Mapping) else None
+    if isinstance(run_config, Mapping) and isinstance(corpus, Mapping):
+        training["corpus"] = {k: corpus[k] for k in ("shapes", "fingerprint") if k in corpus}
+        total = _total_steps(run_config.get("config"), corpus.get("shapes"))
+        training |= {} if total is None else {"total_steps": total}
+    return training
+
+
+def _total_steps(config: Any, shapes: Any) -> int | None:
+    """Steps of a whole run, from its configuration and the size of its corpus; None where these are not known."""
+    if not isinstance(config, Mapping) or not isinstance(shapes, int):
+        return None
+    try:
+        return from_plain(PretrainConfig, config, where="config").total_steps(shapes)
+    except (ConfigError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except DataError:
+        return None
+
+
+def encoder_line(stored: Path, remark: str = "") -> str:
+    """A line such as ``encoder: runs/a/encoder, unfinished: step 65 of 400``.
+
+    Args:
+        stored: the result of ``locate_encoder``. Errors in its files are ignored here; loading it reports them.
+        remark: inserted after the path: why this encoder was taken.
+    """
+    try:
+        steps = unfinished_steps(training_record(stored, read_facts(stored)))
+    except CheckpointError:
+        steps = None
+    state = "" if steps is None else f", unfinished: step {steps[0]:,} of {steps[1]:,}"
+    return f"encoder: {stored}{remark}{state}"
+
+
+def unfinished_steps(training: Any) -> tuple[int, int] | None:
+    """Steps taken and steps of the whole run; None where it was finished, or either is not recorded.
+
+    Args:
+        training: the result of ``training_record``.
+    """
+    if not isinstance(training, Mapping):
+        return None
+    step, total = training.get("step"), training.get("total_steps")
+    if isinstance(step, int) and isinstance(total, int) and step < total:
+        return step, total
+    return None

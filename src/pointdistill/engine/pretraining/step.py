@@ -1,0 +1,296 @@
+"""The training step, from views to updated weights. Golden numbers, benchmarks and runs all go through this one.
+
+Source: section 5 of docs/method.md. Sizes: B shapes of this process, K prototypes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, distributed, nn
+from torch.utils import _pytree as pytree
+
+from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.pretraining.loader import Batch
+from pointdistill.engine.pretraining.monitor import DeviceMetrics, StepOutcome
+from pointdistill.engine.pretraining.state import TrainState
+from pointdistill.engine.runtime.optimizer import clip_gradients, guarded_step, update_average
+from pointdistill.engine.runtime.schedules import Rates
+from pointdistill.model.distillation import (
+    CENTER_MOMENTUM,
+    Head,
+    Losses,
+    TeacherOutput,
+    Views,
+    objective,
+)
+from pointdistill.model.losses import PosteriorStats, posterior_stats
+from pointdistill.model.masking import Masks, draw_masks
+from pointdistill.model.random import KeyedRandom, sample_keys
+from pointdistill.model.views import draw_views
+
+
+def make_views(batch: Batch, config: PretrainConfig) -> Views:
+    """The views and masks of a batch: a pure function of (seed, epoch, shape index)."""
+    keys = sample_keys(seed=config.seed, epoch=batch.epoch, index=batch.index)
+    random = KeyedRandom(keys)
+    global_views, _ = draw_views(
+        batch.points, batch.counts, config.global_crop, random.child("global"), config.augment
+    )
+    local_views = masks = None
+    if config.mode.has_cls and config.local_crop is not None:
+        local_views, _ = draw_views(
+            batch.points, batch.counts, config.local_crop, random.child("local"), config.augment
+        )
+    if config.mode.has_patches:
+        hidden = config.masking.hidden_patches(global_views.centers.shape[-2])
+        mask = draw_masks(global_views.centers, config.masking, random)
+        masks = Masks.from_bool(mask.flatten(0, -2), hidden)
+    return Views(global_views, local_views, masks)
+
+
+class StopAndSaveFlags(NamedTuple):
+    """What one process wants after a step. All of them do it as soon as one wants it."""
+
+    stop: bool = False
+    save: bool = False
+
+
+class StepMessage(NamedTuple):
+    """All that processes tell each other about a step, sent as one tensor; every entry is averaged over them."""
+
+    loss: Tensor  # scalar
+    terms: dict[str, Tensor]  # scalars, unweighted, by the name of the loss term
+    logit_means: dict[
+        Head, Tensor
+    ]  # (K,) the teacher's raw logits, averaged over everything but prototypes
+    posteriors: dict[Head, PosteriorStats]  # of the teacher; empty in a step that is not watched
+    unreadable: Tensor  # scalar, share of processes that could not read their shapes
+    stop: Tensor  # scalar, share of processes that want to stop
+    save: Tensor  # scalar, share of processes that want a checkpoint
+
+    def averaged(self, accelerator: Accelerator) -> StepMessage:
+        """The same, averaged over all processes."""
+        tensors, layout = pytree.tree_flatten(self)
+        message: StepMessage = pytree.tree_unflatten(
+            mean_over_processes(accelerator, tensors), layout
+        )
+        return message
+
+
+class TrainingStep:
+    """Takes the steps of a run on one process. Nothing here waits for the device.
+
+    Whether a step changes anything is decided where it is computed: ``all_finite`` is 1 on the device until, on
+    any process, a loss, a gradient or a mean of the teacher's logits is not finite or shapes could not be read;
+    it is 0 from then on. Weights, moments, teacher and centres change only while it is 1, so the host may learn
+    of it a step later without any harm done meanwhile.
+    """
+
+    def __init__(self, state: TrainState, student: nn.Module, accelerator: Accelerator) -> None:
+        """Train ``state`` through ``student``, which is its student as ``prepare_student`` returned it."""
+        self.state = state
+        self.student = student
+        self.accelerator = accelerator
+        self.all_finite = torch.ones((), device=accelerator.device)
+
+    def __call__(
+        self,
+        batch: Batch,
+        views: Views,
+        rates: Rates,
+        *,
+        watch: bool = False,
+        stop_and_save_flags: StopAndSaveFlags = StopAndSaveFlags(),  # noqa: B008 (it is immutable)
+    ) -> DeviceMetrics:
+        """One step, in the order of the method.
+
+        Args:
+            batch: the shapes, for their epoch and whether they could be read.
+            views: made of them.
+            rates: what the schedules say at this step.
+            watch: also look at how the teacher's posteriors are spread.
+            stop_and_save_flags: what this process wants to follow the step.
+        """
+        state, config = self.state, self.state.config
+        with self.accelerator.autocast():
+            targets, means = self._targets(views)
+            predictions = self.student(views, self._generator())
+        losses = objective(
+            predictions, targets, rates.temperatures, gather=gather_rows(self.accelerator)
+        )
+        # A process without shapes goes through with stand-ins: the others wait for it in every collective.
+        losses.total.backward()
+        norm = clip_gradients(self.student.parameters(), config.clip_norm)
+
+        posteriors = _posteriors(targets, rates) if watch else {}
+        message = self._message(losses, means, posteriors, batch, stop_and_save_flags)
+        self._check(message, norm)
+        self._update(rates, message.logit_means)
+        state.step += 1
+        return self._metrics(batch, rates, message, norm)
+
+    def _targets(self, views: Views) -> tuple[TeacherOutput, dict[Head, Tensor]]:
+        """The teacher's centred logits, and the mean raw logits (K,) of each head on this process.
+
+        Targets are centred on what the steps before left, not on this step's own mean; only a run that begins
+        with ``centers_from_first_batch`` has nothing from before, and takes the first batch's mean over all
+        processes. A function of its own, so that the raw logits are freed before the student's passes.
+        """
+        raw = self.state.teacher(views.global_views)
+        means = {head: logits.mean((0, 1)) for head, logits in raw.logits.items()}
+        centers = self.state.teacher.centers
+        if self._takes_first_centers():
+            averaged = mean_over_processes(self.accelerator, list(means.values()))
+            centers = dict(zip(means, averaged, strict=True))
+        return raw.centered(centers), means
+
+    def _takes_first_centers(self) -> bool:
+        return self.state.config.centers_from_first_batch and self.state.step == 0
+
+    def _generator(self) -> torch.Generator:
+        """Random numbers of one step on one process (stochastic depth), from seed, step and process alone.
+
+        So a resumed run draws what an uninterrupted one would, and no generator is part of a checkpoint.
+        """
+        parts = (self.state.config.seed, self.state.step, self.accelerator.process_index)
+        seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+        return torch.Generator(self.accelerator.device).manual_seed(seed)
+
+    def _message(
+        self,
+        losses: Losses,
+        means: dict[Head, Tensor],
+        posteriors: dict[Head, PosteriorStats],
+        batch: Batch,
+        flags: StopAndSaveFlags,
+    ) -> StepMessage:
+        def flag(value: bool) -> Tensor:
+            # Filled on the device: a tensor made from a host's number would be copied there, and waited for.
+            return torch.full((), float(value), device=self.accelerator.device)
+
+        return StepMessage(
+            loss=losses.total.detach(),
+            terms={name: value.detach() for name, value in losses.terms.items()},
+            logit_means=means,
+            posteriors=posteriors,
+            unreadable=flag(batch.read_error is not None),
+            stop=flag(flags.stop),
+            save=flag(flags.save),
+        ).averaged(self.accelerator)
+
+    def _check(self, message: StepMessage, norm: Tensor) -> None:
+        """Whether this step and every later one may change anything; the same on all processes."""
+        finite = torch.isfinite(message.loss) & torch.isfinite(norm) & (message.unreadable == 0)
+        for mean in message.logit_means.values():
+            # Unmasked patches reach no loss in MPM mode, but they would poison the centres.
+            finite &= torch.isfinite(mean).all()
+        self.all_finite.mul_(finite)
+
+    def _update(self, rates: Rates, means: Mapping[Head, Tensor]) -> None:
+        """Optimiser, teacher, centres, each only while ``all_finite``."""
+        state, applied = self.state, self.all_finite
+        guarded_step(state.optimizer, rates.learning_rate, applied)
+        # After the optimiser: the teacher follows the student as this step leaves it.
+        update_average(state.teacher, state.student, applied * (1.0 - rates.teacher_momentum))
+        momentum = 0.0 if self._takes_first_centers() else CENTER_MOMENTUM
+        for head, mean in means.items():
+            center = state.teacher.centers[head]
+            # A product with 0 would not do: 0 · NaN is NaN.
+            center.lerp_(torch.where(applied.bool(), mean, center), 1.0 - momentum)
+
+    def _metrics(
+        self, batch: Batch, rates: Rates, message: StepMessage, norm: Tensor
+    ) -> DeviceMetrics:
+        outcome = StepOutcome(
+            # A copy: the next step may change it before it is looked at.
+            applied=self.all_finite.clone(),
+            stop=message.stop,
+            save=message.save,
+            unreadable=message.unreadable,
+            logit_sum=torch.stack([mean.sum() for mean in message.logit_means.values()]).sum(),
+        )
+        logged = {"loss": message.loss, **message.terms, **entropies(message.posteriors)}
+        return DeviceMetrics(
+            step=self.state.step,
+            epoch=batch.epoch,
+            rates=rates,
+            terms=tuple(message.terms),
+            logged=logged | {"gradient_norm": norm},
+            outcome=outcome,
+            read_error=batch.read_error,
+        )
+
+
+def _posteriors(targets: TeacherOutput, rates: Rates) -> dict[Head, PosteriorStats]:
+    of_head = {
+        Head.CLS: rates.temperatures.cls_teacher,
+        Head.PATCH: rates.temperatures.patch_teacher,
+    }
+    return {head: posterior_stats(logits, of_head[head]) for head, logits in targets.logits.items()}
+
+
+def entropies(posteriors: Mapping[Head, PosteriorStats]) -> dict[str, Tensor]:
+    """Scalars to be logged: entropies of the marginal and of the posteriors, in nats and as shares of log K.
+
+    The marginal's entropy is taken of the average over all processes, which is not the average of their entropies.
+    """
+    found = {
+        f"{head}_posterior_entropy": stats.posterior_entropy for head, stats in posteriors.items()
+    }
+    for head, stats in posteriors.items():
+        largest = math.log(len(stats.marginal))
+        marginal = torch.special.entr(stats.marginal).sum()
+        found[f"{head}_marginal_entropy"] = marginal
+        found[f"{head}_marginal_share"] = marginal / largest
+        found[f"{head}_posterior_share"] = stats.posterior_entropy / largest
+    return found
+
+
+def mean_over_processes(accelerator: Accelerator, values: Sequence[Tensor]) -> list[Tensor]:
+    """The average of every tensor over all processes, in one message: float32, each of the shape given."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    flat = torch.cat([value.detach().float().reshape(-1) for value in values])
+    distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    parts = flat.split([value.numel() for value in values])
+    return [part.view(value.shape) for value, part in zip(values, parts, strict=True)]
+
+
+def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, int]] | None:
+    """A function that joins the rows of all processes, with gradient; None for a single process."""
+    if accelerator.num_processes == 1:
+        return None
+
+    def gather(value: Tensor) -> tuple[Tensor, int]:
+        everyone: Tensor = _GatherRows.apply(value)  # type: ignore[no-untyped-call]
+        return everyone, accelerator.process_index * len(value)
+
+    return gather
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes joined; each process's rows collect the gradients of every process's loss.
+
+    Without that, KoLeo would push a shape away from its neighbours on other processes, and never them from it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.rows = len(value)
+        parts = [torch.empty_like(value) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        distributed.all_reduce(gradient)
+        first = distributed.get_rank() * ctx.rows
+        return gradient[first : first + ctx.rows]

@@ -1,0 +1,1 @@
+"""What every computation stands on: devices, signals, the optimiser, schedules."""

@@ -1,0 +1,268 @@
+"""Devices, precision and processes, through Accelerate."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+from pointdistill.data.files import processes as memory
+from pointdistill.errors import ConfigError
+
+# Memory allocation of this process: with glibc, freed memory is kept for the next step.
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of mallopt(3)
+_NEVER = 2**31 - 1
+_PAD_BYTES = 2**26
+
+
+def keep_freed_memory() -> bool:
+    """Reuse freed memory instead of returning it to the system; False where the C library cannot.
+
+    A training step on a CPU makes and frees the same large tensors each time. By default the C library returns
+    each of them, and the system zeroes the pages again, a good part of a step (``benchmarks/step.py``). With
+    this the process holds its peak until it ends. Calling it again does nothing more.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _PAD_BYTES))
+    return all(library.mallopt(option, value) == 1 for option, value in settings)
+
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "no", "bf16")
+NARROW = 128
+"""Width up to which an encoder trains on one thread of a CPU."""
+
+_TRIAL_SECONDS = 300.0
+"""Loading torch from a slow disk takes a minute; a trial beyond this hangs."""
+
+_BF16_TRIAL = """
+import torch
+for columns in (3, 128):
+    weight = torch.ones(128, columns, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = torch.nn.functional.linear(torch.ones(64, columns), weight).sum()
+    loss.backward()
+"""
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one.
+
+    Raises:
+        ConfigError: for another name, or ``cuda`` without a GPU.
+    """
+    if name not in DEVICES:
+        msg = f"device must be one of {', '.join(DEVICES)}, got {name!r}"
+        raise ConfigError(msg)
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        msg = "device is 'cuda', but torch finds no GPU; see `pointdistill doctor`, or use 'cpu'"
+        raise ConfigError(msg, settings=("device",))
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def build_accelerator(
+    device: str, precision: str, *, track: Sequence[str] = (), project: Path | None = None
+) -> Accelerator:
+    """Accelerate for this process, in the precision asked for.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``auto``, ``no`` or ``bf16``.
+        track: trackers that exist and are installed.
+        project: where trackers that need a folder write.
+
+    Raises:
+        ConfigError: for a device or precision that does not exist or cannot be had.
+    """
+    if precision not in PRECISIONS:
+        msg = f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
+        raise ConfigError(msg)
+    on_gpu = pick_device(device).type == "cuda"
+    mixed = ("bf16" if on_gpu else "no") if precision == "auto" else precision
+    if mixed == "bf16" and not on_gpu:
+        _check_bf16_on_cpu()
+    if process_count() == 1:
+        # Accelerate remembers the first precision and device of a process; a second run may want others.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        cpu=not on_gpu,
+        mixed_precision=mixed,
+        log_with=list(track) or None,
+        project_dir=None if project is None else str(project),
+    )
+    _check_launcher(accelerator)
+    return accelerator
+
+
+def _check_launcher(accelerator: Accelerator) -> None:
+    """Raise unless the launcher left the sharding to us: its plugins know nothing of the teacher.
+
+    Raises:
+        ConfigError: naming the launcher's choice.
+    """
+    plain = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+    if accelerator.distributed_type not in plain:
+        chosen = accelerator.distributed_type.value
+        msg = (
+            f"accelerate was configured for {chosen}; configure it for several GPUs (or use torchrun) instead, "
+            "and choose sharding 'fsdp' to split a large model over the processes"
+        )
+        raise ConfigError(msg, settings=("sharding",))
+
+
+def _check_bf16_on_cpu() -> None:
+    """Raise unless this CPU can train in bf16, by the matrices that an encoder begins with.
+
+    They are tried in a process of their own: a virtual machine may announce matrix units that it does not have,
+    and the first product large enough for them then ends the process.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    reason = _bf16_failure()
+    if reason is None:
+        return
+    msg = (
+        f"precision 'bf16' does not work on this CPU ({reason}); use 'no', or set "
+        "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 if this is a virtual machine"
+    )
+    raise ConfigError(msg, settings=("precision",))
+
+
+def _bf16_failure() -> str | None:
+    """Why the trial did not succeed; None where it did."""
+    try:
+        trial = subprocess.run(
+            # Without -P a random.py in the working folder would be loaded instead of Python's.
+            [sys.executable, "-P", "-c", _BF16_TRIAL],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TRIAL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"a trial did not end within {_TRIAL_SECONDS:g} s"
+    if trial.returncode == 0:
+        return None
+    if trial.returncode < 0:
+        return f"it ends in {signal.Signals(-trial.returncode).name}"
+    return trial.stderr.strip().rpartition("\n")[2]
+
+
+@contextmanager
+def threads_for(width: int, device: torch.device) -> Iterator[None]:
+    """A CPU set up for an encoder's work: freed memory kept, and one thread for a narrow encoder, for the block.
+
+    Its operations are too small to share. Seconds that a step of the tiny model at batch 32 takes on two cores,
+    alone and beside a busy process (``benchmarks/threads.py``): one thread 0.261 and 0.286; two that wait
+    passively 0.583 and 0.344; two that spin 0.199 and 0.615. One thread is never far from the best, and leaves a
+    core to the views of the next step.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        keep_freed_memory()
+        if width <= NARROW:
+            torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one of several that talks: known before any of them is set up."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def process_count() -> int:
+    """Processes that a launcher started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+# Ctrl-C, SIGTERM and a closed terminal, as a flag that a loop checks between its steps.
+
+
+@contextmanager
+def interruptible(on_signal: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether to stop; a second signal interrupts at once.
+
+    Outside the main thread no handler can be set, and the answer is always no.
+
+    Args:
+        on_signal: called within the handler of the first signal, so that a user is answered at once even where
+            the loop checks late.
+    """
+    received: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        if on_signal is not None:
+            on_signal()
+
+    # A closed terminal sends SIGHUP, which Windows does not have.
+    signals = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+    try:
+        before = {number: signal.signal(number, handle) for number in signals}
+    except ValueError:
+        before = {}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# How much memory this process may use and does use, within a container's limits.
+
+GIB = memory.GIB
+STATUS = Path("/proc/self/status")
+
+
+def memory_gib() -> float:
+    """GiB that this process may use: physical memory, or a container's limit."""
+    return memory.memory_bytes() / GIB
+
+
+def resident_gib() -> float | None:
+    """GiB of memory that this process uses now; None where the system does not say."""
+    return _from_status("VmRSS")
+
+
+def peak_resident_gib() -> float | None:
+    """Peak memory of this process in GiB; None where the system does not say."""
+    return _from_status("VmHWM")
+
+
+def _from_status(name: str) -> float | None:
+    """A value from Linux's status of this process. (``getrusage`` would include the parent's peak.)"""
+    try:
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    values = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
+    return int(values[0]) * 1024 / GIB if values else None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the memory of the GPU or the machine was not enough."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,103 @@
+"""What this machine has, and what would stop a run on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pointdistill.data.files.workspace import last_corpus, last_run
+from pointdistill.version import __version__
+
+LOW_DISK_GIB = 2.0
+"""The builtin corpus takes 1 GiB, a small run's checkpoints half of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Lines for people, in order."""
+
+    facts: list[tuple[str, str]]
+    problems: list[str]
+    """What would stop a run."""
+
+    remarks: list[str]
+    """What would only slow it, or is missing."""
+
+
+def examine(folder: Path | None = None) -> Report:
+    """Look at Python, packages, devices, disk and the workspace of ``folder`` (by default the current one)."""
+    folder = folder or Path.cwd()
+    problems: list[str] = []
+    remarks: list[str] = []
+    facts = [
+        ("pointdistill", __version__),
+        ("python", f"{platform.python_version()} ({sys.executable})"),
+        ("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
+    ]
+    facts += _packages(problems)
+    facts += _devices(remarks)
+    facts += _disk(folder, problems, remarks)
+    corpus, run = last_corpus(), last_run()
+    facts.append(
+        ("last corpus", str(corpus) if corpus else "none yet: `pointdistill prepare-data`")
+    )
+    facts.append(("last run", str(run) if run else "none yet: `pointdistill pretrain`"))
+    return Report(facts, problems, remarks)
+
+
+def _packages(problems: list[str]) -> list[tuple[str, str]]:
+    """Versions of what the package's own metadata asks for."""
+    try:
+        requirements = importlib.metadata.requires("pointdistill") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = []
+        problems.append(
+            "pointdistill is not installed as a package; run `pip install .` in its checkout"
+        )
+    versions = []
+    for requirement in requirements:
+        if "extra ==" in requirement:
+            continue
+        name = re.split(r"[\s;<>=!~\[(]", requirement, maxsplit=1)[0]
+        try:
+            versions.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            versions.append((name, "MISSING"))
+            problems.append(f"{name} is missing; run `pip install '{requirement}'`")
+    return versions
+
+
+def _devices(remarks: list[str]) -> list[tuple[str, str]]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = [("cpu", f"{cores} cores, torch uses {torch.get_num_threads()} threads")]
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(number)
+            facts.append((f"gpu {number}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"))
+    else:
+        facts.append(("gpu", "none that torch can use"))
+        remarks.append(
+            "without a GPU only the tiny size trains in minutes; small takes weeks on a CPU"
+        )
+    return facts
+
+
+def _disk(folder: Path, problems: list[str], remarks: list[str]) -> list[tuple[str, str]]:
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < LOW_DISK_GIB:
+        remarks.append(f"{free:.1f} GiB free in {folder}; the builtin corpus alone takes 1 GiB")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        problems.append(f"{folder} cannot be written to ({error.strerror}); work in another folder")
+    return [("disk", f"{free:.0f} GiB free in {folder}")]

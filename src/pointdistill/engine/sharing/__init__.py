@@ -1,0 +1,1 @@
+"""Encoders for others: safetensors, ONNX, model cards, the Hub."""

@@ -1,0 +1,261 @@
+"""An encoder written for others: as a folder of safetensors, or as one ONNX file for programs without torch.
+
+An ONNX file is compared with the encoder before it is kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pointdistill.data.files.files import write_aside
+from pointdistill.engine.config.config import to_plain
+from pointdistill.engine.evaluation.store import find_results
+from pointdistill.engine.pretraining.record import training_record
+from pointdistill.engine.runtime.devices import threads_for
+from pointdistill.engine.weights.encoders import (
+    ONNX,
+    check_free_for_encoder,
+    load_encoder,
+    locate_encoder,
+    read_facts,
+    save_encoder,
+)
+from pointdistill.errors import CheckpointError, ConfigError
+from pointdistill.model.encoder import Encoder, EncoderOutput
+from pointdistill.version import __version__
+
+if TYPE_CHECKING:
+    import onnx
+
+TOLERANCE = 1e-4
+"""Largest difference allowed between any output and the encoder's own; on a CPU it is a few 1e-6 in float32."""
+
+LARGEST_GIB = 2.0
+"""Limit of the format to one ONNX file; the large model has 1.2."""
+
+_CHECKED_CLOUDS, _CANDIDATES = 3, 24
+_ROUNDING = 3e-7
+"""A few units in the last place of a coordinate in the unit sphere."""
+
+
+def export_encoder(source: Path | str, output: Path, *, working: Path | None = None) -> Path:
+    """Copy the encoder of ``source`` to the folder ``output``, with its scores and its training record.
+
+    The weights are checked on the way. The result is where they were found.
+
+    Args:
+        source: as for ``load_encoder``.
+        output: made if absent.
+        working: the folder that ``evaluate`` was run in; the current one by default.
+
+    Raises:
+        CheckpointError: if ``source`` holds no encoder or a damaged one.
+        DataError: if ``output`` exists and is not an encoder folder.
+    """
+    stored = locate_encoder(source)
+    check_free_for_encoder(output)
+    encoder, facts = load_encoder(stored), read_facts(stored)
+    results = find_results(encoder, stored, facts, working=working or Path())
+    save_encoder(
+        encoder,
+        output,
+        sources=facts.get("sources", []),
+        training=training_record(stored, facts),
+        results=[to_plain(result) for result in results],
+    )
+    return stored
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxExport:
+    """An ONNX file that was written. Sizes: B clouds (any number), N points, P patches, D width."""
+
+    path: Path
+    source: Path
+    """The encoder's folder, or its file."""
+
+    points: int
+    """N, fixed in the file."""
+
+    patches: int
+    """P."""
+
+    width: int
+    """D."""
+
+    cls_token: bool
+    """Whether there is an output ``cls``."""
+
+    difference: float | None
+    """Largest difference from the encoder's features in onnxruntime; None where that is not installed."""
+
+
+def export_onnx(source: Path | str, output: Path, *, points: int | None = None) -> OnnxExport:
+    """Write ``output/model.onnx``: raw points (B, N, 3) in, ``cls``, ``patches`` and ``centers`` out.
+
+    Everything that ``encoder(points)`` does is in the graph: unit sphere, farthest point sampling, neighbours. The
+    file's metadata holds the configuration and the licences of the data that the encoder was trained on.
+
+    Args:
+        source: as for ``load_encoder``.
+        output: folder, made if absent; an earlier ``model.onnx`` in it is replaced.
+        points: N; by default those of a view in pretraining.
+
+    Raises:
+        CheckpointError: if there is no encoder, or the graph does not compute the same; then no file is left.
+        ConfigError: if the package onnx is not installed, or ``points`` are too few for a patch.
+        DataError: if ``output`` holds other files.
+    """
+    stored = locate_encoder(source)
+    check_free_for_encoder(output)
+    encoder = load_encoder(stored)
+    count = encoder.config.points if points is None else points
+    if count < encoder.config.patch_points:
+        msg = f"points must be at least {encoder.config.patch_points}, one patch of this encoder, got {count}"
+        raise ConfigError(msg, settings=("points",))
+    onnx_graph = _import_onnx_graph()
+    model = onnx_graph.encoder_model(encoder, count)
+    _describe(model, read_facts(stored), count)
+    with write_aside(output / ONNX) as aside:
+        aside.write_bytes(_serialize(model, stored))
+        difference = check_onnx(aside, encoder, count)
+    return OnnxExport(
+        path=output / ONNX,
+        source=stored,
+        points=count,
+        patches=onnx_graph.patch_count(encoder, count),
+        width=encoder.config.width,
+        cls_token=encoder.config.cls_token,
+        difference=difference,
+    )
+
+
+def check_onnx(path: Path, encoder: Encoder, points: int) -> float | None:
+    """Largest difference between a file's outputs and the encoder's, for one cloud and for several at once.
+
+    The result is None where onnxruntime is not installed; nothing else needs it.
+
+    Args:
+        path: an ONNX file.
+        encoder: on the CPU.
+        points: N of the file's input.
+
+    Raises:
+        CheckpointError: if the file does not run, or differs by more than ``TOLERANCE``.
+    """
+    try:
+        onnxruntime = importlib.import_module("onnxruntime")
+    except ImportError:
+        return None
+    with threads_for(encoder.config.width, torch.device("cpu")), torch.inference_mode():
+        clouds = _stable_clouds(encoder, points)
+        worst = 0.0
+        try:
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            for batch in (clouds[:1], clouds):
+                arrays = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+                outputs = [torch.from_numpy(array) for array in arrays]
+                worst = max(worst, _difference(outputs, encoder(batch)))
+        except Exception as error:  # onnxruntime's errors have no class of their own in common
+            msg = f"the exported graph does not run in onnxruntime {onnxruntime.__version__} ({error}); report it"
+            raise CheckpointError(msg) from error
+    if not worst <= TOLERANCE:
+        msg = (
+            f"in onnxruntime {onnxruntime.__version__} the exported graph differs from the encoder by "
+            f"{worst:.2g}; accepted is {TOLERANCE:g}, so no file was written; export to safetensors and report it"
+        )
+        raise CheckpointError(msg)
+    return worst
+
+
+def _stable_clouds(encoder: Encoder, points: int) -> Tensor:
+    """(3, N, 3) clouds whose features do not depend on rounding.
+
+    Where two points are equally far to the last digit, either may be the next centre and both answers are right,
+    so such a cloud cannot tell a wrong graph from a right one. To find out, its points are moved by as much as
+    rounding may change them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    stable: list[Tensor] = []
+    for _ in range(_CANDIDATES):
+        cloud = torch.randn(1, points, 3, generator=generator)
+        cloud = cloud / cloud.norm(dim=-1, keepdim=True) * torch.tensor([1.0, 0.6, 0.4])
+        unmoved = encoder(cloud)
+        moved = [torch.randn(cloud.shape, generator=generator) * _ROUNDING for _ in range(3)]
+        changes = [_difference(_outputs(encoder(cloud + move)), unmoved) for move in moved]
+        stable += [cloud] if max(changes) < TOLERANCE else []
+        if len(stable) == _CHECKED_CLOUDS:
+            return torch.cat(stable)
+    msg = (
+        f"the features of {_CANDIDATES - len(stable)} of {_CANDIDATES} clouds of {points} points change by more "
+        f"than {TOLERANCE:g} when the last digits of the points do, so no other program can agree with them; "
+        "export for fewer points, or to safetensors"
+    )
+    raise CheckpointError(msg, settings=("points",))
+
+
+def _outputs(output: EncoderOutput) -> list[Tensor]:
+    """The tensors in the order of the graph's outputs."""
+    return [part for part in (output.cls, output.patches, output.centers) if part is not None]
+
+
+def _difference(outputs: list[Tensor], expected: EncoderOutput) -> float:
+    """Largest difference between any two values; infinite where shapes differ, NaN where a value is NaN."""
+    expected_outputs = _outputs(expected)
+    if [part.shape for part in outputs] != [part.shape for part in expected_outputs]:
+        return float("inf")
+    pairs = zip(outputs, expected_outputs, strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def _import_onnx_graph() -> ModuleType:
+    """The module that needs the package onnx, which is optional.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        from pointdistill.engine.sharing import onnx_graph
+    except ImportError as error:
+        if (error.name or "").split(".")[0] != "onnx":
+            raise
+        msg = "ONNX needs a package that is not installed; pip install 'pointdistill[onnx]'"
+        raise ConfigError(msg) from error
+    return onnx_graph
+
+
+def _serialize(model: onnx.ModelProto, source: Path) -> bytes:
+    """The bytes of the file.
+
+    Raises:
+        CheckpointError: if they are more than the format allows.
+    """
+    size = model.ByteSize() / 2**30
+    if size >= LARGEST_GIB:
+        msg = f"{source}: {size:.1f} GiB of weights; an ONNX file holds less than {LARGEST_GIB:g}; use safetensors"
+        raise CheckpointError(msg)
+    return model.SerializeToString()
+
+
+def _describe(model: onnx.ModelProto, config: dict[str, Any], points: int) -> None:
+    """Add metadata: what ``config.json`` says, and what the graph expects as its input."""
+    from onnx import helper
+
+    model.producer_name = "pointdistill"
+    model.producer_version = __version__
+    model.doc_string = (
+        f"Encoder of 3-D shapes. Input: {points} raw points a cloud, any unit, within 30 radii of the origin, "
+        "z up, all finite. "
+        "Outputs: features of the whole cloud (cls), of its patches, and the patches' centres in the unit sphere."
+    )
+    entries = ("encoder", "sources", "training")
+    metadata = {f"pointdistill.{n}": json.dumps(config.get(n), ensure_ascii=False) for n in entries}
+    helper.set_model_props(model, metadata)

@@ -1,0 +1,184 @@
+"""Sharing weights on the Hugging Face Hub: a folder with a model card, and its upload with one's own token."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pointdistill.data.files.files import read_json, write_aside, write_json
+from pointdistill.engine.evaluation.results import Result
+from pointdistill.engine.evaluation.store import find_results
+from pointdistill.engine.pretraining.record import training_record
+from pointdistill.engine.sharing.model_card import KINDS, load_line, model_card
+from pointdistill.engine.weights.encoders import (
+    CONFIG,
+    FORMAT,
+    ONNX,
+    WEIGHTS,
+    check_repository,
+    hub_errors,
+    load_encoder,
+    locate_encoder,
+    read_facts,
+    reason_of,
+    weights_file,
+)
+from pointdistill.engine.weights.licences import CardLicence, Terms, card_licence, read_ledger
+from pointdistill.errors import CheckpointError, DataError
+from pointdistill.model.encoder import Encoder
+
+CARD = "README.md"
+UPLOADED = (CARD, CONFIG, WEIGHTS, ONNX)
+"""The files that are uploaded, and no others; the ONNX file only where there is one."""
+
+TOKEN_HELP = "run `hf auth login` or set HF_TOKEN"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedUpload:
+    """A folder that is ready to be uploaded."""
+
+    folder: Path
+    source: Path
+    """Where the weights were taken from."""
+
+    is_encoder: bool
+    """False for a fine-tuned model."""
+
+    licence: CardLicence
+    non_commercial: tuple[str, ...]
+    """Names of the sources that allow no commercial use."""
+
+    results: int
+    """Number of results on the card: those of an encoder, or 1 for a fine-tuned model's score."""
+
+    load: str
+    """Python that loads it from the Hub."""
+
+
+def prepare(
+    source: Path | str, repository: str, folder: Path, *, working: Path | None = None
+) -> PreparedUpload:
+    """Write the folder that would be uploaded: weights, configuration, model card.
+
+    Args:
+        source: as for ``load_encoder``, or the folder of a fine-tuned model.
+        repository: ``owner/name``, as the card calls it.
+        folder: made if absent; one that was prepared before is replaced.
+        working: the folder that ``evaluate`` was run in; the current one by default.
+
+    Raises:
+        CheckpointError: if there are no weights, or they do not load.
+        ConfigError: if the Hub does not accept the name of ``repository``.
+        DataError: if ``folder`` holds other files.
+    """
+    check_repository(repository)
+    stored, encoder = _load_checked(source)
+    facts = read_facts(stored)
+    _check_free(folder)
+    results: list[Result] = []
+    card_facts = facts
+    if encoder is not None:
+        results = find_results(encoder, stored, facts, working=working or Path())
+        card_facts = facts | {"training": training_record(stored, facts)}
+    card = model_card(repository, card_facts, results)
+    _copy_weights(stored, facts, folder)
+    with write_aside(folder / CARD) as aside:
+        aside.write_text(card, encoding="utf-8")
+    sources = read_ledger(facts.get("sources"))
+    return PreparedUpload(
+        folder=folder,
+        source=stored,
+        is_encoder=encoder is not None,
+        licence=card_licence(sources),
+        non_commercial=tuple(s.name for s in sources if s.terms is Terms.NON_COMMERCIAL),
+        results=len(results) or int(bool(facts.get("score"))),
+        load=load_line(facts, repository),
+    )
+
+
+def upload(folder: Path, repository: str, *, private: bool) -> str:
+    """Create the repository if there is none, upload a prepared folder, and return its address.
+
+    Raises:
+        CheckpointError: if there is no token or no network, or the Hub refuses; the folder stays as it is.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    ready = f"{folder} is ready and stays; the same command tries again"
+    if get_token() is None:
+        msg = f"no Hugging Face token on this machine: {TOKEN_HELP}. {ready}"
+        raise CheckpointError(msg)
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=list(UPLOADED),
+            commit_message="Upload weights with their model card",
+        )
+    except hub_errors() as error:
+        msg = (
+            f"{repository} could not be uploaded ({reason_of(error)}); check the network, the name and the token "
+            f"({TOKEN_HELP}). {ready}"
+        )
+        raise CheckpointError(msg) from error
+    return str(address)
+
+
+def _load_checked(source: Path | str) -> tuple[Path, Encoder | None]:
+    """Load an encoder or a fine-tuned model to see that it works: where it is, and the encoder if it is one."""
+    local = Path(source)
+    config = _read_config(local)
+    if config is not None and config.get("format") in KINDS and config["format"] != FORMAT:
+        from pointdistill.engine.finetuning.models import load_model
+
+        load_model(local)
+        return local, None
+    stored = locate_encoder(source)
+    return stored, load_encoder(stored)
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    if not (folder / CONFIG).is_file():
+        return None
+    config = read_json(folder / CONFIG)
+    return config if isinstance(config, dict) else None
+
+
+def _check_free(folder: Path) -> None:
+    """Raise unless a folder is absent, empty, or one that was prepared before.
+
+    Raises:
+        DataError: if it is a file or holds anything else.
+    """
+    if folder.exists() and not folder.is_dir():
+        msg = f"{folder} is a file; name a folder"
+        raise DataError(msg)
+    other_files = (
+        {entry.name for entry in folder.iterdir()} - {*UPLOADED} if folder.exists() else set()
+    )
+    if other_files:
+        msg = f"{folder} holds other files ({min(other_files)}); choose a new folder"
+        raise DataError(msg)
+
+
+def _copy_weights(stored: Path, facts: dict[str, Any], folder: Path) -> None:
+    """Copy the weights, their configuration and the ONNX file, if there is one, under the names to upload."""
+    _copy(weights_file(stored), folder / WEIGHTS)
+    write_json(folder / CONFIG, facts)
+    if (stored / ONNX).is_file():
+        _copy(stored / ONNX, folder / ONNX)
+    else:
+        (folder / ONNX).unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists() and source.samefile(target):
+        msg = f"{target.parent} is where the weights come from; choose another folder"
+        raise DataError(msg)
+    with write_aside(target) as aside:
+        shutil.copyfile(source, aside)
