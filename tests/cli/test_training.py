@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from pointdistill.cli import console, main
-from pointdistill.cli import pretrain as training
 from pointdistill.cli.console import training_console
 from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
@@ -102,7 +101,7 @@ def test_full_memory_is_one_line_with_the_next_step(
         raise error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "execute", full)
+    monkeypatch.setattr("pointdistill.engine.pretraining.launch.execute", full)
     code = run("pretrain", "--recipe", "tiny", "--data", str(corpus), "--batch-size", "8")
     assert code == 2
     said = capfd.readouterr().err.splitlines()[-1]

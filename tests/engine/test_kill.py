@@ -31,12 +31,12 @@ EVENTS = (
     "pretrain.begin_run:1",  # before anything is there
     "run_folder.write_json:1",  # the run's own configuration is written
     "step:1",  # steps are reported, nothing is saved
-    "saving.save_file:1",  # the first checkpoint is begun
-    "saving.save_file:2",  # its weights are there, its moments are not
-    "saving.write_json:1",  # resumed: a later checkpoint has all but its description
+    "checkpoints.save_file:1",  # the first checkpoint is begun
+    "checkpoints.save_file:2",  # its weights are there, its moments are not
+    "checkpoints.write_json:1",  # resumed: a later checkpoint has all but its description
     "step:3",
     "trainer.save_teacher:1",  # a checkpoint is complete, the encoder is still the one before
-    "saving.save_file:4",
+    "checkpoints.save_file:4",
     "step:5",
 )
 """Where the process is killed: just before the n-th call of a function, or when the n-th step is reported."""

@@ -39,7 +39,7 @@ def test_builtin_shapes_are_the_same_every_time_and_split_half_within_each_label
     first, second = (open_labelled_set("builtin", points=48) for _ in range(2))
     assert first.voters.points.shape == (54, 48, 3)
     assert np.array_equal(first.voters.points, second.voters.points)
-    assert sorted(first.voters.labels) == sorted(first.judged.labels) == list(range(54))
+    assert sorted(first.voters.labels) == sorted(first.tested.labels) == list(range(54))
 
 
 def test_clouds_with_neighbours_of_their_own_class_are_named_right() -> None:
@@ -59,17 +59,17 @@ def test_a_corpus_with_labels_is_a_set(tmp_path: Path) -> None:
     source = open_source("builtin", SourceRequest(shapes=40, categories=("chair", "mug")))
     build_corpus(source, tmp_path / "corpus", points=64, seed=0, workers=0)
     found = open_labelled_set(str(tmp_path / "corpus"), points=48)
-    assert found.voters.points.shape == found.judged.points.shape == (20, 48, 3)
+    assert found.voters.points.shape == found.tested.points.shape == (20, 48, 3)
     assert np.bincount(found.voters.labels).tolist() == [10, 10]
 
 
 def test_a_benchmarks_archive_is_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tmp_path / "h5_files.zip"
     make_scanobjectnn_stand_in(archive, sizes=ScanSizes(train=3, test=1, copies=1))
-    monkeypatch.setattr(run_probe, "JUDGED", 8)
+    monkeypatch.setattr(run_probe, "TESTED", 8)
     found = open_labelled_set(str(archive), points=48)
     assert found.name.endswith("stand-in")
-    assert (len(found.voters), len(found.judged)) == (45, 8)
+    assert (len(found.voters), len(found.tested)) == (45, 8)
 
 
 def test_what_is_no_labelled_set_is_refused(tmp_path: Path) -> None:
