@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.data.files import workspace as checksums
+from pointdistill.data.files import workspace
 from pointdistill.data.files.workspace import CHECKSUMS_NAME, file_checksum, without_checksums
 
 OLD = 1_000_000_000
@@ -21,16 +21,16 @@ OLD = 1_000_000_000
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Files that were read whole; a few bytes are large here, and nothing is kept in memory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checksums, "REMEMBERED_BYTES", 4)
-    monkeypatch.setattr(checksums, "_SETTLED_SECONDS", -1.0)
-    monkeypatch.setattr(checksums, "_checksum_of", checksums._checksum_of.__wrapped__)
+    monkeypatch.setattr(workspace, "REMEMBERED_BYTES", 4)
+    monkeypatch.setattr(workspace, "_SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(workspace, "_checksum_of", workspace._checksum_of.__wrapped__)
     files: list[Path] = []
 
     def counted(path: Path) -> str:
         files.append(path)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr(checksums, "sha256_of", counted)
+    monkeypatch.setattr(workspace, "sha256_of", counted)
     return files
 
 
@@ -70,7 +70,7 @@ def test_a_file_that_has_just_changed_is_not_remembered(
     read: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within one tick of the file system's clock a second change would leave no trace."""
-    monkeypatch.setattr(checksums, "_SETTLED_SECONDS", 3600.0)
+    monkeypatch.setattr(workspace, "_SETTLED_SECONDS", 3600.0)
     path = tmp_path / "a.zip"
     path.write_bytes(b"12345")
     assert file_checksum(path) == file_checksum(path)
@@ -78,14 +78,14 @@ def test_a_file_that_has_just_changed_is_not_remembered(
     assert not CHECKSUMS_NAME.exists()
 
 
-@pytest.mark.parametrize("kept", ["", "[]", '{"PATH": 3}', '{"PATH": {"state": [], "sha256": 1}}'])
-def test_what_was_kept_is_not_trusted_to_be_whole(
-    read: list[Path], tmp_path: Path, kept: str
-) -> None:
+@pytest.mark.parametrize(
+    "stored", ["", "[]", '{"PATH": 3}', '{"PATH": {"state": [], "sha256": 1}}']
+)
+def test_a_damaged_cache_is_ignored(read: list[Path], tmp_path: Path, stored: str) -> None:
     path = tmp_path / "a.zip"
     path.write_bytes(b"12345")
     CHECKSUMS_NAME.parent.mkdir()
-    CHECKSUMS_NAME.write_text(kept.replace("PATH", str(path)))
+    CHECKSUMS_NAME.write_text(stored.replace("PATH", str(path)))
     assert file_checksum(path) == hashlib.sha256(b"12345").hexdigest()
     assert file_checksum(path) == hashlib.sha256(b"12345").hexdigest()
     assert read == [path]

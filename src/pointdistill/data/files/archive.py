@@ -71,11 +71,13 @@ class Archive(ABC):
         Raises:
             DataError: if there are several.
         """
-        found = [name for name in self.names if name == suffix or name.endswith(f"/{suffix}")]
-        if len(found) > 1:
-            msg = f"{self.path}: holds {suffix} twice ({found[0]}, {found[1]}); keep one of them"
+        members = [name for name in self.names if name == suffix or name.endswith(f"/{suffix}")]
+        if len(members) > 1:
+            msg = (
+                f"{self.path}: holds {suffix} twice ({members[0]}, {members[1]}); keep one of them"
+            )
             raise DataError(msg)
-        return found[0] if found else None
+        return members[0] if members else None
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -177,9 +179,9 @@ class _TarArchive(Archive):
 class _FolderArchive(Archive):
     def __init__(self, path: Path) -> None:
         self.path = path
-        files = (Path(below, file) for below, _, found in walk(path) for file in found)
+        paths = (Path(below, file) for below, _, files in walk(path) for file in files)
         self.names, self.unsafe = _sort_names(
-            file.relative_to(path).as_posix() for file in files if file.is_file()
+            file.relative_to(path).as_posix() for file in paths if file.is_file()
         )
 
     def read(self, name: str) -> bytes:
@@ -221,7 +223,7 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 @contextmanager
 def still_there(path: Path) -> Iterator[None]:
-    """For reading a file or folder that was listed before: tells a file that is gone from one that is damaged.
+    """For reading a file or folder that was listed before: tells one that is gone from one that is damaged.
 
     Raises:
         OSError: ESTALE, in place of what was raised, if ``path`` is gone: a problem of the machine, such as a disk
@@ -263,7 +265,7 @@ def open_archive(path: Path, *, absent: str, tolerate_unsafe: bool = False) -> I
             ValueError,
             NotImplementedError,
         ) as error:
-            msg = f"{path}: {_what_it_is(path)}; fetch the archive again"
+            msg = f"{path}: {_why_no_archive(path)}; fetch the archive again"
             raise DataError(msg) from error
         if archive.unsafe and not tolerate_unsafe:
             msg = f"{path}: member {archive.unsafe[0]!r} leads out of the archive; fetch it from its own site"
@@ -286,24 +288,24 @@ def _looks_like_tar(path: Path) -> bool:
 
 
 def leads_outside(name: str) -> bool:
-    """Whether a member's name is empty or could lead out of the folder that it is unpacked to, on any system."""
+    """Whether a member's name is empty, or could on any system lead out of the folder that it is unpacked to."""
     path = PurePosixPath(name.replace("\\", "/"))
     return not path.parts or ".." in path.parts or path.is_absolute()
 
 
 def _sort_names(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Sorted names without hidden files, and those that lead outside the archive; each once."""
-    wanted, unsafe = set(), set()
+    visible, unsafe = set(), set()
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if leads_outside(name):
             unsafe.add(name)
         elif "__MACOSX" not in parts and not parts[-1].startswith("."):
-            wanted.add(name)
-    return tuple(sorted(wanted)), tuple(sorted(unsafe))
+            visible.add(name)
+    return tuple(sorted(visible)), tuple(sorted(unsafe))
 
 
-def _what_it_is(path: Path) -> str:
+def _why_no_archive(path: Path) -> str:
     """Why a file is not an archive, judging by its first bytes."""
     try:
         with path.open("rb") as file:
@@ -322,7 +324,5 @@ def _what_it_is(path: Path) -> str:
     if start[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC):
         return "a tar archive that ends early, as a broken download does"
     if start.startswith(_GZIP_START):
-        return (
-            "gzip-compressed as a whole: gunzip it and give what comes out; if that is refused too"
-        )
+        return "gzip-compressed as a whole: gunzip it and use the result; if that is refused too"
     return f"not a {kind} archive"

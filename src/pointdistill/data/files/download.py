@@ -51,12 +51,12 @@ class DamagedError(DataError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Noted:
-    """What the server said about the file that a part belongs to."""
+class _Version:
+    """What the server said about the version of the file that a part belongs to."""
 
     url: str
     version: str
-    """The server's name of the version; empty if it has none, and then a part cannot be resumed."""
+    """The server's tag for the version; empty if it has none, and then a part cannot be resumed."""
 
     total: int
     """Length in bytes; 0 if the server does not say, and then a part cannot be resumed either."""
@@ -79,15 +79,15 @@ class _Part:
         """The file that notes which version the part belongs to."""
         return self.path.with_name(f"{self.path.name}.json")
 
-    def begin(self, noted: _Noted) -> None:
+    def begin(self, noted: _Version) -> None:
         """Start an empty part of a version."""
         self.path.write_bytes(b"")
         write_json(self.note, asdict(noted))
 
-    def noted(self, url: str) -> _Noted | None:
+    def noted(self, url: str) -> _Version | None:
         """What the part belongs to; None if there is nothing from this address to resume."""
         try:
-            noted = _Noted(**json.loads(self.note.read_text(encoding="utf-8")))
+            noted = _Version(**json.loads(self.note.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
         return noted if noted.url == url and self.path.exists() else None
@@ -112,9 +112,9 @@ def fetch(
         url: http or https; redirects are followed.
         path: where the file goes; its folder is made.
         sha256: checksum that the file must have; None uses the server's, if it states one.
-        check: says what is wrong with the complete file before it gets its name, or nothing; with a check, the
-            server need not state the length.
-        progress: called with the bytes that have arrived and the bytes in all; None if the server does not say.
+        check: called with the complete file before it gets its name; returns what is wrong with it, or an empty
+            string. With a check, the server need not state the length.
+        progress: called with the bytes that have arrived and the total, which is None if the server does not say.
         sleep: waits between attempts.
 
     Raises:
@@ -129,14 +129,14 @@ def fetch(
         promised = with_retries(
             url,
             lambda: _receive(url, part, progress, any_length=check is not None),
-            kept=lambda: part.bytes,
+            received=lambda: part.bytes,
             sleep=sleep,
         )
-        found = sha256_of(part.path)
+        checksum = sha256_of(part.path)
         expected = sha256 or promised
-        if expected is not None and found != expected:
+        if expected is not None and checksum != expected:
             part.remove()
-            msg = f"{path.name}: SHA-256 {found}, expected {expected}; fetch it again from {url}"
+            msg = f"{path.name}: SHA-256 {checksum}, expected {expected}; fetch it again from {url}"
             raise DamagedError(msg)
         if check and (wrong := check(part.path)):
             part.remove()
@@ -146,7 +146,7 @@ def fetch(
         flush(part.path)
         part.path.replace(path)
         part.remove()
-    return Fetched(path, size, found, checked=expected is not None)
+    return Fetched(path, size, checksum, checked=expected is not None)
 
 
 def _receive(
@@ -168,12 +168,12 @@ def _receive(
                 part.remove()
                 raise LostError(_CHANGED) from error
     if part.bytes < noted.total:
-        why = f"{part.bytes:,} of {noted.total:,} bytes came"
-        raise LostError(why)
+        cause = f"{part.bytes:,} of {noted.total:,} bytes came"
+        raise LostError(cause)
     return noted.sha256
 
 
-def _rest(part: _Part, noted: _Noted | None) -> dict[str, str]:
+def _rest(part: _Part, noted: _Version | None) -> dict[str, str]:
     """Headers that ask for the rest of the file if it has not changed, and for the whole otherwise."""
     if noted is None or not noted.version or not noted.total or not part.bytes:
         return {}
@@ -184,12 +184,12 @@ def _begin(
     url: str,
     response: http.client.HTTPResponse,
     part: _Part,
-    noted: _Noted | None,
+    noted: _Version | None,
     promised: str | None,
     *,
     any_length: bool,
-) -> _Noted:
-    """Prepare the part for the response, which continues it or sends the whole file."""
+) -> _Version:
+    """Prepare the part for a response that either continues it or sends the whole file."""
     version = _version(response.headers)
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         start, total = _range(url, response.headers)
@@ -200,7 +200,7 @@ def _begin(
         raise LostError(_CHANGED)
     total = _length(url, response.headers, any_length=any_length)
     _check_room(part, total)
-    noted = _Noted(url, version, total, promised or promised_checksum(response.headers))
+    noted = _Version(url, version, total, promised or promised_checksum(response.headers))
     part.begin(noted)
     return noted
 
@@ -237,7 +237,7 @@ def _append(
     done = part.bytes
     with part.path.open("ab") as file:
         while not total or done < total:
-            # read1 keeps what came before a silence; read would wait for a whole block.
+            # read1 returns what has arrived before a connection stalls; read would wait for a whole block.
             block = response.read1(min(_BLOCK_BYTES, total - done) if total else _BLOCK_BYTES)
             if not block:
                 break
@@ -249,11 +249,11 @@ def _append(
 
 def _range(url: str, headers: email.message.Message) -> tuple[int, int]:
     """First byte and total length, from a response with a part of the file."""
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
-    if found is None:
-        msg = f"{url}: a part without its place in the file; fetch it by hand"
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
+    if match is None:
+        msg = f"{url}: the server does not say which part of the file it sends; fetch it by hand"
         raise DataError(msg)
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _length(url: str, headers: email.message.Message, *, any_length: bool) -> int:
@@ -271,7 +271,7 @@ def _length(url: str, headers: email.message.Message, *, any_length: bool) -> in
 
 
 def _version(headers: email.message.Message) -> str:
-    """What identifies this version of the file; a weak tag does not, where ranges are concerned."""
+    """What names this version of the file. Not a weak tag, which promises no equal bytes: ranges need those."""
     tag = str(headers.get("ETag", ""))
     return tag if tag and not tag.startswith("W/") else str(headers.get("Last-Modified", ""))
 
@@ -280,7 +280,7 @@ def _version(headers: email.message.Message) -> str:
 def _locked(part: Path, path: Path) -> Iterator[None]:
     """Keep other processes from downloading the same file; the lock ends with the process."""
     try:
-        import fcntl  # not on Windows, where two at a time are up to the user
+        import fcntl  # missing on Windows, where it is up to the user not to run two at once
     except ImportError:
         yield
         return

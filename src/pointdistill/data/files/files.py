@@ -96,12 +96,12 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 def no_room(path: Path, error: BaseException, *, safe: str = "what is done is safe") -> DataError:
-    """The error for work that a full disk stopped; names the other disk if it is not that of ``path``.
+    """The error for work that was stopped by a full disk, whose path it names if it is not the disk of ``path``.
 
     Args:
         path: file or folder that was being written.
         error: an error for which `disk_is_full` holds.
-        safe: what has been saved, as a clause.
+        safe: a clause that says what has been saved.
     """
     cause = _lack_of_space(error)
     other = Path(str(cause.filename)) if cause is not None and cause.filename else path
@@ -111,13 +111,13 @@ def no_room(path: Path, error: BaseException, *, safe: str = "what is done is sa
 
 
 def _disk_of(path: Path) -> int:
-    """Id of the file system that holds a path, or the nearest folder above it that exists."""
+    """Id of the file system that holds a path, or the nearest existing folder above it."""
     whole = path.absolute()
     return next(place for place in (whole, *whole.parents) if place.exists()).stat().st_dev
 
 
 def _lack_of_space(error: BaseException | None) -> OSError | None:
-    """The error itself, or one of its causes, that says so. Its context is ignored: that may be older trouble."""
+    """The error or cause that is a lack of space. Contexts are ignored: they may be about something earlier."""
     full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
     while error is not None:
         if isinstance(error, OSError) and error.errno in full:

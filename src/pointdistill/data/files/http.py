@@ -1,4 +1,4 @@
-"""Requests over http or https: redirects are followed, and failures are permanent or worth another attempt."""
+"""Requests over http or https, which follow redirects; a failure is either final or worth another attempt."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pointdistill.errors import DataError
 TIMEOUT_SECONDS = 60.0
 """How long a server may be silent before the connection counts as lost."""
 
-_LENGTH_TIMEOUT_SECONDS = 10.0  # a length is nice to know, but not worth a minute
+_LENGTH_TIMEOUT_SECONDS = 10.0  # only for estimates, so not worth a minute
 _ATTEMPTS = 6  # in a row without a single new byte
 _FIRST_PAUSE_SECONDS = 1.0  # doubled after each failed attempt
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-# By which the Hugging Face Hub describes the file behind a redirect.
+# The Hugging Face Hub describes the file behind a redirect by these.
 _CHECKSUM_HEADER = "X-Linked-Etag"
 _LENGTH_HEADER = "X-Linked-Size"
 
-# Not every OSError: a full disk is not the server's fault.
+# A lost connection. Not any OSError: a full disk is not the server's fault.
 _LOST = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 Answer = TypeVar("Answer")
@@ -43,7 +43,7 @@ class RefusedError(DataError):
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects and keeps what they say about the file behind them."""
+    """Follows redirects and remembers what they say about the file behind them."""
 
     checksum: str | None = None
     """SHA-256 of the file."""
@@ -51,13 +51,13 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     length: int | None = None
     """Length of the file in bytes."""
 
-    def redirect_request(self, *given: Any) -> urllib.request.Request | None:
+    def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
         """The request for the new address, with the method of the first request."""
-        request, headers, url = given[0], given[4], given[5]
+        request, headers, url = arguments[0], arguments[4], arguments[5]
         _check_web(url)
         self.checksum = promised_checksum(headers) or self.checksum
         self.length = _bytes(headers, _LENGTH_HEADER) or self.length
-        followed = super().redirect_request(*given)
+        followed = super().redirect_request(*arguments)
         if followed is not None:
             followed.method = request.get_method()  # Python before 3.13 makes a GET of a HEAD
         return followed
@@ -92,7 +92,7 @@ def open_web(
 
 @contextmanager
 def web_errors(url: str) -> Iterator[None]:
-    """Turn the errors of a request into one of two kinds.
+    """Turn any error of a request into one of two.
 
     Raises:
         LostError: if another attempt may succeed.
@@ -101,31 +101,31 @@ def web_errors(url: str) -> Iterator[None]:
     try:
         yield
     except urllib.error.HTTPError as error:
-        said = f"{error.code} {error.reason}"
+        answer = f"{error.code} {error.reason}"
         if error.code in _TEMPORARY:
-            raise LostError(said) from error
-        msg = f"{url}: {said}; see whether it has moved, and fetch it by hand"
+            raise LostError(answer) from error
+        msg = f"{url}: {answer}; see whether it has moved, and fetch it by hand"
         raise RefusedError(msg) from error
     except urllib.error.URLError as error:
         raise LostError(str(error.reason)) from error
     except _LOST as error:
-        why = f"{type(error).__name__}: {error}"
-        raise LostError(why) from error
+        cause = f"{type(error).__name__}: {error}"
+        raise LostError(cause) from error
 
 
 def with_retries(
     url: str,
     attempt: Callable[[], Answer],
     *,
-    kept: Callable[[], int] = lambda: 0,
+    received: Callable[[], int] = lambda: 0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Answer:
-    """The result of an attempt, which is repeated after longer and longer pauses while it is lost.
+    """The result of an attempt, which is repeated, after longer and longer pauses, while its connection is lost.
 
     Args:
         url: the address, for messages.
         attempt: makes one request; raises `LostError` if it may be repeated.
-        kept: bytes that have arrived; an attempt that adds to them does not count as failed.
+        received: returns the bytes that have arrived; an attempt that adds to them does not count as failed.
         sleep: waits between attempts.
 
     Raises:
@@ -133,14 +133,14 @@ def with_retries(
     """
     failed = 0
     while True:
-        before = kept()
+        before = received()
         try:
             return attempt()
         except LostError as lost:
-            failed = 0 if kept() > before else failed + 1
+            failed = 0 if received() > before else failed + 1
             if failed == _ATTEMPTS:
                 msg = (
-                    f"{url}: no answer in {_ATTEMPTS} attempts ({lost}); {kept():,} bytes are kept: run the "
+                    f"{url}: no answer in {_ATTEMPTS} attempts ({lost}); {received():,} bytes are kept: run the "
                     f"same again to go on"
                 )
                 raise DataError(msg) from lost

@@ -1,7 +1,8 @@
-"""Reads one member of an archive from the location that an earlier listing found.
+"""One member of an archive: its bytes, read from a known location, or a file of its own, unpacked.
 
 Opening a zip of a million members costs seconds and half a GiB for their names. A worker that knows the location
-of its member needs none of them.
+of its member, from an earlier listing, needs none of them. Mesh readers take files, and a glTF refers to others by
+relative paths: `unpack` writes a member and those files into a folder, and nothing else.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from pointdistill.errors import DataError
 _HEADER = struct.Struct("<4s22x2H")
 _HEADER_START = b"PK\x03\x04"
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @dataclass(frozen=True, slots=True)
 class LocalHeader:
-    """What stands directly before the bytes of a zip member."""
+    """The header that directly precedes the bytes of a zip member."""
 
     name: bytes
     start: int
@@ -64,10 +67,10 @@ def read_member_at(root: Path, location: MemberLocation) -> bytes:
 
     Args:
         root: the archive, or the folder extracted from it.
-        location: as `pointdistill.data.files.archive.Archive.locate` gave it for this very file.
+        location: what `pointdistill.data.files.archive.Archive.locate` returned for this very file.
 
     Raises:
-        DataError: if the member is damaged, too large, or a Git-LFS pointer; names no path of this machine.
+        DataError: if the member is damaged, too large, or a Git-LFS pointer; its message names no path.
         OSError: ESTALE if the archive, or the file in the folder, is gone, which is not the member's fault.
     """
     if location.size > MEMBER_LIMIT_BYTES:
@@ -133,13 +136,6 @@ def _refuse(
     raise DataError(msg) from error
 
 
-# Unpacks one member of an archive into a file of its own, with the files that it refers to beside it.
-#
-# Mesh readers take files, and a glTF refers to others by relative paths; nothing else is unpacked.
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
 @dataclass(frozen=True, slots=True)
 class HeldArchive:
     """An open archive."""
@@ -166,19 +162,19 @@ def _archive(
     path: Path,
     state: tuple[int, ...],  # noqa: ARG001  part of the key: a changed file is opened again
 ) -> HeldArchive:
-    """An open archive; shapes are read in order, so one at a time is enough."""
+    """An open archive; shapes are read in order, so it is enough to hold one open."""
     opened = open_archive(path, absent=f"{path}: is gone; put it back and go on")
     archive = opened.__enter__()
     return HeldArchive(archive, frozenset(archive.names), opened)
 
 
 def file_state(path: Path) -> tuple[int, ...]:
-    """Values that change when a file is rewritten; empty if it is gone, which its reader will report."""
+    """Numbers that change when a file is rewritten; empty if it is gone, which the next read will report."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def unpack(held: HeldArchive, name: str, folder: Path) -> Path:
@@ -210,7 +206,7 @@ def _write(folder: Path, name: str, content: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    # The name is too long or not text, or it is both a folder and a file.
+    # The name may be too long, be no text, or belong to a folder and a file at once.
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             raise  # the machine's problem, not the shape's

@@ -1,6 +1,6 @@
-"""NumPy arrays in a pickle: the globals they name, and what stands for them; NumPy itself is not called.
+"""NumPy arrays in a pickle: the globals that they name and what stands in for these; NumPy itself is not called.
 
-An array is a shape, a type and bytes; each is checked, and `ArrayRecord.values` makes the array of them. Three
+An array consists of a shape, a type and bytes, which are checked; `ArrayRecord.values` makes the array. Three
 generations of names occur: ``numpy.core`` (1.x), ``numpy._core`` (2.x), and ``_codecs.encode``, with which
 protocol 2 writes bytes as Latin-1 text.
 """
@@ -106,7 +106,7 @@ class ArrayRecord(Stateful):
             DataError: if the pickle named an array without filling it, or filled it with text that is not Latin-1.
         """
         if self.type is None:
-            msg = "its pickle begins an array and does not fill it; copy the file again"
+            msg = "its pickle declares an array without data; copy the file again"
             raise DataError(msg)
         try:
             data = (
@@ -163,7 +163,7 @@ def _encode(arguments: tuple[object, ...]) -> object:
     match arguments:
         case (str() as text, str() as codec) if codec in _LATIN:
             return LatinText(text)
-    msg = "its pickle has bytes written in another way than as Latin-1 text; copy the file again"
+    msg = "its pickle has bytes that are not written as Latin-1 text; copy the file again"
     raise DataError(msg)
 
 

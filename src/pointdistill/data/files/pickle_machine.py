@@ -1,7 +1,8 @@
 """The stack machine of a pickle, made harmless: it neither imports nor calls anything that the file names.
 
 Each opcode creates at most one object of a fixed size or moves existing ones, and looks at nothing else, so memory
-and time are linear in the number of opcodes.
+and time are linear in the number of opcodes. Beside the machine are the limits of what an untrusted pickle may
+cost, what stands in for the globals that it names, and the names that are refused outright.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import dataclass, field
 
 from pointdistill.errors import DataError
 
-# How much an untrusted pickle may cost before it is refused, and how messages refer to it.
+_SHOWN_CHARACTERS = 80
+_HIGHEST_PROTOCOL = 5
 
-_SHOWN = 80
+# What may be a key as it is; see `_key`.
+_LARGEST_KEY_NUMBER, _LONGEST_KEY = 1 << 16, 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +56,10 @@ class Purpose:
 
 
 def shown(text: object) -> str:
-    """Text from a file for a message: quoted, shortened and without control characters."""
+    """Text from a file, made fit for a message: quoted, shortened, and without control characters."""
     plain = text if isinstance(text, str) else type(text).__name__
-    return ascii(plain if len(plain) <= _SHOWN else plain[:_SHOWN] + "...")
+    return ascii(plain if len(plain) <= _SHOWN_CHARACTERS else plain[:_SHOWN_CHARACTERS] + "...")
 
-
-# What stands in for the globals that a pickle names, and which names are refused outright.
 
 NEVER_NAMED = frozenset(
     {
@@ -141,10 +142,6 @@ def is_refused(module: str, name: str) -> bool:
     return modules[0] in NEVER_A_PACKAGE or "." in name or not NEVER_NAMED.isdisjoint(parts)
 
 
-_HIGHEST_PROTOCOL = 5
-_KEY_NUMBERS, _KEY_LENGTH = 1 << 16, 4096
-
-
 class Machine:
     """The stack, its marks, and the memo."""
 
@@ -192,16 +189,16 @@ class Machine:
         self.stack.append(value)
 
     def pop(self, count: int = 1) -> list[object]:
-        """Take the last values, oldest first; those below the last mark are out of reach."""
+        """Remove the last values and return them, oldest first; those below the last mark are out of reach."""
         if len(self.stack) - count < (self.marks[-1] if self.marks else 0):
-            msg = "its pickle takes values that it did not give; copy the file again"
+            msg = "its pickle takes values that are not there; copy the file again"
             raise DataError(msg)
         taken = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
         return taken
 
     def pop_to_mark(self) -> list[object]:
-        """Take the values above the last mark, and remove the mark."""
+        """Remove the last mark and the values above it, and return the values."""
         if not self.marks:
             msg = "its pickle ends a list that it did not begin; copy the file again"
             raise DataError(msg)
@@ -234,7 +231,7 @@ class Machine:
         self.pop_to_mark()
 
     def remember(self, index: object) -> None:
-        """Store the last value in the memo: a dict, so that a huge index costs no more than a small one."""
+        """Store the last value in the memo, which is a dict, so a huge index costs no more than a small one."""
         assert isinstance(index, int)
         self.memo[index] = self.top()
 
@@ -358,11 +355,11 @@ def _key(value: object) -> object:
 
     Hashing nested tuples that share parts takes exponential time; equal long strings are compared to their end
     each time; and integers, whose hashes are known, can be chosen so that each collides with all others in the
-    table: 175,000 of 61 bits took 34 s. There are too few small ones for that.
+    table: 175,000 of them, of 61 bits each, took 34 s. Small integers are too few for that.
     """
-    if value is None or (isinstance(value, str | bytes) and len(value) <= _KEY_LENGTH):
+    if value is None or (isinstance(value, str | bytes) and len(value) <= _LONGEST_KEY):
         return value
-    if isinstance(value, int) and 0 <= value < _KEY_NUMBERS:
+    if isinstance(value, int) and 0 <= value < _LARGEST_KEY_NUMBER:
         return value
     return value if isinstance(value, Placeholder) else Placeholder("key", [value])
 

@@ -25,7 +25,7 @@ from pointdistill.data.files.pickle_machine import (
 )
 from pointdistill.errors import DataError
 
-# By the byte of each opcode; the stubs of pickletools lack such a table.
+# By the byte of each opcode: pickletools has such a table, but its type stubs do not.
 _STEPS: dict[str, pickletools.OpcodeInfo] = {step.code: step for step in pickletools.opcodes}
 
 
@@ -58,7 +58,7 @@ def read_pickle(
         raise DataError(msg)
     machine = Machine(known, persistent, limits, purpose)
     with warnings.catch_warnings():
-        # The reader of names only warns of an invalid escape; it should raise.
+        # pickletools only warns of an invalid escape in a name; here that is an error.
         warnings.simplefilter("error", DeprecationWarning)
         _take_steps(machine, data)
     return machine.result()
@@ -89,7 +89,7 @@ def _check_frame(stated: object, *, left: int) -> None:
 
 
 def _next_step(stream: io.BytesIO, purpose: Purpose) -> tuple[str, object]:
-    """Name and argument of the next opcode; a forbidden one is refused before its argument is read."""
+    """Name and argument of the next opcode; the argument of a refused one is not even read."""
     code = stream.read(1)
     step = _STEPS.get(code.decode("latin-1"))
     if step is None:

@@ -1,4 +1,4 @@
-"""Runs the same work on one or several cores, with results in the order of the tasks."""
+"""Cores and memory that this process may use, and the same work done on several cores."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from typing import TypeVar
 
 from pointdistill.errors import DataError
 
-# How much memory this process may use, within the limits of a container.
-
 GIB = 2**30
 FALLBACK_BYTES = 8 * GIB
-"""Assumed if the system does not say."""
+"""Memory that is assumed if the system does not say."""
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) after each step of a long piece of work."""
+
 
 def memory_bytes() -> int:
-    """Physical memory, or the smallest limit of this process's control groups (1 or 2)."""
+    """Physical memory, or less where a control group (v1 or v2), such as a container's, allows less."""
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -37,7 +41,7 @@ def memory_bytes() -> int:
 
 
 def _limits() -> list[int]:
-    """The limits of this process's groups and of the groups above them, in bytes; unlimited ones left out."""
+    """The limits, in bytes, of this process's groups and of those above them, as far as they have one."""
     limits = []
     for root, name, group in _groups():
         # Inside a container the group's own path is often not mounted, and its limit lies at the root.
@@ -72,13 +76,6 @@ def _read_limit(path: Path) -> int | None:
         return None
 
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) after each step of a long piece of work."""
-
-
 def usable_cores() -> int:
     """Cores that this process may run on, at least 1."""
     if hasattr(os, "sched_getaffinity"):
@@ -94,7 +91,7 @@ def ordered_map(
     Args:
         function: a module-level function that depends on nothing but its task.
         tasks: anything that can be pickled.
-        workers: processes; 1 works in this one, None uses every usable core.
+        workers: number of processes; 1 does the work in this process, None uses every usable core.
 
     Raises:
         DataError: if a process is killed, most often because memory ran out.
@@ -131,11 +128,14 @@ def _wait_for_end(sentinel: int) -> None:
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Block Ctrl-C; processes that are started meanwhile never receive it, because the parent ends them."""
+    """Block Ctrl-C within the block.
+
+    Processes started in it inherit this and never see Ctrl-C: their parent decides when they end.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # Starting this helper of multiprocessing unblocks Ctrl-C again, so it is started first.
+    # Starting the resource tracker unblocks Ctrl-C again, so it must run before the signal is blocked.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

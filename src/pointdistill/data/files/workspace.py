@@ -1,7 +1,10 @@
-"""The last corpus, run, stand-in and embedding made in a folder, so that the next command needs no path.
+"""What is remembered in a working folder: what was made there last, and checksums of large files.
 
-They are noted in ``.pointdistill/workspace.json`` of the folder. It is a convenience: whatever is missing, moved
-or unreadable counts as never made, and if the file cannot be written, nothing is remembered.
+``.pointdistill/workspace.json`` names the last corpus, run, stand-ins and embedding, so that the next command
+needs no path. ``.pointdistill/checksums.json`` caches the SHA-256 of large files, with the size, times and
+identity that each file had, so that an archive of many gigabytes is read once and not at every call. Both are a
+convenience: what is missing, moved or unreadable counts as never noted, and if a file cannot be written, nothing
+is remembered.
 """
 
 from __future__ import annotations
@@ -18,12 +21,21 @@ from pointdistill.data.files.files import read_json, sha256_of, write_json
 from pointdistill.errors import CheckpointError, DataError
 
 WORKSPACE_NAME = Path(".pointdistill", "workspace.json")
+CHECKSUMS_NAME = WORKSPACE_NAME.with_name("checksums.json")
+
+REMEMBERED_BYTES = 64 * 2**20
+"""Size from which a file's checksum is cached; that of a smaller file takes a tenth of a second."""
+
+# The coarsest time stamps of a file system: a change within this time of the last one may leave no trace.
+_SETTLED_SECONDS = 2.0
 
 _CORPUS = "corpus"
 _RUN = "run"
 _STAND_INS = "stand_ins"
 _EMBEDDING = "embedding"
 _EMBEDDINGS = "embeddings"
+
+_disabled: ContextVar[bool] = ContextVar("checksums disabled", default=False)
 
 
 def remember_corpus(path: Path, *, folder: Path = Path()) -> None:
@@ -47,7 +59,7 @@ def last_run(*, folder: Path = Path()) -> Path | None:
 
 
 def given_or_last_run(
-    given: Path | str | None,
+    encoder: Path | str | None,
     *,
     folder: Path = Path(),
     what: str = "an encoder",
@@ -56,7 +68,7 @@ def given_or_last_run(
     """What a user named, or the last run made in ``folder``.
 
     Args:
-        given: what was named; None for nothing.
+        encoder: what was named; None for nothing.
         folder: where the last run is looked for.
         what: what could be named, for the message.
         settings: parameters that name it.
@@ -64,11 +76,11 @@ def given_or_last_run(
     Raises:
         CheckpointError: if nothing was named and no run was made.
     """
-    found = given or last_run(folder=folder)
-    if found is None:
+    source = encoder or last_run(folder=folder)
+    if source is None:
         msg = f"no run was made in this folder yet; run `pointdistill pretrain`, or name {what}"
         raise CheckpointError(msg, settings=settings)
-    return found
+    return source
 
 
 def remember_stand_in(benchmark: str, path: Path, *, folder: Path = Path()) -> None:
@@ -93,13 +105,17 @@ def remember_embedding(output: Path, inputs: Sequence[Path], *, folder: Path = P
     )
 
 
-def last_embedding(of: Path | None = None, *, folder: Path = Path()) -> Path | None:
-    """The embedding that was made last in ``folder``, or last from the path ``of``; None if there is none."""
+def last_embedding(source: Path | None = None, *, folder: Path = Path()) -> Path | None:
+    """The embedding that was made last in ``folder``, or made last from ``source``; None if there is none."""
     stored = _read(folder)
-    if of is None:
+    if source is None:
         return _existing_path(stored.get(_EMBEDDING), folder)
     known = stored.get(_EMBEDDINGS)
-    return _existing_path(known.get(str(of.resolve())), folder) if isinstance(known, dict) else None
+    return (
+        _existing_path(known.get(str(source.resolve())), folder)
+        if isinstance(known, dict)
+        else None
+    )
 
 
 def _stand_ins(folder: Path) -> dict[str, Any]:
@@ -134,27 +150,9 @@ def _existing_path(stored: object, folder: Path) -> Path | None:
     return path if path.exists() else None
 
 
-# SHA-256 of archives: large ones are read once, not at every call, and not at all for a plan.
-#
-# Checksums of large files are cached in ``.pointdistill/checksums.json`` of the current folder, with size,
-# times and identity that the file had. It is a convenience: it may be deleted, or not be writable.
-
-CHECKSUMS_NAME = WORKSPACE_NAME.with_name("checksums.json")
-
-REMEMBERED_BYTES = 64 * 2**20
-"""Size from which a file's checksum is cached; that of a smaller file takes a tenth of a second."""
-
-_SETTLED_SECONDS = (
-    2.0  # the coarsest clock of a file system: a more recent change may leave no trace
-)
-
-_disabled: ContextVar[bool] = ContextVar("checksums disabled", default=False)
-
-
 @contextlib.contextmanager
 def without_checksums() -> Iterator[None]:
-    """Within this context `file_checksum` reads nothing and returns an empty string: for plans, which record
-    none."""
+    """Within this context `file_checksum` reads nothing and returns an empty string: a plan records none."""
     token = _disabled.set(True)
     try:
         yield
@@ -168,14 +166,14 @@ def file_checksum(path: Path) -> str:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """Size, times and identity. No program can set back the time of the last change of any kind (ctime)."""
+    """Size, times and identity of a file; among them ctime, which no program can set back."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 @functools.lru_cache(maxsize=64)
 def _checksum_of(path: Path, state: tuple[int, ...]) -> str:
-    """The checksum of a file in this state; cached in memory too, since forty folds are read from one archive."""
+    """The checksum of a file in this state; kept in memory too, because forty folds are read from one archive."""
     if state[0] < REMEMBERED_BYTES:
         return sha256_of(path)
     match _cached().get(str(path)):
@@ -184,9 +182,8 @@ def _checksum_of(path: Path, state: tuple[int, ...]) -> str:
     settled = time.time() - max(state[1:3]) / 1e9 > _SETTLED_SECONDS
     checksum = sha256_of(path)
     if settled and _state(path) == state:
-        with contextlib.suppress(
-            OSError, UnicodeEncodeError
-        ):  # the latter: a name that is not UTF-8
+        # UnicodeEncodeError: the file has a name that is not UTF-8.
+        with contextlib.suppress(OSError, UnicodeEncodeError):
             write_json(
                 CHECKSUMS_NAME, _cached() | {str(path): {"state": state, "sha256": checksum}}
             )
