@@ -56,7 +56,7 @@ def test_other_settings_are_one_line_and_exit_code_2(run: Run) -> None:
     run("--shapes", "20", "--points", "64", "--workers", "0")
     code, out, err = run("--shapes", "21", "--points", "64")
     assert (code, out) == (2, "")
-    assert "20 there, 21 asked" in err
+    assert "20 then, 21 now" in err
     assert err.count("\n") == 1
 
 
@@ -91,7 +91,7 @@ def test_files_that_changed_are_told_from_settings(run: Run) -> None:
     assert code == 2
     assert "data/mine: the source's files have changed since this corpus was made" in err
     assert "choose another output folder, or remove this one (--output)" in err
-    assert "made with other settings (points: 64 there, 65 asked" in run(*named[:4], "65")[2]
+    assert "made with other settings (points: 64 then, 65 now" in run(*named[:4], "65")[2]
 
 
 def test_an_archive_becomes_a_corpus_and_a_difference_to_the_whole_is_said(run: Run) -> None:

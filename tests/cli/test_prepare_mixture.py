@@ -73,7 +73,8 @@ def test_the_plan_is_a_table_and_makes_nothing(run: Run) -> None:
     assert rows["shapenetcore"].startswith("| shapenetcore | left out | 52,470* |")
     assert "- left out: shapenetcore, 3d-future, " in out
     assert (
-        "google-scanned-objects, objaverse-cap3d, objaverse-xl-cap3d, objaverse: not asked" in out
+        "google-scanned-objects, objaverse-cap3d, objaverse-xl-cap3d, objaverse: not requested"
+        in out
     )
     assert "ShapeNetPart" not in out, "no source that was named holds its shapes"
     assert "measuring a few shapes of abo" in err
@@ -156,7 +157,7 @@ def test_fetch_explains_what_takes_a_login(run: Run) -> None:
     code, out, err = run("--archives", "archives", "--sources", "s3dis,abo", "--fetch")
     assert code == 0
     assert "by hand: s3dis: Stanford3dDataset_v1.2.zip, from http://buildingparser" in err
-    assert "nothing was missing that is fetched" in err
+    assert "nothing was missing that can be fetched" in err
     assert "--sources s3dis,abo --plan" in out
 
 
@@ -176,14 +177,14 @@ def test_fetch_says_what_did_not_come(run: Run, monkeypatch: pytest.MonkeyPatch)
     code, out, err = run("--archives", "archives", "--fetch")
     assert code == 0
     lines = err.splitlines()
-    assert lines[:5] == [f"did not come: model {number}: 404" for number in range(5)]
+    assert lines[:5] == [f"not fetched: model {number}: 404" for number in range(5)]
     assert lines[5:] == [
-        "did not come: 2 more of google-scanned-objects",
+        "not fetched: 2 more of google-scanned-objects",
         "google-scanned-objects: 3 of 1,030 are there",
         "large, and fetched only by its name: abo, 1 file, about 150.0 GB; pointdistill prepare-data "
         "mixture --archives archives --sources abo --fetch",
     ]
-    assert f"{folder}: 2 zips came, 34 bytes; 3 are there" in out
+    assert f"{folder}: 2 zips fetched, 34 bytes; 3 are there" in out
 
 
 @pytest.mark.parametrize(

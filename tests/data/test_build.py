@@ -165,9 +165,9 @@ def test_a_complete_corpus_is_left_as_it_is(tmp_path: Path, odd: Callable[..., A
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"points": 32}, "points: 64 there, 32 asked"),
-        ({"seed": 1}, "seed: 0 there, 1 asked"),
-        ({"shapes": 21}, "source.settings.shapes: 20 there, 21 asked"),
+        ({"points": 32}, "points: 64 then, 32 now"),
+        ({"seed": 1}, "seed: 0 then, 1 now"),
+        ({"shapes": 21}, "source.settings.shapes: 20 then, 21 now"),
     ],
 )
 def test_other_settings_do_not_touch_a_corpus(
@@ -226,8 +226,8 @@ def test_an_unfinished_build_tells_changed_files_from_other_settings(tmp_path: P
     files = "the source's files have changed since it was begun; choose another output folder"
     for asked, said in (
         (now | {"division": 2}, files),
-        (now | {"division": 2, "points": 32}, "with other settings .*points: 64 there, 32 asked"),
-        (begun | {"division": 2}, "with other settings .division: 1 there, 2 asked"),
+        (now | {"division": 2, "points": 32}, "with other settings .*points: 64 then, 32 now"),
+        (begun | {"division": 2}, "with other settings .division: 1 then, 2 now"),
     ):
         with pytest.raises(CorpusError, match=said), unfinished_build(tmp_path, asked):
             pass

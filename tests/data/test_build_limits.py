@@ -246,7 +246,7 @@ def join(sources: list[Any], output: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shapes": 21}, r"odd was different .*settings.shapes: 20 there, 21 asked"),
+        ({"shapes": 21}, r"odd was different .*settings.shapes: 20 then, 21 now"),
         ({"listed": 21}, "lists other shapes now"),
         ({"shard": b"x"}, "damaged; `pointdistill verify"),
     ],

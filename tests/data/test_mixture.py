@@ -187,9 +187,9 @@ def test_a_finished_mixture_is_left_as_it_is(archives: Path, tmp_path: Path) -> 
     assert (made.was_complete, made.kept) == (True, 8)
     with pytest.raises(CorpusError, match=r"sources\.modelnet40\.settings\.splits: \[\"train\"\]"):
         mixed(archives, output, take_tests=("modelnet40",))
-    with pytest.raises(CorpusError, match=r"holds abo, which now stays out \(not asked for\)"):
+    with pytest.raises(CorpusError, match=r"holds abo, which now stays out \(not requested\)"):
         mixed(archives, output, sources=("modelnet40",))
-    with pytest.raises(CorpusError, match=r"other settings .*points: 128 there, 64 asked"):
+    with pytest.raises(CorpusError, match=r"other settings .*points: 128 then, 64 now"):
         build_mixture(
             MixtureRequest(archives=archives), output, BuildSettings(points=64, workers=0)
         )

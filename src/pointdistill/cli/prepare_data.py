@@ -134,7 +134,7 @@ def prepare_data(
     )
     if cluster is not None:
         _refuse({"--workers": workers}, "--cluster; each thread of its workers is one")
-    of_mixture = {
+    mixture_options = {
         "--plan": plan,
         "--fetch": fetch,
         "--sources": sources,
@@ -142,14 +142,16 @@ def prepare_data(
         "--exclude-tests": exclude_tests,
     }
     if source == _MIXTURE:
-        refused = {"--shapes": shapes, "--up": up, "--include-test": include_test}
-        _refuse(refused, f"{_MIXTURE}; for test splits name the source with --take-tests")
+        other_options = {"--shapes": shapes, "--up": up, "--include-test": include_test}
+        _refuse(other_options, f"{_MIXTURE}; for test splits name the source with --take-tests")
         if plan:
-            makes = {"--fetch": fetch, "--retry": retry, "--cluster": cluster}
-            _refuse(makes, "--plan, which only says what there is; leave one of the two out")
+            build_options = {"--fetch": fetch, "--retry": retry, "--cluster": cluster}
+            _refuse(
+                build_options, "--plan, which only says what there is; leave one of the two out"
+            )
         if fetch:
-            builds = {"--retry": retry, "--cluster": cluster}
-            _refuse(builds, "--fetch, which only downloads; leave one of the two out")
+            build_options = {"--retry": retry, "--cluster": cluster}
+            _refuse(build_options, "--fetch, which only downloads; leave one of the two out")
         mixture = _mixture_request(path, sources, take_tests, exclude_tests)
         _mixture(
             mixture,
@@ -161,7 +163,7 @@ def prepare_data(
             options=_typed(output, points, seed, workers, deadline, memory),
         )
         return
-    _refuse(of_mixture, f"{source}; it is for {_MIXTURE}")
+    _refuse(mixture_options, f"{source}; it is for {_MIXTURE}")
     up_axis = up.lower() if up is not None else None
     request = SourceRequest(path=path, shapes=shapes, up=up_axis, include_test=include_test)
     try:
@@ -191,7 +193,7 @@ def _typed(
     from pointdistill.data.prepare.build import DEFAULT_POINTS
     from pointdistill.data.prepare.limits import ShapeLimits
 
-    given = {
+    values = {
         "--output": output,
         "--points": points if points != DEFAULT_POINTS else None,
         "--seed": seed or None,
@@ -199,7 +201,7 @@ def _typed(
         "--deadline": deadline if deadline != ShapeLimits().deadline_seconds else None,
         "--memory": memory,
     }
-    chosen = ((option, value) for option, value in given.items() if value is not None)
+    chosen = ((option, value) for option, value in values.items() if value is not None)
     return tuple(
         word
         for option, value in chosen
@@ -276,13 +278,13 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-def _refuse(options: Mapping[str, object], why: str) -> None:
-    """Raise if an option was given that has no meaning here."""
+def _refuse(options: Mapping[str, object], reason: str) -> None:
+    """Raise if one of these options was used, which has no meaning here."""
     from pointdistill.errors import ConfigError
 
     for option, value in options.items():
-        if value is not None and value is not False:  # 0 was given
-            msg = f"{option} has no meaning for {why}"
+        if value is not None and value is not False:  # 0 is a value too
+            msg = f"{option} has no meaning for {reason}"
             raise ConfigError(msg)
 
 
@@ -297,8 +299,8 @@ def _print(report: BuildReport, name: str, *, retry: bool) -> None:
     for line in _refused_lines(report):
         typer.echo(line, err=True)
     if retry and not report.retried and not report.retryable:
-        good = f"{shapes_of(report.refused)} {'was' if report.refused == 1 else 'were'} refused for good"
-        typer.echo(f"nothing is retryable, so nothing was read again; {good}", err=True)
+        final = f"{shapes_of(report.refused)} {'was' if report.refused == 1 else 'were'} refused for good"
+        typer.echo(f"nothing is retryable, so nothing was read again; {final}", err=True)
     if report.resumed:
         typer.echo(f"went on from {shapes_of(report.resumed)} already there", err=True)
     state = "was complete already" if report.was_complete else "is complete"

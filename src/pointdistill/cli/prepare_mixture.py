@@ -1,4 +1,4 @@
-"""What ``pointdistill prepare-data mixture`` prints as it downloads and builds."""
+"""``pointdistill prepare-data mixture``: prints the plan, what is downloaded, and what the corpus lacks."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 GIGA = 1e9
 _MOST_FAILED = 5
 
+_COLUMNS = ("source", "archive", "shapes", "disk", "core time", "commercial")
+_NUMBERS = ("shapes", "disk", "core time")
+
 
 def fetch_archives(request: MixtureRequest, options: Sequence[str]) -> None:
     """Say what is about to be downloaded, download it, and say how to get the rest.
 
     Args:
         request: the folder, and what to take from it.
-        options: those that the command which follows repeats, as they are typed.
+        options: options, as typed, that the next command has to repeat.
     """
-    from pointdistill.cli.console import console_reporter
     from pointdistill.data.prepare.mixture_fetch import fetch_missing
 
     with console_reporter() as reporter:
@@ -40,8 +42,8 @@ def fetch_archives(request: MixtureRequest, options: Sequence[str]) -> None:
         checked = "as its source promised" if file.checked else "its source promises no checksum"
         typer.echo(f"{file.path}: {file.bytes:,} bytes, SHA-256 {file.sha256} ({checked})")
     if report.scanned:
-        came = f"{report.scanned.fetched:,} zips came, {report.scanned.bytes:,} bytes"
-        typer.echo(f"{report.scanned.folder}: {came}; {report.scanned.there:,} are there")
+        fetched = f"{report.scanned.fetched:,} zips fetched, {report.scanned.bytes:,} bytes"
+        typer.echo(f"{report.scanned.folder}: {fetched}; {report.scanned.there:,} are there")
     for line in _fetch_notes(report, request, options):
         typer.echo(line, err=True)
     for line in report.by_hand:
@@ -52,17 +54,17 @@ def fetch_archives(request: MixtureRequest, options: Sequence[str]) -> None:
 def _fetch_notes(
     report: FetchReport, request: MixtureRequest, options: Sequence[str]
 ) -> Iterator[str]:
-    """What did not come, and why."""
+    """What was not fetched, and why."""
     from pointdistill.data.sources import source_info
 
     scanned = report.scanned
     if not report.fetched and not scanned:
-        yield "nothing was missing that is fetched without a login"
+        yield "nothing was missing that can be fetched without a login"
     if scanned:
         official = source_info(scanned.folder.name).official or 0
-        yield from (f"did not come: {line}" for line in scanned.failed[:_MOST_FAILED])
+        yield from (f"not fetched: {line}" for line in scanned.failed[:_MOST_FAILED])
         if len(scanned.failed) > _MOST_FAILED:
-            yield f"did not come: {len(scanned.failed) - _MOST_FAILED:,} more of {scanned.folder.name}"
+            yield f"not fetched: {len(scanned.failed) - _MOST_FAILED:,} more of {scanned.folder.name}"
         if scanned.there < official:
             yield f"{scanned.folder.name}: {scanned.there:,} of {official:,} are there"
     for offer in report.too_large:
@@ -80,7 +82,6 @@ def make_mixture(
     retry: bool,
 ) -> BuildReport:
     """Build the corpus, and say what it lacks."""
-    from pointdistill.cli.console import console_reporter
     from pointdistill.data.prepare.mixture import build_mixture, retry_mixture
 
     with console_reporter() as reporter:
@@ -116,15 +117,15 @@ def _build_notes(report: BuildReport, request: MixtureRequest) -> Iterator[str]:
 
     statuses = scan_sources(request)
     yield from split_notes(request, [status for status in statuses if status.taken])
-    made = {source.name: source for source in open_corpus(report.path).sources}
+    records = {source.name: source for source in open_corpus(report.path).sources}
     for status in statuses:
         info = status.info
         official = official_shapes(request, info)
-        record = made.get(info.name)
+        record = records.get(info.name)
         if record is not None and record.kept != official:
-            kept = f"{shapes_of(record.kept)} kept and {record.refused:,} refused"
-            yield f"{info.name}: {kept}; its whole archive gives {official:,}"
-        if status.missing and not status.not_taken:
+            counts = f"{shapes_of(record.kept)} kept and {record.refused:,} refused"
+            yield f"{info.name}: {counts}; its whole archive gives {official:,}"
+        if status.missing and not status.exclusion_reason:
             yield f"{info.name}: missing, with {official:,} shapes"
 
 
@@ -140,12 +141,12 @@ def split_notes(request: MixtureRequest, statuses: Sequence[SourceStatus]) -> It
     names = {status.info.name for status in statuses}
     tests = {info.name: info.official_test for info in mixture_sources() if info.official_test}
     sizes = {name: f"{name} (officially {shapes:,} shapes)" for name, shapes in tests.items()}
-    out = [sizes[name] for name in sizes if name in names and name not in request.take_tests]
-    taken = [sizes[name] for name in request.take_tests if name in names]
-    if out:
-        yield f"test splits left out: {', '.join(out)}; --take-tests takes one in"
-    if taken:
-        yield f"test splits taken in: {', '.join(taken)}"
+    left_out = [sizes[name] for name in sizes if name in names and name not in request.take_tests]
+    taken_in = [sizes[name] for name in request.take_tests if name in names]
+    if left_out:
+        yield f"test splits left out: {', '.join(left_out)}; --take-tests takes one in"
+    if taken_in:
+        yield f"test splits taken in: {', '.join(taken_in)}"
     for name in request.take_tests:
         if name not in names:
             yield f"test split of {name} is not taken in: {name} is not among the sources"
@@ -161,12 +162,6 @@ def split_notes(request: MixtureRequest, statuses: Sequence[SourceStatus]) -> It
             yield f"{shapes} are {out_or_in}"
 
 
-# What ``pointdistill prepare-data mixture --plan`` prints.
-
-_COLUMNS = ("source", "archive", "shapes", "disk", "core time", "commercial")
-_NUMBERS = ("shapes", "disk", "core time")
-
-
 def show_plan(
     request: MixtureRequest, output: Path, settings: BuildSettings, options: Sequence[str]
 ) -> None:
@@ -174,7 +169,7 @@ def show_plan(
 
     Args:
         request, output, settings: those of the build.
-        options: those that the command which follows repeats, as they are typed.
+        options: options, as typed, that the next command has to repeat.
     """
     from pointdistill.data.prepare.mixture_plan import plan_mixture
     from pointdistill.engine.reports.tables import Table
@@ -187,7 +182,7 @@ def show_plan(
     rows = tuple(_cells(row) for row in plan.rows)
     table = Table(title, _COLUMNS, rows, tuple(_notes(plan, request)))
     print_table(table, right=_NUMBERS, whole=True)
-    lacking = any(row.status.missing for row in plan.rows if not row.status.not_taken)
+    lacking = any(row.status.missing for row in plan.rows if not row.status.exclusion_reason)
     first = not plan.shapes or (request.sources and lacking)
     typer.echo(f"next: {command(request, options)}" + (" --fetch" if first else ""))
 
@@ -211,9 +206,9 @@ def _state(row: PlanRow) -> str:
         return "unusable"
     if row.done:
         return "done"
-    if status.not_taken:
+    if status.exclusion_reason:
         return "left out"
-    return "there" if status.there else "missing"
+    return "there" if status.complete else "missing"
 
 
 def _notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
@@ -221,8 +216,8 @@ def _notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
     if not all(row.listed for row in plan.rows):
         yield "shapes with a * are the official count: the archive is not there, cannot be used or stays out"
     yield from _sum_notes(plan, request)
-    wanted = [row.status for row in plan.rows if not row.status.not_taken]
-    yield from split_notes(request, wanted)
+    statuses = [row.status for row in plan.rows if not row.status.exclusion_reason]
+    yield from split_notes(request, statuses)
     if plan.bytes > plan.free_bytes:
         yield f"the disk has {plan.free_bytes / GIGA:,.2f} GB free, which is not enough"
     if any(row.goes_in and row.status.info.commercial is False for row in plan.rows):
@@ -230,29 +225,29 @@ def _notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
 
 
 def _source_notes(rows: Sequence[PlanRow], *, by_name: bool) -> Iterator[str]:
-    """What the table's cells have no room for: names, addresses, licences and causes.
+    """What does not fit into the table: names, addresses, licences and causes.
 
-    ``by_name``: the sources were named, and where the others come from is of no interest.
+    ``by_name``: the user named the sources, so where the others come from is of no interest.
     """
     left_out: dict[str, list[str]] = {}
     for row in rows:
         status, info = row.status, row.status.info
-        get = f"{', '.join(status.missing)}, from {info.origin} ({_how_to_get(info)})"
+        missing = f"{', '.join(status.missing)}, from {info.origin} ({_how_to_get(info)})"
         if row.problem:
             yield f"unusable: {info.name}: {row.problem}"
-        elif status.not_taken:
-            why = name_options(status.not_taken, status.settings)
+        elif status.exclusion_reason:
+            reason = name_options(status.exclusion_reason, status.settings)
             if status.missing and not by_name:
-                why += f"; missing: {get}; licence: {info.licence}"
-            left_out.setdefault(why, []).append(info.name)
+                reason += f"; missing: {missing}; licence: {info.licence}"
+            left_out.setdefault(reason, []).append(info.name)
         elif status.missing:
-            yield f"missing: {info.name}: {get}; licence: {info.licence}"
+            yield f"missing: {info.name}: {missing}; licence: {info.licence}"
         elif row.done:
             yield f"done: {info.name}: the corpus has it already; licence: {info.licence}"
         else:
             yield f"there: {info.name}: licence: {info.licence}"
-    for why, names in left_out.items():
-        yield f"left out: {', '.join(names)}: {why}"
+    for reason, names in left_out.items():
+        yield f"left out: {', '.join(names)}: {reason}"
 
 
 def _how_to_get(info: SourceInfo) -> str:

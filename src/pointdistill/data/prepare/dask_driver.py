@@ -40,8 +40,8 @@ _CONNECT_SECONDS = 6.0
 _COUNT_SECONDS = 1.0
 """How often the workers are counted while tasks run."""
 
-_TASKS_A_THREAD = 2
-_PARTING_SECONDS = 5.0
+_TASKS_PER_THREAD = 2
+_DISCONNECT_SECONDS = 5.0
 
 
 def open_cluster(job: BuildJob, address: str, limits: ShapeLimits) -> Pool[BuildTask, Outcome]:
@@ -78,7 +78,7 @@ class _ClusterPool:
         """Tasks and their futures, by key."""
 
         self._ended: SimpleQueue[Any] = SimpleQueue()
-        self._joined: list[int] = []
+        self._joined_shards: list[int] = []
         self._known: frozenset[str] = frozenset()
         self._most_running = 0
         self._counted_at = 0.0
@@ -129,7 +129,7 @@ class _ClusterPool:
         except OSError as error:
             raise self._lost() from error
         self._known = frozenset(threads)
-        self._most_running = _TASKS_A_THREAD * sum(threads.values())
+        self._most_running = _TASKS_PER_THREAD * sum(threads.values())
         self._counted_at = time.monotonic()
         if not threads and not self._waiting:
             log.warning("%s has no workers; waiting for some to come", self._address)
@@ -139,8 +139,8 @@ class _ClusterPool:
         """Raise DataError if one of the workers cannot run this job."""
         if not workers:
             return
-        found = self._client.run(find_problem, self._remote, workers=workers, on_error="return")
-        for worker, problem in found.items():
+        problems = self._client.run(find_problem, self._remote, workers=workers, on_error="return")
+        for worker, problem in problems.items():
             if problem is None or isinstance(problem, OSError):
                 continue  # it can run the job, or has left already
             msg = f"worker {worker} of the cluster: {problem}"
@@ -187,7 +187,7 @@ class _ClusterPool:
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, Done) and isinstance(task, JoinTask):
-            self._joined.append(task.shard)
+            self._joined_shards.append(task.shard)
         return cast("Any", replace(cast("Any", answer), task=task))
 
     def _lost(self) -> DataError:
@@ -197,7 +197,7 @@ class _ClusterPool:
     def _wait_for_shards(self) -> None:
         """Wait until the shards that other hosts wrote are visible here."""
         until = time.monotonic() + SEEN_SECONDS
-        for shard in self._joined:
+        for shard in self._joined_shards:
             while self._job.folder.shard_outcome(shard) is None:
                 if time.monotonic() > until:
                     msg = (
@@ -213,10 +213,13 @@ class _ClusterPool:
             if self._client.status == "running":
                 self._client.cancel([future for _, future in self._running.values()], force=True)
                 self._client.run(
-                    stop_server, self._remote, on_error="ignore", callback_timeout=_PARTING_SECONDS
+                    stop_server,
+                    self._remote,
+                    on_error="ignore",
+                    callback_timeout=_DISCONNECT_SECONDS,
                 )
         with contextlib.suppress(Exception):
-            self._client.close(timeout=_PARTING_SECONDS)
+            self._client.close(timeout=_DISCONNECT_SECONDS)
 
 
 def _ask_scheduler(distributed: Any, address: str) -> None:

@@ -3,6 +3,9 @@
 Dask workers are daemon processes, which multiprocessing allows no children, and a shape that crashes its reader
 must not take one down. So the task server is a plain subprocess that runs every task in a child process: a crash
 costs one shape, as it does on a single machine. The server ends when its dask worker ends, however that happens.
+
+The work on a source is published as a file in the build's own folder: a host that can read it there shares the
+folder with the other hosts.
 """
 
 from __future__ import annotations
@@ -37,14 +40,14 @@ from pointdistill.data.prepare.tasks import BuildJob, BuildTask, JoinTask
 from pointdistill.errors import DataError
 from pointdistill.version import __version__
 
-# The work on one source, published as a file for workers on other hosts, and how those run it.
-#
-# The file is in the build's own folder: a host that can read it there shares the folder with the other hosts.
-
 SEEN_SECONDS = 90.0
 """How long to wait for a file that another host wrote: network file systems cache directories for a minute."""
 
-_NAME = "cluster-{}.job"
+_JOB_NAME = "cluster-{}.job"
+_IDLE_SECONDS = 60.0
+
+Answer: TypeAlias = Done[None, Outcome] | Died[None] | Exception
+"""The outcome of a task; an exception stops the whole build."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ class RemoteJobRunner:
     """Runs the tasks of a published job, although another host may have run the same task, or be running it now.
 
     A worker that loses its scheduler for a while counts as dead, yet goes on working. The files that it writes are
-    complete and the same, so it is enough that nobody trips over them.
+    complete and have the same bytes, so it is enough that others cope with their presence.
     """
 
     remote: RemoteJob
@@ -161,15 +164,15 @@ class RemoteJobRunner:
 def publish_job(job: BuildJob, limits: ShapeLimits) -> RemoteJob:
     """Write the job where workers read it; remove job files that killed builds left behind."""
     folder = job.folder.path.absolute()
-    for leftover in folder.glob(_NAME.format("*")):
+    for leftover in folder.glob(_JOB_NAME.format("*")):
         leftover.unlink()
     content, paths = _packed(job)
-    path = folder / _NAME.format(secrets.token_hex(8))
+    path = folder / _JOB_NAME.format(secrets.token_hex(8))
     path.write_bytes(content)
     inputs = tuple(
-        (given, given.stat().st_size if given.is_file() else None)
-        for given in sorted(paths)
-        if given.exists()
+        (named, named.stat().st_size if named.is_file() else None)
+        for named in sorted(paths)
+        if named.exists()
     )
     return RemoteJob(
         path=path,
@@ -199,12 +202,6 @@ def _packed(job: BuildJob) -> tuple[bytes, set[Path]]:
     return stream.getvalue(), paths
 
 
-_IDLE_SECONDS = 60.0
-
-Answer: TypeAlias = Done[None, Outcome] | Died[None] | Exception
-"""The outcome of a task; an exception stops the whole build."""
-
-
 def build_remotely(remote: RemoteJob, task: bytes) -> Answer:
     """Run one pickled task on this host; never raises, because dask would log and repeat a task that does."""
     return _servers.build(replace(remote, limits=_own_limits(remote.limits)), task)
@@ -232,7 +229,10 @@ def stop_server(remote: RemoteJob) -> None:
 
 
 class _TaskServer:
-    """This side of a subprocess that runs each task in a child of its own; it ends when its input is closed."""
+    """A subprocess that runs each task in a child of its own, as the dask worker sees it.
+
+    The subprocess ends when its input is closed.
+    """
 
     def __init__(self, remote: RemoteJob) -> None:
         self.last_used = time.monotonic()
@@ -294,20 +294,20 @@ class _TaskServers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._of: dict[Path, _TaskServer] = {}
+        self._by_path: dict[Path, _TaskServer] = {}
 
     def build(self, remote: RemoteJob, task: bytes) -> Answer:
         with self._lock:
-            server = self._of.get(remote.path)
+            server = self._by_path.get(remote.path)
             if server is None:
-                server = self._of[remote.path] = _TaskServer(remote)
+                server = self._by_path[remote.path] = _TaskServer(remote)
                 self._retire_later(server)
             answer = server.submit(task)
         return answer.result()
 
     def stop(self, remote: RemoteJob) -> None:
         with self._lock:
-            server = self._of.pop(remote.path, None)
+            server = self._by_path.pop(remote.path, None)
         if server is not None:
             server.close()
 
@@ -316,7 +316,9 @@ class _TaskServers:
             self._drop(server)
 
     def _drop(self, server: _TaskServer) -> None:
-        self._of = {path: other for path, other in self._of.items() if other is not server}
+        self._by_path = {
+            path: other for path, other in self._by_path.items() if other is not server
+        }
 
     def _retire_later(self, server: _TaskServer) -> None:
         timer = threading.Timer(_IDLE_SECONDS, self._retire, [server])

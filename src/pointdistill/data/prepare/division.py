@@ -1,7 +1,8 @@
 """How the shapes of a source are divided into shards and pieces, before any of them is read.
 
 A shard holds consecutive shapes in id order. It is divided into pieces, the units of work and of resuming. The
-division depends only on the number of shapes and points, so every build of a source divides it the same way.
+division depends only on the number of shapes and points, so every build of a source divides it the same way. A
+span is any range of shapes: a finished piece, or a gap that is still to be filled.
 """
 
 from __future__ import annotations
@@ -12,7 +13,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Ranges of a source's shapes in id order: which are done, and which are missing between them.
+SHARD_BYTES = 256 * 2**20
+"""Most bytes of points in a shard: one damaged file costs no more."""
+
+SHARD_SHAPES = 4096
+"""Most shapes in a shard."""
+
+PIECE_BYTES = 16 * 2**20
+"""Most bytes of points in a piece: a worker holds no more in memory, and a kill costs no more."""
+
+PIECE_SHAPES = 512
+"""Most shapes in a piece."""
+
+FEWEST_PIECE_SHAPES = 16
+_TARGET_PIECES = 64  # in a small build, so that every core gets work
+_POINT_BYTES = 7  # 3 int16 and a part label
 
 
 class Span(NamedTuple):
@@ -30,8 +45,8 @@ class Span(NamedTuple):
 def tile(whole: Span, finished: Iterable[Span]) -> tuple[list[Span], list[Span]]:
     """Cover ``whole`` with finished spans that do not overlap.
 
-    A killed build may leave spans that overlap: one that a worker finished after the build was gone, and parts of
-    it that the next build made again.
+    A killed build may leave spans that overlap: one that a worker finished after the build had ended, and parts of
+    the same span that the next build made again.
 
     Returns:
         The finished spans that are used, and the gaps that remain, both in order.
@@ -52,28 +67,11 @@ def tile(whole: Span, finished: Iterable[Span]) -> tuple[list[Span], list[Span]]
 
 
 def cut(span: Span, pieces: Iterable[Span]) -> Iterator[Span]:
-    """The part of a span in each of the pieces."""
+    """The part of a span that lies in each of the pieces."""
     for piece in pieces:
         part = Span(max(span.start, piece.start), min(span.stop, piece.stop))
         if part.shapes > 0:
             yield part
-
-
-SHARD_BYTES = 256 * 2**20
-"""Most bytes of points in a shard: the most that one damaged file costs, or one copy takes."""
-
-SHARD_SHAPES = 4096
-"""Most shapes in a shard."""
-
-PIECE_BYTES = 16 * 2**20
-"""Most bytes of points in a piece: what a worker holds in memory, and what a kill can cost."""
-
-PIECE_SHAPES = 512
-"""Most shapes in a piece."""
-
-FEWEST_PIECE_SHAPES = 16
-_TARGET_PIECES = 64  # in a small build, so that every core gets some
-_POINT_BYTES = 7  # 3 int16 and a part label
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,12 @@
 """One corpus of several sources: each is built on its own, then they are joined; a finished one may grow.
 
-Every source is built in a part of its own. So a mixture resumes like a single source, and a source can be added to
-an unfinished or a finished mixture. The bytes are those of a mixture that had all its sources from the start.
+Every source is built in a part of its own, ``.building/parts/<source>``. So a mixture resumes like a single
+source, and a source can be added to an unfinished or a finished mixture; nothing that is in it already may change.
+The bytes are those of a mixture that had all its sources from the start.
+
+To join the parts, their manifests are merged and the new manifest is staged beside them. From then on files are
+only renamed, none is copied, with the list of refused shapes and the manifest last; see
+`pointdistill.data.prepare.commit`.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from pointdistill.data.prepare.commit import (
     finish_join,
     finish_retry,
     finish_staged,
-    part_of,
+    part_folder,
     report,
 )
 from pointdistill.data.prepare.limits import ShapeLimits
@@ -50,161 +55,7 @@ from pointdistill.data.sources.base import Source
 from pointdistill.errors import CorpusError
 from pointdistill.reporter import SILENT, Reporter
 
-# Joins finished corpora to one: their manifests are merged and their shards renamed, nothing is copied.
-#
-# The corpus of each source is a part, ``.building/parts/<source>``; sources that the whole has already stay as
-# they are. The manifest of the new whole is staged beside the parts. From then on files are only renamed, with the
-# list of refused shapes and the manifest last: see `pointdistill.data.prepare.commit`.
-
-
-def begun_parts(folder: BuildFolder) -> tuple[str, ...]:
-    """Names of the sources that have an unfinished or finished part."""
-    parts = folder.path / "parts"
-    if not parts.is_dir():
-        return ()
-    return tuple(sorted(part.name for part in parts.iterdir() if any(part.iterdir())))
-
-
-def join(folder: BuildFolder, names: Sequence[str]) -> None:
-    """Stage the whole: each source comes from its part, or from the corpus if that has it already.
-
-    Args:
-        folder: the mixture's build.
-        names: sources, sorted.
-    """
-    whole = read_manifest(folder.corpus) if (folder.corpus / MANIFEST_NAME).is_file() else None
-    recorded = {source.name for source in whole.sources} if whole else set()
-    corpora = {name: folder.corpus if name in recorded else part_of(folder, name) for name in names}
-    made = {name: read_manifest(path) for name, path in corpora.items()}
-    shards = [s for name in names for s in made[name].shards if s.source == name]
-    refused = _write_refused(folder.path / REFUSED_NAME, corpora)
-    manifest = Manifest(
-        seed=made[names[0]].seed,
-        points=made[names[0]].points,
-        content=content_of(corpora[shard.source] / shard.file for shard in shards),
-        refused_sha256=refused,
-        sources=tuple(s for name in names for s in made[name].sources if s.name == name),
-        shards=tuple(shards),
-    )
-    write_manifest(folder.path / MANIFEST_NAME, manifest)
-
-
-def _write_refused(path: Path, corpora: dict[str, Path]) -> str | None:
-    """Write the refused shapes of all sources in order; returns the list's checksum, or None for no shapes."""
-    path.unlink(missing_ok=True)  # left by a join of other sources that was stopped
-    lines = (line for name, corpus in corpora.items() for line in _refused_of(corpus, name))
-    first = next(lines, None)
-    if first is None:
-        return None
-    with write_aside(path) as aside, aside.open("wb") as file:
-        file.write(first)
-        file.writelines(lines)
-    return sha256_of(path)
-
-
-def _refused_of(corpus: Path, source: str) -> Iterator[bytes]:
-    """The lines of one source in a corpus's list of refused shapes."""
-    path = corpus / REFUSED_NAME
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for line in file:
-            if json.loads(line)["source"] == source:
-                yield line
-
-
-# Compares what a mixture already holds with what is asked for: it may grow, but nothing in it may change.
-
 _FILES_ALONE = {"archive_sha256": None, "labels": None}  # labels follow from what is in an archive
-
-
-def check_recorded(
-    made: Manifest,
-    output: Path,
-    *,
-    request: MixtureRequest,
-    sources: Sequence[Source],
-    points: int,
-    seed: int,
-) -> None:
-    """Raise unless every source of a finished corpus is asked for, unchanged.
-
-    Args:
-        made: what the corpus in ``output`` holds.
-        request, sources: what is asked for, and opened.
-        points, seed: those asked for.
-
-    Raises:
-        CorpusError: naming the first source that is gone, or has changed, or the settings that differ.
-    """
-    there = {"points": made.points, "seed": made.seed}
-    different = differences(there, {"points": points, "seed": seed})
-    if different:
-        raise _other_settings(output, different)
-    asked = {source.facts.name: source.facts.stated() for source in sources}
-    for record in made.sources:
-        if record.name not in asked:
-            why, settings = _why_not(record.name, request)
-            msg = f"{output}: holds {record.name}, {why}"
-            raise CorpusError(msg, settings=settings)
-        _check_same(output, record.name, record.stated(), asked[record.name])
-
-
-def check_begun(
-    begun: Sequence[str], output: Path, request: MixtureRequest, sources: Sequence[Source]
-) -> None:
-    """Raise where a part of an unfinished mixture would be dropped although the sources are not named.
-
-    Raises:
-        CorpusError: naming the first.
-    """
-    asked = {source.facts.name for source in sources}
-    lost = next((name for name in begun if name not in asked), None)
-    if lost is not None and not request.sources:
-        why, settings = _why_not(lost, request)
-        msg = f"{output}: has begun {lost}, {why}, or name the sources without it"
-        raise CorpusError(msg, settings=tuple(dict.fromkeys((*settings, "sources"))))
-
-
-def _why_not(name: str, request: MixtureRequest) -> tuple[str, tuple[str, ...]]:
-    """Why a source of a mixture is not among those asked for now and what to do, and which settings do it."""
-    elsewhere = "or choose another output folder"
-    source = name.removesuffix("-stand-in")
-    status = next((s for s in scan_sources(request) if s.info.name == source), None)
-    if status is None:
-        return "which is no source of the mixture; choose another output folder", ("output",)
-    if status.missing:
-        gone = ", ".join(status.missing)
-        return f"and {gone} is no longer in {request.archives}; put it back, {elsewhere}", (
-            "output",
-        )
-    if status.not_taken:
-        why = f"which now stays out ({status.not_taken}); name it among the sources, {elsewhere}"
-        return why, ("sources", "output")
-    return f"and its archive is another one now; put the old one back, {elsewhere}", ("output",)
-
-
-def _check_same(
-    output: Path, name: str, there: Mapping[str, Any], asked: Mapping[str, Any]
-) -> None:
-    different = differences(there, asked, f"sources.{name}.")
-    if not different:
-        return
-    if differences({**there, **_FILES_ALONE}, {**asked, **_FILES_ALONE}):
-        raise _other_settings(output, different)
-    msg = (
-        f"{output}: the archive of {name} has changed since this corpus was made of it; put the old one "
-        f"back, or choose another output folder"
-    )
-    raise CorpusError(msg, settings=("output",))
-
-
-def _other_settings(output: Path, different: str) -> CorpusError:
-    msg = (
-        f"{output}: holds a corpus made with other settings ({different}); choose another output folder, or "
-        f"remove this one"
-    )
-    return CorpusError(msg, settings=("output",))
 
 
 def build_mixture(
@@ -295,15 +146,162 @@ def _add(
     """Build the sources that the corpus lacks and join them to it; returns how many shapes were there before."""
     recorded = made.sources if made is not None else ()
     resumed = sum(source.kept + source.refused for source in recorded)
-    there = {source.name for source in recorded}
-    begun = [name for name in begun_parts(folder) if name not in there]
+    present = {source.name for source in recorded}
+    begun = [name for name in begun_parts(folder) if name not in present]
     check_begun(begun, folder.corpus, request, sources)
-    new = [source for source in sources if source.facts.name not in there]
+    new = [source for source in sources if source.facts.name not in present]
     for source in new:
         name = source.facts.name
-        part = build_source(source, part_of(folder, name), settings, reporter=reporter)
+        part = build_source(source, part_folder(folder, name), settings, reporter=reporter)
         resumed += part.kept + part.refused if part.was_complete else part.resumed
     if new:
         join(folder, [source.facts.name for source in sources])
         finish_join(folder)
     return resumed
+
+
+def begun_parts(folder: BuildFolder) -> tuple[str, ...]:
+    """Names of the sources that have an unfinished or finished part."""
+    parts = folder.path / "parts"
+    if not parts.is_dir():
+        return ()
+    return tuple(sorted(part.name for part in parts.iterdir() if any(part.iterdir())))
+
+
+def join(folder: BuildFolder, names: Sequence[str]) -> None:
+    """Stage the whole: each source comes from its part, or from the corpus if that has it already.
+
+    Args:
+        folder: the mixture's build.
+        names: sources, sorted.
+    """
+    whole = read_manifest(folder.corpus) if (folder.corpus / MANIFEST_NAME).is_file() else None
+    recorded = {source.name for source in whole.sources} if whole else set()
+    corpora = {
+        name: folder.corpus if name in recorded else part_folder(folder, name) for name in names
+    }
+    manifests = {name: read_manifest(path) for name, path in corpora.items()}
+    shards = [s for name in names for s in manifests[name].shards if s.source == name]
+    refused = _write_refused(folder.path / REFUSED_NAME, corpora)
+    manifest = Manifest(
+        seed=manifests[names[0]].seed,
+        points=manifests[names[0]].points,
+        content=content_of(corpora[shard.source] / shard.file for shard in shards),
+        refused_sha256=refused,
+        sources=tuple(s for name in names for s in manifests[name].sources if s.name == name),
+        shards=tuple(shards),
+    )
+    write_manifest(folder.path / MANIFEST_NAME, manifest)
+
+
+def _write_refused(path: Path, corpora: dict[str, Path]) -> str | None:
+    """Write the refused shapes of all sources in order; returns the list's checksum, or None for no shapes."""
+    path.unlink(missing_ok=True)  # left by a join of other sources that was stopped
+    lines = (line for name, corpus in corpora.items() for line in _refused_of(corpus, name))
+    first = next(lines, None)
+    if first is None:
+        return None
+    with write_aside(path) as aside, aside.open("wb") as file:
+        file.write(first)
+        file.writelines(lines)
+    return sha256_of(path)
+
+
+def _refused_of(corpus: Path, source: str) -> Iterator[bytes]:
+    """The lines of one source in a corpus's list of refused shapes."""
+    path = corpus / REFUSED_NAME
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if json.loads(line)["source"] == source:
+                yield line
+
+
+def check_recorded(
+    manifest: Manifest,
+    output: Path,
+    *,
+    request: MixtureRequest,
+    sources: Sequence[Source],
+    points: int,
+    seed: int,
+) -> None:
+    """Raise unless every source of a finished corpus is requested again and unchanged.
+
+    Args:
+        manifest: what the corpus in ``output`` holds.
+        request, sources: what is requested, and opened.
+        points, seed: the settings of this call.
+
+    Raises:
+        CorpusError: naming the first source that is gone, or has changed, or the settings that differ.
+    """
+    recorded = {"points": manifest.points, "seed": manifest.seed}
+    different = differences(recorded, {"points": points, "seed": seed})
+    if different:
+        raise _other_settings(output, different)
+    requested = {source.facts.name: source.facts.stated() for source in sources}
+    for record in manifest.sources:
+        if record.name not in requested:
+            cause, settings = _why_absent(record.name, request)
+            msg = f"{output}: holds {record.name}, {cause}"
+            raise CorpusError(msg, settings=settings)
+        _check_same(output, record.name, record.stated(), requested[record.name])
+
+
+def check_begun(
+    begun: Sequence[str], output: Path, request: MixtureRequest, sources: Sequence[Source]
+) -> None:
+    """Raise if a part of an unfinished mixture would be dropped although no sources are named.
+
+    Raises:
+        CorpusError: naming the first.
+    """
+    requested = {source.facts.name for source in sources}
+    dropped = next((name for name in begun if name not in requested), None)
+    if dropped is not None and not request.sources:
+        cause, settings = _why_absent(dropped, request)
+        msg = f"{output}: has begun {dropped}, {cause}, or name the sources without it"
+        raise CorpusError(msg, settings=tuple(dict.fromkeys((*settings, "sources"))))
+
+
+def _why_absent(name: str, request: MixtureRequest) -> tuple[str, tuple[str, ...]]:
+    """Why a source of the mixture is not among those requested now, what to do, and the settings that do it."""
+    elsewhere = "or choose another output folder"
+    source = name.removesuffix("-stand-in")
+    status = next((s for s in scan_sources(request) if s.info.name == source), None)
+    if status is None:
+        return "which is no source of the mixture; choose another output folder", ("output",)
+    if status.missing:
+        gone = ", ".join(status.missing)
+        return f"and {gone} is no longer in {request.archives}; put it back, {elsewhere}", (
+            "output",
+        )
+    if status.exclusion_reason:
+        cause = f"which now stays out ({status.exclusion_reason}); name it among the sources, {elsewhere}"
+        return cause, ("sources", "output")
+    return f"and its archive is another one now; put the old one back, {elsewhere}", ("output",)
+
+
+def _check_same(
+    output: Path, name: str, recorded: Mapping[str, Any], requested: Mapping[str, Any]
+) -> None:
+    different = differences(recorded, requested, f"sources.{name}.")
+    if not different:
+        return
+    if differences({**recorded, **_FILES_ALONE}, {**requested, **_FILES_ALONE}):
+        raise _other_settings(output, different)
+    msg = (
+        f"{output}: the archive of {name} has changed since this corpus was made of it; put the old one "
+        f"back, or choose another output folder"
+    )
+    raise CorpusError(msg, settings=("output",))
+
+
+def _other_settings(output: Path, different: str) -> CorpusError:
+    msg = (
+        f"{output}: holds a corpus made with other settings ({different}); choose another output folder, or "
+        f"remove this one"
+    )
+    return CorpusError(msg, settings=("output",))

@@ -16,7 +16,7 @@ from pointdistill.data.corpus.manifest import MANIFEST_NAME, Manifest, SourceFac
 from pointdistill.data.files.files import disk_is_full
 from pointdistill.data.files.workspace import without_checksums
 from pointdistill.data.prepare.build import BuildSettings, build_source
-from pointdistill.data.prepare.commit import part_of
+from pointdistill.data.prepare.commit import part_folder
 from pointdistill.data.prepare.source_status import (
     HELD_OUT,
     MixtureRequest,
@@ -98,7 +98,7 @@ class MixturePlan:
     @property
     def whole(self) -> int:
         """Shapes once every source of the mixture is there."""
-        return sum(row.shapes for row in self.rows if not row.status.not_taken)
+        return sum(row.shapes for row in self.rows if not row.status.exclusion_reason)
 
 
 def plan_mixture(
@@ -108,7 +108,7 @@ def plan_mixture(
     *,
     reporter: Reporter = SILENT,
 ) -> MixturePlan:
-    """Estimate what a mixture will cost; nothing is kept.
+    """Estimate what a mixture will cost, and leave nothing behind.
 
     Of each archive that goes in, only the directory and a few shapes are read, not the whole file for a checksum.
 
@@ -125,38 +125,40 @@ def plan_mixture(
     settings = settings or BuildSettings()
     rows = []
     for status in scan_sources(request):
-        made = _made(output, status, settings)
-        if made is not None:
-            rows.append(_done_row(status, made))
+        manifest = _finished_manifest(output, status, settings)
+        if manifest is not None:
+            rows.append(_finished_row(status, manifest))
             continue
         if status.taken:
             reporter.say(f"measuring a few shapes of {status.info.name}")
         with without_checksums():
-            rows.append(_row(request, status, settings))
-    wanted = [row.status.info for row in rows if not row.status.not_taken]
+            rows.append(_estimate(request, status, settings))
+    infos = [row.status.info for row in rows if not row.status.exclusion_reason]
     return MixturePlan(
         rows=tuple(rows),
-        official=sum(official_shapes(request, info) for info in wanted),
-        listed_tests=_listed_tests(request, {info.name for info in wanted}),
+        official=sum(official_shapes(request, info) for info in infos),
+        listed_tests=_listed_tests(request, {info.name for info in infos}),
         workers=max(1, settings.processes),
-        free_bytes=shutil.disk_usage(_existing(output)).free,
+        free_bytes=shutil.disk_usage(_nearest_existing(output)).free,
     )
 
 
-def _made(output: Path, status: SourceStatus, settings: BuildSettings) -> Manifest | None:
-    """The corpus that already has a source with these settings: the whole, or a part of an unfinished mixture."""
+def _finished_manifest(
+    output: Path, status: SourceStatus, settings: BuildSettings
+) -> Manifest | None:
+    """The manifest that already has a source with these settings: the mixture's, or that of a finished part."""
     name = status.info.name
-    for corpus in (output, part_of(BuildFolder(output), name)):
+    for corpus in (output, part_folder(BuildFolder(output), name)):
         if status.taken and (corpus / MANIFEST_NAME).is_file():
-            made = read_manifest(corpus)
-            same = (made.points, made.seed) == (settings.points, settings.seed)
-            if same and any(source.name == name for source in made.sources):
-                return made
+            manifest = read_manifest(corpus)
+            same = (manifest.points, manifest.seed) == (settings.points, settings.seed)
+            if same and any(source.name == name for source in manifest.sources):
+                return manifest
     return None
 
 
-def _done_row(status: SourceStatus, made: Manifest) -> PlanRow:
-    shards = [shard for shard in made.shards if shard.source == status.info.name]
+def _finished_row(status: SourceStatus, manifest: Manifest) -> PlanRow:
+    shards = [shard for shard in manifest.shards if shard.source == status.info.name]
     return PlanRow(
         status=status,
         shapes=sum(shard.shapes for shard in shards),
@@ -167,23 +169,23 @@ def _done_row(status: SourceStatus, made: Manifest) -> PlanRow:
     )
 
 
-def _listed_tests(request: MixtureRequest, wanted: Collection[str]) -> dict[str, int]:
+def _listed_tests(request: MixtureRequest, sources: Collection[str]) -> dict[str, int]:
     """How many test shapes of these sources each existing list leaves out."""
-    found = {}
-    lists = [row for row in HELD_OUT if any(name in wanted for name in row.sources)]
+    counts = {}
+    lists = [row for row in HELD_OUT if any(name in sources for name in row.sources)]
     for held_out in lists if request.exclude_all_tests else ():
         with contextlib.suppress(DataError):  # the row of a source says that its list is missing
-            found[held_out.benchmark] = len(find_list(held_out, request.archives).ids)
-    return found
+            counts[held_out.benchmark] = len(find_list(held_out, request.archives).ids)
+    return counts
 
 
-def _row(request: MixtureRequest, status: SourceStatus, settings: BuildSettings) -> PlanRow:
+def _estimate(request: MixtureRequest, status: SourceStatus, settings: BuildSettings) -> PlanRow:
     shapes, problem = official_shapes(request, status.info), ""
     if status.taken:
         try:
             source = open_one(request, status.info)
             entries = sorted(source.entries(), key=lambda entry: entry.id)
-            seconds, mean = _measured(source, entries, settings)
+            seconds, mean = _measure(source, entries, settings)
         except DataError as error:
             if disk_is_full(error):
                 raise _no_room_to_measure() from error
@@ -206,13 +208,12 @@ def _row(request: MixtureRequest, status: SourceStatus, settings: BuildSettings)
     )
 
 
-def _measured(
+def _measure(
     source: Source, entries: Sequence[Entry], settings: BuildSettings
 ) -> tuple[float, float]:
     """Seconds per shape on one core and points per shape, measured on a sample spread over the source.
 
-    The sample is built as the corpus will be, in a process of its own, so that a shape that crashes its reader
-    ends nothing else.
+    The sample is built as the corpus will be, in a process of its own, so that a shape may crash its reader.
 
     Raises:
         DataError: if the source is empty, or no shape of the sample can be used.
@@ -225,10 +226,10 @@ def _measured(
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder, "sample")
-        alone = replace(settings, workers=1, cluster=None)
-        build_source(sample, corpus, alone, reporter=clock)
-        made = read_manifest(corpus)
-    mean = sum(shard.points for shard in made.shards) / made.shapes
+        one_process = replace(settings, workers=1, cluster=None)
+        build_source(sample, corpus, one_process, reporter=clock)
+        manifest = read_manifest(corpus)
+    mean = sum(shard.points for shard in manifest.shards) / manifest.shapes
     return clock.seconds_each, mean
 
 
@@ -283,7 +284,7 @@ class _Sample:
         return self.source.read(entry, count, rng=rng)
 
 
-def _existing(path: Path) -> Path:
+def _nearest_existing(path: Path) -> Path:
     """The path or the nearest folder above it that exists."""
     whole = path.absolute()
     return next(folder for folder in (whole, *whole.parents) if folder.exists())

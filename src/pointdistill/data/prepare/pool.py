@@ -1,9 +1,9 @@
-"""A pool of worker processes that run one task each at a time, and of which any may die without the others.
+"""A pool of worker processes, each of which runs one task at a time and may die without harm to the others.
 
-A C reader that crashes, or a kernel that runs out of memory, kills a worker without an exception that could be
-caught. The parent then knows which task, and which step of it, was the last. It kills a worker itself where a step
-exceeds its deadline, because no exception can interrupt a reader written in C. A worker that ran out of memory is
-replaced too, since what it has left may be fragmented.
+A reader written in C that crashes, or a system that runs out of memory, kills a worker without an exception that
+could be caught. The parent then knows which task, and which step of it, the worker had begun last. It kills a
+worker itself when a step exceeds its deadline, because no exception can interrupt a C reader. A worker that ran
+out of memory is replaced too, since what memory it has left may be fragmented.
 """
 
 from __future__ import annotations
@@ -28,110 +28,7 @@ from pointdistill.data.files.processes import GIB, interrupts_held
 from pointdistill.data.prepare.limits import ShapeLimits, guard_process
 from pointdistill.errors import DataError
 
-# One worker process of `pointdistill.data.prepare.pool`: how it starts, what it sends, how it ends.
-
 Task = TypeVar("Task")
-
-OUT_OF_MEMORY = 86
-"""Exit code of a worker whose task raised MemoryError; shells and the C library use none near it."""
-
-_Job: TypeAlias = Callable[[Any, Callable[[int], None]], Any]
-
-_JOIN_SECONDS = 10  # a dead network disk can delay even a killed process
-
-
-class Worker(Generic[Task]):
-    """A process and what it is doing, seen from the parent."""
-
-    def __init__(self, context: Any, job: _Job, allowed_bytes: int | None) -> None:
-        self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, job, allowed_bytes), daemon=True
-        )
-        with interrupts_held():
-            self.process.start()
-        # Only the worker may hold its end of the pipe, so that its death closes the connection.
-        theirs.close()
-        self.ready = False
-        self.task: Task | None = None
-        self.step: int | None = None
-        self.since = 0.0
-        """When the step began."""
-
-    def give(self, task: Task) -> None:
-        """Send a task to a worker that is ready and idle."""
-        self.task, self.step = task, None
-        # If the worker died while idle, that is noticed when its messages are read.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.connection.send(task)
-
-    def begin(self, step: int | None) -> None:
-        """Note the step that the worker has begun; None for no step."""
-        self.step, self.since = step, time.monotonic()
-
-    def how_it_ended(self) -> str:
-        """How a process whose connection is closed ended, in words."""
-        self.process.join(_JOIN_SECONDS)
-        self.end()
-        code = self.process.exitcode or 0
-        if code >= 0:
-            return f"exit code {code}"
-        try:
-            return f"killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"killed by signal {-code}"
-
-    def end(self) -> None:
-        """Kill the process if it still runs."""
-        self.process.kill()
-        self.process.join(_JOIN_SECONDS)
-        self.connection.close()
-
-
-def start_context() -> Any:
-    """How processes start: never as a fork of this one, because torch's threads do not survive a fork."""
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        context = multiprocessing.get_context("forkserver")
-        # Imported once in the server, so that replacing a dead worker takes milliseconds.
-        context.set_forkserver_preload(["pointdistill.data.prepare.tasks"])
-        return context
-    return multiprocessing.get_context("spawn")
-
-
-def _serve(connection: Connection, job: _Job, allowed_bytes: int | None) -> None:
-    """A worker's main loop: receive a task, send its steps and its result, until the parent is gone."""
-    # Ctrl-C reaches the whole process group; the parent decides when its workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    guard_process(allowed_bytes)
-    try:
-        connection.send(("ready", os.getpid()))
-        while True:
-            task = connection.recv()
-            try:
-                result = job(task, lambda step: connection.send(("step", step)))
-            except (BrokenPipeError, ConnectionResetError):
-                return
-            except MemoryError:
-                # At once and without a message, since anything else may need memory.
-                os._exit(OUT_OF_MEMORY)
-            except Exception as error:
-                connection.send(("failed", _portable(error)))
-            else:
-                connection.send(("done", result))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-
-
-def _portable(error: Exception) -> Exception:
-    """The error with its traceback as a note, in a form that can be sent to the parent."""
-    error.add_note(f"in a worker process:\n{traceback.format_exc()}")
-    try:
-        pickle.loads(pickle.dumps(error))  # safe: it is our own object
-    except Exception:
-        return RuntimeError(traceback.format_exc())
-    return error
-
-
 Result = TypeVar("Result")
 
 Job = Callable[[Task, Callable[[int], None]], Result]
@@ -140,15 +37,20 @@ step begins, and with `NO_STEP` when the last step is over and work without a de
 
 NO_STEP = -1
 
+OUT_OF_MEMORY = 86
+"""Exit code of a worker whose task raised MemoryError; shells and the C library use none near it."""
+
 Failure: TypeAlias = Literal["crash", "deadline", "memory"]
 """How a task failed: its process ended, it took too long, or it needed too much memory."""
 
 _NO_MEMORY = "more memory than there is"
 
 _PULSE_SECONDS = 1.0
-"""How often the waiting parent looks at the clock, so that it notices when it was suspended."""
+"""How often the waiting parent looks at the clock, to notice that it was suspended."""
 
 _SUSPENDED_SECONDS = 0.25
+
+_JOIN_SECONDS = 10  # even a killed process can take long to end, if a network disk is dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +76,7 @@ class Died(Generic[Task]):
 
 
 class Pool(Protocol[Task, Result]):
-    """Runs tasks; a context manager that ends its workers."""
+    """Runs tasks in workers, which end with its context."""
 
     def __enter__(self) -> Pool[Task, Result]: ...
 
@@ -208,7 +110,7 @@ def open_pool(
 
 
 class _SerialPool(Generic[Task, Result]):
-    """The same work in this process, one task after another."""
+    """Runs the tasks in this process, one after another."""
 
     def __init__(self, job: Job[Task, Result], on_step: Callable[[Task, int], None]) -> None:
         self._job = job
@@ -286,7 +188,7 @@ class _ProcessPool(Generic[Task, Result]):
             yield from self._overdue()
 
     def _assign(self) -> None:
-        """Start workers while there is work for them, and give tasks to idle ones."""
+        """Start as many workers as there is work for, and give tasks to idle ones."""
         starting = sum(not worker.ready for worker in self._workers)
         while len(self._workers) < self._count and starting < len(self._queue):
             self._workers.append(Worker(self._context, self._job, self._allowed_bytes))
@@ -339,7 +241,7 @@ class _ProcessPool(Generic[Task, Result]):
         return f"more memory than the limit of {self._allowed_bytes / GIB:.3g} GiB"
 
     def _seconds_to_wait(self) -> float | None:
-        """Seconds until a step may be overdue or the clock is due; None where there is no deadline."""
+        """Seconds until a step may be overdue, or the clock has to be read; None if there is no deadline."""
         if self._deadline is None:
             return None
         begun = [worker.since for worker in self._workers if worker.step is not None]
@@ -347,7 +249,7 @@ class _ProcessPool(Generic[Task, Result]):
         return min(_PULSE_SECONDS, max(0.0, until - time.monotonic()))
 
     def _overdue(self) -> Iterator[Died[Task]]:
-        """Kill the workers whose step takes too long."""
+        """Kill workers whose step has exceeded the deadline."""
         if self._deadline is None:
             return
         now = time.monotonic()
@@ -364,7 +266,7 @@ class _ProcessPool(Generic[Task, Result]):
     def _extend_deadlines(self, now: float) -> None:
         """Do not count the time in which this process, and most likely its workers too, was suspended.
 
-        Ctrl-Z does that, a batch system that suspends jobs, or a machine that sleeps.
+        It may have been suspended by Ctrl-Z, by a batch system, or because the machine slept.
         """
         suspended = now - self._checked_at - _PULSE_SECONDS
         self._checked_at = now
@@ -378,3 +280,95 @@ def _enqueue(queue: deque[Task], task: Task, *, first: bool) -> None:
         queue.appendleft(task)
     else:
         queue.append(task)
+
+
+class Worker(Generic[Task]):
+    """A worker process as its parent sees it, and what it is doing."""
+
+    def __init__(self, context: Any, job: Job[Any, Any], allowed_bytes: int | None) -> None:
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=_serve, args=(theirs, job, allowed_bytes), daemon=True
+        )
+        with interrupts_held():
+            self.process.start()
+        # Only the worker may hold its end of the pipe, so that its death closes the connection.
+        theirs.close()
+        self.ready = False
+        self.task: Task | None = None
+        self.step: int | None = None
+        self.since = 0.0
+        """When the step began."""
+
+    def give(self, task: Task) -> None:
+        """Send a task to a worker that is ready and idle."""
+        self.task, self.step = task, None
+        # If the worker died while idle, that is noticed when its messages are read.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(task)
+
+    def begin(self, step: int | None) -> None:
+        """Note the step that the worker has begun; None for no step."""
+        self.step, self.since = step, time.monotonic()
+
+    def how_it_ended(self) -> str:
+        """How the process ended, in words, once its connection is closed."""
+        self.process.join(_JOIN_SECONDS)
+        self.end()
+        code = self.process.exitcode or 0
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"killed by signal {-code}"
+
+    def end(self) -> None:
+        """Kill the process if it still runs."""
+        self.process.kill()
+        self.process.join(_JOIN_SECONDS)
+        self.connection.close()
+
+
+def start_context() -> Any:
+    """How processes start: never as a fork of this one, because torch's threads do not survive a fork."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        # Imported once in the server, so that replacing a dead worker takes milliseconds.
+        context.set_forkserver_preload(["pointdistill.data.prepare.tasks"])
+        return context
+    return multiprocessing.get_context("spawn")
+
+
+def _serve(connection: Connection, job: Job[Any, Any], allowed_bytes: int | None) -> None:
+    """A worker's main loop: receive a task, send its steps and its result, until the parent is gone."""
+    # Ctrl-C reaches the whole process group; the parent decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    guard_process(allowed_bytes)
+    try:
+        connection.send(("ready", os.getpid()))
+        while True:
+            task = connection.recv()
+            try:
+                result = job(task, lambda step: connection.send(("step", step)))
+            except (BrokenPipeError, ConnectionResetError):
+                return
+            except MemoryError:
+                # At once and without a message, since anything else may need memory.
+                os._exit(OUT_OF_MEMORY)
+            except Exception as error:
+                connection.send(("failed", _portable(error)))
+            else:
+                connection.send(("done", result))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _portable(error: Exception) -> Exception:
+    """The error with its traceback as a note, in a form that can be sent to the parent."""
+    error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+    try:
+        pickle.loads(pickle.dumps(error))  # safe: it is our own object
+    except Exception:
+        return RuntimeError(traceback.format_exc())
+    return error

@@ -1,6 +1,6 @@
-"""Schedules what a build still lacks: spans go to workers, finished spans are joined to shards.
+"""Schedules what a build still lacks: workers read spans of shapes, and join finished spans to shards.
 
-Where a worker dies, the span it worked on is divided until the shape at fault is alone.
+When a worker dies, its span is divided, so that the shape at fault is tried alone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from pointdistill.data.sources.base import Entry
 from pointdistill.errors import DataError
 from pointdistill.reporter import Reporter
 
-_DEATHS_OF_A_SHAPE = (
-    2  # the first may not be the shape's fault: another program may have taken the memory
-)
+# The first death may not be the shape's fault: another program may have taken the memory.
+_DEATHS_OF_A_SHAPE = 2
 _DEATHS_BETWEEN_SHAPES = 3
 
 
@@ -36,7 +35,7 @@ class Build:
         *,
         shards: Iterable[int] | None = None,
     ) -> None:
-        """Find what is missing of ``shards``, or of all the plan's; ``task`` is the text for the reporter."""
+        """Find what is missing from ``shards``, by default all of them; ``task`` is the reporter's text."""
         self.done = 0
         """Shapes in finished spans and shards."""
 
@@ -94,8 +93,8 @@ class Build:
                 continue
             self._finished[shard], gaps = tile(span, finished)
             self._missing[shard] = {part for gap in gaps for part in cut(gap, pieces)}
-            for there in self._finished[shard]:
-                outcome = self._job.folder.piece_outcome(there)
+            for done in self._finished[shard]:
+                outcome = self._job.folder.piece_outcome(done)
                 assert outcome is not None, "a span is finished when its mark is there"
                 self._count(outcome)
 
@@ -107,7 +106,7 @@ class Build:
         return PieceTask(shard, span, self._entries[span.start : span.stop])
 
     def _join_if_ready(self, shard: int, pool: Pool[BuildTask, Outcome]) -> None:
-        """Joins go first: until a shard is joined, its shapes are on disk twice."""
+        """Submit the join of a shard whose pieces are all there, before other tasks: they take up disk space."""
         if not self._missing[shard]:
             pool.submit(JoinTask(shard, sorted(self._finished[shard])), first=True)
 
@@ -127,7 +126,7 @@ class Build:
             self._report()
 
     def _after_death(self, event: Died[BuildTask], pool: Pool[BuildTask, Outcome]) -> None:
-        """Run the task again, without the shape at which workers died if that is the second time.
+        """Run the task again; a shape at which workers died twice is given up.
 
         Raises:
             DataError: if workers keep dying while no shape is read.
@@ -151,7 +150,7 @@ class Build:
     ) -> None:
         """Separate a shape at which a worker died from the shapes before and after it.
 
-        Those are then read at most once more, however many shapes of a piece kill their workers.
+        Each of the others is then read at most once more, however many shapes of a piece kill their workers.
         """
         self._started.pop(task.span, None)
         missing = self._missing[task.shard]
@@ -161,7 +160,7 @@ class Build:
         parts = (Span(place + 1, task.span.stop), Span(task.span.start, place), alone)
         missing.update(part for part in parts if part.shapes)
         self._deaths[alone] += 1
-        # A shape that hangs is not waited for a second time.
+        # A second wait for a shape that hangs would be as long as the first.
         given_up = event.failure == "deadline" or self._deaths[alone] == _DEATHS_OF_A_SHAPE
         for part in parts:
             if part.shapes and not (part == alone and given_up):

@@ -1,7 +1,8 @@
 """An unfinished build on disk: what is done, so that a killed build can continue from there.
 
 It is in ``.building`` inside the corpus folder. A piece (a span of shapes) or a shard is finished when its JSON
-mark exists, which is written last; anything without a mark is made again.
+mark exists, which is written last; anything without a mark is made again. A lock lets one process at a time work
+in a corpus folder.
 """
 
 from __future__ import annotations
@@ -23,83 +24,7 @@ from pointdistill.data.files.files import read_json, sha256_of, write_json
 from pointdistill.data.prepare.division import Span
 from pointdistill.errors import CorpusError, DataError
 
-# A lock that lets one process at a time work in a corpus folder.
-
 LOCK_NAME = "lock"
-
-
-@contextlib.contextmanager
-def locked(corpus: Path) -> Iterator[None]:
-    """Keep other builds out of a corpus while the block runs; the lock ends with the process at the latest.
-
-    Makes the folder ``.building``, and removes it afterwards if it holds nothing but the lock.
-
-    Raises:
-        CorpusError: if another process holds the lock, or the folder cannot be made.
-    """
-    folder = corpus / BUILDING_NAME
-    with _held(corpus):
-        try:
-            yield
-        finally:
-            # Deleted while held: a process that has it open already notices, and makes a new one.
-            if folder.is_dir() and {path.name for path in folder.iterdir()} == {LOCK_NAME}:
-                (folder / LOCK_NAME).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # where it is not empty
-        folder.rmdir()
-
-
-@contextlib.contextmanager
-def _held(corpus: Path) -> Iterator[None]:
-    """Hold the lock file of a corpus, under the name by which other processes look for it."""
-    _make_folder(corpus)
-    if importlib.util.find_spec("fcntl") is None:
-        # Windows, where it is up to the user not to run two builds at a time.
-        yield
-        return
-    lock = corpus / BUILDING_NAME / LOCK_NAME
-    while True:
-        try:
-            file = lock.open("a")
-        except FileNotFoundError:  # another process has just removed the folder
-            _make_folder(corpus)
-            continue
-        with file:
-            _acquire(file, corpus)
-            if _has_name(file, lock):
-                yield
-                return
-
-
-def _make_folder(corpus: Path) -> None:
-    try:
-        (corpus / BUILDING_NAME).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"{corpus}: cannot be made ({error.strerror}); choose another folder for the corpus"
-        raise CorpusError(msg) from error
-
-
-def _acquire(file: IO[str], corpus: Path) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        msg = f"{corpus}: another process is building this corpus; wait for it or choose another"
-        raise CorpusError(msg) from error
-    except OSError:
-        # Some network file systems have no locks. A second build writes the same bytes, so it does no harm.
-        pass
-
-
-def _has_name(file: IO[str], path: Path) -> bool:
-    """Whether an open file is still the one at ``path``."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 PLAN_NAME = "plan.json"
 RETRY_NAME = "retry"
 """Folder in ``.building`` of a finished corpus while some of its shapes are being read again."""
@@ -165,8 +90,8 @@ class BuildFolder:
 
     def finished_pieces(self) -> list[Span]:
         """Every piece that is marked as finished, in any order; some may overlap."""
-        found = (_PIECE_MARK.fullmatch(path.name) for path in self.path.glob("piece-*.json"))
-        return [Span(int(mark[1]), int(mark[2])) for mark in found if mark]
+        marks = (_PIECE_MARK.fullmatch(path.name) for path in self.path.glob("piece-*.json"))
+        return [Span(int(mark[1]), int(mark[2])) for mark in marks if mark]
 
     def piece_outcome(self, span: Span) -> Outcome | None:
         """The outcome of a piece; None until it is finished."""
@@ -203,6 +128,78 @@ class BuildFolder:
 
 
 @contextmanager
+def locked(corpus: Path) -> Iterator[None]:
+    """Keep other builds out of a corpus while the block runs; the lock ends with the process at the latest.
+
+    Makes the folder ``.building``, and removes it afterwards if it holds nothing but the lock.
+
+    Raises:
+        CorpusError: if another process holds the lock, or the folder cannot be made.
+    """
+    folder = corpus / BUILDING_NAME
+    with _held(corpus):
+        try:
+            yield
+        finally:
+            # Deleted while the lock is held: a process that has the file open notices that, and makes a new one.
+            if folder.is_dir() and {path.name for path in folder.iterdir()} == {LOCK_NAME}:
+                (folder / LOCK_NAME).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # where it is not empty
+        folder.rmdir()
+
+
+@contextmanager
+def _held(corpus: Path) -> Iterator[None]:
+    """Hold the lock file of a corpus, under the name by which other processes look for it."""
+    _make_folder(corpus)
+    if importlib.util.find_spec("fcntl") is None:
+        # On Windows it is up to the user not to run two builds at a time.
+        yield
+        return
+    lock = corpus / BUILDING_NAME / LOCK_NAME
+    while True:
+        try:
+            file = lock.open("a")
+        except FileNotFoundError:  # another process has just removed the folder
+            _make_folder(corpus)
+            continue
+        with file:
+            _acquire(file, corpus)
+            if _has_name(file, lock):
+                yield
+                return
+
+
+def _make_folder(corpus: Path) -> None:
+    try:
+        (corpus / BUILDING_NAME).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"{corpus}: cannot be made ({error.strerror}); choose another folder for the corpus"
+        raise CorpusError(msg) from error
+
+
+def _acquire(file: IO[str], corpus: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        msg = f"{corpus}: another process is building this corpus; wait for it or choose another"
+        raise CorpusError(msg) from error
+    except OSError:
+        # Some network file systems have no locks. A second build writes the same bytes, so it does no harm.
+        pass
+
+
+def _has_name(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
 def unfinished_build(
     corpus: Path, settings: Mapping[str, Any], *, grows: bool = False
 ) -> Iterator[BuildFolder]:
@@ -223,13 +220,13 @@ def unfinished_build(
     with locked(corpus):
         plan = build.path / PLAN_NAME
         if plan.is_file():
-            different = differences(there := read_json(plan), settings)
+            different = differences(begun := read_json(plan), settings)
             if different:
                 msg = (
                     f"{corpus}: holds an unfinished build with other settings ({different}); finish it "
                     f"with those, remove the folder, or choose another output folder"
                 )
-                if same_but_for_files(there, settings):
+                if same_but_for_files(begun, settings):
                     msg = (
                         f"{corpus}: holds an unfinished build, and the source's files have changed since it was "
                         "begun; choose another output folder, or remove this one"
@@ -259,11 +256,11 @@ def remove_build(corpus: Path) -> None:
 
 
 def remove_idle_build(corpus: Path, *, unless: Callable[[], bool] = lambda: False) -> None:
-    """Delete what a build left in a finished corpus, unless another process is working there.
+    """Delete what a build left behind in a finished corpus, unless another process is working there.
 
     Args:
         corpus: the finished corpus.
-        unless: called while no other process can change the answer; True keeps everything.
+        unless: called under the lock; if it returns True, nothing is deleted.
     """
     if not (corpus / BUILDING_NAME).is_dir():
         return
@@ -286,31 +283,33 @@ def shard_name(source: str, number: int) -> str:
     return f"{source}-{number:05d}.h5"
 
 
-def differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
-    """Which settings differ, as ``points: 2048 there, 1024 asked``; empty if none."""
-    found = []
+def differences(
+    old_settings: Mapping[str, Any], new_settings: Mapping[str, Any], prefix: str = ""
+) -> str:
+    """Which settings differ, as ``points: 2048 then, 1024 now``; empty if none does."""
+    lines = []
     # Compared as JSON, because a stored tuple comes back as a list.
-    there, asked = json.loads(json.dumps([there, asked]))
-    for key in sorted(there.keys() | asked.keys()):
-        old, new = there.get(key), asked.get(key)
+    old_settings, new_settings = json.loads(json.dumps([old_settings, new_settings]))
+    for key in sorted(old_settings.keys() | new_settings.keys()):
+        old, new = old_settings.get(key), new_settings.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             inner = differences(old, new, f"{prefix}{key}.")
-            found += [inner] if inner else []
+            lines += [inner] if inner else []
         elif old != new:
-            found.append(f"{prefix}{key}: {_short(old)} there, {_short(new)} asked")
-    return "; ".join(found)
+            lines.append(f"{prefix}{key}: {_short(old)} then, {_short(new)} now")
+    return "; ".join(lines)
 
 
-def same_but_for_files(there: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+def same_but_for_files(old_settings: Mapping[str, Any], new_settings: Mapping[str, Any]) -> bool:
     """Whether the settings of two builds differ only in the source's files and what follows from them."""
-    if "source" not in there or "source" not in asked:
+    if "source" not in old_settings or "source" not in new_settings:
         return False
-    of_files = {"archive_sha256": None, "labels": None}
+    file_facts = {"archive_sha256": None, "labels": None}
     old, new = (
-        {**settings, "source": {**settings["source"], **of_files}, "division": None}
-        for settings in (there, asked)
+        {**settings, "source": {**settings["source"], **file_facts}, "division": None}
+        for settings in (old_settings, new_settings)
     )
-    changed = there["source"]["archive_sha256"] != asked["source"]["archive_sha256"]
+    changed = old_settings["source"]["archive_sha256"] != new_settings["source"]["archive_sha256"]
     return changed and not differences(old, new)
 
 

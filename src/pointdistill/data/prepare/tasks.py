@@ -1,4 +1,8 @@
-"""The tasks of a worker: read a piece of a source, or join the pieces of a shard; both can be repeated."""
+"""The tasks of a worker: read a piece of a source, or join the pieces of a shard; both can be repeated.
+
+An error while a shape is read either refuses that shape, for good or until another attempt, or stops the build:
+`classify_read_error` decides.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +37,8 @@ from pointdistill.data.prepare.state import BuildFolder, Outcome, Refusal, shard
 from pointdistill.data.sources.base import Entry, Source, SourceCloud, printable, source_shape_rng
 from pointdistill.errors import DataError
 
-# What to do about an error while reading a shape: refuse the shape, allow another attempt, or stop the build.
-
 READ_ERROR = "machine"
-"""The retryable failure of a shape whose file this machine could not read: the next attempt may succeed."""
+"""The failure of a shape whose file this machine could not read; another attempt may succeed."""
 
 _CAUSE_CHARACTERS = 500
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -47,13 +49,13 @@ def _numbers(*names: str) -> frozenset[int]:
     return frozenset(getattr(errno, name) for name in names if hasattr(errno, name))
 
 
-# These would hit every shape that follows: going on would lose the whole corpus.
+# These would hit every shape that follows, so going on would refuse them all.
 _FATAL = _numbers(
     *("ENOSPC", "EDQUOT", "EROFS", "EMFILE", "ENFILE", "ENOMEDIUM"),
     *("ESTALE", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
 )
 
-# These may hit a single file for ever, like a bad sector: stopping would end every build at that file.
+# These may hit one file for ever, as a bad sector does: stopping would end every build at that file.
 _RETRYABLE = _numbers(
     *("EIO", "EREMOTEIO", "ENODATA", "EBADMSG", "EUCLEAN", "ENODEV", "ENXIO"),
     *("ETIMEDOUT", "ECONNRESET", "ECONNABORTED", "EAGAIN", "EACCES", "EPERM"),
@@ -61,11 +63,11 @@ _RETRYABLE = _numbers(
 
 
 def classify_read_error(shape_id: str, error: Exception, *, outer: BaseException | None) -> Refusal:
-    """The refusal of a shape whose reading raised an error; raises if the error must stop the build.
+    """The refusal of a shape that could not be read; raises if the error must stop the build.
 
     Args:
         shape_id: the shape.
-        error: what was raised; libraries may have wrapped the first cause.
+        error: what was raised; libraries may have wrapped the original error in others.
         outer: the exception that was being handled when reading began; it and its causes are ignored.
 
     Raises:
@@ -74,14 +76,14 @@ def classify_read_error(shape_id: str, error: Exception, *, outer: BaseException
         DataError: if anything else is wrong with the machine, so that no shape can be read now.
     """
     chain = list(_chain(error, outer))
-    # Of several with the same number the one raised last, which knows most, such as the disk.
+    # Of several errors with the same number, the outermost: it knows most, such as which file.
     system_errors = {
         e.errno: e for e in reversed(chain) if isinstance(e, OSError) and e.errno is not None
     }
     for number in system_errors.keys() & _FATAL:
         fatal = system_errors[number]
         if disk_is_full(fatal):
-            raise fatal  # itself: on its way out of a worker an exception loses its cause
+            raise fatal  # not from another error: on its way out of a worker an exception loses its cause
         where = fatal.filename or shape_id
         msg = f"{where}: {fatal.strerror or fatal}; put that right and run the same again to go on"
         raise DataError(printable(msg)) from error
@@ -89,13 +91,13 @@ def classify_read_error(shape_id: str, error: Exception, *, outer: BaseException
         msg = f"{shape_id}: {error}"
         raise MemoryError(msg) from error
     if system_errors.keys() & _RETRYABLE:
-        return Refusal(shape_id, one_line(error), READ_ERROR)
+        return Refusal(shape_id, refusal_cause(error), READ_ERROR)
     late = any(isinstance(e, TimeoutError) for e in chain)
-    return Refusal(shape_id, one_line(error), "deadline" if late else None)
+    return Refusal(shape_id, refusal_cause(error), "deadline" if late else None)
 
 
-def one_line(error: Exception) -> str:
-    """The cause of a refusal, the same in every process: our own errors as they are, others with their type."""
+def refusal_cause(error: Exception) -> str:
+    """One line about an error, the same in every process; the type is named of errors that are not ours."""
     text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
     return printable(" ".join(_ADDRESS.sub("", text).split()))[:_CAUSE_CHARACTERS]
 
@@ -145,7 +147,8 @@ class BuildJob:
         return self._build(task, started)
 
     def _build(self, task: PieceTask, started: Callable[[int], None]) -> Outcome:
-        tempfile.gettempdir()  # raises if there is no place for temporary files; else every shape would be refused
+        # Raises if there is no folder for temporary files, which would otherwise refuse every shape.
+        tempfile.gettempdir()
         rows: list[Row] = []
         refused: list[Refusal] = []
         for index, entry in enumerate(task.entries):
@@ -177,8 +180,8 @@ class BuildJob:
             cloud = self.source.read(entry, self.points, rng=rng)
             points, part = at_most(cloud, self.points, rng=rng)
             row = make_row(entry.id, points, label=entry.label, part=part)
-            check_use(row)
-        except Exception as error:  # a bug in a reader costs the shape, not the build
+            check_usable(row)
+        except Exception as error:  # even a bug in a reader should cost the shape, not the build
             return classify_read_error(entry.id, error, outer=outer)
         return row
 
@@ -222,7 +225,7 @@ class BuildJob:
 def at_most(
     cloud: SourceCloud, count: int, *, rng: np.random.Generator
 ) -> tuple[NDArray[np.floating], NDArray[np.uint8] | None]:
-    """Points and part labels of a cloud; if it has more than ``count``, a random subset in the cloud's order."""
+    """Points and part labels of a cloud: all, or a random subset of ``count``, in the cloud's order."""
     points, part = cloud.points, cloud.part
     if len(points) <= count:
         return points, part
@@ -230,11 +233,11 @@ def at_most(
     return points[chosen], None if part is None else part[chosen]
 
 
-def check_use(row: Row) -> None:
-    """Raise if a shape is of no use for training.
+def check_usable(row: Row) -> None:
+    """Raise if a shape is useless for training.
 
     Raises:
-        DataError: if it has fewer than 32 points, or all at one place.
+        DataError: if it has fewer than 32 points, or all its points coincide.
     """
     count = len(row.shape.points)
     if count < MINIMUM_POINTS:
