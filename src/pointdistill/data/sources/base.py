@@ -1,4 +1,8 @@
-"""The interface between a source and a build: facts, the list of shapes, and the points of one shape at a time."""
+"""The interface between a source and a build: facts, the list of shapes, and the points of one shape at a time.
+
+Beside it is what sources share: finding the archives of a request, a source that is one archive and opens it once
+in each process, and the facts that a corpus records of a source.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ class Entry:
     """Index into the source's ``labels``; -1 if it is not known."""
 
     where: str = ""
-    """Where the source finds it, in the source's own format: a path in a folder, the location of a member."""
+    """Where the source finds it, in the source's own format: a path in a folder, or the location of a member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class SourceCloud:
 
 
 class Source(Protocol):
-    """A set of shapes that can be listed, and read one by one in any process and order.
+    """A set of shapes that can be listed, and then read one by one, in any process and any order.
 
     A source is pickled for every worker, so it opens its archive only at the first read and keeps no list of
     shapes.
@@ -123,7 +127,7 @@ class SourceInfo:
     for one file that is required."""
 
     access: str = ""
-    """What it takes to get the archive, in a few words, such as ``no login``."""
+    """What it takes to get the archive, such as ``no login``."""
 
     commercial: bool | None = None
     """Whether the licence allows commercial use; None if that is unknown or differs between shapes."""
@@ -143,23 +147,23 @@ class SourceInfo:
 
 def source_shape_rng(*, seed: int, source: str, shape_id: str) -> np.random.Generator:
     """The generator of one shape: independent of workers, order, and the other shapes."""
-    words = hashlib.sha256(f"{seed}\0{source}\0{shape_id}".encode()).digest()
-    return np.random.default_rng(np.frombuffer(words, "<u4"))
+    digest = hashlib.sha256(f"{seed}\0{source}\0{shape_id}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, "<u4"))
 
 
 def check_request(request: SourceRequest, info: SourceInfo) -> None:
-    """Raise if the user gave an option that this source does not have.
+    """Raise if the request has an option that this source does not have.
 
     Raises:
         ConfigError: names the option and those that the source has.
     """
-    asked: Mapping[str, Any] = {
+    options: Mapping[str, Any] = {
         "shapes": request.shapes,
         "categories": request.categories,
         "up": request.up,
         "include_test": request.include_test or None,
     }
-    for option, value in asked.items():
+    for option, value in options.items():
         if value is not None and option not in info.options:
             known = ", ".join(sorted(info.options)) or "none"
             msg = f"{option}={value!r} has no meaning for {info.name}; its options are: {known}"
@@ -178,9 +182,11 @@ def required_path(request: SourceRequest, info: SourceInfo) -> Path:
     path = request.path
     if path is not None and path.exists():
         return path
-    given = f"{path}: no such file or folder" if path else f"{info.name} needs the path of its data"
+    problem = (
+        f"{path}: no such file or folder" if path else f"{info.name} needs the path of its data"
+    )
     access = f" ({info.access})" if info.access else ""
-    msg = f"{given}; give {info.archive}, from {info.origin}{access}"
+    msg = f"{problem}; give {info.archive}, from {info.origin}{access}"
     raise DataError(msg, settings=("archive" if info.files else "input",))
 
 
@@ -197,22 +203,22 @@ def archive_paths(request: SourceRequest, info: SourceInfo) -> tuple[Path, ...]:
     if not path.is_dir() and not several:
         return (path,)
     folder = path if path.is_dir() else path.parent
-    found, missing = find_archives(info, folder)
-    if missing and (found or not path.is_dir()):
+    archives, missing = find_archives(info, folder)
+    if missing and (archives or not path.is_dir()):
         msg = f"{folder}: {', '.join(missing)} missing; {info.name} is {info.archive}, from {info.origin}"
         raise DataError(msg)
-    return found or (path,)
+    return archives or (path,)
 
 
 def find_archives(info: SourceInfo, folder: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """A source's archives in a folder, sorted by name, and which of ``info.files`` are missing."""
-    found: set[Path] = set()
+    archives: set[Path] = set()
     missing = []
     for pattern in info.files:
         matches = list(folder.glob(pattern))
-        found.update(matches)
+        archives.update(matches)
         missing += [] if matches else [pattern]
-    return tuple(sorted(found)), tuple(missing)
+    return tuple(sorted(archives)), tuple(missing)
 
 
 def printable(name: str) -> str:
@@ -224,9 +230,6 @@ def printable(name: str) -> str:
         stored = name.encode("utf-8", "surrogatepass")
     text = stored.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-# Shared by sources that are an archive: opening it once in each process, and its facts.
 
 
 class ArchiveSource:
@@ -246,10 +249,10 @@ class ArchiveSource:
             OSError: ESTALE, if it is gone.
         """
         if self._open is None:
-            held = ExitStack()
+            resources = ExitStack()
             with still_there(self._path):
-                archive = held.enter_context(open_archive(self._path, absent=str(self._path)))
-            self._open = archive, held
+                archive = resources.enter_context(open_archive(self._path, absent=str(self._path)))
+            self._open = archive, resources
         return self._open[0]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -274,7 +277,7 @@ def archive_facts(
         names: members that hold shapes; for a folder, the checksum covers only these.
         turned: how the axes become z up.
         labels: label names.
-        settings: whatever decides which shapes there are.
+        settings: everything that decides which shapes there are.
     """
     return source_facts(
         info,

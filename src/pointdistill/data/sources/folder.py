@@ -117,7 +117,7 @@ def _label(name: str) -> str | None:
 def _checksum(path: Path) -> str:
     """SHA-256 of the sorted list that ``sha256sum`` would print."""
     # Only regular files: pipes and devices have no end. They are refused later, like broken links.
-    found = (name for name in _files(path, {*FORMATS, *_COMPANIONS}) if (path / name).is_file())
-    names = sorted((printable(name), name) for name in found)
+    files = (name for name in _files(path, {*FORMATS, *_COMPANIONS}) if (path / name).is_file())
+    names = sorted((printable(name), name) for name in files)
     lines = (f"{sha256_of(path / name)}  {printed}\n" for printed, name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.data.files.processes import Progress, ordered_map
+from pointdistill.data.files.processes import ordered_map
 from pointdistill.data.sources import Entry, Source, SourceRequest, open_source, source_shape_rng
 from pointdistill.errors import ConfigError, DataError
 
@@ -49,7 +49,7 @@ def read_labelled_folder(
     held_out: float = 0.2,
     up: str | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> LabelledFolder:
     """Read every mesh and cloud below ``path``; its first level of sub-folders are the classes.
 
@@ -57,11 +57,11 @@ def read_labelled_folder(
 
     Args:
         path: the folder.
-        points: points a shape. A mesh is sampled, a larger cloud thinned, a smaller one repeated.
+        points: points per shape. A mesh is sampled; a larger cloud is subsampled, a smaller one repeated.
         seed: of the points and of the split.
         held_out: share of every class kept for testing, in (0, 1); at least one shape, and not all.
         up: up axis of files that do not state their own; z unless given.
-        workers: processes; 1 works in this one, None takes every usable core.
+        workers: number of processes; 1 does the work in this process, None uses every usable core.
         progress: called with files (done, total) while they are read.
 
     Raises:
@@ -74,10 +74,10 @@ def read_labelled_folder(
     source = open_source("folder", SourceRequest(path=path, up=up))
     entries = sorted(source.entries(), key=lambda entry: entry.id)
     labelled = [entry for entry in entries if entry.label >= 0]
-    kept, clouds, refused = _read(source, labelled, points, seed, workers, progress)
-    classes = _classes(path, source, kept)
-    test = _held_out(kept, seed, held_out)
-    labels = np.array([entry.label for entry in kept], dtype=np.int64)
+    usable, clouds, refused = _read(source, labelled, points, seed, workers, progress)
+    classes = _classes(path, source, usable)
+    test = _held_out(usable, seed, held_out)
+    labels = np.array([entry.label for entry in usable], dtype=np.int64)
     benchmark = Benchmark(
         name=NAME,
         split=None,
@@ -103,14 +103,14 @@ def _read(
     points: int,
     seed: int,
     workers: int | None,
-    progress: Progress | None,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[list[Entry], NDArray[np.float32], list[str]]:
     """The entries that could be read, their clouds (n, points, 3), and a line for each other one."""
     tasks = [
         _Task(source, tuple(entries[first : first + _BATCH]), points, seed)
         for first in range(0, len(entries), _BATCH)
     ]
-    kept, clouds, refused = [], [], []
+    usable, clouds, refused = [], [], []
     for task, outcomes in zip(
         tasks, ordered_map(_read_some, tasks, workers=_processes(workers, tasks)), strict=True
     ):
@@ -118,16 +118,16 @@ def _read(
             if isinstance(outcome, str):
                 refused.append(f"{entry.id}: {outcome}")
             else:
-                kept.append(entry)
+                usable.append(entry)
                 clouds.append(outcome)
         if progress:
-            progress(len(kept) + len(refused), len(entries))
+            progress(len(usable) + len(refused), len(entries))
     empty = np.empty((0, points, 3), dtype=np.float32)
-    return kept, np.stack(clouds) if clouds else empty, refused
+    return usable, np.stack(clouds) if clouds else empty, refused
 
 
 def _processes(workers: int | None, tasks: Sequence[_Task]) -> int | None:
-    """One process where starting others would take longer than the few files."""
+    """One process where starting others would take longer than reading the few files."""
     return 1 if workers is None and len(tasks) <= 2 else workers
 
 
@@ -144,13 +144,13 @@ def _read_some(task: _Task) -> list[NDArray[np.float32] | str]:
     return outcomes
 
 
-def _classes(path: Path, source: Source, kept: Sequence[Entry]) -> tuple[str, ...]:
+def _classes(path: Path, source: Source, usable: Sequence[Entry]) -> tuple[str, ...]:
     """The class names.
 
     Raises:
         DataError: unless there are two or more, each with two files to be told apart by.
     """
-    counts = np.bincount([entry.label for entry in kept], minlength=len(source.facts.labels))
+    counts = np.bincount([entry.label for entry in usable], minlength=len(source.facts.labels))
     names = source.facts.labels
     if len(names) < 2:
         msg = (
@@ -169,7 +169,7 @@ def _classes(path: Path, source: Source, kept: Sequence[Entry]) -> tuple[str, ..
 
 
 def _held_out(entries: Sequence[Entry], seed: int, share: float) -> NDArray[np.bool_]:
-    """(n,) which shapes are for testing: of every class those whose ids hash lowest under the seed."""
+    """(n,) which shapes are for testing: in each class, those whose id and seed have the lowest hashes."""
     draws = [hashlib.sha256(f"{seed}\0{entry.id}".encode()).digest() for entry in entries]
     test = np.zeros(len(entries), dtype=bool)
     for label in {entry.label for entry in entries}:

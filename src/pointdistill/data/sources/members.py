@@ -86,16 +86,16 @@ class MemberSource:
         """Every member that is a shape; one whose name leads outside the archive is refused when it is read."""
         assert self._layout is not None, "a worker only reads and never lists"
         number = {label: k for k, label in enumerate(self.facts.labels)}
-        found: list[Entry] = []
+        entries: list[Entry] = []
         for root, archive in enumerate(_opened(self._roots)):
-            found += [
+            entries += [
                 Entry(id=printable(name), where="") for name in unsafe_shapes(archive, self._layout)
             ]
             for name, shape in _shapes(archive, self._layout):
                 label = UNKNOWN_LABEL if shape.label is None else number[printable(shape.label)]
                 where = encode_location(root, archive.locate(name))
-                found.append(Entry(id=printable(shape.id), label=label, where=where))
-        return found
+                entries.append(Entry(id=printable(shape.id), label=label, where=where))
+        return entries
 
     def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """Points of one member; see `pointdistill.data.sources.base.Source`."""
@@ -135,7 +135,7 @@ def open_members(
         info: the source's row.
         layout: which members are shapes, and which axis points up.
         kind: the class of the source, which turns a member into points.
-        settings: whatever decides which shapes there are.
+        settings: everything that decides which shapes there are.
 
     Raises:
         DataError: if an archive is absent or damaged, or none holds a shape.
@@ -199,6 +199,6 @@ def _shapes(archive: Archive, layout: Layout) -> Iterator[tuple[str, Named]]:
 def _opened(roots: Sequence[Path]) -> Iterator[Archive]:
     """Each archive in turn, open while it is used, so that only one table of contents is in memory."""
     for root in roots:
-        with ExitStack() as held:
+        with ExitStack() as resources:
             absent = f"{root}: is gone; put it back and run the same again"
-            yield held.enter_context(open_archive(root, absent=absent, tolerate_unsafe=True))
+            yield resources.enter_context(open_archive(root, absent=absent, tolerate_unsafe=True))

@@ -73,12 +73,12 @@ def open_source(request: SourceRequest, info: SourceInfo) -> ObjaverseSource:
     Raises:
         DataError: if the folder or its index is absent or damaged, or none of the files exists.
     """
-    found = archive_paths(request, info)[0]
-    folder = (found if found.is_dir() else found.parent).resolve()
-    listed = hashlib.sha256()
+    path = archive_paths(request, info)[0]
+    folder = (path if path.is_dir() else path.parent).resolve()
+    digest = hashlib.sha256()
     shapes = 0
     for uid, name, size in _present(folder):
-        listed.update(f"{size}  {uid}  {name}\n".encode("utf-8", "backslashreplace"))
+        digest.update(f"{size}  {uid}  {name}\n".encode("utf-8", "backslashreplace"))
         shapes += 1
     if not shapes:
         msg = (
@@ -88,7 +88,7 @@ def open_source(request: SourceRequest, info: SourceInfo) -> ObjaverseSource:
     facts = source_facts(
         info,
         archive=printable(folder.name),
-        checksum=listed.hexdigest(),
+        checksum=digest.hexdigest(),
         turned=TURNED[_UP],
         labels=(),
         settings={"fewest_points": FEWEST_POINTS},

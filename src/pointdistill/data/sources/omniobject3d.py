@@ -39,15 +39,15 @@ class OmniObject3DSource(MemberSource):
 
     def entries(self) -> Sequence[Entry]:
         """As many rows per member as its name says; no member is opened."""
-        found: list[Entry] = []
+        entries: list[Entry] = []
         for member in super().entries():
             if not member.where:
-                found.append(member)
+                entries.append(member)
                 continue
             # A name that claims no rows or millions is refused when the first row is read.
             rows = min(max(int(member.id.rpartition("_")[2]), 1), _MOST_ROWS)
-            found += [replace(member, id=f"{member.id}/{row:05d}") for row in range(rows)]
-        return found
+            entries += [replace(member, id=f"{member.id}/{row:05d}") for row in range(rows)]
+        return entries
 
     def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
         """One row's points; see `pointdistill.data.sources.base.Source`."""
@@ -95,21 +95,21 @@ def _clouds(content: bytes, name: str) -> NDArray[np.floating]:
     """
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-            found = file.get(_KEY)
-            shape: tuple[int, ...] = found.shape if isinstance(found, h5py.Dataset) else ()
+            dataset = file.get(_KEY)
+            shape: tuple[int, ...] = dataset.shape if isinstance(dataset, h5py.Dataset) else ()
             stated = int(PurePosixPath(name).stem.rpartition("_")[2])
             if (
                 shape[:1] != (stated,)
                 or len(shape) != 3
                 or shape[2] != 3
-                or found.dtype.kind != "f"
+                or dataset.dtype.kind != "f"
             ):
                 msg = f"{name}: expected {_KEY!r} of shape ({stated}, 16384, 3), got {shape}; fetch it again"
                 raise DataError(msg)
-            if found.nbytes > MEMBER_LIMIT_BYTES:
-                msg = f"{name}: {_KEY!r} claims {found.nbytes:,} bytes; fetch it again"
+            if dataset.nbytes > MEMBER_LIMIT_BYTES:
+                msg = f"{name}: {_KEY!r} claims {dataset.nbytes:,} bytes; fetch it again"
                 raise DataError(msg)
-            clouds: NDArray[np.floating] = found[()]
+            clouds: NDArray[np.floating] = dataset[()]
     except (OSError, RuntimeError) as error:
         msg = f"{name} is damaged ({error}); fetch the archive again"
         raise DataError(msg) from error

@@ -35,13 +35,13 @@ PathKind: TypeAlias = Literal["file", "folder", "archive", "corpus"]
 
 @dataclass(frozen=True, slots=True)
 class ShapeSource:
-    """A path that was given, and the shapes in it."""
+    """A path that the user named, and the shapes in it."""
 
     kind: PathKind
     path: str
     """Absolute."""
 
-    given: str
+    named: str
     """As the user typed it, with forward slashes."""
 
     names: tuple[str, ...] | None = None
@@ -109,7 +109,7 @@ class ReadTask:
     """Neighbouring shapes of a list, to be read by one process."""
 
     chunk: int
-    """The caller's own number for the task; not used here."""
+    """The caller's own number for the task, not used here."""
 
     first: int
     """Number of the first of these shapes in the list."""
@@ -146,13 +146,13 @@ class ShapeList:
         source = self.sources[number]
         if len(self.sources) == 1:
             return name
-        return source.given if source.kind == "file" else f"{source.given}/{name}"
+        return source.named if source.kind == "file" else f"{source.named}/{name}"
 
     def stamp(self) -> str:
         """Hexadecimal SHA-256 of the list: equal for the same shapes in the same order."""
         whole = hashlib.sha256()
         for source in self.sources:
-            line = (source.kind, source.path, source.given, source.count, source.stamp)
+            line = (source.kind, source.path, source.named, source.count, source.stamp)
             whole.update(json.dumps(line).encode())
         return whole.hexdigest()
 
@@ -162,40 +162,40 @@ def list_shapes(paths: Sequence[Path], *, leave_out: Path | None = None) -> Shap
 
     Args:
         paths: files, folders with everything below them, zip and tar archives, corpora; duplicates count once.
-        leave_out: a file to ignore in folders, the output of the work at hand.
+        leave_out: a file to ignore in folders: the output of the command itself.
 
     Raises:
         DataError: if there is no path, a folder or archive holds no shape, or a corpus or archive is damaged.
     """
     distinct = {os.path.realpath(path): path for path in reversed(paths)}
-    kept = [path for path in dict.fromkeys(paths) if distinct[os.path.realpath(path)] == path]
-    if not kept:
+    unique = [path for path in dict.fromkeys(paths) if distinct[os.path.realpath(path)] == path]
+    if not unique:
         msg = "nothing was named; give mesh or point files, folders, zips or a corpus"
         raise DataError(msg)
-    return ShapeList([_source(path, leave_out) for path in kept])
+    return ShapeList([_source(path, leave_out) for path in unique])
 
 
 def _source(path: Path, leave_out: Path | None) -> ShapeSource:
-    given, whole = path.as_posix(), str(path.resolve())
+    named, whole = path.as_posix(), str(path.resolve())
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         corpus = open_corpus(path)
-        return ShapeSource("corpus", whole, given, None, len(corpus), corpus.content)
+        return ShapeSource("corpus", whole, named, None, len(corpus), corpus.content)
     if not path.is_dir() and path.suffix.lower() not in ARCHIVE_SUFFIXES:
-        return ShapeSource("file", whole, given, (path.name,), stamp=_stamp([path]))
+        return ShapeSource("file", whole, named, (path.name,), stamp=_stamp([path]))
     absent = f"{path}: no such file or folder; check its name"
     with open_archive(path, absent=absent) as archive:
         names = tuple(name for name in archive.names if _is_shape(name))
     if path.is_dir() and leave_out is not None:
-        own = leave_out.resolve()
-        names = tuple(name for name in names if Path(whole, name) != own)
+        output = leave_out.resolve()
+        names = tuple(name for name in names if Path(whole, name) != output)
     if not names:
         endings = ", ".join(ending[1:] for ending in FORMATS)
         msg = f"{path}: holds no mesh or point cloud; files that end in {endings} are read"
         raise DataError(msg)
     if path.is_dir():
         stamp = _stamp([path / name for name in names])
-        return ShapeSource("folder", whole, given, names, len(names), stamp)
-    return ShapeSource("archive", whole, given, names, len(names), _stamp([path]))
+        return ShapeSource("folder", whole, named, names, len(names), stamp)
+    return ShapeSource("archive", whole, named, names, len(names), _stamp([path]))
 
 
 def _is_shape(name: str) -> bool:
@@ -227,9 +227,9 @@ def read_shape(location: ShapeLocation, settings: ReadSettings) -> ReadShape:
             location.row,
             settings,
         )
-    held = _held(location)
+    archive = _open_archive(location)
     try:
-        shape = _read(location, held)
+        shape = _read(location, archive)
         rng = named_rng(settings.seed, PurePosixPath(location.name).name)
         up = shape.declared_up or settings.up
         available = len(shape.points) if isinstance(shape, PointSet) else settings.points
@@ -246,19 +246,19 @@ def read_task(
 ) -> list[ReadShape]:
     """Read all shapes of a task; calls ``step`` with the position of each before reading it.
 
-    It is in this module, which stays free of torch, for the sake of worker processes that do nothing else.
+    It is here because this module is free of torch, which worker processes that only read should not import.
 
     Raises:
         DataError: if the corpus, archive or folder as a whole cannot be read.
     """
-    found = []
+    shapes = []
     for number, location in enumerate(task.locations):
         step(number)
         if number in task.refused:
-            found.append(ReadShape(location.name, reason=task.refused[number]))
+            shapes.append(ReadShape(location.name, reason=task.refused[number]))
         else:
-            found.append(read_shape(location, settings))
-    return found
+            shapes.append(read_shape(location, settings))
+    return shapes
 
 
 def _from_corpus(corpus: Corpus, row: int, settings: ReadSettings) -> ReadShape:
@@ -286,7 +286,7 @@ def _enough(
     return ReadShape(name, points, assumed_up=assumed_up)
 
 
-def _held(location: ShapeLocation) -> HeldArchive | None:
+def _open_archive(location: ShapeLocation) -> HeldArchive | None:
     """The open archive that holds a shape; None for a shape that is not in an archive.
 
     Raises:
@@ -297,19 +297,19 @@ def _held(location: ShapeLocation) -> HeldArchive | None:
         raise DataError(msg)
     if location.kind != "archive":
         return None
-    held = hold_archive(Path(location.path))
-    if location.name not in held.names:
+    archive = hold_archive(Path(location.path))
+    if location.name not in archive.names:
         msg = f"{location.path}: lost {location.name} meanwhile; put the archive back as it was and go on"
         raise DataError(msg)
-    return held
+    return archive
 
 
-def _read(location: ShapeLocation, held: HeldArchive | None) -> Surface | PointSet:
+def _read(location: ShapeLocation, archive: HeldArchive | None) -> Surface | PointSet:
     path = Path(location.path)
-    if held is None:
+    if archive is None:
         return read_named(path if location.kind == "file" else path / location.name, location.name)
     with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
-        return read_named(unpack(held, location.name, Path(folder)), location.name)
+        return read_named(unpack(archive, location.name, Path(folder)), location.name)
 
 
 @functools.lru_cache(maxsize=4)

@@ -56,8 +56,8 @@ def open_source(request: SourceRequest, info: SourceInfo) -> MemberSource:
 
 
 def _named(member: str) -> Named | None:
-    found = _MEMBER.fullmatch(member)
-    if found is None:
+    match = _MEMBER.fullmatch(member)
+    if match is None:
         return None
-    area, room, label, number = found.groups()
+    area, room, label, number = match.groups()
     return Named(f"{area}/{room}/{label}_{number}", label)

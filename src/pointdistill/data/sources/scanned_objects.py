@@ -62,22 +62,22 @@ def open_source(request: SourceRequest, info: SourceInfo) -> ScannedObjectsSourc
     Raises:
         DataError: if the folder is absent or holds no zip.
     """
-    found = archive_paths(request, info)[0]
+    named = archive_paths(request, info)[0]
     # A file that was named instead of found in a folder is not a folder of zips.
-    path = found.parent if request.path != found and not found.is_dir() else found
-    zips = _zips(path) if path.is_dir() else []
+    folder = named.parent if request.path != named and not named.is_dir() else named
+    zips = _zips(folder) if folder.is_dir() else []
     if not zips:
-        msg = f"{path}: is no folder of <name>.zip; get {info.archive} from {info.origin}"
+        msg = f"{folder}: is no folder of <name>.zip; get {info.archive} from {info.origin}"
         raise DataError(msg)
     facts = source_facts(
         info,
-        archive=printable(path.resolve().name),
+        archive=printable(folder.resolve().name),
         checksum=joint_checksum(zips, [file_checksum(zip_) for zip_ in zips]),
         turned="none",
         labels=(),
         settings={},
     )
-    return ScannedObjectsSource(facts, path.resolve())
+    return ScannedObjectsSource(facts, folder.resolve())
 
 
 def _zips(folder: Path) -> list[Path]:

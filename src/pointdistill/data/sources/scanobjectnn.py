@@ -42,14 +42,14 @@ class ScanObjectNNSource(ArchiveSource):
 
     def entries(self) -> Sequence[Entry]:
         """All rows of all members; reads each member completely, which also checks it."""
-        found: list[Entry] = []
+        entries: list[Entry] = []
         for name, member in self._members.items():
             _, labels = _read(self.archive, member)
-            found += [
+            entries += [
                 Entry(id=f"{name}/{row:05d}", label=int(label), where=member)
                 for row, label in enumerate(labels)
             ]
-        return found
+        return entries
 
     def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:  # noqa: ARG002
         """One row's points; see `pointdistill.data.sources.base.Source`."""
@@ -73,15 +73,15 @@ def open_source(request: SourceRequest, info: SourceInfo) -> ScanObjectNNSource:
     path = archive_paths(request, info)[0]
     sides = ("train", "test") if request.include_test else ("train",)
     with open_archive(path, absent=str(path)) as archive:
-        found = {
+        archive_members = {
             f"{split}/{side}": archive.find(files.members[("train", "test").index(side)])
             for split, files in SPLITS.items()
             for side in sides
         }
-        members = {name: member for name, member in found.items() if member is not None}
+        members = {name: member for name, member in archive_members.items() if member is not None}
         if not members:
-            lacking = SPLITS["OBJ-BG"].members[0]
-            msg = f"{path}: holds no {lacking} nor another training set; get it from {info.origin}"
+            expected = SPLITS["OBJ-BG"].members[0]
+            msg = f"{path}: holds no {expected} nor another training set; get it from {info.origin}"
             raise DataError(msg)
         facts = archive_facts(
             archive,
@@ -108,7 +108,7 @@ def _read(archive: Archive, member: str) -> tuple[NDArray[np.generic], NDArray[n
         archive.refuse(member, error)
     if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(labels):
         archive.refuse(member, f"data of shape {points.shape} with {len(labels)} labels")
-    whole: NDArray[np.int64] = labels.astype(np.int64)
-    if len(whole) and (whole.min() < 0 or whole.max() >= len(CLASSES)):
-        archive.refuse(member, f"labels from {whole.min()} to {whole.max()}")
-    return points, whole
+    classes: NDArray[np.int64] = labels.astype(np.int64)
+    if len(classes) and (classes.min() < 0 or classes.max() >= len(CLASSES)):
+        archive.refuse(member, f"labels from {classes.min()} to {classes.max()}")
+    return points, classes

@@ -1,6 +1,7 @@
 """Objects of SUN RGB-D (Song et al., CVPR 2015): the points of a training image inside each annotated box, z up.
 
-Ids: the image's folder and the number of the box, ``kv1/NYUdata/NYU0003/002``.
+Two MATLAB files say which images are for training, and give the boxes of each image. Ids are the image's folder
+and the number of the box: ``kv1/NYUdata/NYU0003/002``.
 """
 
 from __future__ import annotations
@@ -32,10 +33,16 @@ from pointdistill.data.sources.base import (
 from pointdistill.data.sources.members import joint_checksum
 from pointdistill.errors import DataError
 
-# SUN RGB-D's two MATLAB files: which images are for training, and the boxes of each.
-
 SPLIT_MEMBER = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
 _ROOT = "SUNRGBD/"
+
+FEWEST_POINTS = 2048
+"""Objects with fewer points are refused."""
+
+FARTHEST_METRES = 8.0
+"""Larger depths are clipped to this."""
+
+_MOST_PIXELS = 1 << 24
 
 Numbers = tuple[float, ...]
 
@@ -51,7 +58,7 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class AnnotatedImage:
     """One training image and its boxes."""
 
     name: str
@@ -65,7 +72,7 @@ class Scene:
     boxes: tuple[Box, ...]
 
 
-def training_scenes(meta: Path, toolbox: Path) -> tuple[Scene, ...]:
+def training_scenes(meta: Path, toolbox: Path) -> tuple[AnnotatedImage, ...]:
     """The scenes of the official training split, in the annotation's order.
 
     Takes half a minute for the real files, once per process.
@@ -87,7 +94,7 @@ def below_root(path: str) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _scenes(meta: Path, toolbox: Path, *states: object) -> tuple[Scene, ...]:  # noqa: ARG001  the key
+def _scenes(meta: Path, toolbox: Path, *states: object) -> tuple[AnnotatedImage, ...]:  # noqa: ARG001  the key
     with open_archive(toolbox, absent=str(toolbox), tolerate_unsafe=True) as archive:
         member = archive.find(SPLIT_MEMBER)
         if member is None:
@@ -107,9 +114,9 @@ def _scenes(meta: Path, toolbox: Path, *states: object) -> tuple[Scene, ...]:  #
     return scenes
 
 
-def _scene(row: Any) -> Scene:
+def _scene(row: Any) -> AnnotatedImage:
     depth = below_root(_text(row["depthpath"]))
-    return Scene(
+    return AnnotatedImage(
         name=str(PurePosixPath(depth).parent.parent),
         depth=depth,
         camera=_numbers(row["K"], 9),
@@ -118,9 +125,9 @@ def _scene(row: Any) -> Scene:
     )
 
 
-def _boxes(found: Any) -> Iterator[Box]:
+def _boxes(matrix: Any) -> Iterator[Box]:
     """The boxes of an image; an image without boxes has an empty matrix instead."""
-    for box in found.ravel():
+    for box in matrix.ravel():
         yield Box(
             label=_text(box["classname"]),
             centre=_numbers(box["centroid"], 3),
@@ -129,7 +136,7 @@ def _boxes(found: Any) -> Iterator[Box]:
         )
 
 
-def _variable(file: Any, name: str, called: str) -> Any:
+def _variable(file: Any, name: str, file_name: str) -> Any:
     """One variable of a MATLAB file, given by its path or as a stream, as an object array.
 
     Raises:
@@ -139,9 +146,9 @@ def _variable(file: Any, name: str, called: str) -> Any:
 
     try:
         return scipy.io.loadmat(file, variable_names=[name])[name]
-    # NotImplementedError: a file of version 7.3. Others: a damaged file can lead the reader into any error.
+    # NotImplementedError for a file of version 7.3; a damaged file can make the reader raise anything.
     except Exception as error:
-        msg = f"{called}: no MATLAB file with {name} ({type(error).__name__}: {error}); fetch it again"
+        msg = f"{file_name}: no MATLAB file with {name} ({type(error).__name__}: {error}); fetch it again"
         raise DataError(" ".join(msg.split())) from error
 
 
@@ -165,15 +172,6 @@ def _numbers(value: Any, count: int) -> Numbers:
     return tuple(numbers.tolist())
 
 
-FEWEST_POINTS = 2048
-"""Objects with fewer points are refused."""
-
-FARTHEST_METRES = 8.0
-"""Larger depths are clipped to this."""
-
-_MOST_PIXELS = 1 << 24
-
-
 @dataclass(frozen=True, slots=True)
 class _Where:
     """Everything needed to cut out one object."""
@@ -185,7 +183,7 @@ class _Where:
 
 
 class SunRGBDSource:
-    """Boxes of the training images; a worker keeps the points of one image, 5 MB."""
+    """Boxes of the training images; a worker keeps the points of one image in memory, 5 MB."""
 
     def __init__(self, images: Path, meta: Path, toolbox: Path, facts: SourceFacts) -> None:
         """Use `open_source`."""
@@ -201,12 +199,12 @@ class SunRGBDSource:
         absent = f"{self._images}: is gone; put it back and run the same again"
         with open_archive(self._images, absent=absent, tolerate_unsafe=True) as archive:
             members = {below_root(name): name for name in archive.names if name.endswith(".png")}
-            found: list[Entry] = []
+            entries: list[Entry] = []
             for scene in training_scenes(self._meta, self._toolbox):
                 member = members.get(scene.depth)
                 location = None if member is None else archive.locate(member)
-                found += _entries(scene, location, number)
-        return found
+                entries += _entries(scene, location, number)
+        return entries
 
     def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:  # noqa: ARG002
         """The points inside one box; see `pointdistill.data.sources.base.Source`."""
@@ -269,10 +267,8 @@ def depth_metres(content: bytes, name: str) -> NDArray[np.float64]:
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             if image.width * image.height > _MOST_PIXELS or not image.mode.startswith("I"):
-                found = f"{image.width} x {image.height} pixels of kind {image.mode}"
-                msg = (
-                    f"{name} is no depth image ({found}, expected 16 bits); fetch the archive again"
-                )
+                properties = f"{image.width} x {image.height} pixels of kind {image.mode}"
+                msg = f"{name} is no depth image ({properties}, expected 16 bits); fetch the archive again"
                 raise DataError(msg)
             stored = np.asarray(image).astype(np.uint16)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -309,13 +305,15 @@ def inside_box(points: NDArray[np.float64], box: Box) -> NDArray[np.float64]:
     return points[(np.abs(along) <= np.abs(box.half_sizes)).all(axis=1)]
 
 
-def _entries(scene: Scene, location: MemberLocation | None, number: dict[str, int]) -> list[Entry]:
-    noted = None if location is None else astuple(location)
+def _entries(
+    scene: AnnotatedImage, location: MemberLocation | None, number: dict[str, int]
+) -> list[Entry]:
+    member = None if location is None else astuple(location)
     return [
         Entry(
             id=printable(f"{scene.name}/{k:03d}"),
             label=number[printable(box.label)],
-            where=json.dumps(asdict(_Where(noted, scene.camera, scene.tilt, box))),
+            where=json.dumps(asdict(_Where(member, scene.camera, scene.tilt, box))),
         )
         for k, box in enumerate(scene.boxes)
     ]

@@ -166,7 +166,7 @@ def _info(
         "encoder_sha256": encoder_checksum(encoder),
         "seed": settings.seed,
         "up": settings.up,
-        "inputs": [{"kind": s.kind, "path": s.path, "given": s.given} for s in shapes.sources],
+        "inputs": [{"kind": s.kind, "path": s.path, "given": s.named} for s in shapes.sources],
         "files": shapes.stamp(),
     }
 
