@@ -11,7 +11,7 @@ import pytest
 
 from pointdistill.data.corpus import inspect, open_corpus, reader, refused
 from pointdistill.data.corpus.inspect import PointCounts, inspect_corpus
-from pointdistill.data.corpus.refused import count_causes, kind_of
+from pointdistill.data.corpus.refused import count_causes, general_cause
 from pointdistill.errors import CorpusError
 from tests.data.test_corpus import edit, some_rows, write_corpus
 
@@ -126,7 +126,7 @@ def test_refused_shapes_are_counted_by_what_their_causes_share(tmp_path: Path) -
 
 
 def test_quoted_names_are_a_shapes_own() -> None:
-    assert kind_of("texture 'a b.png' of \"c\" at -1.5e-3", "") == "texture … of … at …"
+    assert general_cause("texture 'a b.png' of \"c\" at -1.5e-3", "") == "texture … of … at …"
 
 
 def test_a_list_of_unlike_causes_does_not_grow_without_end(

@@ -47,27 +47,27 @@ def choose_shapes(
         DataError: if an id is not there, or no shape satisfies the query.
     """
     _check_names(corpus, query)
-    found = _matching(corpus, query)
-    if len(found) == 0:
+    matches = _matching(corpus, query)
+    if len(matches) == 0:
         msg = (
             f"{corpus.path}: no shape has that source and label; `pointdistill inspect` counts both"
         )
         raise DataError(msg)
-    if query.ids or len(found) <= count:
-        return found
+    if query.ids or len(matches) <= count:
+        return matches
     rng = np.random.default_rng(np.random.SeedSequence(seed))
-    return np.sort(rng.choice(found, count, replace=False))
+    return np.sort(rng.choice(matches, count, replace=False))
 
 
 def _matching(corpus: Corpus, query: ShapeFilter) -> NDArray[np.int64]:
     """Numbers of all shapes that satisfy the query, ascending; checks that every id was found."""
     sources = {source.name: source for source in corpus.sources}
     missing = {name.encode() for name in query.ids}
-    found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    numbers: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     base = 0
     for shard in corpus.manifest.shards:
         if query.accepts(sources[shard.source]):
-            found.append(base + _rows(corpus, shard, sources[shard.source], query, missing))
+            numbers.append(base + _rows(corpus, shard, sources[shard.source], query, missing))
         base += shard.shapes
     if missing:
         first = min(missing).decode()
@@ -77,7 +77,7 @@ def _matching(corpus: Corpus, query: ShapeFilter) -> NDArray[np.int64]:
             f"ids look like {corpus[0].id!r}"
         )
         raise DataError(msg)
-    return np.concatenate(found)
+    return np.concatenate(numbers)
 
 
 def _rows(
@@ -92,7 +92,7 @@ def _rows(
         return np.arange(shard.shapes)
     labels = [k for k, name in enumerate(source.labels) if name in query.labels]
     ids = np.array([name.encode() for name in query.ids], np.bytes_)
-    found: list[NDArray[np.int64]] = []
+    rows: list[NDArray[np.int64]] = []
     with open_columns(corpus.path, shard) as columns:
         for first, stop in columns.chunks():
             fits = np.ones(stop - first, np.bool_)
@@ -102,8 +102,8 @@ def _rows(
                 names = columns.read("id", first, stop).astype(np.bytes_)
                 fits &= np.isin(names, ids)
                 missing -= set(names[fits].tolist())
-            found.append(first + np.flatnonzero(fits))
-    return np.concatenate(found)
+            rows.append(first + np.flatnonzero(fits))
+    return np.concatenate(rows)
 
 
 def _check_names(corpus: Corpus, query: ShapeFilter) -> None:

@@ -101,7 +101,7 @@ class Manifest:
     """Every shape's points depend on this, its source and its id alone."""
 
     points: int
-    """Points asked for a shape; one with fewer has them all."""
+    """Points per shape that were requested; a shape with fewer has all of its points."""
 
     content: str
     """SHA-256 over the rows' own checksums in (source, id) order: equal for equal data."""

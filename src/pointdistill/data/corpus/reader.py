@@ -1,4 +1,4 @@
-"""Random access to the shapes of a corpus, without reading what is not asked for.
+"""Random access to the shapes of a corpus, which reads no more than is needed.
 
 Opening reads ``corpus.json`` and looks at the shards' sizes; ids, labels and points stay on disk until they are
 needed. A shard is memory-mapped at its first use, so a read costs the points' own bytes. `open_columns` reads
@@ -65,7 +65,7 @@ _UNPACK = struct.Struct("<qqf12s").unpack_from  # the same 32 bytes, as Python's
 
 @dataclass(frozen=True, slots=True)
 class _MappedShard:
-    """Views of a shard's datasets; the file stays mapped for as long as one of them lives."""
+    """Views of a shard's datasets; the file stays mapped as long as one of them exists."""
 
     points: NDArray[np.int16]
     offsets: NDArray[np.int64]
@@ -74,8 +74,8 @@ class _MappedShard:
     part: NDArray[np.uint8] | None
 
     index: bytes
-    """A `_RECORD` for each shape: all that a read needs besides the points, side by side. On disk it lies in three
-    places, which makes a random read of 64 points a tenth slower; this takes 32 bytes a shape."""
+    """A `_RECORD` for each shape, 32 bytes: all that a read needs besides the points, side by side. On disk these
+    values are in three places, which would make a random read of 64 points a tenth slower."""
 
     def restored(self, row: int) -> Points:
         """Points of one shape, (n, 3) float32."""
@@ -98,7 +98,7 @@ class Corpus:
         self._count = manifest.shapes
         self._ends = list(itertools.accumulate(shard.shapes for shard in manifest.shards))
         self._label_names, self._label_of = _merge_labels(manifest.sources)
-        self._places: dict[int, dict[str, _DatasetLocation]] = {}
+        self._locations: dict[int, dict[str, _DatasetLocation]] = {}
         self._mapped: dict[int, _MappedShard] = {}
         self._most_open = min(most_shards, _shards_allowed())
 
@@ -127,10 +127,10 @@ class Corpus:
 
     def labels(self) -> NDArray[np.int64]:
         """Label of every shape, (len(corpus),) int64: index into ``label_names``, -1 if unknown."""
-        found = [np.empty(0, np.int64)]
+        labels = [np.empty(0, np.int64)]
         for number, record in enumerate(self.manifest.shards):
-            found.append(self._label_of[record.source][self._open(number).label])
-        return np.concatenate(found)
+            labels.append(self._label_of[record.source][self._open(number).label])
+        return np.concatenate(labels)
 
     def ids(self) -> list[str]:
         """Id of every shape, unique within its source."""
@@ -154,15 +154,15 @@ class Corpus:
 
     def describe(self) -> str:
         """What the corpus holds and where it came from, in a few lines for people."""
-        made = self.manifest
-        lines = [f"{self.path}: {len(self):,} shapes of up to {made.points:,} points, z up"]
-        for source in made.sources:
+        manifest = self.manifest
+        lines = [f"{self.path}: {len(self):,} shapes of up to {manifest.points:,} points, z up"]
+        for source in manifest.sources:
             refused = f", {source.refused:,} refused" if source.refused else ""
             labels = f", {len(source.labels)} labels" if source.labels else ""
             lines.append(
                 f"  {source.name}: {source.kept:,} shapes{labels}{refused}; {source.licence}"
             )
-        lines.append(f"  seed {made.seed}, content {made.content[:16]}")
+        lines.append(f"  seed {manifest.seed}, content {manifest.content[:16]}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -186,9 +186,9 @@ class Corpus:
         if mapped is None:
             record = self.manifest.shards[number]
             path = self.path / record.file
-            if number not in self._places:
-                self._places[number] = _locate_datasets(path, record)
-            mapped = _map_shard(path, self._places[number])
+            if number not in self._locations:
+                self._locations[number] = _locate_datasets(path, record)
+            mapped = _map_shard(path, self._locations[number])
             if len(self._mapped) >= self._most_open:
                 # Drop the oldest; the default, because another thread may have dropped it in the meantime.
                 self._mapped.pop(next(iter(self._mapped), number), None)
@@ -211,11 +211,11 @@ def open_corpus(path: Path | str, *, most_shards: int = MOST_OPEN_SHARDS) -> Cor
     folder = Path(path)
     manifest = read_manifest(folder)
     for shard in manifest.shards:
-        check_size(folder / shard.file, shard)
+        check_shard_size(folder / shard.file, shard)
     return Corpus(folder, manifest, most_shards=most_shards)
 
 
-def check_size(path: Path, record: ShardRecord) -> None:
+def check_shard_size(path: Path, record: ShardRecord) -> None:
     """Raise unless a shard exists with the size it was written with.
 
     Raises:
@@ -236,7 +236,7 @@ def check_size(path: Path, record: ShardRecord) -> None:
 
 
 def _shards_allowed() -> int:
-    """Each mapped shard holds a file descriptor; half of those a process may open are left for other uses."""
+    """Each mapped shard takes a file descriptor; half of those that a process may have are left for other uses."""
     try:
         import resource  # not on Windows
     except ImportError:
@@ -264,7 +264,7 @@ def _locate_datasets(path: Path, record: ShardRecord) -> dict[str, _DatasetLocat
     """Where each dataset lies; checks that the file is the shard that its record describes."""
     try:
         with h5py.File(path, "r") as file:
-            places = {
+            locations = {
                 name: _DatasetLocation(item.id.get_offset(), item.dtype, item.shape)
                 for name, item in file.items()
                 if isinstance(item, h5py.Dataset) and item.id.get_offset() is not None
@@ -280,23 +280,27 @@ def _locate_datasets(path: Path, record: ShardRecord) -> dict[str, _DatasetLocat
         "scale": ("<f4", (shapes,)),
         "label": ("<i4", (shapes,)),
         "id": ("S", (shapes,)),
-    } | ({"part": ("u1", (points,))} if "part" in places else {})
+    } | ({"part": ("u1", (points,))} if "part" in locations else {})
     for name, (kind, shape) in expected.items():
-        place = places.get(name)
-        fits = place and place.shape == shape and (kind == "S" or place.dtype == np.dtype(kind))
+        location = locations.get(name)
+        fits = (
+            location
+            and location.shape == shape
+            and (kind == "S" or location.dtype == np.dtype(kind))
+        )
         if not fits:
-            found = f"{place.dtype} {place.shape}" if place else "nothing"
-            msg = f"{path}: {name} is {found}, expected {kind} {shape}; prepare the corpus again"
+            actual = f"{location.dtype} {location.shape}" if location else "nothing"
+            msg = f"{path}: {name} is {actual}, expected {kind} {shape}; prepare the corpus again"
             raise CorpusError(msg)
-    return {name: places[name] for name in expected}
+    return {name: locations[name] for name in expected}
 
 
-def _map_shard(path: Path, places: dict[str, _DatasetLocation]) -> _MappedShard:
-    """Map a file and view its datasets; our descriptor is closed, the map keeps one of its own."""
+def _map_shard(path: Path, locations: dict[str, _DatasetLocation]) -> _MappedShard:
+    """Map a file and view its datasets; our file is closed again, since the map keeps a descriptor of its own."""
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        views = {name: place.view(mapped) for name, place in places.items()}
+        views = {name: location.view(mapped) for name, location in locations.items()}
     except (OSError, ValueError) as error:
         msg = f"{path}: cannot be read ({error}); prepare the corpus again"
         raise CorpusError(msg) from error
@@ -327,12 +331,12 @@ class ShardColumns:
             CorpusError: if the dataset is missing, shorter than that, or cannot be read.
         """
         try:
-            found = np.asarray(self.file[name][first:stop])
+            values = np.asarray(self.file[name][first:stop])
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise damaged(self.path, f"{name} cannot be read: {error}") from error
-        if len(found) != stop - first:
-            raise damaged(self.path, f"{name} ends at row {first + len(found):,}, before {stop:,}")
-        return found
+        if len(values) != stop - first:
+            raise damaged(self.path, f"{name} ends at row {first + len(values):,}, before {stop:,}")
+        return values
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """The first row, and the row after the last, of each chunk of shapes in turn."""
@@ -348,7 +352,7 @@ def open_columns(folder: Path, record: ShardRecord) -> Iterator[ShardColumns]:
         CorpusError: if the shard is missing, no longer has the size it was written with, or is not HDF5.
     """
     path = folder / record.file
-    check_size(path, record)
+    check_shard_size(path, record)
     try:
         file = h5py.File(path, "r")
     except (OSError, RuntimeError) as error:

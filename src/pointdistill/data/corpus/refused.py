@@ -17,11 +17,11 @@ from pointdistill.data.corpus.reader import damaged
 from pointdistill.data.files.files import write_aside
 
 MOST_CAUSES = 500
-"""Kinds of causes that are told apart; further ones are counted together."""
+"""Most causes that are counted apart; further ones are counted together."""
 
 OTHERS = "other causes"
 
-_ONE_SHAPES_OWN = re.compile(r"'[^']*'|\"[^\"]*\"|[-+]?\d[\d.,]*(?:[eE][-+]?\d+)?")
+_SHAPE_SPECIFIC = re.compile(r"'[^']*'|\"[^\"]*\"|[-+]?\d[\d.,]*(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class RefusedCause:
 
     source: str
     cause: str
-    """What their causes have in common: …, where names and numbers of a single shape stood."""
+    """What their causes have in common, with … in place of names and numbers that belong to one shape."""
 
     shapes: int
     example_id: str
@@ -88,7 +88,7 @@ def count_causes(path: Path) -> tuple[RefusedCause, ...]:
     shapes: Counter[tuple[str, str, str | None]] = Counter()
     examples: dict[tuple[str, str, str | None], RefusedShape] = {}
     for shape in read_refused(path):
-        kind = (shape.source, kind_of(shape.cause, shape.id), shape.retryable_failure)
+        kind = (shape.source, general_cause(shape.cause, shape.id), shape.retryable_failure)
         if kind not in shapes and len(shapes) >= MOST_CAUSES:
             kind = (shape.source, OTHERS, shape.retryable_failure)
         shapes[kind] += 1
@@ -107,9 +107,9 @@ def count_causes(path: Path) -> tuple[RefusedCause, ...]:
     return tuple(sorted(causes, key=lambda c: (c.source, -c.shapes, c.cause)))
 
 
-def kind_of(cause: str, shape_id: str) -> str:
+def general_cause(cause: str, shape_id: str) -> str:
     """A cause without what belongs to one shape alone: its id, quoted names, and numbers."""
-    return _ONE_SHAPES_OWN.sub("…", cause.replace(shape_id, "…") if shape_id else cause)
+    return _SHAPE_SPECIFIC.sub("…", cause.replace(shape_id, "…") if shape_id else cause)
 
 
 def _parse(line: str, path: Path, number: int) -> RefusedShape:

@@ -1,4 +1,4 @@
-"""Every byte of a corpus against the checksums it was written with."""
+"""Checks every byte of a corpus against the checksums that were written with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pointdistill.data.corpus.manifest import (
     SourceRecord,
     read_manifest,
 )
-from pointdistill.data.corpus.reader import check_size
+from pointdistill.data.corpus.reader import check_shard_size
 from pointdistill.data.corpus.shard import (
     LARGEST_COORDINATE,
     LEVELS,
@@ -90,30 +90,30 @@ def _shard_problems(
         yield f"{path.name}: comes from {record.source!r}, which corpus.json does not list"
         return
     try:
-        check_size(path, record)
-        whole = sha256_of(path) == record.sha256
+        check_shard_size(path, record)
+        unchanged = sha256_of(path) == record.sha256
         block = read_block(path)
     except CorpusError as error:
         yield str(error)
         return
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        all_of_it = f"none of its {record.shapes:,} shapes"
-        yield f"{path.name}: damaged, {all_of_it} can be read ({error})"
+        lost = f"none of its {record.shapes:,} shapes"
+        yield f"{path.name}: damaged, {lost} can be read ({error})"
         return
     any_problem = False
     for problem in _row_problems(block, record, source):
         any_problem = True
         yield f"{path.name}: {problem}"
     content.update(block.sha256.tobytes())
-    if not whole and not any_problem:
+    if not unchanged and not any_problem:
         yield f"{path.name}: changed since it was written, but no shape is affected"
 
 
 def _row_problems(block: RowBlock, record: ShardRecord, source: SourceRecord) -> Iterator[str]:
     """One line for each damaged row of a shard."""
-    misshapen = _misshapen(block, record)
-    if misshapen is not None:
-        yield f"{misshapen}, so no shape can be read"
+    layout_problem = _layout_problem(block, record)
+    if layout_problem is not None:
+        yield f"{layout_problem}, so no shape can be read"
         return
     ends_fit = block.offsets[0] == 0 and block.offsets[-1] == len(block.points)
     if not ends_fit or (np.diff(block.offsets) < 1).any():
@@ -139,12 +139,12 @@ def _row_problems(block: RowBlock, record: ShardRecord, source: SourceRecord) ->
         if digest != block.sha256[row].tobytes():
             yield f"shape {row} ({printable}): does not match its checksum"
         else:
-            wrong = _values_problem(shape)
-            if wrong is not None:
-                yield f"shape {row} ({printable}): {wrong}"
+            problem = _values_problem(shape)
+            if problem is not None:
+                yield f"shape {row} ({printable}): {problem}"
 
 
-def _misshapen(block: RowBlock, record: ShardRecord) -> str | None:
+def _layout_problem(block: RowBlock, record: ShardRecord) -> str | None:
     """The first dataset whose shape or type does not fit the manifest's counts; None if all fit."""
     shapes, points = record.shapes, record.points
     expected = {

@@ -1,4 +1,4 @@
-"""Many files -> points: each by its own seed, the bad ones listed, the good ones written whole or not at all."""
+"""Many files -> points: each with its own randomness, bad files listed, outputs written whole or not at all."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _check_places(sources: Sequence[Path], destination: Destination, *, single: 
 
 
 def _names(sources: Sequence[Path]) -> dict[Path, str]:
-    """The shortest name that distinguishes each input: its stem, its file name, then with folders before it."""
+    """The shortest name that tells each input apart: its stem, its file name, or that with folders before it."""
     parts = {source: source.absolute().parts for source in sources}
     levels = dict.fromkeys(sources, 0)
 
@@ -119,7 +119,7 @@ class Writer:
         self._archive: zipfile.ZipFile | None = None
 
     def write(self, source: Path, points: NDArray[np.float32]) -> Path:
-        """Write one cloud, (N, 3), and name the file that holds it."""
+        """Write one cloud, (N, 3), and return the path of the file that holds it."""
         path = self._destination.path(source)
         if self._destination.suffix == _ARCHIVE:
             self._append(self._destination.names[source], points)

@@ -1,4 +1,4 @@
-"""From what a reader found to a surface or a cloud that can be trusted: count the faults, refuse or drop.
+"""From a reader's raw mesh to a surface or a cloud that can be trusted: count the faults, refuse or drop them.
 
 Nothing is repaired unless the caller asks for it, and then the number of dropped faces or points is recorded.
 Polygons are cut into triangles here, without any tolerance that depends on a unit.
@@ -107,22 +107,26 @@ def cut_ears(loop: Floats) -> Indices | None:
         (N - 2, 3) indices into ``loop``, or None if the outline crosses itself so that no ear is left.
     """
     flat = _flatten(loop)
-    left = list(range(len(loop)))
+    remaining = list(range(len(loop)))
     ears: list[tuple[int, int, int]] = []
     position, failures = 0, 0
-    while len(left) > 3:
-        position %= len(left)
-        ear = (left[position - 1], left[position], left[(position + 1) % len(left)])
-        if _is_ear(flat, ear, left):
+    while len(remaining) > 3:
+        position %= len(remaining)
+        ear = (
+            remaining[position - 1],
+            remaining[position],
+            remaining[(position + 1) % len(remaining)],
+        )
+        if _is_ear(flat, ear, remaining):
             ears.append(ear)
-            left.pop(position)
+            remaining.pop(position)
             failures = 0
         else:
             position += 1
             failures += 1
-            if failures >= len(left):
+            if failures >= len(remaining):
                 return None
-    ears.append((left[0], left[1], left[2]))
+    ears.append((remaining[0], remaining[1], remaining[2]))
     return np.array(ears, dtype=np.int64)
 
 
@@ -136,12 +140,12 @@ def _flatten(loop: Floats) -> Floats:
     return flat if normal[drop] > 0 else flat * (1.0, -1.0)
 
 
-def _is_ear(flat: Floats, ear: tuple[int, int, int], left: list[int]) -> bool:
+def _is_ear(flat: Floats, ear: tuple[int, int, int], remaining: list[int]) -> bool:
     """Whether the triangle turns left and contains none of the remaining corners."""
     a, b, c = flat[list(ear)]
     if _turn(a, b, c) <= 0:
         return False
-    others = flat[[corner for corner in left if corner not in ear]]
+    others = flat[[corner for corner in remaining if corner not in ear]]
     # A corner that coincides with one of the ear's own corners touches it and is not inside.
     apart = ((others[:, None] != flat[list(ear)]).any(axis=2)).all(axis=1)
     inside = (_turn(a, b, others) >= 0) & (_turn(b, c, others) >= 0) & (_turn(c, a, others) >= 0)
@@ -177,7 +181,7 @@ def assemble(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface | Poi
     """One surface, or one cloud if the file has only points.
 
     Args:
-        raw: what the reader found.
+        raw: what the reader returned.
         repair: drop unusable faces and points instead of refusing the file.
         limits: largest scene that is accepted.
 
@@ -196,14 +200,14 @@ def assemble(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface | Poi
     raise DataError(msg)
 
 
-def check_size(what: str, found: int, accepted: int) -> None:
+def check_size(what: str, count: int, accepted: int) -> None:
     """Refuse what exceeds a limit before it is read or copied.
 
     Raises:
-        DataError: if ``found`` exceeds ``accepted``.
+        DataError: if ``count`` exceeds ``accepted``.
     """
-    if found > accepted:
-        msg = f"{found:,} {what}, at most {accepted:,} are accepted; simplify or split the file"
+    if count > accepted:
+        msg = f"{count:,} {what}, at most {accepted:,} are accepted; simplify or split the file"
         raise DataError(msg)
 
 
@@ -296,13 +300,15 @@ def find_faults(part: Part) -> Faults:
 
 
 def _is_faultless(part: Part) -> bool:
-    """Whether nothing at all is wrong: a single pass over the numbers, where finding the faults takes many."""
-    within = not len(part.corners) or (
+    """Whether nothing is wrong at all: one pass over the numbers, where counting the faults takes several."""
+    indices_fit = not len(part.corners) or (
         int(part.corners.min()) >= 0 and int(part.corners.max()) < len(part.vertices)
     )
-    whole = part.sizes is None or int(part.sizes.min(initial=3)) >= 3
-    placed = part.matrix is None or bool(np.isfinite(part.matrix).all())
-    return within and whole and placed and bool(np.isfinite(part.vertices).all())
+    enough_corners = part.sizes is None or int(part.sizes.min(initial=3)) >= 3
+    finite_matrix = part.matrix is None or bool(np.isfinite(part.matrix).all())
+    return (
+        indices_fit and enough_corners and finite_matrix and bool(np.isfinite(part.vertices).all())
+    )
 
 
 def _any_corner(flags: NDArray[np.bool_], part: Part) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Any file, or a mesh already in memory -> a surface or a cloud; what all formats have in common stands here."""
+"""Any file, or a mesh in memory -> a surface or a cloud; what all formats have in common is here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader hands over, what a file became, and the limits that every file is held to.
+"""What a reader returns, what a checked file becomes, and the limits that every file must keep.
 
 Sizes: V vertices, F faces, C corners of all faces together, P bare points.
 """
@@ -18,7 +18,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
 
 MINIMUM_POINTS = 32
-"""A cloud with fewer points is of no use anywhere in the program: a single patch holds that many."""
+"""A cloud with fewer points is useless everywhere in the program: a single patch holds as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +50,7 @@ class MeshLimits:
     """Nodes visited and meshes placed in one scene."""
 
     concave_work: int = 10_000_000
-    """Corners squared, summed over polygons that are neither convex nor quads: the cost of cutting them grows
-    so."""
+    """Sum of the squared corner counts of polygons that are neither convex nor quads: what cutting them costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class PointSet:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of a scene as a reader found it: unchecked, polygons still uncut."""
+    """One piece of a scene as a reader returns it: unchecked, with its polygons not cut yet."""
 
     vertices: Floats  # (V, 3)
     corners: Indices  # (C,), vertex index of each corner, face after face

@@ -1,4 +1,4 @@
-"""One file or mesh -> points, with the randomness that belongs to it."""
+"""One file, mesh in memory or member of an archive -> points, with the randomness that belongs to it."""
 
 from __future__ import annotations
 
@@ -91,23 +91,6 @@ def draw_for_file(
         raise DataError(printable_line(f"{path}: {error}"), settings=error.settings) from error
 
 
-def named_rng(seed: int, name: str = "") -> np.random.Generator:
-    """The generator of one file or shape: it depends on the seed and the name alone.
-
-    Raises:
-        ConfigError: if ``seed`` is negative.
-    """
-    if seed < 0:
-        msg = f"the seed must be 0 or more, got {seed}"
-        raise ConfigError(msg)
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-    words = np.frombuffer(digest, "<u4").tolist() if name else []
-    return np.random.default_rng(np.random.SeedSequence([seed, *words]))
-
-
-# From the content of a mesh file to the points of a shape, shared by all sources of meshes.
-
-
 def draw_up_to(
     shape: Surface | PointSet, count: int, *, up: Axis, rng: np.random.Generator
 ) -> NDArray[np.float32]:
@@ -139,7 +122,7 @@ def read_member(archive: Archive, name: str) -> Surface | PointSet:
 
 
 def read_content(content: bytes, name: str) -> Surface | PointSet:
-    """The mesh or cloud in the bytes of a file that is called ``name``; as `read_member`."""
+    """The mesh or cloud in the content of a file that is called ``name``; see `read_member`."""
     with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
         # The member's own name could lead anywhere, and the reader needs only its suffix.
         path = Path(folder, "member").with_suffix(PurePosixPath(name).suffix)
@@ -151,9 +134,25 @@ def read_content(content: bytes, name: str) -> Surface | PointSet:
 
 
 def read_named(path: Path, name: str) -> Surface | PointSet:
-    """The mesh or cloud in a file that messages call ``name``, so that they are the same on every machine."""
+    """The mesh or cloud in a file; messages call it ``name``, so that they are the same on every machine."""
     try:
         return read_mesh(path)
     except DataError as error:
-        shown = printable_line(str(path))  # as messages have it
-        raise DataError(str(error).removeprefix(f"{shown}: ").replace(shown, name)) from error
+        path_in_message = printable_line(str(path))
+        raise DataError(
+            str(error).removeprefix(f"{path_in_message}: ").replace(path_in_message, name)
+        ) from error
+
+
+def named_rng(seed: int, name: str = "") -> np.random.Generator:
+    """The generator of one file or shape: it depends on the seed and the name alone.
+
+    Raises:
+        ConfigError: if ``seed`` is negative.
+    """
+    if seed < 0:
+        msg = f"the seed must be 0 or more, got {seed}"
+        raise ConfigError(msg)
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    words = np.frombuffer(digest, "<u4").tolist() if name else []
+    return np.random.default_rng(np.random.SeedSequence([seed, *words]))

@@ -27,8 +27,8 @@ _SAFE_AREAS = (1e-100, 1e100)
 _FEWEST_STEPS = 1000
 """A shape fewer float32 steps across would visibly snap to a lattice."""
 
-# new (x, y, z) = sign * old (order); every row is a rotation: an even order with an even number of minus
-# signs. "y" is the order zxy.
+# New (x, y, z) = signs * old[order]. Each row is a rotation: an even permutation with an even number of minus
+# signs.
 _TURNS: dict[Axis, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "z": ((0, 1, 2), (1, 1, 1)),
     "y": ((2, 0, 1), (1, 1, 1)),
@@ -103,8 +103,7 @@ def _edges(vertices: Floats, faces: Indices) -> tuple[Floats, Floats]:
 
 def _corners(vertices: Floats, faces: Indices) -> Floats:
     """x, y, z of the first, second and third corner; (9, F)."""
-    # Whole rows are taken, then transposed: a fraction of the time of gathering axis by axis, or of np.cross
-    # later.
+    # Taking whole rows and transposing them costs a fraction of gathering axis by axis, or of np.cross later.
     return np.ascontiguousarray(vertices.take(faces.reshape(-1), axis=0).reshape(-1, 9).T)
 
 
@@ -163,7 +162,7 @@ def draw_on_surface(surface: Surface, count: int, *, rng: np.random.Generator) -
     along = rng.random((count, 2))
     drawn = np.empty((count, 3))
     # In the order of the triangles, so that areas and corners are read sequentially. A point does not depend on
-    # when it is computed, so nor on how a machine sorts equal targets.
+    # when it is computed, and so not on how a machine sorts equal targets.
     order = np.argsort(targets)
     for start in range(0, count, _CHUNK):
         which = order[start : start + _CHUNK]
@@ -206,8 +205,8 @@ def draw_from_points(cloud: PointSet, count: int, *, rng: np.random.Generator) -
     needed = max(count, MINIMUM_POINTS)
     if available < needed:
         enough = available >= MINIMUM_POINTS
-        ask = f"ask for at most {available:,}" if enough else "use a denser scan"
-        msg = f"a point cloud of {available:,} points, {needed:,} are needed; {ask}"
+        advice = f"ask for at most {available:,}" if enough else "use a denser scan"
+        msg = f"a point cloud of {available:,} points, {needed:,} are needed; {advice}"
         raise DataError(msg)
     if available == count:
         return cloud.points

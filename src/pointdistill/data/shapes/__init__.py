@@ -20,7 +20,6 @@ from pointdistill.data.shapes import (
     vehicles,
     vessels,
 )
-from pointdistill.data.shapes import vehicles as aircraft
 from pointdistill.data.shapes.mesh import REGISTRY
 from pointdistill.data.shapes.shape import (
     BuiltinShape,
@@ -31,9 +30,8 @@ from pointdistill.data.shapes.shape import (
     sample_shape,
 )
 
-# Importing a theme fills the registry.
+# Importing the themes fills the registry.
 _THEMES = (
-    aircraft,
     architecture,
     bathroom,
     electronics,

@@ -36,7 +36,7 @@ class Mesh:
         return Mesh(self.vertices * np.array((x, y, z)), self.faces)
 
     def turned(self, axis: str, degrees: float, *, about: Vector = (0.0, 0.0, 0.0)) -> Mesh:
-        """Turned by the right-hand rule about the line through ``about`` along ``axis`` (x, y or z)."""
+        """Rotated by the right-hand rule about the line through ``about`` along ``axis`` (x, y or z)."""
         angle = np.deg2rad(degrees)
         cos, sin = np.cos(angle), np.sin(angle)
         first, second = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
@@ -103,7 +103,7 @@ def twist(vertices: Floats, radians: float) -> Floats:
 
 
 def random_deformation(vertices: Floats, *, rng: np.random.Generator) -> Floats:
-    """Uneven scaling and up to two of the deformations above; what stood on the floor still does."""
+    """Uneven scaling and up to two of the deformations above; the shape stays on the floor."""
     spread = np.clip(rng.normal(0.0, 0.14, size=3), -0.3, 0.3)
     result: Floats = vertices * np.exp(spread + rng.normal(0.0, 0.2))
     for kind in rng.choice(5, size=rng.integers(0, 3), replace=False):

@@ -18,7 +18,9 @@ from pointdistill.data.shapes.mesh import (
 )
 from pointdistill.errors import ConfigError
 
-_SMALLEST_FACE = 1e-9  # of the square of the shape's diagonal; far below what a sample can hit
+_SMALLEST_FACE = (
+    1e-9  # area in units of the shape's diagonal squared; no sample would hit a smaller face
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,10 @@ def make_shape(category: str, *, rng: np.random.Generator) -> BuiltinShape:
     middle = (low + high) / 2.0
     vertices -= np.array((middle[0], middle[1], low[2]))
     area = face_areas(vertices, faces)
-    kept = area > _SMALLEST_FACE * float(((high - low) ** 2).sum())
-    return BuiltinShape(category, vertices, faces[kept], part[kept], kind.part_names)
+    large_enough = area > _SMALLEST_FACE * float(((high - low) ** 2).sum())
+    return BuiltinShape(
+        category, vertices, faces[large_enough], part[large_enough], kind.part_names
+    )
 
 
 def face_areas(vertices: Floats, faces: Faces) -> Floats:

@@ -1,4 +1,4 @@
-"""Things on wheels: car, motorbike, skateboard."""
+"""Vehicles: airplane and rocket; car, motorbike and skateboard."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from pointdistill.data.shapes.primitives import (
     torus,
     tube,
 )
-
-# Things that fly: airplane, rocket.
 
 
 def fin(root: ArrayLike, tip: ArrayLike, chord: float, tip_chord: float, thick: float) -> Mesh:

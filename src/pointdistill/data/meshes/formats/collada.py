@@ -124,9 +124,11 @@ def _part(group: Any, limits: MeshLimits) -> Part:
     return Part(source.data.astype(np.float64), corners, sizes)
 
 
-def _check_count(what: str, stated: int, found: int) -> None:
-    if stated != found:
-        msg = f"{stated:,} {what} are stated, {found:,} were read; the file is damaged or cut short"
+def _check_count(what: str, stated: int, actual: int) -> None:
+    if stated != actual:
+        msg = (
+            f"{stated:,} {what} are stated, {actual:,} were read; the file is damaged or cut short"
+        )
         raise DataError(msg)
 
 

@@ -47,11 +47,9 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     data = map_file(path, limits)
     header = _header(data)
     check_size("points", header.points, limits.vertices)
-    held = max(0, len(data) - header.first) // header.record
-    if held < header.points:
-        msg = (
-            f"the header promises {header.points:,} points, the file has {held:,}; it is cut short"
-        )
+    available = max(0, len(data) - header.first) // header.record
+    if available < header.points:
+        msg = f"the header promises {header.points:,} points, the file has {available:,}; it is cut short"
         raise DataError(msg)
     row = np.dtype(
         {"names": ["xyz"], "formats": ["3<i4"], "offsets": [0], "itemsize": header.record}

@@ -14,10 +14,10 @@ from lxml import etree
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.xml_documents import (
-    Archive,
+    ZippedDocuments,
     count_placed,
     load_parts,
-    open_archive,
+    open_zipped_documents,
 )
 from pointdistill.data.meshes.records import MeshLimits, RawMesh
 from pointdistill.errors import DataError
@@ -39,7 +39,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     """
     from trimesh.exchange.threedxml import load_3DXML
 
-    with open_archive(path, limits) as archive:
+    with open_zipped_documents(path, limits) as archive:
         manifest = archive.parse(_MANIFEST)
         name = (manifest.findtext("{*}Root") or "").strip()
         product = archive.parse(name)
@@ -59,7 +59,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     return RawMesh(load_parts(load_3DXML, members, triangles=triangles))
 
 
-def _shapes(structure: Any, archive: Archive) -> tuple[dict[str, int], dict[str, bytes]]:
+def _shapes(structure: Any, archive: ZippedDocuments) -> tuple[dict[str, int], dict[str, bytes]]:
     """The number of triangles of each shape, and the documents that hold them; shapes without any are removed."""
     stored: dict[str, int] = {}
     counts: dict[str, int] = {}

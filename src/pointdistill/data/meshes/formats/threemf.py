@@ -14,10 +14,10 @@ from lxml import etree
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.xml_documents import (
-    Archive,
+    ZippedDocuments,
     count_placed,
     load_parts,
-    open_archive,
+    open_zipped_documents,
 )
 from pointdistill.data.meshes.records import MeshLimits, RawMesh
 from pointdistill.errors import DataError
@@ -37,7 +37,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     """
     from trimesh.exchange.threemf import load_3MF
 
-    with open_archive(path, limits) as archive:
+    with open_zipped_documents(path, limits) as archive:
         model = _merged(archive)
     objects = list(model.iter("{*}object"))
     children = {item.get("id"): _object_ids(item, "component") for item in objects}
@@ -66,7 +66,7 @@ def _object_ids(element: Any, kind: str) -> list[str]:
     return [item.get("objectid") for item in element.iter(f"{{*}}{kind}")]
 
 
-def _merged(archive: Archive) -> Any:
+def _merged(archive: ZippedDocuments) -> Any:
     """All parts of the model as one document; trimesh would load a whole part for each object referenced in it.
 
     Ids become "part#id". Names are removed: trimesh identifies instances by them, and drops those that share one.
@@ -101,7 +101,7 @@ def _part_of(reference: Any, here: str) -> str:
     return here
 
 
-def _root_name(archive: Archive) -> str:
+def _root_name(archive: ZippedDocuments) -> str:
     if "_rels/.rels" in archive.names:
         for relation in archive.parse("_rels/.rels").iter("{*}Relationship"):
             if relation.get("Type", "").endswith("/3dmodel"):

@@ -1,6 +1,6 @@
 """XML documents, alone (COLLADA) or in zip archives (3MF, 3DXML): bounded before a library opens them.
 
-After trimesh has read an archive, the triangles that it found are held against those that the documents promise.
+After trimesh has read an archive, its triangles are counted and compared with those that the documents promise.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ _DENSEST: Final = 200
 _HARMLESS: Final = 2**20
 """Size in bytes below which the ratio says nothing."""
 
+_COUNTLESS: Final = 2**62
+
+Loader: TypeAlias = Callable[[BytesIO], Mapping[str, Any]]
+"""A function of ``trimesh.exchange``: from an archive to the geometries and placements of a scene."""
+
+# trimesh logs what it leaves out, on stderr if there is no handler; the counts are checked here instead.
+logging.getLogger("trimesh").addHandler(logging.NullHandler())
+
 
 def parse_xml(data: bytes, limits: MeshLimits, *, long_texts: bool = False) -> Any:
     """The root element of a document, an ``lxml.etree`` element, comments left out.
@@ -56,7 +64,7 @@ def parse_xml(data: bytes, limits: MeshLimits, *, long_texts: bool = False) -> A
         )
         return etree.fromstring(data, parser)
     except (expat.ExpatError, etree.XMLSyntaxError, ValueError, LookupError) as error:
-        # The last two are for encodings.
+        # ValueError and LookupError come from encodings.
         msg = f"expected XML ({error}); the file is damaged, cut short or of another format"
         raise DataError(msg) from error
 
@@ -66,7 +74,7 @@ def _values(data: bytes) -> int:
 
 
 class _PrologEnd(Exception):  # noqa: N818 - not an error: it stops a parser that has seen enough
-    """The first element begins: all declarations of a document stand before it."""
+    """The first element begins: all declarations of a document come before it."""
 
 
 def _refuse_document_type(data: bytes) -> None:
@@ -88,7 +96,7 @@ def _refuse_document_type(data: bytes) -> None:
         return
 
 
-class Archive:
+class ZippedDocuments:
     """An open zip archive. All documents read from it together stay within the limits."""
 
     def __init__(self, file: zipfile.ZipFile, limits: MeshLimits) -> None:
@@ -131,7 +139,7 @@ class Archive:
 
 
 @contextmanager
-def open_archive(path: Path, limits: MeshLimits) -> Iterator[Archive]:
+def open_zipped_documents(path: Path, limits: MeshLimits) -> Iterator[ZippedDocuments]:
     """Open a zip archive.
 
     Raises:
@@ -140,21 +148,12 @@ def open_archive(path: Path, limits: MeshLimits) -> Iterator[Archive]:
     check_size("bytes", path.stat().st_size, limits.file_bytes)
     try:
         with zipfile.ZipFile(path) as file:
-            yield Archive(file, limits)
+            yield ZippedDocuments(file, limits)
     except zipfile.BadZipFile as error:
         msg = (
             f"expected a zip archive ({error}); the file is damaged, cut short or of another format"
         )
         raise DataError(msg) from error
-
-
-_COUNTLESS: Final = 2**62
-
-# trimesh logs what it leaves out, on stderr if there is no handler; the counts are checked here instead.
-logging.getLogger("trimesh").addHandler(logging.NullHandler())
-
-Loader: TypeAlias = Callable[[BytesIO], Mapping[str, Any]]
-"""A function of ``trimesh.exchange``: from an archive to the geometries and placements of a scene."""
 
 
 def load_parts(loader: Loader, members: Mapping[str, bytes], *, triangles: int) -> list[Part]:
@@ -219,14 +218,17 @@ def count_placed(
     Raises:
         DataError: if an object is missing, or contains itself.
     """
-    if missing := {name for held in (*children.values(), roots) for name in held} - children.keys():
+    if (
+        missing := {name for contained in (*children.values(), roots) for name in contained}
+        - children.keys()
+    ):
         msg = f"object {min(missing)!r} is not in the file; export the model again, all in one file"
         raise DataError(msg)
     counts: dict[str, tuple[int, int]] = {}
     for name in contents_first(children):
-        held = [counts[child] for child in children[name]]
-        instances = 1 + sum(count for count, _ in held)
-        total = triangles.get(name, 0) + sum(count for _, count in held)
+        contained = [counts[child] for child in children[name]]
+        instances = 1 + sum(count for count, _ in contained)
+        total = triangles.get(name, 0) + sum(count for _, count in contained)
         # Capped, since nested doubling would give numbers with as many digits as there are objects.
         counts[name] = (min(instances, _COUNTLESS), min(total, _COUNTLESS))
     placed = [counts[name] for name in roots]
