@@ -1,8 +1,13 @@
 """The few shapes of a corpus whose fingerprints are close enough to a test shape's to deserve a comparison.
 
-The corpus's fingerprints are computed once and kept in its folder.
+A fingerprint is 168 numbers that hardly change when a shape is resampled, scaled, moved, or turned about z. The
+points are centred on their mean and scaled to unit root mean square distance from it. Then the averages of
+cos(k pi rho / 3) cos(l pi (z + 3) / 6) e^(i m theta) are taken over the points (rho, theta, z cylindrical), for m
+below 7, k below 4, l below 6. A turn about z changes only the phase of such an average, so its magnitude is used.
+An average over n points is off by at most 1/sqrt(n), whatever the shape: fingerprints of samples of one surface
+differ by a known amount, and the bias that this error adds to the squared magnitudes is subtracted.
 
-Sizes: n test shapes, c corpus shapes.
+The corpus's fingerprints are computed once and stored in its folder. Sizes: n test shapes, c corpus shapes.
 """
 
 from __future__ import annotations
@@ -19,14 +24,6 @@ from numpy.typing import NDArray
 from pointdistill.data.corpus import Corpus
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.files.processes import ordered_map
-
-# A shape as 168 numbers that hardly change when it is resampled, scaled, moved, or turned about z.
-#
-# The points are centred on their mean and scaled to unit root mean square distance from it. Then the averages of
-# cos(k pi rho / 3) cos(l pi (z + 3) / 6) e^(i m theta) are taken over the points (rho, theta, z cylindrical), for
-# m below 7, k below 4, l below 6. A turn about z changes only the phase of such an average, so its magnitude is
-# kept. An average over n points is off by at most 1/sqrt(n), whatever the shape: fingerprints of a surface differ
-# by a known amount, and the bias that this error adds to the squared magnitudes is subtracted.
 
 Real = TypeVar("Real", bound=np.floating[Any])
 
@@ -45,6 +42,23 @@ SLOPE_STEP = 0.05
 """As a share of the radius: an error of the centre that a sample of 1,000 points may have."""
 
 _SMALLEST = 1e-12
+
+FILE_NAME = "fingerprints.h5"
+_BLOCK = 256  # shapes a task
+_SAVE_EVERY = 1 << 16  # shapes; half a minute of work for two cores
+
+_COARSE_CUTOFF = 300.0
+"""Largest squared distance between two fingerprints, in units of 1/points + 1/points. Two samples of one surface
+are at 20 to 70, one in a thousand beyond 140: where thin parts hold few points, the centre moves."""
+
+_CUTOFF = 130.0
+"""The same once a shift of the centre and a change of scale are discounted; two samples are at 20 to 55, one in a
+thousand beyond 80. Generous, since comparing phases rules out most of the rest in a millisecond each."""
+
+MOST = 128
+"""Most candidates for one test shape; the nearest ones are kept."""
+
+_ROWS = 4096  # corpus fingerprints compared at once: 40 MB for 2,500 test shapes
 
 
 def subsample(points: NDArray[Real], count: int) -> NDArray[Real]:
@@ -90,11 +104,11 @@ def slopes(
 
     Differences between a step of `SLOPE_STEP` forwards and one backwards.
     """
-    found = []
+    changes = []
     for shift in (*(SLOPE_STEP * np.eye(3)), np.zeros(3)):
         scale = 1.0 if shift.any() else 1.0 + SLOPE_STEP
-        found.append(numbers(placed * scale + shift) - numbers(placed / scale - shift))
-    return np.array(found)
+        changes.append(numbers(placed * scale + shift) - numbers(placed / scale - shift))
+    return np.array(changes)
 
 
 def waves(placed: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -131,11 +145,11 @@ def _magnitudes(placed: NDArray[np.float64]) -> NDArray[np.float32]:
 
 def _cosines(angle: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """cos(k angle) for k from 0 to count - 1, (count, n), by Chebyshev's recurrence."""
-    found = np.empty((count, len(angle)), np.float32)
-    found[0], found[1] = 1.0, np.cos(angle)
+    rows = np.empty((count, len(angle)), np.float32)
+    rows[0], rows[1] = 1.0, np.cos(angle)
     for k in range(2, count):
-        found[k] = 2.0 * found[1] * found[k - 1] - found[k - 2]
-    return found
+        rows[k] = 2.0 * rows[1] * rows[k - 1] - rows[k - 2]
+    return rows
 
 
 def _turns(
@@ -144,31 +158,13 @@ def _turns(
     """1, then cos(m theta) and sin(m theta) for m from 1 on: (2 * ANGULAR - 1, n)."""
     inverse = 1.0 / np.maximum(rho, np.float32(_SMALLEST))
     cosine, sine = x * inverse, y * inverse
-    found = np.empty((2 * ANGULAR - 1, len(x)), np.float32)
-    found[0], found[1], found[2] = 1.0, cosine, sine
+    rows = np.empty((2 * ANGULAR - 1, len(x)), np.float32)
+    rows[0], rows[1], rows[2] = 1.0, cosine, sine
     for m in range(2, ANGULAR):
-        before_cosine, before_sine = found[2 * m - 3], found[2 * m - 2]
-        found[2 * m - 1] = before_cosine * cosine - before_sine * sine
-        found[2 * m] = before_cosine * sine + before_sine * cosine
-    return found
-
-
-FILE_NAME = "fingerprints.h5"
-_BLOCK = 256  # shapes a task
-_SAVE_EVERY = 1 << 16  # shapes; half a minute of work for two cores
-
-_COARSE_CUTOFF = 300.0
-"""Largest squared distance between two fingerprints, in units of 1/points + 1/points. Two samples of one surface
-are at 20 to 70, one in a thousand beyond 140: where thin parts hold few points, the centre moves."""
-
-_CUTOFF = 130.0
-"""The same once a shift of the centre and a change of scale are discounted; two samples are at 20 to 55, one in a
-thousand beyond 80. Generous, since comparing phases rules out most of the rest in a millisecond each."""
-
-MOST = 128
-"""Most candidates for one test shape; the nearest ones are kept."""
-
-_ROWS = 4096  # corpus fingerprints compared at once: 40 MB for 2,500 test shapes
+        before_cosine, before_sine = rows[2 * m - 3], rows[2 * m - 2]
+        rows[2 * m - 1] = before_cosine * cosine - before_sine * sine
+        rows[2 * m] = before_cosine * sine + before_sine * cosine
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,12 +310,12 @@ def nearest_candidates(corpus_side: Fingerprints, queries: Queries) -> list[NDAr
         chunk = Fingerprints(
             corpus_side.values[start : start + _ROWS], corpus_side.points[start : start + _ROWS]
         )
-        near, at, squared = _near(chunk, queries)
-        rows = np.concatenate((rows, near))
-        columns = np.concatenate((columns, at + start))
+        number, index, squared = _near(chunk, queries)
+        rows = np.concatenate((rows, number))
+        columns = np.concatenate((columns, index + start))
         distances = np.concatenate((distances, squared))
-        kept = _nearest(rows, columns, distances)
-        rows, columns, distances = rows[kept], columns[kept], distances[kept]
+        nearest = _nearest(rows, columns, distances)
+        rows, columns, distances = rows[nearest], columns[nearest], distances[nearest]
     return np.split(columns, np.searchsorted(rows, np.arange(1, len(queries.points))))
 
 
@@ -327,30 +323,34 @@ def _near(
     chunk: Fingerprints, queries: Queries
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Test number, corpus number and distance of every pair within the cut-offs."""
-    there = chunk.values.astype(np.float32)
-    near, at = np.nonzero(_beyond(there, chunk.points, queries) <= 0.0)
-    found = np.empty(len(near), np.float32)
-    for first in range(0, len(near), _ROWS):
+    corpus_values = chunk.values.astype(np.float32)
+    number, index = np.nonzero(_beyond(corpus_values, chunk.points, queries) <= 0.0)
+    squared = np.empty(len(number), np.float32)
+    for first in range(0, len(number), _ROWS):
         part = slice(first, first + _ROWS)
-        apart = there[at[part]] - queries.fingerprints[near[part]]
-        explained = np.einsum("ij,ijk->ik", apart, queries.tangents[near[part]])
-        found[part] = np.einsum("ij,ij->i", apart, apart)
-        found[part] -= np.einsum("ik,ik->i", explained, explained)
-    found /= 1.0 / queries.points[near] + 1.0 / chunk.points[at]
-    kept = found <= _CUTOFF
-    return near[kept], at[kept], found[kept]
+        difference = corpus_values[index[part]] - queries.fingerprints[number[part]]
+        explained = np.einsum("ij,ijk->ik", difference, queries.tangents[number[part]])
+        squared[part] = np.einsum("ij,ij->i", difference, difference)
+        squared[part] -= np.einsum("ik,ik->i", explained, explained)
+    squared /= 1.0 / queries.points[number] + 1.0 / chunk.points[index]
+    close = squared <= _CUTOFF
+    return number[close], index[close], squared[close]
 
 
 def _beyond(
-    there: NDArray[np.float32], points: NDArray[np.uint16], queries: Queries
+    corpus_values: NDArray[np.float32], points: NDArray[np.uint16], queries: Queries
 ) -> NDArray[np.float32]:
     """(n, c) squared distances minus the coarse cut-off, as a single matrix product: nothing else is as fast."""
-    here = queries.fingerprints
-    mine = np.einsum("ij,ij->i", here, here) - _COARSE_CUTOFF / queries.points
-    theirs = np.einsum("ij,ij->i", there, there) - _COARSE_CUTOFF / points
+    test_values = queries.fingerprints
+    test_norms = np.einsum("ij,ij->i", test_values, test_values) - _COARSE_CUTOFF / queries.points
+    corpus_norms = np.einsum("ij,ij->i", corpus_values, corpus_values) - _COARSE_CUTOFF / points
     # |a - b|^2 - cutoff = a.a - 2 a.b + b.b - cutoff: the last columns carry what is not a product.
-    left = np.column_stack((-2.0 * here, mine, np.ones(len(here)))).astype(np.float32)
-    right = np.column_stack((there, np.ones(len(there)), theirs)).astype(np.float32)
+    left = np.column_stack((-2.0 * test_values, test_norms, np.ones(len(test_values)))).astype(
+        np.float32
+    )
+    right = np.column_stack((corpus_values, np.ones(len(corpus_values)), corpus_norms)).astype(
+        np.float32
+    )
     beyond: NDArray[np.float32] = left @ right.T
     return beyond
 

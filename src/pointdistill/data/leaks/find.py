@@ -1,4 +1,4 @@
-"""Test shapes in a corpus: by id where ids name the same data, by the shape itself for all the others."""
+"""Finds test shapes in a corpus: by id where ids name the same data, otherwise by comparing the shapes."""
 
 from __future__ import annotations
 
@@ -108,9 +108,11 @@ class LeakReport:
 
 
 _STAND_IN = "-stand-in"
+_BLOCK = 8  # test shapes a task
+_COMPARED_SURFACES = 16  # likely candidates whose surfaces are compared with a test shape's
 
 
-def _whole(name: str) -> str:
+def _whole_id(name: str) -> str:
     return name
 
 
@@ -119,8 +121,8 @@ def _last_part(name: str) -> str:
 
 
 _SHARED_IDS: dict[str, tuple[str, Callable[[str], str]]] = {
-    "ModelNet40": ("modelnet40", _whole),
-    "ScanObjectNN": ("scanobjectnn", _whole),
+    "ModelNet40": ("modelnet40", _whole_id),
+    "ScanObjectNN": ("scanobjectnn", _whole_id),
     "ShapeNetPart": ("shapenet", _last_part),
     "Objaverse-LVIS": ("objaverse", _last_part),
 }
@@ -142,14 +144,14 @@ def leaks_by_id(held_out: HeldOut, corpus: Corpus) -> dict[int, Leak]:
         return {}
     key = _SHARED_IDS[held_out.benchmark][1]
     test_numbers = {key(name): number for number, name in enumerate(held_out.ids)}
-    found: dict[int, Leak] = {}
+    leaks: dict[int, Leak] = {}
     names = enumerate(corpus.ids())
     for shard in corpus.manifest.shards:
         for _ in range(shard.shapes):
             index, name = next(names)
             test = test_numbers.get(key(name)) if shard.source in sources else None
-            if test is not None and test not in found:
-                found[test] = Leak(
+            if test is not None and test not in leaks:
+                leaks[test] = Leak(
                     test=test,
                     test_id=held_out.ids[test],
                     corpus_index=index,
@@ -158,7 +160,7 @@ def leaks_by_id(held_out: HeldOut, corpus: Corpus) -> dict[int, Leak]:
                     how="id",
                     gap=None,
                 )
-    return found
+    return leaks
 
 
 def _shares_ids(source: SourceRecord, start: str, held_out: HeldOut, corpus: Corpus) -> bool:
@@ -167,10 +169,6 @@ def _shares_ids(source: SourceRecord, start: str, held_out: HeldOut, corpus: Cor
         return False
     same = held_out.checksum in (source.archive_sha256, corpus.content)
     return same if source.stand_in else not source.name.endswith(_STAND_IN)
-
-
-_BLOCK = 8  # test shapes a task
-_COMPARED_SURFACES = 16  # likely candidates whose surfaces are compared with a test shape's
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,38 +197,38 @@ def find_leaks(
     fingerprinting: Callable[[int, int], None] | None = None,
     comparing: Callable[[int, int], None] | None = None,
 ) -> LeakReport:
-    """The test shapes of a benchmark that a corpus has.
+    """The test shapes of a benchmark that are in a corpus.
 
-    A shape found by its id is not compared by geometry; every other is, with the whole corpus. A test shape that
-    the corpus holds several times is reported with the first match.
+    A shape that is found by its id is not compared by geometry; every other shape is, with the whole corpus. A
+    test shape that the corpus holds several times is reported with the first match.
 
     Args:
         held_out: the test shapes.
         corpus: where to look.
         geometry: False compares ids alone, in seconds.
-        workers: processes; 1 means this one, None every usable core.
+        workers: number of processes; 1 means this one, None every usable core.
         fingerprinting: called with corpus shapes (done, total) as their fingerprints are computed.
         comparing: called with test shapes (done, total) as they are compared.
     """
-    found = leaks_by_id(held_out, corpus)
+    leaks = leaks_by_id(held_out, corpus)
     if geometry:
-        left = [number for number in range(len(held_out)) if number not in found]
+        unmatched = [number for number in range(len(held_out)) if number not in leaks]
         matches = match_clouds(
-            [held_out.clouds[number] for number in left],
+            [held_out.clouds[number] for number in unmatched],
             corpus,
             workers=workers,
             fingerprinting=fingerprinting,
             comparing=comparing,
         )
-        for number, match in zip(left, matches, strict=True):
+        for number, match in zip(unmatched, matches, strict=True):
             if match is not None:
-                found[number] = _leak(held_out, corpus, number, match)
+                leaks[number] = _leak(held_out, corpus, number, match)
     return LeakReport(
         benchmark=held_out.benchmark,
         test_shapes=len(held_out),
         corpus_shapes=len(corpus),
         corpus=corpus.content,
-        leaks=tuple(found[number] for number in sorted(found)),
+        leaks=tuple(leaks[number] for number in sorted(leaks)),
         ids_met=sources_sharing_ids(held_out, corpus),
         geometry=geometry,
     )
@@ -252,24 +250,24 @@ def match_clouds(
         return []
     prints = corpus_fingerprints(corpus, workers=workers, progress=fingerprinting)
     candidates = nearest_candidates(prints, Queries.of(clouds))
-    open_cases = [number for number, few in enumerate(candidates) if len(few)]
+    with_candidates = [number for number, few in enumerate(candidates) if len(few)]
     tasks = [
         _Task(
             corpus,
-            tuple(clouds[k] for k in open_cases[first : first + _BLOCK]),
-            tuple(candidates[k] for k in open_cases[first : first + _BLOCK]),
+            tuple(clouds[k] for k in with_candidates[first : first + _BLOCK]),
+            tuple(candidates[k] for k in with_candidates[first : first + _BLOCK]),
         )
-        for first in range(0, len(open_cases), _BLOCK)
+        for first in range(0, len(with_candidates), _BLOCK)
     ]
-    found: list[Match | None] = [None] * len(clouds)
+    matches_by_cloud: list[Match | None] = [None] * len(clouds)
     done = 0
     for matches in ordered_map(_compare, tasks, workers=workers):
         for match in matches:
-            found[open_cases[done]] = match
+            matches_by_cloud[with_candidates[done]] = match
             done += 1
         if comparing:
-            comparing(done, len(open_cases))
-    return found
+            comparing(done, len(with_candidates))
+    return matches_by_cloud
 
 
 def _compare(task: _Task) -> list[Match | None]:
@@ -297,14 +295,14 @@ def likely(
     matcher: PhaseMatcher, candidates: NDArray[np.int64], corpus: Corpus
 ) -> list[tuple[int, list[Similarity]]]:
     """The candidates that the phases do not rule out, likeliest first, each with poses to start from."""
-    found = []
+    likely_shapes = []
     for index in candidates.tolist():
         points = corpus.points(index)
         poses = matcher.poses(pattern(points), min(len(points), POINTS))
         near = [pose for apart, pose in poses if apart <= LIKELY]
         if near:
-            found.append((poses[0][0], index, near))
-    return [(index, near) for _, index, near in sorted(found, key=itemgetter(0, 1))]
+            likely_shapes.append((poses[0][0], index, near))
+    return [(index, near) for _, index, near in sorted(likely_shapes, key=itemgetter(0, 1))]
 
 
 def _leak(held_out: HeldOut, corpus: Corpus, number: int, match: Match) -> Leak:

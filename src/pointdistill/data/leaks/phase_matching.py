@@ -144,7 +144,7 @@ def _best_turns(test: Floats32, other: Floats32) -> Floats32:
 def _turned(other: Floats32, angles: Floats32) -> Floats32:
     """Averages (24, 13) of the cloud turned by each of the angles: (24, 13, a)."""
     cosine, sine = np.cos(np.outer(_ORDERS, angles)), np.sin(np.outer(_ORDERS, angles))
-    found = np.repeat(other[:, :, None], len(angles), axis=2)
-    found[:, 1::2] = other[:, 1::2, None] * cosine - other[:, 2::2, None] * sine
-    found[:, 2::2] = other[:, 1::2, None] * sine + other[:, 2::2, None] * cosine
-    return found
+    turned = np.repeat(other[:, :, None], len(angles), axis=2)
+    turned[:, 1::2] = other[:, 1::2, None] * cosine - other[:, 2::2, None] * sine
+    turned[:, 2::2] = other[:, 1::2, None] * sine + other[:, 2::2, None] * cosine
+    return turned
