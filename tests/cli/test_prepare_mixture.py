@@ -161,17 +161,18 @@ def test_fetch_explains_what_takes_a_login(run: Run) -> None:
     assert "--sources s3dis,abo --plan" in out
 
 
-def test_fetch_says_what_did_not_come(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_says_what_was_not_fetched(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from pointdistill.data.prepare import mixture_fetch
-    from pointdistill.data.prepare.mixture_fetch import ModelsFetched
 
     large = mixture_fetch.Offer(name="abo", files=1, bytes=150_000_000_000)
     folder = Path("archives", "google-scanned-objects")
     failed = tuple(f"model {number}: 404" for number in range(7))
 
     def fetch_missing(*_: object, **__: object) -> object:
-        came = ModelsFetched(folder=folder, fetched=2, bytes=34, there=3, failed=failed)
-        return mixture_fetch.FetchReport(fetched=(), scanned=came, too_large=(large,), by_hand=())
+        models = mixture_fetch.ModelsFetched(
+            folder=folder, fetched=2, bytes=34, there=3, failed=failed
+        )
+        return mixture_fetch.FetchReport(fetched=(), scanned=models, too_large=(large,), by_hand=())
 
     monkeypatch.setattr(mixture_fetch, "fetch_missing", fetch_missing)
     code, out, err = run("--archives", "archives", "--fetch")

@@ -1,4 +1,4 @@
-"""What the tests of builds share."""
+"""Fixtures that the tests of builds share."""
 
 from __future__ import annotations
 

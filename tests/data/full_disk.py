@@ -16,7 +16,6 @@ import re
 import shutil
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from pointdistill.data.prepare import BuildSettings, build_corpus, retry_corpus
 from pointdistill.data.prepare.mixture import build_mixture
 from pointdistill.data.prepare.source_status import MixtureRequest
 from pointdistill.errors import DataError
+from tests.data.local_server import serving
 from tests.data.mixture_archives import write_modelnet40
 from tests.data.odd_source import OddSource
 from tests.data.source_archives import wedge_obj, write_zip
@@ -76,10 +76,10 @@ class FullAt:
     def disarm(self) -> None:
         self._left = 0
 
-    def _on_event(self, event: str, given: tuple[Any, ...]) -> None:
-        if event != "open" or not self._left or not given[2] & (os.O_WRONLY | os.O_RDWR):
+    def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or not self._left or not arguments[2] & (os.O_WRONLY | os.O_RDWR):
             return
-        path = Path(os.fsdecode(given[0])) if not isinstance(given[0], int) else None
+        path = Path(os.fsdecode(arguments[0])) if not isinstance(arguments[0], int) else None
         if path is not None and path.is_relative_to(self._disk.path):
             self._left -= 1
             if not self._left:
@@ -157,14 +157,14 @@ def _at_every_file(
         for name, content in before.items():
             (output / name).write_bytes(content)
         full.arm(number)
-        said = refusal(lambda: work(output))
+        message = refusal(lambda: work(output))
         full.disarm()
         if not full.name:
-            assert said == "", said
+            assert message == "", message
             assert files_of(output) == after
             shutil.rmtree(output)
             return
-        assert said == f"{output}: {LINE}", said
+        assert message == f"{output}: {LINE}", message
         assert {n: c for n, c in files_of(output).items() if n in before} == before
         assert (output / "corpus.json").exists() == bool(before)
         assert not before or verify_corpus(output) == ()
@@ -182,21 +182,21 @@ def processes(folder: Path, disk: SmallDisk) -> dict[str, str]:
     output = disk.path / "corpus"
     disk.resize(free_pages=3)  # for the two plans, and not for the first piece
     words = ["prepare-data", "mixture", "--archives", str(archives), "--points", "512"]
-    code, said = typed([*words, "--workers", "2", "--output", str(output)])
-    assert (code, said) == (2, f"error: {output}: {LINE}\n"), said
+    code, message = typed([*words, "--workers", "2", "--output", str(output)])
+    assert (code, message) == (2, f"error: {output}: {LINE}\n"), message
     disk.resize()
     assert files_of(mixed(archives, output)) == files_of(mixed(archives, folder / "whole"))
-    return {"said": said}
+    return {"message": message}
 
 
 def typed(words: list[str]) -> tuple[int, str]:
     """Exit code and errors of a command."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    message = io.StringIO()
+    with contextlib.redirect_stderr(message), contextlib.redirect_stdout(io.StringIO()):
         try:
             command(words)
         except SystemExit as stop:
-            return int(stop.code or 0), said.getvalue()
+            return int(stop.code or 0), message.getvalue()
     raise AssertionError("a command ends in an exit code")
 
 
@@ -206,13 +206,13 @@ def temporary_files(folder: Path, disk: SmallDisk) -> dict[str, str]:
     output = folder / "corpus"
     tempfile.tempdir = str(disk.path)
     disk.resize(free_pages=0)
-    said = refusal(lambda: mixed(archives, output))
+    message = refusal(lambda: mixed(archives, output))
     code, planned = typed(["prepare-data", "mixture", "--archives", str(archives), "--plan"])
     assert code == 2
     tempfile.tempdir = None
     disk.resize()
     assert files_of(mixed(archives, output)) == files_of(mixed(archives, folder / "whole"))
-    return {"said": said, "planned": planned.splitlines()[-1]}
+    return {"message": message, "planned": planned.splitlines()[-1]}
 
 
 def download(folder: Path, disk: SmallDisk) -> dict[str, str]:
@@ -221,8 +221,8 @@ def download(folder: Path, disk: SmallDisk) -> dict[str, str]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            start = int(wanted[1]) if wanted else 0
+            requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            start = int(requested[1]) if requested else 0
             self.send_response(206 if start else 200)
             self.send_header("ETag", '"one"')
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
@@ -231,25 +231,20 @@ def download(folder: Path, disk: SmallDisk) -> dict[str, str]:
             with contextlib.suppress(ConnectionError):
                 self.wfile.write(content[start:])
 
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/a.zip"
+    with serving(Handler) as address:
+        url = f"{address}/a.zip"
         disk.resize(free_pages=100)
         early = refusal(lambda: fetch(url, place))
         with pretended_room():
             late = refusal(lambda: fetch(url, place))
         assert not place.exists()
-        kept = (place.parent / ".a.zip.part").stat().st_size
-        assert 50 * PAGE < kept <= 100 * PAGE
+        received = (place.parent / ".a.zip.part").stat().st_size
+        assert 50 * PAGE < received <= 100 * PAGE
         disk.resize()
         fetch(url, place)
-        server.shutdown()
     assert place.read_bytes() == content
     assert [path.name for path in place.parent.iterdir()] == ["a.zip"]
-    return {"early": early, "late": late.replace(f"{kept:,}", "…")}
+    return {"early": early, "late": late.replace(f"{received:,}", "…")}
 
 
 @contextlib.contextmanager

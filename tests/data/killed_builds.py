@@ -98,7 +98,10 @@ def files_of(corpus: Path) -> dict[str, bytes]:
 def main(
     folder: Path, seed: int, kills: list[tuple[int, int, int]]
 ) -> dict[str, tuple[list[float], int]]:
-    """Kill as often as asked for; of builds and of retries, the moments, and how many came to their end."""
+    """Kill builds and retries; of each, the moments of the kills, and how many runs came to their end.
+
+    ``kills``: number of workers, and how many builds and how many retries to kill with so many.
+    """
     odd = dict.fromkeys(range(0, SHAPES, 15), "slow") | {9: "refuse"}
     odd |= {21: "one huge array", 93: "one huge array"}
     (folder / "well").mkdir()
@@ -109,7 +112,7 @@ def main(
     def new() -> Path:
         return folder / f"corpus {next(numbers)}"
 
-    def of_the_sick() -> Path:
+    def copy_of_retryable() -> Path:
         return Path(shutil.copytree(retryable, new()))
 
     def build(corpus: Path, workers: int) -> object:
@@ -122,18 +125,18 @@ def main(
     for source, corpus in ((sick, retryable), (well, whole)):
         build_corpus(source, corpus, points=64, workers=0)
     builds = Killing(build, new, files_of(whole))
-    retries = Killing(retry, of_the_sick, files_of(whole))
+    retries = Killing(retry, copy_of_retryable, files_of(whole))
     chance = random.Random(seed)
-    for workers, of_builds, of_retries in kills:
-        for work, times in ((builds, of_builds), (retries, of_retries)):
+    for workers, build_kills, retry_kills in kills:
+        for work, times in ((builds, build_kills), (retries, retry_kills)):
             if times:
                 work.kill(times, workers, chance)
     return {"builds": (builds.killed, builds.ended), "retries": (retries.killed, retries.ended)}
 
 
 if __name__ == "__main__":
-    asked = [
-        (int(workers), int(of_builds), int(of_retries))
-        for workers, of_builds, of_retries in (word.split(":") for word in sys.argv[3:])
+    kills = [
+        (int(workers), int(build_kills), int(retry_kills))
+        for workers, build_kills, retry_kills in (word.split(":") for word in sys.argv[3:])
     ]
-    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), asked)))
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), kills)))

@@ -1,4 +1,4 @@
-"""Sources for the build's tests, in a module of its own so that worker processes can import it."""
+"""Sources for the tests of builds, in a module of their own so that worker processes can import it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def hang_in_c() -> None:
 
 def hoard() -> None:
     """Half a GiB, a little at a time."""
-    kept = []
+    blocks = []
     for _ in range(64):
-        kept.append(np.empty(2**23, np.uint8))
+        blocks.append(np.empty(2**23, np.uint8))
 
 
 def hoard_quietly() -> None:
@@ -41,7 +41,7 @@ def hoard_quietly() -> None:
         raise ValueError("cannot parse this") from None
 
 
-BACKSTOPS: dict[str, Callable[[], object]] = {
+RETRYABLE_FAULTS: dict[str, Callable[[], object]] = {
     "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: os._exit(3),
     "segfault": segfault,
@@ -86,7 +86,7 @@ class OddSource:
         if (self.scratch / "reads").is_file():
             with (self.scratch / "reads").open("a") as file:
                 file.write(f"{number}\n")
-        if (behaviour := BACKSTOPS.get(self.odd.get(number, ""))) and not (
+        if (behaviour := RETRYABLE_FAULTS.get(self.odd.get(number, ""))) and not (
             self.scratch / "healed"
         ).is_file():
             behaviour()

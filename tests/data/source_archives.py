@@ -1,4 +1,4 @@
-"""What the tests of the sources share: a shape that proves the axes, and archives made of it."""
+"""A shape that proves the axes, and archives made of it, shared by the tests of sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives from strangers: names that lead out, litter, members of any size, and what is no archive."""
+"""Archives from strangers: unsafe names, hidden files, members of any size, and files that are no archive."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ LITTER = ("__MACOSX/good/._a.txt", "good/._a.txt", "good/.DS_Store", "in/__MACOS
 @pytest.fixture(params=["zip", "tar"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """An archive with one good member among names that lead out and litter."""
-    found = tmp_path / f"x.{request.param}"
+    path = tmp_path / f"x.{request.param}"
     if request.param == "zip":
-        with zipfile.ZipFile(found, "w") as file:
+        with zipfile.ZipFile(path, "w") as file:
             for name in (*NAMES, *LITTER):
                 file.writestr(name, b"12345")
     else:
-        with tarfile.open(found, "w") as tar:
+        with tarfile.open(path, "w") as tar:
             for name in (*NAMES, *LITTER):
                 member = tarfile.TarInfo(name)
                 member.size = 5
                 tar.addfile(member, io.BytesIO(b"12345"))
-    return found
+    return path
 
 
 def test_names_that_lead_out_are_told_apart_and_litter_is_left_out(path: Path) -> None:

@@ -17,6 +17,7 @@ from pointdistill.data.benchmarks.modelnet40 import CLASSES
 from pointdistill.data.benchmarks.modelnet_fewshot import FEWSHOT_SETTINGS, read_modelnet_fewshot
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.errors import ConfigError, DataError
+from tests.data.refusals import refusal_of
 
 POINTS = 40
 ORIGINALS = (8, 0, 39, 33, 2)  # chair, airplane, xbox, table, bed
@@ -64,12 +65,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        read(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    return message
+    return refusal_of(path, read)
 
 
 def old_numpy(data: bytes) -> bytes:
@@ -160,10 +156,10 @@ def test_labels_may_be_numpys_and_rows_lists(tmp_path: Path) -> None:
         for side, some in fold().items()
     }
     for protocol in (2, 5):
-        found = read(write(tmp_path / "odd.zip", pickle.dumps(odd, protocol=protocol)))
+        benchmark = read(write(tmp_path / "odd.zip", pickle.dumps(odd, protocol=protocol)))
         plain = read(write(tmp_path / "plain.zip", pickle.dumps(fold())))
-        np.testing.assert_array_equal(found.train.points, plain.train.points)
-        assert found.classes == plain.classes
+        np.testing.assert_array_equal(benchmark.train.points, plain.train.points)
+        assert benchmark.classes == plain.classes
 
 
 # ---- refusals

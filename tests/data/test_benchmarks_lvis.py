@@ -1,4 +1,4 @@
-"""Objaverse-LVIS over a corpus made here: what is found, dropped, counted and drawn."""
+"""Objaverse-LVIS over a corpus made here: which shapes are found, dropped, counted and drawn."""
 
 import gzip
 import json

@@ -96,17 +96,17 @@ def test_several_processes_give_the_same_points(tmp_path: Path) -> None:
     meshes = {f"chair/train/chair_{i:04d}.off": off_text() for i in range(20)}
     meshes["chair/test/chair_0020.off"] = off_text()
     archive = write_archive(tmp_path / "ModelNet40.zip", meshes)
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     one = read_modelnet40(archive, points=32, cache=tmp_path / "one", workers=1)
     two = read_modelnet40(
         archive,
         points=32,
         cache=tmp_path / "two",
         workers=2,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )
     np.testing.assert_array_equal(one.train.points, two.train.points)
-    assert told == [(16, 21), (21, 21)]
+    assert calls == [(16, 21), (21, 21)]
 
 
 def test_an_extracted_folder_reads_the_same(archive: Path, tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_points_are_kept_and_found_again(archive: Path, tmp_path: Path) -> None:
     assert len(calls) == 1
     read(points=33)
     assert len(calls) == 2
-    for kept in cache.iterdir():
-        kept.write_bytes(kept.read_bytes()[:900])  # as a full disk leaves it
+    for cached in cache.iterdir():
+        cached.write_bytes(cached.read_bytes()[:900])  # as a full disk leaves it
     np.testing.assert_array_equal(read(), first)
     assert len(calls) == 3
 

@@ -12,6 +12,7 @@ import pytest
 from pointdistill.data.benchmarks.modelnet40 import CLASSES, OFFICIAL, read_modelnet40
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.errors import DataError
+from tests.data.refusals import refusal_of
 
 POINTS = 40
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -39,12 +40,7 @@ def read(path: Path, points: int = POINTS) -> Benchmark:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        read(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    return message
+    return refusal_of(path, read)
 
 
 # ---- HDF5

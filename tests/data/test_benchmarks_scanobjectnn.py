@@ -50,7 +50,7 @@ def members_of(split: str, train: bytes, test: bytes) -> dict[str, bytes]:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """All three splits, told apart by how many clouds they have."""
+    """All three splits, calls apart by how many clouds they have."""
     members: dict[str, bytes] = {}
     for number, split in enumerate(SPLITS):
         members |= members_of(split, h5_bytes(4 + number), h5_bytes(2, first_label=13))
@@ -167,11 +167,11 @@ def test_a_file_that_is_no_archive_is_named(tmp_path: Path, content: bytes, caus
         read_scanobjectnn(path, "OBJ-BG")
 
 
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])
-def test_an_archive_cut_short_is_refused(archive: Path, tmp_path: Path, kept: float) -> None:
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_an_archive_cut_short_is_refused(archive: Path, tmp_path: Path, share: float) -> None:
     content = archive.read_bytes()
     short = tmp_path / "short.zip"
-    short.write_bytes(content[: int(kept * len(content))])
+    short.write_bytes(content[: int(share * len(content))])
     with pytest.raises(DataError, match="ends early"):
         read_scanobjectnn(short, "OBJ-BG")
 

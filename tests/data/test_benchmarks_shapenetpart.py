@@ -19,6 +19,7 @@ from pointdistill.data.benchmarks.shapenetpart import (
     read_shapenetpart,
 )
 from pointdistill.errors import DataError
+from tests.data.refusals import refusal_of
 
 ROOT = "shapenetcore_partanno_segmentation_benchmark_v0_normal"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -87,12 +88,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        read_shapenetpart(path, workers=1)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    return message
+    return refusal_of(path, lambda archive: read_shapenetpart(archive, workers=1))
 
 
 def same(one: PartBenchmark, other: PartBenchmark) -> bool:
@@ -164,13 +160,13 @@ def test_several_processes_read_the_same(tmp_path: Path) -> None:
     clouds = {f"{MUG}/{k:04d}": text(36, 37, rows=4 + k % 3) for k in range(300)}
     lists = {"train": [f"shape_data/{name}" for name in clouds], "val": [], "test": LISTS["test"]}
     path = write_zip(tmp_path / "many.zip", members(CLOUDS | clouds, lists))
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     one = read_shapenetpart(path, cache=tmp_path / "one", workers=1)
     two = read_shapenetpart(
-        path, cache=tmp_path / "two", workers=2, progress=lambda *done: told.append(done)
+        path, cache=tmp_path / "two", workers=2, progress=lambda *done: calls.append(done)
     )
     assert same(one, two)
-    assert told == [(256, 302), (302, 302)]
+    assert calls == [(256, 302), (302, 302)]
 
 
 def test_what_was_read_is_kept_and_found_again(archive: Path, tmp_path: Path) -> None:
@@ -186,8 +182,8 @@ def test_what_was_read_is_kept_and_found_again(archive: Path, tmp_path: Path) ->
     assert calls == [4]
     assert same(read(), first)
     assert calls == [4]
-    for kept in cache.iterdir():
-        kept.write_bytes(kept.read_bytes()[:900])  # as a full disk leaves it
+    for cached in cache.iterdir():
+        cached.write_bytes(cached.read_bytes()[:900])  # as a full disk leaves it
     assert same(read(), first)
     assert calls == [4, 4]
     write_zip(archive, members(CLOUDS | {f"{MUG}/b1": text(36, rows=9)}))
@@ -270,8 +266,8 @@ def test_a_tar_cut_short_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "cut.tar", members())
     data = path.read_bytes()
     used = -(-(data.rindex(b"]") + 1) // 512) * 512  # up to the last list's own blocks
-    for kept in (100, 512, 700, 1536, used - 512, used - 100, used):
-        path.write_bytes(data[:kept])
+    for length in (100, 512, 700, 1536, used - 512, used - 100, used):
+        path.write_bytes(data[:length])
         assert "tar archive" in refusal(path)
     path.write_bytes(data[:used] + bytes(512))  # one empty block is end enough
     assert len(read_shapenetpart(path, workers=1).train) == 2

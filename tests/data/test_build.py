@@ -1,4 +1,4 @@
-"""Building a corpus: the same bytes whatever happens on the way, and no shape lost to another's fault."""
+"""Building a corpus: the same bytes whatever happens on the way, and no shape lost through another one."""
 
 from __future__ import annotations
 
@@ -224,12 +224,12 @@ def test_an_unfinished_build_tells_changed_files_from_other_settings(tmp_path: P
     with unfinished_build(tmp_path, begun):
         pass
     files = "the source's files have changed since it was begun; choose another output folder"
-    for asked, said in (
+    for settings, message in (
         (now | {"division": 2}, files),
         (now | {"division": 2, "points": 32}, "with other settings .*points: 64 then, 32 now"),
         (begun | {"division": 2}, "with other settings .division: 1 then, 2 now"),
     ):
-        with pytest.raises(CorpusError, match=said), unfinished_build(tmp_path, asked):
+        with pytest.raises(CorpusError, match=message), unfinished_build(tmp_path, settings):
             pass
 
 

@@ -1,4 +1,4 @@
-"""Building on a cluster: the bytes of one machine, whatever happens to the workers."""
+"""Building on a cluster: the same bytes as on one machine, whatever happens to the workers."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def task_servers(mark: Path) -> list[int]:
     """Processes that dask workers of these tests have started, however these ended."""
     import psutil
 
-    found = psutil.process_iter(["pid", "cmdline"])
-    lines = {process.pid: " ".join(process.info["cmdline"] or []) for process in found}
+    processes = psutil.process_iter(["pid", "cmdline"])
+    lines = {process.pid: " ".join(process.info["cmdline"] or []) for process in processes}
     return [
         pid for pid, line in lines.items() if "node_worker import" in line and str(mark) in line
     ]

@@ -1,4 +1,4 @@
-"""What an error costs: a disk that is gone stops a build, one that reads badly costs a retry."""
+"""What an error costs: a disk that is gone stops a build; one that reads badly only costs a retry."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def scanned(at: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("source", "write", "given"),
+    ("source", "write", "path"),
     [
         ("folder", lambda at: write_folder(at / "mine"), "mine"),
         ("folder", folder_of_links, "mine"),
@@ -102,11 +102,11 @@ def scanned(at: Path) -> Path:
     ids=["folder", "links", "mount", "zip", "tar", "zips"],
 )
 def test_what_vanishes_in_the_middle_stops_the_build_and_costs_no_shape(
-    tmp_path: Path, source: str, write: Callable[[Path], Path], given: str
+    tmp_path: Path, source: str, write: Callable[[Path], Path], path: str
 ) -> None:
     there = write(tmp_path / "in")
     away = tmp_path / "away"
-    request = SourceRequest(path=tmp_path / "in" / given)
+    request = SourceRequest(path=tmp_path / "in" / path)
 
     def build(output: str, unplug_at: int = -1) -> BuildReport:
         def unplug(done: int, _: object) -> None:

@@ -1,4 +1,4 @@
-"""Limits of a shape: one that crashes, hangs or hoards costs itself alone, and can come back when read again."""
+"""Resource limits: a shape that crashes, hangs or takes too much memory costs only itself, and can be retried."""
 
 from __future__ import annotations
 

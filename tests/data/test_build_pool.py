@@ -1,4 +1,4 @@
-"""Worker processes: results, steps, errors, and deaths that stay with their task."""
+"""Worker processes: results, steps, errors, and deaths that affect only their own task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built-in shapes: what every category promises, and what no single number gives away."""
+"""The built-in shapes: what every category promises, and the variety that no single number shows."""
 
 from __future__ import annotations
 

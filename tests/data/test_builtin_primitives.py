@@ -1,4 +1,4 @@
-"""Primitives and deformations against sizes that follow from school geometry."""
+"""Primitives and deformations, compared with sizes from elementary geometry."""
 
 from __future__ import annotations
 

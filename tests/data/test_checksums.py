@@ -1,4 +1,4 @@
-"""Checksums of large files are remembered, and never those of a file that has changed."""
+"""Checksums of large files are cached, but never those of a file that has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of cloud file by each of the three ways in: ``sample``, ``embed``, and ``prepare-data folder``."""
+"""Every kind of cloud file through each of its entrances: ``sample``, ``embed``, and ``prepare-data folder``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.data.test_meshes_pcd_packed import packed_pcd
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The same 40 points in every format; the LAS file has its own."""
-    found = tmp_path / "clouds"
-    found.mkdir()
+    folder = tmp_path / "clouds"
+    folder.mkdir()
     for name, content in cloud_forms().items():
-        (found / name).write_bytes(content)
-    (found / "packed.pcd").write_bytes(packed_pcd())
-    (found / "scan.las").write_bytes(las())
-    np.save(found / "array.npy", POINTS)
-    np.savez_compressed(found / "arrays.npz", points=POINTS, labels=np.arange(40))
-    return found
+        (folder / name).write_bytes(content)
+    (folder / "packed.pcd").write_bytes(packed_pcd())
+    (folder / "scan.las").write_bytes(las())
+    np.save(folder / "array.npy", POINTS)
+    np.savez_compressed(folder / "arrays.npz", points=POINTS, labels=np.arange(40))
+    return folder
 
 
 def rows(points: np.ndarray) -> set[tuple[int, ...]]:
@@ -36,8 +36,8 @@ def rows(points: np.ndarray) -> set[tuple[int, ...]]:
 
 def test_each_way_in_reads_every_cloud(folder: Path, tmp_path: Path) -> None:
     files = sorted(folder.iterdir())
-    wanted = {file.name: file.name != "scan.las" for file in files}
-    assert {Path(name).suffix for name in wanted} == {
+    expected = {file.name: file.name != "scan.las" for file in files}
+    assert {Path(name).suffix for name in expected} == {
         *(".npy", ".npz", ".xyz", ".txt", ".csv", ".pts", ".pcd", ".las")
     }
 
@@ -45,7 +45,7 @@ def test_each_way_in_reads_every_cloud(folder: Path, tmp_path: Path) -> None:
     assert report.failed == ()
     for sampled in report.sampled:
         assert not sampled.is_surface
-        if wanted[sampled.source.name]:
+        if expected[sampled.source.name]:
             assert rows(np.load(sampled.output)) < rows(POINTS)
 
     shapes = list_shapes([folder])
@@ -53,12 +53,12 @@ def test_each_way_in_reads_every_cloud(folder: Path, tmp_path: Path) -> None:
     for index in range(len(shapes)):
         shape = read_shape(shapes[index][1], ReadSettings(points=40, seed=0))
         assert shape.points is not None, shape.reason
-        if wanted[shape.name]:
+        if expected[shape.name]:
             assert rows(shape.points) == rows(POINTS)
 
     corpus = build("folder", tmp_path / "corpus", path=folder)
     assert corpus.ids() == [file.name for file in files]
     assert refused(corpus) == {}
     for index, file in enumerate(files):
-        if wanted[file.name]:
+        if expected[file.name]:
             assert np.allclose(corpus.points(index), POINTS, atol=1e-3)

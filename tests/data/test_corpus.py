@@ -1,4 +1,4 @@
-"""A corpus on disk: what was written is what is read, by this program and by plain h5py."""
+"""A corpus on disk: what was written is read back, by this program and by plain h5py."""
 
 from __future__ import annotations
 
@@ -218,9 +218,9 @@ def test_threads_share_a_corpus(folder: Path) -> None:
     corpus = open_corpus(folder, most_shards=2)
     numbers = np.random.default_rng(0).integers(0, 12, size=400).tolist()
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(corpus.points, numbers))
+        clouds = list(threads.map(corpus.points, numbers))
     assert all(
-        np.array_equal(expected[k], points) for k, points in zip(numbers, found, strict=True)
+        np.array_equal(expected[k], points) for k, points in zip(numbers, clouds, strict=True)
     )
 
 

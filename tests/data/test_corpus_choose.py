@@ -1,4 +1,4 @@
-"""Which shapes are looked at: those asked for, and the same ones for the same seed."""
+"""Which shapes are chosen: those requested, and the same ones for the same seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a corpus holds: counts that can be done by hand, sizes against the points themselves."""
+"""What a corpus holds: counts that can be checked by hand, and sizes compared with the points themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Points on their own cube: the error bound, the edges, what is refused."""
+"""Quantised points: the error bound, the edges of the cube, and what is refused."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_a_shape_far_from_the_origin_keeps_its_place() -> None:
     ],
 )
 def test_degenerate_shapes_are_stored_exactly(points: list[list[float]]) -> None:
-    given = np.array(points, np.float32)
-    stored = quantise(given)
-    assert np.array_equal(restored(stored), given)
+    original = np.array(points, np.float32)
+    stored = quantise(original)
+    assert np.array_equal(restored(stored), original)
 
 
 @pytest.mark.parametrize("count", [0, 1, 64, 2047, 2048, 2049, 4096, 5000])
@@ -65,13 +65,13 @@ def test_restore_is_the_formula_of_the_docs(count: int) -> None:
     points = rng.integers(-LEVELS, LEVELS, size=(count, 3), endpoint=True).astype(np.int16)
     center = np.array([1.0, -2.0, 3.0], np.float32)
     slow = center + 5.0 * points.astype(np.float64) / LEVELS
-    found = restore(points, center.tobytes(), 5.0)
-    assert found.dtype == np.float32
-    assert found.shape == (count, 3)
-    assert np.allclose(found, slow, rtol=0, atol=2e-6)
+    restored = restore(points, center.tobytes(), 5.0)
+    assert restored.dtype == np.float32
+    assert restored.shape == (count, 3)
+    assert np.allclose(restored, slow, rtol=0, atol=2e-6)
     # To the bit: each operation rounded once, in the order written.
     plain = points.astype(np.float32) * (np.float32(5.0) / np.float32(LEVELS)) + center
-    assert np.array_equal(found, plain)
+    assert np.array_equal(restored, plain)
 
 
 def test_a_view_of_every_second_point_is_quantised_as_its_copy() -> None:

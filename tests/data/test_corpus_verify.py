@@ -1,4 +1,4 @@
-"""Damage is found, and named as closely as it can be."""
+"""Damage is found, and named as precisely as possible."""
 
 from __future__ import annotations
 
@@ -179,10 +179,10 @@ def test_damage_is_told_as_soon_as_it_is_found(tmp_path: Path) -> None:
     write_corpus(folder, [("a", rows[:3]), ("a", rows[3:6]), ("a", rows[6:])])
     flip_byte(folder / "a-00000.h5", place_of(folder / "a-00000.h5", "scale"))
     steps: list[int] = []
-    found = find_damage(folder, progress=lambda done, _: steps.append(done))
-    assert next(found) == "a-00000.h5: shape 0 (a/é00): does not match its checksum"
+    problems = find_damage(folder, progress=lambda done, _: steps.append(done))
+    assert next(problems) == "a-00000.h5: shape 0 (a/é00): does not match its checksum"
     assert steps == []
-    assert list(found) == []
+    assert list(problems) == []
     assert steps == [1, 2, 3]
 
 

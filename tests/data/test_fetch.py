@@ -1,4 +1,4 @@
-"""Downloads against a server on loopback that drops connections, changes its files, and refuses."""
+"""Downloads from a local server that drops connections, changes its files, and refuses requests."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from pointdistill.data.files.download import DamagedError, fetch
 from pointdistill.data.files.http import announced_bytes
 from pointdistill.errors import DataError
+from tests.data.local_server import no_sleep, serving
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -23,7 +24,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @dataclass
 class Server:
-    """What the server does, and what it was asked."""
+    """What the server does, and the requests that it received."""
 
     url: str = ""
     content: bytes = CONTENT
@@ -33,7 +34,7 @@ class Server:
     """Bytes after which the next connections end."""
 
     stall_after: list[int] = field(default_factory=list)
-    """Bytes after which the next connections say no more."""
+    """Bytes after which the next connections stall."""
 
     statuses: list[int] = field(default_factory=list)
     """Refusals of the next requests."""
@@ -44,7 +45,7 @@ class Server:
     headers: dict[str, str] = field(default_factory=dict)
     ignores_ranges: bool = False
     ignores_versions: bool = False
-    asked: list[str] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
     """The ranges of the requests; empty for a whole file."""
 
 
@@ -58,7 +59,7 @@ def server() -> Iterator[Server]:
 
         def do_GET(self) -> None:
             state.methods.append(self.command)
-            state.asked.append(self.headers.get("Range", ""))
+            state.ranges.append(self.headers.get("Range", ""))
             if state.statuses:
                 self.send_error(state.statuses.pop(0))
                 return
@@ -73,9 +74,9 @@ def server() -> Iterator[Server]:
             self._send(self._start())
 
         def _start(self) -> int:
-            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
             same = state.ignores_versions or self.headers.get("If-Range") == state.etag
-            return int(wanted[1]) if wanted and same and not state.ignores_ranges else 0
+            return int(requested[1]) if requested and same and not state.ignores_ranges else 0
 
         def _send(self, start: int) -> None:
             body, size = state.content[start:], len(state.content)
@@ -98,19 +99,10 @@ def server() -> Iterator[Server]:
                 self.wfile.write(body[: state.drop_after.pop(0)] if state.drop_after else body)
             self.close_connection = True
 
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
-        state.url = f"http://127.0.0.1:{httpd.server_port}/file"
+    with serving(Handler) as address:
+        state.url = f"{address}/file"
         yield state
         over.set()
-        httpd.shutdown()
-
-
-def no_sleep(_: float) -> None:
-    """In place of a pause."""
 
 
 def test_a_dropped_connection_is_gone_on_with_from_its_last_byte(
@@ -122,7 +114,7 @@ def test_a_dropped_connection_is_gone_on_with_from_its_last_byte(
     got = fetch(server.url, path, progress=lambda *at: told.append(at), sleep=no_sleep)
     assert path.read_bytes() == CONTENT
     assert (got.path, got.bytes, got.sha256, got.checked) == (path, 300_000, SHA256, False)
-    assert server.asked == ["", "bytes=100000-", "bytes=150000-"]
+    assert server.ranges == ["", "bytes=100000-", "bytes=150000-"]
     assert told[-1] == (300_000, 300_000)
     assert [file.name for file in path.parent.iterdir()] == ["a.zip"]
 
@@ -135,9 +127,9 @@ def test_a_later_call_goes_on_and_until_then_the_file_is_absent(
     with pytest.raises(DataError, match=r"no answer in 6 attempts .* 100,000 bytes are kept"):
         fetch(server.url, path, sleep=no_sleep)
     assert not path.exists()
-    server.asked.clear()
+    server.ranges.clear()
     assert fetch(server.url, path, sha256=SHA256, sleep=no_sleep).checked
-    assert server.asked == ["bytes=100000-"]
+    assert server.ranges == ["bytes=100000-"]
     assert path.read_bytes() == CONTENT
 
 
@@ -189,9 +181,9 @@ def test_a_download_that_was_stopped_while_it_was_checked_is_not_fetched_again(
         with pytest.raises(KeyboardInterrupt):
             fetch(url, tmp_path / "a.zip", sleep=no_sleep)
     assert not (tmp_path / "a.zip").exists()
-    server.asked.clear()
+    server.ranges.clear()
     assert fetch(url, tmp_path / "a.zip", sleep=no_sleep).checked
-    assert server.asked == []
+    assert server.ranges == []
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
@@ -250,7 +242,7 @@ def test_a_silent_connection_is_given_up_and_what_came_is_kept(
     server.stall_after = [100_000, 50_000]
     got = fetch(server.url, tmp_path / "a.zip", sha256=SHA256, sleep=no_sleep)
     assert got.path.read_bytes() == CONTENT
-    assert server.asked == ["", "bytes=100000-", "bytes=150000-"]
+    assert server.ranges == ["", "bytes=100000-", "bytes=150000-"]
 
 
 def test_ctrl_c_keeps_what_came(
@@ -264,11 +256,11 @@ def test_ctrl_c_keeps_what_came(
     path = tmp_path / "a.zip"
     with pytest.raises(KeyboardInterrupt):
         fetch(server.url, path, progress=stop, sleep=no_sleep)
-    kept = (tmp_path / ".a.zip.part").stat().st_size
-    assert 100_000 <= kept < 110_000
+    received = (tmp_path / ".a.zip.part").stat().st_size
+    assert 100_000 <= received < 110_000
     assert not path.exists()
     fetch(server.url, path, sleep=no_sleep)
-    assert server.asked == ["", f"bytes={kept}-"]
+    assert server.ranges == ["", f"bytes={received}-"]
     assert path.read_bytes() == CONTENT
 
 
@@ -277,14 +269,14 @@ def test_a_refusal_is_final_at_once(server: Server, tmp_path: Path, status: int)
     server.statuses = [status] * 9
     with pytest.raises(DataError, match=rf"/file: {status} .*; see whether it has moved"):
         fetch(server.url, tmp_path / "a.zip", sleep=no_sleep)
-    assert len(server.asked) == 1
+    assert len(server.ranges) == 1
 
 
 def test_a_server_that_stays_broken_is_given_up(server: Server, tmp_path: Path) -> None:
     server.statuses = [500] * 99
     with pytest.raises(DataError, match=r"no answer in 6 attempts \(500 Internal Server Error\)"):
         fetch(server.url, tmp_path / "a.zip", sleep=no_sleep)
-    assert len(server.asked) == 6
+    assert len(server.ranges) == 6
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: how they reach the disk."""
+"""Files that are either complete or absent: how they are written to disk."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_a_file_is_flushed_as_the_system_allows(
         opened.append(flags)
         return os.open(path, flags)
 
-    kept = {name: getattr(os, name) for name in ("O_RDWR", "O_RDONLY", "fsync", "close")}
-    monkeypatch.setattr(files, "os", SimpleNamespace(name=system, open=open_, **kept))
+    real = {name: getattr(os, name) for name in ("O_RDWR", "O_RDONLY", "fsync", "close")}
+    monkeypatch.setattr(files, "os", SimpleNamespace(name=system, open=open_, **real))
     (tmp_path / "file").write_bytes(b"x")
     files.flush(tmp_path / "file")
     assert opened == [how]

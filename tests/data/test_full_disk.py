@@ -1,4 +1,4 @@
-"""A disk that is full: one line, nothing torn, and on from there once there is room."""
+"""A full disk: a one-line error, nothing half-written, and work that goes on once there is space."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_disk_that_fills_up_under_two_workers_is_one_line_and_exit_code_2(
     seen: Seen, folder: Path
 ) -> None:
     corpus = folder / "processes" / "small" / "corpus"
-    assert seen("processes")["said"] == (
+    assert seen("processes")["message"] == (
         f"error: {corpus}: no space left on the disk; what is done is safe: make room and run the same "
         f"again to go on\n"
     )
@@ -76,19 +76,19 @@ def test_a_disk_that_fills_up_under_two_workers_is_one_line_and_exit_code_2(
 def test_a_full_disk_of_temporary_files_is_named_and_costs_no_shape(
     seen: Seen, folder: Path
 ) -> None:
-    place, said = folder / "temporary_files", seen("temporary_files")
-    assert f"{place / 'corpus'}: {place / 'small'}/pointdistill-" in said["said"]
-    assert said["planned"].startswith(f"error: {place / 'small'}: no space left on the disk")
+    place, results = folder / "temporary_files", seen("temporary_files")
+    assert f"{place / 'corpus'}: {place / 'small'}/pointdistill-" in results["message"]
+    assert results["planned"].startswith(f"error: {place / 'small'}: no space left on the disk")
 
 
 def test_a_download_that_fills_the_disk_keeps_what_came_and_goes_on(
     seen: Seen, folder: Path
 ) -> None:
-    downloads, said = folder / "download" / "small" / "downloads", seen("download")
-    assert said["early"].startswith(
+    downloads, results = folder / "download" / "small" / "downloads", seen("download")
+    assert results["early"].startswith(
         f"{downloads}: the file takes 1,024,000 bytes, and its disk has"
     )
-    assert said["late"] == (
+    assert results["late"] == (
         f"{downloads / 'a.zip'}: no space left on the disk; what came, … bytes, is safe: make room and run "
         f"the same again to go on"
     )

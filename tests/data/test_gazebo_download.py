@@ -1,11 +1,10 @@
-"""Google Scanned Objects from a server on loopback that pages its list, states no lengths, and lacks models."""
+"""Google Scanned Objects from a local server that pages its list, states no lengths, and lacks models."""
 
 from __future__ import annotations
 
 import http.server
 import io
 import json
-import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,9 +14,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from pointdistill.data.prepare import mixture_fetch as gazebo_download
+from pointdistill.data.prepare import mixture_fetch
 from pointdistill.data.prepare.mixture_fetch import fetch_models, list_models
 from pointdistill.errors import DataError
+from tests.data.local_server import no_sleep, serving
 from tests.data.watching import Watching
 
 
@@ -33,8 +33,8 @@ def rows(*names: object) -> list[dict[str, object]]:
 
 
 @dataclass
-class Fuel:
-    """What the server has, and what it was asked."""
+class ModelServer:
+    """What the server has, and the paths that were requested."""
 
     url: str = ""
     pages: list[Any] = field(default_factory=list)
@@ -42,19 +42,19 @@ class Fuel:
     """Status of pages beyond the last; 200 comes with an empty list."""
 
     zips: dict[str, bytes] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fuel]:
-    monkeypatch.setattr(gazebo_download, "_PAGE_MODELS", 2)
-    state = Fuel(zips={name: a_zip(name) for name in ("Cup", "Mug & Lid", "Pen")})
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
+    monkeypatch.setattr(mixture_fetch, "_PAGE_MODELS", 2)
+    state = ModelServer(zips={name: a_zip(name) for name in ("Cup", "Mug & Lid", "Pen")})
     state.pages = [rows("Cup", "Mug & Lid"), rows("Pen")]
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             address = urlsplit(self.path)
-            state.asked.append(unquote(address.path))
+            state.requested.append(unquote(address.path))
             if address.path == "/1.0/models":
                 self._list(parse_qs(address.query))
             else:
@@ -80,23 +80,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fuel]:
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
-        state.url = f"http://127.0.0.1:{httpd.server_port}/1.0"
+    with serving(Handler) as address:
+        state.url = f"{address}/1.0"
         yield state
-        httpd.shutdown()
-
-
-def no_sleep(_: float) -> None:
-    """In place of a pause."""
 
 
 @pytest.mark.parametrize("after_the_last", [200, 404])
 def test_every_model_of_every_page_comes_once(
-    server: Fuel, tmp_path: Path, after_the_last: int
+    server: ModelServer, tmp_path: Path, after_the_last: int
 ) -> None:
     server.after_the_last = after_the_last
     folder = tmp_path / "google-scanned-objects"
@@ -106,14 +97,14 @@ def test_every_model_of_every_page_comes_once(
     }
     size = sum(map(len, server.zips.values()))
     assert (report.fetched, report.there, report.bytes, report.failed) == (3, 3, size, ())
-    server.asked.clear()
+    server.requested.clear()
     again = fetch_models(server.url, folder, sleep=no_sleep)
     assert (again.fetched, again.there, again.bytes) == (0, 3, 0)
-    assert set(server.asked) == {"/1.0/models"}, "what is there is not fetched again"
+    assert set(server.requested) == {"/1.0/models"}, "what is there is not fetched again"
 
 
 def test_a_model_that_is_gone_or_cut_short_costs_itself_alone_and_comes_later(
-    server: Fuel, tmp_path: Path
+    server: ModelServer, tmp_path: Path
 ) -> None:
     whole = server.zips["Pen"]
     del server.zips["Cup"]
@@ -130,7 +121,7 @@ def test_a_model_that_is_gone_or_cut_short_costs_itself_alone_and_comes_later(
     assert (report.fetched, report.there, len(report.failed)) == (1, 2, 1)
 
 
-def test_names_that_lead_elsewhere_are_never_asked_for(server: Fuel, tmp_path: Path) -> None:
+def test_names_that_lead_elsewhere_are_never_asked_for(server: ModelServer, tmp_path: Path) -> None:
     bad = [
         "../up",
         "..",
@@ -148,15 +139,15 @@ def test_names_that_lead_elsewhere_are_never_asked_for(server: Fuel, tmp_path: P
     report = fetch_models(server.url, tmp_path / "scans", sleep=no_sleep)
     assert [path.name for path in (tmp_path / "scans").iterdir()] == ["Cup.zip"]
     assert [path.name for path in tmp_path.iterdir()] == ["scans"]
-    assert set(server.asked) == {"/1.0/models", "/1.0/GoogleResearch/models/Cup.zip"}
+    assert set(server.requested) == {"/1.0/models", "/1.0/GoogleResearch/models/Cup.zip"}
     assert len(report.failed) == len(bad)
     assert all(line.isprintable() for line in report.failed)
 
 
-def test_a_server_that_knows_no_pages_ends_its_list(server: Fuel) -> None:
+def test_a_server_that_knows_no_pages_ends_its_list(server: ModelServer) -> None:
     server.pages = [rows("Cup", "Pen")] * 5
     assert list_models(server.url, sleep=no_sleep) == ("Cup", "Pen")
-    assert len(server.asked) == 2
+    assert len(server.requested) == 2
 
 
 @pytest.mark.parametrize(
@@ -169,7 +160,7 @@ def test_a_server_that_knows_no_pages_ends_its_list(server: Fuel) -> None:
     ],
 )
 def test_what_is_no_list_is_one_error(
-    server: Fuel, tmp_path: Path, page: object, message: str
+    server: ModelServer, tmp_path: Path, page: object, message: str
 ) -> None:
     server.pages = [page]
     with pytest.raises(DataError, match=message):
@@ -178,7 +169,9 @@ def test_what_is_no_list_is_one_error(
         list_models(f"{server.url}/elsewhere", sleep=no_sleep)
 
 
-def test_ctrl_c_leaves_whole_zips_and_the_same_call_goes_on(server: Fuel, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_whole_zips_and_the_same_call_goes_on(
+    server: ModelServer, tmp_path: Path
+) -> None:
     def stop_at_the_second(*_: object) -> None:
         if len(reporter.tasks) == 2:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A folder of one's own as a benchmark: split by class and seed, points repeated, bad files named."""
+"""A user's own folder as a benchmark: split by class and seed, points repeated, bad files named."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def numbers(found: LabelledFolder, side: str, label: int) -> set[int]:
 
 def test_every_class_is_split_by_its_share(tmp_path: Path) -> None:
     """A fifth of ten is two, of three rounds to one; of two one is left to train on."""
-    found = read(make_folder(tmp_path, {"b": 10, "a": 3, "c": 2}))
-    assert found.benchmark.classes == ("a", "b", "c")
+    labelled = read(make_folder(tmp_path, {"b": 10, "a": 3, "c": 2}))
+    assert labelled.benchmark.classes == ("a", "b", "c")
     for label, (count, held_out) in enumerate(((3, 1), (10, 2), (2, 1))):
-        train, test = numbers(found, "train", label), numbers(found, "test", label)
+        train, test = numbers(labelled, "train", label), numbers(labelled, "test", label)
         assert (len(train), len(test)) == (count - held_out, held_out)
         assert train | test == set(range(count))
-    assert found.benchmark.train.points.shape == (11, 40, 3)
-    assert found.benchmark.train.points.dtype == np.float32
+    assert labelled.benchmark.train.points.shape == (11, 40, 3)
+    assert labelled.benchmark.train.points.dtype == np.float32
 
 
 def test_the_split_is_the_seeds_and_a_files_side_is_its_own(tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_workers_do_not_matter(tmp_path: Path) -> None:
 
 def test_a_smaller_cloud_gives_all_then_the_same_again(tmp_path: Path) -> None:
     assert repeated(np.array([[1], [2], [3]]), 5).tolist() == [[1], [2], [3], [1], [2]]
-    found = read(make_folder(tmp_path, {"a": 2, "b": 2}), points=70)
-    cloud = found.benchmark.train.points[0]
+    labelled = read(make_folder(tmp_path, {"a": 2, "b": 2}), points=70)
+    cloud = labelled.benchmark.train.points[0]
     assert np.array_equal(cloud[50:], cloud[:20])
     assert len(np.unique(cloud, axis=0)) == 50
 
@@ -80,11 +80,11 @@ def test_bad_files_are_named_and_left_out(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, {"a": 3, "b": 3})
     (folder / "a" / "0.npy").write_bytes(b"broken")
     np.save(folder / "stray.npy", np.zeros((50, 3)))
-    found = read(folder)
-    assert len(found.refused) == 1
-    assert found.refused[0].startswith("a/0.npy: ")
-    assert found.unlabelled == 1
-    assert len(found.benchmark.train) + len(found.benchmark.test) == 5
+    labelled = read(folder)
+    assert len(labelled.refused) == 1
+    assert labelled.refused[0].startswith("a/0.npy: ")
+    assert labelled.unlabelled == 1
+    assert len(labelled.benchmark.train) + len(labelled.benchmark.test) == 5
 
 
 @pytest.mark.parametrize(

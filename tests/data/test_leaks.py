@@ -1,4 +1,4 @@
-"""Fingerprints, the laying of clouds upon each other, ids, the kept file, and the check as a whole."""
+"""Fingerprints, registration of clouds, ids, the cached fingerprints, and the search for leaks as a whole."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def held_out(clouds: list[Cloud], **other: object) -> HeldOut:
-    given = HeldOut(benchmark="ModelNet40", clouds=clouds, ids=None, checksum="a", stand_in=False)
-    return replace(given, **other)  # type: ignore[arg-type]
+    shapes = HeldOut(benchmark="ModelNet40", clouds=clouds, ids=None, checksum="a", stand_in=False)
+    return replace(shapes, **other)  # type: ignore[arg-type]
 
 
 def gap(test: Cloud, seen: Cloud) -> float:
@@ -231,15 +231,15 @@ def test_nearest_prints_agree_with_all_distances() -> None:
     queries = Queries.of(clouds)
     near = np.repeat(queries.fingerprints, 3000, axis=0) + rng.normal(scale=0.03, size=(9000, SIZE))
     prints = Fingerprints(near.astype(np.float16), rng.integers(500, 4096, 9000).astype(np.uint16))
-    found = nearest_candidates(prints, queries)
+    candidate_lists = nearest_candidates(prints, queries)
     for k in range(3):
         apart = prints.values.astype(np.float64) - queries.fingerprints[k]
         apart -= (apart @ queries.tangents[k]) @ queries.tangents[k].T
         distance = (apart**2).sum(axis=1) / (1 / 512 + 1 / prints.points.astype(np.float64))
         best = np.argsort(distance)[:MOST]
         assert distance[best[-1]] < 130.0
-        assert set(found[k].tolist()) == set(best.tolist())
-        assert found[k][0] == best[0]
+        assert set(candidate_lists[k].tolist()) == set(best.tolist())
+        assert candidate_lists[k][0] == best[0]
     few = prints.values[::1000].astype(np.float32)
     noise = 1 / queries.points[:, None] + 1 / prints.points[::1000].astype(np.float64)
     plain = (
@@ -257,10 +257,10 @@ def test_planted_shapes_are_found_and_clean_ones_are_not(corpus: Corpus) -> None
     numbers = list(range(0, SHAPES, 9))
     clouds = [resampled(number, 1024 + 1024 * (number % 2)) for number in numbers]
     others = [clean(number, 1024) for number in range(6)]
-    found = match_clouds([*clouds, *others], corpus, workers=1)
+    matches = match_clouds([*clouds, *others], corpus, workers=1)
     names = corpus.ids()
     expected = [f"{CATEGORIES[number % 6]}/{number // 6:06d}" for number in numbers]
-    assert [names[m.corpus_index] if m else None for m in found] == [*expected, *[None] * 6]
+    assert [names[m.corpus_index] if m else None for m in matches] == [*expected, *[None] * 6]
 
 
 def test_clouds_are_compared_on_one_thread(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

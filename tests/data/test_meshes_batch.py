@@ -1,4 +1,4 @@
-"""Many files: each by its own seed, the bad ones listed, whole files where they were asked for."""
+"""Many files: each with its own randomness, bad files listed, complete outputs where they were requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers in text, many at a time: the floats that Python reads, and nothing taken for a number that is none."""
+"""Many numbers of a text at once: the floats that Python reads, and nothing accepted that is no number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real files: every one gives its true surface, and every bad one a line that says why not."""
+"""Real files: each gives its true surface, and each bad one a line that says why it is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The box in every form that OBJ, OFF, PLY and STL have."""
+"""The box in every variant of OBJ, OFF, PLY and STL."""
 
 from __future__ import annotations
 

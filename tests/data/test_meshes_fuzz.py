@@ -1,4 +1,4 @@
-"""Damaged files: cut or changed anywhere, they are read or refused in one line, soon and in little memory."""
+"""Files cut or changed anywhere are read, or refused in one line, quickly and with little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LAS clouds made byte by byte, and what is refused; arrays that claim more than they hold."""
+"""LAS clouds written byte by byte: what is read, what is refused, and arrays that claim more than they hold."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_points_are_scaled_and_moved(minor: int, form: int, record: int, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (las(points=4_000_000_000), "at most 15,000,000 are accepted"),
         (las(points=41), "promises 41 points, the file has 40; it is cut short"),
@@ -63,10 +63,10 @@ def test_points_are_scaled_and_moved(minor: int, form: int, record: int, tmp_pat
         (b"PK\3\4" + b"\0" * 300, "expected a LAS header"),
     ],
 )
-def test_damage_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+def test_damage_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "scan.las"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_mesh(path)
     assert "\n" not in str(caught.value)
 

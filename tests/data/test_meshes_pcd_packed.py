@@ -1,4 +1,4 @@
-"""PCD packed by LZF: streams that a reader can follow, a cloud of every kind of field, and damage."""
+"""PCD compressed with LZF: streams that can be followed by hand, fields of every kind, and damage."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_fields_lie_one_after_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (packed_pcd()[:-1], "is damaged or cut short"),
         (packed_pcd()[: len(HEADER) + 3], "not a readable PCD file"),
@@ -90,8 +90,8 @@ def test_fields_lie_one_after_another(tmp_path: Path) -> None:
         (packed_pcd().replace(b"binary_compressed", b"zipped"), "accepted are ascii, binary, bin"),
     ],
 )
-def test_damage_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+def test_damage_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.pcd").write_bytes(content)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_mesh(tmp_path / "a.pcd")
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Polygons, strips and fans: their triangles cover them once."""
+"""Polygons, strips and fans: their triangles cover them exactly once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be read: one line that names the file, the cause and the count; repair only where asked."""
+"""What cannot be read: one line with the file, the cause and the count; repair only where it is requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawing points: uniform by area, the same for the same seed, turned and never mirrored."""
+"""Drawing points: uniform by area, the same for the same seed, turned but never mirrored."""
 
 from __future__ import annotations
 
@@ -162,9 +162,9 @@ def test_every_turn_is_a_rotation_that_brings_up_to_z(up: str) -> None:
 
 def test_sampling_turns_only_when_asked() -> None:
     path = FIXTURES / "nested.glb"
-    kept = sample_surface(path, 64, seed=0)
+    points = sample_surface(path, 64, seed=0)
     turned = sample_surface(path, 64, seed=0, up="y")
-    assert (turned == kept[:, [2, 0, 1]]).all()
+    assert (turned == points[:, [2, 0, 1]]).all()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""STEP by the optional cascadio: the file's own axes, millimetres, the assembly in place, nothing trusted."""
+"""STEP through the optional cascadio: the file's own axes, millimetres, assemblies, and hostile files."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_folder_with_step_files_becomes_a_corpus(tmp_path: Path) -> None:
 
 @needs_cascadio
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda text: text[:-30], "not a readable STEP file .ERR StepFile"),
         (lambda text: text.replace("PLANE('',#", "PLANE('',#9", 1), "Unresolved Reference"),
@@ -93,11 +93,11 @@ def test_a_folder_with_step_files_becomes_a_corpus(tmp_path: Path) -> None:
     ids=["no end", "reference"],
 )
 def test_damage_is_one_line(
-    change: object, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    change: object, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert callable(change)
     path = write(tmp_path / "a.step", change(step_text(PART, WEDGE_FACES)))
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_mesh(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
@@ -119,7 +119,7 @@ def test_without_the_extra_the_message_names_it(
 
 
 @pytest.mark.parametrize(
-    ("program", "said"),
+    ("program", "message"),
     [
         ("import os; os.kill(os.getpid(), 6)", r"the converter ended with -6 \(no message\)"),
         ("import os; os.kill(os.getpid(), 9)", "does not fit into memory"),
@@ -135,14 +135,14 @@ def test_without_the_extra_the_message_names_it(
     ids=["crash", "killed", "hang", "memory", "exception", "chatter", "nothing"],
 )
 def test_a_converter_that_fails_costs_its_file_alone(
-    program: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another program in the converter's place does what a stranger's file can make it do."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(step, "_PROGRAM", write(tmp_path / "program.py", program))
     monkeypatch.setattr(step, "_MOST_SECONDS", 1 if "sleep" in program else 60)
     monkeypatch.setattr(step, "_PATIENCE_SECONDS", 0)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_mesh(write(tmp_path / "a.step", step_text(PART, WEDGE_FACES)))
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""The mixture: what goes in, that it is one sound corpus, and that it goes on from wherever it stopped."""
+"""The mixture: what goes in, that it is one valid corpus, and that it resumes wherever it stopped."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def archives(tmp_path: Path) -> Path:
 
 
 def mixed(archives: Path, output: Path, *, workers: int = 0, **request: Any) -> Path:
-    asked = MixtureRequest(archives=archives, **request)
-    return build_mixture(asked, output, BuildSettings(points=128, workers=workers)).path
+    mixture_request = MixtureRequest(archives=archives, **request)
+    return build_mixture(mixture_request, output, BuildSettings(points=128, workers=workers)).path
 
 
 def stop(*_: object) -> None:
@@ -223,7 +223,7 @@ def test_a_finished_mixture_takes_in_what_came_later_and_only_that_is_built(
     grown: tuple[Path, Path], tmp_path: Path
 ) -> None:
     output, archives = grown
-    kept = (output / "modelnet40-00000.h5").stat()
+    before = (output / "modelnet40-00000.h5").stat()
     reporter = Watching()
     made = build_mixture(
         MixtureRequest(archives=archives),
@@ -233,7 +233,7 @@ def test_a_finished_mixture_takes_in_what_came_later_and_only_that_is_built(
     )
     assert reporter.tasks == [f"preparing {name}" for name in LATER]
     assert (made.kept, made.refused, made.resumed, made.was_complete) == (8, 1, 4, False)
-    assert (output / "modelnet40-00000.h5").stat() == kept
+    assert (output / "modelnet40-00000.h5").stat() == before
     assert files_of(output) == files_of(mixed(archives, tmp_path / "whole"))
     assert verify_corpus(output) == ()
 
@@ -455,9 +455,9 @@ def test_exclude_all_leaves_out_the_test_shapes_of_shapenetpart_and_lvis(
     assert every.ids() == ["u1", "u2", "02691156/b2", "03001627/a1"]
     corpus = open_corpus(mixed(archives, tmp_path / "fewer", exclude_all_tests=True))
     assert corpus.ids() == ["u1", "02691156/b2"]
-    kept = [source.settings["test_shapes"] for source in every.sources]
+    recorded = [source.settings["test_shapes"] for source in every.sources]
     left = [source.settings["test_shapes"] for source in corpus.sources]
-    assert [(k["benchmark"], k["left_out"]) for k in kept] == [
+    assert [(k["benchmark"], k["left_out"]) for k in recorded] == [
         ("Objaverse-LVIS", False),
         ("ShapeNetPart", False),
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ from typing import Any
 import pytest
 
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME
-from pointdistill.data.prepare import BuildSettings
-from pointdistill.data.prepare import mixture_fetch as fetching
+from pointdistill.data.prepare import BuildSettings, mixture_fetch
 from pointdistill.data.prepare.mixture import build_mixture
 from pointdistill.data.prepare.mixture_fetch import Offer, fetch_missing
 from pointdistill.data.prepare.mixture_plan import plan_mixture
 from pointdistill.data.prepare.source_status import MixtureRequest, open_one
 from pointdistill.data.sources import source_info
 from pointdistill.errors import DataError
+from tests.data.local_server import serving
 from tests.data.mixture_archives import (
     write_archives,
     write_cap3d,
@@ -40,8 +39,10 @@ def archives(tmp_path: Path) -> Path:
 
 
 def planned(archives: Path, **request: Any) -> Any:
-    asked = MixtureRequest(archives=archives, **request)
-    return plan_mixture(asked, archives / "no" / "corpus", BuildSettings(points=128, workers=2))
+    mixture_request = MixtureRequest(archives=archives, **request)
+    return plan_mixture(
+        mixture_request, archives / "no" / "corpus", BuildSettings(points=128, workers=2)
+    )
 
 
 OFFICIAL = {
@@ -202,23 +203,17 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_zip(folder / "GoogleResearch/models/Cup.zip", {"meshes/model.obj": wedge_obj()})
     (folder / "models").write_text(json.dumps([{"name": "Cup", "owner": "GoogleResearch"}]))
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given, directory=str(folder))
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
 
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as httpd:
-        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
-        root = f"http://127.0.0.1:{httpd.server_port}"
+    with serving(Handler) as root:
         addresses = {"modelnet40": {"ModelNet40.zip": f"{root}/ModelNet40.zip"}}
         lists = {ANNOTATION_NAME: f"{root}/{ANNOTATION_NAME}"}
-        monkeypatch.setattr(fetching, "ADDRESSES", addresses)
-        monkeypatch.setattr(fetching, "LIST_ADDRESSES", lists)
-        monkeypatch.setattr(fetching, "FUEL", root)
+        monkeypatch.setattr(mixture_fetch, "ADDRESSES", addresses)
+        monkeypatch.setattr(mixture_fetch, "LIST_ADDRESSES", lists)
+        monkeypatch.setattr(mixture_fetch, "FUEL", root)
         yield folder
-        httpd.shutdown()
 
 
 def test_what_is_missing_is_fetched_and_the_rest_is_explained(site: Path, tmp_path: Path) -> None:
@@ -269,9 +264,9 @@ def test_a_large_source_is_fetched_where_it_is_named_and_goes_on_with_what_lacks
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_cap3d(site)
-    root = fetching.ADDRESSES["modelnet40"]["ModelNet40.zip"].rpartition("/")[0]
+    root = mixture_fetch.ADDRESSES["modelnet40"]["ModelNet40.zip"].rpartition("/")[0]
     files = {name: f"{root}/{name}" for name in ("compressed_pcs_00.zip", "compressed_pcs_01.zip")}
-    monkeypatch.setattr(fetching, "ADDRESSES", {"objaverse-cap3d": files})
+    monkeypatch.setattr(mixture_fetch, "ADDRESSES", {"objaverse-cap3d": files})
     folder = tmp_path / "downloads"
     write_zip(folder / "compressed_pcs_01.zip", {"Cap3D_pcs/a.ply": "x"})
     size = (site / "compressed_pcs_00.zip").stat().st_size
@@ -291,7 +286,7 @@ def test_a_file_that_is_gone_is_one_error(site: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_that_takes_a_login_has_an_address() -> None:
-    for name, files in fetching.ADDRESSES.items():
+    for name, files in mixture_fetch.ADDRESSES.items():
         info = source_info(name)
         assert info.access == "no login"
         for file in files:
@@ -300,12 +295,12 @@ def test_nothing_that_takes_a_login_has_an_address() -> None:
             assert fnmatch.filter(files, pattern), pattern
         assert all(url.startswith("https://") for url in files.values())
         assert all(url.endswith(f"/{file}") for file, url in files.items())
-    assert source_info(fetching.SCANNED).access == "no login"
-    assert set(fetching.ADDRESSES) >= fetching.LARGE
+    assert source_info(mixture_fetch.SCANNED).access == "no login"
+    assert set(mixture_fetch.ADDRESSES) >= mixture_fetch.LARGE
 
 
 def test_cap3ds_clouds_are_those_of_objaverse() -> None:
-    first, beyond = (fetching.ADDRESSES[n] for n in ("objaverse-cap3d", "objaverse-xl-cap3d"))
+    first, beyond = (mixture_fetch.ADDRESSES[n] for n in ("objaverse-cap3d", "objaverse-xl-cap3d"))
     assert (len(first), len(beyond)) == (10, 3)
     assert first["compressed_pcs_09.zip"] == (
         "https://huggingface.co/datasets/tiange/Cap3D/resolve/main/PointCloud_zips/compressed_pcs_09.zip"

@@ -1,4 +1,4 @@
-"""Members read from where they lie: the same bytes as through the archive, and nothing else."""
+"""Members read from their location: the same bytes as through the archive, and nothing else."""
 
 from __future__ import annotations
 

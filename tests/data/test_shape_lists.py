@@ -61,8 +61,8 @@ def test_several_sources_put_their_names_before(
     monkeypatch.chdir(tmp_path)
     for name in ("one/a.obj", "two/a.obj", "c.obj"):
         box(Path(name))
-    found = read_all(list_shapes([Path("one"), Path("two"), Path("c.obj"), Path("one/../one")]))
-    assert list(found) == ["one/a.obj", "two/a.obj", "c.obj"]
+    shapes = read_all(list_shapes([Path("one"), Path("two"), Path("c.obj"), Path("one/../one")]))
+    assert list(shapes) == ["one/a.obj", "two/a.obj", "c.obj"]
 
 
 def test_points_are_those_of_sample_whatever_holds_the_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is known of each source and benchmark, written down once more from its authors' pages."""
+"""What is known of each source and benchmark, copied once more from its authors' pages."""
 
 from __future__ import annotations
 

@@ -70,10 +70,10 @@ def test_a_folder_that_holds_the_archive_or_what_was_in_it_gives_the_same(
     with zipfile.ZipFile(shapenetcore) as archive:
         archive.extractall(tmp_path / "extracted")
     named = build("shapenetcore", tmp_path / "named", path=shapenetcore)
-    found = build("shapenetcore", tmp_path / "found", path=shapenetcore.parent)
+    corpus = build("shapenetcore", tmp_path / "found", path=shapenetcore.parent)
     plain = build("shapenetcore", tmp_path / "plain", path=tmp_path / "extracted")
-    assert found.content == named.content == plain.content
-    assert found.sources == named.sources
+    assert corpus.content == named.content == plain.content
+    assert corpus.sources == named.sources
 
 
 def test_shapes_that_cannot_be_read_cost_themselves_alone(
@@ -296,8 +296,8 @@ def test_google_scanned_objects_are_a_folder_and_no_single_zip(
         with pytest.raises(DataError, match=r"is no folder of <name>\.zip"):
             open_source("google-scanned-objects", SourceRequest(path=path))
     scanned.rename(tmp_path / "google-scanned-objects")
-    found = open_source("google-scanned-objects", SourceRequest(path=tmp_path))
-    assert len(found.entries()) == 4
+    source = open_source("google-scanned-objects", SourceRequest(path=tmp_path))
+    assert len(source.entries()) == 4
 
 
 @pytest.mark.parametrize(

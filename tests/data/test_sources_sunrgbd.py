@@ -1,4 +1,4 @@
-"""SUN RGB-D: depth images unrotated, turned upright, and cut by oriented boxes; the training images alone."""
+"""SUN RGB-D: depth images decoded, turned upright, and cut by oriented boxes; only training images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work in several processes: the order of the tasks, errors, and a process that is killed."""
+"""Work in several processes: the order of results, errors, and a process that is killed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A reporter that hands on what it hears, for tests that count, stop or record."""
+"""A reporter that passes on what it hears, for tests that count, stop or record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One box of 1 x 2 x 3, and what every reader must make of it: area 22, nothing turned or lost."""
+"""One box of 1 x 2 x 3, and what every reader must give for it: area 22, nothing turned or lost."""
 
 from __future__ import annotations
 
