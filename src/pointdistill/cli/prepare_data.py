@@ -144,14 +144,7 @@ def prepare_data(
     if source == _MIXTURE:
         other_options = {"--shapes": shapes, "--up": up, "--include-test": include_test}
         _refuse(other_options, f"{_MIXTURE}; for test splits name the source with --take-tests")
-        if plan:
-            build_options = {"--fetch": fetch, "--retry": retry, "--cluster": cluster}
-            _refuse(
-                build_options, "--plan, which only says what there is; leave one of the two out"
-            )
-        if fetch:
-            build_options = {"--retry": retry, "--cluster": cluster}
-            _refuse(build_options, "--fetch, which only downloads; leave one of the two out")
+        _check_combination(plan=plan, fetch=fetch, retry=retry, cluster=cluster)
         mixture = _mixture_request(path, sources, take_tests, exclude_tests)
         _mixture(
             mixture,
@@ -179,6 +172,16 @@ def prepare_data(
     except KeyboardInterrupt:
         _stopped()
     _print(prepared.report, prepared.facts.name, retry=retry)
+
+
+def _check_combination(*, plan: bool, fetch: bool, retry: bool, cluster: str | None) -> None:
+    """Raise if a mixture is to be built by a command that only plans or downloads."""
+    build_options: dict[str, object] = {"--retry": retry, "--cluster": cluster}
+    if plan:
+        reason = "--plan, which only says what there is; leave one of the two out"
+        _refuse({"--fetch": fetch} | build_options, reason)
+    if fetch:
+        _refuse(build_options, "--fetch, which only downloads; leave one of the two out")
 
 
 def _typed(

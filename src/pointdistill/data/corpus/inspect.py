@@ -1,7 +1,6 @@
 """What a corpus holds, counted from its manifest and the small datasets of its shards.
 
-Points are read only of a sample of shapes, so a corpus of a million shapes takes seconds and a few
-megabytes.
+Points are read for a sample of the shapes only, so a corpus of a million shapes takes seconds and a few megabytes.
 """
 
 from __future__ import annotations

@@ -30,6 +30,12 @@ MOST_OPEN_SHARDS = 1024
 """Most shards mapped at a time by default; a read from one that is not mapped costs 0.2 ms more."""
 
 
+_RECORD = np.dtype([("start", "<i8"), ("stop", "<i8"), ("scale", "<f4"), ("center", "<f4", 3)])
+_UNPACK = struct.Struct("<qqf12s").unpack_from  # the same 32 bytes, as Python's own numbers
+CHUNK = 65_536
+"""Rows read at a time; shards written by this program are smaller, others need not be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """One shape of a corpus. Sizes: n points."""
@@ -57,10 +63,6 @@ class _DatasetLocation:
     def view(self, file: mmap.mmap) -> NDArray[np.generic]:
         count = int(np.prod(self.shape))
         return np.frombuffer(file, self.dtype, count, self.offset).reshape(self.shape)
-
-
-_RECORD = np.dtype([("start", "<i8"), ("stop", "<i8"), ("scale", "<f4"), ("center", "<f4", 3)])
-_UNPACK = struct.Struct("<qqf12s").unpack_from  # the same 32 bytes, as Python's own numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,10 +311,6 @@ def _map_shard(path: Path, locations: dict[str, _DatasetLocation]) -> _MappedSha
     index["scale"], index["center"] = views.pop("scale"), views.pop("center")
     columns = {"part": None, "index": index.tobytes()} | views
     return _MappedShard(**cast("dict[str, Any]", columns))
-
-
-CHUNK = 65_536
-"""Rows read at a time; shards written by this program are smaller, others need not be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ LARGEST_COORDINATE = 1e30
 """Beyond this, a difference of two coordinates may overflow float32; no real unit gives such a shape."""
 
 _TILE_ROWS = 2048
-"""Centres laid side by side, 24 KiB: numpy adds half as many at little more than half the speed, and longer runs
-no faster."""
+"""Copies of a centre laid side by side, 24 KiB: numpy adds half as many at little more than half the speed, and
+longer runs no faster."""
 
 Points: TypeAlias = NDArray[np.float32]
 """(n, 3) float32: x, y, z; z is up."""
@@ -42,7 +42,7 @@ Points: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """One shape as it lies on disk: xyz = center + scale * points / 32767."""
+    """One shape as it is stored: xyz = center + scale * points / 32767."""
 
     points: NDArray[np.int16]
     """(n, 3) int16, each within -32767 to 32767."""

@@ -31,6 +31,11 @@ from pointdistill.data.leaks.registration import (
 How = Literal["id", "geometry"]
 
 
+_STAND_IN = "-stand-in"
+_BLOCK = 8  # test shapes a task
+_COMPARED_SURFACES = 16  # likely candidates whose surfaces are compared with a test shape's
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
     """The test shapes of one benchmark. Sizes: n shapes, N points, which may differ from shape to shape."""
@@ -105,11 +110,6 @@ class LeakReport:
     def count(self, how: How) -> int:
         """Leaks found by ``how``."""
         return sum(leak.how == how for leak in self.leaks)
-
-
-_STAND_IN = "-stand-in"
-_BLOCK = 8  # test shapes a task
-_COMPARED_SURFACES = 16  # likely candidates whose surfaces are compared with a test shape's
 
 
 def _whole_id(name: str) -> str:

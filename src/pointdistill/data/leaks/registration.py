@@ -147,7 +147,7 @@ def starting_turns(probes: Floats, tree: KDTree) -> list[Similarity]:
 
 
 def align(probes: Floats, tree: KDTree, start: Similarity, *, steps: int) -> Similarity:
-    """Lay (p, 3) probes onto a cloud: at most ``steps`` Gauss-Newton steps from ``start``.
+    """Register (p, 3) probes with a cloud: at most ``steps`` Gauss-Newton steps from ``start``.
 
     Each step minimises distances to the cloud's local planes. A small share of the distance to the mean of the
     nearest points is added: it pins down what planes leave free, such as thin rods and slides along a flat side.
@@ -226,15 +226,15 @@ def surface_gap(test: SurfaceSamples, other: SurfaceSamples, poses: Sequence[Sim
 
     Args:
         test: the cloud that is turned, scaled and moved.
-        other: the cloud it is laid onto.
-        poses: that may roughly lay ``test`` onto ``other``, the likeliest first.
+        other: the cloud that it is registered with.
+        poses: candidates that roughly map ``test`` onto ``other``, the likeliest first.
 
     Returns:
         The gap; infinite if the clouds are plainly different.
     """
     few = subsample(test.probes, _FIRST_PROBES)
-    tries = [pose for pose in poses if _nearest_ratio(pose.apply(few), other) <= _ASTRAY]
-    best, pose = _best(tries, test, other)
+    candidates = [pose for pose in poses if _nearest_ratio(pose.apply(few), other) <= _ASTRAY]
+    best, pose = _best(candidates, test, other)
     if SAME_SURFACE < best <= _NEARLY:
         # An almost round shape looks the same at every angle until it is examined closely.
         turns = starting_turns(pose.apply(subsample(test.probes, _POSE_PROBES)), other.tree)
@@ -243,12 +243,12 @@ def surface_gap(test: SurfaceSamples, other: SurfaceSamples, poses: Sequence[Sim
 
 
 def _best(
-    tries: Sequence[Similarity], test: SurfaceSamples, other: SurfaceSamples
+    starts: Sequence[Similarity], test: SurfaceSamples, other: SurfaceSamples
 ) -> tuple[float, Similarity]:
     """The lowest gap reached from some poses, with its pose; stops at the first that means one surface."""
     best, best_pose = np.inf, Similarity.turn(0.0)
     few, probes = subsample(test.probes, _FIRST_PROBES), subsample(test.probes, _POSE_PROBES)
-    for start in tries:
+    for start in starts:
         pose = align(few, other.tree, start, steps=_FIRST_STEPS)
         if _nearest_ratio(pose.apply(probes), other) > _FAR:
             continue

@@ -17,6 +17,10 @@ Floats = NDArray[np.float64]
 Faces = NDArray[np.int32]
 
 
+Choice = TypeVar("Choice")
+REGISTRY: dict[str, Category] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Mesh:
     """An indexed triangle mesh; every change returns a new one.
@@ -121,9 +125,6 @@ def random_deformation(vertices: Floats, *, rng: np.random.Generator) -> Floats:
     return result
 
 
-Choice = TypeVar("Choice")
-
-
 class Draw:
     """Short names for the random choices that makers take."""
 
@@ -187,9 +188,6 @@ class Category:
     name: str
     part_names: tuple[str, ...]
     maker: Maker
-
-
-REGISTRY: dict[str, Category] = {}
 
 
 def category(name: str, *parts: str) -> Callable[[Maker], Maker]:

@@ -271,10 +271,10 @@ def source_info(name: str) -> SourceInfo:
 
 
 def open_source(name: str, request: SourceRequest) -> Source:
-    """Open a source; its archive is looked at, its shapes are not read.
+    """Open a source: look at its archive, without reading its shapes.
 
     Raises:
-        ConfigError: if there is no such source, or it does not have an option that was asked for.
+        ConfigError: if there is no such source, or it does not have an option of the request.
         DataError: if its archive is missing or is not what its name says.
     """
     info = source_info(name)

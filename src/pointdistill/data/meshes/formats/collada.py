@@ -150,7 +150,7 @@ def _prepare(root: Any) -> None:
         msg = "a shape is placed by <lookat>; export the model with matrices"
         raise DataError(msg)
     for library in root.iter("{*}library_nodes", "{*}visual_scene"):
-        # pycollada searches the nodes before it for what a node instantiates; sorted, it finds all in one pass.
+        # pycollada looks for what a node instantiates among earlier nodes only; sorted, it finds all in one pass.
         nodes = {f"#{node.get('id')}": node for node in library.findall("{*}node")}
         uses = {
             name: [instance.get("url") for instance in node.iter("{*}instance_node")]

@@ -26,6 +26,13 @@ from pointdistill.data.meshes.formats.fast_numbers import (
 from pointdistill.data.meshes.records import Floats, Indices, MeshLimits
 from pointdistill.errors import DataError
 
+_BLOCK = 1 << 18
+"""Bytes read at a time, so that what is parsed from them stays in a processor's cache."""
+
+_LONGEST_LINE = 1 << 24
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SIGN_ALONE = re.compile(rb"[+-](?![0-9])")
+
 
 def map_file(path: Path, limits: MeshLimits) -> memoryview:
     """The file's bytes, mapped read-only.
@@ -42,14 +49,6 @@ def map_file(path: Path, limits: MeshLimits) -> memoryview:
         raise DataError(msg)
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-_BLOCK = 1 << 18
-"""Bytes read at a time, so that what is parsed from them stays in a processor's cache."""
-
-_LONGEST_LINE = 1 << 24
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_SIGN_ALONE = re.compile(rb"[+-](?![0-9])")
 
 
 def line_blocks(path: Path, *, start: int = 0) -> Iterator[list[bytes]]:

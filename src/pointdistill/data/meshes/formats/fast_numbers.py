@@ -2,7 +2,7 @@
 
 Eight characters are loaded as one 64-bit integer, and three multiplications add up all eight digits. Whatever is
 not plain digits with a point and a sign is left to NumPy's own parser, token by token. Both give the float nearest
-to what is written: the digits and the power of ten are exact floats, divided once.
+to what the text says: the digits and the power of ten are exact floats, divided once.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _integers(
 
 
 def _find_point(characters: _Bits) -> Indices:
-    """How many of eight characters stand before the first point; 8 if there is none."""
+    """How many of eight characters come before the first point; 8 if there is none."""
     matching = characters ^ _POINTS
     # The lowest byte that is zero borrows first; bytes above it do not matter.
     return _lowest((matching - _ONES) & ~matching & _TOP)
@@ -225,7 +225,7 @@ def _sum_digits(digits: _Bits) -> _Bits:
 
 
 def spelled(tokens: Tokens, which: Indices, *, until: bytes | None = None) -> list[bytes]:
-    """Some tokens as bytes, each up to the mark ``until`` if one is given."""
+    """Some tokens as bytes, each cut at the mark ``until``, unless that is None."""
     starts, ends = tokens.starts[which].tolist(), tokens.ends[which].tolist()
     text = tokens.text
     texts = [text[start:end] for start, end in zip(starts, ends, strict=True)]

@@ -1,7 +1,7 @@
 """glTF 2 and GLB: every mesh of the scene where its nodes put it, skins and Draco included.
 
 Materials and textures are never opened. Points and lines beside triangles are ignored; a scene of points alone is
-a cloud. Animations are ignored: the scene stands as its nodes do.
+a cloud. Animations are ignored: nodes stay where the file places them.
 """
 
 from __future__ import annotations
@@ -38,11 +38,15 @@ _LOOKS = (
 """Extensions that change the look of a surface, not its shape."""
 
 
+_CHUNK = 500_000
+"""Vertices skinned at once: 64 MB of matrices."""
+
+
 def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read the default scene of a .gltf or .glb file, y up as the standard says.
 
     Raises:
-        DataError: if the file is damaged, refers to what is not there, or needs an extension that
+        DataError: if the file is damaged, refers to something missing, or needs an extension that
             changes geometry and is not known here.
     """
     document = open_document(path, limits)
@@ -170,15 +174,11 @@ def _corners(document: Document, primitive: Json, mode: int, vertices: int) -> I
     return corners
 
 
-_CHUNK = 500_000
-"""Vertices skinned at once: 64 MB of matrices."""
-
-
 def place_nodes(document: Document) -> dict[int, Floats]:
     """Every node of the default scene with its (4, 4) transform to the scene, in order of the tree.
 
     Raises:
-        DataError: if a node is reached twice, which a glTF tree forbids, or is not there.
+        DataError: if a node is reached twice, which a glTF tree forbids, or is missing.
     """
     placed: dict[int, Floats] = {}
     waiting = [(root, np.eye(4)) for root in reversed(_roots(document))]

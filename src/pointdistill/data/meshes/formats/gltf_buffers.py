@@ -1,11 +1,11 @@
 """The bytes and arrays of a glTF file: container, buffers, views, accessors, Draco streams.
 
-Every index, offset and count is held against what it points into before an array is made.
+Every index, offset and count is compared with what it points into before an array is made.
 Layout: glTF 2.0 specification, "GLB File Format" and "Accessors"; Draco bitstream specification 2.2, sections
 "Header", "Metadata" and "Connectivity".
 
 DracoPy works for seconds on a damaged stream of a few hundred bytes that promises millions of faces, so the counts
-in the stream's header are first held against those that the glTF file states. Promises deeper inside (texture
+in the stream's header are first compared with those that the glTF file states. Promises deeper inside (texture
 coordinates) still cost up to 20 s and 300 MB a stream: a deadline for all streams of a file bounds their sum.
 """
 
@@ -35,6 +35,11 @@ Json = Mapping[str, Any]
 _JSON_CHUNK, _BINARY_CHUNK = 0x4E4F534A, 0x004E4942
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+
+
+_DRACO_MESH = 1
+_SEQUENTIAL, _EDGEBREAKER = 0, 1
+_METADATA_FLAG = 0x8000
 
 
 @dataclass(slots=True)
@@ -247,11 +252,6 @@ def _chunks(data: memoryview) -> tuple[memoryview, memoryview | None]:
     return chunks[_JSON_CHUNK], chunks.get(_BINARY_CHUNK)
 
 
-_DRACO_MESH = 1
-_SEQUENTIAL, _EDGEBREAKER = 0, 1
-_METADATA_FLAG = 0x8000
-
-
 @dataclass(frozen=True, slots=True)
 class DracoMesh:
     """One decoded primitive. Sizes: V vertices, F triangles."""
@@ -300,10 +300,10 @@ class DracoDecoder:
 def _decode_draco(stream: bytes, vertices: int, faces: int) -> DracoMesh:
     import DracoPy
 
-    found_vertices, found_faces = _stated_counts(stream)
-    if found_vertices > vertices or found_faces != faces:
+    stated_vertices, stated_faces = _stated_counts(stream)
+    if stated_vertices > vertices or stated_faces != faces:
         msg = (
-            f"a Draco stream of {found_vertices:,} vertices and {found_faces:,} triangles where "
+            f"a Draco stream of {stated_vertices:,} vertices and {stated_faces:,} triangles where "
             f"{vertices:,} and {faces:,} are stated; the file is damaged, export it again"
         )
         raise DataError(msg)

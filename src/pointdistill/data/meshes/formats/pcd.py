@@ -25,6 +25,10 @@ _FORMS = ("ascii", "binary", "binary_compressed")
 _NEEDED = ("FIELDS", "SIZE", "TYPE", "POINTS", "DATA")
 
 
+_LITERAL = 32
+_LONG = 7
+
+
 def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read x, y, z of every point.
 
@@ -127,10 +131,6 @@ def _row(header: dict[str, list[str]], counts: list[int]) -> np.dtype[np.void]:
         unique = name if name in ("x", "y", "z") else f"{place}"
         fields.append((unique, f"<{_KINDS[kind]}{size}", (count,)))
     return np.dtype(fields)
-
-
-_LITERAL = 32
-_LONG = 7
 
 
 def unpack_lzf(packed: bytes, size: int) -> bytes:

@@ -26,6 +26,54 @@ from pointdistill.data.meshes.formats.ply_header import Element, Header, read_he
 from pointdistill.data.meshes.records import Floats, Indices, MeshLimits, Part, RawMesh
 from pointdistill.errors import DataError
 
+_AXES = ("x", "y", "z")
+_INDEX_NAMES = ("vertex_indices", "vertex_index")
+
+
+def read(path: Path, limits: MeshLimits) -> RawMesh:
+    """Read a PLY file as one part, or as points where it has no faces.
+
+    Raises:
+        DataError: if there is no valid header, or it promises more than the file holds, lacks coordinates, or
+            stores its surface as something other than faces.
+    """
+    header = read_header(path)
+    vertex = header.element("vertex")
+    if vertex is None:
+        msg = f"no vertex element, found {header.names}; it is not a mesh or a point cloud"
+        raise DataError(msg)
+    if missing := [axis for axis in _AXES if axis not in vertex.scalar_names]:
+        msg = f"the vertices have no {', '.join(missing)}; export them with x, y and z"
+        raise DataError(msg)
+    check_size("vertices", vertex.count, limits.vertices)
+    face = header.element("face")
+    if face is not None:
+        check_size("faces", face.count, limits.faces)
+    index_name = _index_name(header)
+    read_data = _read_text if header.form == "ascii" else _read_binary
+    vertices, corners, sizes = read_data(path, header, index_name, limits)
+    if index_name is None:
+        return RawMesh(points=[vertices])
+    return RawMesh([Part(vertices, corners, sizes)])
+
+
+def _index_name(header: Header) -> str | None:
+    """The property that holds the faces' indices; None for a file without faces."""
+    face = header.element("face")
+    if face is None or not face.count:
+        strips = header.element("tristrips")
+        if strips is not None and strips.count:
+            msg = "the surface is stored as tristrips; export it with faces"
+            raise DataError(msg)
+        return None
+    for name in _INDEX_NAMES:
+        if name in face.list_names:
+            return name
+    msg = (
+        f"the faces have no vertex_indices list, found {face.property_names}; export the mesh again"
+    )
+    raise DataError(msg)
+
 
 def _read_binary(
     path: Path, header: Header, index_name: str | None, limits: MeshLimits
@@ -111,7 +159,7 @@ def _row_like_first(
 def _ragged_rows(
     data: memoryview, offset: int, element: Element, order: str, list_name: str | None
 ) -> tuple[Indices, Indices, int]:
-    """About a microsecond per row; meshes whose faces all have the same size never come here."""
+    """Rows with lists, one by one, at a microsecond each; only meshes with faces of several sizes come here."""
     layout = [
         (
             item.name == list_name,
@@ -228,52 +276,3 @@ def _polygons(rows: Tokens, element: Element, index_name: str) -> tuple[Indices,
         )
         raise DataError(msg)
     return parse_polygons(rows, lead=before)
-
-
-_AXES = ("x", "y", "z")
-_INDEX_NAMES = ("vertex_indices", "vertex_index")
-
-
-def read(path: Path, limits: MeshLimits) -> RawMesh:
-    """Read a PLY file as one part, or as points where it has no faces.
-
-    Raises:
-        DataError: if there is no valid header, or it promises more than the file holds, lacks coordinates, or
-            stores its surface as something other than faces.
-    """
-    header = read_header(path)
-    vertex = header.element("vertex")
-    if vertex is None:
-        msg = f"no vertex element, found {header.names}; it is not a mesh or a point cloud"
-        raise DataError(msg)
-    if missing := [axis for axis in _AXES if axis not in vertex.scalar_names]:
-        msg = f"the vertices have no {', '.join(missing)}; export them with x, y and z"
-        raise DataError(msg)
-    check_size("vertices", vertex.count, limits.vertices)
-    face = header.element("face")
-    if face is not None:
-        check_size("faces", face.count, limits.faces)
-    index_name = _index_name(header)
-    read_data = _read_text if header.form == "ascii" else _read_binary
-    vertices, corners, sizes = read_data(path, header, index_name, limits)
-    if index_name is None:
-        return RawMesh(points=[vertices])
-    return RawMesh([Part(vertices, corners, sizes)])
-
-
-def _index_name(header: Header) -> str | None:
-    """The property that holds the faces' indices; None for a file without faces."""
-    face = header.element("face")
-    if face is None or not face.count:
-        strips = header.element("tristrips")
-        if strips is not None and strips.count:
-            msg = "the surface is stored as tristrips; export it with faces"
-            raise DataError(msg)
-        return None
-    for name in _INDEX_NAMES:
-        if name in face.list_names:
-            return name
-    msg = (
-        f"the faces have no vertex_indices list, found {face.property_names}; export the mesh again"
-    )
-    raise DataError(msg)

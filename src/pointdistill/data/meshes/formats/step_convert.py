@@ -1,7 +1,7 @@
 """A program of its own: STEP on standard input, GLB on standard output, messages on standard error.
 
 `pointdistill.data.meshes.formats.step` starts it by its path. The geometry kernel is written in C++ and prints its
-findings on standard output; in a process of its own, neither a crash nor its chatter reaches the program that
+messages on standard output; in a process of its own, neither a crash nor a message reaches the program that
 reads a thousand files. It imports nothing from this package.
 """
 

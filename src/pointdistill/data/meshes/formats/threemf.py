@@ -25,15 +25,18 @@ from pointdistill.errors import DataError
 _ROOT: Final = "3D/3dmodel.model"
 
 _MOST_INSTANCES: Final = 5_000
-"""trimesh searches a free name for each instance of an object: 5,000 of one take eight seconds, and ten times as
+"""trimesh looks for a free name for each instance of an object: 5,000 instances take eight seconds, ten times as
 many a hundred times as long."""
+
+
+_TRIANGLES = etree.XPath("count(.//*[local-name() = 'triangle'])")
 
 
 def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read everything that a 3MF file asks to print.
 
     Raises:
-        DataError: if the archive or its model is damaged, or refers to an object that is not there.
+        DataError: if the archive or its model is damaged, or refers to an object that is missing.
     """
     from trimesh.exchange.threemf import load_3MF
 
@@ -57,9 +60,6 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     # trimesh's clean-up renames bodies, and would lose those that then share a name.
     loader = partial(load_3MF, postprocess=False)
     return RawMesh(load_parts(loader, {_ROOT: document}, triangles=triangles), declared_up="z")
-
-
-_TRIANGLES = etree.XPath("count(.//*[local-name() = 'triangle'])")
 
 
 def _object_ids(element: Any, kind: str) -> list[str]:
