@@ -151,9 +151,9 @@ def split_notes(request: MixtureRequest, statuses: Sequence[SourceStatus]) -> It
         if name not in names:
             yield f"test split of {name} is not taken in: {name} is not among the sources"
     for row in HELD_OUT:
-        held = [name for name in row.sources if name in names]
-        if held:
-            shapes = f"test shapes of {row.benchmark} (in {', '.join(held)})"
+        containing = [name for name in row.sources if name in names]
+        if containing:
+            shapes = f"test shapes of {row.benchmark} (in {', '.join(containing)})"
             out_or_in = (
                 "left out"
                 if request.exclude_all_tests

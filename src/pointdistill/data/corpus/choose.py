@@ -35,7 +35,7 @@ def choose_shapes(
 
     Args:
         corpus: whose ids and labels are read a chunk at a time.
-        query: a shape must have one of the ids, one of the labels and one of the sources, where those are given.
+        query: a shape must have one of its ids, one of its labels and one of its sources, unless it names none.
         count: most shapes to return, drawn by ``seed``; ignored if ids are given.
         seed: same seed, same shapes.
 
@@ -44,7 +44,7 @@ def choose_shapes(
 
     Raises:
         ConfigError: if a source or label is not in the corpus.
-        DataError: if an id is not there, or no shape satisfies the query.
+        DataError: if an id is missing, or no shape satisfies the query.
     """
     _check_names(corpus, query)
     matches = _matching(corpus, query)

@@ -54,8 +54,8 @@ def lay_out_file(
         source: stored as an attribute of the file.
         label_names: (k,) UTF-8, stored whole as the dataset ``label_names``.
     """
-    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     memory = _SparseFile()
     with h5py.File(
         memory,
@@ -69,10 +69,10 @@ def lay_out_file(
         file.create_dataset("label_names", data=label_names.astype(text))
         offsets = {}
         for name, spec in arrays.items():
-            made = file.create_dataset(
-                name, spec.shape, spec.dtype, dcpl=early.copy(), fill_time="never"
+            dataset = file.create_dataset(
+                name, spec.shape, spec.dtype, dcpl=creation.copy(), fill_time="never"
             )
-            offsets[name] = made.id.get_offset()
+            offsets[name] = dataset.id.get_offset()
     ends = [
         offsets[name] + spec.dtype.itemsize * int(np.prod(spec.shape))
         for name, spec in arrays.items()

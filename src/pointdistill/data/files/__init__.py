@@ -1,1 +1,1 @@
-"""Files and where they come from: whole-or-absent writes, archives, downloads, pickles as data, processes."""
+"""Files and where they come from: writes that are complete or absent, archives, downloads, pickles, processes."""

@@ -255,9 +255,9 @@ def open_archive(path: Path, *, absent: str, tolerate_unsafe: bool = False) -> I
     if path.is_dir():
         yield _FolderArchive(path)
         return
-    with ExitStack() as held:
+    with ExitStack() as resources:
         try:
-            archive = _open_file(path, held)
+            archive = _open_file(path, resources)
         except (
             zipfile.BadZipFile,
             tarfile.TarError,
@@ -273,10 +273,10 @@ def open_archive(path: Path, *, absent: str, tolerate_unsafe: bool = False) -> I
         yield archive
 
 
-def _open_file(path: Path, held: ExitStack) -> Archive:
+def _open_file(path: Path, resources: ExitStack) -> Archive:
     if _looks_like_tar(path):
-        return _TarArchive(path, held.enter_context(tarfile.open(path, "r:")))
-    return _ZipArchive(path, held.enter_context(zipfile.ZipFile(path)))
+        return _TarArchive(path, resources.enter_context(tarfile.open(path, "r:")))
+    return _ZipArchive(path, resources.enter_context(zipfile.ZipFile(path)))
 
 
 def _looks_like_tar(path: Path) -> bool:

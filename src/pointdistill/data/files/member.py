@@ -177,19 +177,19 @@ def file_state(path: Path) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def unpack(held: HeldArchive, name: str, folder: Path) -> Path:
+def unpack(source: HeldArchive, name: str, folder: Path) -> Path:
     """Unpack one member into ``folder``, and beside it the buffer files that a glTF names.
 
     Raises:
         DataError: if a member cannot be read, or no file can have the name of a buffer on this system.
     """
-    content = held.archive.read(name)
+    content = source.archive.read(name)
     if PurePosixPath(name).suffix.lower() == ".gltf":
         unpacked = len(content)
         for relative in _buffers(content):
             member = posixpath.join(posixpath.dirname(name), relative)
-            if member in held.names and unpacked <= MEMBER_LIMIT_BYTES:
-                buffer = held.archive.read(member)
+            if member in source.names and unpacked <= MEMBER_LIMIT_BYTES:
+                buffer = source.archive.read(member)
                 unpacked += len(buffer)
                 _write(folder, relative, buffer)
     # The member's own name could lead anywhere, and the reader needs only its suffix.

@@ -96,12 +96,15 @@ def last_stand_in(benchmark: str, *, folder: Path = Path()) -> Path | None:
 
 def remember_embedding(output: Path, inputs: Sequence[Path], *, folder: Path = Path()) -> None:
     """Note the embedding that was made last in ``folder``, and the inputs it was made from."""
-    noted = _portable_path(output, folder)
-    known = _read(folder).get(_EMBEDDINGS)
-    made = {str(path.resolve()): noted for path in inputs}
+    output_name = _portable_path(output, folder)
+    earlier = _read(folder).get(_EMBEDDINGS)
+    by_input = {str(path.resolve()): output_name for path in inputs}
     _remember(
         folder,
-        {_EMBEDDING: noted, _EMBEDDINGS: (known if isinstance(known, dict) else {}) | made},
+        {
+            _EMBEDDING: output_name,
+            _EMBEDDINGS: (earlier if isinstance(earlier, dict) else {}) | by_input,
+        },
     )
 
 

@@ -89,12 +89,12 @@ def build_mixture(
         points=settings.points,
         seed=settings.seed,
     )
-    made = _finished(output)
-    if made is not None:
+    manifest = _finished(output)
+    if manifest is not None:
         report(output)  # opens every shard, so that a missing one is named before days of work
-        check(made, output)
-        if len(made.sources) == len(sources):
-            recorded = {source.name for source in made.sources}
+        check(manifest, output)
+        if len(manifest.sources) == len(sources):
+            recorded = {source.name for source in manifest.sources}
             remove_idle_build(
                 output,
                 # It is about to grow.
@@ -104,13 +104,13 @@ def build_mixture(
     decisive = {"mixture": True, "seed": settings.seed, "points": settings.points}
     with (
         room_needed(output),
-        unfinished_build(output, decisive, grows=made is not None) as folder,
+        unfinished_build(output, decisive, grows=manifest is not None) as folder,
     ):
         finish_staged(output)
-        made = _finished(output)
-        if made is not None:
-            check(made, output)
-        resumed = _add(folder, made, request, sources, settings, reporter)
+        manifest = _finished(output)
+        if manifest is not None:
+            check(manifest, output)
+        resumed = _add(folder, manifest, request, sources, settings, reporter)
         remove_build(output)
     return replace(report(output), resumed=resumed)
 
@@ -137,14 +137,14 @@ def _finished(output: Path) -> Manifest | None:
 
 def _add(
     folder: BuildFolder,
-    made: Manifest | None,
+    manifest: Manifest | None,
     request: MixtureRequest,
     sources: Sequence[Source],
     settings: BuildSettings,
     reporter: Reporter,
 ) -> int:
     """Build the sources that the corpus lacks and join them to it; returns how many shapes were there before."""
-    recorded = made.sources if made is not None else ()
+    recorded = manifest.sources if manifest is not None else ()
     resumed = sum(source.kept + source.refused for source in recorded)
     present = {source.name for source in recorded}
     begun = [name for name in begun_parts(folder) if name not in present]

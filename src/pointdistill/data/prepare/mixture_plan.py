@@ -114,13 +114,13 @@ def plan_mixture(
 
     Args:
         request: the folder, and what to take from it.
-        output: where the corpus will be, for the free disk and the sources that are finished there.
+        output: where the corpus will be: for the free disk space, and the sources that are finished there.
         settings: those of the build; None for the defaults.
         reporter: hears about each source before it is measured.
 
     Raises:
         DataError: if the folder does not exist.
-        CorpusError: if the manifest of a corpus that is there is damaged.
+        CorpusError: if the manifest of an existing corpus is damaged.
     """
     settings = settings or BuildSettings()
     rows = []

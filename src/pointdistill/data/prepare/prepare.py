@@ -1,4 +1,4 @@
-"""``prepare-data`` as one call: name a source, get a corpus that the next command finds."""
+"""``prepare-data`` as one call: from the name of a source to a corpus that the next command finds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def prepare_corpus(
         request: the archive or folder, and the source's options.
         output: the corpus folder; None: ``data/`` and the source's name, or the folder's own.
         settings: how to build; None for the defaults.
-        retry: once the corpus is there, read its shapes again whose failure was retryable, see `retry_corpus`.
+        retry: once the corpus is complete, read shapes with a retryable failure again, see `retry_corpus`.
         reporter: hears about every shape, and at the end what was assumed or left out.
 
     Raises:

@@ -288,7 +288,7 @@ def split_shard_into_pieces(
         refusals = tuple(Refusal(name, refused[name].cause) for name in ids if name in refused)
         count = len(ids) - len(refusals)
         if count and run not in finished:
-            assert block is not None, "a shard without shapes has no kept ones"
+            assert block is not None, "shapes were kept, so the shard has a file"
             rows = _slice(block, row, row + count)
             path = folder.piece(run)
             write_shard(path, [rows], sizes_of(rows), source=source, label_names=labels)

@@ -1,4 +1,4 @@
-"""What water runs into: sink, toilet, bathtub."""
+"""Bathroom fixtures: sink, toilet, bathtub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pieces of furniture share: carcasses, feet, doors and drawers with handles; legs and other supports."""
+"""Parts shared by furniture: carcasses, feet, doors and drawers with handles, legs and other supports."""
 
 from __future__ import annotations
 

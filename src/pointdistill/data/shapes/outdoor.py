@@ -1,4 +1,4 @@
-"""Things that stand outdoors: traffic cone, tent."""
+"""Outdoor objects: traffic cone, tent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The solids that objects are put together from.
+"""The solids that objects are assembled from.
 
 Unless a docstring says otherwise a solid stands on its base point ``at``: the centre of its footprint, at its
 lowest z. All are closed surfaces; where a cross-section shrinks to a point some triangles have no area, and
@@ -37,7 +37,7 @@ def arc(radius: float, start: float, stop: float, count: int = 12) -> Floats:
 
 @lru_cache(maxsize=512)
 def _skin_faces(rings: int, around: int, closed: bool) -> Faces:
-    """Two triangles a cell of a (rings, around) grid that wraps around, then caps unless ``closed``."""
+    """Two triangles per cell of a (rings, around) grid that wraps around, then the caps unless ``closed``."""
     along = np.arange(rings if closed else rings - 1)[:, None]
     across = np.arange(around)[None, :]
     here, above = along * around, (along + 1) % rings * around
@@ -125,7 +125,7 @@ def vessel(
     power: float = 2.0,
     stretch: tuple[float, float] = (1.0, 1.0),
 ) -> Mesh:
-    """A hollow body open at the top: the ``outline`` outside, the same less ``wall`` inside.
+    """A hollow body, open at the top, with ``outline`` as its outside and a wall of thickness ``wall``.
 
     Args:
         outline: (S, 2) rows of (radius, height), from the foot up to the rim.
@@ -233,7 +233,7 @@ def tube(
 
 
 def torus(radius: float, thickness: float, at: Vector = ORIGIN, *, around: int = 24) -> Mesh:
-    """A lying ring: ``radius`` to the middle of its bar, ``thickness`` the bar's radius; ``at`` its centre."""
+    """A horizontal ring about ``at``: ``radius`` up to the middle of its bar, ``thickness`` the bar's radius."""
     circle = np.column_stack((ring(around) * radius, np.zeros(around)))
     return tube(circle + np.array(at), thickness, closed=True)
 
@@ -241,7 +241,7 @@ def torus(radius: float, thickness: float, at: Vector = ORIGIN, *, around: int =
 def ellipsoid(
     size: Vector, at: Vector = ORIGIN, *, power: float = 2.0, around: int = 20, rows: int = 10
 ) -> Mesh:
-    """An egg of full ``size`` (x, y, z); a higher ``power`` makes it boxier."""
+    """An ellipsoid of full ``size`` (x, y, z); a higher ``power`` makes it boxier."""
     angle = np.linspace(-np.pi / 2.0, np.pi / 2.0, rows + 1)
     cos, sin = np.cos(angle), np.sin(angle)
     profile = np.column_stack(

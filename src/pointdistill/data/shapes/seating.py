@@ -1,4 +1,4 @@
-"""Things to sit on: chair, stool, bench, sofa."""
+"""Seats: chair, stool, bench, sofa."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flat tops: table, desk, piano."""
+"""Objects with a large flat top: table, desk, piano."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Things to hold, and who holds them: guitar, knife, pistol, person."""
+"""Hand-held objects, and a person: guitar, knife, pistol, person."""
 
 from __future__ import annotations
 

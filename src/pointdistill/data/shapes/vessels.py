@@ -1,4 +1,4 @@
-"""Hollow ware and what grows in it: bottle, bowl, cup, mug, vase, flower pot, plant."""
+"""Vessels, and plants in them: bottle, bowl, cup, mug, vase, flower pot, plant."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def open_source(request: SourceRequest, info: SourceInfo) -> BuiltinSource:
     """The source for a request: ``shapes`` (10,000 unless given) of ``categories`` (all).
 
     Raises:
-        ConfigError: if there is no such category, or no shape is asked for.
+        ConfigError: if there is no such category, or no shape is requested.
     """
     shapes = DEFAULT_SHAPES if request.shapes is None else request.shapes
     if shapes < 1:
