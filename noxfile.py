@@ -1,4 +1,4 @@
-"""What a developer and CI run: ``nox`` alone does lint, types and tests."""
+"""Tasks for developers and CI. ``nox`` without arguments runs lint, types and tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and simple mistakes."""
+    """Style and simple mistakes: ruff."""
     session.install("ruff")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -20,7 +20,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Strict static types."""
+    """Strict static types: mypy."""
     session.install("-e", ".[dev]")
     session.run("mypy")
 
@@ -34,7 +34,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Timings, side by side in one run (``-- learning``: what pretraining is worth)."""
+    """Benchmarks, measured side by side in one run (``-- learning``: what pretraining is worth)."""
     session.install("-e", ".[bench]")
     names = session.posargs or [
         "views",
@@ -52,6 +52,6 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Check that links between the pages lead somewhere and that the commands in them exist."""
+    """Check that the links, commands, options and modules in the pages exist."""
     session.install("-e", ".[test]")
     session.run("pytest", "tests/test_docs.py")

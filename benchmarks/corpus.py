@@ -1,16 +1,18 @@
 """Random reads of whole shapes from a corpus to (n, 3) float32, warm, against Zarr and a raw memory map.
 
-- **Zarr** (version 2): one float32 array a shape in a group of a `DirectoryStore`, one uncompressed chunk each; a
-  shape is looked up by name, as one of a million is, and, for comparison, in an array that was kept open.
-- **Memory map**: the same int16 points of all shapes one behind the other, their offsets, scales and centres in
-  memory, the map seen as a plain array. Written in three ways; the bar is the fastest of them at each size. Beside
-  it what is no whole read: turned to float32 only, which leaves every shape on the unit cube, and the map with
-  this package's own arithmetic, which shows what a corpus costs beside it.
+- **Zarr** (version 2): one float32 array per shape in a group of a `DirectoryStore`, with one uncompressed chunk
+  each. A shape is looked up by name, as one of a million would be, and, for comparison, read from an array kept
+  open.
+- **Memory map**: the same int16 points of all shapes, concatenated; offsets, scales and centres in memory; the map
+  seen as a plain array. There are three implementations, and the fastest at each size is the one to beat. Two more
+  rows are not comparable reads: a conversion to float32 only, which leaves every shape on the unit cube, and the
+  map with this package's own arithmetic, which shows the overhead of a corpus.
 
-Every way gives the same bits. Rounds alternate; figures are medians, ratios medians of each round's own.
+All methods give the same bits. Rounds alternate; figures are medians, and ratios are medians of the rounds'
+ratios.
 
-Run: ``python benchmarks/corpus.py``; it then measures a corpus of a million clouds (`corpus_scale.py`). Two to
-three minutes, 0.5 GB of a temporary folder; ``--quick`` for less of everything. Zarr 2: extra ``bench``.
+Run: ``python benchmarks/corpus.py``. It also measures a corpus of a million clouds (`corpus_scale.py`). This takes
+two to three minutes and 0.5 GB in a temporary folder; ``--quick`` takes less. Zarr 2 is in the extra ``bench``.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ Read = Callable[[int], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class RawMap:
-    """Points of all shapes in one memory-mapped file, and what turns them into shapes in memory."""
+    """Points of all shapes in one memory-mapped file; offsets, scales and centres in memory."""
 
     steps: NDArray[np.int16]
     offsets: list[int]
@@ -104,7 +106,7 @@ def main(*, quick: bool) -> None:
 
 
 def make_ways(folder: Path, *, shapes: int, points: int) -> dict[str, Read]:
-    """Every way to read the same shapes; each has read all of them once, and they agree bit for bit."""
+    """All methods to read the same shapes. Each has read all shapes once, and they agree bit for bit."""
     make_corpus(folder / "corpus", shapes=shapes, points=points, seed=0)
     corpus = open_corpus(folder / "corpus")
     raw = make_raw(folder / "raw.npy", corpus)
@@ -143,7 +145,7 @@ def make_raw(path: Path, corpus: Corpus) -> RawMap:
 
 
 def make_zarr(path: Path, corpus: Corpus) -> zarr.Group:
-    """A group with an array a shape, opened to be read."""
+    """A group with one array per shape, opened for reading."""
     group = zarr.open_group(zarr.DirectoryStore(str(path)), mode="w")
     for index in range(len(corpus)):
         points = corpus.points(index)
@@ -152,9 +154,10 @@ def make_zarr(path: Path, corpus: Corpus) -> zarr.Group:
 
 
 def alternate(ways: Mapping[str, Read], shapes: int, *, rounds: int) -> dict[str, list[float]]:
-    """Microseconds a read of each way in each round; every way in an order of its own.
+    """Microseconds per read of each method in each round.
 
-    Otherwise the ways that share a file would find in a core's cache what the one before them read.
+    Each method reads in its own order. Otherwise methods that share a file would find in a core's cache what the
+    previous one has read.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
     rng = np.random.default_rng(0)
@@ -166,7 +169,7 @@ def alternate(ways: Mapping[str, Read], shapes: int, *, rounds: int) -> dict[str
 
 
 def print_reads(found: Mapping[int, Mapping[str, list[float]]]) -> None:
-    """Microseconds a read, and how many times as long as ours, by way and number of points."""
+    """Print microseconds per read, and the ratio to ours, by method and number of points."""
     print(f"| a random read of | {' | '.join(f'{points:,} points' for points in found)} |")
     print(f"| --- |{' --- |' * len(found)}")
     for name in next(iter(found.values())):
@@ -189,7 +192,7 @@ def print_reads(found: Mapping[int, Mapping[str, list[float]]]) -> None:
 
 
 def times(taken: Mapping[str, list[float]], name: str) -> float:
-    """How many times as long as ours: the median of each round's own ratio."""
+    """Ratio of the times to ours: the median of the rounds' ratios."""
     return statistics.median(
         other / ours for other, ours in zip(taken[name], taken[OURS], strict=True)
     )

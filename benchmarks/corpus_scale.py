@@ -1,7 +1,8 @@
-"""A corpus of a million clouds of 64 points: opened, listed and read at random, warm, beside one of a thousand.
+"""A corpus of a million clouds of 64 points: opening, listing and warm random reads, compared with a thousand.
 
-Memory is that of a fresh process on Linux: the growth of its peak (``VmHWM`` of ``/proc``), which counts pages of
-mapped files that the system may drop at any time, and of what is its own afterwards (``RssAnon``).
+Memory is that of a fresh process on Linux. Two numbers are given: the growth of its peak (``VmHWM`` of ``/proc``),
+which includes pages of mapped files that the system may drop at any time, and the growth of its private memory
+afterwards (``RssAnon``).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ for name in sys.argv[3:]:
 
 
 def measure_scale(*, shapes: int, rounds: int) -> None:
-    """Print what a large corpus costs in time and memory, and its random reads beside a small one's."""
+    """Print the time and memory that a large corpus takes, and its random reads compared with a small one's."""
     with tempfile.TemporaryDirectory() as folder:
         small, large = Path(folder) / "small", Path(folder) / "large"
         make_corpus(small, shapes=FEW, points=POINTS, seed=0)
@@ -74,7 +75,7 @@ def measure_scale(*, shapes: int, rounds: int) -> None:
 def steps(
     corpus: Path, shapes: int, names: tuple[str, ...]
 ) -> list[tuple[str, float, float, float]]:
-    """Name, seconds, and growth of the peak and of its own memory in MiB, of steps in one fresh process."""
+    """Name, seconds, and growth of peak and private memory in MiB, of steps in one fresh process."""
     told = subprocess.run(
         [sys.executable, "-c", STEPS, str(corpus), str(shapes), *names],
         check=True,
@@ -85,7 +86,7 @@ def steps(
 
 
 def compare_reads(small: Path, large: Path, *, rounds: int) -> None:
-    """Random reads of two corpora in alternating rounds, after every shape of both was read once."""
+    """Random reads of two corpora in alternating rounds, after every shape of both has been read once."""
     corpora = {path: open_corpus(path) for path in (small, large)}
     rng = np.random.default_rng(1)
     for corpus in corpora.values():
@@ -105,7 +106,7 @@ def compare_reads(small: Path, large: Path, *, rounds: int) -> None:
 
 
 def microseconds(read: Callable[[int], object], order: list[int]) -> float:
-    """Microseconds of a read; the first tenth of the order is not timed, it brings the code back into caches."""
+    """Microseconds per read. The first tenth of the order is not timed: it warms the caches."""
     untimed = len(order) // 10
     for index in order[:untimed]:
         read(index)

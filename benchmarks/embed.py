@@ -1,14 +1,14 @@
-"""Embedding clouds with the small encoder on two CPU threads, against an eager encoder of the same weights.
+"""Embedding clouds with the small encoder on two CPU threads, compared with an eager encoder of the same weights.
 
 The baseline is what a competent user writes in PyTorch: batches of clouds, patches cut and embedded once with
-batched operations, ``[x, max]`` joined and put through one linear layer, fused attention
+batched operations, ``[x, max]`` concatenated and put through one linear layer, fused attention
 (``scaled_dot_product_attention``), ``torch.no_grad``, two threads inside each operation. Both get the same
-clouds, batch size and float32 weights. Rounds alternate; figures are medians, and the ratio is the median of
-each round's own. What each change contributes is measured on one thread by taking it away alone.
+clouds, batch size and float32 weights. Rounds alternate; figures are medians, and the ratio is the median of the
+rounds' ratios. The contribution of each change is measured on one thread by leaving out only that change.
 
-Run: ``python benchmarks/embed.py``, or ``python benchmarks/embed.py --memory 100000 --folder kept`` for the memory
-of ``embed`` over builtin corpora of that many clouds, a tenth and a hundredth of it (Linux). The corpora stay in
-the folder, if one is given, so that a second run, or one that was stopped, does not build them anew.
+Run: ``python benchmarks/embed.py``. ``python benchmarks/embed.py --memory 100000 --folder FOLDER`` measures the
+memory of ``embed`` on builtin corpora of that many clouds, of a tenth and of a hundredth (Linux). If a folder is
+given, the corpora stay there, so that another run does not build them again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROUNDS = 7
 
 
 class Baseline(nn.Module):
-    """The same function of the same weights, written plainly."""
+    """The same function of the same weights, in plain PyTorch."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def attend(attention: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def random_encoder(size: str) -> Encoder:
-    """Weights of a trained model's order: features, and so their differences, of order one."""
+    """Weights as large as a trained model's, so that features and their differences are of order one."""
     torch.manual_seed(0)
     encoder = Encoder(recipe(size).encoder).eval().requires_grad_(requires_grad=False)
     for name, weight in encoder.named_parameters():
@@ -165,7 +165,7 @@ def speed(count: int, rounds: int, batch: int) -> None:
 
 
 def contributions(rounds: int, batch: int) -> None:
-    """Each part beside its plain version, milliseconds a cloud on one thread."""
+    """Print each part beside its plain version, in milliseconds per cloud on one thread."""
     torch.set_num_threads(1)
     encoder = random_encoder("small")
     fast, model = frozen_encoder.frozen_copy(encoder), Baseline(encoder)
@@ -196,7 +196,7 @@ def contributions(rounds: int, batch: int) -> None:
 
 
 def at_once(embedding: nn.Module, offsets: Tensor) -> Tensor:
-    """The patch embedding of all patches together, as if a cache had no end."""
+    """The patch embedding of all patches together, as if the cache were unlimited."""
     cached, frozen_encoder.CACHED_VALUES = frozen_encoder.CACHED_VALUES, sys.maxsize
     try:
         return embedding(offsets)
@@ -217,10 +217,10 @@ print(report.shapes, int(status["VmHWM"].split()[0]) / 1024)
 
 
 def memory(most: int, kept: Path | None) -> None:
-    """Peak memory of a whole fresh process that embeds a hundredth, a tenth, and all of ``most`` clouds.
+    """Print the peak memory of a fresh process that embeds a hundredth, a tenth, and all of ``most`` clouds.
 
-    Clouds of 256 points and the tiny encoder: the width of what is held for a batch is the encoder's, how it
-    grows with the number of clouds is not.
+    Clouds have 256 points and the encoder is tiny: memory per batch depends on the encoder, but its growth with
+    the number of clouds does not.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = (kept or Path(temporary)).resolve()
@@ -251,7 +251,7 @@ def memory(most: int, kept: Path | None) -> None:
 
 
 def growth(before: tuple[int, float], now: tuple[int, float]) -> float:
-    """Bytes a cloud, from clouds and MiB of a smaller run and of a larger one."""
+    """Bytes per cloud, from the clouds and MiB of a smaller and a larger run."""
     return (now[1] - before[1]) * 2**20 / (now[0] - before[0])
 
 

@@ -1,15 +1,15 @@
 """The leak check: recall on planted test shapes, false alarms on clean ones, and what it costs.
 
-A corpus of builtin shapes of 30 categories is built; 200 of its shapes are sampled anew, scaled, moved and turned
-about z (planted), and as many shapes of the same categories as asked for are made from another seed (clean). Each
-is compared with the whole corpus. The thresholds stand in the code: they were set on what ``--calibrate`` prints,
-which uses other seeds.
+A corpus of builtin shapes of 30 categories is built. 200 of its shapes are resampled, scaled, moved and turned
+about z (planted), and ``--clean`` shapes of the same categories are made from another seed (clean). Each is
+compared with the whole corpus. The thresholds are constants in the code; they were set on the output of
+``--calibrate``, which uses other seeds.
 
-Builtin shapes of few parameters coincide now and then, as two boxes of nearly the same proportions do. So both are
-counted: clean shapes that are flagged, and those of them whose surface truly differs from the corpus shape's. For
-this the two are made anew, sampled with 65,536 points each and laid upon each other; they differ where more than
-1 % of either surface is farther from the other than 0.03 of its root mean square radius: half the distance between
-neighbours among 1,024 points, and what two samples of one surface reach is 0.02. Fingerprints Markdown.
+Builtin shapes with few parameters sometimes coincide, for example two boxes of nearly the same proportions. So two
+numbers are counted: clean shapes that are flagged, and those of them whose surface truly differs from the corpus
+shape's. To decide this, both shapes are made again, sampled with 65,536 points each, and registered. They differ
+if more than 1 % of either surface is farther from the other than 0.03 of its root mean square radius. This is half
+the distance between neighbours among 1,024 points; two samples of one surface reach 0.02. Prints Markdown.
 
 Run: ``python benchmarks/leaks.py [--corpus 6000] [--clean 1000] [--workers 2] [--calibrate] [--speed]``
 """
@@ -80,12 +80,12 @@ class Test:
         return f"{self.category}/{self.index:06d}"
 
     def surface(self, count: int, *, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Another sample of it, (count, 3), as the corpus of its seed has it."""
+        """Another sample of the shape, (count, 3), in the frame of its corpus."""
         made = source_shape_rng(seed=self.seed, source="builtin", shape_id=self.id)
         return sample_shape(make_shape(self.category, rng=made), count, rng=rng)[0]
 
     def cloud(self) -> NDArray[np.float32]:
-        """Another sample of it, scaled, moved, and turned about z."""
+        """Another sample of the shape, scaled, moved, and turned about z."""
         rng = source_shape_rng(seed=7, source=f"test of {self.seed}", shape_id=self.id)
         points = self.surface(self.points, rng=rng)
         angle = rng.uniform(0.0, 2.0 * np.pi)
@@ -96,7 +96,7 @@ class Test:
 
 
 def planted_tests(count: int, seed: int, of_each: int) -> list[Test]:
-    """Spread over the categories, and over the corpus's shapes of each; counts of points take turns."""
+    """Spread over the categories and the corpus's shapes of each, with alternating counts of points."""
     return [
         Test(THIRTY[k % 30], (k // 30) * 7 % of_each, seed, TEST_POINTS[(k // 30) % 2])
         for k in range(count)
@@ -109,7 +109,7 @@ def clean_tests(count: int, seed: int) -> list[Test]:
 
 @dataclass(frozen=True)
 class Task:
-    """Some test shapes to be looked for in a corpus whose fingerprints are kept."""
+    """Some test shapes to search for in a corpus whose fingerprints are stored."""
 
     corpus: Corpus
     tests: list[Test]
@@ -120,10 +120,10 @@ def matches(task: Task) -> list[Match | None]:
 
 
 def lowest(task: Task) -> list[tuple[float, float]]:
-    """Of each test shape: its lowest gap to any candidate, and its lowest distance by phases."""
+    """For each test shape: its lowest gap to any candidate, and its lowest distance by phases."""
     clouds = [test.cloud() for test in task.tests]
     found = nearest_candidates(corpus_fingerprints(task.corpus, workers=1), Queries.of(clouds))
-    # As the check does.
+    # As in the check.
     with threadpool_limits(1, user_api="blas"):
         return [
             nearest_of(cloud, few, task.corpus) for cloud, few in zip(clouds, found, strict=True)
@@ -131,7 +131,7 @@ def lowest(task: Task) -> list[tuple[float, float]]:
 
 
 def to_its_own(task: Task) -> list[tuple[float, float]]:
-    """Of each planted test shape: gap and distance by phases to the shape that it is a sample of."""
+    """For each planted test shape: gap and distance by phases to the shape that it is a sample of."""
     numbers = {name: number for number, name in enumerate(task.corpus.ids())}
     with threadpool_limits(1, user_api="blas"):
         return [
@@ -154,7 +154,7 @@ def nearest_of(
 
 
 def over_all(work, corpus: Corpus, tests: list[Test], workers: int) -> list:
-    """What ``work`` finds for each test; says on stderr how far it is."""
+    """The results of ``work`` for each test; prints progress to stderr."""
     blocks = [Task(corpus, tests[first : first + BLOCK]) for first in range(0, len(tests), BLOCK)]
     found: list = []
     began = time.perf_counter()
@@ -167,7 +167,7 @@ def over_all(work, corpus: Corpus, tests: list[Test], workers: int) -> list:
 
 
 def calibrate(corpus: Corpus, planted: int, clean: int, workers: int) -> None:
-    """What the thresholds were set on; low gaps of clean shapes are the near-duplicates."""
+    """Print what the thresholds were set on. Low gaps of clean shapes are near-duplicates."""
     print(f"\nThresholds in the code: gap {SAME_SURFACE}, distance by phases {LIKELY:.0f}")
     print(
         "\n| tests | points | count | what | lowest | 2nd | 3rd | median | 3rd highest | 2nd | highest |"
@@ -186,7 +186,7 @@ def calibrate(corpus: Corpus, planted: int, clean: int, workers: int) -> None:
 
 
 def measure(corpus: Corpus, planted: int, clean: int, workers: int) -> None:
-    """Recall and false alarms of the check itself."""
+    """Print recall and false alarms of the check."""
     names = corpus.ids()
     tests = planted_tests(planted, MEASURED_SEED, len(corpus) // 30)
     found = over_all(matches, corpus, tests, workers)
@@ -232,7 +232,7 @@ def twin_of(name: str) -> Test:
 
 
 def true_distance(test: Test, twin: Test) -> float:
-    """Within which all but 1 % of both surfaces lie, laid upon each other, in units of the radius."""
+    """Distance within which all but 1 % of two registered surfaces lie, in units of the radius."""
     rng = np.random.default_rng(0)
     mine, other = (centred(shape.surface(DENSE, rng=rng)) for shape in (test, twin))
     tree, probes = KDTree(other), subsample(mine, 2048)
@@ -246,7 +246,7 @@ def true_distance(test: Test, twin: Test) -> float:
 
 
 def row(name: str, found: int, of: int, *, low: bool = False) -> str:
-    """A line with the exact one-sided 95 % bound (Clopper and Pearson); 3 / n where nothing was found."""
+    """A table row with the exact one-sided 95 % bound (Clopper and Pearson); 3 / n if nothing was found."""
     from scipy.stats import beta
 
     if low:
@@ -257,9 +257,9 @@ def row(name: str, found: int, of: int, *, low: bool = False) -> str:
 
 
 def speed(corpus: Corpus, rows: int = 100_000, tests: int = 2468) -> None:
-    """Fingerprints a second, and time and memory of the search, in seconds of one core."""
+    """Print fingerprints per second, and time (seconds of one core) and memory of the search."""
     clouds = [corpus.points(k) for k in range(0, len(corpus), max(1, len(corpus) // 200))]
-    fingerprint(clouds[0])  # the first call loads what the others find in place
+    fingerprint(clouds[0])  # the first call loads modules and data
     began = time.process_time()
     for cloud in clouds:
         fingerprint(cloud)

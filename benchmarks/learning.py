@@ -1,9 +1,9 @@
-"""What pretraining is worth on the stand-in: recipes and seeds beside initial weights, geometry, and labels.
+"""What pretraining is worth on the stand-in, compared with initial weights, geometric features, and labels.
 
-Each seed has its own corpus, weights, views and probes; the stand-in is always the same. The supervised run
-trains the same encoder from scratch with the labels. Prints Markdown for docs/results.md. A recipe and seed takes
-some four minutes on one core; what is finished is kept in FOLDER under its settings and not done again, so that
-two calls with different seeds can share the work of two cores.
+Each seed has its own corpus, weights, views and probes; the stand-in is always the same. The supervised run trains
+the same encoder from scratch with the labels. Prints Markdown for docs/results.md. A recipe and seed takes about
+four minutes on one core. Finished results are stored in FOLDER under their settings and not computed again, so two
+calls with different seeds can share the work on two cores.
 
 Run: ``python benchmarks/learning.py [FOLDER] [--seeds 0 1 2] [--recipes tiny tiny-cls …] [--supervised]``
 """
@@ -51,7 +51,7 @@ Scores = dict[str, float]
 
 
 class Bench:
-    """The stand-in, corpora by seed, and what was measured so far."""
+    """The stand-in, corpora by seed, and the results so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +61,7 @@ class Bench:
         self.stand_in: Benchmark = read_scanobjectnn(path, SPLIT)
 
     def kept(self, name: str, settings: object, measure: Callable[[], Scores]) -> Scores:
-        """``measure()``, or what it gave under the same settings."""
+        """The stored result of the same settings, or else ``measure()``."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         path = self.folder / f"{name}-{digest}.json"
         if not path.exists():
@@ -113,7 +113,7 @@ class Bench:
         return self.kept(f"geometry-seed{seed}", to_plain(inputs), measure)
 
     def supervised(self, seed: int) -> Scores:
-        """Last and best epoch's test accuracy of the scratch protocol."""
+        """Test accuracy of the scratch protocol, in the last and in the best epoch."""
         config: PretrainConfig = find_recipe("tiny").config
         encoder = new_state(config).student.encoder
 
@@ -138,7 +138,7 @@ def by_protocol(results: list[Result]) -> Scores:
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± standard deviation (of the sample)."""
+    """Mean ± sample standard deviation."""
     deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return f"{np.mean(values):.1f} ± {deviation:.1f}"
 

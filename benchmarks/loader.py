@@ -1,8 +1,8 @@
-"""From a corpus on disk to batches, on one thread: shapes a second, against HDF5 read shape by shape.
+"""From a corpus on disk to batches, on one thread: shapes per second, compared with HDF5 read shape by shape.
 
-The baseline is what a competent user writes over the same shards: a random read of each shape's rows with h5py,
-its scale and centre applied in float32, ``np.stack``, one tensor. Both give the same (B, N, 3) batches, which is
-checked; the corpus lies in the page cache for both. The ratio is the median over rounds that take turns.
+The baseline is what a competent user writes for the same shards: a random read of each shape's rows with h5py, its
+scale and centre applied in float32, ``np.stack``, one tensor. The script checks that both give the same (B, N, 3)
+batches. The corpus is in the page cache for both. The ratio is the median over alternating rounds.
 
 Run: ``python benchmarks/loader.py``
 """
@@ -35,7 +35,7 @@ SHAPES, POINTS, BATCH, ROUNDS = 512, 16_384, 32, 7
 
 
 def ours(corpus: Corpus, epoch: int) -> Iterator[Tensor]:
-    """The batches that a run is given in an epoch."""
+    """The batches of one epoch of a run."""
     per_epoch = len(corpus) // BATCH
     first = epoch * per_epoch
     for batch in batches(corpus, batch_size=BATCH, seed=0, first=first, last=first + per_epoch):
@@ -43,7 +43,7 @@ def ours(corpus: Corpus, epoch: int) -> Iterator[Tensor]:
 
 
 def theirs(corpus: Corpus, files: list[h5py.File], epoch: int) -> Iterator[Tensor]:
-    """The same by hand: one read a shape, then ``np.stack``."""
+    """The same by hand: one read per shape, then ``np.stack``."""
     ends = np.cumsum([record.shapes for record in corpus.manifest.shards])
     order = epoch_order(len(corpus), seed=0, epoch=epoch)
     for begin in range(0, len(order) - BATCH + 1, BATCH):
@@ -59,7 +59,7 @@ def theirs(corpus: Corpus, files: list[h5py.File], epoch: int) -> Iterator[Tenso
 
 
 def seconds(run: Callable[[], Iterator[Tensor]]) -> float:
-    """Of one pass over the corpus."""
+    """Duration of one pass over the corpus."""
     began = time.perf_counter()
     for _ in run():
         pass

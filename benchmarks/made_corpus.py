@@ -1,4 +1,4 @@
-"""A corpus of any number of clouds, made for a measurement: random points through the package's own writer."""
+"""A corpus of any number of random clouds for benchmarks, made with the package's own writer."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LABELS = tuple(f"label {number:02d}" for number in range(54))
 
 
 def make_corpus(folder: Path, *, shapes: int, points: int, seed: int) -> None:
-    """Write a corpus that `verify` accepts, with shards as a build makes them; 100,000 small clouds in some 2 s.
+    """Write a corpus that `verify` accepts, with shards as in a build. 100,000 small clouds take about 2 s.
 
     Args:
-        folder: is made.
-        shapes: how many clouds.
-        points: of each, uniformly random in its own cube.
-        seed: decides every one of them.
+        folder: created.
+        shapes: number of clouds.
+        points: per cloud, uniformly random in its own cube.
+        seed: of all points.
     """
     folder.mkdir(parents=True)
     content = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""The meshes of ``meshes.py``: one knobbly ball in every format and size, plain and with four textures."""
+"""The meshes of ``meshes.py``: a bumpy ball in every format and size, plain and with four textures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXTURES, PIXELS = 4, 1024
 
 
 def write_files(folder: Path, sizes: tuple[int, ...] = FACES) -> list[Path]:
-    """Write every file, the same each time; textures lie beside an OBJ and inside a GLB."""
+    """Write every file, the same each time. Textures are beside an OBJ and inside a GLB."""
     files = []
     for faces in sizes:
         vertices, triangles, uv = ball(faces)
@@ -27,7 +27,7 @@ def write_files(folder: Path, sizes: tuple[int, ...] = FACES) -> list[Path]:
             files.append(folder / f"plain-{faces}.{name}")
             plain.export(files[-1])
         for name in TEXTURED:
-            # The exporter's names for materials and images are always the same: a folder for each file.
+            # The exporter always uses the same names for materials and images: each file needs its own folder.
             files.append(folder / f"textured-{faces}-{name}" / f"textured-{faces}.{name}")
             files[-1].parent.mkdir()
             scene.export(files[-1])
@@ -35,10 +35,10 @@ def write_files(folder: Path, sizes: tuple[int, ...] = FACES) -> list[Path]:
 
 
 def ball(faces: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertices (V, 3), triangles (F, 3), texture coordinates (V, 2); F is ``faces`` but for rounding."""
+    """Vertices (V, 3), triangles (F, 3), texture coordinates (V, 2). F is ``faces`` up to rounding."""
     rows = round((faces / 4) ** 0.5)
     columns = faces // (2 * rows)
-    # Short of the poles, where a row would be one point.
+    # Without the poles, where a row would be a single point.
     u, v = np.meshgrid(np.linspace(0, 1, columns + 1), np.linspace(0.001, 0.999, rows + 1))
     around, down = 2 * np.pi * u, np.pi * v
     radius = 1 + 0.2 * np.sin(3 * around) * np.sin(5 * down)
@@ -51,13 +51,13 @@ def ball(faces: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def textured(vertices: np.ndarray, triangles: np.ndarray, uv: np.ndarray) -> trimesh.Scene:
-    """The same surface as four meshes, each with a texture of its own."""
+    """The same surface as four meshes, each with its own texture."""
     rng = np.random.default_rng(0)
     scene = trimesh.Scene()
     for number, piece in enumerate(np.array_split(triangles, TEXTURES)):
         used, corners = np.unique(piece, return_inverse=True)
         coarse = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-        # Smooth patches pack as photographs do: 1.4 MB of PNG.
+        # Smooth patches compress like photographs: 1.4 MB of PNG.
         image = coarse.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
         material = PBRMaterial(name=f"skin{number}", baseColorTexture=image)
         mesh = trimesh.Trimesh(

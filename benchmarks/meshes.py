@@ -1,13 +1,13 @@
-"""From mesh files to clouds of 16,384 points: shapes a second and core, against the plain loop with trimesh.
+"""From mesh files to clouds of 16,384 points: shapes per second and core, compared with a plain trimesh loop.
 
-The plain loop is what a user writes first: ``trimesh.load`` as it comes, a scene put together with
-``to_geometry``, ``trimesh.sample.sample_surface``. Both run in one process on one thread, in turns, file by file,
-from the page cache; times are processor time, and a ratio is the median of each round's own. That both see the
-same surface is checked first, by its area. The files are those of ``mesh_files.py`` and the meshes in
-``shared/meshes/good``, where that folder lies beside the checkout. Then one worker against two: ``build_corpus``
-on a folder that holds each of the smaller files many times.
+The plain loop is what a user writes first: ``trimesh.load`` with its defaults, ``to_geometry`` for scenes,
+``trimesh.sample.sample_surface``. Both run in one process on one thread, alternating file by file, from the page
+cache. Times are processor time, and a ratio is the median of the rounds' ratios. The script first checks, by area,
+that both read the same surface. The files are those of ``mesh_files.py`` and, if that folder is beside the
+checkout, the meshes in ``shared/meshes/good``. Then one worker is compared with two: ``build_corpus`` on a folder
+with many copies of the smaller files.
 
-Run: ``python benchmarks/meshes.py``, or with ``--quick`` for a look at whether it works.
+Run: ``python benchmarks/meshes.py``, or with ``--quick`` to see whether it works.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ COPIES, BUILDS = 30, 3
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of processor time for one file, round by round."""
+    """Processor time in seconds for one file, per round."""
 
     path: Path
     ours: list[float]
@@ -53,7 +53,7 @@ class Timing:
 
     @property
     def group(self) -> str:
-        """The file's format, and whether it has textures."""
+        """The file's format and whether it has textures."""
         ending = self.path.suffix[1:].upper()
         return f"{ending}, four textures" if self.path.stem.startswith("textured") else ending
 
@@ -79,7 +79,7 @@ def seconds(function: Callable[[Path], object], path: Path) -> float:
 
 
 def check_same(path: Path) -> None:
-    """Quads that are not flat may be cut along either diagonal: their areas differ by a little."""
+    """Check that both read the same area; quads that are not flat may be cut along either diagonal."""
     shape, area = read_mesh(path), load_plainly(path).area
     assert isinstance(shape, Surface)
     assert math.isclose(surface_area(shape), area, rel_tol=5e-3), f"{path}: another surface"
@@ -99,7 +99,7 @@ def measure(path: Path, rounds: int) -> Timing:
 
 
 def mean(values: list[float]) -> float:
-    """Geometric: a file counts by its ratio, not by its size."""
+    """Geometric mean: a file counts by its ratio, not by its size."""
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
@@ -135,7 +135,7 @@ def build_seconds(folder: Path, output: Path, workers: int) -> float:
 
 
 def compare_workers(files: list[Path], folder: Path, copies: int, rounds: int) -> None:
-    """Wall time of whole builds, the start of the processes included."""
+    """Print wall-clock times of whole builds, including the start of the processes."""
     meshes = folder / "meshes"
     for copy in range(copies):
         for path in files:

@@ -1,10 +1,10 @@
-"""What ``plan`` predicts against what ``pretrain`` then takes: seconds a step, and peak memory.
+"""Predictions of ``plan`` compared with runs of ``pretrain``: seconds per step, and peak memory.
 
-Each run is planned from synthetic shapes first, and then carried out whole, in a process of its own, on a corpus
-of builtin shapes of the same size, with a checkpoint on its way and one at its end. Peak memory is the process's
-resident memory on a CPU, and what torch allocated on a GPU. A ratio of 1 is a right prediction.
+Each run is first planned from synthetic shapes. It then runs completely, in a separate process, on a corpus of
+builtin shapes of the same size, with one checkpoint on the way and one at the end. Peak memory is the process's
+resident memory on a CPU, and the memory that torch allocated on a GPU. A ratio of 1 is an exact prediction.
 
-Run: ``python benchmarks/plan.py``, or with some of: ``tiny-dual-32 small-mpm-8``
+Run: ``python benchmarks/plan.py``, or with cases such as ``tiny-dual-32 small-mpm-8``
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ WARM = 3
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a real run took."""
+    """Time and memory of a real run."""
 
     seconds: float
     gib: float
 
 
 def real_run(size: str, mode: str, batch: int, corpus: Path, run: Path) -> Taken:
-    """A whole run, and what this process then has to say of it."""
+    """A complete run in this process, measured."""
     steps = STEPS[size]
     asked = RunOverrides(size=size, mode=mode, batch_size=batch, steps=steps)
     prepared = prepare_run(asked, data=corpus, run=run)
@@ -78,14 +78,14 @@ def real_run(size: str, mode: str, batch: int, corpus: Path, run: Path) -> Taken
 
 
 def taken(case: str, corpus: Path, run: Path) -> Taken:
-    """``real_run`` in a process of its own."""
+    """``real_run`` in a separate process."""
     words = [sys.executable, __file__, case, "--corpus", str(corpus), "--run", str(run)]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     return Taken(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def planned(size: str, mode: str, batch: int) -> Plan:
-    """What is said before it starts, without the corpus."""
+    """The plan of a run, without its corpus."""
     asked = RunOverrides(size=size, mode=mode, batch_size=batch, steps=STEPS[size])
     return make_plan(asked, data=None, shapes=SHAPES, options=RunOptions())
 

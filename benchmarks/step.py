@@ -1,11 +1,12 @@
-"""A training step against the usual way to write it, and what each difference contributes.
+"""A training step compared with the usual implementation, and what each difference contributes.
 
-The usual way is what a competent user writes in eager PyTorch: patches embedded once a view, visible tokens
-only, ``nn.MultiheadAttention`` without weights, the teacher under ``no_grad``. Each row of the ladder replaces one
-more part by ours; every way trains its own copy of one initial model on the same views, in turn, and the losses of
-all must agree. On a CPU the last two rows repeat the first and the last with freed memory kept, as in training.
+The usual implementation is what a competent user writes in eager PyTorch: patches embedded once per view, visible
+tokens only, ``nn.MultiheadAttention`` without weights, the teacher under ``no_grad``. Each row of the table
+replaces one more part with ours. All variants train their own copies of one initial model on the same views, in
+turn, and their losses must agree. On a CPU the last two rows repeat the first and the last with freed memory kept,
+as in training.
 
-Every way is the production step, ``TrainingStep``, with parts of it replaced; the last is the step that runs take.
+Every variant is the production step, ``TrainingStep``, with some parts replaced; the last one is unchanged.
 
 Run: ``python benchmarks/step.py [--size small] [--batch 8] [--threads 2] [--rounds 5] [--device cpu]``
 """
@@ -48,7 +49,7 @@ LEARNING_RATE = 1e-4
 
 
 def usual_embedding(self: PatchEmbedding, offsets: Tensor) -> Tensor:
-    """The concatenation of features and their maximum is made, and multiplied whole."""
+    """Patch embedding that concatenates features and their maximum, and multiplies the whole."""
     local = self.stage_one(offsets)
     summary = local.amax(-2, keepdim=True).expand_as(local)
     return self.stage_two(torch.cat([local, summary], -1)).amax(-2)
@@ -102,7 +103,7 @@ def usual_average(average: nn.Module, module: nn.Module, share: Tensor) -> None:
 def usual_optimizer_step(
     optimizer: torch.optim.AdamW, learning_rate: float, _applied: Tensor
 ) -> None:
-    """Without a guard: a number that is not finite would reach the weights."""
+    """Clip and step without a check: a value that is not finite would reach the weights."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
@@ -130,7 +131,7 @@ USUAL = {
 
 @dataclass
 class Way:
-    """A step with some parts written the usual way; its own copy of the model."""
+    """A step with some parts in the usual implementation, and its own copy of the model."""
 
     label: str
     usual: tuple[str, ...]
@@ -147,7 +148,7 @@ class Way:
             yield
 
     def take(self, batch: Batch, views: Views) -> None:
-        """One step, timed."""
+        """Run and time one step."""
         device = self.step.accelerator.device
         temperatures = self.state.config.schedule.at(0, total=100, steps_per_epoch=10).temperatures
         rates = Rates(LEARNING_RATE, MOMENTUM, temperatures)
@@ -166,7 +167,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def ladder(size: str, device: torch.device) -> list[Way]:
-    """From everything the usual way to everything ours, one part at a time."""
+    """All variants, from the usual implementation to ours, one part at a time."""
     accelerator = build_accelerator(device.type, "auto")
     parts = list(USUAL)
     ways = []
@@ -182,7 +183,7 @@ def ladder(size: str, device: torch.device) -> list[Way]:
 
 
 def run_rounds(ways: list[Way], batch: Batch, views: Views, rounds: int) -> None:
-    """A round warms up; then each way in turn, so that a drifting machine drifts for all."""
+    """One round to warm up, then all variants in turn, so that slow changes of the machine affect all of them."""
     for _ in range(rounds + 1):
         for way in ways:
             way.take(batch, views)
@@ -198,7 +199,7 @@ def show(ways: list[Way], baseline: float, note: str = "") -> None:
 
 
 def check_losses(ways: list[Way]) -> None:
-    """All ways compute one thing: every step's loss, after every update before it."""
+    """Check that all variants have the same loss in every step, and so the same updates before it."""
     on_gpu = next(ways[0].state.student.parameters()).device.type == "cuda"
     for way in ways[1:]:
         np.testing.assert_allclose(way.losses, ways[0].losses, rtol=1e-2 if on_gpu else 2e-5)

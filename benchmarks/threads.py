@@ -1,8 +1,8 @@
-"""A step of the tiny and the small model on one thread or all, spinning or waiting, alone or beside others.
+"""A step of the tiny and the small model on one thread or all, spinning or waiting, alone or beside other work.
 
-Why the program asks OpenMP to wait passively, and why a narrow encoder trains on one thread. Each way runs in a
-process of its own, since OpenMP reads its settings when torch is loaded. Views are made within the step here;
-``pretrain`` makes them a step ahead on a CPU.
+It shows why the program tells OpenMP to wait passively, and why a narrow encoder trains on one thread. Each case
+runs in a separate process, because OpenMP reads its settings when torch is loaded. Here views are made within the
+step; ``pretrain`` makes them one step ahead on a CPU.
 
 Run: ``python benchmarks/threads.py``
 """
@@ -50,7 +50,7 @@ def measure(name: str) -> None:
 
 
 def timed(name: str, threads: int, policy: str, *, busy: bool) -> float:
-    """Median seconds of a step in a new process, perhaps beside one that never rests."""
+    """Median seconds of a step in a new process, optionally beside a busy one."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": policy}
     beside = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
     try:

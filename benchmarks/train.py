@@ -1,8 +1,8 @@
-"""Pretraining end to end, from a corpus on disk: shapes a second, memory, FLOPs, and where a step's time goes.
+"""Pretraining end to end, from a corpus on disk: shapes per second, memory, FLOPs, and time by kind of kernel.
 
-The run is ``pretrain`` itself, loader, views, checkpoints and all. The same script serves a CPU and a GPU; the
-matrix rate that the share refers to is measured on the spot (bf16 on a GPU, float32 on a CPU, large squares).
-FLOPs are those of matrix products and attention, forward and backward, counted on one step.
+The run is ``pretrain`` itself, including loader, views and checkpoints. The script works on a CPU and on a GPU.
+Shares refer to the machine's matrix rate, which is measured first (large square matrices, bf16 on a GPU, float32
+on a CPU). FLOPs are those of matrix products and attention, forward and backward, counted in one step.
 
 Run: ``python benchmarks/train.py [--size small] [--batch 128] [--steps 60] [--corpus FOLDER]``
 """
@@ -62,7 +62,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def timed_run(config: PretrainConfig, corpus: Path, device: str, steps: int) -> float:
-    """Shapes a second of the real program, warm-up left out: the wall clock, not a sum of parts."""
+    """Shapes per second of the real program by wall-clock time, without the warm-up."""
     marks: list[float] = []
 
     class Marks(TrainingReporter):
@@ -83,7 +83,7 @@ def timed_run(config: PretrainConfig, corpus: Path, device: str, steps: int) -> 
 
 
 class OneStep:
-    """A step that can be taken apart."""
+    """A training step whose parts can be measured."""
 
     def __init__(self, config: PretrainConfig, corpus: Path, device: str) -> None:
         self.config, self.opened = config, open_corpus(corpus)
@@ -117,13 +117,13 @@ class OneStep:
         return statistics.median(found[2:])
 
     def flops(self) -> float:
-        # Fused attention on a CPU is not counted; its plain form does the same products.
+        # The counter misses fused attention on a CPU; the plain form computes the same products.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.train()
         return float(counter.get_total_flops())
 
     def shares(self) -> dict[str, float]:
-        """Share of a step's computing by kind of kernel."""
+        """Share of a step's computing time by kind of kernel."""
         on_gpu = self.device.type == "cuda"
         activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
         with profile(activities=[activity]) as found:
@@ -141,7 +141,7 @@ class OneStep:
 
 
 def matrix_rate(device: torch.device) -> float:
-    """FLOP a second of large square products."""
+    """FLOP per second of large square matrix products."""
     on_gpu = device.type == "cuda"
     size, kind = (8192, torch.bfloat16) if on_gpu else (2048, torch.float32)
     left = torch.randn(size, size, device=device, dtype=kind)

@@ -1,8 +1,8 @@
-"""Views of 16,384-point shapes (2 global, 4 local) on one CPU thread, against a per-sample pipeline.
+"""Views of 16,384-point shapes (2 global, 4 local) on one CPU thread, compared with a per-sample pipeline.
 
 The baseline is what a competent user writes for a loader worker: one float32 matrix product for the box,
 ``argpartition`` for the crop, an unshuffled ``choice``, ``fpsample``'s bucket sampling for the centres, SciPy's
-k-d tree for the neighbours. Both make the same kinds of views; figures are medians of alternating rounds. On a GPU
+k-d tree for the neighbours. Both make the same kinds of views. Figures are medians of alternating rounds. On a GPU
 (``--device cuda``) there is no baseline.
 
 Run: ``python benchmarks/views.py [--device cuda --batch 128]``
@@ -35,12 +35,12 @@ from pointdistill.model.views import augment_points, crop_points, draw_views
 
 ROUNDS = 7
 POINTS = 16_384
-BUCKET_HEIGHT = 3  # fpsample's fastest for a thousand points, of 3, 5 and 7
+BUCKET_HEIGHT = 3  # of 3, 5 and 7, fpsample's fastest for a thousand points
 Points = NDArray[np.float32]
 
 
 def baseline_view(points: Points, crop: CropConfig, rng: np.random.Generator) -> Points:
-    """One view's patches, (P, K, 3), of one shape given as (3, N): rows of N numbers are what NumPy is fast on."""
+    """Patches of one view, (P, K, 3), of one shape given as (3, N), because NumPy is fast on rows of N numbers."""
     aspect = rng.uniform(0.33, 3.0)
     scales = rng.permutation([1.0, aspect**-0.5, aspect**0.5])
     box = (random_rotation(rng) * scales[:, None]).astype(np.float32)
@@ -76,7 +76,7 @@ def random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def medians(ways: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
-    """Median seconds of each way, taken in turn so that a drifting machine drifts for all."""
+    """Median seconds of each method, in turn, so that slow changes of the machine affect all of them."""
     times: list[list[float]] = [[] for _ in ways]
     for _ in range(ROUNDS + 1):
         for way, kept in zip(ways, times, strict=True):
@@ -89,7 +89,7 @@ def medians(ways: Sequence[Callable[[], object]], device: torch.device) -> list[
 
 
 class Stages:
-    """Our views of a batch, whole and stage by stage."""
+    """Our views of a batch, as a whole and by stage."""
 
     def __init__(self, points: torch.Tensor) -> None:
         config = recipe("small")

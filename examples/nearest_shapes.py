@@ -1,4 +1,4 @@
-"""Which files are alike? Prints each file's nearest other one by the cosine of their features.
+"""Prints, for each file, the most similar other file by the cosine of their features.
 
 Run: python examples/nearest_shapes.py ENCODER FILE FILE FILE…
 """
@@ -12,9 +12,9 @@ from pointdistill.errors import PointDistillError
 
 
 def main(encoder_path: str, *files: str) -> None:
-    """Sample, encode, compare."""
+    """Sample points, encode them, compare features."""
     encoder = pointdistill.load_encoder(encoder_path)
-    # As dense as the clouds of pretraining: 1,024 points for the paper's sizes.
+    # As many points as the views of pretraining: 1,024 for the paper's sizes.
     count = encoder.config.points
     clouds = [pointdistill.sample_surface(file, count, seed=0) for file in files]
     with torch.inference_mode():

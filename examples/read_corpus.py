@@ -1,4 +1,4 @@
-"""What a corpus holds, and one batch of it.
+"""Prints what a corpus holds, and reads one batch of it.
 
 Run: python examples/read_corpus.py data/builtin
 """
@@ -13,7 +13,7 @@ from pointdistill.errors import PointDistillError
 
 
 def main(folder: str = "data/builtin") -> None:
-    """Describe, count labels, read points."""
+    """Print sources, count labels, read points."""
     corpus = pointdistill.open_corpus(folder)
     print(corpus.describe())
 
