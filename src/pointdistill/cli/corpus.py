@@ -1,4 +1,4 @@
-"""Commands that look into a corpus: ``pointdistill inspect``, ``verify`` and ``preview``."""
+"""Commands that examine a corpus: ``pointdistill inspect``, ``verify``, ``preview`` and ``leaks``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pointdistill.cli.options import CorpusArgument, named_corpus
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 
 MOST_SHAPES = 500
-"""More would make a page that no browser likes to open."""
+"""Most shapes on a page; browsers are slow to open larger ones."""
 
 
 def inspect(
@@ -57,7 +57,7 @@ def verify(corpus: CorpusArgument = None) -> None:
     folder = named_corpus(corpus)
     manifest = read_manifest(folder)
     faults = 0
-    # Where bar and lines share a terminal, the lines go above the bar; a file or a pipe gets them itself.
+    # On a terminal that shows the bar too, lines are printed above it; a file or a pipe gets them directly.
     share_terminal = sys.stdout.isatty() and sys.stderr.isatty()
     with console_reporter() as reporter:
         for line in find_damage(folder, progress=partial(reporter.progress, "checking shards")):
@@ -130,11 +130,8 @@ def preview(
     )
 
 
-# ``pointdistill leaks``: test shapes of a benchmark that lie in a corpus.
-
-
 class BenchmarkName(StrEnum):
-    """What can be checked."""
+    """The benchmarks whose test shapes can be looked for."""
 
     _ignore_ = "name"
     for name in BENCHMARKS:
@@ -170,7 +167,6 @@ def leaks(
     """
     import json
 
-    from pointdistill.cli.console import console_reporter, print_table
     from pointdistill.engine.evaluation.leak_check import LeakRequest, check_leaks, leaks_table
 
     request = LeakRequest(
