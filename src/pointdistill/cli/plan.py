@@ -135,8 +135,8 @@ def _time(plan: Plan) -> str:
     work = f"{plan.flops / (TERA if large else GIGA):.3g} {'TFLOP' if large else 'GFLOP'} per step"
     if plan.step.seconds is None:
         sustained = 10 * TERA
-        whole = format_duration(plan.steps * plan.flops / sustained)
-        return f"not measured; {work}: {whole} in all at a sustained 10 TFLOP/s"
+        duration = format_duration(plan.steps * plan.flops / sustained)
+        return f"not measured; {work}: {duration} in all at a sustained 10 TFLOP/s"
     speed = plan.config.batch_size / plan.step.seconds
     return (
         f"{format_duration(plan.steps * plan.step.seconds)} in all: {plan.step.seconds:.3g} s per step, "

@@ -236,7 +236,7 @@ class Student(Branch):
 
 
 def _target_index(masks: Masks, global_views: Patches) -> Tensor:
-    """Indices (B · V · M · H,) of all masks' hidden patches among the B · V · P patches of the global views."""
+    """Indices (B · V · M · H,) of all masks' hidden patches among the B · V · P patches of global views."""
     hidden = masks.hidden_index
     views, patches = global_views.centers.flatten(0, 1).shape[:2]
     view = torch.arange(len(hidden), device=hidden.device) // (len(hidden) // views)  # of each mask

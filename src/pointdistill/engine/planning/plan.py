@@ -236,9 +236,7 @@ def make_plan(
         DataError: if there is neither a corpus nor a number of shapes.
         PointDistillError: if no step could be measured.
     """
-    if process_count() > 1:
-        msg = f"plan is for one process, but {process_count()} were started; start it without a launcher"
-        raise ConfigError(msg)
+    _check_single_process()
     on_gpu = pick_device(options.device).type == "cuda"
     settings = resolve_config(overrides)
     corpus, remarks = None, []
@@ -274,6 +272,13 @@ def make_plan(
         disk_gib=(options.keep + 1) * checkpoint_gib(config) + encoder_gib(config),
         free_gib=shutil.disk_usage(Path.cwd()).free / GIB,
     )
+
+
+def _check_single_process() -> None:
+    # The trial's own process would inherit the launcher's variables, and wait for the others.
+    if process_count() > 1:
+        msg = f"plan is for one process, but {process_count()} were started; start it without a launcher"
+        raise ConfigError(msg)
 
 
 def _trial(config: PretrainConfig, corpus: Corpus | None, options: RunOptions) -> Trial:

@@ -128,6 +128,7 @@ def _passes(config: PretrainConfig) -> list[_Pass]:
         visible = crop.patches if config.predictor is None else crop.patches - hidden
         passes.append(_Pass(crop.count * config.masking.masks_per_view, visible))
     if mode.has_cls:
+        # Dual mode passes only the first global view unmasked, CLS mode all of them.
         passes.append(_Pass(1 if mode.has_patches else crop.count, crop.patches))
         if config.local_crop is not None:
             passes.append(_Pass(config.local_crop.count, config.local_crop.patches))

@@ -210,6 +210,8 @@ def batches(
         parts: number of processes; divides ``batch_size``.
         pin: read into page-locked memory, for a GPU.
     """
+    # Without the last partial batch of an epoch every step has the same number of shapes, which the processes can
+    # divide equally.
     per_epoch = len(corpus) // batch_size
     share = batch_size // parts
 

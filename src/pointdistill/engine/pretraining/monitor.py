@@ -303,6 +303,8 @@ class MetricsQueue:
             metrics, host, copied = self._sent.popleft()
             if copied is not None:
                 copied.synchronize()
+            # Floats of the host from here on: nothing that a caller does with them can make it wait for the
+            # device.
             numbers = host.tolist()
             outcome = StepOutcome(*numbers[: len(metrics.outcome)])
             logged = dict(zip(metrics.logged, numbers[len(metrics.outcome) :], strict=True))

@@ -98,7 +98,7 @@ def pretrain(
     if resume:
         state, spent = resume_run(corpus, run, processes=processes, write=main)
         config = state.config
-        if recorded not in (None, environment) and main:
+        if main:
             _warn_of_other_rounding(recorded, environment)
     else:
         config = _agreed(config, accelerator)
@@ -110,10 +110,7 @@ def pretrain(
         )  # fmt: skip
     to_device(state, accelerator.device)
     width = state.config.encoder.width
-    with (
-        interruptible(reporter.on_signal) as stopped,
-        threads_for(width, accelerator.device),
-    ):
+    with interruptible(reporter.on_signal) as stopped, threads_for(width, accelerator.device):
         trainer = Trainer(state, corpus, accelerator, run, options, spent=spent, probe=probe)
         loss = trainer.train(reporter, stopped)
     return RunResult(run, state.step, trainer.total, state.step < trainer.total, loss)
@@ -130,9 +127,10 @@ def _precision(options: RunOptions, recorded: RunEnvironment | None) -> str:
 
 
 def _warn_of_other_rounding(recorded: RunEnvironment | None, environment: RunEnvironment) -> None:
-    log.warning(
-        "started on %s, resumed on %s: numbers will be rounded differently", recorded, environment
-    )
+    # Not an error: resuming on another device is useful, but the run is then no longer reproducible bit for bit.
+    if recorded not in (None, environment):
+        msg = "started on %s, resumed on %s: numbers will be rounded differently"
+        log.warning(msg, recorded, environment)
 
 
 def _open_probe(

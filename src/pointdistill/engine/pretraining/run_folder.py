@@ -101,6 +101,7 @@ def begin_run(
     if init_from is not None:
         folder = find_encoder(init_from)
         start_from(state, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    # All processes build the same state from the seed, but only one of them may touch the folder.
     if not write:
         return state
     remove_left_overs(run)
@@ -146,6 +147,7 @@ def resume_run(
         raise CheckpointError(msg, settings=("data",))
     state, saved = load_latest(run / CHECKPOINTS)
     batch = state.config.batch_size
+    # The batch size is part of the method's result, so it is not adjusted to the number of processes.
     if batch % processes:
         fitting = max(n for n in range(1, processes) if batch % n == 0)
         msg = (
@@ -213,6 +215,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
+    # A row is one JSON object, so only a row that was cut short does not end with a brace.
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 

@@ -139,6 +139,8 @@ class TrainingStep:
         losses.total.backward()
         norm = clip_gradients(self.student.parameters(), config.clip_norm)
 
+        # Everything that the processes must agree on travels in one message, after the backward pass and before
+        # anything is changed.
         posteriors = _posteriors(targets, rates) if watch else {}
         message = self._message(losses, means, posteriors, batch, stop_and_save_flags)
         self._check(message, norm)

@@ -169,6 +169,7 @@ class Trainer:
         student = prepare_student(state, accelerator, options.sharding)
         self.step = TrainingStep(state, student, accelerator)
         self.queue = MetricsQueue(steps_behind(accelerator.device))
+        # The views of all processes, since the posteriors' statistics are averaged over processes.
         self.collapse = CollapseWatch(
             self.total, config.head.prototypes, config.batch_size * config.global_crop.count
         )
@@ -216,6 +217,8 @@ class Trainer:
             self._read(reporter, everything=True)
             self._finish()
         finally:
+            # Even after an error: a checkpoint that is being written becomes complete, and waiting rows are
+            # logged.
             self.saver.close()
             self.journal.close()
         return self.loss

@@ -132,9 +132,9 @@ class _BoundedReader(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         if size < 0:
-            here = self._file.tell()
-            size = self._file.seek(0, io.SEEK_END) - here
-            self._file.seek(here)
+            position = self._file.tell()
+            size = self._file.seek(0, io.SEEK_END) - position
+            self._file.seek(position)
         if self.most is not None and size > self.most:
             msg = f"lists its members in {size} bytes; accepted are {self.most}"
             raise CheckpointError(msg)
