@@ -139,12 +139,12 @@ class BenchmarkName(StrEnum):
 
 
 def leaks(
-    benchmark: Annotated[BenchmarkName, typer.Argument(help="Whose test shapes are looked for.")],
+    benchmark: Annotated[BenchmarkName, typer.Argument(help="Whose test shapes to look for.")],
     corpus: Annotated[Path | None, typer.Option(help="The corpus to look in.")] = None,
     encoder: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of a corpus, a run: the corpus it saw. Default: the last run here."
+            help="Instead of a corpus, a run: the corpus it used. Default: the last run here."
         ),
     ] = None,
     data: Annotated[
@@ -154,16 +154,16 @@ def leaks(
         bool, typer.Option("--stand-in", help="Check a stand-in, made on first use.")
     ] = False,
     split: Annotated[
-        list[str] | None, typer.Option(help="Such as OBJ-BG; again for more. Default: all.")
+        list[str] | None, typer.Option(help="Such as OBJ-BG; repeat for more. Default: all.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes. Default: one a core.")
+        int | None, typer.Option(min=1, help="Processes. Default: one per core.")
     ] = None,
 ) -> None:
-    """List the test shapes of a benchmark that a corpus has: by id, and by the shapes themselves.
+    """List the test shapes of a benchmark that are in a corpus, by id and by the shapes themselves.
 
-    Fingerprints of the corpus are kept in its folder; stopped at any time, the same command goes on.
+    Fingerprints of the corpus are kept in its folder; if it is stopped, the same command continues.
     """
     import json
 

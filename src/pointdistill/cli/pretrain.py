@@ -63,7 +63,7 @@ def pretrain(
             min=0, max=2**63 - 1, help="Seed of weights, order, views and masks. Default: 0."
         ),
     ] = None,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps that a crash may cost.")] = 500,
+    save_every: Annotated[int, typer.Option(min=1, help="Most steps that a crash can cost.")] = 500,
     keep: KeepOption = 2,
     probe: Annotated[
         str | None,

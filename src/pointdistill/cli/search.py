@@ -21,7 +21,7 @@ def search(
     index: Annotated[
         Path | None,
         typer.Argument(
-            help="What `embed` wrote, or a folder or corpus embedded here. Default: the last one."
+            help="A file that `embed` wrote, or a folder or corpus embedded here. Default: the last one."
         ),
     ] = None,
     count: Annotated[int, typer.Option(help="Number of shapes to find.", min=1)] = 10,

@@ -125,7 +125,7 @@ def push(
     count = f"{prepared.results} result{'' if prepared.results == 1 else 's'}"
     typer.echo(f"{prepared.source} -> {prepared.folder}: licence {licence}, {count}")
     if prepared.non_commercial:
-        typer.echo(f"no commercial use: it saw {', '.join(prepared.non_commercial)}")
+        typer.echo(f"no commercial use: it was trained on {', '.join(prepared.non_commercial)}")
     if card_only is not None:
         again = shlex.join(["pointdistill", "push", source, repository])
         typer.echo(f"next: read {shlex.quote(str(prepared.folder / CARD))}, then {again}")

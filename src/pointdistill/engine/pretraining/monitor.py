@@ -90,7 +90,7 @@ class CollapseWatch:
 def _collapsed(kind: str, step: int, entropy: float, share: float) -> str:
     return (
         f"step {step}: collapse: the teacher puts nearly every {_thing(kind)} on the same prototypes (marginal "
-        f"entropy {entropy:.2f} nats, {share:.0%} of log K); start anew with a larger batch_size or a higher "
+        f"entropy {entropy:.2f} nats, {share:.0%} of log K); start a new run with a larger batch_size or a higher "
         f"schedule.first_{kind}_temperature"
     )
 
@@ -98,7 +98,7 @@ def _collapsed(kind: str, step: int, entropy: float, share: float) -> str:
 def _uniform(kind: str, step: int, share: float) -> str:
     return (
         f"step {step}: the teacher's {kind} posteriors are uniform (entropy {share:.1%} of log K), so there is "
-        f"nothing to learn from them; start anew with a lower schedule.first_{kind}_temperature, or with "
+        f"nothing to learn from them; start a new run with a lower schedule.first_{kind}_temperature, or with "
         "centers_from_first_batch"
     )
 
@@ -185,7 +185,7 @@ class Journal:
                 file.write("".join(self._waiting))
         except OSError as error:
             # A disk that fills up cuts a row in the middle. Truncating frees that part again, and keeps every line
-            # of the file valid JSON. Training goes on either way: metrics are not worth stopping it.
+            # of the file valid JSON. Training continues either way, since metrics are not worth stopping it for.
             if self.path.is_file():
                 os.truncate(self.path, begin)
             if not self._warned:

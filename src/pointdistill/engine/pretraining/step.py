@@ -70,7 +70,7 @@ class StepMessage(NamedTuple):
     # bandwidth.
     loss: Tensor  # scalar
     terms: dict[str, Tensor]  # scalars, unweighted, by the name of the loss term
-    logit_means: dict[Head, Tensor]  # (K,) mean of the teacher's raw logits over views and shapes
+    logit_means: dict[Head, Tensor]  # (K,) teacher's raw logits, averaged over all other axes
     posteriors: dict[Head, PosteriorStats]  # of the teacher; empty unless the step is watched
     unreadable: Tensor  # scalar, share of processes that could not read their shapes
     stop: Tensor  # scalar, share of processes that want to stop

@@ -95,7 +95,7 @@ def _sources(summary: CorpusSummary) -> Table:
         "shapes",
         "refused",
         "labels",
-        "points a shape",
+        "points per shape",
         "longest side",
         "median x, y, z",
     )
@@ -104,7 +104,7 @@ def _sources(summary: CorpusSummary) -> Table:
         columns,
         tuple(_source_row(source) for source in summary.sources),
         (
-            "points a shape: least, median, most; longest side: of the smallest and the largest shape, in "
+            "points per shape: least, median, most; longest side: of the smallest and the largest shape, in "
             f"the source's own unit; median x, y, z: of at most {SAMPLED:,} shapes of a source.",
         ),
     )

@@ -251,7 +251,7 @@ def _describe(model: onnx.ModelProto, config: dict[str, Any], points: int) -> No
     model.producer_name = "pointdistill"
     model.producer_version = __version__
     model.doc_string = (
-        f"Encoder of 3-D shapes. Input: {points} raw points a cloud, any unit, within 30 radii of the origin, "
+        f"Encoder of 3-D shapes. Input: {points} raw points per cloud, any unit, within 30 radii of the origin, "
         "z up, all finite. "
         "Outputs: features of the whole cloud (cls), of its patches, and the patches' centres in the unit sphere."
     )
