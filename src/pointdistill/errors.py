@@ -1,7 +1,7 @@
-"""Everything the program refuses, as one tree.
+"""The errors that user input or the environment can cause, as one tree.
 
-A message is one line: the value that was given, what is accepted, what to do next. The command line prints
-it and exits with code 2; a traceback from here means a bug in the caller, not in the input.
+A message is one line: the value that was given, what is accepted, what to do next. The command line prints it and
+exits with code 2.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 class PointDistillError(Exception):
     """Base of every error that the user's input or environment can cause.
 
-    ``settings`` names the parameters that would change the outcome, in the spelling of Python (``output``). The
-    message is complete without them; the command line adds which of its options set them.
+    ``settings`` names the parameters that would change the outcome, as spelled in Python (``output``). The message
+    is complete without them; the command line adds the options that set them.
     """
 
     settings: tuple[str, ...] = ()
 
     def __init__(self, message: str, *, settings: tuple[str, ...] = ()) -> None:
         super().__init__(message)
-        # Kept in __dict__ only where given: an error crosses processes as (class, args, __dict__).
+        # Pickled as (class, args, __dict__), so an error that crosses processes keeps its settings. Without any,
+        # the class attribute suffices.
         if settings:
             self.settings = settings
 
@@ -40,4 +41,4 @@ class CheckpointError(PointDistillError):
 
 
 class DivergenceError(PointDistillError):
-    """Training met a loss or gradient that is not finite; the weights were left as they were."""
+    """A loss or gradient in training was not finite; the weights were not changed."""

@@ -1,4 +1,4 @@
-"""What long work tells whoever started it: lines, how far it is, and that a signal arrived."""
+"""Reporters: how long-running work reports lines, progress, steps and signals to its caller."""
 
 from __future__ import annotations
 
@@ -8,40 +8,39 @@ from dataclasses import dataclass, field
 
 
 class Reporter:
-    """Receives what a long call tells; this one ignores it all.
+    """Receives reports of a long call; this base class ignores them all.
 
-    Pass a subclass to show, record or forward what arrives. Every method may be called from the thread that does
-    the work, never from another one.
+    Pass a subclass to show, record or forward them. All methods are called from the thread that does the work.
     """
 
     def say(self, line: str, *settings: str) -> None:
-        """One line a user should read.
+        """Report a line that a user should read.
 
         Args:
-            line: complete without ``settings``.
-            settings: names of the parameters that change what the line says, so that a command line can name its
-                options for them.
+            line: the text, complete without ``settings``.
+            settings: names of the parameters that the line is about, so that a command line can add its options
+                for them.
         """
 
     def progress(
         self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
     ) -> None:
-        """How far a task is.
+        """Report the progress of a task.
 
         Args:
-            task: what is being done; another text begins another task.
+            task: what is being done; a different text starts a new task.
             done: parts finished.
-            total: parts in all; None where that is not known.
-            note: anything beside it, such as a loss.
-            unit: what a part is, where it is not simply one of the things named in ``task``: ``bytes``.
+            total: parts in all; None if that is not known.
+            note: additional text, such as the loss.
+            unit: unit of ``done`` and ``total`` if it does not follow from ``task``: ``bytes``.
         """
 
     def on_signal(self) -> None:
-        """Called inside the handler of the first Ctrl-C or SIGTERM, before the work reaches a place to stop."""
+        """Called inside the handler of the first Ctrl-C or SIGTERM, before the work reaches a point to stop."""
 
 
 SILENT = Reporter()
-"""For callers that want to hear nothing."""
+"""A reporter that ignores everything."""
 
 
 def format_duration(seconds: float) -> str:
@@ -53,23 +52,21 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-# A forecast of how long work will take, given once, after its first part was timed.
-
 MEASURED_SECONDS = 2.0
-"""Least measured time to forecast from."""
+"""Shortest measured time to base a forecast on."""
 
 WORTH_SAYING_SECONDS = 60.0
-"""Remaining time below which nothing is said."""
+"""Remaining time below which no forecast is reported."""
 
 SHORTER = ("fewer epochs shorten it, as a deviation from the protocol", ("epochs",))
 """Hint for trainings, and the setting that it is about."""
 
 
 class Forecast:
-    """Watches how far work is and says, once, how long the rest of it will take."""
+    """Reports once, after the first part of some work was timed, how long the rest will take."""
 
     hint = ""
-    """How to make it shorter."""
+    """How to make the work shorter."""
 
     settings: tuple[str, ...] = ()
     """Parameters that the hint is about."""
@@ -77,12 +74,12 @@ class Forecast:
     def __init__(
         self, reporter: Reporter, what: str, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Begin to time.
+        """Start the clock.
 
         Args:
-            reporter: told the one line.
-            what: what takes the time.
-            clock: seconds; another one for tests.
+            reporter: receives the line.
+            what: name of the work.
+            clock: returns seconds; replaced in tests.
         """
         self._reporter, self._what, self._clock = reporter, what, clock
         self._began = clock()
@@ -90,10 +87,10 @@ class Forecast:
         self._said = False
 
     def __call__(self, done: float, total: float, *, latest: float | None = None) -> None:
-        """``done`` of ``total`` parts of equal cost are done.
+        """Note that ``done`` of ``total`` parts of equal cost are finished.
 
-        ``latest`` of them are new in the first call, by default all: after a resume, those done before took their
-        time in an earlier process.
+        In the first call, ``latest`` of them are new, by default all: after a resume the others were finished by
+        an earlier process, whose time is not known.
         """
         if self._before is None:
             self._before = 0.0 if latest is None else done - latest
@@ -106,17 +103,17 @@ class Forecast:
             hint = f"; {self.hint}" if self.hint else ""
             self._reporter.say(
                 f"{self._what}: about {format_duration(rest)} to go, by the first {format_duration(spent)}; "
-                f"what is finished is kept, Ctrl-C and the same command go on from there{hint}",
+                f"finished work is saved, and after Ctrl-C the same command continues from there{hint}",
                 *self.settings,
             )
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One optimiser step, as it is reported to whoever started the run."""
+    """The record of one optimiser step."""
 
     step: int
-    """Steps taken, from 1."""
+    """Number of the step, from 1."""
 
     total: int
     epoch: int
@@ -127,17 +124,17 @@ class StepRecord:
     learning_rate: float
     shapes_per_second: float
     probe: dict[str, float] = field(default_factory=dict)
-    """``probe_accuracy`` and what belongs to it, after the steps that were probed."""
+    """``probe_accuracy`` and related values, in the record of a step after which the probe ran."""
 
 
 class TrainingReporter(Reporter):
-    """Receives the record of each step; where that is not overridden, it becomes plain progress."""
+    """Also receives the record of each training step; by default it is reported as progress."""
 
     def step(self, record: StepRecord) -> None:
-        """Called after a step whose record is ready."""
+        """Report a step; on a GPU it is called one step late."""
         note = f"loss {record.loss:.3f}, {record.shapes_per_second:.0f} shapes/s"
         self.progress("training", record.step, record.total, note=note)
 
 
 SILENT_TRAINING = TrainingReporter()
-"""For callers that want to hear nothing of a training."""
+"""A training reporter that ignores everything."""

@@ -55,7 +55,7 @@ def test_from_a_folder_to_an_embedding_and_a_search(folder: Path) -> None:
     (folder / "my encoder").rename(folder / "moved")
     gone = command("search", "meshes/1.obj", cwd=folder)
     assert gone.returncode == 2
-    assert "say where that encoder is now, or embed again (--encoder)" in gone.stderr
+    assert "name its new path, or embed again (--encoder)" in gone.stderr
     assert (folder / "1-neighbours.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -159,7 +159,7 @@ def test_a_plan_by_arithmetic(
     assert lines["run"] == "tiny-mpm, mpm mode"
     assert lines["steps"] == "600 of 32 shapes (4.8 epochs)"
     assert lines["basis"] == "arithmetic for float32"
-    assert lines["time"].startswith("not measured; 1.66 GFLOP a step")
+    assert lines["time"].startswith("not measured; 1.66 GFLOP per step")
     assert lines["next:"] == ("pointdistill pretrain --recipe tiny-mpm --set seed=4 --device cpu")
     assert not list(tmp_path.iterdir())
     assert run("plan", "--no-measure", *arguments, "--keep", "9") == 0

@@ -63,7 +63,7 @@ def test_a_collapsed_marginal_is_said_once_after_three_rows() -> None:
     assert [len(lines) for lines in said] == [0, 0, 1, 0, 0]
     assert said[2][0].startswith(
         "step 30: collapse: the teacher puts nearly every shape on the same prototypes "
-        "(marginal entropy 0.30 nats, 5% of log K); start anew with"
+        "(marginal entropy 0.30 nats, 5% of log K); start a new run with"
     )
 
 

@@ -141,7 +141,9 @@ def test_a_file_of_other_settings_is_not_gone_on_with(
     path = tmp_path / "training.safetensors"
     train(new_classifier(), file=TrainingFile(path, after(1)))
     kept = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"begun with another recipe, .*remove it to begin"):
+    with pytest.raises(
+        CheckpointError, match=r"started with another recipe, .*remove it to start over"
+    ):
         train(new_classifier(), file=TrainingFile(path), **change)
     assert path.read_bytes() == kept
 

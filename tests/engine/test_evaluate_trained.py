@@ -196,7 +196,7 @@ def test_what_takes_long_is_said_once_after_the_first_measured_part() -> None:
     forecast(20, 100)
     assert len(reporter.said) == 1
     assert reporter.said[0].startswith(
-        "finetune: about 4 min to go, by the first 30 s; what is finished is kept"
+        "finetune: about 4 min to go, by the first 30 s; finished work is saved"
     )
     assert reporter.said[0].endswith("fewer epochs shorten it, as a deviation from the protocol")
     assert reporter.settings == ("epochs",)

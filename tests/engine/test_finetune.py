@@ -190,7 +190,7 @@ def test_resume_wants_the_same_data(
 ) -> None:
     interrupted(monkeypatch, 1, lambda: finetune(request(tmp_path)))
     (meshes / "rod" / "0.ply").write_bytes((meshes / "rod" / "1.ply").read_bytes())
-    with pytest.raises(CheckpointError, match=r"not the data that .*model was begun with"):
+    with pytest.raises(CheckpointError, match=r"not the data that .*model was started with"):
         resume_finetune(tmp_path / "model")
 
 

@@ -75,7 +75,7 @@ def test_a_row_that_a_full_disk_refuses_comes_with_the_next(
         rows.write({"step": 2, "loss": 2.0})
         rows.write({"step": 3, "loss": 3.0})
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: No space left on device; its rows are kept for later"
+        f"{path}: No space left on device; rows will be written later"
     ]
     rows.write({"step": 4, "loss": 4.0})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]

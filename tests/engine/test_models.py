@@ -197,5 +197,5 @@ def test_unknown_categories_are_named(tmp_path: Path) -> None:
     segmenter = pointdistill.load_segmenter(segmenter_folder(tmp_path))
     with pytest.raises(DataError, match="no category 'sofa'; it knows stick, chair"):
         segmenter(clouds(1), "sofa")
-    with pytest.raises(DataError, match="one a cloud, got 2 for 3 clouds"):
+    with pytest.raises(DataError, match="one per cloud, got 2 for 3 clouds"):
         segmenter(clouds(3), ["stick", "chair"])

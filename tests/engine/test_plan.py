@@ -236,7 +236,7 @@ def test_what_does_not_fit_is_a_problem() -> None:
 def test_a_launchers_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would wait for the others in its trial."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="plan is for one process, and 2 were started together"):
+    with pytest.raises(ConfigError, match="plan is for one process, but 2 were started"):
         plan(RunOverrides(recipe="tiny"))
 
 

@@ -155,7 +155,7 @@ def test_init_from_an_encoder_of_another_size_lists_what_does_not_fit(
 def test_resume_refuses_another_corpus(memory_corpus: MemoryCorpus, tmp_path: Path) -> None:
     run = tmp_path / "run"
     pretrain(micro_config(), corpus=memory_corpus, run=run, options=options(stop_at=1))
-    with pytest.raises(CheckpointError, match=r"was begun with the corpus .*memory"):
+    with pytest.raises(CheckpointError, match=r"was started with the corpus .*memory"):
         pretrain(
             micro_config(), corpus=MemoryCorpus(memory_corpus.clouds[:12]), run=run, resume=True
         )
@@ -251,7 +251,9 @@ def test_options_that_cannot_be_are_refused() -> None:
 
 
 def test_sharding_one_process_is_refused(memory_corpus: MemoryCorpus, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="splits a model over processes, and there is one"):
+    with pytest.raises(
+        ConfigError, match="splits a model over several processes, but there is only one"
+    ):
         pretrain(
             micro_config(),
             corpus=memory_corpus,

@@ -88,7 +88,8 @@ def test_what_cannot_be_kept_is_said_in_one_line(
     with caplog.at_level(logging.WARNING, "pointdistill"):
         assert resume(run, memory_corpus, monkeypatch) == "no"
     assert [record.getMessage() for record in caplog.records] == [
-        "begun on cuda with precision bf16, goes on on cpu with precision no: numbers are rounded differently"
+        "started on cuda with precision bf16, resumed on cpu with precision no: numbers will be rounded "
+        "differently"
     ]
 
 
@@ -142,5 +143,5 @@ def test_processes_agree_on_the_main_ones_settings_and_the_smallest_batch(
             found.append(module._agreed(mine, process))
     assert found == [replace(main, batch_size=4)] * 2
     assert [record.getMessage() for record in caplog.records] == [
-        "batch: 4 instead of 6, the most that every process has memory for"
+        "batch: 4 instead of 6, the largest that fits into every process's memory"
     ]

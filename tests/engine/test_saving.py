@@ -185,7 +185,7 @@ def test_training_goes_on_when_a_checkpoint_cannot_be_written(
         )
     assert [path.name[-1] for path in list_checkpoints(run / "checkpoints")] == ["2", "6", "7"]
     assert [record.getMessage() for record in caplog.records] == [
-        "the checkpoint of step 4 could not be written (No space left on device); training goes on, "
+        "the checkpoint of step 4 could not be written (No space left on device); training continues, "
         "older checkpoints are intact"
     ]
     assert_same_bits(run, whole)

@@ -123,7 +123,7 @@ def test_only_the_encoder_that_made_it_may_ask(folder: Path) -> None:
         search(Path("low/1.obj"), index, encoder="other")
     assert caught.value.settings == ("encoder",)
     shutil.move("encoder", "moved")
-    with pytest.raises(CheckpointError, match="say where that encoder is now, or embed again"):
+    with pytest.raises(CheckpointError, match="name its new path, or embed again"):
         search(Path("low/1.obj"), index)
     found = search(Path("low/1.obj"), index, encoder="moved")
     assert found.neighbours[0].id == "low/1.obj"

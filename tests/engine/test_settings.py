@@ -255,7 +255,7 @@ def test_contradictions_are_refused() -> None:
     [
         ("run.toml", "masking.ratio: 0.8", "not a TOML file"),
         ("run.toml", 'recipe = "tiny-mmp"', "did you mean 'tiny-mpm'"),
-        ("run.toml", "recipe = 3", "recipe must be the name of one, got 3"),
+        ("run.toml", "recipe = 3", "recipe must be the name of a recipe, got 3"),
         ("run.toml", "x = " + "1" * 2**20, "too large for settings"),
         ("config.json", "{}", "not a run's config.json"),
         ("config.json", '{"format": "pointdistill-run"}', "configuration is damaged"),

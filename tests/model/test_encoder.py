@@ -62,7 +62,7 @@ def test_the_patch_embedding_is_the_plain_formula() -> None:
             torch.zeros(48, 3),
             r"expected points of shape \(B, N, 3\), got \(48, 3\); add a batch axis",
         ),
-        (torch.zeros(1, 5, 3), "expected at least 6 points a cloud"),
+        (torch.zeros(1, 5, 3), "expected at least 6 points per cloud"),
         (torch.full((1, 48, 3), torch.nan), "NaN or infinite coordinates"),
     ],
 )

@@ -1,4 +1,7 @@
-"""The command line: parses, calls one function, prints, sets the exit code. ``--help`` does not load torch."""
+"""The command line: parses arguments, calls one function, prints, and sets the exit code.
+
+Modules of this package import the engine inside the commands, so that ``--help`` does not load torch.
+"""
 
 from __future__ import annotations
 
@@ -29,30 +32,30 @@ app = typer.Typer(
     help="Self-supervised representations of 3-D shapes, from meshes and point clouds, with no labels.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: drawing it with rich doubles the time it takes to appear
+    rich_markup_mode=None,  # plain help, since drawing it with rich takes twice as long
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(show_version)
 for command, summary in (
     (quickstart, "See it work in minutes on this machine."),
     (prepare_data, "Make a corpus to pretrain on."),
-    (inspect, "Say what a corpus holds."),
+    (inspect, "Summarise a corpus."),
     (verify, "Check a corpus for damage."),
-    (preview, "Draw shapes of a corpus; turn them."),
-    (recipes, "List the runs that have a name."),
-    (plan, "Say what a run will cost here."),
-    (pretrain, "Pretrain an encoder, with no labels."),
-    (evaluate, "Measure an encoder on a benchmark."),
-    (leaks, "List test shapes that a corpus has."),
-    (finetune, "Make a classifier or a segmenter."),
-    (predict, "Name shapes, or their parts."),
-    (embed, "Features of any files, folders, corpora."),
+    (preview, "Show shapes of a corpus."),
+    (recipes, "List the named recipes."),
+    (plan, "Estimate what a run costs here."),
+    (pretrain, "Pretrain an encoder without labels."),
+    (evaluate, "Evaluate an encoder on a benchmark."),
+    (leaks, "Find test shapes in a corpus."),
+    (finetune, "Train a classifier or a segmenter."),
+    (predict, "Classify shapes, or label their parts."),
+    (embed, "Compute features of any shapes."),
     (search, "Find the shapes nearest to a file."),
-    (sample, "Turn mesh files into surface points."),
-    (reconstruct, "Draw what an encoder's features hold."),
+    (sample, "Sample surface points from meshes."),
+    (reconstruct, "Reconstruct patches from features."),
     (export, "Write an encoder as safetensors or ONNX."),
     (push, "Share weights on the Hugging Face Hub."),
-    (import_weights, "Read a published checkpoint."),
+    (import_weights, "Convert a published checkpoint."),
     (doctor, "Print versions, devices, and problems."),
 ):
     app.command(short_help=summary)(command)
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        # A file where a folder should be, no permission, a full disk: for the user to put right.
+        # A file where a folder should be, no permission, a full disk: something only the user can fix.
         where = f"{error.filename}: " if error.filename else ""
         print_error(f"error: {where}{error.strerror or error}; give another path, or free it")
         sys.exit(2)
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except Exception as error:
-        # Usage errors are the parser's own class; which package holds it depends on typer's version.
+        # Usage errors have a class of the parser's; which package defines it depends on typer's version.
         message = getattr(error, "format_message", None)
         if message is None:
             raise
@@ -95,6 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _path(error: Exception) -> str:
-    """The command a usage error belongs to, as typed."""
+    """The command that a usage error belongs to, as it was typed."""
     context = getattr(error, "ctx", None)
     return context.command_path if context is not None else "pointdistill"

@@ -1,4 +1,4 @@
-"""Commands about the program itself: ``pointdistill doctor``, ``recipes`` and ``--version``."""
+"""Commands about the program itself: ``pointdistill quickstart``, ``doctor``, ``recipes`` and ``--version``."""
 
 from __future__ import annotations
 
@@ -86,9 +86,6 @@ def show_version(
     ] = False,
 ) -> None:
     """Self-supervised representations of 3-D shapes, from meshes and point clouds, with no labels."""
-
-
-# ``pointdistill quickstart``.
 
 
 def quickstart(

@@ -1,4 +1,4 @@
-"""What the commands show: lines, one progress bar, tables. Everything but results goes to stderr."""
+"""Terminal output of the commands: lines, one progress bar, tables. Everything but results goes to stderr."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,31 +22,27 @@ if TYPE_CHECKING:
     from pointdistill.engine.reports.tables import Table
     from pointdistill.reporter import StepRecord
 
-_LEAST_WIDTH = 80
-"""Columns in which a table that is printed whole has room."""
-
 SECONDS_BETWEEN_LINES = 60.0
-"""Of a training whose output is no terminal."""
+"""Time between the lines of a training whose output is not a terminal."""
 
 STEPS_BEFORE_COST = 3
-"""After which the speed of a run is known well enough to say what it will cost."""
+"""Steps after which the speed of a run is known well enough to forecast its duration."""
 
 SLOW_RUN_SECONDS = 3600.0
-"""Above which the expected duration of a run is worth a line of its own."""
-
+"""A run that is expected to take longer than this gets a line that says so."""
 
 _LEAST_WIDTH = 80
-"""Columns in which a table that is printed whole has room."""
+"""Fewest columns for a table that is printed without cutting or wrapping cells."""
 
 
 def name_options(message: str, settings: tuple[str, ...]) -> str:
-    """A message with the options that set ``settings`` behind it."""
+    """A message followed by the names of the options that set ``settings``."""
     options = ", ".join("--" + name.replace("_", "-") for name in settings)
     return f"{message} ({options})" if options else message
 
 
 class ConsoleReporter(Reporter):
-    """Lines, and a bar that follows the task at hand; the bar only where stderr is a terminal."""
+    """Prints lines and a progress bar for the current task; the bar only if stderr is a terminal."""
 
     def __init__(self, console: Console, bar: Progress, *, keep_tasks: bool = False) -> None:
         self.console = console
@@ -56,13 +52,13 @@ class ConsoleReporter(Reporter):
         self._shown = ""
 
     def say(self, line: str, *settings: str) -> None:
-        """A line above the bar, whatever the width, with nothing in it taken for markup."""
+        """Print a line above the bar, without wrapping it and without interpreting markup."""
         self.show_line(name_options(line, settings))
 
     def progress(
         self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
     ) -> None:
-        """Move the bar; another task starts another one, in the place of the last or below it."""
+        """Move the bar; a new task starts a new bar, in the place of the last one or below it."""
         if task != self._shown:
             self._start(task, total, unit)
         assert self._task is not None
@@ -72,15 +68,15 @@ class ConsoleReporter(Reporter):
         self._bar.update(self._task, completed=done, total=total, note=note, unit=unit)
 
     def finish_task(self) -> None:
-        """Leave the bar of the task at hand full, as it stands."""
+        """Leave the bar of the current task on the screen, filled."""
         if self._task is not None:
             total = self._bar.tasks[-1].total or 1
             self._bar.update(self._task, total=total, completed=total)
             self._bar.stop_task(self._task)
 
     def on_signal(self) -> None:
-        """Answer the first Ctrl-C of a training, which ends only after the step that it is in."""
-        # Straight to the file: within a signal's handler a buffered stream may be in the middle of a write.
+        """Acknowledge the first Ctrl-C of a training, which stops only after its current step."""
+        # Written to the file descriptor: a signal may arrive while a buffered stream is in the middle of a write.
         os.write(2, b"\nfinishing this step, then saving; a second signal stops at once\n")
 
     def _start(self, task: str, total: float | None, unit: str) -> None:
@@ -89,7 +85,7 @@ class ConsoleReporter(Reporter):
             if not self.console.is_terminal:
                 self.show_line(task)
         elif self._task is not None:
-            # Rich keeps a task's old total where the new one is not known, so a new task gets a new entry.
+            # Rich keeps a task's old total if the new one is None, so a new task gets a new entry.
             self._bar.remove_task(self._task)
         self._task, self._shown = self._bar.add_task(task, total=total, note="", unit=unit), task
 
@@ -99,14 +95,14 @@ class ConsoleReporter(Reporter):
 
 
 class TrainingConsole(ConsoleReporter, TrainingReporter):
-    """A training: one moving line on a terminal, a line a minute where stderr goes to a file."""
+    """Shows a training: one moving line on a terminal, or a line per minute if stderr goes to a file."""
 
     _steps_seen = 0
     _first: tuple[int, float] | None = None
     _last_line = 0.0
 
     def step(self, record: StepRecord) -> None:
-        """Show the step; once, after the first few, also what a slow run will cost."""
+        """Show the step; after the first few, also forecast the duration of a slow run."""
         terms = " ".join(f"{name} {value:.3f}" for name, value in record.terms.items())
         note = f"loss {record.loss:.3f} ({terms}) {record.shapes_per_second:.0f} shapes/s"
         if self.console.is_terminal:
@@ -118,12 +114,12 @@ class TrainingConsole(ConsoleReporter, TrainingReporter):
             self._say_cost(record)
 
     def on_signal(self) -> None:
-        """As for any long work, but said by one of several processes only."""
+        """Acknowledge the signal, on one of several processes only."""
         if not self.console.quiet:
             super().on_signal()
 
     def _line_a_minute(self, record: StepRecord, note: str) -> None:
-        """A plain line for the first step, for the last, and once a minute."""
+        """Print a plain line for the first step, for the last, and once per minute."""
         now = time.monotonic()
         is_first = self._first is None
         if self._first is None:
@@ -143,14 +139,14 @@ class TrainingConsole(ConsoleReporter, TrainingReporter):
             self.show_line(
                 f"cost: about {format_duration(seconds)} for this run on this device "
                 f"({record.shapes_per_second:.1f} shapes/s); `pointdistill plan` says more, --size tiny takes "
-                "minutes on a CPU. Ctrl-C saves, --resume goes on",
+                "minutes on a CPU. Ctrl-C saves, --resume continues",
                 style="yellow",
             )
 
 
 @contextmanager
 def console_reporter() -> Iterator[ConsoleReporter]:
-    """A reporter on stderr; its bar is gone when the work is done."""
+    """A reporter on stderr, whose bar is removed when the work is done."""
     console = _stderr()
     with _bar(console, transient=True) as bar:
         yield ConsoleReporter(console, bar)
@@ -170,11 +166,11 @@ def stages_reporter() -> Iterator[ConsoleReporter]:
 def training_console(
     console: Console | None = None, *, quiet: bool = False
 ) -> Iterator[TrainingConsole]:
-    """A reporter for a training, which also shows what the run logs: a collapse, a full disk.
+    """A reporter for a training, which also shows the run's warnings, such as a collapse or a full disk.
 
     Args:
-        console: where to write; stderr by default.
-        quiet: say nothing, as all but one of several processes must.
+        console: where to write; by default stderr.
+        quiet: print nothing, for all but one of several processes.
     """
     console = console or _stderr(quiet=quiet)
     log = logging.getLogger("pointdistill")
@@ -219,7 +215,7 @@ def _bar(console: Console, *, transient: bool) -> Progress:
     from rich.text import Text
 
     class Amount(ProgressColumn):
-        """Parts done and in all: bytes as sizes, everything else as numbers."""
+        """How much is done, and the total: bytes as sizes, everything else as numbers."""
 
         _numbers = MofNCompleteColumn()
 
@@ -243,17 +239,17 @@ def _bar(console: Console, *, transient: bool) -> Progress:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr, whatever the width."""
+    """Print one line on stderr, without wrapping it."""
     print(" ".join(message.split()), file=sys.stderr)  # noqa: T201
 
 
 def print_table(table: Table, *, right: Collection[str] = (), whole: bool = False) -> None:
-    """A table with its notes: ruled lines on a terminal, Markdown where the output goes to a file.
+    """Print a table with its notes: with ruled lines on a terminal, as Markdown if the output goes to a file.
 
     Args:
         table: what to print.
-        right: columns that are aligned right, beside those of percentages.
-        whole: cut or wrap nothing, even where the terminal is narrower than 80 columns.
+        right: columns to align right, in addition to those of percentages.
+        whole: do not cut or wrap cells, even on a terminal narrower than 80 columns.
     """
     from rich.console import Console
 
@@ -283,7 +279,7 @@ def _print_whole(table: Table, right: Collection[str], console: Console) -> None
 
 
 def _rich_table(table: Table, right: Collection[str]) -> rich.table.Table:
-    """A table with ruled lines, its text as it is."""
+    """A table with ruled lines, whose text is not interpreted as markup."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -295,47 +291,3 @@ def _rich_table(table: Table, right: Collection[str]) -> rich.table.Table:
     for row in table.rows:
         drawn.add_row(*(Text(cell) for cell in row))
     return drawn
-
-
-# Lines and a bar for work of several parts.
-
-
-def say_saving() -> None:
-    """Answer the first Ctrl-C of a training, which ends only after the step that it is in."""
-    # Straight to the file: within a signal's handler a buffered stream may be in the middle of a write.
-    os.write(2, b"\nfinishing this step, then saving; a second signal stops at once\n")
-
-
-@contextmanager
-def task_progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
-    """Lines and a bar on stderr; the bar on a terminal only, and gone when the work is done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=None)
-
-        def say(line: str) -> None:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-        def show(what: str, done: int, total: int) -> None:
-            if bar.tasks[task].total != total or done < bar.tasks[task].completed:
-                bar.reset(task, total=total)
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield say, show

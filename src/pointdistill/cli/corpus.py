@@ -1,4 +1,4 @@
-"""Commands that look into a corpus: ``pointdistill inspect``, ``verify`` and ``preview``."""
+"""Commands that examine a corpus: ``pointdistill inspect``, ``verify``, ``preview`` and ``leaks``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pointdistill.cli.options import CorpusArgument, named_corpus
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 
 MOST_SHAPES = 500
-"""More would make a page that no browser likes to open."""
+"""Most shapes on a page; browsers are slow to open larger ones."""
 
 
 def inspect(
@@ -57,7 +57,7 @@ def verify(corpus: CorpusArgument = None) -> None:
     folder = named_corpus(corpus)
     manifest = read_manifest(folder)
     faults = 0
-    # Where bar and lines share a terminal, the lines go above the bar; a file or a pipe gets them itself.
+    # On a terminal that shows the bar too, lines are printed above it; a file or a pipe gets them directly.
     share_terminal = sys.stdout.isatty() and sys.stderr.isatty()
     with console_reporter() as reporter:
         for line in find_damage(folder, progress=partial(reporter.progress, "checking shards")):
@@ -130,11 +130,8 @@ def preview(
     )
 
 
-# ``pointdistill leaks``: test shapes of a benchmark that lie in a corpus.
-
-
 class BenchmarkName(StrEnum):
-    """What can be checked."""
+    """The benchmarks whose test shapes can be looked for."""
 
     _ignore_ = "name"
     for name in BENCHMARKS:
@@ -142,12 +139,12 @@ class BenchmarkName(StrEnum):
 
 
 def leaks(
-    benchmark: Annotated[BenchmarkName, typer.Argument(help="Whose test shapes are looked for.")],
+    benchmark: Annotated[BenchmarkName, typer.Argument(help="Whose test shapes to look for.")],
     corpus: Annotated[Path | None, typer.Option(help="The corpus to look in.")] = None,
     encoder: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of a corpus, a run: the corpus it saw. Default: the last run here."
+            help="Instead of a corpus, a run: the corpus it used. Default: the last run here."
         ),
     ] = None,
     data: Annotated[
@@ -157,20 +154,19 @@ def leaks(
         bool, typer.Option("--stand-in", help="Check a stand-in, made on first use.")
     ] = False,
     split: Annotated[
-        list[str] | None, typer.Option(help="Such as OBJ-BG; again for more. Default: all.")
+        list[str] | None, typer.Option(help="Such as OBJ-BG; repeat for more. Default: all.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes. Default: one a core.")
+        int | None, typer.Option(min=1, help="Processes. Default: one per core.")
     ] = None,
 ) -> None:
-    """List the test shapes of a benchmark that a corpus has: by id, and by the shapes themselves.
+    """List the test shapes of a benchmark that are in a corpus, by id and by the shapes themselves.
 
-    Fingerprints of the corpus are kept in its folder; stopped at any time, the same command goes on.
+    Fingerprints of the corpus are kept in its folder; if it is stopped, the same command continues.
     """
     import json
 
-    from pointdistill.cli.console import console_reporter, print_table
     from pointdistill.engine.evaluation.leak_check import LeakRequest, check_leaks, leaks_table
 
     request = LeakRequest(

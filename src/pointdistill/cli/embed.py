@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pointdistill.engine.embedding.embed import EmbedReport
 
 MOST_SHOWN = 20
-"""Refused shapes that are printed; all of them are recorded in the output."""
+"""Most refused shapes to print; all of them are recorded in the output."""
 
 
 class FeatureName(StrEnum):

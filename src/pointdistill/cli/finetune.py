@@ -1,4 +1,4 @@
-"""``pointdistill finetune``: an encoder and labelled shapes become a classifier or a segmenter."""
+"""``pointdistill finetune``: trains a classifier or a segmenter from an encoder and labelled shapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TaskName(StrEnum):
-    """What can be trained on."""
+    """The data that a model can be trained on."""
 
     FOLDER = "folder"
     _ignore_ = "name"
@@ -90,7 +90,8 @@ def finetune(
     if resume:
         output = _check_resume(context, output)
         require_paths([output], "output")
-    if benchmark is TaskName.FOLDER:  # of an absent archive the engine says where it comes from
+    if benchmark is TaskName.FOLDER:
+        # An absent archive is left to the engine, which says where it can be obtained.
         require_paths([data], "data")
     if encoder is not None:
         require_encoder(encoder, "encoder")
@@ -124,10 +125,10 @@ def finetune(
 
 
 def _check_resume(context: typer.Context, output: Path | None) -> Path:
-    """The folder to go on in.
+    """The folder of the training to resume.
 
     Raises:
-        ConfigError: if it was not named, or if settings were given, which the training has already.
+        ConfigError: if it was not named, or if settings were given, since a training keeps those it has.
     """
     changed = [
         name
@@ -138,17 +139,19 @@ def _check_resume(context: typer.Context, output: Path | None) -> Path:
     ]
     if changed or output is None:
         added = f", and {changed[0]} was given" if changed else ""
-        msg = f"a training goes on with the settings it began with: give --resume with --output alone{added}"
+        msg = (
+            f"a training is resumed with its own settings: give --resume with --output alone{added}"
+        )
         raise ConfigError(msg)
     return output
 
 
 def _say_result(result: Finetuned) -> None:
-    """What came of it and what comes next; exit code 130 when interrupted."""
+    """Print the outcome and the next command; exits with code 130 if the training was interrupted."""
     place = shlex.quote(str(result.output))
     if not result.finished:
         typer.echo(
-            f"stopped after {result.epochs} whole epochs; everything is saved in {result.output}"
+            f"stopped after {result.epochs} complete epochs; everything is saved in {result.output}"
         )
         typer.echo(f"next: pointdistill finetune --resume --output {place}")
         raise typer.Exit(130)
@@ -159,7 +162,7 @@ def _say_result(result: Finetuned) -> None:
 
 
 def _score(result: Finetuned) -> str:
-    """The last epoch's figures as the result, the best epoch's under its name."""
+    """The last epoch's figures, which are the result, and the best epoch's."""
     score = result.score
     if result.kind == "classifier":
         main, mean, names = "accuracy", "class_accuracy", ("accuracy", "class mean")

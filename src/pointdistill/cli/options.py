@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and the checks of them that need no torch."""
+"""Arguments and options that several commands share, and checks of them that do not need torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "no", "bf16")
-"""The engine's, repeated here so that a wrong one is refused before torch is loaded; a test compares them."""
+"""As in the engine; repeated here so that a wrong value is refused before torch loads, and compared by a test."""
 
 
 class Size(StrEnum):
@@ -117,7 +117,7 @@ def run_overrides(
     batch_size: int | None,
     seed: int | None = None,
 ) -> RunOverrides:
-    """What the options say about a run, for the engine.
+    """The options of a run as the engine's record.
 
     Raises:
         ConfigError: if they contradict each other, or name a setting that does not exist.
@@ -141,14 +141,14 @@ def run_overrides(
 
 
 def to_argv(overrides: RunOverrides) -> list[str]:
-    """The options that say ``overrides``, as they are typed."""
+    """``overrides`` as options on a command line."""
     return [
         word for name, value in overrides.items() for word in (f"--{name.replace('_', '-')}", value)
     ]
 
 
 def named_corpus(corpus: Path | None) -> Path:
-    """The folder that was named, or the last corpus made in this folder; stderr says which.
+    """The corpus that was named; without a name the last one made in this folder, which is printed on stderr.
 
     Raises:
         DataError: if none was named and none was made.
@@ -166,11 +166,12 @@ def named_corpus(corpus: Path | None) -> Path:
 
 
 def require_paths(paths: Iterable[Path | None], *settings: str) -> None:
-    """Raise unless there is something at every path that is given: seconds before the engine would say so.
+    """Check that every path that is not None exists.
 
     Raises:
         DataError: naming the first that is missing.
     """
+    # The engine checks this too, but only after the seconds that it takes to load torch.
     for path in paths:
         if path is not None and not path.exists():
             msg = f"{path}: no such file or folder; check its name"
@@ -178,14 +179,14 @@ def require_paths(paths: Iterable[Path | None], *settings: str) -> None:
 
 
 def require_encoder(encoder: Path | str | None, *settings: str) -> None:
-    """Raise where there can be no encoder: nothing at the path, or none named and no run made here.
+    """Check that there may be an encoder: something at its path, or a last run if none is named.
 
     Args:
         encoder: a path; ``owner/name`` on the Hub is left to the engine; None means the last run made here.
         settings: the command's name for it.
 
     Raises:
-        CheckpointError: saying what is accepted.
+        CheckpointError: if there cannot be one; says what is accepted.
     """
     if encoder is None:
         from pointdistill.data.files.workspace import last_run
@@ -195,7 +196,7 @@ def require_encoder(encoder: Path | str | None, *settings: str) -> None:
             raise CheckpointError(msg, settings=settings)
         return
     path = Path(encoder)
-    # `runs/mine` with a folder `runs` here is a path with a spelling mistake, never a repository.
+    # If there is a folder `runs` here, `runs/mine` is a misspelled path and not a repository.
     may_be_repository = len(path.parts) == 2 and not path.is_absolute() and not path.parent.is_dir()
     if not path.exists() and not may_be_repository:
         msg = f"{path}: no encoder here; expected a run folder, or what `pointdistill export` wrote"

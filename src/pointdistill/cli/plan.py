@@ -1,4 +1,4 @@
-"""``pointdistill plan``."""
+"""``pointdistill plan``: what a run will cost."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def plan(
         ),
     ] = False,
 ) -> None:
-    """Say what a run will cost on this device: memory, time, disk. Nothing is written."""
+    """Estimate what a run will cost on this device: memory, time, disk. Nothing is written."""
     overrides = run_overrides(
         recipe=recipe,
         size=size,
@@ -125,20 +125,20 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
 
 def _memory(plan: Plan) -> str:
     if plan.step.gib is None:
-        return "not known: this system does not say what a process held"
+        return "not known: this system does not report the memory of a process"
     return f"{plan.step.gib:.2f} GiB at its peak"
 
 
 def _time(plan: Plan) -> str:
-    """Hours; without measured steps, what they would be at 10 TFLOP/s."""
+    """The expected time; without measured steps, the time at 10 TFLOP/s."""
     large = plan.flops >= TERA
-    work = f"{plan.flops / (TERA if large else GIGA):.3g} {'TFLOP' if large else 'GFLOP'} a step"
+    work = f"{plan.flops / (TERA if large else GIGA):.3g} {'TFLOP' if large else 'GFLOP'} per step"
     if plan.step.seconds is None:
         sustained = 10 * TERA
-        whole = format_duration(plan.steps * plan.flops / sustained)
-        return f"not measured; {work}: {whole} in all at a sustained 10 TFLOP/s"
+        duration = format_duration(plan.steps * plan.flops / sustained)
+        return f"not measured; {work}: {duration} in all at a sustained 10 TFLOP/s"
     speed = plan.config.batch_size / plan.step.seconds
     return (
-        f"{format_duration(plan.steps * plan.step.seconds)} in all: {plan.step.seconds:.3g} s a step, "
+        f"{format_duration(plan.steps * plan.step.seconds)} in all: {plan.step.seconds:.3g} s per step, "
         f"{speed:.3g} shapes/s, {work}"
     )

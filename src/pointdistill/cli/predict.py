@@ -1,4 +1,4 @@
-"""``pointdistill predict``: classes or parts of any file, by a fine-tuned model."""
+"""``pointdistill predict``: applies a fine-tuned model to files."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def predict(
     from pointdistill.engine.finetuning.models import TrainedClassifier, load_model
     from pointdistill.engine.runtime.devices import pick_device
 
-    where = pick_device(device)
+    torch_device = pick_device(device)
     loaded = load_model(model)
     if isinstance(loaded, TrainedClassifier):
         if category is not None or output is not None:
             msg = f"{model} is a classifier; --category and --output are for a segmenter, leave them out"
             raise ConfigError(msg)
-        failed = _classify(loaded.to(where), files, up, as_json)
+        failed = _classify(loaded.to(torch_device), files, up, as_json)
     else:
-        failed = _segment(loaded.to(where), files, category, output, up, as_json)
+        failed = _segment(loaded.to(torch_device), files, category, output, up, as_json)
     if failed:
         raise typer.Exit(2)
 
@@ -71,7 +71,7 @@ def predict(
 def _classify(
     classifier: TrainedClassifier, files: Sequence[Path], up: str | None, as_json: bool
 ) -> bool:
-    """Whether any file could not be used."""
+    """Print the classes of the files; returns whether any file could not be used."""
     from pointdistill.engine.finetuning.predict import classify_files
     from pointdistill.engine.reports.tables import Table
 
@@ -88,7 +88,7 @@ def _classify(
             )
             for file in done
         )
-        print_table(Table("What the files show", ("file", *places), rows))
+        print_table(Table("Classes of the files", ("file", *places), rows))
     _remark(done, failed, up or classifier.spec.input.up)
     return bool(failed)
 
@@ -101,7 +101,7 @@ def _segment(
     up: str | None,
     as_json: bool,
 ) -> bool:
-    """Whether any file could not be used."""
+    """Print and write the parts of the files; returns whether any file could not be used."""
     from pointdistill.engine.finetuning.predict import plan_parts, segment_files, write_parts
     from pointdistill.engine.reports.tables import Table
 
@@ -157,7 +157,7 @@ def _print_json(rows: Sequence[dict[str, Any]]) -> None:
 def _remark(
     done: Sequence[ClassifiedFile | SegmentedFile], failed: Sequence[FailedFile], up: str
 ) -> None:
-    """What was assumed, and what could not be used."""
+    """Print which up axis was assumed, and which files could not be used."""
     assumed = sum(file.assumed_up for file in done)
     if assumed:
         typer.echo(

@@ -1,4 +1,4 @@
-"""``pointdistill pretrain``."""
+"""``pointdistill pretrain``: starts or resumes a run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def pretrain(
             min=0, max=2**63 - 1, help="Seed of weights, order, views and masks. Default: 0."
         ),
     ] = None,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps that a crash may cost.")] = 500,
+    save_every: Annotated[int, typer.Option(min=1, help="Most steps that a crash can cost.")] = 500,
     keep: KeepOption = 2,
     probe: Annotated[
         str | None,
@@ -85,7 +85,7 @@ def pretrain(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Pretrain an encoder on a corpus, with no labels. Ctrl-C saves; --resume continues."""
+    """Pretrain an encoder on a corpus, without labels. Ctrl-C saves; --resume continues."""
     overrides = run_overrides(
         recipe=recipe,
         size=size,
@@ -133,7 +133,7 @@ def _pretrain(
     init_from: Path | None,
     options: RunOptions,
 ) -> None:
-    """Start or resume, show progress, say what comes next; exit code 130 when interrupted."""
+    """Start or resume a run, show progress, and print the next command; exits with code 130 if interrupted."""
     from pointdistill.engine.pretraining.launch import (
         announce,
         prepare_resumed_run,
@@ -143,7 +143,7 @@ def _pretrain(
 
     if resume:
         if init_from is not None:
-            msg = "--init-from begins a run and --resume goes on with one; give one of them"
+            msg = "--init-from starts a new run and --resume continues one; give one of them"
             raise ConfigError(msg)
         prepared = prepare_resumed_run(overrides, data=data, run=run)
     else:
@@ -169,7 +169,7 @@ def _pretrain(
 
 
 def _train(prepared: PreparedRun, options: RunOptions, reporter: TrainingConsole) -> RunResult:
-    """Carry out the run.
+    """Train, and turn running out of memory into an error that says what to change.
 
     Raises:
         ConfigError: if a step did not fit into memory.
@@ -185,6 +185,6 @@ def _train(prepared: PreparedRun, options: RunOptions, reporter: TrainingConsole
         batch = prepared.config.batch_size
         msg = (
             f"a step of {batch} shapes does not fit into the memory of this device; give a smaller --batch-size "
-            f"(such as {max(1, batch // 2)}), or ask `pointdistill plan` what fits"
+            f"(such as {max(1, batch // 2)}); `pointdistill plan` shows what fits"
         )
         raise ConfigError(msg) from error

@@ -1,4 +1,4 @@
-"""``pointdistill reconstruct``."""
+"""``pointdistill reconstruct``: hidden patches from frozen features."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def search(
     index: Annotated[
         Path | None,
         typer.Argument(
-            help="What `embed` wrote, or a folder or corpus embedded here. Default: the last one."
+            help="A file that `embed` wrote, or a folder or corpus embedded here. Default: the last one."
         ),
     ] = None,
     count: Annotated[int, typer.Option(help="Number of shapes to find.", min=1)] = 10,
@@ -79,10 +79,10 @@ def search(
 
 
 def _table(query: Path, index: Path, result: SearchResult) -> Table:
-    from pointdistill.engine.reports.tables import Table as Made
+    from pointdistill.engine.reports.tables import Table
 
     rows = tuple(
         (str(rank), neighbour.id, f"{neighbour.similarity:.4f}")
         for rank, neighbour in enumerate(result.neighbours, start=1)
     )
-    return Made(f"Nearest to {query} in {index}", ("rank", "shape", "similarity"), rows)
+    return Table(f"Nearest to {query} in {index}", ("rank", "shape", "similarity"), rows)

@@ -1,4 +1,4 @@
-"""Commands that move weights: ``pointdistill export``, ``push`` and ``import-weights``."""
+"""Commands that export, share and import weights: ``pointdistill export``, ``push`` and ``import-weights``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FormatName(StrEnum):
-    """What an encoder can be written as."""
+    """The formats that an encoder can be written in."""
 
     SAFETENSORS = "safetensors"
     ONNX = "onnx"
@@ -78,7 +78,7 @@ def export(
 
 
 def _describe_onnx(exported: OnnxExport) -> None:
-    """Print what was written, its inputs and outputs, and how far it is from the encoder."""
+    """Print the file, its inputs and outputs, and the largest difference from the encoder's own features."""
     typer.echo(f"{exported.source} -> {exported.path}")
     cls = f"cls (B, {exported.width}), " if exported.cls_token else ""
     typer.echo(
@@ -125,7 +125,7 @@ def push(
     count = f"{prepared.results} result{'' if prepared.results == 1 else 's'}"
     typer.echo(f"{prepared.source} -> {prepared.folder}: licence {licence}, {count}")
     if prepared.non_commercial:
-        typer.echo(f"no commercial use: it saw {', '.join(prepared.non_commercial)}")
+        typer.echo(f"no commercial use: it was trained on {', '.join(prepared.non_commercial)}")
     if card_only is not None:
         again = shlex.join(["pointdistill", "push", source, repository])
         typer.echo(f"next: read {shlex.quote(str(prepared.folder / CARD))}, then {again}")
@@ -162,6 +162,6 @@ def import_weights(
     )
     typer.echo(f"-> {output}/model.safetensors, {output}/config.json")
     typer.echo(
-        "the file does not say which shapes it saw; ask whoever published it for their licences"
+        "the file does not say which shapes it was trained on; ask its publisher for their licences"
     )
     typer.echo(f"next: pointdistill evaluate scanobjectnn --encoder {shlex.quote(str(output))}")

@@ -1,7 +1,7 @@
-"""Everything once, in minutes on one machine: corpus, stand-in, pretraining, measurement, report.
+"""A demonstration of the whole program in minutes: corpus, stand-in, pretraining, evaluation, report.
 
-All of it is written to one folder: a second call continues where the first stopped, and the same seed gives the
-same numbers.
+Everything is written to one folder. A second call continues where the first one stopped, and the same seed gives
+the same numbers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ from pointdistill.engine.pretraining.run_folder import CHECKPOINTS, read_metrics
 from pointdistill.engine.pretraining.state import list_checkpoints, new_state
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.reports.pages import Picture, Section, write_report
-from pointdistill.engine.reports.pictures import clouds, masked_patches, neighbour_rows
+from pointdistill.engine.reports.pictures import (
+    clouds,
+    loss_curves,
+    masked_patches,
+    neighbour_rows,
+)
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
@@ -48,28 +53,26 @@ from pointdistill.model.views import draw_views
 from pointdistill.reporter import SILENT, Reporter, TrainingReporter
 from pointdistill.version import __version__
 
-# Pictures of a run: shapes it saw, views and masks it was trained on, neighbours it finds.
-
 SHAPES = 6
-"""Clouds in a picture; of neighbours one less, beside the query."""
+"""Clouds per row of a picture; in a row of neighbours the first one is the query."""
 
 POOL = 1500
-"""Number of test clouds that are searched for neighbours."""
+"""Number of test clouds to search for neighbours."""
 
 
 def learning_pictures(
     encoder: Encoder, corpus: Corpus, benchmark: Benchmark, config: PretrainConfig
 ) -> list[Section]:
-    """Sections for a report: what the encoder was trained on, and what it finds alike."""
+    """Sections of the report with the encoder's training data and with the neighbours that it finds."""
     return [
         Section(
             "What it was trained on",
-            "Crops of random shape and size, turned about the vertical and stretched. The student sees the "
+            "Crops of random shape and size, rotated about the vertical axis and stretched. The student sees the "
             "blue patches and predicts the orange ones.",
             pictures=_views(corpus, config),
         ),
         Section(
-            "What it finds alike",
+            "What it finds similar",
             "Test scans of the benchmark, and the scans whose features are nearest by cosine. "
             "No label was used to find them.",
             pictures=(_neighbours(encoder, benchmark),),
@@ -78,7 +81,7 @@ def learning_pictures(
 
 
 def _views(corpus: Corpus, config: PretrainConfig) -> tuple[Picture, ...]:
-    """Shapes of the corpus, with one global view and mask, and one local view, of each."""
+    """Shapes of the corpus, each with one masked global view and one local view."""
     index = np.linspace(0, len(corpus) - 1, SHAPES).astype(np.int64)
     shapes = [corpus[int(number)] for number in index]
     names = [corpus.label_names[shape.label] if shape.label >= 0 else shape.id for shape in shapes]
@@ -108,7 +111,7 @@ def _views(corpus: Corpus, config: PretrainConfig) -> tuple[Picture, ...]:
 
 
 def _neighbours(encoder: Encoder, benchmark: Benchmark) -> Picture:
-    """Queries spread over the test set, each with its nearest others."""
+    """Queries spread over the test set, each with its nearest neighbours."""
     points = benchmark.test.points[:POOL]
     labels = benchmark.test.labels[:POOL]
     inputs = protocol_input(benchmark.name, encoder.config)
@@ -129,25 +132,25 @@ PROTOCOLS = ("knn", "linear", "svm", "logistic")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuickstartConfig:
-    """Size of the run; with the defaults it takes less than five minutes on two cores."""
+    """Sizes of the demonstration; with the defaults it takes less than five minutes on two cores."""
 
     shapes: int = 4000
     """Shapes of the builtin corpus."""
 
     points: int = 2048
-    """Points per shape: local views keep at least 5 % of them, which are enough for a view."""
+    """Points per shape; local views keep at least 5 % of them, which is enough."""
 
     sizes: ScanSizes = field(default_factory=ScanSizes)
-    """Of the stand-in benchmark."""
+    """Sizes of the stand-in benchmark."""
 
     supervised_epochs: int = 8
-    """Of the supervised run for comparison; its full protocol has 150."""
+    """Epochs of the supervised training for comparison; the full protocol has 150."""
 
     steps: int | None = None
-    """Optimiser steps; None takes the tiny recipe's."""
+    """Optimiser steps; None for the tiny recipe's."""
 
     seed: int = 0
-    """Of corpus, weights, views and probes. The stand-in has a fixed seed of its own."""
+    """Seed of corpus, weights, views and probes; the stand-in has a fixed seed of its own."""
 
     device: str = "cpu"
 
@@ -159,14 +162,14 @@ class QuickstartConfig:
 
 @dataclass(frozen=True, slots=True)
 class QuickstartResult:
-    """Where the results are, and what was measured."""
+    """The results, and where they are stored."""
 
     folder: Path
     run: Path
     report: Path
     results: list[Result]
     seconds: dict[str, float]
-    """By stage, in this call."""
+    """Duration of each stage in this call."""
 
     interrupted: bool = False
 
@@ -174,7 +177,7 @@ class QuickstartResult:
 def quickstart(
     folder: Path, config: QuickstartConfig | None = None, *, reporter: Reporter = SILENT
 ) -> QuickstartResult:
-    """Run every stage in ``folder``; what an earlier call with the same settings made is kept.
+    """Run every stage in ``folder``; results of an earlier call with the same settings are reused.
 
     Raises:
         ConfigError: if ``folder`` holds results of other settings.
@@ -198,13 +201,13 @@ def quickstart(
 
 
 def gains(results: Sequence[Result]) -> dict[str, float]:
-    """Percentage points of accuracy that pretraining added to the run's initial weights, by protocol."""
+    """Accuracy gained by pretraining over the run's initial weights, in percentage points, by protocol."""
     accuracy = {(r.features, r.protocol): r.accuracy.mean for r in results}
     return {name: accuracy[PRETRAINED, name] - accuracy[INITIAL, name] for name in PROTOCOLS}
 
 
 class _Stages(TrainingReporter):
-    """Reports the progress of any task as that of the stage it belongs to, and times the stages."""
+    """Reports the progress of a task as that of its stage, and times the stages."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
@@ -213,7 +216,7 @@ class _Stages(TrainingReporter):
         self._start = 0.0
 
     def begin(self, stage: str, title: str) -> None:
-        """End the stage before; ``title`` says what this one does, ``stage`` names it in the report."""
+        """End the previous stage and start another, named ``stage`` in the report and ``title`` on the screen."""
         self.end()
         self._stage, self._title, self._start = stage, title, time.perf_counter()
         self.reporter.progress(title, 0)
@@ -233,13 +236,13 @@ class _Stages(TrainingReporter):
         note: str = "",
         unit: str = "",
     ) -> None:
-        """Progress of the stage, whatever the task within it."""
+        """Report progress under the stage's title, whatever the task is called."""
         self.reporter.progress(self._title, done, total, note=note, unit=unit)
 
 
 def _corpus(folder: Path, config: QuickstartConfig, stages: _Stages) -> Corpus:
     stages.begin("corpus", f"making {config.shapes:,} shapes of {config.points:,} points")
-    # Built directly: the corpus that `prepare-data` made last in this folder stays the one to train on.
+    # Built directly, so that it does not replace the last corpus made here as the default of other commands.
     report = build_corpus(
         open_source("builtin", SourceRequest(shapes=config.shapes)),
         folder / f"corpus-seed{config.seed}",
@@ -296,7 +299,7 @@ def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, stages: _Stag
 def _measure(
     trained: Encoder, config: QuickstartConfig, benchmark: Benchmark, stages: _Stages
 ) -> list[Result]:
-    """The same probes on the trained encoder, on its own initial weights, and on geometric features."""
+    """Evaluate the trained encoder, its initial weights, and geometric features with the same probes."""
     evaluation = Evaluation(
         protocols=PROTOCOLS, seeds=(config.seed,), augmented_copies=COPIES_ON_CPU
     )
@@ -369,9 +372,7 @@ def _report(
     results: list[Result],
     stages: _Stages,
 ) -> None:
-    """One page: facts, the table, the curves, and pictures of views and neighbours."""
-    from pointdistill.engine.reports.pictures import loss_curves
-
+    """Write the report: facts, results, loss curves, and pictures of views and neighbours."""
     trained_for = config.pretraining()
     facts = {
         "encoder": f"tiny, {sum(p.numel() for p in trained.parameters()):,} parameters",
@@ -386,9 +387,9 @@ def _report(
     gallery = learning_pictures(trained, corpus, benchmark, trained_for)
     sections = [
         Section(
-            "What was learned, measured",
-            "Test accuracy in percent of simple classifiers on frozen features. The initial weights are "
-            "this very run's own, before its first step.",
+            "Results",
+            "Test accuracy in percent of simple classifiers on frozen features. The initial weights are those of "
+            "this very run before its first step.",
             tables=(results_table(results),),
         ),
         Section(
@@ -400,8 +401,8 @@ def _report(
     write_report(
         path,
         title="pointdistill quickstart",
-        lead="An encoder that was pretrained on this machine without labels, beside the same encoder before "
-        "training and beside simple geometric features. The benchmark is a stand-in made of simulated "
+        lead="An encoder that was pretrained on this machine without labels, compared with the same encoder "
+        "before training and with simple geometric features. The benchmark is a stand-in made of simulated "
         "scans, not ScanObjectNN itself.",
         facts=facts,
         sections=sections,

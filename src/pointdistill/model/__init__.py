@@ -1,1 +1,1 @@
-"""What the network is: tensors in, tensors out. No files, no loops."""
+"""The network and its views: functions and modules on tensors, without files or training loops."""

@@ -1,4 +1,4 @@
-"""Classifier: an encoder, its tokens pooled, and a head. Source: docs/method.md, section 7.
+"""The classifier: an encoder, pooling of its tokens, and a head. Source: docs/method.md, section 7.
 
 Sizes: B clouds, P patches, D the encoder's width, C classes.
 """
@@ -22,13 +22,13 @@ from pointdistill.model.transformer import Block
 
 
 class Pooling(StrEnum):
-    """How the tokens of a cloud become one feature vector."""
+    """How the tokens of a cloud are pooled into one feature vector."""
 
     CLS_MEAN_MAX = "cls-mean-max"
-    """CLS, then mean and maximum of the patches: 3D values, or 2D without a CLS token."""
+    """CLS, mean and maximum of the patches, concatenated: 3D values, or 2D without a CLS token."""
 
     MEAN_MAX = "mean-max"
-    """Mean and maximum over the patches and the CLS token together: 2D values."""
+    """Mean and maximum over the patches and the CLS token together, concatenated: 2D values."""
 
     def width(self, encoder: Encoder) -> int:
         """Length of the pooled vector."""
@@ -46,7 +46,7 @@ class Pooling(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierConfig:
-    """What a classifier adds to its encoder."""
+    """The settings of a classifier besides its encoder's."""
 
     classes: int
     """C, at least 2."""
@@ -57,10 +57,10 @@ class ClassifierConfig:
     """Widths of the head's hidden layers; an empty tuple makes the head linear, with a bias."""
 
     dropout: float = 0.5
-    """Rate after every hidden layer."""
+    """Dropout rate after every hidden layer."""
 
     drop_path: float = 0.0
-    """Rate of stochastic depth in the encoder's last block in training; it rises linearly from 0 in the first."""
+    """Stochastic depth rate of the encoder's last block; the rates rise linearly from 0 in the first block."""
 
     def __post_init__(self) -> None:
         if self.classes < 2:
@@ -75,7 +75,7 @@ class ClassifierConfig:
 class NormedMlp(nn.Module):
     """Linear layers over rows; each hidden one is followed by BatchNorm, GELU and dropout.
 
-    Hidden layers have no bias, because BatchNorm has one. BatchNorm takes all leading sizes together as its batch.
+    Hidden layers have no bias, because BatchNorm has one. BatchNorm treats all leading axes together as the batch.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class NormedMlp(nn.Module):
         """Build the layers.
 
         Args:
-            width: of the input rows.
+            width: width of the input rows.
             hidden: widths of the hidden layers.
-            dropout: rate after each of them.
-            outputs: width of a last plain linear layer; None for none.
-            bias: whether that last layer has one.
+            dropout: dropout rate after each of them.
+            outputs: width of a final linear layer; None for no such layer.
+            bias: whether the final layer has a bias.
         """
         super().__init__()
         inner = itertools.pairwise([width, *hidden])
@@ -102,9 +102,7 @@ class NormedMlp(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in hidden)
         self.dropout = tuple(dropout)
         if len(self.dropout) != len(self.norms):
-            msg = (
-                f"expected {len(self.norms)} dropout rates, one a hidden layer, got {self.dropout}"
-            )
+            msg = f"expected {len(self.norms)} dropout rates, one per hidden layer, got {self.dropout}"
             raise ValueError(msg)
         if outputs is not None:
             self.linears.append(nn.Linear([width, *hidden][-1], outputs, bias=bias))
@@ -117,7 +115,7 @@ class NormedMlp(nn.Module):
         return linear
 
     def forward(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(..., outputs) from (..., width); ``generator`` draws the dropout in training."""
+        """(..., outputs) from (..., width); ``generator`` is the source of dropout in training."""
         return self.after_first_linear(self.first_linear(rows), generator)
 
     def after_first_linear(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -133,11 +131,11 @@ class NormedMlp(nn.Module):
 
 
 def dropout(rows: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Zero a random share of the entries and divide the rest by the share kept.
+    """Set a random share of the entries to zero, and divide the others by the remaining share.
 
-    PyTorch's own dropout draws from a global generator, this one from the caller's, which is needed where the rate
-    is not 0.
+    A generator is required unless the rate is 0.
     """
+    # PyTorch's own dropout can only draw from its global generator.
     if rate == 0.0:
         return rows
     assert generator is not None, "dropout in training needs a generator"
@@ -146,7 +144,7 @@ def dropout(rows: Tensor, rate: float, generator: torch.Generator | None) -> Ten
 
 
 class Classifier(nn.Module):
-    """From patches to class logits."""
+    """Computes class logits from patches."""
 
     def __init__(self, encoder: Encoder, config: ClassifierConfig) -> None:
         """Put a head on ``encoder``, which becomes part of the classifier and is not copied."""
@@ -163,7 +161,7 @@ class Classifier(nn.Module):
         ramp_stochastic_depth(encoder, config.drop_path)
 
     def features(self, patches: Patches, generator: torch.Generator | None = None) -> Tensor:
-        """Pooled features, (B, ``pooling.width``), of B clouds' patches."""
+        """Pooled features (B, ``pooling.width``) of the patches of B clouds."""
         return self.config.pooling(*self.encoder.encode(self.encoder.embed(patches), generator))
 
     def forward(self, patches: Patches, generator: torch.Generator | None = None) -> Tensor:
@@ -171,13 +169,13 @@ class Classifier(nn.Module):
 
         Args:
             patches: of clouds in their unit spheres.
-            generator: source of stochastic depth and dropout; needed in training where a rate is not 0.
+            generator: source of stochastic depth and dropout; required in training unless all rates are 0.
         """
         return self.head(self.features(patches, generator), generator)
 
 
 def ramp_stochastic_depth(encoder: Encoder, last: float) -> None:
-    """Set the rates of stochastic depth of the blocks: 0 in the first, ``last`` in the last, linear in between."""
+    """Set the blocks' stochastic depth rates: 0 in the first, ``last`` in the last, linear in between."""
     blocks = list(encoder.transformer.blocks)
     for place, block in enumerate(blocks):
         assert isinstance(block, Block)

@@ -1,7 +1,7 @@
-"""What decides the network's form and its views: frozen records, checked when they are made.
+"""Configuration of the network and its views, as frozen records that are checked when they are created.
 
-They lie apart from the modules that read them, which need torch: a recipe is listed, a setting is refused and
-a configuration is read without waiting for it.
+They are separate from the modules that use them, which import torch: recipes are listed, settings checked and
+configurations read without waiting for it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Temperatures:
-    """Of the softmax over prototypes; the teacher's are scheduled."""
+    """Temperatures of the softmax over prototypes; the teacher's are scheduled."""
 
     cls_teacher: float
     patch_teacher: float
@@ -41,12 +41,12 @@ class Temperatures:
 
 
 LARGEST = 16_384
-"""Of any width or depth: a damaged configuration must not ask for all memory."""
+"""Largest width or depth, so that a damaged configuration cannot request all memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
-    """What an encoder is, and the views it was pretrained on. Defaults are the small model's."""
+    """The sizes of an encoder and of the views it is pretrained on; the defaults are the small model's."""
 
     width: int = 384
     """D, the width of tokens and features."""
@@ -61,7 +61,7 @@ class EncoderConfig:
     """Widths of the patch embedding's linear layers before its first maximum."""
 
     stage_two: tuple[int, ...] = (512,)
-    """Widths of its hidden layers after it; the last layer always goes to ``width``."""
+    """Widths of its hidden layers after that maximum; the last layer always has ``width`` outputs."""
 
     embedding_bias: bool = False
     """Whether the patch embedding's linear layers have biases (the deeper one of base and large does)."""
@@ -70,7 +70,7 @@ class EncoderConfig:
     """Absent in MPM mode."""
 
     drop_path: float = 0.0
-    """Stochastic depth of every block in pretraining."""
+    """Stochastic depth rate of every block in pretraining."""
 
     points: int = 1024
     """Points of a global view."""
@@ -79,7 +79,7 @@ class EncoderConfig:
     """Patches of a global view."""
 
     patch_points: int = 32
-    """K, points a patch."""
+    """K, points per patch."""
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.depth, self.heads, *self.stage_one, *self.stage_two)
@@ -102,7 +102,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadConfig:
-    """Widths of a projection head; defaults are those of small and base (large: 2048 hidden)."""
+    """Widths of a projection head; the defaults are those of small and base (large: 2048 hidden)."""
 
     hidden: int = 1024
     """Width of the two hidden layers."""
@@ -122,10 +122,10 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictorConfig:
-    """Defaults are the small model's."""
+    """The sizes of the predictor; the defaults are the small model's."""
 
     width: int = 192
-    """W."""
+    """W, the width of its tokens."""
 
     heads: int = 3
     """Attention heads; divides ``width``."""
@@ -134,7 +134,7 @@ class PredictorConfig:
     """Blocks of cross-attention and MLP."""
 
     query_attention: bool = False
-    """Whether queries attend to each other before they attend to the memory; the paper's do not."""
+    """Whether queries attend to each other before they attend to the memory; in the paper they do not."""
 
     def __post_init__(self) -> None:
         if not (self.width > 0 and self.heads > 0 and self.depth > 0):
@@ -158,16 +158,16 @@ class MaskKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskingConfig:
-    """Defaults are the paper's for the dual mode."""
+    """How patches are masked; the defaults are the paper's for the dual mode."""
 
     kind: MaskKind = MaskKind.INVERSE_BLOCK
-    """The paper's is inverse block masking."""
+    """The paper uses inverse block masking."""
 
     ratio: float = 0.7
     """Share of patches hidden from the student, in (0, 1)."""
 
     masks_per_view: int = 4
-    """Independent masks drawn a view; the student's cost grows linearly with it."""
+    """Number of independent masks per view; the student's cost grows linearly with it."""
 
     block_share: float = 0.1
     """Size of one block as a share of the view's patches; also the slack in the number of blocks."""
@@ -192,22 +192,23 @@ class MaskingConfig:
         return hidden
 
     def blocks(self, patches: int) -> tuple[int, int]:
-        """Number of blocks and patches a block (4 of 6 for 64 patches at the default ratio)."""
+        """Number of blocks, and of patches in a block (4 blocks of 6 for 64 patches at the default ratio)."""
         size = max(1, int(self.block_share * patches))
-        kept = self.ratio if self.kind is MaskKind.BLOCK else 1.0 - self.ratio
-        return min(patches, max(1, round(patches * (kept + self.block_share) / size))), size
+        covered = self.ratio if self.kind is MaskKind.BLOCK else 1.0 - self.ratio
+        # One block more than needed, since blocks overlap.
+        return min(patches, max(1, round(patches * (covered + self.block_share) / size))), size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CropConfig:
-    """One kind of view; defaults are the paper's global view."""
+    """One kind of view; the defaults are the paper's global view."""
 
     count: int = 2
-    """Views of this kind a shape."""
+    """Views of this kind per shape."""
 
     share_low: float = 0.4
     share_high: float = 1.0
-    """The crop keeps a share of the shape's points, uniform between the two."""
+    """The share of a shape's points in the crop is uniform between the two."""
 
     points: int = 1024
     """Points of the view, after random subsampling."""
@@ -232,7 +233,7 @@ class CropConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """What is done to each crop by itself."""
+    """The augmentation of each crop."""
 
     rotate_z: bool = True
     """Rotation about z by U(0, 2 pi)."""

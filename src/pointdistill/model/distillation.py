@@ -1,6 +1,7 @@
 """Asymmetric dual self-distillation: student, teacher and objective.
 
-Sizes: B shapes, V global views, L local views, M masks a view, P patches, H hidden patches, K prototypes, D width.
+Sizes: B shapes, V global views, L local views, M masks per view, P patches, H hidden patches, K prototypes, D
+    width.
 Source: AsymDSD (arXiv 2506.21724); the numbers of a step are in docs/method.md.
 """
 
@@ -32,7 +33,7 @@ KOLEO_WEIGHT = 0.01
 
 
 class Head(StrEnum):
-    """The two projection heads, named after the tokens that they read."""
+    """The two projection heads, named after the tokens they are applied to."""
 
     CLS = "cls"
     PATCH = "patch"
@@ -43,7 +44,7 @@ class SeenAs(StrEnum):
 
     LOCAL = "local"
     MASKED = "masked"
-    """A global view, the visible patches of one mask alone."""
+    """The visible patches of a global view under one mask."""
 
     WHOLE = "whole"
     """A global view, unmasked."""
@@ -51,63 +52,62 @@ class SeenAs(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """The input of a step, cut into patches."""
+    """The input of a step, as patches."""
 
     global_views: Patches
     """(B, V, P, ...)."""
 
     local_views: Patches | None
-    """(B, L, P', ...); None in MPM mode, and where a run has no local views."""
+    """(B, L, P', ...); None in MPM mode, and in a run without local views."""
 
     masks: Masks | None
     """B · V · M rows: shape, then view, then mask; None in CLS mode."""
 
 
 class TeacherOutput(NamedTuple):
-    """What the teacher gives for the unmasked global views; nothing carries a gradient."""
+    """The teacher's output for the unmasked global views, without gradient."""
 
     logits: dict[Head, Tensor]
-    """(B, V, K) of the CLS head, (B · V, P, K) of the patch head, of those heads that the mode has.
+    """(B, V, K) of the CLS head, (B · V, P, K) of the patch head, for those heads that the mode has.
 
-    Raw, in float32. Before the objective reads them, the step has subtracted a centre from each."""
+    Raw, in float32. The step subtracts a centre from each before the objective uses them."""
 
     patch_features: Tensor
     """(B · V, P, D), after the final norm."""
 
     def centered(self, centers: Mapping[Head, Tensor]) -> TeacherOutput:
-        """The same with each head's centre subtracted from its logits."""
+        """The same output with each head's centre subtracted from its logits."""
         logits = {head: values - centers[head] for head, values in self.logits.items()}
         return self._replace(logits=logits)
 
 
 class ViewLogits(NamedTuple):
-    """CLS logits of all views that the student saw in one way, and what they are compared with."""
+    """CLS logits of all views that the student saw in one way, and which teacher views to compare them with."""
 
     seen_as: SeenAs
     logits: Tensor  # (B, S, K), before any temperature
-    first_target: int  # compared with the teacher's global views from this one on
+    first_target: int  # index of the first of the teacher's global views to compare with
 
 
 class ClsPredictions(NamedTuple):
-    """What the student says with its CLS tokens."""
+    """The student's predictions from its CLS tokens."""
 
     views: tuple[ViewLogits, ...]
-    features: Tensor  # (B, S, D) of all global versions, before the head; KoLeo reads these
+    features: Tensor  # (B, S, D) of all whole and masked global views, before the head; for KoLeo
 
 
 class PatchPredictions(NamedTuple):
-    """What the student says of hidden patches. R = B · V · M · H rows: every hidden patch of every mask."""
+    """The student's predictions of hidden patches. R = B · V · M · H rows: every hidden patch of every mask."""
 
     logits: Tensor  # (R, K), before any temperature
     features: Tensor  # (R, D), before the head
-    target_index: Tensor  # (R,) int64, which of the teacher's B · V · P patches each one is
+    target_index: Tensor  # (R,) int64, the index of each among the teacher's B · V · P patches
 
 
 class Predictions(NamedTuple):
-    """What the student says, by the tokens it says it with; a mode trains one of the two, or both.
+    """The student's predictions from CLS tokens and of hidden patches; the mode decides which ones there are."""
 
-    Named tuples all the way down: DDP and FSDP find the tensors inside them without a wrapper.
-    """
+    # Named tuples at every level, because DDP and FSDP find the tensors inside them without a wrapper.
 
     cls: ClsPredictions | None
     patch: PatchPredictions | None
@@ -115,14 +115,14 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """One step's loss and its terms, unweighted; scalars."""
+    """The loss of a step and its unweighted terms; scalars."""
 
     total: Tensor
     terms: dict[str, Tensor]
 
 
 class Branch(nn.Module):
-    """What student and teacher have in common: the encoder and the projection heads."""
+    """The part that student and teacher have in common: the encoder and the projection heads."""
 
     def __init__(self, mode: Mode, encoder: EncoderConfig, head: HeadConfig) -> None:
         super().__init__()
@@ -132,9 +132,9 @@ class Branch(nn.Module):
 
 
 class Student(Branch):
-    """The trained branch; the predictor and its mask token are its own.
+    """The trained branch, which also has the predictor and its mask token.
 
-    Without a predictor (an ablation) the mask token stands at every hidden place of the encoder's own input.
+    Without a predictor (an ablation) the mask token replaces every hidden patch in the encoder's own input.
     """
 
     def __init__(
@@ -155,8 +155,9 @@ class Student(Branch):
 
     def forward(self, views: Views, generator: torch.Generator | None = None) -> Predictions:
         """All passes of the student; this is the call that DDP and FSDP wrap."""
-        tokens = self.encoder.embed(views.global_views.flatten())  # embedded once a view
-        # The order of the three passes is fixed: each takes its stochastic depth from the same generator.
+        # Each view is embedded once, and its tokens are selected for every pass that uses them.
+        tokens = self.encoder.embed(views.global_views.flatten())
+        # The order of the three passes must not change: they draw stochastic depth from the same generator.
         cls = self._unmasked_cls(tokens, views, generator)
         patch = None
         if self.patch_head is not None and views.masks is not None:
@@ -175,7 +176,7 @@ class Student(Branch):
     ) -> dict[SeenAs, Tensor]:
         """CLS features (B, S, D) of the unmasked passes: local views, and whole global views; none in MPM mode.
 
-        Whole are all global views in CLS mode, and in dual mode the first of each shape.
+        The whole views are all global views in CLS mode, and the first one of each shape in dual mode.
         """
         if self.cls_head is None:
             return {}
@@ -186,12 +187,12 @@ class Student(Branch):
         if self.patch_head is not None:
             every = len(tokens.features) // shapes
         passes[SeenAs.WHOLE] = Tokens(tokens.features[::every], tokens.positions[::every])
-        found = {}
+        features = {}
         for seen_as, part in passes.items():
             cls, _ = self.encoder.encode(part, generator)
             if cls is not None:
-                found[seen_as] = cls.unflatten(0, (shapes, -1))
-        return found
+                features[seen_as] = cls.unflatten(0, (shapes, -1))
+        return features
 
     def _masked_pass(
         self, tokens: Tokens, masks: Masks, generator: torch.Generator | None
@@ -211,17 +212,17 @@ class Student(Branch):
         return cls, self.predictor(hidden_positions, memory)
 
     def _with_mask_token(self, versions: Tokens, masks: Masks) -> Tokens:
-        """All places of every version, the mask token at the hidden ones; positions as they are."""
+        """The tokens with the features of hidden patches replaced by the mask token; positions are unchanged."""
         place = masks.hidden_index[..., None].expand(-1, -1, versions.features.shape[-1])
         token = self.get_parameter("mask_token").to(versions.features.dtype).expand(place.shape)
         return Tokens(versions.features.scatter(1, place, token), versions.positions)
 
     def _cls_predictions(self, cls: Mapping[SeenAs, Tensor]) -> ClsPredictions | None:
-        """What the CLS features of all passes predict, in the order in which their losses are added up."""
+        """The CLS predictions of all passes, in the order in which their losses are added up."""
         if self.cls_head is None:
             return None
-        # Dual mode compares the whole view 0 with the teacher's view 1 alone; CLS mode compares all whole views
-        # with all of the teacher's, the same view included.
+        # Dual mode compares whole view 0 only with the teacher's view 1. CLS mode compares all whole views with
+        # all of the teacher's, including the same view.
         first_target = 1 if SeenAs.MASKED in cls else 0
         views = tuple(
             ViewLogits(
@@ -230,12 +231,12 @@ class Student(Branch):
             for seen_as in (SeenAs.LOCAL, SeenAs.MASKED, SeenAs.WHOLE)
             if seen_as in cls
         )
-        of_global = [cls[seen_as] for seen_as in (SeenAs.WHOLE, SeenAs.MASKED) if seen_as in cls]
-        return ClsPredictions(views, torch.cat(of_global, dim=1))
+        global_cls = [cls[seen_as] for seen_as in (SeenAs.WHOLE, SeenAs.MASKED) if seen_as in cls]
+        return ClsPredictions(views, torch.cat(global_cls, dim=1))
 
 
 def _target_index(masks: Masks, global_views: Patches) -> Tensor:
-    """(B · V · M · H,) int64: the hidden patches of all masks among the B · V · P patches of the global views."""
+    """Indices (B · V · M · H,) of all masks' hidden patches among the B · V · P patches of global views."""
     hidden = masks.hidden_index
     views, patches = global_views.centers.flatten(0, 1).shape[:2]
     view = torch.arange(len(hidden), device=hidden.device) // (len(hidden) // views)  # of each mask
@@ -243,7 +244,7 @@ def _target_index(masks: Masks, global_views: Patches) -> Tensor:
 
 
 class Teacher(Branch):
-    """The moving average of the student, with the running centres of its logits. Never gets a gradient."""
+    """The moving average of the student, with the running centres of its logits; it has no gradients."""
 
     cls_center: Tensor
     patch_center: Tensor
@@ -261,7 +262,7 @@ class Teacher(Branch):
         return {Head.CLS: self.cls_center, Head.PATCH: self.patch_center}
 
     def train(self, mode: bool = True) -> Teacher:  # noqa: ARG002 (the signature is PyTorch's)
-        """Stay in evaluation mode: the teacher has no stochastic depth."""
+        """Stay in evaluation mode, since the teacher has no stochastic depth."""
         super().train(mode=False)
         return self
 
@@ -279,7 +280,7 @@ class Teacher(Branch):
 
     @torch.no_grad()
     def copy_weights(self, student: Branch) -> None:
-        """Take over the student's encoder and heads as they are: how a run begins."""
+        """Copy the weights of the student's encoder and heads, at the start of a run."""
         students = dict(student.named_parameters())
         for name, parameter in self.named_parameters():
             parameter.copy_(students[name])
@@ -295,25 +296,26 @@ def objective(
     """The total loss of a step and its terms (section 5 of docs/method.md).
 
     Args:
-        predictions: the student's; what it predicts decides which terms there are.
-        targets: the teacher's, already centred.
-        temperatures: of this step.
-        gather: joins the rows of all processes and says which is our first; None for a single process.
+        predictions: the student's predictions, which decide which terms there are.
+        targets: the teacher's output, already centred.
+        temperatures: the temperatures of this step.
+        gather: concatenates the rows of all processes, and returns the index of our first; None for one process.
     """
     terms: dict[str, Tensor] = {}
     if predictions.patch is not None:
         terms["patch"] = _patch_term(predictions.patch, targets, temperatures)
         if predictions.cls is None:
-            # MPM mode: the student's features are also regressed on the teacher's.
-            wanted = targets.patch_features.flatten(0, 1)[predictions.patch.target_index]
-            terms["regression"] = feature_regression(predictions.patch.features, wanted)
+            # In MPM mode the student also regresses the teacher's features.
+            features = targets.patch_features.flatten(0, 1)[predictions.patch.target_index]
+            terms["regression"] = feature_regression(predictions.patch.features, features)
     if predictions.cls is not None:
         terms["cls"] = _cls_term(predictions.cls, targets, temperatures)
         features = predictions.cls.features
         everyone, first = (None, 0) if gather is None else gather(features)
         terms["koleo"] = koleo(features, everyone, first=first)
     weights = {name: KOLEO_WEIGHT if name == "koleo" else 1.0 for name in terms}
-    # Summed from the terms themselves: a zero made on the host would be sent to the device, and waited for.
+    # Stacked and summed, not added to 0.0: a number made on the host would be copied to the device, and waited
+    # for.
     total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return Losses(total / sum(weights.values()), terms)
 
@@ -332,7 +334,7 @@ def _patch_term(
 
 
 def _cls_term(cls: ClsPredictions, targets: TeacherOutput, temperatures: Temperatures) -> Tensor:
-    """The mean of one cross-entropy for each way in which the student saw views; ways count alike."""
+    """Mean of the cross-entropies of local, masked and whole views, with the same weight for each kind."""
     probs = (targets.logits[Head.CLS] / temperatures.cls_teacher).softmax(-1)
     terms = [
         view_cross_entropy(

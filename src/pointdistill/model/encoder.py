@@ -1,6 +1,6 @@
 """The encoder: patch embedding, position embedding, CLS token, transformer.
 
-Sizes: B clouds, N points, P patches, K points a patch, D width. Source: AsymDSD (arXiv 2506.21724).
+Sizes: B clouds, N points, P patches, K points per patch, D width. Source: AsymDSD (arXiv 2506.21724).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class EncoderOutput:
     """Features of B clouds."""
 
     cls: Tensor | None
-    """(B, D) of the CLS token; None for an encoder without one."""
+    """(B, D), features of the CLS token; None for an encoder without one."""
 
     patches: Tensor
-    """(B, P, D), one feature vector a patch."""
+    """(B, P, D), one feature vector per patch."""
 
     centers: Tensor
     """(B, P, 3) patch centres in the cloud's unit sphere."""
@@ -52,15 +52,14 @@ class Tokens:
     """(B, P, D), the embedding of each patch's centre."""
 
     def select(self, index: Tensor) -> Tokens:
-        """The tokens at (B, T) ``index``."""
+        """The tokens at ``index`` (B, T)."""
         return Tokens(gather_points(self.features, index), gather_points(self.positions, index))
 
 
 class PatchEmbedding(nn.Module):
     """A mini PointNet: layers at each point, maximum over the patch, layers at each point again, maximum.
 
-    The second stage reads [x, max]. Its first linear layer is the sum of one over x and one over max: the latter
-    is computed once a patch instead of once a point, and the (B, P, K, 2 · hidden) concatenation is never made.
+    The second stage reads each point's features concatenated with their maximum over the patch.
     """
 
     def __init__(
@@ -74,6 +73,8 @@ class PatchEmbedding(nn.Module):
         """(B, P, D) from (B, P, K, 3)."""
         local = self.stage_one(offsets)
         summary = local.amax(-2)
+        # A linear layer over [x, max] is the sum of one over x and one over max. The latter is computed once per
+        # patch instead of once per point, and the (B, P, K, 2 · hidden) concatenation is never made.
         mix = self.stage_two[0]
         assert isinstance(mix, nn.Linear)
         point_weight, patch_weight = mix.weight.chunk(2, dim=1)
@@ -85,7 +86,7 @@ class PatchEmbedding(nn.Module):
 
 
 def _mlp(widths: Sequence[int], *, bias: bool) -> nn.Sequential:
-    """Linear layers; every one but the last is followed by RMSNorm and GELU."""
+    """Linear layers, with RMSNorm and GELU after each but the last."""
     layers: list[nn.Module] = []
     for inner, outer in itertools.pairwise(widths):
         if layers:
@@ -95,7 +96,7 @@ def _mlp(widths: Sequence[int], *, bias: bool) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """From clouds to features. A call on raw points does everything; pretraining calls the parts."""
+    """Computes features of clouds. A call on raw points does everything; pretraining calls the parts."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -121,7 +122,7 @@ class Encoder(nn.Module):
         )
 
     def with_cls(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Features and positions with the CLS token first, whose position embedding is zero."""
+        """Features and positions with the CLS token in front, whose position embedding is zero."""
         features, positions = tokens.features, tokens.positions
         if self.cls_token is None:
             return features, positions
@@ -137,7 +138,7 @@ class Encoder(nn.Module):
 
         Args:
             tokens: embedded patches, all of a view or only the visible ones.
-            generator: source of stochastic depth; needed in training where its rate is not 0.
+            generator: source of stochastic depth; required in training unless its rate is 0.
         """
         features = self.transformer(*self.with_cls(tokens), generator)
         if self.cls_token is None:
@@ -145,16 +146,16 @@ class Encoder(nn.Module):
         return features[:, 0], features[:, 1:]
 
     def forward(self, points: Tensor, *, patches: int | None = None) -> EncoderOutput:
-        """Features of raw clouds, which are normalised to the unit sphere and cut into patches first.
+        """Features of raw clouds, which are first normalised to the unit sphere and divided into patches.
 
-        Deterministic, and independent of the other clouds in the batch. Farthest point sampling begins at the
-        point farthest from the centroid, so the order of a cloud's points does not matter.
+        The result is deterministic, and does not depend on the other clouds in the batch. Farthest point sampling
+        starts at the point farthest from the centroid, so the order of a cloud's points does not matter.
 
         Args:
-            points: (B, N, 3) float, any unit and position, z up; N at least ``config.patch_points``. A cloud
-                of more than twice ``config.points`` is first reduced to ``config.points`` farthest points,
-                since the patches of a much denser cloud would be smaller than any in pretraining.
-            patches: patches a cloud; by default in proportion to N, as in pretraining (N / 16 in the paper).
+            points: (B, N, 3) float, in any unit and position, z up; N at least ``config.patch_points``. A cloud
+                with more than twice ``config.points`` is first reduced to ``config.points`` farthest points, since
+                the patches of a much denser cloud would be smaller than any in pretraining.
+            patches: patches per cloud; by default in proportion to N, as in pretraining (N / 16 in the paper).
 
         Raises:
             DataError: if the shape is not (B, N, 3), N is too small, or a coordinate is not finite.
@@ -177,18 +178,18 @@ class Encoder(nn.Module):
 
 
 def _outermost(points: Tensor) -> Tensor:
-    """(B,) index of the point farthest from the origin in each of (B, N, 3) centred clouds."""
+    """Index (B,) of the point farthest from the origin in each centred cloud (B, N, 3)."""
     return points.square().sum(-1).argmax(-1)
 
 
 def _check_points(points: Tensor, config: EncoderConfig) -> None:
-    """Raise unless ``points`` is a finite (B, N, 3) tensor with enough points for a patch."""
+    """Check that ``points`` is a finite (B, N, 3) tensor with enough points for a patch."""
     if points.ndim != 3 or points.shape[-1] != 3:
         msg = f"expected points of shape (B, N, 3), got {tuple(points.shape)}; add a batch axis with points[None]"
         raise DataError(msg)
     if points.shape[1] < config.patch_points:
         msg = (
-            f"expected at least {config.patch_points} points a cloud (one patch), got {points.shape[1]}; "
+            f"expected at least {config.patch_points} points per cloud (one patch), got {points.shape[1]}; "
             "sample the surface more densely"
         )
         raise DataError(msg)

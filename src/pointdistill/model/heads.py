@@ -1,4 +1,4 @@
-"""Projection head: features to prototype logits. Sizes: D width, K prototypes."""
+"""The projection head, which maps features to prototype logits. Sizes: D width, K prototypes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NORMALIZE_EPS = 1e-6
 class Prototypes(nn.Module):
     """A linear layer whose weight is ``magnitude`` · ``direction`` / |``direction``|, row by row.
 
-    Both are learned. PyTorch's weight norm computes the same; here the two parts are plain parameters.
+    Both are learned. PyTorch's weight norm computes the same, but here the two parts are plain parameters.
     """
 
     def __init__(self, bottleneck: int, prototypes: int) -> None:

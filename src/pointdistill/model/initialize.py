@@ -1,4 +1,4 @@
-"""Initial weights: one function that reaches every parameter."""
+"""Initial weights, by one function that sets every parameter."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ STD = 0.02
 
 @torch.no_grad()
 def initialize(module: nn.Module, *, generator: torch.Generator) -> None:
-    """Draw all weights of ``module`` anew.
+    """Set all weights of ``module`` to new initial values.
 
-    Linear weights and tokens are truncated normal with standard deviation 0.02, biases zero, norms one. Prototypes
-    are drawn like PyTorch's default for a linear layer, with the norms of their directions as magnitudes.
+    Linear weights and tokens are truncated normal with standard deviation 0.02, biases 0, norms 1. Prototypes are
+    drawn like PyTorch's default for a linear layer, with the norms of their directions as magnitudes.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):

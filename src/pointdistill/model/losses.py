@@ -1,6 +1,6 @@
-"""The terms of the loss, and how the teacher's posteriors are spread.
+"""The terms of the loss, and statistics of the teacher's posteriors.
 
-Sizes: B shapes, T targets and S predictions a shape, R rows, K prototypes, D width.
+Sizes: B shapes, T targets and S predictions per shape, R rows, K prototypes, D width.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ KOLEO_EPS = 1e-6
 SMOOTH_L1_BETA = 2.0
 
 ROWS_AT_ONCE = 8192
-"""Rows of teacher logits whose probabilities are held together: 128 MiB at 4096 prototypes."""
+"""Rows of teacher logits whose probabilities are in memory at a time: 128 MiB at 4096 prototypes."""
 
 _CHUNK_ON_CPU = 2**18
-"""Logits at a time: one MiB of float32, which a core's own cache holds."""
+"""Logits per chunk: one MiB of float32, which fits into a core's own cache."""
 
 _CHUNK_ON_GPU = 2**24
-"""Logits at a time: 64 MiB of float32, enough to keep the device busy."""
+"""Logits per chunk: 64 MiB of float32, enough to keep the device busy."""
 
 
 def view_cross_entropy(
     student_logits: Tensor, teacher_probs: Tensor, *, student_temperature: float
 ) -> Tensor:
-    """Mean cross-entropy, in nats, of every prediction of a shape against every target of it.
+    """Mean cross-entropy, in nats, of every prediction of a shape against every target of the same shape.
 
     Args:
         student_logits: (B, S, K), before softmax.
@@ -50,12 +50,12 @@ def patch_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy, in nats, of each predicted patch against the teacher's distribution for that patch.
 
-    The log-probabilities and the rows' copies of their targets, each (R, K), exist only a chunk at a time.
+    The log-probabilities and the targets of all rows, each (R, K), are never in memory as a whole, only in chunks.
 
     Args:
         student_logits: (R, K), before softmax, with a row for every hidden patch of every mask.
         teacher_probs: (T, K), with a row for every patch; rows sum to 1, and no gradient flows into it.
-        target_index: (R,) int64, which patch each row predicts.
+        target_index: (R,) int64, the patch that each row predicts.
         student_temperature: positive; below 1 sharpens the prediction.
     """
     loss: Tensor = _IndexedCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -67,12 +67,12 @@ def patch_cross_entropy(
 def koleo(features: Tensor, everyone: Tensor | None = None, *, first: int = 0) -> Tensor:
     """Kozachenko-Leonenko regulariser, which keeps the features of different shapes apart.
 
-    It is the mean of -log(distance to the nearest other shape + 1e-6), where crops are compared only with the
-    crops at the same position of other shapes.
+    It is the mean of -log(distance to the nearest other shape + 1e-6). A crop is compared only with the crops of
+    other shapes that have the same index.
 
     Args:
-        features: (B, S, D), S crops of each shape, of any length.
-        everyone: (B', S, D) features of the shapes of all processes, these included; None for these alone.
+        features: (B, S, D), S crops of each shape; they need not be normalised.
+        everyone: (B', S, D) features of the shapes of all processes, including these; None for a single process.
         first: index in ``everyone`` of the first of these shapes.
     """
     ours = functional.normalize(features.float(), dim=-1, eps=1e-8).transpose(0, 1)  # (S, B, D)
@@ -81,11 +81,11 @@ def koleo(features: Tensor, everyone: Tensor | None = None, *, first: int = 0) -
     else:
         others = functional.normalize(everyone.float(), dim=-1, eps=1e-8).transpose(0, 1)
     if others.shape[1] < 2:
-        # A single shape has no neighbour; the result is still a function of the features, for autograd.
+        # A single shape has no neighbour. Autograd still needs a result that depends on the features.
         return features.sum() * 0.0
     with torch.no_grad():
         cosine = ours @ others.transpose(1, 2)
-        # Below any cosine, because a shape is not its own neighbour.
+        # Lower than any cosine, so that a shape is not its own neighbour.
         cosine.diagonal(first, dim1=1, dim2=2).fill_(-2.0)
         nearest = cosine.argmax(-1)
     neighbours = others.gather(1, nearest[..., None].expand(-1, -1, others.shape[-1]))
@@ -99,7 +99,7 @@ def feature_regression(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 class PosteriorStats(NamedTuple):
-    """How the teacher's posteriors are spread; the mean of several batches' statistics is that of all together."""
+    """How the teacher's posteriors are spread; averages of equally large batches are those of all together."""
 
     marginal: Tensor  # (K,) mean of the posteriors
     posterior_entropy: Tensor  # scalar, nats: mean of the posteriors' entropies
@@ -107,7 +107,7 @@ class PosteriorStats(NamedTuple):
 
 @torch.no_grad()
 def posterior_stats(logits: Tensor, temperature: float) -> PosteriorStats:
-    """Marginal and mean posterior entropy of (..., K) centred teacher logits at ``temperature``."""
+    """Marginal and mean posterior entropy of centred teacher logits (..., K) at ``temperature``."""
     rows = logits.flatten(0, -2)
     marginal = rows.new_zeros(rows.shape[1], dtype=torch.float32)
     entropy = rows.new_zeros((), dtype=torch.float32)
@@ -120,7 +120,9 @@ def posterior_stats(logits: Tensor, temperature: float) -> PosteriorStats:
 
 
 class _IndexedCrossEntropy(torch.autograd.Function):
-    """Forward keeps one number a row, the log of its softmax's denominator; backward takes the softmax again."""
+    """Cross-entropy that keeps one number per row for the backward pass: the log of the softmax's denominator."""
+
+    # The backward pass computes the softmax again from it. Autograd would keep several (R, K) tensors instead.
 
     @staticmethod
     def forward(
@@ -149,14 +151,14 @@ class _IndexedCrossEntropy(torch.autograd.Function):
             strict=True,
         )
         for (rows, index), (into, normalizer) in chunks:
-            # d/dlogits = (softmax - target) / (temperature · R); softmax from the normalizers of the forward pass.
+            # d/dlogits = (softmax - target) / (temperature · R), the softmax from the forward pass's normalizers.
             excess = (rows.float() / ctx.temperature).sub_(normalizer[:, None]).exp_()
             into.copy_(excess.sub_(target_probs[index]).mul_(factor))
         return grad_logits, None, None, None
 
 
 def _chunks(logits: Tensor, beside: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    """Rows of (R, K) ``logits`` with the same rows of ``beside``, a chunk at a time."""
+    """Chunks of the rows of ``logits`` (R, K), each with the same rows of ``beside``."""
     numbers = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
     rows = max(1, numbers // logits.shape[1])
     return zip(logits.split(rows), beside.split(rows), strict=True)

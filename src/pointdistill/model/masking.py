@@ -1,4 +1,4 @@
-"""Which patches of a view the student does not see. Sizes: R rows (view × mask), P patches.
+"""Chooses the patches of a view that are hidden from the student. Sizes: R rows (view × mask), P patches.
 
 Inverse block masking leaves a few compact blocks visible, block masking hides them instead, and random masking
 hides patches independently of each other. Source: AsymDSD, section on masking (arXiv 2506.21724).
@@ -27,8 +27,8 @@ class Masks:
 
     @staticmethod
     def from_bool(mask: Tensor, hidden: int) -> Masks:
-        """From an (R, P) bool mask, true = hidden, with exactly ``hidden`` true values a row."""
-        # A stable sort brings the hidden ones to the front and leaves the indices on both sides ascending.
+        """From a bool mask (R, P), true = hidden, with exactly ``hidden`` true values per row."""
+        # A stable sort brings the hidden ones to the front, and leaves the indices ascending in both parts.
         order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)
         return Masks(order[:, :hidden], order[:, hidden:])
 
@@ -36,8 +36,8 @@ class Masks:
 def draw_masks(centers: Tensor, config: MaskingConfig, random: KeyedRandom) -> Tensor:
     """Bool masks (B, V, M, P), true = hidden, for (B, V, P, 3) patch centres.
 
-    Each hides exactly ``config.hidden_patches(P)`` patches: blocks overlap and cover a varying number of patches,
-    so random patches are moved from the side that has too many to the other.
+    Each hides exactly ``config.hidden_patches(P)`` patches. Blocks overlap and so cover a varying number of
+    patches; random patches are then switched from hidden to visible, or the other way, until the number is right.
     """
     rows, views, patches, _ = centers.shape
     masks = config.masks_per_view
@@ -48,8 +48,8 @@ def draw_masks(centers: Tensor, config: MaskingConfig, random: KeyedRandom) -> T
         in_block = _blocks(centers, config, random)
         wants_hidden = in_block if config.kind is MaskKind.BLOCK else ~in_block
         prefer = wants_hidden.to(torch.float32)
-    # Preference is 0 or 1 and chance in [0, 1): the `hidden` highest scores are all patches that prefer to be
-    # hidden and a random few of the others, or a random choice of those that prefer it where they are too many.
+    # The preference is 0 or 1, the random part in [0, 1). If too few patches prefer to be hidden, the highest
+    # scores are all of these and a random few of the others; if too many do, they are a random choice of these.
     score = prefer + random.uniform("mask.flip", (views, masks, patches))
     chosen = score.topk(hidden, dim=-1, sorted=False).indices
     mask = torch.zeros(rows, views, masks, patches, dtype=torch.bool, device=centers.device)

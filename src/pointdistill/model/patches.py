@@ -1,6 +1,6 @@
-"""Points to patches: unit sphere, farthest point sampling, nearest neighbours. Batched, on any device.
+"""Divides clouds into patches: unit sphere, farthest point sampling, nearest neighbours; batched, on any device.
 
-Sizes: B clouds (any leading sizes), N points, P patches, K points a patch.
+Sizes: B clouds (any leading axes), N points, P patches, K points per patch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pointdistill.model.selection import in_numpy, largest_index, smallest_indic
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """A cloud cut into overlapping patches."""
+    """The overlapping patches of a cloud."""
 
     centers: Tensor
     """(..., P, 3) coordinates of the patch centres, in the view's unit sphere."""
@@ -24,14 +24,14 @@ class Patches:
     """(..., P, K, 3) each patch's points relative to its centre."""
 
     def flatten(self) -> Patches:
-        """All leading sizes merged into one."""
+        """The same patches with all leading axes merged into one."""
         return Patches(self.centers.flatten(0, -3), self.offsets.flatten(0, -4))
 
 
 def to_unit_sphere(points: Tensor) -> Tensor:
-    """Centre (..., N, 3) points on their mean and divide by the largest norm.
+    """Subtract the mean of the points (..., N, 3), and divide by the largest norm.
 
-    A cloud of one repeated point has radius 0; it stays at the origin and does not become NaN.
+    A cloud of one repeated point, whose radius is 0, ends up at the origin and not as NaN.
     """
     centered = points - points.mean(dim=-2, keepdim=True)
     radius = centered.square().sum(-1).amax(-1).sqrt()[..., None, None]
@@ -39,14 +39,14 @@ def to_unit_sphere(points: Tensor) -> Tensor:
 
 
 def farthest_points(points: Tensor, count: int, *, start: Tensor) -> Tensor:
-    """Exact farthest point sampling: (B, count) int64 indices, the first of them ``start``.
+    """Exact farthest point sampling: (B, count) int64 indices, the first of which is ``start``.
+
+    It computes count · N distances per cloud. Of equally far points the one with the lower index is chosen.
 
     Args:
         points: (B, N, 3).
         count: number of points to choose, at most N.
         start: (B,) int64 index of each cloud's first point.
-
-    Costs count · N distances a cloud. Of points equally far the one with the lower index is chosen.
 
     Raises:
         ValueError: if ``count`` is more than N.
@@ -55,9 +55,9 @@ def farthest_points(points: Tensor, count: int, *, start: Tensor) -> Tensor:
     if count > size:
         msg = f"cannot choose {count} farthest points out of {size}"
         raise ValueError(msg)
-    # Coordinates as three long rows, which every step streams through; rows of three numbers would not vectorise.
+    # Coordinates as three long rows, since operations on rows of three numbers would not vectorise.
     planes = points.transpose(1, 2).contiguous()
-    # Reused by every step, where a new one would cost an allocation each.
+    # Reused by every step, to save an allocation in each.
     offset = torch.empty_like(planes)
     chosen = torch.empty(clouds, count, dtype=torch.int64, device=points.device)
     nearest = torch.full((clouds, size), torch.inf, dtype=points.dtype, device=points.device)
@@ -74,10 +74,10 @@ def farthest_points(points: Tensor, count: int, *, start: Tensor) -> Tensor:
 
 
 def nearest_points(points: Tensor, centers: Tensor, count: int) -> Tensor:
-    """(B, P, count) int64 indices of the points of (B, N, 3) nearest to each of (B, P, 3) centres.
+    """Indices (B, P, count) of the points (B, N, 3) nearest to each centre (B, P, 3), ascending in each patch.
 
     Distances are squares of differences, not |a|² - 2ab + |b|², whose rounding would misplace points that are
-    almost equally far. The indices of a patch rise.
+    almost equally far.
 
     Raises:
         ValueError: if ``count`` is more than N.
@@ -87,13 +87,13 @@ def nearest_points(points: Tensor, centers: Tensor, count: int) -> Tensor:
         raise ValueError(msg)
     if not in_numpy(points):
         return smallest_indices(_squared_distances(centers, points), count)
-    # Cloud by cloud: the (P, N) distances of one fit into a CPU's cache, those of a batch do not.
+    # Cloud by cloud, because the (P, N) distances of one fit into a CPU's cache, and those of a batch do not.
     clouds = zip(centers.split(1), points.split(1), strict=True)
     return torch.cat([smallest_indices(_squared_distances(c, p), count) for c, p in clouds])
 
 
 def _squared_distances(centers: Tensor, points: Tensor) -> Tensor:
-    """(B, P, N) between (B, P, 3) centres and (B, N, 3) points."""
+    """Squared distances (B, P, N) between centres (B, P, 3) and points (B, N, 3)."""
     planes = points.transpose(1, 2).contiguous().unsqueeze(1).unbind(2)  # three of (B, 1, N)
     x, y, z = (
         plane - center for plane, center in zip(planes, centers.unsqueeze(2).unbind(3), strict=True)
@@ -102,19 +102,19 @@ def _squared_distances(centers: Tensor, points: Tensor) -> Tensor:
 
 
 def gather_points(points: Tensor, index: Tensor) -> Tensor:
-    """Rows of (B, N, C) ``points`` at (B, ...) ``index``: (B, ..., C)."""
+    """Rows of ``points`` (B, N, C) at ``index`` (B, ...): (B, ..., C)."""
     flat = index.flatten(1)[..., None].expand(-1, -1, points.shape[-1])
     return points.gather(1, flat).view(*index.shape, points.shape[-1])
 
 
 def cut_patches(points: Tensor, center_index: Tensor, patch_index: Tensor) -> Patches:
-    """Patches of (B, N, 3) points, from (B, P) indices of their centres and (B, P, K) of their members."""
+    """Patches of points (B, N, 3), from the indices of their centres (B, P) and of their members (B, P, K)."""
     centers = gather_points(points, center_index)
     return Patches(centers, gather_points(points, patch_index) - centers[:, :, None])
 
 
 def patchify(points: Tensor, *, patches: int, patch_points: int, start: Tensor) -> Patches:
-    """Cut clouds into patches: farthest point sampling of centres, then the nearest points of each centre.
+    """Divide clouds into patches: farthest point sampling of centres, then the nearest points of each centre.
 
     Args:
         points: (B, N, 3) clouds in their unit spheres.

@@ -1,9 +1,9 @@
 """The predictor: features of the hidden patches, from their positions and the visible tokens.
 
-Queries do not attend to each other: their positions together would tell the shape of the masked region. Letting
-them is an ablation of the paper's (accuracy falls), available as ``query_attention``.
+Queries do not attend to each other, because their positions together would reveal the shape of the masked region.
+Letting them is an ablation in the paper (accuracy falls), available as ``query_attention``.
 
-Sizes: R rows, H hidden patches, S visible tokens (CLS included), D encoder width, W predictor width.
+Sizes: R rows, H hidden patches, S visible tokens (including CLS), D encoder width, W predictor width.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pointdistill.model.transformer import Attention, MlpBranch, RMSNorm, SelfAt
 
 
 class PredictorBlock(nn.Module):
-    """Cross-attention, with a norm on the queries only, then MLP; self-attention of the queries before, if set."""
+    """Cross-attention with a norm on the queries only, then MLP; optionally the queries' self-attention first."""
 
     def __init__(self, width: int, heads: int, *, query_attention: bool) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Random numbers as a pure function of (key, stream, counter).
 
-A pretraining view depends only on (seed, epoch, shape index): not on the batch that a shape falls into, the number
-of processes, or what was drawn before. So each shape has a 64-bit key, and every draw hashes that key with the
-name of what is drawn. All arithmetic but the last step is on integers, so a CPU and a GPU draw the same bits.
+A pretraining view depends only on (seed, epoch, shape index), not on the batch that a shape is in, the number of
+processes, or what was drawn before. So each shape has a 64-bit key, and every draw hashes that key with the name
+of what is drawn. All arithmetic but the last step is on integers, so a CPU and a GPU draw the same bits.
 
 The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), or for orders that of
 MurmurHash3 (Appleby, 2011).
@@ -25,7 +25,7 @@ _MIX_32 = (-1640531535, -2048144789, -1028477387)  # odd, as int32; the last two
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
-    """A logical shift; torch's own shift of int64 is arithmetic, it fills with the sign bit."""
+    """A logical shift; torch's own shift of int64 is arithmetic and fills with the sign bit."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -37,7 +37,7 @@ def _mix(value: Tensor) -> Tensor:
 
 
 def sample_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
-    """(B,) int64 keys, one a sample, from a run's seed, the epoch, and (B,) int64 indices of shapes."""
+    """Keys (B,) int64, one per sample, from a run's seed, the epoch, and the indices of shapes (B,) int64."""
     key = torch.full_like(index, seed)
     for part in (torch.full_like(index, epoch), index):
         key = _mix(key + _GOLDEN) + part
@@ -45,17 +45,17 @@ def sample_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
 
 
 def random_order(place: Any, low: Any, high: Any) -> Any:
-    """Random int32 in [0, 2**31), one for each place, by which to sort the places; ties are possible.
+    """Random int32 in [0, 2**31), one for each place, to sort the places by; ties are possible.
 
-    They are half as wide as ``KeyedRandom.bits`` and cost a third: a crop needs one for every point inside its
-    box.
+    They have half the bits of ``KeyedRandom.bits`` and cost a third, since a crop needs one for every point inside
+    its box.
 
     Args:
-        place: int32 numbers of the places, a tensor or a NumPy array; the same bits from either.
+        place: int32 numbers of the places, as a tensor or a NumPy array; both give the same bits.
         low: int32 random bits of the order, broadcast against the places.
-        high: 32 more random bits, which set apart orders whose ``low`` are close.
+        high: 32 more random bits, which make orders with similar ``low`` differ.
     """
-    # The shifts of int32 fill with the sign bit; the masks turn them into logical shifts.
+    # Shifts of int32 fill with the sign bit; the masks turn them into logical shifts.
     mixed = place * _MIX_32[0] + low
     mixed ^= (mixed >> 15) & 0x1FFFF
     mixed *= _MIX_32[1]
@@ -66,7 +66,7 @@ def random_order(place: Any, low: Any, high: Any) -> Any:
 
 
 class KeyedRandom:
-    """Draws for a batch of B samples, each from its own key; every draw has a name that sets it apart.
+    """Random numbers for a batch of B samples, each from its own key; draws with different names are independent.
 
     Args:
         keys: (B,) int64, from ``sample_keys``.
@@ -84,8 +84,7 @@ class KeyedRandom:
     def bits(self, name: str, shape: Sequence[int] = ()) -> Tensor:
         """(B, *shape) int64, all 64 bits uniform.
 
-        Each size is hashed in turn, so that an entry depends only on its own place: an axis that is padded to a
-        greater length begins with the same numbers.
+        An entry depends only on its own index along each axis, so a longer axis begins with the same numbers.
         """
         stream = zlib.crc32(f"{self.stream}/{name}".encode())
         mixed = _mix(self.keys + _signed(stream * _GOLDEN_LOW))
@@ -102,7 +101,7 @@ class KeyedRandom:
         return low + (high - low) * fraction
 
     def integers(self, name: str, high: Tensor) -> Tensor:
-        """int64 of the shape of ``high`` (first size B), uniform in [0, high)."""
+        """int64 of the shape of ``high`` (first axis B), uniform in [0, high)."""
         fraction = _shift_right(self.bits(name, high.shape[1:]), 11).to(torch.float64) * 2.0**-53
         return (fraction * high).to(torch.int64)
 

@@ -1,7 +1,7 @@
-"""Part segmentation: an encoder, its features interpolated from patch centres to points, and a head at each point.
+"""The part segmenter: an encoder, features interpolated from patch centres to points, and a point-wise head.
 
-Sizes: B clouds, N points a cloud, P patches, D the encoder's width, L layers read. Source: docs/method.md,
-section 7.
+Sizes: B clouds, N points per cloud, P patches, D the encoder's width, L encoder layers used. Source:
+docs/method.md, section 7.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import Patches, gather_points
 
 NEIGHBOURS = 3
-"""Patch centres that a point's features are interpolated from."""
+"""Number of patch centres that a point's features are interpolated from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmenterConfig:
-    """What a segmenter adds to its encoder. The defaults are for ShapeNetPart with the small model."""
+    """The settings of a segmenter besides its encoder's; by default for ShapeNetPart with the small model."""
 
     parts: int = 50
     """Number of part labels of all categories together."""
@@ -31,7 +31,7 @@ class SegmenterConfig:
     categories: int = 16
 
     layers: tuple[int, ...] = (4, 8, 12)
-    """Blocks whose raw outputs are read, counted from 1."""
+    """Encoder blocks whose raw outputs are used, counted from 1."""
 
     point_widths: tuple[int, int] = (384, 384)
     """Widths of the layers over a point's coordinates and interpolated features."""
@@ -42,7 +42,7 @@ class SegmenterConfig:
     head_widths: tuple[int, int] = (512, 256)
 
     dropout: float = 0.5
-    """Rate after the head's first layer."""
+    """Dropout rate after the head's first layer."""
 
     def __post_init__(self) -> None:
         if not self.layers or min(self.layers) < 1:
@@ -54,7 +54,7 @@ class SegmenterConfig:
 
 
 class Segmenter(nn.Module):
-    """From points, their patches and the shape's category to part logits at every point."""
+    """Computes part logits at every point, from points, their patches and the shape's category."""
 
     def __init__(self, encoder: Encoder, config: SegmenterConfig) -> None:
         """Build on ``encoder``, which becomes part of the segmenter and is not copied.
@@ -93,9 +93,9 @@ class Segmenter(nn.Module):
 
         Args:
             points: (B, N, 3) in their unit spheres.
-            patches: cut from these points.
-            category: (B,) int64 of each shape.
-            generator: source of stochastic depth and dropout; needed in training where a rate is not 0.
+            patches: patches of these points.
+            category: (B,) int64, the category of each shape.
+            generator: source of stochastic depth and dropout; required in training unless all rates are 0.
         """
         cls, layers = self._encode(patches, generator)
         at_points = self._at_points(points, patches.centers, layers)
@@ -103,7 +103,7 @@ class Segmenter(nn.Module):
         if cls is not None:
             summary.insert(1, cls)
         # A linear layer over [point, shape] is the sum of one over the point and one over the shape. The latter
-        # has nine tenths of the inputs, and is computed once a shape instead of once a point.
+        # has nine tenths of the inputs, and is computed once per shape instead of once per point.
         weight = self.head.first_linear.weight
         point_weight, shape_weight = weight.split(
             [at_points.shape[-1], weight.shape[1] - at_points.shape[-1]], 1
@@ -115,7 +115,7 @@ class Segmenter(nn.Module):
     def _encode(
         self, patches: Patches, generator: torch.Generator | None
     ) -> tuple[Tensor | None, Tensor]:
-        """CLS (B, D) after the final norm, or None, and the normed layers of the patches (B, P, L · D)."""
+        """CLS features (B, D) after the final norm, or None, and the L layers' patch features (B, P, L · D)."""
         tokens = self.encoder.embed(patches)
         transformer = self.encoder.transformer
         states = transformer.hidden_states(*self.encoder.with_cls(tokens), generator)
@@ -125,11 +125,9 @@ class Segmenter(nn.Module):
         return cls, torch.cat(layers, dim=-1)
 
     def _at_points(self, points: Tensor, centers: Tensor, layers: Tensor) -> Tensor:
-        """(B, N, point width) features from (B, N, 3) points, (B, P, 3) centres and (B, P, L · D) layers.
-
-        Interpolation and the first linear layer commute. So that layer is computed at the P centres and not at the
-        N points, and what is interpolated is its output, which is narrower than its input.
-        """
+        """Point features (B, N, width) from points (B, N, 3), centres (B, P, 3) and layers (B, P, L · D)."""
+        # Interpolation and the first linear layer commute. So that layer is computed at the P centres and not at
+        # the N points, and its output is interpolated, which is narrower than its input.
         xyz_weight, layers_weight = self.upsample.first_linear.weight.split(
             [3, layers.shape[-1]], dim=1
         )
@@ -140,16 +138,16 @@ class Segmenter(nn.Module):
 
 
 def interpolate(features: Tensor, centers: Tensor, points: Tensor) -> Tensor:
-    """Features of the nearest centres at each point, weighted by inverse squared distance: (B, N, F).
+    """Features (B, N, F) at each point: those of the nearest centres, weighted by inverse squared distance.
 
     Args:
-        features: (B, P, F), one vector a centre.
+        features: (B, P, F), one vector per centre.
         centers: (B, P, 3).
         points: (B, N, 3); a point at a centre gets almost only that centre's features.
     """
     distance = torch.cdist(points, centers, compute_mode="donot_use_mm_for_euclid_dist")
     near = distance.topk(min(NEIGHBOURS, centers.shape[1]), dim=-1, largest=False, sorted=False)
-    # eps, because the distance is 0 where a point is a centre.
+    # Without eps a point that is a centre would be divided by 0.
     closeness = 1.0 / (near.values.square() + torch.finfo(features.dtype).eps)
     weights = closeness / closeness.sum(-1, keepdim=True)
     return (gather_points(features, near.indices) * weights[..., None]).sum(-2)

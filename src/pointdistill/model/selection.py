@@ -1,9 +1,7 @@
-"""The smallest, the largest or a random few of the numbers in each row, the same on any device, ties included.
+"""Selects the smallest, the largest or a random few numbers of each row, with the same result on any device.
 
-On a CPU NumPy selects, several times as fast as torch. While a graph is traced only torch's own operations are
-used.
-
-Sizes: any leading sizes, N numbers a row.
+Ties are resolved in the same way everywhere. On a CPU NumPy is used, which is several times as fast as torch;
+while a graph is traced, only torch's own operations are. Sizes: any leading axes, N numbers per row.
 """
 
 from __future__ import annotations
@@ -17,18 +15,19 @@ from torch import Tensor
 
 from pointdistill.model.random import random_order
 
-_LAST = 2**31 - 1  # the largest int32: sorts behind every other
+# The largest int32, which is sorted behind every other.
+_LAST = 2**31 - 1
 
 
 def draw_nearest(distance: Tensor, keep: Tensor, seeds: Tensor, count: int) -> Tensor:
-    """(..., count) int64 indices: a random subset of the nearest entries of each row, without replacement.
+    """Indices (..., count) of a random subset of the nearest entries of each row, without replacement.
 
-    Where a row has fewer than ``count`` of them, all are returned and then repeated from the first.
+    If a row has fewer than ``count`` of them, all are returned and then repeated from the first.
 
     Args:
-        distance: (..., N) float32, none negative.
-        keep: (...) int64, how many of the nearest to draw from, 1 to N; entries equal to the last of them take
-            part.
+        distance: (..., N) float32, not negative.
+        keep: (...) int64, how many of the nearest to draw from, 1 to N; entries equal to the last of them are
+            included.
         seeds: (...) int64 random bits of each row.
         count: size of the subset.
     """
@@ -50,16 +49,16 @@ def draw_nearest(distance: Tensor, keep: Tensor, seeds: Tensor, count: int) -> T
 
 
 def smallest_indices(values: Tensor, count: int) -> Tensor:
-    """(..., count) int64 indices, rising, of the smallest of each row; of equal values the lower index wins.
+    """Ascending indices (..., count) of the smallest values of each row; of equal values the lower index wins.
 
     Args:
-        values: (..., N) int32 or float32, none negative.
+        values: (..., N) int32 or float32, not negative.
         count: at most N.
     """
     if in_numpy(values):
         rows = _as_int32(values).flatten(0, -2).numpy()
         return torch.from_numpy(_smallest_of_rows(rows, count)).view(*values.shape[:-1], count)
-    # topk breaks ties as it likes. With the index in the lower half of a key no two keys are equal.
+    # topk breaks ties arbitrarily. With the index in the lower half of a key, no two keys are equal.
     values = _as_int32(values)
     place = torch.arange(values.shape[-1], device=values.device)
     keys = (values.to(torch.int64) << 32) | place
@@ -68,14 +67,14 @@ def smallest_indices(values: Tensor, count: int) -> Tensor:
 
 
 def largest_index(values: Tensor) -> Tensor:
-    """(...) int64 index of the largest of (..., N) values; of equal values the lower index wins."""
+    """Index (...) of the largest of the values (..., N); of equal values the lower index wins."""
     if in_numpy(values):
         return torch.from_numpy(np.asarray(values.numpy().argmax(-1)))
     return values.argmax(-1)
 
 
 def in_numpy(values: Tensor) -> bool:
-    """Whether NumPy may work on the values: they are on a CPU, and neither autograd nor a tracer is recording."""
+    """Whether NumPy may be used: the values are on a CPU, and neither autograd nor a tracer is recording."""
     return (
         values.device.type == "cpu"
         and not values.requires_grad
@@ -85,7 +84,7 @@ def in_numpy(values: Tensor) -> bool:
 
 
 def _as_int32(values: Tensor) -> Tensor:
-    """The bits of non-negative floats, read as int32: they have the same order and are selected faster."""
+    """The bits of non-negative floats as int32, which have the same order and are selected faster."""
     return values.float().view(torch.int32) if values.is_floating_point() else values
 
 
@@ -96,7 +95,7 @@ def _halves(seeds: Tensor) -> tuple[Tensor, Tensor]:
 def _draw_row(
     distance: NDArray[np.int32], keep: int, low: np.int32, high: np.int32, *, count: int
 ) -> NDArray[np.int64]:
-    """``draw_nearest`` for one row; random numbers are computed only for the entries to draw from."""
+    """``draw_nearest`` for one row, with random numbers only for the entries to draw from."""
     inside = np.flatnonzero(distance <= np.partition(distance, keep - 1)[keep - 1])
     if len(inside) > count:
         order: NDArray[np.int32] = random_order(inside.astype(np.int32), low, high)
@@ -105,13 +104,13 @@ def _draw_row(
 
 
 def _smallest_of_rows(rows: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """(R, count) rising indices of the smallest of (R, N) rows."""
+    """Ascending indices (R, count) of the smallest values of the rows (R, N)."""
     size = rows.shape[1]
     last = np.partition(rows, count - 1, axis=1)[:, count - 1 : count]
     chosen = np.flatnonzero(rows <= last)
     if len(chosen) == len(rows) * count:
         return chosen.reshape(len(rows), count) % size
-    # Some rows hold further entries equal to their last chosen one: of the equal ones only the first are taken.
+    # Some rows have more entries equal to their last chosen one; of these only the first are taken.
     smaller = rows < last
     tied = rows == last
     still_needed = count - smaller.sum(1, keepdims=True)

@@ -13,18 +13,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 NORM_EPS = 1e-5
-"""Eps of every RMSNorm in the model; PyTorch's own default is another."""
+"""Eps of every RMSNorm in the model; PyTorch's default differs."""
 
 DROP_SUBSET_FROM = 0.1
-"""From this rate on stochastic depth computes a branch only for the samples that keep it."""
+"""From this rate on, stochastic depth computes a branch only for the samples that keep it."""
 
 
 class RMSNorm(nn.RMSNorm):
-    """PyTorch's RMSNorm with the model's eps, whose output has the type of its input.
+    """PyTorch's RMSNorm with the model's eps, whose output has the dtype of its input."""
 
-    Autocast would return float32. PyTorch sums in float32 whatever the type. On a CPU, for which it has no kernel,
-    training goes through ``rms_norm``.
-    """
+    # Under autocast PyTorch's would return float32; it sums in float32 internally for any dtype. It has no kernel
+    # for a CPU, where training uses ``rms_norm`` instead.
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=NORM_EPS)
@@ -41,17 +40,15 @@ class RMSNorm(nn.RMSNorm):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``x`` · ``weight`` / √(mean(x²) + eps) over the last size, (..., D) to (..., D), with gradient.
-
-    For a CPU, where PyTorch composes it from several passes over the whole tensor, each with a gradient of its
-    own. A GPU has a kernel for it.
-    """
+    """``x`` · ``weight`` / √(mean(x²) + eps) over the last axis, (..., D) to (..., D), differentiable."""
+    # For a CPU, where PyTorch composes it from several passes over the whole tensor, each with its own gradient. A
+    # GPU has a fused kernel.
     normed: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return normed
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Gradients written by hand, which keep less in memory and read it less often than autograd of the formula."""
+    """RMSNorm with gradients written by hand, which need less memory and fewer passes than autograd's."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -74,7 +71,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases; to itself, or to a memory of the same width."""
+    """Multi-head attention without biases: self-attention, or cross-attention to a memory of the same width."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -117,8 +114,8 @@ class Mlp(nn.Module):
 class StochasticDepth(nn.Module):
     """Skips a residual branch for a random share of the samples, in training only.
 
-    From a rate of 0.1 on, round(keep · B) samples pass through the branch and it is not computed for the others.
-    Below that rate each sample's branch is multiplied by 0 or 1 / keep.
+    From a rate of 0.1 on, the branch is computed for round(keep · B) samples only. Below that rate it is computed
+    for all, and multiplied by 0 or 1 / keep.
     """
 
     def __init__(self, rate: float) -> None:
@@ -128,7 +125,7 @@ class StochasticDepth(nn.Module):
     def forward(
         self, tokens: Tensor, branch: nn.Module, generator: torch.Generator | None
     ) -> Tensor:
-        """``tokens`` + ``branch(tokens)``, (B, T, D); ``generator`` is needed where the rate is not 0."""
+        """``tokens`` + ``branch(tokens)``, (B, T, D); training requires a ``generator`` unless the rate is 0."""
         if not self.training or self.rate == 0.0:
             return tokens + branch(tokens)
         assert generator is not None, "stochastic depth in training needs a generator"
@@ -144,7 +141,7 @@ class StochasticDepth(nn.Module):
 
 
 class SelfAttentionBranch(nn.Module):
-    """Norm, then attention of the tokens among themselves."""
+    """Norm, then self-attention."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""Views of a batch of stored shapes: crop, augment, normalise, cut into patches. On any device.
+"""Views of a batch of stored shapes: crop, augment, normalise, divide into patches; on any device.
 
-Sizes: B shapes, N stored points (padded to the largest), C crops, n points a view, P patches, K points a patch.
+Sizes: B shapes, N stored points (padded to the largest), C crops, n points per view, P patches, K points per
+    patch.
 Source: AsymDSD (arXiv 2506.21724); the numbers are in docs/method.md, section 1.
 """
 
@@ -24,15 +25,15 @@ def draw_views(
     random: KeyedRandom,
     augment: AugmentConfig | None = None,
 ) -> tuple[Patches, Tensor]:
-    """Views of one kind: patches (B, C, P, ...) and the points (B, C, n, 3) that they were cut from.
+    """Views of one kind: their patches (B, C, P, ...) and their points (B, C, n, 3).
 
     Args:
-        points: (B, N, 3) stored points, z up, any unit; rows beyond a shape's count are ignored.
-        counts: (B,) int64 points of each shape. A shape with fewer than ``crop.points`` gives all of them, and
+        points: (B, N, 3) stored points, z up, in any unit; rows beyond a shape's count are ignored.
+        counts: (B,) int64, points of each shape. A shape with fewer than ``crop.points`` gives all of them, and
             then repeats them.
         crop: number and size of the views.
-        random: draws from the shapes' keys.
-        augment: by default the paper's.
+        random: random numbers with the shapes' keys.
+        augment: the augmentation; by default the paper's.
     """
     views = crop_points(points, counts, crop, random)
     views = to_unit_sphere(augment_points(views, augment or AugmentConfig(), random))
@@ -47,18 +48,18 @@ def draw_views(
 
 
 def crop_points(points: Tensor, counts: Tensor, crop: CropConfig, random: KeyedRandom) -> Tensor:
-    """(B, C, n, 3) random subsets of the points in random boxes, not yet augmented.
+    """Random subsets (B, C, n, 3) of the points in random boxes, not yet augmented.
 
-    A box with random rotation and proportions grows around one point of the shape until it holds the crop's share
-    of the points, and at least as many as the view needs. Of these a random subset is drawn without replacement.
-    The points keep their pose.
+    A box with random rotation and proportions grows around one point of the shape until it contains the crop's
+    share of the points, and at least as many as the view needs. Of these a random subset is drawn without
+    replacement.
     """
     share = random.uniform("share", (crop.count,), low=crop.share_low, high=crop.share_high)
     inside = (share * counts[:, None]).floor().to(torch.int64).clamp(min=crop.points)
     keep = torch.minimum(inside, counts[:, None])
     seeds = random.bits("subset", (crop.count,))
     boxes, centers = draw_boxes(points, counts, crop.count, random)
-    # On a GPU reading `counts` would make the host wait, so there the padding is always masked.
+    # Reading `counts` from a GPU would make the host wait, so there the padding is always masked.
     padded = not in_numpy(points) or int(counts.min()) < points.shape[1]
 
     def crop_rows(rows: slice) -> Tensor:
@@ -71,14 +72,15 @@ def crop_points(points: Tensor, counts: Tensor, crop: CropConfig, random: KeyedR
 
     if not in_numpy(points):
         return crop_rows(slice(None))
-    # Shape by shape: the distances of one shape's crops fit into a CPU's cache, those of a batch do not.
+    # Shape by shape, because the distances of one shape's crops fit into a CPU's cache, and those of a batch do
+    # not.
     return torch.cat([crop_rows(slice(row, row + 1)) for row in range(len(points))])
 
 
 def draw_boxes(
     points: Tensor, counts: Tensor, crops: int, random: KeyedRandom
 ) -> tuple[Tensor, Tensor]:
-    """Random boxes: (B, C, 3 box axes, 3 coordinates) matrices that rotate and scale, and (B, C, 3) centres."""
+    """Random boxes: matrices (B, C, 3 box axes, 3 coordinates) that rotate and scale, and centres (B, C, 3)."""
     center_index = random.integers("center", counts[:, None].expand(-1, crops))
     low, high = ASPECT_RANGE
     aspect = random.uniform("aspect", (crops,), low=low, high=high)
@@ -90,22 +92,22 @@ def draw_boxes(
 
 
 def box_distance(points: Tensor, boxes: Tensor, centers: Tensor) -> Tensor:
-    """(B, C, N) distance of each of (B, N, 3) points from a box's centre, in the box's own measure.
+    """Distances (B, C, N) of points (B, N, 3) from the centres of boxes, in each box's own metric.
 
-    This is the largest of |scale · rotated offset| over the axes, so points at equal distance lie on the surface
-    of a box. ``boxes`` (B, C, 3, 3) and ``centers`` (B, C, 3) are those of ``draw_boxes``.
+    The distance is the largest of |scale · rotated offset| over the axes, so points at equal distance lie on the
+    surface of a box. ``boxes`` (B, C, 3, 3) and ``centers`` (B, C, 3) are those of ``draw_boxes``.
     """
     middle = boxes @ centers[..., None]  # (B, C, 3, 1)
-    # A row of N numbers for each box axis, because long rows vectorise and rows of three numbers do not.
+    # One row of N numbers for each box axis, because long rows vectorise and rows of three numbers do not.
     along = boxes.flatten(1, 2) @ points.transpose(1, 2).contiguous()
     along = along.unflatten(1, boxes.shape[1:3]).sub_(middle).abs_()
     return torch.maximum(torch.maximum(along[:, :, 0], along[:, :, 1]), along[:, :, 2])
 
 
 def random_rotations(uniform: Tensor) -> Tensor:
-    """(..., 3, 3) uniformly distributed rotations from (..., 3) numbers uniform in [0, 1).
+    """Uniformly distributed rotations (..., 3, 3) from numbers (..., 3) that are uniform in [0, 1).
 
-    By way of a uniform unit quaternion (Shoemake, Graphics Gems III, 1992).
+    Source: uniform unit quaternions (Shoemake, Graphics Gems III, 1992).
     """
     u, v, w = uniform.unbind(-1)
     turn = 2.0 * torch.pi
@@ -121,7 +123,7 @@ def random_rotations(uniform: Tensor) -> Tensor:
 
 
 def augment_points(views: Tensor, augment: AugmentConfig, random: KeyedRandom) -> Tensor:
-    """(B, C, n, 3): each crop rotated about z by its own angle, then each axis scaled by its own factor."""
+    """Rotate each crop (B, C, n, 3) about z by its own angle, then scale each axis by its own factor."""
     crops = views.shape[1]
     if augment.rotate_z:
         angle = random.uniform("angle", (crops,), high=2.0 * torch.pi)

@@ -1,1 +1,1 @@
-"""A run as a record, the runs that have a name, and how overrides become one."""
+"""The configuration of a run, the named recipes, and how a user's overrides are applied to them."""

@@ -1,4 +1,7 @@
-"""Settings as frozen records: to JSON and back; an unknown key is an error that suggests the nearest name."""
+"""The configuration of a pretraining run, and the conversion of frozen records to JSON and back.
+
+An unknown key is an error that suggests the nearest name.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +34,21 @@ RUN_FORMAT = "pointdistill-run"
 Record = TypeVar("Record")
 
 _TABLES_OF = {"patch": ("masking", "predictor"), "cls": ("local_crop",)}
-"""Tables of settings that belong to one of the two objectives alone."""
+"""Tables of settings that only one of the two objectives uses."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
-    """Everything that decides what a run computes. Defaults: the small model in dual mode on ShapeNet."""
+    """Everything that decides what a run computes; the defaults are the small model in dual mode on ShapeNet."""
 
     name: str = "small"
-    """The recipe this began as, or a name of your own; runs are numbered under it."""
+    """Name of the recipe it is based on, or a name of your own; run folders are named after it."""
 
     mode: Mode = Mode.DUAL
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     predictor: PredictorConfig | None = field(default_factory=PredictorConfig)
-    """None is an ablation: mask tokens pass the encoder among the visible ones. Not used in CLS mode."""
+    """None is an ablation: mask tokens go through the encoder with the visible ones. Not used in CLS mode."""
 
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     global_crop: CropConfig = field(default_factory=CropConfig)
@@ -63,10 +66,10 @@ class PretrainConfig:
     """Passes over the corpus; the last partial batch of each is dropped."""
 
     steps: int | None = None
-    """Optimiser steps of the whole run; when given it decides instead of ``epochs``."""
+    """Optimiser steps of the whole run; takes precedence over ``epochs``."""
 
     batch_size: int = 128
-    """Shapes a step, over all processes."""
+    """Shapes per step, over all processes."""
 
     weight_decay: float = 0.05
     clip_norm: float = 10.0
@@ -122,10 +125,10 @@ class PretrainConfig:
             self.masking.hidden_patches(crop.patches)
 
     def why_unused(self, key: str) -> str | None:
-        """Why this run does not use a setting, and what to do about it; None where it uses it.
+        """Why this run does not use a setting, and what to do about it; None if it does use it.
 
         Args:
-            key: dotted, or the name of a table of settings.
+            key: dotted name of a setting, or the name of a table of settings.
         """
         table, _, name = key.partition(".")
         for part, has in (("patch", self.mode.has_patches), ("cls", self.mode.has_cls)):
@@ -137,10 +140,10 @@ class PretrainConfig:
         return None
 
     def check_batch(self, shapes: int, processes: int) -> None:
-        """Raise unless ``shapes`` shapes fill a batch and ``processes`` processes can share it equally.
+        """Check that ``shapes`` shapes fill a batch, and that it can be divided equally among ``processes``.
 
         Raises:
-            ConfigError: names a batch size that works.
+            ConfigError: if not; names a batch size that works.
         """
         largest = max(processes, min(shapes, self.batch_size) // processes * processes)
         if shapes < processes and processes > 1:
@@ -163,10 +166,10 @@ class PretrainConfig:
             raise ConfigError(msg, settings=("batch_size",))
 
     def steps_per_epoch(self, shapes: int) -> int:
-        """Whole batches in a pass over ``shapes`` shapes.
+        """Number of full batches in a pass over ``shapes`` shapes.
 
         Raises:
-            ConfigError: if they do not fill one batch.
+            ConfigError: if there are too few shapes for one batch.
         """
         self.check_batch(shapes, processes=1)
         return shapes // self.batch_size
@@ -178,7 +181,7 @@ class PretrainConfig:
 
 
 def to_plain(value: Any) -> Any:
-    """A record as dictionaries, lists and plain values, ready for JSON."""
+    """A record as dictionaries, lists and plain values that JSON can represent."""
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Enum):
@@ -189,10 +192,10 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[Record], value: Mapping[str, Any], *, where: str = "") -> Record:
-    """A record from what ``to_plain`` wrote; keys that are left out take their defaults.
+    """The record that ``to_plain`` turned into ``value``; missing keys take their defaults.
 
     Raises:
-        ConfigError: for a key that does not exist (with the nearest that does) or a value of the wrong type.
+        ConfigError: for an unknown key (names the nearest known one), or a value of the wrong type.
     """
     if not isinstance(typing.cast("object", value), Mapping):
         msg = f"{where or kind.__name__}: expected a table of settings, got {value!r}"
@@ -224,7 +227,11 @@ def _path(where: str, key: str) -> str:
 
 
 def _convert(hint: Any, value: Any, *, where: str) -> Any:
-    """``value`` as the annotated type, or one clear refusal."""
+    """``value`` as the annotated type.
+
+    Raises:
+        ConfigError: if it is not of this type.
+    """
     if is_dataclass(hint) and isinstance(hint, type):
         return from_plain(hint, value, where=where)
     if typing.get_origin(hint) is types.UnionType:

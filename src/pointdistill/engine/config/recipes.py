@@ -1,8 +1,10 @@
-"""The paper's ablations: each takes one thing from the small or the tiny run and keeps all else.
+"""Named runs: sizes and modes, the paper's own runs, and its ablations.
 
-Published accuracies (docs/method.md, section 9) are the small model's on ScanObjectNN PB-T50-RS, SVM / fine-tuned.
-The tiny versions ask the same question in minutes on a CPU. But for the speed of several masks no costs were
-published: ``pointdistill plan`` measures them.
+A recipe does not include a corpus: it runs on the one that is named, or on the last one made. Published times and
+accuracies are those of docs/method.md, section 9; accuracies are overall, on ScanObjectNN PB-T50-RS. An ablation
+changes one thing of the small or the tiny run; its published accuracies are of the small model, SVM / fine-tuned,
+and its tiny version asks the same question in minutes on a CPU. Costs that were not published can be measured with
+``pointdistill plan``.
 """
 
 from __future__ import annotations
@@ -24,8 +26,6 @@ from pointdistill.model.config import (
     Mode,
     PredictorConfig,
 )
-
-# The four sizes, and what a mode changes in them: the settings that every named run begins with.
 
 _DEEP = EncoderConfig(stage_one=(256, 512, 1024), stage_two=(2048,), embedding_bias=True)
 """The patch embedding of base and large."""
@@ -64,11 +64,11 @@ def large() -> PretrainConfig:
 def tiny() -> PretrainConfig:
     """Our own: the same method at a size that learns something in minutes on two CPU cores, 600 steps of 32.
 
-    It departs from the paper where a short run needs it. Few steps leave no time to recover from a uniform
+    It departs from the paper where a short run requires it. Few steps leave no time to recover from a uniform
     teacher, so the centres begin at the first batch's mean, the teacher's temperatures are constant and low, the
-    teacher follows faster (0.98 instead of 0.995), the learning rate is 1e-3 after an epoch of warm-up, and a
-    view has one mask. Views have a quarter of the points and of the patches; a mask's blocks are a fifth
-    of them, since a tenth of 16 would be blocks of a single patch.
+    teacher follows faster (momentum 0.98 instead of 0.995), the learning rate is 1e-3 after one epoch of warm-up,
+    and each view has one mask. Views have a quarter of the points and of the patches; the blocks of a mask are a
+    fifth of the patches, since a tenth of 16 would be blocks of a single patch.
 
     Cost: two or three minutes; ``pointdistill plan``.
     Source: our own; measured in docs/results.md.
@@ -118,8 +118,8 @@ SIZES: dict[str, Callable[[], PretrainConfig]] = {
 def recipe(size: str, mode: Mode = Mode.DUAL) -> PretrainConfig:
     """The run of a size and mode.
 
-    MPM mode sees one global view a shape, unfolded into 8 masks of ratio 0.8 (tiny: 2 masks); CLS mode has no
-    masks. The authors' MPM files say ratio 0.7; their paper found 0.8 best and reports it.
+    MPM mode uses one global view per shape, under 8 masks of ratio 0.8 (tiny: 2 masks); CLS mode has no masks. The
+    authors' configuration files for MPM say ratio 0.7, but their paper found 0.8 best and reports its results.
     Source: sections 1 and 4 of docs/method.md.
 
     Raises:
@@ -144,7 +144,7 @@ def recipe(size: str, mode: Mode = Mode.DUAL) -> PretrainConfig:
 def mpm_query_attention(size: str) -> PretrainConfig:
     """Masked patches, with self-attention among the queries of the predictor.
 
-    Before a block's cross-attention the queries attend to each other, so that each masked place knows which others
+    Before a block's cross-attention the queries attend to each other, so that each masked patch knows which others
     are masked. Published: 77.00 / 85.98, against 81.06 / 88.58 without.
     Cost: see ``pointdistill plan``.
     """
@@ -154,13 +154,13 @@ def mpm_query_attention(size: str) -> PretrainConfig:
 
 
 def mpm_no_predictor(size: str) -> PretrainConfig:
-    """Masked patches without a predictor: mask tokens pass the encoder among the visible tokens.
+    """Masked patches without a predictor: mask tokens go through the encoder with the visible tokens.
 
-    What the encoder puts out at a hidden place goes straight to the patch head. This is how we read "without a
-    predictor": student and teacher become the same function but for the mask tokens, so that nothing stands
-    between the encoder and a constant answer, and the encoder sees the shape of the masked region. Leaving out
-    only the predictor's blocks would be another experiment: the prediction would know the place alone, no gradient
-    would reach the transformer, and its features would stay those of initial weights instead of collapsing.
+    The encoder's output at a masked patch goes straight to the patch head. This is how we read "without a
+    predictor": student and teacher become the same function except for the mask tokens, so nothing keeps the
+    encoder from a constant answer, and it sees the shape of the masked region. Leaving out only the predictor's
+    blocks would be a different experiment: the prediction would depend on the position alone, no gradient would
+    reach the transformer, and its features would stay those of its initial weights instead of collapsing.
     Published: 24.95 / 69.74, a collapse, against 81.06 / 88.58.
     Cost: see ``pointdistill plan``.
     """
@@ -168,7 +168,7 @@ def mpm_no_predictor(size: str) -> PretrainConfig:
 
 
 def mpm_one_mask(size: str) -> PretrainConfig:
-    """Masked patches, one mask a shape in a batch as many times larger: as many masked versions a step.
+    """Masked patches with one mask per shape, and a batch that is larger to have as many masked views per step.
 
     Small: 1024 shapes under one mask instead of 128 under 8. We read the published comparison as one of equal
     steps, so the epochs (and those of warm-up and temperatures) grow with the batch.
@@ -211,8 +211,8 @@ def cls_no_local_crops(size: str) -> PretrainConfig:
 def cls_no_crops(size: str) -> PretrainConfig:
     """The CLS objective on two views of the whole shape: nothing is cropped.
 
-    We read "without crops" as two global views that keep all of the shape, each with its own random subset of the
-    points, rotation and scale, and no local views.
+    We read "without crops" as two global views of the whole shape, each with its own random subset of the points,
+    rotation and scale, and no local views.
     Published: 73.60 / 82.13, against 82.27 / 88.72.
     Cost: see ``pointdistill plan``.
     """
@@ -254,12 +254,6 @@ ABLATIONS = (
     random_masks,
     block_masks,
 )
-
-
-# The paper's own runs: sizes and modes with the epochs that belong to a corpus.
-#
-# A recipe does not bind the corpus: it runs on whichever corpus is named, or on the last one made. Published times
-# and accuracies are those of docs/method.md, section 9; accuracies are overall, on ScanObjectNN PB-T50-RS.
 
 
 def small_shapenet() -> PretrainConfig:
@@ -314,12 +308,12 @@ def base_mixture() -> PretrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A run by name."""
+    """A named run."""
 
     name: str
     config: PretrainConfig
     about: str
-    """What it is, where from, and what it costs: the docstring of the function that makes it."""
+    """Its description, source and cost: the docstring of the function that makes it."""
 
     @property
     def summary(self) -> str:
@@ -344,7 +338,7 @@ def _tiny_mpm() -> PretrainConfig:
 
 
 def _named(make: Callable[..., PretrainConfig], name: str, *size: str) -> Recipe:
-    """The recipe that a function makes, under a name of its own; its docstring says what it is."""
+    """The recipe that a function makes, described by the function's docstring."""
     about = (inspect.getdoc(make) or "").replace("``", "`")
     return Recipe(name, replace(make(*size), name=name), about)
 
@@ -365,10 +359,10 @@ RECIPES: dict[str, Recipe] = {one.name: one for one in _all()}
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a name.
+    """The recipe with this name.
 
     Raises:
-        ConfigError: if there is none; names the nearest.
+        ConfigError: if there is none; suggests the nearest name.
     """
     if name in RECIPES:
         return RECIPES[name]

@@ -1,4 +1,4 @@
-"""From a recipe, a settings file and single changes to one complete configuration; the last one given wins."""
+"""Combines a recipe, a settings file and single changes into one complete configuration; the last change wins."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import Mode
 
 LARGEST_FILE = 2**20
-"""Bytes of a settings file; a corpus or checkpoint given by mistake is not read whole."""
+"""Largest settings file in bytes, so that a corpus or checkpoint named by mistake is not read into memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOverrides:
-    """How a run differs from the default one; None or empty where it does not."""
+    """How a run differs from the default one; fields that do not matter are None or empty."""
 
     recipe: str | None = None
     size: str | None = None
@@ -39,7 +39,7 @@ class RunOverrides:
     seed: int | None = None
 
     def items(self) -> list[tuple[str, str]]:
-        """Name and value of every field that is given; ``set`` once for each of its assignments."""
+        """Name and value of every field that is set; ``set`` occurs once for each of its assignments."""
         pairs: list[tuple[str, str]] = []
         for item in fields(self):
             value = getattr(self, item.name)
@@ -60,19 +60,19 @@ class ResolvedConfig:
     """``key = value`` of every setting that differs from the recipe, with the recipe's value."""
 
     batch_size_chosen: bool
-    """Whether the user chose the batch size, which then must not be fitted to the machine."""
+    """Whether the user chose the batch size; if so, it must not be fitted to the machine."""
 
     def remarks(self) -> list[str]:
-        """A line that says what was changed, if anything was."""
+        """A line that lists the changes, if there are any."""
         return [f"changed from {self.recipe}: {', '.join(self.changed)}"] if self.changed else []
 
 
 def resolve_config(overrides: RunOverrides) -> ResolvedConfig:
-    """Lay the overrides over the recipe they name.
+    """Apply the overrides to the recipe that they name.
 
     Raises:
-        ConfigError: for an unknown recipe, size or setting, a value of the wrong type, contradictions, or a change
-            to a setting that the run would not use.
+        ConfigError: for an unknown recipe, size or setting, a value of the wrong type, a contradiction, or a
+            change to a setting that the run would not use.
         DataError: if the settings file cannot be read.
     """
     if overrides.epochs is not None and overrides.steps is not None:
@@ -82,7 +82,7 @@ def resolve_config(overrides: RunOverrides) -> ResolvedConfig:
     base = _base(overrides, in_file, in_file.pop("recipe", None))
     change: dict[str, Any] = {}
     for source in (in_file, *map(parse_assignment, overrides.set), _single_values(overrides)):
-        # Epochs given later win over steps given earlier; a file or recipe that has both means its steps.
+        # A later change of epochs overrides earlier steps; in a file or recipe that has both, steps count.
         length = {"steps": None} if "epochs" in source and "steps" not in source else {}
         change = merged(change, {**source, **length})
     _refuse_unknown(change)
@@ -154,7 +154,7 @@ def _parse_value(text: str) -> Any:
 
 
 def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``change`` laid over it, table by table."""
+    """``base`` with the values of ``change``; nested tables are merged."""
     result = dict(base)
     for key, value in change.items():
         below = result.get(key)
@@ -166,11 +166,11 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 
 def differences(base: PretrainConfig, config: PretrainConfig) -> list[str]:
-    """``key = value (recipe: value)`` of all settings that ``config`` uses and that are not those of ``base``."""
+    """``key = value (recipe: value)`` for every setting that ``config`` uses and that differs from ``base``."""
     before, after = flat(to_plain(base)), flat(to_plain(config))
     lines = []
     for key, value in after.items():
-        # A table that one of them lacks is a key of its own there, and its settings are missing.
+        # Where one of the two has None instead of a table, its settings are missing from the flat names.
         known = key in before
         if key == "name" or (known and before[key] == value) or config.why_unused(key):
             continue
@@ -204,7 +204,7 @@ def _shown(value: Any) -> str:
 def _base(
     overrides: RunOverrides, in_file: Mapping[str, Any], recipe_in_file: object
 ) -> PretrainConfig:
-    """What the changes are laid over: the named recipe, the size and mode, or the recipe named in the file."""
+    """The recipe to change: the named one, that of the size and mode, or the one named in the file."""
     if overrides.recipe is not None and (overrides.size is not None or overrides.mode is not None):
         msg = "a recipe is a complete run, which fixes size and mode; give either the recipe or size and mode"
         raise ConfigError(msg, settings=("recipe", "size", "mode"))
@@ -216,7 +216,7 @@ def _base(
         known = RECIPES.get(str(in_file.get("name")))
         return recipe("small") if known is None else known.config
     if not isinstance(chosen, str):
-        msg = f"recipe must be the name of one, got {chosen!r}; `pointdistill recipes` lists them"
+        msg = f"recipe must be the name of a recipe, got {chosen!r}; `pointdistill recipes` lists them"
         raise ConfigError(msg)
     return find_recipe(chosen).config
 
@@ -227,7 +227,8 @@ def _single_values(overrides: RunOverrides) -> dict[str, Any]:
 
 
 def _is_complete(in_file: Mapping[str, Any]) -> bool:
-    """Whether a file has every setting, as a run's own has: then nobody chose those that are not used."""
+    """Whether a file has every setting, as a run's own ``config.json`` has."""
+    # Nobody chose the unused settings of a complete file, so they are no mistake.
     return {item.name for item in fields(PretrainConfig)} <= in_file.keys()
 
 
@@ -237,7 +238,7 @@ def _refuse_unused(
     in_file: Mapping[str, Any],
     assigned: Sequence[str],
 ) -> None:
-    """Raise if a setting was changed that the run would not use: the user expects it to matter."""
+    """Refuse changes of settings that the run would not use, since the user expects them to matter."""
     before, after = flat(to_plain(base)), flat(to_plain(config))
     changed = dict.fromkeys(
         key for one in (in_file, *map(parse_assignment, assigned)) for key in flat(one)
@@ -254,7 +255,7 @@ def _refuse_unused(
 
 
 def _refuse_unknown(change: Mapping[str, Any]) -> None:
-    """Raise unless every key is a setting or a table of settings; names the nearest, whatever its table."""
+    """Check that every key is a setting or a table of settings; suggests the nearest name of any table."""
     known = flat(to_plain(PretrainConfig()))
     tables = {key.rpartition(".")[0] for key in known}
     for key in flat(change).keys() - known.keys() - tables:

@@ -1,6 +1,6 @@
-"""Clouds to features of one kind, batch by batch, on a GPU or on all cores.
+"""Turns batches of clouds into features, on a GPU or on all CPU cores.
 
-Sizes: B clouds, N points a cloud, P patches, D the encoder's width, m vectors a shape.
+Sizes: B clouds, N points per cloud, P patches, D the encoder's width, m vectors per shape.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pointdistill.model.patches import to_unit_sphere
 from pointdistill.model.segmenter import interpolate
 
 FeatureKind: TypeAlias = Literal["cls", "pooled", "patches", "points"]
-"""CLS; CLS, mean and maximum over the patches side by side; each patch's; each point's."""
+"""The CLS token; CLS, mean and maximum over the patches concatenated; one vector per patch; one per point."""
 
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
 CPU_BATCH, GPU_BATCH = 16, 64
-"""Clouds a forward pass by default; features are the same to rounding for any."""
+"""Default number of clouds per forward pass; affects features only by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ class ShapeFeatures:
     """An encoder's features of one shape, of one kind."""
 
     features: NDArray[np.float32]
-    """(F,) of a whole shape, or (m, D) with one vector a patch or a point."""
+    """(F,) for a whole shape, or (m, D) with one vector per patch or point."""
 
     positions: NDArray[np.float32] | None
     """(m, 3) patch centres or points, z up in the shape's own unit; None for a whole shape."""
 
 
 def check_kind(kind: str, encoder: Encoder) -> FeatureKind:
-    """The kind of features of that name.
+    """The kind of features with this name.
 
     Raises:
         ConfigError: if there is none, or it needs a CLS token that the encoder does not have.
@@ -65,19 +65,19 @@ def feature_width(kind: FeatureKind, encoder: Encoder) -> int:
 
 
 class FeatureMaker:
-    """An encoder on a device, as a function from clouds to one kind of features."""
+    """Computes one kind of features with an encoder on a device."""
 
     def __init__(
         self, encoder: Encoder, kind: FeatureKind, device: torch.device, *, points: int
     ) -> None:
-        """Move ``encoder`` to ``device``; on a CPU a faster copy of it is made.
+        """Move ``encoder`` to ``device``; on a CPU a faster copy of it is used.
 
         Args:
-            encoder: any.
+            encoder: any encoder.
             kind: already checked against the encoder.
             device: where to compute.
-            points: of one draw; a cloud with more is cut into draws, and its cls or pooled features are their
-                mean.
+            points: points per draw; a larger cloud is divided into draws, whose cls or pooled features are
+                averaged.
         """
         self.kind = kind
         self.points = points
@@ -86,7 +86,7 @@ class FeatureMaker:
         self.encoder = frozen_copy(encoder) if device.type == "cpu" else encoder
 
     def __call__(self, clouds: Sequence[NDArray[np.float32]]) -> list[ShapeFeatures]:
-        """Features of clouds of equally many points, each (N, 3), z up."""
+        """Features of clouds with the same number of points, each (N, 3), z up."""
         with torch.inference_mode():
             points = torch.from_numpy(np.stack(clouds)).to(self.device)
             if self.kind in ("cls", "pooled"):
@@ -103,11 +103,9 @@ class FeatureMaker:
         return [ShapeFeatures(f, p) for f, p in zip(features, positions, strict=True)]
 
     def _shape_features(self, points: Tensor) -> Tensor:
-        """(B, F) from (B, N, 3) clouds in random order: the mean over ceil(N / points) draws.
-
-        The points are in random order, so a run of consecutive rows is a random draw. The runs begin evenly
-        spread, so every point is in one; where N is not a multiple of ``points`` they overlap.
-        """
+        """Features (B, F) of clouds (B, N, 3), averaged over ceil(N / points) draws."""
+        # The points are in random order, so consecutive rows are a random draw. The draws start at evenly spread
+        # rows, so every point is in one of them; they overlap unless N is a multiple of ``points``.
         spare = max(0, points.shape[1] - self.points)
         draws = 1 + -(-spare // self.points)
         if draws > 1:
@@ -130,7 +128,7 @@ def _rows(values: Tensor) -> list[NDArray[np.float32]]:
 
 
 def _own_unit(centers: NDArray[np.float32], cloud: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(P, 3) centres in a cloud's unit sphere, in the cloud's own unit and place."""
+    """Centres (P, 3) in a cloud's unit sphere, moved back to the cloud's own unit and position."""
     mean = cloud.mean(axis=0, dtype=np.float64)
     radius = np.sqrt(np.square(cloud - mean).sum(axis=1).max())
     own: NDArray[np.float32] = (centers * (radius or 1.0) + mean).astype(np.float32)
@@ -138,7 +136,7 @@ def _own_unit(centers: NDArray[np.float32], cloud: NDArray[np.float32]) -> NDArr
 
 
 class InferenceThreads:
-    """Forward passes in the background, one a thread."""
+    """Computes forward passes in background threads."""
 
     def __init__(self, maker: FeatureMaker, pool: ThreadPoolExecutor, threads: int) -> None:
         self.maker = maker
@@ -146,17 +144,15 @@ class InferenceThreads:
         self._pool = pool
 
     def submit(self, clouds: Sequence[NDArray[np.float32]]) -> Future[list[ShapeFeatures]]:
-        """Compute a batch of clouds of equally many points as soon as a thread is free."""
+        """Compute a batch of clouds with the same number of points as soon as a thread is free."""
         return self._pool.submit(self.maker, clouds)
 
 
 @contextmanager
 def inference_threads(maker: FeatureMaker) -> Iterator[InferenceThreads]:
-    """Threads that compute features, for as long as the block lasts.
-
-    On a CPU there is one for each core, and each computes whole batches alone: cores that share the operations of
-    one batch would wait for each other at the end of every operation. A GPU is fed by one thread.
-    """
+    """Threads that compute features, for the duration of the block."""
+    # On a CPU each core gets a thread that computes whole batches alone: cores that shared one batch would wait
+    # for each other at the end of every operation. One thread is enough to keep a GPU busy.
     before = torch.get_num_threads()
     threads = before if maker.device.type == "cpu" else 1
     if threads > 1:

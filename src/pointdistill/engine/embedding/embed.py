@@ -1,4 +1,4 @@
-"""Any shapes to an embedding on disk; a stopped embedding goes on where it was."""
+"""Embeds any shapes into one file; an interrupted embedding can be continued."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
 
 CHUNK_SHAPES = 256
-"""Most shapes of a chunk, which is what a kill can cost."""
+"""Largest number of shapes in a chunk, which is the most that a kill can cost."""
 
 CHUNK_BYTES = 64 * 2**20
-"""Most bytes of features in a chunk."""
+"""Largest size of a chunk's features in bytes."""
 
 AVERAGED_BELOW, AVERAGED_POINTS = 1024, 2048
-"""Where a draw has fewer points than the first number, draws are averaged that together have the second number.
+"""If a draw has fewer points than the first number, several draws with the second number in total are averaged.
 
-Two draws of 256 points of one surface differ as much as two surfaces do. With the tiny recipe (150 steps), half of
-29 files were nearer to another file than to their own second draw; averaged over eight draws, 2 were.
+Two draws of 256 points from one surface differ as much as two surfaces do. With the tiny recipe (150 steps), half
+of 29 files were nearer to another file than to their own second draw; averaged over eight draws, only 2 were.
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedRequest:
-    """What to embed, how, and where to."""
+    """What to embed, how, and where to write it."""
 
     paths: Sequence[Path]
     """Files, folders, zip archives and corpora."""
 
     output: Path
-    """Ends in .npz or .parquet."""
+    """File to write, .npz or .parquet."""
 
     encoder: Path | str | None = None
     """As for ``load_encoder``; None for that of the last run in this folder."""
@@ -63,10 +63,10 @@ class EmbedRequest:
     """cls, pooled, patches or points."""
 
     points: int | None = None
-    """Points of a draw; None for the number in pretraining."""
+    """Points per draw; None for the number used in pretraining."""
 
     draws: int | None = None
-    """Draws that cls and pooled features are averaged over; None for one, or more where a draw has few points."""
+    """Draws that cls and pooled features are averaged over; None for one, or more if a draw has few points."""
 
     seed: int = 0
 
@@ -74,12 +74,12 @@ class EmbedRequest:
     """Up axis of files that do not state their own."""
 
     batch_size: int | None = None
-    """Clouds a forward pass; changes only speed and memory. None decides by the device."""
+    """Clouds per forward pass; affects only speed and memory. None chooses by the device."""
 
     device: str = "auto"
 
     workers: int | None = None
-    """Processes that read files; 0 reads in this one, None decides by the number of files."""
+    """Processes that read files; 0 reads in this one, None chooses by the number of files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +101,20 @@ class EmbedReport:
     """Files whose up axis was assumed."""
 
     interrupted: bool = False
-    """Whether it was stopped; the same call goes on from there."""
+    """Whether it was stopped; the same call continues."""
 
     was_complete: bool = False
-    """Whether the output was there already."""
+    """Whether the output existed already."""
 
 
 def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
-    """Embed every shape of the request's paths and write one file; called again after a kill, it goes on.
+    """Embed every shape of the request's paths into one file; after an interruption the same call continues.
 
     A shape's features depend only on the encoder, the points, the seed, the up axis and the shape.
 
     Args:
-        request: what, how, and where to; all of it is checked before anything is written.
-        reporter: hears which encoder was taken, and how far the work is.
+        request: what to embed; all of it is checked before anything is written.
+        reporter: receives a line with the encoder, and progress.
 
     Raises:
         ConfigError: for a setting that is not accepted.
@@ -157,7 +157,7 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
 def _info(
     encoder: Encoder, kind: FeatureKind, settings: ReadSettings, shapes: ShapeList
 ) -> dict[str, Any]:
-    """Everything that decides what an embedding holds, as its file records it."""
+    """Everything that decides the content of an embedding, as recorded in its file."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -172,11 +172,12 @@ def _info(
 
 
 def check_paths_exist(paths: Sequence[Path]) -> None:
-    """Raise unless every path exists: a misspelled name must not be passed over like a shape that cannot be read.
+    """Check that every path exists.
 
     Raises:
         DataError: naming the first path that does not exist.
     """
+    # A misspelled name is an error, unlike a file that cannot be read, which is only left out.
     for path in paths:
         if not path.exists():
             msg = f"{path}: no such file or folder; check its name"
@@ -186,25 +187,25 @@ def check_paths_exist(paths: Sequence[Path]) -> None:
 def find_and_load(
     encoder: Path | str | None, *, reporter: Reporter = SILENT
 ) -> tuple[Encoder, str]:
-    """An encoder, by default that of the last run in this folder, and where it was found, for the record.
+    """Load an encoder; returns it with its path or Hub name, for the embedding's record.
 
     Args:
-        encoder: as for ``load_encoder``; None for the last run's.
-        reporter: hears which it is, and whether its training is unfinished.
+        encoder: as for ``load_encoder``; None for that of the last run in this folder.
+        reporter: receives a line with its path, and whether its training is unfinished.
 
     Raises:
         CheckpointError: if there is none.
     """
     source = given_or_last_run(encoder)
-    here, stored = Path(source), locate_encoder(source)
+    path, stored = Path(source), locate_encoder(source)
     reporter.say(encoder_line(stored))
-    return load_encoder(stored), str(here.resolve()) if here.exists() else str(source)
+    return load_encoder(stored), str(path.resolve()) if path.exists() else str(source)
 
 
 def points_and_draws(
     encoder: Encoder, kind: FeatureKind, *, points: int | None, draws: int | None
 ) -> tuple[int, int]:
-    """Points of a draw, and the number of draws.
+    """The number of points per draw, and the number of draws.
 
     Raises:
         ConfigError: if either is not accepted.
@@ -227,10 +228,10 @@ def points_and_draws(
 
 
 def _report_of_output(output: Path, info: Mapping[str, Any], *, total: int) -> EmbedReport:
-    """The report of an output that is there already.
+    """The report of an output that exists already.
 
     Raises:
-        DataError: if it is anything but what the request would write.
+        DataError: if it is not what the request would write.
     """
     stored = open_index(output).info
     different = [key for key in info if stored.get(key) != info[key]]

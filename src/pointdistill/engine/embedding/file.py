@@ -1,4 +1,4 @@
-"""An embedding on disk: one file from finished chunks, and the same file read back in blocks.
+"""Writes an embedding's chunks as one file, and reads that file back in blocks.
 
 The file is an .npz, readable with numpy alone, or Parquet. It is written chunk by chunk and read block by block,
 so that memory does not grow with the number of shapes.
@@ -26,20 +26,20 @@ from pointdistill.errors import ConfigError, DataError
 SUFFIXES = (".npz", ".parquet")
 
 INFO = "info"
-"""Name of the JSON text that says how an embedding was made: a 0-d array in an .npz."""
+"""Name of the JSON text that describes how an embedding was made, a 0-d array in an .npz."""
 
 PARQUET_KEY = b"pointdistill"
-"""The key of the same text in the metadata of a Parquet file."""
+"""Key of the same text in the metadata of a Parquet file."""
 
 FORMAT = "pointdistill-embedding"
 VERSION = 1
 
 BLOCK_BYTES = 32 * 2**20
-"""Most bytes of one column in memory at a time."""
+"""Largest part of one column in memory at a time, in bytes."""
 
 
 def check_output(output: Path) -> None:
-    """Raise unless the file can be written as its ending says.
+    """Check that the file can be written in the format of its suffix.
 
     Raises:
         ConfigError: for another ending, a folder in its place, or Parquet without pyarrow.
@@ -73,9 +73,10 @@ def write_output(work: WorkFolder, output: Path, info: Mapping[str, Any], *, wid
     """Write all chunks as one file; a failure leaves no file behind.
 
     Args:
-        work: with no chunk missing.
-        output: ends in one of `SUFFIXES`.
-        info: how the embedding was made; its ``features`` says whether there is one vector a shape or several.
+        work: a folder with all its chunks.
+        output: a path with one of ``SUFFIXES``.
+        info: how the embedding was made; its ``features`` decides whether there is one vector per shape or
+            several.
         width: F.
     """
     ragged = info["features"] in ("patches", "points")
@@ -134,7 +135,7 @@ def _write_member(
     blocks: Iterator[NDArray[Any]],
 ) -> None:
     member = zipfile.ZipInfo(f"{name}.npy")
-    # Features are as good as random bits and do not compress; names of a fixed length, four bytes a letter, do.
+    # Features hardly compress. Names do: NumPy stores them at a fixed length with four bytes per character.
     member.compress_type = zipfile.ZIP_DEFLATED if "U" in dtype else zipfile.ZIP_STORED
     with archive.open(member, "w", force_zip64=True) as stream:
         header = {"descr": dtype, "fortran_order": False, "shape": shape}
@@ -169,7 +170,7 @@ def _plain_columns(arrow: Any, chunk: Mapping[str, NDArray[Any]]) -> list[Any]:
 
 
 def _vectors(arrow: Any, chunk: Mapping[str, NDArray[Any]], *, ragged: bool) -> list[Any]:
-    """The columns of vectors: a list a shape, or a list of lists where a shape has several."""
+    """The columns of vectors: one list per shape, or a list of lists if a shape has several vectors."""
     fixed: Callable[..., Any] = arrow.FixedSizeListArray.from_arrays
     arrays = []
     for name in ("features", "positions") if ragged else ("features",):
@@ -182,7 +183,7 @@ def _vectors(arrow: Any, chunk: Mapping[str, NDArray[Any]], *, ragged: bool) -> 
 
 
 class Index(ABC):
-    """One embedding: how it was made, and its columns block by block."""
+    """An embedding file: how it was made, and its columns block by block."""
 
     def __init__(self, path: Path, info: Any) -> None:
         if not isinstance(info, dict) or info.get("format") != FORMAT:
@@ -199,7 +200,7 @@ class Index(ABC):
         """A column (``ids``, ``sources``, ``rows``, ``features``), block by block, in the order of the rows."""
 
     def pick(self, column: str, rows: Sequence[int]) -> list[Any]:
-        """Values of a column at some rows, in the order of ``rows``."""
+        """The values of a column at ``rows``, in that order."""
         values: dict[int, Any] = {}
         first = 0
         for block in self.blocks(column):
@@ -209,7 +210,7 @@ class Index(ABC):
         return [values[row] for row in rows]
 
     def shapes(self) -> int:
-        """How many shapes there are."""
+        """Number of shapes."""
         return int(self.info["shapes"])
 
 
@@ -233,7 +234,7 @@ def open_index(path: Path) -> Index:
 class _NpzIndex(Index):
     def __init__(self, path: Path) -> None:
         try:
-            # Not np.load: it leaves the file open where it turns out not to be an archive.
+            # Not np.load, which leaves the file open if it turns out not to be an archive.
             with zipfile.ZipFile(path) as archive, archive.open(f"{INFO}.npy") as stream:
                 text = np.lib.format.read_array(stream, allow_pickle=False)
             info = json.loads(str(text))

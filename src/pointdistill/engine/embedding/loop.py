@@ -1,8 +1,8 @@
-"""The loop of an embedding: tasks to reading processes, batches to computing threads, finished chunks to disk.
+"""The loop of an embedding: processes read shapes, threads compute their features, finished chunks go to disk.
 
-A chunk's file is written whole or not at all, so a stopped embedding goes on with the chunks that are missing.
+A chunk's file is written completely or not at all, so an interrupted embedding continues with the missing chunks.
 
-Sizes: n shapes of a chunk, m vectors of all of them together, F the length of a vector.
+Sizes: n shapes in a chunk, m vectors of all of them together, F the length of a vector.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from pointdistill.reporter import SILENT, Reporter
 _REQUEST = "request.json"
 
 READ_AT_ONCE = 16
-"""Fewest shapes that a reading process gets at a time."""
+"""Fewest shapes that a reading process is given at a time."""
 
 FEW_FILES = 48
-"""Up to this many files are read in this process: starting others would take longer."""
+"""Up to this many files are read in this process, because starting others would take longer."""
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Consecutive shapes of a list: their features as they come in, and the shapes that could not be used."""
+    """Consecutive shapes of a list: their features as they are computed, and the shapes that could not be used."""
 
     first: int
     size: int
@@ -62,11 +62,11 @@ class Chunk:
 
     @property
     def complete(self) -> bool:
-        """Whether every shape is finished or refused."""
+        """Whether every shape is embedded or refused."""
         return len(self.shapes) + len(self.failed) == self.size
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """The arrays of the chunk's file, shapes in the order of the list."""
+        """The arrays of the chunk's file, with shapes in the order of the list."""
         shapes = [self.shapes[number] for number in sorted(self.shapes)]
         features = [shape_features for _, _, _, shape_features in shapes]
         failed = [self.failed[number] for number in sorted(self.failed)]
@@ -89,15 +89,15 @@ class Chunk:
 
 
 class WorkFolder:
-    """The chunks of one embedding, in a hidden folder beside its output until that is written."""
+    """The chunks of an embedding, in a hidden folder beside its output until that is written."""
 
     def __init__(self, output: Path, request: Mapping[str, Any], *, chunks: int) -> None:
-        """Make the folder, or continue with the one that is there.
+        """Create the folder, or continue with an existing one.
 
         Args:
-            output: the file that the chunks will become.
-            request: everything that decides what the chunks hold.
-            chunks: how many there will be.
+            output: the file that the chunks will be joined into.
+            request: everything that decides the content of the chunks.
+            chunks: number of chunks in all.
 
         Raises:
             DataError: if the folder holds finished chunks of another request.
@@ -117,12 +117,12 @@ class WorkFolder:
             different = [key for key in keys if earlier.get(key) != request.get(key)]
             msg = (
                 f"{self.path}: an unfinished embedding with other {', '.join(different)}; finish it with the "
-                "settings it was begun with, remove the folder, or choose another output file"
+                "settings it was started with, remove the folder, or choose another output file"
             )
             raise DataError(msg, settings=("output",))
 
     def missing(self) -> list[int]:
-        """Numbers of the chunks still to be made."""
+        """Numbers of the chunks that are not on disk yet."""
         return [number for number in range(self._chunks) if not self._file(number).exists()]
 
     def save(self, number: int, chunk: Chunk) -> None:
@@ -131,13 +131,13 @@ class WorkFolder:
             np.savez(aside, allow_pickle=False, **chunk.columns())
 
     def columns(self, *names: str) -> Iterator[dict[str, NDArray[Any]]]:
-        """The named columns of each chunk in turn, without those that it does not have."""
+        """For each chunk in turn, those of the named columns that it has."""
         for number in range(self._chunks):
             with np.load(self._file(number), allow_pickle=False) as stored:
                 yield {name: stored[name] for name in names if name in stored}
 
     def remove(self) -> None:
-        """Delete the folder, once the output is written."""
+        """Delete the folder; called when the output has been written."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _file(self, number: int) -> Path:
@@ -174,12 +174,12 @@ class EmbeddingLoop:
         self._done = self._refused = 0
 
     def chunk(self, number: int) -> Chunk:
-        """The empty chunk of that number."""
+        """A chunk with this number, still without shapes."""
         first = number * self.chunk_size
         return Chunk(first, min(self.chunk_size, len(self.shapes) - first))
 
     def missing(self) -> int:
-        """How many shapes are in chunks that are not on disk yet."""
+        """Number of shapes in chunks that are not on disk yet."""
         return sum(self.chunk(number).size for number in self.work.missing())
 
     def run(
@@ -190,13 +190,13 @@ class EmbeddingLoop:
         workers: int | None,
         stopped: Callable[[], bool],
     ) -> None:
-        """Make the missing chunks; after a stop, only what has been read by then is finished.
+        """Compute the missing chunks; after a stop, only shapes that have been read are finished.
 
         Args:
-            maker: of the features.
-            batch_size: clouds a forward pass; None decides by the device.
-            workers: processes that read; 0 reads in this one, None decides by the number of files.
-            stopped: asked after every task.
+            maker: computes the features.
+            batch_size: clouds per forward pass; None chooses by the device.
+            workers: processes that read; 0 reads in this one, None chooses by the number of files.
+            stopped: called after every task; True ends the loop.
         """
         on_cpu = maker.device.type == "cpu"
         batch_size = batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
@@ -209,12 +209,12 @@ class EmbeddingLoop:
             read, workers=processes, on_step=_ignore_step
         )
         with pool, inference_threads(maker) as threads:
-            # Two tasks a process: one to work on, one to begin at once when that is done.
+            # Two tasks per process: one to work on, and the next one to start on without waiting.
             for task in islice(tasks, 2 * processes or 1):
                 pool.submit(task)
             for event in pool.events():
                 if stopped():
-                    break  # what was read already is still computed and saved
+                    break  # shapes that were read already are still computed and saved
                 if isinstance(event, Died):
                     pool.submit(_without_fatal_shape(event), first=True)
                     continue
@@ -225,7 +225,8 @@ class EmbeddingLoop:
                 self._collect()
 
     def _readers(self, on_cpu: bool) -> int:
-        """How many processes read; shapes of a corpus need none, they lie in mapped memory."""
+        """Number of processes to read with."""
+        # Shapes of a corpus do not count: they are memory-mapped, and reading them takes no time.
         files = sum(s.count for s in self.shapes.sources if s.kind != "corpus")
         if files <= FEW_FILES:
             return 0
@@ -244,7 +245,7 @@ class EmbeddingLoop:
         threads: InferenceThreads,
         batch_size: int,
     ) -> None:
-        """Hand the shapes that a task read to the threads, in batches of clouds of one size."""
+        """Give the shapes that a task has read to the threads, in batches of clouds of the same size."""
         task = event.task
         chunk = self._unfinished.setdefault(task.chunk, self.chunk(task.chunk))
         by_size: dict[int, list[tuple[int, str, NDArray[np.float32]]]] = {}
@@ -263,12 +264,12 @@ class EmbeddingLoop:
                 future = threads.submit([points for _, _, points in batch])
                 self._pending.append((task, [(number, name) for number, name, _ in batch], future))
         self._save_if_complete(task.chunk)
-        # A bound on what is in memory, with a batch in stock for every thread.
+        # Bounds memory, and still leaves every thread a batch to continue with.
         while len(self._pending) > 2 * threads.threads:
             self._collect()
 
     def _collect(self) -> None:
-        """Wait for the oldest batch and file its features."""
+        """Wait for the oldest batch, and add its features to its chunk."""
         task, names, future = self._pending.popleft()
         chunk = self._unfinished[task.chunk]
         for (number, name), features in zip(names, future.result(), strict=True):
@@ -284,13 +285,13 @@ class EmbeddingLoop:
             self.work.save(number, self._unfinished.pop(number))
 
     def _id(self, number: int, name: str) -> str:
-        """A shape's id; bytes of a file name that are not valid text are written as escapes."""
+        """A shape's id; bytes of a file name that are not valid UTF-8 are escaped."""
         shape_id = self.shapes.shape_id(self.shapes[number][0], name)
         return shape_id.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _without_fatal_shape(event: Died[ReadTask]) -> ReadTask:
-    """The task again, with the shape at which its process ended marked as refused."""
+    """The same task, with the shape at which its process died marked as refused."""
     task = event.task
     task.refused[event.step or 0] = (
         f"the process that read it ended ({event.how}); the file is damaged, or memory was short"
@@ -299,5 +300,5 @@ def _without_fatal_shape(event: Died[ReadTask]) -> ReadTask:
 
 
 def _ignore_step(task: ReadTask, step: int) -> None:
-    """The pool keeps count of the steps to know at which one a process died; nothing else needs them."""
+    # The pool counts steps itself, to know at which one a process died; nothing else needs them.
     del task, step

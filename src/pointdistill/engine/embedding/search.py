@@ -1,4 +1,4 @@
-"""The shapes of an embedding that are nearest to a file, and a picture of them.
+"""Finds the shapes of an embedding that are nearest to a file, and draws them.
 
 Sizes: n shapes, F the length of a vector, b rows of a block.
 """
@@ -28,7 +28,7 @@ from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
 
 DRAWN_POINTS = 2048
-"""Most points of one shape in the picture."""
+"""Largest number of points of one shape in the picture."""
 
 Points = NDArray[np.float32]
 
@@ -39,7 +39,7 @@ class Neighbour:
 
     id: str
     similarity: float
-    """Cosine of its features and the query's, in [-1, 1]."""
+    """Cosine similarity of its features and the query's, in [-1, 1]."""
 
     place: ShapeLocation
     """Where the shape was when it was embedded."""
@@ -54,7 +54,7 @@ class SearchResult:
     """(N, 3) the query's points, z up."""
 
     settings: ReadSettings
-    """How the query was read, as the embedding's shapes were."""
+    """How the query was read: in the same way as the embedding's shapes."""
 
     assumed_up: bool
     """Whether the query's up axis was assumed."""
@@ -64,7 +64,7 @@ def find_index(path: Path | None) -> Path:
     """The file of an embedding.
 
     Args:
-        path: that file, or a folder or corpus that was embedded here; None for the last embedding made here.
+        path: the file, or a folder or corpus that was embedded here; None for the last embedding made here.
 
     Raises:
         DataError: if there is none.
@@ -89,24 +89,24 @@ def search(
     device: str = "auto",
     reporter: Reporter = SILENT,
 ) -> SearchResult:
-    """The ``count`` shapes of an embedding whose features are nearest to those of a file, by cosine.
+    """Find the ``count`` shapes of an embedding whose features have the highest cosine similarity to a file's.
 
-    The query is read as the embedding's shapes were: with the same number of points and the same seed. Memory does
+    The query is read like the embedding's shapes, with the same number of points and the same seed. Memory does
     not grow with n.
 
     Args:
-        query: a mesh or cloud of any kind that is read.
-        index: of one vector a shape (cls or pooled).
-        count: how many, at least 1.
-        encoder: where the encoder that made the embedding is now; None for where it was then.
-        up: up axis of a query that does not state its own; None for the one of the embedding's files.
+        query: a mesh or cloud file.
+        index: an embedding with one vector per shape (cls or pooled).
+        count: number of shapes to find, at least 1.
+        encoder: the encoder that made the embedding, if it has moved since; None if it has not.
+        up: up axis of a query that does not state its own; None for that of the embedding's files.
         device: where to compute the query's features.
-        reporter: hears which encoder was taken.
+        reporter: receives a line with the encoder.
 
     Raises:
         CheckpointError: if the encoder is gone, or is not the one that made the embedding.
         ConfigError: for a setting that is not accepted.
-        DataError: if the query cannot be read, or the embedding has several vectors a shape.
+        DataError: if the query cannot be read, or the embedding has several vectors per shape.
     """
     check_paths_exist([query])
     if count < 1:
@@ -114,7 +114,7 @@ def search(
         raise ConfigError(msg, settings=("count",))
     if index.info["features"] not in ("cls", "pooled"):
         msg = (
-            f"{index.path}: holds {index.info['features']} features, several vectors a shape; "
+            f"{index.path}: holds {index.info['features']} features, several vectors per shape; "
             "search needs one: embed the shapes with pooled features"
         )
         raise DataError(msg)
@@ -139,10 +139,10 @@ def search(
 
 
 def _load_same_encoder(index: Index, encoder: Path | str | None, reporter: Reporter) -> Encoder:
-    """The encoder that made an embedding, and no other.
+    """The encoder that made an embedding, verified by its checksum.
 
     Raises:
-        CheckpointError: if it is gone or changed.
+        CheckpointError: if it is missing, or it is another encoder.
     """
     made_by = index.info["encoder"]
     try:
@@ -150,10 +150,7 @@ def _load_same_encoder(index: Index, encoder: Path | str | None, reporter: Repor
     except CheckpointError as error:
         if encoder is not None:
             raise
-        msg = (
-            f"{index.path}: made by the encoder in {made_by}, which is gone; say where that encoder is now, "
-            "or embed again"
-        )
+        msg = f"{index.path}: made by the encoder in {made_by}, which is gone; name its new path, or embed again"
         raise CheckpointError(msg, settings=("encoder",)) from error
     checksum = encoder_checksum(network)
     expected = index.info["encoder_sha256"]
@@ -167,7 +164,7 @@ def _load_same_encoder(index: Index, encoder: Path | str | None, reporter: Repor
 
 
 def nearest(index: Index, query: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
-    """The ``count`` rows of the embedding nearest to (F,) ``query``, each with its cosine, the nearest first.
+    """The ``count`` rows of the embedding nearest to ``query`` (F,), each with its cosine, the nearest first.
 
     Of rows with the same cosine the lower one comes first.
 
@@ -192,7 +189,7 @@ def nearest(index: Index, query: NDArray[np.float32], count: int) -> list[tuple[
 
 
 def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neighbour, ...]:
-    """What the embedding records of rows."""
+    """The shapes at these rows, with where they came from."""
     rows = [row for row, _ in ranked]
     ids = [str(name) for name in index.pick("ids", rows)]
     sources = [int(number) for number in index.pick("sources", rows)]
@@ -209,15 +206,12 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
     return tuple(neighbours)
 
 
-def draw_sheet(path: Path, query: Path, found: SearchResult) -> list[str]:
-    """Write a PNG of the query and its neighbours; the ids of those that are no longer where they were.
-
-    So counts a shape of a corpus that was built anew, where its row holds another id.
-    """
-    shapes, titles, gone = [found.query[:DRAWN_POINTS]], [f"query: {query.name}"], []
-    for rank, neighbour in enumerate(found.neighbours, start=1):
+def draw_sheet(path: Path, query: Path, result: SearchResult) -> list[str]:
+    """Draw the query and its neighbours as a PNG; returns the ids of neighbours that no longer exist."""
+    shapes, titles, gone = [result.query[:DRAWN_POINTS]], [f"query: {query.name}"], []
+    for rank, neighbour in enumerate(result.neighbours, start=1):
         try:
-            points = _read_neighbour(neighbour, found.settings)
+            points = _read_neighbour(neighbour, result.settings)
         except (DataError, IndexError, OSError):
             points = None
         if points is None:
@@ -233,10 +227,11 @@ def draw_sheet(path: Path, query: Path, found: SearchResult) -> list[str]:
 
 def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> Points | None:
     shape = read_shape(neighbour.place, settings)
+    # If a corpus was rebuilt since, its row may hold another shape.
     same = neighbour.place.kind != "corpus" or neighbour.id.endswith(shape.name)
     return shape.points if same else None
 
 
 def _short(name: str, most: int = 24) -> str:
-    """The end of a name, which tells shapes apart."""
+    """The end of a long name, which usually tells shapes apart."""
     return name if len(name) <= most else f"…{name[1 - most :]}"

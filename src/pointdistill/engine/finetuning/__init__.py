@@ -1,1 +1,1 @@
-"""Models trained with labels: classifiers and segmenters, from a benchmark or a user's own folder."""
+"""Supervised training of classifiers and segmenters on a benchmark or a user's own folder, and prediction."""

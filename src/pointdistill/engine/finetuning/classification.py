@@ -1,6 +1,6 @@
-"""Training of classifiers: encoder and head together, from random weights or from pretrained ones.
+"""Trains classifiers, encoder and head together, from random or pretrained weights.
 
-Sizes: n clouds, N points a stored cloud, B clouds a batch, P patches, K points a patch. Source: section 7 of
+Sizes: n clouds, N points per stored cloud, B clouds per batch, P patches, K points per patch. Source: section 7 of
 docs/method.md.
 """
 
@@ -39,7 +39,7 @@ from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.views import augment_points
 
 EVALUATION_BATCH = 128
-"""Clouds a forward pass without gradients; changes speed and memory, and the logits only by rounding."""
+"""Clouds per forward pass without gradients; affects speed and memory, and the logits only by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class ClassifierResult:
     """A trained classifier and its score."""
 
     score: Score
-    """After the last epoch, with the best epoch beside it."""
+    """Score after the last epoch, and that of the best epoch."""
 
     classifier: Classifier
     """As the last epoch left it, in evaluation mode."""
@@ -69,28 +69,28 @@ def train_classifier(
 ) -> ClassifierResult:
     """Train a classifier and test it after every epoch.
 
-    What a training cloud looks like depends only on (seed, epoch, index). The test clouds are the same in every
-    epoch, and the same that the probes of this seed see.
+    The augmentation of a training cloud depends only on (seed, epoch, index). The test clouds are the same in
+    every epoch, and the same as those of the probes with this seed.
 
     Args:
         encoder: copied; the one passed in is not changed.
         train: labelled clouds, z up.
         test: labelled clouds, z up.
-        classes: number of classes; labels are smaller.
+        classes: number of classes; labels are smaller than it.
         recipe: one of ``RECIPES``, or a changed copy.
-        inputs: points and patches a cloud, how the points are chosen, and the augmentation in training.
-        seed: of the fresh weights, the order, the views, dropout and stochastic depth.
-        epochs: instead of the recipe's; its schedule is shortened in proportion.
+        inputs: points and patches per cloud, how the points are chosen, and the augmentation in training.
+        seed: seed of new weights, the order of clouds, augmentation, dropout and stochastic depth.
+        epochs: overrides the recipe's; its schedule is shortened in proportion.
         device: where to train.
         report: called after every epoch.
-        file: where to save what is needed to resume; an existing file is resumed from.
+        file: where to save the training state; if the file exists, training resumes from it.
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
         DataError: if labels and clouds do not match, or there are too few clouds, or too few points in them.
         CheckpointError: if ``file`` exists and does not fit.
         DivergenceError: if the loss of an epoch is not finite.
-        KeyboardInterrupt: if ``file`` says to stop; the training is saved in it by then.
+        KeyboardInterrupt: if ``file.stop`` returns True; the training has been saved in it.
     """
     check_labelled(train, test, classes=classes, inputs=inputs, encoder=encoder.config)
     classifier = build_classifier(encoder, classes, recipe, seed=seed)
@@ -102,7 +102,7 @@ def train_classifier(
 
 
 def classifier_score(trained: Trained) -> Score:
-    """The result of a training of at least one epoch, in the form of the probes' scores."""
+    """The result of at least one epoch of training, as the score record that the probes use too."""
     assert trained.last is not None
     return Score(
         accuracy=trained.last.overall,
@@ -113,7 +113,7 @@ def classifier_score(trained: Trained) -> Score:
 
 
 class ClassifierTask:
-    """A classifier with its training and test clouds; an ``epochs.Task``."""
+    """A classifier with its training and test clouds; implements ``epochs.Task``."""
 
     def __init__(
         self,
@@ -124,7 +124,8 @@ class ClassifierTask:
         inputs: ProtocolInput,
         seed: int,
     ) -> None:
-        """Copy both splits to the classifier's device. The test clouds are cut into patches here, once."""
+        """Copy both splits to the classifier's device, and divide the test clouds into patches."""
+        # Test patches never change, so farthest point sampling, the costly part, is done once and not every epoch.
         device = device_of(classifier)
         self.model = classifier
         self.count = len(train)
@@ -137,7 +138,7 @@ class ClassifierTask:
         )
 
     def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
-        """Cross-entropy with label smoothing; see ``epochs.Task``."""
+        """Cross-entropy with label smoothing, as ``epochs.Task`` describes."""
         patches = training_patches(
             self._points,
             index,
@@ -158,9 +159,9 @@ class ClassifierTask:
 def predict_classes(
     classifier: Classifier, patches: Patches, *, batch_size: int = EVALUATION_BATCH
 ) -> Tensor:
-    """(n,) int64 predicted classes, on the CPU, of n clouds' patches; no gradient, no dropout.
+    """Predicted classes of n clouds, (n,) int64 on the CPU, without gradients or dropout.
 
-    The classifier is left in the mode it was in.
+    The classifier's training mode is restored afterwards.
     """
     was_training = classifier.training
     classifier.eval()
@@ -182,9 +183,9 @@ def patchify_clouds(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> Patches:
-    """Patches of all clouds, not augmented, on ``device``: (n, P, 3) and (n, P, K, 3).
+    """Patches of all clouds without augmentation, on ``device``: centers (n, P, 3) and offsets (n, P, K, 3).
 
-    Farthest point sampling begins at the point farthest from the mean, as in ``Encoder``.
+    Farthest point sampling starts at the point farthest from the mean, as in ``Encoder``.
     """
     batches = []
     for _, batch in cloud_batches(
@@ -209,17 +210,17 @@ def training_patches(
     seed: int,
     epoch: int,
 ) -> Patches:
-    """Patches of clouds as an epoch sees them: subsampled, augmented, with a random first centre.
+    """Patches of a training batch: clouds are subsampled and augmented, and the first centre is random.
 
-    Each cloud's depend only on (seed, epoch, index), whatever else is in the batch.
+    A cloud's patches depend only on (seed, epoch, index), not on the rest of the batch.
 
     Args:
         points: (n, N, 3), all training clouds.
         index: (B,) int64, the clouds of the batch.
         inputs: how they are subsampled and augmented.
         patch_points: K.
-        seed: of the run.
-        epoch: from 0.
+        seed: seed of the training.
+        epoch: counted from 0.
     """
     random = KeyedRandom(sample_keys(seed=seed, epoch=epoch, index=index), STREAM)
     clouds = subsample(points[index], inputs.points, inputs.subsampling, random)
@@ -244,7 +245,8 @@ def patchify_from(
 def build_classifier(
     encoder: Encoder, classes: int, recipe: ClassifierRecipe, *, seed: int
 ) -> Classifier:
-    """The recipe's classifier on a copy of the encoder, on the CPU, its fresh weights drawn by ``seed``."""
+    """The recipe's classifier on a copy of the encoder, on the CPU, with new weights drawn from ``seed``."""
+    # On the CPU whatever the training device, so that the same seed gives the same weights everywhere.
     generator = weights_generator(seed)
     encoder = copy.deepcopy(encoder).cpu()
     if recipe.random_encoder:
@@ -264,7 +266,7 @@ def check_labelled(
     inputs: ProtocolInput,
     encoder: EncoderConfig,
 ) -> None:
-    """Raise unless a classifier can be trained and tested on these clouds.
+    """Check that a classifier can be trained and tested on these clouds.
 
     Raises:
         DataError: if labels and clouds do not match, there are too few clouds or too few points in them, or a
@@ -293,7 +295,7 @@ def _check_clouds(clouds: LabelledClouds, side: str, *, fewest: int, classes: in
 
 
 def check_density(points: int, encoder: EncoderConfig) -> None:
-    """Raise unless clouds of ``points`` points fill a patch.
+    """Check that clouds of ``points`` points have enough of them for a patch.
 
     Raises:
         DataError: if they do not.

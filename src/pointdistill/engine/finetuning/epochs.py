@@ -1,7 +1,6 @@
-"""The loop that all training with labels shares: order, schedule, noise, tests, and resuming after a stop.
+"""The training loop that classifiers and segmenters share: order, schedule, noise, tests, saving and resuming.
 
-What is trained on what (clouds with classes, shapes with parts) is a ``Task``; see ``classification`` and
-``segmentation``.
+The model and its data are a ``Task``, implemented in ``classification`` and ``segmentation``.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.segmenter import Segmenter
 
 STREAM = "supervised"
-"""Prefix of the names of all random streams in training with labels."""
+"""Prefix of the names of all random streams of supervised training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +39,14 @@ class Figures:
     """A model's accuracy or mIoU on the test split, in percent."""
 
     overall: float
-    """Overall accuracy, or instance mIoU: what the best epoch is chosen by."""
+    """Overall accuracy, or instance mIoU; the best epoch is the one where this is highest."""
 
     class_mean: float
     """Mean class accuracy, or class mIoU."""
 
 
 class Schedule(Protocol):
-    """How long and how fast to train; ``ClassifierRecipe`` and ``SegmenterRecipe`` are schedules."""
+    """Length, batch size and rates of a training; ``ClassifierRecipe`` and ``SegmenterRecipe`` are schedules."""
 
     @property
     def epochs(self) -> int:
@@ -55,29 +54,29 @@ class Schedule(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Clouds a step."""
+        """Clouds per step."""
 
     @property
     def weight_decay(self) -> float:
-        """On every trained parameter."""
+        """Weight decay of every trained parameter."""
 
     @property
     def peak_learning_rate(self) -> float:
-        """Named in the message about a loss that is not finite."""
+        """Highest learning rate, for the message about a loss that is not finite."""
 
     def frozen_steps(self, total: int) -> int:
-        """How many of ``total`` steps, from the first on, leave the encoder unchanged."""
+        """How many of the first steps, of ``total``, leave the encoder unchanged."""
 
     def learning_rate(self, step: int, *, total: int) -> float:
-        """At optimiser step ``step``, from 0, of ``total``."""
+        """Learning rate at optimiser step ``step``, from 0, of ``total``."""
 
 
 class Task(Protocol):
-    """What is trained, and on what."""
+    """A model together with its training and test data."""
 
     @property
     def model(self) -> Classifier | Segmenter:
-        """The model, with its encoder, on the device where it is trained."""
+        """The model, with its encoder, on the training device."""
 
     @property
     def count(self) -> int:
@@ -88,16 +87,16 @@ class Task(Protocol):
         """How clouds are prepared for the model."""
 
     def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
-        """Mean loss, in nats, of a batch of training clouds; a scalar that gradients flow from.
+        """Mean loss of a batch of training clouds in nats; a scalar with gradient.
 
         Args:
             index: (B,) int64, on the model's device.
-            epoch: from 0; decides together with the index what a cloud looks like.
-            noise: source of dropout and stochastic depth.
+            epoch: counted from 0; decides together with the index how a cloud is augmented.
+            noise: random numbers for dropout and stochastic depth.
         """
 
     def measure(self) -> Figures:
-        """The model's figures on the test split; the model is left in the mode it was in."""
+        """The model's figures on the test split; restores the model's training mode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +111,13 @@ class EpochRecord:
     """Mean over the training clouds, in nats."""
 
     accuracy: float
-    """On the test clouds after this epoch, in percent: overall accuracy, or instance mIoU of parts."""
+    """Overall accuracy, or instance mIoU of parts, on the test clouds after this epoch, in percent."""
 
     learning_rate: float
-    """Of the epoch's last step."""
+    """Learning rate of the epoch's last step."""
 
     clouds_per_second: float
-    """Training clouds a second; the time of the tests is not counted."""
+    """Training clouds per second, without the time of the tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +125,16 @@ class Trained:
     """The outcome of a training."""
 
     finished: bool
-    """False where the training was stopped; it is saved in its training file."""
+    """False if the training was stopped; its state is then in its training file."""
 
     epochs: int
     """Number of completed epochs."""
 
     last: Figures | None
-    """After the last completed epoch; None before the first."""
+    """Figures after the last completed epoch; None before the first."""
 
     best_overall: float
-    """Highest overall figure after any epoch: chosen on the test split, so a bound and not a result."""
+    """Highest overall figure of any epoch. It was chosen on the test split, so it is an upper bound, no result."""
 
     best_epoch: int
     """The first epoch that reached it, counted from 1."""
@@ -150,23 +149,23 @@ def train_epochs(
     report: Callable[[EpochRecord], None] | None = None,
     file: TrainingFile | None = None,
 ) -> Trained:
-    """Train for all epochs, testing after each. Same seed, same weights on a CPU, stopped in between or not.
+    """Train for all epochs, and test after each of them.
 
-    Everything random depends only on the seed and the step, or on (seed, epoch, index), so a training file holds
-    no state of a generator.
+    On a CPU the same seed gives the same weights, whether the training was interrupted or not. Everything random
+    depends only on the seed and the step, or on (seed, epoch, index), so a training file holds no random state.
 
     Args:
         task: its model is trained in place, and left in evaluation mode.
         schedule: learning rate, frozen steps, batch size and weight decay.
-        seed: of the order, dropout and stochastic depth.
-        epochs: instead of the schedule's, which is shortened in proportion.
+        seed: seed of the order of clouds, dropout and stochastic depth.
+        epochs: overrides the schedule's, which is shortened in proportion.
         report: called after every epoch.
-        file: where to save what is needed to resume; an existing file is resumed from.
+        file: where to save the training state; if the file exists, training resumes from it.
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
-        CheckpointError: if ``file`` exists and does not fit, or was begun with other settings.
-        DivergenceError: if a loss is not finite; noticed at the end of an epoch and before anything is saved.
+        CheckpointError: if ``file`` exists and does not fit the model, or was written with other settings.
+        DivergenceError: if a loss is not finite; detected at the end of an epoch and before anything is saved.
     """
     if epochs is not None and epochs < 1:
         msg = f"epochs must be at least 1, got {epochs}"
@@ -178,7 +177,7 @@ def train_epochs(
 
 @dataclass
 class _Loop:
-    """One call of ``train_epochs``: its arguments, and what changes from step to step."""
+    """One call of ``train_epochs``: its arguments, and the state that changes from step to step."""
 
     task: Task
     schedule: Schedule
@@ -199,7 +198,8 @@ class _Loop:
         self.frozen = self.schedule.frozen_steps(self.total)
         self.noise = torch.Generator(self.device)
         self.progress = Progress(loss_sum=torch.zeros((), device=self.device))
-        # All parts are frozen dataclasses of numbers and names, so equal settings have equal reprs.
+        # A fingerprint of everything that decides the result, so that a training is not resumed with other
+        # settings. All parts are frozen dataclasses of numbers and names, so equal settings have equal reprs.
         settings = (self.schedule, self.task.inputs, self.seed, self.epochs, self.task.count)
         self.settings = hashlib.sha256(repr(settings).encode()).hexdigest()
         if self.file is not None and self.file.path.exists():
@@ -208,7 +208,7 @@ class _Loop:
             )
 
     def run(self) -> Trained:
-        """Train the epochs that are left."""
+        """Train the remaining epochs."""
         finished = True
         while finished and self.progress.step < self.total:
             epoch, first = divmod(self.progress.step, self.per_epoch)
@@ -224,8 +224,9 @@ class _Loop:
         )
 
     def _run_epoch(self, epoch: int, first: int) -> bool:
-        """Train one epoch from its ``first`` step on; False where it was stopped."""
+        """Train one epoch from its ``first`` step on; returns False if it was stopped."""
         began, clouds = time.perf_counter(), 0
+        # Sorting random keys shuffles the clouds on the device, the same on any device and after a resume.
         order = sample_keys(
             seed=self.seed, epoch=epoch, index=torch.arange(self.task.count, device=self.device)
         ).argsort()
@@ -238,14 +239,16 @@ class _Loop:
         return self._save_if_due(epoch)
 
     def _step(self, index: Tensor, epoch: int) -> None:
-        """One optimiser step on the clouds at (B,) ``index``."""
+        """Take one optimiser step on the clouds at ``index`` (B,)."""
         model, step = self.task.model, self.progress.step
         trains_encoder = step >= self.frozen
+        # A frozen encoder is in evaluation mode, and so without stochastic depth.
         model.train().encoder.train(trains_encoder)
         # The optimiser skips parameters without a gradient, so a frozen encoder is not decayed either.
         model.encoder.requires_grad_(requires_grad=trains_encoder)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(step, total=self.total)
+        # Reseeded at every step, so that a resumed training needs no generator state.
         self.noise.manual_seed(_random_number(self.seed, "noise", step))
         loss = self.task.loss(index, epoch=epoch, noise=self.noise)
         self.optimizer.zero_grad(set_to_none=True)
@@ -256,7 +259,7 @@ class _Loop:
         self.progress.step += 1
 
     def _finish_epoch(self, epoch: int, speed: float) -> None:
-        """Test the model, remember the best epoch, report."""
+        """Test the model, update the best epoch, and report."""
         loss = self._finite_loss(epoch) / self.task.count
         self.progress.loss_sum.zero_()
         figures = self.task.measure()
@@ -275,7 +278,7 @@ class _Loop:
             self.report(record)
 
     def _finite_loss(self, epoch: int) -> float:
-        """The sum of the losses of this epoch's clouds so far.
+        """The sum of the losses of this epoch so far.
 
         Raises:
             DivergenceError: if it is not finite.
@@ -290,11 +293,12 @@ class _Loop:
         return loss
 
     def _save_if_due(self, epoch: int) -> bool:
-        """Save the training if a save or a stop is due; False if it is to stop."""
+        """Save the training if that is due or a stop was requested; returns False in the latter case."""
         if self.file is None:
             return True
         stopping = self.file.stop() and self.progress.step < self.total
         if stopping or self.file.is_due():
+            # Raises before weights that diverged replace good ones on disk.
             self._finite_loss(epoch)
             write_progress(
                 self.file.path,
@@ -313,7 +317,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def weights_generator(seed: int) -> torch.Generator:
-    """The generator of a run's fresh weights, on the CPU."""
+    """The generator that draws a model's new weights, on the CPU."""
     return torch.Generator().manual_seed(_random_number(seed, "weights", 0))
 
 

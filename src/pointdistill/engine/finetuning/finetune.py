@@ -1,4 +1,4 @@
-"""From an encoder and labelled shapes to a classifier or segmenter on disk; an interrupted training is resumed."""
+"""Trains a classifier or segmenter from an encoder and labelled shapes, and resumes interrupted training."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Finetuned:
 
     output: Path
     finished: bool
-    """False where it was interrupted; ``resume_finetune`` goes on with it."""
+    """False if it was interrupted; ``resume_finetune`` continues it."""
 
     kind: str
     """``classifier`` or ``segmenter``."""
@@ -82,11 +82,11 @@ class Finetuned:
     """Number of completed epochs."""
 
     score: Mapping[str, Any]
-    """As in the model's ``config.json``; empty where it was interrupted."""
+    """As in the model's ``config.json``; empty if it was interrupted."""
 
 
 def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetuned:
-    """Train a classifier or a segmenter, and write it as a folder for ``predict`` and ``load_classifier``.
+    """Train a classifier or a segmenter, and save it as a folder for ``predict`` and ``load_classifier``.
 
     Raises:
         ConfigError: for settings that do not exist or contradict each other.
@@ -96,7 +96,8 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
     """
     pick_device(request.device)
     stored = locate_encoder(encoder_path(request))
-    reporter.say(f"encoder: {stored}, drawn anew" if request.from_scratch else encoder_line(stored))
+    scratch = f"encoder: {stored}, with new random weights"
+    reporter.say(scratch if request.from_scratch else encoder_line(stored))
     output = request.output or default_output(request)
     check_free(output)
     encoder = load_encoder(stored)
@@ -121,7 +122,7 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
 def resume_finetune(
     output: Path, *, device: str = "auto", reporter: Reporter = SILENT
 ) -> Finetuned:
-    """Go on where ``finetune`` was interrupted; on a CPU the model is the same to the bit as without the stop.
+    """Continue a training that was interrupted; on a CPU the result is bit for bit that of an uninterrupted one.
 
     Raises:
         CheckpointError: if ``output`` holds no interrupted training, or the data have changed since.
@@ -133,7 +134,7 @@ def resume_finetune(
         msg = f"{output}: its training {state}; start another in a new folder"
         raise CheckpointError(msg, settings=("output",))
     if facts.get("score"):
-        # It was killed after the finished model was described; only the training file was left to remove.
+        # It was killed after the finished model had been saved; only removing the training file was left to do.
         (output / TRAINING).unlink()
         epochs = int(_training(facts, output)["epochs"])
         kind = "classifier" if isinstance(spec, ClassifierSpec) else "segmenter"
@@ -141,7 +142,7 @@ def resume_finetune(
     choice = from_plain(DataChoice, _training(facts, output)["data"], where="training.data")
     data = read_data(choice, reporter=reporter)
     if data.checksum != _training(facts, output)["checksum"]:
-        msg = f"{choice.path}: not the data that {output} was begun with; put those back, or start a new training"
+        msg = f"{choice.path}: not the data that {output} was started with; restore them, or start a new training"
         raise CheckpointError(msg)
     return _train(output, data, device, reporter)
 
@@ -188,7 +189,7 @@ def _write_folder(
             part_names=part_names(data),
             input=input_spec,
         )
-    # The weights first: then a folder with a configuration can always be resumed.
+    # The weights first, so that any folder with a configuration can be resumed.
     write_start(output / TRAINING, model)
     write_description(output, spec, _facts(request, recipe, choice, data, encoder_facts))
 
@@ -200,7 +201,7 @@ def _facts(
     data: Benchmark | PartBenchmark,
     encoder: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What ``config.json`` records besides the model: licences, recipe and data."""
+    """The entries of ``config.json`` besides the model: licences, recipe and data."""
     licence = licence_of(choice, stand_in=data.stand_in)
     own_source = {"name": data.data_name, "licence": licence, "shapes": len(data.train)}
     return {
@@ -225,7 +226,7 @@ def _facts(
 def _train(
     output: Path, data: Benchmark | PartBenchmark, device: str, reporter: Reporter
 ) -> Finetuned:
-    """Begin or resume the training that the folder describes; once it is finished, write the model."""
+    """Start or resume the training that the folder describes, and save the model when it is finished."""
     spec, facts = read_description(output)
     training = _training(facts, output)
     seed, epochs = int(training["seed"]), int(training["epochs"])
@@ -255,6 +256,7 @@ def _train(
     if not trained.finished:
         return Finetuned(output, False, kind, trained.epochs, {})
     score = _score(task, trained, data)
+    # In this order a kill at any point leaves a folder that ``resume_finetune`` can finish.
     save_weights(output, model)
     write_description(output, spec, _finished_facts(facts, score))
     (output / TRAINING).unlink()
@@ -290,7 +292,7 @@ def _score(
 
 
 def _cloud_points(data: Benchmark | PartBenchmark, network_points: int) -> int:
-    """Points of a stored cloud; of clouds of different sizes, the points that the network sees."""
+    """Points of a stored cloud; if clouds differ in size, the number of points that the network sees."""
     return int(data.train.points.shape[1]) if isinstance(data, Benchmark) else network_points
 
 
@@ -298,7 +300,7 @@ def _training(facts: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """The ``training`` part of a ``config.json``.
 
     Raises:
-        CheckpointError: if it is not there.
+        CheckpointError: if it is missing.
     """
     training = facts.get("training")
     expected = {"recipe", "seed", "epochs", "data", "checksum"}
@@ -309,7 +311,8 @@ def _training(facts: Mapping[str, Any], output: Path) -> dict[str, Any]:
 
 
 def _finished_facts(facts: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``config.json`` records of a finished model: the score, and no path of this machine any more."""
+    """The entries of a finished model's ``config.json``, with its score."""
+    # Only the name of the data is left of their path: models are shared, paths of this machine are not.
     training = dict(facts["training"])
     training["data"] = {**training["data"], "path": Path(training["data"]["path"]).name}
     origin = {name: facts[name] for name in ("sources", "pretraining")}

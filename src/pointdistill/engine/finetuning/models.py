@@ -1,9 +1,8 @@
-"""Trained classifiers and segmenters: how they answer for raw points, and how they are stored.
+"""Trained classifiers and segmenters: prediction on raw points, and storage.
 
-On disk a model is a folder of ``model.safetensors`` and ``config.json``; the configuration holds all that is
-needed to use the model on a file that it has never seen. Nothing is unpickled.
-
-Sizes: B clouds, N points a cloud, C classes, K parts.
+On disk a model is a folder with ``model.safetensors`` and ``config.json``; the configuration holds everything
+needed to apply the model to a new file. Nothing is unpickled. Sizes: B clouds, N points per cloud, C classes, K
+parts.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputSpec:
-    """How the clouds that a model was trained on were made, so that others can be made the same way."""
+    """How a model's training clouds were prepared, so that others can be prepared the same way."""
 
     points: int
     """Points of a cloud that the network sees."""
@@ -76,7 +75,7 @@ class InputSpec:
         return check_axis(self.up)
 
     def protocol(self) -> ProtocolInput:
-        """The part of it that the functions which feed the network take."""
+        """The part of it that decides what the network sees."""
         return ProtocolInput(
             points=self.points,
             patches=self.patches,
@@ -105,7 +104,7 @@ class SegmenterSpec:
     segmenter: SegmenterConfig
     categories: tuple[str, ...]
     category_parts: tuple[tuple[int, ...], ...]
-    """Part labels of each category in turn."""
+    """Part labels of each category, in the order of ``categories``."""
 
     part_names: tuple[str, ...]
     """Name of every part label."""
@@ -158,7 +157,7 @@ class PartPrediction:
 
 
 class TrainedClassifier:
-    """A classifier with its class names and its input; ``load_classifier`` makes one."""
+    """A classifier with its class names and input specification; ``load_classifier`` returns one."""
 
     def __init__(self, model: Classifier, spec: ClassifierSpec) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
@@ -176,11 +175,11 @@ class TrainedClassifier:
 
     @torch.inference_mode()
     def __call__(self, points: Tensor) -> ClassPrediction:
-        """Class logits of raw clouds; those of one cloud do not depend on the others in the batch.
+        """Classify raw clouds; a cloud's logits do not depend on the other clouds in the batch.
 
         Args:
-            points: (B, N, 3) float, any unit and place, z up. Of more points than the model's input a subset is
-                chosen as in training.
+            points: (B, N, 3) float, in any unit and position, z up. If N is larger than the model's input, a
+                subset is chosen as in training.
 
         Raises:
             DataError: if the shape is not (B, N, 3), N is too small, or a coordinate is not finite.
@@ -193,7 +192,7 @@ class TrainedClassifier:
 
 
 class TrainedSegmenter:
-    """A segmenter with its categories, part names and input; ``load_segmenter`` makes one."""
+    """A segmenter with its categories, part names and input specification; ``load_segmenter`` returns one."""
 
     def __init__(self, model: Segmenter, spec: SegmenterSpec) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
@@ -211,12 +210,12 @@ class TrainedSegmenter:
 
     @torch.inference_mode()
     def __call__(self, points: Tensor, category: str | Sequence[str]) -> PartPrediction:
-        """A part for every point of raw clouds whose categories are known.
+        """Assign a part to every point of raw clouds of known categories.
 
         Args:
-            points: (B, N, 3) float, any unit and place, z up. Every point gets a part; patches are cut from
-                as many points as in training.
-            category: of all clouds, or one name a cloud.
+            points: (B, N, 3) float, in any unit and position, z up. Every point gets a part; the patches are made
+                of as many points as in training.
+            category: one name for all clouds, or one for each.
 
         Raises:
             DataError: if the shape is not (B, N, 3), N is too small, a coordinate is not finite, or a category is
@@ -227,9 +226,7 @@ class TrainedSegmenter:
         names = [category] * len(points) if isinstance(category, str) else list(category)
         numbers = torch.tensor([self.category_index(name) for name in names], device=device)
         if len(numbers) != len(points):
-            msg = (
-                f"expected one category, or one a cloud, got {len(names)} for {len(points)} clouds"
-            )
+            msg = f"expected one category, or one per cloud, got {len(names)} for {len(points)} clouds"
             raise DataError(msg)
         logits = segment(self.model, points, _subsample_alike(points, inputs), numbers, inputs)
         parts = predict_parts(logits, numbers, self.spec.category_parts)
@@ -239,7 +236,7 @@ class TrainedSegmenter:
         """The index of a category.
 
         Raises:
-            DataError: if the segmenter does not know it; names those that it knows.
+            DataError: if the segmenter does not know it; lists the known ones.
         """
         if category not in self.categories:
             known = ", ".join(self.categories)
@@ -249,7 +246,8 @@ class TrainedSegmenter:
 
 
 def _subsample_alike(points: Tensor, inputs: ProtocolInput) -> Tensor:
-    """The points that the network sees. All clouds share one key, so none depends on its place in the batch."""
+    """The points that the network sees."""
+    # All clouds share one random key, so that a cloud's result does not depend on its place in the batch.
     keys = sample_keys(seed=0, epoch=0, index=torch.zeros(len(points), dtype=torch.int64))
     random = KeyedRandom(keys.to(points.device), _STREAM)
     return subsample(points, inputs.points, inputs.subsampling, random)
@@ -330,7 +328,7 @@ def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
 
 
 def build_model(spec: Spec) -> Classifier | Segmenter:
-    """A model of this architecture, with weights still to be loaded."""
+    """A model of the architecture that ``spec`` describes; its weights have yet to be loaded."""
     encoder = Encoder(spec.encoder)
     if isinstance(spec, ClassifierSpec):
         return Classifier(encoder, spec.classifier)
@@ -338,7 +336,7 @@ def build_model(spec: Spec) -> Classifier | Segmenter:
 
 
 def save_weights(folder: Path, model: Classifier | Segmenter) -> None:
-    """Write ``model.safetensors``; a failure leaves the file as it was."""
+    """Write ``model.safetensors``; if that fails, an existing file is left unchanged."""
     state = model.state_dict()
     write_tensors(
         folder / WEIGHTS, {name: v.detach().cpu().contiguous() for name, v in state.items()}
@@ -346,14 +344,14 @@ def save_weights(folder: Path, model: Classifier | Segmenter) -> None:
 
 
 def write_description(folder: Path, spec: Spec, facts: Mapping[str, Any]) -> None:
-    """Write ``config.json``: the model, and what is known of its training and score (``facts``)."""
+    """Write ``config.json``: the model, and its licences, training and score (``facts``)."""
     name = next(name for name, kind in _FORMATS.items() if isinstance(spec, kind))
     head = {"format": name, "version": VERSION, "pointdistill": __version__}
     write_json(folder / CONFIG, {**head, "model": to_plain(spec), **facts})
 
 
 def read_description(folder: Path) -> tuple[Spec, dict[str, Any]]:
-    """The model that a folder describes, and all of its ``config.json``.
+    """The model that a folder describes, and the whole content of its ``config.json``.
 
     Raises:
         CheckpointError: if there is none, it is damaged, or of another format or a newer version.
@@ -366,7 +364,9 @@ def read_description(folder: Path) -> tuple[Spec, dict[str, Any]]:
         stored = read_json(path)
         kind = _FORMATS.get(stored.get("format")) if isinstance(stored, dict) else None
         if kind is None:
-            msg = f"{path}: neither a classifier nor a segmenter; `pointdistill finetune` makes one of an encoder"
+            msg = (
+                f"{path}: neither a classifier nor a segmenter; `pointdistill finetune` trains one"
+            )
             raise CheckpointError(msg)
         if stored.get("version") != VERSION:
             msg = f"{path}: format version {stored.get('version')!r}, this program reads {VERSION}; update it"
@@ -382,7 +382,7 @@ def read_description(folder: Path) -> tuple[Spec, dict[str, Any]]:
 
 
 def _check_names(spec: Spec) -> None:
-    """Raise unless there is one name for each of the model's classes, or categories and parts."""
+    """Check that there is one name for each of the model's classes, or categories and parts."""
     if isinstance(spec, ClassifierSpec):
         fits = len(spec.classes) == spec.classifier.classes
     else:

@@ -1,7 +1,7 @@
-"""Clouds with a part label at every point: random points of them, and the intersection over union of labels.
+"""Clouds with a part label at every point: random subsets of their points, and the IoU of predicted labels.
 
-Sizes: n clouds, M points of all of them, B clouds a batch, N points drawn of each, K part labels of all categories
-together, C categories. Source of the metric: section 7 of docs/method.md.
+Sizes: n clouds, M points of all clouds together, B clouds per batch, N points drawn from each, K part labels of
+all categories together, C categories. Source of the metric: section 7 of docs/method.md.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pointdistill.errors import DataError
 from pointdistill.model.random import KeyedRandom
 
 CategoryParts = Sequence[Sequence[int]]
-"""For each category in turn, the part labels that belong to it."""
+"""The part labels of each category, in the order of the categories."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedClouds:
-    """Clouds of different sizes end to end, on a device."""
+    """Clouds of different sizes, concatenated in one tensor on a device."""
 
     points: Tensor
     """(M, 3) float32."""
@@ -35,13 +35,13 @@ class PackedClouds:
     """(n,) int64, the first point of each cloud."""
 
     sizes: Tensor
-    """(n,) int64, its number of points."""
+    """(n,) int64, the number of points of each cloud."""
 
     categories: Tensor
     """(n,) int64."""
 
     largest: int
-    """Points of the largest cloud, as a number: reading it from ``sizes`` would make the host wait for a GPU."""
+    """Points of the largest cloud; a Python number, since reading it from ``sizes`` would make the host wait."""
 
     @classmethod
     def pack(cls, clouds: PartClouds, device: torch.device, *, side: str) -> PackedClouds:
@@ -73,15 +73,15 @@ class PackedClouds:
         )
 
     def draw(self, index: Tensor, count: int, random: KeyedRandom) -> tuple[Tensor, Tensor]:
-        """``count`` points of each of the (B,) clouds at ``index``: (B, N, 3), and their parts (B, N) int64.
+        """``count`` points of each of the clouds at ``index`` (B,): (B, N, 3), and their parts (B, N) int64.
 
-        Drawn without replacement; a cloud with fewer points gives all of them, then repeats them in the same
+        Points are drawn without replacement; a cloud with too few gives all of them, then repeats them in the same
         order.
         """
         sizes = self.sizes[index]
-        # 64 random bits a point: ties are so unlikely that any sort, stable or not, gives the same subset.
+        # With 64 random bits per point ties are so unlikely that any sort, stable or not, gives the same subset.
         keys = random.bits("subset", (self.largest,))
-        # Places beyond a cloud's own points sort behind all of them.
+        # Positions beyond a cloud's own points get the largest key, and so are sorted behind all of them.
         place = torch.arange(self.largest, device=keys.device)
         order = keys.masked_fill(place >= sizes[:, None], torch.iinfo(keys.dtype).max).argsort(1)
         rank = torch.arange(count, device=keys.device) % sizes[:, None]
@@ -97,19 +97,19 @@ class PartIou:
     """Mean over all shapes."""
 
     category: float
-    """Mean over the categories that occur, each counted by the mean over its shapes ("class mIoU")."""
+    """Mean over the categories that occur of the mean over their shapes ("class mIoU")."""
 
     by_category: dict[int, float]
     """Mean over the shapes of each category that occurs."""
 
 
 def predict_parts(logits: Tensor, categories: Tensor, parts: CategoryParts) -> Tensor:
-    """The most likely part of the shape's own category at each point: (n, N) int64.
+    """The most likely part at each point, among those of the shape's own category: (n, N) int64.
 
     Args:
         logits: (n, N, K).
         categories: (n,) int64, indices into ``parts``.
-        parts: of every category.
+        parts: part labels of every category.
     """
     foreign = ~_own_parts(parts, logits.shape[-1]).to(logits.device)[categories]
     return logits.masked_fill(foreign[:, None], -torch.inf).argmax(-1)
@@ -120,13 +120,13 @@ def shape_ious(
 ) -> Tensor:
     """(n,) float64 mean IoU of each shape over the parts of its category.
 
-    A part that neither the prediction nor the truth has counts as 1.
+    A part that occurs neither in the prediction nor in the truth counts as 1.
 
     Args:
         predicted: (n, N) int64 part labels.
         truth: (n, N) int64 part labels.
         categories: (n,) int64, indices into ``parts``.
-        parts: of every category.
+        parts: part labels of every category.
 
     Raises:
         DataError: if a true label is not a part of its shape's category.
@@ -142,7 +142,7 @@ def shape_ious(
 
 
 def mean_part_iou(ious: Tensor, categories: Tensor) -> PartIou:
-    """Means of the (n,) IoUs of all shapes of a test set.
+    """Means of the IoUs (n,) of all shapes of a test set.
 
     Raises:
         DataError: if there are no shapes.
@@ -176,7 +176,7 @@ def _count_labels(labels: Tensor, size: int, *, where: Tensor | None = None) -> 
 
 
 def _check_truth(truth: Tensor, own: Tensor, categories: Tensor) -> None:
-    """Raise unless every true label is a part of its shape's category; ``own`` is (n, K)."""
+    """Check that every true label is a part of its shape's category; ``own`` is (n, K)."""
     known = (truth >= 0) & (truth < own.shape[1])
     right = own.gather(1, truth.clamp(0, own.shape[1] - 1)) & known
     if not right.all():

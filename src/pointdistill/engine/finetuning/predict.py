@@ -1,4 +1,4 @@
-"""A trained classifier or segmenter on any mesh and point files; files that cannot be read are listed."""
+"""Applies a trained classifier or segmenter to mesh and point files; files that cannot be read are listed."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
 BATCH = 32
-"""Clouds a forward pass; changes speed and memory, and the probabilities only by rounding."""
+"""Clouds per forward pass; affects speed and memory, and the probabilities only by rounding."""
 
 PART_POINTS = 16_384
-"""Points of a mesh that get a part; a cloud keeps its own points, up to this number."""
+"""Points to sample on a mesh and label; a cloud keeps its own points, up to this number."""
 
-_SEED = 0  # of the points that are drawn, fixed so that the same file gets the same answer
+# Fixed, so that the same file always gets the same answer.
+_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifiedFile:
-    """The classes that a classifier gives to one file."""
+    """The classes of one file."""
 
     source: Path
     probabilities: tuple[tuple[str, float], ...]
@@ -48,7 +49,7 @@ class ClassifiedFile:
 
 @dataclass(frozen=True, slots=True)
 class SegmentedFile:
-    """The parts that a segmenter gives to the points of one file. Sizes: n points."""
+    """The parts of the points of one file. Sizes: n points."""
 
     source: Path
     points: NDArray[np.float32]
@@ -60,7 +61,7 @@ class SegmentedFile:
     assumed_up: bool
 
     def shares(self, part_names: Sequence[str]) -> dict[str, float]:
-        """Share of the points in each part that occurs, by the part's name."""
+        """The share of points in each part that occurs, by the part's name."""
         parts, counts = np.unique(self.parts, return_counts=True)
         return {
             part_names[part]: count / len(self.parts)
@@ -88,13 +89,13 @@ def classify_files(
     up: str | None = None,
     reporter: Reporter = SILENT,
 ) -> tuple[list[ClassifiedFile], list[FailedFile]]:
-    """Classify every file; the classes of one do not depend on the others.
+    """Classify files; the result for one does not depend on the others.
 
     Args:
-        classifier: on the device where it is to run.
+        classifier: already on the device to use.
         paths: meshes and clouds; a file named twice is read once.
-        up: up axis of files that do not state their own; that of the training data by default.
-        reporter: hears of every file that is done.
+        up: up axis of files that do not state their own; by default that of the training data.
+        reporter: receives progress after every file.
 
     Returns:
         The files that were classified, and those that could not be read, each with the reason.
@@ -133,24 +134,28 @@ def segment_files(
     up: str | None = None,
     reporter: Reporter = SILENT,
 ) -> tuple[list[SegmentedFile], list[FailedFile]]:
-    """Give every point of every file a part. Arguments and errors are those of ``classify_files``, and:
+    """Assign a part to every point of every file.
 
     Args:
-        segmenter: on the device where it is to run.
-        paths: meshes, which get ``PART_POINTS`` points, and clouds, which keep their own up to this number.
-        category: of all the files; may be left out where the segmenter knows only one.
-        up: as in ``classify_files``.
-        reporter: hears of every file that is done.
+        segmenter: already on the device to use.
+        paths: meshes, on which ``PART_POINTS`` points are sampled, and clouds, which keep their own up to this
+            number; a file named twice is read once.
+        category: category of all files; may be left out if the segmenter knows only one.
+        up: up axis of files that do not state their own; by default that of the training data.
+        reporter: receives progress after every file.
+
+    Returns:
+        The files that were segmented, and those that could not be read, each with the reason.
 
     Raises:
-        ConfigError: if ``category`` is left out and there are several.
+        ConfigError: if there are no paths, ``up`` is no axis, or ``category`` is left out and there are several.
         DataError: if the category is unknown.
     """
     if category is None and len(segmenter.categories) > 1:
         msg = f"a segmenter needs the files' category; choose one of {', '.join(segmenter.categories)}"
         raise ConfigError(msg, settings=("category",))
     category = category or segmenter.categories[0]
-    segmenter.category_index(category)  # an unknown one is refused before anything is read
+    segmenter.category_index(category)  # refuses an unknown category before anything is read
     done: list[SegmentedFile] = []
     failed: list[FailedFile] = []
     least = segmenter.spec.encoder.patch_points
@@ -169,17 +174,17 @@ def segment_files(
 
 
 def plan_parts(paths: Sequence[Path], output: Path) -> Destination:
-    """Where the parts of each file will be written; checked before anything is read.
+    """Decide where the parts of each file will be written, before anything is read.
 
     Args:
         paths: the inputs.
-        output: a folder of one .ply for each, a .ply for a single input, or a .npz for all.
+        output: a folder for one .ply per input, a .ply for a single input, or a .npz for all inputs.
 
     Raises:
         ConfigError: if the inputs do not fit the output.
     """
     if output.suffix.lower() not in ("", ".ply", ".npz"):
-        msg = f"parts are written as .ply or .npz, not {output.suffix}; end the output so, or name a folder"
+        msg = f"parts are written as .ply or .npz, not {output.suffix}; use one of these, or name a folder"
         raise ConfigError(msg, settings=("output",))
     single = output.suffix.lower() in (".ply", ".npz")
     return plan_output(_distinct(paths), output, None if single else "ply")
@@ -190,8 +195,8 @@ def write_parts(
 ) -> None:
     """Write points and parts: coloured PLY files with a ``part`` property, or one NumPy archive.
 
-    The archive holds, for an input that would be called ``chair``, ``chair.points`` (n, 3) float32 and
-    ``chair.parts`` (n,) int64; and ``part_names``.
+    For an input named ``chair`` the archive holds ``chair.points`` (n, 3) float32 and ``chair.parts`` (n,) int64;
+    ``part_names`` holds the names of all parts.
     """
     if destination.suffix == ".npz":
         arrays: dict[str, NDArray[np.generic]] = {"part_names": np.array(part_names)}
@@ -207,7 +212,7 @@ def write_parts(
 
 
 def _ply(file: SegmentedFile, part_names: Sequence[str]) -> bytes:
-    """A binary PLY with each point's part as a number and as a colour; the names of the parts are in comments."""
+    """A binary PLY with each point's part as a number and a colour; comments hold the names of the parts."""
     fields = [
         ("x", "<f4"),
         ("y", "<f4"),
@@ -236,7 +241,7 @@ def _ply(file: SegmentedFile, part_names: Sequence[str]) -> bytes:
     return "\n".join(header).encode() + rows.tobytes()
 
 
-# Okabe and Ito's colours, which most colour-blind people can tell apart, without black.
+# The palette of Okabe and Ito without black; most colour-blind people can tell its colours apart.
 _PALETTE = np.array(
     [
         (230, 159, 0),
@@ -257,7 +262,7 @@ def _read_files(
     up: Axis,
     report: Callable[[int, int], None],
 ) -> Iterator[_FilePoints | FailedFile]:
-    """Each file's points, at most ``count`` of them, or why it cannot be read.
+    """The points of each file, at most ``count``, or the reason why it cannot be read.
 
     Raises:
         ConfigError: if there are no files.

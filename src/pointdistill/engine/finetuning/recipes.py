@@ -1,4 +1,4 @@
-"""How classifiers are trained: the published protocols that train an encoder, as one table of settings.
+"""Recipes for training classifiers: the published protocols that train an encoder, as a table of settings.
 
 Source: section 7 of docs/method.md.
 """
@@ -15,29 +15,29 @@ from pointdistill.model.classifier import Pooling
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierRecipe:
-    """How a classifier is trained. Defaults are what the published protocols share."""
+    """Settings for training a classifier; the defaults are those that the published protocols share."""
 
     name: str
 
     pooling: Pooling
 
     random_encoder: bool = False
-    """Draw the encoder's weights anew before training."""
+    """Replace the encoder's weights by new random ones before training."""
 
     drop_path: float = 0.0
     """Stochastic depth of the encoder's last block, rising linearly from 0 in its first."""
 
     truncated_head: bool = False
-    """Head weights truncated normal with deviation 0.02, as an encoder's; otherwise PyTorch's default."""
+    """Initialise the head like an encoder (truncated normal, standard deviation 0.02), not as PyTorch does."""
 
     epochs: int = 150
-    """Passes over the training clouds; frozen and warm-up epochs are part of these."""
+    """Passes over the training clouds, including frozen and warm-up epochs."""
 
     frozen_epochs: int = 0
     """Epochs at the start that train only the head; the learning rate's warm-up begins after them."""
 
     frozen_learning_rates: tuple[float, float] = (5e-4, 5e-5)
-    """Learning rate over those epochs, falling linearly from the first value to the second."""
+    """Learning rates at the start and the end of those epochs, with a linear decay between them."""
 
     warmup_epochs: int = 10
     first_learning_rate: float = 0.0
@@ -46,10 +46,10 @@ class ClassifierRecipe:
     """Linear from the first to the peak over the warm-up, then cosine to the final one."""
 
     weight_decay: float = 0.05
-    """On every trained parameter."""
+    """Weight decay of every trained parameter."""
 
     batch_size: int = 32
-    """Clouds a step; the last batch of an epoch may be smaller, and a single cloud left over joins it."""
+    """Clouds per step; the last batch of an epoch may be smaller, and a single leftover cloud joins it."""
 
     label_smoothing: float = 0.2
     """Share of the target spread evenly over all classes, in [0, 1)."""
@@ -82,7 +82,7 @@ class ClassifierRecipe:
         return self._share(self.frozen_epochs, total)
 
     def learning_rate(self, step: int, *, total: int) -> float:
-        """At optimiser step ``step``, from 0, of ``total``. A shorter run keeps the proportions."""
+        """Learning rate at optimiser step ``step``, from 0, of ``total``; a shorter run keeps the proportions."""
         warmup = self._share(self.warmup_epochs, total)
         if self.frozen_epochs:
             return two_stage(
@@ -145,10 +145,10 @@ RECIPES = {
 
 
 def recipe_for(benchmark: str, protocol: str) -> ClassifierRecipe:
-    """The recipe of ``finetune`` or ``scratch`` on a benchmark, by its name in results.
+    """The recipe of protocol ``finetune`` or ``scratch`` on a benchmark, which is named as in results.
 
     Raises:
-        ConfigError: if the method has none for it.
+        ConfigError: if there is none.
     """
     if protocol == "scratch":
         return RECIPES["scratch"]

@@ -1,4 +1,4 @@
-"""What a model is fine-tuned on: a benchmark's archive, its stand-in, or a user's own folder, found and read."""
+"""A request to fine-tune: its options and their defaults; and the data it names, located and read."""
 
 from __future__ import annotations
 
@@ -27,33 +27,42 @@ from pointdistill.reporter import SILENT, Reporter
 
 FOLDER = "folder"
 HELD_OUT = 0.2
-"""Share of every class of a folder kept for testing, by default."""
+"""Default share of every class of a folder that is held out for testing."""
 
 STAND_IN_LICENCE = "CC0-1.0 (made on the spot)"
+
+TRAINING = "training.safetensors"
+"""State of an unfinished training, in the model's folder."""
+
+SMALL_SET = 1000
+"""A folder with fewer training clouds gets the few-shot recipe; the smallest set with a published larger recipe
+has 2,309."""
+
+Recipe = ClassifierRecipe | SegmenterRecipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataChoice:
-    """What to read, so that it can be read again."""
+    """The data of a training, described so that they can be read again when it is resumed."""
 
     benchmark: str
     """A benchmark that can be trained on, or ``folder``."""
 
     path: str
     split: str | None = None
-    """ScanObjectNN's."""
+    """Split of ScanObjectNN."""
 
     held_out: float = HELD_OUT
-    """Share of every class of a folder kept for testing."""
+    """Share of every class of a folder that is held out for testing."""
 
     up: str = "z"
     """Up axis of a folder's files that do not state their own."""
 
     points: int = 0
-    """Points that each file of a folder is sampled at."""
+    """Points to sample from each file of a folder."""
 
     seed: int = 0
-    """Of a folder's points and of its split."""
+    """Seed of a folder's points and of its split."""
 
 
 def check_choice(
@@ -65,7 +74,7 @@ def check_choice(
     held_out: float | None,
     up: str | None,
 ) -> None:
-    """Raise unless these options belong together; arguments are those of ``choose_data``.
+    """Check that these options belong together; arguments are those of ``choose_data``.
 
     Raises:
         ConfigError: for a benchmark or split that does not exist, or options that do not belong to it.
@@ -73,7 +82,7 @@ def check_choice(
     if benchmark == FOLDER:
         if data is None or split is not None or stand_in:
             msg = (
-                "your own shapes are a folder of data, with one sub-folder a class; they have neither official "
+                "your own shapes are a folder of data, with one sub-folder per class; they have neither official "
                 "splits nor a stand-in"
             )
             raise ConfigError(msg, settings=("data", "split", "stand_in"))
@@ -101,18 +110,18 @@ def choose_data(
     folder: Path,
     reporter: Reporter = SILENT,
 ) -> DataChoice:
-    """The data that a model is trained on; a stand-in is made if it is not there.
+    """Choose the training data; a stand-in is created if it does not exist yet.
 
     Args:
         benchmark: one that can be trained on, or ``folder``.
         data: the archive, or a user's own folder.
-        split: ScanObjectNN's.
-        stand_in: take the benchmark's stand-in instead of an archive.
-        held_out: share of a folder's classes kept for testing.
+        split: split of ScanObjectNN.
+        stand_in: use the benchmark's stand-in instead of its archive.
+        held_out: share of every class of a folder that is held out for testing.
         up: up axis of a folder's files.
-        seed: of a folder's points and split.
-        folder: where defaults are looked for.
-        reporter: told how far the making of a stand-in is.
+        seed: seed of a folder's points and split.
+        folder: where to look for defaults.
+        reporter: receives progress while a stand-in is created.
 
     Raises:
         ConfigError: as ``check_choice``.
@@ -136,20 +145,20 @@ def choose_data(
 
 
 def read_data(choice: DataChoice, *, reporter: Reporter = SILENT) -> Benchmark | PartBenchmark:
-    """Read it; files of a folder that cannot be used are named and left out.
+    """Read the chosen data; files of a folder that cannot be used are reported and left out.
 
     Raises:
-        DataError: if it is absent or damaged; says where an archive comes from.
+        DataError: if they are absent or damaged; says where an archive can be obtained.
     """
     path = Path(choice.path)
     if choice.benchmark != FOLDER:
-        found = benchmark_spec(choice.benchmark).read(
+        benchmark = benchmark_spec(choice.benchmark).read(
             BenchmarkPaths(path),
             choice.split,
             progress=partial(reporter.progress, "reading the shapes"),
         )
-        assert isinstance(found, Benchmark | PartBenchmark)
-        return found
+        assert isinstance(benchmark, Benchmark | PartBenchmark)
+        return benchmark
     labelled = read_labelled_folder(
         path,
         points=choice.points,
@@ -166,7 +175,7 @@ def read_data(choice: DataChoice, *, reporter: Reporter = SILENT) -> Benchmark |
 
 
 def licence_of(choice: DataChoice, *, stand_in: bool) -> str:
-    """What the licence of the training data allows, in a few words."""
+    """The licence of the training data, in a few words."""
     if stand_in:
         return STAND_IN_LICENCE
     if choice.benchmark == FOLDER:
@@ -174,26 +183,15 @@ def licence_of(choice: DataChoice, *, stand_in: bool) -> str:
     return benchmark_spec(choice.benchmark).licence
 
 
-# What a user can choose for ``finetune``, and its defaults.
-
-TRAINING = "training.safetensors"
-"""Beside ``config.json`` until the training is finished: what is needed to go on."""
-
-SMALL_SET = 1000
-"""Training clouds of a folder below which the few-shot recipe is taken; the published larger ones have 2,309."""
-
-Recipe = ClassifierRecipe | SegmenterRecipe
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneRequest:
-    """What a user wants trained; everything but a benchmark or a folder may be left out."""
+    """What to train, on which data; everything but a benchmark or a folder may be left out."""
 
     benchmark: str = FOLDER
     """A benchmark that can be trained on, or ``folder``."""
 
     data: Path | None = None
-    """A benchmark's archive, ``data/<archive>`` by default; or a user's own folder."""
+    """A benchmark's archive, by default ``data/<archive>``; or a user's own folder."""
 
     split: str | None = None
     stand_in: bool = False
@@ -201,24 +199,24 @@ class FinetuneRequest:
     up: str | None = None
 
     encoder: Path | None = None
-    """A run or an encoder folder; the last run in ``folder`` by default."""
+    """A run or an encoder folder; by default the last run in ``folder``."""
 
     from_scratch: bool = False
     """Train the encoder's architecture from random weights."""
 
     frozen: bool = False
-    """Train the head alone."""
+    """Train only the head."""
 
     epochs: int | None = None
-    """Instead of the recipe's."""
+    """Overrides the recipe's."""
 
     seed: int = 0
     output: Path | None = None
-    """Folder of the model; a new one under ``models/`` by default."""
+    """Folder of the model; by default a new one under ``models/``."""
 
     device: str = "auto"
     folder: Path = Path()
-    """Where defaults are looked for."""
+    """Where to look for defaults."""
 
     def __post_init__(self) -> None:
         if self.frozen and self.from_scratch:
@@ -238,7 +236,7 @@ class FinetuneRequest:
 
 
 def choose_recipe(request: FinetuneRequest, data: Benchmark | PartBenchmark) -> Recipe:
-    """The published recipe for these data; for a user's own folder, the one published for as many clouds."""
+    """The published recipe for a benchmark; for a user's own folder, one that suits its number of clouds."""
     if isinstance(data, PartBenchmark):
         return SegmenterRecipe(random_encoder=request.from_scratch, frozen_encoder=request.frozen)
     if request.benchmark != FOLDER:
@@ -252,7 +250,7 @@ def choose_recipe(request: FinetuneRequest, data: Benchmark | PartBenchmark) -> 
 
 
 def head_only(recipe: ClassifierRecipe) -> ClassifierRecipe:
-    """The recipe with the encoder frozen throughout, at the rates published for a head: 5e-4 falling to 1e-7."""
+    """The recipe with a frozen encoder, at the learning rates published for a head: from 5e-4 down to 1e-7."""
     return replace(
         recipe,
         name="head",
@@ -264,7 +262,7 @@ def head_only(recipe: ClassifierRecipe) -> ClassifierRecipe:
 
 
 def encoder_path(request: FinetuneRequest) -> Path | str:
-    """The encoder that was named, or the last run.
+    """The requested encoder, or the last run.
 
     Raises:
         CheckpointError: if there is neither.
@@ -273,7 +271,7 @@ def encoder_path(request: FinetuneRequest) -> Path | str:
 
 
 def default_output(request: FinetuneRequest) -> Path:
-    """Under ``models/``, by the benchmark or the name of a user's own folder."""
+    """A folder under ``models/``, named after the benchmark or the user's own folder."""
     if request.benchmark == FOLDER and request.data is not None:
         return request.folder / "models" / request.data.resolve().name
     split = f"-{request.split}" if request.split else ""
@@ -282,10 +280,10 @@ def default_output(request: FinetuneRequest) -> Path:
 
 
 def check_free(output: Path) -> None:
-    """Raise unless a model can be written to ``output``.
+    """Check that a model can be written to ``output``.
 
     Raises:
-        DataError: if it holds something.
+        DataError: if it exists and is not an empty folder.
     """
     if output.is_dir() and not any(output.iterdir()):
         return
@@ -298,7 +296,7 @@ def check_free(output: Path) -> None:
 
 
 def part_names(data: PartBenchmark) -> tuple[str, ...]:
-    """A name for every part label, such as ``chair seat``; by its number where a category has no names."""
+    """A name for every part label, such as ``chair seat``; a number if a category's parts have no names."""
     names = {
         label: f"{category} {name}"
         for category, labels in zip(data.categories, data.category_parts, strict=True)

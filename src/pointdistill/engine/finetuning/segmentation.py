@@ -1,6 +1,7 @@
-"""Training of part segmenters: recipe, fresh weights, training and test clouds, loss and mIoU.
+"""Trains part segmenters: recipe, initial weights, training and test clouds, loss and mIoU.
 
-Sizes: n clouds, B clouds a batch, N points of a cloud that the network sees. Source: section 7 of docs/method.md.
+Sizes: n clouds, B clouds per batch, N points of a cloud that the network sees. Source: section 7 of
+    docs/method.md.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from pointdistill.model.segmenter import Segmenter, SegmenterConfig
 from pointdistill.model.views import augment_points
 
 EVALUATION_BATCH = 32
-"""Clouds a forward pass without gradients; changes speed and memory, and the logits only by rounding."""
+"""Clouds per forward pass without gradients; affects speed and memory, and the logits only by rounding."""
 
 _PUBLISHED = SegmenterConfig()
 _PUBLISHED_WIDTH = 384
@@ -82,8 +83,8 @@ def train_segmenter(
 ) -> SegmenterResult:
     """Train a segmenter and test it after every epoch.
 
-    What a training cloud looks like depends only on (seed, epoch, index). The points of the test clouds are
-    the same in every epoch.
+    The points and augmentation of a training cloud depend only on (seed, epoch, index). The points of the test
+    clouds are the same in every epoch.
 
     Args:
         encoder: copied; the one passed in is not changed.
@@ -91,19 +92,19 @@ def train_segmenter(
         test: the same, never trained on.
         category_parts: part labels of every category.
         recipe: the published one, or a changed copy.
-        inputs: points and patches a cloud, and the augmentation in training; points are drawn uniformly.
-        seed: of the fresh weights, the order, the points, augmentation and dropout.
-        epochs: instead of the recipe's; its schedule is shortened in proportion.
+        inputs: points and patches per cloud, and the augmentation in training; points are drawn uniformly.
+        seed: seed of new weights, the order of clouds, their points, augmentation and dropout.
+        epochs: overrides the recipe's; its schedule is shortened in proportion.
         device: where to train.
         report: called after every epoch.
-        file: where to save what is needed to resume; an existing file is resumed from.
+        file: where to save the training state; if the file exists, training resumes from it.
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
         DataError: if there are no clouds, or a part does not belong to its shape's category.
         CheckpointError: if ``file`` exists and does not fit.
         DivergenceError: if the loss of an epoch is not finite.
-        KeyboardInterrupt: if ``file`` says to stop; the training is saved in it by then.
+        KeyboardInterrupt: if ``file.stop`` returns True; the training has been saved in it.
     """
     segmenter = build_segmenter(encoder, category_parts, recipe, seed=seed)
     task = SegmenterTask(segmenter.to(device), train, test, category_parts, inputs, seed)
@@ -116,18 +117,18 @@ def train_segmenter(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmenterRecipe:
-    """How a segmenter is trained. Defaults are those published for ShapeNetPart."""
+    """Settings for training a segmenter; the defaults are those published for ShapeNetPart."""
 
     name: str = "parts"
 
     random_encoder: bool = False
-    """Draw the encoder's weights anew before training."""
+    """Replace the encoder's weights by new random ones before training."""
 
     frozen_encoder: bool = False
     """Train everything but the encoder."""
 
     epochs: int = 300
-    """Passes over the training clouds; the warm-up's are part of these."""
+    """Passes over the training clouds, including the warm-up's."""
 
     warmup_epochs: int = 10
     first_learning_rate: float = 1e-7
@@ -136,15 +137,15 @@ class SegmenterRecipe:
     """Linear from the first to the peak over the warm-up, then cosine to the final one."""
 
     weight_decay: float = 0.05
-    """On every trained parameter."""
+    """Weight decay of every trained parameter."""
 
     batch_size: int = 16
-    """Clouds a step; the last batch of an epoch may be smaller."""
+    """Clouds per step; the last batch of an epoch may be smaller."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs <= self.epochs or self.epochs < 1:
             msg = (
-                f"epochs must be at least 1 and hold the warm-up, got epochs {self.epochs}, "
+                f"epochs must be at least 1 and include the warm-up, got epochs {self.epochs}, "
                 f"warmup_epochs {self.warmup_epochs}"
             )
             raise ConfigError(msg)
@@ -157,7 +158,7 @@ class SegmenterRecipe:
         return total if self.frozen_encoder else 0
 
     def learning_rate(self, step: int, *, total: int) -> float:
-        """At optimiser step ``step``, from 0, of ``total``. A shorter run keeps the proportions."""
+        """Learning rate at optimiser step ``step``, from 0, of ``total``; a shorter run keeps the proportions."""
         return warmup_cosine(
             step,
             first=self.first_learning_rate,
@@ -182,14 +183,14 @@ class PartScore:
     """Mean over the shapes of each category in the test split."""
 
     best_instance: float
-    """Highest instance mIoU after any epoch: chosen on the test split, so a bound and not a result."""
+    """Highest instance mIoU of any epoch. It was chosen on the test split, so it is an upper bound, no result."""
 
     best_epoch: int
     """The first epoch, counted from 1, that reached it."""
 
 
 class SegmenterTask:
-    """A segmenter with its training and test clouds; an ``epochs.Task``."""
+    """A segmenter with its training and test clouds; implements ``epochs.Task``."""
 
     def __init__(
         self,
@@ -200,10 +201,10 @@ class SegmenterTask:
         inputs: ProtocolInput,
         seed: int,
     ) -> None:
-        """Copy the clouds to the segmenter's device. The points of the test clouds are drawn here, once.
+        """Copy the clouds to the segmenter's device, and draw the points of the test clouds.
 
         Raises:
-            DataError: if there are no clouds, or patches need more points than a cloud gets.
+            DataError: if there are no clouds, or a patch needs more points than a cloud has.
         """
         device = device_of(segmenter)
         check_density(inputs.points, segmenter.encoder.config)
@@ -217,7 +218,7 @@ class SegmenterTask:
         self._points, self._categories = to_unit_sphere(points), packed_test.categories
 
     def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
-        """Cross-entropy over all points; see ``epochs.Task``."""
+        """Cross-entropy over all points, as ``epochs.Task`` describes."""
         keys = sample_keys(seed=self._seed, epoch=epoch, index=index)
         random = KeyedRandom(keys, STREAM)
         points, parts = self._train.draw(index, self.inputs.points, random)
@@ -234,7 +235,7 @@ class SegmenterTask:
         return Figures(100.0 * means.instance, 100.0 * means.category)
 
     def score(self, *, best: float, best_epoch: int) -> PartScore:
-        """The mIoU of the test clouds, overall and by category, with that of the best epoch."""
+        """The mIoU on the test clouds, overall and by category, with that of the best epoch."""
         means = self._means()
         return PartScore(
             instance=100.0 * means.instance,
@@ -249,7 +250,7 @@ class SegmenterTask:
         return mean_part_iou(ious, self._categories)
 
     def _predict(self) -> Tensor:
-        """(n, N) int64 predicted parts of the test clouds; the model is left in the mode it was in."""
+        """Predicted parts of the test clouds, (n, N) int64; restores the model's training mode."""
         was_training = self.model.training
         self.model.eval()
         predicted = []
@@ -274,14 +275,14 @@ def segment(
     categories: Tensor,
     inputs: ProtocolInput,
 ) -> Tensor:
-    """(B, N, parts) logits at every point.
+    """Part logits at every point, (B, N, parts).
 
     Args:
         segmenter: in evaluation mode.
         points: (B, N, 3), the points to label, in the clouds' unit spheres.
-        context: (B, N', 3), the points that patches are cut from, in the same frame and as dense as in training.
+        context: (B, N', 3), the points to make patches of, in the same frame and as dense as in training.
         categories: (B,) int64.
-        inputs: patches a cloud.
+        inputs: number of patches per cloud.
     """
     patches = patchify_from_outermost(context, inputs, segmenter.encoder.config.patch_points)
     return segmenter(points, patches, categories)
@@ -290,12 +291,13 @@ def segment(
 def build_segmenter(
     encoder: Encoder, category_parts: CategoryParts, recipe: SegmenterRecipe, *, seed: int
 ) -> Segmenter:
-    """A segmenter on a copy of the encoder, on the CPU, its fresh weights drawn by ``seed``."""
+    """A segmenter on a copy of the encoder, on the CPU, with new weights drawn from ``seed``."""
     generator = weights_generator(seed)
     encoder = copy.deepcopy(encoder).cpu()
     if recipe.random_encoder:
         initialize(encoder, generator=generator)
-    ramp_stochastic_depth(encoder, 0.0)  # the protocol has none, whatever pretraining used
+    # The published protocol has no stochastic depth, whatever pretraining used.
+    ramp_stochastic_depth(encoder, 0.0)
     segmenter = Segmenter(encoder, segmenter_config(encoder.config, category_parts))
     for part in (
         segmenter.layer_norm,
@@ -308,11 +310,9 @@ def build_segmenter(
 
 
 def segmenter_config(encoder: EncoderConfig, category_parts: CategoryParts) -> SegmenterConfig:
-    """The published segmenter for these categories, its layers at a third, two thirds and all of the depth.
-
-    An encoder narrower than the published small one gets proportionally narrower layers: at their published width
-    they would cost ten times as much as a tiny encoder itself.
-    """
+    """The published segmenter for these categories; takes features at 1/3, 2/3 and all of the encoder's depth."""
+    # An encoder narrower than the published small one gets proportionally narrower layers: at their published
+    # width they would cost ten times as much as a tiny encoder itself.
     scale = min(1.0, encoder.width / _PUBLISHED_WIDTH)
     layers = {
         max(1, round(layer * encoder.depth / _PUBLISHED_DEPTH)) for layer in _PUBLISHED.layers

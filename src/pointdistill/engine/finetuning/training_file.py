@@ -1,8 +1,8 @@
-"""What training with labels needs to be resumed: one safetensors file, whole or absent.
+"""The state from which supervised training is resumed: one safetensors file, complete or absent.
 
 It holds the model, AdamW's moments and the sum of the losses since the epoch began. Its metadata holds the number
-of steps, the scores so far, and a fingerprint of the settings, so that it is not resumed under others. There is no
-random state in it: see ``epochs``.
+of steps, the scores so far, and a fingerprint of the settings, so that it is not resumed with others. It holds no
+random state, as ``epochs`` explains.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pointdistill.engine.weights.encoders import load_exactly
 from pointdistill.errors import CheckpointError
 
 SAVE_SECONDS = 120.0
-"""Most training that a killed machine loses; a small model's file takes a second to write."""
+"""The most training time that a kill can cost; a small model's file takes a second to write."""
 
 _MODEL, _OPTIMIZER, _LOSS = "model.", "optimizer.", "loss_sum"
 _NUMBERS, _SETTINGS = "progress", "settings"
@@ -32,17 +32,17 @@ _NUMBERS, _SETTINGS = "progress", "settings"
 
 @dataclass(slots=True)
 class Progress:
-    """How far a training has come, and how it has scored."""
+    """How far a training has come, and its scores so far."""
 
     loss_sum: Tensor
-    """Scalar, on the model's device: losses summed over the clouds of the epoch begun."""
+    """Scalar on the model's device: sum of the losses of the current epoch's clouds."""
 
     step: int = 0
     """Optimiser steps taken."""
 
     overall: float = -1.0
     class_mean: float = -1.0
-    """Of the test after the last epoch completed, in percent; -1 before the first."""
+    """Figures after the last completed epoch, in percent; -1 before the first."""
 
     best_overall: float = -1.0
     best_epoch: int = 0
@@ -50,26 +50,27 @@ class Progress:
 
 @dataclass(slots=True)
 class TrainingFile:
-    """Where a training is written so that it can be resumed, and when."""
+    """Where and when the state of a training is saved."""
 
     path: Path
 
     stop: Callable[[], bool] = lambda: False
-    """Called after every step; once it returns true, everything is written and the training ends."""
+    """Called after every step; when it returns True, the training is saved and ends."""
 
     _last: float = field(default_factory=time.monotonic)
 
     def is_due(self) -> bool:
-        """Whether ``SAVE_SECONDS`` went by since anything was written."""
+        """Whether ``SAVE_SECONDS`` have passed since the last save."""
         return time.monotonic() - self._last >= SAVE_SECONDS
 
     def written(self) -> None:
-        """Start counting again."""
+        """Note that the training has just been saved."""
         self._last = time.monotonic()
 
 
 def write_start(path: Path, model: nn.Module) -> None:
-    """Write the training file of a model before its first step; the settings of the first step will be its own."""
+    """Write the training file of a model before its first step."""
+    # Without a fingerprint: at step 0 nothing was computed with any settings yet, so any are accepted.
     _write(path, Progress(loss_sum=torch.zeros(())), model, {}, {})
 
 
@@ -81,7 +82,7 @@ def write_progress(
     *,
     settings: str,
 ) -> None:
-    """Replace the training file, whole or not at all. ``settings`` is any text that differs where they do."""
+    """Replace the training file atomically; ``settings`` is a text that is different for different settings."""
     _write(path, progress, model, named_moments(model, optimizer), {_SETTINGS: settings})
 
 
@@ -111,16 +112,16 @@ def read_progress(
     *,
     settings: str,
 ) -> None:
-    """Bring ``progress``, ``model`` and ``optimizer`` to where the file was written.
+    """Restore ``progress``, ``model`` and ``optimizer`` from a training file.
 
     Raises:
-        CheckpointError: if the file is damaged, of another model, or steps were taken under other settings.
+        CheckpointError: if the file is damaged, of another model, or steps were taken with other settings.
     """
     tensors, numbers, stored = _read(path)
     if numbers["step"] and stored != settings:
         msg = (
-            f"{path}: begun with another recipe, input, seed or number of epochs, or by another version of this "
-            "program; remove it to begin anew"
+            f"{path}: started with another recipe, input, seed or number of epochs, or by another version of "
+            "this program; remove it to start over"
         )
         raise CheckpointError(msg)
     weights, moments = (
@@ -143,9 +144,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, float], str | Non
             numbers = json.loads(facts.get(_NUMBERS, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        msg = f"{path}: not readable ({error}); remove it to begin anew"
+        msg = f"{path}: not readable ({error}); remove it to start over"
         raise CheckpointError(msg) from error
     if numbers.keys() != expected or _LOSS not in tensors:
-        msg = f"{path}: not a training file of this program; remove it to begin anew"
+        msg = f"{path}: not a training file of this program; remove it to start over"
         raise CheckpointError(msg)
     return tensors, numbers, facts.get(_SETTINGS)

@@ -1,4 +1,7 @@
-"""A plan: everything to know of a run before it starts."""
+"""The plan of a run before it starts: its steps, memory, time and disk, and what would keep it from running.
+
+Time and memory of a step come from measured steps or, if those would take too long, from smaller batches.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +36,11 @@ from pointdistill.engine.runtime.devices import GIB, memory_gib, pick_device, pr
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
-# Time and memory of a step, from measured steps or, where those cost too much, from smaller ones.
-
 LONGEST_SECONDS = 60.0
 """Longest expected trial on a CPU; steps of a larger batch are extrapolated instead."""
 
 CPU_FLOPS = 1e10
-"""Operations a second to expect of a CPU, on the low side; only decides which batch is tried."""
+"""A low estimate of a CPU's FLOPs per second; decides only which batch size is tried."""
 
 TRIAL_STEPS = 5
 """Fewest steps of a trial."""
@@ -48,24 +49,27 @@ MEMORY_SHARE = 0.7
 """Largest share of the machine's memory that a trial on a CPU should take."""
 
 SMALLEST_BATCH = 4
-"""Tried last, where larger ones do not fit."""
+"""The last batch size to try if larger ones do not fit."""
+
+TRIAL_SECONDS = 10.0
+"""Length of a trial's timed steps, unless the fewest steps take longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a step takes."""
+    """The estimated time and memory of a step."""
 
     seconds: float | None
-    """Wall time; None where nothing was measured."""
+    """Wall time; None if nothing was measured."""
 
     gib: float | None
-    """Peak memory: of the GPU, or of the process on a CPU; None where the system does not say."""
+    """Peak memory of the GPU, or of the process on a CPU; None if the system does not report it."""
 
     basis: str
-    """Where the two come from, for people."""
+    """How the two were estimated, in words."""
 
     fits: bool = True
-    """False where a step of this batch was tried, and did not fit into memory."""
+    """False if a step of this batch was tried and did not fit into memory."""
 
 
 def estimate(
@@ -75,13 +79,13 @@ def estimate(
     reporter: Reporter = SILENT,
     measure: Callable[[Trial], Measurement] = measure_steps,
 ) -> Estimate:
-    """Measure steps of the trial's batch where that is affordable; else of two smaller ones, and extrapolate.
+    """Measure steps of the run's batch if they are affordable; else measure two smaller batches and extrapolate.
 
     Args:
-        trial: what to measure; its batch size is that of the run.
-        on_gpu: whether its device is one.
-        reporter: told what is being measured.
-        measure: takes the steps of a trial.
+        trial: what to measure, with the batch size of the run.
+        on_gpu: whether its device is a GPU.
+        reporter: receives a line before each measurement.
+        measure: performs a trial.
 
     Raises:
         DoesNotFitError: if not even a step of a few shapes fits.
@@ -105,16 +109,16 @@ def estimate(
 
 
 def arithmetic(trial: Trial, *, on_gpu: bool) -> Estimate:
-    """Without a single step: memory by ``cost``'s formula, for float32."""
+    """An estimate without any step: memory in float32 by the formula in ``cost``, and no time."""
     gib = step_gib(trial.config, points=trial.points) + (0.0 if on_gpu else IDLE_GIB)
     return Estimate(None, _with_snapshot(trial, gib, on_gpu=on_gpu), "arithmetic for float32")
 
 
 def affordable_batch(trial: Trial) -> int:
-    """The largest batch, at most the run's own, of which a CPU should manage a trial within a minute."""
+    """The largest batch, at most the run's own, with which a CPU should finish a trial within a minute."""
     config = trial.config
-    a_shape = step_flops(config) / config.batch_size
-    in_time = int(LONGEST_SECONDS * CPU_FLOPS / TRIAL_STEPS / a_shape)
+    flops_per_shape = step_flops(config) / config.batch_size
+    in_time = int(LONGEST_SECONDS * CPU_FLOPS / TRIAL_STEPS / flops_per_shape)
     in_memory = largest_batch(config, MEMORY_SHARE * memory_gib(), points=trial.points)
     return min(config.batch_size, max(SMALLEST_BATCH, min(in_time, in_memory)))
 
@@ -131,7 +135,7 @@ def extrapolate(
 
 
 def _first_that_fits(size: int, attempt: Callable[[int], Measurement]) -> Measurement:
-    """The measurement of the first of ``size``, half of it, and so on, that does not run out of memory."""
+    """The first measurement that does not run out of memory, of ``size``, half of it, and so on."""
     while True:
         try:
             return attempt(size)
@@ -142,17 +146,14 @@ def _first_that_fits(size: int, attempt: Callable[[int], Measurement]) -> Measur
 
 
 def _with_snapshot(trial: Trial, gib: float | None, *, on_gpu: bool) -> float | None:
-    """On a CPU, a copy of everything that a checkpoint holds: it is written while training goes on."""
+    """Memory with the copy of the training state that is made for a checkpoint."""
+    # The copy is in host memory while it is written, which counts on a CPU and does not on a GPU.
     return gib if gib is None or on_gpu else gib + checkpoint_gib(trial.config)
-
-
-TRIAL_SECONDS = 10.0
-"""Of timed steps in a trial, unless a few of them take longer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a run is, and what it takes."""
+    """A run and the resources it needs."""
 
     config: PretrainConfig
     recipe: str
@@ -168,32 +169,32 @@ class Plan:
 
     parameters: Parameters
     flops: float
-    """Of a step."""
+    """FLOPs of a step."""
 
     device: str
     memory_gib: float
-    """Of the device."""
+    """Memory of the device."""
 
     step: Estimate
     disk_gib: float
-    """At most: the checkpoints kept, one being written, and the encoder."""
+    """The most disk space that the run needs: checkpoints, another one being written, and the encoder."""
 
     free_gib: float
-    """Of the disk that the run would be written to."""
+    """Free space on the disk that the run would be written to."""
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
+        """Optimiser steps of the whole run."""
         return self.config.total_steps(self.shapes)
 
     @property
     def hours(self) -> float | None:
-        """Of the whole run; None where nothing was measured."""
+        """Duration of the whole run; None if nothing was measured."""
         return None if self.step.seconds is None else self.steps * self.step.seconds / 3600
 
     @property
     def problems(self) -> list[tuple[str, str]]:
-        """What would stop the run on this machine, each with the setting that would change it."""
+        """What would keep the run from finishing on this machine, each with the setting that would help."""
         problems = []
         step_gib = self.step.gib
         if not self.step.fits or (step_gib is not None and step_gib > self.memory_gib):
@@ -220,45 +221,36 @@ def make_plan(
     measured: bool = True,
     reporter: Reporter = SILENT,
 ) -> Plan:
-    """Plan the run that ``pretrain`` would make of the same settings.
+    """Plan the run that ``pretrain`` would start with the same settings.
 
     Args:
-        overrides: what to compute.
+        overrides: the run's settings.
         data: the corpus; by default the last one made in this folder.
-        shapes: plan without a corpus, on so many synthetic shapes of the paper's size.
-        options: how it would be carried out.
+        shapes: plan without a corpus, for this number of synthetic shapes of the paper's size.
+        options: how the run would be executed.
         measured: take a few real steps; otherwise memory is estimated by a formula, and no time is given.
-        reporter: told what is being measured.
+        reporter: receives a line before each measurement.
 
     Raises:
         ConfigError: for a setting or device that is not accepted, or several processes.
         DataError: if there is neither a corpus nor a number of shapes.
         PointDistillError: if no step could be measured.
     """
-    if process_count() > 1:
-        msg = f"plan is for one process, and {process_count()} were started together; start it without a launcher"
-        raise ConfigError(msg)
+    _check_single_process()
     on_gpu = pick_device(options.device).type == "cuda"
     settings = resolve_config(overrides)
     corpus, remarks = None, []
     if shapes is None:
-        corpus, where = _corpus(data)
-        remarks += [where] if where else []
+        corpus, corpus_remark = _corpus(data)
+        remarks += [corpus_remark] if corpus_remark else []
         shapes = len(corpus)
     config = settings.config
     if not settings.batch_size_chosen:
-        config, why = fit_batch(config, shapes, options.device)
-        remarks += why
+        config, batch_remarks = fit_batch(config, shapes, options.device)
+        remarks += batch_remarks
     remarks += settings.remarks()
     config.total_steps(shapes)  # refuses a corpus that does not fill a batch
-    trial = Trial(
-        config=config,
-        corpus=None if corpus is None else corpus.path,
-        points=STORED_POINTS,
-        device=options.device,
-        precision=options.precision,
-        seconds=TRIAL_SECONDS,
-    )
+    trial = _trial(config, corpus, options)
     step = (
         estimate(trial, on_gpu=on_gpu, reporter=reporter)
         if measured
@@ -282,8 +274,26 @@ def make_plan(
     )
 
 
+def _check_single_process() -> None:
+    # The trial's own process would inherit the launcher's variables, and wait for the others.
+    if process_count() > 1:
+        msg = f"plan is for one process, but {process_count()} were started; start it without a launcher"
+        raise ConfigError(msg)
+
+
+def _trial(config: PretrainConfig, corpus: Corpus | None, options: RunOptions) -> Trial:
+    return Trial(
+        config=config,
+        corpus=None if corpus is None else corpus.path,
+        points=STORED_POINTS,
+        device=options.device,
+        precision=options.precision,
+        seconds=TRIAL_SECONDS,
+    )
+
+
 def _corpus(data: Path | None) -> tuple[Corpus, str | None]:
-    """As for ``pretrain``; where there is none, the message says how to plan without one."""
+    """The corpus that ``pretrain`` would use; if there is none, the error says how to plan without one."""
     try:
         return find_corpus(data)
     except DataError as error:
@@ -298,7 +308,7 @@ def _licences(corpus: Corpus) -> tuple[tuple[str, str, int], ...]:
 
 
 def _device(*, on_gpu: bool) -> tuple[str, float]:
-    """What the device calls itself, and its memory in GiB."""
+    """The device's name, and its memory in GiB."""
     if on_gpu:
         gpu: Any = torch.cuda.get_device_properties(0)
         return gpu.name, gpu.total_memory / GIB

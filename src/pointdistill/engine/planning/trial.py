@@ -1,4 +1,9 @@
-"""The process in which ``measure_steps`` trains: a trial as JSON on stdin, its measurement as JSON on stdout."""
+"""Measures a few real steps of a run in a separate process: seconds per step, and peak memory.
+
+The process runs this module. It reads a trial as JSON on stdin, trains with the program's own loop in a temporary
+folder, stops before anything is saved, and writes the measurement as JSON on stdout. It is separate so that its
+peak memory is that of these steps alone, and because it may run out of memory.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +39,15 @@ from pointdistill.engine.runtime.devices import (
 from pointdistill.errors import PointDistillError
 from pointdistill.reporter import StepRecord, TrainingReporter
 
-# A few real steps of a run in a separate process: seconds a step, and peak memory.
-#
-# The process (``trial``) trains with the program's own loop, in a temporary folder, and stops before anything is
-# saved. It is separate so that its peak memory is that of these steps alone, and because it may run out of memory.
+WARM_STEPS = 2
+"""Steps that are not timed: the optimiser allocates its moments, libraries choose their kernels."""
+
+TIMED_STEPS = 30
+LEAST_STEPS = 3
+"""Fewest steps to time, however slow they are."""
+
+ENDLESS = 10**6
+"""Steps of the run: so many that it never reaches its end, where it would save."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +64,7 @@ class Trial:
     device: str
     precision: str
     seconds: float
-    """Once a few steps are timed, no more are after this many seconds."""
+    """After this many seconds no more steps are timed, once there are a few."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +73,13 @@ class Measurement:
 
     batch_size: int
     seconds: float
-    """Median wall time of a step, with reading and views."""
+    """Median wall time of a step, including reading and views."""
 
     gib: float | None
-    """Peak memory: on a GPU what torch reserved there, else what the process held; None if not known."""
+    """Peak memory: what torch reserved on a GPU, else what the process used; None if not known."""
 
     idle_gib: float
-    """The part of ``gib`` that Python and its packages held before the run; 0 on a GPU."""
+    """The part of ``gib`` that Python and its packages used before the run; 0 on a GPU."""
 
     steps: int
     """Steps that were timed."""
@@ -84,15 +94,14 @@ def measure_steps(trial: Trial) -> Measurement:
 
     Raises:
         DoesNotFitError: if there was not enough memory.
-        PointDistillError: with the process's own message, if it could not train.
+        PointDistillError: if it could not train, with the process's own message.
     """
     settings = asdict(trial) | {
         "config": to_plain(trial.config),
         "corpus": None if trial.corpus is None else str(trial.corpus),
     }
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # made here, since this process outlives the other
+    # The folder is made here and not by the trial, which may be killed before it could remove it.
+    with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             # Without -P a random.py in the folder would be loaded instead of Python's.
             [sys.executable, "-P", "-m", "pointdistill.engine.planning.trial"],
@@ -105,16 +114,17 @@ def measure_steps(trial: Trial) -> Measurement:
 
 
 def read_answer(done: subprocess.CompletedProcess[str], trial: Trial) -> Measurement:
-    """The measurement on the last line that the process printed.
+    """The measurement in the last line of the process's output.
 
     Raises:
-        DoesNotFitError: if it ran out of memory, or the system killed it, which leaves no message.
+        DoesNotFitError: if it ran out of memory.
         PointDistillError: if it could not train.
     """
     lines = done.stdout.splitlines()
     answer = json.loads(lines[-1]) if lines and done.returncode == 0 else {}
     if "measured" in answer:
         return Measurement(**answer["measured"])
+    # Linux kills a process that uses up the memory, which leaves no message.
     if "out_of_memory" in answer or done.returncode == -signal.SIGKILL:
         msg = (
             f"a step of {trial.config.batch_size} shapes does not fit into memory; choose a smaller batch "
@@ -126,19 +136,8 @@ def read_answer(done: subprocess.CompletedProcess[str], trial: Trial) -> Measure
     raise PointDistillError(msg, settings=("no_measure",))
 
 
-WARM_STEPS = 2
-"""Not timed: the optimiser allocates its moments, libraries choose their kernels."""
-
-TIMED_STEPS = 30
-LEAST_STEPS = 3
-"""Timed steps at the least, however slow they are."""
-
-ENDLESS = 10**6
-"""Steps of the run, so that it never comes to its end, where it would save."""
-
-
 class SyntheticCorpus:
-    """Any number of shapes of random points; only a few are made, and returned again and again."""
+    """Any number of shapes of random points; only a few are made, and repeated."""
 
     path = Path("synthetic")
     sources: tuple[Any, ...] = ()
@@ -161,14 +160,14 @@ class _EnoughError(Exception):
 
 
 class Watch(TrainingReporter):
-    """The wall time of every step but the first, until there are enough."""
+    """Records when each step ended, and ends the run after enough of them."""
 
     def __init__(self, budget: float) -> None:
         self.budget = budget
         self.marks: list[tuple[int, float]] = []
 
     def step(self, record: StepRecord) -> None:
-        """Note the time of a step; leaves the loop when there are enough."""
+        """Record the time of a step; leaves the loop after the last one needed."""
         self.marks.append((record.step, time.perf_counter()))
         timed = record.step - WARM_STEPS
         spent = self.marks[-1][1] - self.marks[0][1]
@@ -176,14 +175,14 @@ class Watch(TrainingReporter):
             raise _EnoughError
 
     def seconds(self) -> list[float]:
-        """Of a step, between any two reports that follow each other."""
+        """Seconds per step between each two consecutive reports."""
         warm = [mark for mark in self.marks if mark[0] >= WARM_STEPS]
         pairs = itertools.pairwise(warm)
         return [(late - early) / (last - first) for (first, early), (last, late) in pairs]
 
 
 def run_trial(trial: dict[str, Any]) -> dict[str, Any]:
-    """A measurement, as plain values.
+    """Take the steps of a trial, and return the fields of its ``Measurement``.
 
     Args:
         trial: the fields of a ``Trial`` as plain values, and the folder of the ``run``.
@@ -221,12 +220,12 @@ def run_trial(trial: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_gib(*, on_gpu: bool) -> float | None:
-    """The most that this process ever held: on a GPU all that torch took, freed pieces that it kept included."""
+    """Peak memory of this process; on a GPU all that torch reserved, including what it keeps for reuse."""
     return torch.cuda.max_memory_reserved() / GIB if on_gpu else peak_resident_gib()
 
 
 def main() -> None:
-    """Answer with one line of JSON."""
+    """Run the trial on stdin, and print one line of JSON."""
     answer: dict[str, Any]
     try:
         answer = {"measured": run_trial(json.load(sys.stdin))}

@@ -1,1 +1,1 @@
-"""Pretraining: a run from what was asked for to what is left on disk."""
+"""Pretraining, from a user's settings to the encoder and checkpoints on disk."""

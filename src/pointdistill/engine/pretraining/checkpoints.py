@@ -1,7 +1,8 @@
-"""Checkpoints: copied to the host's memory between two steps, written by a thread while training goes on.
+"""Checkpoints: copied to host memory between two steps, written by a thread while training continues.
 
-A kill at any instant leaves something whole to resume from, because of the order on disk: metrics are flushed,
-the checkpoint is written aside and renamed, the teacher's encoder follows, then older checkpoints are removed.
+A kill at any instant leaves an intact checkpoint to resume from, because of the order on disk: metrics are
+flushed; the checkpoint is written to a temporary folder, flushed and renamed; older checkpoints are removed only
+then; and the teacher's encoder is saved last.
 """
 
 from __future__ import annotations
@@ -38,21 +39,22 @@ log = logging.getLogger("pointdistill")
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A state as it was after one step, in the host's memory and whole, however it is split over processes."""
+    """A copy of the training state after one step, in host memory; complete even if the state is sharded."""
 
     config: PretrainConfig
     step: int
     seconds: float
-    """Spent on the run until then."""
+    """Time spent on the run so far."""
 
     model: Mapping[str, Tensor]
-    """Student and teacher, by ``student.`` and ``teacher.`` names."""
+    """Student and teacher, under names that begin with ``student.`` and ``teacher.``."""
 
     moments: Mapping[str, Tensor]
-    """AdamW's, by moment and parameter name; a parameter without a gradient so far has none."""
+    """AdamW's moments, by moment and parameter name; absent for a parameter that has had no gradient yet."""
 
     def teacher_encoder(self) -> Encoder:
         """The teacher's encoder, on the CPU."""
+        # Built without memory on the meta device, then given the snapshot's tensors themselves: no copy is made.
         with torch.device("meta"):
             encoder = Encoder(self.config.encoder)
         prefix = "teacher.encoder."
@@ -64,51 +66,56 @@ class Snapshot:
 def take_snapshot(
     state: TrainState, *, seconds: float, keep: bool, moments: bool = True
 ) -> Snapshot | None:
-    """Copy a state to the host; None on a process that does not ``keep`` it.
+    """Copy a state to host memory; returns None on a process that does not ``keep`` the copy.
 
-    With FSDP all processes must call this together, as each holds a part of every tensor. Leaving out the
+    With FSDP all processes must call this together, as each holds a shard of every tensor. Leaving out the
     optimiser's ``moments`` halves what is copied.
     """
-    found: dict[str, Tensor] = {}
+    model: dict[str, Tensor] = {}
     for prefix, module in (("student", state.student), ("teacher", state.teacher)):
         for name, value in module.state_dict().items():
-            _copy_into(found, f"{prefix}.{name}", value, keep=keep)
-    kept: dict[str, Tensor] = {}
+            _copy_into(model, f"{prefix}.{name}", value, keep=keep)
+    moment_copies: dict[str, Tensor] = {}
     if moments:
         for name, value in named_moments(state.student, state.optimizer).items():
-            _copy_into(kept, name, value, keep=keep)
+            _copy_into(moment_copies, name, value, keep=keep)
     device = next(state.student.parameters()).device
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # the copies were only queued
-    return Snapshot(state.config, state.step, seconds, found, kept) if keep else None
+        # The copies were only queued. All of them are waited for once, not each by itself; and before the next
+        # step changes what they read.
+        torch.cuda.synchronize(device)
+    return Snapshot(state.config, state.step, seconds, model, moment_copies) if keep else None
 
 
-def _copy_into(found: dict[str, Tensor], name: str, value: Tensor, *, keep: bool) -> None:
-    """Queue a copy to page-locked memory from a GPU (PyTorch keeps it for the next time), or copy at once."""
-    value = whole(
-        value.detach()
-    )  # also where it is not kept: all processes take part in putting it together
+def _copy_into(copies: dict[str, Tensor], name: str, value: Tensor, *, keep: bool) -> None:
+    # Called on processes that keep nothing too: assembling a sharded tensor is a collective operation.
+    value = whole(value.detach())
     if keep:
+        # Copying to page-locked memory can be queued, and runs at the full speed of the bus. Allocating it is
+        # slow, but PyTorch caches it, so only the first checkpoint pays for that.
         host = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-        found[name] = host.copy_(value, non_blocking=True)
+        copies[name] = host.copy_(value, non_blocking=True)
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path, *, keep: int) -> Path:
-    """Write ``folder/step-…``, complete or absent, and remove all but ``keep`` of the older; the one written.
-
-    Checkpoints of later steps are removed too: they were damaged, or the run would have been resumed from them.
+    """Write ``folder/step-…``, complete or not at all, and remove all but the newest ``keep``; returns its path.
 
     Raises:
-        OSError, SafetensorError: if it cannot be written; nothing is left of it, and the older ones stay.
+        OSError, SafetensorError: if it cannot be written; the older checkpoints are left as they were.
     """
     path = folder / f"step-{snapshot.step:08d}"
     if path.exists():
         if is_whole(path):
-            return path  # the same step of the same run: the same bytes
+            # Runs are deterministic: the same step of the same run has the same content.
+            return path
         shutil.rmtree(path)
+    # ``folder_aside`` calls fsync on every file and on the folder before it renames: without that, a power failure
+    # could leave the new name on disk and no content under it. A kill leaves only a temporary folder behind, which
+    # the next start of the run removes.
     with folder_aside(path) as aside:
         save_file(dict(snapshot.model), aside / MODEL)
         save_file(dict(snapshot.moments), aside / OPTIMIZER)
+        # The checksums tell a resumed run whether the file system damaged a file that was once complete.
         described = {
             "version": VERSION,
             "step": snapshot.step,
@@ -118,6 +125,7 @@ def write_snapshot(snapshot: Snapshot, folder: Path, *, keep: int) -> Path:
         }
         write_json(aside / STATE, described)
     saved = list_checkpoints(folder)
+    # Checkpoints of later steps go as well: the run was not resumed from them, so they were damaged.
     end = saved.index(path) + 1
     for unwanted in (*saved[end:], *saved[: max(0, end - keep)]):
         shutil.rmtree(unwanted)
@@ -125,44 +133,46 @@ def write_snapshot(snapshot: Snapshot, folder: Path, *, keep: int) -> Path:
 
 
 class Saver:
-    """Writes snapshots one after the other in a thread of its own.
+    """Writes snapshots in a background thread, one after the other.
 
-    A checkpoint that cannot be written is warned of, and training goes on: the next may succeed.
+    A checkpoint that cannot be written causes a warning, and training continues: the next one may succeed.
     """
 
     def __init__(self, write: Callable[[Snapshot], object], *, safe: int) -> None:
-        """``write`` puts one snapshot on the disk; step ``safe`` is there already."""
+        """Write snapshots with ``write``; the checkpoint of step ``safe`` is on disk already."""
         self._write = write
         self.safe = safe
-        """The last step that is on the disk."""
+        """The last step whose checkpoint is on disk."""
 
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[object] | None = None
 
     def save(self, snapshot: Snapshot) -> None:
-        """Begin to write; waits for the snapshot before, so that only one more is ever held."""
+        """Start to write a snapshot, after the previous one is finished."""
+        # Waiting bounds memory: besides the state itself there is never more than one snapshot at rest.
         self.wait()
         self._writing = self._pool.submit(self._try, snapshot)
 
     def wait(self) -> None:
-        """Until the last snapshot is on the disk, or was warned of.
+        """Wait until the last snapshot is on disk, or its failure was logged.
 
         Raises:
-            Exception: what is not a full or failing disk.
+            Exception: any error other than that of a full or failing disk.
         """
         if self._writing is not None:
             self._writing.result()
 
     def finish(self, snapshot: Snapshot | None, *, instead: Callable[[], str]) -> None:
-        """Write the last snapshot, and return when it is there.
+        """Write the last snapshot, and return when it is on disk.
 
         Args:
             snapshot: None on a process that keeps none.
-            instead: what to fall back on, asked for only when this one fails.
+            instead: returns the checkpoint to fall back on, for the error message.
 
         Raises:
             CheckpointError: if it cannot be written.
         """
+        # In the calling thread and not forgiven: no later checkpoint can make up for this one.
         self.wait()
         if snapshot is None:
             return
@@ -176,7 +186,7 @@ class Saver:
             raise CheckpointError(msg) from error
 
     def close(self) -> None:
-        """Let a snapshot that is being written become whole."""
+        """Wait until a snapshot that is being written is complete."""
         self._pool.shutdown()
 
     def _try(self, snapshot: Snapshot) -> None:
@@ -185,7 +195,7 @@ class Saver:
             self.safe = snapshot.step
         except (OSError, SafetensorError) as error:
             log.warning(
-                "the checkpoint of step %d could not be written (%s); training goes on, older checkpoints are "
+                "the checkpoint of step %d could not be written (%s); training continues, older checkpoints are "
                 "intact",
                 snapshot.step,
                 _reason(error),
@@ -193,4 +203,5 @@ class Saver:
 
 
 def _reason(error: Exception) -> str:
+    # An OSError's own text repeats the path of the temporary file, which is gone by the time someone reads it.
     return str(getattr(error, "strerror", None) or error)

@@ -1,4 +1,4 @@
-"""From a user's overrides to a run that can start: defaults filled in, contradictions refused, remarks made."""
+"""Turns a user's overrides into a run that can start: defaults, checks, and remarks on what was chosen."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.reporter import SILENT_TRAINING, StepRecord, TrainingReporter
 
 LEAST_SHARE = 0.1
-"""Share of the shapes that a tiny run sees, below which a run is warned of as too short to learn from."""
+"""A run that sees a smaller share than this of the shapes of a tiny run causes a warning that it is too short."""
 
 MEMORY_SHARE = 0.4
-"""Share of the machine's memory that a step on a CPU may take, where no batch size was given."""
+"""Share of the machine's memory that a step on a CPU may take if the user gave no batch size."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
-    """A run about to start or to be resumed."""
+    """A run that is ready to start or to be resumed."""
 
     config: PretrainConfig
     corpus: Corpus
@@ -40,7 +40,7 @@ class PreparedRun:
     resume: bool
     init_from: Path | None
     remarks: tuple[str, ...]
-    """What was chosen for the user, a line each."""
+    """One line for each choice that was made for the user."""
 
 
 def prepare_run(
@@ -51,26 +51,27 @@ def prepare_run(
     init_from: Path | None = None,
     device: str = "auto",
 ) -> PreparedRun:
-    """A new run with these overrides; whatever is not given is chosen here, and remarked on.
+    """Prepare a new run with these overrides; each choice made for the user gets a remark.
 
     Raises:
-        ConfigError: for a setting that is not accepted, a batch that the processes cannot share, or several
-            processes without one named ``run``.
+        ConfigError: for a setting that is not accepted, a batch that cannot be divided among the processes, or
+            several processes without a ``run`` folder given.
         DataError: if there is no corpus to train on.
     """
-    pick_device(device)  # a device that cannot be had is refused before anything is made
+    pick_device(device)  # refuses a missing device before anything else takes time
     settings = resolve_config(overrides)
     config, remarks = settings.config, []
-    corpus, where = find_corpus(data)
-    if where:
-        remarks.append(where)
+    corpus, corpus_remark = find_corpus(data)
+    if corpus_remark:
+        remarks.append(corpus_remark)
     if not settings.batch_size_chosen:
-        config, why = fit_batch(config, len(corpus), device, processes=process_count())
-        remarks += why
+        config, batch_remarks = fit_batch(config, len(corpus), device, processes=process_count())
+        remarks += batch_remarks
     config.check_batch(len(corpus), process_count())
     if run is None:
+        # Each process would look for the first free folder by itself, and they could find different ones.
         if process_count() > 1:
-            msg = f"{process_count()} processes were started together; name the one folder that they share"
+            msg = f"{process_count()} processes were started together; name the run folder that they share"
             raise ConfigError(msg, settings=("run",))
         run = _next_run(config)
         remarks.append(f"run: {run}")
@@ -80,7 +81,7 @@ def prepare_run(
 
 
 def find_corpus(data: Path | None) -> tuple[Corpus, str | None]:
-    """The corpus in ``data``, or the last one made in this folder and a line that says which.
+    """The corpus in ``data``; without it the last one made in the current folder, with a remark that names it.
 
     Raises:
         DataError: if there is none.
@@ -97,11 +98,11 @@ def find_corpus(data: Path | None) -> tuple[Corpus, str | None]:
 def prepare_resumed_run(
     overrides: RunOverrides, *, data: Path | None, run: Path | None
 ) -> PreparedRun:
-    """The run in ``run``, or the last one made in this folder, as it was configured.
+    """Prepare to resume ``run``, or the last run made in the current folder, with its own configuration.
 
     Raises:
         CheckpointError: if there is no run.
-        ConfigError: if a setting was given that belongs to the run.
+        ConfigError: if there are overrides, since a run keeps the settings it was started with.
     """
     remarks = []
     overridden = tuple(dict.fromkeys(name for name, _ in overrides.items()))
@@ -125,7 +126,7 @@ def execute(
     options: RunOptions,
     reporter: TrainingReporter = SILENT_TRAINING,
 ) -> RunResult:
-    """Train; the run becomes this folder's last one with its first step, so that a refused one never does."""
+    """Train a prepared run."""
     return pretrain(
         prepared.config,
         corpus=prepared.corpus,
@@ -138,26 +139,28 @@ def execute(
 
 
 class _RemembersRun(TrainingReporter):
-    """Passes everything on; with the first step the run becomes the last one of this folder."""
+    """Forwards everything, and with the first step records the run as the last one made in the current folder."""
+
+    # Not before the first step: a run that is refused must not become the one that other commands take by default.
 
     def __init__(self, run: Path, reporter: TrainingReporter) -> None:
         self.run: Path | None = run
         self.reporter = reporter
 
     def step(self, record: StepRecord) -> None:
-        """Remember the run once, in one process of several."""
+        """Record the run once, on the main process."""
         if self.run is not None and is_main_process():
             remember_run(self.run)
         self.run = None
         self.reporter.step(record)
 
     def on_signal(self) -> None:
-        """As it is."""
+        """Forward the signal."""
         self.reporter.on_signal()
 
 
 def announce(prepared: PreparedRun) -> list[str]:
-    """What is about to happen, in a few lines."""
+    """Lines that summarise the run before it starts."""
     config, shapes = prepared.config, len(prepared.corpus)
     total = config.total_steps(shapes)
     lines = [
@@ -168,8 +171,9 @@ def announce(prepared: PreparedRun) -> list[str]:
 
 
 def undertraining_warning(config: PretrainConfig, shapes: int) -> list[str]:
-    """A warning where a run is too short to learn anything, measured by the smallest recipe there is."""
+    """A warning if a run is too short to learn anything, compared with the smallest recipe; else nothing."""
     tiny = SIZES["tiny"]()
+    # The tiny recipe counts steps, not epochs, so the size of its corpus does not matter here.
     usual = tiny.total_steps(tiny.batch_size) * tiny.batch_size
     shown = config.total_steps(shapes) * config.batch_size
     if shapes <= config.batch_size:
@@ -188,40 +192,43 @@ def undertraining_warning(config: PretrainConfig, shapes: int) -> list[str]:
 def fit_batch(
     config: PretrainConfig, shapes: int, device: str, *, processes: int = 1
 ) -> tuple[PretrainConfig, list[str]]:
-    """Shrink a recipe's batch to the corpus, to what processes can share, and on a CPU to its memory; say so."""
+    """Shrink a recipe's batch to what corpus, number of processes and, on a CPU, memory allow; with remarks."""
     remarks = []
 
-    def shared(size: int) -> int:
+    def shareable(size: int) -> int:
+        """The largest multiple of the number of processes up to ``size``, but at least one shape for each."""
         return max(1, processes, size - size % processes)
 
     together = f", and {processes} processes can share" if processes > 1 else ""
     if shapes < config.batch_size:
-        most = shared(shapes)
+        largest = shareable(shapes)
         remarks.append(
-            f"batch: {most} instead of {config.batch_size}, all the corpus has{together}"
+            f"batch: {largest} instead of {config.batch_size}, all the corpus has{together}"
         )
-        config = replace(config, batch_size=most)
+        config = replace(config, batch_size=largest)
     elif config.batch_size % processes:
-        most = shared(config.batch_size)
+        largest = shareable(config.batch_size)
         remarks.append(
-            f"batch: {most} instead of {config.batch_size}, a multiple of the {processes} processes"
+            f"batch: {largest} instead of {config.batch_size}, a multiple of the {processes} processes"
         )
-        config = replace(config, batch_size=most)
+        config = replace(config, batch_size=largest)
+    # On a GPU too large a batch fails at once with a clear error. On a CPU the machine would start to swap, or the
+    # system would kill the process without a message, so there the batch is fitted by arithmetic.
     if pick_device(device).type == "cpu":
         allowed = MEMORY_SHARE * memory_gib()
         if step_gib(config) > allowed:
-            fitting = shared(largest_batch(config, allowed))
+            fitting = shareable(largest_batch(config, allowed))
             remarks.append(
-                f"batch: {fitting} instead of the recipe's {config.batch_size}, whose step would take some "
+                f"batch: {fitting} instead of the recipe's {config.batch_size}, whose step would take about "
                 f"{step_gib(config):.0f} GiB of this CPU's memory; results will differ from the paper's "
-                f"(a batch size that is given is kept, even {config.batch_size})"
+                f"(a batch size given by you is not changed, not even {config.batch_size})"
             )
             config = replace(config, batch_size=fitting)
     return config, remarks
 
 
 def _next_run(config: PretrainConfig) -> Path:
-    """The first free ``runs/<name>-<mode>-<number>``; a name that says the mode does not say it twice."""
+    """The first free ``runs/<name>-<mode>-<number>``; the mode is left out if the name contains it already."""
     named = str(config.mode) in config.name.split("-")
     name = config.name if named else f"{config.name}-{config.mode}"
     number = 1

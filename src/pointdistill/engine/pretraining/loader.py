@@ -1,6 +1,7 @@
-"""Raw shapes to padded batches, in an order that is a pure function of (seed, epoch).
+"""Loads raw shapes into padded batches, in an order that is a pure function of (seed, epoch).
 
-Sizes: B shapes, N points of the largest of them.
+There are no worker processes: a corpus is memory-mapped, so reading a batch is a copy from the page cache, and one
+thread keeps up. Sizes: B shapes in a batch, N points of the largest of them.
 """
 
 from __future__ import annotations
@@ -20,20 +21,19 @@ from torch import Tensor
 from pointdistill.errors import DataError
 
 AHEAD = 2
-"""Batches read while the device computes; reading is a copy from the page cache, so few are enough."""
+"""Batches to read in advance while the device computes."""
 
 STAND_IN_POINTS = 256
-"""Points of each cloud that stands in for one that could not be read."""
+"""Points of each placeholder cloud in a batch that could not be read."""
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
 def made_ahead(items: Iterator[Item], make: Callable[[Item], Made]) -> Iterator[Made]:
-    """``make`` of each item, one ahead in a thread of its own; what it raises is raised in its turn.
-
-    On a CPU the views of the next step are made while this one trains: tensor operations release Python's lock.
-    """
+    """Apply ``make`` to each item, one ahead in a thread; an exception is raised when its item's turn comes."""
+    # A thread is enough to make the next step's views while this step trains, because tensor operations release
+    # Python's global lock. ``next`` runs in the thread too, so that ``items`` is only ever advanced from there.
     with ThreadPoolExecutor(max_workers=1) as pool:
 
         def next_made() -> Made:
@@ -44,13 +44,14 @@ def made_ahead(items: Iterator[Item], make: Callable[[Item], Made]) -> Iterator[
             try:
                 made = waiting.result()
             except StopIteration:
+                # A generator must not let StopIteration escape (PEP 479), so the end is passed on as a return.
                 return
             waiting = pool.submit(next_made)
             yield made
 
 
 class PointSource(Protocol):
-    """What the loader needs of a corpus."""
+    """The part of a corpus that the loader uses."""
 
     def __len__(self) -> int: ...
 
@@ -75,10 +76,12 @@ class Batch:
     epoch: int
 
     read_error: Exception | None = None
-    """Why the shapes could not be read; the points are then stand-ins, and the step will be called off."""
+    """Why the shapes could not be read; the points are then placeholders, and the step will not be applied."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; from pinned memory the copy does not block the host."""
+        """The batch on a device."""
+        # ``non_blocking`` takes effect only for pinned memory; elsewhere the copy is synchronous, and still
+        # correct.
         return replace(
             self,
             points=self.points.to(device, non_blocking=True),
@@ -88,10 +91,12 @@ class Batch:
 
 
 def on_device(source: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Each batch on the device. To a GPU it is copied on a stream of its own while the step before computes."""
+    """Each batch, copied to the device; to a GPU one batch ahead, while the step before computes."""
     if device.type != "cuda":
         yield from (batch.to(device) for batch in source)
         return
+    # On the default stream a copy would queue up behind the kernels of the step before. On a stream of its own the
+    # GPU's copy engine works beside them.
     copy_stream = torch.cuda.Stream(device)
 
     def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
@@ -108,16 +113,21 @@ def on_device(source: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 
 
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
-    """The batch, for work queued from now on: it waits for the copy, and the memory is kept until it is done."""
+    """Make the current stream wait for the copy, and return the batch."""
     stream = torch.cuda.current_stream(batch.points.device)
+    # The GPU waits, not the host.
     stream.wait_event(copied)
     for tensor in (batch.points, batch.counts, batch.index):
+        # The allocator knows only the stream that a tensor was made on. Without this it could hand the memory to
+        # the next copy while kernels of this stream still read it.
         tensor.record_stream(stream)
     return batch
 
 
 def epoch_order(shapes: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """(shapes,) int64, the order in which an epoch visits them."""
+    """The order in which an epoch visits the shapes, (shapes,) int64."""
+    # A generator of its own for every epoch, not one that runs on: a resumed run needs no random state, only the
+    # step it has reached.
     rng = np.random.default_rng(np.random.SeedSequence((seed, epoch)))
     return rng.permutation(shapes)
 
@@ -132,16 +142,18 @@ def read_batch(
     """Read and pad the shapes at ``index``; ``pin`` puts them into page-locked memory.
 
     Raises:
-        DataError: if a shape has no points or a coordinate that is not finite: it must never reach a weight.
+        DataError: if a shape has no points, or a coordinate that is not finite.
     """
     clouds = [corpus.points(int(number)) for number in index]
     for number, cloud in zip(index, clouds, strict=True):
-        # A sum is not finite as soon as one term is not; float64 cannot overflow on float32 terms.
+        # One NaN would reach every weight through the optimiser. A sum is not finite as soon as one term is not,
+        # and costs less than testing each coordinate; in float64 the sum of float32 numbers cannot overflow by
+        # itself.
         if not (len(cloud) and np.isfinite(cloud.sum(dtype=np.float64))):
             what = "coordinates that are not finite" if len(cloud) else "no points"
             msg = (
                 f"shape {number} of the corpus has {what}; look at it with pointdistill.open_corpus, "
-                "or build the corpus anew"
+                "or rebuild the corpus"
             )
             raise DataError(msg)
     return _padded(clouds, np.asarray(index, np.int64), epoch, pin=pin)
@@ -150,7 +162,8 @@ def read_batch(
 def _padded(
     clouds: Sequence[NDArray[np.float32]], index: NDArray[np.int64], epoch: int, *, pin: bool
 ) -> Batch:
-    """The clouds in one tensor, in page-locked memory where asked: a GPU reads from there by itself."""
+    # With ``pin`` the clouds are written into page-locked memory right away. The GPU reads that by itself (DMA),
+    # so the copy to it does not block the host; pinning afterwards would copy every batch once more.
     counts = torch.tensor([len(cloud) for cloud in clouds])
     points = torch.empty(len(clouds), int(counts.max()), 3, pin_memory=pin)
     for row, cloud in zip(points.numpy(), clouds, strict=True):
@@ -163,11 +176,10 @@ def _padded(
 
 
 def _stand_in(index: NDArray[np.int64], epoch: int, read_error: Exception, *, pin: bool) -> Batch:
-    """A batch that carries why it could not be read, with points that can be trained on.
-
-    Processes wait for each other in every step: one that left without a word would hang the others. With stand-ins
-    it comes as far as the message in which all learn that the step is called off.
-    """
+    """A batch of placeholder clouds that carries the error which reading its shapes raised."""
+    # Processes wait for each other in every step, so one that simply raised would leave the others hanging in a
+    # collective. With points that can be computed with, it reaches the step's message, from which all processes
+    # learn that the step must not be applied.
     cloud = np.random.default_rng(0).random((STAND_IN_POINTS, 3), np.float32)
     return replace(_padded([cloud] * len(index), index, epoch, pin=pin), read_error=read_error)
 
@@ -183,25 +195,29 @@ def batches(
     parts: int = 1,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of steps ``first`` to ``last`` - 1, whatever was read before, read ahead in a thread.
+    """The batches of steps ``first`` to ``last`` - 1, read in advance by a thread.
 
-    A batch that cannot be read comes in its turn, with the reason as its ``read_error``: of several processes, the
-    one that meets it must not leave the others waiting.
+    What a step's batch holds depends on its number alone, not on which batches were read before it. A batch that
+    cannot be read is yielded when its turn comes, with the error as its ``read_error``.
 
     Args:
         corpus: shapes by number.
-        batch_size: shapes a step, over all processes; each epoch's last partial batch is dropped.
-        seed: of the order.
-        first: step to begin at, so that a resumed run goes on where it stopped.
+        batch_size: shapes per step, over all processes; each epoch's last partial batch is dropped.
+        seed: seed of the order of shapes.
+        first: first step; where a resumed run continues.
         last: step to end before.
         part: which of ``parts`` equal shares of every batch this process reads.
         parts: number of processes; divides ``batch_size``.
         pin: read into page-locked memory, for a GPU.
     """
+    # Without the last partial batch of an epoch every step has the same number of shapes, which the processes can
+    # divide equally.
     per_epoch = len(corpus) // batch_size
     share = batch_size // parts
 
-    @lru_cache(maxsize=1)  # a million shapes take 20 ms to shuffle: once an epoch, not once a step
+    # Shuffling a million shapes takes 20 ms: worth doing once per epoch, not once per step. Steps come in order,
+    # so one entry is enough.
+    @lru_cache(maxsize=1)
     def order(epoch: int) -> NDArray[np.int64]:
         return epoch_order(len(corpus), seed=seed, epoch=epoch)
 
@@ -212,8 +228,11 @@ def batches(
         try:
             return read_batch(corpus, index, epoch, pin=pin)
         except Exception as error:
+            # Any error at all: whatever it is, the other processes must hear of it through the step's message.
             return _stand_in(index, epoch, error, pin=pin)
 
+    # One thread, so that batches come in order and the disk sees one reader; two batches ahead, so that one slow
+    # read does not stall the device.
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting: list[Future[Batch]] = []
         for step in range(first, last + AHEAD):

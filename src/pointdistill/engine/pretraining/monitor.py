@@ -1,7 +1,8 @@
-"""Numbers of steps on their way from the device to the host, without making the device wait.
+"""Monitoring of a run: metrics on their way from the device, the rows that are logged, and collapse warnings.
 
-A GPU is told of its next step before the numbers of the last are asked for, so it never runs dry; a CPU has
-nothing to overlap and is read at once. The numbers are the same either way.
+The host queues a GPU's next step before it reads the numbers of the last one, so that the GPU never runs out of
+work; on a CPU there is nothing to overlap, and numbers are read at once. The numbers are the same either way.
+Sizes: K prototypes.
 """
 
 from __future__ import annotations
@@ -25,69 +26,71 @@ from torch import Tensor
 from pointdistill.engine.runtime.schedules import Rates
 from pointdistill.errors import ConfigError
 
-# A warning when the teacher stops telling shapes apart, from the entropies of its posteriors.
-#
-# Sizes: K prototypes.
+log = logging.getLogger("pointdistill")
 
 LOW = 0.1
-"""Share of the entropy it could have below which the marginal counts as collapsed."""
+"""Share of the largest possible entropy below which the marginal counts as collapsed."""
 
 HIGH = 0.99
 """Share of log K above which posteriors count as uniform."""
 
 IN_A_ROW = 3
-"""Observations in a row that must agree before anything is said: one odd batch is no collapse."""
+"""Consecutive observations needed for a warning, since one odd batch is no collapse."""
 
 UNIFORM_AT_FIRST = 0.3
-"""Share of a run during which a teacher may be uniform, since untrained it cannot tell shapes apart."""
+"""Share of a run during which a uniform teacher causes no warning: untrained, it cannot tell shapes apart."""
 
 
 @dataclass(slots=True)
 class CollapseWatch:
-    """Looks at the entropies of logged steps and warns of each kind of collapse once.
+    """Warns of each kind of collapse once, from the entropies of the teacher's posteriors in logged steps.
 
     Args:
         total: steps of the run.
         prototypes: K.
-        views: global views in a step, over all processes. Few views cannot spread over many prototypes, so the
-            marginal of CLS posteriors is compared with the logarithm of their number, not with log K.
+        views: global views in a step, over all processes.
     """
 
     total: int
     prototypes: int
     views: int
-    _agreeing: dict[str, int] = field(default_factory=dict)
+    _consecutive: dict[str, int] = field(default_factory=dict)
 
     def look(self, step: int, values: Mapping[str, float]) -> list[str]:
-        """Warnings after step ``step``; mostly none."""
-        said = []
+        """Warnings after step ``step``, from its logged ``values``; mostly none."""
+        warnings = []
         for kind in ("cls", "patch"):
             if f"{kind}_marginal_entropy" not in values:
                 continue
             marginal = values[f"{kind}_marginal_entropy"]
             share = values[f"{kind}_posterior_share"]
+            # A step has one CLS posterior per global view. A few of them cannot spread over many prototypes, so
+            # their marginal is compared with the log of their number where that is below log K. Patches are many.
             rows = self.views if kind == "cls" else self.prototypes
             reachable = math.log(min(self.prototypes, max(2, rows)))
             if self._is_first_alarm(f"{kind} marginal", marginal < LOW * reachable):
-                said.append(_collapsed(kind, step, marginal, marginal / math.log(self.prototypes)))
+                warnings.append(
+                    _collapsed(kind, step, marginal, marginal / math.log(self.prototypes))
+                )
             old_enough = step > UNIFORM_AT_FIRST * self.total
             if self._is_first_alarm(f"{kind} posteriors", share > HIGH and old_enough):
-                said.append(_uniform(kind, step, share))
-        return said
+                warnings.append(_uniform(kind, step, share))
+        return warnings
 
     def _is_first_alarm(self, what: str, wrong: bool) -> bool:
-        """True once: when it has been wrong ``IN_A_ROW`` times in a row for the first time."""
-        seen = self._agreeing.get(what, 0)
-        if seen < IN_A_ROW:
-            self._agreeing[what] = seen + 1 if wrong else 0
-            return self._agreeing[what] == IN_A_ROW
+        """True only once: the first time that ``wrong`` was true ``IN_A_ROW`` times in a row."""
+        count = self._consecutive.get(what, 0)
+        # A count that reached the limit stays there, which silences the alarm for the rest of the run.
+        if count < IN_A_ROW:
+            self._consecutive[what] = count + 1 if wrong else 0
+            return self._consecutive[what] == IN_A_ROW
         return False
 
 
 def _collapsed(kind: str, step: int, entropy: float, share: float) -> str:
     return (
         f"step {step}: collapse: the teacher puts nearly every {_thing(kind)} on the same prototypes (marginal "
-        f"entropy {entropy:.2f} nats, {share:.0%} of log K); start anew with a larger batch_size or a higher "
+        f"entropy {entropy:.2f} nats, {share:.0%} of log K); start a new run with a larger batch_size or a higher "
         f"schedule.first_{kind}_temperature"
     )
 
@@ -95,7 +98,7 @@ def _collapsed(kind: str, step: int, entropy: float, share: float) -> str:
 def _uniform(kind: str, step: int, share: float) -> str:
     return (
         f"step {step}: the teacher's {kind} posteriors are uniform (entropy {share:.1%} of log K), so there is "
-        f"nothing to learn from them; start anew with a lower schedule.first_{kind}_temperature, or with "
+        f"nothing to learn from them; start a new run with a lower schedule.first_{kind}_temperature, or with "
         "centers_from_first_batch"
     )
 
@@ -104,19 +107,15 @@ def _thing(kind: str) -> str:
     return "shape" if kind == "cls" else "patch"
 
 
-# The rows of a run: ``metrics.jsonl`` always, and Accelerate's trackers by name.
-
-log = logging.getLogger("pointdistill")
-
 PACKAGES = {"comet_ml": "comet-ml", "dvclive": "dvclive"}
-"""Where a tracker's package is not called as it is."""
+"""Packages of the trackers that Accelerate knows under another name than the package's."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise unless every tracker exists and its package is installed.
+    """Check that every tracker exists and its package is installed.
 
     Raises:
-        ConfigError: with the nearest name, or with the package to install.
+        ConfigError: naming the nearest tracker, or the package to install.
     """
     available = {str(name) for name in get_available_trackers()}
     for name in names:
@@ -139,13 +138,14 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Journal:
-    """Where the rows of a run go; written by one process of several.
+    """Logs a run's rows to ``metrics.jsonl``, on the main process, and to Accelerate's trackers.
 
-    A row that a full disk refuses is kept and written with the next, so that no row is lost or cut short.
+    A row that cannot be written because the disk is full is written together with the next one, so that no row is
+    lost or cut short.
     """
 
     def __init__(self, path: Path, accelerator: Accelerator, settings: Mapping[str, Any]) -> None:
-        """Rows go to ``path`` and to the trackers that the accelerator was made with, under ``settings``."""
+        """Log to ``path`` and to the accelerator's trackers, which are given the run's ``settings`` first."""
         self.path = path
         self.accelerator = accelerator
         self.tracks = bool(accelerator.log_with)
@@ -155,7 +155,7 @@ class Journal:
             accelerator.init_trackers("pointdistill", config=_flat(settings))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a row; ``step`` is its place on the trackers' axis."""
+        """Log a row; its ``step`` is the trackers' x axis."""
         if self.accelerator.is_main_process:
             self._waiting.append(json.dumps(row) + "\n")
             self._write_waiting()
@@ -164,13 +164,13 @@ class Journal:
             self.accelerator.log(numbers, step=row["step"])
 
     def flush(self) -> None:
-        """Put the rows on the disk, before a checkpoint that counts on them."""
+        """Flush the rows to disk; called before a checkpoint of the same steps is written."""
         if self.path.is_file():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Write what a full disk refused, and let the trackers finish."""
+        """Write the rows that could not be written before, and close the trackers."""
         if self._waiting:
             self._write_waiting()
         if self.tracks:
@@ -178,42 +178,44 @@ class Journal:
                 tracker.finish()
 
     def _write_waiting(self) -> None:
-        """Append what waits, whole or not at all."""
+        """Append the waiting rows, all of them or none."""
         begin = self.path.stat().st_size if self.path.is_file() else 0
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(self._waiting))
         except OSError as error:
+            # A disk that fills up cuts a row in the middle. Truncating frees that part again, and keeps every line
+            # of the file valid JSON. Training continues either way, since metrics are not worth stopping it for.
             if self.path.is_file():
                 os.truncate(self.path, begin)
             if not self._warned:
-                log.warning("%s: %s; its rows are kept for later", self.path, error.strerror)
+                log.warning("%s: %s; rows will be written later", self.path, error.strerror)
             self._warned = True
         else:
             self._waiting.clear()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
-    """Settings under dotted names, as trackers take them."""
-    found: dict[str, int | float | str | bool] = {}
+    """Settings as one table with dotted names. Trackers accept no nested tables, lists or None."""
+    flat: dict[str, int | float | str | bool] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         elif isinstance(value, int | float | str):
-            found[f"{prefix}{name}"] = value
+            flat[f"{prefix}{name}"] = value
         else:
-            found[f"{prefix}{name}"] = str(value)
-    return found
+            flat[f"{prefix}{name}"] = str(value)
+    return flat
 
 
 Number = TypeVar("Number", Tensor, float)
 
 
 class StepOutcome(NamedTuple, Generic[Number]):
-    """What decides how a run goes on after a step; scalars, the same on all processes, none of them logged."""
+    """Scalars that decide how a run continues after a step; the same on all processes, and not logged."""
 
     applied: Number
-    """1 where weights, teacher and centres were changed; 0 where the step was called off."""
+    """1 if weights, teacher and centres were updated; 0 if the step was skipped."""
 
     stop: Number
     """Share of processes that want to stop."""
@@ -225,23 +227,23 @@ class StepOutcome(NamedTuple, Generic[Number]):
     """Share of processes that could not read their shapes."""
 
     logit_sum: Number
-    """Of the teacher's mean logits: not finite where one of them is not."""
+    """Sum of the teacher's mean logits; not finite if any of them is not."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceMetrics:
-    """What a step leaves behind, its numbers still on the device."""
+    """The metrics of a step, still on the device."""
 
     step: int
-    """Steps taken with it, from 1."""
+    """Number of the step, from 1."""
 
     epoch: int
     rates: Rates
     terms: tuple[str, ...]
-    """Which of ``logged`` are terms of the loss."""
+    """Names of the ``logged`` values that are terms of the loss."""
 
     logged: Mapping[str, Tensor]
-    """Scalars for the journal, by name; the same on all processes."""
+    """Scalars to log, by name; the same on all processes."""
 
     outcome: StepOutcome[Tensor]
     read_error: Exception | None = None
@@ -250,7 +252,7 @@ class DeviceMetrics:
 
 @dataclass(frozen=True, slots=True)
 class HostMetrics:
-    """The same on the host."""
+    """The metrics of a step as numbers on the host; fields as in ``DeviceMetrics``."""
 
     step: int
     epoch: int
@@ -262,30 +264,33 @@ class HostMetrics:
 
     @property
     def step_applied(self) -> bool:
-        """Whether the step changed anything: decided on the device, where it was computed."""
+        """Whether the step updated the state, as decided on the device."""
         return self.outcome.applied == 1.0
 
 
 def steps_behind(device: torch.device) -> int:
-    """How many steps the host may lag behind the device."""
+    """How many steps may be queued on the device before the host reads the oldest one's metrics."""
+    # One is enough to keep a GPU busy, and with more the host would learn later of a step that was not applied.
     return 1 if device.type == "cuda" else 0
 
 
 class MetricsQueue:
-    """Metrics in order, each as soon as it can be had without waiting for the newest ``behind`` steps."""
+    """Metrics of steps in order, each read without waiting for the newest ``behind`` steps."""
 
     def __init__(self, behind: int) -> None:
         self.behind = behind
         self._sent: deque[tuple[DeviceMetrics, Tensor, torch.cuda.Event | None]] = deque()
 
     def send(self, metrics: DeviceMetrics) -> None:
-        """Start the copy of a step's numbers to the host."""
+        """Start to copy a step's numbers to the host."""
         values = (*metrics.outcome, *metrics.logged.values())
+        # Packed, so that a step costs one copy to the host and not one for each number.
         packed = torch.stack([value.detach().float() for value in values])
         if packed.device.type != "cuda":
             self._sent.append((metrics, packed, None))
             return
-        # Page-locked memory, or the copy would make the host wait for all that is queued before it.
+        # A copy to ordinary memory would block the host until everything queued before it is done. To page-locked
+        # memory it is queued like a kernel, and the event behind it says when the numbers are there.
         host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
         host.copy_(packed, non_blocking=True)
         copied = torch.cuda.Event()
@@ -293,11 +298,13 @@ class MetricsQueue:
         self._sent.append((metrics, host, copied))
 
     def arrived(self, *, everything: bool = False) -> Iterator[HostMetrics]:
-        """Metrics that are due; with ``everything``, all that were sent."""
+        """Metrics that can be read now; with ``everything``, those of all steps sent so far."""
         while len(self._sent) > (0 if everything else self.behind):
             metrics, host, copied = self._sent.popleft()
             if copied is not None:
                 copied.synchronize()
+            # Floats of the host from here on: nothing that a caller does with them can make it wait for the
+            # device.
             numbers = host.tolist()
             outcome = StepOutcome(*numbers[: len(metrics.outcome)])
             logged = dict(zip(metrics.logged, numbers[len(metrics.outcome) :], strict=True))
@@ -312,12 +319,12 @@ class MetricsQueue:
             )
 
     def discard(self) -> None:
-        """Drop what was sent: steps after one that was called off."""
+        """Drop the metrics of steps that followed one that was not applied."""
         self._sent.clear()
 
 
 def why_not_applied(metrics: HostMetrics) -> str:
-    """What called a step off, for a message."""
+    """Why a step was not applied, for a message."""
     if metrics.outcome.unreadable > 0.0:
         return "another process could not read its shapes"
     numbers = {

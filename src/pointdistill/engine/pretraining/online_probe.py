@@ -1,7 +1,7 @@
-"""An online probe: nearest neighbours of the teacher's features on a small labelled set, while a run trains.
+"""The online probe: a k-nearest-neighbour classifier on the teacher's features while a run trains.
 
-It works on a copy of the teacher, with its own seeds, so that the run's numbers are the same with and without it.
-Sizes: n clouds, N points a cloud.
+It works on a copy of the teacher and with its own seeds, so that a run's numbers are the same with and without it.
+Sizes: n clouds, N points per cloud.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from pointdistill.model.encoder import Encoder
 
 BUILTIN = "builtin"
 BUILTIN_SHAPES = 1080
-"""20 of each of the 54 categories: half of them vote, half are named by them."""
+"""20 in each of the 54 categories: half of them are neighbours, half are classified."""
 
 VOTERS, TESTED = 2000, 1000
-"""Most clouds that vote and that are tested; larger sets are subsampled, since a probe must cost seconds."""
+"""Largest numbers of clouds to vote and to test; larger sets are subsampled, so that a probe takes seconds."""
 
 NEIGHBOURS = 5
 SEED = 20_250_000
-"""Seed of the choice of clouds and points; far from the seeds of runs, whose shapes must not be these."""
+"""Seed of the choice of clouds and points; unlike any seed that a run would use, so that the shapes differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledSet:
-    """Labelled clouds that a run is probed on."""
+    """The labelled clouds of a probe."""
 
     name: str
     voters: LabelledClouds
@@ -52,46 +52,47 @@ class LabelledSet:
 
 
 def open_labelled_set(where: str, *, points: int) -> LabelledSet:
-    """The set that ``where`` means.
+    """Open a labelled set by its name or path.
 
     Args:
-        where: ``builtin`` (shapes made on the spot), a corpus with labels, or the archive of ScanObjectNN or
+        where: ``builtin`` (shapes generated on the spot), a corpus with labels, or the archive of ScanObjectNN or
             ModelNet40.
-        points: N, of clouds that have more or fewer.
+        points: N; clouds of a corpus are subsampled to it.
 
     Raises:
         DataError: if it is none of these, or has too few labelled clouds.
     """
     if where == BUILTIN:
-        found = _split_half(BUILTIN, *_builtin_clouds(points))
+        labelled = _split_half(BUILTIN, *_builtin_clouds(points))
     elif (Path(where) / MANIFEST_NAME).is_file():
-        found = _split_half(where, *_labelled_clouds(open_corpus(where), points))
+        labelled = _split_half(where, *_labelled_clouds(open_corpus(where), points))
     else:
         benchmark = _benchmark(Path(where))
         voters, tested = (
             _subsample(side, most)
             for side, most in ((benchmark.train, VOTERS), (benchmark.test, TESTED))
         )
-        found = LabelledSet(benchmark.data_name, voters, tested)
-    if len(np.unique(found.voters.labels)) < 2 or len(found.voters) < NEIGHBOURS:
+        labelled = LabelledSet(benchmark.data_name, voters, tested)
+    if len(np.unique(labelled.voters.labels)) < 2 or len(labelled.voters) < NEIGHBOURS:
         msg = (
             f"{where}: a probe needs at least {NEIGHBOURS} labelled clouds of 2 classes to vote, got "
-            f"{len(found.voters)}; name another set, or builtin"
+            f"{len(labelled.voters)}; name another set, or builtin"
         )
         raise DataError(msg)
-    return found
+    return labelled
 
 
 class RunProbe:
-    """Measures a teacher's encoder on one labelled set, always in the same way."""
+    """Measures a teacher's encoder on one labelled set, always with the same points and votes."""
 
     def __init__(self, labelled: LabelledSet, device: torch.device) -> None:
         self.labelled = labelled
         self.device = device
 
     def __call__(self, encoder: Encoder) -> dict[str, float]:
-        """Accuracies in percent, and what they cost. The encoder is moved to the device: give a copy."""
+        """Accuracies in percent, and the seconds they took; moves the encoder to the device, so pass a copy."""
         began = time.perf_counter()
+        # No augmentation: what differs between two probes of a run must be the teacher alone.
         inputs = ProtocolInput(
             points=encoder.config.points,
             patches=encoder.config.patches,
@@ -129,7 +130,7 @@ def _builtin_clouds(points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]
 
 
 def _labelled_clouds(corpus: Corpus, points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Shapes of a corpus whose label is known, subsampled: (n, N, 3) and (n,)."""
+    """Shapes of a corpus with known labels, and their labels, subsampled: (n, N, 3) and (n,)."""
     labels = corpus.labels()
     known = np.flatnonzero(labels != UNKNOWN_LABEL)
     rng = np.random.default_rng(SEED)
@@ -142,15 +143,17 @@ def _labelled_clouds(corpus: Corpus, points: int) -> tuple[NDArray[np.float32], 
 
 
 def _split_half(name: str, points: NDArray[np.float32], labels: NDArray[np.int64]) -> LabelledSet:
-    """In the order of a fixed shuffle, every second cloud of each label votes and the others are tested."""
+    """Split each class in half, in a shuffled order: every second cloud votes, the others are tested."""
     order = np.random.default_rng(SEED).permutation(len(labels))
+    # A stable sort by label keeps the shuffled order within each class, so taking every second one halves them
+    # all.
     order = order[np.argsort(labels[order], kind="stable")]
     sides = [LabelledClouds(points[part], labels[part]) for part in (order[::2], order[1::2])]
     return LabelledSet(name, _subsample(sides[0], VOTERS), _subsample(sides[1], TESTED))
 
 
 def _subsample(side: LabelledClouds, most: int) -> LabelledClouds:
-    """At most ``most`` clouds, drawn by a fixed seed."""
+    """At most ``most`` clouds, drawn with a fixed seed."""
     if len(side) <= most:
         return side
     chosen = np.sort(np.random.default_rng(SEED).choice(len(side), most, replace=False))
@@ -158,10 +161,10 @@ def _subsample(side: LabelledClouds, most: int) -> LabelledClouds:
 
 
 def _benchmark(path: Path) -> Benchmark:
-    """The first split that an archive has.
+    """The first split of a classification benchmark that an archive contains.
 
     Raises:
-        DataError: if there is no such file, or it is of neither benchmark.
+        DataError: if there is no such file, or it is no benchmark's archive.
     """
     if not path.exists():
         msg = f"{path}: no such file; a probe takes builtin, a corpus with labels, or a benchmark's archive"
@@ -171,10 +174,11 @@ def _benchmark(path: Path) -> Benchmark:
     ]
     for spec in specs:
         for split in spec.splits:
+            # An archive's name does not tell which benchmark or split it holds; reading it does.
             with suppress(DataError):
-                found = spec.read(BenchmarkPaths(path), split)
-                assert isinstance(found, Benchmark)
-                return found
+                benchmark = spec.read(BenchmarkPaths(path), split)
+                assert isinstance(benchmark, Benchmark)
+                return benchmark
     msg = (
         f"{path}: neither a corpus with labels nor the archive of {' or '.join(s.title for s in specs)}; "
         "give one of these, or builtin"

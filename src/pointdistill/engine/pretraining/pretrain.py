@@ -1,4 +1,4 @@
-"""Pretraining: begin or resume a run, train, leave an encoder and everything needed to go on."""
+"""Pretraining: start or resume a run, train it, and save an encoder with everything needed to continue."""
 
 from __future__ import annotations
 
@@ -59,84 +59,102 @@ def pretrain(
     options: RunOptions | None = None,
     reporter: TrainingReporter = SILENT_TRAINING,
 ) -> RunResult:
-    """Train a student and its teacher; leave ``run/encoder`` and everything needed to go on.
+    """Train a student and its teacher, and save ``run/encoder`` and everything needed to continue.
 
-    Ctrl-C and SIGTERM finish the step, save, and return with ``interrupted``. A loss or gradient that is not
-    finite changes no weight, moment, centre or teacher. What a person should know meanwhile (a collapse, a
-    checkpoint that could not be written) goes to the logger ``pointdistill``, a line each.
+    Ctrl-C and SIGTERM finish the step, save, and return with ``interrupted`` set. A loss or gradient that is not
+    finite changes no weight, moment, centre or teacher. Warnings during the run (a collapse, a checkpoint that
+    could not be written) go to the logger ``pointdistill``, one line each.
 
     Args:
-        config: what is computed; of several processes the main one's, with the smallest batch of any. On resume
-            the run's own is used instead.
+        config: what to compute. With several processes, the main process's configuration is used, with the
+            smallest batch size of any process. When resuming, the run's own configuration is used instead.
         corpus: shapes to learn from, z up.
-        run: folder of the run; made if absent.
-        resume: go on from the newest whole checkpoint in ``run``.
-        init_from: an encoder folder whose weights the student begins with.
-        options: how it is executed.
-        reporter: told of every step, on a GPU one step late; and at once of a signal, before the step is finished.
+        run: folder of the run; created if absent.
+        resume: continue from the newest intact checkpoint in ``run``.
+        init_from: an encoder folder with the student's initial weights.
+        options: how the run is executed.
+        reporter: receives every step, on a GPU one step late; and a signal at once, before the step is finished.
 
     Raises:
-        ConfigError: if ``run`` holds another run, the corpus is too small for a batch, the processes cannot share
-            one, or an option cannot be had.
-        CheckpointError: if there is nothing to resume, the corpus is not the one that was begun with, or the last
-            checkpoint cannot be written.
-        DataError: if a shape has no points or one that is not finite, or the probe's set cannot be read.
+        ConfigError: if ``run`` holds another run, the corpus is too small for a batch, the batch cannot be divided
+            among the processes, or an option is not available on this machine.
+        CheckpointError: if there is nothing to resume, the corpus is not the one the run was started with, or the
+            last checkpoint cannot be written.
+        DataError: if a shape has no points or coordinates that are not finite, or the probe's labelled set cannot
+            be read.
         DivergenceError: if a loss or gradient is not finite; names the last good checkpoint.
     """
     options = options or RunOptions()
     check_trackers(options.track)
-    before = read_run_environment(run) if resume else None
-    precision = options.precision
-    here = pick_device(options.device).type
-    # A run keeps its precision, but a CPU may not have what was begun on a GPU; a GPU has both.
-    if before is not None and precision == "auto" and here in ("cuda", before.device):
-        precision = before.precision
+    recorded = read_run_environment(run) if resume else None
     accelerator = build_accelerator(
-        options.device, precision, track=options.track, project=run / TRACKING
+        options.device, _precision(options, recorded), track=options.track, project=run / TRACKING
     )
-    now = RunEnvironment(device=accelerator.device.type, precision=accelerator.mixed_precision)
+    environment = RunEnvironment(
+        device=accelerator.device.type, precision=accelerator.mixed_precision
+    )
     main, processes = accelerator.is_main_process, accelerator.num_processes
-    probe, spent = None, 0.0
+    spent = 0.0
     if resume:
         state, spent = resume_run(corpus, run, processes=processes, write=main)
         config = state.config
-        if before not in (None, now) and main:
-            log.warning("begun on %s, goes on on %s: numbers are rounded differently", before, now)
+        if main:
+            _warn_of_other_rounding(recorded, environment)
     else:
         config = _agreed(config, accelerator)
-    if options.probe is not None and main:  # before anything is written
-        labelled = open_labelled_set(options.probe, points=config.encoder.points)
-        probe = RunProbe(labelled, accelerator.device)
+    # Opened before a new run writes anything, so that a mistyped name leaves no half-made run folder behind.
+    probe = _open_probe(options, config, accelerator)
     if not resume:
         state = begin_run(
-            config,
-            corpus,
-            run,
-            init_from=init_from,
-            environment=now,
-            processes=processes,
-            write=main,
-        )
+            config, corpus, run, init_from=init_from, environment=environment, processes=processes, write=main
+        )  # fmt: skip
     to_device(state, accelerator.device)
-    with (
-        interruptible(reporter.on_signal) as stopped,
-        threads_for(state.config.encoder.width, accelerator.device),
-    ):
+    width = state.config.encoder.width
+    with interruptible(reporter.on_signal) as stopped, threads_for(width, accelerator.device):
         trainer = Trainer(state, corpus, accelerator, run, options, spent=spent, probe=probe)
         loss = trainer.train(reporter, stopped)
     return RunResult(run, state.step, trainer.total, state.step < trainer.total, loss)
 
 
+def _precision(options: RunOptions, recorded: RunEnvironment | None) -> str:
+    """The precision to ask Accelerate for: ``auto`` on resume means the one the run was started in."""
+    device = pick_device(options.device).type
+    # A GPU can do both precisions. A CPU may not be able to do the bf16 of a run that was started on a GPU, so
+    # there the recorded precision counts only if the run was started on a CPU too.
+    if recorded is not None and options.precision == "auto" and device in ("cuda", recorded.device):
+        return recorded.precision
+    return options.precision
+
+
+def _warn_of_other_rounding(recorded: RunEnvironment | None, environment: RunEnvironment) -> None:
+    # Not an error: resuming on another device is useful, but the run is then no longer reproducible bit for bit.
+    if recorded not in (None, environment):
+        msg = "started on %s, resumed on %s: numbers will be rounded differently"
+        log.warning(msg, recorded, environment)
+
+
+def _open_probe(
+    options: RunOptions, config: PretrainConfig, accelerator: Accelerator
+) -> RunProbe | None:
+    """The online probe, on the main process alone: the others would compute the same accuracy again."""
+    if options.probe is None or not accelerator.is_main_process:
+        return None
+    labelled = open_labelled_set(options.probe, points=config.encoder.points)
+    return RunProbe(labelled, accelerator.device)
+
+
 def _agreed(config: PretrainConfig, accelerator: Accelerator) -> PretrainConfig:
-    """The main process's configuration with the smallest batch of any: their machines may differ in memory."""
+    """The main process's configuration, with the smallest batch size of any process."""
     if accelerator.num_processes == 1:
         return config
+    # Each process fitted its batch to its own machine, and machines may differ in memory. All must compute the
+    # same number of steps, and every one of them must have room for its share.
     everyone: list[dict[str, Any]] = gather_object([to_plain(config)])
     agreed = from_plain(PretrainConfig, everyone[0])
     smallest = min(one["batch_size"] for one in everyone)
     if smallest < agreed.batch_size and accelerator.is_main_process:
         log.warning(
-            "batch: %d instead of %d, the most that every process has memory for",
+            "batch: %d instead of %d, the largest that fits into every process's memory",
             smallest,
             agreed.batch_size,
         )

@@ -1,4 +1,4 @@
-"""A run on disk: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``encoder/``; begun and resumed."""
+"""A run's folder (``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``encoder/``): starting and resuming."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ TRACKING = "tracking"
 RUN_CONFIG = "config.json"
 ENCODER = "encoder"
 LEFT_OVER = ".*.part*"
-"""Files and folders that `pointdistill.data.files.files` writes to before it renames them."""
+"""Pattern of temporary files and folders, which ``data.files.files`` renames when they are complete."""
 
 
 class TrainingCorpus(PointSource, Protocol):
-    """A corpus that can say where it came from."""
+    """A corpus that knows its folder and its sources."""
 
     @property
     def path(self) -> Path:
@@ -46,13 +46,13 @@ class TrainingCorpus(PointSource, Protocol):
 
     @property
     def sources(self) -> Any:
-        """Records with ``name``, ``licence`` and ``kept``, one a source."""
+        """One record for each source, with ``name``, ``licence`` and ``kept``."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunEnvironment:
-    """What decides how a run's numbers are rounded, as it was when the run was begun."""
+    """The part of a run's environment that decides how its numbers are rounded."""
 
     device: str
     """``cpu`` or ``cuda``."""
@@ -61,18 +61,17 @@ class RunEnvironment:
     """``no`` (float32) or ``bf16``."""
 
     def __str__(self) -> str:
-        """For a message."""
         return f"{self.device} with precision {self.precision}"
 
 
 def read_run_environment(run: Path) -> RunEnvironment | None:
-    """The environment that ``begin_run`` recorded; None for a run of a version that did not.
+    """The environment that a run was started in; None for a run of an earlier version, which did not record it.
 
     Raises:
         CheckpointError: if ``run`` is not a run folder.
     """
-    found = read_run_config(run).get("begun_on")
-    return None if found is None else from_plain(RunEnvironment, found, where="begun_on")
+    recorded = read_run_config(run).get("begun_on")
+    return None if recorded is None else from_plain(RunEnvironment, recorded, where="begun_on")
 
 
 def begin_run(
@@ -85,27 +84,28 @@ def begin_run(
     processes: int = 1,
     write: bool = True,
 ) -> TrainState:
-    """A fresh state, with the run's ``config.json`` written (by one of the ``processes``: ``write``).
+    """Start a run: a fresh training state, and the run's ``config.json``, which only one process may ``write``.
 
     Raises:
-        ConfigError: if ``run`` holds a run already, the corpus does not fill a batch, or the processes cannot
-            share one.
+        ConfigError: if ``run`` is not empty, the corpus does not fill a batch, or the batch cannot be divided
+            among the processes.
     """
     if list_checkpoints(run / CHECKPOINTS):
         msg = f"{run} holds a run already; resume it, or choose another folder"
         raise ConfigError(msg, settings=("resume", "run"))
     if run.exists() and not _is_free(run):
-        msg = f"{run} holds other things than a run; choose a new folder"
+        msg = f"{run} is not empty and holds no run; choose a new folder"
         raise ConfigError(msg, settings=("run",))
     config.check_batch(len(corpus), processes)
     state = new_state(config)
     if init_from is not None:
         folder = find_encoder(init_from)
         start_from(state, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    # All processes build the same state from the seed, but only one of them may touch the folder.
     if not write:
         return state
     remove_left_overs(run)
-    # Rows of a run that was killed before its first checkpoint: it begins anew.
+    # A run that was killed before its first checkpoint starts from the beginning; its rows would appear twice.
     (run / METRICS).unlink(missing_ok=True)
     described = {
         "format": RUN_FORMAT,
@@ -128,23 +128,26 @@ def begin_run(
 def resume_run(
     corpus: TrainingCorpus, run: Path, *, processes: int = 1, write: bool = True
 ) -> tuple[TrainState, float]:
-    """The state of the newest whole checkpoint, and the seconds spent on it.
+    """The state of the newest intact checkpoint, and the seconds spent on the run until then.
 
-    One of the ``processes`` (``write``) also drops the metrics of later steps, which will be taken again.
+    The process that may ``write`` also drops the metrics of later steps, which will be taken again.
 
     Raises:
-        CheckpointError: if there is no run, no whole checkpoint, or the corpus is another.
-        ConfigError: if the processes cannot share the run's batch.
+        CheckpointError: if there is no run, no intact checkpoint, or the corpus is not the run's.
+        ConfigError: if the run's batch cannot be divided among the processes.
     """
-    begun_with = read_run_config(run)["corpus"]
-    if begun_with["fingerprint"] != corpus_fingerprint(corpus):
+    recorded = read_run_config(run)["corpus"]
+    # The order of shapes, and with it every view and mask, refers to shapes by number: on another corpus the run
+    # would continue without an error, and be neither the one experiment nor the other.
+    if recorded["fingerprint"] != corpus_fingerprint(corpus):
         msg = (
-            f"{run} was begun with the corpus {begun_with['path']}, and {corpus.path} holds other "
-            "shapes; name the corpus that it was begun with, or start a new run"
+            f"{run} was started with the corpus {recorded['path']}, and {corpus.path} holds other "
+            "shapes; name the corpus that it was started with, or start a new run"
         )
         raise CheckpointError(msg, settings=("data",))
     state, saved = load_latest(run / CHECKPOINTS)
     batch = state.config.batch_size
+    # The batch size is part of the method's result, so it is not adjusted to the number of processes.
     if batch % processes:
         fitting = max(n for n in range(1, processes) if batch % n == 0)
         msg = (
@@ -154,23 +157,24 @@ def resume_run(
         raise ConfigError(msg)
     if write:
         remove_left_overs(run)
-        _forget_after(run / METRICS, state.step)
+        _drop_rows_after(run / METRICS, state.step)
     return state, saved["seconds"]
 
 
 def run_folder_of(path: Path) -> Path | None:
-    """The run that ``path`` is, or lies directly in as an encoder folder does; None if there is none."""
+    """``path`` if it is a run folder, else its parent if that is one; else None. An encoder folder is in a run."""
     for folder in (path, path.parent):
         if (folder / METRICS).is_file():
             return folder
-        with suppress(PointDistillError):  # one that was begun and has no step yet
+        with suppress(PointDistillError):
+            # A run without metrics: it was started, and has not finished a step yet.
             read_run_config(folder)
             return folder
     return None
 
 
 def read_run_config(run: Path) -> dict[str, Any]:
-    """What ``begin_run`` wrote.
+    """The content of a run's ``config.json``, as ``begin_run`` wrote it.
 
     Raises:
         CheckpointError: if ``run`` is not a run folder.
@@ -179,12 +183,13 @@ def read_run_config(run: Path) -> dict[str, Any]:
     if not path.is_file():
         msg = f"{run}: no run here (no {RUN_CONFIG}); name another folder, or start a new run"
         raise CheckpointError(msg)
-    found = read_json(path)
-    whole = isinstance(found, dict) and found.get("format") == RUN_FORMAT
-    if not (whole and isinstance(found.get("config"), dict) and _names_corpus(found.get("corpus"))):
+    content = read_json(path)
+    is_run = isinstance(content, dict) and content.get("format") == RUN_FORMAT
+    complete = is_run and isinstance(content.get("config"), dict)
+    if not (complete and _names_corpus(content.get("corpus"))):
         msg = f"{path}: not the configuration of a run, or a damaged one"
         raise CheckpointError(msg)
-    return found
+    return content
 
 
 def _names_corpus(value: object) -> bool:
@@ -192,7 +197,7 @@ def _names_corpus(value: object) -> bool:
 
 
 def _is_free(run: Path) -> bool:
-    """Whether a folder may be used: it is empty, or holds a run that was killed before its first checkpoint."""
+    """Whether a new run may use a folder: it is empty, or its run was killed before the first checkpoint."""
     if not run.is_dir():
         return False
     if all(fnmatch(entry.name, LEFT_OVER) for entry in run.iterdir()):
@@ -210,16 +215,18 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
+    # A row is one JSON object, so only a row that was cut short does not end with a brace.
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def save_teacher(
     encoder: Encoder, step: int, config: PretrainConfig, run: Path, sources: Any, *, total: int
 ) -> None:
-    """Write the teacher's encoder as the run's encoder folder, after ``step`` of ``total`` steps.
+    """Save the teacher's encoder to the run's encoder folder, after ``step`` of ``total`` steps.
 
-    The licences of what it saw go with it.
+    The ``sources`` are the corpora it was trained on with their licences, which are recorded in the folder.
     """
+    # Saved with every checkpoint, so that a run can be used while it trains and after a kill.
     save_encoder(
         encoder,
         run / ENCODER,
@@ -236,13 +243,13 @@ def save_teacher(
 
 
 def remove_left_overs(run: Path) -> None:
-    """Files and folders that a killed process was writing aside."""
+    """Remove the temporary files and folders of a killed process."""
     for folder in (run, run / CHECKPOINTS, run / ENCODER):
-        for left in folder.glob(LEFT_OVER):
-            if left.is_dir():
-                shutil.rmtree(left)
+        for path in folder.glob(LEFT_OVER):
+            if path.is_dir():
+                shutil.rmtree(path)
             else:
-                left.unlink()
+                path.unlink()
 
 
 def licence_ledger(corpus: TrainingCorpus) -> list[dict[str, Any]]:
@@ -254,15 +261,15 @@ def licence_ledger(corpus: TrainingCorpus) -> list[dict[str, Any]]:
 
 
 def corpus_fingerprint(corpus: TrainingCorpus) -> str:
-    """What tells one corpus from another: its content checksum where it has one, else its size."""
+    """Identifies a corpus by the checksum of its content, or by its size if it has no manifest."""
     manifest = getattr(corpus, "manifest", None)
     return str(getattr(manifest, "content", f"{len(corpus)} shapes"))
 
 
-def _forget_after(metrics: Path, step: int) -> None:
+def _drop_rows_after(metrics: Path, step: int) -> None:
     """Drop the rows of steps that the resumed run will take again."""
     if not metrics.is_file():
         return
-    kept = [row for row in read_metrics(metrics.parent) if row["step"] <= step]
+    rows = [row for row in read_metrics(metrics.parent) if row["step"] <= step]
     with write_aside(metrics) as aside:
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on, in one place; loaded strictly. ``saving`` writes it.
+"""The complete training state of a run, and how it is loaded from a checkpoint; ``checkpoints`` writes it.
 
 There is no random state in it: all randomness is derived from (seed, epoch, index) or (seed, step, process).
 """
@@ -43,7 +43,8 @@ class TrainState:
 
 
 def new_state(config: PretrainConfig) -> TrainState:
-    """Freshly initialised, from the config's seed alone; the teacher begins as a copy of the student."""
+    """A freshly initialised state, a function of the config alone; the teacher begins as a copy of the student."""
+    # Initialised on the CPU whatever the run's device, so that every device begins with the same bits.
     student = Student(config.mode, config.encoder, config.head, config.predictor)
     initialize(student, generator=torch.Generator().manual_seed(config.seed))
     return _with_teacher(config, student)
@@ -61,7 +62,7 @@ def _with_teacher(config: PretrainConfig, student: Student) -> TrainState:
 
 
 def start_from(state: TrainState, encoder_state: dict[str, Tensor], path: Path) -> None:
-    """Begin student and teacher with an encoder's weights; heads and predictor stay fresh."""
+    """Load an encoder's weights into student and teacher; heads and predictor keep their initial weights."""
     load_exactly(state.student.encoder, encoder_state, path)
     state.teacher.copy_weights(state.student)
 
@@ -70,31 +71,31 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     if not folder.is_dir():
         return []
-    found = [p for p in folder.iterdir() if re.fullmatch(r"step-\d{8,}", p.name)]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+    # The pattern leaves out folders that are still being written: their names begin with a dot.
+    checkpoints = [p for p in folder.iterdir() if re.fullmatch(r"step-\d{8,}", p.name)]
+    # By number: a run of more than 10⁸ steps has longer names, which sort wrongly as text.
+    return sorted(checkpoints, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def load_latest(folder: Path) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint that is whole, and what was saved beside it.
+    """The newest intact checkpoint's state, and the content of its ``state.json``.
 
     Raises:
-        CheckpointError: if there is none; says what was wrong with the newest.
+        CheckpointError: if there is none; says what was wrong with the oldest one tried.
     """
     problem = "no checkpoint was written yet"
     for path in reversed(list_checkpoints(folder)):
         try:
-            found = load_state(path)
+            return load_state(path)
         except (CheckpointError, DataError, ConfigError) as error:
             log.warning("%s; trying the checkpoint before it", error)
             problem = str(error)
-        else:
-            return found
     msg = f"{folder}: nothing to resume from ({problem}); start a new run"
     raise CheckpointError(msg, settings=("resume",))
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every file of a checkpoint still has the checksum that it was written with."""
+    """Whether every file of a checkpoint still has the checksum it was written with."""
     try:
         files = read_json(path / STATE)["files"]
         return all(sha256_of(path / name) == checksum for name, checksum in files.items())
@@ -103,7 +104,7 @@ def is_whole(path: Path) -> bool:
 
 
 def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:
-    """One checkpoint, every file checked against its checksum.
+    """The state stored in one checkpoint, and the content of its ``state.json``; checksums are verified.
 
     Raises:
         CheckpointError: if it is damaged or of another version.
@@ -113,10 +114,9 @@ def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:
         msg = f"{path / STATE} is damaged"
         raise CheckpointError(msg)
     if described["version"] != VERSION:
-        msg = (
-            f"{path}: checkpoint version {described.get('version')!r}, this program reads {VERSION}"
-        )
+        msg = f"{path}: checkpoint version {described['version']!r}, this program reads {VERSION}"
         raise CheckpointError(msg)
+    # Checksums first: a damaged file could still parse, and would resume the run from wrong weights.
     for name, checksum in described["files"].items():
         if not (path / name).is_file() or sha256_of(path / name) != checksum:
             msg = f"{path / name} is missing or damaged"
@@ -134,7 +134,8 @@ def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:
 
 
 def to_device(state: TrainState, device: torch.device) -> None:
-    """Move models and moments; the optimiser keeps its parameters, which move in place."""
+    """Move student, teacher and moments to a device."""
+    # ``Module.to`` moves parameters in place, so the optimiser still refers to them. Its moments do not follow.
     state.student.to(device)
     state.teacher.to(device)
     for moments in state.optimizer.state.values():

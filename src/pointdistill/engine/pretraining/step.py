@@ -1,6 +1,7 @@
-"""The training step, from views to updated weights. Golden numbers, benchmarks and runs all go through this one.
+"""The training step, from views to updated weights.
 
-Source: section 5 of docs/method.md. Sizes: B shapes of this process, K prototypes.
+Runs, benchmarks and the golden tests all go through this one implementation. Source: section 5 of docs/method.md.
+Sizes: B shapes on this process, K prototypes.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from pointdistill.model.views import draw_views
 
 def make_views(batch: Batch, config: PretrainConfig) -> Views:
     """The views and masks of a batch: a pure function of (seed, epoch, shape index)."""
+    # Each shape has a random stream of its own, so its views do not depend on the batch or the process it is in.
     keys = sample_keys(seed=config.seed, epoch=batch.epoch, index=batch.index)
     random = KeyedRandom(keys)
     global_views, _ = draw_views(
@@ -55,27 +57,29 @@ def make_views(batch: Batch, config: PretrainConfig) -> Views:
 
 
 class StopAndSaveFlags(NamedTuple):
-    """What one process wants after a step. All of them do it as soon as one wants it."""
+    """Whether a process wants to stop, or to save, after a step. All processes do so as soon as one wants it."""
 
     stop: bool = False
     save: bool = False
 
 
 class StepMessage(NamedTuple):
-    """All that processes tell each other about a step, sent as one tensor; every entry is averaged over them."""
+    """Everything that processes exchange about a step; every entry is averaged over them."""
 
+    # One tensor is sent in all. Most entries are single numbers, for which a collective costs latency, not
+    # bandwidth.
     loss: Tensor  # scalar
     terms: dict[str, Tensor]  # scalars, unweighted, by the name of the loss term
-    logit_means: dict[
-        Head, Tensor
-    ]  # (K,) the teacher's raw logits, averaged over everything but prototypes
-    posteriors: dict[Head, PosteriorStats]  # of the teacher; empty in a step that is not watched
+    logit_means: dict[Head, Tensor]  # (K,) teacher's raw logits, averaged over all other axes
+    posteriors: dict[Head, PosteriorStats]  # of the teacher; empty unless the step is watched
     unreadable: Tensor  # scalar, share of processes that could not read their shapes
     stop: Tensor  # scalar, share of processes that want to stop
     save: Tensor  # scalar, share of processes that want a checkpoint
 
     def averaged(self, accelerator: Accelerator) -> StepMessage:
-        """The same, averaged over all processes."""
+        """The message with every entry averaged over all processes."""
+        # A tuple of scalars, dictionaries and records flattens to the same order of tensors on every process,
+        # since all of them are in the same mode and watch the same steps.
         tensors, layout = pytree.tree_flatten(self)
         message: StepMessage = pytree.tree_unflatten(
             mean_over_processes(accelerator, tensors), layout
@@ -84,16 +88,22 @@ class StepMessage(NamedTuple):
 
 
 class TrainingStep:
-    """Takes the steps of a run on one process. Nothing here waits for the device.
+    """Takes the steps of a run on one process, without ever making the host wait for the device.
 
-    Whether a step changes anything is decided where it is computed: ``all_finite`` is 1 on the device until, on
-    any process, a loss, a gradient or a mean of the teacher's logits is not finite or shapes could not be read;
-    it is 0 from then on. Weights, moments, teacher and centres change only while it is 1, so the host may learn
-    of it a step later without any harm done meanwhile.
+    Whether a step may change anything is decided on the device: ``all_finite`` is 1 until, on any process, a loss,
+    a gradient or a mean of the teacher's logits is not finite, or shapes could not be read; then it stays 0.
+    Weights, moments, teacher and centres change only while it is 1, so it does no harm that the host learns of a
+    bad step later than the device.
     """
 
     def __init__(self, state: TrainState, student: nn.Module, accelerator: Accelerator) -> None:
-        """Train ``state`` through ``student``, which is its student as ``prepare_student`` returned it."""
+        """Prepare to train.
+
+        Args:
+            state: what the steps update.
+            student: the state's student as ``prepare_student`` returned it.
+            accelerator: this process's device and its connection to the others.
+        """
         self.state = state
         self.student = student
         self.accelerator = accelerator
@@ -108,14 +118,14 @@ class TrainingStep:
         watch: bool = False,
         stop_and_save_flags: StopAndSaveFlags = StopAndSaveFlags(),  # noqa: B008 (it is immutable)
     ) -> DeviceMetrics:
-        """One step, in the order of the method.
+        """Take one step, in the order of the method.
 
         Args:
-            batch: the shapes, for their epoch and whether they could be read.
-            views: made of them.
-            rates: what the schedules say at this step.
-            watch: also look at how the teacher's posteriors are spread.
-            stop_and_save_flags: what this process wants to follow the step.
+            batch: the shapes; only their epoch and read error are used here.
+            views: the views and masks made of them.
+            rates: the schedules' values for this step.
+            watch: also compute the entropies of the teacher's posteriors.
+            stop_and_save_flags: whether this process wants to stop or save after the step.
         """
         state, config = self.state, self.state.config
         with self.accelerator.autocast():
@@ -124,10 +134,13 @@ class TrainingStep:
         losses = objective(
             predictions, targets, rates.temperatures, gather=gather_rows(self.accelerator)
         )
-        # A process without shapes goes through with stand-ins: the others wait for it in every collective.
+        # A process that could not read its shapes computes on placeholders all the same, because the others wait
+        # for it in every collective, the gradients' among them.
         losses.total.backward()
         norm = clip_gradients(self.student.parameters(), config.clip_norm)
 
+        # Everything that the processes must agree on travels in one message, after the backward pass and before
+        # anything is changed.
         posteriors = _posteriors(targets, rates) if watch else {}
         message = self._message(losses, means, posteriors, batch, stop_and_save_flags)
         self._check(message, norm)
@@ -136,12 +149,11 @@ class TrainingStep:
         return self._metrics(batch, rates, message, norm)
 
     def _targets(self, views: Views) -> tuple[TeacherOutput, dict[Head, Tensor]]:
-        """The teacher's centred logits, and the mean raw logits (K,) of each head on this process.
-
-        Targets are centred on what the steps before left, not on this step's own mean; only a run that begins
-        with ``centers_from_first_batch`` has nothing from before, and takes the first batch's mean over all
-        processes. A function of its own, so that the raw logits are freed before the student's passes.
-        """
+        """The teacher's centred logits, and the mean raw logits (K,) of each head on this process."""
+        # Targets are centred on the moving average that the steps before left, not on this step's own mean. Only
+        # the first step of a run with ``centers_from_first_batch`` has no such average yet, and uses its own
+        # batch's mean over all processes. This is a method of its own so that the raw logits are freed on return,
+        # before the student's passes need the memory.
         raw = self.state.teacher(views.global_views)
         means = {head: logits.mean((0, 1)) for head, logits in raw.logits.items()}
         centers = self.state.teacher.centers
@@ -154,10 +166,9 @@ class TrainingStep:
         return self.state.config.centers_from_first_batch and self.state.step == 0
 
     def _generator(self) -> torch.Generator:
-        """Random numbers of one step on one process (stochastic depth), from seed, step and process alone.
-
-        So a resumed run draws what an uninterrupted one would, and no generator is part of a checkpoint.
-        """
+        """Random numbers for stochastic depth in one step on one process."""
+        # Derived from seed, step and process alone, so that a resumed run draws what an uninterrupted one would
+        # have drawn, and no generator has to be part of a checkpoint.
         parts = (self.state.config.seed, self.state.step, self.accelerator.process_index)
         seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
         return torch.Generator(self.accelerator.device).manual_seed(seed)
@@ -171,7 +182,8 @@ class TrainingStep:
         flags: StopAndSaveFlags,
     ) -> StepMessage:
         def flag(value: bool) -> Tensor:
-            # Filled on the device: a tensor made from a host's number would be copied there, and waited for.
+            # ``torch.full`` fills on the device. ``torch.tensor`` would copy a number from the host, and wait for
+            # it.
             return torch.full((), float(value), device=self.accelerator.device)
 
         return StepMessage(
@@ -185,30 +197,32 @@ class TrainingStep:
         ).averaged(self.accelerator)
 
     def _check(self, message: StepMessage, norm: Tensor) -> None:
-        """Whether this step and every later one may change anything; the same on all processes."""
+        """Set ``all_finite`` to 0 if this step must not be applied; the decision is the same on all processes."""
+        # The same everywhere, because it looks only at numbers that are averaged over processes: one process's NaN
+        # makes the average NaN. The gradients' norm is of gradients that DDP or FSDP has averaged already.
         finite = torch.isfinite(message.loss) & torch.isfinite(norm) & (message.unreadable == 0)
         for mean in message.logit_means.values():
-            # Unmasked patches reach no loss in MPM mode, but they would poison the centres.
+            # In MPM mode the logits of visible patches reach no loss, but they do reach the centres.
             finite &= torch.isfinite(mean).all()
         self.all_finite.mul_(finite)
 
     def _update(self, rates: Rates, means: Mapping[Head, Tensor]) -> None:
-        """Optimiser, teacher, centres, each only while ``all_finite``."""
+        """Update student, teacher and centres, each only while ``all_finite`` is 1."""
         state, applied = self.state, self.all_finite
         guarded_step(state.optimizer, rates.learning_rate, applied)
-        # After the optimiser: the teacher follows the student as this step leaves it.
+        # After the optimiser, since the teacher averages the student's updated weights.
         update_average(state.teacher, state.student, applied * (1.0 - rates.teacher_momentum))
         momentum = 0.0 if self._takes_first_centers() else CENTER_MOMENTUM
         for head, mean in means.items():
             center = state.teacher.centers[head]
-            # A product with 0 would not do: 0 · NaN is NaN.
+            # Selected, not multiplied by ``applied``: 0 · NaN is NaN.
             center.lerp_(torch.where(applied.bool(), mean, center), 1.0 - momentum)
 
     def _metrics(
         self, batch: Batch, rates: Rates, message: StepMessage, norm: Tensor
     ) -> DeviceMetrics:
         outcome = StepOutcome(
-            # A copy: the next step may change it before it is looked at.
+            # A copy, because the next step may change the original before the host has read it.
             applied=self.all_finite.clone(),
             stop=message.stop,
             save=message.save,
@@ -228,32 +242,33 @@ class TrainingStep:
 
 
 def _posteriors(targets: TeacherOutput, rates: Rates) -> dict[Head, PosteriorStats]:
-    of_head = {
+    temperatures = {
         Head.CLS: rates.temperatures.cls_teacher,
         Head.PATCH: rates.temperatures.patch_teacher,
     }
-    return {head: posterior_stats(logits, of_head[head]) for head, logits in targets.logits.items()}
+    return {
+        head: posterior_stats(logits, temperatures[head]) for head, logits in targets.logits.items()
+    }
 
 
 def entropies(posteriors: Mapping[Head, PosteriorStats]) -> dict[str, Tensor]:
-    """Scalars to be logged: entropies of the marginal and of the posteriors, in nats and as shares of log K.
-
-    The marginal's entropy is taken of the average over all processes, which is not the average of their entropies.
-    """
-    found = {
+    """Entropies of the marginal and of the posteriors as scalars to log, in nats and as shares of log K."""
+    values = {
         f"{head}_posterior_entropy": stats.posterior_entropy for head, stats in posteriors.items()
     }
     for head, stats in posteriors.items():
         largest = math.log(len(stats.marginal))
+        # ``stats`` are averaged over processes already. The entropy of the averaged marginal is what counts: the
+        # average of the processes' entropies would be lower, since each sees only a part of the batch.
         marginal = torch.special.entr(stats.marginal).sum()
-        found[f"{head}_marginal_entropy"] = marginal
-        found[f"{head}_marginal_share"] = marginal / largest
-        found[f"{head}_posterior_share"] = stats.posterior_entropy / largest
-    return found
+        values[f"{head}_marginal_entropy"] = marginal
+        values[f"{head}_marginal_share"] = marginal / largest
+        values[f"{head}_posterior_share"] = stats.posterior_entropy / largest
+    return values
 
 
 def mean_over_processes(accelerator: Accelerator, values: Sequence[Tensor]) -> list[Tensor]:
-    """The average of every tensor over all processes, in one message: float32, each of the shape given."""
+    """The average of every tensor over all processes, in float32 and of the same shape, by a single all-reduce."""
     if accelerator.num_processes == 1:
         return list(values)
     flat = torch.cat([value.detach().float().reshape(-1) for value in values])
@@ -264,7 +279,10 @@ def mean_over_processes(accelerator: Accelerator, values: Sequence[Tensor]) -> l
 
 
 def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, int]] | None:
-    """A function that joins the rows of all processes, with gradient; None for a single process."""
+    """A differentiable function that concatenates the rows of all processes; None for a single process.
+
+    It returns the rows of all processes, and the index of this process's first row among them.
+    """
     if accelerator.num_processes == 1:
         return None
 
@@ -276,10 +294,10 @@ def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, in
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all processes joined; each process's rows collect the gradients of every process's loss.
+    """All-gather whose backward pass sums the gradients that every process's loss has for this process's rows."""
 
-    Without that, KoLeo would push a shape away from its neighbours on other processes, and never them from it.
-    """
+    # ``distributed.all_gather`` has no gradient. Without one, KoLeo would push a shape away from its neighbours on
+    # other processes, but never them away from it.
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

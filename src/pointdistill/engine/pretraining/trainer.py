@@ -1,4 +1,4 @@
-"""The loop of a run on one process: steps, their metrics, checkpoints."""
+"""The training loop on one process (steps, metrics, checkpoints), and the options of how a run is executed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
@@ -45,18 +44,16 @@ from pointdistill.errors import CheckpointError, ConfigError, DivergenceError
 from pointdistill.model.distillation import Views
 from pointdistill.reporter import StepRecord, TrainingReporter
 
-if TYPE_CHECKING:
-    pass
-
-# How a run is executed: choices that change its numbers by no more than rounding.
+log = logging.getLogger("pointdistill")
 
 SHARDINGS = ("none", "fsdp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
-    """How a run is executed. ``device``, ``precision`` and ``sharding`` decide how its numbers are rounded; the
-    others change no bit of them.
+    """How a run is executed: options that change its numbers by no more than rounding.
+
+    ``device``, ``precision`` and ``sharding`` decide how numbers are rounded; the others do not change a bit.
 
     Raises:
         ConfigError: for a value that is not accepted.
@@ -66,31 +63,31 @@ class RunOptions:
     """``auto``, ``cpu`` or ``cuda``."""
 
     precision: str = "auto"
-    """``auto``, ``no`` (float32) or ``bf16``. ``auto`` is the precision that a resumed run was begun in; for a new
-    run, and on a CPU for one begun on a GPU, bf16 on a GPU and float32 on a CPU."""
+    """``auto``, ``no`` (float32) or ``bf16``. ``auto`` is bf16 on a GPU and float32 on a CPU; a resumed run keeps
+    the precision it was started in, unless it moves from a GPU to a CPU."""
 
     sharding: str = "none"
-    """``none``: every process holds the whole model (DDP). ``fsdp``: they hold a part each."""
+    """``none``: every process holds the whole model (DDP). ``fsdp``: each holds a shard of it."""
 
     save_every: int = 500
-    """Steps that a kill may cost at the most. Checkpoints are begun a tenth earlier, so that they are on the disk
-    by then without training having waited."""
+    """The most steps that a killed run can lose. Checkpoints are started a tenth earlier, so that they are usually
+    on disk by then without training having to wait."""
 
     save_minutes: float = 10.0
-    """Minutes after which a checkpoint is due whatever the steps."""
+    """Minutes after which a checkpoint is due, however few steps were taken."""
 
     keep: int = 2
-    """Checkpoints kept, the newest; with 2 there is one before the last in case the last is damaged."""
+    """Number of newest checkpoints to keep; with 2, a damaged last checkpoint still leaves the one before it."""
 
     log_every: int = 10
-    """Steps between rows of ``metrics.jsonl``; the first and the last are always written."""
+    """Steps between rows of ``metrics.jsonl``; the first and the last step are always logged."""
 
     track: tuple[str, ...] = ()
-    """Accelerate's trackers that are told every row, by name: ``tensorboard``, ``wandb``, …"""
+    """Names of Accelerate's trackers that also receive every row: ``tensorboard``, ``wandb``, …"""
 
     probe: str | None = None
-    """Labelled set on which nearest neighbours of the teacher's features are judged: ``builtin``, a corpus, or the
-    archive of a benchmark; None for none."""
+    """Labelled set for the online k-nearest-neighbour probe of the teacher's features: ``builtin``, a corpus, or
+    the archive of a benchmark; None for no probe."""
 
     probe_every: int = 5
     """Epochs between probes; the run's last step is always probed."""
@@ -100,7 +97,9 @@ class RunOptions:
 
     @property
     def steps_between_checkpoints(self) -> int:
-        """After how many steps the next checkpoint is begun."""
+        """Steps from one periodic checkpoint to the next."""
+        # A checkpoint is written in the background. Starting it a tenth early leaves it that many steps to finish
+        # before ``save_every`` would force training to wait.
         return self.save_every - self.save_every // 10
 
     def __post_init__(self) -> None:
@@ -121,18 +120,15 @@ class RunOptions:
             raise ConfigError(msg)
 
 
-log = logging.getLogger("pointdistill")
-
-
 class Stopwatch:
-    """Seconds of a run, over all calls, and of the lap since it was last looked at."""
+    """Training time of a run, summed over resumes, and the time since the last call of ``lap``."""
 
     def __init__(self, spent: float) -> None:
         self.spent = spent
         self._since = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since the last look."""
+        """Seconds since the previous call; adds them to ``spent``."""
         now = time.perf_counter()
         passed, self._since = now - self._since, now
         self.spent += passed
@@ -140,7 +136,7 @@ class Stopwatch:
 
 
 class Trainer:
-    """One process's part in a run."""
+    """Trains a run on one process: the loop around ``TrainingStep``."""
 
     def __init__(
         self,
@@ -153,7 +149,17 @@ class Trainer:
         spent: float,
         probe: RunProbe | None,
     ) -> None:
-        """Train ``state``, which is on its device; ``probe`` is given to the main process alone."""
+        """Prepare to train.
+
+        Args:
+            state: already on the accelerator's device.
+            corpus: shapes to learn from.
+            accelerator: this process's device and its connection to the others.
+            run: the run's folder.
+            options: how the run is executed.
+            spent: seconds spent on the run before it was resumed.
+            probe: the online probe; on the main process only.
+        """
         config = state.config
         self.state, self.corpus, self.accelerator = state, corpus, accelerator
         self.run, self.options, self.probe = run, options, probe
@@ -163,6 +169,7 @@ class Trainer:
         student = prepare_student(state, accelerator, options.sharding)
         self.step = TrainingStep(state, student, accelerator)
         self.queue = MetricsQueue(steps_behind(accelerator.device))
+        # The views of all processes, since the posteriors' statistics are averaged over processes.
         self.collapse = CollapseWatch(
             self.total, config.head.prototypes, config.batch_size * config.global_crop.count
         )
@@ -174,43 +181,50 @@ class Trainer:
         self._stopping = self._save_due = False
 
     def train(self, reporter: TrainingReporter, stopped: Callable[[], bool]) -> float:
-        """Steps until the run's end, ``stop_at``, or a signal; then a last checkpoint. The last step's loss.
+        """Train to the end of the run, ``stop_at`` or a signal, and save a last checkpoint; returns the last loss.
 
         Raises:
             DivergenceError: if a number was not finite; the state before that step is saved.
-            Exception: what was wrong with the shapes of a step, likewise.
+            Exception: the error that reading a step's shapes raised; the state before that step is saved.
             CheckpointError: if the last checkpoint cannot be written.
         """
         try:
             for batch, views in self._with_views():
                 flags = StopAndSaveFlags(stop=stopped(), save=self._is_time_to_save())
                 if self.state.step + 1 - self.saver.safe > self.options.save_every:
-                    self.saver.wait()  # A kill must not cost more, so the disk is waited for after all.
+                    # Normally the checkpoint is on disk by now. On a slow disk training waits for it, because
+                    # ``save_every`` promises how many steps a kill can cost.
+                    self.saver.wait()
                 metrics = self.step(
                     batch,
                     views,
                     self._rates(),
-                    # Entropies of a step's posteriors cost a pass over all the teacher's logits.
+                    # Entropies cost a pass over all the teacher's logits, so only logged steps compute them.
                     watch=self._is_logged(self.state.step + 1),
                     stop_and_save_flags=flags,
                 )
                 self.queue.send(metrics)
                 self._read(reporter, everything=self._pauses(self.state.step))
-                # Several processes must stop after the same step, which only the message between them can settle.
+                # Several processes must stop after the same step, or those that continue would hang in the next
+                # collective. So they act on the averaged flags of the step's message; a single process need not
+                # wait for its own flag to come back from the device.
                 if self._stopping or (self.accelerator.num_processes == 1 and stopped()):
                     break
                 if self._save_due and self.state.step < self.last:
+                    # Only a state whose every step is known to have been applied may be saved.
                     self._read(reporter, everything=True)
                     self._save()
             self._read(reporter, everything=True)
             self._finish()
         finally:
+            # Even after an error: a checkpoint that is being written becomes complete, and waiting rows are
+            # logged.
             self.saver.close()
             self.journal.close()
         return self.loss
 
     def _with_views(self) -> Iterator[tuple[Batch, Views]]:
-        """Each batch and its views: made on the GPU in their turn, on a CPU one step ahead."""
+        """Each batch with its views."""
         device, config = self.accelerator.device, self.state.config
         source = batches(
             self.corpus,
@@ -227,10 +241,14 @@ class Trainer:
             return batch, make_views(batch, config)
 
         sent = on_device(source, device)
+        # On a CPU a thread makes the next step's views while this step trains. On a GPU they are queued behind the
+        # step before; the host runs ahead of the device, so a thread would gain nothing.
         return made_ahead(sent, make) if device.type == "cpu" else map(make, sent)
 
     def _rates(self) -> Rates:
-        """What the schedules say at the next step; they count steps from 0."""
+        """The schedules' values for the next step."""
+        # Schedules count steps from 0, metrics and checkpoints from 1: ``state.step`` is the number taken so far,
+        # and therefore also the schedules' index of the next one.
         return self.state.config.schedule.at(
             self.state.step, total=self.total, steps_per_epoch=self.per_epoch
         )
@@ -239,7 +257,8 @@ class Trainer:
         return step % self.options.log_every == 0 or step in (1, self.last) or self._is_probed(step)
 
     def _is_probed(self, step: int) -> bool:
-        """The same on all processes: with FSDP they all have a part in it."""
+        # Decided by the step alone, so that all processes agree: with FSDP each of them must contribute its shard
+        # of the teacher, or the main process would wait for it forever.
         if self.options.probe is None:
             return False
         return step % (self.options.probe_every * self.per_epoch) == 0 or step == self.total
@@ -248,14 +267,15 @@ class Trainer:
         return step % self.options.steps_between_checkpoints == 0
 
     def _pauses(self, step: int) -> bool:
-        """Whether something follows that needs to know that every step so far was applied.
-
-        A GPU is then waited for: the price of a probe or a checkpoint, not of every step.
-        """
+        """Whether to wait until the metrics of every step so far have arrived."""
+        # A probe or a checkpoint must not be made of a state whose last step turns out to have been skipped. On a
+        # GPU this costs a synchronisation, which only these steps pay.
         return step == self.last or self._is_probed(step) or self._is_saved(step)
 
     def _is_time_to_save(self) -> bool:
-        """Whether minutes ask for a checkpoint, as they do where steps are slow."""
+        """Whether ``save_minutes`` have passed since the last checkpoint, as happens where steps are slow."""
+        # Clocks of different processes differ, so this is only this process's wish; the step's message turns it
+        # into a decision that all share.
         return time.monotonic() - self.saved_at > 60 * self.options.save_minutes
 
     def _read(self, reporter: TrainingReporter, *, everything: bool) -> None:
@@ -266,7 +286,7 @@ class Trainer:
             self._record(metrics, reporter)
 
     def _record(self, metrics: HostMetrics, reporter: TrainingReporter) -> None:
-        """Log, watch and report a step that was applied."""
+        """Log and report a step that was applied."""
         logged, config = metrics.logged, self.state.config
         speed = config.batch_size / self.clock.lap()
         self.loss = logged["loss"]
@@ -309,39 +329,45 @@ class Trainer:
         }
 
     def _probed(self) -> dict[str, float]:
-        """Scores of the teacher as it is now; none on processes without a probe."""
+        """Scores of the current teacher; empty on processes without a probe."""
         snapshot = None
+        # With FSDP every process takes part in assembling the teacher, though only the main one keeps it. The
+        # optimiser's moments are left out, which halves what is copied.
         if self.probe is not None or self.options.sharding == "fsdp":
             snapshot = take_snapshot(
                 self.state, seconds=0.0, keep=self.probe is not None, moments=False
             )
-        found = {}
+        scores = {}
         if self.probe is not None and snapshot is not None:
-            found = self.probe(snapshot.teacher_encoder())
-        self.clock.lap()  # a probe's time is not the next step's
-        return found
+            scores = self.probe(snapshot.teacher_encoder())
+        # The probe's time counts for the run, but not for the next step's shapes per second.
+        self.clock.lap()
+        return scores
 
     def _refuse(self, metrics: HostMetrics) -> None:
-        """Stop at a step that was called off, with the state of the step before it."""
-        # Steps that were queued after it changed nothing either, so the state is still that of before.
+        """Save the state from before a step that was not applied, and raise what went wrong."""
+        # ``all_finite`` stays 0 once it is 0: steps queued after this one changed nothing either, so the weights
+        # are still those from before it, and only the counter has to go back.
         self.queue.discard()
         self.state.step = metrics.step - 1
         saved = self._rescue()
         if metrics.read_error is not None:
             raise metrics.read_error
-        others = ", see what other processes said" if self.accelerator.num_processes > 1 else ""
+        others = ", see the other processes' messages" if self.accelerator.num_processes > 1 else ""
+        # Randomness depends on (seed, epoch, index) and the step alone, so resuming repeats the same step.
         msg = (
             f"step {metrics.step}: {why_not_applied(metrics)}; the weights were not changed. "
-            f"Last good checkpoint: {saved}. A resumed run would meet it again: check the corpus (verify_corpus)"
+            f"Last good checkpoint: {saved}. A resumed run would fail again: check the corpus (verify_corpus)"
             f"{others}, or start a run with a lower learning rate"
         )
         raise DivergenceError(msg)
 
     def _save(self) -> None:
-        """Copy the state as it is now, and let it be written."""
+        """Copy the current state to host memory; the saver's thread writes it while training continues."""
         snapshot = self._snapshot()
         if snapshot is not None:
             self.saver.save(snapshot)
+        # Time spent copying is the run's, but not part of the next step's speed.
         self.clock.lap()
 
     def _snapshot(self) -> Snapshot | None:
@@ -351,13 +377,14 @@ class Trainer:
         )
 
     def _finish(self) -> None:
-        """Write the state as it is now, and wait until it is there; nothing before the first step."""
+        """Write the current state and wait until it is on disk; does nothing before the first step."""
         if not self.state.step:
             return
         self.saver.finish(self._snapshot(), instead=self._newest)
 
     def _rescue(self) -> str:
-        """Save the state as it is, so that nothing learned is lost; the newest checkpoint, for a message."""
+        """Save the current state if possible; returns the path of the newest checkpoint, for a message."""
+        # Whatever made the run stop is reported to the user; a full disk on top of it is only worth a warning.
         try:
             self._finish()
         except CheckpointError as error:
@@ -371,7 +398,9 @@ class Trainer:
         return str(saved[-1]) if saved else "none yet"
 
     def _write(self, snapshot: Snapshot) -> None:
-        """In the saver's thread."""
+        """Put a snapshot on disk; runs in the saver's thread."""
+        # Metrics first: a resumed run drops rows after its checkpoint, but could not invent rows missing before
+        # it.
         self.journal.flush()
         write_snapshot(snapshot, self.run / CHECKPOINTS, keep=self.options.keep)
         save_teacher(
@@ -382,6 +411,3 @@ class Trainer:
             licence_ledger(self.corpus),
             total=self.total,
         )
-
-
-# A reporter that also sees every step of a training.

@@ -1,1 +1,1 @@
-"""Filling hidden patches from frozen features."""
+"""Reconstruction of hidden patches from frozen features."""

@@ -1,6 +1,6 @@
-"""Points of hidden patches from the features of visible ones: a way to look at what features hold.
+"""A decoder that reconstructs the points of hidden patches from the features of visible ones.
 
-Sizes: R rows (a view under a mask), S visible patches, H hidden patches, K points a patch, D encoder width,
+Sizes: R rows (a view under a mask), S visible patches, H hidden patches, K points per patch, D encoder width,
 W decoder width.
 """
 
@@ -22,7 +22,7 @@ PLACE_HIDDEN = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """Sizes of a decoder, small enough that what it draws must come from the features."""
+    """Sizes of a decoder, small enough that what it reconstructs must come from the features."""
 
     width: int
     """W."""
@@ -42,7 +42,8 @@ class DecoderConfig:
 class PatchDecoder(nn.Module):
     """A query for each hidden patch, made from its position, attends to the features of the visible patches.
 
-    Hidden patches do not attend to each other: their positions alone would tell the shape without any features.
+    Queries do not attend to each other, because their positions together would reveal the shape without any
+    features.
     """
 
     def __init__(self, encoder_width: int, patch_points: int, config: DecoderConfig) -> None:
@@ -84,20 +85,20 @@ class PatchDecoder(nn.Module):
 
 
 def chamfer_distance(predicted: Tensor, target: Tensor) -> Tensor:
-    """(...) symmetric squared Chamfer distance between (..., K, 3) and (..., L, 3) points.
+    """Symmetric squared Chamfer distance (...) between points (..., K, 3) and (..., L, 3).
 
-    The mean squared distance from a predicted point to the nearest target point, plus that from a target point to
-    the nearest predicted point, in the square of the points' unit.
+    It is the mean squared distance from a predicted point to the nearest target point, plus that from a target
+    point to the nearest predicted point, in the square of the points' unit.
     """
     squared = (predicted.unsqueeze(-2) - target.unsqueeze(-3)).square().sum(-1)  # (..., K, L)
     return squared.amin(-1).mean(-1) + squared.amin(-2).mean(-1)
 
 
 def copied_patches(patches: Patches, visible_index: Tensor, hidden_index: Tensor) -> Tensor:
-    """(R, H, K, 3) guesses without learning: each hidden patch is taken to be the visible one nearest to it.
+    """Predictions (R, H, K, 3) without learning: each hidden patch is a copy of the visible patch nearest to it.
 
     Args:
-        patches: all P of each of R views.
+        patches: all P patches of each of R views.
         visible_index: (R, S).
         hidden_index: (R, H).
     """

@@ -1,9 +1,8 @@
-"""One decoder on frozen features: its views and masks, its training, and its error on held-out shapes.
+"""Trains a decoder on frozen features, and measures its error on held-out shapes.
 
 Views and masks depend only on (seed, epoch, shape index).
 
-Sizes: B shapes, P patches, S visible and H hidden ones
-of them, K points a patch, D encoder width.
+Sizes: B shapes, P patches, of which S are visible and H hidden, K points per patch, D encoder width.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ FEWEST_SHAPES = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReconstructConfig:
-    """Everything besides the encoder and the corpus that decides the figures of a comparison."""
+    """All settings that decide the figures of a comparison, besides the encoder and the corpus."""
 
     steps: int = 1000
     """Optimiser steps of each decoder."""
 
     batch_size: int = 32
-    """Shapes a step; a small corpus with fewer training shapes gives all of them."""
+    """Shapes per step; at most the number of training shapes."""
 
     learning_rate: float = 2e-3
-    """Peak; linear warm-up over a twentieth of the steps, then cosine to zero."""
+    """Peak learning rate; linear warm-up over a twentieth of the steps, then cosine to zero."""
 
     weight_decay: float = 0.05
     clip_norm: float = 1.0
@@ -58,10 +57,10 @@ class ReconstructConfig:
     """Share of the corpus's shapes that no decoder is trained on."""
 
     most_held_out: int = 512
-    """Upper limit to the number of these shapes."""
+    """Largest number of these shapes."""
 
     masking: MaskingConfig = field(default_factory=MaskingConfig)
-    """As in the encoder's pretraining, one mask a view."""
+    """As in the encoder's pretraining, with one mask per view."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
@@ -71,7 +70,7 @@ class ReconstructConfig:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Indices of the shapes that decoders are trained on, and of those they are measured on."""
+    """Indices of the shapes for training and for measuring decoders."""
 
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
@@ -79,7 +78,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class MaskedViews:
-    """B shapes cut into patches, and which of them the encoder sees."""
+    """The patches of B shapes, and which of them the encoder sees."""
 
     patches: Patches
     """(B, P, ...)."""
@@ -104,7 +103,7 @@ class MaskedViews:
 
 
 def split_shapes(shapes: int, config: ReconstructConfig, *, seed: int) -> Split:
-    """Which shapes are held out: a random share of a corpus, by the seed.
+    """Hold out a random share of a corpus.
 
     Raises:
         DataError: if there are too few to split.
@@ -118,14 +117,14 @@ def split_shapes(shapes: int, config: ReconstructConfig, *, seed: int) -> Split:
 
 
 def decoder_config(encoder: EncoderConfig) -> DecoderConfig:
-    """A decoder no wider than the small model's predictor, its heads as wide as the encoder's."""
+    """A decoder no wider than the small model's predictor, with heads as wide as the encoder's."""
     head_width = encoder.width // encoder.heads
     heads = max(1, min(encoder.heads, 192 // head_width))
     return DecoderConfig(width=heads * head_width, heads=heads)
 
 
 def new_decoder(encoder: EncoderConfig) -> PatchDecoder:
-    """The decoder of an encoder, with weights still to be drawn or loaded."""
+    """A decoder for an encoder, whose weights have yet to be initialised or loaded."""
     return PatchDecoder(encoder.width, encoder.patch_points, decoder_config(encoder))
 
 
@@ -136,10 +135,10 @@ def masked_views(
 
     Args:
         batch: raw shapes, on the device.
-        encoder: says how many points and patches.
+        encoder: decides the number of points and patches.
         masking: how the hidden patches are chosen.
-        seed: of the views and masks.
-        augment: rotate and scale as in pretraining; otherwise the shapes are left as they are stored.
+        seed: seed of the views and masks.
+        augment: rotate and scale as in pretraining; otherwise shapes are used as they are stored.
     """
     keys = sample_keys(seed=seed, epoch=batch.epoch, index=batch.index)
     random = KeyedRandom(keys, "reconstruct")
@@ -162,7 +161,7 @@ def masked_views(
 
 
 def predict_patches(decoder: PatchDecoder, encoder: Encoder, views: MaskedViews) -> Tensor:
-    """(B, H, K, 3) points of the hidden patches; the encoder sees only the visible ones, and gets no gradient."""
+    """Points (B, H, K, 3) of the hidden patches; the encoder sees only the visible ones, and has no gradient."""
     with torch.no_grad():
         visible = views.masks.visible_index
         seen = Patches(views.visible_centers, _take_rows(views.patches.offsets, visible))
@@ -180,16 +179,16 @@ def train_decoder(
     progress: Callable[[int, int, float], None],
     stopped: Callable[[], bool],
 ) -> PatchDecoder | None:
-    """A decoder on an encoder's frozen features; None if it was stopped before its last step.
+    """Train a decoder on an encoder's frozen features; returns None if it was stopped before its last step.
 
     Args:
         encoder: in evaluation mode, on the device to use.
         corpus: shapes by index.
-        train: indices of those to train on.
-        config: how long and how fast.
-        seed: of the decoder's weights, the order, the views and the masks.
-        progress: called after every step with the steps done, steps in all, and the loss.
-        stopped: asked after every step.
+        train: indices of the shapes to train on.
+        config: number of steps, and rates.
+        seed: seed of the decoder's weights, the order, the views and the masks.
+        progress: called after every step with the steps done, the steps in all, and the loss.
+        stopped: called after every step; True ends the training.
     """
     device = encoder.transformer.norm.weight.device
     decoder = new_decoder(encoder.config)
@@ -241,23 +240,19 @@ def held_out_views(
     seed: int,
     device: torch.device,
 ) -> MaskedViews:
-    """Views of held-out shapes as they are stored, the same for every decoder of a seed."""
+    """Views of held-out shapes as they are stored; the same for all decoders with the same seed."""
     batch = read_batch(corpus, index, epoch=0).to(device)
     return masked_views(batch, encoder, config.masking, seed=seed, augment=False)
 
 
-Guess = Callable[[MaskedViews], Tensor]
-"""From views to (B, H, K, 3) points of their hidden patches."""
-
-
 def guess_by_copying(views: MaskedViews) -> Tensor:
-    """The guess without a decoder: each hidden patch looks like the nearest visible one."""
+    """The prediction without a decoder: each hidden patch is a copy of the nearest visible one."""
     return copied_patches(views.patches, views.masks.visible_index, views.masks.hidden_index)
 
 
 @torch.no_grad()
 def measure(
-    guess: Guess,
+    guess: Callable[[MaskedViews], Tensor],
     corpus: PointSource,
     held_out: NDArray[np.int64],
     encoder: EncoderConfig,
@@ -266,7 +261,10 @@ def measure(
     seed: int,
     device: torch.device,
 ) -> float:
-    """Mean Chamfer distance of a guess over the hidden patches of held-out shapes."""
+    """Mean Chamfer distance over the hidden patches of held-out shapes.
+
+    ``guess`` predicts the points (B, H, K, 3) of the hidden patches of views.
+    """
     total = 0.0
     for first in range(0, len(held_out), config.batch_size):
         index = held_out[first : first + config.batch_size]
@@ -276,5 +274,5 @@ def measure(
 
 
 def _take_rows(values: Tensor, index: Tensor) -> Tensor:
-    """(B, T, ...) rows of (B, P, ...) values at (B, T) indices."""
+    """Rows (B, T, ...) of values (B, P, ...) at indices (B, T)."""
     return values[torch.arange(len(index), device=index.device)[:, None], index]

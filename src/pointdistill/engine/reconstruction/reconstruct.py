@@ -1,8 +1,8 @@
-"""A look at what an encoder's features hold: a small decoder draws hidden patches from the visible ones.
+"""Shows what an encoder's features contain: a small decoder reconstructs hidden patches from visible ones.
 
-The same decoder is trained on the frozen features of the encoder and on those of an encoder of the same size with
-random weights, and both are compared with copying the nearest visible patch. Every finished decoder is on disk, so
-that the same call goes on after an interruption.
+The same decoder is trained on the frozen features of the encoder, and on those of an encoder of the same size with
+random weights; both are compared with copying the nearest visible patch. Finished decoders are saved, so that the
+same call continues after an interruption.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pointdistill.engine.evaluation.results import Spread
 from pointdistill.engine.pretraining.record import encoder_line
 from pointdistill.engine.pretraining.run_folder import METRICS, RUN_CONFIG, corpus_fingerprint
 from pointdistill.engine.reconstruction.decoder_training import (
-    Guess,
+    MaskedViews,
     ReconstructConfig,
     Split,
     guess_by_copying,
@@ -61,17 +61,17 @@ MEASURE = (
     "Chamfer distance of each hidden patch: mean squared distance from a predicted point to the nearest true "
     "one plus from a true point to the nearest predicted one; view in the unit sphere; mean over held-out shapes"
 )
-"""What the figures mean, for tables and for ``results.json``."""
+"""Definition of the figures, for tables and for ``results.json``."""
 
 DRAWN = 6
-"""Held-out shapes in the picture, spread over the corpus."""
+"""Number of held-out shapes in the picture, spread over the corpus."""
 
 SCALE = 1000.0
-"""Tables show distances times this; ``results.json`` has them as they are."""
+"""Tables show distances multiplied by this; ``results.json`` has the plain ones."""
 
 
 class FeatureSource(StrEnum):
-    """What the hidden patches are guessed from."""
+    """What the hidden patches are predicted from."""
 
     ENCODER = "encoder"
     RANDOM = "random weights"
@@ -80,7 +80,7 @@ class FeatureSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DecoderScore:
-    """How well the hidden patches were guessed from one source of features under one seed."""
+    """How well the hidden patches were predicted from one source of features with one seed."""
 
     features: FeatureSource
     seed: int
@@ -93,24 +93,24 @@ class DecoderScore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReconstructRequest:
-    """What to compare, and where; every setting has a default."""
+    """What to compare, and where to write it; every setting has a default."""
 
     encoder: Path | str | None = None
-    """As for ``load_encoder``; the last run in ``folder`` by default."""
+    """As for ``load_encoder``; by default the last run in ``folder``."""
 
     data: Path | None = None
-    """A corpus; the last one in ``folder`` by default."""
+    """A corpus; by default the last one in ``folder``."""
 
     steps: int | None = None
     seeds: int = 1
     """Number of seeds, counted from 0; each has its own split, weights and masks."""
 
     output: Path | None = None
-    """A folder; by default ``reconstruction/`` in the run, or in ``folder`` where the encoder is in no run."""
+    """A folder; by default ``reconstruction/`` in the run, or in ``folder`` if the encoder is not in a run."""
 
     device: str = "auto"
     folder: Path = Path()
-    """Where defaults are looked for."""
+    """Where to look for defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Reconstruction:
     interrupted: bool
 
     def table(self) -> Table:
-        """A row for each source of features; distances times a thousand."""
+        """A row for each source of features, with distances multiplied by 1000."""
         rows = []
         for kind in FeatureSource:
             values = [SCALE * score.chamfer for score in self.outcomes if score.features is kind]
@@ -143,11 +143,11 @@ class Reconstruction:
 def reconstruct(request: ReconstructRequest, *, reporter: Reporter = SILENT) -> Reconstruction:
     """Train and compare decoders; write ``results.json`` after each, and ``reconstruction.png`` at the end.
 
-    Ctrl-C stops between two steps: finished decoders are kept, and the same call goes on with the next.
+    Ctrl-C stops between two steps: finished decoders are kept, and the same call continues with the next one.
 
     Args:
         request: what to compare.
-        reporter: hears which encoder and corpus are taken, and every step.
+        reporter: receives lines with the encoder and the corpus, and the progress of each decoder.
 
     Raises:
         CheckpointError: if there is no encoder.
@@ -173,10 +173,10 @@ def reconstruct(request: ReconstructRequest, *, reporter: Reporter = SILENT) -> 
 
 
 def pretraining_masking(stored: Path, encoder: EncoderConfig) -> MaskingConfig:
-    """How patches were masked in an encoder's pretraining, with one mask a view.
+    """How patches were masked in an encoder's pretraining, with one mask per view.
 
-    Where the encoder is not in its run, this is the paper's masking, with blocks of at least three patches: a
-    tenth of the patches, as in the paper, would be less than that in small encoders.
+    If the encoder is not in its run, this is the paper's masking with blocks of at least three patches; the
+    paper's tenth of the patches would be fewer in small encoders.
     """
     described = stored.parent / RUN_CONFIG
     if (stored.parent / METRICS).is_file() and described.is_file():
@@ -210,7 +210,7 @@ def _output(request: ReconstructRequest, stored: Path) -> Path:
 
 
 class Comparison:
-    """The decoders of one encoder on one corpus; those of an earlier call are taken from the output."""
+    """The decoders for one encoder on one corpus; those of an earlier call are read from the output folder."""
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class Comparison:
         self.outcomes = list(self._read_outcomes())
 
     def run(self, seed: int, reporter: Reporter, stopped: Callable[[], bool]) -> bool:
-        """Train and measure what is missing of a seed; False if it was stopped."""
+        """Train and measure what a seed still lacks; returns False if it was stopped."""
         split = split_shapes(len(self.corpus), self.config, seed=seed)
         for kind in FeatureSource:
             if any((score.features, score.seed) == (kind, seed) for score in self.outcomes):
@@ -262,7 +262,7 @@ class Comparison:
         return True
 
     def draw(self) -> None:
-        """Write the picture: held-out shapes of seed 0, whole, seen, and filled in from both kinds of features."""
+        """Draw held-out shapes of seed 0: whole, visible parts, and reconstructed from both kinds of features."""
         split = split_shapes(len(self.corpus), self.config, seed=0)
         drawn = np.linspace(0, len(split.held_out) - 1, min(DRAWN, len(split.held_out)))
         views = held_out_views(
@@ -301,8 +301,8 @@ class Comparison:
         split: Split,
         reporter: Reporter,
         stopped: Callable[[], bool],
-    ) -> Guess | None:
-        """A guess from one source of features, its decoder trained and saved; None if it was stopped."""
+    ) -> Callable[[MaskedViews], Tensor] | None:
+        """Train and save the decoder for one source of features; returns its prediction, or None if stopped."""
         if kind is FeatureSource.COPY:
             return guess_by_copying
         encoder = self._encoder_of(kind, seed)
@@ -326,8 +326,8 @@ class Comparison:
         write_tensors(self.output / _decoder_file(kind, seed), state)
         return lambda views: predict_patches(decoder, encoder, views)
 
-    def _load(self, kind: FeatureSource, seed: int) -> Guess:
-        """A guess with a decoder that was trained before."""
+    def _load(self, kind: FeatureSource, seed: int) -> Callable[[MaskedViews], Tensor]:
+        """The prediction of a decoder that was trained before."""
         decoder = new_decoder(self.encoder.config)
         path = self.output / _decoder_file(kind, seed)
         load_exactly(decoder, read_tensors(path), path)
@@ -352,7 +352,7 @@ class Comparison:
         if not path.is_file():
             return
         stored = read_json(path)
-        # Paths may differ: a folder that was moved holds the same things.
+        # Paths may differ, since a folder that was moved has the same content.
         for name, part in (("encoder", "sha256"), ("corpus", "fingerprint"), ("settings", None)):
             expected = self.described[name] if part is None else self.described[name][part]
             actual = stored.get(name) if isinstance(stored, dict) else None
@@ -367,7 +367,7 @@ class Comparison:
 
 
 def _points(patches: Tensor) -> NDArray[np.float32]:
-    """(n, 3) points of (T, K, 3) patches."""
+    """The points (n, 3) of patches (T, K, 3)."""
     return patches.flatten(0, 1).cpu().numpy()
 
 

@@ -1,1 +1,1 @@
-"""Tables, pictures, and the page that holds them."""
+"""Tables, pictures, and HTML pages with both."""

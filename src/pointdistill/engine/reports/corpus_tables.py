@@ -1,4 +1,4 @@
-"""What a corpus holds, as tables for people and as JSON for programs."""
+"""Summaries of a corpus, as tables for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pointdistill.engine.reports.tables import Table
 from pointdistill.engine.weights.licences import Terms, terms_of
 
 MOST_LABELS = 25
-"""Labels of a source in a table; JSON has all."""
+"""Largest number of labels in a source's table; the JSON has all."""
 
 MOST_CAUSES = 15
-"""Causes in the table of refused shapes; JSON has all."""
+"""Largest number of causes in the table of refused shapes; the JSON has all."""
 
 _SETTING_LETTERS = 60
 
 
 def corpus_tables(summary: CorpusSummary) -> tuple[Table, ...]:
-    """Tables of a corpus: the whole, its sources, licences, labels and refused shapes; none of them empty."""
+    """Tables of a corpus as a whole, its sources, licences, labels and refused shapes; empty ones are left out."""
     tables = [_whole(summary), _sources(summary), _licences(summary), _archives(summary)]
     tables += [_labels(source) for source in summary.sources if source.record.labels]
     tables += [_refused(summary)] if summary.causes else []
@@ -28,7 +28,7 @@ def corpus_tables(summary: CorpusSummary) -> tuple[Table, ...]:
 
 
 def corpus_json(summary: CorpusSummary) -> dict[str, Any]:
-    """All that is known of a corpus, as values that JSON has."""
+    """Everything known about a corpus, as plain values for JSON."""
     manifest = summary.manifest
     return {
         "path": str(summary.path),
@@ -81,7 +81,7 @@ def _whole(summary: CorpusSummary) -> Table:
         "on disk": f"{sum(s.bytes for s in manifest.shards) / 1e6:,.1f} MB in {len(manifest.shards):,} shards",
         "seed": str(manifest.seed),
     }
-    # Checksums stand below: a narrow terminal would cut them short in a cell.
+    # Checksums are notes below the table, because a narrow terminal would cut them off in a cell.
     notes = [f"content: {manifest.content}"]
     if manifest.refused_sha256 is not None:
         notes.append(f"refused.jsonl: {manifest.refused_sha256}")
@@ -95,7 +95,7 @@ def _sources(summary: CorpusSummary) -> Table:
         "shapes",
         "refused",
         "labels",
-        "points a shape",
+        "points per shape",
         "longest side",
         "median x, y, z",
     )
@@ -104,7 +104,7 @@ def _sources(summary: CorpusSummary) -> Table:
         columns,
         tuple(_source_row(source) for source in summary.sources),
         (
-            "points a shape: least, median, most; longest side: of the smallest and the largest shape, in "
+            "points per shape: least, median, most; longest side: of the smallest and the largest shape, in "
             f"the source's own unit; median x, y, z: of at most {SAMPLED:,} shapes of a source.",
         ),
     )
@@ -156,7 +156,7 @@ def _archives(summary: CorpusSummary) -> Table:
 
 
 def _brief(value: object) -> str:
-    """A setting in a cell, cut short: a list of names may be of any length."""
+    """A setting for a table cell, shortened, since a list of names can be of any length."""
     text = str(value)
     return text if len(text) <= _SETTING_LETTERS else f"{text[: _SETTING_LETTERS - 1]}…"
 
@@ -167,7 +167,7 @@ def _terms(licence: str) -> str:
 
 
 def _non_commercial(summary: CorpusSummary) -> list[str]:
-    """Names of the sources that allow no commercial use."""
+    """Names of the sources that do not allow commercial use."""
     return [
         source.record.name
         for source in summary.sources
@@ -214,6 +214,6 @@ def _refused(summary: CorpusSummary) -> Table:
 
 
 def _example(cause: RefusedCause) -> str:
-    """An example of the cause, with its own message where that says more."""
+    """An example of the cause, with its own message if that differs from the cause."""
     own = "" if cause.example == cause.cause else f": {cause.example}"
     return f"{cause.example_id}{own}"

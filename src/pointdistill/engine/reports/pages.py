@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained page, which loads nothing from the network."""
+"""Writes reports as one self-contained HTML page, which loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with a paragraph, tables and pictures below it, any of them absent."""
+    """A heading with an optional paragraph, tables and pictures below it."""
 
     title: str
     text: str = ""
@@ -71,14 +71,14 @@ def write_report(
     facts: Mapping[str, str],
     sections: Sequence[Section],
 ) -> None:
-    """Write a self-contained HTML page, whole or not at all.
+    """Write a self-contained HTML page, completely or not at all.
 
     Args:
         path: such as ``run/report.html``.
-        title: of the page.
-        lead: what the page says, in a sentence or two.
-        facts: name to value: what was run, on what, how long it took.
-        sections: in order.
+        title: the page's title.
+        lead: what the page shows, in a sentence or two.
+        facts: names and values: what was run, on what, how long it took.
+        sections: in the order of the page.
     """
     body = [f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(lead)}</p>', _facts(facts)]
     body += [_section(section) for section in sections]

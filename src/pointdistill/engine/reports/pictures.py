@@ -1,7 +1,7 @@
-"""Pictures for reports, each a PNG: loss curves, clouds, masked patches, neighbours.
+"""Pictures for reports as PNG: loss curves, clouds, masked patches, neighbours.
 
-Backgrounds are transparent and lines mid-grey, so that a picture reads on a light and a dark page.
-Sizes: N points a cloud, P patches.
+Backgrounds are transparent and lines mid-grey, so that a picture is readable on a light and a dark page.
+Sizes: N points per cloud, P patches.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def loss_curves(rows: Sequence[Mapping[str, float]], *, terms: Sequence[str] = L
     """Draw loss terms over the steps of a run, each raw (pale) and as a running mean.
 
     Args:
-        rows: one a logged step, with ``step`` and the terms, as in a run's ``metrics.jsonl``.
+        rows: one per logged step, with ``step`` and the terms, as in a run's ``metrics.jsonl``.
         terms: which keys to draw, in this order; those that no row has are left out.
 
     Raises:
@@ -77,8 +77,8 @@ def clouds(
 
     Args:
         shapes: (N, 3) each, z up, any unit; N may differ.
-        titles: one a shape, or none; of one or two lines.
-        columns: clouds a row.
+        titles: one per shape, of one or two lines; or none.
+        columns: clouds per row.
         up_axis: draw an arrow along z beside each.
     """
     return _grid(
@@ -101,8 +101,8 @@ def masked_patches(
 
     Args:
         views: points (N, 3), patch centres (P, 3) in the same unit, and mask (P,), true = masked.
-        titles: one a view, or none.
-        columns: views a row.
+        titles: one per view, or none.
+        columns: views per row.
     """
     drawn = []
     for points, centers, mask in views:
@@ -115,10 +115,10 @@ def masked_patches(
 def neighbour_rows(
     rows: Sequence[Sequence[NDArray[np.floating]]], *, titles: Sequence[Sequence[str]] = ()
 ) -> bytes:
-    """Draw a row a query: the query first, then its neighbours from the nearest on.
+    """Draw one row per query: the query first, then its neighbours, the nearest first.
 
     Args:
-        rows: clouds (N, 3), equally many in each row.
+        rows: clouds (N, 3), the same number in each row.
         titles: such as class names, in the same arrangement, or none.
     """
     flat = [cloud for row in rows for cloud in row]
@@ -128,24 +128,24 @@ def neighbour_rows(
 
 @dataclass(frozen=True, slots=True)
 class FilledView:
-    """One view with predictions of its hidden patches; all points in one frame."""
+    """One view with predictions of its hidden patches; all points in the same frame."""
 
     seen: NDArray[np.floating]
     """(n, 3) points of the visible patches."""
 
     hidden: NDArray[np.floating]
-    """(m, 3) points of the hidden patches, as they are."""
+    """(m, 3) true points of the hidden patches."""
 
     guesses: tuple[NDArray[np.floating], ...]
-    """(m, 3) each, as they were guessed."""
+    """(m, 3) predicted points of the hidden patches, once per model."""
 
 
 def filled_views(views: Sequence[FilledView], *, titles: Sequence[str]) -> bytes:
-    """Draw a row a view: whole, what is seen of it (blue), and with each guess of the rest (orange).
+    """Draw one row per view: the whole view, its visible part (blue), and each prediction of the rest (orange).
 
     Args:
-        views: with one guess for each title.
-        titles: of the guesses.
+        views: with one prediction for each title.
+        titles: titles of the predictions.
     """
     drawn, frames = [], []
     for view in views:
@@ -167,7 +167,7 @@ def _grid(
     frames: Sequence[NDArray[np.floating]] | None = None,
     up_axis: bool = False,
 ) -> bytes:
-    """Clouds with a colour a point, in rows of ``columns``; each fills its cell, or its frame does."""
+    """Draw clouds with a colour per point, in rows of ``columns``; each, or its frame, fills its cell."""
     if not drawn:
         msg = "no clouds to draw; expected at least one of shape (N, 3)"
         raise DataError(msg)
@@ -194,7 +194,7 @@ def _draw_cloud(
     colors: NDArray[np.generic],
     frame: NDArray[np.floating],
 ) -> None:
-    """One cloud in parallel projection, as large as its frame allows; far points first, smaller and paler."""
+    """Draw a cloud in parallel projection, scaled to its frame; far points first, smaller and paler."""
     bounds = frame @ _camera().T
     middle = (bounds.max(axis=0) + bounds.min(axis=0)) / 2.0
     # The whole cell is used, whatever the cloud's extent along the line of sight.
@@ -218,7 +218,7 @@ def _draw_cloud(
 
 
 def _draw_up(axis: Axes) -> None:
-    """An arrow along z in the lower left corner: in parallel projection z is upright everywhere."""
+    """Draw an arrow along z in the lower left corner; in parallel projection z is upright everywhere."""
     arrow = {"arrowstyle": "->", "color": _INK, "linewidth": 1.0}
     axis.annotate("", xy=(-0.98, -0.62), xytext=(-0.98, -1.0), arrowprops=arrow)
     axis.annotate("z", xy=(-0.92, -0.7), color=_INK, fontsize=7)
@@ -235,13 +235,13 @@ def _camera() -> NDArray[np.float64]:
 
 
 def _share(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Values moved and scaled to [0, 1]; all 0 where they are equal."""
+    """Values shifted and scaled to [0, 1]; all 0 if they are equal."""
     low, high = values.min(), values.max()
     return (values - low) / max(float(high - low), 1e-12)
 
 
 def _running_mean(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Mean over a fortieth of the run to each side, shorter at the ends."""
+    """Mean over a fortieth of the run on each side, less at the ends."""
     reach = max(1, len(values) // 40)
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     place = np.arange(len(values))
@@ -250,7 +250,7 @@ def _running_mean(values: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _figure(lines: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A transparent figure without pyplot's hidden state, and its axes row by row."""
+    """A transparent figure, made without pyplot's global state, and its axes row by row."""
     size = (width * columns, height * lines)
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     figure.patch.set_alpha(0.0)
@@ -263,6 +263,6 @@ def _figure(lines: int, columns: int, *, width: float, height: float) -> tuple[F
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    # Without the library's version in it, the same picture is the same bytes.
+    # Without the library's version in the file, the same picture gives the same bytes.
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""Some shapes of a corpus: a contact sheet, and a web page that rotates them.
+"""Previews of a corpus: a contact sheet, and a web page to rotate shapes.
 
-The page holds points, style and script itself; its content policy forbids every other script and
-the network. Names of shapes come from other people's archives, so they are inserted as text only.
+The page contains points, style and script itself; its content security policy forbids every other script and the
+network. Names of shapes come from other people's archives, so they are inserted as text only.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pointdistill.data.files.files import write_aside
 from pointdistill.engine.reports.pictures import clouds
 
 POINTS_ON_SHEET = 2048
-"""Most points of a shape on the contact sheet."""
+"""Largest number of points of a shape on the contact sheet."""
 
 POINTS_ON_PAGE = 4096
-"""Most points of a shape on the page: 32 KiB each, few enough to redraw within a frame."""
+"""Largest number of points of a shape on the page: 32 KiB each, few enough to redraw within a frame."""
 
 _NAME_LETTERS = 26
 
@@ -40,7 +40,7 @@ class PreviewShape:
     id: str
     source: str
     label: str
-    """Empty where it is not known."""
+    """Empty if it is not known."""
 
     points: Points
     """(n, 3) float32, z up; some of the shape's points in random order."""
@@ -54,7 +54,7 @@ class PreviewShape:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What was written."""
+    """The files that were written."""
 
     picture: Path
     page: Path
@@ -64,16 +64,16 @@ class Preview:
 def write_preview(
     corpus: Corpus, chosen: Sequence[int] | NDArray[np.int64], *, stem: Path, seed: int
 ) -> Preview:
-    """Write ``stem``.png and ``stem``.html, each whole or not at all.
+    """Write ``stem``.png and ``stem``.html, each completely or not at all.
 
     Args:
-        corpus: where the shapes are.
+        corpus: the corpus with the shapes.
         chosen: their numbers, at least one.
-        stem: path of both files without their endings.
-        seed: of the points that are shown where a shape has more than fit.
+        stem: path of both files without their suffixes.
+        seed: seed of the points to show if a shape has too many.
     """
     shapes = list(read_preview(corpus, chosen, seed=seed))
-    # Not with_suffix, which would take the end of a name with a dot in it.
+    # Not with_suffix, which would replace the end of a name with a dot in it.
     picture, page = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "html"))
     with write_aside(picture) as aside:
         aside.write_bytes(contact_sheet(shapes))
@@ -85,7 +85,7 @@ def write_preview(
 def read_preview(
     corpus: Corpus, chosen: Sequence[int] | NDArray[np.int64], *, seed: int
 ) -> Iterator[PreviewShape]:
-    """The chosen shapes, with as many points as the page shows; the same seed gives the same points."""
+    """The chosen shapes, each with the points to show; the same seed gives the same points."""
     for number in chosen:
         shape = corpus[int(number)]
         rng = np.random.default_rng(np.random.SeedSequence((seed, int(number))))
@@ -103,9 +103,9 @@ def read_preview(
 
 
 def contact_sheet(shapes: Sequence[PreviewShape]) -> bytes:
-    """A PNG of all shapes in rows of six, each under its label and id, z up and drawn."""
+    """A PNG of all shapes in rows of six, each below its label and id, with an arrow along z."""
     with warnings.catch_warnings():
-        # The font lacks some scripts; boxes stand for their letters.
+        # The font lacks the characters of some scripts, and draws boxes instead.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         return clouds(
             [shape.points[:POINTS_ON_SHEET] for shape in shapes],
@@ -119,7 +119,7 @@ def turning_page(name: str, shapes: Sequence[PreviewShape]) -> str:
     style, script = _asset("preview.css"), _asset("preview.js")
     policy = f"default-src 'none'; style-src {_allowed(style)}; script-src {_allowed(script)}"
     title = f"{name}: {len(shapes):,} shapes"
-    # In JSON < may be written as an escape, so that no name can end the element it stands in.
+    # JSON allows < to be escaped, so that no name can close the script element it is in.
     data = json.dumps([_entry(shape) for shape in shapes]).replace("<", "\\u003c")
     return f"""<!doctype html>
 <html lang="en">
@@ -150,7 +150,7 @@ Colours are heights; the thick axis is z, which is up in every corpus.</p>
 
 
 def _entry(shape: PreviewShape) -> dict[str, str]:
-    """A shape as the page's script reads it: its points fill a cube about its middle."""
+    """A shape as the page's script reads it; its points are scaled to fill a cube around its centre."""
     steps = np.ascontiguousarray(quantise(shape.points).points, "<i2")
     x, y, z = (f"{side:.4g}" for side in shape.sides)
     shown = "" if len(steps) == shape.whole else f" ({len(steps):,} shown)"
@@ -169,7 +169,8 @@ def _title(shape: PreviewShape) -> str:
 
 
 def _short(name: str, *, keep_end: bool) -> str:
-    """A name that fits above its picture; $ would begin a formula."""
+    """A name short enough to fit above its picture."""
+    # Matplotlib would take $ for the start of a formula.
     text = "".join(letter if letter.isprintable() else " " for letter in name)
     if len(text) > _NAME_LETTERS:
         length = _NAME_LETTERS - 1
@@ -178,11 +179,11 @@ def _short(name: str, *, keep_end: bool) -> str:
 
 
 def _asset(name: str) -> str:
-    """The text of a file beside this module."""
+    """The text of a file in this module's folder."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _allowed(text: str) -> str:
-    """The source expression by which a content policy allows exactly this text."""
+    """The source expression with which a content security policy allows exactly this text."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

@@ -1,4 +1,4 @@
-"""A table as plain text cells: printed by the command line, written into reports and documents."""
+"""A table of plain text, which the command line prints and reports include."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
-    """Sentences that belong under the table."""
+    """Sentences to print below the table."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -28,7 +28,7 @@ class Table:
                 raise ConfigError(msg)
 
     def markdown(self) -> str:
-        """The table in GitHub's Markdown, its title in bold above, its notes as a list below."""
+        """The table in GitHub's Markdown, with its title in bold above it and its notes as a list below."""
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]
         grid = "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in lines)
         notes = "\n".join(f"- {note}" for note in self.notes)

@@ -1,1 +1,1 @@
-"""What every computation stands on: devices, signals, the optimiser, schedules."""
+"""Shared by all computations: devices, signals, the optimiser, schedules."""

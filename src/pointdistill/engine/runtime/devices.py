@@ -1,4 +1,4 @@
-"""Devices, precision and processes, through Accelerate."""
+"""Devices, precision and processes (through Accelerate), threads, signals, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -20,34 +20,21 @@ from accelerate.utils import DistributedType
 from pointdistill.data.files import processes as memory
 from pointdistill.errors import ConfigError
 
-# Memory allocation of this process: with glibc, freed memory is kept for the next step.
-
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of mallopt(3)
-_NEVER = 2**31 - 1
-_PAD_BYTES = 2**26
-
-
-def keep_freed_memory() -> bool:
-    """Reuse freed memory instead of returning it to the system; False where the C library cannot.
-
-    A training step on a CPU makes and frees the same large tensors each time. By default the C library returns
-    each of them, and the system zeroes the pages again, a good part of a step (``benchmarks/step.py``). With
-    this the process holds its peak until it ends. Calling it again does nothing more.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    library = ctypes.CDLL(None)
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _PAD_BYTES))
-    return all(library.mallopt(option, value) == 1 for option, value in settings)
-
+GIB = memory.GIB
+STATUS = Path("/proc/self/status")
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "no", "bf16")
 NARROW = 128
-"""Width up to which an encoder trains on one thread of a CPU."""
+"""Largest width of an encoder that trains on a single CPU thread."""
+
+# Options of mallopt(3).
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_NEVER = 2**31 - 1
+_PAD_BYTES = 2**26
 
 _TRIAL_SECONDS = 300.0
-"""Loading torch from a slow disk takes a minute; a trial beyond this hangs."""
+"""Loading torch from a slow disk takes a minute; a trial that takes longer than this is taken to hang."""
 
 _BF16_TRIAL = """
 import torch
@@ -60,7 +47,7 @@ for columns in (3, 128):
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one.
+    """The device of this name; ``auto`` is a GPU if there is one.
 
     Raises:
         ConfigError: for another name, or ``cuda`` without a GPU.
@@ -78,16 +65,16 @@ def pick_device(name: str) -> torch.device:
 def build_accelerator(
     device: str, precision: str, *, track: Sequence[str] = (), project: Path | None = None
 ) -> Accelerator:
-    """Accelerate for this process, in the precision asked for.
+    """Accelerate for this process, in the requested precision.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto``, ``no`` or ``bf16``.
         track: trackers that exist and are installed.
-        project: where trackers that need a folder write.
+        project: folder for trackers that need one.
 
     Raises:
-        ConfigError: for a device or precision that does not exist or cannot be had.
+        ConfigError: for a device or precision that does not exist or is not available.
     """
     if precision not in PRECISIONS:
         msg = f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
@@ -97,7 +84,7 @@ def build_accelerator(
     if mixed == "bf16" and not on_gpu:
         _check_bf16_on_cpu()
     if process_count() == 1:
-        # Accelerate remembers the first precision and device of a process; a second run may want others.
+        # Accelerate keeps the first precision and device of a process; a second run may need others.
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         cpu=not on_gpu,
@@ -110,11 +97,12 @@ def build_accelerator(
 
 
 def _check_launcher(accelerator: Accelerator) -> None:
-    """Raise unless the launcher left the sharding to us: its plugins know nothing of the teacher.
+    """Check that the launcher leaves sharding to us.
 
     Raises:
         ConfigError: naming the launcher's choice.
     """
+    # Accelerate's own plugins would wrap the student, and know nothing of the teacher.
     plain = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
     if accelerator.distributed_type not in plain:
         chosen = accelerator.distributed_type.value
@@ -126,14 +114,13 @@ def _check_launcher(accelerator: Accelerator) -> None:
 
 
 def _check_bf16_on_cpu() -> None:
-    """Raise unless this CPU can train in bf16, by the matrices that an encoder begins with.
-
-    They are tried in a process of their own: a virtual machine may announce matrix units that it does not have,
-    and the first product large enough for them then ends the process.
+    """Check that this CPU can train in bf16, by trying matrix products of the sizes in an encoder's first layers.
 
     Raises:
         ConfigError: if it cannot.
     """
+    # Tried in a process of its own: a virtual machine may announce matrix units that it does not have, and the
+    # first product large enough for them then kills the process.
     reason = _bf16_failure()
     if reason is None:
         return
@@ -145,7 +132,7 @@ def _check_bf16_on_cpu() -> None:
 
 
 def _bf16_failure() -> str | None:
-    """Why the trial did not succeed; None where it did."""
+    """Why the trial failed; None if it succeeded."""
     try:
         trial = subprocess.run(
             # Without -P a random.py in the working folder would be loaded instead of Python's.
@@ -167,13 +154,11 @@ def _bf16_failure() -> str | None:
 
 @contextmanager
 def threads_for(width: int, device: torch.device) -> Iterator[None]:
-    """A CPU set up for an encoder's work: freed memory kept, and one thread for a narrow encoder, for the block.
-
-    Its operations are too small to share. Seconds that a step of the tiny model at batch 32 takes on two cores,
-    alone and beside a busy process (``benchmarks/threads.py``): one thread 0.261 and 0.286; two that wait
-    passively 0.583 and 0.344; two that spin 0.199 and 0.615. One thread is never far from the best, and leaves a
-    core to the views of the next step.
-    """
+    """Set a CPU up for an encoder of this width, for the duration of the block."""
+    # The operations of a narrow encoder are too small to share. Seconds per step of the tiny model at batch 32 on
+    # two cores, alone and beside a busy process (``benchmarks/threads.py``): one thread 0.261 and 0.286; two that
+    # wait passively 0.583 and 0.344; two that spin 0.199 and 0.615. One thread is never far from the best, and
+    # leaves a core to the views of the next step.
     before = torch.get_num_threads()
     if device.type == "cpu":
         keep_freed_memory()
@@ -185,27 +170,40 @@ def threads_for(width: int, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def keep_freed_memory() -> bool:
+    """Let this process reuse freed memory instead of returning it to the system; False without glibc.
+
+    The process then keeps its peak memory until it ends. Calling it again has no further effect.
+    """
+    # A training step on a CPU allocates and frees the same large tensors each time. By default the C library
+    # returns each of them to the system, which has to zero the pages again: a good part of a step
+    # (``benchmarks/step.py``).
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _PAD_BYTES))
+    return all(library.mallopt(option, value) == 1 for option, value in settings)
+
+
 def is_main_process() -> bool:
-    """Whether this process is the one of several that talks: known before any of them is set up."""
+    """Whether this is the process that prints and writes; known before Accelerate is set up."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def process_count() -> int:
-    """Processes that a launcher started together."""
+    """Number of processes that a launcher started together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-# Ctrl-C, SIGTERM and a closed terminal, as a flag that a loop checks between its steps.
 
 
 @contextmanager
 def interruptible(on_signal: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether to stop; a second signal interrupts at once.
+    """Yield a function that returns True after Ctrl-C, SIGTERM or a closed terminal.
 
-    Outside the main thread no handler can be set, and the answer is always no.
+    A second signal raises KeyboardInterrupt at once.
+    Outside the main thread no handler can be set, and the function always returns False.
 
     Args:
-        on_signal: called within the handler of the first signal, so that a user is answered at once even where
+        on_signal: called within the handler of the first signal, so that the user gets an answer at once even if
             the loop checks late.
     """
     received: list[int] = []
@@ -230,29 +228,24 @@ def interruptible(on_signal: Callable[[], None] | None = None) -> Iterator[Calla
             signal.signal(number, handler)
 
 
-# How much memory this process may use and does use, within a container's limits.
-
-GIB = memory.GIB
-STATUS = Path("/proc/self/status")
-
-
 def memory_gib() -> float:
     """GiB that this process may use: physical memory, or a container's limit."""
     return memory.memory_bytes() / GIB
 
 
 def resident_gib() -> float | None:
-    """GiB of memory that this process uses now; None where the system does not say."""
+    """GiB of memory that this process uses now; None if the system does not report it."""
     return _from_status("VmRSS")
 
 
 def peak_resident_gib() -> float | None:
-    """Peak memory of this process in GiB; None where the system does not say."""
+    """Peak memory of this process in GiB; None if the system does not report it."""
     return _from_status("VmHWM")
 
 
 def _from_status(name: str) -> float | None:
-    """A value from Linux's status of this process. (``getrusage`` would include the parent's peak.)"""
+    """A value from Linux's status of this process, in GiB."""
+    # Not ``getrusage``, whose peak includes that of the parent process before the child was started.
     try:
         lines = STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -262,7 +255,7 @@ def _from_status(name: str) -> float | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the memory of the GPU or the machine was not enough."""
+    """Whether an error means that the GPU or the machine ran out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -1,4 +1,4 @@
-"""What this machine has, and what would stop a run on it."""
+"""Reports what this machine has, and what would prevent a run on it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from pointdistill.data.files.workspace import last_corpus, last_run
 from pointdistill.version import __version__
 
 LOW_DISK_GIB = 2.0
-"""The builtin corpus takes 1 GiB, a small run's checkpoints half of one."""
+"""The builtin corpus takes 1 GiB, a small run's checkpoints 0.5 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Lines for people, in order."""
+    """The state of a machine, as lines to print in order."""
 
     facts: list[tuple[str, str]]
     problems: list[str]
-    """What would stop a run."""
+    """What would prevent a run."""
 
     remarks: list[str]
-    """What would only slow it, or is missing."""
+    """What would only slow a run down, or is missing."""
 
 
 def examine(folder: Path | None = None) -> Report:
-    """Look at Python, packages, devices, disk and the workspace of ``folder`` (by default the current one)."""
+    """Examine Python, packages, devices, disk and the workspace of ``folder`` (by default the current one)."""
     folder = folder or Path.cwd()
     problems: list[str] = []
     remarks: list[str] = []
@@ -55,7 +55,7 @@ def examine(folder: Path | None = None) -> Report:
 
 
 def _packages(problems: list[str]) -> list[tuple[str, str]]:
-    """Versions of what the package's own metadata asks for."""
+    """Versions of the packages that this package's metadata requires."""
     try:
         requirements = importlib.metadata.requires("pointdistill") or []
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""AdamW over all trained parameters in one group, clipping, the teacher's moving average, and moments by name.
+"""AdamW, gradient clipping, the teacher's moving average, and the optimiser's moments by name.
 
-Nothing here is told how a model is split over processes. FSDP's parameters and norms are ``DTensor``s, recognised
-by their methods: to import that class takes a second, and only FSDP needs it.
+These functions work on plain and on sharded parameters alike. FSDP's parameters and norms are ``DTensor``s, which
+are recognised by their methods: importing that class takes a second, and only FSDP needs it.
 Source: section 6 of docs/method.md.
 """
 
@@ -19,6 +19,7 @@ def build_optimizer(
     module: nn.Module, *, learning_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
     """AdamW (betas 0.9, 0.999; eps 1e-8) with weight decay on every parameter, fused."""
+    # One group, since the method decays norms and biases too. Fused, because ``guarded_step`` needs its kernel.
     return torch.optim.AdamW(
         [p for p in module.parameters() if p.requires_grad],
         lr=learning_rate,
@@ -30,16 +31,14 @@ def build_optimizer(
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients to a joint norm of at most ``max_norm``; the norm before, as a scalar tensor."""
+    """Scale all gradients to a joint norm of at most ``max_norm``; returns the norm before, a scalar tensor."""
     return whole(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
 def guarded_step(optimizer: torch.optim.AdamW, learning_rate: float, applied: Tensor) -> None:
-    """One step, and no gradients after it; where ``applied`` is 0 instead of 1, no weight or moment changes.
-
-    The fused kernel itself looks at ``found_inf`` before it writes, as it does for a gradient scaler; so the
-    decision stays on the device, and the host never waits for it.
-    """
+    """Take one step if ``applied`` is 1; if it is 0, no weight or moment changes. Clears the gradients."""
+    # The fused kernel checks ``found_inf`` before it writes, as it does for a gradient scaler. So the decision
+    # stays on the device, and the host never waits for it.
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.found_inf = 1.0 - applied  # type: ignore[attr-defined]
@@ -53,18 +52,18 @@ def update_average(average: nn.Module, module: nn.Module, share: Tensor) -> None
 
     Args:
         average: the moving average, such as a teacher.
-        module: what it follows; has every parameter of ``average`` and maybe more.
-        share: scalar on the device: 1 − momentum, or 0, which leaves every bit as it is.
+        module: the module it follows, such as a student; has at least the parameters of ``average``.
+        share: scalar on the device: 1 − momentum, or 0 to leave ``average`` unchanged to the bit.
     """
     ours, theirs = local_parameters(average), local_parameters(module)
-    # Not one lerp: its weight must be a number of the host, and this one is known to the device alone.
+    # A single lerp would need its weight as a Python number, but this one is known to the device only.
     difference = torch._foreach_sub([theirs[name] for name in ours], list(ours.values()))
     torch._foreach_mul_(difference, share)
     torch._foreach_add_(list(ours.values()), difference)
 
 
 def local_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a module by name, of each the part that this process holds."""
+    """The parameters of a module by name; of sharded ones the shard of this process."""
     return {
         name: parameter.to_local() if hasattr(parameter, "to_local") else parameter
         for name, parameter in module.named_parameters()
@@ -72,14 +71,14 @@ def local_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A tensor that may be split over processes, put together; if it is, all of them must call this."""
+    """The complete tensor of one that may be sharded; if it is, all processes must call this."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def named_moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's state of every parameter of ``module``, as ``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``.
 
-    A parameter that had no gradient so far has none.
+    A parameter that has had no gradient yet has no state.
     """
     return {
         f"{moment}.{name}": value
@@ -91,12 +90,12 @@ def named_moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 def restore_moments(
     module: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]
 ) -> None:
-    """Put back what ``named_moments`` gave, on the device of each parameter."""
+    """Restore the state that ``named_moments`` returned, on the device of each parameter."""
     for name, parameter in module.named_parameters():
-        found = {
+        state = {
             moment: moments[f"{moment}.{name}"].to(parameter.device)
             for moment in _MOMENTS
             if f"{moment}.{name}" in moments
         }
-        if found:
-            optimizer.state[parameter] = found
+        if state:
+            optimizer.state[parameter] = state

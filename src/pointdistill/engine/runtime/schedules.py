@@ -1,4 +1,7 @@
-"""Schedules of pretraining: pure functions of the optimiser step. Source: section 6 of docs/method.md."""
+"""Learning rate, momentum and temperature schedules, as pure functions of the optimiser step.
+
+Source: section 6 of docs/method.md.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from pointdistill.model.config import Temperatures
 
 
 def linear(step: int, *, start: float, end: float, span: int) -> float:
-    """From ``start`` to ``end`` over ``span`` steps, then flat."""
+    """Linear from ``start`` to ``end`` over ``span`` steps, then constant."""
     return start + (end - start) * step / span if step < span else end
 
 
 def cosine(step: int, *, start: float, end: float, span: int) -> float:
-    """Half a cosine from ``start`` to ``end`` over ``span`` steps, then flat."""
+    """Half a cosine from ``start`` to ``end`` over ``span`` steps, then constant."""
     progress = min(1.0, step / span) if span else 1.0
     return end + (start - end) * (1.0 + math.cos(math.pi * progress)) / 2.0
 
@@ -23,7 +26,7 @@ def cosine(step: int, *, start: float, end: float, span: int) -> float:
 def warmup_cosine(
     step: int, *, first: float, peak: float, final: float, warmup: int, total: int
 ) -> float:
-    """Linear ``first`` to ``peak`` over ``warmup`` steps, then cosine to ``final`` at ``total``."""
+    """Linear from ``first`` to ``peak`` over ``warmup`` steps, then cosine to ``final`` at step ``total``."""
     if step < warmup:
         return linear(step, start=first, end=peak, span=warmup)
     return cosine(step - warmup, start=peak, end=final, span=total - warmup)
@@ -31,7 +34,7 @@ def warmup_cosine(
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the schedules say at one step."""
+    """The values of all schedules at one step."""
 
     learning_rate: float
     teacher_momentum: float
@@ -40,24 +43,24 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
-    """Defaults are the paper's. Epochs are turned into optimiser steps by ``at``."""
+    """The schedules of pretraining, in epochs; the defaults are the paper's."""
 
     first_learning_rate: float = 1e-7
     peak_learning_rate: float = 5e-4
     final_learning_rate: float = 1e-6
     warmup_epochs: float = 10.0
-    """Of the learning rate: linear, then cosine to the end of the run."""
+    """The learning rate rises linearly over these epochs, then follows a cosine to the end of the run."""
 
     first_momentum: float = 0.995
     final_momentum: float = 1.0
-    """Of the teacher: cosine over the whole run."""
+    """The teacher's momentum follows a cosine over the whole run."""
 
     first_cls_temperature: float = 0.04
     final_cls_temperature: float = 0.07
     first_patch_temperature: float = 0.05
     final_patch_temperature: float = 0.07
     temperature_epochs: float = 10.0
-    """Of the teacher's temperatures: linear, then constant."""
+    """The teacher's temperatures change linearly over these epochs, then stay constant."""
 
     student_temperature: float = 0.1
 
@@ -88,7 +91,7 @@ class ScheduleConfig:
                 raise ConfigError(msg)
 
     def at(self, step: int, *, total: int, steps_per_epoch: float) -> Rates:
-        """Rates of optimiser step ``step`` (from 0) of ``total``."""
+        """The values at optimiser step ``step`` (from 0) of ``total``."""
         ramp = round(self.temperature_epochs * steps_per_epoch)
         return Rates(
             learning_rate=warmup_cosine(
@@ -131,7 +134,7 @@ def two_stage(
     warmup: int,
     total: int,
 ) -> float:
-    """Linear decay while the encoder is frozen; then the clock starts anew: 0 to ``peak``, cosine to ``final``."""
+    """Linear decay while the encoder is frozen; then a warm-up from 0 to ``peak`` and a cosine to ``final``."""
     if step < frozen_span:
         return linear(step, start=frozen_first, end=frozen_last, span=frozen_span)
     return warmup_cosine(

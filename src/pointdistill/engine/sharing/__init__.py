@@ -1,1 +1,1 @@
-"""Encoders for others: safetensors, ONNX, model cards, the Hub."""
+"""Sharing of encoders and models: safetensors, ONNX, model cards, the Hugging Face Hub."""

@@ -1,6 +1,6 @@
-"""An encoder written for others: as a folder of safetensors, or as one ONNX file for programs without torch.
+"""Exports an encoder as a safetensors folder, or as one ONNX file for programs without torch.
 
-An ONNX file is compared with the encoder before it is kept.
+An ONNX file is saved only if its outputs agree with the encoder's.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     import onnx
 
 TOLERANCE = 1e-4
-"""Largest difference allowed between any output and the encoder's own; on a CPU it is a few 1e-6 in float32."""
+"""Largest accepted difference from the encoder's own outputs; on a CPU it is a few 1e-6 in float32."""
 
 LARGEST_GIB = 2.0
-"""Limit of the format to one ONNX file; the large model has 1.2."""
+"""Largest ONNX file that the format allows; the large model's has 1.2 GiB."""
 
 _CHECKED_CLOUDS, _CANDIDATES = 3, 24
 _ROUNDING = 3e-7
@@ -49,12 +49,12 @@ _ROUNDING = 3e-7
 def export_encoder(source: Path | str, output: Path, *, working: Path | None = None) -> Path:
     """Copy the encoder of ``source`` to the folder ``output``, with its scores and its training record.
 
-    The weights are checked on the way. The result is where they were found.
+    The weights are loaded, and so checked. Returns the path they were found at.
 
     Args:
         source: as for ``load_encoder``.
-        output: made if absent.
-        working: the folder that ``evaluate`` was run in; the current one by default.
+        output: created if absent.
+        working: the folder that ``evaluate`` was run in; by default the current one.
 
     Raises:
         CheckpointError: if ``source`` holds no encoder or a damaged one.
@@ -76,7 +76,7 @@ def export_encoder(source: Path | str, output: Path, *, working: Path | None = N
 
 @dataclass(frozen=True, slots=True)
 class OnnxExport:
-    """An ONNX file that was written. Sizes: B clouds (any number), N points, P patches, D width."""
+    """A written ONNX file. Sizes: B clouds (any number), N points, P patches, D width."""
 
     path: Path
     source: Path
@@ -95,7 +95,7 @@ class OnnxExport:
     """Whether there is an output ``cls``."""
 
     difference: float | None
-    """Largest difference from the encoder's features in onnxruntime; None where that is not installed."""
+    """Largest difference from the encoder's features in onnxruntime; None if that is not installed."""
 
 
 def export_onnx(source: Path | str, output: Path, *, points: int | None = None) -> OnnxExport:
@@ -106,11 +106,12 @@ def export_onnx(source: Path | str, output: Path, *, points: int | None = None) 
 
     Args:
         source: as for ``load_encoder``.
-        output: folder, made if absent; an earlier ``model.onnx`` in it is replaced.
-        points: N; by default those of a view in pretraining.
+        output: folder, created if absent; an existing ``model.onnx`` in it is replaced.
+        points: N; by default that of a view in pretraining.
 
     Raises:
-        CheckpointError: if there is no encoder, or the graph does not compute the same; then no file is left.
+        CheckpointError: if there is no encoder, or the graph's outputs differ from the encoder's; no file is
+            saved.
         ConfigError: if the package onnx is not installed, or ``points`` are too few for a patch.
         DataError: if ``output`` holds other files.
     """
@@ -139,9 +140,9 @@ def export_onnx(source: Path | str, output: Path, *, points: int | None = None) 
 
 
 def check_onnx(path: Path, encoder: Encoder, points: int) -> float | None:
-    """Largest difference between a file's outputs and the encoder's, for one cloud and for several at once.
+    """Largest difference between a file's outputs and the encoder's, for a single cloud and for a batch.
 
-    The result is None where onnxruntime is not installed; nothing else needs it.
+    Returns None if onnxruntime is not installed; it is optional.
 
     Args:
         path: an ONNX file.
@@ -164,7 +165,7 @@ def check_onnx(path: Path, encoder: Encoder, points: int) -> float | None:
                 arrays = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
                 outputs = [torch.from_numpy(array) for array in arrays]
                 worst = max(worst, _difference(outputs, encoder(batch)))
-        except Exception as error:  # onnxruntime's errors have no class of their own in common
+        except Exception as error:  # onnxruntime's errors have no common base class
             msg = f"the exported graph does not run in onnxruntime {onnxruntime.__version__} ({error}); report it"
             raise CheckpointError(msg) from error
     if not worst <= TOLERANCE:
@@ -177,12 +178,10 @@ def check_onnx(path: Path, encoder: Encoder, points: int) -> float | None:
 
 
 def _stable_clouds(encoder: Encoder, points: int) -> Tensor:
-    """(3, N, 3) clouds whose features do not depend on rounding.
-
-    Where two points are equally far to the last digit, either may be the next centre and both answers are right,
-    so such a cloud cannot tell a wrong graph from a right one. To find out, its points are moved by as much as
-    rounding may change them.
-    """
+    """Clouds (3, N, 3) whose features do not depend on rounding."""
+    # If two points are equally far to the last digit, either may be the next centre, and both results are right.
+    # Such a cloud cannot tell a wrong graph from a right one. It is recognised by moving its points as much as
+    # rounding could change them.
     generator = torch.Generator().manual_seed(0)
     stable: list[Tensor] = []
     for _ in range(_CANDIDATES):
@@ -208,7 +207,7 @@ def _outputs(output: EncoderOutput) -> list[Tensor]:
 
 
 def _difference(outputs: list[Tensor], expected: EncoderOutput) -> float:
-    """Largest difference between any two values; infinite where shapes differ, NaN where a value is NaN."""
+    """Largest difference between two values; infinite if shapes differ, NaN if a value is NaN."""
     expected_outputs = _outputs(expected)
     if [part.shape for part in outputs] != [part.shape for part in expected_outputs]:
         return float("inf")
@@ -217,10 +216,10 @@ def _difference(outputs: list[Tensor], expected: EncoderOutput) -> float:
 
 
 def _import_onnx_graph() -> ModuleType:
-    """The module that needs the package onnx, which is optional.
+    """The module that needs the optional package onnx.
 
     Raises:
-        ConfigError: if it is not installed.
+        ConfigError: if onnx is not installed.
     """
     try:
         from pointdistill.engine.sharing import onnx_graph
@@ -233,10 +232,10 @@ def _import_onnx_graph() -> ModuleType:
 
 
 def _serialize(model: onnx.ModelProto, source: Path) -> bytes:
-    """The bytes of the file.
+    """The content of the file.
 
     Raises:
-        CheckpointError: if they are more than the format allows.
+        CheckpointError: if it is larger than the format allows.
     """
     size = model.ByteSize() / 2**30
     if size >= LARGEST_GIB:
@@ -246,13 +245,13 @@ def _serialize(model: onnx.ModelProto, source: Path) -> bytes:
 
 
 def _describe(model: onnx.ModelProto, config: dict[str, Any], points: int) -> None:
-    """Add metadata: what ``config.json`` says, and what the graph expects as its input."""
+    """Add metadata: the content of ``config.json``, and a description of the graph's input."""
     from onnx import helper
 
     model.producer_name = "pointdistill"
     model.producer_version = __version__
     model.doc_string = (
-        f"Encoder of 3-D shapes. Input: {points} raw points a cloud, any unit, within 30 radii of the origin, "
+        f"Encoder of 3-D shapes. Input: {points} raw points per cloud, any unit, within 30 radii of the origin, "
         "z up, all finite. "
         "Outputs: features of the whole cloud (cls), of its patches, and the patches' centres in the unit sphere."
     )

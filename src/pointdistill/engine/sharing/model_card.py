@@ -1,4 +1,4 @@
-"""The README of shared weights: what they are, how they were trained, their results, and their licences."""
+"""Writes the model card (README) of shared weights: their use, training, results and licences."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TRAINING = (
     ("its SHA-256", ("imported", "sha256")),
     ("branch", ("imported", "branch")),
 )
-"""Rows of the training table: a label, and the keys in ``config.json`` under which the value may be found."""
+"""Rows of the training table: a label, and the paths of keys in ``config.json`` that may hold the value."""
 
 
 _FIGURES = {
@@ -54,13 +54,13 @@ class ModelKind:
 
     noun: str
     load: str
-    """Python that makes ``model`` from ``repository``."""
+    """Python code that loads ``model`` from ``repository``."""
 
     use: str
-    """Python that calls it on ``points``; ``{category}`` stands for a category's name."""
+    """Python code that calls it on ``points``; ``{category}`` is replaced by a category's name."""
 
     purpose: str
-    """What it is good for, and what not."""
+    """What it can and cannot be used for."""
 
 
 ENCODER = ModelKind(
@@ -99,11 +99,11 @@ def model_card(
     described: Mapping[str, Any],
     results: Sequence[Result] = (),
 ) -> str:
-    """The text of ``README.md``, its header in YAML.
+    """The text of ``README.md``, with its YAML header.
 
     Args:
         repository: ``owner/name``.
-        described: the folder's ``config.json``, for an encoder with all that is known of its training.
+        described: the folder's ``config.json``; for an encoder with its complete training record.
         results: scores of an encoder; a fine-tuned model's score is in its ``config.json``.
     """
     kind = KINDS[described["format"]]
@@ -139,7 +139,7 @@ def _header(sources: list[SourceTerms]) -> str:
 
 
 def _hub_datasets(sources: Iterable[SourceTerms]) -> list[str]:
-    """The Hub's names of those sources that are datasets there; the Hub would take any other name for one, too."""
+    """The Hub's names of those sources that are datasets there."""
     origins = {info.name: info.origin for info in SOURCES}
     used = {origins.get(source.name, "") for source in sources}
     return sorted(o.removeprefix(_HUB_DATASETS) for o in used if o.startswith(_HUB_DATASETS))
@@ -165,7 +165,7 @@ def _summary(kind: ModelKind, described: Mapping[str, Any]) -> str:
 
 
 def load_line(described: Mapping[str, Any], repository: str) -> str:
-    """Python that loads what a repository holds."""
+    """Python code that loads the model in a repository."""
     return KINDS[described["format"]].load.format(repository=repository)
 
 
@@ -183,7 +183,7 @@ def _code(kind: ModelKind, repository: str, described: Mapping[str, Any]) -> str
 
 
 def _category(described: Mapping[str, Any]) -> str:
-    """A category for the example: that of its file, a chair, or else the segmenter's first."""
+    """A category for the example: that of its file, ``chair``, if the segmenter knows it, else its first."""
     model = described.get("model")
     known = model.get("categories") if isinstance(model, Mapping) else None
     names = [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
@@ -215,7 +215,7 @@ def _at(value: Any, path: tuple[str, ...]) -> Any:
 
 
 def _results(results: Sequence[Result]) -> str:
-    """A table of the scores; every row on stand-in data says so."""
+    """A table of the scores; rows on stand-in data are marked."""
     if not results:
         return "None were recorded for these weights. `pointdistill evaluate` measures them."
     columns = ("data", "protocol", "points", "result %", "repeated")
@@ -266,7 +266,7 @@ def _score(described: Mapping[str, Any]) -> str:
 
 
 def _licences(sources: list[SourceTerms]) -> str:
-    """Every source with its licence, non-commercial ones in bold, and what follows for the weights."""
+    """Every source with its licence, non-commercial ones in bold, and the consequences for the weights."""
     if not sources:
         return "The training data of these weights were not recorded: ask whoever published them before any use."
     rows = []
@@ -288,5 +288,5 @@ def _licences(sources: list[SourceTerms]) -> str:
 
 
 def _plain(value: object) -> str:
-    """Text from a file, on one line, without characters that mean something in Markdown or HTML."""
+    """Text from a file as one line, without characters that have a meaning in Markdown or HTML."""
     return re.sub(r"[\s<>\[\]`*_#|\\]+", " ", str(value)).strip()[:200] or "-"

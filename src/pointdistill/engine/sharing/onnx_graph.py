@@ -1,10 +1,10 @@
-"""An encoder as an ONNX graph: raw points in, features out; cutting clouds into patches is part of the graph.
+"""An encoder as an ONNX graph from raw points to features, including the division of clouds into patches.
 
-The graph is written node by node, not traced: so farthest point sampling is one ``Loop`` instead of a copy of its
-body for every patch, the number of clouds stays open, and the graph does not depend on the version of torch.
-``export`` compares its outputs with the encoder's before a file is kept.
+The graph is written node by node, not traced. So farthest point sampling is one ``Loop`` instead of a copy of its
+body for every patch, the number of clouds stays variable, and the graph does not depend on the version of torch.
+``export`` compares its outputs with the encoder's before a file is saved.
 
-Sizes: B clouds (any number), N points, P patches, K points a patch, D width (all fixed).
+Sizes: B clouds (any number), N points, P patches, K points per patch, D width (all fixed).
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from pointdistill.model.encoder import Encoder
 from pointdistill.model.transformer import Attention, Block, RMSNorm
 
 OPSET = 17
-"""Of 2022: old enough for the runtimes of robots, new enough for every operator that is needed."""
+"""Opset of 2022: old enough for embedded runtimes, new enough for every operator that is needed."""
 
 IR_VERSION = 8
-"""The version of the file format that came with it."""
+"""Version of the file format that belongs to this opset."""
 
 INPUT = "points"
 OUTPUTS = ("cls", "patches", "centers")
 
 
 class Nodes:
-    """Nodes under construction: each method adds one computation and returns the name of its result."""
+    """Builds the nodes of a graph: each method adds one computation, and returns the name of its result."""
 
     def __init__(self, names: itertools.count[int] | None = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
-        # The body of a loop is a graph of its own, but its names must differ from those of the graph around it.
+        # The body of a loop is a graph of its own, but its names must differ from those of the enclosing graph.
         self._names = names or itertools.count()
 
     def body(self) -> Nodes:
-        """Nodes for the body of a loop; they may use every name of the graph around it."""
+        """A builder for the body of a loop, which may use all names of the enclosing graph."""
         return Nodes(self._names)
 
     def add(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
@@ -52,7 +52,7 @@ class Nodes:
         return output
 
     def new_name(self, kind: str) -> str:
-        """A name that no other value has."""
+        """A unique name for a value."""
         return f"{kind.lower()}_{next(self._names)}"
 
     def constant(self, value: np.ndarray | Tensor, name: str | None = None) -> str:
@@ -75,16 +75,16 @@ class Nodes:
         return self.add("ReduceSum", value, self.counts(axis), keepdims=int(keep))
 
     def square(self, value: str) -> str:
-        """Each value times itself."""
+        """Square each value."""
         return self.add("Mul", value, value)
 
 
 def encoder_model(encoder: Encoder, points: int) -> onnx.ModelProto:
-    """The graph of ``encoder(points)``: the same patches, the same features.
+    """The graph of ``encoder(points)``, with the same patches and the same features.
 
     Input ``points`` (B, N, 3) float32; outputs ``cls`` (B, D), if the encoder has a CLS token, ``patches``
-    (B, P, D) and ``centers`` (B, P, 3). Unlike the encoder, the graph does not check coordinates: where one is not
-    finite, the features are not either.
+    (B, P, D) and ``centers`` (B, P, 3). Unlike the encoder, the graph does not check coordinates: if one is not
+    finite, the features are not finite either.
 
     Args:
         encoder: on any device, in float32.
@@ -115,7 +115,7 @@ def encoder_model(encoder: Encoder, points: int) -> onnx.ModelProto:
 
 
 def patch_count(encoder: Encoder, points: int) -> int:
-    """P, the patches that ``encoder`` cuts a cloud of N points into."""
+    """P, the number of patches that ``encoder`` divides a cloud of N points into."""
     config = encoder.config
     size = config.points if points > 2 * config.points else points
     return min(size, max(1, round(size * config.patches / config.points)))
@@ -138,7 +138,7 @@ def _model(g: Nodes, points: int, outputs: Sequence[tuple[str, list[int]]]) -> o
 
 
 def _unit_sphere(g: Nodes, points: str) -> str:
-    """As ``model.patches.to_unit_sphere``: a cloud of one repeated point stays at the origin."""
+    """``model.patches.to_unit_sphere``; a cloud of one repeated point ends up at the origin."""
     centered = g.add("Sub", points, g.add("ReduceMean", points, axes=[1]))
     norms = g.sum(g.square(centered), 2, keep=True)
     radius = g.add("Sqrt", g.add("ReduceMax", norms, axes=[1]))
@@ -147,11 +147,11 @@ def _unit_sphere(g: Nodes, points: str) -> str:
 
 
 def _farthest(g: Nodes, points: str, count: int) -> str:
-    """As ``model.patches.farthest_points``, from the outermost point on: (B, count) indices."""
+    """``model.patches.farthest_points`` from the outermost point on: indices (B, count)."""
     from_origin = g.sum(g.square(points), 2)  # (B, N)
     start = g.add("ArgMax", from_origin, axis=1, keepdims=1)  # (B, 1)
     planes = g.add("Transpose", points, perm=[0, 2, 1])  # (B, 3, N)
-    # Infinity in the shape of (B, N): the number of clouds is not known when the graph is made.
+    # Infinity in the shape (B, N), computed because the number of clouds is not known when the graph is built.
     infinite = g.add("Add", g.add("Mul", from_origin, g.number(0.0)), g.number(math.inf))
 
     # A step of the loop takes (number, condition, current point, distance of each point to the nearest chosen
@@ -190,11 +190,9 @@ def _farthest(g: Nodes, points: str, count: int) -> str:
 
 
 def _nearest(g: Nodes, points: str, centers: str, count: int) -> str:
-    """(B, P, count) indices of the points nearest to each centre.
-
-    Distances are computed from differences of coordinates, as in the model: an expanded square rounds differently,
-    and would choose other points where two are almost equally far.
-    """
+    """Indices (B, P, count) of the points nearest to each centre."""
+    # Distances are computed from differences of coordinates, as in the model. An expanded square rounds
+    # differently, and would choose other points if two are almost equally far.
     squares = []
     for axis in range(3):
         index = g.counts(axis)
@@ -212,19 +210,19 @@ def _nearest(g: Nodes, points: str, centers: str, count: int) -> str:
 
 
 def _gather(g: Nodes, points: str, index: str) -> str:
-    """Rows of (B, N, 3) points at (B, ...) indices: (B, ..., 3)."""
+    """Rows of points (B, N, 3) at indices (B, ...): (B, ..., 3)."""
     return g.add("GatherND", points, g.add("Unsqueeze", index, g.counts(-1)), batch_dims=1)
 
 
 def _embed_patches(g: Nodes, encoder: Encoder, offsets: str) -> str:
-    """As ``model.encoder.PatchEmbedding``: the layer over [point, patch maximum] is two products there, too."""
+    """``model.encoder.PatchEmbedding``, with the layer over [point, patch maximum] as two products, as there."""
     embedding, name = encoder.patch_embedding, "patch_embedding"
     local = _layers(g, f"{name}.stage_one", embedding.stage_one, offsets)
     summary = g.add("ReduceMax", local, axes=[2])  # (B, P, 1, hidden)
     mix = embedding.stage_two[0]
     assert isinstance(mix, nn.Linear)
     point_weight, patch_weight = mix.weight.chunk(2, dim=1)
-    # These names are in the files that were exported so far.
+    # These names must stay: they are in files that have been exported.
     mixed = g.add(
         "Add",
         _product(g, f"{name}.stage_two.0.of_point", point_weight, local),
@@ -237,14 +235,14 @@ def _embed_patches(g: Nodes, encoder: Encoder, offsets: str) -> str:
 
 
 def _transformer(g: Nodes, encoder: Encoder, features: str, positions: str) -> str:
-    """(B, T, D) normed tokens, the CLS token first; its position is zero."""
+    """Normed tokens (B, T, D) with the CLS token in front, whose position embedding is zero."""
     if encoder.cls_token is not None:
-        # Zeros from a product, because that has as many rows as there are clouds, however many these are.
+        # Zeros as a product, because that has as many rows as there are clouds, which is not known here.
         row = g.add("Slice", positions, g.counts(0), g.counts(1), g.counts(1))
-        nowhere = g.add("Mul", row, g.number(0.0))
-        cls = g.add("Add", nowhere, g.constant(encoder.cls_token, "cls_token"))
+        zeros = g.add("Mul", row, g.number(0.0))
+        cls = g.add("Add", zeros, g.constant(encoder.cls_token, "cls_token"))
         features = g.add("Concat", cls, features, axis=1)
-        positions = g.add("Concat", nowhere, positions, axis=1)
+        positions = g.add("Concat", zeros, positions, axis=1)
     tokens = features
     for number, block in enumerate(encoder.transformer.blocks):
         assert isinstance(block, Block)
@@ -261,7 +259,7 @@ def _transformer(g: Nodes, encoder: Encoder, features: str, positions: str) -> s
 
 
 def _attention(g: Nodes, name: str, attention: Attention, tokens: str) -> str:
-    """Multi-head self-attention of (B, T, D) tokens."""
+    """Multi-head self-attention of tokens (B, T, D)."""
     width, heads = attention.project.in_features, attention.heads
     split = g.counts(0, 0, heads, width // heads)
     parts = []
@@ -287,7 +285,7 @@ def _layers(g: Nodes, name: str, layers: nn.Sequential, value: str) -> str:
 
 
 def _layer(g: Nodes, name: str, layer: nn.Module, value: str) -> str:
-    """One layer; its weights keep the names that they have in the encoder."""
+    """One layer, whose weights keep their names in the encoder."""
     if isinstance(layer, nn.Linear):
         return _product(g, name, layer.weight, value, layer.bias)
     if isinstance(layer, RMSNorm):
@@ -301,7 +299,7 @@ def _layer(g: Nodes, name: str, layer: nn.Module, value: str) -> str:
 
 
 def _product(g: Nodes, name: str, weight: Tensor, value: str, bias: Tensor | None = None) -> str:
-    """A linear layer; its weight is stored transposed, (inputs, outputs), as the product needs it."""
+    """A linear layer, whose weight is stored transposed (inputs, outputs), as the product needs it."""
     product = g.add("MatMul", value, g.constant(weight.T, f"{name}.weight"))
     return product if bias is None else g.add("Add", product, g.constant(bias, f"{name}.bias"))
 

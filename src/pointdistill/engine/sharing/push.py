@@ -1,4 +1,4 @@
-"""Sharing weights on the Hugging Face Hub: a folder with a model card, and its upload with one's own token."""
+"""Shares weights on the Hugging Face Hub: prepares a folder with a model card, and uploads it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pointdistill.model.encoder import Encoder
 
 CARD = "README.md"
 UPLOADED = (CARD, CONFIG, WEIGHTS, ONNX)
-"""The files that are uploaded, and no others; the ONNX file only where there is one."""
+"""The only files that are uploaded; the ONNX file only if there is one."""
 
 TOKEN_HELP = "run `hf auth login` or set HF_TOKEN"
 
@@ -42,20 +42,20 @@ class PreparedUpload:
 
     folder: Path
     source: Path
-    """Where the weights were taken from."""
+    """Where the weights come from."""
 
     is_encoder: bool
     """False for a fine-tuned model."""
 
     licence: CardLicence
     non_commercial: tuple[str, ...]
-    """Names of the sources that allow no commercial use."""
+    """Names of the sources that do not allow commercial use."""
 
     results: int
-    """Number of results on the card: those of an encoder, or 1 for a fine-tuned model's score."""
+    """Number of results on the card; 1 for a fine-tuned model with a score."""
 
     load: str
-    """Python that loads it from the Hub."""
+    """Python code that loads it from the Hub."""
 
 
 def prepare(
@@ -65,9 +65,9 @@ def prepare(
 
     Args:
         source: as for ``load_encoder``, or the folder of a fine-tuned model.
-        repository: ``owner/name``, as the card calls it.
-        folder: made if absent; one that was prepared before is replaced.
-        working: the folder that ``evaluate`` was run in; the current one by default.
+        repository: ``owner/name``, for the card.
+        folder: created if absent; one that was prepared before is replaced.
+        working: the folder that ``evaluate`` was run in; by default the current one.
 
     Raises:
         CheckpointError: if there are no weights, or they do not load.
@@ -100,10 +100,10 @@ def prepare(
 
 
 def upload(folder: Path, repository: str, *, private: bool) -> str:
-    """Create the repository if there is none, upload a prepared folder, and return its address.
+    """Create the repository if necessary, upload a prepared folder, and return its URL.
 
     Raises:
-        CheckpointError: if there is no token or no network, or the Hub refuses; the folder stays as it is.
+        CheckpointError: if there is no token or no network, or the Hub refuses; the folder is not changed.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -130,7 +130,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
 
 
 def _load_checked(source: Path | str) -> tuple[Path, Encoder | None]:
-    """Load an encoder or a fine-tuned model to see that it works: where it is, and the encoder if it is one."""
+    """Load an encoder or a fine-tuned model as a check; returns its path, and the encoder if it is one."""
     local = Path(source)
     config = _read_config(local)
     if config is not None and config.get("format") in KINDS and config["format"] != FORMAT:
@@ -150,7 +150,7 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_free(folder: Path) -> None:
-    """Raise unless a folder is absent, empty, or one that was prepared before.
+    """Check that a folder is absent, empty, or one that was prepared before.
 
     Raises:
         DataError: if it is a file or holds anything else.
@@ -167,7 +167,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _copy_weights(stored: Path, facts: dict[str, Any], folder: Path) -> None:
-    """Copy the weights, their configuration and the ONNX file, if there is one, under the names to upload."""
+    """Copy the weights, their configuration and, if there is one, the ONNX file, under the names to upload."""
     _copy(weights_file(stored), folder / WEIGHTS)
     write_json(folder / CONFIG, facts)
     if (stored / ONNX).is_file():

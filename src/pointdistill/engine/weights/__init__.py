@@ -1,1 +1,1 @@
-"""Encoders and models on disk and elsewhere: safetensors, the Hub, ONNX, other people's checkpoints."""
+"""Encoders on disk and on the Hub, published checkpoints, and the licences of weights."""

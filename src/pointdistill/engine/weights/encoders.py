@@ -1,4 +1,4 @@
-"""Encoders on disk: a folder of ``model.safetensors`` and ``config.json``, also as a Hugging Face Hub repository.
+"""Encoders on disk or on the Hugging Face Hub: a folder with ``model.safetensors`` and ``config.json``.
 
 Nothing is unpickled. The network is used only for a Hub repository that is not in the cache yet.
 """
@@ -28,13 +28,13 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 ONNX = "model.onnx"
 HEADER = "pointdistill"
-"""Key in the header of the weights' file under which the configuration is stored once more."""
+"""Key of a second copy of the configuration, in the header of the weights file."""
 
 FORMAT = "pointdistill-encoder"
 VERSION = 1
 
 LONGEST_NAME = 96
-"""Characters of a repository's name, by the Hub's rules."""
+"""Largest length of a repository's name by the Hub's rules."""
 
 
 def save_encoder(
@@ -45,14 +45,14 @@ def save_encoder(
     training: Mapping[str, Any] | None = None,
     results: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write an encoder folder; a file is replaced only once its successor is complete.
+    """Write an encoder folder; an existing file is replaced only when the new one is complete.
 
     Args:
-        encoder: weights are stored in float32.
-        folder: made if absent; an encoder in it is replaced.
-        sources: licence ledger, with an entry for each source that the encoder saw.
-        training: how it came about (recipe, steps, seed).
-        results: what was measured with it, as rows of ``results.json``.
+        encoder: its weights are stored in float32.
+        folder: created if absent; an encoder in it is replaced.
+        sources: licence ledger, with an entry for each source that the encoder was trained on.
+        training: how it was trained (recipe, steps, seed).
+        results: its scores, as rows of ``results.json``.
     """
     state = {name: value.float().contiguous().cpu() for name, value in encoder.state_dict().items()}
     described = {
@@ -75,9 +75,8 @@ def load_encoder(path: Path | str) -> Encoder:
     features (B, P, D) and patch centres (B, P, 3).
 
     Args:
-        path: the folder, its ``model.safetensors`` (also moved elsewhere, under any name), a run folder (its
-            ``encoder/`` is taken), or a Hub repository as ``owner/name``, which is downloaded once and then found
-            in the cache.
+        path: the folder, its ``model.safetensors`` (which may have been moved and renamed), a run folder (for its
+            ``encoder/``), or a Hub repository as ``owner/name``, which is downloaded once and then cached.
 
     Raises:
         CheckpointError: if there is no encoder, its format is unknown, or weights and configuration differ.
@@ -89,7 +88,7 @@ def load_encoder(path: Path | str) -> Encoder:
 
 
 def locate_encoder(path: Path | str) -> Path:
-    """Where an encoder is: its folder, or a file of weights by itself. A Hub repository is downloaded if need be.
+    """The path of an encoder: its folder, or a weights file alone. A Hub repository is downloaded if necessary.
 
     Args:
         path: as for ``load_encoder``.
@@ -100,19 +99,19 @@ def locate_encoder(path: Path | str) -> Path:
     local = Path(path)
     if local.suffix == Path(WEIGHTS).suffix and local.is_file() and not _beside_config(local):
         return local
-    # Where there is a folder `runs`, `runs/mine` is a misspelled path and must not become a download.
+    # If there is a folder `runs`, `runs/mine` is a misspelled path and must not start a download.
     if not local.parent.is_dir() and looks_like_repository(str(path)):
         return find_encoder(fetch_encoder(str(path)))
     return find_encoder(local)
 
 
 def weights_file(stored: Path) -> Path:
-    """The file of an encoder's weights; ``stored`` is the result of ``locate_encoder``."""
+    """The weights file of an encoder; ``stored`` is the result of ``locate_encoder``."""
     return stored if stored.is_file() else stored / WEIGHTS
 
 
 def read_facts(stored: Path) -> dict[str, Any]:
-    """All that is recorded of an encoder: its ``config.json``, or the header of a file by itself.
+    """Everything recorded about an encoder: its ``config.json``, or the header of a weights file alone.
 
     Args:
         stored: the result of ``locate_encoder``.
@@ -167,7 +166,7 @@ def _read_header(path: Path) -> Any:
 
 
 def find_encoder(path: Path) -> Path:
-    """The encoder folder at ``path``, which may be the folder, its file of weights, or a run.
+    """The encoder folder at ``path``, which may be the folder, its weights file, or a run.
 
     Raises:
         CheckpointError: if there is none.
@@ -214,7 +213,7 @@ def _encoder_config(facts: Any, path: Path) -> EncoderConfig:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, with ``header`` as its metadata; it is replaced only once it is complete."""
+    """Write a safetensors file with ``header`` as its metadata, atomically."""
     with write_aside(path) as aside:
         aside.write_bytes(save(dict(tensors), None if header is None else dict(header)))
 
@@ -263,7 +262,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
 
 
 def check_free_for_encoder(output: Path) -> None:
-    """Raise unless ``output`` is absent, empty, or holds an encoder or ONNX file that may be replaced.
+    """Check that ``output`` is absent, empty, or holds an encoder or ONNX file that may be replaced.
 
     Raises:
         DataError: if it holds anything else, such as a run with its own ``config.json``.
@@ -285,10 +284,10 @@ def looks_like_repository(name: str) -> bool:
 
 
 def check_repository(name: str) -> None:
-    """Raise unless a name is one that the Hub accepts.
+    """Check that the Hub accepts a name.
 
     Raises:
-        ConfigError: saying what is accepted.
+        ConfigError: if it does not; says what is accepted.
     """
     parts = name.split("/")
     plain = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
@@ -302,7 +301,7 @@ def check_repository(name: str) -> None:
 
 
 def fetch_encoder(repository: str) -> Path:
-    """The local folder of a repository's encoder, downloaded if it is not in the cache.
+    """The local folder of a repository's encoder, which is downloaded unless it is in the cache.
 
     Only the weights and their configuration are fetched; nothing in them is executed.
 
@@ -323,10 +322,10 @@ def fetch_encoder(repository: str) -> Path:
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What the Hub's client raises for a bad name, a refusal, a missing file, or no network."""
+    """The exceptions that the Hub's client raises for a bad name, a refusal, a missing file, or no network."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # Among its bases are the errors of the HTTP library that it uses, which changed between its major versions.
+    # Its base classes include the errors of the client's HTTP library, which changed between major versions.
     bases = [kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception)]
     return (HFValidationError, OSError, *(kind for kind in bases if kind is not Exception))
 
@@ -338,7 +337,7 @@ def reason_of(error: Exception) -> str:
 
 
 def encoder_checksum(encoder: Encoder) -> str:
-    """Hexadecimal SHA-256 of an encoder's configuration and weights, however it is stored."""
+    """Hexadecimal SHA-256 of an encoder's configuration and weights, independent of how it is stored."""
     digest = hashlib.sha256(json.dumps(to_plain(encoder.config), sort_keys=True).encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())

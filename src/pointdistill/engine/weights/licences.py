@@ -1,4 +1,4 @@
-"""What may be done with weights, from the licences of their training data; the strictest one decides."""
+"""What the licences of training data allow for weights; the strictest licence decides."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _OPEN = (
     ("apache-2.0", re.compile(r"apache([\s-]?2\.0)?", re.IGNORECASE)),
     ("cc-by-4.0", re.compile(r"cc[\s-]by[\s-]4\.0", re.IGNORECASE)),
 )
-"""The Hub's names of licences that allow any use, the freest first, and how ledgers spell them."""
+"""The Hub's names of licences that allow any use, the most permissive first, and their spellings in ledgers."""
 
 _REMARKS = ("made on the spot",)
-"""Text in brackets after a licence that does not change it; any other may be a condition."""
+"""Remarks in brackets after a licence that do not change it; any other one may be a condition."""
 
 _NOT_COMMERCIAL = ("cc-by-nc-4.0", re.compile(r"cc[\s-]by[\s-]nc[\s-]4\.0", re.IGNORECASE))
 
@@ -36,7 +36,7 @@ class Terms(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SourceTerms:
-    """One source of a ledger."""
+    """The licence of one source in a ledger."""
 
     name: str
     licence: str
@@ -50,15 +50,15 @@ class SourceTerms:
 
 @dataclass(frozen=True, slots=True)
 class CardLicence:
-    """What a model card's header says."""
+    """The licence in the header of a model card."""
 
     identifier: str
     name: str | None
-    """Where the identifier is ``other``."""
+    """A name if the identifier is ``other``."""
 
 
 def read_ledger(entries: Any) -> list[SourceTerms]:
-    """The sources in an encoder's ``config.json``; an entry that cannot be read counts as one of unknown terms."""
+    """The sources in an encoder's ``config.json``; an entry that cannot be read gets unknown terms."""
     if not isinstance(entries, list):
         entries = []
     return [_source(entry) for entry in entries]
@@ -78,10 +78,10 @@ def _source(entry: Any) -> SourceTerms:
 
 
 def terms_of(licence: str) -> tuple[Terms, str | None]:
-    """What a licence allows, and the Hub's name for it where it has one.
+    """What a licence allows, and the Hub's name for it if there is one.
 
-    Single words decide: research, academic and educational use count as non-commercial. Anything else is unknown,
-    unless it is a well-known open licence with nothing added but a harmless remark in brackets.
+    Single words decide: research, academic and educational use count as non-commercial. Any other licence is
+    unknown, unless it is a well-known open licence with nothing added but a harmless remark in brackets.
     """
     remarks = "|".join(map(re.escape, _REMARKS))
     bare = re.sub(rf"\s*\(({remarks})\)$", "", licence.strip(), flags=re.IGNORECASE)
@@ -97,7 +97,7 @@ def terms_of(licence: str) -> tuple[Terms, str | None]:
 
 
 def card_licence(sources: Iterable[SourceTerms]) -> CardLicence:
-    """The strictest of the sources' licences; ``other`` where any of them has no name on the Hub."""
+    """The strictest of the sources' licences; ``other`` if any of them has no name on the Hub."""
     ledger = list(sources)
     order = [identifier for identifier, _ in (*_OPEN, _NOT_COMMERCIAL)]
     identifiers = [source.identifier for source in ledger if source.identifier is not None]

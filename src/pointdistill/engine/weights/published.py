@@ -1,4 +1,4 @@
-"""Encoders of the checkpoints that the method's authors publish, in our own format."""
+"""Converts checkpoints that the method's authors published into encoder folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEADS_OF_WIDTH = {
     48: 3,
     **{e.width: e.heads for e in (SIZES[n]().encoder for n in PUBLISHED_SIZES)},
 }
-"""Attention heads by width: the paper's sizes, and a small one for tests. No weight's shape shows them."""
+"""Attention heads by width, which weights' shapes do not show: the paper's sizes, and a small one for tests."""
 
 DEEPEST, WIDEST = 256, 1 << 14
 UNKNOWN_SOURCE = {
@@ -49,7 +49,7 @@ class CheckpointBranch(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ImportedEncoder:
-    """An encoder from a published checkpoint, and what the file says about it."""
+    """An encoder from a published checkpoint, and what the file records about it."""
 
     encoder: Encoder
     """In evaluation mode on the CPU, float32."""
@@ -66,7 +66,7 @@ class ImportedEncoder:
 
     @property
     def size(self) -> str:
-        """The paper's name of its width, or ``imported``."""
+        """The paper's name for its width, or ``imported``."""
         return _size_of(self.encoder.config.width) or "imported"
 
     @property
@@ -81,10 +81,10 @@ def import_weights(
     """Write an encoder of a published checkpoint as an encoder folder.
 
     Args:
-        checkpoint: a Lightning file in the published format; read as data, nothing in it is run.
-        output: folder, made if absent; an encoder in it is replaced.
+        checkpoint: a Lightning file in the published format, which is read as data; nothing in it is executed.
+        output: folder, created if absent; an encoder in it is replaced.
         branch: ``teacher`` or ``student``.
-        heads: attention heads; by default what the file's settings say, else what the width has in the paper.
+        heads: attention heads; by default the number in the file's settings, else the paper's for this width.
 
     Raises:
         CheckpointError: if the file is refused, is not an encoder of this method, or ``heads`` do not fit.
@@ -141,19 +141,19 @@ def _with_prefix(prefix: str, weights: Mapping[str, TensorRecord]) -> dict[str, 
 
 
 def _first_words(weights: Mapping[str, TensorRecord]) -> str:
-    """For a message: the first words of the names in a file."""
+    """The first parts of the names in a file, for a message."""
     words = sorted({ascii(name.split(".")[0][:30]) for name in weights})
     return ", ".join(words[:6]) + (", ..." if words[6:] else "")
 
 
 def read_layout(shapes: Mapping[str, tuple[int, ...]]) -> EncoderConfig:
-    """The configuration that the shapes of an encoder's weights show, with one head and views as in the paper.
+    """The configuration that follows from the shapes of an encoder's weights, with one head and the paper's views.
 
     Args:
-        shapes: of each weight, by the names of ``Encoder.state_dict``.
+        shapes: shape of each weight, by its name in ``Encoder.state_dict``.
 
     Raises:
-        CheckpointError: saying which weight is missing or has an unexpected shape.
+        CheckpointError: if a weight is missing or has an unexpected shape; names it.
     """
     blocks = [re.match(r"transformer\.blocks\.(\d{1,6})\.", name) for name in shapes]
     depth = 1 + max((int(match[1]) for match in blocks if match), default=-1)
@@ -188,12 +188,12 @@ def _lengths(shapes: Mapping[str, tuple[int, ...]], layer: str, *, axes: int) ->
 
 
 def _size_of(width: int) -> str | None:
-    """The paper's name of a width, if it has one."""
+    """The paper's name for a width, if there is one."""
     return next((name for name in PUBLISHED_SIZES if SIZES[name]().encoder.width == width), None)
 
 
 def _base_config(width: int) -> EncoderConfig:
-    """The recipe's configuration for a width, or the default: for all that shapes do not show."""
+    """The recipe's configuration for a width, or the default, for everything that shapes do not show."""
     size = _size_of(width)
     return EncoderConfig() if size is None else SIZES[size]().encoder
 
@@ -226,7 +226,8 @@ def _with_heads(
 def _load(
     config: EncoderConfig, records: Mapping[str, TensorRecord], checkpoint: Checkpoint
 ) -> Encoder:
-    """An encoder with the recorded weights. All shapes are compared before memory is allocated for any."""
+    """An encoder with the recorded weights."""
+    # On the meta device, so that all shapes are compared before any memory is allocated.
     with torch.device("meta"):
         encoder = Encoder(config)
     for name, expected in encoder.state_dict().items():
@@ -247,7 +248,7 @@ def _load(
 
 
 def _mode(branch: str, weights: Mapping[str, TensorRecord]) -> Mode | None:
-    """The mode that a branch was trained in, known from its projection heads."""
+    """The mode that a branch was trained in, derived from its projection heads."""
     has_cls, has_patches = (
         bool(_with_prefix(f"{branch}.{h}_head.", weights)) for h in ("cls", "patch")
     )
@@ -273,7 +274,7 @@ _RENAMINGS: tuple[tuple[str, str], ...] = (
     (r"\.patch_embedding\.point_embedding\.block_2\.", ".patch_embedding.stage_two."),
     (r"\.patch_embedding\.point_embedding\.blocks\.0\.mlp\.", ".patch_embedding.stage_one.mlp."),
     (r"\.patch_embedding\.point_embedding\.blocks\.1\.mlp\.", ".patch_embedding.stage_two.mlp."),
-    # The deep embedding keeps four modules a layer (linear, norm, activation, dropout); ours are three.
+    # The deep embedding has four modules per layer (linear, norm, activation, dropout); ours has three.
     (r"\.(stage_one|stage_two)\.mlp\.(0|1)\.", r".\1.\2."),
     (r"\.(stage_one|stage_two)\.mlp\.4\.", r".\1.3."),
     (r"\.(stage_one|stage_two)\.mlp\.5\.", r".\1.4."),
@@ -318,8 +319,8 @@ _RENAMINGS: tuple[tuple[str, str], ...] = (
 
 
 def our_name(official: str) -> str:
-    """Our name of one published weight; ``student.`` and ``teacher.`` stay in front."""
-    # The patterns begin with a dot, so a name that begins with `point_encoder.` gets a dot in front until the end.
+    """Our name for a published weight; ``student.`` and ``teacher.`` stay in front."""
+    # The patterns begin with a dot, so the name gets a dot in front, which is removed at the end.
     name = official if official == "mask_token" else f".{official}"
     for pattern, replacement in _RENAMINGS:
         name = re.sub(pattern, replacement, name)
@@ -327,5 +328,5 @@ def our_name(official: str) -> str:
 
 
 def to_our_names(state: Mapping[str, T]) -> dict[str, T]:
-    """The same tensors, or records of them, under our names."""
+    """The same tensors, or records of tensors, under our names."""
     return {our_name(name): value for name, value in state.items()}

@@ -1,7 +1,7 @@
-"""Checkpoints that other programs wrote with ``torch.save``, read as data: nothing in them is run.
+"""Reads checkpoints that other programs wrote with ``torch.save`` as data: nothing in them is executed.
 
 The pickle is interpreted with a short allow-list. Every tensor that it describes is checked to lie inside the
-bytes that the archive holds before any of its values is read.
+archive's bytes before any of its values is read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _STORAGE_TYPES = {
 
 
 class Checkpoint:
-    """The content of an open file. Make one with ``open_checkpoint``."""
+    """The content of an open file, as ``open_checkpoint`` returns it."""
 
     def __init__(self, path: Path, file: BufferedReader, limits: Limits) -> None:
         """Read the pickle, and compare every storage that it names with the archive.
@@ -72,7 +72,7 @@ class Checkpoint:
             )
 
     def value(self, *keys: str) -> object:
-        """A value of nested dictionaries in the file, or None where there is none."""
+        """A value in the file's nested dictionaries, or None if there is none."""
         value = self.content
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -175,7 +175,7 @@ class Checkpoint:
 
 @contextmanager
 def open_checkpoint(path: Path, *, limits: Limits = LIMITS) -> Iterator[Checkpoint]:
-    """Open a file of ``torch.save`` (since 1.6: a zip) and read all of it but the tensors' values.
+    """Open a file of ``torch.save`` (a zip since torch 1.6), and read everything except the tensors' values.
 
     Raises:
         CheckpointError: if it is missing or refused; one line that begins with the path.
@@ -200,7 +200,7 @@ def _prefix_errors(path: Path) -> Iterator[None]:
 
 
 def _find_prefix(archive: TorchArchive) -> str:
-    """The archive's own name, which is the folder that all members are in."""
+    """The name of the folder that contains all of the archive's members."""
     pickles = [n for n in archive.members if n.count("/") == 1 and n.endswith(f"/{_PICKLE}")]
     if len(pickles) != 1:
         msg = f"holds {len(pickles)} pickles {_PICKLE}; expected the one of torch.save"
@@ -271,7 +271,7 @@ def _record(
     stride: tuple[object, ...],
     limits: Limits,
 ) -> TensorRecord:
-    """The tensor, if it lies inside its storage and has no more values."""
+    """The tensor, if it lies inside its storage and does not have more values."""
     counts = None
     if len(shape) == len(stride) <= limits.dimensions:
         counts = _whole_numbers((offset, *shape, *stride))
@@ -290,13 +290,13 @@ def _record(
             f"which holds {storage.elements}"
         )
         raise CheckpointError(msg)
-    # The stride of an axis of length one means nothing and may be any number, so it must not reach as_strided.
+    # The stride of an axis of length one has no meaning and may be any number, so it must not reach as_strided.
     steps = tuple(s if n > 1 else 1 for n, s in zip(sizes, steps, strict=True))
     return TensorRecord(storage, start, sizes, steps)
 
 
 def _whole_numbers(values: tuple[object, ...]) -> tuple[int, ...] | None:
-    """The values, if none is negative and all are whole."""
+    """The values, if all are non-negative integers."""
     numbers = tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)
     return numbers if len(numbers) == len(values) else None
 

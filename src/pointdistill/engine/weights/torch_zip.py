@@ -1,9 +1,9 @@
-"""The zip that ``torch.save`` writes, read strictly on top of ``zipfile``.
+"""A strict reader for the zip files that ``torch.save`` writes, on top of ``zipfile``.
 
 ``zipfile`` reads the table of contents and compares each member with its checksum, but it accepts more than
-``torch.save`` writes. So this module also checks that nothing stands before or behind the archive, that members
-are stored without compression (none unfolds to more than it takes in the file), that names stay inside the archive
-and occur once, and that the members lie in the file and apart from each other.
+``torch.save`` writes. So this module also checks that there is nothing before or after the archive, that members
+are not compressed (so that none expands to more than its size in the file), that names are unique and stay inside
+the archive, and that members are inside the file and do not overlap.
 """
 
 from __future__ import annotations
@@ -21,19 +21,17 @@ from pointdistill.data.files.member import read_local_header
 from pointdistill.data.files.pickle_machine import PickleLimits, shown
 from pointdistill.errors import CheckpointError
 
-# How large a foreign checkpoint may be before it is refused.
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits(PickleLimits):
-    """Limits to what reading a file may cost: at most 150 MiB, besides the weights, and a few seconds by default.
+    """Limits of what reading a file may cost: by default at most 150 MiB, besides the weights, and a few seconds.
 
     A checkpoint of the large model with its optimiser's moments needs a tenth of each. The values of tensors are
     not in the pickle and do not count.
     """
 
     members: int = 20_000
-    """Files in the archive, where each tensor has one."""
+    """Files in the archive; each tensor has one."""
 
     directory_bytes: int = 4 << 20
     """Size of the archive's table of contents."""
@@ -51,25 +49,25 @@ LIMITS = Limits()
 
 _MEMBER_SIGN, _END_SIGN = b"PK\x03\x04", b"PK\x05\x06"
 _END_BYTES = 22
-"""The record at the end of a zip without a comment."""
+"""Size of the record at the end of a zip without a comment."""
 
-_LONGEST_TAIL = (1 << 16) + _END_BYTES  # what zipfile reads where it looks for that record
+_LONGEST_TAIL = (1 << 16) + _END_BYTES  # the most that zipfile reads to find that record
 _ENCRYPTED = 1  # a bit of a member's flags
 _CHUNK_BYTES = 1 << 20
-# What torch.save wrote before version 1.6: a pickled long that says so, and no zip.
+# torch.save before version 1.6 wrote no zip but a pickle that begins with this magic number.
 _LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 _CUT = "it may be cut short, copy it again"
 
 
 class TorchArchive:
-    """Members of an open file by name."""
+    """The members of an open file, by name."""
 
     def __init__(self, file: BufferedReader, limits: Limits) -> None:
         """Read and check the table of contents.
 
         Raises:
-            CheckpointError: if the file is no such zip, is cut short, names a member twice or outside of
-                the archive, compresses one, or lays two over each other.
+            CheckpointError: if the file is no such zip or is cut short, or a member's name is not unique or leads
+                outside the archive, or a member is compressed or overlaps another one.
         """
         size = _check_end(file)
         bounded = _BoundedReader(file, max(limits.directory_bytes, _LONGEST_TAIL))
@@ -93,8 +91,7 @@ class TorchArchive:
         """The bytes of a member.
 
         Raises:
-            CheckpointError: if there is none of that name, it has more than ``most`` bytes, or its bytes are not
-                those that were written.
+            CheckpointError: if there is no such member, it has more than ``most`` bytes, or it is damaged.
         """
         member = self.members.get(name)
         if member is None:
@@ -106,16 +103,19 @@ class TorchArchive:
         data = bytearray(member.file_size)
         view = memoryview(data)
         with _zip_errors(f"member {shown(name)} is damaged"), self._zip.open(member) as stream:
-            # In parts: a member may be most of the file, and torch wants it in memory that can be written to.
+            # In chunks into writable memory, which torch needs: a member may be most of the file, and reading it
+            # into bytes first would hold it twice.
             for start in range(0, len(data), _CHUNK_BYTES):
                 part = view[start : start + _CHUNK_BYTES]
                 part[:] = stream.read(len(part))
-            stream.read(1)  # an empty member's checksum, too, is compared at its end
+            stream.read(1)  # zipfile compares the checksum at the end, also of an empty member
         return data
 
 
 class _BoundedReader(io.RawIOBase):
-    """Passes reads on unless one asks for too much, as zipfile does for a table of contents of any stated size."""
+    """A reader that refuses to read too much at once."""
+
+    # zipfile reads a table of contents in one piece, whatever size the file states for it.
 
     def __init__(self, file: BufferedReader, most: int) -> None:
         self._file = file
@@ -132,9 +132,9 @@ class _BoundedReader(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         if size < 0:
-            here = self._file.tell()
-            size = self._file.seek(0, io.SEEK_END) - here
-            self._file.seek(here)
+            position = self._file.tell()
+            size = self._file.seek(0, io.SEEK_END) - position
+            self._file.seek(position)
         if self.most is not None and size > self.most:
             msg = f"lists its members in {size} bytes; accepted are {self.most}"
             raise CheckpointError(msg)
@@ -143,7 +143,7 @@ class _BoundedReader(io.RawIOBase):
 
 @contextmanager
 def _zip_errors(problem: str) -> Iterator[None]:
-    """Turn whatever a damaged zip leads ``zipfile`` into into one of our errors."""
+    """Convert any error that ``zipfile`` raises for a damaged zip."""
     try:
         yield
     except (
@@ -161,10 +161,8 @@ def _zip_errors(problem: str) -> Iterator[None]:
 
 
 def _check_end(file: BufferedReader) -> int:
-    """The size of the file, which must end as a zip without a comment does.
-
-    ``zipfile`` would look for an end further ahead and ignore what lies behind it.
-    """
+    """The size of the file, which must end like a zip without a comment."""
+    # ``zipfile`` would search for an earlier end record, and ignore everything after it.
     size = file.seek(0, io.SEEK_END)
     if size < _END_BYTES:
         msg = f"not a checkpoint ({size} bytes); {_CUT}"
@@ -177,13 +175,13 @@ def _check_end(file: BufferedReader) -> int:
 
 
 def _not_a_zip(file: BufferedReader) -> str:
-    """What the file is instead."""
+    """A message that says what the file is instead."""
     file.seek(0)
     head = file.read(64)
     if _LEGACY_TORCH in head:
         return (
-            "was written by torch before 1.6, not as a zip; where you trust it, load it with torch and "
-            "save it anew"
+            "was written by torch before 1.6, not as a zip; if you trust it, load it with torch and "
+            "save it again"
         )
     if head.startswith(_MEMBER_SIGN):
         return f"is not a whole zip, or something was added to it; {_CUT}"
@@ -191,8 +189,8 @@ def _not_a_zip(file: BufferedReader) -> str:
 
 
 def _check_member(member: zipfile.ZipInfo) -> None:
-    """Raise unless torch.save could have written such a member."""
-    # zipfile ends a name at a zero byte and turns backslashes; the original name is what the file has.
+    """Check that torch.save could have written such a member."""
+    # zipfile cuts a name at a zero byte and converts backslashes; the original name is the one in the file.
     name = member.orig_filename
     if leads_outside(name) or "\\" in name or "\0" in name:
         msg = f"member {shown(name)} has a name that leads out of the archive"
@@ -204,7 +202,7 @@ def _check_member(member: zipfile.ZipInfo) -> None:
 
 
 def _check_layout(file: BufferedReader, members: list[zipfile.ZipInfo], directory: int) -> None:
-    """Raise unless all members lie apart, between the file's start and its table of contents."""
+    """Check that all members are between the file's start and its table of contents, and do not overlap."""
     names: set[str] = set()
     free = 0
     for member in sorted(members, key=lambda member: member.header_offset):
@@ -213,7 +211,7 @@ def _check_layout(file: BufferedReader, members: list[zipfile.ZipInfo], director
             msg = f"names member {shown(name)} twice"
             raise CheckpointError(msg)
         if not names and member.header_offset:
-            # zipfile skips whatever a zip was appended to.
+            # zipfile skips any data that a zip was appended to.
             msg = f"is not a whole zip, or something was added to it; {_CUT}"
             raise CheckpointError(msg)
         names.add(name)
