@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from pointdistill.data.benchmarks.lvis import NAME, LvisShapes, draw_lvis
 from pointdistill.data.files.files import write_aside
@@ -32,7 +31,7 @@ from pointdistill.engine.features import (
     smooth_targets,
     train_head,
 )
-from pointdistill.engine.features.extract import Features, pool_batches
+from pointdistill.engine.features.extract import drop_maximum, feature_width, pool_batches
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
 from pointdistill.engine.features.inputs import draw_clouds
 from pointdistill.engine.pretraining.loader import PointSource, made_ahead
@@ -79,16 +78,6 @@ class CorpusFeatures:
     numbers: NDArray[np.int64]
     """(n,) int64, the shapes' numbers in the corpus."""
 
-    @property
-    def width(self) -> int:
-        """F, of CLS, mean and maximum side by side."""
-        config = self.extractor.encoder.config
-        return (3 if config.cls_token else 2) * config.width
-
-    def unit_width(self) -> int:
-        """The first of those, which the nearest neighbours read: all but the maximum."""
-        return self.width - self.extractor.encoder.config.width
-
     def missing(self, copy: int | None) -> int:
         """Number of shapes whose features are not stored yet."""
         return sum(len(rows) for rows, path in self._parts(copy) if not path.exists())
@@ -97,7 +86,7 @@ class CorpusFeatures:
         """Compute what is missing of an augmented copy, or of the plain shapes for None; file by file."""
         for rows, path in self._parts(copy):
             if not path.exists():
-                features = self.of(rows, seed=0, epoch=copy, count=count).joined
+                features = self.of(rows, seed=0, epoch=copy, count=count)
                 with write_aside(path) as aside:
                     np.save(aside, features.numpy())
 
@@ -117,8 +106,8 @@ class CorpusFeatures:
 
     def of(
         self, rows: NDArray[np.int64], *, seed: int, epoch: int | None, count: Callable[[int], None]
-    ) -> Features:
-        """Features of some rows, computed now."""
+    ) -> Tensor:
+        """(len(rows), F) features of some rows, computed now."""
         extractor = self.extractor
         return pool_batches(
             extractor.encoder,
@@ -236,19 +225,17 @@ class _Lvis:
 
     def _neighbours(self, train: NDArray[np.int64]) -> Callable[[Tensor], Tensor]:
         """The nearest training shapes' categories, ranked, of feature rows."""
-        width = self.features.unit_width()
-        voters = normalize(self.features.rows(train, None)[:, :width], dim=1)
-        labels = self.labels[train]
-        return lambda rows: rank_classes(rows[:, :width], voters, labels)
+        encoder, labels = self.extractor.encoder, self.labels[train]
+        voters = self.extractor.unit(self.features.rows(train, None))
+        return lambda rows: rank_classes(drop_maximum(rows, encoder), voters, labels)
 
     def _train(self, train: NDArray[np.int64], seed: int, runs: int) -> Callable[[Tensor], Tensor]:
         """A trained linear layer's best categories of feature rows."""
-        run, features, training = self.run, self.features, self.training
+        run, training = self.run, self.training
         classes = len(self.shapes.classes)
         generator = torch.Generator().manual_seed(seed)
-        head = LinearHead(
-            features.width, classes, generator=generator, device=self.extractor.device
-        )
+        width = feature_width(self.extractor.encoder.config)
+        head = LinearHead(width, classes, generator=generator, device=self.extractor.device)
         targets = smooth_targets(self.labels[train], classes, training.label_smoothing)
         targets = targets.to(self.extractor.device)
         task = f"{NAME}, draw {seed}: linear"
@@ -270,7 +257,7 @@ class _Lvis:
         copies = self.run.augmented_copies
         if copies is not None:
             return self.features.rows(train, epoch % copies)
-        return self.features.of(train, seed=seed, epoch=epoch, count=lambda _: None).joined
+        return self.features.of(train, seed=seed, epoch=epoch, count=lambda _: None)
 
 
 def rank_score(ranked: Tensor, labels: Tensor) -> Score:

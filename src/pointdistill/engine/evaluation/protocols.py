@@ -27,7 +27,7 @@ from pointdistill.engine.features import (
     svm_probe,
     train_heads,
 )
-from pointdistill.engine.features.feature_extractors import FeatureExtractor, ProbeFeatures
+from pointdistill.engine.features.feature_extractors import FeatureExtractor
 from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches, voting_input
 from pointdistill.engine.finetuning.classification import (
     EVALUATION_BATCH,
@@ -68,19 +68,20 @@ class FrozenRun:
         train, test = self._benchmark.train, self._benchmark.test
         of_train = self._extract(self._extractor, train, epoch=None)
         of_test = self._extract(self._extractor, test, epoch=None)
-        unit = Samples(of_train.unit, _labels(train)), Samples(of_test.unit, _labels(test))
-        joined = Samples(of_train.joined, _labels(train)), Samples(of_test.joined, _labels(test))
+        unit = self._extractor.unit
+        angles = Samples(unit(of_train), _labels(train)), Samples(unit(of_test), _labels(test))
+        whole = Samples(of_train, _labels(train)), Samples(of_test, _labels(test))
         at_once: dict[str, Callable[[], Score]] = {
-            "knn": lambda: nearest_neighbour_probe(*unit),
-            "svm": lambda: svm_probe(*unit, seed=self._seed),
-            "logistic": lambda: logistic_probe(*joined),
+            "knn": lambda: nearest_neighbour_probe(*angles),
+            "svm": lambda: svm_probe(*angles, seed=self._seed),
+            "logistic": lambda: logistic_probe(*whole),
         }
         for protocol in protocols:
             if protocol in at_once:
                 yield protocol, at_once[protocol]()
         heads = [protocol for protocol in protocols if protocol in HEADS]
         if heads:
-            yield from zip(heads, self._train(heads, joined[1]), strict=True)
+            yield from zip(heads, self._train(heads, whole[1]), strict=True)
 
     def _train(self, names: Sequence[str], test: Samples) -> list[Score]:
         """Scores of the heads, trained on the same features of every epoch."""
@@ -101,7 +102,7 @@ class FrozenRun:
         """Features of the further versions of the test clouds."""
         extractor, test = self._extractor.voting(), self._benchmark.test
         further = range(self._evaluation.votes - 1)
-        return [self._extract(extractor, test, epoch=vote).joined for vote in further]
+        return [self._extract(extractor, test, epoch=vote) for vote in further]
 
     def _augmented_features(self) -> Callable[[int], Tensor]:
         """Features of the augmented training clouds by epoch; only copies that come again are kept."""
@@ -111,17 +112,18 @@ class FrozenRun:
         def features(epoch: int) -> Tensor:
             train = self._benchmark.train
             if copies is None:
-                return self._extract(self._extractor, train, epoch=epoch).joined
+                return self._extract(self._extractor, train, epoch=epoch)
             if epoch % copies not in by_copy:
-                of_copy = self._extract(self._extractor, train, epoch=epoch % copies)
-                by_copy[epoch % copies] = of_copy.joined
+                by_copy[epoch % copies] = self._extract(
+                    self._extractor, train, epoch=epoch % copies
+                )
             return by_copy[epoch % copies]
 
         return features
 
     def _extract(
         self, extractor: FeatureExtractor, clouds: LabelledClouds, *, epoch: int | None
-    ) -> ProbeFeatures:
+    ) -> Tensor:
         return extractor(clouds.points, seed=self._seed, epoch=epoch, count=self._count)
 
 

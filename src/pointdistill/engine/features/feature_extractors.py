@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pointdistill.engine.features.extract import BATCH_SIZE, extract_features
+from pointdistill.engine.features.extract import BATCH_SIZE, extract_features, unit_features
 from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches, voting_input
 from pointdistill.model.patches import to_unit_sphere
 
@@ -129,26 +129,6 @@ def _shares(bins: Tensor, count: int) -> Tensor:
     return shares.scatter_add_(1, bins, ones)
 
 
-class ProbeFeatures(Protocol):
-    """Features of n clouds in the two forms that the protocols read, on the CPU."""
-
-    @property
-    def joined(self) -> Tensor:
-        """(n, F) for the linear probe and the logistic regression."""
-
-    @property
-    def unit(self) -> Tensor:
-        """(n, G), rows of length 1, for the nearest neighbours and the SVM."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlainFeatures:
-    """``ProbeFeatures`` of numbers that are read as they are."""
-
-    joined: Tensor
-    unit: Tensor
-
-
 class FeatureExtractor(Protocol):
     """Turns clouds into feature vectors."""
 
@@ -174,11 +154,15 @@ class FeatureExtractor(Protocol):
         seed: int,
         epoch: int | None,
         count: Callable[[int], None],
-    ) -> ProbeFeatures:
-        """Features of (n, N, 3) clouds, augmented as in ``epoch`` or as they are for None.
+    ) -> Tensor:
+        """(n, F) features of (n, N, 3) clouds, augmented as in ``epoch`` or as they are for None; on the CPU.
 
-        ``count`` is told after each batch how many clouds it held.
+        The heads and the logistic regression read them whole. ``count`` is told after each batch how many clouds
+        it held.
         """
+
+    def unit(self, features: Tensor) -> Tensor:
+        """(n, G) rows of length 1, for the nearest neighbours and the SVM, which compare angles."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,8 +191,8 @@ class EncoderFeatures:
         seed: int,
         epoch: int | None,
         count: Callable[[int], None],
-    ) -> ProbeFeatures:
-        """Pooled tokens of (n, N, 3) clouds."""
+    ) -> Tensor:
+        """Pooled tokens of (n, N, 3) clouds: CLS, mean and maximum."""
         return extract_features(
             self.encoder,
             points,
@@ -220,10 +204,14 @@ class EncoderFeatures:
             progress=count,
         )
 
+    def unit(self, features: Tensor) -> Tensor:
+        """CLS and mean alone."""
+        return unit_features(features, self.encoder)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeometricFeatures:
-    """Hand-made geometric features: the same numbers in both forms."""
+    """Hand-made geometric features."""
 
     inputs: ProtocolInput
     name: str = "geometric features"
@@ -244,7 +232,7 @@ class GeometricFeatures:
         seed: int,
         epoch: int | None,
         count: Callable[[int], None],
-    ) -> ProbeFeatures:
+    ) -> Tensor:
         """Extents and histograms of (n, N, 3) clouds."""
         numbers = torch.empty(len(points), GEOMETRY_WIDTH)
         for rows, clouds in cloud_batches(
@@ -257,4 +245,8 @@ class GeometricFeatures:
         ):
             numbers[rows] = geometric_features(clouds, seed=seed)
             count(len(clouds))
-        return PlainFeatures(joined=numbers, unit=normalize(numbers, dim=1))
+        return numbers
+
+    def unit(self, features: Tensor) -> Tensor:
+        """All of the numbers."""
+        return normalize(features, dim=1)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.data.files.files import read_json
-from pointdistill.engine.config.config import PretrainConfig, from_plain
 from pointdistill.engine.pretraining.run_folder import RUN_CONFIG, run_folder_of
 from pointdistill.engine.weights.encoders import read_facts
-from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.errors import CheckpointError, DataError
 
 
 def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,13 +30,18 @@ def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _total_steps(config: Any, shapes: Any) -> int | None:
-    """Steps of a whole run, from its configuration and the size of its corpus; None where these are not known."""
+    """Steps of a whole run, from its configuration and the size of its corpus; None where these are not known.
+
+    Reads the three settings that decide it and leaves the others alone: they may be those of another version.
+    """
     if not isinstance(config, Mapping) or not isinstance(shapes, int):
         return None
-    try:
-        return from_plain(PretrainConfig, config, where="config").total_steps(shapes)
-    except (ConfigError, TypeError, ValueError, AttributeError):
+    steps, epochs, batch_size = map(config.get, ("steps", "epochs", "batch_size"))
+    if not isinstance(batch_size, int) or not 1 <= batch_size <= shapes:
         return None
+    if isinstance(steps, int):
+        return steps
+    return epochs * (shapes // batch_size) if isinstance(epochs, int) else None
 
 
 def _read(path: Path) -> Any:
