@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,6 +26,7 @@ from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.data.leaks import HeldOut, LeakReport, find_leaks
 from pointdistill.data.leaks.candidates import has_all_fingerprints
+from pointdistill.data.leaks.find import leaks_by_id, match_clouds, sources_sharing_ids
 from pointdistill.engine.pretraining.record import encoder_line
 from pointdistill.engine.pretraining.run_folder import (
     corpus_fingerprint,
@@ -147,7 +148,18 @@ def check_leaks(request: LeakRequest, reporter: Reporter = SILENT) -> Checked:
     return Checked(request.benchmark, corpus.path, tuple(reports))
 
 
-def leak_warning(benchmark: Labelled, name: str, encoder: Path) -> str | None:
+def command_in_words(request: LeakRequest) -> str:
+    """Which check finds out more, for readers who have no command line."""
+    stand_in = " and the stand-in" if request.stand_in else ""
+    return f"`pointdistill leaks {request.benchmark}` with the encoder {request.encoder}{stand_in}"
+
+
+def leak_warning(
+    benchmark: Labelled,
+    name: str,
+    encoder: Path,
+    name_command: Callable[[LeakRequest], str] = command_in_words,
+) -> str | None:
     """A warning if test shapes were seen in pretraining, or if that is not known; else None.
 
     Its cost is bounded: ids are always compared, geometry for at most 64 test shapes, and only if the fingerprints
@@ -157,28 +169,36 @@ def leak_warning(benchmark: Labelled, name: str, encoder: Path) -> str | None:
         benchmark: as it was read.
         name: as a user names it, such as ``modelnet40``.
         encoder: its folder. One that lies in no run, such as imported weights, has no known corpus: no warning.
+        name_command: gives the command that checks everything, for the warning to name; in words by default.
     """
-    command = f"`pointdistill leaks {name}` with the encoder {encoder}"
-    command += " and the stand-in" if benchmark.stand_in else ""
     run = run_folder_of(encoder)
     if run is None:
         return None
+
+    def command() -> str:
+        return name_command(
+            LeakRequest(benchmark=name, encoder=encoder, stand_in=benchmark.stand_in)
+        )
+
     try:
         corpus = _corpus_of_run(run)
     except PointDistillError as error:
         return f"not checked whether test shapes were seen in pretraining: {error}"
     shapes = held_out_of(benchmark)
-    found = find_leaks(shapes, corpus, geometry=False)
-    if found.leaks:
-        return _seen(len(found.leaks), len(shapes), command, "by id")
-    if set(found.ids_met) == {source.name for source in corpus.sources}:
+    by_id = leaks_by_id(shapes, corpus)
+    if by_id:
+        return f"{_seen(len(by_id), len(shapes))} (by id); {command()} lists them"
+    if set(sources_sharing_ids(shapes, corpus)) == {source.name for source in corpus.sources}:
         return None
     if len(corpus) > QUICK_CORPUS and not has_all_fingerprints(corpus):
-        return f"test shapes were not compared with the corpus this encoder saw; {command} does so"
+        missing = "test shapes were not compared with the corpus this encoder saw"
+        return f"{missing}; {command()} does so"
     some = shapes.some(QUICK_TESTS)
-    found = find_leaks(some, corpus, workers=1)
+    seen = sum(match is not None for match in match_clouds(some.clouds, corpus, workers=1))
+    if not seen:
+        return None
     how = "by geometry" if len(some) == len(shapes) else "by geometry, of those looked at"
-    return _seen(len(found.leaks), len(some), command, how) if found.leaks else None
+    return f"{_seen(seen, len(some))} ({how}); {command()} lists them"
 
 
 def read_held_out(
@@ -264,8 +284,8 @@ def _summary(split: str | None, report: LeakReport) -> str:
     )
 
 
-def _seen(leaks: int, of: int, command: str, how: str) -> str:
-    return f"{leaks:,} of {of:,} test shapes were in the corpus this encoder saw ({how}); {command} lists them"
+def _seen(leaks: int, of: int) -> str:
+    return f"{leaks:,} of {of:,} test shapes were in the corpus this encoder saw"
 
 
 def _corpus(request: LeakRequest, reporter: Reporter) -> Corpus:
