@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class BenchmarkName(StrEnum):
-    """What can be measured on."""
+    """Benchmarks that can be measured on."""
 
     _ignore_ = "name"
     for name in BENCHMARKS:
@@ -29,7 +29,7 @@ class BenchmarkName(StrEnum):
 
 
 class ProtocolName(StrEnum):
-    """How it is measured."""
+    """Protocols, which say how to measure."""
 
     _ignore_ = "name"
     for name in ALL_PROTOCOLS:

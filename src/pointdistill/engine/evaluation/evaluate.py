@@ -1,4 +1,4 @@
-"""What a user wants measured, and how it is done: an encoder and archives on disk, measured, written down."""
+"""An encoder on disk, measured on archives on disk: what a user can request, and how it is carried out."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
 ALL = "all"
-"""As a benchmark: every one that there is data for. As a protocol: all that a benchmark has."""
+"""As a benchmark: every one whose data is here. As a protocol: all of a benchmark's protocols."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRequest:
-    """What a user wants measured; everything but the benchmark may be left out."""
+    """What a user wants measured; only the benchmark is required."""
 
     benchmark: str
     """One of ``BENCHMARKS``, or ``all``."""
@@ -58,7 +58,7 @@ class EvaluationRequest:
     """The corpus whose shapes LVIS names; the last corpus made in ``folder`` by default."""
 
     stand_in: bool = False
-    """Measure on the stand-in, made on first use."""
+    """Measure on the stand-in, which is made on first use."""
 
     splits: tuple[str, ...] = ()
     """All of the benchmark's by default."""
@@ -67,16 +67,16 @@ class EvaluationRequest:
     """By default the benchmark's usual ones; with the benchmark ``all``, all of them."""
 
     seeds: int | None = None
-    """How many, from 0 on: seeds, folds or draws. By default 3 seeds, and all folds and draws."""
+    """How many seeds, folds or draws, counted from 0; by default 3 seeds, and all folds and draws."""
 
     epochs: int | None = None
-    """Instead of the protocols'."""
+    """Replaces the protocols' number of epochs."""
 
     votes: int = 1
     """Versions of each test cloud whose logits are averaged."""
 
     augmented_copies: int | None = None
-    """For the heads on frozen features: 0 augments anew each epoch, as published. None means 0 on a GPU and
+    """For the heads on frozen features: 0 augments anew in each epoch, as published. None means 0 on a GPU and
     ``COPIES_ON_CPU`` on a CPU."""
 
     output: Path | None = None
@@ -104,11 +104,11 @@ class EvaluationRequest:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The benchmarks that are meant."""
+        """The benchmarks that are requested."""
         return tuple(BENCHMARKS) if self.benchmark == ALL else (self.benchmark,)
 
     def splits_of(self, name: str) -> tuple[str | None, ...]:
-        """The splits that are wanted, in the official order.
+        """The requested splits, in the official order.
 
         Raises:
             ConfigError: for one that does not exist.
@@ -119,7 +119,7 @@ class EvaluationRequest:
         """Numbers of the seeds, folds or draws.
 
         Raises:
-            ConfigError: if there are none, or not as many.
+            ConfigError: if the number is below 1 or above the benchmark's.
         """
         spec = benchmark_spec(name)
         most = spec.most_seeds if self.benchmark != ALL else None
@@ -131,10 +131,10 @@ class EvaluationRequest:
         return tuple(range(min(wanted, spec.most_seeds or wanted)))
 
     def protocols_of(self, name: str) -> tuple[str, ...]:
-        """The protocols that are wanted, in the order in which they are run; with ``all``, those a benchmark has.
+        """The requested protocols, in the order of running; with ``all``, those that the benchmark has.
 
         Raises:
-            ConfigError: for one that a benchmark named alone does not have, or that cannot vote.
+            ConfigError: for a single benchmark, if it lacks a protocol or the protocol cannot vote.
         """
         spec = benchmark_spec(name)
         named = [protocol for protocol in self.protocols if protocol != ALL]
@@ -178,10 +178,10 @@ class Outcome:
     """Folders with ``results.json`` and ``results.md``."""
 
     results: tuple[Result, ...]
-    """Those requested, over all the seeds that the folders hold."""
+    """The requested results, over all the seeds that the folders hold."""
 
     absent: tuple[str, ...] = ()
-    """With ``all``: what could not be measured, and where its data comes from."""
+    """With ``all``: what could not be measured, and where to get its data."""
 
 
 def evaluate_saved(
@@ -190,30 +190,30 @@ def evaluate_saved(
     *,
     leaks_command: Callable[[LeakRequest], str] = command_in_words,
 ) -> Outcome:
-    """Measure a saved encoder; every score is written as soon as it is there.
+    """Measure a saved encoder; every score is written as soon as it is known.
 
-    An evaluation that was interrupted continues when the same one is requested again. With ``all``, the protocols
-    on frozen features of every benchmark come before those that train an encoder.
+    An interrupted evaluation continues when it is requested again. With ``all``, the protocols on frozen features
+    of every benchmark come before those that train an encoder.
 
     Args:
         request: what to measure.
-        reporter: told which encoder, data and settings were chosen, what takes long, and how far each part is.
-        leaks_command: gives the command that checks a benchmark for leaks, for a warning to name.
+        reporter: told which encoder, data and settings were chosen, how far each part is and how long it takes.
+        leaks_command: returns the command that checks a benchmark for leaks, which a warning names.
 
     Raises:
-        DataError: if the archive is absent or damaged; says where it comes from. With ``all``, if there is none.
+        DataError: if the archive is absent or damaged; says where to get it. With ``all``, if no archive is here.
         CheckpointError: if there is no encoder.
         ConfigError: for a device that does not exist.
     """
     device = pick_device(request.device)
     names = tuple(name for name in request.names if request.protocols_of(name))
-    # Before anything about the encoder: a user who has to fetch an archive should hear of it first.
+    # Before the encoder is looked for: a user who has to download an archive should hear of it first.
     paths, absent = ({}, {}) if request.stand_in else _find_data(request, names, reporter)
     encoder = locate_encoder(given_or_last_run(request.encoder, folder=request.folder))
     remark = "" if request.encoder else ", the teacher of the last run in this folder"
     reporter.say(encoder_line(encoder, remark))
     for name in names if request.stand_in else ():
-        # After the encoder was found: a stand-in takes minutes to make.
+        # After the encoder was found, since a stand-in takes minutes to make.
         paths[name] = find_stand_in(name, folder=request.folder, reporter=reporter)
     evaluator = _Evaluator(request, encoder, device, reporter, leaks_command)
     evaluator.introduce(paths)
@@ -228,10 +228,10 @@ def evaluate_saved(
 def _find_data(
     request: EvaluationRequest, names: tuple[str, ...], reporter: Reporter
 ) -> tuple[dict[str, BenchmarkPaths], dict[str, str]]:
-    """Where the data of each benchmark lies, and the reasons for those that have none.
+    """Where the data of each benchmark lies, and for those without data, the reason.
 
     Raises:
-        DataError: if there is data for none.
+        DataError: if no benchmark has data.
     """
     paths: dict[str, BenchmarkPaths] = {}
     absent: dict[str, str] = {}
@@ -257,7 +257,7 @@ def _find_data(
 
 
 class _Evaluator:
-    """One encoder, measured on one benchmark after the other."""
+    """One encoder, measured on one benchmark after another."""
 
     def __init__(
         self,
@@ -277,7 +277,7 @@ class _Evaluator:
         self._fingerprint = fingerprint(self._encoder)
 
     def introduce(self, names: Iterable[str]) -> None:
-        """Say what was chosen for the user."""
+        """Say what was chosen on the user's behalf."""
         self._reporter.say(f"device: {self._device}")
         heads = [h for h in HEADS if any(h in self._request.protocols_of(name) for name in names)]
         if not heads:
@@ -290,13 +290,13 @@ class _Evaluator:
             self._reporter.say(f"{', '.join(heads)}: {how}, as published", "augmented_copies")
 
     def measure(self, name: str, paths: BenchmarkPaths, protocols: tuple[str, ...]) -> None:
-        """Those of ``protocols`` that were requested for one benchmark."""
+        """Run those of ``protocols`` that were requested for one benchmark."""
         wanted = tuple(p for p in self._request.protocols_of(name) if p in protocols)
         splits = self._request.splits_of(name)
         if wanted and self._request.benchmark != ALL:
             self._measure(name, paths, splits, wanted)
         elif wanted:
-            # What one archive lacks must not keep the others from being measured.
+            # A damaged or incomplete archive must not stop the others from being measured.
             for split in splits:
                 try:
                     self._measure(name, paths, (split,), wanted)
@@ -304,7 +304,7 @@ class _Evaluator:
                     self.refused[f"{name}, {split}" if split else name] = str(error)
 
     def results(self) -> list[Result]:
-        """Rows of everything that was measured, as the folders hold them now."""
+        """The rows of everything that was measured, read back from the folders."""
         return [
             row
             for output, results in self._measured.items()
@@ -357,13 +357,13 @@ class _Evaluator:
 
 
 def _display_name(requested: Path | None, encoder: Path) -> Path:
-    """What results call an encoder: by its run, its folder, or its name on the Hub."""
+    """What results call an encoder: its run, its folder, or its name on the Hub."""
     if requested is not None and not requested.exists():
         return requested
     return run_folder_of(encoder) or encoder
 
 
 def _output(request: EvaluationRequest, name: str, encoder: Path) -> Path:
-    """In the run that the encoder belongs to; else under ``evaluation/`` of the working folder."""
+    """``evaluation/`` in the encoder's run; if it has none, in the working folder."""
     base = run_folder_of(encoder) or request.folder
     return base / "evaluation" / (f"{name}-stand-in" if request.stand_in else name)

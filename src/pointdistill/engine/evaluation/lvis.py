@@ -1,8 +1,9 @@
-"""Objaverse-LVIS few-shot: ten training shapes a category, ten draws; top-1, 3 and 5 of a linear layer and 5-NN.
+"""Objaverse-LVIS few-shot: ten training shapes per category, ten draws; top-1, 3 and 5 of a linear layer and 5-NN.
 
-The shapes are streamed from a corpus. Their features, which may be more than fits into memory, are computed once
-for all draws and stored in files.
-Sizes: n shapes, F features, B shapes a batch, C categories.
+The shapes are streamed from a corpus. Their features may not fit into memory; they are computed once for
+all draws and stored in files.
+
+Sizes: n shapes, F features, B shapes per batch, C categories.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ TRAINING = HeadTraining(batch_size=128, peak_learning_rate=5e-5)
 """Settings of the linear layer. Source: section 7 of docs/method.md."""
 
 TOP = 5
-"""Categories named for each test shape; top-1, 3 and 5 are counted."""
+"""Categories predicted for each test shape, for top-1, 3 and 5."""
 
 ROWS = 4096
-"""Shapes a file: 19 MB of the small encoder's features; what a kill can cost."""
+"""Shapes per file: 19 MB of the small encoder's features. A killed process loses at most one file's work."""
 
 
 def evaluate_retrieval(run: EvaluationRun) -> list[Result]:
-    """Every protocol and draw of a run; one result a draw."""
+    """One result for every protocol and draw of a run."""
     (split,) = run.splits
     shapes, extractor = run.read(split), run.extractor
     assert isinstance(shapes, LvisShapes)
@@ -68,10 +69,10 @@ def evaluate_retrieval(run: EvaluationRun) -> list[Result]:
 
 @dataclass(frozen=True, slots=True)
 class CorpusFeatures:
-    """Features of some shapes of a corpus, plain and augmented; computed once, in files of a few thousand rows."""
+    """Features of shapes of a corpus, plain and augmented: computed once, stored in files of ``ROWS`` rows."""
 
     folder: Path
-    """Where they are stored; of this encoder, corpus and input alone."""
+    """Where they are stored; each encoder, corpus and input has its own folder."""
 
     extractor: EncoderFeatures
     corpus: PointSource
@@ -83,7 +84,7 @@ class CorpusFeatures:
         return sum(len(rows) for rows, path in self._parts(copy) if not path.exists())
 
     def compute(self, copy: int | None, count: Callable[[int], None]) -> None:
-        """Compute what is missing of an augmented copy, or of the plain shapes for None; file by file."""
+        """Compute the missing files of an augmented copy, or of the plain shapes if ``copy`` is None."""
         for rows, path in self._parts(copy):
             if not path.exists():
                 features = self.of(rows, seed=0, epoch=copy, count=count)
@@ -91,7 +92,7 @@ class CorpusFeatures:
                     np.save(aside, features.numpy())
 
     def stream(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Rows and their (rows, F) features as they are, a file at a time."""
+        """Rows and their (rows, F) features without augmentation, one file at a time."""
         for rows, path in self._parts(None):
             yield rows, torch.from_numpy(np.load(path))
 
@@ -135,7 +136,7 @@ class CorpusFeatures:
     def _draw(
         self, numbers: NDArray[np.int64], start: int, *, seed: int, epoch: int | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shapes of a corpus by (B,) numbers; those with equally many points go together."""
+        """The shapes with these (B,) numbers, in batches of equally many points."""
         clouds = [self.corpus.points(int(number)) for number in numbers]
         order = sorted(range(len(clouds)), key=lambda place: len(clouds[place]))
         for _, group in groupby(order, key=lambda place: len(clouds[place])):
@@ -149,7 +150,7 @@ class CorpusFeatures:
             yield torch.tensor(places) + start, drawn
 
     def _parts(self, copy: int | None) -> Iterator[tuple[NDArray[np.int64], Path]]:
-        """Rows and file of every part."""
+        """Rows and file of every part, a part being what one file holds."""
         name = "plain" if copy is None else f"copy-{copy}"
         for start in range(0, len(self.numbers), ROWS):
             rows = np.arange(start, min(start + ROWS, len(self.numbers)))
@@ -158,7 +159,7 @@ class CorpusFeatures:
 
 @dataclass(frozen=True, slots=True)
 class _Lvis:
-    """One encoder on the shapes of the annotation."""
+    """One encoder, measured on the shapes of the annotation."""
 
     run: EvaluationRun
     extractor: EncoderFeatures
@@ -184,7 +185,7 @@ class _Lvis:
         return torch.from_numpy(self.shapes.labels)
 
     def template(self, protocol: str, seed: int) -> Result:
-        """The result of one protocol and draw, with everything in it but the figures."""
+        """The result of one protocol and draw, complete but for the figures."""
         train, test = draw_lvis(self.shapes, seed=seed)
         return self.run.template(
             self.shapes,
@@ -215,7 +216,7 @@ class _Lvis:
             self.features.compute(copy, count)
 
     def score(self, protocol: str, seed: int, *, runs: int) -> Score:
-        """One protocol on one draw; its forecast covers ``runs`` like it."""
+        """One protocol on one draw; its forecast covers ``runs`` such runs."""
         train, test = draw_lvis(self.shapes, seed=seed)
         name = self._train(train, seed, runs) if protocol == "linear" else self._neighbours(train)
         wanted = np.zeros(len(self.shapes), bool)
@@ -224,13 +225,13 @@ class _Lvis:
         return rank_score(torch.cat(ranked), self.labels[wanted])
 
     def _neighbours(self, train: NDArray[np.int64]) -> Callable[[Tensor], Tensor]:
-        """The nearest training shapes' categories, ranked, of feature rows."""
+        """A function that ranks the categories of feature rows by their nearest training shapes."""
         encoder, labels = self.extractor.encoder, self.labels[train]
         voters = self.extractor.unit(self.features.rows(train, None))
         return lambda rows: rank_classes(drop_maximum(rows, encoder), voters, labels)
 
     def _train(self, train: NDArray[np.int64], seed: int, runs: int) -> Callable[[Tensor], Tensor]:
-        """A trained linear layer's best categories of feature rows."""
+        """A function that ranks the categories of feature rows by a trained linear layer."""
         run, training = self.run, self.training
         classes = len(self.shapes.classes)
         generator = torch.Generator().manual_seed(seed)
@@ -261,10 +262,10 @@ class _Lvis:
 
 
 def rank_score(ranked: Tensor, labels: Tensor) -> Score:
-    """Top-1, 3 and 5 in percent, and mean class accuracy of top-1.
+    """Top-1, 3 and 5 accuracy in percent, and the mean class accuracy of top-1.
 
     Args:
-        ranked: (n, k) categories named for each shape, best first, -1 after the last.
+        ranked: (n, k) categories predicted for each shape, best first, padded with -1.
         labels: (n,) the true ones.
     """
     hits = (ranked == labels[:, None]).double().cumsum(dim=1).clamp(max=1.0).mean(dim=0)

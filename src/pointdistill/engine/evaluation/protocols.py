@@ -1,4 +1,4 @@
-"""How a protocol comes to its score for one seed: on frozen features, or by training an encoder with the labels.
+"""How a protocol gets its score for one seed: on frozen features, or by training the encoder on the labels.
 
 Sizes: n test clouds, C classes.
 """
@@ -44,11 +44,11 @@ from pointdistill.model.patches import to_unit_sphere
 _HEADS: dict[str, Callable[..., Head]] = {"linear": LinearHead, "mlp": MlpHead}
 
 FROZEN_COST = 1 / 3
-"""Cost of an epoch with a frozen encoder, against one that trains it: a forward pass without the backward pass."""
+"""Cost of an epoch with a frozen encoder relative to one that trains it: it has no backward pass."""
 
 
 class FrozenRun:
-    """Some protocols for one seed, on features that are computed once."""
+    """Protocols on frozen features for one seed; the features are computed once for all of them."""
 
     def __init__(
         self,
@@ -59,12 +59,12 @@ class FrozenRun:
         seed: int,
         count: Callable[[int], None],
     ) -> None:
-        """Nothing is computed before ``scores``; ``count`` is told after every batch how many clouds it held."""
+        """Compute nothing yet; ``count`` will be called after every batch with the number of clouds in it."""
         self._extractor, self._benchmark, self._evaluation = extractor, benchmark, evaluation
         self._seed, self._count = seed, count
 
     def scores(self, protocols: Sequence[str]) -> Iterator[tuple[str, Score]]:
-        """Each protocol's score as soon as it is there; the heads, trained side by side, come together."""
+        """Each protocol's score as soon as it is known; the heads, trained side by side, come last."""
         train, test = self._benchmark.train, self._benchmark.test
         of_train = self._extract(self._extractor, train, epoch=None)
         of_test = self._extract(self._extractor, test, epoch=None)
@@ -84,7 +84,7 @@ class FrozenRun:
             yield from zip(heads, self._train(heads, whole[1]), strict=True)
 
     def _train(self, names: Sequence[str], test: Samples) -> list[Score]:
-        """Scores of the heads, trained on the same features of every epoch."""
+        """Scores of the heads, which share the features of every epoch."""
         width, classes = test.features.shape[1], len(self._benchmark.classes)
         generators = [torch.Generator().manual_seed(self._seed) for _ in names]
         drawn = zip(names, generators, strict=True)
@@ -105,7 +105,7 @@ class FrozenRun:
         return [self._extract(extractor, test, epoch=vote) for vote in further]
 
     def _augmented_features(self) -> Callable[[int], Tensor]:
-        """Features of the augmented training clouds by epoch; only copies that come again are kept."""
+        """Features of the augmented training clouds by epoch; kept only if later epochs use them again."""
         copies = self._evaluation.augmented_copies
         by_copy: dict[int, Tensor] = {}
 
@@ -132,7 +132,7 @@ def _labels(clouds: LabelledClouds) -> Tensor:
 
 
 def training_cost(protocol: str, benchmark: str, *, epochs: int | None, done: int = 0) -> float:
-    """Epochs still to come after ``done``, those with a frozen encoder counted at their lower cost."""
+    """Cost of the epochs after the first ``done``, in epochs that train the encoder."""
     recipe = recipe_for(benchmark, protocol)
     total = epochs or recipe.epochs
     frozen = round(total * recipe.frozen_epochs / recipe.epochs)
@@ -152,7 +152,7 @@ def trained_score(
     report: Callable[[int], None],
     file: TrainingFile | None = None,
 ) -> Score:
-    """Train under ``finetune`` or ``scratch``; the last epoch's score, the best epoch beside it.
+    """Train under ``finetune`` or ``scratch``; the score of the last epoch, with the best epoch beside it.
 
     Args:
         encoder: copied, not changed.
@@ -160,15 +160,15 @@ def trained_score(
         protocol: one of ``TRAINED``.
         inputs: points and patches a cloud, and the augmentation in training.
         seed: of everything random.
-        epochs: instead of the recipe's.
-        votes: versions of each test cloud; with more than one no best epoch is reported, since every epoch was
-            tested without a vote.
+        epochs: replaces the recipe's number.
+        votes: versions of each test cloud. With more than one, no best epoch is reported, since the test after
+            each epoch has no votes.
         device: where to train.
         report: called with the number of epochs done.
-        file: where the training is kept while it lasts; it continues from there if the file exists.
+        file: where the training is saved while it runs; if the file exists, the training continues from it.
 
     Raises:
-        KeyboardInterrupt: if ``file`` says to stop; everything is in it then.
+        KeyboardInterrupt: if ``file`` asks to stop; the training is saved in it by then.
     """
     result = train_classifier(
         encoder,

@@ -1,6 +1,6 @@
 """Features of clouds from a frozen encoder, pooled as the evaluation protocols need them.
 
-Sizes: n clouds, N points a cloud, P patches, D the encoder's width.
+Sizes: n clouds, N points per cloud, P patches, D the encoder's width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pointdistill.model.encoder import Encoder, EncoderOutput
 
 BATCH_SIZE = 64
-"""Clouds a forward pass; changes speed and memory, but not the features."""
+"""Clouds per forward pass; affects speed and memory, but not the features."""
 
 
 def pool_tokens(output: EncoderOutput) -> Tensor:
@@ -66,21 +66,21 @@ def extract_features(
 ) -> Tensor:
     """Features of clouds from a frozen encoder, pooled by ``pool_tokens``: (n, F) float32, on the CPU.
 
-    Each cloud's features depend only on the seed, the epoch and its index, whatever the batch size (up to
+    A cloud's features depend only on the seed, the epoch and its index, and not on the batch size (up to
     rounding). The encoder is moved to ``device`` and left in the mode it was in.
 
     Args:
         encoder: only its ``forward`` is called; no gradient is computed.
-        points: (n, N, 3) float32, any unit and place, z up.
-        inputs: points and patches a cloud, how the points are chosen, and the augmentation.
+        points: (n, N, 3) float32 in any unit and place, z up.
+        inputs: points and patches per cloud, how the points are chosen, and the augmentation.
         seed: of the subsets and of the augmentation.
         epoch: augment as in this training epoch, from 0; None for no augmentation.
-        batch_size: clouds a forward pass.
-        device: where to compute; the features come back to the CPU.
+        batch_size: clouds per forward pass.
+        device: where to compute; the features are returned on the CPU.
         progress: called after each batch with the number of clouds in it.
 
     Raises:
-        DataError: if there are no clouds, or the encoder refuses them.
+        DataError: if there are no clouds, or the encoder cannot take them.
     """
     if len(points) == 0:
         msg = (
@@ -114,8 +114,8 @@ def pool_batches(
     Args:
         encoder: moved to ``device`` and left in the mode it was in.
         batches: rows of the result, and the (B, N, 3) clouds whose features belong there, on ``device``.
-        count: rows in all; each must come exactly once.
-        patches: patches a cloud; a cloud of fewer points is cut into one patch a point.
+        count: number of rows; each must occur exactly once.
+        patches: patches per cloud; a cloud with fewer points gets one patch per point.
         device: where to compute.
         progress: called after each batch with the number of clouds in it.
     """

@@ -1,4 +1,4 @@
-"""How an encoder was trained: its corpus, its steps, whether the training was finished."""
+"""How an encoder was trained: on which corpus, for how many steps, and whether to the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pointdistill.errors import CheckpointError, DataError
 
 
 def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """How an encoder was trained: what is recorded with it and, where it is still in its run, with the run.
+    """How an encoder was trained: what is recorded with it and, if it is still in its run, with the run.
 
     The run adds the corpus and ``total_steps``, the number of steps of the whole training.
     """
@@ -32,7 +32,7 @@ def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 def _total_steps(config: Any, shapes: Any) -> int | None:
     """Steps of a whole run, from its configuration and the size of its corpus; None where these are not known.
 
-    Reads the three settings that decide it and leaves the others alone: they may be those of another version.
+    Only the three settings that decide it are read: the others may be those of another version.
     """
     if not isinstance(config, Mapping) or not isinstance(shapes, int):
         return None
@@ -55,8 +55,8 @@ def encoder_line(stored: Path, remark: str = "") -> str:
     """A line such as ``encoder: runs/a/encoder, unfinished: step 65 of 400``.
 
     Args:
-        stored: the result of ``locate_encoder``. Errors in its files are ignored here; loading it reports them.
-        remark: inserted after the path: why this encoder was taken.
+        stored: the result of ``locate_encoder``. Errors in its files are ignored here; they are reported when it is loaded.
+        remark: why this encoder was chosen, inserted after the path.
     """
     try:
         steps = unfinished_steps(training_record(stored, read_facts(stored)))
@@ -67,7 +67,7 @@ def encoder_line(stored: Path, remark: str = "") -> str:
 
 
 def unfinished_steps(training: Any) -> tuple[int, int] | None:
-    """Steps taken and steps of the whole run; None where it was finished, or either is not recorded.
+    """Steps taken and steps of the whole run; None if the run is finished or either number is unknown.
 
     Args:
         training: the result of ``training_record``.
