@@ -286,7 +286,8 @@ class _Evaluator:
             how = "training clouds augmented anew each epoch, as published"
             self._reporter.say(f"{', '.join(heads)}: {how}")
         else:
-            how = f"{self._copies} augmented sets of training clouds in turn; 0 makes a new one each epoch"
+            sets = "1 augmented set" if self._copies == 1 else f"{self._copies} augmented sets"
+            how = f"{sets} of training clouds in turn; 0 makes a new one each epoch"
             self._reporter.say(f"{', '.join(heads)}: {how}, as published", "augmented_copies")
 
     def measure(self, name: str, paths: BenchmarkPaths, protocols: tuple[str, ...]) -> None:

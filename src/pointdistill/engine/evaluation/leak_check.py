@@ -306,7 +306,7 @@ def _corpus(request: LeakRequest, reporter: Reporter) -> Corpus:
     )
     run = run_folder_of(encoder)
     if run is None:
-        msg = f"{encoder} lies in no run, so what it saw is not known; name the corpus"
+        msg = f"{encoder} lies in no run, so its corpus is not known; name one"
         raise CheckpointError(msg, settings=("corpus",))
     corpus = _corpus_of_run(run)
     # A run has a corpus before it has a first checkpoint.
@@ -325,6 +325,6 @@ def _corpus_of_run(run: Path) -> Corpus:
     begun_with = read_run_config(run)["corpus"]
     corpus = open_corpus(Path(begun_with["path"]))
     if corpus_fingerprint(corpus) != begun_with["fingerprint"]:
-        msg = f"{corpus.path} holds other shapes than when {run} was begun; name the corpus of then"
+        msg = f"{corpus.path} holds other shapes than when {run} was started; name the corpus it was trained on"
         raise CorpusError(msg, settings=("corpus",))
     return corpus

@@ -55,7 +55,7 @@ def encoder_line(stored: Path, remark: str = "") -> str:
     """A line such as ``encoder: runs/a/encoder, unfinished: step 65 of 400``.
 
     Args:
-        stored: the result of ``locate_encoder``. Errors in its files are ignored here; they are reported when it is loaded.
+        stored: the result of ``locate_encoder``. Errors in its files are ignored here and reported on loading.
         remark: why this encoder was chosen, inserted after the path.
     """
     try:
