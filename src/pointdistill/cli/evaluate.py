@@ -143,8 +143,8 @@ def evaluate(
 
 def leaks_command(request: LeakRequest) -> str:
     """The command to paste that checks the same benchmark for leaks."""
-    words = ["pointdistill", "leaks", request.benchmark, "--encoder", str(request.encoder)]
-    return f"`{shlex.join([*words, *(['--stand-in'] if request.stand_in else [])])}`"
+    command = ["pointdistill", "leaks", request.benchmark, "--encoder", str(request.encoder)]
+    return f"`{shlex.join(command)}{' --stand-in' if request.stand_in else ''}`"
 
 
 def _next(measured: BenchmarkName, encoder: Path | None, stand_in: bool) -> str:
