@@ -29,9 +29,8 @@ from pointdistill.data.benchmarks.spec import (
 )
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.sources import SOURCES, source_info
-from pointdistill.engine.evaluation.evaluate import evaluate_saved
+from pointdistill.engine.evaluation.evaluate import EvaluationRequest, evaluate_saved
 from pointdistill.engine.evaluation.leak_check import LeakRequest, check_leaks
-from pointdistill.engine.evaluation.request import EvaluationRequest
 from pointdistill.engine.finetuning.finetune import finetune
 from pointdistill.engine.finetuning.request import FinetuneRequest
 from pointdistill.engine.pretraining.online_probe import open_labelled_set

@@ -28,7 +28,6 @@ from pointdistill.engine.evaluation.results import (
 from pointdistill.engine.evaluation.run import Evaluation
 from pointdistill.engine.evaluation.tables import results_table, results_tables
 from pointdistill.engine.features import HeadTraining
-from pointdistill.engine.features.feature_extractors import PlainFeatures
 from pointdistill.engine.features.inputs import ProtocolInput, protocol_input
 from pointdistill.errors import ConfigError
 from pointdistill.model.config import AugmentConfig, EncoderConfig
@@ -102,13 +101,16 @@ class Oracle:
         seed: int,
         epoch: int | None,
         count: Callable[[int], None],
-    ) -> PlainFeatures:
+    ) -> torch.Tensor:
         self.asked.append((len(points), seed, epoch))
         spread = points.std(axis=1)
         labels = np.where(spread[:, 0] < 0.5, 0, np.where(spread[:, 2] < 0.5, 1, 2))
         features = torch.eye(3)[torch.from_numpy(labels)]
         count(len(points))
-        return PlainFeatures(joined=features, unit=features)
+        return features
+
+    def unit(self, features: torch.Tensor) -> torch.Tensor:
+        return features
 
 
 def test_every_protocol_reads_true_features_perfectly(benchmark: Benchmark) -> None:

@@ -30,9 +30,8 @@ from pointdistill.data.standins.modelnet_fewshot import FewshotSizes, make_model
 from pointdistill.data.standins.shapenetpart import PartSizes, make_shapenetpart_stand_in
 from pointdistill.engine.evaluation import evaluate as saved
 from pointdistill.engine.evaluation import lvis
-from pointdistill.engine.evaluation.evaluate import Outcome, evaluate_saved
+from pointdistill.engine.evaluation.evaluate import EvaluationRequest, Outcome, evaluate_saved
 from pointdistill.engine.evaluation.lvis import CorpusFeatures, rank_score
-from pointdistill.engine.evaluation.request import EvaluationRequest
 from pointdistill.engine.features.extract import extract_features
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
 from pointdistill.engine.features.inputs import protocol_input
@@ -141,7 +140,7 @@ def test_a_leak_is_looked_for_in_every_fold(
 ) -> None:
     looked_at: list[np.ndarray] = []
 
-    def remember(benchmark: Benchmark, name: str, encoder: Path) -> str:
+    def remember(benchmark: Benchmark, *_: object) -> str:
         looked_at.append(benchmark.test.points)
         return "seen"
 
@@ -337,7 +336,7 @@ def test_streamed_features_are_those_of_the_encoder(
     encoder = load_encoder(workplace / "run")
     inputs = protocol_input("Objaverse-LVIS", encoder.config)
     in_memory = np.stack([corpus.points(index) for index in range(len(corpus))])
-    expected = extract_features(encoder, in_memory, inputs=inputs, seed=0).joined[shapes.indices]
+    expected = extract_features(encoder, in_memory, inputs=inputs, seed=0)[shapes.indices]
     for size, rows in ((1, 7), (5, 100)):
         monkeypatch.setattr(lvis, "ROWS", rows)
         extractor = EncoderFeatures(name="", encoder=encoder, inputs=inputs, batch_size=size)
@@ -369,9 +368,9 @@ def test_shapes_of_different_sizes_keep_their_places(workplace: Path, tmp_path: 
     inputs = protocol_input("Objaverse-LVIS", encoder.config)
     extractor = EncoderFeatures(name="", encoder=encoder, inputs=inputs)
     features = CorpusFeatures(tmp_path, extractor, corpus, np.arange(3))
-    found = features.of(np.arange(3), seed=0, epoch=None, count=lambda _: None).joined
+    found = features.of(np.arange(3), seed=0, epoch=None, count=lambda _: None)
     for index in (0, 2):  # used whole, so there is nothing random
-        alone = extract_features(encoder, corpus.points(index)[None], inputs=inputs, seed=0).joined
+        alone = extract_features(encoder, corpus.points(index)[None], inputs=inputs, seed=0)
         torch.testing.assert_close(found[index : index + 1], alone, rtol=0.0, atol=1e-5)
 
 

@@ -17,8 +17,7 @@ from pointdistill.data.standins import (
     make_modelnet40_stand_in,
     make_scanobjectnn_stand_in,
 )
-from pointdistill.engine.evaluation.evaluate import Outcome, evaluate_saved
-from pointdistill.engine.evaluation.request import EvaluationRequest
+from pointdistill.engine.evaluation.evaluate import EvaluationRequest, Outcome, evaluate_saved
 from pointdistill.engine.weights.encoders import fingerprint, load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.config import EncoderConfig

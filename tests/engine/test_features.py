@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointdistill.engine.features.extract import Features, extract_features
+from pointdistill.engine.features.extract import extract_features, pool_tokens, unit_features
 from pointdistill.engine.features.feature_extractors import (
     GEOMETRY_WIDTH,
     EncoderFeatures,
@@ -27,7 +27,7 @@ from pointdistill.engine.features.inputs import (
 )
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import AugmentConfig, EncoderConfig
-from pointdistill.model.encoder import Encoder
+from pointdistill.model.encoder import Encoder, EncoderOutput
 from pointdistill.model.initialize import initialize
 from pointdistill.model.random import KeyedRandom, sample_keys
 
@@ -79,11 +79,7 @@ def test_features_do_not_depend_on_the_batch_size() -> None:
         parts = extract_features(
             encoder, clouds, inputs=INPUTS, seed=3, epoch=1, batch_size=batch_size
         )
-        assert whole.cls is not None
-        assert parts.cls is not None
-        torch.testing.assert_close(parts.cls, whole.cls, rtol=0.0, atol=1e-5)
-        torch.testing.assert_close(parts.mean, whole.mean, rtol=0.0, atol=1e-5)
-        torch.testing.assert_close(parts.max, whole.max, rtol=0.0, atol=1e-5)
+        torch.testing.assert_close(parts, whole, rtol=0.0, atol=1e-5)
 
 
 def test_features_are_the_encoders_tokens_pooled() -> None:
@@ -92,10 +88,10 @@ def test_features_are_the_encoders_tokens_pooled() -> None:
     features = extract_features(encoder, clouds, inputs=INPUTS, seed=0)
     with torch.no_grad():
         output = encoder(torch.from_numpy(clouds), patches=6)
-    assert features.cls is not None
-    torch.testing.assert_close(features.cls, output.cls)
-    torch.testing.assert_close(features.mean, output.patches.mean(dim=1))
-    torch.testing.assert_close(features.max, output.patches.max(dim=1).values)
+    cls, mean, largest = features.split(16, dim=1)
+    torch.testing.assert_close(cls, output.cls)
+    torch.testing.assert_close(mean, output.patches.mean(dim=1))
+    torch.testing.assert_close(largest, output.patches.max(dim=1).values)
 
 
 def test_encoder_keeps_its_mode_and_counts_are_reported() -> None:
@@ -112,29 +108,27 @@ def test_encoder_keeps_its_mode_and_counts_are_reported() -> None:
     assert counted == [4, 4, 2]
 
 
-def test_pooled_forms() -> None:
-    """One cloud, D = 1: CLS 3, mean 4, maximum 5; the vector (3, 4) has length 5."""
-    three, four, five = (torch.tensor([[value]]) for value in (3.0, 4.0, 5.0))
-    features = Features(cls=three, mean=four, max=five)
-    assert features.joined.tolist() == [[3.0, 4.0, 5.0]]
-    assert features.unit[0].tolist() == pytest.approx([0.6, 0.8])
+def test_pooled_tokens() -> None:
+    """One cloud of two patches, D = 1: CLS 3, mean 4, maximum 5; the vector (3, 4) has length 5."""
+    patches = torch.tensor([[[3.0], [5.0]]])
+    encoder = Encoder(replace(CONFIG, width=1, heads=1))
+    pooled = pool_tokens(EncoderOutput(torch.tensor([[3.0]]), patches, torch.zeros(1, 2, 3)))
+    assert pooled.tolist() == [[3.0, 4.0, 5.0]]
+    assert unit_features(pooled, encoder)[0].tolist() == pytest.approx([0.6, 0.8])
+    pooled = pool_tokens(EncoderOutput(None, patches, torch.zeros(1, 2, 3)))
+    assert pooled.tolist() == [[4.0, 5.0]]
+    assert unit_features(pooled, encoder).tolist() == [[1.0]]
 
 
-def test_pooled_forms_without_a_cls_token() -> None:
-    features = Features(cls=None, mean=torch.tensor([[4.0]]), max=torch.tensor([[5.0]]))
-    assert features.joined.tolist() == [[4.0, 5.0]]
-    assert features.unit.tolist() == [[1.0]]
-
-
-@pytest.mark.parametrize(("cls_token", "joined", "unit"), [(True, 48, 32), (False, 32, 16)])
-def test_widths_of_an_encoders_features(cls_token: bool, joined: int, unit: int) -> None:
+@pytest.mark.parametrize(("cls_token", "whole", "unit"), [(True, 48, 32), (False, 32, 16)])
+def test_widths_of_an_encoders_features(cls_token: bool, whole: int, unit: int) -> None:
     extractor = EncoderFeatures(
         name="tiny", encoder=make_encoder(cls_token=cls_token), inputs=INPUTS
     )
     features = extractor(make_clouds(), seed=0, epoch=None, count=lambda _: None)
-    assert features.joined.shape == (10, joined)
-    assert features.unit.shape == (10, unit)
-    assert features.unit.norm(dim=1).tolist() == pytest.approx([1.0] * 10)
+    assert features.shape == (10, whole)
+    assert extractor.unit(features).shape == (10, unit)
+    assert extractor.unit(features).norm(dim=1).tolist() == pytest.approx([1.0] * 10)
 
 
 def test_no_clouds_is_an_error() -> None:
@@ -283,9 +277,8 @@ def test_geometry_of_two_poles() -> None:
 
 
 def test_geometry_extractor_gives_both_forms() -> None:
-    features = GeometricFeatures(inputs=INPUTS)(
-        make_clouds(), seed=0, epoch=None, count=lambda _: None
-    )
-    assert features.joined.shape == (10, GEOMETRY_WIDTH)
-    assert features.joined.isfinite().all()
-    torch.testing.assert_close(features.unit.norm(dim=1), torch.ones(10))
+    extractor = GeometricFeatures(inputs=INPUTS)
+    features = extractor(make_clouds(), seed=0, epoch=None, count=lambda _: None)
+    assert features.shape == (10, GEOMETRY_WIDTH)
+    assert features.isfinite().all()
+    torch.testing.assert_close(extractor.unit(features).norm(dim=1), torch.ones(10))

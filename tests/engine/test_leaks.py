@@ -11,6 +11,7 @@ import typer
 
 from pointdistill.cli import app, main
 from pointdistill.cli.corpus import BenchmarkName
+from pointdistill.cli.evaluate import leaks_command
 from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
@@ -111,8 +112,19 @@ def test_a_warning_where_test_shapes_were_seen_and_none_where_not(made: Path) ->
         f"`pointdistill leaks modelnet40` with the encoder {made / 'run-leaky' / 'encoder'} and the stand-in"
         in line
     )
+    line = leak_warning(benchmark, "modelnet40", made / "run-leaky" / "encoder", leaks_command)
+    assert line is not None
+    assert (
+        f"`pointdistill leaks modelnet40 --encoder {made / 'run-leaky' / 'encoder'} --stand-in`"
+        in line
+    )
     assert leak_warning(benchmark, "modelnet40", made / "run-clean") is None
     assert not (made / "clean" / FILE_NAME).exists(), "all ids met: nothing to compute"
+
+
+def test_the_command_of_a_warning_can_be_pasted() -> None:
+    request = LeakRequest(benchmark="scanobjectnn", encoder=Path("my run"))
+    assert leaks_command(request) == "`pointdistill leaks scanobjectnn --encoder 'my run'`"
 
 
 def test_a_warning_by_geometry_is_bounded(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

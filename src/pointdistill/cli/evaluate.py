@@ -16,10 +16,11 @@ from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
 
 if TYPE_CHECKING:
     from pointdistill.engine.evaluation.evaluate import Outcome
+    from pointdistill.engine.evaluation.leak_check import LeakRequest
 
 
 class BenchmarkName(StrEnum):
-    """What can be measured on."""
+    """Benchmarks that can be measured on."""
 
     _ignore_ = "name"
     for name in BENCHMARKS:
@@ -28,7 +29,7 @@ class BenchmarkName(StrEnum):
 
 
 class ProtocolName(StrEnum):
-    """How it is measured."""
+    """Protocols, which say how to measure."""
 
     _ignore_ = "name"
     for name in ALL_PROTOCOLS:
@@ -113,8 +114,7 @@ def evaluate(
     if encoder is not None:
         require_encoder(encoder, "encoder")
 
-    from pointdistill.engine.evaluation.evaluate import evaluate_saved
-    from pointdistill.engine.evaluation.request import EvaluationRequest
+    from pointdistill.engine.evaluation.evaluate import EvaluationRequest, evaluate_saved
 
     request = EvaluationRequest(
         benchmark=benchmark.value,
@@ -133,12 +133,18 @@ def evaluate(
     )
     with console_reporter() as reporter:
         try:
-            outcome = evaluate_saved(request, reporter)
+            outcome = evaluate_saved(request, reporter, leaks_command=leaks_command)
         except KeyboardInterrupt:
             reporter.say("stopped; what is done is kept, the same command goes on from there")
             raise
     _print(outcome)
     typer.echo(f"next: {_next(benchmark, encoder, stand_in)}")
+
+
+def leaks_command(request: LeakRequest) -> str:
+    """The command to paste that checks the same benchmark for leaks."""
+    command = ["pointdistill", "leaks", request.benchmark, "--encoder", str(request.encoder)]
+    return f"`{shlex.join(command)}{' --stand-in' if request.stand_in else ''}`"
 
 
 def _next(measured: BenchmarkName, encoder: Path | None, stand_in: bool) -> str:

@@ -28,7 +28,7 @@ from pointdistill.engine.evaluation.classification import evaluate, evaluate_geo
 from pointdistill.engine.evaluation.results import Result, Spread, write_results
 from pointdistill.engine.evaluation.run import COPIES_ON_CPU, Evaluation
 from pointdistill.engine.evaluation.tables import results_table
-from pointdistill.engine.features.extract import extract_features
+from pointdistill.engine.features.extract import extract_features, unit_features
 from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import train_classifier
 from pointdistill.engine.finetuning.recipes import RECIPES
@@ -115,7 +115,7 @@ def _neighbours(encoder: Encoder, benchmark: Benchmark) -> Picture:
     points = benchmark.test.points[:POOL]
     labels = benchmark.test.labels[:POOL]
     inputs = protocol_input(benchmark.name, encoder.config)
-    features = extract_features(encoder, points, inputs=inputs, seed=0).unit
+    features = unit_features(extract_features(encoder, points, inputs=inputs, seed=0), encoder)
     queries = torch.linspace(0, len(points) - 1, 5).long()
     cosine = features[queries] @ features.T
     order = cosine.argsort(dim=1, descending=True)[:, :SHAPES]

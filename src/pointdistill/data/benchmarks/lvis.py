@@ -1,7 +1,7 @@
 """Objaverse-LVIS few-shot: the LVIS categories of Objaverse's shapes (Deitke et al., CVPR 2023).
 
 The annotation is a JSON table, category to uids, gzipped; the corpus is one of ours, whose ids are those
-uids. Points stay in the corpus: what is held here is a number and a label a shape.
+uids. Points stay in the corpus: only a number and a label per shape are held here.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class LvisShapes:
     """Names of the categories that stay, in alphabetical order."""
 
     dropped_classes: tuple[str, ...]
-    """Categories left out because at most `SHOTS` of their shapes are in the corpus."""
+    """Categories left out because no more than `SHOTS` of their shapes are in the corpus."""
 
     annotated: int
     """Uids in the annotation, each counted once."""
@@ -101,11 +101,11 @@ class LvisShapes:
 def read_lvis(annotation: Path, corpus: Corpus) -> LvisShapes:
     """Find the annotated shapes in a corpus.
 
-    Costs the corpus' ids in memory, some 0.1 GiB for a million shapes, while it runs; no points are read.
+    While it runs, the corpus's ids are in memory: about 0.1 GiB per million shapes. No points are read.
 
     Args:
         annotation: JSON table, category to uids, gzipped or plain.
-        corpus: its ids are the uids, by themselves or as the last part of a path.
+        corpus: its ids are the uids, either alone or as the last part of a path.
 
     Raises:
         DataError: if the annotation is absent or damaged, or no category has more than `SHOTS` shapes in
@@ -157,16 +157,16 @@ def draw_lvis(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw the training shapes of every category; the rest is for testing.
 
-    A category's draw depends on the seed, its name and its own shapes alone.
+    A category's draw depends only on the seed, its name and its own shapes.
 
     Args:
         shapes: n shapes.
-        shots: training shapes a category.
+        shots: training shapes per category.
         seed: of the draw, not negative.
 
     Returns:
-        Rows of ``shapes`` (indices into its ``indices`` and ``labels``), ascending: those to train on, ``shots`` a
-        category, and all others, to test on.
+        Rows of ``shapes`` (indices into its ``indices`` and ``labels``), ascending: those to train on, ``shots``
+        per category, and all the others, to test on.
 
     Raises:
         ConfigError: if ``shots`` leaves a category without a test shape, or ``seed`` is negative.
@@ -204,7 +204,7 @@ def _read_bytes(annotation: Path) -> bytes:
 
 
 def _table(annotation: Path, raw: bytes) -> dict[str, list[str]]:
-    """Category to uids, whole and of the right kind."""
+    """The annotation parsed and checked: category to uids."""
     try:
         text = _unfold(raw) if raw.startswith(_GZIP_START) else raw
         if len(text) > _MOST_BYTES:
@@ -225,7 +225,7 @@ def _table(annotation: Path, raw: bytes) -> dict[str, list[str]]:
 
 
 def _unfold(raw: bytes) -> bytes:
-    """What a gzip file holds, up to one byte more than is accepted."""
+    """Content of a gzip file, up to one byte more than is accepted, so that a gzip bomb stays small."""
     with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
         return file.read(_MOST_BYTES + 1)
 

@@ -1,4 +1,4 @@
-"""ModelNet40: 40 classes of CAD models (Wu et al., CVPR 2015), read in any of the forms that go round.
+"""ModelNet40: 40 classes of CAD models (Wu et al., CVPR 2015), read in any of the forms that are in circulation.
 
 Results on different forms are not comparable, so a benchmark's ``form`` says which was read.
 """
@@ -45,12 +45,12 @@ from pointdistill.data.meshes import PointSet, draw, named_rng
 from pointdistill.data.meshes.sample import read_member
 from pointdistill.errors import ConfigError, DataError
 
-# The three forms in which ModelNet40 goes round, and how to tell which one an archive holds.
+# The three forms in which ModelNet40 circulates, and how to tell which one an archive holds.
 #
 # ``ModelNet40.zip``: ``<class>/{train,test}/<class>_0001.off``, meshes, z up. ``modelnet40_normal_resampled``:
 # ``<class>/<class>_0001.txt``, 10,000 rows x,y,z,nx,ny,nz, y up, with lists of the splits. And
-# ``modelnet40_ply_hdf5_2048``: ``ply_data_{train0..4,test0..1}.h5``, 2,048 points a cloud, y up. They are not
-# interchangeable: other points of the same models, and three models fewer in the last.
+# ``modelnet40_ply_hdf5_2048``: ``ply_data_{train0..4,test0..1}.h5``, 2,048 points per cloud, y up. They are
+# not interchangeable: the points of a model differ, and the last form lacks three of the models.
 
 NAME = "ModelNet40"
 ARCHIVE_NAME = "ModelNet40.zip"
@@ -62,7 +62,7 @@ OFFICIAL = {
     RESAMPLED: (9843, 2468),
     HDF5: (9840, 2468),
 }
-"""Shapes for training and testing in each form."""
+"""Number of training and test shapes in each form."""
 
 CLASSES = (
     "airplane", "bathtub", "bed", "bench", "bookshelf", "bottle", "bowl", "car", "chair", "cone",
@@ -78,7 +78,7 @@ _HDF5_FILE = re.compile(r"ply_data_(train|test)\d+\.h5")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model of the archive: a mesh or a cloud, in a member of its own."""
+    """One model of the archive: a mesh or a cloud that has its own member."""
 
     member: str
     class_name: str
@@ -91,7 +91,7 @@ class Model:
 
 
 def find_form(archive: Archive) -> str:
-    """Which of the three forms an archive holds; that of meshes where there is no sign of another.
+    """Which of the three forms an archive holds; the form of meshes if nothing points to another.
 
     Raises:
         DataError: if it holds several.
@@ -109,7 +109,7 @@ def find_form(archive: Archive) -> str:
 
 
 def list_models(archive: Archive, form: str) -> list[Model]:
-    """The models of an archive with a member each, in the order of their ids.
+    """The models of an archive that stores one member per model, in the order of their ids.
 
     Raises:
         DataError: if a split is empty, a class is not ModelNet40's, or a model is missing or there twice.
@@ -141,7 +141,7 @@ def list_models(archive: Archive, form: str) -> list[Model]:
 
 
 def split_lists(archive: Archive) -> list[str]:
-    """The members that say which cloud is in which split; none in the other forms."""
+    """The lists that assign clouds to splits; empty for the forms that have none."""
     found = [archive.find(_list_name(side)) for side in SIDES]
     return [name for name in found if name is not None]
 
@@ -210,7 +210,7 @@ def _list_name(side: str) -> str:
 
 
 def _resampled(archive: Archive) -> list[Model]:
-    """Every cloud that the archive's lists name, one name such as ``night_stand_0001`` a line."""
+    """Every cloud that the archive's lists name, one name per line, such as ``night_stand_0001``."""
     members = {"/".join(PurePosixPath(name).parts[-2:]): name for name in archive.names}
     found = []
     for side in SIDES:
@@ -238,13 +238,13 @@ POINTS = 4096
 """Points a model by default: four times what the protocol then keeps by farthest point sampling."""
 
 _COLUMNS = ("x", "y", "z", "nx", "ny", "nz")
-_BATCH = 16  # models a task
+_BATCH = 16  # models per task
 _CACHE_VERSION = 1  # raised when the same seed would give other points
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A few models to sample."""
+    """A batch of models to sample."""
 
     path: Path
     models: tuple[Model, ...]
@@ -264,16 +264,16 @@ def read_modelnet40(
 ) -> Benchmark:
     """Read ModelNet40, or its stand-in, in whichever form the archive holds.
 
-    Meshes are sampled uniformly by area; of 10,000 resampled points a random subset is drawn; either depends on
-    the seed and the model's id alone. That takes minutes for all 12,311 models; the points are therefore kept
-    on disk, under a name that tells archive, count and seed. The clouds of the HDF5 form are given as they are.
+    Meshes are sampled uniformly by area; from the 10,000 resampled points a random subset is drawn. Both depend
+    only on the seed and the model's id. This takes minutes for all 12,311 models, so the points are cached on
+    disk, under a name made from archive, count and seed. The clouds of the HDF5 form are returned unchanged.
 
     Args:
         path: ``ModelNet40.zip``, ``modelnet40_normal_resampled`` or ``modelnet40_ply_hdf5_2048``, zipped or as
             folders.
-        points: points a model; the HDF5 form has its own 2,048.
+        points: points per model; the HDF5 form always has 2,048.
         seed: of the sampling, not negative.
-        cache: folder for the points; beside the archive by default.
+        cache: folder in which the points are cached; by default the archive's.
         workers: processes; 1 works in this one, None takes every usable core.
         progress: called with models (done, total) while they are sampled.
 
@@ -282,7 +282,7 @@ def read_modelnet40(
 
     Raises:
         ConfigError: if ``points`` or ``seed`` is not accepted.
-        DataError: if the archive is absent or damaged, holds several forms, or any model of it is damaged.
+        DataError: if the archive is absent or damaged, holds several forms, or any of its models is damaged.
     """
     if points < 1 or seed < 0:
         msg = f"ModelNet40 is sampled at 1 point or more and a seed from 0, got {points} and {seed}"
@@ -303,7 +303,7 @@ def read_modelnet40(
             for start in range(0, len(models), _BATCH)
         ]
         clouds = _sample(tasks, len(models), points, workers=workers, progress=progress)
-        # Without a cache the next call takes its time again; nothing else is lost.
+        # Failing to write the cache costs only the time of the next call.
         with contextlib.suppress(OSError):
             _write_cache(cache_file, clouds)
     check_clouds(clouds, str(path))
@@ -411,7 +411,7 @@ def _write_cache(path: Path, clouds: NDArray[np.float32]) -> None:
 
 
 def _read_cache(path: Path, models: int, points: int) -> NDArray[np.float32] | None:
-    """Points kept by an earlier call; None where there are none, or not what they should be."""
+    """Points cached by an earlier call; None if there are none, or they do not fit."""
     try:
         with h5py.File(path, "r") as file:
             if file.attrs.get("version") != _CACHE_VERSION:

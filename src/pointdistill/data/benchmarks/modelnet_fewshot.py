@@ -1,8 +1,8 @@
-"""ModelNet40 few-shot: ten folds each of 5 or 10 classes with 10 or 20 training shapes a class.
+"""ModelNet40 few-shot: ten folds each of 5 or 10 classes with 10 or 20 training shapes per class.
 
 Layout of ``ModelNetFewshot.zip``: ``ModelNetFewshot/<w>way_<s>shot/<fold>.pkl``, a pickle of ``{"train":
 [(points (N, 3 or 6), label, original label), ...], "test": ...}``, y up. It is read as data; nothing in it is
-run. Turned to z up here by a rotation; the usual reader swaps y and z, which mirrors every shape.
+executed. Turned to z up here by a rotation; the usual reader swaps y and z, which mirrors every shape.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ _PURPOSE = Purpose(
 def read_modelnet_fewshot(path: Path, *, way: int, shot: int, fold: int) -> Benchmark:
     """Read one fold of one setting, or of its stand-in, in place.
 
-    Costs the memory of the fold's pickle and of its points: at most some 0.3 GiB for a published one.
+    Costs the memory of the fold's pickle and of its points: at most about 0.3 GiB for a published one.
 
     Args:
         path: ``ModelNetFewshot.zip``, or the folder extracted from it.
         way: classes, 5 or 10.
-        shot: training shapes a class, 10 or 20.
+        shot: training shapes per class, 10 or 20.
         fold: 0 to 9.
 
     Returns:
         The fold with clouds of (n, N, 3) turned to z up: new (x, y, z) = old (z, x, y), a rotation.
-        ``split`` is such as ``5w10s``, ``form`` names the fold; a label is an index into the fold's own
-        ``way`` classes. ``checksum`` is the same for all folds of a setting: it covers those that a folder has.
+        ``split`` is a name such as ``5w10s``, ``form`` names the fold; a label is an index into the fold's own
+        ``way`` classes. ``checksum`` is the same for all folds of a setting: it covers all folds that are there.
 
     Raises:
         ConfigError: if there is no such setting or fold.
@@ -145,7 +145,7 @@ def _folds(archive: Archive, setting: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """Train or test of a fold. Sizes: n clouds, N points a cloud."""
+    """Train or test of a fold. Sizes: n clouds of N points."""
 
     points: NDArray[np.float32]  # (n, N, 3), z up
     labels: NDArray[np.int64]  # (n,)
@@ -218,7 +218,7 @@ class _Fold:
             )
         points = np.empty((len(samples), next(iter(shapes))[0], 3), dtype=np.float32)
         try:
-            # Values beyond float32 become infinite, which is looked for next.
+            # Values too large for float32 become infinite, which the next check refuses.
             with np.errstate(over="ignore"):
                 for row, sample in zip(points, samples, strict=True):
                     row[...] = sample.points.values()[:, [2, 0, 1]]
@@ -257,7 +257,7 @@ class _Sample:
 
 
 def _whole(value: object) -> int:
-    """A label: a whole number, or an array that holds one; -1, which is none, for anything else."""
+    """A label: a whole number, or an array that holds one; -1, which is never a label, for anything else."""
     if isinstance(value, ArrayRecord) and 0 < value.nbytes <= 8:
         values = value.values()
         return int(values.item()) if values.size == 1 and values.dtype.kind in "iu" else -1

@@ -24,7 +24,7 @@ _COMMA_TO_SPACE = bytes.maketrans(b",", b" ")
 class LabelledClouds:
     """One side (train or test) of a benchmark.
 
-    Sizes: n clouds, N points a cloud.
+    Sizes: n clouds of N points.
     """
 
     points: NDArray[np.float32]
@@ -34,7 +34,7 @@ class LabelledClouds:
     """(n,) int64, indices into the benchmark's ``classes``."""
 
     ids: tuple[str, ...] | None = None
-    """n names as a corpus made of the same data has them; None where the data has none."""
+    """n names, the same as in a corpus made from this data; None if the data has none."""
 
     def __len__(self) -> int:
         """Number of clouds."""
@@ -67,7 +67,7 @@ class Benchmark:
     """Hexadecimal SHA-256 of the archive, as ``sha256sum`` prints it, or of a folder's files."""
 
     stand_in: bool
-    """True when the data only has the real archive's layout; its numbers are its own."""
+    """True for data that only imitates the real archive's layout; results on it are not comparable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class PartBenchmark:
     """Hexadecimal SHA-256 of the archive, as ``sha256sum`` prints it, or of a folder's files."""
 
     stand_in: bool
-    """True when the data only has the real archive's layout; its numbers are its own."""
+    """True for data that only imitates the real archive's layout; results on it are not comparable."""
 
     split: None = None
     """There is one only."""
@@ -137,8 +137,8 @@ def named_data(
         name: the benchmark, with its split where it has several.
         stand_in: whether the archive says that it is a stand-in.
         counts: clouds found for training and testing.
-        official: clouds that the published benchmark has; other counts are named, since a result on
-            part of a benchmark is not comparable with a published one.
+        official: clouds that the published benchmark has. Any other counts become part of the name, since a
+            result on part of a benchmark is not comparable with a published one.
     """
     if stand_in:
         return f"{name} stand-in"
@@ -148,10 +148,10 @@ def named_data(
 
 
 def is_stand_in(archive: Archive) -> bool:
-    """Whether an archive carries the stand-ins' marker (see `pointdistill.data.standins`).
+    """Whether an archive contains the marker of stand-ins (see `pointdistill.data.standins`).
 
     Raises:
-        DataError: if the marker is there and is not JSON.
+        DataError: if the marker is not valid JSON.
     """
     marker = archive.find(STAND_IN_MARKER)
     if marker is None:
@@ -183,10 +183,10 @@ def read_labelled_hdf5(
 ) -> LabelledClouds:
     """One member with y up, turned to z up: new (x, y, z) = old (z, x, y), a rotation.
 
-    Bytes and points are in memory at once, 0.7 GiB for ScanObjectNN's PB-T50-RS.
+    The member's bytes and its points are in memory together: 0.7 GiB for ScanObjectNN's PB-T50-RS.
 
     Args:
-        archive: where it lies.
+        archive: the archive that holds the member.
         member: its name.
         name: the benchmark, for messages.
         classes: what the labels are indices into.
@@ -219,7 +219,7 @@ def read_dataset(archive: Archive, member: str, file: h5py.File, key: str) -> ND
     """One numeric dataset of an HDF5 member of ``archive``, whole.
 
     Raises:
-        DataError: if it is absent, not numeric, or claims more than a member may hold; before it is read.
+        DataError: if it is absent, not numeric, or, checked before reading, larger than a member may be.
     """
     dataset = file.get(key)
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
@@ -234,13 +234,12 @@ def read_rows(archive: Archive, member: str, columns: tuple[str, ...]) -> NDArra
     """The table in a text member, (rows, columns) float64; white space or commas between numbers.
 
     Args:
-        archive: where it lies.
+        archive: the archive that holds the member.
         member: its name.
-        columns: names of the columns, for messages; every row has exactly as many numbers.
+        columns: names of the columns, for messages; every row must have one number for each.
 
     Raises:
-        DataError: if it has no rows, one of another length, or something that is no number; or numbers
-            that are not finite.
+        DataError: if there are no rows, a row has another length, or an entry is not a finite number.
     """
     text = archive.read(member).translate(_COMMA_TO_SPACE)
     lines = [line for line in map(bytes.strip, text.splitlines()) if line]

@@ -1,6 +1,7 @@
-"""The list of benchmarks, and where the data of each lies. Adding one is a module with a ``SPEC`` and a row here.
+"""The list of benchmarks, and where their data lies. To add one, write a module with a ``SPEC`` and add a row.
 
-Loads nothing of a benchmark before it is asked for by name, so that the command line can offer the names at once.
+A benchmark's module is imported only when it is asked for by name, so that the command line can list the names
+without delay.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
 Task = Literal["classification", "folds", "parts", "retrieval"]
-"""``folds``: classification, with training and test shapes of its own in every run. ``retrieval``: shapes of a
-corpus are named, and a draw of them is trained on."""
+"""``folds``: classification in which every run has its own training and test shapes. ``retrieval``: the archive
+names shapes of a corpus, and a random draw of them is trained on."""
 
 _HERE = "pointdistill.data.benchmarks"
 
@@ -27,7 +28,7 @@ class BenchmarkRow(NamedTuple):
     """A benchmark in the list."""
 
     module: str
-    """Holds the ``SPEC``."""
+    """The module that defines its ``SPEC``."""
 
     task: Task
 
@@ -69,12 +70,12 @@ def benchmark_specs() -> Iterator[BenchmarkSpec]:
 
 
 def spec_titled(title: str) -> BenchmarkSpec | None:
-    """A benchmark by its name in results, such as ``ScanObjectNN``; None if it is none of the list."""
+    """A benchmark by its name in results, such as ``ScanObjectNN``; None if the list has none of that name."""
     return next((spec for spec in benchmark_specs() if spec.title == title), None)
 
 
 def choose_splits(name: str, wanted: tuple[str, ...]) -> tuple[str | None, ...]:
-    """The splits ``wanted`` of a benchmark in the official order; all of them where none is named.
+    """The splits ``wanted`` of a benchmark in the official order; all of them if none is named.
 
     Raises:
         ConfigError: for a benchmark or split that does not exist.
@@ -90,7 +91,7 @@ def choose_splits(name: str, wanted: tuple[str, ...]) -> tuple[str | None, ...]:
 
 
 def check_data_choice(*, stand_in: bool, data: Path | None, corpus: Path | None = None) -> None:
-    """Raise where a stand-in and data of the user's own were asked for at once.
+    """Raise if both a stand-in and the user's own data were requested.
 
     Raises:
         ConfigError: naming both.
@@ -102,7 +103,7 @@ def check_data_choice(*, stand_in: bool, data: Path | None, corpus: Path | None 
 
 
 def find_archive(name: str, *, data: Path | None, folder: Path) -> Path:
-    """A benchmark's archive in the folder ``data``, ``data/`` of ``folder`` by default; or where it would go."""
+    """A benchmark's archive, or where it should be: in ``data`` or, by default, in ``data/`` of ``folder``."""
     candidates = [(data or folder / "data") / archive for archive in benchmark_spec(name).archives]
     return next((path for path in candidates if path.exists()), candidates[0])
 
@@ -120,12 +121,12 @@ def find_benchmark(
     Args:
         name: a key of ``BENCHMARKS``.
         data: the archive, or with ``within`` the folder that holds it; ``data/`` of ``folder`` by default.
-        corpus: for a benchmark that needs one; the last one made in ``folder`` by default.
+        corpus: for a benchmark that needs one; by default the last one made in ``folder``.
         within: whether ``data`` is a folder of archives.
         folder: where defaults are looked for.
 
     Raises:
-        DataError: if something is absent: where it comes from, and where it goes.
+        DataError: if something is absent; says where to get it and where to put it.
     """
     spec = benchmark_spec(name)
     named = data is not None and not within
@@ -141,7 +142,7 @@ def find_benchmark(
         raise DataError(msg, settings=("corpus", "stand_in"))
     if not archive.exists():
         try:
-            spec.read(paths, spec.splits[0])  # every reader says where its archive comes from
+            spec.read(paths, spec.splits[0])  # raises: every reader says where to get its archive
             reason = f"{archive}: no such archive"
         except DataError as error:
             reason = str(error)

@@ -1,4 +1,4 @@
-"""ShapeNetPart: 16 categories of shapes with a part at every point (Yi et al., SIGGRAPH Asia 2016).
+"""ShapeNetPart: 16 categories of shapes with a part label for every point (Yi et al., SIGGRAPH Asia 2016).
 
 Layout of ``shapenetcore_partanno_segmentation_benchmark_v0_normal`` (a tar or zip file): ``<synset>/<id>.txt``,
 rows x y z nx ny nz part, y up, and ``train_test_split/shuffled_{train,val,test}_file_list.json``. Turned to z
@@ -42,7 +42,7 @@ NAME = "ShapeNetPart"
 ARCHIVE_STEM = "shapenetcore_partanno_segmentation_benchmark_v0_normal"
 SPLITS = ("train", "val", "test")
 OFFICIAL = (14007, 2874)
-"""Clouds for training (12,137 and the 1,870 of the validation split) and for testing."""
+"""Clouds for training (12,137, plus 1,870 of the validation split) and for testing."""
 
 SYNSETS = {
     "02691156": "airplane",
@@ -72,13 +72,13 @@ CATEGORY_PARTS: tuple[tuple[int, ...], ...] = tuple(
     tuple(range(sum(_PARTS_EACH[:number]), sum(_PARTS_EACH[: number + 1])))
     for number in range(len(_PARTS_EACH))
 )
-"""The 50 part labels by category: each category's follow those of the one before."""
+"""The 50 part labels by category: consecutive numbers, category after category."""
 
 PART_COUNT = sum(_PARTS_EACH)
 """Part labels in all: 50."""
 
 _COLUMNS = ("x", "y", "z", "nx", "ny", "nz", "part")
-_BATCH = 256  # clouds a task: a tar file is listed anew in each
+_BATCH = 256  # clouds per task, many because every task lists the tar file anew
 _CACHE_VERSION = 1  # raised when the same archive would give other values
 
 Cloud = tuple[NDArray[np.float32], NDArray[np.uint8]]
@@ -101,7 +101,7 @@ class _Shape:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A few shapes to read."""
+    """A batch of shapes to read."""
 
     path: Path
     shapes: tuple[_Shape, ...]
@@ -116,12 +116,12 @@ def read_shapenetpart(
 ) -> PartBenchmark:
     """Read ShapeNetPart, or its stand-in, in place; ``train`` is the official train and val together.
 
-    Reading 16,881 text files takes a minute on two cores; what they hold is therefore kept on disk (0.6 GB),
-    under a name that tells the archive, and all of it is in memory afterwards.
+    Reading 16,881 text files takes a minute on two cores, so their content is cached on disk (0.6 GB), under a
+    name made from the archive's checksum. All of it is in memory afterwards.
 
     Args:
         path: the tar or zip file of the form with normals, or the folder extracted from it.
-        cache: folder for what was read; beside the archive by default.
+        cache: folder of the cache; by default the archive's.
         workers: processes; 1 works in this one, None takes every usable core.
         progress: called with clouds (done, total) while they are read.
 
@@ -142,7 +142,7 @@ def read_shapenetpart(
     clouds = _read_cache(cache_file, len(shapes))
     if clouds is None:
         clouds = _read_all(path, shapes, workers=workers, progress=progress)
-        # Without a cache the next call takes its time again; nothing else is lost.
+        # Failing to write the cache costs only the time of the next call.
         with contextlib.suppress(OSError):
             _write_cache(cache_file, clouds)
     train = _side(shapes, clouds, ("train", "val"))
@@ -294,7 +294,7 @@ def _write_cache(path: Path, clouds: Sequence[Cloud]) -> None:
 
 
 def _read_cache(path: Path, shapes: int) -> list[Cloud] | None:
-    """What an earlier call kept; None where there is nothing, or not what it should be."""
+    """What an earlier call cached; None if there is nothing, or it does not fit."""
     try:
         with h5py.File(path, "r") as file:
             counts, points, parts = file["counts"][()], file["points"][()], file["parts"][()]

@@ -1,4 +1,4 @@
-"""What the program knows of a benchmark before it reads its files; loads neither NumPy nor h5py."""
+"""What the program knows about a benchmark before it reads any files; imports neither NumPy nor h5py."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     Labelled: TypeAlias = Benchmark | PartBenchmark | LvisShapes
 
 Progress = Callable[[int, int], None]
-"""Told how many parts are done and how many there are."""
+"""Called with the number of parts done and the total."""
 
 FROZEN = ("knn", "svm", "linear", "mlp", "logistic")
-"""Protocols on frozen features. All but ``logistic`` are published; that one is blind to the features' scale."""
+"""Protocols on frozen features. All are published but ``logistic``, which ignores the features' scale."""
 
 TRAINED = ("finetune", "scratch")
-"""Protocols that train an encoder with the labels."""
+"""Protocols that train the encoder on the labels."""
 
 CLASSIFICATION = FROZEN + TRAINED
 """Protocols of classification, in the order in which they are run: the cheap ones first."""
@@ -70,7 +70,7 @@ PublishedFigures = Mapping[tuple[str | None, str, str], PublishedFigure]
 def published_table(
     splits: Sequence[str | None], rows: Mapping[tuple[str, str], Sequence[float | None]]
 ) -> PublishedFigures:
-    """Published accuracies from a table: rows by protocol and model, a column a split, None for an empty cell."""
+    """Published accuracies from a table: a row per protocol and model, a column per split, None for no figure."""
     return {
         (split, protocol, model): PublishedFigure(model, accuracy)
         for (protocol, model), accuracies in rows.items()
@@ -87,19 +87,19 @@ class BenchmarkInput:
     """
 
     points: int
-    """Points given to the encoder; a cloud with fewer gives all it has."""
+    """Points given to the encoder; of a cloud with fewer, all of them."""
 
     patches: int
-    """Patches that the encoder cuts them into."""
+    """Patches into which the encoder groups them."""
 
     subsampling: Literal["uniform", "farthest"]
     """How the points are chosen from a larger cloud."""
 
     rotate_z: bool
-    """Whether training clouds are turned about the vertical axis where a protocol augments."""
+    """Whether augmentation rotates training clouds about the vertical axis."""
 
     scale: tuple[float, float]
-    """Range of the factor by which they are scaled then."""
+    """Range of the random factor by which augmentation scales them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class BenchmarkPaths:
 
     archive: Path
     corpus: Path | None = None
-    """The corpus that the archive names shapes of; None for archives that hold the shapes themselves."""
+    """The corpus whose shapes the archive names; None if the archive holds the shapes itself."""
 
 
 class Reader(Protocol):
@@ -122,7 +122,7 @@ class Reader(Protocol):
         fold: int = 0,
         progress: Progress | None = None,
     ) -> Labelled:
-        """Read a split, or one fold of it; an absent archive is refused by saying where it comes from."""
+        """Read a split, or one fold of it. The error for an absent archive says where to get it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,37 +153,37 @@ class BenchmarkSpec:
     """Whether the archive only names shapes, and a corpus holds them."""
 
     splits: tuple[str | None, ...] = (None,)
-    """Its official variants, in the order of the results; None where there is one only."""
+    """Its official variants, in the order of the results; None stands for the only one."""
 
     training_split: str | None = None
-    """The split that a model is fine-tuned on where none is named."""
+    """The split that a model is fine-tuned on by default."""
 
     input: BenchmarkInput
 
     protocols: tuple[str, ...] = CLASSIFICATION
-    """All that can be run on it, in that order."""
+    """All that it supports, in the order in which they are run."""
 
     default_protocols: tuple[str, ...] = FROZEN
-    """Those run where none is named."""
+    """Those run by default."""
 
     recipe: str = "finetune-scanobjectnn"
     """Name of the published recipe of the protocol ``finetune``."""
 
     seeds: int = 3
-    """Runs where no number is asked for: seeds, folds or draws."""
+    """Default number of runs: seeds, folds or draws."""
 
     most_seeds: int | None = None
-    """How many folds there are; None where any number of seeds or draws can be run."""
+    """Number of folds; None if any number of seeds or draws can be run."""
 
     repeated_over: str = "seeds"
     """What the runs differ in: ``seeds``, ``folds`` or ``draws``."""
 
     voting: bool = True
-    """Whether there are logits of clouds to average."""
+    """Whether its protocols give logits of whole clouds, which votes can average."""
 
     published: PublishedFigures = field(default_factory=dict)
 
     def make_stand_in(self, output: Path, progress: Progress | None = None) -> None:
-        """Write the stand-in, by its maker's defaults."""
+        """Write the stand-in with its maker's default settings."""
         module, _, function = self.stand_in_maker.partition(":")
         getattr(importlib.import_module(module), function)(output, progress=progress)

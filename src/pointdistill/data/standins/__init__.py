@@ -1,7 +1,7 @@
 """Stand-ins: archives in the real benchmarks' layouts, made on the spot from built-in shapes.
 
-Each carries a marker by which the readers of `pointdistill.data.benchmarks` know it, so that no
-result on a stand-in can pass for one on the benchmark.
+Each contains a marker by which the readers of `pointdistill.data.benchmarks` recognise it, so that no result on a
+stand-in can be mistaken for one on the benchmark.
 """
 
 from __future__ import annotations

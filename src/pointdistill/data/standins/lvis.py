@@ -1,7 +1,7 @@
 """A stand-in for Objaverse-LVIS: a small corpus of built-in shapes, and an annotation of most of them.
 
 As in the real set, some categories have too few shapes, some shapes have no category, and some annotated shapes
-are not in the corpus. There are 54 coarse categories where LVIS has 1,156: its numbers say nothing about LVIS.
+are not in the corpus. It has 54 coarse categories where LVIS has 1,156: results on it say nothing about LVIS.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pointdistill.errors import ConfigError
 from pointdistill.reporter import Reporter
 
 VERSION = 1
-"""Of the generator; numbers on the stand-in can be compared only within one."""
+"""Version of the generator; only results on the same version are comparable."""
 
 CORPUS_FOLDER = "corpus"
 """The corpus beside the annotation."""
@@ -39,7 +39,7 @@ class LvisSizes:
     """How many shapes there are; 2,180 in the corpus by default."""
 
     categories: tuple[str, ...] = CATEGORIES
-    """Built-in categories, all of them by default; the last `scarce` are given too few shapes."""
+    """Built-in categories, all of them by default; the last `scarce` of them get too few shapes."""
 
     each: int = 40
     """Shapes of each category that has enough."""
@@ -48,13 +48,13 @@ class LvisSizes:
     """Categories with `SHOTS` shapes, which is one too few to be tested on."""
 
     unlabelled: int = 80
-    """Shapes that the annotation does not name."""
+    """Shapes that the annotation does not mention."""
 
     missing: int = 20
     """Annotated shapes that are not in the corpus."""
 
     points: int = 2048
-    """Points a shape; the protocol draws 1,024 of them."""
+    """Points per shape; the protocol draws 1,024 of them."""
 
     def __post_init__(self) -> None:
         enough = self.each > SHOTS and 0 <= self.scarce < len(self.categories)
@@ -65,7 +65,7 @@ class LvisSizes:
 
 @dataclass(frozen=True, slots=True)
 class _Shapes:
-    """The corpus' source: shapes by uid; see `pointdistill.data.sources.base.Source`."""
+    """The source of the corpus: shapes by uid; see `pointdistill.data.sources.base.Source`."""
 
     facts: SourceFacts
     sizes: LvisSizes
@@ -156,5 +156,5 @@ def _annotated(sizes: LvisSizes, seed: int) -> Iterator[tuple[str, str]]:
 
 
 def _uid(seed: int, kind: str, number: int) -> str:
-    """32 hexadecimal digits, as Objaverse's are."""
+    """32 hexadecimal digits, like Objaverse's."""
     return hashlib.sha256(f"{seed}/{kind}/{number}".encode()).hexdigest()[:32]

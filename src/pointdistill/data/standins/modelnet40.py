@@ -1,7 +1,7 @@
 """A stand-in for ModelNet40: built-in shapes as OFF meshes in the real archive's layout.
 
-The layout has the real archive's quirks: headers glued to the counts, and the litter of the system
-it was packed on. Its numbers say something about encoders, and nothing about ModelNet40.
+The layout has the real archive's quirks: headers glued to the counts, and files left behind by the
+system it was packed on. Results on it say something about encoders, and nothing about ModelNet40.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_membe
 from pointdistill.errors import ConfigError
 
 VERSION = 1
-"""Of the generator; numbers on the stand-in can be compared only within one."""
+"""Version of the generator; only results on the same version are comparable."""
 
 MADE_AS = {"monitor": "display"}
-"""ModelNet40's name to the built-in one, where one thing has two."""
+"""ModelNet40's name of a class to the built-in name, where the two differ."""
 
 STAND_IN_CLASSES = tuple(name for name in CLASSES if MADE_AS.get(name, name) in CATEGORIES)
 """The ModelNet40 classes that the built-in shapes can stand in for."""
 
 _GLUED = 5  # every fifth header has its counts on the line of OFF, as in a part of the real files
-_BATCH = 16  # meshes a task
+_BATCH = 16  # meshes per task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeshSizes:
-    """How many meshes of each class."""
+    """How many meshes there are of each class."""
 
     train: int = 60
-    """Training meshes a class."""
+    """Training meshes per class."""
 
     test: int = 40
-    """Test meshes a class, none of them seen in training."""
+    """Test meshes per class, none of them seen in training."""
 
     def __post_init__(self) -> None:
         if min(self.train, self.test) < 1:
@@ -71,7 +71,7 @@ def make_modelnet40_stand_in(
 
     Args:
         output: the zip file, replaced if it exists.
-        sizes: meshes a class.
+        sizes: meshes per class.
         seed: of every mesh, not negative.
         workers: processes; 1 works in this one, None takes every usable core.
         progress: called with meshes (done, total).
@@ -128,7 +128,7 @@ def off_file(shape: BuiltinShape, *, scale: float, glued: bool) -> bytes:
     Args:
         shape: V vertices and F triangles.
         scale: factor on the vertices.
-        glued: put the counts right behind ``OFF``, without a line break.
+        glued: put the counts directly after ``OFF``, without a line break.
     """
     counts = f"{len(shape.vertices)} {len(shape.faces)} 0"
     lines = [f"OFF{counts}"] if glued else ["OFF", counts]
@@ -138,7 +138,7 @@ def off_file(shape: BuiltinShape, *, scale: float, glued: bool) -> bytes:
 
 
 def _add_litter(archive: zipfile.ZipFile) -> None:
-    """What is in the real archive beside meshes."""
+    """Files of the real archive that are not meshes."""
     add_member(archive, f"{NAME}/.DS_Store", b"\0\0\0\1Bud1", compress=False)
     name = f"{STAND_IN_CLASSES[0]}_0001.off"
     for member in (f"__MACOSX/{NAME}/._.DS_Store", f"__MACOSX/{NAME}/._{name}"):

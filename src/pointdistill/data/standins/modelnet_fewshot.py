@@ -1,6 +1,6 @@
 """A stand-in for ModelNet40 few-shot: folds of built-in shapes as pickles in the real archive's layout.
 
-Every fold draws its own classes and makes its own shapes, where the real folds draw from one set. Its numbers
+Every fold draws its own classes and makes its own shapes, whereas the real folds draw from one set. Results on it
 say something about encoders, and nothing about ModelNet40.
 """
 
@@ -25,7 +25,7 @@ from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_membe
 from pointdistill.errors import ConfigError
 
 VERSION = 1
-"""Of the generator; numbers on the stand-in can be compared only within one."""
+"""Version of the generator; only results on the same version are comparable."""
 
 _ROOT = "ModelNetFewshot"
 _PROTOCOL = 4
@@ -48,7 +48,7 @@ class FewshotSizes:
     """Test shapes of each class, none of them seen in training."""
 
     points: int = 2048
-    """Points a cloud; the protocol keeps 1,024 of them by farthest point sampling."""
+    """Points per cloud; the protocol keeps 1,024 of them by farthest point sampling."""
 
     def __post_init__(self) -> None:
         known = set(self.settings) <= set(FEWSHOT_SETTINGS) and self.settings

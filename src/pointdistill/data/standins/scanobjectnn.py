@@ -1,7 +1,7 @@
 """A stand-in for ScanObjectNN: simulated scans of built-in shapes in the real archive's layout.
 
-It lets every command that needs the archive be run and tested by someone who does not have it. Its
-numbers say something about encoders, and nothing about ScanObjectNN. Every cloud is cut from a scene by a box,
+With it, every command that needs the archive can be run and tested without the real one. Results on it say
+something about encoders, and nothing about ScanObjectNN. Every cloud is cut from a scene by a box,
 drawn to a fixed count, fitted into the unit sphere and made noisy; z up.
 """
 
@@ -38,7 +38,7 @@ from pointdistill.errors import ConfigError
 POINTS = 2048
 _SURFACE_POINTS = 8192
 _NEIGHBOUR_POINTS = 1500
-_BATCH = 10  # scenes a task: enough to make sending the clouds between processes cheap
+_BATCH = 10  # scenes per task: enough to make sending the clouds between processes cheap
 
 OBJECT = 0
 BACKGROUND = -1
@@ -61,10 +61,10 @@ class ScanSizes:
     """How many objects of each of the 15 classes, and how many perturbed copies of each."""
 
     train: int = 154
-    """Training objects a class: 2,310 in all, where ScanObjectNN has 2,309."""
+    """Training objects per class: 2,310 in all, where ScanObjectNN has 2,309."""
 
     test: int = 100
-    """Test objects a class, none of them seen in training: 1,500 in all."""
+    """Test objects per class, none of them seen in training: 1,500 in all."""
 
     copies: int = 5
     """Clouds of each object in PB-T50-RS, as in ScanObjectNN."""
@@ -77,7 +77,7 @@ class ScanSizes:
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
-    """What every scene of one stand-in has in common."""
+    """What all scenes of a stand-in share."""
 
     splits: tuple[str, ...]
     copies: int
@@ -87,7 +87,7 @@ class _Recipe:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A few scenes of one side (0 train, 1 test), by their running numbers."""
+    """A batch of scenes of one side (0 train, 1 test), by their running numbers."""
 
     recipe: _Recipe
     side: int
@@ -118,7 +118,7 @@ def make_scanobjectnn_stand_in(
     Args:
         output: the zip file, replaced if it exists.
         splits: which of ScanObjectNN's splits to make; the others are then absent from the archive.
-        sizes: objects a class; the default is of ScanObjectNN's size.
+        sizes: objects per class; the default is as large as ScanObjectNN.
         seed: of every object and scan, not negative.
         hardness: reported numbers refer to the default.
         workers: processes; 1 works in this one, None takes every usable core.
@@ -177,8 +177,7 @@ def _make_rows(task: _Task) -> dict[str, _Rows]:
         key = (recipe.seed, task.side, index)
         scene = _make_scene(key, CLASSES[index % len(CLASSES)], recipe.hardness)
         for number, split in enumerate(SPLITS):
-            # Each split has its own stream, so that a cloud does not depend on which others are
-            # made.
+            # Each split has its own stream, so that a cloud does not depend on which other splits are made.
             if split in recipe.splits:
                 rng = np.random.default_rng((*key, 1 + number))
                 for _ in range(_clouds_a_scene(recipe, split)):
@@ -208,7 +207,7 @@ class Cloud:
 def without_background(
     scene: Scene, count: int, hardness: Hardness, *, rng: np.random.Generator
 ) -> Cloud:
-    """OBJ-ONLY: what was seen of the object itself, as ``count`` points."""
+    """OBJ-ONLY: the visible part of the object itself, as ``count`` points."""
     return _fit_cloud(scene.object_points, scene.background_points[:0], count, hardness, rng=rng)
 
 
@@ -224,7 +223,7 @@ def with_background(
 
 
 def perturbed(scene: Scene, count: int, hardness: Hardness, *, rng: np.random.Generator) -> Cloud:
-    """PB-T50-RS: what a moved, turned and scaled box holds, then turned and scaled itself."""
+    """PB-T50-RS: the content of a moved, turned and scaled box, which is then turned and scaled itself."""
     in_object, in_background = _perturbed_box(scene, rng=rng)
     kept, clutter = scene.object_points[in_object], scene.background_points[in_background]
     share = min(len(clutter) / (len(kept) + len(clutter)), 2.0 * hardness.clutter_share[1])
@@ -282,10 +281,10 @@ def _fit_cloud(
 
 
 def _draw(available: int, count: int, *, rng: np.random.Generator) -> NDArray[np.intp]:
-    """``count`` of ``available`` indices, each as often as any other give or take one.
+    """``count`` indices below ``available``; no index occurs more than once more often than another.
 
-    Where there are too few, points repeat; noise then keeps the copies apart, as a sensor that
-    measures a place twice does.
+    If there are too few, points repeat; noise then separates the copies, as when a sensor measures a place
+    twice.
     """
     if not count:
         return np.arange(0)
@@ -301,7 +300,7 @@ def _clouds_a_scene(recipe: _Recipe, split: str) -> int:
 
 
 def _make_scene(key: tuple[int, int, int], class_name: str, hardness: Hardness) -> Scene:
-    """One object of a class among another object, a floor and a wall, as cameras saw it."""
+    """One object of a class beside another object, a floor and perhaps a wall, as the cameras saw it."""
     rng = np.random.default_rng((*key, 0))
     surface = _posed(class_name, _SURFACE_POINTS, hardness, rng=rng)
     neighbour = None
@@ -319,7 +318,7 @@ def _posed(category: str, count: int, hardness: Hardness, *, rng: np.random.Gene
 
 
 class _SplitFile:
-    """One HDF5 file of the archive, filled row by row in memory, then given as bytes."""
+    """One HDF5 file of the archive: filled row by row in memory, then returned as bytes."""
 
     def __init__(self, clouds: int) -> None:
         self._bytes = io.BytesIO()

@@ -19,19 +19,19 @@ _CELL = 0.05
 """Side of an image cell at the object's centre."""
 
 _DEPTH_TOLERANCE = 0.07
-"""How far behind the front of its own cell a point is still seen; slopes up to 54 degrees stay."""
+"""How far behind the front of its own cell a point is still seen; keeps slopes of up to 54 degrees."""
 
 _GAP_TOLERANCE = 0.2
-"""The same for the cells around, which close the gaps that points leave in a surface.
+"""The same for the eight cells around, which close the gaps between the points of a surface.
 
-On a ball of 8,192 points, close by, every third cell is empty, and no square of nine.
+For a ball of 8,192 points seen from close by, every third cell is empty, but no square of nine cells is.
 """
 
 _ROOM = 1.7
 """Half-side of the room around an object, as a factor on the half-sides of its box."""
 
 _WALL_AT = (0.9, 1.0)
-"""Where a wall stands, from the box's middle to its far side: tight boxes hold a little of it."""
+"""Where a wall stands between the box's middle (0) and its far side (1): tight boxes contain a little of it."""
 
 _FLOOR_POINTS = 2500
 _WALL_POINTS = 2500
@@ -39,17 +39,17 @@ _WALL_POINTS = 2500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardness:
-    """What stands between a shape and its scan; the unit is the object's bounding radius.
+    """What makes a scan harder than the shape; the unit is the object's bounding radius.
 
-    How hard the ScanObjectNN stand-in is, in one place. Numbers measured on it can be compared only within one
-    version: a change of any value here, or of the code that reads it, is a new version.
+    Decides how hard the ScanObjectNN stand-in is. Results on it are comparable only within one version: any change
+    of a value here, or of the code that reads it, makes a new version.
     """
 
     version: int = 1
-    """Raised with every change, and written into the archive."""
+    """Increased with every change, and written into the archive."""
 
     tilt_degrees: float = 2.0
-    """Largest error of the scanner's upright direction."""
+    """Largest error of the scanner's vertical direction."""
 
     elevation_degrees: Range = (20.0, 45.0)
     """The camera's height above the horizon, seen from the object."""
@@ -58,7 +58,7 @@ class Hardness:
     """From the object's centre to the camera."""
 
     views: int = 3
-    """Cameras that see an object; with one, much less is left of it."""
+    """Cameras that see an object; with one, much less of it is seen."""
 
     between_views_degrees: Range = (40.0, 50.0)
     """How far around the object each camera stands from the one before."""
@@ -67,7 +67,7 @@ class Hardness:
     """Share of views in which something in front hides one side of the object."""
 
     occluded_share: Range = (0.1, 0.25)
-    """How much of what that view would see is hidden then."""
+    """The share of the visible points that is hidden in such a view."""
 
     wall: float = 0.15
     """Share of rooms with a wall close behind the object, beside the floor that every room has."""
@@ -83,7 +83,7 @@ class Hardness:
 
 
 HARDNESS = Hardness()
-"""The stand-in that every reported number refers to."""
+"""The setting that every reported number refers to."""
 
 
 @dataclass(frozen=True, slots=True)

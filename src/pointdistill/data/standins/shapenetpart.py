@@ -1,8 +1,9 @@
 """A stand-in for ShapeNetPart: built-in shapes with their part labels, as text in the real archive's layout.
 
-All 16 categories are there. A built-in shape's parts are ShapeNetPart's in name and order; what is approximated is
-where one part ends and the next begins, which annotators drew and the built-in shapes are made of. As in the real
-set, a shape need not have every part of its category. Its numbers say nothing about ShapeNetPart.
+It has all 16 categories. The parts have ShapeNetPart's names and order, but where one part ends and the next
+begins is only approximated: annotators drew these borders, while the built-in shapes are assembled from their
+parts. As in the real set, a shape need not have every part of its category. Results on it say nothing about
+ShapeNetPart.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_membe
 from pointdistill.errors import ConfigError
 
 VERSION = 1
-"""Of the generator; numbers on the stand-in can be compared only within one."""
+"""Version of the generator; only results on the same version are comparable."""
 
 _FEWEST = 0.75
 """Fewest points of a cloud, as a share of the most."""
 
-_BATCH = 16  # shapes a task
+_BATCH = 16  # shapes per task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,16 +44,16 @@ class PartSizes:
     """How many shapes of each of the 16 categories, and how many points each has; 1,600 shapes by default."""
 
     train: int = 60
-    """Training shapes a category."""
+    """Training shapes per category."""
 
     val: int = 10
-    """Shapes a category in the validation split, which is trained on too."""
+    """Shapes per category in the validation split, which is also trained on."""
 
     test: int = 30
-    """Test shapes a category, none of them seen in training."""
+    """Test shapes per category, none of them seen in training."""
 
     points: int = 2800
-    """Most points of a cloud; each has between three quarters of it and all."""
+    """Most points of a cloud; each has at least three quarters as many."""
 
     def __post_init__(self) -> None:
         if min(self.train, self.val, self.test) < 1 or self.points < 2:
@@ -87,7 +88,7 @@ def make_shapenetpart_stand_in(
 
     Args:
         output: the zip file, replaced if it exists.
-        sizes: shapes a category, and points.
+        sizes: shapes per category, and points.
         seed: of every shape, not negative.
         workers: processes; 1 works in this one, None takes every usable core.
         progress: called with shapes (done, total).
@@ -122,12 +123,12 @@ def make_shapenetpart_stand_in(
 
 
 def _name(category: int, number: int) -> str:
-    """``<synset>/<id>``; the id is none of ShapeNet's."""
+    """``<synset>/<id>``, with an id that ShapeNet does not use."""
     return f"{tuple(SYNSETS)[category]}/stand-in-{number:04d}"
 
 
 def _add_lists(archive: zipfile.ZipFile, sizes: PartSizes, seed: int) -> None:
-    """The splits' lists, shuffled as the real ones, the table of synsets, and another system's litter."""
+    """The shuffled lists of the splits, the table of synsets, and files left by another system."""
     rng = np.random.default_rng(seed)
     for split in SPLITS:
         entries = [

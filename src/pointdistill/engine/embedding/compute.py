@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointdistill.engine.features.extract import Features
+from pointdistill.engine.features.extract import pool_tokens
 from pointdistill.engine.features.frozen_encoder import frozen_copy
 from pointdistill.errors import ConfigError
-from pointdistill.model.encoder import Encoder, EncoderOutput
+from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import to_unit_sphere
 from pointdistill.model.segmenter import interpolate
 
@@ -113,14 +113,9 @@ class FeatureMaker:
             points = torch.stack([points[:, s : s + self.points] for s in starts], dim=1)
             points = points.flatten(0, 1)
         output = self.encoder(points)
-        features = output.cls if self.kind == "cls" else _pooled(output)
+        features = output.cls if self.kind == "cls" else pool_tokens(output)
         assert features is not None, "the kind was checked against the encoder"
         return features.unflatten(0, (-1, draws)).mean(dim=1) if draws > 1 else features
-
-
-def _pooled(output: EncoderOutput) -> Tensor:
-    patches = output.patches
-    return Features(cls=output.cls, mean=patches.mean(dim=1), max=patches.amax(dim=1)).joined
 
 
 def _rows(values: Tensor) -> list[NDArray[np.float32]]:

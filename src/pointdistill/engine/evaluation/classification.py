@@ -1,4 +1,4 @@
-"""Classification of whole clouds: every protocol, every seed, one result each."""
+"""Classification of whole clouds: one result for every protocol and seed."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def evaluate(
         name: what to call these features in the results.
         published_model: whose published figures to set beside ours, by its name in
             ``pointdistill.data.benchmarks.spec``.
-        device: where encoders run and are trained; heads on frozen features train on the CPU.
-        batch_size: clouds a forward pass of a frozen encoder.
+        device: where encoders run and are trained; heads on frozen features are trained on the CPU.
+        batch_size: clouds per forward pass of a frozen encoder.
         reporter: told after every batch of clouds, and after every epoch of training.
 
     Returns:
-        One result a protocol.
+        One result per protocol.
 
     Raises:
         ConfigError: for a benchmark without a published protocol.
-        DataError: if features are not finite, or clouds too few.
-        DivergenceError: if a training's loss is not finite.
+        DataError: if features are not finite, or there are too few clouds.
+        DivergenceError: if the loss of a training is not finite.
     """
     extractor = EncoderFeatures(
         name=name,
@@ -94,7 +94,7 @@ def measure(
     published_model: str | None = None,
     reporter: Reporter = SILENT,
 ) -> list[Result]:
-    """Run every protocol for every seed on any features of clouds; one result a protocol."""
+    """Run every protocol for every seed on any features of clouds; one result per protocol."""
     settings = {item.name: getattr(evaluation, item.name) for item in fields(Evaluation)}
     run = EvaluationRun(
         extractor=extractor, published_model=published_model, reporter=reporter, **settings
@@ -104,7 +104,7 @@ def measure(
 
 
 def evaluate_classification(run: EvaluationRun) -> list[Result]:
-    """Every split, protocol and seed of a run on a benchmark on disk; one result a seed."""
+    """One result for every split, protocol and seed of a run on a benchmark on disk."""
     found: list[Result] = []
     for split in run.splits:
         benchmark = run.read(split)
@@ -118,10 +118,10 @@ def evaluate_classification(run: EvaluationRun) -> list[Result]:
 
 
 def measure_seeds(run: EvaluationRun, benchmark: Benchmark) -> list[Result]:
-    """One result a protocol and seed: those that are stored are taken from there, the others measured and stored.
+    """One result for every protocol and seed; those that are stored already are not measured again.
 
-    Frozen protocols of all seeds come first, then those that train an encoder; a forecast is made of what takes
-    long.
+    The protocols on frozen features come first, for all seeds, then those that train an encoder. The reporter is
+    told how long the rest will take.
     """
     templates = {
         (protocol, seed): run.template(
@@ -158,7 +158,7 @@ def _name(benchmark: Benchmark) -> str:
 def _frozen_scores(
     run: EvaluationRun, benchmark: Benchmark, missing: Sequence[tuple[str, int]]
 ) -> Iterator[tuple[str, int, Score]]:
-    """Protocol, seed and score of those on frozen features, each as soon as it is there."""
+    """The protocols on frozen features: protocol, seed and score, each as soon as it is known."""
     protocols = {seed: tuple(p for p, s in missing if s == seed) for _, seed in missing}
     total = sum(run.clouds_to_extract(benchmark, names) for names in protocols.values())
     forecast = Forecast(run.reporter, f"{_name(benchmark)}, features")
@@ -227,7 +227,7 @@ def _train(
 
 
 def protocol_epochs(protocol: str, benchmark: str, evaluation: Evaluation) -> int | None:
-    """Epochs that a protocol has; None for one without."""
+    """Number of epochs of a protocol; None for one that has no epochs."""
     if protocol in HEADS:
         return (evaluation.head or HeadTraining()).epochs
     return recipe_for(benchmark, protocol).epochs if protocol in TRAINED else None

@@ -1,4 +1,4 @@
-"""ModelNet40 few-shot: four settings of ten folds each, every fold with training and test shapes of its own."""
+"""ModelNet40 few-shot: four settings of ten folds each; every fold has its own training and test shapes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pointdistill.engine.evaluation.run import EvaluationRun
 
 
 def evaluate_folds(run: EvaluationRun) -> list[Result]:
-    """Every fold of every setting of a run; one result a fold.
+    """One result for every fold of every setting of a run.
 
     A fold's number is also the seed of everything random in it. All folds of a setting are read before the first
-    is measured, 0.4 GiB for the largest published one, so that a leak in any of them is reported first.
+    is measured, so that a leak in any of them is reported before work begins; the largest published setting takes
+    0.4 GiB.
     """
     found: list[Result] = []
     for index, split in enumerate(run.splits):
@@ -50,7 +51,7 @@ def _read(run: EvaluationRun, split: str | None, fold: int) -> Benchmark:
 
 
 def _as_one(folds: Sequence[Benchmark]) -> Benchmark:
-    """The test clouds of all folds side by side; their labels, which differ in meaning, are no use then."""
+    """The test clouds of all folds together. Their labels must not be used: every fold has its own classes."""
     least = min(fold.test.points.shape[1] for fold in folds)
     points = np.concatenate([fold.test.points[:, :least] for fold in folds])
     labels = np.concatenate([fold.test.labels for fold in folds])
@@ -58,8 +59,8 @@ def _as_one(folds: Sequence[Benchmark]) -> Benchmark:
 
 
 def _cost(split: str | None, like: Benchmark) -> float:
-    """What an epoch of a fold costs, in test clouds: a training cloud costs three, and each class has as many test
-    clouds as in the fold ``like``.
+    """Cost of an epoch of a fold, in test clouds: a training cloud costs as much as three of them, and there are
+    as many test clouds per class as in the fold ``like``.
     """
     way, shot = SPLITS[split or ""]
     return way * (3 * shot + len(like.test) / len(like.classes))

@@ -1,8 +1,8 @@
-"""Which test shapes of a benchmark were in the corpus that an encoder saw: all of them, or a line of warning."""
+"""Which test shapes of a benchmark an encoder saw in pretraining: a full list, or one line of warning."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,6 +26,7 @@ from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.data.leaks import HeldOut, LeakReport, find_leaks
 from pointdistill.data.leaks.candidates import has_all_fingerprints
+from pointdistill.data.leaks.find import leaks_by_id, match_clouds, sources_sharing_ids
 from pointdistill.engine.pretraining.record import encoder_line
 from pointdistill.engine.pretraining.run_folder import (
     corpus_fingerprint,
@@ -41,13 +42,13 @@ if TYPE_CHECKING:
     from pointdistill.data.benchmarks.spec import Labelled
 
 QUICK_CORPUS = 5000
-"""Shapes whose fingerprints a warning waits for: some five seconds of one core."""
+"""Largest corpus whose fingerprints are computed for a warning: about five seconds of one core."""
 
 QUICK_TESTS = 64
-"""Test shapes that a warning compares by geometry, evenly spread: some ten seconds of one core at most."""
+"""Test shapes, evenly spread, that are compared by geometry for a warning: ten seconds of one core at most."""
 
 LEAKS_FORMAT = 1
-"""Of the JSON; raised when the meaning of a field changes."""
+"""Version of the JSON; increased when the meaning of a field changes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +57,7 @@ class LeakRequest:
 
     benchmark: str
     corpus: Path | None = None
-    """The corpus to look in; by default the one that ``encoder`` saw."""
+    """The corpus to search; by default the one that ``encoder`` was pretrained on."""
 
     encoder: Path | None = None
     """A run, or the encoder folder in one; the last run in ``folder`` by default."""
@@ -69,7 +70,7 @@ class LeakRequest:
     """All of the benchmark's by default."""
 
     workers: int | None = None
-    """Processes; 1 works in this one, None takes every usable core."""
+    """Processes; 1 means this one, None one per usable core."""
 
     folder: Path = Path()
     """Where defaults are looked for."""
@@ -77,14 +78,14 @@ class LeakRequest:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a corpus has of each split of a benchmark."""
+    """Which shapes of each split of a benchmark a corpus holds."""
 
     benchmark: str
-    """As a user names it, such as ``modelnet40``."""
+    """A key of ``BENCHMARKS``, such as ``modelnet40``."""
 
     corpus: Path
     reports: tuple[tuple[str | None, LeakReport], ...]
-    """Split and report; the split is None where a benchmark has one only."""
+    """Split and report; the split is None if the benchmark has only one."""
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -95,7 +96,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class _CorpusClouds(Sequence[NDArray[np.float32]]):
-    """Shapes of a corpus, read when they are asked for."""
+    """Shapes of a corpus, each read when it is used."""
 
     corpus: Corpus
     indices: NDArray[np.int64]
@@ -114,7 +115,7 @@ class _CorpusClouds(Sequence[NDArray[np.float32]]):
 
 
 def check_leaks(request: LeakRequest, reporter: Reporter = SILENT) -> Checked:
-    """Look for a benchmark's test shapes in a corpus. Fingerprints of the corpus are kept in its folder.
+    """Look for a benchmark's test shapes in a corpus. The corpus's fingerprints are saved in its folder.
 
     Raises:
         ConfigError: for a benchmark or split that does not exist, or settings that contradict each other.
@@ -147,50 +148,69 @@ def check_leaks(request: LeakRequest, reporter: Reporter = SILENT) -> Checked:
     return Checked(request.benchmark, corpus.path, tuple(reports))
 
 
-def leak_warning(benchmark: Labelled, name: str, encoder: Path) -> str | None:
-    """A warning if test shapes were seen in pretraining, or if that is not known; else None.
+def command_in_words(request: LeakRequest) -> str:
+    """Names the check without naming options, for callers other than the command line."""
+    stand_in = " and the stand-in" if request.stand_in else ""
+    return f"`pointdistill leaks {request.benchmark}` with the encoder {request.encoder}{stand_in}"
 
-    Its cost is bounded: ids are always compared, geometry for at most 64 test shapes, and only if the fingerprints
-    of the corpus are in its folder already or it has at most 5,000 shapes.
+
+def leak_warning(
+    benchmark: Labelled,
+    name: str,
+    encoder: Path,
+    name_command: Callable[[LeakRequest], str] = command_in_words,
+) -> str | None:
+    """A warning if test shapes were seen in pretraining or that could not be checked; otherwise None.
+
+    Its cost is bounded. Ids are always compared; geometry is compared for at most ``QUICK_TESTS`` test shapes, and
+    only if the corpus has at most ``QUICK_CORPUS`` shapes or its fingerprints are in its folder already.
 
     Args:
         benchmark: as it was read.
-        name: as a user names it, such as ``modelnet40``.
-        encoder: its folder. One that lies in no run, such as imported weights, has no known corpus: no warning.
+        name: a key of ``BENCHMARKS``, such as ``modelnet40``.
+        encoder: its folder. If it lies in no run, its corpus is not known, and there is no warning.
+        name_command: returns the command that checks everything, which the warning names; words by default.
     """
-    command = f"`pointdistill leaks {name}` with the encoder {encoder}"
-    command += " and the stand-in" if benchmark.stand_in else ""
     run = run_folder_of(encoder)
     if run is None:
         return None
+
+    def command() -> str:
+        return name_command(
+            LeakRequest(benchmark=name, encoder=encoder, stand_in=benchmark.stand_in)
+        )
+
     try:
         corpus = _corpus_of_run(run)
     except PointDistillError as error:
         return f"not checked whether test shapes were seen in pretraining: {error}"
     shapes = held_out_of(benchmark)
-    found = find_leaks(shapes, corpus, geometry=False)
-    if found.leaks:
-        return _seen(len(found.leaks), len(shapes), command, "by id")
-    if set(found.ids_met) == {source.name for source in corpus.sources}:
+    by_id = leaks_by_id(shapes, corpus)
+    if by_id:
+        return f"{_seen(len(by_id), len(shapes))} (by id); {command()} lists them"
+    if set(sources_sharing_ids(shapes, corpus)) == {source.name for source in corpus.sources}:
         return None
     if len(corpus) > QUICK_CORPUS and not has_all_fingerprints(corpus):
-        return f"test shapes were not compared with the corpus this encoder saw; {command} does so"
+        missing = "test shapes were not compared with the corpus this encoder saw"
+        return f"{missing}; {command()} does so"
     some = shapes.some(QUICK_TESTS)
-    found = find_leaks(some, corpus, workers=1)
+    seen = sum(match is not None for match in match_clouds(some.clouds, corpus, workers=1))
+    if not seen:
+        return None
     how = "by geometry" if len(some) == len(shapes) else "by geometry, of those looked at"
-    return _seen(len(found.leaks), len(some), command, how) if found.leaks else None
+    return f"{_seen(seen, len(some))} ({how}); {command()} lists them"
 
 
 def read_held_out(
     name: str, paths: BenchmarkPaths, split: str | None, *, progress: Progress | None = None
 ) -> HeldOut:
-    """Read the test shapes of a split; of few-shot, those of all its folds one after the other.
+    """Read the test shapes of a split; for few-shot, those of all folds one after another.
 
     Args:
         name: a key of ``BENCHMARKS``.
-        paths: its data.
+        paths: where its data lies.
         split: one of its splits.
-        progress: told how far the reading is.
+        progress: called with parts (done, total).
 
     Raises:
         DataError: if the data is absent or damaged.
@@ -208,7 +228,7 @@ def read_held_out(
 
 
 def held_out_of(benchmark: Labelled) -> HeldOut:
-    """The test shapes of a benchmark that has been read; of LVIS all shapes, since every draw tests on most."""
+    """The test shapes of a benchmark that has been read; for LVIS all, since every draw tests on most."""
     if isinstance(benchmark, LvisShapes):
         names = benchmark.corpus.ids()
         return HeldOut(
@@ -228,7 +248,7 @@ def held_out_of(benchmark: Labelled) -> HeldOut:
 
 
 def leaks_table(checked: Checked) -> Table:
-    """Every leaked test shape, a row each."""
+    """One row for every leaked test shape."""
     several = len(checked.reports) > 1
     rows = [
         (
@@ -264,12 +284,12 @@ def _summary(split: str | None, report: LeakReport) -> str:
     )
 
 
-def _seen(leaks: int, of: int, command: str, how: str) -> str:
-    return f"{leaks:,} of {of:,} test shapes were in the corpus this encoder saw ({how}); {command} lists them"
+def _seen(leaks: int, of: int) -> str:
+    return f"{leaks:,} of {of:,} test shapes were in the corpus this encoder saw"
 
 
 def _corpus(request: LeakRequest, reporter: Reporter) -> Corpus:
-    """The corpus named, or that of the encoder named, or that of the last run."""
+    """The requested corpus, or that of the requested encoder, or that of the last run."""
     sources = ("corpus", "encoder")
     if request.corpus is not None:
         if request.encoder is not None:
@@ -286,10 +306,10 @@ def _corpus(request: LeakRequest, reporter: Reporter) -> Corpus:
     )
     run = run_folder_of(encoder)
     if run is None:
-        msg = f"{encoder} lies in no run, so what it saw is not known; name the corpus"
+        msg = f"{encoder} lies in no run, so its corpus is not known; name one"
         raise CheckpointError(msg, settings=("corpus",))
     corpus = _corpus_of_run(run)
-    # A run whose first checkpoint is still to come has a corpus already.
+    # A run has a corpus before it has a first checkpoint.
     with suppress(CheckpointError):
         reporter.say(encoder_line(find_encoder(run)))
     reporter.say(f"corpus: {corpus.path}, which {run} was trained on")
@@ -297,14 +317,14 @@ def _corpus(request: LeakRequest, reporter: Reporter) -> Corpus:
 
 
 def _corpus_of_run(run: Path) -> Corpus:
-    """The corpus that a run was begun with.
+    """The corpus that a run was started with.
 
     Raises:
-        CorpusError: if it is gone, or holds other shapes by now.
+        CorpusError: if it is gone, or its shapes have changed since.
     """
     begun_with = read_run_config(run)["corpus"]
     corpus = open_corpus(Path(begun_with["path"]))
     if corpus_fingerprint(corpus) != begun_with["fingerprint"]:
-        msg = f"{corpus.path} holds other shapes than when {run} was begun; name the corpus of then"
+        msg = f"{corpus.path} holds other shapes than when {run} was started; name the corpus it was trained on"
         raise CorpusError(msg, settings=("corpus",))
     return corpus

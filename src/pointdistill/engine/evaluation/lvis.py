@@ -1,8 +1,9 @@
-"""Objaverse-LVIS few-shot: ten training shapes a category, ten draws; top-1, 3 and 5 of a linear layer and 5-NN.
+"""Objaverse-LVIS few-shot: ten training shapes per category, ten draws; top-1, 3 and 5 of a linear layer and 5-NN.
 
-The shapes are streamed from a corpus. Their features, which may be more than fits into memory, are computed once
-for all draws and stored in files.
-Sizes: n shapes, F features, B shapes a batch, C categories.
+The shapes are streamed from a corpus. Their features may not fit into memory; they are computed once for
+all draws and stored in files.
+
+Sizes: n shapes, F features, B shapes per batch, C categories.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from pointdistill.data.benchmarks.lvis import NAME, LvisShapes, draw_lvis
 from pointdistill.data.files.files import write_aside
@@ -32,7 +32,7 @@ from pointdistill.engine.features import (
     smooth_targets,
     train_head,
 )
-from pointdistill.engine.features.extract import Features, pool_batches
+from pointdistill.engine.features.extract import drop_maximum, feature_width, pool_batches
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
 from pointdistill.engine.features.inputs import draw_clouds
 from pointdistill.engine.pretraining.loader import PointSource, made_ahead
@@ -42,14 +42,14 @@ TRAINING = HeadTraining(batch_size=128, peak_learning_rate=5e-5)
 """Settings of the linear layer. Source: section 7 of docs/method.md."""
 
 TOP = 5
-"""Categories named for each test shape; top-1, 3 and 5 are counted."""
+"""Categories predicted for each test shape, for top-1, 3 and 5."""
 
 ROWS = 4096
-"""Shapes a file: 19 MB of the small encoder's features; what a kill can cost."""
+"""Shapes per file: 19 MB of the small encoder's features. A killed process loses at most one file's work."""
 
 
 def evaluate_retrieval(run: EvaluationRun) -> list[Result]:
-    """Every protocol and draw of a run; one result a draw."""
+    """One result for every protocol and draw of a run."""
     (split,) = run.splits
     shapes, extractor = run.read(split), run.extractor
     assert isinstance(shapes, LvisShapes)
@@ -69,40 +69,30 @@ def evaluate_retrieval(run: EvaluationRun) -> list[Result]:
 
 @dataclass(frozen=True, slots=True)
 class CorpusFeatures:
-    """Features of some shapes of a corpus, plain and augmented; computed once, in files of a few thousand rows."""
+    """Features of shapes of a corpus, plain and augmented: computed once, stored in files of ``ROWS`` rows."""
 
     folder: Path
-    """Where they are stored; of this encoder, corpus and input alone."""
+    """Where they are stored; each encoder, corpus and input has its own folder."""
 
     extractor: EncoderFeatures
     corpus: PointSource
     numbers: NDArray[np.int64]
     """(n,) int64, the shapes' numbers in the corpus."""
 
-    @property
-    def width(self) -> int:
-        """F, of CLS, mean and maximum side by side."""
-        config = self.extractor.encoder.config
-        return (3 if config.cls_token else 2) * config.width
-
-    def unit_width(self) -> int:
-        """The first of those, which the nearest neighbours read: all but the maximum."""
-        return self.width - self.extractor.encoder.config.width
-
     def missing(self, copy: int | None) -> int:
         """Number of shapes whose features are not stored yet."""
         return sum(len(rows) for rows, path in self._parts(copy) if not path.exists())
 
     def compute(self, copy: int | None, count: Callable[[int], None]) -> None:
-        """Compute what is missing of an augmented copy, or of the plain shapes for None; file by file."""
+        """Compute the missing files of an augmented copy, or of the plain shapes if ``copy`` is None."""
         for rows, path in self._parts(copy):
             if not path.exists():
-                features = self.of(rows, seed=0, epoch=copy, count=count).joined
+                features = self.of(rows, seed=0, epoch=copy, count=count)
                 with write_aside(path) as aside:
                     np.save(aside, features.numpy())
 
     def stream(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Rows and their (rows, F) features as they are, a file at a time."""
+        """Rows and their (rows, F) features without augmentation, one file at a time."""
         for rows, path in self._parts(None):
             yield rows, torch.from_numpy(np.load(path))
 
@@ -117,8 +107,8 @@ class CorpusFeatures:
 
     def of(
         self, rows: NDArray[np.int64], *, seed: int, epoch: int | None, count: Callable[[int], None]
-    ) -> Features:
-        """Features of some rows, computed now."""
+    ) -> Tensor:
+        """(len(rows), F) features of some rows, computed now."""
         extractor = self.extractor
         return pool_batches(
             extractor.encoder,
@@ -146,7 +136,7 @@ class CorpusFeatures:
     def _draw(
         self, numbers: NDArray[np.int64], start: int, *, seed: int, epoch: int | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shapes of a corpus by (B,) numbers; those with equally many points go together."""
+        """The shapes with these (B,) numbers, in batches of equally many points."""
         clouds = [self.corpus.points(int(number)) for number in numbers]
         order = sorted(range(len(clouds)), key=lambda place: len(clouds[place]))
         for _, group in groupby(order, key=lambda place: len(clouds[place])):
@@ -160,7 +150,7 @@ class CorpusFeatures:
             yield torch.tensor(places) + start, drawn
 
     def _parts(self, copy: int | None) -> Iterator[tuple[NDArray[np.int64], Path]]:
-        """Rows and file of every part."""
+        """Rows and file of every part, a part being what one file holds."""
         name = "plain" if copy is None else f"copy-{copy}"
         for start in range(0, len(self.numbers), ROWS):
             rows = np.arange(start, min(start + ROWS, len(self.numbers)))
@@ -169,7 +159,7 @@ class CorpusFeatures:
 
 @dataclass(frozen=True, slots=True)
 class _Lvis:
-    """One encoder on the shapes of the annotation."""
+    """One encoder, measured on the shapes of the annotation."""
 
     run: EvaluationRun
     extractor: EncoderFeatures
@@ -195,7 +185,7 @@ class _Lvis:
         return torch.from_numpy(self.shapes.labels)
 
     def template(self, protocol: str, seed: int) -> Result:
-        """The result of one protocol and draw, with everything in it but the figures."""
+        """The result of one protocol and draw, complete but for the figures."""
         train, test = draw_lvis(self.shapes, seed=seed)
         return self.run.template(
             self.shapes,
@@ -226,7 +216,7 @@ class _Lvis:
             self.features.compute(copy, count)
 
     def score(self, protocol: str, seed: int, *, runs: int) -> Score:
-        """One protocol on one draw; its forecast covers ``runs`` like it."""
+        """One protocol on one draw; its forecast covers ``runs`` such runs."""
         train, test = draw_lvis(self.shapes, seed=seed)
         name = self._train(train, seed, runs) if protocol == "linear" else self._neighbours(train)
         wanted = np.zeros(len(self.shapes), bool)
@@ -235,20 +225,18 @@ class _Lvis:
         return rank_score(torch.cat(ranked), self.labels[wanted])
 
     def _neighbours(self, train: NDArray[np.int64]) -> Callable[[Tensor], Tensor]:
-        """The nearest training shapes' categories, ranked, of feature rows."""
-        width = self.features.unit_width()
-        voters = normalize(self.features.rows(train, None)[:, :width], dim=1)
-        labels = self.labels[train]
-        return lambda rows: rank_classes(rows[:, :width], voters, labels)
+        """A function that ranks the categories of feature rows by their nearest training shapes."""
+        encoder, labels = self.extractor.encoder, self.labels[train]
+        voters = self.extractor.unit(self.features.rows(train, None))
+        return lambda rows: rank_classes(drop_maximum(rows, encoder), voters, labels)
 
     def _train(self, train: NDArray[np.int64], seed: int, runs: int) -> Callable[[Tensor], Tensor]:
-        """A trained linear layer's best categories of feature rows."""
-        run, features, training = self.run, self.features, self.training
+        """A function that ranks the categories of feature rows by a trained linear layer."""
+        run, training = self.run, self.training
         classes = len(self.shapes.classes)
         generator = torch.Generator().manual_seed(seed)
-        head = LinearHead(
-            features.width, classes, generator=generator, device=self.extractor.device
-        )
+        width = feature_width(self.extractor.encoder.config)
+        head = LinearHead(width, classes, generator=generator, device=self.extractor.device)
         targets = smooth_targets(self.labels[train], classes, training.label_smoothing)
         targets = targets.to(self.extractor.device)
         task = f"{NAME}, draw {seed}: linear"
@@ -270,14 +258,14 @@ class _Lvis:
         copies = self.run.augmented_copies
         if copies is not None:
             return self.features.rows(train, epoch % copies)
-        return self.features.of(train, seed=seed, epoch=epoch, count=lambda _: None).joined
+        return self.features.of(train, seed=seed, epoch=epoch, count=lambda _: None)
 
 
 def rank_score(ranked: Tensor, labels: Tensor) -> Score:
-    """Top-1, 3 and 5 in percent, and mean class accuracy of top-1.
+    """Top-1, 3 and 5 accuracy in percent, and the mean class accuracy of top-1.
 
     Args:
-        ranked: (n, k) categories named for each shape, best first, -1 after the last.
+        ranked: (n, k) categories predicted for each shape, best first, padded with -1.
         labels: (n,) the true ones.
     """
     hits = (ranked == labels[:, None]).double().cumsum(dim=1).clamp(max=1.0).mean(dim=0)

@@ -1,4 +1,4 @@
-"""ShapeNetPart: part segmentation, one training a seed."""
+"""ShapeNetPart: part segmentation, one training per seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pointdistill.reporter import SHORTER, Forecast
 
 
 def evaluate_parts(run: EvaluationRun) -> list[Result]:
-    """Every seed of a run; one result each."""
+    """One result for every seed of a run."""
     (split,) = run.splits
     benchmark = run.read(split)
     assert isinstance(benchmark, PartBenchmark)

@@ -1,4 +1,4 @@
-"""How a protocol comes to its score for one seed: on frozen features, or by training an encoder with the labels.
+"""How a protocol gets its score for one seed: on frozen features, or by training the encoder on the labels.
 
 Sizes: n test clouds, C classes.
 """
@@ -27,7 +27,7 @@ from pointdistill.engine.features import (
     svm_probe,
     train_heads,
 )
-from pointdistill.engine.features.feature_extractors import FeatureExtractor, ProbeFeatures
+from pointdistill.engine.features.feature_extractors import FeatureExtractor
 from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches, voting_input
 from pointdistill.engine.finetuning.classification import (
     EVALUATION_BATCH,
@@ -44,11 +44,11 @@ from pointdistill.model.patches import to_unit_sphere
 _HEADS: dict[str, Callable[..., Head]] = {"linear": LinearHead, "mlp": MlpHead}
 
 FROZEN_COST = 1 / 3
-"""Cost of an epoch with a frozen encoder, against one that trains it: a forward pass without the backward pass."""
+"""Cost of an epoch with a frozen encoder relative to one that trains it: it has no backward pass."""
 
 
 class FrozenRun:
-    """Some protocols for one seed, on features that are computed once."""
+    """Protocols on frozen features for one seed; the features are computed once for all of them."""
 
     def __init__(
         self,
@@ -59,31 +59,32 @@ class FrozenRun:
         seed: int,
         count: Callable[[int], None],
     ) -> None:
-        """Nothing is computed before ``scores``; ``count`` is told after every batch how many clouds it held."""
+        """Compute nothing yet; ``count`` will be called after every batch with the number of clouds in it."""
         self._extractor, self._benchmark, self._evaluation = extractor, benchmark, evaluation
         self._seed, self._count = seed, count
 
     def scores(self, protocols: Sequence[str]) -> Iterator[tuple[str, Score]]:
-        """Each protocol's score as soon as it is there; the heads, trained side by side, come together."""
+        """Each protocol's score as soon as it is known; the heads, trained side by side, come last."""
         train, test = self._benchmark.train, self._benchmark.test
         of_train = self._extract(self._extractor, train, epoch=None)
         of_test = self._extract(self._extractor, test, epoch=None)
-        unit = Samples(of_train.unit, _labels(train)), Samples(of_test.unit, _labels(test))
-        joined = Samples(of_train.joined, _labels(train)), Samples(of_test.joined, _labels(test))
+        unit = self._extractor.unit
+        angles = Samples(unit(of_train), _labels(train)), Samples(unit(of_test), _labels(test))
+        whole = Samples(of_train, _labels(train)), Samples(of_test, _labels(test))
         at_once: dict[str, Callable[[], Score]] = {
-            "knn": lambda: nearest_neighbour_probe(*unit),
-            "svm": lambda: svm_probe(*unit, seed=self._seed),
-            "logistic": lambda: logistic_probe(*joined),
+            "knn": lambda: nearest_neighbour_probe(*angles),
+            "svm": lambda: svm_probe(*angles, seed=self._seed),
+            "logistic": lambda: logistic_probe(*whole),
         }
         for protocol in protocols:
             if protocol in at_once:
                 yield protocol, at_once[protocol]()
         heads = [protocol for protocol in protocols if protocol in HEADS]
         if heads:
-            yield from zip(heads, self._train(heads, joined[1]), strict=True)
+            yield from zip(heads, self._train(heads, whole[1]), strict=True)
 
     def _train(self, names: Sequence[str], test: Samples) -> list[Score]:
-        """Scores of the heads, trained on the same features of every epoch."""
+        """Scores of the heads, which share the features of every epoch."""
         width, classes = test.features.shape[1], len(self._benchmark.classes)
         generators = [torch.Generator().manual_seed(self._seed) for _ in names]
         drawn = zip(names, generators, strict=True)
@@ -101,27 +102,28 @@ class FrozenRun:
         """Features of the further versions of the test clouds."""
         extractor, test = self._extractor.voting(), self._benchmark.test
         further = range(self._evaluation.votes - 1)
-        return [self._extract(extractor, test, epoch=vote).joined for vote in further]
+        return [self._extract(extractor, test, epoch=vote) for vote in further]
 
     def _augmented_features(self) -> Callable[[int], Tensor]:
-        """Features of the augmented training clouds by epoch; only copies that come again are kept."""
+        """Features of the augmented training clouds by epoch; kept only if later epochs use them again."""
         copies = self._evaluation.augmented_copies
         by_copy: dict[int, Tensor] = {}
 
         def features(epoch: int) -> Tensor:
             train = self._benchmark.train
             if copies is None:
-                return self._extract(self._extractor, train, epoch=epoch).joined
+                return self._extract(self._extractor, train, epoch=epoch)
             if epoch % copies not in by_copy:
-                of_copy = self._extract(self._extractor, train, epoch=epoch % copies)
-                by_copy[epoch % copies] = of_copy.joined
+                by_copy[epoch % copies] = self._extract(
+                    self._extractor, train, epoch=epoch % copies
+                )
             return by_copy[epoch % copies]
 
         return features
 
     def _extract(
         self, extractor: FeatureExtractor, clouds: LabelledClouds, *, epoch: int | None
-    ) -> ProbeFeatures:
+    ) -> Tensor:
         return extractor(clouds.points, seed=self._seed, epoch=epoch, count=self._count)
 
 
@@ -130,7 +132,7 @@ def _labels(clouds: LabelledClouds) -> Tensor:
 
 
 def training_cost(protocol: str, benchmark: str, *, epochs: int | None, done: int = 0) -> float:
-    """Epochs still to come after ``done``, those with a frozen encoder counted at their lower cost."""
+    """Cost of the epochs after the first ``done``, in epochs that train the encoder."""
     recipe = recipe_for(benchmark, protocol)
     total = epochs or recipe.epochs
     frozen = round(total * recipe.frozen_epochs / recipe.epochs)
@@ -150,7 +152,7 @@ def trained_score(
     report: Callable[[int], None],
     file: TrainingFile | None = None,
 ) -> Score:
-    """Train under ``finetune`` or ``scratch``; the last epoch's score, the best epoch beside it.
+    """Train under ``finetune`` or ``scratch``; the score of the last epoch, with the best epoch beside it.
 
     Args:
         encoder: copied, not changed.
@@ -158,15 +160,15 @@ def trained_score(
         protocol: one of ``TRAINED``.
         inputs: points and patches a cloud, and the augmentation in training.
         seed: of everything random.
-        epochs: instead of the recipe's.
-        votes: versions of each test cloud; with more than one no best epoch is reported, since every epoch was
-            tested without a vote.
+        epochs: replaces the recipe's number.
+        votes: versions of each test cloud. With more than one, no best epoch is reported, since the test after
+            each epoch has no votes.
         device: where to train.
         report: called with the number of epochs done.
-        file: where the training is kept while it lasts; it continues from there if the file exists.
+        file: where the training is saved while it runs; if the file exists, the training continues from it.
 
     Raises:
-        KeyboardInterrupt: if ``file`` says to stop; everything is in it then.
+        KeyboardInterrupt: if ``file`` asks to stop; the training is saved in it by then.
     """
     result = train_classifier(
         encoder,

@@ -1,4 +1,4 @@
-"""What an evaluation found, with everything that a reader needs to know what was measured."""
+"""Results of an evaluation, with everything that a reader needs to know about what was measured."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MODELS = {
 }
 
 RESULTS_FORMAT = 3
-"""Version of ``results.json``; raised when the meaning of a field changes."""
+"""Version of ``results.json``; increased when the meaning of a field changes."""
 
 FOLDS = "folds"
 """What a few-shot result is repeated over."""
@@ -59,7 +59,7 @@ class Spread:
 
 
 NOT_MEASURED = Spread(math.nan, None)
-"""In place of figures that are still to come."""
+"""Stands for figures that have not been measured yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +80,13 @@ class Result:
     benchmark: str
     split: str | None
     data_name: str
-    """What the data really was; for a stand-in it says so."""
+    """What the data really was; a stand-in is named as one."""
 
     form: str
     """Which distributed form of the benchmark was read."""
 
     checksum: str
-    """SHA-256 of the archive; of a folder, of the files that the benchmark and split have in it."""
+    """SHA-256 of the archive; of a folder, of those files in it that belong to the benchmark and split."""
 
     stand_in: bool
     train_clouds: int
@@ -104,13 +104,13 @@ class Result:
     """How often the training clouds were augmented."""
 
     seeds: tuple[int, ...]
-    """Or the numbers of the folds or draws; see ``repeated_over``."""
+    """Seeds, or numbers of folds or draws; see ``repeated_over``."""
 
     accuracy: Spread
-    """The first main figure, overall accuracy for one, on the test split; after the last epoch of training."""
+    """The first main figure, such as overall accuracy, on the test split after the last epoch."""
 
     class_accuracy: Spread
-    """The second main figure, the mean over classes for one."""
+    """The second main figure, such as the mean accuracy over classes."""
 
     best_epoch_accuracy: Spread | None
     """The first main figure of the best epoch, chosen on the test split; None for probes without epochs."""
@@ -134,20 +134,20 @@ class Result:
     """What ``seeds`` counts: ``seeds``, ``folds`` or ``draws``."""
 
     fingerprint: str = ""
-    """Of the encoder's weights; empty for features without any."""
+    """Identifies the encoder's weights; empty for features that have none."""
 
     epochs: int | None = None
     """Epochs of training; None for probes without."""
 
     protocol_epochs: int | None = None
-    """Epochs that the protocol has: other than ``epochs`` in a run that was shortened."""
+    """Epochs of the protocol; ``epochs`` differs from it in a shortened run."""
 
     votes: int = 1
-    """Versions of each test cloud whose logits were averaged; 1 is no voting."""
+    """Versions of each test cloud whose logits were averaged; 1 means no voting."""
 
     copies: int | None = None
-    """Augmented sets of training clouds gone through in turn; None where each epoch made its own, as published,
-    or nothing was augmented."""
+    """Augmented sets of training clouds used in turn; None if each epoch made its own, as published, or nothing
+    was augmented."""
 
     @property
     def protocol_deviation(self) -> str:
@@ -172,7 +172,7 @@ class Result:
         )
 
     def beside(self, published: PublishedFigure | None) -> Result:
-        """The same with a published figure beside it, or without one where the run deviated from the protocol."""
+        """The same with a published figure beside it; without one if the run deviated from the protocol."""
         return replace(self, published=None if self.protocol_deviation else published)
 
 
@@ -189,7 +189,7 @@ _VARYING = (
 
 
 def with_score(template: Result, score: Score) -> Result:
-    """The result of one seed, from a template that has everything but the figures."""
+    """The result of one seed: a template, completed with the figures of a score."""
     best = score.best_accuracy
     return replace(
         template,
@@ -203,15 +203,15 @@ def with_score(template: Result, score: Score) -> Result:
 
 
 def setting_of(result: Result) -> tuple[Hashable, ...]:
-    """What two results share if they differ in the seed alone: encoder, data, protocol and settings."""
+    """What results have in common that differ only in the seed: encoder, data, protocol and settings."""
     left_out = {*_VARYING}
-    # A folder may be moved, and be named from elsewhere; the weights stay the same.
+    # The name is a path, which changes when a folder is moved; the fingerprint does not.
     left_out |= {"features"} if result.fingerprint else set()
     return tuple(getattr(result, item.name) for item in fields(Result) if item.name not in left_out)
 
 
 def combine(results: Sequence[Result]) -> list[Result]:
-    """Results of single seeds (with ``each`` set) joined, one a setting, in the order of first appearance."""
+    """Results of single seeds (with ``each`` set), joined per setting, in the order of first appearance."""
     groups: dict[tuple[Hashable, ...], dict[int, Result]] = {}
     for result in results:
         (seed,) = result.seeds
@@ -220,7 +220,7 @@ def combine(results: Sequence[Result]) -> list[Result]:
 
 
 def _join(seeds: Sequence[Result]) -> Result:
-    """Single seeds of one setting as one result; names and published figures are the last one's."""
+    """Results of single seeds of one setting as one result; names and published figures are those of the last."""
     best = [s.best_epoch_accuracy.mean for s in seeds if s.best_epoch_accuracy is not None]
     names = [figure.name for figure in seeds[0].further]
     columns = zip(*[[figure.value.mean for figure in s.further] for s in seeds], strict=True)
@@ -237,7 +237,7 @@ def _join(seeds: Sequence[Result]) -> Result:
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
-    """Write results as JSON: ``format`` and ``results``, one object each with the fields above."""
+    """Write results as JSON: ``format``, and ``results`` with one object per result, its fields those above."""
     rows = [to_plain(result) for result in results]
     write_json(path, {"format": RESULTS_FORMAT, "results": rows})
 
@@ -246,13 +246,13 @@ def comparison_model(*, size: str, mode: str, sources: int) -> str | None:
     """The published model to set beside an encoder: a point of reference that tables print by name.
 
     Args:
-        size: ``small``, ``base`` or ``large``; any other, such as ``tiny``, is set beside small.
+        size: ``small``, ``base`` or ``large``; any other, such as ``tiny``, is compared with small.
         mode: ``dual``, ``cls`` or ``mpm``.
-        sources: how many sources the pretraining corpus had: one is compared with ShapeNet, more
-            with the Mixture.
+        sources: number of sources of the pretraining corpus: one is compared with ShapeNet, several with
+            the Mixture.
 
     Returns:
-        A name for ``published_figure``, or None where nothing of that size and mode was published.
+        A name for ``published_figure``, or None if nothing of that size and mode was published.
     """
     if size == "large":
         return None
@@ -263,7 +263,7 @@ def comparison_model(*, size: str, mode: str, sources: int) -> str | None:
 
 
 def comparison_for(encoder: Path) -> str | None:
-    """``comparison_model`` of an encoder's folder or file, from what it says of its training."""
+    """``comparison_model`` of an encoder's folder or file, from what is recorded of its training."""
     config = read_facts(encoder)
     training = config.get("training", {})
     return comparison_model(
@@ -281,7 +281,7 @@ def published_figure(
     Args:
         model: a name from ``pointdistill.data.benchmarks.spec``, or None.
         benchmark: by its name in results, such as ``ScanObjectNN``.
-        split: such as ``PB-T50-RS`` or ``5w10s``; None where there is one only.
+        split: such as ``PB-T50-RS`` or ``5w10s``; None if there is only one.
         protocol: ``linear``, ``svm``, ``knn``, ``finetune``, ``scratch`` or ``parts``. From scratch, the figure is
             that of the paper's own ViT-S, whatever the model.
     """

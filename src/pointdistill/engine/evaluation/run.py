@@ -1,4 +1,4 @@
-"""What is measured: protocols, seeds, every way to deviate from a protocol, and where scores are stored."""
+"""One evaluation: protocols, seeds, deviations from the protocols, and where its scores are stored."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ COPIES_ON_CPU = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What to measure, whatever the features."""
+    """What to measure, on any features."""
 
     protocols: tuple[str, ...] = FROZEN
     """In the order of the results."""
 
     seeds: tuple[int, ...] = (0,)
-    """Seeds of the subsets of points, the augmentation and the initial weights; one run each. Or the numbers of
-    the folds or draws."""
+    """Seeds of the subsets of points, the augmentation and the initial weights, one run for each; or the numbers
+    of the folds or draws."""
 
     augmented_copies: int | None = None
     """How many augmented sets of training features the heads go through in turn; None for
-    a new set each epoch, as published, which costs 150 passes of the encoder."""
+    a new set in each epoch, as published, which costs 150 passes of the encoder."""
 
     epochs: int | None = None
-    """Instead of the protocols', for those that have epochs: a deviation that every result names."""
+    """Replaces the number of epochs of protocols that have any: a deviation that every result names."""
 
     votes: int = 1
-    """Versions of each test cloud whose logits are averaged; 1 is no voting."""
+    """Versions of each test cloud whose logits are averaged; 1 means no voting."""
 
     head: HeadTraining | None = None
-    """Settings of the linear layer and of the MLP before ``epochs`` shortens them; by default those published."""
+    """Settings of the linear layer and of the MLP before ``epochs`` shortens them; None for the published ones."""
 
     repeated_over: str = "seeds"
     """What the runs differ in, as results call it: ``seeds``, ``folds`` or ``draws``."""
@@ -105,7 +105,7 @@ class Evaluation:
         return (self.head or HeadTraining()).shortened(self.epochs)
 
     def copies_of(self, protocol: str) -> int | None:
-        """Augmented sets that a protocol repeats; None where every epoch has a set of its own, or none is made."""
+        """Number of augmented sets that a protocol repeats; None if every epoch has its own, or none is made."""
         copies = self.augmented_copies
         if protocol not in HEADS or copies is None or copies >= self.head_training.epochs:
             return None
@@ -125,32 +125,32 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRun(Evaluation):
-    """An evaluation of one set of features on one benchmark, with everything that it works with."""
+    """An evaluation of one set of features on one benchmark, with all that it needs for the work."""
 
     extractor: FeatureExtractor
 
     fingerprint: str = ""
-    """Of the encoder's weights; empty where no score is stored."""
+    """Identifies the encoder's weights; empty if scores are not stored."""
 
     published_model: str | None = None
-    """Whose published figures are set beside the results."""
+    """The model whose published figures are set beside the results."""
 
     paths: BenchmarkPaths | None = None
-    """Where the benchmark is read from; None for one that is in memory."""
+    """Where the benchmark is read from; None if it is in memory already."""
 
     spec: BenchmarkSpec | None = None
     splits: tuple[str | None, ...] = (None,)
 
     store: ScoreStore | None = None
-    """Where scores are kept as soon as they are there; None for an evaluation that ends in memory."""
+    """Where each score is saved at once; None to keep results in memory only."""
 
     warn: Callable[[Labelled], str | None] = lambda _benchmark: None
-    """Gives a warning about test shapes that the encoder saw in pretraining, or None."""
+    """Returns a warning about test shapes that the encoder saw in pretraining, or None."""
 
     reporter: Reporter = SILENT
 
     later_runs: float = 0.0
-    """Runs of the same cost that the caller will do after this one, for the forecast."""
+    """Runs of the same cost that the caller will do after this one; the forecast counts them."""
 
     def read(self, split: str | None, *, fold: int = 0) -> Labelled:
         """Read a split of the benchmark, or one fold of it."""
@@ -161,13 +161,13 @@ class EvaluationRun(Evaluation):
         )
 
     def counter(self, task: str) -> Progress:
-        """Reports progress of one task, for functions that do not know which it is."""
+        """Progress of one task, for functions that do not know which task they are part of."""
         return partial(self.reporter.progress, task)
 
     def announce(self, benchmark: Labelled, *, tested: Labelled | None = None) -> None:
-        """Say what was read, and whether the encoder saw any of it, before anything is measured on it.
+        """Say what was read, and whether the encoder saw any of it in pretraining, before anything is measured.
 
-        ``tested`` has all the test shapes, where those are more than ``benchmark`` has.
+        ``tested`` has all the test shapes, if ``benchmark`` has only some of them.
         """
         assert self.paths is not None
         parts = [benchmark.data_name, *([benchmark.split] if benchmark.split else [])]
@@ -191,14 +191,16 @@ class EvaluationRun(Evaluation):
         protocol_epochs: int | None,
         metrics: tuple[str, str] = ("OA", "mAcc"),
     ) -> Result:
-        """The result of one protocol and seed with everything in it but the figures.
+        """The result of one protocol and seed, complete but for the figures; all results are built here.
+
+        A template is made before anything is measured, to look for a stored score of the same settings.
 
         Args:
             benchmark: as it was read.
-            protocol: one that the benchmark has.
-            seed: or the number of the fold or draw.
-            sizes: training and test clouds.
-            protocol_epochs: epochs that the protocol has; None for one without.
+            protocol: one of the benchmark's.
+            seed: the seed, or the number of the fold or draw.
+            sizes: numbers of training and test clouds.
+            protocol_epochs: epochs of the protocol; None if it has none.
             metrics: names of the two main figures.
         """
         inputs, form, points = self.extractor.inputs, benchmark.form, self.extractor.inputs.points
@@ -207,7 +209,7 @@ class EvaluationRun(Evaluation):
             points = min(points, benchmark.train.points.shape[1])
         elif isinstance(benchmark, LvisShapes):
             form = f"{form}; corpus content {benchmark.corpus.content[:16]}"
-            # Named even where they are as many as the epochs, since all draws share them.
+            # Named even if there are as many as epochs, since all draws share them.
             copies = self.augmented_copies if protocol in HEADS else None
         result = Result(
             features=self.extractor.name,
@@ -246,7 +248,7 @@ class EvaluationRun(Evaluation):
         return result.beside(published)
 
     def find(self, template: Result) -> Result | None:
-        """The stored result of a template; None if it is still to be measured."""
+        """The stored result for a template; None if it has not been measured yet."""
         return None if self.store is None else self.store.find(template)
 
     def record(self, template: Result, score: Score, classes: tuple[str, ...] = ()) -> Result:
@@ -258,14 +260,14 @@ class EvaluationRun(Evaluation):
 
     @contextmanager
     def training_file(self, template: Result) -> Iterator[TrainingFile | None]:
-        """The file of a training, for a block that trains, measures and records it; None where nothing is stored.
+        """The file of a training, for a block that trains, measures and records it; None if nothing is stored.
 
-        Ctrl-C, SIGTERM and a closed terminal end a training between two steps, everything saved, and what follows
-        the training once its score is recorded. The reporter is told of the first signal at once; a second one
-        interrupts.
+        Ctrl-C, SIGTERM or a closed terminal stops a training between two steps, after saving it; work after the
+        training stops once the score is recorded. The reporter hears of the first signal at once; a second one
+        interrupts immediately.
 
         Raises:
-            KeyboardInterrupt: if one came.
+            KeyboardInterrupt: after the block, if there was a signal.
         """
         path: Path | None = None if self.store is None else self.store.training_of(template)
         if path is None:
@@ -278,7 +280,7 @@ class EvaluationRun(Evaluation):
 
 
 def side_sizes(benchmark: Benchmark | PartBenchmark) -> tuple[int, int]:
-    """Training and test clouds."""
+    """Numbers of training and test clouds."""
     return len(benchmark.train), len(benchmark.test)
 
 

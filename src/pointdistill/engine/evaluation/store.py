@@ -1,8 +1,8 @@
-"""An output folder: one file a score, whole or absent, and the results made from all of them.
+"""An output folder: one file per score, written whole or not at all, and the results made from all of them.
 
-A score is what one protocol came to for one seed on one split. Later evaluations into the same folder add to it:
-scores that share encoder, data, protocol and settings become one row, over all their seeds; any difference makes
-another row; nothing is overwritten.
+A score is the result of one protocol for one seed on one split. Later evaluations into the same folder add to it:
+scores with the same encoder, data, protocol and settings become one row, over all their seeds; any difference
+makes another row, and nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ScoreStore:
 
         Raises:
             DataError: if a score in it is damaged.
-            ConfigError: if its ``results.json`` is another version's, and would be overwritten.
+            ConfigError: if its ``results.json`` was written by another version and would be overwritten.
         """
         self.output = output
         _check_version(output / RESULTS)
@@ -56,7 +56,7 @@ class ScoreStore:
         self._read_new()
 
     def find(self, template: Result) -> Result | None:
-        """The result of one seed that has a template's settings, if it was measured."""
+        """The stored result for a template's settings and seed; None if it was not measured yet."""
         return self._results.get(score_key(template))
 
     def add(
@@ -66,7 +66,7 @@ class ScoreStore:
         confusion: Confusion | None = None,
         classes: tuple[str, ...] = (),
     ) -> None:
-        """Write the score of one seed, and the results with it; the file of its training goes."""
+        """Write the score of one seed, update the results, and remove the file of its training."""
         path = self._path(template)
         write_json(path, _plain(result, confusion, classes))
         _training_beside(path).unlink(missing_ok=True)
@@ -75,18 +75,18 @@ class ScoreStore:
         self.publish()
 
     def training_of(self, template: Result) -> Path:
-        """Where the training of a score is kept while it lasts: beside the score."""
+        """Where the training for a score is saved while it runs: beside the score."""
         return _training_beside(self._path(template))
 
     def results(self, of: Iterable[Result] | None = None) -> list[Result]:
-        """All rows of the folder, or those that have the settings of one of the results ``of``."""
+        """All rows of the folder, or those with the settings of one of the results ``of``."""
         wanted = None if of is None else {setting_of(result) for result in of}
         rows = combine(list(self._results.values()))
         rows.sort(key=_sort_key)
         return [row for row in rows if wanted is None or setting_of(row) in wanted]
 
     def publish(self) -> None:
-        """Write ``results.json`` and ``results.md`` from all scores, with the pictures there are."""
+        """Write ``results.json`` and ``results.md`` from all scores; the latter shows the pictures that exist."""
         self._read_new()
         rows = self.results()
         write_results(self.output / RESULTS, rows)
@@ -126,18 +126,18 @@ class ScoreStore:
         return drawn
 
     def _names(self) -> list[str]:
-        """Names of the files of all scores that were taken in."""
+        """File names of all scores that were read."""
         names = sorted(path.name for path in (self.output / SCORES).glob("*.json"))
-        # A name with a dot in front is another process's file, not yet whole.
+        # A name that starts with a dot belongs to a file that another process is still writing.
         return [name for name in names if name[0] != "." and _key_of(name) in self._results]
 
     def _read_new(self) -> None:
-        """Take in what was measured before, or by another process meanwhile."""
+        """Read the scores of earlier evaluations, and those that another process has added since."""
         for path in sorted((self.output / SCORES).glob("*.json")):
             key = _key_of(path.name)
             if key not in self._results and not path.name.startswith("."):
                 self._results[key] = _read_score(path)
-                # Left by a kill between the score and the end of its training.
+                # Left over if a process was killed after writing the score.
                 _training_beside(path).unlink(missing_ok=True)
 
     def _path(self, template: Result) -> Path:
@@ -172,7 +172,7 @@ def _stem(result: Result) -> str:
 
 
 def _sort_key(row: Result) -> tuple[object, ...]:
-    """Orders rows: 5w10s before 10w10s, protocols in the order in which they are run."""
+    """Sorts 5w10s before 10w10s, and protocols in the order in which they are run."""
     pieces = re.split(r"(\d+)", row.split or "")
     split = [int(piece) if piece.isdigit() else piece for piece in pieces]
     known = row.protocol in CLASSIFICATION
@@ -195,10 +195,10 @@ def _read_score(path: Path) -> Result:
 
 
 def _plain(result: Result, confusion: Confusion | None, classes: tuple[str, ...]) -> dict[str, Any]:
-    """A score ready for JSON; a row of the confusion matrix is one string, so that it is one line to read."""
+    """A score ready for JSON. Each row of the confusion matrix is a string, so that it fills one line."""
     rows = None
     if confusion is not None:
-        # Rows and columns of zeros for the last classes, where none of them occurs.
+        # The matrix ends with the last class that occurs; rows and columns of zeros stand for the others.
         more = len(classes) - len(confusion)
         padded = [*[(*row, *[0] * more) for row in confusion], *[(0,) * len(classes)] * more]
         rows = [" ".join(map(str, row)) for row in padded]
@@ -224,13 +224,13 @@ def _check_version(path: Path) -> None:
 
 
 EXPORTED_RESULTS = "results"
-"""Key in an exported encoder's ``config.json`` of the scores that were there when it was exported."""
+"""Key in an exported encoder's ``config.json`` for the scores that existed when it was exported."""
 
 
 def find_results(
     encoder: Encoder, stored: Path, facts: Mapping[str, Any], *, working: Path
 ) -> list[Result]:
-    """The scores measured with exactly these weights, one for each setting, without paths of this machine.
+    """The scores measured with exactly these weights, one per setting, without any paths of this machine.
 
     They are looked for in the encoder's ``config.json``, beside the encoder, in its run, and where ``evaluate``
     writes: under ``evaluation/`` in the working folder and in the last run made there. Of several scores for one
@@ -250,7 +250,7 @@ def find_results(
         if result.fingerprint == own:
             earlier = best.get(setting_of(result))
             if earlier is None or len(result.seeds) > len(earlier.seeds):
-                # Its name here is the encoder's path on this machine.
+                # The stored name is the encoder's path on this machine.
                 best[setting_of(result)] = replace(result, features="encoder")
     return list(best.values())
 

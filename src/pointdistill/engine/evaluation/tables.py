@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOTHING = "-"
-"""A cell for which there is no figure."""
+"""Content of a cell without a figure."""
 
 _BEST = "best epoch %"
 _SHARED = ("features", "split", "data", "points / patches", "repeats")
 _NOTED = ("features", "points / patches")
-_COPYING = ("linear", "mlp")  # protocols that may go through copies instead of augmenting anew
+_COPYING = ("linear", "mlp")  # protocols that may use copies instead of augmenting anew
 
 _DPI = 130
 _BLUE = "#2f6fb7"
 
 
 def results_tables(results: Sequence[Result]) -> list[Table]:
-    """One table a benchmark, in the order of first appearance."""
+    """One table per benchmark, in the order of first appearance."""
     groups: dict[tuple[str, tuple[str, str]], list[Result]] = {}
     for result in results:
         groups.setdefault((result.data_name, result.metrics), []).append(result)
@@ -39,10 +39,10 @@ def results_tables(results: Sequence[Result]) -> list[Table]:
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """Results with the same main figures as one table, the published figures beside ours where there are any.
+    """Results with the same main figures as one table, with the published figures beside ours.
 
-    What is the same in every row (whose features, which split, how many points) is said in the title
-    or below the table instead of in a column of its own.
+    What is the same in every row (features, split, number of points) appears in the title or below the table
+    instead of in its own column.
     """
     data = sorted({f"{r.data_name}, {r.split}" if r.split else r.data_name for r in results})
     further = list(dict.fromkeys(figure.name for r in results for figure in r.further))
@@ -65,7 +65,7 @@ def results_table(results: Sequence[Result]) -> Table:
 
 
 def _several_archives(results: Sequence[Result]) -> bool:
-    """Whether data of one name differ in their checksum, which then needs a column."""
+    """Whether data of the same name come from different archives, so that the checksum needs a column."""
     named = {(r.data_name, r.split) for r in results}
     return len({(r.data_name, r.split, r.checksum) for r in results}) > len(named)
 
@@ -130,7 +130,7 @@ def _notes(results: Sequence[Result]) -> list[str]:
 
 
 def _repeats(results: Sequence[Result]) -> list[str]:
-    """Over which seeds or folds the figures are means."""
+    """The seeds or folds that the figures are means over."""
     several = any(len(result.seeds) > 1 for result in results)
     spread = "; mean ± sample standard deviation" if several else ""
     repeats: dict[str, set[tuple[int, ...]]] = {}
@@ -143,7 +143,7 @@ def _repeats(results: Sequence[Result]) -> list[str]:
 
 
 def _data(result: Result) -> str:
-    """Which files were read, in words."""
+    """A sentence on the files that were read."""
     split = f", {result.split}" if result.split else ""
     return (
         f"{result.data_name}{split}: {result.train_clouds:,} training and {result.test_clouds:,} test "
@@ -154,14 +154,14 @@ def _data(result: Result) -> str:
 def confusion_chart(
     counts: Sequence[NDArray[np.int64]], classes: Sequence[str], *, title: str
 ) -> bytes:
-    """Draw confusions in percent of each true class, and beside them the accuracy of every class.
+    """Draw the confusion matrix in percent of each true class, and beside it the accuracy of every class.
 
     Classes without a test cloud are left out.
 
     Args:
-        counts: one (C, C) array a seed, test clouds by true (row) and predicted (column) class.
+        counts: one (C, C) array per seed, test clouds by true (row) and predicted (column) class.
         classes: names of all C classes.
-        title: above both.
+        title: printed above both.
 
     Returns:
         A PNG.
@@ -178,19 +178,19 @@ def confusion_chart(
     _draw_accuracies(bars, np.array([np.diag(share) for share in shares]))
     figure.suptitle(title, fontsize=9)
     buffer = io.BytesIO()
-    # Without the library's version in it, the same picture is the same bytes.
+    # Without the library's version in it, equal pictures are equal files.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _draw_matrix(axis: Axes, share: NDArray[np.float64], names: Sequence[str]) -> None:
-    """Shares in percent as shades, and as numbers from two percent on."""
+    """Shares in percent as shades, with a number from 1.5 percent on."""
     axis.imshow(share, cmap="Blues", vmin=0.0, vmax=100.0, aspect="auto")
     for row, column in zip(*np.nonzero(share >= 1.5), strict=True):
         value = share[row, column]
         text = axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=5.5)
         text.set_color("white" if value > 55.0 else "black")
-        # Numbers inside cells need no place of their own; looking for one is a quarter of the time to draw.
+        # Numbers inside cells take no room from the layout, and measuring them is a quarter of the drawing time.
         text.set_in_layout(False)
     places = range(len(names))
     axis.set_xticks(places, names, rotation=90, fontsize=7)
@@ -205,7 +205,7 @@ def _draw_matrix(axis: Axes, share: NDArray[np.float64], names: Sequence[str]) -
 
 
 def _draw_accuracies(axis: Axes, accuracies: NDArray[np.float64]) -> None:
-    """A bar a class, its mean over the seeds in numbers, and a line from the lowest to the highest seed.
+    """One bar per class, its mean over the seeds as a number, and a line from the lowest to the highest seed.
 
     ``accuracies`` is (seeds, C), in percent.
     """

@@ -1,6 +1,6 @@
-"""Probes: what a representation is worth, measured by classifiers on frozen features.
+"""How clouds become features, and probes: classifiers that measure how good frozen features are.
 
-Which pooled features each probe reads is decided in ``pointdistill.engine.evaluation.protocols``.
+Which of the features a probe reads is decided in ``pointdistill.engine.evaluation.protocols``.
 """
 
 from pointdistill.engine.features.fitted_probes import (

@@ -1,12 +1,11 @@
 """Features of clouds from a frozen encoder, pooled as the evaluation protocols need them.
 
-Sizes: n clouds, N points a cloud, P patches, D the encoder's width.
+Sizes: n clouds, N points per cloud, P patches, D the encoder's width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,43 +19,38 @@ from pointdistill.engine.runtime.devices import threads_for
 from pointdistill.errors import DataError
 
 if TYPE_CHECKING:
-    from pointdistill.model.encoder import Encoder
+    from pointdistill.model.config import EncoderConfig
+    from pointdistill.model.encoder import Encoder, EncoderOutput
 
 BATCH_SIZE = 64
-"""Clouds a forward pass; changes speed and memory, but not the features."""
+"""Clouds per forward pass; affects speed and memory, but not the features."""
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    """Pooled features of n clouds, on the CPU."""
+def pool_tokens(output: EncoderOutput) -> Tensor:
+    """One feature vector for each of B clouds: CLS token, mean and maximum over the patches, side by side.
 
-    cls: Tensor | None
-    """(n, D) features of the CLS token; None for an encoder without one."""
+    Returns:
+        (B, 3D), or (B, 2D) for an encoder without a CLS token. The maximum comes last, where ``drop_maximum`` cuts
+        it off.
+    """
+    patches = output.patches
+    pooled = [patches.mean(dim=1), patches.amax(dim=1)]
+    return torch.cat(pooled if output.cls is None else [output.cls, *pooled], dim=1)
 
-    mean: Tensor
-    """(n, D) mean over the patches."""
 
-    max: Tensor
-    """(n, D) maximum over the patches."""
+def feature_width(config: EncoderConfig) -> int:
+    """F, the length of the vectors that ``pool_tokens`` makes."""
+    return (3 if config.cls_token else 2) * config.width
 
-    @property
-    def joined(self) -> Tensor:
-        """CLS, mean and maximum side by side, (n, 3D), or (n, 2D) without a CLS token.
 
-        Used by the linear probe and by the logistic regression.
-        """
-        return torch.cat(self._parts(self.mean, self.max), dim=1)
+def drop_maximum(features: Tensor, encoder: Encoder) -> Tensor:
+    """CLS token and mean alone, of (n, F) features from ``pool_tokens``; a view of them."""
+    return features[:, : -encoder.config.width]
 
-    @property
-    def unit(self) -> Tensor:
-        """CLS and mean side by side, rows of length 1: (n, 2D), or (n, D) without a CLS token.
 
-        Used by the nearest neighbours and by the SVM.
-        """
-        return normalize(torch.cat(self._parts(self.mean), dim=1), dim=1)
-
-    def _parts(self, *pooled: Tensor) -> list[Tensor]:
-        return [*pooled] if self.cls is None else [self.cls, *pooled]
+def unit_features(features: Tensor, encoder: Encoder) -> Tensor:
+    """CLS token and mean, rows of length 1: what the nearest neighbours and the SVM read, which compare angles."""
+    return normalize(drop_maximum(features, encoder), dim=1)
 
 
 def extract_features(
@@ -69,24 +63,24 @@ def extract_features(
     batch_size: int = BATCH_SIZE,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
-) -> Features:
-    """Features of clouds from a frozen encoder.
+) -> Tensor:
+    """Features of clouds from a frozen encoder, pooled by ``pool_tokens``: (n, F) float32, on the CPU.
 
-    Each cloud's features depend only on the seed, the epoch and its index, whatever the batch size (up to
+    A cloud's features depend only on the seed, the epoch and its index, and not on the batch size (up to
     rounding). The encoder is moved to ``device`` and left in the mode it was in.
 
     Args:
         encoder: only its ``forward`` is called; no gradient is computed.
-        points: (n, N, 3) float32, any unit and place, z up.
-        inputs: points and patches a cloud, how the points are chosen, and the augmentation.
+        points: (n, N, 3) float32 in any unit and place, z up.
+        inputs: points and patches per cloud, how the points are chosen, and the augmentation.
         seed: of the subsets and of the augmentation.
         epoch: augment as in this training epoch, from 0; None for no augmentation.
-        batch_size: clouds a forward pass.
-        device: where to compute; the features come back to the CPU.
+        batch_size: clouds per forward pass.
+        device: where to compute; the features are returned on the CPU.
         progress: called after each batch with the number of clouds in it.
 
     Raises:
-        DataError: if there are no clouds, or the encoder refuses them.
+        DataError: if there are no clouds, or the encoder cannot take them.
     """
     if len(points) == 0:
         msg = (
@@ -114,32 +108,28 @@ def pool_batches(
     patches: int,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
-) -> Features:
-    """Features of ``count`` clouds that come in batches.
+) -> Tensor:
+    """Features of ``count`` clouds that come in batches: (count, F) float32 from ``pool_tokens``, on the CPU.
 
     Args:
         encoder: moved to ``device`` and left in the mode it was in.
         batches: rows of the result, and the (B, N, 3) clouds whose features belong there, on ``device``.
-        count: rows in all; each must come exactly once.
-        patches: patches a cloud; a cloud of fewer points is cut into one patch a point.
+        count: number of rows; each must occur exactly once.
+        patches: patches per cloud; a cloud with fewer points gets one patch per point.
         device: where to compute.
         progress: called after each batch with the number of clouds in it.
     """
-    width, device = encoder.config.width, torch.device(device)
-    cls = torch.empty(count, width) if encoder.config.cls_token else None
-    mean, largest = torch.empty(count, width), torch.empty(count, width)
+    config, device = encoder.config, torch.device(device)
+    features = torch.empty(count, feature_width(config))
     was_training = encoder.training
     encoder.to(device).eval()
     try:
-        with torch.inference_mode(), threads_for(width, device):
+        with torch.inference_mode(), threads_for(config.width, device):
             for rows, clouds in batches:
                 output = encoder(clouds, patches=min(patches, clouds.shape[1]))
-                if cls is not None and output.cls is not None:
-                    cls[rows] = output.cls.cpu()
-                mean[rows] = output.patches.mean(dim=1).cpu()
-                largest[rows] = output.patches.amax(dim=1).cpu()
+                features[rows] = pool_tokens(output).cpu()
                 if progress is not None:
                     progress(len(clouds))
     finally:
         encoder.train(was_training)
-    return Features(cls=cls, mean=mean, max=largest)
+    return features

@@ -1,6 +1,6 @@
 """Two ways to turn clouds into feature vectors, both measured by the same probes.
 
-Sizes: n clouds, N points a cloud.
+Sizes: n clouds of N points.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pointdistill.engine.features.extract import BATCH_SIZE, extract_features
+from pointdistill.engine.features.extract import BATCH_SIZE, extract_features, unit_features
 from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches, voting_input
 from pointdistill.model.patches import to_unit_sphere
 
 if TYPE_CHECKING:
     from pointdistill.model.encoder import Encoder
 
-# Hand-made descriptions of a cloud: the baseline that any learned features stand beside.
+# Hand-made descriptions of a cloud: the baseline to compare learned features with.
 #
-# Everything here is invariant to turning the cloud about z, to moving it and to its size, so the
-# numbers describe a shape and not how it was placed. Sizes: B clouds, N points a cloud.
+# All of them are invariant to rotation about z, translation and scale, so the numbers describe a shape and not its
+# pose. Sizes: B clouds of N points.
 
 HEIGHT_BINS, AXIS_BINS, RADIUS_BINS, DISTANCE_BINS = 10, 8, 8, 16
 PROFILE_BINS = (6, 4)
-"""Height by distance from the vertical axis: the outline that a lathe would need."""
+"""Height by distance from the vertical axis: the shape's silhouette if it were turned on a lathe."""
 
 SUMMARY_NUMBERS = 11
 GEOMETRY_WIDTH = (
@@ -40,13 +40,13 @@ GEOMETRY_WIDTH = (
     + DISTANCE_BINS
     + PROFILE_BINS[0] * PROFILE_BINS[1]
 )
-"""Numbers a cloud."""
+"""Numbers per cloud."""
 
 _PAIRS = 4096
 
 
 def geometric_features(points: Tensor, *, seed: int) -> Tensor:
-    """Seventy-seven numbers between 0 and 1 (but for rounding) for each cloud.
+    """Seventy-seven numbers between 0 and 1 (up to rounding) for each cloud.
 
     In this order: the 11 summary numbers of ``_summary``, then shares of the points by height (10
     bins), by distance from the vertical axis (8), by distance from the centroid (8), shares of
@@ -113,12 +113,12 @@ def _covariance(points: Tensor) -> Tensor:
 
 
 def _extent(points: Tensor) -> Tensor:
-    """(B, d) length of the box around (B, N, d) points."""
+    """(B, d) side lengths of the bounding boxes of (B, N, d) points."""
     return points.amax(dim=1) - points.amin(dim=1)
 
 
 def _bins(values: Tensor, count: int) -> Tensor:
-    """Values in [0, 1] to int64 bins of equal width; 1 falls into the last."""
+    """Int64 bins of equal width for values in [0, 1]; 1 falls into the last."""
     return (values * count).long().clamp_(0, count - 1)
 
 
@@ -129,43 +129,23 @@ def _shares(bins: Tensor, count: int) -> Tensor:
     return shares.scatter_add_(1, bins, ones)
 
 
-class ProbeFeatures(Protocol):
-    """Features of n clouds in the two forms that the protocols read, on the CPU."""
-
-    @property
-    def joined(self) -> Tensor:
-        """(n, F) for the linear probe and the logistic regression."""
-
-    @property
-    def unit(self) -> Tensor:
-        """(n, G), rows of length 1, for the nearest neighbours and the SVM."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlainFeatures:
-    """``ProbeFeatures`` of numbers that are read as they are."""
-
-    joined: Tensor
-    unit: Tensor
-
-
 class FeatureExtractor(Protocol):
     """Turns clouds into feature vectors."""
 
     @property
     def name(self) -> str:
-        """What to call the features in results."""
+        """Name of the features in results."""
 
     @property
     def inputs(self) -> ProtocolInput:
-        """Which points are read."""
+        """Which points are read, and how."""
 
     @property
     def has_patches(self) -> bool:
         """Whether the features come from patches."""
 
     def voting(self) -> FeatureExtractor:
-        """The same features, but every epoch is a vote on test clouds; see ``voting_input``."""
+        """The same features, with each epoch a vote on test clouds; see ``voting_input``."""
 
     def __call__(
         self,
@@ -174,11 +154,15 @@ class FeatureExtractor(Protocol):
         seed: int,
         epoch: int | None,
         count: Callable[[int], None],
-    ) -> ProbeFeatures:
-        """Features of (n, N, 3) clouds, augmented as in ``epoch`` or as they are for None.
+    ) -> Tensor:
+        """(n, F) features of (n, N, 3) clouds, augmented as in ``epoch`` or as they are for None; on the CPU.
 
-        ``count`` is told after each batch how many clouds it held.
+        The heads and the logistic regression read them whole. ``count`` is told after each batch how many clouds
+        it held.
         """
+
+    def unit(self, features: Tensor) -> Tensor:
+        """(n, G) rows of length 1, for the nearest neighbours and the SVM, which compare angles."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +181,7 @@ class EncoderFeatures:
         return True
 
     def voting(self) -> EncoderFeatures:
-        """Other points of each cloud, scaled, never rotated."""
+        """Other points of each cloud, scaled but not rotated."""
         return replace(self, inputs=voting_input(self.inputs))
 
     def __call__(
@@ -207,8 +191,8 @@ class EncoderFeatures:
         seed: int,
         epoch: int | None,
         count: Callable[[int], None],
-    ) -> ProbeFeatures:
-        """Pooled tokens of (n, N, 3) clouds."""
+    ) -> Tensor:
+        """Pooled tokens of (n, N, 3) clouds: CLS, mean and maximum."""
         return extract_features(
             self.encoder,
             points,
@@ -220,10 +204,14 @@ class EncoderFeatures:
             progress=count,
         )
 
+    def unit(self, features: Tensor) -> Tensor:
+        """CLS and mean alone."""
+        return unit_features(features, self.encoder)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeometricFeatures:
-    """Hand-made geometric features: the same numbers in both forms."""
+    """Hand-made geometric features."""
 
     inputs: ProtocolInput
     name: str = "geometric features"
@@ -234,7 +222,7 @@ class GeometricFeatures:
         return False
 
     def voting(self) -> GeometricFeatures:
-        """Other points of each cloud, scaled, never rotated."""
+        """Other points of each cloud, scaled but not rotated."""
         return replace(self, inputs=voting_input(self.inputs))
 
     def __call__(
@@ -244,7 +232,7 @@ class GeometricFeatures:
         seed: int,
         epoch: int | None,
         count: Callable[[int], None],
-    ) -> ProbeFeatures:
+    ) -> Tensor:
         """Extents and histograms of (n, N, 3) clouds."""
         numbers = torch.empty(len(points), GEOMETRY_WIDTH)
         for rows, clouds in cloud_batches(
@@ -257,4 +245,8 @@ class GeometricFeatures:
         ):
             numbers[rows] = geometric_features(clouds, seed=seed)
             count(len(clouds))
-        return PlainFeatures(joined=numbers, unit=normalize(numbers, dim=1))
+        return numbers
+
+    def unit(self, features: Tensor) -> Tensor:
+        """All of the numbers."""
+        return normalize(features, dim=1)

@@ -1,4 +1,4 @@
-"""Probes that are fitted once: nearest neighbours, logistic regression, SVM; what goes in and what comes out.
+"""Probes that are fitted once: nearest neighbours, logistic regression and SVM; and the records of all probes.
 
 Every probe takes labelled features, ``Samples``, and returns a ``Score``.
 """
@@ -23,7 +23,7 @@ Confusion = tuple[tuple[int, ...], ...]
 """Test clouds by true class (rows) and predicted class (columns)."""
 
 MOST_CONFUSED = 256
-"""Classes up to which the confusions are kept: beyond, nobody can read them."""
+"""Most classes for which the confusion matrix is kept; nobody can read a larger one."""
 
 NEIGHBOURS = 5
 """Votes for each test cloud in the published protocol."""
@@ -31,9 +31,9 @@ NEIGHBOURS = 5
 _ROWS = 1024  # Test rows compared at once: 50 MB of similarities against 11,416 training clouds.
 
 INVERSE_PENALTY = 0.1
-"""scikit-learn's C, one value for every encoder and benchmark. Of 0.001 to 1 it was within a point of
-the best in cross-validation on the stand-in's training clouds, for random weights and for geometric
-features; no test split was looked at."""
+"""scikit-learn's C, one value for every encoder and benchmark. Among 0.001 to 1 it was within one point
+of the best in cross-validation on the stand-in's training clouds, both for random weights and for geometric
+features; no test split was used."""
 
 _MOST_ITERATIONS = 2000
 
@@ -42,10 +42,10 @@ _MOST_ITERATIONS = 2000
 class Samples:
     """Labelled feature vectors of one split, on the CPU.
 
-    Sizes: n clouds, F numbers a feature vector.
+    Sizes: n clouds, F numbers per feature vector.
 
     Raises:
-        DataError: if the two do not fit, there are none, or a feature is not finite.
+        DataError: if features and labels do not fit, there are none, or a feature is not finite.
     """
 
     features: Tensor  # (n, F) float32
@@ -87,10 +87,10 @@ class Score:
     """How well one probe did on the test split, in percent."""
 
     accuracy: float
-    """Share of the test clouds named right (OA); of a trained probe, after its last epoch."""
+    """Share of the test clouds classified correctly (OA); for a trained probe, after its last epoch."""
 
     class_accuracy: float
-    """Mean over the classes present in the test split of the share named right in each."""
+    """Mean share classified correctly, over the classes present in the test split."""
 
     best_accuracy: float | None = None
     """Highest OA after any epoch: chosen on the test split, so a bound and not a result."""
@@ -99,7 +99,7 @@ class Score:
     """The first epoch, counted from 1, that reached ``best_accuracy``."""
 
     note: str = ""
-    """What a reader must know before trusting the figures, or nothing."""
+    """What a reader must know before trusting the figures; may be empty."""
 
     further: tuple[tuple[str, float], ...] = ()
     """Other figures of the same predictions by name, such as ``top-5``."""
@@ -131,10 +131,10 @@ def _confusion(predicted: Tensor, labels: Tensor, classes: int) -> Confusion:
 def nearest_neighbour_probe(
     train: Samples, test: Samples, *, neighbours: int = NEIGHBOURS
 ) -> Score:
-    """Name each test cloud by a vote of its nearest training clouds.
+    """Classify each test cloud by a vote of its nearest training clouds.
 
-    Similarity is the cosine; each neighbour has one vote whatever its distance. Of classes with
-    equally many votes, the one with the nearest voter wins.
+    Similarity is the cosine; each neighbour has one vote, whatever its distance. Among classes with
+    equally many votes, that of the nearest voter wins.
 
     Args:
         train: the voters; at least ``neighbours`` of them.
@@ -152,7 +152,7 @@ def nearest_neighbour_probe(
 def rank_classes(
     rows: Tensor, voters: Tensor, labels: Tensor, *, neighbours: int = NEIGHBOURS
 ) -> Tensor:
-    """The classes that the neighbours of each row name, most votes first, then the nearest voter's.
+    """The classes of each row's neighbours, sorted by votes; ties are broken by the nearest voter.
 
     Sizes: b rows, n voters, F features, k neighbours.
 
@@ -163,7 +163,7 @@ def rank_classes(
         neighbours: k.
 
     Returns:
-        (b, k) int64 classes, -1 after the last that has a vote.
+        (b, k) int64 classes, padded with -1.
 
     Raises:
         ConfigError: if there are fewer voters than votes.
@@ -181,12 +181,12 @@ def rank_classes(
 
 
 def _rank(named: Tensor) -> Tensor:
-    """The distinct classes of each row of (b, k), named from near to far, by votes; -1 fills the rest."""
+    """The distinct classes of each row of (b, k), which is sorted from near to far, by votes; padded with -1."""
     k = named.shape[1]
     same = named[:, :, None] == named[:, None, :]
     repeated = same.tril(-1).any(dim=2)
     rank = torch.arange(k, device=named.device)
-    # One number to sort by: votes weigh k each, nearness less than one vote, and a repeated name goes last.
+    # One number to sort by: a vote is worth k, nearness less than a vote, and repetitions go last.
     worth = torch.where(repeated, -1, same.sum(dim=2) * k - rank)
     order = worth.argsort(dim=1, descending=True)
     return named.masked_fill(repeated, -1).gather(1, order)
@@ -195,9 +195,9 @@ def _rank(named: Tensor) -> Tensor:
 def logistic_probe(train: Samples, test: Samples) -> Score:
     """Fit a multinomial logistic regression on features scaled to mean 0 and deviation 1.
 
-    Not a published protocol. It stands beside the linear probe and the SVM because those two depend
-    on the scale of the features, which random weights get wrong. Solver L-BFGS, L2 penalty, C =
-    0.1; the scale is the training split's. There is nothing random in it.
+    Not a published protocol. It complements the linear probe and the SVM, which depend on the scale of the
+    features, and random weights get that wrong. Solver L-BFGS, L2 penalty, C = 0.1; the scale is that of the
+    training split. Nothing in it is random.
 
     Args:
         train: at least two classes.
@@ -222,8 +222,8 @@ def logistic_probe(train: Samples, test: Samples) -> Score:
 def svm_probe(train: Samples, test: Samples, *, seed: int) -> Score:
     """Fit ``LinearSVC`` with its defaults (squared hinge, C = 1, one class against the rest).
 
-    A fit that stops at scikit-learn's limit of iterations is scored all the same and says so in the
-    note: the published protocol is the defaults, and more iterations would be another protocol.
+    A fit that stops at scikit-learn's limit of iterations is scored all the same, with a note: the published
+    protocol uses the defaults, so more iterations would be another protocol.
 
     Args:
         train: at least two classes.

@@ -1,6 +1,6 @@
-"""How the clouds of a benchmark reach the network: how many points, chosen how, augmented how.
+"""How the clouds of a benchmark reach the network: how many points, how they are chosen, how they are augmented.
 
-Sizes: B clouds a batch, N points a stored cloud, n clouds of a split.
+Sizes: B clouds per batch, N points per stored cloud, n clouds in a split.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _STREAM = "evaluation"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProtocolInput:
-    """The published input of a benchmark, or an encoder's own where it was pretrained otherwise."""
+    """The published input of a benchmark, or that of an encoder which was pretrained on another density."""
 
     points: int
-    """Points given to the encoder; a cloud with fewer gives all it has."""
+    """Points given to the encoder; of a cloud with fewer, all of them."""
 
     patches: int
-    """Patches that the encoder cuts them into."""
+    """Patches into which the encoder groups them."""
 
     subsampling: Subsampling
     """How the points are chosen from a larger cloud."""
 
     augment: AugmentConfig
-    """What is done to training clouds where a protocol augments, a new draw each epoch."""
+    """How a protocol with augmentation changes training clouds, drawn anew each epoch."""
 
     def __post_init__(self) -> None:
         if self.subsampling not in ("uniform", "farthest"):
@@ -78,9 +78,9 @@ def published_input(benchmark: str) -> ProtocolInput:
 def protocol_input(benchmark: str, encoder: EncoderConfig) -> ProtocolInput:
     """The input on which an encoder is evaluated.
 
-    An encoder pretrained on views of 1024 points in 64 patches gets the published input. Another
-    one gets as many points and patches as its own views had: features of a density never seen in
-    pretraining would measure the change of density.
+    An encoder pretrained on views of 1024 points in 64 patches gets the published input. Any other
+    gets as many points and patches as its own views had, because features at a density never seen in
+    pretraining would mostly measure the change of density.
 
     Raises:
         ConfigError: for a benchmark without a published protocol.
@@ -92,7 +92,7 @@ def protocol_input(benchmark: str, encoder: EncoderConfig) -> ProtocolInput:
 
 
 def voting_input(inputs: ProtocolInput) -> ProtocolInput:
-    """The input of a further vote on a test cloud: other points of it, scaled as in training, not rotated."""
+    """The input of a further vote on a test cloud: other points, scaled as in training but not rotated."""
     return replace(inputs, augment=replace(inputs.augment, rotate_z=False))
 
 
@@ -107,15 +107,15 @@ def cloud_batches(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Clouds in order, subsampled and, in a training epoch, augmented.
 
-    Each cloud's draws depend on the seed, the epoch and its index alone, never on the batches.
+    A cloud's draws depend only on the seed, the epoch and its index, never on the batches.
 
     Args:
         points: (n, N, 3) float32, z up.
-        inputs: how many points, and how chosen and augmented.
+        inputs: how many points, and how they are chosen and augmented.
         seed: of the subsets and of the augmentation.
         epoch: whose augmentation to apply, from 0; None for the clouds as they are.
         batch_size: clouds at once.
-        device: where the work is done and the batches lie.
+        device: where to compute and return the batches.
 
     Yields:
         The rows of ``points`` that a batch holds, and the batch, (B, min(N, inputs.points), 3)
@@ -147,13 +147,13 @@ def subsample(points: Tensor, count: int, how: Subsampling, random: KeyedRandom)
     """``count`` points of each of (B, N, 3) clouds: (B, min(N, count), 3).
 
     ``uniform`` draws them without replacement; ``farthest`` spreads them from a random first one. A
-    cloud of no more than ``count`` points comes back as it is.
+    cloud of at most ``count`` points is returned unchanged.
     """
     size = points.shape[1]
     if size <= count:
         return points
     if how == "uniform":
-        # 64 random bits a point: no ties worth fearing, so any sort gives the same subset.
+        # With 64 random bits per point ties practically never occur, so any sort gives the same subset.
         index = random.bits("subset", (size,)).argsort(dim=1)[:, :count]
     else:
         start = random.integers("start", torch.full((len(points),), size, device=points.device))

@@ -33,10 +33,10 @@ class HeadTraining:
 
     epochs: int = 150
     warmup_epochs: int = 10
-    """Of a run that is cut short, at most as many as it has epochs."""
+    """Never more than ``epochs``."""
 
     batch_size: int = 32
-    """Clouds a step; the last batch of an epoch may be smaller, and takes in a cloud left over."""
+    """Clouds per step; the last batch of an epoch may be smaller, and a single cloud left over joins it."""
 
     peak_learning_rate: float = 5e-4
     final_learning_rate: float = 1e-7
@@ -58,14 +58,14 @@ class HeadTraining:
             raise ConfigError(msg)
 
     def shortened(self, epochs: int | None) -> HeadTraining:
-        """The same schedule in fewer epochs, its warm-up in proportion; as it is for None."""
+        """The same schedule in fewer epochs, with the warm-up in proportion; unchanged for None."""
         if epochs is None:
             return self
         warmup = round(self.warmup_epochs * epochs / self.epochs)
         return replace(self, epochs=epochs, warmup_epochs=warmup)
 
     def learning_rate(self, step: int, *, steps_per_epoch: int) -> float:
-        """Linear from 0 to the peak, then cosine to the final rate; ``step`` counted from 0."""
+        """Linear from 0 to the peak, then cosine to the final rate; steps are counted from 0."""
         total = self.epochs * steps_per_epoch
         return warmup_cosine(
             step,
@@ -82,10 +82,10 @@ class Head(Protocol):
 
     @property
     def generator(self) -> torch.Generator:
-        """Its own source of randomness, on the CPU, so that no head depends on which others are trained."""
+        """Its own source of randomness, on the CPU, so that no head depends on the others beside it."""
 
     def prepare(self, features: Tensor) -> Tensor:
-        """(n, F) features as ``step`` takes them, once an epoch."""
+        """(n, F) features in the form that ``step`` takes; called once per epoch."""
 
     def step(self, inputs: Tensor, targets: Tensor, *, learning_rate: float, decay: float) -> None:
         """One optimiser step on prepared features and (b, C) target probabilities."""
@@ -95,11 +95,11 @@ class Head(Protocol):
 
 
 class LinearHead:
-    """A softmax classifier with its own AdamW, without a graph.
+    """A softmax classifier with its own AdamW, without autograd.
 
-    The gradient of a softmax cross-entropy is features^T (probabilities - targets) / batch. Writing
-    it out costs 0.06 ms a step on one core where autograd and ``torch.optim.AdamW`` take 0.3, which
-    is most of a probe's time at this size; the test suite holds the two to the same weights.
+    The gradient of a softmax cross-entropy is features^T (probabilities - targets) / batch. Written
+    out, a step costs 0.06 ms on one core, where autograd and ``torch.optim.AdamW`` take 0.3 ms, which would be
+    most of a probe's time at this size. A test checks that both arrive at the same weights.
 
     Sizes: F features, C classes, b clouds a batch.
     """
@@ -115,7 +115,7 @@ class LinearHead:
         """Draw weights and bias from U(-1, 1) / sqrt(F), as ``torch.nn.Linear`` does."""
         self.generator = generator
         draw = torch.rand(features + 1, classes, generator=generator)
-        # The bias is the last row, met by a column of ones, so that one update serves both.
+        # The bias is the last row, and ``prepare`` adds a column of ones, so that one update serves both.
         self.weight = ((2.0 * draw - 1.0) / math.sqrt(features)).to(device)  # (F + 1, C)
         self._mean = torch.zeros_like(self.weight)
         self._square = torch.zeros_like(self.weight)
@@ -192,24 +192,24 @@ def train_heads(
     """Train heads side by side on the same features, and test them after every epoch.
 
     Args:
-        heads: trained together because the features of an epoch may cost a pass of the encoder.
+        heads: trained together, because the features of an epoch may cost a pass of the encoder.
         train_features: (n, F) float32 features of the training clouds as augmented in an epoch,
-            counted from 0; asked once an epoch.
+            counted from 0; called once per epoch.
         train_labels: (n,) int64, from 0.
-        test: features of the clouds as they are.
-        classes: of the benchmark, C; the label smoothing spreads over all of them.
-        settings: of all heads.
+        test: features of the test clouds without augmentation.
+        classes: C, all of the benchmark's; the label smoothing spreads over all of them.
+        settings: shared by all heads.
         votes: further features of the same test clouds, resampled; the final logits are averaged over them
-            and ``test``, and no best epoch is reported, since every epoch was tested without a vote.
+            and ``test``. No best epoch is reported then, since the test after each epoch has no votes.
 
     Returns:
-        For each head the score after the last epoch, with the best epoch beside it.
+        For each head, the score after the last epoch, with the best epoch beside it.
     """
     targets = smooth_targets(train_labels, classes, settings.label_smoothing)
     epochs: list[list[Score]] = [[] for _ in heads]
     for epoch in range(settings.epochs):
         features = train_features(epoch)
-        # The features may have come from many threads; a head's matrices are too small to share.
+        # The features may have been computed with many threads; a head's matrices are too small for that.
         with threads_for(0, features.device):
             for head, scores in zip(heads, epochs, strict=True):
                 train_head(head, features, targets, epoch=epoch, settings=settings)
@@ -234,7 +234,7 @@ def train_head(
 
 
 def smooth_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """(n, C) probabilities: smoothing / C everywhere, 1 - smoothing more on the label."""
+    """(n, C) probabilities: smoothing / C for every class, plus 1 - smoothing for the label."""
     return (1.0 - smoothing) * one_hot(labels, classes).float() + smoothing / classes
 
 
@@ -251,7 +251,7 @@ def mean_logits(votes: Sequence[Tensor]) -> Tensor:
 
 
 def _voted(head: Head, features: Sequence[Tensor], labels: Tensor) -> Score:
-    """Of the average logits over several sets of features of the same clouds."""
+    """Score of the logits averaged over several sets of features of the same clouds."""
     return score_predictions(
         mean_logits([head.logits(part) for part in features]).argmax(1), labels
     )

@@ -24,7 +24,7 @@ from pointdistill.data.corpus.shard import UNKNOWN_LABEL
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.sources.base import source_shape_rng
 from pointdistill.engine.features import Samples, nearest_neighbour_probe
-from pointdistill.engine.features.extract import extract_features
+from pointdistill.engine.features.extract import extract_features, unit_features
 from pointdistill.engine.features.inputs import ProtocolInput
 from pointdistill.errors import DataError
 from pointdistill.model.config import AugmentConfig
@@ -101,9 +101,12 @@ class RunProbe:
         )
         voters, tested = (
             Samples(
-                extract_features(
-                    encoder, side.points, inputs=inputs, seed=SEED, device=self.device
-                ).unit,
+                unit_features(
+                    extract_features(
+                        encoder, side.points, inputs=inputs, seed=SEED, device=self.device
+                    ),
+                    encoder,
+                ),
                 torch.from_numpy(side.labels),
             )
             for side in (self.labelled.voters, self.labelled.tested)

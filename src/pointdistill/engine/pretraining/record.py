@@ -1,4 +1,4 @@
-"""How an encoder was trained: its corpus, its steps, whether the training was finished."""
+"""How an encoder was trained: on which corpus, for how many steps, and whether to the end."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.data.files.files import read_json
-from pointdistill.engine.config.config import PretrainConfig, from_plain
 from pointdistill.engine.pretraining.run_folder import RUN_CONFIG, run_folder_of
 from pointdistill.engine.weights.encoders import read_facts
-from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.errors import CheckpointError, DataError
 
 
 def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """How an encoder was trained: what is recorded with it and, where it is still in its run, with the run.
+    """How an encoder was trained: what is recorded with it and, if it is still in its run, with the run.
 
     The run adds the corpus and ``total_steps``, the number of steps of the whole training.
     """
@@ -31,13 +30,18 @@ def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _total_steps(config: Any, shapes: Any) -> int | None:
-    """Steps of a whole run, from its configuration and the size of its corpus; None where these are not known."""
+    """Steps of a whole run, from its configuration and the size of its corpus; None where these are not known.
+
+    Only the three settings that decide it are read: the others may be those of another version.
+    """
     if not isinstance(config, Mapping) or not isinstance(shapes, int):
         return None
-    try:
-        return from_plain(PretrainConfig, config, where="config").total_steps(shapes)
-    except (ConfigError, TypeError, ValueError, AttributeError):
+    steps, epochs, batch_size = map(config.get, ("steps", "epochs", "batch_size"))
+    if not isinstance(batch_size, int) or not 1 <= batch_size <= shapes:
         return None
+    if isinstance(steps, int):
+        return steps
+    return epochs * (shapes // batch_size) if isinstance(epochs, int) else None
 
 
 def _read(path: Path) -> Any:
@@ -51,8 +55,8 @@ def encoder_line(stored: Path, remark: str = "") -> str:
     """A line such as ``encoder: runs/a/encoder, unfinished: step 65 of 400``.
 
     Args:
-        stored: the result of ``locate_encoder``. Errors in its files are ignored here; loading it reports them.
-        remark: inserted after the path: why this encoder was taken.
+        stored: the result of ``locate_encoder``. Errors in its files are ignored here and reported on loading.
+        remark: why this encoder was chosen, inserted after the path.
     """
     try:
         steps = unfinished_steps(training_record(stored, read_facts(stored)))
@@ -63,7 +67,7 @@ def encoder_line(stored: Path, remark: str = "") -> str:
 
 
 def unfinished_steps(training: Any) -> tuple[int, int] | None:
-    """Steps taken and steps of the whole run; None where it was finished, or either is not recorded.
+    """Steps taken and steps of the whole run; None if the run is finished or either number is unknown.
 
     Args:
         training: the result of ``training_record``.
