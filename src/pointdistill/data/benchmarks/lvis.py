@@ -12,7 +12,7 @@ import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from pointdistill.data.benchmarks.spec import (
     BenchmarkInput,
     BenchmarkPaths,
     BenchmarkSpec,
-    Progress,
     PublishedFigure,
 )
 from pointdistill.data.corpus import Corpus, open_corpus
@@ -272,7 +271,7 @@ def _read(
     split: str | None,  # noqa: ARG001
     *,
     fold: int = 0,  # noqa: ARG001
-    progress: Progress | None = None,  # noqa: ARG001
+    progress: Callable[[int, int], None] | None = None,  # noqa: ARG001
 ) -> LvisShapes:
     assert paths.corpus is not None
     return read_lvis(paths.archive, open_corpus(paths.corpus))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -35,7 +35,6 @@ from pointdistill.data.benchmarks.spec import (
     BenchmarkInput,
     BenchmarkPaths,
     BenchmarkSpec,
-    Progress,
     published_table,
 )
 from pointdistill.data.files.archive import Archive, open_archive
@@ -260,7 +259,7 @@ def read_modelnet40(
     seed: int = 0,
     cache: Path | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Benchmark:
     """Read ModelNet40, or its stand-in, in whichever form the archive holds.
 
@@ -371,7 +370,7 @@ def _sample(
     points: int,
     *,
     workers: int | None,
-    progress: Progress | None,
+    progress: Callable[[int, int], None] | None,
 ) -> NDArray[np.float32]:
     """Points (models, points, 3) of every task's models, in the tasks' order."""
     clouds = np.empty((models, points, 3), dtype=np.float32)
@@ -430,7 +429,7 @@ def _read(
     split: str | None,  # noqa: ARG001
     *,
     fold: int = 0,  # noqa: ARG001
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Benchmark:
     return read_modelnet40(paths.archive, progress=progress)
 

@@ -7,7 +7,7 @@ executed. Turned to z up here by a rotation; the usual reader swaps y and z, whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -29,7 +29,6 @@ from pointdistill.data.benchmarks.spec import (
     BenchmarkInput,
     BenchmarkPaths,
     BenchmarkSpec,
-    Progress,
     PublishedFigure,
 )
 from pointdistill.data.files.archive import MEMBER_LIMIT_BYTES, Archive, open_archive
@@ -274,7 +273,7 @@ def _read(
     split: str | None,
     *,
     fold: int = 0,
-    progress: Progress | None = None,  # noqa: ARG001
+    progress: Callable[[int, int], None] | None = None,  # noqa: ARG001
 ) -> Benchmark:
     way, shot = SPLITS[split or ""]
     return read_modelnet_fewshot(paths.archive, way=way, shot=shot, fold=fold)

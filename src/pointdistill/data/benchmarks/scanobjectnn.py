@@ -6,6 +6,7 @@ Layout of ``h5_files.zip``: one folder with background and one without, HDF5 fil
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from pointdistill.data.benchmarks.spec import (
     BenchmarkInput,
     BenchmarkPaths,
     BenchmarkSpec,
-    Progress,
     published_table,
 )
 from pointdistill.data.files.archive import Archive, open_archive
@@ -133,7 +133,7 @@ def _read(
     split: str | None,
     *,
     fold: int = 0,  # noqa: ARG001
-    progress: Progress | None = None,  # noqa: ARG001
+    progress: Callable[[int, int], None] | None = None,  # noqa: ARG001
 ) -> Benchmark:
     assert split is not None
     return read_scanobjectnn(paths.archive, split)

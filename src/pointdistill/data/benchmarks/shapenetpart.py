@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -30,7 +30,6 @@ from pointdistill.data.benchmarks.spec import (
     BenchmarkInput,
     BenchmarkPaths,
     BenchmarkSpec,
-    Progress,
     PublishedFigure,
 )
 from pointdistill.data.files.archive import Archive, open_archive
@@ -112,7 +111,7 @@ def read_shapenetpart(
     *,
     cache: Path | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> PartBenchmark:
     """Read ShapeNetPart, or its stand-in, in place; ``train`` is the official train and val together.
 
@@ -236,7 +235,11 @@ def _listed(archive: Archive, split: str) -> list[str]:
 
 
 def _read_all(
-    path: Path, shapes: Sequence[_Shape], *, workers: int | None, progress: Progress | None
+    path: Path,
+    shapes: Sequence[_Shape],
+    *,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
 ) -> list[Cloud]:
     """Every shape's points and parts, in the shapes' order."""
     tasks = [
@@ -314,7 +317,7 @@ def _read(
     split: str | None,  # noqa: ARG001
     *,
     fold: int = 0,  # noqa: ARG001
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> PartBenchmark:
     return read_shapenetpart(paths.archive, progress=progress)
 

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     Labelled: TypeAlias = Benchmark | PartBenchmark | LvisShapes
 
-Progress = Callable[[int, int], None]
-"""Called with the number of parts done and the total."""
-
 FROZEN = ("knn", "svm", "linear", "mlp", "logistic")
 """Protocols on frozen features. All are published but ``logistic``, which ignores the features' scale."""
 
@@ -120,7 +117,7 @@ class Reader(Protocol):
         split: str | None,
         *,
         fold: int = 0,
-        progress: Progress | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Labelled:
         """Read a split, or one fold of it. The error for an absent archive says where to get it."""
 
@@ -183,7 +180,9 @@ class BenchmarkSpec:
 
     published: PublishedFigures = field(default_factory=dict)
 
-    def make_stand_in(self, output: Path, progress: Progress | None = None) -> None:
+    def make_stand_in(
+        self, output: Path, progress: Callable[[int, int], None] | None = None
+    ) -> None:
         """Write the stand-in with its maker's default settings."""
         module, _, function = self.stand_in_maker.partition(":")
         getattr(importlib.import_module(module), function)(output, progress=progress)

@@ -27,9 +27,6 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total) after each step of a long piece of work."""
-
 
 def memory_bytes() -> int:
     """Physical memory, or less where a control group (v1 or v2), such as a container's, allows less."""

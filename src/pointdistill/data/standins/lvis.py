@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME, NAME, SHOTS
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.files.files import folder_aside, write_json
-from pointdistill.data.files.processes import Progress
 from pointdistill.data.prepare.build import build_corpus
 from pointdistill.data.shapes import CATEGORIES, make_shape, sample_shape
 from pointdistill.data.sources.base import Entry, SourceCloud
@@ -91,7 +90,7 @@ def make_lvis_stand_in(
     sizes: LvisSizes | None = None,
     seed: int = STAND_IN_SEED,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a folder with ``lvis-annotations.json.gz`` and ``corpus``, whole or not at all.
 

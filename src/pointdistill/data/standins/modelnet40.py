@@ -7,7 +7,7 @@ system it was packed on. Results on it say something about encoders, and nothing
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 from pointdistill.data.benchmarks.modelnet40 import CLASSES, NAME
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.files.files import write_aside
-from pointdistill.data.files.processes import Progress, ordered_map
+from pointdistill.data.files.processes import ordered_map
 from pointdistill.data.shapes import CATEGORIES, BuiltinShape, make_shape
 from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_member
 from pointdistill.errors import ConfigError
@@ -65,7 +65,7 @@ def make_modelnet40_stand_in(
     sizes: MeshSizes | None = None,
     seed: int = STAND_IN_SEED,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a stand-in ``ModelNet40.zip``; the same content whatever the number of workers.
 

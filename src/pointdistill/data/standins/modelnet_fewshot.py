@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pointdistill.data.benchmarks.modelnet40 import CLASSES
 from pointdistill.data.benchmarks.modelnet_fewshot import FEWSHOT_SETTINGS, FOLDS, NAME, TEST_EACH
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.files.files import write_aside
-from pointdistill.data.files.processes import Progress, ordered_map
+from pointdistill.data.files.processes import ordered_map
 from pointdistill.data.shapes import make_shape, sample_shape
 from pointdistill.data.standins.modelnet40 import MADE_AS, STAND_IN_CLASSES
 from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_member
@@ -77,7 +78,7 @@ def make_modelnet_fewshot_stand_in(
     sizes: FewshotSizes | None = None,
     seed: int = STAND_IN_SEED,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a stand-in ``ModelNetFewshot.zip``; the same content whatever the number of workers.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.benchmarks.scanobjectnn import CLASSES, NAME, SPLITS
 from pointdistill.data.files.files import write_aside
-from pointdistill.data.files.processes import Progress, ordered_map
+from pointdistill.data.files.processes import ordered_map
 from pointdistill.data.shapes import make_shape, sample_shape
 from pointdistill.data.standins.scans import (
     HARDNESS,
@@ -111,7 +111,7 @@ def make_scanobjectnn_stand_in(
     seed: int = STAND_IN_SEED,
     hardness: Hardness = HARDNESS,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a stand-in ``h5_files.zip``; the same bytes whatever the number of workers.
 

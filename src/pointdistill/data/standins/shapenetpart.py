@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from pointdistill.data.benchmarks.shapenetpart import (
     SYNSETS,
 )
 from pointdistill.data.files.files import write_aside
-from pointdistill.data.files.processes import Progress, ordered_map
+from pointdistill.data.files.processes import ordered_map
 from pointdistill.data.shapes import BuiltinShape, make_shape, sample_faces
 from pointdistill.data.standins.zips import STAND_IN_SEED, add_marker, add_member
 from pointdistill.errors import ConfigError
@@ -82,7 +83,7 @@ def make_shapenetpart_stand_in(
     sizes: PartSizes | None = None,
     seed: int = STAND_IN_SEED,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a stand-in zip of ShapeNetPart; the same content whatever the number of workers.
 

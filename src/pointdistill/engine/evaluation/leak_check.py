@@ -21,7 +21,7 @@ from pointdistill.data.benchmarks.registry import (
     find_benchmark,
     find_stand_in,
 )
-from pointdistill.data.benchmarks.spec import BenchmarkPaths, Progress
+from pointdistill.data.benchmarks.spec import BenchmarkPaths
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.data.leaks import HeldOut, LeakReport, find_leaks
@@ -202,7 +202,11 @@ def leak_warning(
 
 
 def read_held_out(
-    name: str, paths: BenchmarkPaths, split: str | None, *, progress: Progress | None = None
+    name: str,
+    paths: BenchmarkPaths,
+    split: str | None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> HeldOut:
     """Read the test shapes of a split; for few-shot, those of all folds one after another.
 

@@ -18,7 +18,6 @@ from pointdistill.data.benchmarks.spec import (
     TRAINED,
     BenchmarkPaths,
     BenchmarkSpec,
-    Progress,
 )
 from pointdistill.engine.evaluation.results import (
     NOT_MEASURED,
@@ -160,7 +159,7 @@ class EvaluationRun(Evaluation):
             self.paths, split, fold=fold, progress=self.counter("reading the archive")
         )
 
-    def counter(self, task: str) -> Progress:
+    def counter(self, task: str) -> Callable[[int, int], None]:
         """Progress of one task, for functions that do not know which task they are part of."""
         return partial(self.reporter.progress, task)
 
