@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.embedding.compute import CPU_BATCH, FeatureMaker, inference_threads

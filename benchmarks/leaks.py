@@ -31,6 +31,7 @@ from scipy.spatial import KDTree
 from threadpoolctl import threadpool_limits
 
 from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.files.processes import ordered_map
 from pointdistill.data.leaks.candidates import (
     POINTS,
@@ -52,10 +53,9 @@ from pointdistill.data.leaks.registration import (
     nearest_distances,
     surface_gap,
 )
-from pointdistill.data.prepare import build_corpus
-from pointdistill.data.shapes import CATEGORIES, make_shape, sample_shape
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.sources.base import source_shape_rng
+from pointdistill.data.synthetic_shapes import CATEGORIES, make_shape, sample_shape
 
 MEASURED_SEED, CLEAN_SEED = 7, 8
 CALIBRATION_SEED, CALIBRATION_CLEAN_SEED = 1, 4

@@ -24,13 +24,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
+from pointdistill.data.benchmark_standins import make_scanobjectnn_stand_in
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.files.files import write_json
-from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.data.standins import make_scanobjectnn_stand_in
 from pointdistill.engine.config.config import PretrainConfig, to_plain
 from pointdistill.engine.config.recipes import find_recipe
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry

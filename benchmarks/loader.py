@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.shard import LEVELS
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.pretraining.loader import batches, epoch_order
 

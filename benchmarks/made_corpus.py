@@ -15,8 +15,8 @@ from pointdistill.data.corpus.manifest import (
     write_manifest,
 )
 from pointdistill.data.corpus.shard import LEVELS, Quantised, Row, encode, sizes_of, write_shard
+from pointdistill.data.corpus_building.division import SHARD_BYTES, SHARD_SHAPES
 from pointdistill.data.files.files import sha256_of
-from pointdistill.data.prepare.division import SHARD_BYTES, SHARD_SHAPES
 
 SOURCE = "made"
 LABELS = tuple(f"label {number:02d}" for number in range(54))

@@ -31,8 +31,8 @@ import trimesh
 import trimesh.sample
 
 from mesh_files import FACES, write_files
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.meshes import Surface, read_mesh, sample_surface, surface_area
-from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 
 POINTS = 16_384

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.settings import RunOverrides
 from pointdistill.engine.planning import Plan, make_plan

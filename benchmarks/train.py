@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from pointdistill.data.corpus import open_corpus
-from pointdistill.data.prepare.build import build_corpus
+from pointdistill.data.corpus_building.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import recipe

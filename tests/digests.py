@@ -56,7 +56,7 @@ def corpus(folder: Path) -> dict[str, str]:
 
 def stand_ins(folder: Path) -> dict[str, str]:
     """The five stand-ins at small sizes."""
-    from pointdistill.data import standins
+    from pointdistill.data import benchmark_standins as standins
 
     makers: dict[str, Callable[[Path], object]] = {
         "scanobjectnn.zip": lambda path: standins.make_scanobjectnn_stand_in(

@@ -19,7 +19,7 @@ SOURCE = REPOSITORY / "src" / "pointdistill"
 LONGEST_FILE = 500
 MOST_FILES = 240
 SHORT_FILE = 60
-PLUG_INS = ("data/meshes/formats/", "data/sources/", "data/benchmarks/", "data/standins/")
+PLUG_INS = ("data/meshes/formats/", "data/sources/", "data/benchmarks/", "data/benchmark_standins/")
 """Where a small file with one reader is right: a format, a source, a benchmark."""
 
 FRONT = ("__init__", "__main__")
@@ -190,8 +190,8 @@ PRIVATE_WORDS = {
     "engine/pretraining/": "alive taken votes readings reading fault faults asked lane",
     "engine/config/": "asked words told",
     "engine/evaluation/": "asked measured kept kinds bench kept_training",
-    "data/prepare/": "order orders swap decide clear faults fault judged lanes",
-    "data/shapes/": "cases building",
+    "data/corpus_building/": "order orders swap decide clear faults fault judged lanes",
+    "data/synthetic_shapes/": "cases building",
 }
 
 

@@ -146,7 +146,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pointdistill.data.prepare.prepare.build_source", interrupted)
+    monkeypatch.setattr("pointdistill.data.corpus_building.prepare.build_source", interrupted)
     code, _, err = run("--shapes", "20")
     assert code == 130
     assert "the same command goes on" in err

@@ -13,9 +13,9 @@ import pytest
 
 from pointdistill.cli import main
 from pointdistill.data.corpus import open_corpus
+from pointdistill.data.corpus_building import BuildSettings, ShapeLimits
+from pointdistill.data.corpus_building.source_status import mixture_sources
 from pointdistill.data.files.workspace import last_corpus
-from pointdistill.data.prepare import BuildSettings, ShapeLimits
-from pointdistill.data.prepare.source_status import mixture_sources
 from tests.data.mixture_archives import write_archives
 
 Run = Callable[..., tuple[int, str, str]]
@@ -162,7 +162,7 @@ def test_fetch_explains_what_takes_a_login(run: Run) -> None:
 
 
 def test_fetch_says_what_was_not_fetched(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pointdistill.data.prepare import mixture_fetch
+    from pointdistill.data.corpus_building import mixture_fetch
 
     large = mixture_fetch.Offer(name="abo", files=1, bytes=150_000_000_000)
     folder = Path("archives", "google-scanned-objects")
@@ -249,7 +249,7 @@ def test_a_single_source_has_no_options_of_the_mixture(
 def test_limits_the_cluster_and_the_retry_reach_the_build(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pointdistill.data.prepare import mixture
+    from pointdistill.data.corpus_building import mixture
 
     given: dict[str, Any] = {}
     build, again = mixture.build_mixture, mixture.retry_mixture
@@ -276,7 +276,7 @@ def test_ctrl_c_keeps_what_is_done(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pointdistill.data.prepare.mixture.build_mixture", interrupted)
+    monkeypatch.setattr("pointdistill.data.corpus_building.mixture.build_mixture", interrupted)
     code, _, err = run("--archives", "archives")
     assert code == 130
     assert "the same command goes on" in err

@@ -14,12 +14,12 @@ import torch
 import trimesh
 
 from pointdistill.cli import main
+from pointdistill.data.benchmark_standins import ScanSizes, make_scanobjectnn_stand_in
+from pointdistill.data.corpus_building import BuildSettings
+from pointdistill.data.corpus_building.prepare import prepare_corpus
 from pointdistill.data.files.workspace import remember_run, remember_stand_in
 from pointdistill.data.leaks import LeakReport
-from pointdistill.data.prepare import BuildSettings
-from pointdistill.data.prepare.prepare import prepare_corpus
 from pointdistill.data.sources import SourceRequest
-from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.engine.config.config import to_plain
 from pointdistill.engine.evaluation.leak_check import Checked
 from pointdistill.engine.pretraining.record import encoder_line

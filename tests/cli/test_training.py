@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pointdistill.cli import console, main
 from pointdistill.cli.console import training_console
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.reporter import StepRecord
 

@@ -15,7 +15,7 @@ import pytest
 import trimesh
 
 from pointdistill import load_encoder, open_corpus
-from pointdistill.data.standins import (
+from pointdistill.data.benchmark_standins import (
     MeshSizes,
     ScanSizes,
     make_modelnet40_stand_in,

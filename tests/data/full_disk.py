@@ -23,10 +23,10 @@ from typing import Any
 
 from pointdistill.cli import main as command
 from pointdistill.data.corpus import verify_corpus
+from pointdistill.data.corpus_building import BuildSettings, build_corpus, retry_corpus
+from pointdistill.data.corpus_building.mixture import build_mixture
+from pointdistill.data.corpus_building.source_status import MixtureRequest
 from pointdistill.data.files.download import fetch
-from pointdistill.data.prepare import BuildSettings, build_corpus, retry_corpus
-from pointdistill.data.prepare.mixture import build_mixture
-from pointdistill.data.prepare.source_status import MixtureRequest
 from pointdistill.errors import DataError
 from tests.data.local_server import serving
 from tests.data.mixture_archives import write_modelnet40

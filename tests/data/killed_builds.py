@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from odd_source import OddSource
 
-from pointdistill.data.prepare import build_corpus, retry_corpus
-from pointdistill.data.prepare import division as plan
+from pointdistill.data.corpus_building import build_corpus, retry_corpus
+from pointdistill.data.corpus_building import division as plan
 
 SHAPES = 150
 plan.SHARD_SHAPES = 40  # four shards

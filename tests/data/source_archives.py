@@ -13,7 +13,7 @@ import numpy as np
 import trimesh
 
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 
 # Extents 1, 2, 3, all from 0 on: every wrong turn and every mirror image changes a range.

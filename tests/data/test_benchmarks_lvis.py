@@ -12,7 +12,7 @@ import pytest
 from pointdistill.data.benchmarks.lvis import LvisShapes, draw_lvis, read_lvis
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.prepare.build import build_corpus
+from pointdistill.data.corpus_building.build import build_corpus
 from pointdistill.data.sources.base import Entry, SourceCloud
 from pointdistill.errors import ConfigError, DataError
 

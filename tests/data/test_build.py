@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from pointdistill.data.corpus import open_corpus, verify_corpus
-from pointdistill.data.prepare import BuildReport, build_corpus
-from pointdistill.data.prepare import state as lock
-from pointdistill.data.prepare.state import unfinished_build
+from pointdistill.data.corpus_building import BuildReport, build_corpus
+from pointdistill.data.corpus_building import state as lock
+from pointdistill.data.corpus_building.state import unfinished_build
 from pointdistill.data.sources import SourceRequest, open_source, source_shape_rng
 from pointdistill.errors import ConfigError, CorpusError, DataError
 from tests.data.watching import Watching
@@ -355,7 +355,7 @@ def test_a_full_disk_while_writing_is_one_line(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pointdistill.data.prepare.tasks.write_shard", fail)
+    monkeypatch.setattr("pointdistill.data.corpus_building.tasks.write_shard", fail)
     with pytest.raises(DataError, match=r"0 of 100 shapes are safe: make room and run the same"):
         build(odd(100), tmp_path / "corpus")
 

@@ -22,17 +22,17 @@ from typing import Any
 
 import pytest
 
+from pointdistill.data.corpus_building import dask_driver as cluster_module
+from pointdistill.data.corpus_building import dask_worker as node_worker
+from pointdistill.data.corpus_building import state
+from pointdistill.data.corpus_building.dask_worker import RemoteJob, RemoteJobRunner, publish_job
+from pointdistill.data.corpus_building.division import Span
+from pointdistill.data.corpus_building.limits import ShapeLimits
+from pointdistill.data.corpus_building.pool import Died, Done
+from pointdistill.data.corpus_building.state import BuildFolder, Outcome
+from pointdistill.data.corpus_building.tasks import BuildJob, JoinTask, PieceTask
 from pointdistill.data.files import files
 from pointdistill.data.files.processes import GIB
-from pointdistill.data.prepare import dask_driver as cluster_module
-from pointdistill.data.prepare import dask_worker as node_worker
-from pointdistill.data.prepare import state
-from pointdistill.data.prepare.dask_worker import RemoteJob, RemoteJobRunner, publish_job
-from pointdistill.data.prepare.division import Span
-from pointdistill.data.prepare.limits import ShapeLimits
-from pointdistill.data.prepare.pool import Died, Done
-from pointdistill.data.prepare.state import BuildFolder, Outcome
-from pointdistill.data.prepare.tasks import BuildJob, JoinTask, PieceTask
 from pointdistill.errors import ConfigError, DataError
 from tests.data.test_build import build, digest
 from tests.data.watching import Watching
@@ -220,7 +220,9 @@ def test_a_host_that_cannot_do_the_work_says_why(
 def test_a_host_that_cannot_do_the_work_stops_the_build(
     tmp_path: Path, odd: Callable[..., Any], cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pointdistill.data.prepare.dask_worker.program_version", lambda: "9.9")
+    monkeypatch.setattr(
+        "pointdistill.data.corpus_building.dask_worker.program_version", lambda: "9.9"
+    )
     with pytest.raises(DataError, match=r"worker tcp://.* of the cluster: .*this program 9\.9"):
         build(odd(20), tmp_path / "corpus", cluster=cluster.scheduler_address)
 
@@ -414,7 +416,7 @@ def test_a_shapes_memory_is_its_threads_share_of_the_dask_worker(
 ) -> None:
     """A worker with half the memory and four threads: an eighth of what one process would have."""
     monkeypatch.setattr(node_worker, "memory_bytes", lambda: 64 * GIB)
-    monkeypatch.setattr("pointdistill.data.prepare.limits.memory_bytes", lambda: 64 * GIB)
+    monkeypatch.setattr("pointdistill.data.corpus_building.limits.memory_bytes", lambda: 64 * GIB)
     worker = SimpleNamespace(
         memory_manager=SimpleNamespace(memory_limit=32 * GIB), state=SimpleNamespace(nthreads=4)
     )

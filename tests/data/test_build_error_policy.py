@@ -19,10 +19,10 @@ import pytest
 
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.corpus.refused import read_refused
+from pointdistill.data.corpus_building import BuildReport, build_corpus, retry_corpus
+from pointdistill.data.corpus_building.state import Refusal
+from pointdistill.data.corpus_building.tasks import classify_read_error
 from pointdistill.data.files.archive import walk
-from pointdistill.data.prepare import BuildReport, build_corpus, retry_corpus
-from pointdistill.data.prepare.state import Refusal
-from pointdistill.data.prepare.tasks import classify_read_error
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.sources.base import Entry, SourceCloud
 from pointdistill.errors import DataError

@@ -15,11 +15,17 @@ import pytest
 from pointdistill.data.corpus import open_corpus, verify_corpus
 from pointdistill.data.corpus.manifest import read_manifest, write_manifest
 from pointdistill.data.corpus.refused import read_refused
+from pointdistill.data.corpus_building import (
+    BuildReport,
+    ShapeLimits,
+    build_corpus,
+    retry,
+    retry_corpus,
+)
+from pointdistill.data.corpus_building.commit import content_of, retry_folder
+from pointdistill.data.corpus_building.division import Span, cut, tile
 from pointdistill.data.files.files import sha256_of
 from pointdistill.data.files.processes import GIB
-from pointdistill.data.prepare import BuildReport, ShapeLimits, build_corpus, retry, retry_corpus
-from pointdistill.data.prepare.commit import content_of, retry_folder
-from pointdistill.data.prepare.division import Span, cut, tile
 from pointdistill.errors import ConfigError, CorpusError, DataError
 from tests.data.test_build import digest
 
@@ -105,7 +111,7 @@ def test_what_a_retry_brings_is_what_a_build_without_failures_gives(
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pointdistill.data.prepare.division.SHARD_SHAPES", 10)
+    monkeypatch.setattr("pointdistill.data.corpus_building.division.SHARD_SHAPES", 10)
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -163,7 +169,7 @@ def test_stopped_at_any_rename_a_retry_goes_on_and_nothing_is_ever_torn(
         finally:
             monkeypatch.undo()
             monkeypatch.syspath_prepend(HERE)
-            monkeypatch.setattr("pointdistill.data.prepare.division.SHARD_SHAPES", 10)
+            monkeypatch.setattr("pointdistill.data.corpus_building.division.SHARD_SHAPES", 10)
         if (corpus / "corpus.json").is_file():
             assert verify_corpus(corpus) == ()
             assert open_corpus(corpus).content == old
@@ -327,7 +333,7 @@ def test_limits_that_leave_no_room_are_refused(options: dict[str, Any], message:
 
 
 def test_workers_share_three_quarters_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pointdistill.data.prepare.limits.memory_bytes", lambda: 16 * GIB)
+    monkeypatch.setattr("pointdistill.data.corpus_building.limits.memory_bytes", lambda: 16 * GIB)
     assert ShapeLimits().worker_bytes(4) == 3 * GIB
     assert ShapeLimits().worker_bytes(1000) == GIB // 4
     assert ShapeLimits(memory_bytes=GIB).worker_bytes(4) == GIB

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pointdistill.data.prepare.division import (
+from pointdistill.data.corpus_building.division import (
     PIECE_BYTES,
     PIECE_SHAPES,
     SHARD_BYTES,

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from pointdistill.data.corpus_building import pool as pool_module
+from pointdistill.data.corpus_building import pool as worker_module
+from pointdistill.data.corpus_building.limits import ShapeLimits
+from pointdistill.data.corpus_building.pool import Died, Done, open_pool
 from pointdistill.data.files.processes import GIB
-from pointdistill.data.prepare import pool as pool_module
-from pointdistill.data.prepare import pool as worker_module
-from pointdistill.data.prepare.limits import ShapeLimits
-from pointdistill.data.prepare.pool import Died, Done, open_pool
 from pointdistill.errors import DataError
 
 JOBS = """

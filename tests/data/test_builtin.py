@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.tree import DecisionTreeClassifier
 
-from pointdistill.data.shapes import (
+from pointdistill.data.synthetic_shapes import (
     CATEGORIES,
     PART_NAMES,
     BuiltinShape,
@@ -19,7 +19,7 @@ from pointdistill.data.shapes import (
     make_shape,
     sample_shape,
 )
-from pointdistill.data.shapes.mesh import REGISTRY, Assembly, Draw
+from pointdistill.data.synthetic_shapes.mesh import REGISTRY, Assembly, Draw
 from pointdistill.errors import ConfigError
 
 SCANOBJECTNN = (
@@ -227,6 +227,7 @@ def test_an_empty_sample_is_refused() -> None:
 
 def test_the_library_needs_neither_torch_nor_trimesh() -> None:
     """Only numpy is imported beyond the standard library."""
-    code = "import sys, pointdistill.data.shapes; print({'torch', 'trimesh', 'scipy'} & set(sys.modules))"
+    module = "pointdistill.data.synthetic_shapes"
+    code = f"import sys, {module}; print({{'torch', 'trimesh', 'scipy'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

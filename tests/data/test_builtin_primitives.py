@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pointdistill.data.shapes import face_areas, mesh
-from pointdistill.data.shapes.mesh import Mesh, join
-from pointdistill.data.shapes.primitives import (
+from pointdistill.data.synthetic_shapes import face_areas, mesh
+from pointdistill.data.synthetic_shapes.mesh import Mesh, join
+from pointdistill.data.synthetic_shapes.primitives import (
     arc,
     box,
     cushion,

@@ -12,7 +12,7 @@ import pytest
 
 from pointdistill.data.corpus import open_corpus, verify_corpus
 from pointdistill.data.corpus.verify import find_damage
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from tests.data.test_corpus import edit, some_rows, write_corpus
 

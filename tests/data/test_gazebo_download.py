@@ -14,8 +14,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from pointdistill.data.prepare import mixture_fetch
-from pointdistill.data.prepare.mixture_fetch import fetch_models, list_models
+from pointdistill.data.corpus_building import mixture_fetch
+from pointdistill.data.corpus_building.mixture_fetch import fetch_models, list_models
 from pointdistill.errors import DataError
 from tests.data.local_server import no_sleep, serving
 from tests.data.watching import Watching

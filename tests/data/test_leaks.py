@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.leaks import HeldOut, candidates, find, find_leaks
 from pointdistill.data.leaks.candidates import (
     FILE_NAME,
@@ -38,10 +39,9 @@ from pointdistill.data.leaks.registration import (
     SurfaceSamples,
     surface_gap,
 )
-from pointdistill.data.prepare import build_corpus
-from pointdistill.data.shapes import make_shape, sample_shape
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.sources.base import source_shape_rng
+from pointdistill.data.synthetic_shapes import make_shape, sample_shape
 
 Cloud = NDArray[np.float32]
 CATEGORIES = ("airplane", "bed", "chair", "lamp", "sofa", "table")

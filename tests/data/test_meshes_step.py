@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.meshes import read_mesh, surface_area
 from pointdistill.data.meshes.formats import step
-from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.errors import DataError
 from tests.data.meshes.box import read_surface

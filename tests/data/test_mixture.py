@@ -13,10 +13,14 @@ import pytest
 
 from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
 from pointdistill.data.corpus import open_corpus, verify_corpus
+from pointdistill.data.corpus_building import BuildSettings, ShapeLimits
+from pointdistill.data.corpus_building.mixture import build_mixture, retry_mixture
+from pointdistill.data.corpus_building.source_status import (
+    MixtureRequest,
+    mixture_sources,
+    scan_sources,
+)
 from pointdistill.data.files.processes import GIB
-from pointdistill.data.prepare import BuildSettings, ShapeLimits
-from pointdistill.data.prepare.mixture import build_mixture, retry_mixture
-from pointdistill.data.prepare.source_status import MixtureRequest, mixture_sources, scan_sources
 from pointdistill.data.sources.base import Entry
 from pointdistill.errors import ConfigError, CorpusError, DataError
 from tests.data.mixture_archives import (
@@ -155,7 +159,7 @@ def test_a_list_of_refused_shapes_is_that_of_the_sources_that_go_in(
 
     output = tmp_path / "corpus"
     with monkeypatch.context() as patched:
-        patched.setattr("pointdistill.data.prepare.mixture.write_manifest", stopping)
+        patched.setattr("pointdistill.data.corpus_building.mixture.write_manifest", stopping)
         with pytest.raises(KeyboardInterrupt):
             mixed(archives, output)
     assert (output / ".building" / "refused.jsonl").is_file()
@@ -170,7 +174,7 @@ def test_an_archive_may_be_added_to_an_unfinished_build(
     write_shapenetcore(archives)
     request = MixtureRequest(archives=archives)
     with monkeypatch.context() as patched:
-        patched.setattr("pointdistill.data.prepare.mixture.join", stop)
+        patched.setattr("pointdistill.data.corpus_building.mixture.join", stop)
         with pytest.raises(KeyboardInterrupt):
             build_mixture(request, output, BuildSettings(points=128, workers=0))
     write_modelnet40(archives)
@@ -342,7 +346,9 @@ def test_retryable_shapes_stay_so_as_a_mixture_grows_and_may_then_be_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: Callable[..., Any]
 ) -> None:
     sources = [odd(8, {2: "nan", 4: "hoard"}, tmp_path, "one")]
-    monkeypatch.setattr("pointdistill.data.prepare.mixture.open_taken", lambda _: tuple(sources))
+    monkeypatch.setattr(
+        "pointdistill.data.corpus_building.mixture.open_taken", lambda _: tuple(sources)
+    )
     request, output = MixtureRequest(archives=tmp_path), tmp_path / "corpus"
     strict = ShapeLimits(memory_bytes=GIB // 4)
     made = build_mixture(request, output, BuildSettings(points=64, workers=1, limits=strict))
@@ -363,7 +369,9 @@ def test_growth_that_was_stopped_while_files_are_moved_is_finished_by_a_retry(
 ) -> None:
     """A shard, the list of refused shapes and the manifest move; both sources have retryable shapes."""
     sources = [OddSource(8, {2: "nan", 4: "one huge array"}, tmp_path, "one")]
-    monkeypatch.setattr("pointdistill.data.prepare.mixture.open_taken", lambda _: tuple(sources))
+    monkeypatch.setattr(
+        "pointdistill.data.corpus_building.mixture.open_taken", lambda _: tuple(sources)
+    )
     request, output = MixtureRequest(archives=tmp_path), tmp_path / "corpus"
     build_mixture(request, output, BuildSettings(points=64, workers=0))
     sources.append(OddSource(5, {1: "one huge array"}, tmp_path, "two"))
@@ -408,7 +416,9 @@ def test_a_run_that_has_nothing_to_do_leaves_one_alone_that_is_about_to_add(
             assert (output / ".building" / "lock").is_file()
             return super().entries()
 
-    monkeypatch.setattr("pointdistill.data.prepare.mixture.open_taken", lambda _: tuple(taken))
+    monkeypatch.setattr(
+        "pointdistill.data.corpus_building.mixture.open_taken", lambda _: tuple(taken)
+    )
     build_mixture(request, output, BuildSettings(points=64, workers=0))
     assert not (output / ".building").exists()
     taken.append(Listed(5, {}, tmp_path, "two"))

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME
-from pointdistill.data.prepare import BuildSettings, mixture_fetch
-from pointdistill.data.prepare.mixture import build_mixture
-from pointdistill.data.prepare.mixture_fetch import Offer, fetch_missing
-from pointdistill.data.prepare.mixture_plan import plan_mixture
-from pointdistill.data.prepare.source_status import MixtureRequest, open_one
+from pointdistill.data.corpus_building import BuildSettings, mixture_fetch
+from pointdistill.data.corpus_building.mixture import build_mixture
+from pointdistill.data.corpus_building.mixture_fetch import Offer, fetch_missing
+from pointdistill.data.corpus_building.mixture_plan import plan_mixture
+from pointdistill.data.corpus_building.source_status import MixtureRequest, open_one
 from pointdistill.data.sources import source_info
 from pointdistill.errors import DataError
 from tests.data.local_server import serving
@@ -146,7 +146,7 @@ def test_what_is_finished_costs_nothing_more(
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pointdistill.data.prepare.mixture.join", stopped)
+    monkeypatch.setattr("pointdistill.data.corpus_building.mixture.join", stopped)
     unfinished = archives.parent / "unfinished"
     with pytest.raises(KeyboardInterrupt):
         build_mixture(part, unfinished, BuildSettings(points=128, workers=0))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import trimesh
 
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.meshes import sample_surface
-from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.data.sources.paths import (
     ReadSettings,

@@ -17,8 +17,8 @@ import trimesh
 
 from pointdistill.data.benchmarks.scanobjectnn import CLASSES
 from pointdistill.data.corpus import verify_corpus
-from pointdistill.data.shapes import CATEGORIES, PART_NAMES
 from pointdistill.data.sources import SOURCES, SourceRequest, open_source, source_info
+from pointdistill.data.synthetic_shapes import CATEGORIES, PART_NAMES
 from pointdistill.engine.weights.licences import Terms, terms_of
 from pointdistill.errors import ConfigError, DataError
 from tests.data.source_archives import (

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pointdistill.data.corpus import open_corpus
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source, source_info
 from pointdistill.data.sources.mesh_archives import SYNSETS
 from pointdistill.errors import DataError

@@ -10,13 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pointdistill.data.benchmarks.modelnet40 import CLASSES as MODELNET_CLASSES
-from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
-from pointdistill.data.benchmarks.records import Benchmark
-from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS, read_scanobjectnn
-from pointdistill.data.meshes import Surface, read_mesh
-from pointdistill.data.shapes import make_shape
-from pointdistill.data.standins import (
+from pointdistill.data.benchmark_standins import (
     HARDNESS,
     Hardness,
     MeshSizes,
@@ -24,14 +18,20 @@ from pointdistill.data.standins import (
     make_modelnet40_stand_in,
     make_scanobjectnn_stand_in,
 )
-from pointdistill.data.standins.modelnet40 import STAND_IN_CLASSES, off_file
-from pointdistill.data.standins.scanobjectnn import (
+from pointdistill.data.benchmark_standins.modelnet40 import STAND_IN_CLASSES, off_file
+from pointdistill.data.benchmark_standins.scanobjectnn import (
     BACKGROUND,
     OBJECT,
     with_background,
     without_background,
 )
-from pointdistill.data.standins.scans import Scene, front_points, look_at_room, pose
+from pointdistill.data.benchmark_standins.scans import Scene, front_points, look_at_room, pose
+from pointdistill.data.benchmarks.modelnet40 import CLASSES as MODELNET_CLASSES
+from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
+from pointdistill.data.benchmarks.records import Benchmark
+from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS, read_scanobjectnn
+from pointdistill.data.meshes import Surface, read_mesh
+from pointdistill.data.synthetic_shapes import make_shape
 from pointdistill.errors import ConfigError, DataError
 
 TINY = ScanSizes(train=2, test=1, copies=2)

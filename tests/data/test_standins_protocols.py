@@ -10,12 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME, draw_lvis, read_lvis
-from pointdistill.data.benchmarks.modelnet_fewshot import read_modelnet_fewshot
-from pointdistill.data.benchmarks.shapenetpart import CATEGORIES, CATEGORY_PARTS, read_shapenetpart
-from pointdistill.data.corpus import open_corpus
-from pointdistill.data.shapes import PART_NAMES, make_shape, sample_faces, sample_shape
-from pointdistill.data.standins import (
+from pointdistill.data.benchmark_standins import (
     STAND_IN_SEED,
     FewshotSizes,
     LvisSizes,
@@ -24,8 +19,13 @@ from pointdistill.data.standins import (
     make_modelnet_fewshot_stand_in,
     make_shapenetpart_stand_in,
 )
-from pointdistill.data.standins.lvis import CORPUS_FOLDER
-from pointdistill.data.standins.modelnet40 import MADE_AS, STAND_IN_CLASSES
+from pointdistill.data.benchmark_standins.lvis import CORPUS_FOLDER
+from pointdistill.data.benchmark_standins.modelnet40 import MADE_AS, STAND_IN_CLASSES
+from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME, draw_lvis, read_lvis
+from pointdistill.data.benchmarks.modelnet_fewshot import read_modelnet_fewshot
+from pointdistill.data.benchmarks.shapenetpart import CATEGORIES, CATEGORY_PARTS, read_shapenetpart
+from pointdistill.data.corpus import open_corpus
+from pointdistill.data.synthetic_shapes import PART_NAMES, make_shape, sample_faces, sample_shape
 from pointdistill.errors import ConfigError, DataError
 
 FEWSHOT = FewshotSizes(settings=((5, 10), (10, 20)), folds=2, test=2, points=64)

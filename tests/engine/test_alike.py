@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pointdistill.data.corpus import open_corpus
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.embedding.embed import EmbedRequest, embed

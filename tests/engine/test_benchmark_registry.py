@@ -157,7 +157,7 @@ def test_a_module_and_a_row_are_a_benchmark_for_leaks_and_the_online_probe(
 
 @pytest.fixture
 def corpus_of_chairs(tmp_path: Path) -> Path:
-    from pointdistill.data.prepare import build_corpus
+    from pointdistill.data.corpus_building import build_corpus
     from pointdistill.data.sources import SourceRequest, open_source
 
     source = open_source("builtin", SourceRequest(shapes=4))

@@ -13,21 +13,24 @@ import numpy as np
 import pytest
 import torch
 
+from pointdistill.data.benchmark_standins import (
+    MeshSizes,
+    ScanSizes,
+    make_modelnet40_stand_in,
+    make_scanobjectnn_stand_in,
+)
+from pointdistill.data.benchmark_standins.lvis import CORPUS_FOLDER, LvisSizes, make_lvis_stand_in
+from pointdistill.data.benchmark_standins.modelnet_fewshot import (
+    FewshotSizes,
+    make_modelnet_fewshot_stand_in,
+)
+from pointdistill.data.benchmark_standins.shapenetpart import PartSizes, make_shapenetpart_stand_in
 from pointdistill.data.benchmarks.lvis import draw_lvis, read_lvis
 from pointdistill.data.benchmarks.modelnet_fewshot import read_modelnet_fewshot
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.registry import BENCHMARKS, benchmark_spec
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.files.workspace import last_stand_in, remember_run, remember_stand_in
-from pointdistill.data.standins import (
-    MeshSizes,
-    ScanSizes,
-    make_modelnet40_stand_in,
-    make_scanobjectnn_stand_in,
-)
-from pointdistill.data.standins.lvis import CORPUS_FOLDER, LvisSizes, make_lvis_stand_in
-from pointdistill.data.standins.modelnet_fewshot import FewshotSizes, make_modelnet_fewshot_stand_in
-from pointdistill.data.standins.shapenetpart import PartSizes, make_shapenetpart_stand_in
 from pointdistill.engine.evaluation import evaluate as saved
 from pointdistill.engine.evaluation import lvis
 from pointdistill.engine.evaluation.evaluate import EvaluationRequest, Outcome, evaluate_saved

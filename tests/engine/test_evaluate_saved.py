@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pointdistill.data.benchmarks.registry import benchmark_spec
-from pointdistill.data.files.workspace import remember_run
-from pointdistill.data.standins import (
+from pointdistill.data.benchmark_standins import (
     MeshSizes,
     ScanSizes,
     make_modelnet40_stand_in,
     make_scanobjectnn_stand_in,
 )
+from pointdistill.data.benchmarks.registry import benchmark_spec
+from pointdistill.data.files.workspace import remember_run
 from pointdistill.engine.evaluation.evaluate import EvaluationRequest, Outcome, evaluate_saved
 from pointdistill.engine.weights.encoders import fingerprint, load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError

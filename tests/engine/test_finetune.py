@@ -15,14 +15,14 @@ import torch
 import trimesh
 
 from pointdistill import load_classifier, load_segmenter
-from pointdistill.data.benchmarks.registry import trainable_benchmarks
-from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
-from pointdistill.data.standins import (
+from pointdistill.data.benchmark_standins import (
     PartSizes,
     ScanSizes,
     make_scanobjectnn_stand_in,
     make_shapenetpart_stand_in,
 )
+from pointdistill.data.benchmarks.registry import trainable_benchmarks
+from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
 from pointdistill.engine.finetuning import finetune as module
 from pointdistill.engine.finetuning.finetune import Finetuned, finetune, resume_finetune
 from pointdistill.engine.finetuning.predict import classify_files

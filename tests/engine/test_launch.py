@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.files.workspace import remember_corpus, remember_run
-from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.settings import RunOverrides
 from pointdistill.engine.pretraining import launch

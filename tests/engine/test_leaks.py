@@ -12,20 +12,20 @@ import typer
 from pointdistill.cli import app, main
 from pointdistill.cli.corpus import BenchmarkName
 from pointdistill.cli.evaluate import leaks_command
-from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
-from pointdistill.data.benchmarks.registry import BENCHMARKS
-from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
-from pointdistill.data.corpus import open_corpus
-from pointdistill.data.files.files import write_json
-from pointdistill.data.leaks.candidates import FILE_NAME
-from pointdistill.data.prepare import build_corpus
-from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.data.standins import (
+from pointdistill.data.benchmark_standins import (
     MeshSizes,
     ScanSizes,
     make_modelnet40_stand_in,
     make_scanobjectnn_stand_in,
 )
+from pointdistill.data.benchmarks.modelnet40 import read_modelnet40
+from pointdistill.data.benchmarks.registry import BENCHMARKS
+from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
+from pointdistill.data.corpus import open_corpus
+from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.files.files import write_json
+from pointdistill.data.leaks.candidates import FILE_NAME
+from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.config import RUN_FORMAT
 from pointdistill.engine.evaluation import leak_check as leaks
 from pointdistill.engine.evaluation.leak_check import (

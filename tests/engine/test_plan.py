@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.config.settings import RunOverrides

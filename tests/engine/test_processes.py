@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.pretraining.loader import epoch_order
 from pointdistill.engine.pretraining.pretrain import pretrain

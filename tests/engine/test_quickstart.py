@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pointdistill.data.benchmark_standins import ScanSizes
 from pointdistill.data.files.workspace import last_corpus, last_run
-from pointdistill.data.standins import ScanSizes
 from pointdistill.engine.quickstart import (
     GEOMETRY,
     INITIAL,

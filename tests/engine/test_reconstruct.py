@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from pointdistill.data.prepare import BuildSettings
-from pointdistill.data.prepare.prepare import prepare_corpus
+from pointdistill.data.corpus_building import BuildSettings
+from pointdistill.data.corpus_building.prepare import prepare_corpus
 from pointdistill.data.sources import SourceRequest
 from pointdistill.engine.config.recipes import SIZES
 from pointdistill.engine.pretraining.loader import read_batch

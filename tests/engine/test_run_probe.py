@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from pointdistill.data.benchmark_standins import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.benchmarks.records import LabelledClouds
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.data.standins import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.engine.pretraining import online_probe as run_probe
 from pointdistill.engine.pretraining.checkpoints import take_snapshot
 from pointdistill.engine.pretraining.online_probe import LabelledSet, RunProbe, open_labelled_set

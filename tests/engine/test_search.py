@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from pointdistill.data.prepare import build_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding import file as file_module
 from pointdistill.engine.embedding.embed import EmbedRequest, embed

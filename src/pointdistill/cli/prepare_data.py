@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from pointdistill.data.prepare import BuildReport, BuildSettings, ShapeLimits
-    from pointdistill.data.prepare.source_status import MixtureRequest
+    from pointdistill.data.corpus_building import BuildReport, BuildSettings, ShapeLimits
+    from pointdistill.data.corpus_building.source_status import MixtureRequest
 
 _MIXTURE = "mixture"
 _MOST_CAUSES = 5
@@ -121,8 +121,8 @@ def prepare_data(
     given up before they were read can be tried again with --retry.
     """
     from pointdistill.cli.console import console_reporter
-    from pointdistill.data.prepare import BuildSettings
-    from pointdistill.data.prepare.prepare import prepare_corpus
+    from pointdistill.data.corpus_building import BuildSettings
+    from pointdistill.data.corpus_building.prepare import prepare_corpus
     from pointdistill.data.sources import SourceRequest
 
     settings = BuildSettings(
@@ -193,8 +193,8 @@ def _typed(
     memory: float | None,
 ) -> tuple[str, ...]:
     """The options that the next command must repeat: those that differ from their defaults."""
-    from pointdistill.data.prepare.build import DEFAULT_POINTS
-    from pointdistill.data.prepare.limits import ShapeLimits
+    from pointdistill.data.corpus_building.build import DEFAULT_POINTS
+    from pointdistill.data.corpus_building.limits import ShapeLimits
 
     values = {
         "--output": output,
@@ -213,8 +213,8 @@ def _typed(
 
 
 def _limits(deadline: float, memory: float | None) -> ShapeLimits:
+    from pointdistill.data.corpus_building.limits import ShapeLimits
     from pointdistill.data.files.processes import GIB
-    from pointdistill.data.prepare.limits import ShapeLimits
     from pointdistill.errors import ConfigError
 
     if memory is None:
@@ -237,8 +237,8 @@ def _mixture(
 ) -> None:
     """Plan, fetch for, or build a mixture."""
     from pointdistill.cli.prepare_mixture import fetch_archives, make_mixture, show_plan
+    from pointdistill.data.corpus_building.prepare import DATA_FOLDER
     from pointdistill.data.files.workspace import remember_corpus
-    from pointdistill.data.prepare.prepare import DATA_FOLDER
 
     corpus = output or DATA_FOLDER / _MIXTURE
     try:
@@ -257,7 +257,7 @@ def _mixture(
 def _mixture_request(
     path: Path | None, sources: str | None, take_tests: str | None, exclude_tests: str | None
 ) -> MixtureRequest:
-    from pointdistill.data.prepare.source_status import MixtureRequest
+    from pointdistill.data.corpus_building.source_status import MixtureRequest
     from pointdistill.errors import ConfigError
 
     if path is None:

@@ -14,10 +14,10 @@ from pointdistill.cli.console import console_reporter, name_options, print_table
 from pointdistill.reporter import format_duration
 
 if TYPE_CHECKING:
-    from pointdistill.data.prepare import BuildReport, BuildSettings
-    from pointdistill.data.prepare.mixture_fetch import FetchReport
-    from pointdistill.data.prepare.mixture_plan import MixturePlan, PlanRow
-    from pointdistill.data.prepare.source_status import MixtureRequest, SourceStatus
+    from pointdistill.data.corpus_building import BuildReport, BuildSettings
+    from pointdistill.data.corpus_building.mixture_fetch import FetchReport
+    from pointdistill.data.corpus_building.mixture_plan import MixturePlan, PlanRow
+    from pointdistill.data.corpus_building.source_status import MixtureRequest, SourceStatus
     from pointdistill.data.sources import SourceInfo
 
 GIGA = 1e9
@@ -34,7 +34,7 @@ def fetch_archives(request: MixtureRequest, options: Sequence[str]) -> None:
         request: the folder, and what to take from it.
         options: options, as typed, that the next command has to repeat.
     """
-    from pointdistill.data.prepare.mixture_fetch import fetch_missing
+    from pointdistill.data.corpus_building.mixture_fetch import fetch_missing
 
     with console_reporter() as reporter:
         report = fetch_missing(request, reporter=reporter)
@@ -82,7 +82,7 @@ def make_mixture(
     retry: bool,
 ) -> BuildReport:
     """Build the corpus, and say what it lacks."""
-    from pointdistill.data.prepare.mixture import build_mixture, retry_mixture
+    from pointdistill.data.corpus_building.mixture import build_mixture, retry_mixture
 
     with console_reporter() as reporter:
         report = build_mixture(request, output, settings, reporter=reporter)
@@ -113,7 +113,7 @@ def command(request: MixtureRequest, options: Sequence[str]) -> str:
 
 def _build_notes(report: BuildReport, request: MixtureRequest) -> Iterator[str]:
     from pointdistill.data.corpus import open_corpus
-    from pointdistill.data.prepare.source_status import official_shapes, scan_sources
+    from pointdistill.data.corpus_building.source_status import official_shapes, scan_sources
 
     statuses = scan_sources(request)
     yield from split_notes(request, [status for status in statuses if status.taken])
@@ -136,7 +136,7 @@ def shapes_of(count: int) -> str:
 
 def split_notes(request: MixtureRequest, statuses: Sequence[SourceStatus]) -> Iterator[str]:
     """Which test splits and test shapes of these sources are in, and which are not."""
-    from pointdistill.data.prepare.source_status import HELD_OUT, mixture_sources
+    from pointdistill.data.corpus_building.source_status import HELD_OUT, mixture_sources
 
     names = {status.info.name for status in statuses}
     tests = {info.name: info.official_test for info in mixture_sources() if info.official_test}
@@ -171,7 +171,7 @@ def show_plan(
         request, output, settings: those of the build.
         options: options, as typed, that the next command has to repeat.
     """
-    from pointdistill.data.prepare.mixture_plan import plan_mixture
+    from pointdistill.data.corpus_building.mixture_plan import plan_mixture
     from pointdistill.engine.reports.tables import Table
 
     with console_reporter() as reporter:
@@ -252,7 +252,7 @@ def _source_notes(rows: Sequence[PlanRow], *, by_name: bool) -> Iterator[str]:
 
 def _how_to_get(info: SourceInfo) -> str:
     """What it takes to get a source, in a few words."""
-    from pointdistill.data.prepare.mixture_fetch import LARGE, fetchable
+    from pointdistill.data.corpus_building.mixture_fetch import LARGE, fetchable
 
     if not fetchable(info):
         return info.access

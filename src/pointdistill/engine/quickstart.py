@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pointdistill.data.benchmark_standins import HARDNESS, ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.files.workspace import remember_run
-from pointdistill.data.prepare import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.data.standins import HARDNESS, ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.engine.config.config import PretrainConfig, to_plain
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry

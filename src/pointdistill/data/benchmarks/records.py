@@ -148,7 +148,7 @@ def named_data(
 
 
 def is_stand_in(archive: Archive) -> bool:
-    """Whether an archive contains the marker of stand-ins (see `pointdistill.data.standins`).
+    """Whether an archive contains the marker of stand-ins (see `pointdistill.data.benchmark_standins`).
 
     Raises:
         DataError: if the marker is not valid JSON.

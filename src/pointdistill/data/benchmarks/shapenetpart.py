@@ -327,7 +327,7 @@ SPEC = BenchmarkSpec(
     archives=(f"{ARCHIVE_STEM}.zip", f"{ARCHIVE_STEM}.tar"),
     licence="ShapeNet's terms: non-commercial research and education",
     read=_read,
-    stand_in_maker="pointdistill.data.standins.shapenetpart:make_shapenetpart_stand_in",
+    stand_in_maker="pointdistill.data.benchmark_standins.shapenetpart:make_shapenetpart_stand_in",
     input=BenchmarkInput(
         points=2048, patches=128, subsampling="uniform", rotate_z=False, scale=(0.8, 1.25)
     ),

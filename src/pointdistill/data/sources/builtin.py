@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.shapes import CATEGORIES, PART_NAMES, make_shape, sample_shape
 from pointdistill.data.sources.base import Entry, SourceCloud, SourceInfo, SourceRequest
+from pointdistill.data.synthetic_shapes import CATEGORIES, PART_NAMES, make_shape, sample_shape
 from pointdistill.errors import ConfigError
 
 DEFAULT_SHAPES = 10_000

@@ -21,9 +21,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.corpus_building.pool import Died, Done, Pool, open_pool
 from pointdistill.data.files.files import read_json, write_aside, write_json
 from pointdistill.data.files.processes import usable_cores
-from pointdistill.data.prepare.pool import Died, Done, Pool, open_pool
 from pointdistill.data.sources.paths import ReadSettings, ReadShape, ReadTask, ShapeList, read_task
 from pointdistill.engine.embedding.compute import (
     CPU_BATCH,

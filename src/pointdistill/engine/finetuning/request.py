@@ -17,9 +17,9 @@ from pointdistill.data.benchmarks.registry import (
 )
 from pointdistill.data.benchmarks.spec import BenchmarkPaths
 from pointdistill.data.files.workspace import given_or_last_run
-from pointdistill.data.shapes import PART_NAMES
 from pointdistill.data.sources import source_info
 from pointdistill.data.sources.labelled_folder import read_labelled_folder
+from pointdistill.data.synthetic_shapes import PART_NAMES
 from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe, recipe_for
 from pointdistill.engine.finetuning.segmentation import SegmenterRecipe
 from pointdistill.errors import ConfigError, DataError

@@ -1,0 +1,145 @@
+"""A stand-in for ModelNet40: built-in shapes as OFF meshes in the real archive's layout.
+
+The layout has the real archive's quirks: headers glued to the counts, and files left behind by the
+system it was packed on. Results on it say something about encoders, and nothing about ModelNet40.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pointdistill.data.benchmark_standins.zips import STAND_IN_SEED, add_marker, add_member
+from pointdistill.data.benchmarks.modelnet40 import CLASSES, NAME
+from pointdistill.data.benchmarks.records import STAND_IN_MARKER
+from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.processes import ordered_map
+from pointdistill.data.synthetic_shapes import CATEGORIES, BuiltinShape, make_shape
+from pointdistill.errors import ConfigError
+
+VERSION = 1
+"""Version of the generator; only results on the same version are comparable."""
+
+MADE_AS = {"monitor": "display"}
+"""ModelNet40's name of a class to the built-in name, where the two differ."""
+
+STAND_IN_CLASSES = tuple(name for name in CLASSES if MADE_AS.get(name, name) in CATEGORIES)
+"""The ModelNet40 classes that the built-in shapes can stand in for."""
+
+_GLUED = 5  # every fifth header has its counts on the line of OFF, as in a part of the real files
+_BATCH = 16  # meshes per task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeshSizes:
+    """How many meshes there are of each class."""
+
+    train: int = 60
+    """Training meshes per class."""
+
+    test: int = 40
+    """Test meshes per class, none of them seen in training."""
+
+    def __post_init__(self) -> None:
+        if min(self.train, self.test) < 1:
+            msg = f"a stand-in needs at least 1 mesh a class for training and testing, got {self}"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A few meshes of one class, by their numbers from 1; those up to ``train`` are for training."""
+
+    class_name: str
+    numbers: range
+    seed: int
+
+
+def make_modelnet40_stand_in(
+    output: Path,
+    *,
+    sizes: MeshSizes | None = None,
+    seed: int = STAND_IN_SEED,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a stand-in ``ModelNet40.zip``; the same content whatever the number of workers.
+
+    Args:
+        output: the zip file, replaced if it exists.
+        sizes: meshes per class.
+        seed: of every mesh, not negative.
+        workers: processes; 1 works in this one, None takes every usable core.
+        progress: called with meshes (done, total).
+    """
+    sizes = sizes or MeshSizes()
+    each = sizes.train + sizes.test
+    with write_aside(output) as aside, zipfile.ZipFile(aside, "w") as archive:
+        facts = {
+            "stand_in_for": NAME,
+            "made_of": "pointdistill's built-in shapes",
+            "version": VERSION,
+            "classes": STAND_IN_CLASSES,
+            "meshes_per_class": asdict(sizes),
+            "seed": seed,
+        }
+        add_marker(archive, f"{NAME}/{STAND_IN_MARKER}", facts)
+        _add_litter(archive)
+        tasks = [
+            _Task(name, range(first, min(first + _BATCH, each + 1)), seed)
+            for name in STAND_IN_CLASSES
+            for first in range(1, each + 1, _BATCH)
+        ]
+        done = 0
+        for task, meshes in zip(
+            tasks, ordered_map(_make_meshes, tasks, workers=workers), strict=True
+        ):
+            for number, content in zip(task.numbers, meshes, strict=True):
+                side = "train" if number <= sizes.train else "test"
+                member = f"{NAME}/{task.class_name}/{side}/{task.class_name}_{number:04d}.off"
+                add_member(archive, member, content, compress=True)
+            done += len(task.numbers)
+            if progress:
+                progress(done, each * len(STAND_IN_CLASSES))
+
+
+def _make_meshes(task: _Task) -> list[bytes]:
+    """OFF files of one class, in the order of their numbers."""
+    return list(_each_mesh(task))
+
+
+def _each_mesh(task: _Task) -> Iterator[bytes]:
+    for number in task.numbers:
+        key = (task.seed, CLASSES.index(task.class_name), number)
+        rng = np.random.default_rng(np.random.SeedSequence(key))
+        shape = make_shape(MADE_AS.get(task.class_name, task.class_name), rng=rng)
+        # The real models come in units of anything from metres to millimetres.
+        scale = 10.0 ** rng.uniform(0.0, 3.0)
+        yield off_file(shape, scale=scale, glued=number % _GLUED == 0)
+
+
+def off_file(shape: BuiltinShape, *, scale: float, glued: bool) -> bytes:
+    """The text of an OFF file, z up.
+
+    Args:
+        shape: V vertices and F triangles.
+        scale: factor on the vertices.
+        glued: put the counts directly after ``OFF``, without a line break.
+    """
+    counts = f"{len(shape.vertices)} {len(shape.faces)} 0"
+    lines = [f"OFF{counts}"] if glued else ["OFF", counts]
+    lines += [f"{x:.6g} {y:.6g} {z:.6g}" for x, y, z in (shape.vertices * scale).tolist()]
+    lines += [f"3 {a} {b} {c}" for a, b, c in shape.faces.tolist()]
+    return ("\n".join(lines) + "\n").encode("ascii")
+
+
+def _add_litter(archive: zipfile.ZipFile) -> None:
+    """Files of the real archive that are not meshes."""
+    add_member(archive, f"{NAME}/.DS_Store", b"\0\0\0\1Bud1", compress=False)
+    name = f"{STAND_IN_CLASSES[0]}_0001.off"
+    for member in (f"__MACOSX/{NAME}/._.DS_Store", f"__MACOSX/{NAME}/._{name}"):
+        add_member(archive, member, b"\0\5\x16\7", compress=False)

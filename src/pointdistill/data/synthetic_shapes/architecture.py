@@ -1,0 +1,191 @@
+"""Parts of buildings: door, curtain, mantel, stairs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, Mesh, category
+from pointdistill.data.synthetic_shapes.primitives import (
+    box,
+    cylinder,
+    ellipsoid,
+    prism,
+    rod,
+    sheet,
+    tube,
+)
+
+
+@category("door", "leaf", "frame", "handle", "panel")
+def door(shape: Assembly, draw: Draw) -> None:
+    """A leaf, or two, in a frame: plain, panelled or glazed; shut, ajar or wide open."""
+    width, height, thick = draw.between(0.65, 1.1), draw.between(1.7, 2.4), draw.between(0.03, 0.09)
+    double, post = draw.chance(0.2), draw.between(0.04, 0.14)
+    deep = thick * draw.between(1.2, 5.0)
+    total = width * (2 if double else 1)
+    if draw.chance(0.75):
+        for side in (-1, 1):
+            shape.add("frame", box((post, deep, height), (side * (total + post) / 2, 0, 0)))
+        shape.add("frame", box((total + 2 * post, deep, post), (0, 0, height)))
+    kind = draw.pick(("plain", "panels", "glazed", "boards"))
+    swing = draw.pick((0.0, 0.0, draw.between(10, 110)))
+    pieces: list[tuple[str, Mesh]] = []
+    if kind == "glazed":
+        rail = width * draw.between(0.1, 0.2)
+        for x in (rail / 2, width - rail / 2):
+            pieces.append(("leaf", box((rail, thick, height), (x, 0, 0))))
+        rows = np.linspace(0, height - rail, draw.count(2, 5))
+        pieces += [("leaf", box((width, thick, rail), (width / 2, 0, z))) for z in rows]
+        pieces.append(("panel", box((width * 0.9, 0.008, height * 0.98), (width / 2, 0, 0))))
+    else:
+        pieces.append(("leaf", box((width, thick, height), (width / 2, 0, 0))))
+    if kind in ("panels", "boards"):
+        columns, rows_count = (2, draw.count(2, 3)) if kind == "panels" else (draw.count(3, 6), 1)
+        cell = (width / columns, height / rows_count)
+        size = (cell[0] * 0.7, thick * draw.between(1.3, 1.9), cell[1] * 0.82)
+        for i in range(columns):
+            for j in range(rows_count):
+                at = ((i + 0.5) * cell[0], 0.0, (j + 0.09) * cell[1])
+                pieces.append(("panel", box(size, at)))
+    for side in (-1, 1):
+        grip = rod(
+            (width * 0.92, 0, height * 0.47),
+            (width * 0.92, side * (thick + 0.04), height * 0.47),
+            0.012,
+        )
+        lever = rod(
+            (width * 0.92, side * (thick + 0.04), height * 0.47),
+            (width * 0.8, side * (thick + 0.04), height * 0.47),
+            0.012,
+        )
+        pieces += [("handle", grip), ("handle", lever)]
+    for part, piece in pieces:
+        leaf = piece.turned("z", -swing).moved(-total / 2)
+        shape.add(part, leaf)
+        if double:
+            shape.add(part, leaf.mirrored())
+
+
+@category("curtain", "cloth", "rail", "tie")
+def curtain(shape: Assembly, draw: Draw) -> None:
+    """Hanging cloth in folds from a rail: one length or two, gathered or straight."""
+    width, height = draw.between(0.9, 2.4), draw.between(1.0, 2.4)
+    folds, swing = draw.between(3, 9), draw.between(0.03, 0.09)
+    double, gather = draw.chance(0.6), draw.pick((0.0, draw.between(0.2, 0.6)))
+    u, v = np.meshgrid(np.linspace(0, 1, 33), np.linspace(0, 1, 7))
+    tie = draw.between(0.3, 0.6)
+    waist = 1.0 - gather * np.exp(-(((v - tie) / 0.25) ** 2))
+    half = width * (0.46 if double else 0.98)
+    x = u * half * waist - width / 2
+    y = swing * np.sin(u * folds * 2 * np.pi) * (0.6 + 0.4 * (1 - v)) * waist
+    pieces = [("cloth", sheet(np.stack((x, y, v * height), axis=-1), 0.008))]
+    if gather:
+        wide, level = half * (1 - gather) * 1.05, height * tie
+        band = box((wide, swing * 2.4, 0.06), (wide / 2 - width / 2, 0, level), edge=0.02)
+        pieces.append(("tie", band))
+    for part, piece in pieces:
+        shape.add(part, piece)
+        if double:
+            shape.add(part, piece.mirrored())
+    if draw.chance(0.8):
+        over = width * draw.between(0.5, 0.58)
+        shape.add(
+            "rail",
+            rod((-over, 0, height + 0.02), (over, 0, height + 0.02), draw.between(0.012, 0.03)),
+        )
+        knob = 0.08
+        shape.add(
+            "rail",
+            *(
+                ellipsoid((knob, knob, knob), (s * over, 0, height - 0.02), around=10, rows=6)
+                for s in (-1, 1)
+            ),
+        )
+    elif draw.chance(0.6):
+        shape.add("rail", box((width * 1.05, 0.18, draw.between(0.1, 0.3)), (0, 0, height - 0.08)))
+
+
+@category("mantel", "pillar", "shelf", "lintel", "hearth")
+def mantel(shape: Assembly, draw: Draw) -> None:
+    """A fireplace surround: two pillars, a lintel and a shelf; a hearth or a chimney on some."""
+    width, depth, height = draw.between(1.1, 2.0), draw.between(0.2, 0.5), draw.between(0.9, 1.4)
+    pillar, lintel = width * draw.between(0.1, 0.22), height * draw.between(0.15, 0.3)
+    for side in (-1, 1):
+        x = side * (width - pillar) / 2
+        if draw.chance(0.3):
+            shape.add("pillar", cylinder(pillar * 0.4, height - lintel, (x, -depth * 0.1, 0)))
+        shape.add("pillar", box((pillar, depth * 0.8, height - lintel), (x, 0, 0)))
+        if draw.chance(0.5):
+            shape.add("pillar", box((pillar * 1.15, depth * 0.95, height * 0.1), (x, 0, 0)))
+    shape.add("lintel", box((width, depth * 0.8, lintel), (0, 0, height - lintel)))
+    for step in range(draw.count(1, 3)):
+        size = (width * (1.06 + 0.05 * step), depth * (1.0 + 0.12 * step), draw.between(0.03, 0.07))
+        shape.add("shelf", box(size, (0, -depth * 0.05 * step, height + 0.04 * step)))
+    if draw.chance(0.6):
+        shape.add(
+            "hearth",
+            box((width * 1.05, depth * draw.between(1.2, 2.2), 0.05), (0, -depth * 0.3, 0)),
+        )
+    if draw.chance(0.6):
+        shape.add("hearth", box((width * 0.8, 0.03, height), (0, depth * 0.35, 0)))
+    if draw.chance(0.25):
+        shape.add(
+            "lintel",
+            box(
+                (width * 0.7, depth * 0.5, height * draw.between(0.4, 0.9)),
+                (0, depth * 0.15, height),
+            ),
+        )
+
+
+@category("stairs", "step", "rail", "side")
+def stairs(shape: Assembly, draw: Draw) -> None:
+    """A flight: solid, open or spiral, some with rails."""
+    count, width = draw.count(4, 14), draw.between(0.6, 1.3)
+    rise, run = draw.between(0.13, 0.22), draw.between(0.22, 0.34)
+    kind, railed = draw.pick(("solid", "open", "open", "spiral")), draw.chance(0.6)
+    rail_height = draw.between(0.7, 1.0)
+    if kind == "spiral":
+        turn = draw.between(18, 32)
+        height = rise * count
+        shape.add("side", rod((0, 0, 0), (0, 0, height + (rail_height if railed else 0.1)), 0.06))
+        wedge = np.array(
+            [(0.02, -0.05), (width, -width * 0.25), (width, width * 0.25), (0.02, 0.05)]
+        )
+        for i in range(count):
+            tread = prism(wedge, 0.05, (0, 0, rise * (i + 1) - 0.05))
+            shape.add("step", tread.turned("z", turn * i))
+        if railed and count > 3:
+            angle = np.deg2rad(turn * np.arange(count))
+            path = np.column_stack(
+                (
+                    width * np.cos(angle),
+                    width * np.sin(angle),
+                    rise * (np.arange(count) + 1) + rail_height,
+                )
+            )
+            shape.add("rail", tube(path, 0.025))
+        return
+    for i in range(count):
+        y, z = run * (i + 0.5), rise * i
+        tall = rise * (i + 1) if kind == "solid" else draw.between(0.03, 0.05)
+        shape.add(
+            "step",
+            box((width, run * 1.08, tall), (0, y, 0 if kind == "solid" else z + rise - tall)),
+        )
+    top = (run * count, rise * count)
+    for side in (-1, 1):
+        x = side * width / 2
+        if kind == "open":
+            shape.add("side", rod((x, 0, rise * 0.4), (x, top[0], top[1]), rise * 0.4, power=7))
+        if railed:
+            shape.add("rail", rod((x, 0, rail_height), (x, top[0], top[1] + rail_height), 0.03))
+            for share in np.linspace(0.03, 0.97, draw.count(2, 6)):
+                shape.add(
+                    "rail",
+                    rod(
+                        (x, share * top[0], share * top[1]),
+                        (x, share * top[0], share * top[1] + rail_height),
+                        0.018,
+                    ),
+                )

@@ -1,0 +1,174 @@
+"""Seats: chair, stool, bench, sofa."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pointdistill.data.synthetic_shapes.furniture_parts import legs, sled, support
+from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, Mesh, category
+from pointdistill.data.synthetic_shapes.primitives import box, cushion, cylinder, rod, sheet, tube
+
+
+def seat(draw: Draw, width: float, depth: float, thickness: float, level: float) -> Mesh:
+    """A seat plate or pad whose upper face is near ``level`` + ``thickness``."""
+    kind = draw.pick(("plate", "round", "pad", "soft"))
+    at = (0.0, 0.0, level)
+    if kind == "round":
+        return cylinder(0.5, thickness, at, power=draw.between(2.0, 5.0), stretch=(width, depth))
+    if kind == "pad":
+        return cushion((width, depth, thickness * 1.6), at, pinch=draw.between(0.1, 0.4))
+    return box((width, depth, thickness), at, edge=thickness * 0.45 if kind == "soft" else 0.0)
+
+
+def backrest(draw: Draw, width: float, height: float) -> list[Mesh]:
+    """A back in the plane y = 0, from z = 0 up: panel, frame, slats, spindles, ladder or bent shell."""
+    kind = draw.pick(("panel", "shell", "slats", "ladder", "frame", "pad"))
+    thick = draw.between(0.015, 0.05)
+    if kind == "panel":
+        return [box((width, thick, height), edge=draw.pick((0.0, thick * 0.4)))]
+    if kind == "pad":
+        start = draw.between(0.15, 0.4) * height
+        pole = rod((0, thick, -0.04), (0, thick, start + 0.1), 0.025)
+        pad = cushion((width, height - start, 0.1), pinch=0.2).turned("x", 90)
+        return [pole, pad.moved(0, 0.05, (height + start) / 2)]
+    if kind == "shell":
+        bow = draw.between(0.05, 0.3) * width
+        u, v = np.meshgrid(np.linspace(-1, 1, 11), np.linspace(0, 1, 7))
+        narrow = 1.0 - draw.between(0.0, 0.45) * v**3
+        grid = np.stack((u * width / 2 * narrow, -bow * u**2 + 0.1 * bow * v, v * height), axis=-1)
+        return [sheet(grid, thick)]
+    post = draw.between(0.012, 0.03)
+    x = width / 2 - post
+    pieces = [rod((side * x, 0, -0.02), (side * x, 0, height), post) for side in (-1, 1)]
+    rail = draw.between(0.03, 0.1)
+    pieces.append(box((width, post * 1.6, rail), (0, 0, height - rail)))
+    if kind == "slats":
+        places = np.linspace(-x, x, draw.count(4, 9))[1:-1]
+        pieces += [
+            box((post * draw.between(0.8, 2), post, height - rail), (p, 0, 0)) for p in places
+        ]
+    elif kind == "ladder":
+        levels = np.linspace(0.15, 0.8, draw.count(2, 5)) * height
+        pieces += [box((width - post, post, rail * 0.7), (0, 0, z)) for z in levels]
+    return pieces
+
+
+def armrests(draw: Draw, width: float, depth: float, rise: float, level: float) -> list[Mesh]:
+    """A pair of arms beside a seat at ``level``, ``rise`` above it: bent bars, posts with pads, or plates."""
+    kind = draw.pick(("loop", "post", "plate"))
+    radius = draw.between(0.013, 0.03)
+    front, back = -depth * draw.between(0.2, 0.45), depth * 0.46
+    if kind == "loop":
+        path = [(0, front, level), (0, front, level + rise * 0.85),
+                (0, front + 0.05, level + rise), (0, back, level + rise)]  # fmt: skip
+        arm = tube(np.array(path), radius)
+    elif kind == "plate":
+        size = (radius * 2, back - front, rise)
+        arm = box(size, (0, (front + back) / 2, level))
+    else:
+        arm = box((radius * 3.5, back - front, radius * 1.6), (0, (front + back) / 2, level + rise))
+        post = rod((0, front * 0.7, level), (0, front * 0.7, level + rise), radius)
+        return [piece.moved(side * width / 2) for side in (-1, 1) for piece in (arm, post)]
+    return [arm.moved(side * width / 2) for side in (-1, 1)]
+
+
+@category("chair", "back", "seat", "leg", "arm")
+def chair(shape: Assembly, draw: Draw) -> None:
+    """One seat with a back; arms on some."""
+    width, depth = draw.between(0.36, 0.72), draw.between(0.36, 0.66)
+    level, thickness = draw.between(0.28, 0.6), draw.between(0.02, 0.12)
+    rise = draw.between(0.25, 0.85)
+    shape.add("leg", *support(draw, width, depth, level))
+    shape.add("seat", seat(draw, width, depth, thickness, level))
+    lean = draw.between(-2.0, 22.0)
+    back = backrest(draw, width * draw.between(0.75, 1.0), rise)
+    top = level + thickness
+    shape.add("back", *(piece.turned("x", -lean).moved(0, depth * 0.46, top) for piece in back))
+    if draw.chance(0.45):
+        shape.add("arm", *armrests(draw, width, depth, draw.between(0.14, 0.3), top))
+
+
+@category("stool", "seat", "leg")
+def stool(shape: Assembly, draw: Draw) -> None:
+    """A seat without a back, low or as high as a bar."""
+    width = draw.between(0.28, 0.6)
+    depth = width * draw.between(0.75, 1.2)
+    level = draw.between(0.2, 0.85)
+    shape.add("leg", *support(draw, width, depth, level))
+    shape.add("seat", seat(draw, width, depth, draw.between(0.02, 0.14), level))
+
+
+@category("bench", "seat", "leg", "back", "arm")
+def bench(shape: Assembly, draw: Draw) -> None:
+    """A long seat for several, with or without a back."""
+    width, depth = draw.between(0.7, 2.0), draw.between(0.26, 0.6)
+    level, thickness = draw.between(0.3, 0.55), draw.between(0.03, 0.1)
+    kind = draw.pick(("legs", "legs", "plates", "sled"))
+    if kind == "legs":
+        shape.add("leg", *legs(draw, width, depth, level))
+    elif kind == "sled":
+        shape.add(
+            "leg", *sled(width * draw.between(0.7, 1), depth, level, draw.between(0.02, 0.04))
+        )
+    else:
+        place, plate = width * draw.between(0.3, 0.46), draw.between(0.03, 0.12)
+        sides = [box((plate, depth * 0.9, level), (side * place, 0, 0)) for side in (-1, 1)]
+        shape.add("leg", *sides)
+    count = draw.pick((1, 1, draw.count(3, 6)))
+    board = depth / count
+    for place in (np.arange(count) + 0.5) * board - depth / 2:
+        plank = board * (0.8 if count > 1 else 1.0)
+        shape.add("seat", box((width, plank, thickness), (0, place, level)))
+    if draw.chance(0.45):
+        back = backrest(draw, width, draw.between(0.25, 0.6))
+        lean = draw.between(0, 18)
+        top = level + thickness
+        shape.add("back", *(piece.turned("x", -lean).moved(0, depth * 0.45, top) for piece in back))
+        if draw.chance(0.5):
+            shape.add("arm", *armrests(draw, width, depth, draw.between(0.15, 0.25), top))
+
+
+@category("sofa", "seat", "back", "arm", "base")
+def sofa(shape: Assembly, draw: Draw) -> None:
+    """An upholstered seat between arms: one place or three, straight or with a chaise."""
+    width, depth = draw.between(0.75, 2.3), draw.between(0.65, 1.05)
+    foot, base = draw.pick((0.0, draw.between(0.05, 0.16))), draw.between(0.12, 0.3)
+    arm_width = draw.pick((0.0, 1.0, 1.0, 1.0)) * draw.between(0.06, 0.24)
+    back_depth = draw.between(0.12, 0.28)
+    soft = draw.between(0.015, 0.07)
+    if foot:
+        feet = [rod((sx * width * 0.44, sy * depth * 0.42, 0), (sx * width * 0.42, sy * depth * 0.4, foot), 0.025)
+                for sx in (-1, 1) for sy in (-1, 1)]  # fmt: skip
+        shape.add("base", *feet)
+    shape.add("base", box((width, depth, base), (0, 0, foot), edge=soft))
+    level = foot + base
+    places = draw.count(1, 3) if width > 1.1 else 1
+    inner, seat_depth = width - 2 * arm_width, depth - back_depth
+    pad, rise = draw.between(0.08, 0.2), draw.between(0.28, 0.6)
+    lean, chaise = draw.between(0, 14), draw.chance(0.2) and places > 1
+    back = box((width, back_depth, rise + pad), edge=soft * 1.3).turned("x", -lean)
+    shape.add("back", back.moved(0, (depth - back_depth) / 2, level))
+    for i in range(places):
+        x = (i + 0.5) * inner / places - inner / 2
+        reach = seat_depth * (1.7 if chaise and i == 0 else 1.0)
+        y = -depth / 2 + seat_depth - reach / 2
+        shape.add("seat", box((inner / places * 0.98, reach, pad), (x, y, level), edge=pad * 0.45))
+        if chaise and i == 0:
+            shape.add("base", box((inner / places, reach, base), (x, y, foot), edge=soft))
+        if draw.chance(0.4):
+            loose = cushion((inner / places * 0.9, rise, 0.18), pinch=0.4).turned("x", 90 - lean)
+            shape.add("back", loose.moved(x, seat_depth - depth / 2, level + pad + rise / 2))
+    if arm_width:
+        height = pad + rise * draw.between(0.2, 0.95)
+        rolled = draw.chance(0.35)
+        for side in (-1, 1):
+            x = side * (width - arm_width) / 2
+            shape.add("arm", box((arm_width, depth, height), (x, 0, level), edge=soft))
+            if rolled:
+                y = depth / 2 - 0.02
+                shape.add(
+                    "arm",
+                    rod(
+                        (x, -y, level + height), (x, y, level + height), arm_width * 0.6, around=14
+                    ),
+                )
