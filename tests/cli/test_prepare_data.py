@@ -41,6 +41,17 @@ def test_it_makes_builtin_shapes_and_says_what_comes_next(run: Run) -> None:
     assert (code, "was complete already" in out) == (0, True)
 
 
+def test_a_share_of_builtin_shapes_can_be_procedural(run: Run) -> None:
+    small = ("--shapes", "8", "--points", "64", "--workers", "0")
+    code, out, _ = run(*small, "--procedural", "0.5")
+    assert (code, "8 shapes of builtin" in out) == (0, True)
+    assert sum(name.startswith("procedural/") for name in open_corpus("data/builtin").ids()) == 4
+    code, _, err = run(*small)
+    assert (code, "procedural" in err, err.count("\n")) == (2, True, 1)
+    code, _, err = run(*small, "--procedural", "2")
+    assert (code, "procedural must be a share from 0 to 1" in err) == (2, True)
+
+
 def test_a_cluster_that_is_not_there_is_one_line_and_exit_code_2(run: Run) -> None:
     pytest.importorskip("distributed")
     small = ("--shapes", "20", "--points", "64")

@@ -17,6 +17,7 @@ import trimesh
 
 from pointdistill.data.benchmarks.scanobjectnn import CLASSES
 from pointdistill.data.corpus import verify_corpus
+from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SOURCES, SourceRequest, open_source, source_info
 from pointdistill.data.synthetic_shapes import CATEGORIES, PART_NAMES
 from pointdistill.engine.weights.licences import Terms, terms_of
@@ -60,10 +61,17 @@ def test_an_unknown_source_is_told_the_nearest(name: str, message: str) -> None:
         (
             "builtin",
             {"up": "y"},
-            "up='y' has no meaning for builtin; its options are: categories, shapes",
+            "up='y' has no meaning for builtin; its options are: categories, procedural, shapes",
         ),
         ("builtin", {"path": Path("x")}, "reads no file, got 'x'"),
         ("builtin", {"shapes": 0}, "shapes must be at least 1, got 0"),
+        ("builtin", {"procedural": 1.5}, "procedural must be a share from 0 to 1, got 1.5"),
+        ("builtin", {"procedural": float("nan")}, "a share from 0 to 1, got nan"),
+        (
+            "builtin",
+            {"procedural": 1.0, "categories": ["chair"]},
+            "procedural 1 leaves no shapes for categories",
+        ),
         ("builtin", {"categories": ["char"]}, "no built-in category 'char'; did you mean chair"),
         ("folder", {"include_test": True}, "include_test=True has no meaning for folder"),
         ("modelnet40", {"shapes": 3}, "shapes=3 has no meaning for modelnet40"),
@@ -123,6 +131,38 @@ def test_builtin_shapes_are_the_same_in_a_larger_corpus(tmp_path: Path) -> None:
     assert few.ids() == ["chair/000000", "chair/000001", "table/000000", "table/000001"]
     assert np.array_equal(few.points(3), many.points(many.ids().index("table/000001")))
     assert not np.array_equal(many.points(0), many.points(1))
+
+
+def test_a_share_of_the_builtin_shapes_has_no_category(tmp_path: Path) -> None:
+    """Three in ten, evenly between; the others are those of a corpus without them."""
+    plain = build("builtin", tmp_path / "plain", shapes=7, points=64)
+    mixed = build("builtin", tmp_path / "mixed", shapes=10, procedural=0.3, points=64)
+    source = open_source("builtin", SourceRequest(shapes=10, procedural=0.3))
+    build_corpus(source, tmp_path / "again", points=64, workers=2)
+    without = [row for row in range(10) if mixed.labels()[row] == -1]
+    assert [mixed.ids()[row] for row in without] == [f"procedural/{k:06d}" for k in range(3)]
+    assert mixed.label_names == CATEGORIES
+    others = [row for row in range(10) if row not in without]
+    assert [mixed.ids()[row] for row in others] == plain.ids()
+    for row, same in zip(others, range(7), strict=True):
+        assert np.array_equal(mixed.points(row), plain.points(same))
+    assert mixed[without[0]].part is None or (mixed[without[0]].part == 255).all()
+    assert mixed.sources[0].settings == {"shapes": 10, "procedural": 0.3}
+    assert plain.sources[0].settings == {"shapes": 7}
+    for file in sorted((tmp_path / "mixed").iterdir()):
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+    assert verify_corpus(tmp_path / "mixed") == ()
+
+
+def test_a_corpus_can_be_procedural_alone(tmp_path: Path) -> None:
+    corpus = build("builtin", tmp_path / "corpus", shapes=4, procedural=1.0, points=64)
+    more = build("builtin", tmp_path / "more", shapes=9, procedural=0.5, points=64)
+    assert corpus.label_names == ()
+    assert corpus.labels().tolist() == [-1] * 4
+    assert corpus[0].part is None
+    for k in range(4):
+        row = more.ids().index(f"procedural/{k:06d}")
+        assert np.array_equal(more.points(row), corpus.points(k))
 
 
 # folder

@@ -47,6 +47,14 @@ def prepare_data(
         int | None,
         typer.Option(help="Number of shapes that builtin makes. Default: 10,000.", min=1),
     ] = None,
+    procedural: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share (0 to 1) of builtin's shapes that are procedural: random parts combined at random, "
+            "without a category. Default: 0.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same corpus.", min=0)] = 0,
     workers: Annotated[
         int | None,
@@ -142,7 +150,12 @@ def prepare_data(
         "--exclude-tests": exclude_tests,
     }
     if source == _MIXTURE:
-        other_options = {"--shapes": shapes, "--up": up, "--include-test": include_test}
+        other_options = {
+            "--shapes": shapes,
+            "--procedural": procedural,
+            "--up": up,
+            "--include-test": include_test,
+        }
         _refuse(other_options, f"{_MIXTURE}; for test splits name the source with --take-tests")
         _check_combination(plan=plan, fetch=fetch, retry=retry, cluster=cluster)
         mixture = _mixture_request(path, sources, take_tests, exclude_tests)
@@ -158,7 +171,9 @@ def prepare_data(
         return
     _refuse(mixture_options, f"{source}; it is for {_MIXTURE}")
     up_axis = up.lower() if up is not None else None
-    request = SourceRequest(path=path, shapes=shapes, up=up_axis, include_test=include_test)
+    request = SourceRequest(
+        path=path, shapes=shapes, procedural=procedural, up=up_axis, include_test=include_test
+    )
     try:
         with console_reporter() as reporter:
             prepared = prepare_corpus(

@@ -47,7 +47,7 @@ SOURCES: tuple[SourceInfo, ...] = (
         archive=None,
         access="made on the spot",
         commercial=True,
-        options=frozenset({"shapes", "categories"}),
+        options=frozenset({"shapes", "categories", "procedural"}),
     ),
     SourceInfo(
         name="folder",

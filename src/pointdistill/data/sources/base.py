@@ -94,6 +94,9 @@ class SourceRequest:
     categories: Sequence[str] | None = None
     """Categories, for sources that make them."""
 
+    procedural: float | None = None
+    """Share of the shapes that are procedural, from 0 to 1, for sources that make them."""
+
     up: str | None = None
     """The axis that points up in files that do not say so themselves."""
 
@@ -160,6 +163,7 @@ def check_request(request: SourceRequest, info: SourceInfo) -> None:
     options: Mapping[str, Any] = {
         "shapes": request.shapes,
         "categories": request.categories,
+        "procedural": request.procedural,
         "up": request.up,
         "include_test": request.include_test or None,
     }

@@ -296,6 +296,17 @@ def sheet(grid: ArrayLike, thickness: float) -> Mesh:
     return Mesh(vertices, _sheet_faces(front.shape[0], front.shape[1]))
 
 
+@lru_cache(maxsize=64)
+def _layer_faces(rows: int, columns: int) -> Faces:
+    """Two triangles per cell of a (rows, columns) grid."""
+    return _sheet_faces(rows, columns)[: 2 * (rows - 1) * (columns - 1)]
+
+
+def surface(grid: Floats) -> Mesh:
+    """One open layer of triangles through (R, C, 3) points: a `sheet` without thickness."""
+    return Mesh(grid.reshape(-1, 3), _layer_faces(grid.shape[0], grid.shape[1]))
+
+
 def cushion(size: Vector, at: Vector = ORIGIN, *, pinch: float = 0.5, cells: int = 10) -> Mesh:
     """A stuffed rectangle: fullest in the middle, thin at the seams.
 
