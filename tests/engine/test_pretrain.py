@@ -44,6 +44,33 @@ def test_resumed_run_equals_uninterrupted_run(
     assert len(losses(whole)) == 7
 
 
+def test_the_loss_counts_koleo_with_the_configured_weight(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    config = replace(micro_config(), koleo_weight=0.5)
+    pretrain(config, corpus=memory_corpus, run=tmp_path, options=options(stop_at=2))
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        total = row["patch"] + row["cls"] + 0.5 * row["koleo"]
+        assert row["loss"] == pytest.approx(total / 2.5, rel=1e-5)
+
+
+def test_a_run_from_before_a_setting_existed_resumes_with_its_default(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    config = micro_config()
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    pretrain(config, corpus=memory_corpus, run=whole, options=options())
+    pretrain(config, corpus=memory_corpus, run=split, options=options(stop_at=3))
+    (of_checkpoint,) = split.glob("checkpoints/*/*.json")
+    for file in (split / "config.json", of_checkpoint):
+        plain = json.loads(file.read_text())
+        del plain["config"]["koleo_weight"]
+        file.write_text(json.dumps(plain))
+    pretrain(config, corpus=memory_corpus, run=split, resume=True, options=options())
+    assert_same_bits(whole, split)
+
+
 def test_same_seed_same_losses_and_another_seed_others(
     memory_corpus: MemoryCorpus, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.engine.config.config import to_plain
+from pointdistill.engine.config.config import PretrainConfig, from_plain, to_plain
 from pointdistill.engine.config.recipes import RECIPES, recipe
 from pointdistill.engine.config.settings import (
     RunOverrides,
@@ -113,6 +113,13 @@ def test_a_runs_own_configuration_is_the_run(tmp_path: Path) -> None:
     assert resolve_config(RunOverrides(config=file)).config == RECIPES["tiny-cls-no-crops"].config
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny-cls", "tiny-mpm"])
+def test_a_configuration_from_before_koleo_weight_was_a_setting_has_its_default(name: str) -> None:
+    plain = to_plain(RECIPES[name].config)
+    assert plain.pop("koleo_weight") == 0.01
+    assert from_plain(PretrainConfig, plain) == RECIPES[name].config
+
+
 def test_none_takes_a_part_away_and_a_value_brings_it_back() -> None:
     without = resolve_config(RunOverrides(recipe="tiny-mpm", set=["predictor=none"])).config
     assert without.predictor is None
@@ -153,6 +160,7 @@ def test_epochs_decide_over_steps_that_were_said_before(tmp_path: Path) -> None:
         ("weight_decay=nan", "weight_decay must be a finite number, got nan"),
         ("weight_decay=-1", "weight_decay must not be negative"),
         ("clip_norm=0", "clip_norm must be positive"),
+        ("koleo_weight=-0.1", "koleo_weight must be a finite number and not negative, got -0.1"),
         ("mode=mpm", r"encoder.cls_token must be False in mpm mode; choose the mode by its name"),
         ("masking.ratio=0.01", "hides 0 of 16 patches"),
         ("predictor.depth=0", "predictor = none trains without one"),
@@ -188,6 +196,7 @@ def test_wrong_values_are_refused_in_one_line(assignment: str, message: str) -> 
             ["local_crop.count=8"],
             "local_crop.count would not be used in mpm mode; .*dual or cls",
         ),
+        ("tiny-mpm", ["koleo_weight=0.1"], "koleo_weight would not be used in mpm mode"),
         ("tiny-mpm", ["local_crop=none"], "local_crop would not be used in mpm mode"),
         ("tiny-mpm", ["schedule.first_cls_temperature=0.5"], "first_cls_temperature would not"),
         (

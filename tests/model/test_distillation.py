@@ -220,3 +220,18 @@ def test_stochastic_depth_keeps_the_mean(rate: float) -> None:
     passed = rows[rows > 0]
     torch.testing.assert_close(passed, torch.full_like(passed, 1 / (1 - rate)))
     assert (depth.eval()(torch.zeros(2, 1, 1), One(), None) == 1).all()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.01, 0.5])
+def test_koleo_counts_with_its_weight_beside_one_for_the_others(weight: float) -> None:
+    module = Student(Mode.DUAL, CONFIG.encoder, CONFIG.head, CONFIG.predictor)
+    initialize(module, generator=torch.Generator().manual_seed(0))
+    predictions = module.eval()(some_views())
+    logits = {Head.CLS: torch.randn(2, 2, 16), Head.PATCH: torch.randn(4, 8, 16)}
+    targets = TeacherOutput(logits, torch.randn(4, 8, 12))
+    temperatures = Temperatures(cls_teacher=0.04, patch_teacher=0.05)
+    found = objective(predictions, targets, temperatures, koleo_weight=weight)
+    patch, cls, spread = (found.terms[name] for name in ("patch", "cls", "koleo"))
+    torch.testing.assert_close(found.total, (patch + cls + weight * spread) / (2.0 + weight))
+    if weight == 0.01:
+        assert torch.equal(found.total, objective(predictions, targets, temperatures).total)

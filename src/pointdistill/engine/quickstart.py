@@ -22,7 +22,7 @@ from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.files.workspace import remember_run
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.config.config import PretrainConfig, to_plain
+from pointdistill.engine.config.config import PretrainConfig, from_plain
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.results import Result, Spread, write_results
@@ -281,7 +281,8 @@ def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, stages: _Stag
         f"pretraining the tiny encoder for {pretrain_config.steps:,} steps, no labels",
     )
     resume = bool(list_checkpoints(run / CHECKPOINTS))
-    if resume and read_run_config(run)["config"] != to_plain(pretrain_config):
+    # Compared as records: a run from before a setting existed has that setting's default.
+    if resume and from_plain(PretrainConfig, read_run_config(run)["config"]) != pretrain_config:
         msg = f"{run} holds a run of other settings; choose another folder, or remove that run"
         raise ConfigError(msg)
     remember_run(run)

@@ -40,6 +40,9 @@ class Temperatures:
     student: float = 0.1
 
 
+KOLEO_WEIGHT = 0.01
+"""Weight of KoLeo in the paper's total loss, beside 1 for every other term."""
+
 LARGEST = 16_384
 """Largest width or depth, so that a damaged configuration cannot request all memory."""
 

@@ -15,7 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pointdistill.model.config import EncoderConfig, HeadConfig, Mode, PredictorConfig, Temperatures
+from pointdistill.model.config import (
+    KOLEO_WEIGHT,
+    EncoderConfig,
+    HeadConfig,
+    Mode,
+    PredictorConfig,
+    Temperatures,
+)
 from pointdistill.model.encoder import Encoder, Tokens
 from pointdistill.model.heads import ProjectionHead
 from pointdistill.model.losses import (
@@ -29,7 +36,6 @@ from pointdistill.model.patches import Patches, gather_points
 from pointdistill.model.predictor import Predictor
 
 CENTER_MOMENTUM = 0.9
-KOLEO_WEIGHT = 0.01
 
 
 class Head(StrEnum):
@@ -291,6 +297,7 @@ def objective(
     targets: TeacherOutput,
     temperatures: Temperatures,
     *,
+    koleo_weight: float = KOLEO_WEIGHT,
     gather: Callable[[Tensor], tuple[Tensor, int]] | None = None,
 ) -> Losses:
     """The total loss of a step and its terms (section 5 of docs/method.md).
@@ -299,6 +306,7 @@ def objective(
         predictions: the student's predictions, which decide which terms there are.
         targets: the teacher's output, already centred.
         temperatures: the temperatures of this step.
+        koleo_weight: weight of KoLeo in the total; the other terms have weight 1.
         gather: concatenates the rows of all processes, and returns the index of our first; None for one process.
     """
     terms: dict[str, Tensor] = {}
@@ -313,7 +321,7 @@ def objective(
         features = predictions.cls.features
         everyone, first = (None, 0) if gather is None else gather(features)
         terms["koleo"] = koleo(features, everyone, first=first)
-    weights = {name: KOLEO_WEIGHT if name == "koleo" else 1.0 for name in terms}
+    weights = {name: koleo_weight if name == "koleo" else 1.0 for name in terms}
     # Stacked and summed, not added to 0.0: a number made on the host would be copied to the device, and waited
     # for.
     total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()

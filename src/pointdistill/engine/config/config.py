@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pointdistill.engine.runtime.schedules import ScheduleConfig
 from pointdistill.errors import ConfigError
 from pointdistill.model.config import (
+    KOLEO_WEIGHT,
     AugmentConfig,
     CropConfig,
     EncoderConfig,
@@ -33,8 +34,8 @@ RUN_FORMAT = "pointdistill-run"
 
 Record = TypeVar("Record")
 
-_TABLES_OF = {"patch": ("masking", "predictor"), "cls": ("local_crop",)}
-"""Tables of settings that only one of the two objectives uses."""
+_SETTINGS_OF = {"patch": ("masking", "predictor"), "cls": ("local_crop", "koleo_weight")}
+"""Settings, and tables of settings, that only one of the two objectives uses."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +75,9 @@ class PretrainConfig:
     weight_decay: float = 0.05
     clip_norm: float = 10.0
 
+    koleo_weight: float = KOLEO_WEIGHT
+    """Weight of KoLeo in the total loss, beside 1 for every other term. Not used in MPM mode."""
+
     centers_from_first_batch: bool = False
     """Start the teacher's centres at the first batch's mean logits instead of zero (the paper: zero)."""
 
@@ -93,6 +97,11 @@ class PretrainConfig:
             msg = (
                 "weight_decay must not be negative and clip_norm must be positive, "
                 f"got {self.weight_decay!r} and {self.clip_norm!r}"
+            )
+            raise ConfigError(msg)
+        if not 0.0 <= self.koleo_weight < math.inf:
+            msg = (
+                f"koleo_weight must be a finite number and not negative, got {self.koleo_weight!r}"
             )
             raise ConfigError(msg)
         if not 0 <= self.seed < 2**63:
@@ -132,7 +141,7 @@ class PretrainConfig:
         """
         table, _, name = key.partition(".")
         for part, has in (("patch", self.mode.has_patches), ("cls", self.mode.has_cls)):
-            if not has and (table in _TABLES_OF[part] or f"_{part}_" in name):
+            if not has and (table in _SETTINGS_OF[part] or f"_{part}_" in name):
                 using = " or ".join(mode for mode in Mode if mode is not self.mode)
                 return f"in {self.mode} mode; leave it out, or train in {using} mode"
         if key == "masking.block_share" and self.masking.kind is MaskKind.RANDOM:

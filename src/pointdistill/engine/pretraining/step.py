@@ -132,7 +132,11 @@ class TrainingStep:
             targets, means = self._targets(views)
             predictions = self.student(views, self._generator())
         losses = objective(
-            predictions, targets, rates.temperatures, gather=gather_rows(self.accelerator)
+            predictions,
+            targets,
+            rates.temperatures,
+            koleo_weight=config.koleo_weight,
+            gather=gather_rows(self.accelerator),
         )
         # A process that could not read its shapes computes on placeholders all the same, because the others wait
         # for it in every collective, the gradients' among them.
