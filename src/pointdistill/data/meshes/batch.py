@@ -183,6 +183,9 @@ class SampledFile:
     dropped: int
     """Faces, or points of a cloud, that ``repair`` left out."""
 
+    left_out: tuple[str, ...]
+    """What the file holds besides its shape, such as hidden meshes or supports for printing."""
+
     declared_up: Axis | None
     """The up axis that the file states; the points are turned only if the caller asks for it."""
 
@@ -274,7 +277,7 @@ def sample_files(
 def _sampled(source: Path, output: Path, shape: Surface | PointSet) -> SampledFile:
     is_surface = isinstance(shape, Surface)
     dropped = shape.dropped_faces if isinstance(shape, Surface) else shape.dropped_points
-    return SampledFile(source, output, is_surface, dropped, shape.declared_up)
+    return SampledFile(source, output, is_surface, dropped, shape.left_out, shape.declared_up)
 
 
 def _distinct(paths: list[Path]) -> list[Path]:

@@ -23,6 +23,10 @@ class RepairWarning(UserWarning):
     """A mesh was sampled without the faces or points that ``repair`` dropped."""
 
 
+class LeftOutWarning(UserWarning):
+    """A file holds meshes that it hides or does not print; they are no part of what was sampled."""
+
+
 def sample_surface(
     mesh: str | os.PathLike[str] | Surface | PointSet | Any,
     count: int,
@@ -58,6 +62,9 @@ def sample_surface(
         path = Path(mesh)
         shape = read_mesh(path, repair=repair, limits=limits)
         _warn_of_repair(shape, str(path))
+        if shape.left_out:
+            msg = f"{path}: left out {', '.join(shape.left_out)}"
+            warnings.warn(msg, LeftOutWarning, stacklevel=2)
         return draw_for_file(shape, path, count, seed=seed, up=axis)
     if isinstance(mesh, Surface | PointSet):
         shape = mesh
