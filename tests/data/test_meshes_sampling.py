@@ -227,7 +227,7 @@ def test_arguments_are_checked(arguments: dict[str, object], message: str) -> No
     [
         (CORNERS[:3] * 1e39, "do not fit float32"),
         (np.array([[-1.7e308, 0, 0], [1.7e308, 0, 0], [0, 1, 0]]), "too large for floating point"),
-        (CORNERS[:3] + 1e6, "lies 1e\\+06 from the origin, where float32 has steps of 0.0625"),
+        (CORNERS[:3] + 1e15, "lies 1e\\+15 from the origin, where float64 has steps of 0.125"),
     ],
 )
 def test_coordinates_that_float32_cannot_hold_are_refused(

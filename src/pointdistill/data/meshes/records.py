@@ -15,6 +15,7 @@ Axis: TypeAlias = Literal["x", "y", "z", "-x", "-y", "-z"]
 """The signed axis of a file that points up."""
 
 Floats: TypeAlias = NDArray[np.float64]
+AnyFloats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
 
 MINIMUM_POINTS = 32
