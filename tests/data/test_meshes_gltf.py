@@ -16,7 +16,7 @@ import pytest
 from pointdistill.data.meshes import PointSet, read_mesh, surface_area
 from pointdistill.data.meshes.formats.gltf_buffers import DracoDecoder
 from pointdistill.errors import DataError
-from tests.data.meshes.box import BOX, QUADS, TRIANGLES, check_box, read_surface
+from tests.data.meshes.box import BOX, QUADS, TRIANGLES, bounds, check_box, read_surface
 
 Json = dict[str, Any]
 FLOAT, USHORT, UINT, BYTE = 5126, 5123, 5125, 5120
@@ -365,3 +365,128 @@ def test_draco_metadata_are_passed_over() -> None:
 def test_all_draco_streams_of_a_file_share_one_deadline() -> None:
     with pytest.raises(DataError, match="longer to decode than their size allows"):
         DracoDecoder(seconds_left=0.0).decode(STREAM, vertices=8, faces=12)
+
+
+def morphing(mesh_weights: list[float] | None, *node_weights: list[float] | None) -> Builder:
+    """A box of 1 x 2 x 3 that its only target makes 2 wide; a node for each weights, ten apart."""
+    builder = Builder()
+    wider = builder.positions(np.where(BOX[:, :1] > 0, [1.0, 0.0, 0.0], 0.0))
+    builder.primitive(
+        attributes={"POSITION": builder.positions()},
+        indices=builder.indices(TRIANGLES),
+        targets=[{"POSITION": wider}],
+    )
+    if mesh_weights is not None:
+        builder.json["meshes"][0]["weights"] = mesh_weights
+    builder.json["nodes"] = [
+        {"mesh": 0, "translation": [10 * k, 0, 0]}
+        | ({} if weights is None else {"weights": weights})
+        for k, weights in enumerate(node_weights)
+    ]
+    builder.json["scenes"] = [{"nodes": list(range(len(node_weights)))}]
+    return builder
+
+
+@pytest.mark.parametrize("mesh_weights", [None, [0.0]])
+def test_the_weights_of_a_node_come_before_those_of_its_mesh(
+    mesh_weights: list[float] | None, tmp_path: Path
+) -> None:
+    """Faces of 2 x 2, 2 x 3 and 2 x 3 twice: 32."""
+    path = morphing(mesh_weights, [1.0]).write(tmp_path / "a.glb")
+    assert surface_area(read_surface(path)) == pytest.approx(32)
+    assert bounds(path) == [[0, 0, 0], [2, 2, 3]]
+
+
+def test_nodes_of_one_mesh_each_have_their_own_weights(tmp_path: Path) -> None:
+    """Widths 2, 1 and, from the mesh, 1.5: areas 32, 22 and 27; the last ends at 21.5."""
+    path = morphing([0.5], [1.0], [0.0], None).write(tmp_path / "a.glb")
+    assert surface_area(read_surface(path)) == pytest.approx(32 + 22 + 27)
+    assert bounds(path) == [[0, 0, 0], [21.5, 2, 3]]
+
+
+def test_a_hidden_node_hides_all_below_it_and_is_named(tmp_path: Path) -> None:
+    """Of five boxes one is hidden, one is below it and says that it is visible, one is below that."""
+    builder = Builder()
+    builder.box()
+    away = {"mesh": 0, "translation": [10, 0, 0]}
+    shown, hidden = ({"KHR_node_visibility": {"visible": value}} for value in (True, False))
+    builder.json["extensionsRequired"] = ["KHR_node_visibility"]
+    builder.json["nodes"] = [
+        {"mesh": 0},
+        {**away, "extensions": hidden, "children": [2]},
+        {**away, "extensions": shown, "children": [3]},
+        away,
+        {**away, "extensions": shown},
+    ]
+    builder.json["scenes"] = [{"nodes": [0, 1, 4]}]
+    path = builder.write(tmp_path / "a.glb")
+    assert bounds(path) == [[0, 0, 0], [11, 2, 3]]
+    assert surface_area(read_surface(path)) == pytest.approx(44)
+    assert read_surface(path).left_out == ("3 meshes on hidden nodes",)
+    builder.json["scenes"] = [{"nodes": [1]}]
+    with pytest.raises(DataError, match="all its meshes are on nodes that KHR_node_visibility hid"):
+        read_mesh(builder.write(tmp_path / "a.glb"))
+
+
+def test_a_skin_follows_joints_that_are_hidden(tmp_path: Path) -> None:
+    builder = Builder()
+    attributes = {"POSITION": builder.positions()}
+    attributes["JOINTS_0"] = builder.accessor(np.zeros((8, 4), "u1"), "VEC4", 5121)
+    attributes["WEIGHTS_0"] = builder.accessor(np.eye(4, dtype="<f4")[[0] * 8], "VEC4", FLOAT)
+    builder.primitive(attributes=attributes, indices=builder.indices(TRIANGLES))
+    hidden = {"KHR_node_visibility": {"visible": False}}
+    builder.json["nodes"] = [
+        {"mesh": 0, "skin": 0},
+        {"translation": [0, 0, 5], "extensions": hidden},
+    ]
+    builder.json["skins"] = [{"joints": [1]}]
+    builder.json["scenes"] = [{"nodes": [0, 1]}]
+    assert bounds(builder.write(tmp_path / "a.glb")) == [[0, 0, 5], [1, 2, 8]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "KHR_technique_webgl",
+        "KHR_techniques_webgl",
+        "KHR_texture_basisu",
+        "KHR_materials_pbrSpecularGlossiness",
+        "ADOBE_materials_thin_transparency",
+        "MSFT_texture_dds",
+        "EXT_lights_image_based",
+        "KHR_xmp_json_ld",
+    ],
+)
+def test_an_extension_that_changes_only_the_look_may_be_required(name: str, tmp_path: Path) -> None:
+    builder = Builder()
+    builder.box()
+    builder.json["extensionsRequired"] = [name]
+    check_box(builder.write(tmp_path / "a.gltf"))
+
+
+@pytest.mark.parametrize("name", ["KHR_materialise", "EXT_mesh_gpu_instancing", "MSFT_lod", "X"])
+def test_any_other_required_extension_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    builder = Builder()
+    builder.box()
+    builder.json["extensionsRequired"] = ["KHR_texture_basisu", name]
+    with pytest.raises(DataError, match=f"needs the extension {name};"):
+        read_mesh(builder.write(tmp_path / "a.gltf"))
+
+
+@pytest.mark.parametrize("spaces", range(4))
+@pytest.mark.parametrize("padded", [True, False])
+def test_chunks_of_a_glb_are_found_with_and_without_padding(
+    spaces: int, padded: bool, tmp_path: Path
+) -> None:
+    """The JSON's stated length is any remainder of 4; the bytes up to the next multiple are there or not."""
+    builder = Builder()
+    builder.box()
+    builder.json["buffers"] = [{"byteLength": len(builder.data)}]
+    text = json.dumps(builder.json).encode()
+    text += b" " * (-len(text) % 4 + spaces)
+    filling = b" " * (-len(text) % 4 if padded else 0)
+    chunks = struct.pack("<II", len(text), 0x4E4F534A) + text + filling
+    chunks += struct.pack("<II", len(builder.data), 0x004E4942) + builder.data
+    path = tmp_path / "a.glb"
+    path.write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
+    check_box(path)

@@ -71,6 +71,36 @@ def test_damage_is_one_line(content: bytes, message: str, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("form", [1, 6])
+@pytest.mark.parametrize(("older", "newer"), [(40, 0), (0, 40), (40, 40)])
+def test_a_count_in_either_field_of_las_1_4_is_enough(
+    form: int, older: int, newer: int, tmp_path: Path
+) -> None:
+    content = bytearray(las(minor=4, form=form, record=31))
+    struct.pack_into("<I", content, 107, older)
+    struct.pack_into("<Q", content, 247, newer)
+    (tmp_path / "scan.las").write_bytes(content)
+    cloud = read_mesh(tmp_path / "scan.las")
+    assert isinstance(cloud, PointSet)
+    assert len(cloud.points) == 40
+
+
+def test_a_header_of_an_older_length_has_no_newer_count(tmp_path: Path) -> None:
+    """Version 1.4 is stated over a header of 227 bytes: what follows are points, not a count."""
+    content = bytearray(las())
+    content[25] = 4
+    (tmp_path / "scan.las").write_bytes(content)
+    cloud = read_mesh(tmp_path / "scan.las")
+    assert isinstance(cloud, PointSet)
+    assert len(cloud.points) == 40
+
+
+def test_a_count_of_zero_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scan.las").write_bytes(las(minor=4, points=0))
+    with pytest.raises(DataError, match="states 0 points, 40 records could follow it"):
+        read_mesh(tmp_path / "scan.las")
+
+
 def test_a_scale_of_nan_is_refused(tmp_path: Path) -> None:
     content = bytearray(las())
     struct.pack_into("<d", content, 131, float("nan"))

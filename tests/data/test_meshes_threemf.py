@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.data.meshes import MeshLimits, read_mesh, surface_area
+from pointdistill.data.meshes import (
+    LeftOutWarning,
+    MeshLimits,
+    read_mesh,
+    sample_files,
+    sample_surface,
+    surface_area,
+)
 from pointdistill.errors import DataError
 from tests.data.meshes.box import BOX, TRIANGLES, bounds, check_box, read_surface, write_zip
 
@@ -193,3 +200,220 @@ def test_limits_hold_for_all_documents_of_an_archive(
     write_zip(path, {"3D/3dmodel.model": MODEL.replace(ITEM, items), "other.model": MODEL})
     with pytest.raises(DataError, match=message):
         read_mesh(path, limits=limits)
+
+
+B = "http://schemas.microsoft.com/3dmanufacturing/beamlattice/2017/02"
+MATERIAL = "http://schemas.microsoft.com/3dmanufacturing/material/2015/02"
+SLICE = "http://schemas.microsoft.com/3dmanufacturing/slice/2015/07"
+AWAY = 'transform="1 0 0 0 1 0 0 0 1 50 0 0"'
+SECOND = f'<item objectid="2" {AWAY}/>'
+
+
+def with_root(attributes: str, objects: str, items: str = ITEM) -> str:
+    return model_3mf(objects, items).replace("<model ", f"<model {attributes} ", 1)
+
+
+def typed(name: str, kind: str) -> str:
+    return mesh_3mf(name).replace("<object ", f'<object type="{kind}" ')
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        (f'xmlns:b="{B}" requiredextensions="b"', "the 3MF extension beamlattice/2017/02, which"),
+        (f'xmlns:m="{B}" requiredextensions="p m"', "the 3MF extension beamlattice/2017/02, which"),
+        (
+            'xmlns:bo="http://schemas.3mf.io/3dmanufacturing/booleanoperations/2023/07" requiredextensions="bo"',
+            "the 3MF extension http://schemas.3mf.io/3dmanufacturing/booleanoperations/2023/07",
+        ),
+        ('requiredextensions="z"', "requires the extension 'z' without naming its namespace"),
+    ],
+)
+def test_3mf_that_requires_an_extension_of_the_shape_is_refused(
+    attributes: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "box.3mf"
+    write_zip(path, {"3D/3dmodel.model": with_root(attributes, mesh_3mf("1"))})
+    with pytest.raises(DataError, match=message):
+        read_mesh(path)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        f'xmlns:b="{MATERIAL}" requiredextensions="b p"',
+        f'xmlns:s="{SLICE}" requiredextensions="s"',
+        'requiredextensions=""',
+    ],
+)
+def test_3mf_that_requires_only_what_leaves_the_shape_alone_is_read(
+    attributes: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "box.3mf"
+    write_zip(path, {"3D/3dmodel.model": with_root(attributes, mesh_3mf("1"))})
+    check_box(path)
+
+
+def test_3mf_with_slices_beside_a_coarse_mesh_is_refused(tmp_path: Path) -> None:
+    coarse = mesh_3mf("1").replace("<object ", '<object s:meshresolution="lowres" ')
+    path = tmp_path / "box.3mf"
+    write_zip(path, {"3D/3dmodel.model": with_root(f'xmlns:s="{SLICE}"', coarse)})
+    with pytest.raises(DataError, match="keeps its shape as slices beside a coarse mesh"):
+        read_mesh(path)
+
+
+def test_3mf_elements_of_another_namespace_are_no_triangles(tmp_path: Path) -> None:
+    """A lattice that is not required is passed over and named; its triangles and items are not the model's."""
+    lattice = "<b:beamlattice><b:triangle v1='0' v2='1' v3='2'/><b:component objectid='7'/></b:beamlattice>"
+    box = mesh_3mf("1").replace("</mesh>", f"{lattice}</mesh>")
+    path = tmp_path / "box.3mf"
+    write_zip(path, {"3D/3dmodel.model": with_root(f'xmlns:b="{B}"', box)})
+    check_box(path)
+    assert read_surface(path).left_out == ("1 beam lattices",)
+
+
+def test_3mf_finds_other_parts_by_namespace_and_not_by_prefix(tmp_path: Path) -> None:
+    """A path of another extension says nothing of where an object is."""
+    path = tmp_path / "box.3mf"
+    item = '<item objectid="1" x:path="/nowhere.model"/>'
+    write_zip(path, {"3D/3dmodel.model": with_root('xmlns:x="urn:x"', mesh_3mf("1"), item)})
+    check_box(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("other", "1 objects of type other"),
+        ("support", "1 support objects"),
+        ("solidsupport", "1 support objects"),
+    ],
+)
+def test_3mf_objects_that_are_no_part_of_the_shape_are_left_out_and_named(
+    kind: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "box.3mf"
+    both = mesh_3mf("1") + typed("2", kind)
+    write_zip(path, {"3D/3dmodel.model": model_3mf(both, ITEM + SECOND)})
+    check_box(path)
+    assert read_surface(path).left_out == (said,)
+    components = f'<component objectid="1"/><component objectid="2" {AWAY}/>'
+    # The type of an object of components says nothing.
+    whole = f'<object id="3" type="other"><components>{components}</components></object>'
+    write_zip(path, {"3D/3dmodel.model": model_3mf(both + whole, '<item objectid="3"/>')})
+    check_box(path)
+    assert read_surface(path).left_out == (said,)
+    write_zip(path, {"3D/3dmodel.model": model_3mf(both, SECOND)})
+    with pytest.raises(DataError, match=f"builds nothing besides {said}; export it with a part"):
+        read_mesh(path)
+
+
+@pytest.mark.parametrize("kind", ["model", "surface"])
+def test_3mf_surfaces_are_part_of_the_shape(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "box.3mf"
+    write_zip(
+        path, {"3D/3dmodel.model": model_3mf(typed("1", kind) + typed("2", kind), ITEM + SECOND)}
+    )
+    assert surface_area(read_surface(path)) == pytest.approx(44)
+    assert read_surface(path).left_out == ()
+
+
+def test_3mf_items_that_are_not_to_be_printed_are_left_out_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "box.3mf"
+    items = ITEM.replace("/>", ' printable="1"/>') + SECOND.replace("/>", ' printable="0"/>')
+    write_zip(path, {"3D/3dmodel.model": model_3mf(mesh_3mf("1") + mesh_3mf("2"), items)})
+    check_box(path)
+    assert read_surface(path).left_out == ("1 items that are not to be printed",)
+
+
+@pytest.mark.parametrize(
+    ("subtype", "said"),
+    [
+        ("negative_part", "1 negative parts"),
+        ("modifier_part", "1 modifiers"),
+        ("support_blocker", "1 support blockers"),
+        ("support_enforcer", "1 support enforcers"),
+    ],
+)
+def test_3mf_parts_that_bambu_studio_marks_are_left_out_and_named(
+    subtype: str, said: str, tmp_path: Path
+) -> None:
+    component = '<component p:path="/3D/o.model" objectid='
+    components = f'{component}"1"/>{component}"2" {AWAY}/>'
+    whole = f'<object id="3"><components>{components}</components></object>'
+    config = (
+        '<config><object id="3"><metadata key="name" value="x"/><part id="1" subtype="normal_part"/>'
+        f'<part id="2" subtype="{subtype}"/></object></config>'
+    )
+    path = tmp_path / "box.3mf"
+    members = {
+        "3D/3dmodel.model": model_3mf(whole, '<item objectid="3"/>'),
+        "3D/o.model": model_3mf(mesh_3mf("1") + mesh_3mf("2"), ""),
+        "Metadata/model_settings.config": config,
+    }
+    write_zip(path, members)
+    check_box(path)
+    assert read_surface(path).left_out == (said,)
+
+
+def prusa(volume: str) -> dict[str, str]:
+    """One mesh of the box and of another box 50 away, as PrusaSlicer stores the volumes of an object."""
+    vertices = "".join(
+        f'<vertex x="{x + away}" y="{y}" z="{z}"/>' for away in (0, 50) for x, y, z in BOX
+    )
+    triangles = "".join(
+        f'<triangle v1="{a + first}" v2="{b + first}" v3="{c + first}"/>'
+        for first in (0, 8)
+        for a, b, c in TRIANGLES
+    )
+    mesh = f"<vertices>{vertices}</vertices><triangles>{triangles}</triangles>"
+    config = (
+        '<config><object id="1"><volume firstid="0" lastid="11"><metadata type="volume" key="volume_type" '
+        f'value="ModelPart"/></volume>{volume}</object></config>'
+    )
+    return {
+        "3D/3dmodel.model": model_3mf(f'<object id="1"><mesh>{mesh}</mesh></object>', ITEM),
+        "Metadata/Slic3r_PE_model.config": config,
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("volume_type", "NegativeVolume", ("1 negative parts",)),
+        ("volume_type", "ParameterModifier", ("1 modifiers",)),
+        ("volume_type", "SupportBlocker", ("1 support blockers",)),
+        ("modifier", "1", ("1 modifiers",)),
+        ("volume_type", "ModelPart", ()),
+    ],
+)
+def test_3mf_volumes_that_prusaslicer_marks_are_left_out_and_named(
+    key: str, value: str, said: tuple[str, ...], tmp_path: Path
+) -> None:
+    volume = f'<volume firstid="12" lastid="23"><metadata type="volume" key="{key}" value="{value}"/></volume>'
+    path = tmp_path / "box.3mf"
+    write_zip(path, prusa(volume))
+    surface = read_surface(path)
+    assert surface_area(surface) == pytest.approx(22 if said else 44)
+    assert surface.left_out == said
+    assert surface.vertices[surface.faces.ravel()].max() == (3 if said else 51)
+
+
+def test_3mf_volumes_beyond_the_mesh_are_damage(tmp_path: Path) -> None:
+    kind = '<metadata key="volume_type" value="NegativeVolume"/>'
+    path = tmp_path / "box.3mf"
+    write_zip(path, prusa(f'<volume firstid="12" lastid="24">{kind}</volume>'))
+    with pytest.raises(DataError, match="has the triangles 12 to 24 of 24"):
+        read_mesh(path)
+
+
+def test_3mf_objects_that_cura_marks_are_left_out_and_named(tmp_path: Path) -> None:
+    mark = '<metadatagroup><metadata name="cura:anti_overhang_mesh">True</metadata></metadatagroup>'
+    blocker = mesh_3mf("2").replace("<mesh>", f"{mark}<mesh>")
+    path = tmp_path / "box.3mf"
+    write_zip(path, {"3D/3dmodel.model": model_3mf(mesh_3mf("1") + blocker, ITEM + SECOND)})
+    check_box(path)
+    with pytest.warns(LeftOutWarning, match=r"box\.3mf: left out 1 support blockers"):
+        sample_surface(path, 40, seed=0)
+    report = sample_files([path], points=40, seed=0, output=tmp_path / "box.npy")
+    assert report.sampled[0].left_out == ("1 support blockers",)
+    assert read_surface(path).left_out == ("1 support blockers",)

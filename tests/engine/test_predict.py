@@ -147,6 +147,16 @@ def test_parts_are_written_as_ply_that_reads_back(tmp_path: Path) -> None:
     assert len(np.unique(rows["colour"], axis=0)) == 2
 
 
+def test_parts_of_points_in_float64_are_written_without_loss(tmp_path: Path) -> None:
+    """As those of a georeferenced scan are, where float32 has steps of half a metre."""
+    points = np.arange(120).reshape(40, 3) / 1024 + 5_412_345
+    file = SegmentedFile(tmp_path / "one.obj", points, np.repeat([0, 4], 20), assumed_up=True)
+    write_parts([file], PART_NAMES, plan_parts([file.source], tmp_path / "out"))
+    read = read_mesh(tmp_path / "out" / "one.ply")
+    assert isinstance(read, PointSet)
+    assert np.array_equal(read.points, points)
+
+
 def test_parts_are_written_as_one_archive(tmp_path: Path) -> None:
     files = [segmented(tmp_path / "one.obj"), segmented(tmp_path / "two.obj")]
     destination = plan_parts([file.source for file in files], tmp_path / "all.npz")

@@ -81,6 +81,12 @@ def _print(report: SampleReport, points: int, output: Path) -> None:
         if file.dropped:
             kind = "faces" if file.is_surface else "points"
             typer.echo(f"{file.source}: dropped {file.dropped:,} {kind}")
+        if file.left_out:
+            typer.echo(f"{file.source}: left out {', '.join(file.left_out)}")
+        if file.is_double:
+            typer.echo(
+                f"{file.source}: written as float64, float32 would distort it so far from the origin"
+            )
     if report.sampled:
         clouds = sum(not file.is_surface for file in report.sampled)
         note = f", {clouds:,} of them point clouds" if clouds else ""

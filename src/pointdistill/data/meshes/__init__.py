@@ -7,7 +7,7 @@ cannot be used and refuses or drops it, and `sampling` draws points. `batch` doe
 from pointdistill.data.meshes.batch import FailedFile, SampledFile, SampleReport, sample_files
 from pointdistill.data.meshes.read import FORMATS, MESH_SUFFIXES, read_mesh
 from pointdistill.data.meshes.records import MINIMUM_POINTS, Axis, MeshLimits, PointSet, Surface
-from pointdistill.data.meshes.sample import RepairWarning, named_rng, sample_surface
+from pointdistill.data.meshes.sample import LeftOutWarning, RepairWarning, named_rng, sample_surface
 from pointdistill.data.meshes.sampling import AXES, check_axis, draw, surface_area, to_z_up
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "MINIMUM_POINTS",
     "Axis",
     "FailedFile",
+    "LeftOutWarning",
     "MeshLimits",
     "PointSet",
     "RepairWarning",

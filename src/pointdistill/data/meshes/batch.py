@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.meshes.read import FORMATS, read_mesh
-from pointdistill.data.meshes.records import Axis, MeshLimits, PointSet, Surface
+from pointdistill.data.meshes.records import AnyFloats, Axis, MeshLimits, PointSet, Surface
 from pointdistill.data.meshes.sample import draw_for_file, named_rng
 from pointdistill.data.meshes.sampling import check_axis
 from pointdistill.errors import ConfigError, DataError
@@ -118,7 +117,7 @@ class Writer:
         self._stack = stack
         self._archive: zipfile.ZipFile | None = None
 
-    def write(self, source: Path, points: NDArray[np.float32]) -> Path:
+    def write(self, source: Path, points: AnyFloats) -> Path:
         """Write one cloud, (N, 3), and return the path of the file that holds it."""
         path = self._destination.path(source)
         if self._destination.suffix == _ARCHIVE:
@@ -128,7 +127,7 @@ class Writer:
                 write_cloud(aside, points)
         return path
 
-    def _append(self, name: str, points: NDArray[np.float32]) -> None:
+    def _append(self, name: str, points: AnyFloats) -> None:
         if self._archive is None:
             aside = self._stack.enter_context(write_aside(self._destination.output))
             self._archive = self._stack.enter_context(zipfile.ZipFile(aside, "w"))
@@ -153,20 +152,21 @@ def open_writer(destination: Destination) -> Iterator[Writer]:
         raise DataError(msg) from error
 
 
-def write_cloud(path: Path, points: NDArray[np.float32]) -> None:
+def write_cloud(path: Path, points: AnyFloats) -> None:
     """Write (N, 3) points as the ending says: .npy, binary .ply, or .xyz text that reads back exactly."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         with path.open("wb") as file:
             np.lib.format.write_array(file, points, allow_pickle=False)
     elif suffix == ".ply":
+        kind, code = ("double", "<f8") if points.dtype == np.float64 else ("float", "<f4")
         header = (
             f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n"
-            "property float x\nproperty float y\nproperty float z\nend_header\n"
+            f"property {kind} x\nproperty {kind} y\nproperty {kind} z\nend_header\n"
         )
-        path.write_bytes(header.encode() + points.astype("<f4").tobytes())
+        path.write_bytes(header.encode() + points.astype(code).tobytes())
     else:
-        np.savetxt(path, points, fmt="%.9g")
+        np.savetxt(path, points, fmt="%.17g" if points.dtype == np.float64 else "%.9g")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +183,14 @@ class SampledFile:
     dropped: int
     """Faces, or points of a cloud, that ``repair`` left out."""
 
+    left_out: tuple[str, ...]
+    """What the file holds besides its shape, such as hidden meshes or supports for printing."""
+
     declared_up: Axis | None
     """The up axis that the file states; the points are turned only if the caller asks for it."""
+
+    is_double: bool
+    """The points are float64, because the shape is so far from the origin that float32 would distort it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +227,7 @@ def sample_files(
 ) -> SampleReport:
     """Sample every file and write its points, float32 (points, 3), in the file's own frame and unit.
 
+    Points so far from the origin that float32 would distort the shape, as in georeferenced scans, are float64.
     A file's points depend only on the seed and its name: not on the other files, nor on their order. A path given
     twice is sampled once. Existing output is replaced.
 
@@ -262,7 +269,8 @@ def sample_files(
             except DataError as error:
                 results.append(FailedFile(source, str(error), error.settings))
             else:
-                results.append(_sampled(source, writer.write(source, cloud), shape))
+                written = writer.write(source, cloud)
+                results.append(_sampled(source, written, shape, cloud.dtype == np.float64))
             if progress is not None:
                 progress(done, len(sources))
     return SampleReport(
@@ -271,10 +279,12 @@ def sample_files(
     )
 
 
-def _sampled(source: Path, output: Path, shape: Surface | PointSet) -> SampledFile:
+def _sampled(source: Path, output: Path, shape: Surface | PointSet, is_double: bool) -> SampledFile:
     is_surface = isinstance(shape, Surface)
     dropped = shape.dropped_faces if isinstance(shape, Surface) else shape.dropped_points
-    return SampledFile(source, output, is_surface, dropped, shape.declared_up)
+    return SampledFile(
+        source, output, is_surface, dropped, shape.left_out, shape.declared_up, is_double
+    )
 
 
 def _distinct(paths: list[Path]) -> list[Path]:

@@ -234,7 +234,7 @@ def _cloud(raw: RawMesh, *, repair: bool) -> PointSet:
     if not (points != points[0]).any():
         msg = f"all {len(points):,} points are at one place; export the file again"
         raise DataError(msg)
-    return PointSet(points, declared_up=raw.declared_up, dropped_points=dropped)
+    return PointSet(points, raw.declared_up, dropped, raw.left_out)
 
 
 def _surface(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface:
@@ -248,7 +248,7 @@ def _surface(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface:
         msg = f"no face is left after dropping {bad:,} ({_causes(faults)}); export the file again"
         raise DataError(msg)
     vertices, faces = _merge(raw.parts, faults, limits)
-    surface = Surface(vertices, faces, declared_up=raw.declared_up, dropped_faces=bad)
+    surface = Surface(vertices, faces, raw.declared_up, bad, raw.left_out)
     if not has_area(vertices, faces):
         msg = (
             f"the surface has no area: {len(faces):,} of {len(faces):,} triangles are degenerate; "

@@ -7,12 +7,13 @@ import os
 import stat
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import assemble, transform
-from pointdistill.data.meshes.records import MeshLimits, Part, PointSet, RawMesh, Surface
+from pointdistill.data.meshes.records import Floats, MeshLimits, Part, PointSet, RawMesh, Surface
 from pointdistill.errors import DataError
 
 _PACKAGE = "pointdistill.data.meshes.formats"
@@ -47,6 +48,9 @@ MESH_SUFFIXES = frozenset(
     {".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".dae", ".3mf", ".3dxml", ".step", ".stp"}
 )
 """Endings of files that can hold a surface; the others hold only points."""
+
+
+Number = TypeVar("Number", np.float64, np.int64)
 
 
 class _Reader(Protocol):
@@ -135,7 +139,8 @@ def from_object(
     """The surface of a ``trimesh.Trimesh`` or ``trimesh.Scene``, or the points of a ``PointCloud``.
 
     Args:
-        mesh: has ``vertices`` (V, 3) and, for a surface, ``faces`` (F, 3); or is a scene of such.
+        mesh: has ``vertices`` (V, 3) and ``faces`` (F, 3), or ``triangles`` (F, 3) as in Open3D; or is a cloud of
+            trimesh; or is a scene of such.
         repair: leave out faces and points that cannot be used, instead of refusing the mesh.
         limits: largest scene that is accepted.
 
@@ -144,29 +149,54 @@ def from_object(
         TypeError: if ``mesh`` is none of these.
     """
     raw = RawMesh()
-    if hasattr(mesh, "geometry") and hasattr(mesh, "graph"):
-        for name in mesh.graph.nodes_geometry:
-            matrix, geometry = mesh.graph[name]
-            _add_object(mesh.geometry[geometry], np.asarray(matrix, dtype=np.float64), raw)
-    elif hasattr(mesh, "vertices"):
-        _add_object(mesh, np.eye(4), raw)
-    else:
-        msg = f"expected a path, a trimesh.Trimesh or a trimesh.Scene, got {type(mesh).__name__}"
-        raise TypeError(msg)
     try:
+        if hasattr(mesh, "geometry") and hasattr(mesh, "graph"):
+            for name in mesh.graph.nodes_geometry:
+                matrix, geometry = mesh.graph[name]
+                _add_object(mesh.geometry[geometry], np.asarray(matrix, dtype=np.float64), raw)
+        else:
+            _add_object(mesh, np.eye(4), raw)
         return assemble(raw, repair=repair, limits=limits or MeshLimits())
     except DataError as error:
         msg = f"the given {type(mesh).__name__}: {error}"
         raise DataError(msg, settings=error.settings) from error
 
 
-def _add_object(geometry: Any, matrix: np.ndarray[Any, np.dtype[np.float64]], raw: RawMesh) -> None:
-    """Add one geometry of a scene; paths, which have entities and no faces, are no surface."""
-    if not hasattr(geometry, "vertices") or hasattr(geometry, "entities"):
+def _add_object(geometry: Any, matrix: Floats, raw: RawMesh) -> None:
+    """Add one geometry; paths of trimesh, which have entities and no faces, are no surface."""
+    if hasattr(geometry, "vertices") and hasattr(geometry, "entities"):
         return
-    vertices = np.asarray(geometry.vertices, dtype=np.float64).reshape(-1, 3)
-    if hasattr(geometry, "faces"):
-        corners = np.asarray(geometry.faces, dtype=np.int64).reshape(-1)
-        raw.parts.append(Part(vertices, corners, matrix=matrix))
-    else:
+    faces = next((name for name in ("faces", "triangles") if hasattr(geometry, name)), None)
+    if not hasattr(geometry, "vertices") or (faces is None and not _is_cloud(geometry)):
+        kind = type(geometry).__name__
+        msg = f"expected a path, a trimesh.Trimesh or a trimesh.Scene, got {kind}"
+        raise TypeError(msg)
+    vertices = _rows_of_three(geometry.vertices, "vertices", np.float64)
+    if faces is None:
         raw.points.append(transform(vertices, matrix))
+    else:
+        corners = _rows_of_three(getattr(geometry, faces), faces, np.int64).reshape(-1)
+        raw.parts.append(Part(vertices, corners, matrix=matrix))
+
+
+def _is_cloud(geometry: Any) -> bool:
+    """Whether it is a cloud of trimesh: other classes with vertices keep their faces under names of their own."""
+    return any(
+        kind.__name__ == "PointCloud" and kind.__module__.split(".")[0] == "trimesh"
+        for kind in type(geometry).__mro__
+    )
+
+
+def _rows_of_three(values: Any, name: str, dtype: type[Number]) -> NDArray[Number]:
+    """Values as (n, 3).
+
+    Raises:
+        DataError: if they have another shape, as the corners of quads would.
+    """
+    rows: NDArray[Number] = np.asarray(values, dtype=dtype)
+    if not rows.size:
+        return rows.reshape(0, 3)
+    if rows.ndim != 2 or rows.shape[1] != 3:
+        msg = f"its {name} have the shape {rows.shape}, accepted is (n, 3); triangulate or transpose them"
+        raise DataError(msg)
+    return rows

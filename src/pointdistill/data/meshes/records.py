@@ -15,6 +15,7 @@ Axis: TypeAlias = Literal["x", "y", "z", "-x", "-y", "-z"]
 """The signed axis of a file that points up."""
 
 Floats: TypeAlias = NDArray[np.float64]
+AnyFloats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
 
 MINIMUM_POINTS = 32
@@ -65,6 +66,9 @@ class Surface:
     dropped_faces: int = 0
     """Faces that ``repair`` left out."""
 
+    left_out: tuple[str, ...] = ()
+    """What the file holds besides, and asks not to show or print; see `RawMesh`."""
+
 
 @dataclass(frozen=True, slots=True)
 class PointSet:
@@ -74,6 +78,9 @@ class PointSet:
     declared_up: Axis | None = None
     dropped_points: int = 0
     """Points that ``repair`` left out because a coordinate was not finite."""
+
+    left_out: tuple[str, ...] = ()
+    """What the file holds besides, and asks not to show or print; see `RawMesh`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +115,5 @@ class RawMesh:
     parts: list[Part] = field(default_factory=list)
     points: list[Floats] = field(default_factory=list)  # each (P, 3)
     declared_up: Axis | None = None
+    left_out: tuple[str, ...] = ()
+    """Geometry that is stored and is no part of the shape: kinds with their counts, for a person to read."""

@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.archive import Archive
 from pointdistill.data.meshes.read import from_object, printable_line, read_mesh
-from pointdistill.data.meshes.records import Axis, MeshLimits, PointSet, Surface
-from pointdistill.data.meshes.sampling import check_axis, draw
+from pointdistill.data.meshes.records import AnyFloats, Axis, MeshLimits, PointSet, Surface
+from pointdistill.data.meshes.sampling import check_axis, draw, draw_in_place
 from pointdistill.errors import ConfigError, DataError
 
 
 class RepairWarning(UserWarning):
     """A mesh was sampled without the faces or points that ``repair`` dropped."""
+
+
+class LeftOutWarning(UserWarning):
+    """A file holds meshes that it hides or does not print; they are no part of what was sampled."""
 
 
 def sample_surface(
@@ -31,7 +35,7 @@ def sample_surface(
     up: str | None = None,
     repair: bool = False,
     limits: MeshLimits | None = None,
-) -> NDArray[np.float32]:
+) -> AnyFloats:
     """Draw points uniformly by area over a whole scene, with all its transforms applied.
 
     A file without faces gives its own points, a random subset if there are more than ``count``.
@@ -47,7 +51,8 @@ def sample_surface(
         limits: largest file and scene that are accepted.
 
     Returns:
-        (count, 3) float32, in the unit of the file.
+        (count, 3) float32, in the unit and frame of the file; float64 where float32 would distort the shape, as
+        far from the origin as georeferenced scans are. Subtract a centre before such points become float32.
 
     Raises:
         DataError: if the mesh cannot be read or used; the message is one line that says why.
@@ -58,13 +63,16 @@ def sample_surface(
         path = Path(mesh)
         shape = read_mesh(path, repair=repair, limits=limits)
         _warn_of_repair(shape, str(path))
+        if shape.left_out:
+            msg = f"{path}: left out {', '.join(shape.left_out)}"
+            warnings.warn(msg, LeftOutWarning, stacklevel=2)
         return draw_for_file(shape, path, count, seed=seed, up=axis)
     if isinstance(mesh, Surface | PointSet):
         shape = mesh
     else:
         shape = from_object(mesh, repair=repair, limits=limits)
         _warn_of_repair(shape, f"the given {type(mesh).__name__}")
-    return draw(shape, count, rng=named_rng(seed), up=axis)
+    return draw_in_place(shape, count, rng=named_rng(seed), up=axis)
 
 
 def _warn_of_repair(shape: Surface | PointSet, name: str) -> None:
@@ -78,15 +86,15 @@ def _warn_of_repair(shape: Surface | PointSet, name: str) -> None:
 
 def draw_for_file(
     shape: Surface | PointSet, path: Path, count: int, *, seed: int, up: Axis | None
-) -> NDArray[np.float32]:
-    """Draw from the content of ``path``, with the generator of its name; (count, 3).
+) -> AnyFloats:
+    """Draw from the content of ``path``, in its frame, with the generator of its name; see `draw_in_place`.
 
     Raises:
         DataError: if the shape cannot give ``count`` points; names the file.
         ConfigError: if ``count`` or ``seed`` is not accepted.
     """
     try:
-        return draw(shape, count, rng=named_rng(seed, path.name), up=up)
+        return draw_in_place(shape, count, rng=named_rng(seed, path.name), up=up)
     except DataError as error:
         raise DataError(printable_line(f"{path}: {error}"), settings=error.settings) from error
 

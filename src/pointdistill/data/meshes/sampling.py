@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.meshes.records import (
     MINIMUM_POINTS,
+    AnyFloats,
     Axis,
     Floats,
     Indices,
@@ -25,7 +26,10 @@ _SAFE_AREAS = (1e-100, 1e100)
 """If the largest area of a mesh lies between these, no area that matters leaves the range of floats."""
 
 _FEWEST_STEPS = 1000
-"""A shape fewer float32 steps across would visibly snap to a lattice."""
+"""A shape fewer float64 steps across would visibly snap to a lattice."""
+
+_PLENTY = 2**19
+"""With as many float32 steps across a shape, rounding moves no point by more than a millionth of its size."""
 
 # New (x, y, z) = signs * old[order]. Each row is a rotation: an even permutation with an even number of minus
 # signs.
@@ -220,12 +224,47 @@ def draw(
     """Points of a surface or a cloud, turned z-up if ``up`` names the shape's up axis.
 
     Returns:
-        (N, 3) float32.
+        (N, 3) float32; centred where float32 would distort them, see `to_float32`.
 
     Raises:
         DataError: if the shape cannot give ``count`` points, or they do not fit float32.
         ConfigError: if ``count`` is not positive.
     """
+    return to_float32(_draw(shape, count, rng=rng, up=up))
+
+
+def draw_in_place(
+    shape: Surface | PointSet, count: int, *, rng: np.random.Generator, up: Axis | None
+) -> AnyFloats:
+    """The points of `draw` where the shape has them, never centred.
+
+    Returns:
+        (N, 3) float32, or float64 where float32 would distort them: as georeferenced scans are.
+
+    Raises:
+        DataError: if the shape cannot give ``count`` points, or they do not fit float32.
+        ConfigError: if ``count`` is not positive.
+    """
+    points = _draw(shape, count, rng=rng, up=up)
+    _, is_far = _centre(points)
+    if is_far and (points != points.astype(np.float32)).any():
+        return points
+    return points.astype(np.float32)
+
+
+def to_float32(points: AnyFloats) -> NDArray[np.float32]:
+    """(N, 3) points as float32; those so far from the origin that float32 would distort them are centred first.
+
+    Raises:
+        DataError: if they do not fit float32 even then.
+    """
+    centre, is_far = _centre(points)
+    return (points - centre if is_far else points).astype(np.float32)
+
+
+def _draw(
+    shape: Surface | PointSet, count: int, *, rng: np.random.Generator, up: Axis | None
+) -> Floats:
     if count < 1:
         msg = f"the number of points must be at least 1, got {count}"
         raise ConfigError(msg)
@@ -233,26 +272,30 @@ def draw(
         points = draw_on_surface(shape, count, rng=rng)
     else:
         points = draw_from_points(shape, count, rng=rng)
-    if up is not None:
-        points = to_z_up(points, up)
-    _check_float32(points)
-    return points.astype(np.float32)
+    return points if up is None else to_z_up(points, up)
 
 
-def _check_float32(points: Floats) -> None:
-    """Refuse points so large, or so far from the origin, that float32 would distort the shape."""
+def _centre(points: AnyFloats) -> tuple[Floats, bool]:
+    """The middle of the points' box, (3,), and whether the points are too far from the origin for float32.
+
+    Raises:
+        DataError: if they are too large for float32, or too far away for the number format of the file.
+    """
     # Axis by axis: numpy reduces slowly along the first of two axes.
-    low = np.array([axis.min() for axis in points.T])
-    high = np.array([axis.max() for axis in points.T])
+    low = np.array([axis.min() for axis in points.T], dtype=np.float64)
+    high = np.array([axis.max() for axis in points.T], dtype=np.float64)
     farthest = float(max(-low.min(), high.max()))
-    if farthest > float(np.finfo(np.float32).max):
+    extent = float((high - low).max())
+    largest = float(np.finfo(np.float32).max)
+    if extent > largest:
         msg = f"coordinates of up to {farthest:.3g} do not fit float32; scale the model down"
         raise DataError(msg)
-    extent = float((high - low).max())
-    step = float(np.spacing(np.float32(farthest)))
+    step = float(np.spacing(farthest))
     if 0 < extent < _FEWEST_STEPS * step:
         msg = (
-            f"the shape is {extent:.3g} across but lies {farthest:.3g} from the origin, where float32 has "
+            f"the shape is {extent:.3g} across but lies {farthest:.3g} from the origin, where float64 has "
             f"steps of {step:.3g}; move it to the origin"
         )
         raise DataError(msg)
+    far = farthest > largest or 0 < extent < _PLENTY * float(np.spacing(np.float32(farthest)))
+    return low + (high - low) / 2, far

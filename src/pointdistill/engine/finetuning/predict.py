@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.meshes import Axis, FailedFile, PointSet, check_axis, read_mesh, to_z_up
 from pointdistill.data.meshes.batch import Destination, plan_output
+from pointdistill.data.meshes.records import AnyFloats
 from pointdistill.data.meshes.sample import draw_for_file
+from pointdistill.data.meshes.sampling import to_float32
 from pointdistill.data.sources.labelled_folder import repeated
 from pointdistill.engine.finetuning.models import (
     ClassPrediction,
@@ -52,8 +54,8 @@ class SegmentedFile:
     """The parts of the points of one file. Sizes: n points."""
 
     source: Path
-    points: NDArray[np.float32]
-    """(n, 3), in the file's own frame and unit."""
+    points: AnyFloats
+    """(n, 3), in the file's own frame and unit; float64 where float32 would distort them."""
 
     parts: NDArray[np.int64]
     """(n,) part labels."""
@@ -74,12 +76,12 @@ class _FilePoints:
     """The points of one file, in its own frame."""
 
     source: Path
-    points: NDArray[np.float32]
+    points: AnyFloats
     up: Axis
     assumed_up: bool
 
     def z_up(self) -> NDArray[np.float32]:
-        return to_z_up(self.points.astype(np.float64), self.up).astype(np.float32)
+        return to_float32(to_z_up(self.points.astype(np.float64), self.up))
 
 
 def classify_files(
@@ -195,7 +197,7 @@ def write_parts(
 ) -> None:
     """Write points and parts: coloured PLY files with a ``part`` property, or one NumPy archive.
 
-    For an input named ``chair`` the archive holds ``chair.points`` (n, 3) float32 and ``chair.parts`` (n,) int64;
+    For an input named ``chair`` the archive holds ``chair.points`` (n, 3) and ``chair.parts`` (n,) int64;
     ``part_names`` holds the names of all parts.
     """
     if destination.suffix == ".npz":
@@ -213,10 +215,11 @@ def write_parts(
 
 def _ply(file: SegmentedFile, part_names: Sequence[str]) -> bytes:
     """A binary PLY with each point's part as a number and a colour; comments hold the names of the parts."""
+    kind, code = ("double", "<f8") if file.points.dtype == np.float64 else ("float", "<f4")
     fields = [
-        ("x", "<f4"),
-        ("y", "<f4"),
-        ("z", "<f4"),
+        ("x", code),
+        ("y", code),
+        ("z", code),
         ("red", "u1"),
         ("green", "u1"),
         ("blue", "u1"),
@@ -233,7 +236,7 @@ def _ply(file: SegmentedFile, part_names: Sequence[str]) -> bytes:
         "format binary_little_endian 1.0",
         *comments,
         f"element vertex {len(rows)}",
-        *(f"property float {name}" for name in "xyz"),
+        *(f"property {kind} {name}" for name in "xyz"),
         *(f"property uchar {name}" for name in ("red", "green", "blue")),
         "property ushort part",
         "end_header\n",

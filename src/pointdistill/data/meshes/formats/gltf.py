@@ -1,12 +1,13 @@
 """glTF 2 and GLB: every mesh of the scene where its nodes put it, skins and Draco included.
 
 Materials and textures are never opened. Points and lines beside triangles are ignored; a scene of points alone is
-a cloud. Animations are ignored: nodes stay where the file places them.
+a cloud. Animations are ignored: nodes stay where the file places them. Nodes that the file hides are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,13 @@ from pointdistill.errors import DataError
 
 _POINTS, _TRIANGLES, _STRIP, _FAN = 0, 4, 5, 6
 _DRACO = "KHR_draco_mesh_compression"
-_READ = {_DRACO, "KHR_mesh_quantization"}
-_LOOKS = (
-    "KHR_materials_",
-    "KHR_texture_",
-    "KHR_lights_",
-    "EXT_texture_",
-    "KHR_xmp",
-    "KHR_animation_",
+_VISIBILITY = "KHR_node_visibility"
+_READ = {_DRACO, _VISIBILITY, "KHR_mesh_quantization"}
+_LOOKS = re.compile(
+    r"[A-Z0-9]+_(materials?|textures?|techniques?|lights?|lightmap|environment|image|packing|blend|xmp|animation"
+    r"|audio)(_|$)"
 )
-"""Extensions that change the look of a surface, not its shape."""
+"""Extensions that change the look of a surface, or what goes with it, and not its shape; whoever defined them."""
 
 
 _CHUNK = 500_000
@@ -51,14 +49,21 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     """
     document = open_document(path, limits)
     needed = document.json.get("extensionsRequired", ())
-    if unknown := [name for name in needed if name not in _READ and not name.startswith(_LOOKS)]:
+    if unknown := [name for name in needed if name not in _READ and not _LOOKS.match(name)]:
         msg = f"needs the extension {', '.join(unknown)}; export the model without it"
         raise DataError(msg)
     scene = _SceneReader(document)
     placed = place_nodes(document)
+    hidden = _hidden(document, placed)
     for node, matrix in placed.items():
-        scene.add(node, matrix, placed)
-    return RawMesh(scene.parts, scene.points, declared_up="y")
+        if node not in hidden:
+            scene.add(node, matrix, placed)
+    meshes = sum("mesh" in document.item("nodes", node) for node in hidden)
+    if meshes and not scene.parts and not scene.points:
+        msg = f"all its meshes are on nodes that {_VISIBILITY} hides; make one visible and export it again"
+        raise DataError(msg)
+    left_out = (f"{meshes:,} meshes on hidden nodes",) if meshes else ()
+    return RawMesh(scene.parts, scene.points, declared_up="y", left_out=left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ class _SceneReader:
     document: Document
     parts: list[Part] = field(default_factory=list)
     points: list[Floats] = field(default_factory=list)
-    _meshes: dict[int, list[_Primitive]] = field(default_factory=dict)
+    _meshes: dict[tuple[int, tuple[float, ...]], list[_Primitive]] = field(default_factory=dict)
+    _vertices: int = 0
     _decoder: DracoDecoder = field(default_factory=DracoDecoder)
 
     def add(self, index: int, matrix: Floats, placed: dict[int, Floats]) -> None:
@@ -87,10 +93,14 @@ class _SceneReader:
         if "EXT_mesh_gpu_instancing" in node.get("extensions", {}):
             msg = "uses EXT_mesh_gpu_instancing; export the model with its copies as nodes"
             raise DataError(msg)
-        mesh = node["mesh"]
-        if mesh not in self._meshes:
-            self._meshes[mesh] = list(_primitives(self.document, mesh, self._decoder))
-        for primitive in self._meshes[mesh]:
+        mesh = self.document.item("meshes", node["mesh"])
+        # A node may set its own weights of the mesh's morph targets.
+        key = node["mesh"], tuple(node.get("weights", mesh.get("weights", ())))
+        if key not in self._meshes:
+            self._meshes[key] = list(_primitives(self.document, mesh, key[1], self._decoder))
+        for primitive in self._meshes[key]:
+            self._vertices += len(primitive.vertices)
+            check_size("vertices", self._vertices, self.document.limits.vertices)
             self._add_primitive(primitive, node, matrix, placed)
 
     def _add_primitive(
@@ -109,16 +119,21 @@ class _SceneReader:
             self.parts.append(Part(vertices, primitive.corners, matrix=place))
 
 
-def _primitives(document: Document, mesh_index: Any, decoder: DracoDecoder) -> Iterator[_Primitive]:
-    mesh = document.item("meshes", mesh_index)
+def _primitives(
+    document: Document, mesh: Json, weights: Sequence[float], decoder: DracoDecoder
+) -> Iterator[_Primitive]:
     for primitive in mesh["primitives"]:
         mode = primitive.get("mode", _TRIANGLES)
         if mode in (_POINTS, _TRIANGLES, _STRIP, _FAN) and "POSITION" in primitive["attributes"]:
-            yield _primitive(document, primitive, mode, mesh.get("weights", ()), decoder)
+            yield _primitive(document, primitive, mode, weights, decoder)
 
 
 def _primitive(
-    document: Document, primitive: Json, mode: int, weights: Any, decoder: DracoDecoder
+    document: Document,
+    primitive: Json,
+    mode: int,
+    weights: Sequence[float],
+    decoder: DracoDecoder,
 ) -> _Primitive:
     attributes = primitive["attributes"]
     stream = _draco_mesh(document, primitive, decoder)
@@ -192,6 +207,17 @@ def place_nodes(document: Document) -> dict[int, Floats]:
         check_size("nodes", len(placed), document.limits.instances)
         waiting.extend((child, placed[index]) for child in reversed(node.get("children", ())))
     return placed
+
+
+def _hidden(document: Document, placed: dict[int, Floats]) -> set[int]:
+    """The nodes that are not shown: those that say so, and all below them."""
+    hidden: set[int] = set()
+    for index in placed:  # every parent comes before its children
+        node = document.item("nodes", index)
+        visible = node.get("extensions", {}).get(_VISIBILITY, {}).get("visible", True)
+        if index in hidden or visible is False:
+            hidden.update((index, *node.get("children", ())))
+    return hidden
 
 
 def _roots(document: Document) -> list[int]:

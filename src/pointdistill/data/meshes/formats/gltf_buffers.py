@@ -245,11 +245,25 @@ def _chunks(data: memoryview) -> tuple[memoryview, memoryview | None]:
             )
             raise DataError(msg)
         chunks.setdefault(kind, data[at + 8 : at + 8 + length])
-        at += 8 + length + -length % 4
+        at += 8 + length + _padding(data, at + 8 + length, -length % 4)
     if _JSON_CHUNK not in chunks:
         msg = "a GLB file without JSON; the file is damaged, export it again"
         raise DataError(msg)
     return chunks[_JSON_CHUNK], chunks.get(_BINARY_CHUNK)
+
+
+def _padding(data: memoryview, end: int, expected: int) -> int:
+    """The bytes between a chunk that ends at ``end`` and the next: those that the standard asks for, or none.
+
+    Some programs leave them out. Then a chunk that is known begins at once.
+    """
+    for padding in (expected, 0):
+        if end + padding + 8 <= len(data):
+            length, kind = struct.unpack_from("<II", data, end + padding)
+            fits = end + padding + 8 + length <= len(data)
+            if kind in (_JSON_CHUNK, _BINARY_CHUNK) and fits:
+                return padding
+    return expected
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from pointdistill.data.meshes.records import Floats, MeshLimits, RawMesh
 from pointdistill.errors import DataError
 
 _SHORTEST_HEADER = 227
+_SHORTEST_HEADER_1_4 = 375
 _SHORTEST_RECORD = 20
 _LARGEST_FORMAT = 10
 _COMPRESSED = 0xC0
@@ -62,7 +63,7 @@ def _header(data: memoryview) -> _Header:
     if len(data) < _SHORTEST_HEADER or bytes(data[:4]) != b"LASF":
         msg = f"expected a LAS header, got {excerpt(bytes(data[:16]))}; the file is damaged or of another format"
         raise DataError(msg)
-    minor = data[25]
+    minor, size = data[25], int.from_bytes(data[94:96], "little")
     first, _, form, record, points = struct.unpack_from("<IIBHI", data, 96)
     if form & _COMPRESSED:
         msg = "is compressed (LAZ); save it as uncompressed LAS"
@@ -71,8 +72,13 @@ def _header(data: memoryview) -> _Header:
         accepted = f"accepted are 0 to {_LARGEST_FORMAT} with {_SHORTEST_RECORD} or more"
         msg = f"point format {form} with {record} bytes a point, {accepted}; export the cloud again"
         raise DataError(msg)
-    if minor >= 4 and len(data) >= 255:
-        # The older field is 0 if the count does not fit into it, or the point format is a newer one.
-        points = struct.unpack_from("<Q", data, 247)[0]
+    if minor >= 4 and min(size, len(data)) >= _SHORTEST_HEADER_1_4:
+        # The older field is 0 if the count does not fit into it, or the point format is a newer one. Some programs
+        # write the older field alone.
+        points = struct.unpack_from("<Q", data, 247)[0] or points
+    if not points:
+        stored = max(0, len(data) - first) // record
+        msg = f"the header states 0 points, {stored:,} records could follow it; export the cloud again"
+        raise DataError(msg)
     scale, offset = np.frombuffer(data, "<f8", 6, 131).reshape(2, 3)
     return _Header(first, record, points, scale, offset)
