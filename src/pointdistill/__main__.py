@@ -9,6 +9,9 @@ def main() -> None:
     # Threads that spin while they wait stall each other as soon as anything else runs: a step of the tiny
     # model on two cores beside one busy process took 3.1 s instead of 0.24 s. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Pictures are written to files. A notebook sets the backend that it shows pictures with for its commands too,
+    # and matplotlib does not even load where that one is not installed.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         from pointdistill.cli import main as run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,16 @@ def test_torch_is_not_loaded_for_an_answer_without_it(arguments: list[str], tmp_
 def test_without_arguments_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     assert "quickstart" in capsys.readouterr().out
+
+
+def test_a_notebooks_backend_for_pictures_does_not_matter() -> None:
+    """Notebooks set it for the commands that they run, with a module that need not be installed there."""
+    code = (
+        "import sys; sys.argv[1:] = ['--version']\n"
+        "from pointdistill.__main__ import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "from pointdistill.engine.reports.pictures import loss_curves\n"
+        "assert loss_curves([{'step': 1, 'loss': 2.0}]).startswith(b'\\x89PNG')"
+    )
+    environment = os.environ | {"MPLBACKEND": "module://no_such_inline.backend"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -75,3 +75,40 @@ def test_an_archive_cut_anywhere_is_refused(path: Path) -> None:
             open_archive(path, absent="absent", tolerate_unsafe=True),
         ):
             pass
+
+
+def test_linked_folders_are_walked_once_after_the_real_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A class on another disk, a loop, an alias of a folder inside, a broken link, a link within a linked one."""
+    for name in ("data/chair/1.obj", "disk/lamp/2.obj", "far/3.obj"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("v 0 0 0\n")
+    data = tmp_path / "data"
+    (data / "lamp").symlink_to(tmp_path / "disk" / "lamp")
+    (tmp_path / "disk" / "lamp" / "more").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "loop").symlink_to(data)
+    (data / "a-seat").symlink_to(data / "chair")
+    (data / "sofa").symlink_to(tmp_path / "unplugged")
+    with open_archive(data, absent="") as archive:
+        assert archive.names == ("chair/1.obj", "lamp/2.obj", "lamp/more/3.obj")
+    said = sorted(caplog.messages)
+    assert [line.split(": ")[0] for line in said] == [
+        str(data / "a-seat"),
+        str(data / "lamp/more/loop"),
+        str(data / "sofa"),
+    ]
+    assert "files are read already" in said[0]
+    assert "is broken" in said[2]
+
+
+def test_a_knot_of_links_ends(tmp_path: Path) -> None:
+    """Twelve folders, each with a link to every other: 12! ways through them."""
+    folders = [tmp_path / f"f{k:02d}" for k in range(12)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "a.obj").write_text("v 0 0 0\n")
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    with open_archive(tmp_path, absent="") as archive:
+        assert archive.names == tuple(f"f{k:02d}/a.obj" for k in range(12))

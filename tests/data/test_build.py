@@ -19,8 +19,9 @@ from pointdistill.data.corpus import open_corpus, verify_corpus
 from pointdistill.data.corpus_building import BuildReport, build_corpus
 from pointdistill.data.corpus_building import state as lock
 from pointdistill.data.corpus_building.state import unfinished_build
+from pointdistill.data.files import files
 from pointdistill.data.sources import SourceRequest, open_source, source_shape_rng
-from pointdistill.errors import ConfigError, CorpusError, DataError
+from pointdistill.errors import ConfigError, CorpusError, DataError, PointDistillError
 from tests.data.watching import Watching
 
 HERE = Path(__file__).parent
@@ -316,17 +317,17 @@ def test_a_lock_that_went_with_its_folder_is_no_lock(
 ) -> None:
     """Another process ends, and takes its folder away, after this one has opened the lock there."""
     pytest.importorskip("fcntl")
-    place, take = tmp_path / ".building" / "lock", lock._acquire
+    place, take = tmp_path / ".building" / "lock", files._acquire
     taken: list[int] = []
 
-    def late(file: IO[str], corpus: Path) -> None:
+    def late(file: IO[str], busy: PointDistillError) -> None:
         if not taken:
             place.unlink()
             place.parent.rmdir()
         taken.append(file.fileno())
-        take(file, corpus)
+        take(file, busy)
 
-    monkeypatch.setattr(lock, "_acquire", late)
+    monkeypatch.setattr(files, "_acquire", late)
     with lock.locked(tmp_path):
         assert len(taken) == 2
         with pytest.raises(CorpusError, match="another process"), lock.locked(tmp_path):

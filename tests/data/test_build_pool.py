@@ -50,6 +50,11 @@ def job(task, started):
         raise Odd(1, 2)
     return task.upper(), os.getpid()
 
+def unpacking_job(task, started):
+    import pathlib, tempfile
+    pathlib.Path(tempfile.mkdtemp(), "unpacked").write_text("a member")
+    return job(task, started)
+
 class Odd(Exception):
     def __init__(self, one, two):
         super().__init__("cannot be rebuilt from this")
@@ -235,3 +240,21 @@ def test_workers_leave_no_memory_dumps_and_go_before_the_parent(jobs: ModuleType
         (event,) = pool.events()
     assert isinstance(event, Done)
     assert event.result == (0, 500)
+
+
+@pytest.mark.parametrize("how", ["hang 1", "die 1", "exit 1", "fine"])
+def test_a_worker_leaves_no_temporary_files(
+    jobs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Not even one that is killed at its deadline, dies, or exits without cleaning up."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    limits = ShapeLimits(deadline_seconds=1.5)
+    with open_pool(jobs.unpacking_job, workers=1, on_step=lambda *_: None, limits=limits) as pool:
+        pool.submit(how)
+        (event,) = pool.events()
+        assert isinstance(event, Done if how == "fine" else Died)
+        left = [path.name for path in place.rglob("unpacked")]
+        assert len(left) == (how == "fine")
+    assert list(place.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from pointdistill.data.files import files
+from pointdistill.errors import DataError
 
 
 @pytest.mark.parametrize(("system", "how"), [("nt", os.O_RDWR), ("posix", os.O_RDONLY)])
@@ -27,3 +29,82 @@ def test_a_file_is_flushed_as_the_system_allows(
     (tmp_path / "file").write_bytes(b"x")
     files.flush(tmp_path / "file")
     assert opened == [how]
+
+
+def test_a_lock_keeps_a_second_one_out_and_leaves_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    folder, busy = tmp_path / "made" / "here", DataError("taken")
+    with files.hold_folder(folder, busy):
+        assert (folder / files.LOCK_NAME).is_file()
+        with pytest.raises(DataError, match="taken"), files.hold_folder(folder, busy):
+            pass
+        (folder / "result").write_text("kept")
+    assert [path.name for path in folder.iterdir()] == ["result"]
+
+
+def test_without_file_locks_one_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NFS without its lock service, and Lustre without the option."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):
+        with files.hold_folder(tmp_path / "run", DataError("taken")):
+            (tmp_path / "run" / "result").write_text("kept")
+    assert len(caplog.messages) == 1
+    assert "has no file locks (No locks available)" in caplog.messages[0]
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    with files.write_aside(tmp_path / "link.txt") as aside:
+        aside.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_only_a_regular_file_is_replaced(tmp_path: Path, kind: str, linked: bool) -> None:
+    place = Path("/dev/null") if kind == "device" else tmp_path / "place"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    if linked:
+        (tmp_path / "link").symlink_to(place)
+    output = tmp_path / "link" if linked else place
+    what = "a folder" if kind == "folder" else "no regular file"
+    with (
+        pytest.raises(DataError, match=rf"is {what}, and is not replaced") as caught,
+        files.write_aside(output),
+    ):
+        pass
+    assert str(output) in str(caught.value)
+    assert place.exists()
+    assert not place.is_file()
+
+
+def test_a_link_into_an_absent_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "unplugged" / "file")
+    with (
+        pytest.raises(DataError, match="is a broken link"),
+        files.write_aside(tmp_path / "link"),
+    ):
+        pass
+    assert not (tmp_path / "unplugged").exists()
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".npy", "椅" * 83 + ".npy", "a." + "b" * 250])
+def test_the_longest_names_can_be_written(tmp_path: Path, name: str) -> None:
+    with files.write_aside(tmp_path / name) as aside:
+        aside.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with files.folder_aside(tmp_path / ("b" * 255)):
+        pass
+    assert (tmp_path / ("b" * 255)).is_dir()

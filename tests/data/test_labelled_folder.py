@@ -106,3 +106,15 @@ def test_too_little_is_named(counts: dict[str, int], message: str, tmp_path: Pat
 def test_impossible_shares_are_named(share: float, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must lie between 0 and 1"):
         read(make_folder(tmp_path, {"a": 2, "b": 2}), held_out=share)
+
+
+def test_a_linked_class_counts(tmp_path: Path) -> None:
+    """A class folder that lies on another disk gives the labels that it gives as a plain folder."""
+    plain = read(make_folder(tmp_path / "plain", {"a": 3, "b": 3}))
+    folder = make_folder(tmp_path / "linked", {"a": 3, "b": 3})
+    (folder / "b").rename(tmp_path / "elsewhere")
+    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    linked = read(folder)
+    assert linked.benchmark.classes == ("a", "b")
+    np.testing.assert_array_equal(linked.benchmark.train.labels, plain.benchmark.train.labels)
+    np.testing.assert_array_equal(linked.benchmark.train.points, plain.benchmark.train.points)

@@ -337,3 +337,26 @@ def test_an_absent_archive_says_where_it_comes_from(name: str, tmp_path: Path) -
     saved_encoder(tmp_path / "encoder")
     with pytest.raises(DataError, match=r"no such archive.*https://"):
         finetune(request(tmp_path, benchmark=name, data=None))
+
+
+def test_a_folder_that_is_being_trained_in_is_refused(
+    meshes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second training begun or resumed in the output folder of one that is at work."""
+    pytest.importorskip("fcntl")
+    asked, refused = request(tmp_path, data=meshes), []
+    train = module.train_epochs
+
+    def meanwhile(*given: Any, **named: Any) -> Any:
+        for call in (lambda: finetune(asked), lambda: resume_finetune(asked.output or tmp_path)):
+            with pytest.raises(DataError) as caught:
+                call()
+            refused.append(str(caught.value))
+        return train(*given, **named)
+
+    monkeypatch.setattr(module, "train_epochs", meanwhile)
+    result = finetune(asked)
+    assert result.finished
+    assert len(refused) == 2
+    assert all("another process is training a model there" in line for line in refused)
+    assert not (result.output / ".lock").exists()

@@ -198,3 +198,9 @@ def test_a_run_that_was_deleted_is_no_last_run() -> None:
     remember_run(Path("runs/gone"))
     with pytest.raises(CheckpointError, match="no run was made in this folder yet"):
         prepare_resumed_run(RunOverrides(), data=None, run=None)
+
+
+def test_runs_prepared_together_have_a_folder_each(corpus: Path) -> None:
+    found = [start(data=corpus).run for _ in range(3)]
+    assert found == [Path("runs", f"tiny-dual-{k}") for k in (1, 2, 3)]
+    assert all(run.is_dir() for run in found)

@@ -287,3 +287,37 @@ def test_sharding_one_process_is_refused(memory_corpus: MemoryCorpus, tmp_path: 
             run=tmp_path / "run",
             options=options(sharding="fsdp"),
         )
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_is_being_trained_is_refused(
+    memory_corpus: MemoryCorpus, tmp_path: Path, resume: bool
+) -> None:
+    """A second start or resume while the first one is at work; the first one goes on undisturbed."""
+    pytest.importorskip("fcntl")
+    refused: list[str] = []
+
+    def second(record: StepRecord) -> None:
+        if record.step == 2:
+            with pytest.raises(ConfigError) as caught:
+                pretrain(
+                    micro_config(),
+                    corpus=memory_corpus,
+                    run=tmp_path / "run",
+                    resume=resume,
+                    options=options(),
+                )
+            refused.append(str(caught.value))
+
+    pretrain(
+        micro_config(),
+        corpus=memory_corpus,
+        run=tmp_path / "run",
+        options=options(),
+        reporter=OnStep(second),
+    )
+    assert refused == [
+        f"{tmp_path / 'run'}: another process is training this run; wait for it, or choose another folder"
+    ]
+    assert len(losses(tmp_path / "run")) == 7
+    assert not (tmp_path / "run" / ".lock").exists()

@@ -279,3 +279,11 @@ def test_a_slow_disk_is_waited_for_before_a_kill_could_cost_more(
 def test_checkpoints_begin_a_tenth_early() -> None:
     found = [options(save_every=every).steps_between_checkpoints for every in (1, 9, 10, 500)]
     assert found == [1, 9, 9, 450]
+
+
+def test_thinning_leaves_intact_checkpoints_of_later_steps(tmp_path: Path) -> None:
+    """What is newer than the checkpoint that a run was resumed from is not this run's to remove."""
+    for step in (4, 8, 12):
+        write_snapshot(snapshot(step), tmp_path, keep=3)
+    write_snapshot(snapshot(10), tmp_path, keep=1)
+    assert [path.name[-2:] for path in list_checkpoints(tmp_path)] == ["10", "12"]

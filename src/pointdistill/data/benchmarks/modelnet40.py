@@ -404,7 +404,7 @@ def _draw_each(task: _Task, archive: Archive) -> Iterator[NDArray[np.float32]]:
 
 
 def _write_cache(path: Path, clouds: NDArray[np.float32]) -> None:
-    with write_aside(path) as aside, h5py.File(aside, "w") as file:
+    with write_aside(path) as aside, h5py.File(aside, "w", locking=False) as file:
         file.attrs["version"] = _CACHE_VERSION
         file["points"] = clouds
 
@@ -412,7 +412,7 @@ def _write_cache(path: Path, clouds: NDArray[np.float32]) -> None:
 def _read_cache(path: Path, models: int, points: int) -> NDArray[np.float32] | None:
     """Points cached by an earlier call; None if there are none, or they do not fit."""
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             if file.attrs.get("version") != _CACHE_VERSION:
                 return None
             stored = file["points"]

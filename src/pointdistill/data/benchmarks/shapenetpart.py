@@ -285,7 +285,7 @@ def _side(shapes: Sequence[_Shape], clouds: Sequence[Cloud], splits: Sequence[st
 
 
 def _write_cache(path: Path, clouds: Sequence[Cloud]) -> None:
-    with write_aside(path) as aside, h5py.File(aside, "w") as file:
+    with write_aside(path) as aside, h5py.File(aside, "w", locking=False) as file:
         file.attrs["version"] = _CACHE_VERSION
         counts = np.array([len(parts) for _, parts in clouds], dtype=np.int64)
         file["counts"] = counts
@@ -299,7 +299,7 @@ def _write_cache(path: Path, clouds: Sequence[Cloud]) -> None:
 def _read_cache(path: Path, shapes: int) -> list[Cloud] | None:
     """What an earlier call cached; None if there is nothing, or it does not fit."""
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             counts, points, parts = file["counts"][()], file["points"][()], file["parts"][()]
             version = file.attrs.get("version")
     except (OSError, KeyError, AttributeError, RuntimeError):

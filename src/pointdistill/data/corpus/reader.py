@@ -265,7 +265,7 @@ def _merge_labels(
 def _locate_datasets(path: Path, record: ShardRecord) -> dict[str, _DatasetLocation]:
     """Where each dataset lies; checks that the file is the shard that its record describes."""
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             locations = {
                 name: _DatasetLocation(item.id.get_offset(), item.dtype, item.shape)
                 for name, item in file.items()
@@ -352,7 +352,7 @@ def open_columns(folder: Path, record: ShardRecord) -> Iterator[ShardColumns]:
     path = folder / record.file
     check_shard_size(path, record)
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=False)
     except (OSError, RuntimeError) as error:
         raise damaged(path, str(error)) from error
     with file:

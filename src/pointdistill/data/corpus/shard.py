@@ -274,7 +274,7 @@ def sizes_of(block: RowBlock) -> Sizes:
 
 def stored_sizes(path: Path) -> Sizes:
     """Sizes of a shard on disk, from its header alone."""
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         return Sizes(
             shapes=len(file["scale"]),
             points=len(file["points"]),
@@ -285,7 +285,7 @@ def stored_sizes(path: Path) -> Sizes:
 
 def read_block(path: Path) -> RowBlock:
     """A whole shard in memory."""
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         return RowBlock(
             points=file["points"][()],
             offsets=file["offsets"][()],

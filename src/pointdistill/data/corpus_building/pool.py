@@ -14,7 +14,9 @@ import math
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
+import tempfile
 import time
 import traceback
 from collections import deque
@@ -287,8 +289,13 @@ class Worker(Generic[Task]):
 
     def __init__(self, context: Any, job: Job[Any, Any], allowed_bytes: int | None) -> None:
         self.connection, theirs = context.Pipe()
+        # The worker's own place for temporary files, so that what it leaves when it is killed can be removed. If
+        # none can be made, the worker's first task says so.
+        self._folder: str | None = None
+        with contextlib.suppress(OSError):
+            self._folder = tempfile.mkdtemp(prefix="pointdistill-worker-")
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, job, allowed_bytes), daemon=True
+            target=_serve, args=(theirs, job, allowed_bytes, self._folder), daemon=True
         )
         with interrupts_held():
             self.process.start()
@@ -324,10 +331,12 @@ class Worker(Generic[Task]):
             return f"killed by signal {-code}"
 
     def end(self) -> None:
-        """Kill the process if it still runs."""
+        """Kill the process if it still runs, and remove its temporary files."""
         self.process.kill()
         self.process.join(_JOIN_SECONDS)
         self.connection.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def start_context() -> Any:
@@ -340,11 +349,14 @@ def start_context() -> Any:
     return multiprocessing.get_context("spawn")
 
 
-def _serve(connection: Connection, job: Job[Any, Any], allowed_bytes: int | None) -> None:
+def _serve(
+    connection: Connection, job: Job[Any, Any], allowed_bytes: int | None, folder: str | None
+) -> None:
     """A worker's main loop: receive a task, send its steps and its result, until the parent is gone."""
     # Ctrl-C reaches the whole process group; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     guard_process(allowed_bytes)
+    tempfile.tempdir = folder
     try:
         connection.send(("ready", os.getpid()))
         while True:
@@ -362,6 +374,9 @@ def _serve(connection: Connection, job: Job[Any, Any], allowed_bytes: int | None
                 connection.send(("done", result))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+    finally:
+        if folder is not None:  # the parent may be gone
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _portable(error: Exception) -> Exception:

@@ -8,20 +8,19 @@ in a corpus folder.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pointdistill.data.corpus.manifest import BUILDING_NAME, MANIFEST_NAME, ShardRecord
 from pointdistill.data.corpus_building.division import Span
-from pointdistill.data.files.files import read_json, sha256_of, write_json
+from pointdistill.data.files.files import hold_lock, read_json, sha256_of, write_json
 from pointdistill.errors import CorpusError, DataError
 
 LOCK_NAME = "lock"
@@ -137,7 +136,10 @@ def locked(corpus: Path) -> Iterator[None]:
         CorpusError: if another process holds the lock, or the folder cannot be made.
     """
     folder = corpus / BUILDING_NAME
-    with _held(corpus):
+    busy = CorpusError(
+        f"{corpus}: another process is building this corpus; wait for it or choose another"
+    )
+    with hold_lock(folder / LOCK_NAME, busy, partial(_make_folder, corpus)):
         try:
             yield
         finally:
@@ -148,55 +150,12 @@ def locked(corpus: Path) -> Iterator[None]:
         folder.rmdir()
 
 
-@contextmanager
-def _held(corpus: Path) -> Iterator[None]:
-    """Hold the lock file of a corpus, under the name by which other processes look for it."""
-    _make_folder(corpus)
-    if importlib.util.find_spec("fcntl") is None:
-        # On Windows it is up to the user not to run two builds at a time.
-        yield
-        return
-    lock = corpus / BUILDING_NAME / LOCK_NAME
-    while True:
-        try:
-            file = lock.open("a")
-        except FileNotFoundError:  # another process has just removed the folder
-            _make_folder(corpus)
-            continue
-        with file:
-            _acquire(file, corpus)
-            if _has_name(file, lock):
-                yield
-                return
-
-
 def _make_folder(corpus: Path) -> None:
     try:
         (corpus / BUILDING_NAME).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         msg = f"{corpus}: cannot be made ({error.strerror}); choose another folder for the corpus"
         raise CorpusError(msg) from error
-
-
-def _acquire(file: IO[str], corpus: Path) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        msg = f"{corpus}: another process is building this corpus; wait for it or choose another"
-        raise CorpusError(msg) from error
-    except OSError:
-        # Some network file systems have no locks. A second build writes the same bytes, so it does no harm.
-        pass
-
-
-def _has_name(file: IO[str], path: Path) -> bool:
-    """Whether an open file is still the one at ``path``."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager

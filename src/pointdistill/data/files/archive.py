@@ -7,7 +7,9 @@ one-line error that names the file and what to do.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
+import logging
 import os
 import tarfile
 import zipfile
@@ -21,6 +23,8 @@ from typing import NoReturn
 
 from pointdistill.data.files.workspace import file_checksum
 from pointdistill.errors import DataError
+
+log = logging.getLogger("pointdistill")
 
 MEMBER_LIMIT_BYTES = 1 << 30
 """Largest member that is read; the largest real one (ScanObjectNN PB-T50-RS) has some 0.4 GiB."""
@@ -208,7 +212,11 @@ class _FolderArchive(Archive):
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk`, skipping folders that the user may not read.
+    """`os.walk` in the order of names, into linked folders too, skipping folders that the user may not read.
+
+    Each real folder is walked once, so that a loop of links ends: those that are no links first, then those that
+    links lead to. A link that adds nothing, because it is broken or leads to a folder that was walked already, is
+    named in a warning to the logger ``pointdistill``.
 
     Raises:
         OSError: if a folder cannot be listed for any other reason, because its files would be silently missing.
@@ -218,7 +226,57 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         if not isinstance(error, PermissionError):
             raise error
 
-    return os.walk(folder, onerror=check)
+    walked = {_identity(folder)}
+    starts = [folder]
+    while starts:
+        links: list[Path] = []
+        for start in starts:
+            if start != folder and not _is_new(start, walked):
+                _say_unused(start, "leads to a folder whose files are read already")
+                continue
+            for below, subfolders, files in os.walk(start, onerror=check):
+                subfolders.sort()
+                yield below, subfolders, sorted(files)
+                for name in files:
+                    # Only a name without an ending may have been meant as a folder; a broken file is the reader's.
+                    if "." not in name and _is_broken_link(Path(below, name)):
+                        why = "is broken; put there what it stands for, or remove it"
+                        _say_unused(Path(below, name), why)
+                here = [Path(below, name) for name in subfolders]
+                linked = {path for path in here if path.is_symlink()}
+                links += sorted(linked)
+                real = (path for path in here if path not in linked)
+                subfolders[:] = [path.name for path in real if _is_new(path, walked)]
+        starts = links
+
+
+def _is_broken_link(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """What two names of one folder have in common."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    # Some systems number no files.
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
+
+
+def _is_new(folder: Path, walked: set[tuple[int, int] | str]) -> bool:
+    """Whether a folder was not walked before; it is from now on."""
+    identity = _identity(folder)
+    if identity in walked:
+        return False
+    walked.add(identity)
+    return True
+
+
+@functools.cache
+def _say_unused(link: Path, why: str) -> None:
+    """Say it once, however often the folder is walked."""
+    log.warning("%s: a link that %s", link, why)
 
 
 @contextmanager

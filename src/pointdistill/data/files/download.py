@@ -18,7 +18,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pointdistill.data.files.files import disk_is_full, flush, no_room, sha256_of, write_json
+from pointdistill.data.files.files import (
+    disk_is_full,
+    flush,
+    hold_lock,
+    no_room,
+    sha256_of,
+    write_json,
+)
 from pointdistill.data.files.http import (
     LostError,
     Redirects,
@@ -279,18 +286,9 @@ def _version(headers: email.message.Message) -> str:
 @contextmanager
 def _locked(part: Path, path: Path) -> Iterator[None]:
     """Keep other processes from downloading the same file; the lock ends with the process."""
-    try:
-        import fcntl  # missing on Windows, where it is up to the user not to run two at once
-    except ImportError:
-        yield
-        return
     lock = part.with_name(f"{part.name}.lock")
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            msg = f"{path}: another process is fetching it; wait for that one"
-            raise DataError(msg) from error
+    busy = DataError(f"{path}: another process is fetching it; wait for that one")
+    with hold_lock(lock, busy, lambda: lock.parent.mkdir(parents=True, exist_ok=True)):
         try:
             yield
         finally:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
+import importlib.util
 import json
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from pointdistill.errors import DataError
+from pointdistill.errors import DataError, PointDistillError
+
+log = logging.getLogger("pointdistill")
+
+LOCK_NAME = ".lock"
+"""File in a folder that one process works in, while it does."""
+
+_NAMED = 32
+"""Characters of a name that a temporary name repeats, so that it is never too long where the final one is not."""
 
 
 @contextmanager
@@ -21,12 +32,18 @@ def write_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds.
 
     Parent folders are created. The file is flushed to the disk before the rename, so that a crash at any
-    instant leaves the old content or the new, never a mixture. On an error the temporary file is removed.
+    instant leaves the old content or the new, never a mixture. On an error the temporary file is removed. A link
+    stays a link: the file that it leads to is replaced.
+
+    Raises:
+        DataError: if ``path`` is or leads to anything but a regular file, such as a folder, a device or a pipe.
     """
+    path = _regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A random name, because processes on two hosts may share a process id and this folder. The suffix stays last:
     # numpy and h5py choose the format, or append an ending, by it.
-    aside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part{path.suffix}")
+    suffix = path.suffix if len(path.suffix) <= _NAMED else ""
+    aside = path.with_name(f".{path.stem[:_NAMED]}.{secrets.token_hex(8)}.part{suffix}")
     try:
         yield aside
         flush(aside)
@@ -34,6 +51,24 @@ def write_aside(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _regular(path: Path) -> Path:
+    """The file that ``path`` leads to, which may be absent.
+
+    Raises:
+        DataError: if it is no regular file, or ``path`` is a link into a folder that does not exist.
+    """
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_symlink() or (target != path and not target.parent.is_dir()):
+        msg = f"{path}: is a broken link; choose another output, or remove the link"
+        raise DataError(msg, settings=("output",))
+    if target.exists() and not target.is_file():
+        where = f"{path}: leads to {target}, which" if target != path else f"{path}:"
+        kind = "a folder" if target.is_dir() else "no regular file"
+        msg = f"{where} is {kind}, and is not replaced; choose another output"
+        raise DataError(msg, settings=("output",))
+    return target
 
 
 @contextmanager
@@ -47,7 +82,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
         msg = f"{path} exists already; choose another name or remove it first"
         raise DataError(msg)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name[:_NAMED]}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
@@ -60,6 +95,85 @@ def folder_aside(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def hold_lock(
+    lock: Path, busy: PointDistillError, make_folder: Callable[[], None]
+) -> Iterator[None]:
+    """Hold a lock file, under the name by which other processes look for it; the lock ends with the process.
+
+    The caller removes the file, within the block. Where the file system has no locks, one line says so, and the
+    work goes on.
+
+    Args:
+        lock: the file.
+        busy: raised if another process holds the lock.
+        make_folder: makes the folder of the lock; called again if another process removes it meanwhile.
+    """
+    make_folder()
+    if importlib.util.find_spec("fcntl") is None:
+        # On Windows it is up to the user not to let two processes work in one place.
+        yield
+        return
+    while True:
+        try:
+            file = lock.open("a")
+        except FileNotFoundError:  # another process has just removed the folder
+            make_folder()
+            continue
+        with file:
+            _acquire(file, busy)
+            if _has_name(file, lock):
+                yield
+                return
+
+
+@contextmanager
+def hold_folder(folder: Path, busy: PointDistillError) -> Iterator[None]:
+    """Keep other processes out of a folder that one at a time may write to; it is made, and removed if left empty.
+
+    Does nothing where a file, or a folder that may not be written to, is in the way: the work itself reports that.
+
+    Raises:
+        PointDistillError: ``busy``, if another process works in the folder.
+    """
+    if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        yield
+        return
+    with hold_lock(folder / LOCK_NAME, busy, lambda: folder.mkdir(parents=True, exist_ok=True)):
+        try:
+            yield
+        finally:
+            # Within the lock: a process that has the file open notices that, and makes a new one.
+            (folder / LOCK_NAME).unlink(missing_ok=True)
+            with suppress(OSError):  # where it is not empty
+                folder.rmdir()
+
+
+def _acquire(file: IO[str], busy: PointDistillError) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise busy from None
+    except OSError as error:
+        _say_no_locks(Path(file.name).parent, error.strerror)
+
+
+@functools.cache
+def _say_no_locks(folder: Path, reason: str) -> None:
+    msg = "%s: this file system has no file locks (%s), so nothing keeps a second process out of this folder"
+    log.warning(msg, folder, reason)
+
+
+def _has_name(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -96,7 +96,7 @@ def open_source(request: SourceRequest, info: SourceInfo) -> FolderSource:
 
 
 def _files(path: Path, endings: Collection[str]) -> Iterator[str]:
-    """POSIX paths of the files below ``path`` with one of ``endings``, without hidden ones."""
+    """POSIX paths of the files below ``path`` and its linked folders with one of ``endings``; no hidden ones."""
     for folder, subfolders, files in walk(path):
         subfolders[:] = [s for s in subfolders if not s.startswith(".") and s != "__MACOSX"]
         for file in files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
+from pointdistill.data.files.files import hold_folder
 from pointdistill.engine.config.config import from_plain, to_plain
 from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import (
@@ -60,7 +62,7 @@ from pointdistill.engine.weights.encoders import (
     locate_encoder,
     read_facts,
 )
-from pointdistill.errors import CheckpointError
+from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.classifier import Classifier
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.segmenter import Segmenter
@@ -99,7 +101,19 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
     scratch = f"encoder: {stored}, with new random weights"
     reporter.say(scratch if request.from_scratch else encoder_line(stored))
     output = request.output or default_output(request)
-    check_free(output)
+    with _held(output):
+        check_free(output)
+        return _begin(request, stored, output, reporter)
+
+
+def _held(output: Path) -> AbstractContextManager[None]:
+    """Keep other processes out of the folder of a model while it is trained."""
+    msg = f"{output}: another process is training a model there; wait for it, or choose another output folder"
+    return hold_folder(output, DataError(msg, settings=("output",)))
+
+
+def _begin(request: FinetuneRequest, stored: Path, output: Path, reporter: Reporter) -> Finetuned:
+    """Read the data, write the folder of the training, and train."""
     encoder = load_encoder(stored)
     choice = choose_data(
         request.benchmark,
@@ -127,6 +141,14 @@ def resume_finetune(
     Raises:
         CheckpointError: if ``output`` holds no interrupted training, or the data have changed since.
     """
+    read_description(
+        output
+    )  # refuses a folder that holds no training before anything is written there
+    with _held(output):
+        return _resume(output, device, reporter)
+
+
+def _resume(output: Path, device: str, reporter: Reporter) -> Finetuned:
     spec, facts = read_description(output)
     if not (output / TRAINING).is_file():
         finished = (output / WEIGHTS).is_file()

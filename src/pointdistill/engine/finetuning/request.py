@@ -16,6 +16,7 @@ from pointdistill.data.benchmarks.registry import (
     trainable_benchmarks,
 )
 from pointdistill.data.benchmarks.spec import BenchmarkPaths
+from pointdistill.data.files.files import LOCK_NAME
 from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.data.sources import source_info
 from pointdistill.data.sources.labelled_folder import read_labelled_folder
@@ -285,7 +286,7 @@ def check_free(output: Path) -> None:
     Raises:
         DataError: if it exists and is not an empty folder.
     """
-    if output.is_dir() and not any(output.iterdir()):
+    if output.is_dir() and all(path.name == LOCK_NAME for path in output.iterdir()):
         return
     if (output / TRAINING).is_file():
         msg = f"{output} holds a training that was interrupted; resume it, or choose another output folder"

@@ -98,7 +98,9 @@ def _copy_into(copies: dict[str, Tensor], name: str, value: Tensor, *, keep: boo
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path, *, keep: int) -> Path:
-    """Write ``folder/step-…``, complete or not at all, and remove all but the newest ``keep``; returns its path.
+    """Write ``folder/step-…``, complete or not at all, and keep ``keep`` up to this one; returns its path.
+
+    Intact checkpoints of later steps stay.
 
     Raises:
         OSError, SafetensorError: if it cannot be written; the older checkpoints are left as they were.
@@ -125,9 +127,10 @@ def write_snapshot(snapshot: Snapshot, folder: Path, *, keep: int) -> Path:
         }
         write_json(aside / STATE, described)
     saved = list_checkpoints(folder)
-    # Checkpoints of later steps go as well: the run was not resumed from them, so they were damaged.
     end = saved.index(path) + 1
-    for unwanted in (*saved[end:], *saved[: max(0, end - keep)]):
+    # Of later steps only the damaged ones go: the run was not resumed from those.
+    damaged = [later for later in saved[end:] if not is_whole(later)]
+    for unwanted in (*damaged, *saved[: max(0, end - keep)]):
         shutil.rmtree(unwanted)
     return path
 

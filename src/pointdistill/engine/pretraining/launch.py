@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,8 +75,7 @@ def prepare_run(
         if process_count() > 1:
             msg = f"{process_count()} processes were started together; name the run folder that they share"
             raise ConfigError(msg, settings=("run",))
-        run = _next_run(config)
-        remarks.append(f"run: {run}")
+        remarks.append(f"run: {(run := _next_run(config))}")
     remarks += settings.remarks()
     remarks += undertraining_warning(config, len(corpus))
     return PreparedRun(config, corpus, run, False, init_from, tuple(remarks))
@@ -228,10 +229,14 @@ def fit_batch(
 
 
 def _next_run(config: PretrainConfig) -> Path:
-    """The first free ``runs/<name>-<mode>-<number>``; the mode is left out if the name contains it already."""
+    """Make the first free ``runs/<name>-<mode>-<number>``; without the mode if the name contains it already."""
     named = str(config.mode) in config.name.split("-")
     name = config.name if named else f"{config.name}-{config.mode}"
-    number = 1
-    while (path := Path("runs") / f"{name}-{number}").exists():
-        number += 1
+    Path("runs").mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        path = Path("runs") / f"{name}-{number}"
+        # Made in the same instant as it is found to be free, so that two runs begun together do not share it.
+        with suppress(FileExistsError):
+            path.mkdir()
+            break
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from pointdistill.data.files.files import hold_folder
 from pointdistill.engine.config.config import PretrainConfig, from_plain, to_plain
 from pointdistill.engine.pretraining.monitor import check_trackers
 from pointdistill.engine.pretraining.online_probe import RunProbe, open_labelled_set
@@ -27,9 +29,11 @@ from pointdistill.engine.pretraining.trainer import RunOptions, Trainer
 from pointdistill.engine.runtime.devices import (
     build_accelerator,
     interruptible,
+    is_main_process,
     pick_device,
     threads_for,
 )
+from pointdistill.errors import ConfigError
 from pointdistill.reporter import SILENT_TRAINING, TrainingReporter
 
 __all__ = ["RunOptions", "RunResult", "make_views", "pretrain"]
@@ -76,8 +80,8 @@ def pretrain(
         reporter: receives every step, on a GPU one step late; and a signal at once, before the step is finished.
 
     Raises:
-        ConfigError: if ``run`` holds another run, the corpus is too small for a batch, the batch cannot be divided
-            among the processes, or an option is not available on this machine.
+        ConfigError: if ``run`` holds another run, another process is training it, the corpus is too small for a
+            batch, the batch cannot be divided among the processes, or an option is not available on this machine.
         CheckpointError: if there is nothing to resume, the corpus is not the one the run was started with, or the
             last checkpoint cannot be written.
         DataError: if a shape has no points or coordinates that are not finite, or the probe's labelled set cannot
@@ -87,6 +91,40 @@ def pretrain(
     options = options or RunOptions()
     check_trackers(options.track)
     recorded = read_run_environment(run) if resume else None
+    with _held(run):
+        return _pretrain(
+            config,
+            corpus=corpus,
+            run=run,
+            resume=resume,
+            init_from=init_from,
+            options=options,
+            reporter=reporter,
+            recorded=recorded,
+        )
+
+
+def _held(run: Path) -> AbstractContextManager[None]:
+    """Keep other processes out of a run, except those that were started together with this one."""
+    busy = ConfigError(
+        f"{run}: another process is training this run; wait for it, or choose another folder",
+        settings=("run",),
+    )
+    return hold_folder(run, busy) if is_main_process() else nullcontext()
+
+
+def _pretrain(
+    config: PretrainConfig,
+    *,
+    corpus: TrainingCorpus,
+    run: Path,
+    resume: bool,
+    init_from: Path | None,
+    options: RunOptions,
+    reporter: TrainingReporter,
+    recorded: RunEnvironment | None,
+) -> RunResult:
+    """Train as `pretrain` does, in a run that this process holds; a resumed one was begun as ``recorded``."""
     accelerator = build_accelerator(
         options.device, _precision(options, recorded), track=options.track, project=run / TRACKING
     )

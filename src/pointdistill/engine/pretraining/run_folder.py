@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from pointdistill.data.files.files import read_json, write_aside, write_json
+from pointdistill.data.files.files import LOCK_NAME, read_json, write_aside, write_json
 from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
 from pointdistill.engine.pretraining.loader import PointSource
 from pointdistill.engine.pretraining.state import (
@@ -200,7 +200,8 @@ def _is_free(run: Path) -> bool:
     """Whether a new run may use a folder: it is empty, or its run was killed before the first checkpoint."""
     if not run.is_dir():
         return False
-    if all(fnmatch(entry.name, LEFT_OVER) for entry in run.iterdir()):
+    names = [entry.name for entry in run.iterdir()]
+    if all(name == LOCK_NAME or fnmatch(name, LEFT_OVER) for name in names):
         return True
     try:
         read_run_config(run)
