@@ -64,16 +64,21 @@ def test_most_visible_patches_lie_in_the_blocks_of_few_seeds() -> None:
     assert runs.sum(-1).float().mean() > 1.0  # of at most 3 adjacent pairs; chance gives 0.6
 
 
-def test_block_masking_hides_the_blocks_that_inverse_block_masking_shows() -> None:
-    """A fifth of a line hidden: as compact as the fifth that the other keeps visible."""
+def test_block_masking_hides_compact_blocks() -> None:
+    """Eight of twenty on a line hidden, four of them as one block; the other four are random."""
     line = torch.arange(20.0)[None, None, :, None].expand(1, 1, 20, 3)
-    block = MaskingConfig(kind=MaskKind.BLOCK, ratio=0.2, block_share=0.2, masks_per_view=50)
-    inverse = MaskingConfig(ratio=0.8, block_share=0.2, masks_per_view=50)
-    assert block.blocks(20) == inverse.blocks(20) == (2, 4)
+    block = MaskingConfig(kind=MaskKind.BLOCK, ratio=0.4, block_share=0.2, masks_per_view=50)
+    assert block.blocks(20) == (1, 4)
     hidden = draw_masks(line, block, random(1))[0, 0]
-    assert (hidden.sum(-1) == 4).all()
-    pairs = (hidden[:, 1:] & hidden[:, :-1]).sum(-1).float().mean()
-    assert pairs > 1.0  # of at most 3 adjacent pairs; chance gives 0.6
+    assert (hidden.sum(-1) == 8).all()
+    run = hidden.to(torch.int8).unfold(-1, 4, 1).sum(-1)  # (M, 17), hidden ones of 4 in a row
+    assert (run == 4).any(-1).all()
+
+
+def test_block_masking_has_the_authors_number_of_blocks() -> None:
+    """The slack is subtracted: round(64 · (0.7 - 0.1) / 6) = 6 blocks of 6; the visible ones add it."""
+    assert MaskingConfig(kind=MaskKind.BLOCK).blocks(64) == (6, 6)
+    assert MaskingConfig().blocks(64) == (4, 6)
 
 
 def test_indices_split_the_patches() -> None:

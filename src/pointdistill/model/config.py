@@ -31,6 +31,16 @@ class Mode(StrEnum):
         return self is not Mode.CLS
 
 
+class Initialization(StrEnum):
+    """How the initial weights of the network are drawn; the two differ in attention and the prototypes' bias."""
+
+    AUTHORS = "authors"
+    """As the authors' code does: query, key and value weights Xavier uniform, prototypes' bias 0."""
+
+    TRUNCATED_NORMAL = "truncated-normal"
+    """All linear weights truncated normal, prototypes' bias uniform as in PyTorch's linear layer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Temperatures:
     """Temperatures of the softmax over prototypes; the teacher's are scheduled."""
@@ -195,11 +205,16 @@ class MaskingConfig:
         return hidden
 
     def blocks(self, patches: int) -> tuple[int, int]:
-        """Number of blocks, and of patches in a block (4 blocks of 6 for 64 patches at the default ratio)."""
+        """Number of blocks, and of patches in a block.
+
+        For 64 patches at the default ratio: 4 visible blocks of 6, or 6 hidden ones in block masking.
+        """
         size = max(1, int(self.block_share * patches))
         covered = self.ratio if self.kind is MaskKind.BLOCK else 1.0 - self.ratio
-        # One block more than needed, since blocks overlap.
-        return min(patches, max(1, round(patches * (covered + self.block_share) / size))), size
+        # Visible blocks: one more than needed, since blocks overlap. Hidden blocks: one less, as in the authors'
+        # code; the rest of the hidden patches is random.
+        slack = -self.block_share if self.kind is MaskKind.BLOCK else self.block_share
+        return min(patches, max(1, round(patches * (covered + slack) / size))), size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,7 @@ from pointdistill.model.config import (
     CropConfig,
     EncoderConfig,
     HeadConfig,
+    Initialization,
     MaskingConfig,
     MaskKind,
     Mode,
@@ -80,6 +81,10 @@ class PretrainConfig:
 
     centers_from_first_batch: bool = False
     """Start the teacher's centres at the first batch's mean logits instead of zero (the paper: zero)."""
+
+    initialization: Initialization = Initialization.TRUNCATED_NORMAL
+    """How the initial weights are drawn. The default is that of runs made before this setting existed; the recipes
+    of small, base and large set it to ``authors``."""
 
     seed: int = 0
 

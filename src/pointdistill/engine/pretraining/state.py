@@ -46,7 +46,11 @@ def new_state(config: PretrainConfig) -> TrainState:
     """A freshly initialised state, a function of the config alone; the teacher begins as a copy of the student."""
     # Initialised on the CPU whatever the run's device, so that every device begins with the same bits.
     student = Student(config.mode, config.encoder, config.head, config.predictor)
-    initialize(student, generator=torch.Generator().manual_seed(config.seed))
+    initialize(
+        student,
+        generator=torch.Generator().manual_seed(config.seed),
+        initialization=config.initialization,
+    )
     return _with_teacher(config, student)
 
 
