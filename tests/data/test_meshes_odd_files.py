@@ -183,3 +183,148 @@ def test_faces_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
     surface = read_mesh(path, repair=True)
     assert isinstance(surface, Surface)
     assert surface_area(surface) == pytest.approx(22)
+
+
+@pytest.mark.parametrize("break_at", [1, 2, 3, 4])
+def test_off_faces_over_several_lines(break_at: int, tmp_path: Path) -> None:
+    """After any of their numbers, with one face in three still on one line."""
+    faces = ""
+    for number, quad in enumerate(QUADS):
+        row = [4, *quad]
+        rest = [row[break_at:]] if number % 2 else [[corner] for corner in row[break_at:]]
+        faces += rows([row] if number % 3 == 2 else [row[:break_at], *rest])
+    path = tmp_path / "a.off"
+    path.write_text("OFF\n8 6 0\n" + rows(BOX) + faces)
+    check_box(path)
+
+
+def test_off_faces_over_several_lines_and_blocks(tmp_path: Path) -> None:
+    """A file of 1.4 MB is read in several blocks; each of its faces is the same triangle."""
+    path = tmp_path / "a.off"
+    count = 100_000
+    path.write_text(f"OFF\n8 {count} 0\n" + rows(BOX) + "3 0\n000001\n2\n" * count)
+    surface = read_surface(path)
+    assert surface.faces.tolist() == [[0, 1, 2]] * count
+
+
+@pytest.mark.parametrize(
+    "faces", ["3 0 1\n2 3 1 2 3\n", "3 0 1\n3 1 2 3\n", "3 0 1 2\n3 1\n2\n"], ids=repr
+)
+def test_off_faces_that_end_within_a_line_are_refused(faces: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.off"
+    path.write_text("OFF\n8 2 0\n" + rows(BOX) + faces)
+    with pytest.raises(DataError, match="a face promises more indices than it has"):
+        read_mesh(path)
+
+
+HEAD = "ply\nformat {form} 1.0\n{before}element vertex 8\n{vertex}{between}{faces}end_header\n"
+XYZ = "property float x\nproperty float y\nproperty float z\n"
+INDICES = "property list uchar int vertex_indices\n"
+LITTLE, BIG = "binary_little_endian", "binary_big_endian"
+
+
+def ply_head(
+    form: str,
+    *,
+    before: str = "",
+    vertex: str = XYZ,
+    between: str = "",
+    faces: str = "element face 6\n" + INDICES,
+) -> str:
+    return HEAD.format(form=form, before=before, vertex=vertex, between=between, faces=faces)
+
+
+def ply_text(*, vertices: list[list[object]] | None = None, faces: str = "", **head: str) -> bytes:
+    body = rows(vertices or BOX) + (faces or rows([4, *quad] for quad in QUADS))
+    return (ply_head("ascii", **{k.removeprefix("_"): v for k, v in head.items()}) + body).encode()
+
+
+def ply_binary(*, order: str = "<", lists: bool = False, ragged: bool = False) -> bytes:
+    """Vertices and quads; with ``lists``, each vertex has a list between x and y: 1 item, or 2 if ``ragged``."""
+    data = b""
+    for number, (x, y, z) in enumerate(BOX):
+        items = [7] * (1 + number % 2 * ragged)
+        between = struct.pack(f"{order}B{len(items)}i", len(items), *items) if lists else b""
+        data += struct.pack(f"{order}f", x) + between + struct.pack(f"{order}2f", y, z)
+    return data + b"".join(struct.pack(f"{order}B4i", 4, *quad) for quad in QUADS)
+
+
+SEEN = "property float x\nproperty list uchar int visible_in\nproperty float y\nproperty float z\n"
+NAMES = "comment end_header\nobj_info end_header is below\n"
+
+PLY = {
+    "comments": ply_text(_before=NAMES, _between=NAMES),
+    "comments_binary": ply_head(LITTLE, before=NAMES, between=NAMES).encode() + ply_binary(),
+    "comment_with_a_form_feed": ply_text(_before="comment a\x0cb\n"),
+    "lf_cr": ply_head(LITTLE).replace("\n", "\n\r").encode() + ply_binary(),
+    "lf_cr_text": ply_text().replace(b"\n", b"\n\r"),
+    "cr": ply_head(BIG).replace("\n", "\r").encode() + ply_binary(order=">"),
+    "cr_lf": ply_head(BIG).replace("\n", "\r\n").encode() + ply_binary(order=">"),
+    "cr_text": ply_text().replace(b"\n", b"\r"),
+    "vertex_lists": ply_head(LITTLE, vertex=SEEN).encode() + ply_binary(lists=True),
+    "vertex_lists_ragged": ply_head(BIG, vertex=SEEN).encode()
+    + ply_binary(order=">", lists=True, ragged=True),
+    "vertex_lists_text": ply_text(
+        vertices=[[x, 1 + (x > 0), *[7] * (1 + int(x > 0)), y, z] for x, y, z in BOX], _vertex=SEEN
+    ),
+    "vertex_lists_behind_text": ply_text(
+        vertices=[[*vertex, 2, 7, 7] for vertex in BOX],
+        _vertex=XYZ + "property list uchar int seen\n",
+    ),
+    "list_before_the_indices": ply_text(
+        faces=rows([[n % 3, *[0.5] * (n % 3), 9, 4, *quad] for n, quad in enumerate(QUADS)]),
+        _faces="element face 6\nproperty list uchar float uv\nproperty uchar flag\n" + INDICES,
+    ),
+    "triangles": ply_text(
+        faces=rows([3, *t] for t in TRIANGLES), _faces="element triangles 12\n" + INDICES
+    ),
+    "polygons": ply_head(LITTLE, faces="element polygon 6\n" + INDICES).encode() + ply_binary(),
+    "strips_and_faces": ply_text(
+        faces="4 4 5 6 7\n" + rows([4, *quad] for n, quad in enumerate(QUADS) if n != 1),
+        _faces="element tristrips 1\n" + INDICES + "element face 5\n" + INDICES,
+    ),
+    "strips_with_restarts": ply_text(
+        faces=(
+            "18 0 1 2 3 -1 4 5 6 7 -1 0 1 4 5 -1 -1 2 3\n7 6 7 -1 0 2 4 6\n4 2 3 6 7\n4 1 3 5 7\n"
+        ),
+        _faces="element tristrips 4\n" + INDICES,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", PLY)
+def test_ply(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.ply"
+    path.write_bytes(PLY[form])
+    check_box(path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\n\r"], ids=repr)
+@pytest.mark.parametrize("first", [b"\n", b"\r", b"\r\n", b"\n\r"], ids=repr)
+def test_ply_data_may_begin_with_line_ends(end: str, first: bytes, tmp_path: Path) -> None:
+    """The ends of the header's other lines tell how long that of its last is."""
+    data = first.ljust(4, b"\0") + BOX.astype("<f4").tobytes()[4:]
+    path = tmp_path / "a.ply"
+    path.write_bytes(ply_head(LITTLE, faces="").replace("\n", end).encode() + data)
+    cloud = read_mesh(path)
+    assert isinstance(cloud, PointSet)
+    assert cloud.points[0, 0] == np.frombuffer(first.ljust(4, b"\0"), "<f4")[0]
+    assert (cloud.points.ravel()[1:] == BOX.ravel()[1:]).all()
+
+
+def test_strips_turn_every_second_triangle(tmp_path: Path) -> None:
+    path = tmp_path / "a.ply"
+    path.write_bytes(
+        ply_text(faces="6 0 1 2 3 -1 7\n3 4 5 6\n", _faces="element tristrips 2\n" + INDICES)
+    )
+    assert read_surface(path).faces.tolist() == [[0, 1, 2], [2, 1, 3], [4, 5, 6]]
+
+
+def test_a_ply_whose_surface_is_not_found_is_no_cloud(tmp_path: Path) -> None:
+    path = tmp_path / "a.ply"
+    for element in ("facets 6\n" + INDICES, "triangles 6\n" + INDICES.replace("vertex_", "")):
+        path.write_bytes(ply_text(_faces="element " + element))
+        with pytest.raises(DataError, match=r"the surface may be in (facets|triangles)"):
+            read_mesh(path)
+    path.write_bytes(ply_text(faces="1 0\n0\n", _faces="element range_grid 2\n" + INDICES))
+    assert isinstance(read_mesh(path), PointSet)
