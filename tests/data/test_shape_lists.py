@@ -162,14 +162,14 @@ def test_what_held_many_shapes_and_is_gone_is_no_reason_of_one(tmp_path: Path) -
 
 
 def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
-    (tmp_path / "broken.obj").write_text("v 0 0 0\n")
+    (tmp_path / "broken.obj").write_text("v 0 0 0\nv 1 0 0\nl 1 2\n")
     content = io.BytesIO()
     np.save(content, np.array([{}], object), allow_pickle=True)
     (tmp_path / "pickle.npy").write_bytes(content.getvalue())
     (tmp_path / "a.docx").write_text("no shape")
     named = [tmp_path / name for name in ("broken.obj", "absent.obj", "pickle.npy", "a.docx")]
     reasons = [shape.reason for shape in read_all(list_shapes(named)).values()]
-    assert "1 vertices and no faces" in reasons[0]
+    assert "2 vertices and no faces" in reasons[0]
     assert "No such file" in reasons[1]
     assert "Python objects in dtype" in reasons[2]
     assert "are not read" in reasons[3]

@@ -1,6 +1,7 @@
 """From a reader's raw mesh to a surface or a cloud that can be trusted: count the faults, refuse or drop them.
 
-Nothing is repaired unless the caller asks for it, and then the number of dropped faces or points is recorded.
+Nothing is repaired unless the caller asks for it. What is left out is counted: by repair, and always faces of
+fewer than 3 corners, which have no area, and what the format itself marks as missing.
 Polygons are cut into triangles here, without any tolerance that depends on a unit.
 """
 
@@ -230,18 +231,32 @@ def finite_points(points: Floats, *, repair: bool) -> tuple[Floats, int]:
 
 def _cloud(raw: RawMesh, *, repair: bool) -> PointSet:
     points = raw.points[0] if len(raw.points) == 1 else np.concatenate(raw.points)
+    missing = 0
+    if raw.nan_is_missing:
+        measured = ~np.isnan(points).any(axis=1)
+        missing = int(len(points) - measured.sum())
+        if missing == len(points):
+            msg = f"all {missing:,} points are NaN, which marks missing returns; nothing is left"
+            raise DataError(msg)
+        points = points[measured] if missing else points
     points, dropped = finite_points(points, repair=repair)
     if not (points != points[0]).any():
         msg = f"all {len(points):,} points are at one place; export the file again"
         raise DataError(msg)
-    return PointSet(points, raw.declared_up, dropped, raw.left_out)
+    return PointSet(
+        points,
+        declared_up=raw.declared_up,
+        dropped_points=missing + dropped,
+        left_out=raw.left_out,
+    )
 
 
 def _surface(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface:
     faults = [find_faults(part) for part in raw.parts]
     bad = sum(fault.bad_faces for fault in faults)
+    without_area = sum(fault.too_few_corners for fault in faults)
     total = sum(part.face_count for part in raw.parts)
-    if bad and not repair:
+    if bad > without_area and not repair:
         msg = f"{bad:,} of {total:,} faces cannot be used ({_causes(faults)}); {_REPAIR_HINT}"
         raise DataError(msg, settings=("repair",))
     if bad == total:

@@ -18,6 +18,8 @@ from pointdistill.errors import DataError
 
 _PACKAGE = "pointdistill.data.meshes.formats"
 _LFS_MARK = b"version https://git-lfs.github.com/spec/"
+_PAGE_MARKS = (b"<?xml", b"<!doctype", b"<html", b"<error")
+_XML_SUFFIXES = (".dae", ".3dxml")
 
 FORMATS = MappingProxyType(
     {
@@ -122,9 +124,18 @@ def _check_file(path: Path) -> None:
         msg = "is empty (0 bytes); copy or export it again"
         raise DataError(msg)
     with path.open("rb") as file:
-        if file.read(len(_LFS_MARK)) == _LFS_MARK:
+        start = file.read(200)
+        if start.startswith(_LFS_MARK):
             msg = f"is a Git LFS pointer ({status.st_size} bytes), not the file; fetch it with `git lfs pull`"
             raise DataError(msg)
+    page = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGE_MARKS)
+    if page and path.suffix.lower() not in _XML_SUFFIXES:
+        shown = start.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")[:60]
+        msg = (
+            f"is an XML or HTML page ({shown}…), such as a server sends in place of a file; download the file "
+            "again"
+        )
+        raise DataError(msg)
 
 
 def printable_line(message: str) -> str:

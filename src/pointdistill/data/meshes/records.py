@@ -64,7 +64,7 @@ class Surface:
     """The up axis that the format's standard or the file itself states; None if neither does."""
 
     dropped_faces: int = 0
-    """Faces that ``repair`` left out."""
+    """Faces left out: always those of fewer than 3 corners, which have no area; others only by ``repair``."""
 
     left_out: tuple[str, ...] = ()
     """What the file holds besides, and asks not to show or print; see `RawMesh`."""
@@ -77,7 +77,7 @@ class PointSet:
     points: Floats  # (P, 3), finite
     declared_up: Axis | None = None
     dropped_points: int = 0
-    """Points that ``repair`` left out because a coordinate was not finite."""
+    """Points left out because a coordinate was not finite: by ``repair``, or as missing returns of a scan."""
 
     left_out: tuple[str, ...] = ()
     """What the file holds besides, and asks not to show or print; see `RawMesh`."""
@@ -117,3 +117,6 @@ class RawMesh:
     declared_up: Axis | None = None
     left_out: tuple[str, ...] = ()
     """Geometry that is stored and is no part of the shape: kinds with their counts, for a person to read."""
+
+    nan_is_missing: bool = False
+    """The format marks a missing return of a scan by NaN: such points are left out and counted."""

@@ -20,7 +20,7 @@ from pointdistill.errors import ConfigError, DataError
 
 
 class RepairWarning(UserWarning):
-    """A mesh was sampled without the faces or points that ``repair`` dropped."""
+    """A mesh was sampled without faces or points that cannot be used; says how many were dropped."""
 
 
 class LeftOutWarning(UserWarning):
@@ -47,7 +47,8 @@ def sample_surface(
             `sample_files` writes for the same seed.
         up: the axis that points up in the file, to turn it to z; None keeps the file's frame.
         repair: leave out faces and points that cannot be used, with a `RepairWarning` that says how
-            many, instead of refusing the mesh.
+            many, instead of refusing the mesh. Faces of fewer than 3 corners are always left out, with
+            that warning.
         limits: largest file and scene that are accepted.
 
     Returns:

@@ -1,7 +1,11 @@
-"""Wavefront OBJ: `v` and `f` statements; materials, normals, texture coordinates and curves are ignored."""
+"""Wavefront OBJ: `v`, `f` (in old files `fo`) and, in files without faces, `p` statements.
+
+Materials, normals, texture coordinates and lines are ignored.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,43 +23,70 @@ from pointdistill.data.meshes.formats.fast_numbers import Tokens
 from pointdistill.data.meshes.records import Floats, Indices, MeshLimits, Part, RawMesh
 from pointdistill.errors import DataError
 
+_FREE_FORM = (b"surf", b"curv", b"bsp", b"bzp", b"cdc", b"cdp")
+_FACE_OF_OLD = re.compile(rb"[Ff][Oo][ \t]")
+
 
 def read(path: Path, limits: MeshLimits) -> RawMesh:
-    """Read all groups of an OBJ file as one part.
+    """Read all groups of an OBJ file as one part, or as points where it has no faces.
+
+    The points of a file with `p` statements are the vertices that these name, otherwise all.
 
     Raises:
-        DataError: if a statement cannot be read, or there are no faces.
+        DataError: if a statement cannot be read, or the shape is made of curves, lines or free-form surfaces.
     """
     check_text_size(path, limits.text_bytes)
     vertices: list[Floats] = []
     corners: list[Indices] = []
     sizes: list[Indices] = []
-    seen = 0
-    faces = 0
+    points: list[Indices] = []
+    lines = seen = faces = 0
     for tokens in token_blocks(path, comment=b"#", continued=b"vf"):
         is_vertex, is_face = tokens.lines_that_begin(b"v"), tokens.lines_that_begin(b"f")
+        _check_free_form(tokens)
+        if _FACE_OF_OLD.search(tokens.text):
+            is_face |= tokens.lines_that_begin(b"fo")
         if is_face.any():
             block_corners, block_sizes = _faces(tokens, is_vertex, is_face, seen)
             corners.append(block_corners)
             sizes.append(block_sizes)
             faces += len(block_sizes)
+        if not faces:
+            lines += int(tokens.lines_that_begin(b"l").sum())
+            is_point = tokens.lines_that_begin(b"p")
+            if is_point.any():
+                points.append(_faces(tokens, is_vertex, is_point, seen)[0])
         if is_vertex.any():
             vertices.append(parse_points(tokens.lines(is_vertex), columns=(1, 2, 3), skip=1))
             seen += len(vertices[-1])
         check_size("vertices", seen, limits.vertices)
         check_size("faces", faces, limits.faces)
-    if not faces:
-        msg = (
-            f"an OBJ file with {seen:,} vertices and no faces; export the mesh with its faces, or a point "
-            "cloud as .ply or .xyz"
-        )
+    all_vertices = np.concatenate(vertices) if vertices else np.empty((0, 3))
+    if faces:
+        return RawMesh([Part(all_vertices, np.concatenate(corners), np.concatenate(sizes))])
+    if not seen or (lines and not points):
+        found = f"{seen:,} vertices and no faces" + (f" but {lines:,} lines" if lines else "")
+        msg = f"an OBJ file with {found}; export the mesh with its faces, or a cloud as vertices alone"
         raise DataError(msg)
-    part = Part(
-        np.concatenate(vertices) if vertices else np.empty((0, 3)),
-        np.concatenate(corners),
-        np.concatenate(sizes),
-    )
-    return RawMesh([part])
+    return RawMesh(points=[_named_points(all_vertices, points) if points else all_vertices])
+
+
+def _check_free_form(tokens: Tokens) -> None:
+    """Refuse surfaces and curves whose vertices are control points and no part of the shape."""
+    for statement in _FREE_FORM:
+        if statement in tokens.text and tokens.lines_that_begin(statement).any():
+            name = statement.decode()
+            msg = f"the shape has free-form geometry ({name}), which is not read; export it as triangles"
+            raise DataError(msg)
+
+
+def _named_points(vertices: Floats, indices: list[Indices]) -> Floats:
+    """The vertices that `p` statements name, each once, in the order of the file."""
+    named = np.unique(np.concatenate(indices))
+    if not len(named) or named[0] < 0 or named[-1] >= len(vertices):
+        msg = f"points are named that are not among the {len(vertices):,} vertices; export the file again"
+        raise DataError(msg)
+    return vertices[named]
 
 
 def _faces(

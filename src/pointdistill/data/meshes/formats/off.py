@@ -14,6 +14,7 @@ from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import (
     check_text_size,
     excerpt,
+    parse_indices,
     parse_points,
     parse_polygons,
     token_blocks,
@@ -24,6 +25,8 @@ from pointdistill.errors import DataError
 
 _KEYWORD = re.compile(rb"(?:ST)?C?N?OFF(?![A-Za-z])\s*(.*)", re.DOTALL)
 _NOTHING = split_tokens(b"")
+_LONGEST_FACE = 1 << 20
+"""Bytes of a face that is read over several lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,9 @@ def _body(header: _Header, rows: Tokens, blocks: Iterator[Tokens]) -> RawMesh:
             vertices.append(parse_points(vertex_rows))
             vertices_left -= len(vertex_rows)
         face_rows = rows.lines(slice(faces_left))
+        unfinished = b""
         if len(face_rows):
+            face_rows, unfinished = _whole_faces(rows, faces_left)
             block_corners, block_sizes = parse_polygons(face_rows)
             corners.append(block_corners)
             sizes.append(block_sizes)
@@ -90,6 +95,10 @@ def _body(header: _Header, rows: Tokens, blocks: Iterator[Tokens]) -> RawMesh:
         if not (vertices_left or faces_left):
             break
         rows = next(blocks, _NOTHING)
+        if unfinished:
+            if not len(rows):
+                raise _broken_face(unfinished)
+            rows = split_tokens(unfinished + b"\n" + rows.text)
         if not len(rows):
             msg = (
                 f"the header promises {header.vertices:,} vertices and {header.faces:,} faces, the file has "
@@ -100,3 +109,52 @@ def _body(header: _Header, rows: Tokens, blocks: Iterator[Tokens]) -> RawMesh:
     if not header.faces:
         return RawMesh(points=[points])
     return RawMesh([Part(points, np.concatenate(corners), np.concatenate(sizes))])
+
+
+def _whole_faces(rows: Tokens, most: int) -> tuple[Tokens, bytes]:
+    """Faces, each as one line, and the text of a last one that goes on in the next block.
+
+    Args:
+        rows: lines of faces. A face whose line has fewer indices than it promises goes on over the next lines, and
+            must end where one of them ends.
+        most: how many faces are left; what follows is not read.
+
+    Raises:
+        DataError: if a face has another number of indices than it promises.
+    """
+    one_each = rows.lines(slice(most))
+    if (parse_indices(one_each, one_each.first) < one_each.counts).all():
+        return one_each, b""
+    promised = parse_indices(rows, rows.first) + 1
+    first, counts = list[int](), list[int]()
+    needed = found = 0
+    for start, need, count in zip(
+        rows.first.tolist(), promised.tolist(), rows.counts.tolist(), strict=True
+    ):
+        if found < needed:
+            found += count
+            counts[-1] = found
+            if found > needed:
+                raise _broken_face(rows.text[rows.starts[first[-1]] :])
+        elif len(first) == most:
+            break
+        else:
+            first.append(start)
+            counts.append(count)
+            needed, found = need, count
+    whole = Tokens(
+        rows.text, rows.starts, rows.ends, np.array(first, np.int64), np.array(counts, np.int64)
+    )
+    if found >= needed:
+        return whole, b""
+    unfinished = rows.text[rows.starts[first[-1]] :].rstrip()
+    if len(unfinished) > _LONGEST_FACE:
+        raise _broken_face(unfinished)
+    return whole.lines(slice(-1)), unfinished
+
+
+def _broken_face(text: bytes) -> DataError:
+    row = excerpt(text.partition(b"\n")[0])
+    return DataError(
+        f"a face promises more indices than it has: {row}; the file is damaged or cut short"
+    )

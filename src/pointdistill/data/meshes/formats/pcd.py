@@ -1,4 +1,4 @@
-"""Point Cloud Library's PCD: text, binary, and binary packed by LZF."""
+"""Point Cloud Library's PCD: text, binary, and binary packed by LZF; NaN marks a missing return."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
         DataError: if there is no valid header, or it lacks coordinates or promises more points than follow.
     """
     header, start = _header(path)
-    names = header["FIELDS"]
+    names = header["FIELDS"] = _axes_in_lower_case(header["FIELDS"])
     if missing := [axis for axis in "xyz" if axis not in names]:
         msg = f"the points have no {', '.join(missing)}, found {', '.join(names)}"
         raise DataError(msg)
@@ -59,7 +59,15 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
             f"the header promises {stated:,} points, the file has {len(points):,}; it is cut short"
         )
         raise DataError(msg)
-    return RawMesh(points=[points[:stated]])
+    return RawMesh(points=[points[:stated]], nan_is_missing=True)
+
+
+def _axes_in_lower_case(names: list[str]) -> list[str]:
+    """X, Y and Z count as x, y and z, unless those are there too."""
+    return [
+        name.lower() if name in ("X", "Y", "Z") and name.lower() not in names else name
+        for name in names
+    ]
 
 
 def _header(path: Path) -> tuple[dict[str, list[str]], int]:

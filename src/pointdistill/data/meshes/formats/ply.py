@@ -9,6 +9,7 @@ import struct
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import (
     check_text_size,
     map_file,
+    parse_indices,
     parse_points,
     parse_polygons,
     token_blocks,
@@ -28,6 +30,24 @@ from pointdistill.errors import DataError
 
 _AXES = ("x", "y", "z")
 _INDEX_NAMES = ("vertex_indices", "vertex_index")
+_FACE_ELEMENTS = (
+    "face",
+    "faces",
+    "polygon",
+    "polygons",
+    "triangle",
+    "triangles",
+    "tri",
+    "tris",
+    "quad",
+    "quads",
+)
+_STRIPS = ("tristrips", "tristrip")
+_NO_SURFACE = ("vertex", "edge", "edges", "line", "lines", "polyline", "polylines", "range_grid")
+_RESTART = -1
+"""The index in a strip after which another strip begins."""
+
+_Polygons: TypeAlias = dict[str, tuple[Indices, Indices]]
 
 
 def read(path: Path, limits: MeshLimits) -> RawMesh:
@@ -35,7 +55,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
 
     Raises:
         DataError: if there is no valid header, or it promises more than the file holds, lacks coordinates, or
-            stores its surface as something other than faces.
+            stores its surface as something other than faces or strips.
     """
     header = read_header(path)
     vertex = header.element("vertex")
@@ -46,39 +66,71 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
         msg = f"the vertices have no {', '.join(missing)}; export them with x, y and z"
         raise DataError(msg)
     check_size("vertices", vertex.count, limits.vertices)
-    face = header.element("face")
-    if face is not None:
-        check_size("faces", face.count, limits.faces)
-    index_name = _index_name(header)
-    read_data = _read_text if header.form == "ascii" else _read_binary
-    vertices, corners, sizes = read_data(path, header, index_name, limits)
-    if index_name is None:
-        return RawMesh(points=[vertices])
-    return RawMesh([Part(vertices, corners, sizes)])
-
-
-def _index_name(header: Header) -> str | None:
-    """The property that holds the faces' indices; None for a file without faces."""
-    face = header.element("face")
-    if face is None or not face.count:
-        strips = header.element("tristrips")
-        if strips is not None and strips.count:
-            msg = "the surface is stored as tristrips; export it with faces"
-            raise DataError(msg)
-        return None
-    for name in _INDEX_NAMES:
-        if name in face.list_names:
-            return name
-    msg = (
-        f"the faces have no vertex_indices list, found {face.property_names}; export the mesh again"
+    index_names = _index_names(header)
+    check_size(
+        "faces", sum(e.count for e in header.elements if e.name in index_names), limits.faces
     )
-    raise DataError(msg)
+    read_data = _read_text if header.form == "ascii" else _read_binary
+    vertices, faces = read_data(path, header, index_names, limits)
+    if not index_names:
+        return RawMesh(points=[vertices])
+    return RawMesh(
+        [
+            Part(vertices, *(_cut_strips(*polygons) if name in _STRIPS else polygons))
+            for name, polygons in faces.items()
+        ]
+    )
+
+
+def _index_names(header: Header) -> dict[str, str]:
+    """For each element that holds faces or strips, the list with their indices; empty for a file without.
+
+    Raises:
+        DataError: if the faces have no such list, or only an element has one that is not known to hold faces.
+    """
+    found, unknown = dict[str, str](), list[str]()
+    for element in header.elements:
+        if not element.count or element.name in _NO_SURFACE:
+            continue
+        name = next((name for name in _INDEX_NAMES if name in element.list_names), None)
+        if element.name in (*_FACE_ELEMENTS, *_STRIPS) and name is not None:
+            found[element.name] = name
+        elif element.name == "face":
+            msg = (
+                f"the faces have no vertex_indices list, found {element.property_names}; "
+                "export the mesh again"
+            )
+            raise DataError(msg)
+        elif name is not None or element.name in (*_FACE_ELEMENTS, *_STRIPS):
+            unknown.append(element.name)
+    if unknown and not found:
+        msg = (
+            f"the surface may be in {', '.join(unknown)}, which is not read; export it with an element face "
+            "that has a list vertex_indices"
+        )
+        raise DataError(msg)
+    return found
+
+
+def _cut_strips(corners: Indices, sizes: Indices) -> tuple[Indices, Indices]:
+    """Strips as triangles: every three corners in a row, every second reversed; (3 * T,) corners, (T,) sizes."""
+    places = np.arange(len(corners))
+    begins = np.zeros(len(corners), bool)
+    begins[(np.cumsum(sizes) - sizes)[sizes > 0]] = True
+    begins[1:] |= corners[:-1] == _RESTART
+    place = places - np.maximum.accumulate(np.where(begins, places, 0))
+    third = np.flatnonzero((place >= 2) & (corners != _RESTART))
+    odd = place[third] % 2
+    triangles = np.stack(
+        [corners[third - 2 + odd], corners[third - 1 - odd], corners[third]], axis=1
+    )
+    return triangles.reshape(-1), np.full(len(third), 3, np.int64)
 
 
 def _read_binary(
-    path: Path, header: Header, index_name: str | None, limits: MeshLimits
-) -> tuple[Floats, Indices, Indices]:
-    """Vertices (V, 3), corners (C,) and sizes (F,) of a binary PLY file.
+    path: Path, header: Header, index_names: dict[str, str], limits: MeshLimits
+) -> tuple[Floats, _Polygons]:
+    """Vertices (V, 3) of a binary PLY file, and for each element of faces their corners (C,) and sizes (F,).
 
     Raises:
         DataError: if the data end before the header's counts are reached.
@@ -86,25 +138,35 @@ def _read_binary(
     data = map_file(path, limits)
     offset = header.data_start
     vertices = np.empty((0, 3))
-    corners = sizes = np.empty(0, np.int64)
+    faces: _Polygons = {}
     for element in header.elements:
-        list_name = index_name if element.name == "face" else None
         if not element.count or not element.properties:
             continue
-        if not element.list_names:
-            table, offset = _table(data, offset, element, header.byte_order)
+        list_name = index_names.get(element.name)
+        table, end = (_rows if element.list_names else _table)(
+            data, offset, element, header.byte_order
+        )
+        if table is None:
+            polygons, points, offset = _ragged_rows(
+                data, offset, element, header.byte_order, list_name, 3 * limits.faces
+            )
+            vertices = points if element.name == "vertex" else vertices
+        else:
+            offset = end
             if element.name == "vertex":
                 vertices = np.stack([table[axis] for axis in "xyz"], axis=1).astype(np.float64)
-        else:
-            corners_here, sizes_here, offset = _rows(data, offset, element, header, list_name)
-            if element.name == "face":
-                corners, sizes = corners_here, sizes_here
-    return vertices, corners, sizes
+            elif list_name is not None:
+                check_size("corners", table[list_name].size, 3 * limits.faces)
+                items = table[list_name].astype(np.int64)
+                polygons = items.reshape(-1), np.full(len(items), items.shape[1], np.int64)
+        if list_name is not None:
+            faces[element.name] = polygons
+    return vertices, faces
 
 
 def _table(
     data: memoryview, offset: int, element: Element, order: str
-) -> tuple[NDArray[np.void], int]:
+) -> tuple[NDArray[np.void] | None, int]:
     """All rows of an element without lists."""
     dtype = np.dtype(
         {
@@ -118,22 +180,18 @@ def _table(
 
 
 def _rows(
-    data: memoryview, offset: int, element: Element, header: Header, list_name: str | None
-) -> tuple[Indices, Indices, int]:
-    """Rows with lists: read as a table if every row has the layout of the first, otherwise one by one."""
-    row = _row_like_first(data, offset, element, header.byte_order)
+    data: memoryview, offset: int, element: Element, order: str
+) -> tuple[NDArray[np.void] | None, int]:
+    """All rows of an element with lists, if every row has the layout of the first; else None."""
+    row = _row_like_first(data, offset, element, order)
     if offset + element.count * row.itemsize <= len(data):
         table = np.frombuffer(data, row, element.count, offset)
         uniform = all(
             (table[name] == table[name][0]).all() for name in row.names or () if "#" in name
         )
         if uniform:
-            if list_name is None:
-                return np.empty(0, np.int64), np.empty(0, np.int64), offset + table.nbytes
-            items = table[list_name].astype(np.int64)
-            sizes = np.full(len(items), items.shape[1], np.int64)
-            return items.reshape(-1), sizes, offset + table.nbytes
-    return _ragged_rows(data, offset, element, header.byte_order, list_name)
+            return table, offset + table.nbytes
+    return None, offset
 
 
 def _row_like_first(
@@ -157,12 +215,19 @@ def _row_like_first(
 
 
 def _ragged_rows(
-    data: memoryview, offset: int, element: Element, order: str, list_name: str | None
-) -> tuple[Indices, Indices, int]:
-    """Rows with lists, one by one, at a microsecond each; only meshes with faces of several sizes come here."""
+    data: memoryview, offset: int, element: Element, order: str, list_name: str | None, most: int
+) -> tuple[tuple[Indices, Indices], Floats, int]:
+    """Rows with lists, one by one, at a microsecond each; only lists of several sizes come here.
+
+    Returns:
+        corners and sizes: of the list ``list_name``.
+        points: x, y and z of each row, if the element is the vertices; else (0, 3).
+        end: the byte after the rows.
+    """
+    axes = _AXES if element.name == "vertex" else ()
     layout = [
         (
-            item.name == list_name,
+            item.name == list_name or (item.count_type is None and item.name in axes),
             None
             if item.count_type is None
             else struct.Struct(order + np.dtype(item.count_type).char),
@@ -170,10 +235,13 @@ def _ragged_rows(
         )
         for item in element.properties
     ]
-    corners, sizes = array("q"), array("q")
+    corners, sizes, values = array("q"), array("q"), array("d")
     for _ in range(element.count):
         for is_selected, count_type, item_type in layout:
             if count_type is None:
+                if is_selected:
+                    _check_end(data, offset + item_type.itemsize, element)
+                    values.extend(struct.unpack_from(f"{order}{item_type.char}", data, offset))
                 offset += item_type.itemsize
                 continue
             _check_end(data, offset + count_type.size, element)
@@ -181,12 +249,18 @@ def _ragged_rows(
             offset += count_type.size
             _check_end(data, offset + count * item_type.itemsize, element)
             if is_selected:
+                if len(corners) + count > most:
+                    check_size("corners", len(corners) + count, most)
                 items = struct.unpack_from(f"{order}{count}{item_type.char}", data, offset)
                 corners.extend(map(int, items))
                 sizes.append(count)
             offset += count * item_type.itemsize
     _check_end(data, offset, element)
-    return np.array(corners, dtype=np.int64), np.array(sizes, dtype=np.int64), offset
+    points = np.array(values, dtype=np.float64).reshape(-1, 3)
+    named = [item.name for item in element.properties if item.name in axes]
+    points = points[:, [named.index(axis) for axis in axes]] if axes else points
+    polygons = np.array(corners, dtype=np.int64), np.array(sizes, dtype=np.int64)
+    return polygons, points, offset
 
 
 def _count(value: float, element: Element) -> int:
@@ -207,9 +281,9 @@ def _check_end(data: memoryview, end: int, element: Element) -> None:
 
 
 def _read_text(
-    path: Path, header: Header, index_name: str | None, limits: MeshLimits
-) -> tuple[Floats, Indices, Indices]:
-    """Vertices (V, 3), corners (C,) and sizes (F,) of a text PLY file.
+    path: Path, header: Header, index_names: dict[str, str], limits: MeshLimits
+) -> tuple[Floats, _Polygons]:
+    """Vertices (V, 3) of a text PLY file, and for each element of faces their corners (C,) and sizes (F,).
 
     Raises:
         DataError: if there are fewer rows than the header promises, or one cannot be read.
@@ -217,22 +291,19 @@ def _read_text(
     check_text_size(path, limits.text_bytes)
     lines = _Lines(path, header.data_start)
     vertices: list[Floats] = []
-    corners: list[Indices] = []
-    sizes: list[Indices] = []
+    faces: _Polygons = {}
     for element in header.elements:
+        list_name = index_names.get(element.name)
+        blocks = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         for rows in lines.take(element):
             if element.name == "vertex":
                 vertices.append(_points(rows, element))
-            elif element.name == "face" and index_name is not None:
-                block_corners, block_sizes = _polygons(rows, element, index_name)
-                corners.append(block_corners)
-                sizes.append(block_sizes)
-    empty = [np.empty(0, np.int64)]
-    return (
-        np.concatenate([np.empty((0, 3)), *vertices]),
-        np.concatenate(empty + corners),
-        np.concatenate(empty + sizes),
-    )
+            elif list_name is not None:
+                blocks.append(parse_polygons(_from_property(rows, element, list_name)))
+        if list_name is not None:
+            corners, sizes = zip(*blocks, strict=True)
+            faces[element.name] = np.concatenate(corners), np.concatenate(sizes)
+    return np.concatenate([np.empty((0, 3)), *vertices]), faces
 
 
 class _Lines:
@@ -261,18 +332,29 @@ class _Lines:
 
 def _points(rows: Tokens, element: Element) -> Floats:
     names = [item.name for item in element.properties]
-    if element.list_names:
-        msg = "the vertices have list properties; export them as plain numbers"
-        raise DataError(msg)
-    columns = (names.index("x"), names.index("y"), names.index("z"))
-    return parse_points(rows, columns=columns)
+    columns = names.index("x"), names.index("y"), names.index("z")
+    if all(item.count_type is None for item in element.properties[: max(columns)]):
+        return parse_points(rows, columns=columns)
+    # Lists before the coordinates: these stand elsewhere in each row.
+    columns = (0, 0, 0)
+    parts = [parse_points(_from_property(rows, element, axis), columns=columns) for axis in _AXES]
+    return np.stack([part[:, 0] for part in parts], axis=1)
 
 
-def _polygons(rows: Tokens, element: Element, index_name: str) -> tuple[Indices, Indices]:
-    before = [item.name for item in element.properties].index(index_name)
-    if any(item.count_type is not None for item in element.properties[:before]):
-        msg = (
-            f"the faces have a list before {index_name}; export the mesh with vertex indices first"
-        )
-        raise DataError(msg)
-    return parse_polygons(rows, lead=before)
+def _from_property(rows: Tokens, element: Element, name: str) -> Tokens:
+    """The rest of each row from one property on; of a row that ends before, no tokens."""
+    at = np.zeros(len(rows), np.int64)
+    for item in element.properties:
+        if item.name == name:
+            break
+        if item.count_type is not None:
+            if (at >= rows.counts).any():
+                break
+            items = parse_indices(rows, rows.first + at)
+            if (items < 0).any():
+                msg = f"a list of {element.name!r} has fewer than 0 items; the file is damaged, export it again"
+                raise DataError(msg)
+            at += np.minimum(items, rows.counts)
+        at += 1
+    at = np.minimum(at, rows.counts)
+    return Tokens(rows.text, rows.starts, rows.ends, rows.first + at, rows.counts - at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,8 @@ _TYPES = {
     "double": "f8",
     "float64": "f8",
 }
+_FIRST_LINE = re.compile(rb"ply[ \t]*(\r\n|\n\r(?=[^\n])|\n|\r)")
+_LAST_LINE = re.compile(rb"[\r\n][ \t]*end_header[ \t]*(?=[\r\n])")
 _FORMS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
@@ -98,26 +101,26 @@ def read_header(path: Path) -> Header:
     """
     with path.open("rb") as file:
         start = file.read(_LONGEST_HEADER)
-    if start[:3] != b"ply" or start[3:4] not in (b"\n", b"\r", b" "):
+    first = _FIRST_LINE.match(start)
+    if first is None:
         msg = f"expected a PLY file that begins with 'ply', got {excerpt(start[:20])}"
         raise DataError(msg)
-    mark = start.find(b"end_header")
-    end = start.find(b"\n", mark)
-    if mark >= 0 and end < 0:
-        # Files of old systems end their lines with CR alone.
-        end = start.find(b"\r", mark)
-    if mark < 0 or end < 0:
+    last = _LAST_LINE.search(start)
+    if last is None:
         msg = "the header has no end_header line; the file is damaged or cut short"
         raise DataError(msg)
-    form, elements = _parse(start[:mark])
-    header = Header(form, _FORMS[form], elements, end + 1)
+    form, elements = _parse(start[: last.start()])
+    # Data may begin with the byte of a line end, so the header's other lines tell how long this one is.
+    line_end = start[last.end() : last.end() + 2]
+    is_pair = (line_end == b"\r\n" and first[1] != b"\r") or line_end == first[1] == b"\n\r"
+    header = Header(form, _FORMS[form], elements, last.end() + 1 + is_pair)
     _check_promise(header, path.stat().st_size - header.data_start)
     return header
 
 
 def _parse(text: bytes) -> tuple[str, list[Element]]:
     form, elements = "", list[Element]()
-    for line in text.decode("ascii", "replace").splitlines()[1:]:
+    for line in re.split(r"[\r\n]+", text.decode("ascii", "replace"))[1:]:
         words = line.split()
         match words:
             case [] | ["comment", *_] | ["obj_info", *_]:
