@@ -33,7 +33,7 @@ _BLOCK = 1 << 18
 _LONGEST_LINE = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_NOT_IN_NUMBERS = re.compile(rb"#(?<!\.#)[^\n]*|#(?![A-Z])[^\n]*")
+_COMMENT = re.compile(rb"#(?<!\.#)[^\n]*|#(?![A-Z])[^\n]*")
 """A comment, but not the rest of a number that C programs on Windows spell 1.#INF."""
 
 _WINDOWS_NUMBERS = re.compile(rb"([+-]?)1\.#(?:(INF|J)|IND|QNAN|SNAN|R)[0-9]*")
@@ -83,10 +83,10 @@ def token_blocks(
     unfinished = re.compile(pattern) if continued else None
     for block in _blocks(path, start, b"\\" if continued else None):
         text = block
-        if comment == b"#" and b".#" in text:
-            text = _NOT_IN_NUMBERS.sub(b"", text)
-        elif comment is not None and comment in text:
-            text = re.sub(re.escape(comment) + rb"[^\n]*", b"", text)
+        if comment is not None and comment in text:
+            may_be_number = comment == b"#" and b".#" in text
+            after_mark = re.escape(comment) + rb"[^\n]*"
+            text = (_COMMENT.sub if may_be_number else re.compile(after_mark).sub)(b"", text)
         if unfinished is not None and b"\\\n" in text:
             text = unfinished.sub(lambda lines: lines[0].replace(b"\\\n", b" "), text)
         if len(tokens := split_tokens(text)):
@@ -236,9 +236,10 @@ def _odd_numbers(
     """Numbers spelled with exponents, many digits, or names such as nan."""
     whole = dtype is np.int64
     texts = spelled(tokens, which, until=b"/" if whole else None)
-    if not whole and b".#" in tokens.text:
-        texts = [_WINDOWS_NUMBERS.sub(_plain_name, text) for text in texts]
-    values = parse_numbers(b" ".join(texts), dtype)
+    joined = b" ".join(texts)
+    if b"#" in joined:
+        joined = _WINDOWS_NUMBERS.sub(_plain_name, joined)
+    values = parse_numbers(joined, dtype)
     if values is not None and len(values) == len(texts):
         return values
     wrong = next((k for k, text in enumerate(texts) if _is_no_number(text, dtype)), 0)

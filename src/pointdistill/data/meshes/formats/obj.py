@@ -5,7 +5,6 @@ Materials, normals, texture coordinates and lines are ignored.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from pointdistill.data.meshes.records import Floats, Indices, MeshLimits, Part, 
 from pointdistill.errors import DataError
 
 _FREE_FORM = (b"surf", b"curv", b"bsp", b"bzp", b"cdc", b"cdp")
-_FACE_OF_OLD = re.compile(rb"[Ff][Oo][ \t]")
 
 
 def read(path: Path, limits: MeshLimits) -> RawMesh:
@@ -43,18 +41,20 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     lines = seen = faces = 0
     for tokens in token_blocks(path, comment=b"#", continued=b"vf"):
         is_vertex, is_face = tokens.lines_that_begin(b"v"), tokens.lines_that_begin(b"f")
-        _check_free_form(tokens)
-        if _FACE_OF_OLD.search(tokens.text):
+        rare = _rare_statements(tokens, ~(is_vertex | is_face))
+        if len(rare):
+            _check_free_form(rare)
+        if len(rare) and rare.lines_that_begin(b"fo").any():
             is_face |= tokens.lines_that_begin(b"fo")
         if is_face.any():
             block_corners, block_sizes = _faces(tokens, is_vertex, is_face, seen)
             corners.append(block_corners)
             sizes.append(block_sizes)
             faces += len(block_sizes)
-        if not faces:
-            lines += int(tokens.lines_that_begin(b"l").sum())
-            is_point = tokens.lines_that_begin(b"p")
-            if is_point.any():
+        if len(rare) and not faces:
+            lines += int(rare.lines_that_begin(b"l").sum())
+            if rare.lines_that_begin(b"p").any():
+                is_point = tokens.lines_that_begin(b"p")
                 points.append(_faces(tokens, is_vertex, is_point, seen)[0])
         if is_vertex.any():
             vertices.append(parse_points(tokens.lines(is_vertex), columns=(1, 2, 3), skip=1))
@@ -71,10 +71,17 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     return RawMesh(points=[_named_points(all_vertices, points) if points else all_vertices])
 
 
+def _rare_statements(tokens: Tokens, among: NDArray[np.bool_]) -> Tokens:
+    """Some lines without those that begin with a v, such as vn and vt, of which a file may have many."""
+    lines = tokens.lines(among)
+    heads = np.frombuffer(tokens.text, np.uint8)[lines.starts[lines.first]]
+    return lines.lines((heads != ord("v")) & (heads != ord("V")))
+
+
 def _check_free_form(tokens: Tokens) -> None:
     """Refuse surfaces and curves whose vertices are control points and no part of the shape."""
     for statement in _FREE_FORM:
-        if statement in tokens.text and tokens.lines_that_begin(statement).any():
+        if tokens.lines_that_begin(statement).any():
             name = statement.decode()
             msg = f"the shape has free-form geometry ({name}), which is not read; export it as triangles"
             raise DataError(msg)

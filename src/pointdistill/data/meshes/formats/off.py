@@ -87,8 +87,11 @@ def _body(header: _Header, rows: Tokens, blocks: Iterator[Tokens]) -> RawMesh:
         face_rows = rows.lines(slice(faces_left))
         unfinished = b""
         if len(face_rows):
-            face_rows, unfinished = _whole_faces(rows, faces_left)
-            block_corners, block_sizes = parse_polygons(face_rows)
+            try:
+                block_corners, block_sizes = parse_polygons(face_rows)
+            except DataError:
+                face_rows, unfinished = _whole_faces(rows, faces_left)
+                block_corners, block_sizes = parse_polygons(face_rows)
             corners.append(block_corners)
             sizes.append(block_sizes)
             faces_left -= len(face_rows)

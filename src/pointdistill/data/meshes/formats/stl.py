@@ -187,7 +187,7 @@ def _is_complete(lines: Tokens, before: bool) -> bool:
 def _lines_that_end(lines: Tokens, what: bytes) -> NDArray[np.bool_]:
     """Lines that begin with `endsolid` or `end solid`, and so on for other words; (L,)."""
     found = lines.lines_that_begin(b"end" + what)
-    if b"nd " not in lines.text and b"ND " not in lines.text:
+    if found.any():
         return found
     for number in np.flatnonzero(lines.lines_that_begin(b"end") & (lines.counts > 1)):
         found[number] = lines.line(int(number), skip=1)[: len(what)].lower() == what
