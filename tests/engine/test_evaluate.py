@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
 from pointdistill.data.benchmarks.spec import BASE_MIXTURE, MPM_SMALL, SMALL, SMALL_MIXTURE
+from pointdistill.engine.config.config import from_plain, to_plain
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry, measure
 from pointdistill.engine.evaluation.results import (
+    RULES,
     Figure,
     Result,
     Spread,
@@ -23,6 +25,8 @@ from pointdistill.engine.evaluation.results import (
     comparison_for,
     comparison_model,
     published_figure,
+    rules_of,
+    setting_of,
     write_results,
 )
 from pointdistill.engine.evaluation.run import Evaluation
@@ -250,8 +254,21 @@ def make_result(**changes: object) -> Result:
         published=published_figure(
             SMALL, benchmark="ScanObjectNN", split="OBJ-BG", protocol="linear"
         ),
+        rules=RULES,
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_results_under_earlier_rules_are_told_apart() -> None:
+    """A row from before the field existed: its own setting and name, except where no rule has changed."""
+    now, svm = make_result(protocol="knn"), make_result(protocol="svm", rules=rules_of("svm"))
+    rows = [to_plain(now), to_plain(svm)]
+    for row in rows:
+        del row["rules"]
+    old, old_svm = (from_plain(Result, row) for row in rows)
+    assert (now.label, old.label) == ("knn", "knn (earlier rules)")
+    assert setting_of(now) != setting_of(old)
+    assert (old_svm, old_svm.label) == (svm, "svm")
 
 
 def test_table_shows_ours_beside_the_published_figure() -> None:

@@ -23,12 +23,15 @@ from pointdistill.engine.features.inputs import (
     cloud_batches,
     protocol_input,
     published_input,
+    random_start,
     subsample,
+    voting_input,
 )
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import AugmentConfig, EncoderConfig
 from pointdistill.model.encoder import Encoder, EncoderOutput
 from pointdistill.model.initialize import initialize
+from pointdistill.model.patches import to_unit_sphere
 from pointdistill.model.random import KeyedRandom, sample_keys
 
 CPU = torch.device("cpu")
@@ -282,3 +285,48 @@ def test_geometry_extractor_gives_both_forms() -> None:
     assert features.shape == (10, GEOMETRY_WIDTH)
     assert features.isfinite().all()
     torch.testing.assert_close(extractor.unit(features).norm(dim=1), torch.ones(10))
+
+
+def test_patches_of_training_clouds_start_at_a_random_point() -> None:
+    """By seed, epoch and cloud; the points and their augmentation stay as they are. Test clouds: the outermost."""
+    encoder, clouds = make_encoder(), make_clouds(6)
+
+    def of(*, training: bool, epoch: int | None = 0, seed: int = 0) -> torch.Tensor:
+        return extract_features(
+            encoder, clouds, inputs=INPUTS, seed=seed, epoch=epoch, training=training, batch_size=4
+        )
+
+    assert torch.equal(of(training=True), of(training=True))
+    assert not torch.allclose(of(training=True), of(training=False))
+    assert torch.equal(of(training=True, epoch=None), of(training=False, epoch=None))
+    index = torch.arange(200)
+    many = torch.zeros(200, 48, 3)
+    first = random_start(many, index, seed=0, epoch=0)
+    assert int(first.min()) < 5
+    assert 42 < int(first.max()) < 48
+    assert not torch.equal(first, random_start(many, index, seed=0, epoch=1))
+    assert not torch.equal(first, random_start(many, index, seed=1, epoch=0))
+    assert torch.equal(first[50:60], random_start(many[:10], index[50:60], seed=0, epoch=0))
+
+
+def test_votes_on_test_clouds_start_at_the_outermost_point() -> None:
+    features = EncoderFeatures(name="tiny", encoder=make_encoder(), inputs=INPUTS)
+    clouds = make_clouds(6)
+    seen = features.voting()(clouds, seed=0, epoch=0, count=lambda _: None)
+    inputs = voting_input(INPUTS)
+    expected = extract_features(features.encoder, clouds, inputs=inputs, seed=0, epoch=0)
+    assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("points", [48, 200])
+def test_an_encoder_starts_where_it_is_told(points: int) -> None:
+    """The first centre is that point, also of a cloud that is reduced first."""
+    clouds = torch.from_numpy(make_clouds(3, points))
+    start = torch.tensor([5, 0, 40])
+    centers = make_encoder().eval()(clouds, start=start).centers[:, 0]
+    unit = to_unit_sphere(clouds)
+    wanted = unit[torch.arange(3), start]
+    if points == 48:
+        assert torch.allclose(centers, wanted, atol=1e-6)
+    else:  # its unit sphere is that of the reduced cloud
+        assert not torch.allclose(centers, make_encoder().eval()(clouds).centers[:, 0])

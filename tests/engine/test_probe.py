@@ -51,9 +51,9 @@ def test_confusions_are_true_by_predicted() -> None:
     assert score_predictions(many, many).confusion is None
 
 
-def test_votes_are_ranked_by_number_then_by_the_nearest() -> None:
-    """Neighbours at 1 to 5 degrees name 4, 1, 2, 2, 1: two votes each for 1 and 2, the nearer of them 1's."""
-    train = at_angles([1, 2, 3, 4, 5, 180], [4, 1, 2, 2, 1, 0])
+def test_votes_are_ranked_by_number_then_by_the_lowest_class() -> None:
+    """Neighbours at 1 to 5 degrees name 4, 2, 1, 1, 2: two votes each for 1 and 2."""
+    train = at_angles([1, 2, 3, 4, 5, 180], [4, 2, 1, 1, 2, 0])
     ranked = rank_classes(at_angles([0], [0]).features, train.features, train.labels)
     assert ranked.tolist() == [[1, 2, 4, -1, -1]]
 
@@ -91,13 +91,13 @@ def test_the_majority_of_the_nearest_wins_over_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("labels", "winner"),
     [
-        ([0, 1, 2, 3, 4], 0),  # five single votes: the nearest
-        ([4, 1, 2, 2, 1], 1),  # two votes each for 1 and 2: class 1 has the nearer of them
-        ([4, 2, 1, 1, 2], 2),
+        ([4, 3, 2, 1, 0], 0),  # five single votes
+        ([4, 1, 2, 2, 1], 1),  # two votes each for 1 and 2
+        ([4, 2, 1, 1, 2], 1),  # the same, with 2 nearer
         ([3, 0, 0, 1, 2], 0),  # no tie: two votes beat the nearest one
     ],
 )
-def test_equal_votes_go_to_the_nearest_voter(labels: list[int], winner: int) -> None:
+def test_equal_votes_go_to_the_lowest_class(labels: list[int], winner: int) -> None:
     train = at_angles([1, 2, 3, 4, 5, 180, 180], [*labels, 3, 3])
     assert nearest_neighbour_probe(train, at_angles([0], [winner])).accuracy == 100.0
 

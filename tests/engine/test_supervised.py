@@ -13,6 +13,7 @@ from pointdistill.data.benchmarks.records import LabelledClouds
 from pointdistill.engine.features.probe_heads import split_batches
 from pointdistill.engine.finetuning.classification import (
     ClassifierResult,
+    build_classifier,
     patchify_clouds,
     predict_classes,
     train_classifier,
@@ -24,6 +25,7 @@ from pointdistill.engine.runtime.schedules import two_stage, warmup_cosine
 from pointdistill.errors import ConfigError, DataError, DivergenceError
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import Patches
+from pointdistill.model.transformer import StochasticDepth
 from tests.engine.labelled import INPUTS, make_clouds, make_encoder
 
 SCRATCH = replace(RECIPES["scratch"], batch_size=8)
@@ -183,13 +185,29 @@ def test_a_shorter_run_keeps_the_proportions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clouds", "sizes"), [(6, [3, 3]), (8, [3, 3, 2]), (7, [3, 4]), (2, [2]), (1, [1])]
+    ("clouds", "sizes"), [(6, [3, 3]), (8, [3, 3]), (7, [3, 3]), (2, [2]), (1, [1])]
 )
 def test_batches(clouds: int, sizes: list[int]) -> None:
-    """A single cloud left over joins the batch before: BatchNorm has nothing to compare it with."""
+    """The last partial batch is dropped, unless it is the only one."""
     batches = split_batches(torch.arange(clouds), 3)
     assert [len(batch) for batch in batches] == sizes
-    assert torch.cat(batches).tolist() == list(range(clouds))
+    assert torch.cat(batches).tolist() == list(range(sum(sizes)))
+
+
+def test_few_shot_of_five_classes_takes_one_step_an_epoch() -> None:
+    """5 way, 10 shot: 50 clouds, of which 32 are a batch; 200 clouds are 6."""
+    size = RECIPES["few-shot"].batch_size
+    assert len(split_batches(torch.arange(50), size)) == 1
+    assert len(split_batches(torch.arange(200), size)) == 6
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_stochastic_depth(name: str) -> None:
+    """0 in the first block, 0.2 in the last, as in the authors' code."""
+    classifier = build_classifier(make_encoder(), 3, RECIPES[name], seed=0)
+    rates = [part.rate for part in classifier.modules() if isinstance(part, StochasticDepth)]
+    assert (rates[0], rates[-1]) == (0.0, 0.2)
+    assert rates == sorted(rates)
 
 
 def test_a_cloud_left_over_can_be_trained_on() -> None:

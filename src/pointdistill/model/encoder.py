@@ -145,17 +145,21 @@ class Encoder(nn.Module):
             return None, features
         return features[:, 0], features[:, 1:]
 
-    def forward(self, points: Tensor, *, patches: int | None = None) -> EncoderOutput:
+    def forward(
+        self, points: Tensor, *, patches: int | None = None, start: Tensor | None = None
+    ) -> EncoderOutput:
         """Features of raw clouds, which are first normalised to the unit sphere and divided into patches.
 
-        The result is deterministic, and does not depend on the other clouds in the batch. Farthest point sampling
-        starts at the point farthest from the centroid, so the order of a cloud's points does not matter.
+        The result is deterministic, and does not depend on the other clouds in the batch. Without ``start``,
+        farthest point sampling starts at the point farthest from the centroid, so the order of a cloud's points
+        does not matter.
 
         Args:
             points: (B, N, 3) float, in any unit and position, z up; N at least ``config.patch_points``. A cloud
                 with more than twice ``config.points`` is first reduced to ``config.points`` farthest points, since
                 the patches of a much denser cloud would be smaller than any in pretraining.
             patches: patches per cloud; by default in proportion to N, as in pretraining (N / 16 in the paper).
+            start: (B,) int64, the index of the point at which farthest point sampling starts.
 
         Raises:
             DataError: if the shape is not (B, N, 3), N is too small, or a coordinate is not finite.
@@ -163,15 +167,18 @@ class Encoder(nn.Module):
         _check_points(points, self.config)
         points = to_unit_sphere(points.to(self.transformer.norm.weight.dtype))
         if points.shape[1] > 2 * self.config.points:
-            index = farthest_points(points, self.config.points, start=_outermost(points))
+            first = _outermost(points) if start is None else start
+            index = farthest_points(points, self.config.points, start=first)
             points = to_unit_sphere(gather_points(points, index))
+            # The reduced cloud begins with the point that the sampling started at.
+            start = None if start is None else torch.zeros_like(start)
         size = points.shape[1]
         count = patches or max(1, round(size * self.config.patches / self.config.points))
         cloud_patches = patchify(
             points,
             patches=min(count, size),
             patch_points=self.config.patch_points,
-            start=_outermost(points),
+            start=_outermost(points) if start is None else start,
         )
         cls, features = self.encode(self.embed(cloud_patches))
         return EncoderOutput(cls, features, cloud_patches.centers)

@@ -34,7 +34,7 @@ from pointdistill.engine.features import (
 )
 from pointdistill.engine.features.extract import drop_maximum, feature_width, pool_batches
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
-from pointdistill.engine.features.inputs import draw_clouds
+from pointdistill.engine.features.inputs import draw_clouds, random_start
 from pointdistill.engine.pretraining.loader import PointSource, made_ahead
 from pointdistill.reporter import SHORTER, Forecast
 
@@ -121,12 +121,12 @@ class CorpusFeatures:
 
     def _batches(
         self, rows: NDArray[np.int64], *, seed: int, epoch: int | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Places within ``rows`` and their clouds; the next batch is read while this one is computed."""
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Places within ``rows``, clouds and first centres; the next batch is read while this one is computed."""
         size = self.extractor.batch_size
         starts = range(0, len(rows), size)
 
-        def make(start: int) -> list[tuple[Tensor, Tensor]]:
+        def make(start: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
             numbers = self.numbers[rows[start : start + size]]
             return list(self._draw(numbers, start, seed=seed, epoch=epoch))
 
@@ -135,7 +135,7 @@ class CorpusFeatures:
 
     def _draw(
         self, numbers: NDArray[np.int64], start: int, *, seed: int, epoch: int | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """The shapes with these (B,) numbers, in batches of equally many points."""
         clouds = [self.corpus.points(int(number)) for number in numbers]
         order = sorted(range(len(clouds)), key=lambda place: len(clouds[place]))
@@ -147,11 +147,13 @@ class CorpusFeatures:
             drawn = draw_clouds(
                 points.to(device), index, self.extractor.inputs, seed=seed, epoch=epoch
             )
-            yield torch.tensor(places) + start, drawn
+            first = None if epoch is None else random_start(drawn, index, seed=seed, epoch=epoch)
+            yield torch.tensor(places) + start, drawn, first
 
     def _parts(self, copy: int | None) -> Iterator[tuple[NDArray[np.int64], Path]]:
         """Rows and file of every part, a part being what one file holds."""
-        name = "plain" if copy is None else f"copy-{copy}"
+        # Files named copy-* are from versions that started farthest point sampling elsewhere.
+        name = "plain" if copy is None else f"augmented-{copy}"
         for start in range(0, len(self.numbers), ROWS):
             rows = np.arange(start, min(start + ROWS, len(self.numbers)))
             yield rows, self.folder / f"{name}-{start:08d}.npy"

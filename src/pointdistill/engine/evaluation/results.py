@@ -34,6 +34,14 @@ _MODELS = {
 RESULTS_FORMAT = 3
 """Version of ``results.json``; increased when the meaning of a field changes."""
 
+RULES = 2
+"""Present rules of the protocols. 1: among equally many votes the nearest voter won, the last partial batch of an
+epoch was trained on, the patches of training clouds for a head began at the outermost point, and only the
+fine-tuning recipes had stochastic depth."""
+
+_WITHOUT_RULES = ("svm", "logistic")
+"""Protocols whose results no change of rules has affected."""
+
 FOLDS = "folds"
 """What a few-shot result is repeated over."""
 
@@ -149,6 +157,9 @@ class Result:
     """Augmented sets of training clouds used in turn; None if each epoch made its own, as published, or nothing
     was augmented."""
 
+    rules: int = 1
+    """Version of the protocol's rules, see ``RULES``; results from before this field existed have the first."""
+
     @property
     def protocol_deviation(self) -> str:
         """How the run differs from the protocol; empty if it does not."""
@@ -160,6 +171,8 @@ class Result:
             )
         if self.votes > 1:
             parts.append(f"{self.votes} votes")
+        if self.rules < rules_of(self.protocol):
+            parts.append("earlier rules")
         return ", ".join(parts)
 
     @property
@@ -174,6 +187,11 @@ class Result:
     def beside(self, published: PublishedFigure | None) -> Result:
         """The same with a published figure beside it; without one if the run deviated from the protocol."""
         return replace(self, published=None if self.protocol_deviation else published)
+
+
+def rules_of(protocol: str) -> int:
+    """The version of its rules that results of a protocol have now."""
+    return 1 if protocol in _WITHOUT_RULES else RULES
 
 
 _VARYING = (
@@ -207,6 +225,8 @@ def setting_of(result: Result) -> tuple[Hashable, ...]:
     left_out = {*_VARYING}
     # The name is a path, which changes when a folder is moved; the fingerprint does not.
     left_out |= {"features"} if result.fingerprint else set()
+    # Left out where it says nothing, so that a score stored before the field existed is found.
+    left_out |= {"rules"} if result.rules == 1 else set()
     return tuple(getattr(result, item.name) for item in fields(Result) if item.name not in left_out)
 
 

@@ -23,6 +23,7 @@ from pointdistill.engine.evaluation.results import (
     NOT_MEASURED,
     Result,
     published_figure,
+    rules_of,
     with_score,
 )
 from pointdistill.engine.features import HeadTraining, Score
@@ -237,6 +238,7 @@ class EvaluationRun(Evaluation):
             protocol_epochs=protocol_epochs,
             votes=self.votes if protocol in VOTING else 1,
             copies=copies,
+            rules=rules_of(protocol),
         )
         published = published_figure(
             self.published_model,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches
+from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches, random_start
 from pointdistill.engine.runtime.devices import threads_for
 from pointdistill.errors import DataError
 
@@ -60,6 +60,7 @@ def extract_features(
     inputs: ProtocolInput,
     seed: int,
     epoch: int | None = None,
+    training: bool = False,
     batch_size: int = BATCH_SIZE,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
@@ -75,6 +76,8 @@ def extract_features(
         inputs: points and patches per cloud, how the points are chosen, and the augmentation.
         seed: of the subsets and of the augmentation.
         epoch: augment as in this training epoch, from 0; None for no augmentation.
+        training: start farthest point sampling at a random point of each augmented cloud, as for a head's training
+            clouds. Otherwise it starts at the outermost point, as for test clouds.
         batch_size: clouds per forward pass.
         device: where to compute; the features are returned on the CPU.
         progress: called after each batch with the number of clouds in it.
@@ -87,7 +90,7 @@ def extract_features(
             "no clouds to take features of; expected points of shape (n, N, 3) with n of at least 1"
         )
         raise DataError(msg)
-    batches = cloud_batches(
+    drawn = cloud_batches(
         points,
         inputs,
         seed=seed,
@@ -95,6 +98,14 @@ def extract_features(
         batch_size=batch_size,
         device=torch.device(device),
     )
+
+    def start(rows: slice, clouds: Tensor) -> Tensor | None:
+        if epoch is None or not training:
+            return None
+        index = torch.arange(rows.start, rows.stop, device=clouds.device)
+        return random_start(clouds, index, seed=seed, epoch=epoch)
+
+    batches = ((rows, clouds, start(rows, clouds)) for rows, clouds in drawn)
     return pool_batches(
         encoder, batches, len(points), patches=inputs.patches, device=device, progress=progress
     )
@@ -102,7 +113,7 @@ def extract_features(
 
 def pool_batches(
     encoder: Encoder,
-    batches: Iterable[tuple[slice | Tensor, Tensor]],
+    batches: Iterable[tuple[slice | Tensor, Tensor, Tensor | None]],
     count: int,
     *,
     patches: int,
@@ -113,7 +124,8 @@ def pool_batches(
 
     Args:
         encoder: moved to ``device`` and left in the mode it was in.
-        batches: rows of the result, and the (B, N, 3) clouds whose features belong there, on ``device``.
+        batches: rows of the result, the (B, N, 3) clouds whose features belong there, on ``device``, and the (B,)
+            points at which farthest point sampling starts; None for the outermost ones.
         count: number of rows; each must occur exactly once.
         patches: patches per cloud; a cloud with fewer points gets one patch per point.
         device: where to compute.
@@ -125,8 +137,8 @@ def pool_batches(
     encoder.to(device).eval()
     try:
         with torch.inference_mode(), threads_for(config.width, device):
-            for rows, clouds in batches:
-                output = encoder(clouds, patches=min(patches, clouds.shape[1]))
+            for rows, clouds, start in batches:
+                output = encoder(clouds, patches=min(patches, clouds.shape[1]), start=start)
                 features[rows] = pool_tokens(output).cpu()
                 if progress is not None:
                     progress(len(clouds))

@@ -175,6 +175,9 @@ class EncoderFeatures:
     device: torch.device | str = "cpu"
     batch_size: int = BATCH_SIZE
 
+    training: bool = True
+    """Whether augmented clouds are a head's training clouds, and not votes on test clouds."""
+
     @property
     def has_patches(self) -> bool:
         """An encoder reads patches."""
@@ -182,7 +185,7 @@ class EncoderFeatures:
 
     def voting(self) -> EncoderFeatures:
         """Other points of each cloud, scaled but not rotated."""
-        return replace(self, inputs=voting_input(self.inputs))
+        return replace(self, inputs=voting_input(self.inputs), training=False)
 
     def __call__(
         self,
@@ -199,6 +202,7 @@ class EncoderFeatures:
             inputs=self.inputs,
             seed=seed,
             epoch=epoch,
+            training=self.training,
             batch_size=self.batch_size,
             device=self.device,
             progress=count,

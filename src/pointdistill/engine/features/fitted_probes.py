@@ -134,7 +134,7 @@ def nearest_neighbour_probe(
     """Classify each test cloud by a vote of its nearest training clouds.
 
     Similarity is the cosine; each neighbour has one vote, whatever its distance. Among classes with
-    equally many votes, that of the nearest voter wins.
+    equally many votes, the one with the lowest number wins, as in the authors' code.
 
     Args:
         train: the voters; at least ``neighbours`` of them.
@@ -152,7 +152,7 @@ def nearest_neighbour_probe(
 def rank_classes(
     rows: Tensor, voters: Tensor, labels: Tensor, *, neighbours: int = NEIGHBOURS
 ) -> Tensor:
-    """The classes of each row's neighbours, sorted by votes; ties are broken by the nearest voter.
+    """The classes of each row's neighbours, sorted by votes; of a tie, the lowest number is first.
 
     Sizes: b rows, n voters, F features, k neighbours.
 
@@ -173,21 +173,20 @@ def rank_classes(
             f"neighbours must lie between 1 and the {len(labels)} training clouds, got {neighbours}"
         )
         raise ConfigError(msg)
+    classes = 1 + int(labels.max())
     ranked = []
     for some in normalize(rows, dim=1).split(_ROWS):
         nearest = (some @ voters.T).topk(neighbours, dim=1, sorted=True).indices
-        ranked.append(_rank(labels[nearest]))
+        ranked.append(_rank(labels[nearest], classes))
     return torch.cat(ranked)
 
 
-def _rank(named: Tensor) -> Tensor:
-    """The distinct classes of each row of (b, k), which is sorted from near to far, by votes; padded with -1."""
-    k = named.shape[1]
+def _rank(named: Tensor, classes: int) -> Tensor:
+    """The distinct classes of each row of (b, k) by votes, those with equally many by number; padded with -1."""
     same = named[:, :, None] == named[:, None, :]
     repeated = same.tril(-1).any(dim=2)
-    rank = torch.arange(k, device=named.device)
-    # One number to sort by: a vote is worth k, nearness less than a vote, and repetitions go last.
-    worth = torch.where(repeated, -1, same.sum(dim=2) * k - rank)
+    # One number to sort by: a vote is worth more than any class number, and repetitions go last.
+    worth = torch.where(repeated, -1, same.sum(dim=2) * classes - named)
     order = worth.argsort(dim=1, descending=True)
     return named.masked_fill(repeated, -1).gather(1, order)
 

@@ -143,6 +143,17 @@ def draw_clouds(
     return augment_points(clouds[:, None], inputs.augment, random)[:, 0]
 
 
+def random_start(clouds: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
+    """(B,) int64 positions in (B, N, 3) training clouds at which farthest point sampling of patches starts.
+
+    Like the draws of ``draw_clouds`` they depend only on the seed, the epoch and the ``index`` (B,) of a cloud.
+    """
+    keys = sample_keys(seed=seed, epoch=epoch + 1, index=index)
+    return KeyedRandom(keys, _STREAM).integers(
+        "first centre", torch.full_like(index, clouds.shape[1])
+    )
+
+
 def subsample(points: Tensor, count: int, how: Subsampling, random: KeyedRandom) -> Tensor:
     """``count`` points of each of (B, N, 3) clouds: (B, min(N, count), 3).
 

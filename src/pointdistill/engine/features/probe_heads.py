@@ -36,7 +36,7 @@ class HeadTraining:
     """Never more than ``epochs``."""
 
     batch_size: int = 32
-    """Clouds per step; the last batch of an epoch may be smaller, and a single cloud left over joins it."""
+    """Clouds per step; the last partial batch of an epoch is dropped, unless it is the only one."""
 
     peak_learning_rate: float = 5e-4
     final_learning_rate: float = 1e-7
@@ -281,8 +281,5 @@ def linear_probe(
 
 
 def split_batches(order: Tensor, size: int) -> list[Tensor]:
-    """Consecutive runs of ``size`` entries; the last may be shorter, and a single one left over joins it."""
-    batches = list(order.split(size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    """Consecutive runs of ``size`` entries, without those left over; fewer than ``size`` entries are one batch."""
+    return list(order[: max(1, len(order) // size) * size].split(size))

@@ -250,7 +250,7 @@ def build_classifier(
     generator = weights_generator(seed)
     encoder = copy.deepcopy(encoder).cpu()
     if recipe.random_encoder:
-        initialize(encoder, generator=generator)
+        initialize(encoder, generator=generator, initialization=recipe.initialization)
     config = ClassifierConfig(classes=classes, pooling=recipe.pooling, drop_path=recipe.drop_path)
     classifier = Classifier(encoder, config)
     draw: Callable[..., None] = initialize if recipe.truncated_head else initialize_uniform

@@ -108,7 +108,7 @@ class EpochRecord:
 
     epochs: int
     loss: float
-    """Mean over the training clouds, in nats."""
+    """Mean over the training clouds of this epoch's batches, in nats."""
 
     accuracy: float
     """Overall accuracy, or instance mIoU of parts, on the test clouds after this epoch, in percent."""
@@ -193,7 +193,8 @@ class _Loop:
         self.optimizer = build_optimizer(
             model, learning_rate=0.0, weight_decay=self.schedule.weight_decay
         )
-        self.per_epoch = len(split_batches(torch.arange(self.task.count), self.schedule.batch_size))
+        batches = split_batches(torch.arange(self.task.count), self.schedule.batch_size)
+        self.per_epoch, self.clouds_per_epoch = len(batches), sum(map(len, batches))
         self.total = self.epochs * self.per_epoch
         self.frozen = self.schedule.frozen_steps(self.total)
         self.noise = torch.Generator(self.device)
@@ -260,7 +261,7 @@ class _Loop:
 
     def _finish_epoch(self, epoch: int, speed: float) -> None:
         """Test the model, update the best epoch, and report."""
-        loss = self._finite_loss(epoch) / self.task.count
+        loss = self._finite_loss(epoch) / self.clouds_per_epoch
         self.progress.loss_sum.zero_()
         figures = self.task.measure()
         self.progress.overall, self.progress.class_mean = figures.overall, figures.class_mean

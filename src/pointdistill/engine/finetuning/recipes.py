@@ -11,6 +11,7 @@ from pointdistill.data.benchmarks.registry import benchmark_specs, spec_titled
 from pointdistill.engine.runtime.schedules import two_stage, warmup_cosine
 from pointdistill.errors import ConfigError
 from pointdistill.model.classifier import Pooling
+from pointdistill.model.config import Initialization
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +25,10 @@ class ClassifierRecipe:
     random_encoder: bool = False
     """Replace the encoder's weights by new random ones before training."""
 
-    drop_path: float = 0.0
+    initialization: Initialization = Initialization.AUTHORS
+    """How these are drawn."""
+
+    drop_path: float = 0.2
     """Stochastic depth of the encoder's last block, rising linearly from 0 in its first."""
 
     truncated_head: bool = False
@@ -49,7 +53,7 @@ class ClassifierRecipe:
     """Weight decay of every trained parameter."""
 
     batch_size: int = 32
-    """Clouds per step; the last batch of an epoch may be smaller, and a single leftover cloud joins it."""
+    """Clouds per step; the last partial batch of an epoch is dropped, unless it is the only one."""
 
     label_smoothing: float = 0.2
     """Share of the target spread evenly over all classes, in [0, 1)."""
@@ -121,13 +125,11 @@ RECIPES = {
         ClassifierRecipe(
             name="finetune-scanobjectnn",
             pooling=Pooling.CLS_MEAN_MAX,
-            drop_path=0.2,
             peak_learning_rate=2e-5,
         ),
         ClassifierRecipe(
             name="finetune-modelnet40",
             pooling=Pooling.CLS_MEAN_MAX,
-            drop_path=0.2,
             truncated_head=True,
             frozen_epochs=50,
             peak_learning_rate=2e-5,

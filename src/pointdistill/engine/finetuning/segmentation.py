@@ -41,7 +41,7 @@ from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.runtime.schedules import warmup_cosine
 from pointdistill.errors import ConfigError
 from pointdistill.model.classifier import initialize_uniform, ramp_stochastic_depth
-from pointdistill.model.config import EncoderConfig
+from pointdistill.model.config import EncoderConfig, Initialization
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from pointdistill.model.patches import to_unit_sphere
@@ -127,6 +127,12 @@ class SegmenterRecipe:
     frozen_encoder: bool = False
     """Train everything but the encoder."""
 
+    initialization: Initialization = Initialization.AUTHORS
+    """How the random weights are drawn."""
+
+    drop_path: float = 0.2
+    """Stochastic depth of the encoder's last block, rising linearly from 0 in its first."""
+
     epochs: int = 300
     """Passes over the training clouds, including the warm-up's."""
 
@@ -140,7 +146,7 @@ class SegmenterRecipe:
     """Weight decay of every trained parameter."""
 
     batch_size: int = 16
-    """Clouds per step; the last batch of an epoch may be smaller."""
+    """Clouds per step; the last partial batch of an epoch is dropped, unless it is the only one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs <= self.epochs or self.epochs < 1:
@@ -295,9 +301,9 @@ def build_segmenter(
     generator = weights_generator(seed)
     encoder = copy.deepcopy(encoder).cpu()
     if recipe.random_encoder:
-        initialize(encoder, generator=generator)
-    # The published protocol has no stochastic depth, whatever pretraining used.
-    ramp_stochastic_depth(encoder, 0.0)
+        initialize(encoder, generator=generator, initialization=recipe.initialization)
+    # Whatever pretraining used.
+    ramp_stochastic_depth(encoder, recipe.drop_path)
     segmenter = Segmenter(encoder, segmenter_config(encoder.config, category_parts))
     for part in (
         segmenter.layer_norm,
