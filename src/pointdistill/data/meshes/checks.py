@@ -230,11 +230,19 @@ def finite_points(points: Floats, *, repair: bool) -> tuple[Floats, int]:
 
 def _cloud(raw: RawMesh, *, repair: bool) -> PointSet:
     points = raw.points[0] if len(raw.points) == 1 else np.concatenate(raw.points)
+    missing = 0
+    if raw.nan_is_missing:
+        measured = ~np.isnan(points).any(axis=1)
+        missing = int(len(points) - measured.sum())
+        if missing == len(points):
+            msg = f"all {missing:,} points are NaN, which marks missing returns; nothing is left"
+            raise DataError(msg)
+        points = points[measured] if missing else points
     points, dropped = finite_points(points, repair=repair)
     if not (points != points[0]).any():
         msg = f"all {len(points):,} points are at one place; export the file again"
         raise DataError(msg)
-    return PointSet(points, declared_up=raw.declared_up, dropped_points=dropped)
+    return PointSet(points, declared_up=raw.declared_up, dropped_points=missing + dropped)
 
 
 def _surface(raw: RawMesh, *, repair: bool, limits: MeshLimits) -> Surface:

@@ -63,7 +63,7 @@ class Surface:
     """The up axis that the format's standard or the file itself states; None if neither does."""
 
     dropped_faces: int = 0
-    """Faces that ``repair`` left out."""
+    """Faces left out: always those of fewer than 3 corners, which have no area; others only by ``repair``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class PointSet:
     points: Floats  # (P, 3), finite
     declared_up: Axis | None = None
     dropped_points: int = 0
-    """Points that ``repair`` left out because a coordinate was not finite."""
+    """Points left out because a coordinate was not finite: by ``repair``, or as missing returns of a scan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +108,5 @@ class RawMesh:
     parts: list[Part] = field(default_factory=list)
     points: list[Floats] = field(default_factory=list)  # each (P, 3)
     declared_up: Axis | None = None
+    nan_is_missing: bool = False
+    """The format marks a missing return of a scan by NaN: such points are left out and counted."""

@@ -6,6 +6,7 @@ numbers, not of its text.
 
 from __future__ import annotations
 
+import codecs
 import mmap
 import re
 import warnings
@@ -31,6 +32,11 @@ _BLOCK = 1 << 18
 
 _LONGEST_LINE = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_NOT_IN_NUMBERS = re.compile(rb"#(?<!\.#)[^\n]*|#(?![A-Z])[^\n]*")
+"""A comment, but not the rest of a number that C programs on Windows spell 1.#INF."""
+
+_WINDOWS_NUMBERS = re.compile(rb"([+-]?)1\.#(?:(INF|J)|IND|QNAN|SNAN|R)[0-9]*")
 _SIGN_ALONE = re.compile(rb"[+-](?![0-9])")
 
 
@@ -51,6 +57,15 @@ def map_file(path: Path, limits: MeshLimits) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
+def text_blocks(path: Path) -> Iterator[bytes]:
+    """Yield the file's text in blocks of whole lines, which all end in LF, as they stand.
+
+    Raises:
+        DataError: if the file holds NUL bytes or a line longer than 16 MiB.
+    """
+    yield from _blocks(path, 0, None)
+
+
 def line_blocks(path: Path, *, start: int = 0) -> Iterator[list[bytes]]:
     """Yield the file's non-empty lines, stripped, a block at a time; compare `token_blocks`."""
     for block in _blocks(path, start, None):
@@ -65,7 +80,7 @@ def token_blocks(
 
     Args:
         path: text file with lines that end in LF, CR LF or CR.
-        start: byte to begin at; at 0, a UTF-8 byte order mark is skipped.
+        start: byte to begin at; at 0, a UTF-8 byte order mark is skipped, and one of UTF-16 understood.
         comment: a mark after which the rest of a line is ignored.
         continued: letters. A line whose first token is one of them continues on the next line if it ends in a
             backslash; in other lines, such as paths, a backslash is a character like any other.
@@ -73,11 +88,13 @@ def token_blocks(
     Raises:
         DataError: if the file holds NUL bytes or a line longer than 16 MiB.
     """
-    pattern = rb"(?mi)^[ \t]*[%b](?:[ \t][^\n]*)?\\\n(?:[^\n]*\\\n)*" % continued
+    pattern = rb"(?mi)^[ \t]*[%b]o?(?:[ \t][^\n]*)?\\\n(?:[^\n]*\\\n)*" % continued
     unfinished = re.compile(pattern) if continued else None
     for block in _blocks(path, start, b"\\" if continued else None):
         text = block
-        if comment is not None and comment in text:
+        if comment == b"#" and b".#" in text:
+            text = _NOT_IN_NUMBERS.sub(b"", text)
+        elif comment is not None and comment in text:
             text = re.sub(re.escape(comment) + rb"[^\n]*", b"", text)
         if unfinished is not None and b"\\\n" in text:
             text = unfinished.sub(lambda lines: lines[0].replace(b"\\\n", b" "), text)
@@ -89,9 +106,13 @@ def _blocks(path: Path, start: int, join: bytes | None) -> Iterator[bytes]:
     """The file's text in blocks of whole lines, which all end in LF; no block ends right after a ``join``."""
     rest = b""
     with path.open("rb") as file:
-        if start or file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
+        mark = file.read(len(_BYTE_ORDER_MARK))
+        if start or mark != _BYTE_ORDER_MARK:
             file.seek(start)
+        wide = not start and mark[:2] in _UTF_16_MARKS
+        decode = codecs.getincrementaldecoder("utf-16")().decode
         while block := file.read(_BLOCK):
+            block = decode(block).encode() if wide else block
             if b"\0" in block:
                 at = file.tell() - len(block) + block.index(b"\0")
                 msg = (
@@ -122,6 +143,11 @@ def _last_line_end(block: bytes, join: bytes | None) -> int:
 
 def _plain_lines(block: bytes) -> bytes:
     return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in block else block
+
+
+def plain_spelling(number: bytes) -> bytes:
+    """``1.#INF`` and its like by their usual names; other text as it is."""
+    return _WINDOWS_NUMBERS.sub(_plain_name, number) if b".#" in number else number
 
 
 def parse_numbers(text: bytes, dtype: type[np.float64] | type[np.int64]) -> NDArray[Any] | None:
@@ -224,6 +250,8 @@ def _odd_numbers(
     """Numbers spelled with exponents, many digits, or names such as nan."""
     whole = dtype is np.int64
     texts = spelled(tokens, which, until=b"/" if whole else None)
+    if not whole and b".#" in tokens.text:
+        texts = [_WINDOWS_NUMBERS.sub(_plain_name, text) for text in texts]
     values = parse_numbers(b" ".join(texts), dtype)
     if values is not None and len(values) == len(texts):
         return values
@@ -233,6 +261,11 @@ def _odd_numbers(
     row = excerpt(tokens.line(line, skip=skip))
     msg = f"expected {kind}, got {row}; the file is damaged or of another format"
     raise DataError(msg)
+
+
+def _plain_name(number: re.Match[bytes]) -> bytes:
+    """The usual name of 1.#INF, 1.#QNAN and their like."""
+    return number[1] + b"inf" if number[2] else b"nan"
 
 
 def _is_no_number(text: bytes, dtype: type[np.float64] | type[np.int64]) -> bool:
