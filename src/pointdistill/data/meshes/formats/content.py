@@ -57,6 +57,15 @@ def map_file(path: Path, limits: MeshLimits) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
+def text_blocks(path: Path) -> Iterator[bytes]:
+    """Yield the file's text in blocks of whole lines, which all end in LF, as they stand.
+
+    Raises:
+        DataError: if the file holds NUL bytes or a line longer than 16 MiB.
+    """
+    yield from _blocks(path, 0, None)
+
+
 def line_blocks(path: Path, *, start: int = 0) -> Iterator[list[bytes]]:
     """Yield the file's non-empty lines, stripped, a block at a time; compare `token_blocks`."""
     for block in _blocks(path, start, None):
@@ -134,6 +143,11 @@ def _last_line_end(block: bytes, join: bytes | None) -> int:
 
 def _plain_lines(block: bytes) -> bytes:
     return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in block else block
+
+
+def plain_spelling(number: bytes) -> bytes:
+    """``1.#INF`` and its like by their usual names; other text as it is."""
+    return _WINDOWS_NUMBERS.sub(_plain_name, number) if b".#" in number else number
 
 
 def parse_numbers(text: bytes, dtype: type[np.float64] | type[np.int64]) -> NDArray[Any] | None:

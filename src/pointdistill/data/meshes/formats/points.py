@@ -1,8 +1,13 @@
-"""Point clouds as numpy arrays (.npy, .npz; never a pickle) and as columns of text (.xyz, .txt, .csv, .pts)."""
+"""Arrays of numpy (.npy, .npz; never a pickle) and tables of text (.xyz, .txt, .csv, .pts) that are surely clouds.
+
+A table has one delimiter, and its columns are found by their names, in a first row or a comment above it. A table
+without names is a cloud only if nothing in its first rows speaks for an id, a time or a colour in front.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -14,17 +19,42 @@ from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import (
     check_text_size,
     excerpt,
-    line_blocks,
-    parse_numbers,
     parse_points,
+    text_blocks,
 )
-from pointdistill.data.meshes.records import Floats, MeshLimits, RawMesh
+from pointdistill.data.meshes.formats.fast_numbers import split_tokens
+from pointdistill.data.meshes.formats.tables import (
+    COMMENTS,
+    MOST_COLUMNS,
+    SAMPLE,
+    Table,
+    check_columns,
+    fields,
+    number,
+    plan,
+)
+from pointdistill.data.meshes.records import Floats, MeshLimits, Part, RawMesh
 from pointdistill.errors import DataError
 
 _ARRAY_SUFFIXES = (".npy", ".npz")
-_COMMENTS = (b"#", b"//", b"%")
-_SEPARATORS = bytes.maketrans(b",;|", b"   ")
-_NAMES = ("points", "xyz", "pos", "vertices", "arr_0")
+_COMMENT_LINES = re.compile(rb"(?m)^[ \t]*(?:#|//|%)[^\n]*")
+_LONGEST_PREAMBLE = 1 << 24
+_NAMES = ("points", "xyz", "pos", "coord", "coords", "vertices")
+_VERTICES = ("vertices", "verts", "v", "points")
+_FACES = ("faces", "triangles", "tris", "f", "cells")
+_VOLUME = ("occupancies", "occupancy", "occ", "sdf", "sdfs", "udf", "distances")
+_NO_POINTS = (
+    "features",
+    "feature",
+    "embeddings",
+    "embedding",
+    "normals",
+    "normal",
+    "colors",
+    "colours",
+    "rgb",
+    "depth",
+)
 
 
 def read(path: Path, limits: MeshLimits) -> RawMesh:
@@ -38,13 +68,13 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
 
 
 def _read_array(path: Path, limits: MeshLimits) -> RawMesh:
-    """A .npy file, or the array in a .npz file that holds the points."""
+    """A .npy file, or the arrays in a .npz file that hold the points or the mesh."""
     check_size("bytes", path.stat().st_size, limits.file_bytes)
     try:
         if path.suffix.lower() == ".npz":
-            return RawMesh(points=[_first_three_columns(_from_archive(path, limits), limits)])
+            return _from_archive(path, limits)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return RawMesh(points=[_first_three_columns(array, limits)])
+        return RawMesh(points=[_first_three_columns(array, limits)], nan_is_missing=True)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         msg = (
             f"expected a numpy array ({error}); the file is damaged, cut short or of another format"
@@ -52,19 +82,42 @@ def _read_array(path: Path, limits: MeshLimits) -> RawMesh:
         raise DataError(msg) from error
 
 
-def _from_archive(path: Path, limits: MeshLimits) -> NDArray[Any]:
+def _from_archive(path: Path, limits: MeshLimits) -> RawMesh:
+    """A mesh if there are vertices and faces, else the one array that is surely points."""
     with zipfile.ZipFile(path) as file:
-        members = {Path(item.filename).stem: item for item in file.infolist()}
-        names = [name for name in _NAMES if name in members] or list(members)
-        if len(names) != 1 and names[0] not in _NAMES:
-            msg = f"has the arrays {', '.join(members)[:200]}; name the one of the points 'points'"
-            raise DataError(msg)
-        member = members[names[0]]
-        check_size("bytes in the archive", member.file_size, limits.file_bytes)
-        with file.open(member) as stream:
-            _check_claim(stream, member.file_size)
-        with file.open(member) as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False)
+        members = {item.filename.removesuffix(".npy"): item for item in file.infolist()}
+        keys = {name.lower(): name for name in members}
+        faces = [keys[name] for name in _FACES if name in keys]
+        vertices = [keys[name] for name in _VERTICES if name in keys]
+        named = [keys[name] for name in _NAMES if name in keys]
+        volume = any(name in keys for name in _VOLUME)
+        if len(faces) == 1 and vertices:
+            corners = _member(file, members[faces[0]], limits)
+            points = _first_three_columns(_member(file, members[vertices[0]], limits), limits)
+            if corners.ndim == 2 and corners.shape[1] in (3, 4) and corners.dtype.kind in "iu":
+                check_size("faces", len(corners), limits.faces)
+                sizes = np.full(len(corners), corners.shape[1], np.int64)
+                return RawMesh([Part(points, corners.astype(np.int64).reshape(-1), sizes)])
+        elif not faces and not volume:
+            single = [
+                name for name in members if len(members) == 1 and name.lower() not in _NO_POINTS
+            ]
+            if len(names := named or single) == 1:
+                array = _member(file, members[names[0]], limits)
+                return RawMesh(points=[_first_three_columns(array, limits)], nan_is_missing=True)
+    msg = (
+        f"has the arrays {', '.join(members)[:200]}; accepted are one array of points, named 'points' "
+        "beside others, or 'vertices' and 'faces' (n, 3)"
+    )
+    raise DataError(msg)
+
+
+def _member(file: zipfile.ZipFile, member: zipfile.ZipInfo, limits: MeshLimits) -> NDArray[Any]:
+    check_size("bytes in the archive", member.file_size, limits.file_bytes)
+    with file.open(member) as stream:
+        _check_claim(stream, member.file_size)
+    with file.open(member) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _check_claim(stream: IO[bytes], size: int) -> None:
@@ -81,54 +134,124 @@ def _check_claim(stream: IO[bytes], size: int) -> None:
 
 
 def _first_three_columns(array: NDArray[Any], limits: MeshLimits) -> NDArray[np.float64]:
-    if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
-        msg = f"expected numbers of shape (n, 3 or more), got {array.dtype} of shape {array.shape}"
+    """The points of an array that is surely a cloud.
+
+    Raises:
+        DataError: if it has another shape or type, or columns before x, y and z.
+    """
+    shape = array.shape
+    if array.ndim == 2 and shape[0] == 3 and shape[1] > 3:
+        msg = f"an array of shape {shape} has a column for each point, accepted are rows (n, 3); save array.T"
+        raise DataError(msg)
+    fits = array.ndim == 2 and 3 <= shape[1] <= MOST_COLUMNS
+    if not fits or array.dtype.kind not in "fiu" or array.dtype.itemsize == 1:
+        msg = (
+            f"expected numbers of shape (n, 3 to {MOST_COLUMNS}), got {array.dtype} of shape {shape}; "
+            "this is not surely a cloud, save x, y and z alone as (n, 3)"
+        )
         raise DataError(msg)
     check_size("points", len(array), limits.vertices)
+    head = np.array(array[:SAMPLE], np.float64)
+    check_columns(head, [bool((column == np.round(column)).all()) for column in head.T])
     return np.array(array[:, :3], dtype=np.float64)
 
 
 def _read_columns(path: Path, limits: MeshLimits) -> RawMesh:
-    """Rows of numbers; comments, a header line and a first line with the count are understood.
-
-    A header that names x, y and z determines their columns.
+    """A table of text: its first lines decide how it is read, and every row is then held to that.
 
     Raises:
-        DataError: if a row has no three numbers, or there are fewer rows than a first line states.
+        DataError: if the table is not surely a cloud, a row does not fit it, or there are fewer rows than a first
+            line states.
     """
     check_text_size(path, limits.text_bytes)
     points: list[Floats] = []
-    columns, stated, seen = (0, 1, 2), None, 0
-    for number, lines in enumerate(line_blocks(path)):
-        rows = [line.translate(_SEPARATORS) for line in lines if not line.startswith(_COMMENTS)]
-        if number == 0 and rows:
-            columns, stated, header_rows = _first_row(rows[0])
-            rows = rows[header_rows:]
-        if rows:
-            points.append(parse_points(rows, columns=columns))
+    table, seen, head = None, 0, b""
+    for block in text_blocks(path):
+        text = block
+        if table is None:
+            head += block
+            if len(head) > _LONGEST_PREAMBLE:
+                msg = "more than 16 MiB of comments come before any row; the file is of another format"
+                raise DataError(msg)
+            if (planned := plan(head)) is None:
+                continue
+            table, text = planned
+        if any(mark in text for mark in COMMENTS):
+            text = _COMMENT_LINES.sub(b"", text)
+        if len(rows := _rows(text, table)):
+            points.append(rows)
             seen += len(rows)
             check_size("points", seen, limits.vertices)
-    if stated is not None and seen < stated:
-        msg = f"the first line states {stated:,} points, the file has {seen:,}; it is cut short"
+    if table is not None and table.stated is not None and seen < table.stated:
+        msg = (
+            f"the first line states {table.stated:,} points, the file has {seen:,}; it is cut short"
+        )
         raise DataError(msg)
     if not seen:
         msg = "the file has no points; expected rows of x, y and z"
         raise DataError(msg)
-    return RawMesh(points=points)
+    return RawMesh(points=points, nan_is_missing=True)
 
 
-def _first_row(row: bytes) -> tuple[tuple[int, int, int], int | None, int]:
-    """Columns of x, y, z; the number of points, if the row states it; how many rows the header takes."""
-    words = row.split()
-    numbers = parse_numbers(row, np.float64)
-    if numbers is not None and len(numbers) == 1 and words[0].isdigit():
-        return (0, 1, 2), int(words[0]), 1
-    if parse_numbers(b" ".join(words[:3]), np.float64) is not None:
-        return (0, 1, 2), None, 0
-    names = [word.strip(b"\"'").lower() for word in words]
-    if {b"x", b"y", b"z"} <= set(names):
-        return (names.index(b"x"), names.index(b"y"), names.index(b"z")), None, 1
-    if any(parse_numbers(word, np.float64) is not None for word in words):
-        msg = f"expected rows of x, y and z, got {excerpt(row)}; the file is damaged or of another format"
-        raise DataError(msg)
-    return (0, 1, 2), None, 1
+def _rows(text: bytes, table: Table) -> Floats:
+    """x, y and z of a block of rows; NaN where a value is missing; (N, 3)."""
+    fast = _plain_rows(text, table)
+    return _careful_rows(text, table) if fast is None else fast
+
+
+def _plain_rows(text: bytes, table: Table) -> Floats | None:
+    """Rows without quotes, blanks in fields and missing values, all at once; None for any other."""
+    mark = table.delimiter
+    if b'"' in text or (mark != b"," and (b"," in text) != table.decimal_comma):
+        return None
+    if table.decimal_comma and b"." in text:
+        return None
+    if mark == b" ":
+        tokens = split_tokens(text.replace(b",", b".") if table.decimal_comma else text)
+    else:
+        text = text.replace(mark + b" ", mark) if b" " in text else text
+        if b" " in text or (mark != b"\t" and b"\t" in text):
+            return None
+        marks = text.count(mark)
+        spaced = text.translate(
+            bytes.maketrans(mark + b",", b" .")
+            if table.decimal_comma
+            else bytes.maketrans(mark, b" ")
+        )
+        tokens = split_tokens(spaced)
+        if marks != (table.width - 1) * len(tokens):
+            return None
+    wrong = tokens.counts < table.width if table.ragged else tokens.counts != table.width
+    if wrong.any():
+        return None
+    try:
+        return parse_points(tokens, columns=table.columns)
+    except DataError:
+        return None
+
+
+def _careful_rows(text: bytes, table: Table) -> Floats:
+    """Rows one by one.
+
+    Raises:
+        DataError: naming the first row that does not fit the table.
+    """
+    found: list[list[float]] = []
+    for row in text.split(b"\n"):
+        if not row or row.isspace():
+            continue
+        cells = fields(row, table.delimiter)
+        if len(cells) < table.width or (not table.ragged and any(cells[table.width :])):
+            msg = (
+                f"expected at least 3 numbers a row, got {len(cells)} fields where the table has {table.width}: "
+                f"{excerpt(row)}; the file is damaged, cut short, or a field is missing"
+            )
+            raise DataError(msg)
+        values = [number(cells[column], comma=table.decimal_comma) for column in table.columns]
+        point = [value for value in values if value is not None]
+        if len(point) < 3:
+            mark = "commas" if table.decimal_comma else "points"
+            msg = f"expected numbers with decimal {mark} as x, y and z, got {excerpt(row)}; it is damaged or mixed"
+            raise DataError(msg)
+        found.append(point)
+    return np.array(found, np.float64).reshape(-1, 3)
