@@ -7,11 +7,7 @@ import pytest
 
 from pointdistill.data.synthetic_shapes import BuiltinShape, face_areas, sample_shape
 from pointdistill.data.synthetic_shapes.mesh import Draw, Floats
-from pointdistill.data.synthetic_shapes.procedural import (
-    ARRANGEMENTS,
-    PROCEDURAL,
-    make_procedural,
-)
+from pointdistill.data.synthetic_shapes.procedural import ARRANGEMENTS, PROCEDURAL, make_procedural
 from pointdistill.data.synthetic_shapes.procedural_parts import (
     MAKERS,
     choose,

@@ -134,11 +134,7 @@ def _pretrain(
     options: RunOptions,
 ) -> None:
     """Start or resume a run, show progress, and print the next command; exits with code 130 if interrupted."""
-    from pointdistill.engine.pretraining.launch import (
-        announce,
-        prepare_resumed_run,
-        prepare_run,
-    )
+    from pointdistill.engine.pretraining.launch import announce, prepare_resumed_run, prepare_run
     from pointdistill.engine.runtime.devices import is_main_process
 
     if resume:

@@ -38,12 +38,7 @@ from pointdistill.engine.pretraining.run_folder import CHECKPOINTS, read_metrics
 from pointdistill.engine.pretraining.state import list_checkpoints, new_state
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.reports.pages import Picture, Section, write_report
-from pointdistill.engine.reports.pictures import (
-    clouds,
-    loss_curves,
-    masked_patches,
-    neighbour_rows,
-)
+from pointdistill.engine.reports.pictures import clouds, loss_curves, masked_patches, neighbour_rows
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder

@@ -38,11 +38,7 @@ from pointdistill.data.corpus_building.commit import (
 )
 from pointdistill.data.corpus_building.limits import ShapeLimits
 from pointdistill.data.corpus_building.retry import retry_corpus
-from pointdistill.data.corpus_building.source_status import (
-    MixtureRequest,
-    open_taken,
-    scan_sources,
-)
+from pointdistill.data.corpus_building.source_status import MixtureRequest, open_taken, scan_sources
 from pointdistill.data.corpus_building.state import (
     BuildFolder,
     differences,

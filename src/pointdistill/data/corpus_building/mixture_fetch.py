@@ -26,11 +26,13 @@ from pointdistill.data.corpus_building.source_status import (
     SourceStatus,
     scan_sources,
 )
-from pointdistill.data.files.download import DamagedError, Fetched, fetch
-from pointdistill.data.files.http import (
+from pointdistill.data.files.download import (
+    DamagedError,
+    Fetched,
     LostError,
     RefusedError,
     announced_bytes,
+    fetch,
     open_web,
     web_errors,
     with_retries,

@@ -6,13 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.corpus_building.build import (
-    BuildSettings,
-    build_source,
-)
-from pointdistill.data.corpus_building.commit import (
-    BuildReport,
-)
+from pointdistill.data.corpus_building.build import BuildSettings, build_source
+from pointdistill.data.corpus_building.commit import BuildReport
 from pointdistill.data.corpus_building.retry import retry_corpus
 from pointdistill.data.files.workspace import remember_corpus
 from pointdistill.data.sources import SourceRequest, open_source, source_info
