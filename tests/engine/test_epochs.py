@@ -22,7 +22,7 @@ from pointdistill.model.classifier import Classifier
 from tests.engine.labelled import INPUTS, make_clouds, make_encoder
 
 RECIPE = replace(RECIPES["finetune-modelnet40"], batch_size=8)
-"""With a frozen stage, stochastic depth and dropout; 30 clouds make 4 steps an epoch."""
+"""With a frozen stage, stochastic depth and dropout; 32 clouds make 4 steps an epoch."""
 
 
 def new_classifier(seed: int = 0) -> Classifier:
@@ -40,7 +40,7 @@ def train(
     seed: int = 3,
 ) -> Trained:
     test = make_clouds(9, seed=1)
-    task = ClassifierTask(classifier, make_clouds(), test, recipe, inputs, seed)
+    task = ClassifierTask(classifier, make_clouds(32), test, recipe, inputs, seed)
     return train_epochs(task, recipe, seed=seed, epochs=epochs, file=file, report=report)
 
 
@@ -158,14 +158,14 @@ def test_every_step_has_noise_of_its_own_and_every_epoch_an_order(tmp_path: Path
 
     def watch(file: TrainingFile | None = None) -> list[tuple[tuple[int, ...], int]]:
         seen.clear()
-        task = Watched(new_classifier(), make_clouds(), make_clouds(9), RECIPE, INPUTS, seed=3)
+        task = Watched(new_classifier(), make_clouds(32), make_clouds(9), RECIPE, INPUTS, seed=3)
         train_epochs(task, RECIPE, seed=3, epochs=2, file=file)
         return list(seen)
 
     seen: list[tuple[tuple[int, ...], int]] = []
     whole = watch()
     orders = [sum((index for index, _ in half), ()) for half in (whole[:4], whole[4:])]
-    assert [sorted(order) for order in orders] == [list(range(30))] * 2
+    assert [sorted(order) for order in orders] == [list(range(32))] * 2
     assert orders[0] != orders[1]
     assert len({seed for _, seed in whole}) == 8
     path = tmp_path / "training.safetensors"
