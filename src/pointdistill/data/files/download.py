@@ -1,7 +1,8 @@
 """Downloads that resume where they stopped, are complete or absent, and are checked.
 
 The bytes that have arrived are in ``.<name>.part`` beside the file, so a lost connection or a kill costs nothing.
-The file gets its name once its length is right, and its checksum where one is known.
+The file gets its name once its length is right, and its checksum where one is known. Requests follow redirects; a
+failure is either final or worth another attempt.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ from pointdistill.data.files.files import (
     write_json,
 )
 from pointdistill.errors import DataError
-
-# Requests over http or https, which follow redirects; a failure is either final or worth another attempt.
 
 TIMEOUT_SECONDS = 60.0
 """How long a server may be silent before the connection counts as lost."""
