@@ -63,7 +63,7 @@ def test_a_collapsed_marginal_is_said_once_after_three_rows() -> None:
     assert [len(lines) for lines in said] == [0, 0, 1, 0, 0]
     assert said[2][0].startswith(
         "step 30: collapse: the teacher puts nearly every shape on the same prototypes "
-        "(marginal entropy 0.30 nats, 5% of log K); start a new run with"
+        "(marginal entropy 0.30 nats, 5% of the largest possible); start a new run with"
     )
 
 
@@ -78,7 +78,7 @@ def test_uniform_posteriors_are_allowed_at_first() -> None:
     seen = watch()
     said = [seen.look(step, values(3.0, 0.995)) for step in range(1, 36)]
     assert [len(lines) for lines in said] == [0] * 32 + [1, 0, 0]
-    assert "posteriors are uniform (entropy 99.5% of log K)" in said[32][0]
+    assert "posteriors are uniform (entropy 99.5% of the largest possible)" in said[32][0]
 
 
 def test_a_healthy_run_is_left_alone() -> None:

@@ -1,6 +1,6 @@
 """Asymmetric dual self-distillation: student, teacher and objective.
 
-Sizes: B shapes, V global views, L local views, M masks per view, P patches, H hidden patches, K prototypes, D
+Sizes: B shapes, V global views, L local views, M masks per view, P patches, H hidden patches, Q prototypes, D
     width.
 Source: AsymDSD (arXiv 2506.21724); the numbers of a step are in docs/method.md.
 """
@@ -74,7 +74,7 @@ class TeacherOutput(NamedTuple):
     """The teacher's output for the unmasked global views, without gradient."""
 
     logits: dict[Head, Tensor]
-    """(B, V, K) of the CLS head, (B · V, P, K) of the patch head, for those heads that the mode has.
+    """(B, V, Q) of the CLS head, (B · V, P, Q) of the patch head, for those heads that the mode has.
 
     Raw, in float32. The step subtracts a centre from each before the objective uses them."""
 
@@ -91,7 +91,7 @@ class ViewLogits(NamedTuple):
     """CLS logits of all views that the student saw in one way, and which teacher views to compare them with."""
 
     seen_as: SeenAs
-    logits: Tensor  # (B, S, K), before any temperature
+    logits: Tensor  # (B, S, Q), before any temperature
     first_target: int  # index of the first of the teacher's global views to compare with
 
 
@@ -105,7 +105,7 @@ class ClsPredictions(NamedTuple):
 class PatchPredictions(NamedTuple):
     """The student's predictions of hidden patches. R = B · V · M · H rows: every hidden patch of every mask."""
 
-    logits: Tensor  # (R, K), before any temperature
+    logits: Tensor  # (R, Q), before any temperature
     features: Tensor  # (R, D), before the head
     target_index: Tensor  # (R,) int64, the index of each among the teacher's B · V · P patches
 
@@ -264,7 +264,7 @@ class Teacher(Branch):
 
     @property
     def centers(self) -> dict[Head, Tensor]:
-        """(K,) running centre of each head's logits; the buffers themselves."""
+        """(Q,) running centre of each head's logits; the buffers themselves."""
         return {Head.CLS: self.cls_center, Head.PATCH: self.patch_center}
 
     def train(self, mode: bool = True) -> Teacher:  # noqa: ARG002 (the signature is PyTorch's)

@@ -1,4 +1,4 @@
-"""The projection head, which maps features to prototype logits. Sizes: D width, K prototypes."""
+"""The projection head, which maps features to prototype logits. Sizes: D width, Q prototypes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Prototypes(nn.Module):
         self.bias = nn.Parameter(torch.zeros(prototypes))
 
     def forward(self, unit: Tensor) -> Tensor:
-        """(..., K) logits of (..., bottleneck) unit vectors."""
+        """(..., Q) logits of (..., bottleneck) unit vectors."""
         weight = self.direction * (self.magnitude / self.direction.norm(dim=1, keepdim=True))
         return functional.linear(unit, weight, self.bias)
 
@@ -44,5 +44,5 @@ class ProjectionHead(nn.Module):
         self.prototypes = Prototypes(config.bottleneck, config.prototypes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., K) logits, before any temperature, of (..., D) features."""
+        """(..., Q) logits, before any temperature, of (..., D) features."""
         return self.prototypes(functional.normalize(self.mlp(features), dim=-1, eps=NORMALIZE_EPS))

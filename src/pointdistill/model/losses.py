@@ -1,6 +1,6 @@
 """The terms of the loss, and statistics of the teacher's posteriors.
 
-Sizes: B shapes, T targets and S predictions per shape, R rows, K prototypes, D width.
+Sizes: B shapes, T targets and S predictions per shape, R rows, Q prototypes, D width.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def view_cross_entropy(
     """Mean cross-entropy, in nats, of every prediction of a shape against every target of the same shape.
 
     Args:
-        student_logits: (B, S, K), before softmax.
-        teacher_probs: (B, T, K), rows sum to 1; no gradient flows into it.
+        student_logits: (B, S, Q), before softmax.
+        teacher_probs: (B, T, Q), rows sum to 1; no gradient flows into it.
         student_temperature: positive; below 1 sharpens the prediction.
     """
     log_probs = (student_logits.float() / student_temperature).log_softmax(dim=-1)
@@ -50,11 +50,11 @@ def patch_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy, in nats, of each predicted patch against the teacher's distribution for that patch.
 
-    The log-probabilities and the targets of all rows, each (R, K), are never in memory as a whole, only in chunks.
+    The log-probabilities and the targets of all rows, each (R, Q), are never in memory as a whole, only in chunks.
 
     Args:
-        student_logits: (R, K), before softmax, with a row for every hidden patch of every mask.
-        teacher_probs: (T, K), with a row for every patch; rows sum to 1, and no gradient flows into it.
+        student_logits: (R, Q), before softmax, with a row for every hidden patch of every mask.
+        teacher_probs: (T, Q), with a row for every patch; rows sum to 1, and no gradient flows into it.
         target_index: (R,) int64, the patch that each row predicts.
         student_temperature: positive; below 1 sharpens the prediction.
     """
@@ -101,13 +101,13 @@ def feature_regression(predicted: Tensor, target: Tensor) -> Tensor:
 class PosteriorStats(NamedTuple):
     """How the teacher's posteriors are spread; averages of equally large batches are those of all together."""
 
-    marginal: Tensor  # (K,) mean of the posteriors
+    marginal: Tensor  # (Q,) mean of the posteriors
     posterior_entropy: Tensor  # scalar, nats: mean of the posteriors' entropies
 
 
 @torch.no_grad()
 def posterior_stats(logits: Tensor, temperature: float) -> PosteriorStats:
-    """Marginal and mean posterior entropy of centred teacher logits (..., K) at ``temperature``."""
+    """Marginal and mean posterior entropy of centred teacher logits (..., Q) at ``temperature``."""
     rows = logits.flatten(0, -2)
     marginal = rows.new_zeros(rows.shape[1], dtype=torch.float32)
     entropy = rows.new_zeros((), dtype=torch.float32)
@@ -122,7 +122,7 @@ def posterior_stats(logits: Tensor, temperature: float) -> PosteriorStats:
 class _IndexedCrossEntropy(torch.autograd.Function):
     """Cross-entropy that keeps one number per row for the backward pass: the log of the softmax's denominator."""
 
-    # The backward pass computes the softmax again from it. Autograd would keep several (R, K) tensors instead.
+    # The backward pass computes the softmax again from it. Autograd would keep several (R, Q) tensors instead.
 
     @staticmethod
     def forward(
@@ -158,7 +158,7 @@ class _IndexedCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(logits: Tensor, beside: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    """Chunks of the rows of ``logits`` (R, K), each with the same rows of ``beside``."""
+    """Chunks of the rows of ``logits`` (R, Q), each with the same rows of ``beside``."""
     numbers = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
     rows = max(1, numbers // logits.shape[1])
     return zip(logits.split(rows), beside.split(rows), strict=True)

@@ -1,7 +1,7 @@
 """Estimates what a run costs by arithmetic alone: parameters, memory, FLOPs and disk. ``planning`` measures.
 
 Memory assumes a step in float32 without activation checkpointing, as in the paper; the estimates were compared
-with measured steps of tiny and small on a CPU (``benchmarks/plan.py``). Sizes: D width, K prototypes.
+with measured steps of tiny and small on a CPU (``benchmarks/plan.py``). Sizes: D width, Q prototypes.
 """
 
 from __future__ import annotations

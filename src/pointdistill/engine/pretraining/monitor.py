@@ -2,7 +2,7 @@
 
 The host queues a GPU's next step before it reads the numbers of the last one, so that the GPU never runs out of
 work; on a CPU there is nothing to overlap, and numbers are read at once. The numbers are the same either way.
-Sizes: K prototypes.
+Sizes: Q prototypes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOW = 0.1
 """Share of the largest possible entropy below which the marginal counts as collapsed."""
 
 HIGH = 0.99
-"""Share of log K above which posteriors count as uniform."""
+"""Share of log Q above which posteriors count as uniform."""
 
 IN_A_ROW = 3
 """Consecutive observations needed for a warning, since one odd batch is no collapse."""
@@ -47,7 +47,7 @@ class CollapseWatch:
 
     Args:
         total: steps of the run.
-        prototypes: K.
+        prototypes: Q.
         views: global views in a step, over all processes.
     """
 
@@ -65,7 +65,7 @@ class CollapseWatch:
             marginal = values[f"{kind}_marginal_entropy"]
             share = values[f"{kind}_posterior_share"]
             # A step has one CLS posterior per global view. A few of them cannot spread over many prototypes, so
-            # their marginal is compared with the log of their number where that is below log K. Patches are many.
+            # their marginal is compared with the log of their number where that is below log Q. Patches are many.
             rows = self.views if kind == "cls" else self.prototypes
             reachable = math.log(min(self.prototypes, max(2, rows)))
             if self._is_first_alarm(f"{kind} marginal", marginal < LOW * reachable):
@@ -90,14 +90,14 @@ class CollapseWatch:
 def _collapsed(kind: str, step: int, entropy: float, share: float) -> str:
     return (
         f"step {step}: collapse: the teacher puts nearly every {_thing(kind)} on the same prototypes (marginal "
-        f"entropy {entropy:.2f} nats, {share:.0%} of log K); start a new run with a larger batch_size or a higher "
+        f"entropy {entropy:.2f} nats, {share:.0%} of the largest possible); start a new run with a larger batch_size or a higher "
         f"schedule.first_{kind}_temperature"
     )
 
 
 def _uniform(kind: str, step: int, share: float) -> str:
     return (
-        f"step {step}: the teacher's {kind} posteriors are uniform (entropy {share:.1%} of log K), so there is "
+        f"step {step}: the teacher's {kind} posteriors are uniform (entropy {share:.1%} of the largest possible), so there is "
         f"nothing to learn from them; start a new run with a lower schedule.first_{kind}_temperature, or with "
         "centers_from_first_batch"
     )

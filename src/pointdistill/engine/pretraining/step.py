@@ -1,7 +1,7 @@
 """The training step, from views to updated weights.
 
 Runs, benchmarks and the golden tests all go through this one implementation. Source: section 5 of docs/method.md.
-Sizes: B shapes on this process, K prototypes.
+Sizes: B shapes on this process, Q prototypes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class StepMessage(NamedTuple):
     # bandwidth.
     loss: Tensor  # scalar
     terms: dict[str, Tensor]  # scalars, unweighted, by the name of the loss term
-    logit_means: dict[Head, Tensor]  # (K,) teacher's raw logits, averaged over all other axes
+    logit_means: dict[Head, Tensor]  # (Q,) teacher's raw logits, averaged over all other axes
     posteriors: dict[Head, PosteriorStats]  # of the teacher; empty unless the step is watched
     unreadable: Tensor  # scalar, share of processes that could not read their shapes
     stop: Tensor  # scalar, share of processes that want to stop
@@ -153,7 +153,7 @@ class TrainingStep:
         return self._metrics(batch, rates, message, norm)
 
     def _targets(self, views: Views) -> tuple[TeacherOutput, dict[Head, Tensor]]:
-        """The teacher's centred logits, and the mean raw logits (K,) of each head on this process."""
+        """The teacher's centred logits, and the mean raw logits (Q,) of each head on this process."""
         # Targets are centred on the moving average that the steps before left, not on this step's own mean. Only
         # the first step of a run with ``centers_from_first_batch`` has no such average yet, and uses its own
         # batch's mean over all processes. This is a method of its own so that the raw logits are freed on return,
@@ -256,7 +256,7 @@ def _posteriors(targets: TeacherOutput, rates: Rates) -> dict[Head, PosteriorSta
 
 
 def entropies(posteriors: Mapping[Head, PosteriorStats]) -> dict[str, Tensor]:
-    """Entropies of the marginal and of the posteriors as scalars to log, in nats and as shares of log K."""
+    """Entropies of the marginal and of the posteriors as scalars to log, in nats and as shares of log Q."""
     values = {
         f"{head}_posterior_entropy": stats.posterior_entropy for head, stats in posteriors.items()
     }
