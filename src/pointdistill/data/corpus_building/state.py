@@ -193,8 +193,8 @@ def unfinished_build(
                 raise CorpusError(msg, settings=("output",))
         else:
             write_json(plan, settings)
-        # Half-written files of a killed build; in the corpus itself that can be the list of refused shapes. A worker
-        # that has outlived the build may be about to rename its last one.
+        # Half-written files of a killed build; in the corpus itself that can be the list of refused shapes. A
+        # worker that has outlived the build may be about to rename its last one.
         for leftover in (*build.path.glob(".*.part*"), *corpus.glob(".*.part*")):
             leftover.unlink(missing_ok=True)
         yield build

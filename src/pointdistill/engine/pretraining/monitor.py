@@ -90,15 +90,15 @@ class CollapseWatch:
 def _collapsed(kind: str, step: int, entropy: float, share: float) -> str:
     return (
         f"step {step}: collapse: the teacher puts nearly every {_thing(kind)} on the same prototypes (marginal "
-        f"entropy {entropy:.2f} nats, {share:.0%} of the largest possible); start a new run with a larger batch_size or a higher "
-        f"schedule.first_{kind}_temperature"
+        f"entropy {entropy:.2f} nats, {share:.0%} of the largest possible); start a new run with a larger "
+        f"batch_size or a higher schedule.first_{kind}_temperature"
     )
 
 
 def _uniform(kind: str, step: int, share: float) -> str:
     return (
-        f"step {step}: the teacher's {kind} posteriors are uniform (entropy {share:.1%} of the largest possible), so there is "
-        f"nothing to learn from them; start a new run with a lower schedule.first_{kind}_temperature, or with "
+        f"step {step}: the teacher's {kind} posteriors are uniform (entropy {share:.1%} of the largest possible), "
+        f"so there is nothing to learn from them; start a new run with a lower schedule.first_{kind}_temperature, or with "
         "centers_from_first_batch"
     )
 
