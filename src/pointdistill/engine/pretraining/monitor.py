@@ -98,8 +98,8 @@ def _collapsed(kind: str, step: int, entropy: float, share: float) -> str:
 def _uniform(kind: str, step: int, share: float) -> str:
     return (
         f"step {step}: the teacher's {kind} posteriors are uniform (entropy {share:.1%} of the largest possible), "
-        f"so there is nothing to learn from them; start a new run with a lower schedule.first_{kind}_temperature, or with "
-        "centers_from_first_batch"
+        f"so there is nothing to learn from them; start a new run with a lower schedule.first_{kind}_temperature, "
+        "or with centers_from_first_batch"
     )
 
 
