@@ -21,7 +21,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
-from fpsample import bucket_fps_kdline_sampling
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -41,6 +40,8 @@ Points = NDArray[np.float32]
 
 def baseline_view(points: Points, crop: CropConfig, rng: np.random.Generator) -> Points:
     """Patches of one view, (P, K, 3), of one shape given as (3, N), because NumPy is fast on rows of N numbers."""
+    from fpsample import bucket_fps_kdline_sampling  # not needed on a GPU, which has no baseline
+
     aspect = rng.uniform(0.33, 3.0)
     scales = rng.permutation([1.0, aspect**-0.5, aspect**0.5])
     box = (random_rotation(rng) * scales[:, None]).astype(np.float32)
