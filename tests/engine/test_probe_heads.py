@@ -14,7 +14,7 @@ from pointdistill.engine.features import (
     Score,
     train_heads,
 )
-from pointdistill.engine.features.probe_heads import Head, last_with_best, mean_logits, train_head
+from pointdistill.engine.features.probe_heads import Head, last_epoch_score, mean_logits, train_head
 from pointdistill.model.classifier import NormedMlp
 
 QUICK = HeadTraining(epochs=12, warmup_epochs=2, batch_size=8, peak_learning_rate=0.02)
@@ -133,7 +133,7 @@ def test_votes_average_logits_and_leave_no_best_epoch() -> None:
 
 def test_the_first_of_equally_good_epochs_is_the_best() -> None:
     epochs = [Score(accuracy=a, class_accuracy=a) for a in (10.0, 30.0, 30.0, 20.0)]
-    last = last_with_best(epochs)
+    last = last_epoch_score(epochs)
     assert (last.accuracy, last.best_accuracy, last.best_epoch) == (20.0, 30.0, 2)
 
 

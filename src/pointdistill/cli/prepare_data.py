@@ -251,7 +251,7 @@ def _mixture(
     options: tuple[str, ...],
 ) -> None:
     """Plan, fetch for, or build a mixture."""
-    from pointdistill.cli.prepare_mixture import fetch_archives, make_mixture, show_plan
+    from pointdistill.cli.prepare_mixture import fetch_archives, prepare_mixture, show_plan
     from pointdistill.data.corpus_building.prepare import DATA_FOLDER
     from pointdistill.data.files.workspace import remember_corpus
 
@@ -262,7 +262,7 @@ def _mixture(
         elif plan:
             show_plan(request, corpus, settings, options)
         else:
-            report = make_mixture(request, corpus, settings, retry=retry)
+            report = prepare_mixture(request, corpus, settings, retry=retry)
             remember_corpus(report.path)
             _print(report, f"the {_MIXTURE}", retry=retry)
     except KeyboardInterrupt:

@@ -74,7 +74,7 @@ def _fetch_notes(
         )
 
 
-def make_mixture(
+def prepare_mixture(
     request: MixtureRequest,
     output: Path,
     settings: BuildSettings,

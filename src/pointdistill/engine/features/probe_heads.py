@@ -217,7 +217,7 @@ def train_heads(
                 scores.append(score_predictions(predicted, test.labels))
     if votes:
         return [_voted(head, [test.features, *votes], test.labels) for head in heads]
-    return [last_with_best(scores) for scores in epochs]
+    return [last_epoch_score(scores) for scores in epochs]
 
 
 def train_head(
@@ -238,7 +238,7 @@ def smooth_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     return (1.0 - smoothing) * one_hot(labels, classes).float() + smoothing / classes
 
 
-def last_with_best(epochs: Sequence[Score]) -> Score:
+def last_epoch_score(epochs: Sequence[Score]) -> Score:
     """The last epoch's score, with the first of the best epochs beside it."""
     best = max(range(len(epochs)), key=lambda epoch: (epochs[epoch].accuracy, -epoch))
     last = epochs[-1]

@@ -104,7 +104,7 @@ def begin_run(
     # All processes build the same state from the seed, but only one of them may touch the folder.
     if not write:
         return state
-    remove_left_overs(run)
+    remove_unfinished_run_files(run)
     # A run that was killed before its first checkpoint starts from the beginning; its rows would appear twice.
     (run / METRICS).unlink(missing_ok=True)
     described = {
@@ -156,7 +156,7 @@ def resume_run(
         )
         raise ConfigError(msg)
     if write:
-        remove_left_overs(run)
+        remove_unfinished_run_files(run)
         _drop_rows_after(run / METRICS, state.step)
     return state, saved["seconds"]
 
@@ -243,7 +243,7 @@ def save_teacher(
     )
 
 
-def remove_left_overs(run: Path) -> None:
+def remove_unfinished_run_files(run: Path) -> None:
     """Remove the temporary files and folders of a killed process."""
     for folder in (run, run / CHECKPOINTS, run / ENCODER):
         for path in folder.glob(LEFT_OVER):
