@@ -124,7 +124,7 @@ class HeadConfig:
     """Width of the unit vectors that are compared with the prototypes."""
 
     prototypes: int = 4096
-    """K, the number of prototypes: the size of the distributions that are distilled."""
+    """Q, the number of prototypes: the size of the distributions that are distilled."""
 
     def __post_init__(self) -> None:
         for name in ("hidden", "bottleneck", "prototypes"):

@@ -1,7 +1,7 @@
 """Asymmetric dual self-distillation: student, teacher and objective.
 
 Sizes: B shapes, V global views, L local views, M masks per view, P patches, H hidden patches, Q prototypes, D
-    width.
+    width, S views that the student sees in one way.
 Source: AsymDSD (arXiv 2506.21724); the numbers of a step are in docs/method.md.
 """
 
@@ -76,7 +76,8 @@ class TeacherOutput(NamedTuple):
     logits: dict[Head, Tensor]
     """(B, V, Q) of the CLS head, (B · V, P, Q) of the patch head, for those heads that the mode has.
 
-    Raw, in float32. The step subtracts a centre from each before the objective uses them."""
+    In float32. Raw as the teacher computes them; less their head's centre in what `centered` returns, which is
+    what the objective takes."""
 
     patch_features: Tensor
     """(B · V, P, D), after the final norm."""
@@ -186,13 +187,13 @@ class Student(Branch):
         """
         if self.cls_head is None:
             return {}
-        shapes, every = len(views.global_views.centers), 1
+        shapes, stride = len(views.global_views.centers), 1
         passes = {}
         if views.local_views is not None:
             passes[SeenAs.LOCAL] = self.encoder.embed(views.local_views.flatten())
         if self.patch_head is not None:
-            every = len(tokens.features) // shapes
-        passes[SeenAs.WHOLE] = Tokens(tokens.features[::every], tokens.positions[::every])
+            stride = len(tokens.features) // shapes
+        passes[SeenAs.WHOLE] = Tokens(tokens.features[::stride], tokens.positions[::stride])
         features = {}
         for seen_as, part in passes.items():
             cls, _ = self.encoder.encode(part, generator)
@@ -212,8 +213,8 @@ class Student(Branch):
         if self.predictor is None:
             cls, patches = self.encoder.encode(self._with_mask_token(versions, masks), generator)
             return cls, gather_points(patches, masks.hidden_index)
-        cls, seen = self.encoder.encode(versions.select(masks.visible_index), generator)
-        memory = seen if cls is None else torch.cat([cls[:, None], seen], dim=1)
+        cls, visible = self.encoder.encode(versions.select(masks.visible_index), generator)
+        memory = visible if cls is None else torch.cat([cls[:, None], visible], dim=1)
         hidden_positions = gather_points(versions.positions, masks.hidden_index)
         return cls, self.predictor(hidden_positions, memory)
 
@@ -227,8 +228,8 @@ class Student(Branch):
         """The CLS predictions of all passes, in the order in which their losses are added up."""
         if self.cls_head is None:
             return None
-        # Dual mode compares whole view 0 only with the teacher's view 1. CLS mode compares all whole views with
-        # all of the teacher's, including the same view.
+        # Dual mode sees only view 0 whole, and compares it with the teacher's other views. CLS mode compares all
+        # whole views with all of the teacher's, including the same view.
         first_target = 1 if SeenAs.MASKED in cls else 0
         views = tuple(
             ViewLogits(
@@ -306,7 +307,7 @@ def objective(
         predictions: the student's predictions, which decide which terms there are.
         targets: the teacher's output, already centred.
         temperatures: the temperatures of this step.
-        koleo_weight: weight of KoLeo in the total; the other terms have weight 1.
+        koleo_weight: weight of KoLeo in the total, which is a weighted mean; the other terms have weight 1.
         gather: concatenates the rows of all processes, and returns the index of our first; None for one process.
     """
     terms: dict[str, Tensor] = {}
@@ -319,8 +320,8 @@ def objective(
     if predictions.cls is not None:
         terms["cls"] = _cls_term(predictions.cls, targets, temperatures)
         features = predictions.cls.features
-        everyone, first = (None, 0) if gather is None else gather(features)
-        terms["koleo"] = koleo(features, everyone, first=first)
+        all_features, first = (None, 0) if gather is None else gather(features)
+        terms["koleo"] = koleo(features, all_features, first=first)
     weights = {name: koleo_weight if name == "koleo" else 1.0 for name in terms}
     # Stacked and summed, not added to 0.0: a number made on the host would be copied to the device, and waited
     # for.
@@ -346,8 +347,8 @@ def _cls_term(cls: ClsPredictions, targets: TeacherOutput, temperatures: Tempera
     probs = (targets.logits[Head.CLS] / temperatures.cls_teacher).softmax(-1)
     terms = [
         view_cross_entropy(
-            seen.logits, probs[:, seen.first_target :], student_temperature=temperatures.student
+            view.logits, probs[:, view.first_target :], student_temperature=temperatures.student
         )
-        for seen in cls.views
+        for view in cls.views
     ]
     return torch.stack(terms).mean()

@@ -64,22 +64,22 @@ def patch_cross_entropy(
     return loss
 
 
-def koleo(features: Tensor, everyone: Tensor | None = None, *, first: int = 0) -> Tensor:
+def koleo(features: Tensor, all_features: Tensor | None = None, *, first: int = 0) -> Tensor:
     """Kozachenko-Leonenko regulariser, which keeps the features of different shapes apart.
 
-    It is the mean of -log(distance to the nearest other shape + 1e-6). A crop is compared only with the crops of
-    other shapes that have the same index.
+    It is the mean of -log(distance to the nearest other shape + 1e-6). A view, whole or under a mask, is compared
+    only with the views of other shapes that have the same index.
 
     Args:
-        features: (B, S, D), S crops of each shape; they need not be normalised.
-        everyone: (B', S, D) features of the shapes of all processes, including these; None for a single process.
-        first: index in ``everyone`` of the first of these shapes.
+        features: (B, S, D), S views of each shape; they need not be normalised.
+        all_features: (B', S, D), those of all processes' shapes, including these; None for a single process.
+        first: index in ``all_features`` of the first of these shapes.
     """
     ours = functional.normalize(features.float(), dim=-1, eps=1e-8).transpose(0, 1)  # (S, B, D)
-    if everyone is None:
+    if all_features is None:
         others = ours
     else:
-        others = functional.normalize(everyone.float(), dim=-1, eps=1e-8).transpose(0, 1)
+        others = functional.normalize(all_features.float(), dim=-1, eps=1e-8).transpose(0, 1)
     if others.shape[1] < 2:
         # A single shape has no neighbour. Autograd still needs a result that depends on the features.
         return features.sum() * 0.0
@@ -99,7 +99,10 @@ def feature_regression(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 class PosteriorStats(NamedTuple):
-    """How the teacher's posteriors are spread; averages of equally large batches are those of all together."""
+    """How the teacher's posteriors (its softmax over the prototypes) are spread.
+
+    Averaged over batches of the same size, both are the values of all batches together.
+    """
 
     marginal: Tensor  # (Q,) mean of the posteriors
     posterior_entropy: Tensor  # scalar, nats: mean of the posteriors' entropies
@@ -150,15 +153,15 @@ class _IndexedCrossEntropy(torch.autograd.Function):
             _chunks(grad_logits, normalizers),
             strict=True,
         )
-        for (rows, index), (into, normalizer) in chunks:
+        for (rows, index), (grad_rows, normalizer) in chunks:
             # d/dlogits = (softmax - target) / (temperature · R), the softmax from the forward pass's normalizers.
             excess = (rows.float() / ctx.temperature).sub_(normalizer[:, None]).exp_()
-            into.copy_(excess.sub_(target_probs[index]).mul_(factor))
+            grad_rows.copy_(excess.sub_(target_probs[index]).mul_(factor))
         return grad_logits, None, None, None
 
 
 def _chunks(logits: Tensor, beside: Tensor) -> zip[tuple[Tensor, Tensor]]:
     """Chunks of the rows of ``logits`` (R, Q), each with the same rows of ``beside``."""
-    numbers = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
-    rows = max(1, numbers // logits.shape[1])
+    logits_per_chunk = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
+    rows = max(1, logits_per_chunk // logits.shape[1])
     return zip(logits.split(rows), beside.split(rows), strict=True)

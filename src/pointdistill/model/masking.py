@@ -1,7 +1,9 @@
-"""Chooses the patches of a view that are hidden from the student. Sizes: R rows (view × mask), P patches.
+"""Chooses the patches of a view that are hidden from the student.
 
 Inverse block masking leaves a few compact blocks visible, block masking hides them instead, and random masking
 hides patches independently of each other. Source: AsymDSD, section on masking (arXiv 2506.21724).
+
+Sizes: B shapes, V views, M masks per view, P patches, H of them hidden; R = B · V · M masks in all.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ def draw_masks(centers: Tensor, config: MaskingConfig, random: KeyedRandom) -> T
     Each hides exactly ``config.hidden_patches(P)`` patches. Blocks overlap and so cover a varying number of
     patches; random patches are then switched from hidden to visible, or the other way, until the number is right.
     """
-    rows, views, patches, _ = centers.shape
+    shapes, views, patches, _ = centers.shape
     masks = config.masks_per_view
     hidden = config.hidden_patches(patches)
     if config.kind is MaskKind.RANDOM:
-        prefer = torch.zeros(rows, views, masks, patches, device=centers.device)
+        prefer = torch.zeros(shapes, views, masks, patches, device=centers.device)
     else:
         in_block = _blocks(centers, config, random)
         wants_hidden = in_block if config.kind is MaskKind.BLOCK else ~in_block
@@ -52,21 +54,21 @@ def draw_masks(centers: Tensor, config: MaskingConfig, random: KeyedRandom) -> T
     # scores are all of these and a random few of the others; if too many do, they are a random choice of these.
     score = prefer + random.uniform("mask.flip", (views, masks, patches))
     chosen = score.topk(hidden, dim=-1, sorted=False).indices
-    mask = torch.zeros(rows, views, masks, patches, dtype=torch.bool, device=centers.device)
+    mask = torch.zeros(shapes, views, masks, patches, dtype=torch.bool, device=centers.device)
     return mask.scatter_(-1, chosen, True)
 
 
 def _blocks(centers: Tensor, config: MaskingConfig, random: KeyedRandom) -> Tensor:
-    """(B, V, M, P) bool, true in the union of blocks of nearest centres around distinct random seeds."""
-    rows, views, patches, _ = centers.shape
+    """(B, V, M, P) bool, true for patches in a block: a random patch and its nearest, so many times per mask."""
+    shapes, views, patches, _ = centers.shape
     count, size = config.blocks(patches)
     distance = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
     near = distance.topk(size, dim=-1, largest=False, sorted=False).indices  # (B, V, P, size)
     draw = random.uniform("mask.seeds", (views, config.masks_per_view, patches))
-    seeds = draw.topk(count, dim=-1, sorted=False).indices  # (B, V, M, count)
+    block_centers = draw.topk(count, dim=-1, sorted=False).indices  # (B, V, M, count)
     members = near[:, :, None].expand(-1, -1, config.masks_per_view, -1, -1)
-    members = members.gather(3, seeds[..., None].expand(-1, -1, -1, -1, size)).flatten(3)
+    members = members.gather(3, block_centers[..., None].expand(-1, -1, -1, -1, size)).flatten(3)
     block = torch.zeros(
-        rows, views, config.masks_per_view, patches, dtype=torch.bool, device=centers.device
+        shapes, views, config.masks_per_view, patches, dtype=torch.bool, device=centers.device
     )
     return block.scatter_(-1, members, True)

@@ -77,7 +77,8 @@ class PretrainConfig:
     clip_norm: float = 10.0
 
     koleo_weight: float = KOLEO_WEIGHT
-    """Weight of KoLeo in the total loss, beside 1 for every other term. Not used in MPM mode."""
+    """Weight of KoLeo in the total loss, a weighted mean in which every other term has weight 1. Not used in MPM
+    mode."""
 
     centers_from_first_batch: bool = False
     """Start the teacher's centres at the first batch's mean logits instead of zero (the paper: zero)."""

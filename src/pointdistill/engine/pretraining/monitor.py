@@ -28,10 +28,10 @@ from pointdistill.errors import ConfigError
 
 log = logging.getLogger("pointdistill")
 
-LOW = 0.1
-"""Share of the largest possible entropy below which the marginal counts as collapsed."""
+COLLAPSED_BELOW = 0.1
+"""Share of the largest entropy that a step can reach, below which the marginal counts as collapsed."""
 
-HIGH = 0.99
+UNIFORM_ABOVE = 0.99
 """Share of log Q above which posteriors count as uniform."""
 
 IN_A_ROW = 3
@@ -56,8 +56,8 @@ class CollapseWatch:
     views: int
     _consecutive: dict[str, int] = field(default_factory=dict)
 
-    def look(self, step: int, values: Mapping[str, float]) -> list[str]:
-        """Warnings after step ``step``, from its logged ``values``; mostly none."""
+    def warnings_after(self, step: int, values: Mapping[str, float]) -> list[str]:
+        """Warnings after step ``step``, from its logged ``values``; usually none."""
         warnings = []
         for kind in ("cls", "patch"):
             if f"{kind}_marginal_entropy" not in values:
@@ -68,12 +68,10 @@ class CollapseWatch:
             # their marginal is compared with the log of their number where that is below log Q. Patches are many.
             rows = self.views if kind == "cls" else self.prototypes
             reachable = math.log(min(self.prototypes, max(2, rows)))
-            if self._is_first_alarm(f"{kind} marginal", marginal < LOW * reachable):
-                warnings.append(
-                    _collapsed(kind, step, marginal, marginal / math.log(self.prototypes))
-                )
+            if self._is_first_alarm(f"{kind} marginal", marginal < COLLAPSED_BELOW * reachable):
+                warnings.append(_collapsed(kind, step, marginal, marginal / reachable))
             old_enough = step > UNIFORM_AT_FIRST * self.total
-            if self._is_first_alarm(f"{kind} posteriors", share > HIGH and old_enough):
+            if self._is_first_alarm(f"{kind} posteriors", share > UNIFORM_ABOVE and old_enough):
                 warnings.append(_uniform(kind, step, share))
         return warnings
 
@@ -89,9 +87,9 @@ class CollapseWatch:
 
 def _collapsed(kind: str, step: int, entropy: float, share: float) -> str:
     return (
-        f"step {step}: collapse: the teacher puts nearly every {_thing(kind)} on the same prototypes (marginal "
-        f"entropy {entropy:.2f} nats, {share:.0%} of the largest possible); start a new run with a larger "
-        f"batch_size or a higher schedule.first_{kind}_temperature"
+        f"step {step}: collapse: the teacher puts nearly every {_CLASSIFIED[kind]} on the same prototypes "
+        f"(marginal entropy {entropy:.2f} nats, {share:.0%} of the largest possible); start a new run with a "
+        f"larger batch_size or a higher schedule.first_{kind}_temperature"
     )
 
 
@@ -103,9 +101,8 @@ def _uniform(kind: str, step: int, share: float) -> str:
     )
 
 
-def _thing(kind: str) -> str:
-    return "shape" if kind == "cls" else "patch"
-
+_CLASSIFIED = {"cls": "shape", "patch": "patch"}
+"""What the teacher assigns to prototypes, by the head that does it."""
 
 PACKAGES = {"comet_ml": "comet-ml", "dvclive": "dvclive"}
 """Packages of the trackers that Accelerate knows under another name than the package's."""

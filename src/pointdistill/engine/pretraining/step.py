@@ -1,7 +1,7 @@
 """The training step, from views to updated weights.
 
-Runs, benchmarks and the golden tests all go through this one implementation. Source: section 5 of docs/method.md.
-Sizes: B shapes on this process, Q prototypes.
+Runs, benchmarks, and the tests against the authors' numbers all go through this one implementation.
+Source: section 5 of docs/method.md. Sizes: Q prototypes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pointdistill.model.views import draw_views
 
 
 def make_views(batch: Batch, config: PretrainConfig) -> Views:
-    """The views and masks of a batch: a pure function of (seed, epoch, shape index)."""
+    """The views and masks of a batch: a function of points, configuration, and (seed, epoch, shape index)."""
     # Each shape has a random stream of its own, so its views do not depend on the batch or the process it is in.
     keys = sample_keys(seed=config.seed, epoch=batch.epoch, index=batch.index)
     random = KeyedRandom(keys)
@@ -153,7 +153,7 @@ class TrainingStep:
         return self._metrics(batch, rates, message, norm)
 
     def _targets(self, views: Views) -> tuple[TeacherOutput, dict[Head, Tensor]]:
-        """The teacher's centred logits, and the mean raw logits (Q,) of each head on this process."""
+        """The teacher's output with centred logits, and each head's mean raw logits (Q,) on this process."""
         # Targets are centred on the moving average that the steps before left, not on this step's own mean. Only
         # the first step of a run with ``centers_from_first_batch`` has no such average yet, and uses its own
         # batch's mean over all processes. This is a method of its own so that the raw logits are freed on return,
@@ -206,7 +206,7 @@ class TrainingStep:
         # makes the average NaN. The gradients' norm is of gradients that DDP or FSDP has averaged already.
         finite = torch.isfinite(message.loss) & torch.isfinite(norm) & (message.unreadable == 0)
         for mean in message.logit_means.values():
-            # In MPM mode the logits of visible patches reach no loss, but they do reach the centres.
+            # Those of visible patches reach no loss, but they do reach the centres.
             finite &= torch.isfinite(mean).all()
         self.all_finite.mul_(finite)
 
@@ -291,8 +291,8 @@ def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, in
         return None
 
     def gather(value: Tensor) -> tuple[Tensor, int]:
-        everyone: Tensor = _GatherRows.apply(value)  # type: ignore[no-untyped-call]
-        return everyone, accelerator.process_index * len(value)
+        all_rows: Tensor = _GatherRows.apply(value)  # type: ignore[no-untyped-call]
+        return all_rows, accelerator.process_index * len(value)
 
     return gather
 
@@ -300,8 +300,8 @@ def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, in
 class _GatherRows(torch.autograd.Function):
     """All-gather whose backward pass sums the gradients that every process's loss has for this process's rows."""
 
-    # ``distributed.all_gather`` has no gradient. Without one, KoLeo would push a shape away from its neighbours on
-    # other processes, but never them away from it.
+    # ``distributed.all_gather`` has no gradient. Without one, KoLeo would move a shape away from a neighbour on
+    # another process, but the neighbour would feel nothing of it.
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

@@ -295,7 +295,7 @@ class Trainer:
         probed = self._probed() if self._is_probed(metrics.step) else {}
         if self._is_logged(metrics.step):
             self.journal.write(self._row(metrics, speed) | probed)
-            for line in self.collapse.look(metrics.step, logged):
+            for line in self.collapse.warnings_after(metrics.step, logged):
                 if self.accelerator.is_main_process:
                     log.warning(line)
         reporter.step(
