@@ -36,6 +36,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "quickstart" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_bundled_encoder")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

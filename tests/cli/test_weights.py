@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pointdistill.cli import main
-from pointdistill.data.files.workspace import remember_run
+from pointdistill.data.benchmark_standins import ScanSizes, make_scanobjectnn_stand_in
+from pointdistill.data.files.workspace import remember_run, remember_stand_in
 from pointdistill.engine.weights import BUNDLED
 from pointdistill.engine.weights.encoders import save_encoder
 from tests.engine.labelled import make_encoder, saved_encoder
@@ -136,6 +137,19 @@ def test_a_classifier_without_a_run(bundled: None, capsys: pytest.CaptureFixture
     assert run(*begin) == 0
     assert SAID in capsys.readouterr().err.splitlines()
     assert run("predict", "models/meshes", "meshes/ball/0.ply", "--device", "cpu") == 0
+
+
+def test_a_measurement_without_a_run(bundled: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results call the encoder by its name, not by where this installation keeps it."""
+    archive, sizes = Path("data/stand-in/h5_files.zip"), ScanSizes(train=2, test=1, copies=1)
+    make_scanobjectnn_stand_in(archive, splits=("OBJ-BG",), sizes=sizes, workers=1)
+    remember_stand_in("scanobjectnn", archive)
+    asked = ("--stand-in", "--split", "OBJ-BG", "--protocol", "knn", "--seeds", "1")
+    assert run("evaluate", "scanobjectnn", *asked, "--device", "cpu") == 0
+    assert SAID in capsys.readouterr().err.splitlines()
+    (file,) = Path("evaluation").rglob("results.json")
+    (row,) = json.loads(file.read_text())["results"]
+    assert row["features"] == f"encoder of {BUNDLED}"
 
 
 def test_a_run_of_this_folder_comes_first(

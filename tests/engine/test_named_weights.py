@@ -20,14 +20,21 @@ from pointdistill.engine.sharing.export import export_encoder
 from pointdistill.engine.sharing.push import prepare
 from pointdistill.engine.weights import (
     BUNDLED,
+    CONFIG,
     PUBLISHED,
+    WEIGHTS,
     bundled_is_here,
     cache_folder,
     is_name,
     name_of,
     suggestion,
 )
-from pointdistill.engine.weights.encoders import fingerprint, load_encoder, save_encoder
+from pointdistill.engine.weights.encoders import (
+    fingerprint,
+    load_encoder,
+    locate_encoder,
+    save_encoder,
+)
 from pointdistill.engine.weights.licences import Terms, read_ledger
 from pointdistill.engine.weights.published import fetch_published
 from pointdistill.errors import CheckpointError
@@ -344,6 +351,19 @@ def test_an_installation_without_the_bundled_encoder(cache: Path) -> None:
         load_encoder(BUNDLED)
     with pytest.raises(CheckpointError, match="no run was made in this folder yet"):
         choose_encoder(None)
+
+
+@pytest.mark.skipif(not bundled_is_here(), reason="this source tree has no bundled encoder")
+def test_the_encoder_that_comes_with_this_installation() -> None:
+    """Small, in float16, described, and free for any use."""
+    folder = locate_encoder(BUNDLED)
+    assert {file.name for file in folder.iterdir()} == {CONFIG, WEIGHTS, "README.md"}
+    assert (folder / WEIGHTS).stat().st_size <= 6e6
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
+    sources = read_ledger(json.loads((folder / CONFIG).read_text())["sources"])
+    assert [source.terms for source in sources] == [Terms.OPEN] * max(1, len(sources))
+    assert load_encoder(BUNDLED)(torch.randn(1, 2048, 3)).patches.isfinite().all()
 
 
 def test_a_card_of_the_bundled_encoder_allows_any_use(bundled: Path) -> None:
