@@ -31,6 +31,12 @@ def shared_dir() -> Path:
     return folder
 
 
+@pytest.fixture
+def no_bundled_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without the encoder that comes with the program, which is else the last choice."""
+    monkeypatch.setattr("pointdistill.engine.weights.BUNDLED_FOLDER", tmp_path / "no bundled")
+
+
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     """Starts programs without their having to load torch."""

@@ -36,6 +36,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "quickstart" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_bundled_encoder")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -108,6 +109,8 @@ WITHOUT_TORCH = [
     ["recipes"],
     ["recipes", "tiny"],
     ["recipes", "tinny"],
+    ["weights"],
+    ["embed", ".", "--encoder", "asymdsd_s"],
     ["embed", "nothere.stl"],
     ["embed", ".", "--encoder", "nothere"],
     ["embed", ".", "--device", "tpu"],
@@ -135,7 +138,6 @@ WITHOUT_TORCH = [
     ["finetune", "--resume", "--output", "nothere"],
     ["predict", "nothere", "nothere.stl"],
     ["reconstruct", "--data", "nothere"],
-    ["reconstruct"],
     ["export", "out"],
     ["export", "out", "--encoder", "nothere"],
     ["push", "nothere", "jane/shapes"],
@@ -159,7 +161,7 @@ def test_torch_is_not_loaded_for_an_answer_without_it(arguments: list[str], tmp_
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path
     )
     *said, last = done.stderr.strip().splitlines()
-    right = arguments[0] == "recipes" and arguments != ["recipes", "tinny"]
+    right = arguments[0] in ("recipes", "weights") and arguments != ["recipes", "tinny"]
     assert last == f"{0 if right else 2} False", done.stderr
     assert len(said) == (0 if right else 1)
 

@@ -171,6 +171,7 @@ def test_stand_in_is_made_once_and_remembered(
     assert outcome.outputs[0] == run / "evaluation" / "scanobjectnn-stand-in"
 
 
+@pytest.mark.usefixtures("no_bundled_encoder")
 def test_no_stand_in_is_made_without_an_encoder(measure: Measure, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no run was made in this folder.*pretrain"):
         measure(stand_in=True)

@@ -327,6 +327,7 @@ def test_a_folder_that_holds_something_is_left_alone(meshes: Path, tmp_path: Pat
         finetune(request(tmp_path))
 
 
+@pytest.mark.usefixtures("no_bundled_encoder")
 def test_no_encoder_is_named(meshes: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run was made in this folder yet"):
         finetune(request(tmp_path, encoder=None))

@@ -277,6 +277,7 @@ def test_results_of_something_else_are_not_mixed_in(tmp_path: Path, corpus: Path
         reconstruct(request(tmp_path, corpus))
 
 
+@pytest.mark.usefixtures("no_bundled_encoder")
 def test_what_is_missing(tmp_path: Path, corpus: Path) -> None:
     nothing = ReconstructRequest(folder=tmp_path)
     with pytest.raises(CheckpointError, match="no run was made in this folder yet"):

@@ -24,7 +24,7 @@ from pointdistill.cli.pretrain import pretrain
 from pointdistill.cli.reconstruct import reconstruct
 from pointdistill.cli.sample import sample
 from pointdistill.cli.search import search
-from pointdistill.cli.weights import export, import_weights, push
+from pointdistill.cli.weights import export, import_weights, push, weights
 from pointdistill.errors import PointDistillError
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ for command, summary in (
     (search, "Find the shapes nearest to a file."),
     (sample, "Sample surface points from meshes."),
     (reconstruct, "Reconstruct patches from features."),
+    (weights, "List the encoders known by name."),
     (export, "Write an encoder as safetensors or ONNX."),
     (push, "Share weights on the Hugging Face Hub."),
     (import_weights, "Convert a published checkpoint."),

@@ -39,7 +39,8 @@ def embed(
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="Run or encoder folder, or Hub repository; by default the last run made in this folder."
+            help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
+            "Default: the last run made here."
         ),
     ] = None,
     features: Annotated[

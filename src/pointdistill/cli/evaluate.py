@@ -43,8 +43,12 @@ def evaluate(
         typer.Argument(help="What to measure on; all: every benchmark that there is data for."),
     ],
     encoder: Annotated[
-        Path | None,
-        typer.Option(help="Run or encoder folder; by default the last run made in this folder."),
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
+            "Default: the last run made here.",
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -147,9 +151,9 @@ def leaks_command(request: LeakRequest) -> str:
     return f"`{shlex.join(command)}{' --stand-in' if request.stand_in else ''}`"
 
 
-def _next(measured: BenchmarkName, encoder: Path | None, stand_in: bool) -> str:
+def _next(measured: BenchmarkName, encoder: str | None, stand_in: bool) -> str:
     """The command that comes next, with the options that it shares with this one."""
-    named = f" --encoder {shlex.quote(str(encoder))}" if encoder is not None else ""
+    named = f" --encoder {shlex.quote(encoder)}" if encoder is not None else ""
     if measured in ("modelnet40", "all"):
         return f"pointdistill export my-encoder{named}"
     other = "modelnet40" if measured == "scanobjectnn" else "scanobjectnn"

@@ -39,9 +39,11 @@ def finetune(
         ),
     ] = None,
     encoder: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Run, encoder folder or file, or owner/name on the Hub; by default the last run made here."
+            metavar="PATH",
+            help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
+            "Default: the last run made here.",
         ),
     ] = None,
     output: Annotated[

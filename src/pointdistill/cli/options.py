@@ -178,26 +178,35 @@ def require_paths(paths: Iterable[Path | None], *settings: str) -> None:
             raise DataError(msg, settings=settings)
 
 
-def require_encoder(encoder: Path | str | None, *settings: str) -> None:
-    """Check that there may be an encoder: something at its path, or a last run if none is named.
+def require_encoder(encoder: Path | str | None, *settings: str, or_bundled: bool = True) -> None:
+    """Check that there may be an encoder: a known name, something at its path, or a default if none is named.
 
     Args:
-        encoder: a path; ``owner/name`` on the Hub is left to the engine; None means the last run made here.
+        encoder: a name or a path; ``owner/name`` on the Hub is left to the engine; None means the last run made
+            here.
         settings: the command's name for it.
+        or_bundled: whether None may also mean the encoder that comes with the program.
 
     Raises:
         CheckpointError: if there cannot be one; says what is accepted.
     """
+    from pointdistill.engine.weights import bundled_is_here, is_name, suggestion
+
     if encoder is None:
         from pointdistill.data.files.workspace import last_run
 
-        if last_run() is None:
+        if last_run() is None and not (or_bundled and bundled_is_here()):
             msg = "no run was made in this folder yet; run `pointdistill pretrain`, or name an encoder"
             raise CheckpointError(msg, settings=settings)
+        return
+    if is_name(encoder):
         return
     path = Path(encoder)
     # If there is a folder `runs` here, `runs/mine` is a misspelled path and not a repository.
     may_be_repository = len(path.parts) == 2 and not path.is_absolute() and not path.parent.is_dir()
     if not path.exists() and not may_be_repository:
-        msg = f"{path}: no encoder here; expected a run folder, or what `pointdistill export` wrote"
+        msg = (
+            f"{path}: no encoder here; {suggestion(path)}expected a run folder, what `pointdistill export` wrote, "
+            "or a name that `pointdistill weights` lists"
+        )
         raise CheckpointError(msg, settings=settings)

@@ -52,7 +52,11 @@ def pretrain(
         ),
     ] = False,
     init_from: Annotated[
-        Path | None, typer.Option(help="Encoder or run folder whose weights to start from.")
+        str | None,
+        typer.Option(
+            metavar="ENCODER",
+            help="Start from these weights: run, encoder, owner/name on the Hub, or a name of `weights`.",
+        ),
     ] = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
@@ -130,7 +134,7 @@ def _pretrain(
     data: Path | None,
     run: Path | None,
     resume: bool,
-    init_from: Path | None,
+    init_from: str | None,
     options: RunOptions,
 ) -> None:
     """Start or resume a run, show progress, and print the next command; exits with code 130 if interrupted."""

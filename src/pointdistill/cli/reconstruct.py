@@ -17,7 +17,8 @@ def reconstruct(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Run, encoder folder or file, or owner/name on the Hub; by default the last run made here.",
+            help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
+            "Default: the last run made here.",
         ),
     ] = None,
     data: Annotated[

@@ -1,4 +1,4 @@
-"""Commands that export, share and import weights: ``pointdistill export``, ``push`` and ``import-weights``."""
+"""Commands about weights: ``pointdistill weights``, ``export``, ``push`` and ``import-weights``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pointdistill.cli.console import console_reporter, print_table
 from pointdistill.cli.options import require_encoder, require_paths
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pointdistill.engine.reports.tables import Table
     from pointdistill.engine.sharing.export import OnnxExport
 
 
@@ -30,13 +32,85 @@ class BranchName(StrEnum):
     STUDENT = "student"
 
 
+def weights(
+    name: Annotated[
+        str | None, typer.Argument(help="Download this one now, to use it without a network later.")
+    ] = None,
+) -> None:
+    """List the encoders that every command knows by name, or download one."""
+    from pointdistill.engine.weights import BUNDLED, PUBLISHED, bundled_is_here, suggestion
+
+    if name is not None:
+        if name not in (*PUBLISHED, BUNDLED):
+            known = ", ".join((*PUBLISHED, *([BUNDLED] if bundled_is_here() else [])))
+            msg = f"there are no weights {name!r}; {suggestion(name)}known are {known}"
+            raise ConfigError(msg)
+        from pointdistill.engine.weights.encoders import locate_encoder
+
+        with console_reporter() as reporter:
+            folder = locate_encoder(name, reporter=reporter)
+        typer.echo(f"{name}: {folder}")
+        typer.echo(f"next: pointdistill embed YOUR_FILES --encoder {name}")
+        return
+    print_table(_named_weights())
+    typer.echo("next: pointdistill embed YOUR_FILES --encoder asymdsd-s")
+
+
+def _named_weights() -> Table:
+    """Every name, with size, training data, licence, and the paper's figures."""
+    from pointdistill.engine.reports.tables import Table
+    from pointdistill.engine.weights import (
+        BUNDLED,
+        BUNDLED_FOLDER,
+        PUBLISHED,
+        REPOSITORY,
+        bundled_is_here,
+        cache_folder,
+    )
+
+    columns = ("name", "model", "download", "trained on", "licence of that", *_FIGURES, "here")
+    rows = []
+    for one in PUBLISHED.values():
+        scores = [one.published_accuracy(*figure) for figure in _FIGURES.values()]
+        figures = ["-" if score is None else f"{score:.2f}" for score in scores]
+        source, place = one.source, "yes" if one.is_here else "no"
+        facts = (
+            f"{one.size}, {one.mode}",
+            f"{one.megabytes} MB",
+            source["name"],
+            source["licence"],
+        )
+        rows.append((one.name, *facts, *figures, place))
+    if bundled_is_here():
+        none = ["-"] * len(_FIGURES)
+        made = ("own", "-", "shapes made on the spot", "any use, also commercial")
+        rows.append((BUNDLED, *made, *none, "yes"))
+    notes = (
+        f"Published by the method's authors in {REPOSITORY} on the Hugging Face Hub: see there for the terms of "
+        f"the weights themselves. Downloaded once, into {cache_folder() / 'encoders'}.",
+        "Accuracy in % as the paper reports it (arXiv 2506.21724): ScanObjectNN PB-T50-RS, and ModelNet40.",
+        *([f"{BUNDLED} comes with this program ({BUNDLED_FOLDER})."] if bundled_is_here() else []),
+    )
+    return Table("Encoders by name", columns, tuple(rows), notes)
+
+
+_FIGURES = {
+    "fine-tuned": ("scanobjectnn", "PB-T50-RS", "finetune"),
+    "linear": ("scanobjectnn", "PB-T50-RS", "linear"),
+    "SVM": ("scanobjectnn", "PB-T50-RS", "svm"),
+    "ModelNet40": ("modelnet40", None, "finetune"),
+}
+"""Columns of published figures: benchmark, split and protocol of each."""
+
+
 def export(
     output: Annotated[Path, typer.Argument(help="Folder to write; made if absent.")],
     encoder: Annotated[
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Run, encoder folder or file, or owner/name on the Hub; by default the last run made here.",
+            help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
+            "Default: the last run made here.",
         ),
     ] = None,
     file_format: Annotated[
@@ -51,14 +125,23 @@ def export(
             min=1, help="onnx: points of every cloud. Default: those of a view in pretraining."
         ),
     ] = None,
+    half: Annotated[
+        bool,
+        typer.Option(
+            "--half", help="safetensors: round the weights to float16, for a file of half the size."
+        ),
+    ] = False,
 ) -> None:
     """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
+    if half and file_format is FormatName.ONNX:
+        msg = "--half belongs to --format safetensors; an ONNX file is float32"
+        raise ConfigError(msg)
     from pointdistill.data.files.workspace import last_run
 
     if points is not None and file_format is not FormatName.ONNX:
         msg = f"--points {points} belongs to --format onnx; safetensors take clouds of any size"
         raise ConfigError(msg)
-    require_encoder(encoder, "encoder")
+    require_encoder(encoder, "encoder", or_bundled=False)
     source = encoder or last_run()
     assert source is not None
 
@@ -66,13 +149,15 @@ def export(
     from pointdistill.engine.sharing.export import export_encoder
     from pointdistill.engine.weights.encoders import locate_encoder
 
-    typer.echo(encoder_line(locate_encoder(source)), err=True)
+    with console_reporter() as reporter:
+        stored = locate_encoder(source, reporter=reporter)
+    typer.echo(encoder_line(stored), err=True)
     if file_format is FormatName.ONNX:
         from pointdistill.engine.sharing.export import export_onnx
 
         _describe_onnx(export_onnx(source, output, points=points))
         return
-    folder = export_encoder(source, output)
+    folder = export_encoder(source, output, half=half)
     typer.echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
     typer.echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")
 
@@ -97,7 +182,7 @@ def push(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Run, encoder folder or file, fine-tuned model, or owner/name on the Hub.",
+            help="Run, encoder folder or file, fine-tuned model, owner/name on the Hub, or a name of `weights`.",
         ),
     ],
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Name on the Hub.")],

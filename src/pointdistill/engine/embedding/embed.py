@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pointdistill.data.files.workspace import given_or_last_run, remember_embedding
+from pointdistill.data.files.workspace import remember_embedding
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.meshes.sample import named_rng
 from pointdistill.data.sources.paths import ReadSettings, ShapeList, list_shapes
@@ -25,9 +25,10 @@ from pointdistill.engine.embedding.file import (
     write_output,
 )
 from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
-from pointdistill.engine.pretraining.record import encoder_line
+from pointdistill.engine.pretraining.record import choose_encoder
 from pointdistill.engine.runtime.devices import interruptible, pick_device
-from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder
+from pointdistill.engine.weights import given_or_default, is_name
+from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
@@ -57,7 +58,7 @@ class EmbedRequest:
     """File to write, .npz or .parquet."""
 
     encoder: Path | str | None = None
-    """As for ``load_encoder``; None for that of the last run in this folder."""
+    """As for ``load_encoder``; None for the last run's in this folder, or else the program's own encoder."""
 
     features: str = "pooled"
     """cls, pooled, patches or points."""
@@ -190,16 +191,17 @@ def find_and_load(
     """Load an encoder; returns it with its path or Hub name, for the embedding's record.
 
     Args:
-        encoder: as for ``load_encoder``; None for that of the last run in this folder.
+        encoder: as for ``load_encoder``; None for that of the last run in this folder, or else the one that comes
+            with the program.
         reporter: receives a line with its path, and whether its training is unfinished.
 
     Raises:
         CheckpointError: if there is none.
     """
-    source = given_or_last_run(encoder)
-    path, stored = Path(source), locate_encoder(source)
-    reporter.say(encoder_line(stored))
-    return load_encoder(stored), str(path.resolve()) if path.exists() else str(source)
+    source = given_or_default(encoder)
+    stored = choose_encoder(encoder, reporter=reporter)
+    is_path = not is_name(source) and Path(source).exists()
+    return load_encoder(stored), str(Path(source).resolve()) if is_path else str(source)
 
 
 def points_and_draws(

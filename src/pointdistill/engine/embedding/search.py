@@ -22,6 +22,7 @@ from pointdistill.engine.embedding.embed import check_paths_exist, find_and_load
 from pointdistill.engine.embedding.file import Index
 from pointdistill.engine.reports.pictures import clouds
 from pointdistill.engine.runtime.devices import pick_device
+from pointdistill.engine.weights import is_name
 from pointdistill.engine.weights.encoders import encoder_checksum
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
@@ -148,7 +149,7 @@ def _load_same_encoder(index: Index, encoder: Path | str | None, reporter: Repor
     try:
         network, origin = find_and_load(encoder or made_by, reporter=reporter)
     except CheckpointError as error:
-        if encoder is not None:
+        if encoder is not None or is_name(made_by):
             raise
         msg = f"{index.path}: made by the encoder in {made_by}, which is gone; name its new path, or embed again"
         raise CheckpointError(msg, settings=("encoder",)) from error

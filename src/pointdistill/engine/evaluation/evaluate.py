@@ -18,7 +18,6 @@ from pointdistill.data.benchmarks.registry import (
     find_stand_in,
 )
 from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS, FROZEN, BenchmarkPaths, BenchmarkSpec
-from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.engine.evaluation.classification import evaluate_classification
 from pointdistill.engine.evaluation.fewshot import evaluate_folds
 from pointdistill.engine.evaluation.leak_check import LeakRequest, command_in_words, leak_warning
@@ -29,10 +28,11 @@ from pointdistill.engine.evaluation.run import COPIES_ON_CPU, HEADS, VOTING, Eva
 from pointdistill.engine.evaluation.store import ScoreStore
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
 from pointdistill.engine.features.inputs import protocol_input
-from pointdistill.engine.pretraining.record import encoder_line
+from pointdistill.engine.pretraining.record import choose_encoder
 from pointdistill.engine.pretraining.run_folder import run_folder_of
 from pointdistill.engine.runtime.devices import pick_device
-from pointdistill.engine.weights.encoders import fingerprint, load_encoder, locate_encoder
+from pointdistill.engine.weights import name_of
+from pointdistill.engine.weights.encoders import fingerprint, load_encoder
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
@@ -47,8 +47,8 @@ class EvaluationRequest:
     benchmark: str
     """One of ``BENCHMARKS``, or ``all``."""
 
-    encoder: Path | None = None
-    """A run or an encoder folder; the last run in ``folder`` by default."""
+    encoder: Path | str | None = None
+    """As for ``load_encoder``; by default the last run in ``folder``, or else the program's own encoder."""
 
     data: Path | None = None
     """The benchmark's archive or the folder extracted from it, ``data/<archive>`` by default; with ``all``, the
@@ -209,9 +209,12 @@ def evaluate_saved(
     names = tuple(name for name in request.names if request.protocols_of(name))
     # Before the encoder is looked for: a user who has to download an archive should hear of it first.
     paths, absent = ({}, {}) if request.stand_in else _find_data(request, names, reporter)
-    encoder = locate_encoder(given_or_last_run(request.encoder, folder=request.folder))
-    remark = "" if request.encoder else ", the teacher of the last run in this folder"
-    reporter.say(encoder_line(encoder, remark))
+    encoder = choose_encoder(
+        request.encoder,
+        folder=request.folder,
+        reporter=reporter,
+        remark=", the teacher of the last run in this folder",
+    )
     for name in names if request.stand_in else ():
         # After the encoder was found, since a stand-in takes minutes to make.
         paths[name] = find_stand_in(name, folder=request.folder, reporter=reporter)
@@ -357,10 +360,12 @@ class _Evaluator:
         return copies or None
 
 
-def _display_name(requested: Path | None, encoder: Path) -> Path:
-    """What results call an encoder: its run, its folder, or its name on the Hub."""
-    if requested is not None and not requested.exists():
-        return requested
+def _display_name(requested: Path | str | None, encoder: Path) -> Path:
+    """What results call an encoder: its name, its run, its folder, or its repository on the Hub."""
+    if name := name_of(encoder):
+        return Path(name)
+    if requested is not None and not Path(requested).exists():
+        return Path(requested)
     return run_folder_of(encoder) or encoder
 
 

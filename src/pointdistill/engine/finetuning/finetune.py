@@ -53,7 +53,7 @@ from pointdistill.engine.finetuning.segmentation import (
     build_segmenter,
 )
 from pointdistill.engine.finetuning.training_file import TrainingFile, write_start
-from pointdistill.engine.pretraining.record import encoder_line
+from pointdistill.engine.pretraining.record import choose_encoder
 from pointdistill.engine.runtime.devices import interruptible, pick_device
 from pointdistill.engine.weights.encoders import (
     CONFIG,
@@ -97,9 +97,11 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
         DivergenceError: if a loss is not finite.
     """
     pick_device(request.device)
-    stored = locate_encoder(encoder_path(request))
-    scratch = f"encoder: {stored}, with new random weights"
-    reporter.say(scratch if request.from_scratch else encoder_line(stored))
+    if request.from_scratch:
+        stored = locate_encoder(encoder_path(request), reporter=reporter)
+        reporter.say(f"encoder: {stored}, with new random weights")
+    else:
+        stored = choose_encoder(request.encoder, folder=request.folder, reporter=reporter)
     output = request.output or default_output(request)
     with _held(output):
         check_free(output)

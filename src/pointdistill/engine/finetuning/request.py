@@ -17,12 +17,12 @@ from pointdistill.data.benchmarks.registry import (
 )
 from pointdistill.data.benchmarks.spec import BenchmarkPaths
 from pointdistill.data.files.files import LOCK_NAME
-from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.data.sources import source_info
 from pointdistill.data.sources.labelled_folder import read_labelled_folder
 from pointdistill.data.synthetic_shapes import PART_NAMES
 from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe, recipe_for
 from pointdistill.engine.finetuning.segmentation import SegmenterRecipe
+from pointdistill.engine.weights import given_or_default
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
@@ -199,8 +199,8 @@ class FinetuneRequest:
     held_out: float | None = None
     up: str | None = None
 
-    encoder: Path | None = None
-    """A run or an encoder folder; by default the last run in ``folder``."""
+    encoder: Path | str | None = None
+    """As for ``load_encoder``; by default the last run in ``folder``, or else the program's own encoder."""
 
     from_scratch: bool = False
     """Train the encoder's architecture from random weights."""
@@ -263,12 +263,12 @@ def head_only(recipe: ClassifierRecipe) -> ClassifierRecipe:
 
 
 def encoder_path(request: FinetuneRequest) -> Path | str:
-    """The requested encoder, or the last run.
+    """The requested encoder, else the last run, else the encoder that comes with the program.
 
     Raises:
-        CheckpointError: if there is neither.
+        CheckpointError: if there is none of them.
     """
-    return given_or_last_run(request.encoder, folder=request.folder)
+    return given_or_default(request.encoder, folder=request.folder)
 
 
 def default_output(request: FinetuneRequest) -> Path:

@@ -40,7 +40,7 @@ class PreparedRun:
     corpus: Corpus
     run: Path
     resume: bool
-    init_from: Path | None
+    init_from: Path | str | None
     remarks: tuple[str, ...]
     """One line for each choice that was made for the user."""
 
@@ -50,7 +50,7 @@ def prepare_run(
     *,
     data: Path | None,
     run: Path | None = None,
-    init_from: Path | None = None,
+    init_from: Path | str | None = None,
     device: str = "auto",
 ) -> PreparedRun:
     """Prepare a new run with these overrides; each choice made for the user gets a remark.

@@ -59,7 +59,7 @@ def pretrain(
     corpus: TrainingCorpus,
     run: Path,
     resume: bool = False,
-    init_from: Path | None = None,
+    init_from: Path | str | None = None,
     options: RunOptions | None = None,
     reporter: TrainingReporter = SILENT_TRAINING,
 ) -> RunResult:
@@ -75,7 +75,7 @@ def pretrain(
         corpus: shapes to learn from, z up.
         run: folder of the run; created if absent.
         resume: continue from the newest intact checkpoint in ``run``.
-        init_from: an encoder folder with the student's initial weights.
+        init_from: the encoder with the student's initial weights, as for ``load_encoder``.
         options: how the run is executed.
         reporter: receives every step, on a GPU one step late; and a signal at once, before the step is finished.
 
@@ -119,7 +119,7 @@ def _pretrain(
     corpus: TrainingCorpus,
     run: Path,
     resume: bool,
-    init_from: Path | None,
+    init_from: Path | str | None,
     options: RunOptions,
     reporter: TrainingReporter,
     recorded: RunEnvironment | None,

@@ -8,8 +8,10 @@ from typing import Any
 
 from pointdistill.data.files.files import read_json
 from pointdistill.engine.pretraining.run_folder import RUN_CONFIG, run_folder_of
-from pointdistill.engine.weights.encoders import read_facts
+from pointdistill.engine.weights import BUNDLED, BUNDLED_TERMS, given_or_default, name_of
+from pointdistill.engine.weights.encoders import locate_encoder, read_facts
 from pointdistill.errors import CheckpointError, DataError
+from pointdistill.reporter import SILENT, Reporter
 
 
 def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,13 +53,46 @@ def _read(path: Path) -> Any:
         return None
 
 
+def choose_encoder(
+    encoder: Path | str | None,
+    *,
+    folder: Path = Path(),
+    reporter: Reporter = SILENT,
+    remark: str = "",
+) -> Path:
+    """Where the encoder lies that a user named, or else the default one, which is said in a line.
+
+    Args:
+        encoder: as for ``load_encoder``; None for the last run in ``folder`` or, without a run, the encoder that
+            comes with the program.
+        folder: where the last run is looked for.
+        reporter: receives the line, and the progress of a download.
+        remark: inserted after the path of the last run.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    source = given_or_default(encoder, folder=folder)
+    stored = locate_encoder(source, reporter=reporter)
+    if encoder is None and source == BUNDLED:
+        reporter.say(f"{encoder_line(stored)}; another can be chosen", "encoder")
+    else:
+        reporter.say(encoder_line(stored, remark if encoder is None else ""))
+    return stored
+
+
 def encoder_line(stored: Path, remark: str = "") -> str:
-    """A line such as ``encoder: runs/a/encoder, unfinished: step 65 of 400``.
+    """A line such as ``encoder: runs/a/encoder, unfinished: step 65 of 400`` or ``encoder: asymdsd-s (FOLDER)``.
 
     Args:
         stored: the result of ``locate_encoder``. Errors in its files are ignored here and reported on loading.
         remark: why this encoder was chosen, inserted after the path.
     """
+    name = name_of(stored)
+    if name == BUNDLED:
+        return f"encoder: {BUNDLED}, which comes with pointdistill ({BUNDLED_TERMS})"
+    if name is not None:
+        return f"encoder: {name} ({stored}){remark}"
     try:
         steps = unfinished_steps(training_record(stored, read_facts(stored)))
     except CheckpointError:

@@ -22,7 +22,12 @@ from pointdistill.engine.pretraining.state import (
     new_state,
     start_from,
 )
-from pointdistill.engine.weights.encoders import WEIGHTS, find_encoder, read_tensors, save_encoder
+from pointdistill.engine.weights.encoders import (
+    locate_encoder,
+    read_tensors,
+    save_encoder,
+    weights_file,
+)
 from pointdistill.errors import CheckpointError, ConfigError, DataError, PointDistillError
 from pointdistill.model.encoder import Encoder
 from pointdistill.version import __version__
@@ -79,7 +84,7 @@ def begin_run(
     corpus: TrainingCorpus,
     run: Path,
     *,
-    init_from: Path | None,
+    init_from: Path | str | None,
     environment: RunEnvironment,
     processes: int = 1,
     write: bool = True,
@@ -99,8 +104,8 @@ def begin_run(
     config.check_batch(len(corpus), processes)
     state = new_state(config)
     if init_from is not None:
-        folder = find_encoder(init_from)
-        start_from(state, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+        weights = weights_file(locate_encoder(init_from))
+        start_from(state, read_tensors(weights), weights)
     # All processes build the same state from the seed, but only one of them may touch the folder.
     if not write:
         return state

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files.files import read_json, sha256_of, write_aside, write_json
-from pointdistill.data.files.workspace import given_or_last_run, last_corpus
+from pointdistill.data.files.workspace import last_corpus
 from pointdistill.engine.config.config import from_plain, to_plain
 from pointdistill.engine.evaluation.results import Spread
-from pointdistill.engine.pretraining.record import encoder_line
+from pointdistill.engine.pretraining.record import choose_encoder
 from pointdistill.engine.pretraining.run_folder import METRICS, RUN_CONFIG, corpus_fingerprint
 from pointdistill.engine.reconstruction.decoder_training import (
     MaskedViews,
@@ -43,7 +43,6 @@ from pointdistill.engine.runtime.devices import interruptible, pick_device, thre
 from pointdistill.engine.weights.encoders import (
     load_encoder,
     load_exactly,
-    locate_encoder,
     read_tensors,
     weights_file,
     write_tensors,
@@ -96,7 +95,7 @@ class ReconstructRequest:
     """What to compare, and where to write it; every setting has a default."""
 
     encoder: Path | str | None = None
-    """As for ``load_encoder``; by default the last run in ``folder``."""
+    """As for ``load_encoder``; by default the last run in ``folder``, or else the program's own encoder."""
 
     data: Path | None = None
     """A corpus; by default the last one in ``folder``."""
@@ -158,7 +157,8 @@ def reconstruct(request: ReconstructRequest, *, reporter: Reporter = SILENT) -> 
         msg = f"seeds must be at least 1, got {request.seeds}"
         raise ConfigError(msg, settings=("seeds",))
     device = pick_device(request.device)
-    stored, corpus = _find_encoder(request, reporter), _open_corpus(request, reporter)
+    stored = choose_encoder(request.encoder, folder=request.folder, reporter=reporter)
+    corpus = _open_corpus(request, reporter)
     encoder = load_encoder(stored).to(device)
     config = ReconstructConfig(masking=pretraining_masking(stored, encoder.config))
     if request.steps is not None:
@@ -186,12 +186,6 @@ def pretraining_masking(stored: Path, encoder: EncoderConfig) -> MaskingConfig:
             return replace(from_plain(MaskingConfig, masking, where="masking"), masks_per_view=1)
     share = min(1.0, max(MaskingConfig().block_share, 3 / encoder.patches))
     return MaskingConfig(masks_per_view=1, block_share=share)
-
-
-def _find_encoder(request: ReconstructRequest, reporter: Reporter) -> Path:
-    stored = locate_encoder(given_or_last_run(request.encoder, folder=request.folder))
-    reporter.say(encoder_line(stored))
-    return stored
 
 
 def _open_corpus(request: ReconstructRequest, reporter: Reporter) -> Corpus:

@@ -46,7 +46,9 @@ _ROUNDING = 3e-7
 """A few units in the last place of a coordinate in the unit sphere."""
 
 
-def export_encoder(source: Path | str, output: Path, *, working: Path | None = None) -> Path:
+def export_encoder(
+    source: Path | str, output: Path, *, working: Path | None = None, half: bool = False
+) -> Path:
     """Copy the encoder of ``source`` to the folder ``output``, with its scores and its training record.
 
     The weights are loaded, and so checked. Returns the path they were found at.
@@ -55,14 +57,18 @@ def export_encoder(source: Path | str, output: Path, *, working: Path | None = N
         source: as for ``load_encoder``.
         output: created if absent.
         working: the folder that ``evaluate`` was run in; by default the current one.
+        half: store the weights in float16. Rounding makes it another encoder, so that only scores that were
+            measured after it are taken along.
 
     Raises:
-        CheckpointError: if ``source`` holds no encoder or a damaged one.
+        CheckpointError: if ``source`` holds no encoder or a damaged one, or a weight is too large for float16.
         DataError: if ``output`` exists and is not an encoder folder.
     """
     stored = locate_encoder(source)
     check_free_for_encoder(output)
     encoder, facts = load_encoder(stored), read_facts(stored)
+    if half:
+        encoder = encoder.half().float()
     results = find_results(encoder, stored, facts, working=working or Path())
     save_encoder(
         encoder,
@@ -70,6 +76,7 @@ def export_encoder(source: Path | str, output: Path, *, working: Path | None = N
         sources=facts.get("sources", []),
         training=training_record(stored, facts),
         results=[to_plain(result) for result in results],
+        half=half,
     )
     return stored
 

@@ -12,6 +12,7 @@ from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.store import find_results
 from pointdistill.engine.pretraining.record import training_record
 from pointdistill.engine.sharing.model_card import KINDS, load_line, model_card
+from pointdistill.engine.weights import is_name
 from pointdistill.engine.weights.encoders import (
     CONFIG,
     FORMAT,
@@ -132,7 +133,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
 def _load_checked(source: Path | str) -> tuple[Path, Encoder | None]:
     """Load an encoder or a fine-tuned model as a check; returns its path, and the encoder if it is one."""
     local = Path(source)
-    config = _read_config(local)
+    config = None if is_name(source) else _read_config(local)
     if config is not None and config.get("format") in KINDS and config["format"] != FORMAT:
         from pointdistill.engine.finetuning.models import load_model
 

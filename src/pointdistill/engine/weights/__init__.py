@@ -1,1 +1,206 @@
-"""Encoders on disk and on the Hub, published checkpoints, and the licences of weights."""
+"""Encoders on disk, on the Hub and by name; this module holds the names, and loads no torch.
+
+The method's authors publish four checkpoints, and one small encoder comes with the program itself. Each has a
+name, a plain word such as ``asymdsd-s``. A name is a string; a ``Path``, or a string with a separator such as
+``./asymdsd-s``, is always a path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pointdistill.data.benchmarks.registry import benchmark_spec
+from pointdistill.data.benchmarks.spec import BASE_MIXTURE, CLS_SMALL, MPM_SMALL, SMALL
+from pointdistill.data.files.workspace import given_or_last_run, last_run
+from pointdistill.errors import CheckpointError
+
+WEIGHTS: Final = "model.safetensors"
+CONFIG: Final = "config.json"
+
+REPOSITORY = "remcofl/AsymDSD"
+"""Where the method's authors publish their checkpoints, on the Hugging Face Hub."""
+
+CACHE_VARIABLE = "POINTDISTILL_CACHE"
+"""Environment variable with the folder for downloaded weights."""
+
+BUNDLED = "procedural-mini"
+"""Name of the encoder that comes with the program."""
+
+BUNDLED_FOLDER = Path(__file__).with_name("bundled")
+BUNDLED_TERMS = "trained on made shapes only, MIT"
+
+_SHAPENET = {
+    "name": "ShapeNetCore v2",
+    "licence": "non-commercial research and education, on ShapeNet's terms",
+    "shapes": 41_952,
+}
+_MIXTURE = {
+    "name": "the paper's Mixture (ShapeNetCore v2, ModelNet40, Objaverse and others)",
+    "licence": "each source under its own; several allow non-commercial use only",
+    "shapes": 930_752,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedWeights:
+    """A checkpoint that the method's authors published."""
+
+    name: str
+    file: str
+    """Its name in their repository."""
+
+    megabytes: int
+    """Size of the download."""
+
+    size: str
+    mode: str
+    model: str
+    """The model's name in the tables of published figures."""
+
+    source: dict[str, Any]
+    """What it was trained on, as the paper states it: an entry of a licence ledger."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept once it was downloaded and converted."""
+        return cache_folder() / "encoders" / self.name
+
+    @property
+    def url(self) -> str:
+        """Address of the checkpoint."""
+        return f"{hub_address()}/{REPOSITORY}/resolve/main/{self.file}"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it was downloaded and converted before."""
+        return holds_encoder(self.folder)
+
+    def published_accuracy(self, benchmark: str, split: str | None, protocol: str) -> float | None:
+        """The paper's accuracy in percent; None if it has none."""
+        figure = benchmark_spec(benchmark).published.get((split, protocol, self.model))
+        return None if figure is None else figure.accuracy
+
+
+# Sizes as the Hub lists them; what each was trained on, from the paper (AsymDSD, arXiv 2506.21724, section 4).
+PUBLISHED = {
+    weights.name: weights
+    for weights in (
+        PublishedWeights(
+            name="asymdsd-s",
+            file="AsymDSD-S_ShapeNet.ckpt",
+            megabytes=230,
+            size="small",
+            mode="dual",
+            model=SMALL,
+            source=_SHAPENET,
+        ),
+        PublishedWeights(
+            name="asymsd-cls-s",
+            file="AsymSD-S-CLS_ShapeNet.ckpt",
+            megabytes=197,
+            size="small",
+            mode="cls",
+            model=CLS_SMALL,
+            source=_SHAPENET,
+        ),
+        PublishedWeights(
+            name="asymsd-mpm-s",
+            file="AsymSD-S-MPM_ShapeNet.ckpt",
+            megabytes=208,
+            size="small",
+            mode="mpm",
+            model=MPM_SMALL,
+            source=_SHAPENET,
+        ),
+        PublishedWeights(
+            name="asymdsd-b",
+            file="AsymDSD-B_Mixture_B.ckpt",
+            megabytes=827,
+            size="base",
+            mode="dual",
+            model=BASE_MIXTURE,
+            source=_MIXTURE,
+        ),
+    )
+}
+
+
+def is_name(text: Path | str | None) -> bool:
+    """Whether this names an encoder of the list; a ``Path`` never does."""
+    return isinstance(text, str) and (text in PUBLISHED or text == BUNDLED)
+
+
+def name_of(stored: Path) -> str | None:
+    """The name of the encoder in a folder; None if it is none of the list."""
+    places = {BUNDLED: BUNDLED_FOLDER} | {name: one.folder for name, one in PUBLISHED.items()}
+    return next((n for n, place in places.items() if stored.absolute() == place.absolute()), None)
+
+
+def suggestion(text: Path | str) -> str:
+    """``did you mean 'asymdsd-s'? `` for what is nearly a name, else nothing; to be put before advice."""
+    known = (*PUBLISHED, *([BUNDLED] if bundled_is_here() else []))
+    near = difflib.get_close_matches(str(text).lower(), known, n=1, cutoff=0.75)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def bundled_is_here() -> bool:
+    """Whether this installation holds the encoder that comes with the program."""
+    return holds_encoder(BUNDLED_FOLDER)
+
+
+def bundled_folder() -> Path:
+    """The folder of the encoder that comes with the program.
+
+    Raises:
+        CheckpointError: if this installation lacks it.
+    """
+    if bundled_is_here():
+        return BUNDLED_FOLDER
+    msg = (
+        f"{BUNDLED}: not in this installation ({BUNDLED_FOLDER} is absent); install a released package, or name "
+        "another encoder"
+    )
+    raise CheckpointError(msg)
+
+
+def given_or_default(encoder: Path | str | None, *, folder: Path = Path()) -> Path | str:
+    """What a user named; else the last run made in ``folder``; else the encoder that comes with the program.
+
+    Raises:
+        CheckpointError: if there is none of them.
+    """
+    if encoder is None and last_run(folder=folder) is None and bundled_is_here():
+        return BUNDLED
+    return given_or_last_run(encoder, folder=folder)
+
+
+def holds_encoder(folder: Path) -> bool:
+    """Whether a folder has the two files of an encoder."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def cache_folder() -> Path:
+    """Folder of downloads: ``POINTDISTILL_CACHE``, else ``pointdistill`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # A relative path is to be ignored by the standard that defines the variable.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "pointdistill"
+
+
+def hub_address() -> str:
+    """The Hub, or the mirror that ``HF_ENDPOINT`` names."""
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def hub_is_off() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` forbids requests to the Hub."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)

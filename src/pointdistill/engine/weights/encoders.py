@@ -1,6 +1,6 @@
 """Encoders on disk or on the Hugging Face Hub: a folder with ``model.safetensors`` and ``config.json``.
 
-Nothing is unpickled. The network is used only for a Hub repository that is not in the cache yet.
+Nothing is unpickled. The network is used only for published weights, or a Hub repository, not in the cache yet.
 """
 
 from __future__ import annotations
@@ -19,13 +19,22 @@ from torch import Tensor, nn
 
 from pointdistill.data.files.files import read_json, write_aside, write_json
 from pointdistill.engine.config.config import from_plain, to_plain
+from pointdistill.engine.weights import (
+    BUNDLED,
+    PUBLISHED,
+    bundled_folder,
+    holds_encoder,
+    is_name,
+    suggestion,
+)
+from pointdistill.engine.weights import CONFIG as CONFIG
+from pointdistill.engine.weights import WEIGHTS as WEIGHTS
 from pointdistill.errors import CheckpointError, ConfigError, DataError, PointDistillError
 from pointdistill.model.config import EncoderConfig
 from pointdistill.model.encoder import Encoder
+from pointdistill.reporter import SILENT, Reporter
 from pointdistill.version import __version__
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 ONNX = "model.onnx"
 HEADER = "pointdistill"
 """Key of a second copy of the configuration, in the header of the weights file."""
@@ -44,17 +53,26 @@ def save_encoder(
     sources: Sequence[Mapping[str, Any]] = (),
     training: Mapping[str, Any] | None = None,
     results: Sequence[Mapping[str, Any]] = (),
+    half: bool = False,
 ) -> None:
     """Write an encoder folder; an existing file is replaced only when the new one is complete.
 
     Args:
-        encoder: its weights are stored in float32.
+        encoder: its weights are stored in float32, whatever their dtype.
         folder: created if absent; an encoder in it is replaced.
         sources: licence ledger, with an entry for each source that the encoder was trained on.
         training: how it was trained (recipe, steps, seed).
         results: its scores, as rows of ``results.json``.
+        half: store them in float16 instead, in half the space. ``load_encoder`` gives float32 in either case.
+
+    Raises:
+        CheckpointError: if a weight is too large for float16.
     """
-    state = {name: value.float().contiguous().cpu() for name, value in encoder.state_dict().items()}
+    dtype = torch.float16 if half else torch.float32
+    state = {n: value.to("cpu", dtype).contiguous() for n, value in encoder.state_dict().items()}
+    if half and not all(torch.isfinite(value).all() for value in state.values()):
+        msg = f"{folder}: a weight is too large for float16; store this encoder in float32"
+        raise CheckpointError(msg, settings=("half",))
     described = {
         "format": FORMAT,
         "version": VERSION,
@@ -68,34 +86,40 @@ def save_encoder(
     write_json(folder / CONFIG, described)
 
 
-def load_encoder(path: Path | str) -> Encoder:
-    """The encoder in a folder that ``export`` or a run wrote, in evaluation mode on the CPU.
+def load_encoder(path: Path | str, *, reporter: Reporter = SILENT) -> Encoder:
+    """The encoder of a name, or in a folder that ``export`` or a run wrote, in evaluation mode on the CPU.
 
     ``encoder(points)`` takes (B, N, 3) raw points, z up, and returns an ``EncoderOutput``: CLS (B, D), patch
     features (B, P, D) and patch centres (B, P, 3).
 
     Args:
-        path: the folder, its ``model.safetensors`` (which may have been moved and renamed), a run folder (for its
-            ``encoder/``), or a Hub repository as ``owner/name``, which is downloaded once and then cached.
+        path: the name of published weights, such as ``"asymdsd-s"``; or the folder, its ``model.safetensors``
+            (which may have been moved and renamed), or a run folder (for its ``encoder/``); or a Hub repository as
+            ``owner/name``. Names and repositories are downloaded once and then cached. A ``Path``, or a string
+            with a separator such as ``"./asymdsd-s"``, is never such a name.
+        reporter: told of a download of published weights.
 
     Raises:
         CheckpointError: if there is no encoder, its format is unknown, or weights and configuration differ.
     """
-    stored = locate_encoder(path)
+    stored = locate_encoder(path, reporter=reporter)
     if stored.is_file():
         return _load(_encoder_config(_read_header(stored), stored), stored)
     return _load(read_encoder_config(stored), stored / WEIGHTS)
 
 
-def locate_encoder(path: Path | str) -> Path:
-    """The path of an encoder: its folder, or a weights file alone. A Hub repository is downloaded if necessary.
+def locate_encoder(path: Path | str, *, reporter: Reporter = SILENT) -> Path:
+    """The path of an encoder: its folder, or a weights file alone. What is on the Hub is downloaded if necessary.
 
     Args:
         path: as for ``load_encoder``.
+        reporter: told of a download of published weights.
 
     Raises:
         CheckpointError: if there is none.
     """
+    if is_name(path):
+        return _locate_named(str(path), reporter)
     local = Path(path)
     if local.suffix == Path(WEIGHTS).suffix and local.is_file() and not _beside_config(local):
         return local
@@ -103,6 +127,16 @@ def locate_encoder(path: Path | str) -> Path:
     if not local.parent.is_dir() and looks_like_repository(str(path)):
         return find_encoder(fetch_encoder(str(path)))
     return find_encoder(local)
+
+
+def _locate_named(name: str, reporter: Reporter) -> Path:
+    if Path(name).exists():
+        reporter.say(f"note: {name} is the encoder of that name; the one here is ./{name}")
+    if name == BUNDLED:
+        return bundled_folder()
+    from pointdistill.engine.weights.published import fetch_published
+
+    return fetch_published(PUBLISHED[name], reporter=reporter)
 
 
 def weights_file(stored: Path) -> Path:
@@ -174,11 +208,11 @@ def find_encoder(path: Path) -> Path:
     if path.name == WEIGHTS and path.is_file():
         path = path.parent
     for folder in (path, path / "encoder"):
-        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+        if holds_encoder(folder):
             return folder
     msg = (
-        f"{path}: no encoder here; expected a folder with {WEIGHTS} and {CONFIG}, or a run folder "
-        "that `pointdistill pretrain` wrote"
+        f"{path}: no encoder here; {suggestion(path)}expected a folder with {WEIGHTS} and {CONFIG}, a run folder "
+        "that `pointdistill pretrain` wrote, or a name that `pointdistill weights` lists"
     )
     raise CheckpointError(msg)
 

@@ -1,9 +1,12 @@
-"""Converts checkpoints that the method's authors published into encoder folders."""
+"""Converts checkpoints that the method's authors published into encoder folders, and downloads them by name."""
 
 from __future__ import annotations
 
+import json
+import logging
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,14 +14,19 @@ from typing import Any, TypeVar
 
 import torch
 
-from pointdistill.data.files.files import sha256_of
+from pointdistill.data.files.download import LostError, fetch, open_web, web_errors
+from pointdistill.data.files.files import hold_folder, sha256_of
 from pointdistill.engine.config.recipes import SIZES
+from pointdistill.engine.weights import REPOSITORY, PublishedWeights, hub_address, hub_is_off
 from pointdistill.engine.weights.encoders import check_free_for_encoder, load_exactly, save_encoder
 from pointdistill.engine.weights.torch_checkpoint import Checkpoint, TensorRecord, open_checkpoint
 from pointdistill.engine.weights.torch_zip import LIMITS, Limits
-from pointdistill.errors import CheckpointError, ConfigError
+from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.config import EncoderConfig, Mode
 from pointdistill.model.encoder import Encoder
+from pointdistill.reporter import SILENT, Reporter
+
+log = logging.getLogger("pointdistill")
 
 PUBLISHED_SIZES = ("small", "base", "large")
 HEADS_OF_WIDTH = {
@@ -93,9 +101,24 @@ def import_weights(
     """
     check_free_for_encoder(output)
     imported = read_published(checkpoint, branch=branch, heads=heads)
+    _save(imported, output, checkpoint, sha256=sha256_of(checkpoint))
+    return imported
+
+
+def _save(
+    imported: ImportedEncoder,
+    output: Path,
+    checkpoint: Path,
+    *,
+    sha256: str,
+    url: str | None = None,
+    sources: Sequence[Mapping[str, Any]] = (UNKNOWN_SOURCE,),
+) -> None:
+    """Write an encoder folder that records which file it came from, and where that is published if it is known."""
     origin = {
         "file": checkpoint.name,
-        "sha256": sha256_of(checkpoint),
+        "sha256": sha256,
+        **({} if url is None else {"url": url}),
         "branch": str(imported.branch),
         "epoch": imported.epoch,
         "step": imported.step,
@@ -106,8 +129,107 @@ def import_weights(
         "mode": None if imported.mode is None else str(imported.mode),
         "imported": origin,
     }
-    save_encoder(imported.encoder, output, sources=[UNKNOWN_SOURCE], training=training)
-    return imported
+    save_encoder(imported.encoder, output, sources=sources, training=training)
+
+
+HUB_SECONDS = 10.0
+"""How long the Hub may be silent before it counts as out of reach; a download that has begun gets longer."""
+
+_LONGEST_LIST = 1 << 22  # bytes; the Hub's list of the repository's files takes a few thousand
+_POLL_SECONDS = 1.0
+
+
+class _BusyError(CheckpointError):
+    """Another process works in the folder of the same weights."""
+
+
+def fetch_published(
+    weights: PublishedWeights,
+    *,
+    reporter: Reporter = SILENT,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
+    """The encoder folder of published weights, which are downloaded and converted unless that was done before.
+
+    An interrupted download is resumed. The checkpoint is compared with the checksum that the Hub lists, read as
+    data, and removed when the teacher's encoder is stored. If another process is doing this, it is waited for.
+
+    Args:
+        weights: which; from ``PUBLISHED``.
+        reporter: told what is downloaded from where, and the progress.
+        sleep: waits, between attempts and for another process.
+
+    Raises:
+        CheckpointError: if the Hub cannot be reached, refuses, or sends something else; says what to do.
+    """
+    folder, waited = weights.folder, False
+    while not weights.is_here:
+        try:
+            with hold_folder(folder, _BusyError(str(folder))):
+                if not weights.is_here:
+                    _download(weights, reporter, sleep)
+        except _BusyError:
+            if not waited:
+                reporter.say(f"{weights.name}: another process is downloading it; waiting for it")
+            waited = True
+            sleep(_POLL_SECONDS)
+    return folder
+
+
+def _download(
+    weights: PublishedWeights, reporter: Reporter, sleep: Callable[[float], None]
+) -> None:
+    """Download one checkpoint into the folder of its encoder, convert it there, and remove it."""
+    checkpoint = weights.folder / weights.file
+    sha256 = _listed_checksum(weights)
+    line = f"{weights.name}: downloading {weights.megabytes} MB, once, from {weights.url}"
+    reporter.say(line)
+    if reporter is SILENT:
+        log.warning("%s", line)  # a notebook would seem to hang
+
+    def progress(done: int, total: int | None) -> None:
+        reporter.progress(f"downloading {weights.file}", done, total, unit="bytes")
+
+    try:
+        # One that is complete already was left by a process that was killed before it had converted it.
+        if not checkpoint.is_file() or sha256_of(checkpoint) != sha256:
+            fetch(weights.url, checkpoint, sha256=sha256, progress=progress, sleep=sleep)
+        imported = read_published(checkpoint)
+    except (DataError, CheckpointError) as error:
+        msg = f"{weights.name}: {error}"
+        raise CheckpointError(msg, settings=error.settings) from error
+    source = dict(weights.source)
+    _save(imported, weights.folder, checkpoint, sha256=sha256, url=weights.url, sources=[source])
+    checkpoint.unlink()
+
+
+def _listed_checksum(weights: PublishedWeights) -> str:
+    """SHA-256 of a checkpoint as the Hub's list of files states it.
+
+    Raises:
+        CheckpointError: if the Hub cannot be reached or does not list it.
+    """
+    url = f"{hub_address()}/api/models/{REPOSITORY}/tree/main"
+    try:
+        if hub_is_off():
+            msg = "HF_HUB_OFFLINE forbids a download"
+            raise LostError(msg)
+        with web_errors(url), open_web(url, timeout_seconds=HUB_SECONDS) as response:
+            listed = json.loads(response.read(_LONGEST_LIST))
+    except (LostError, DataError, ValueError) as error:
+        reason = f"the Hub cannot be reached ({error})" if isinstance(error, LostError) else error
+        msg = (
+            f"{weights.name}: not in the cache ({weights.folder}), and {reason}; where there is a network, "
+            f"download {weights.url} and convert it by `pointdistill import-weights`, then name the folder that "
+            "this wrote"
+        )
+        raise CheckpointError(msg) from error
+    for entry in listed if isinstance(listed, list) else []:
+        match entry:
+            case {"path": weights.file, "lfs": {"oid": str(sha256)}}:
+                return sha256
+    msg = f"{weights.name}: {url} lists no {weights.file} with a checksum; see whether it has moved"
+    raise CheckpointError(msg)
 
 
 def read_published(
