@@ -19,11 +19,13 @@ from pointdistill.data.benchmarks.registry import (
 )
 from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS, FROZEN, BenchmarkPaths, BenchmarkSpec
 from pointdistill.data.files.workspace import given_or_last_run
-from pointdistill.engine.evaluation.classification import evaluate_classification
-from pointdistill.engine.evaluation.fewshot import evaluate_folds
+from pointdistill.engine.evaluation.classification import (
+    evaluate_classification,
+    evaluate_folds,
+    evaluate_parts,
+)
 from pointdistill.engine.evaluation.leak_check import LeakRequest, command_in_words, leak_warning
 from pointdistill.engine.evaluation.lvis import evaluate_retrieval
-from pointdistill.engine.evaluation.parts import evaluate_parts
 from pointdistill.engine.evaluation.results import Result, comparison_for
 from pointdistill.engine.evaluation.run import COPIES_ON_CPU, HEADS, VOTING, EvaluationRun
 from pointdistill.engine.evaluation.store import ScoreStore
