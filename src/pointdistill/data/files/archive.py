@@ -402,4 +402,4 @@ def zip_damage(path: Path) -> str:
         ValueError,
     ) as error:
         return f"is no whole zip ({type(error).__name__})"
-    return f"its member {ascii(broken)} is damaged" if broken else ""
+    return f"its member {broken!a} is damaged" if broken else ""
