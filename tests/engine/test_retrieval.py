@@ -275,7 +275,7 @@ def test_a_folder_that_cannot_be_measured(workplace: Path, own_folder: Path) -> 
     with pytest.raises(ConfigError, match="psb has its own axes"):
         measure(workplace, stand_in=True, up="y")
     shutil.rmtree(own_folder / "bottle")
-    with pytest.raises(DataError, match=r"at least 2 sub-folders with shapes are needed.*got 1"):
+    with pytest.raises(DataError, match=r"needs at least 2 sub-folders with shapes.*got 1"):
         measure(workplace, benchmark="folder", data=own_folder)
     (own_folder / "few").mkdir()
     shutil.copy(own_folder / "loose.off", own_folder / "few")

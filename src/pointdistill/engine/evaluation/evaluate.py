@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -47,6 +47,9 @@ from pointdistill.engine.runtime.devices import pick_device
 from pointdistill.engine.weights.encoders import fingerprint, load_encoder, locate_encoder
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from pointdistill.data.benchmarks.spec import Labelled
 
 ALL = "all"
 """As a benchmark: every one whose data is here. As a protocol: all of a benchmark's protocols."""
@@ -370,6 +373,13 @@ class _Evaluator:
         output = request.output or _output(request, name, self._folder)
         store = self.stores.setdefault(output, ScoreStore(output))
         config = self._encoder.config
+
+        def warn(benchmark: Labelled) -> str | None:
+            # Who measures on own shapes may well have pretrained on them.
+            if name == FOLDER:
+                return None
+            return leak_warning(benchmark, name, self._folder, self._leaks_command)
+
         extractor = EncoderFeatures(
             name=f"encoder of {_display_name(request.encoder, self._folder)}",
             encoder=self._encoder,
@@ -392,12 +402,7 @@ class _Evaluator:
             votes=request.votes,
             augmented_copies=self._copies,
             store=store,
-            # Whoever measures on shapes that were pretrained on wants just that.
-            warn=(lambda _: None)
-            if name == FOLDER
-            else partial(
-                leak_warning, name=name, encoder=self._folder, name_command=self._leaks_command
-            ),
+            warn=warn,
             reporter=self._reporter,
         )
         results = _TASKS[task](run)
