@@ -232,33 +232,6 @@ def _class_names(path: Path, source: Source) -> tuple[str, ...]:
     return names
 
 
-def _held_out(entries: Sequence[Entry], seed: int, share: float) -> NDArray[np.bool_]:
-    """(n,) which shapes are for testing: in each class, those whose id and seed have the lowest hashes."""
-    draws = [hashlib.sha256(f"{seed}\0{entry.id}".encode()).digest() for entry in entries]
-    test = np.zeros(len(entries), dtype=bool)
-    for label in {entry.label for entry in entries}:
-        members = [k for k, entry in enumerate(entries) if entry.label == label]
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        test[sorted(members, key=lambda k: draws[k])[:count]] = True
-    return test
-
-
-def _class_names(path: Path, source: Source) -> tuple[str, ...]:
-    """The names of the sub-folders with shapes.
-
-    Raises:
-        DataError: unless there are two or more.
-    """
-    names = source.facts.labels
-    if len(names) < 2:
-        msg = (
-            f"{path}: telling classes apart needs at least 2 sub-folders with shapes, one a class, got {len(names)}; "
-            "put the files of each class into a sub-folder of its name"
-        )
-        raise DataError(msg)
-    return names
-
-
 def _read_listed(
     paths: BenchmarkPaths,
     split: str | None,  # noqa: ARG001
