@@ -259,7 +259,7 @@ def test_a_user_s_own_folder(workplace: Path, own_folder: Path) -> None:
     assert figures["retrieval"].data_name == "your own folder mine"
     assert figures["svm"].notes == ("1 of 21 shapes could not be read",)
     said = "\n".join(reporter.said)
-    assert "1 files lie in no sub-folder" in said
+    assert "no class and are left out: 1" in said
     assert "1 of 21 shapes cannot be read and are left out:\nleft out: chair/broken.off: " in said
     rows = json.loads((workplace / "evaluation/folder/results.json").read_text())["results"]
     assert {row["benchmark"] for row in rows} == {"folder"}

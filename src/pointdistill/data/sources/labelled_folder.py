@@ -117,7 +117,7 @@ def list_labelled_folder(path: Path, *, up: str | None = None) -> LabelledShapes
     entries = sorted(source.entries(), key=lambda entry: entry.id)
     labelled = [entry for entry in entries if entry.label >= 0]
     left_out = len(entries) - len(labelled)
-    remark = f"{left_out:,} files lie in no sub-folder, so they have no class and are left out"
+    remark = f"files that lie in no sub-folder have no class and are left out: {left_out:,}"
     return LabelledShapes(
         name=NAME,
         split=None,
