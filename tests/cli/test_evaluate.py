@@ -53,7 +53,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_names_offered_are_those_of_the_registry() -> None:
-    assert tuple(BenchmarkName) == (*BENCHMARKS, "all")
+    assert tuple(BenchmarkName) == (*BENCHMARKS, "folder", "all")
     assert tuple(ProtocolName) == (*ALL_PROTOCOLS, "all")
 
 
@@ -148,6 +148,7 @@ def test_all_measures_what_there_is_and_says_what_there_is_not(
         "modelnet40",
         "fewshot",
         "lvis",
+        "psb",
         "scanobjectnn, OBJ-ONLY",
         "scanobjectnn, PB-T50-RS",
     ]
@@ -162,6 +163,11 @@ def test_all_measures_what_there_is_and_says_what_there_is_not(
         (("scanobjectnn", "--protocol", "knn", "--votes", "3"), "knn"),
         (("scanobjectnn", "--split", "PB"), "PB"),
         (("scanobjectnn", "--encoder", "nowhere", "--stand-in"), "nowhere"),
+        (("scanobjectnn", "--up", "y"), "scanobjectnn has its own axes"),
+        (("psb",), "prepare-data psb"),
+        (("folder",), "--data"),
+        (("folder", "--data", "nothing-here"), "nothing-here"),
+        (("folder", "--data", "runs", "--up", "up"), "up must be one of"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(

@@ -210,7 +210,10 @@ def test_geometry_is_measured_on_the_same_points(benchmark: Benchmark, encoder: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"protocols": ("svm", "vote")}, "mlp, logistic, finetune, scratch, parts, got 'vote'"),
+        (
+            {"protocols": ("svm", "vote")},
+            "mlp, logistic, finetune, scratch, parts, retrieval, got 'vote'",
+        ),
         ({"protocols": ()}, "got none"),
         ({"seeds": ()}, "at least one seed"),
         ({"augmented_copies": 0}, "at least 1, got 0; leave it out"),

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from pointdistill.data.benchmark_standins import (
+    HalfSizes,
     MeshSizes,
     ScanSizes,
     make_modelnet40_stand_in,
+    make_psb_stand_in,
     make_scanobjectnn_stand_in,
 )
 from pointdistill.data.benchmark_standins.lvis import CORPUS_FOLDER, LvisSizes, make_lvis_stand_in
@@ -72,6 +74,11 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sizes=ScanSizes(train=2, test=1, copies=1),
         workers=1,
     )
+    make_psb_stand_in(
+        folder / "psb_v1.zip",
+        sizes=HalfSizes(classes=("chair", "table"), train=10, test=1),
+        workers=1,
+    )
     make_modelnet40_stand_in(folder / "ModelNet40.zip", sizes=MeshSizes(train=1, test=1), workers=1)
     make_lvis_stand_in(
         folder / "lvis",
@@ -102,6 +109,7 @@ def workplace(tmp_path: Path, stand_ins: Path) -> Path:
         ("fewshot", "ModelNetFewshot.zip"),
         ("shapenetpart", "parts.zip"),
         ("lvis", "lvis"),
+        ("psb", "psb_v1.zip"),
     ):
         remember_stand_in(name, stand_ins / path, folder=tmp_path)
     return tmp_path
@@ -209,7 +217,9 @@ def test_parts_are_kept_seed_by_seed(workplace: Path, monkeypatch: pytest.Monkey
     assert "| parts (1 of 300 epochs) |" in text
     assert "instance mIoU %" in text
     # All of it is kept: nothing is trained again.
-    monkeypatch.setattr("pointdistill.engine.evaluation.parts.train_segmenter", pytest.fail)
+    monkeypatch.setattr(
+        "pointdistill.engine.evaluation.classification.train_segmenter", pytest.fail
+    )
     assert measure(workplace, "shapenetpart", epochs=1, seeds=2).results == outcome.results
 
 
@@ -409,9 +419,9 @@ def test_all_on_stand_ins_runs_frozen_protocols_first(
     )
     written = (workplace / "out" / "scores").iterdir()
     in_order = [path.name for path in sorted(written, key=lambda path: path.stat().st_mtime_ns)]
-    assert ["knn" in name for name in in_order] == [True] * 5 + [False] * 5
+    assert ["knn" in name for name in in_order] == [True] * 6 + [False] * 5
     rows = json.loads((workplace / "out" / "results.json").read_text())["results"]
-    assert len(rows) == len(outcome.results) == 10
-    assert len({row["benchmark"] for row in rows}) == 5
+    assert len(rows) == len(outcome.results) == 11
+    assert len({row["benchmark"] for row in rows}) == 6
     text = (workplace / "out" / "results.md").read_text()
-    assert len([line for line in text.splitlines() if line.startswith("**")]) == 5
+    assert len([line for line in text.splitlines() if line.startswith("**")]) == 6

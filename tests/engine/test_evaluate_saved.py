@@ -385,7 +385,7 @@ def test_all_measures_what_is_there_and_says_what_is_not(
     assert [result.protocol for result in outcome.results] == ["knn", "finetune"]
     assert outcome.outputs == (run / "evaluation" / "modelnet40",)
     missing = dict(line.split(": ", 1) for line in outcome.absent)
-    assert list(missing) == ["scanobjectnn", "fewshot", "lvis"]  # ShapeNetPart has neither protocol
+    assert list(missing) == ["scanobjectnn", "fewshot", "lvis", "psb"]  # ShapeNetPart has neither
     assert "hkust-vgd.github.io" in missing["scanobjectnn"]
     assert "ModelNetFewshot.zip" in missing["fewshot"]
 

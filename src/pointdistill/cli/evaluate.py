@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter
-from pointdistill.cli.options import require_encoder
+from pointdistill.cli.options import require_encoder, require_paths
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
 
@@ -25,6 +25,7 @@ class BenchmarkName(StrEnum):
     _ignore_ = "name"
     for name in BENCHMARKS:
         vars()[name.upper()] = name
+    FOLDER = "folder"
     ALL = "all"
 
 
@@ -40,7 +41,9 @@ class ProtocolName(StrEnum):
 def evaluate(
     benchmark: Annotated[
         BenchmarkName,
-        typer.Argument(help="What to measure on; all: every benchmark that there is data for."),
+        typer.Argument(
+            help="What to measure on; folder: your own shapes, see --data; all: every benchmark with data here."
+        ),
     ],
     encoder: Annotated[
         str | None,
@@ -53,7 +56,8 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="The archive; by default it is looked for under data/. With all: the folder of archives."
+            help="The archive; by default it is looked for under data/. With all: the folder of archives. With "
+            "folder: your folder, one sub-folder per class."
         ),
     ] = None,
     corpus: Annotated[
@@ -69,8 +73,13 @@ def evaluate(
     split: Annotated[
         list[str] | None,
         typer.Option(
-            help="Such as PB-T50-RS of scanobjectnn or 5w10s of fewshot; again for more. Default: all."
+            help="Such as PB-T50-RS of scanobjectnn or 5w10s of fewshot; again for more. "
+            "Default: all; of psb, train."
         ),
+    ] = None,
+    up: Annotated[
+        str | None,
+        typer.Option(help="Up axis of a folder's files that do not state it. Default: z."),
     ] = None,
     protocol: Annotated[
         list[ProtocolName] | None,
@@ -115,6 +124,8 @@ def evaluate(
 
     Every score is kept when it is done: the same command goes on after Ctrl-C, and later ones add to it.
     """
+    if benchmark is BenchmarkName.FOLDER:
+        require_paths([data], "data")
     if encoder is not None:
         require_encoder(encoder, "encoder")
 
@@ -127,6 +138,7 @@ def evaluate(
         corpus=corpus,
         stand_in=stand_in,
         splits=tuple(split or ()),
+        up=up,
         protocols=tuple(name.value for name in protocol or ()),
         seeds=seeds,
         epochs=epochs,
@@ -142,7 +154,7 @@ def evaluate(
             reporter.say("stopped; what is done is kept, the same command goes on from there")
             raise
     _print(outcome)
-    typer.echo(f"next: {_next(benchmark, encoder, stand_in)}")
+    typer.echo(f"next: {_next(benchmark, encoder, stand_in, data)}")
 
 
 def leaks_command(request: LeakRequest) -> str:
@@ -151,9 +163,11 @@ def leaks_command(request: LeakRequest) -> str:
     return f"`{shlex.join(command)}{' --stand-in' if request.stand_in else ''}`"
 
 
-def _next(measured: BenchmarkName, encoder: str | None, stand_in: bool) -> str:
+def _next(measured: BenchmarkName, encoder: str | None, stand_in: bool, data: Path | None) -> str:
     """The command that comes next, with the options that it shares with this one."""
     named = f" --encoder {shlex.quote(encoder)}" if encoder is not None else ""
+    if measured == "folder":
+        return f"pointdistill finetune --data {shlex.quote(str(data))}{named}"
     if measured in ("modelnet40", "all"):
         return f"pointdistill export my-encoder{named}"
     other = "modelnet40" if measured == "scanobjectnn" else "scanobjectnn"

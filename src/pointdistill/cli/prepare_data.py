@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pointdistill.data.corpus_building.source_status import MixtureRequest
 
 _MIXTURE = "mixture"
+_PSB = "psb"
 _MOST_CAUSES = 5
 
 
@@ -24,7 +26,8 @@ def prepare_data(
             help="builtin (objects made on the spot), folder (your own meshes and clouds), mixture "
             "(all archives in a folder as one corpus), or an archive: "
             "shapenetcore, 3d-future, scanobjectnn, modelnet40, s3dis, sunrgbd, abo, "
-            "omniobject3d, toys4k, google-scanned-objects, objaverse-cap3d, objaverse-xl-cap3d, objaverse."
+            "omniobject3d, toys4k, google-scanned-objects, objaverse-cap3d, objaverse-xl-cap3d, objaverse. "
+            "psb is a benchmark, and can only be fetched."
         ),
     ] = "builtin",
     path: Annotated[
@@ -102,7 +105,7 @@ def prepare_data(
     ] = False,
     fetch: Annotated[
         bool,
-        typer.Option("--fetch", help="mixture: download what needs no login, and stop."),
+        typer.Option("--fetch", help="mixture, psb: download what needs no login, and stop."),
     ] = False,
     sources: Annotated[
         str | None,
@@ -133,6 +136,22 @@ def prepare_data(
     from pointdistill.data.corpus_building.prepare import prepare_corpus
     from pointdistill.data.sources import SourceRequest
 
+    if source == _PSB:
+        build_options = {
+            "--output": output,
+            "--shapes": shapes,
+            "--procedural": procedural,
+            "--up": up,
+            "--retry": retry,
+            "--include-test": include_test,
+            "--plan": plan,
+            "--sources": sources,
+            "--take-tests": take_tests,
+            "--exclude-tests": exclude_tests,
+        }
+        _refuse(build_options, f"{_PSB}; it can only be fetched, and no corpus is made of it")
+        _fetch_benchmark(source, path, fetch=fetch)
+        return
     settings = BuildSettings(
         points=points,
         seed=seed,
@@ -187,6 +206,33 @@ def prepare_data(
     except KeyboardInterrupt:
         _stopped()
     _print(prepared.report, prepared.facts.name, retry=retry)
+
+
+def _fetch_benchmark(name: str, folder: Path | None, *, fetch: bool) -> None:
+    """Download a benchmark that is no source of a corpus.
+
+    Raises:
+        ConfigError: if it is not to be downloaded: no corpus is made of it.
+    """
+    from pointdistill.cli.console import console_reporter
+    from pointdistill.data.benchmarks.registry import fetch_benchmark
+    from pointdistill.errors import ConfigError
+
+    if not fetch:
+        msg = (
+            f"{name} is a benchmark to measure on, and no corpus is made of it; --fetch downloads it, and "
+            f"`pointdistill evaluate {name}` measures on it"
+        )
+        raise ConfigError(msg)
+    if folder is not None and folder.is_file():
+        msg = f"{folder} is a file; give the folder that the archive goes to"
+        raise ConfigError(msg)
+    try:
+        with console_reporter() as reporter:
+            archive = fetch_benchmark(name, data=folder, reporter=reporter)
+    except KeyboardInterrupt:
+        _stopped()
+    typer.echo(f"next: {shlex.join(['pointdistill', 'evaluate', name, '--data', str(archive)])}")
 
 
 def _check_combination(*, plan: bool, fetch: bool, retry: bool, cluster: str | None) -> None:

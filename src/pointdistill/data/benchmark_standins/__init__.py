@@ -7,7 +7,12 @@ stand-in can be mistaken for one on the benchmark.
 from __future__ import annotations
 
 from pointdistill.data.benchmark_standins.lvis import LvisSizes, make_lvis_stand_in
-from pointdistill.data.benchmark_standins.modelnet40 import MeshSizes, make_modelnet40_stand_in
+from pointdistill.data.benchmark_standins.modelnet40 import (
+    HalfSizes,
+    MeshSizes,
+    make_modelnet40_stand_in,
+    make_psb_stand_in,
+)
 from pointdistill.data.benchmark_standins.modelnet_fewshot import (
     FewshotSizes,
     make_modelnet_fewshot_stand_in,
@@ -21,6 +26,7 @@ __all__ = [
     "HARDNESS",
     "STAND_IN_SEED",
     "FewshotSizes",
+    "HalfSizes",
     "Hardness",
     "LvisSizes",
     "MeshSizes",
@@ -29,6 +35,7 @@ __all__ = [
     "make_lvis_stand_in",
     "make_modelnet40_stand_in",
     "make_modelnet_fewshot_stand_in",
+    "make_psb_stand_in",
     "make_scanobjectnn_stand_in",
     "make_shapenetpart_stand_in",
 ]

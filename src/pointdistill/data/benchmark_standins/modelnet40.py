@@ -1,19 +1,21 @@
-"""A stand-in for ModelNet40: built-in shapes as OFF meshes in the real archive's layout.
+"""Stand-ins for ModelNet40 and the Princeton Shape Benchmark: built-in shapes as OFF meshes in their layouts.
 
-The layout has the real archive's quirks: headers glued to the counts, and files left behind by the
+The layout of ModelNet40 has the real archive's quirks: headers glued to the counts, and files left behind by the
 system it was packed on. Results on it say something about encoders, and nothing about ModelNet40.
 """
 
 from __future__ import annotations
 
+import itertools
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pointdistill.data.benchmark_standins.zips import STAND_IN_SEED, add_marker, add_member
+from pointdistill.data.benchmarks import psb
 from pointdistill.data.benchmarks.modelnet40 import CLASSES, NAME
 from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.files.files import write_aside
@@ -143,3 +145,95 @@ def _add_litter(archive: zipfile.ZipFile) -> None:
     name = f"{STAND_IN_CLASSES[0]}_0001.off"
     for member in (f"__MACOSX/{NAME}/._.DS_Store", f"__MACOSX/{NAME}/._{name}"):
         add_member(archive, member, b"\0\5\x16\7", compress=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HalfSizes:
+    """What there is in each half of a stand-in for the Princeton Shape Benchmark."""
+
+    classes: tuple[str, ...] = CATEGORIES
+    """Categories of the built-in shapes."""
+
+    train: int = 12
+    """Models of each class in the training half."""
+
+    test: int = 12
+
+    def __post_init__(self) -> None:
+        if min(self.train, self.test) < 1 or not self.classes:
+            msg = f"a stand-in needs at least 1 class and 1 model a class in each half, got {self}"
+            raise ConfigError(msg)
+
+
+def make_psb_stand_in(
+    output: Path,
+    *,
+    sizes: HalfSizes | None = None,
+    seed: int = STAND_IN_SEED,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a stand-in ``psb_v1.zip``, y up; the same content whatever the number of workers.
+
+    Args:
+        output: the zip file, replaced if it exists.
+        sizes: classes, and models per class.
+        seed: of every model, not negative.
+        workers: processes; 1 works in this one, None takes every usable core.
+        progress: called with models (done, total).
+    """
+    sizes = sizes or HalfSizes()
+    root, each = "psb_v1/benchmark", sizes.train + sizes.test
+    ids = itertools.count()
+    models = {name: [next(ids) for _ in range(each)] for name in sizes.classes}
+    halves = {psb.TRAIN: slice(sizes.train), psb.TEST: slice(sizes.train, None)}
+    with write_aside(output) as aside, zipfile.ZipFile(aside, "w") as archive:
+        facts = {
+            "stand_in_for": psb.NAME,
+            "made_of": "pointdistill's built-in shapes",
+            "version": VERSION,
+            "models_per_class": asdict(sizes),
+            "seed": seed,
+        }
+        add_marker(archive, f"psb_v1/{STAND_IN_MARKER}", facts)
+        for half, part in halves.items():
+            lists = {name: numbers[part] for name, numbers in models.items()}
+            member = f"{root}/classification/v1/base/{half}.cla"
+            add_member(archive, member, _classification(lists), compress=False)
+        tasks = [_PsbTask(name, tuple(numbers), seed) for name, numbers in models.items()]
+        for done, (task, meshes) in enumerate(
+            zip(tasks, ordered_map(_make_psb_meshes, tasks, workers=workers), strict=True)
+        ):
+            for number, content in zip(task.numbers, meshes, strict=True):
+                member = f"{root}/db/{number // 100}/m{number}/m{number}.off"
+                add_member(archive, member, content, compress=True)
+            if progress:
+                progress(each * (done + 1), each * len(tasks))
+
+
+@dataclass(frozen=True, slots=True)
+class _PsbTask:
+    """All models of one category, by their numbers in the archive."""
+
+    category: str
+    numbers: tuple[int, ...]
+    seed: int
+
+
+def _make_psb_meshes(task: _PsbTask) -> list[bytes]:
+    meshes = []
+    for number in task.numbers:
+        rng = np.random.default_rng(np.random.SeedSequence((task.seed, number)))
+        shape = make_shape(task.category, rng=rng)
+        upright = replace(shape, vertices=shape.vertices[:, [1, 2, 0]])  # from z up to y up
+        meshes.append(off_file(upright, scale=10.0 ** rng.uniform(-1.0, 2.0), glued=False))
+    return meshes
+
+
+def _classification(lists: Mapping[str, Sequence[int]]) -> bytes:
+    """A ``.cla`` file: below one class without models of its own all the others."""
+    models = sum(map(len, lists.values()))
+    parts = [f"PSB 1\n{len(lists) + 1} {models}\n\nobject 0 0\n"]
+    for name, numbers in lists.items():
+        parts.append("\n".join([f"{name} object {len(numbers)}", *map(str, numbers), ""]))
+    return "\n".join(parts).encode("ascii")

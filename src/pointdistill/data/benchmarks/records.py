@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.archive import MEMBER_LIMIT_BYTES, Archive
 from pointdistill.data.meshes.formats.content import parse_rows
+from pointdistill.data.meshes.records import Axis
 from pointdistill.errors import DataError
 
 STAND_IN_MARKER = "STAND-IN.json"
@@ -126,6 +129,59 @@ class PartBenchmark:
 
     split: None = None
     """There is one only."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledShapes:
+    """Labelled mesh and cloud files without sides for training and testing: each is tested against the others.
+
+    Only their names are held; a file is read when its points are needed. Sizes: n shapes.
+    """
+
+    name: str
+    """The published benchmark, or ``folder`` for a user's own files."""
+
+    split: str | None
+    """Which official variant; None where there is one only."""
+
+    classes: tuple[str, ...]
+    """Class names; a label is an index into them."""
+
+    path: Path
+    """The archive or the folder."""
+
+    members: tuple[str, ...]
+    """n POSIX names inside ``path``. Of equally similar shapes, those named earlier are ranked first."""
+
+    labels: NDArray[np.int64]
+    """(n,) int64, indices into ``classes``."""
+
+    up: Axis
+    """Up axis of files that do not state their own."""
+
+    data_name: str
+    """What the data really is, for every result."""
+
+    form: str
+    """Which distributed form was read."""
+
+    checksum: str
+    """Hexadecimal SHA-256 of the archive, or of a folder's files."""
+
+    stand_in: bool
+    """True for data that only imitates the real archive's layout; results on it are not comparable."""
+
+    remarks: tuple[str, ...] = ()
+    """What a user should hear of the data: shapes that are missing or were left out."""
+
+    def __len__(self) -> int:
+        """Number of shapes."""
+        return len(self.members)
+
+    @property
+    def kind(self) -> Literal["folder", "archive"]:
+        """What ``path`` is."""
+        return "folder" if self.path.is_dir() else "archive"
 
 
 def named_data(

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pointdistill.data.benchmarks.spec import BenchmarkPaths, BenchmarkSpec
+from pointdistill.data.files.archive import zip_damage
+from pointdistill.data.files.download import fetch
 from pointdistill.data.files.workspace import last_corpus, last_stand_in, remember_stand_in
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
-Task = Literal["classification", "folds", "parts", "retrieval"]
-"""``folds``: classification in which every run has its own training and test shapes. ``retrieval``: the archive
-names shapes of a corpus, and a random draw of them is trained on."""
+Task = Literal["classification", "folds", "parts", "draws", "retrieval"]
+"""``folds``: classification in which every run has its own training and test shapes. ``draws``: the archive names
+shapes of a corpus, and a random draw of them is trained on. ``retrieval``: every shape is tested against all
+others."""
 
 _HERE = "pointdistill.data.benchmarks"
 
@@ -38,7 +41,8 @@ BENCHMARKS = {
     "modelnet40": BenchmarkRow(f"{_HERE}.modelnet40", "classification"),
     "fewshot": BenchmarkRow(f"{_HERE}.modelnet_fewshot", "folds"),
     "shapenetpart": BenchmarkRow(f"{_HERE}.shapenetpart", "parts"),
-    "lvis": BenchmarkRow(f"{_HERE}.lvis", "retrieval"),
+    "lvis": BenchmarkRow(f"{_HERE}.lvis", "draws"),
+    "psb": BenchmarkRow(f"{_HERE}.psb", "retrieval"),
 }
 """By the name that a user types, in the order in which they are run and listed."""
 
@@ -75,19 +79,21 @@ def spec_titled(title: str) -> BenchmarkSpec | None:
 
 
 def choose_splits(name: str, wanted: tuple[str, ...]) -> tuple[str | None, ...]:
-    """The splits ``wanted`` of a benchmark in the official order; all of them if none is named.
+    """The splits ``wanted`` of a benchmark in the official order; if none is named, its default ones.
 
     Raises:
         ConfigError: for a benchmark or split that does not exist.
     """
-    known = benchmark_spec(name).splits
+    spec = benchmark_spec(name)
+    known = spec.splits
     unknown = [split for split in wanted if split not in known]
     if unknown:
         names = [split for split in known if split is not None]
         accepted = f"choose from {', '.join(names)}" if names else "it has one only; leave it out"
         msg = f"{name} has no split {unknown[0]!r}; {accepted}"
         raise ConfigError(msg, settings=("split",))
-    return tuple(split for split in known if not wanted or split in wanted)
+    chosen = wanted or spec.default_splits
+    return tuple(split for split in known if not chosen or split in chosen)
 
 
 def check_data_choice(*, stand_in: bool, data: Path | None, corpus: Path | None = None) -> None:
@@ -148,6 +154,39 @@ def find_benchmark(
             reason = str(error)
         raise DataError(reason, settings=("stand_in",))
     return paths
+
+
+def fetch_benchmark(
+    name: str, *, data: Path | None = None, folder: Path = Path(), reporter: Reporter = SILENT
+) -> Path:
+    """Download a benchmark's archive from its authors' site, unless it is there; an interrupted call is resumed.
+
+    Args:
+        name: a benchmark whose archive needs no login.
+        data: the folder that the archive goes to; ``data/`` of ``folder`` by default.
+        folder: where the default is.
+        reporter: hears the terms of use before the first byte, progress, and the checksum of what came.
+
+    Raises:
+        ConfigError: for a benchmark whose archive cannot be downloaded.
+        DataError: if the download fails, or what came is no whole zip.
+    """
+    spec = benchmark_spec(name)
+    if not spec.address:
+        msg = f"the archive of {name} cannot be downloaded by a program; `evaluate {name}` says where to get it"
+        raise ConfigError(msg)
+    path = (data or folder / "data") / spec.archives[0]
+    if path.exists():
+        reporter.say(f"{path} is there already")
+        return path
+    reporter.say(f"about to download {spec.title} from {spec.address}; {spec.terms}")
+    show_bytes = partial(reporter.progress, path.name, unit="bytes")
+    file = fetch(spec.address, path, check=zip_damage, progress=show_bytes)
+    checked = (
+        "as promised" if file.checked else "its site promises no checksum; every member is whole"
+    )
+    reporter.say(f"{path}: {file.bytes:,} bytes, SHA-256 {file.sha256} ({checked})")
+    return path
 
 
 def find_stand_in(name: str, *, folder: Path, reporter: Reporter = SILENT) -> BenchmarkPaths:

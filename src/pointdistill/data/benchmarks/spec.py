@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from pointdistill.data.benchmarks.lvis import LvisShapes
-    from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
+    from pointdistill.data.benchmarks.records import Benchmark, LabelledShapes, PartBenchmark
 
-    Labelled: TypeAlias = Benchmark | PartBenchmark | LvisShapes
+    Labelled: TypeAlias = Benchmark | PartBenchmark | LabelledShapes | LvisShapes
 
 FROZEN = ("knn", "svm", "linear", "mlp", "logistic")
 """Protocols on frozen features. All are published but ``logistic``, which ignores the features' scale."""
@@ -26,7 +26,13 @@ CLASSIFICATION = FROZEN + TRAINED
 PARTS = "parts"
 """The protocol of part segmentation."""
 
-ALL_PROTOCOLS = (*CLASSIFICATION, PARTS)
+RETRIEVAL = "retrieval"
+"""The protocol of retrieval: every shape is a query, and the others are ranked by their features."""
+
+CROSS_VALIDATED = ("knn", "svm", "logistic")
+"""Protocols that a set without an official split is measured by too, in stratified folds."""
+
+ALL_PROTOCOLS = (*CLASSIFICATION, PARTS, RETRIEVAL)
 """Protocols of every benchmark, in the order in which they are run."""
 
 CLS_SMALL = "AsymSD-CLS-S (ShapeNet)"
@@ -76,6 +82,17 @@ def published_table(
     }
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedDescriptor:
+    """What others report for a shape descriptor under the protocol of retrieval, in percent."""
+
+    name: str
+    source: str
+
+    figures: tuple[float | None, ...]
+    """Nearest neighbour, first tier, second tier, E-measure and DCG; None for what is not reported."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkInput:
     """How a benchmark's clouds reach an encoder in the published protocol.
@@ -106,6 +123,9 @@ class BenchmarkPaths:
     archive: Path
     corpus: Path | None = None
     """The corpus whose shapes the archive names; None if the archive holds the shapes itself."""
+
+    up: str | None = None
+    """Up axis of a user's own files that do not state one; None for z."""
 
 
 class Reader(Protocol):
@@ -152,6 +172,9 @@ class BenchmarkSpec:
     splits: tuple[str | None, ...] = (None,)
     """Its official variants, in the order of the results; None stands for the only one."""
 
+    default_splits: tuple[str | None, ...] = ()
+    """Those measured on where none is named; empty for all."""
+
     training_split: str | None = None
     """The split that a model is fine-tuned on by default."""
 
@@ -179,6 +202,18 @@ class BenchmarkSpec:
     """Whether its protocols give logits of whole clouds, which votes can average."""
 
     published: PublishedFigures = field(default_factory=dict)
+
+    descriptors: tuple[PublishedDescriptor, ...] = ()
+    """Other methods, whose figures are set beside ours."""
+
+    descriptors_split: str | None = None
+    """The split that their figures are of."""
+
+    address: str = ""
+    """Where the first of the archives is downloaded without a login; empty if nowhere."""
+
+    terms: str = ""
+    """What its authors say about use, printed before a download."""
 
     def make_stand_in(
         self, output: Path, progress: Callable[[int, int], None] | None = None

@@ -7,12 +7,9 @@ a zip of its own.
 from __future__ import annotations
 
 import json
-import lzma
 import re
 import shutil
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +23,7 @@ from pointdistill.data.corpus_building.source_status import (
     SourceStatus,
     scan_sources,
 )
+from pointdistill.data.files.archive import zip_damage
 from pointdistill.data.files.download import (
     DamagedError,
     Fetched,
@@ -38,7 +36,6 @@ from pointdistill.data.files.download import (
     with_retries,
 )
 from pointdistill.data.sources import SourceInfo
-from pointdistill.data.sources.base import printable
 from pointdistill.errors import DataError
 from pointdistill.reporter import SILENT, Reporter
 
@@ -271,7 +268,7 @@ def fetch_models(
         show_bytes = partial(reporter.progress, title, unit="bytes")
         show_bytes(0, None)
         try:
-            size += fetch(url, path, check=_find_damage, progress=show_bytes, sleep=sleep).bytes
+            size += fetch(url, path, check=zip_damage, progress=show_bytes, sleep=sleep).bytes
         except (RefusedError, DamagedError) as error:
             failed.append(str(error))
         else:
@@ -327,21 +324,3 @@ def _read_page(url: str, *, first: bool, sleep: Callable[[float], None]) -> list
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = f"{url}: is no list of models ({type(error).__name__}); fetch them by hand, one zip each"
         raise DataError(msg) from error
-
-
-def _find_damage(path: Path) -> str:
-    """What is wrong with a zip; empty if its directory and every member are whole."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:
-        return f"is no whole zip ({type(error).__name__})"
-    return f"its member {printable(broken)!r} is damaged" if broken else ""

@@ -10,6 +10,7 @@ import errno
 import functools
 import hashlib
 import logging
+import lzma
 import os
 import tarfile
 import zipfile
@@ -384,3 +385,21 @@ def _why_no_archive(path: Path) -> str:
     if start.startswith(_GZIP_START):
         return "gzip-compressed as a whole: gunzip it and use the result; if that is refused too"
     return f"not a {kind} archive"
+
+
+def zip_damage(path: Path) -> str:
+    """What is wrong with a zip; empty if its directory and every member are whole. Reads all of it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        return f"is no whole zip ({type(error).__name__})"
+    return f"its member {broken!a} is damaged" if broken else ""

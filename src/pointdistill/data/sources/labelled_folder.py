@@ -1,4 +1,4 @@
-"""A user's own labelled shapes: a folder with one sub-folder a class, split into training and test by a seed."""
+"""A user's own labelled shapes: a folder with one sub-folder a class, whole or split into training and test."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
+from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds, LabelledShapes
+from pointdistill.data.benchmarks.spec import (
+    CROSS_VALIDATED,
+    RETRIEVAL,
+    BenchmarkInput,
+    BenchmarkPaths,
+    BenchmarkSpec,
+)
 from pointdistill.data.files.processes import ordered_map
+from pointdistill.data.meshes import check_axis
 from pointdistill.data.sources import Entry, Source, SourceRequest, open_source, source_shape_rng
 from pointdistill.errors import ConfigError, DataError
 
@@ -92,6 +100,41 @@ def read_labelled_folder(
     return LabelledFolder(benchmark, tuple(refused), len(entries) - len(labelled))
 
 
+def list_labelled_folder(path: Path, *, up: str | None = None) -> LabelledShapes:
+    """List every mesh and cloud below ``path`` by name; the first level of sub-folders are the classes.
+
+    No shape is read, but each file once for the checksum. Files outside the sub-folders are left out and counted.
+
+    Args:
+        path: the folder.
+        up: up axis of files that do not state their own; z unless given.
+
+    Raises:
+        ConfigError: if ``up`` is no axis.
+        DataError: if there is no such folder, or fewer than two sub-folders with files in it.
+    """
+    source = open_source("folder", SourceRequest(path=path, up=up))
+    entries = sorted(source.entries(), key=lambda entry: entry.id)
+    labelled = [entry for entry in entries if entry.label >= 0]
+    left_out = len(entries) - len(labelled)
+    remark = f"files that lie in no sub-folder have no class and are left out: {left_out:,}"
+    return LabelledShapes(
+        name=NAME,
+        split=None,
+        classes=_class_names(path, source),
+        path=path.resolve(),
+        # A broken link has no place; its id is its path, and it is refused when it is read.
+        members=tuple(entry.where or entry.id for entry in labelled),
+        labels=np.array([entry.label for entry in labelled], dtype=np.int64),
+        up=check_axis(up or "z"),
+        data_name=f"your own folder {source.facts.archive}",
+        form=f"mesh and point files, {up or 'z'} up unless they say otherwise",
+        checksum=source.facts.archive_sha256 or "",
+        stand_in=False,
+        remarks=(remark,) if left_out else (),
+    )
+
+
 def repeated(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """(count, 3): a cloud with fewer points than ``count`` gives all of them, then the same again."""
     return points[np.arange(count) % len(points)]
@@ -150,14 +193,8 @@ def _classes(path: Path, source: Source, usable: Sequence[Entry]) -> tuple[str, 
     Raises:
         DataError: unless there are two or more, each with two files to be told apart by.
     """
-    counts = np.bincount([entry.label for entry in usable], minlength=len(source.facts.labels))
-    names = source.facts.labels
-    if len(names) < 2:
-        msg = (
-            f"{path}: a classifier needs at least 2 sub-folders with shapes, one a class, got {len(names)}; "
-            "put the files of each class into a sub-folder of its name"
-        )
-        raise DataError(msg)
+    names = _class_names(path, source)
+    counts = np.bincount([entry.label for entry in usable], minlength=len(names))
     if counts.min() < 2:
         fewest = int(counts.argmin())
         msg = (
@@ -177,3 +214,46 @@ def _held_out(entries: Sequence[Entry], seed: int, share: float) -> NDArray[np.b
         count = min(max(1, round(share * len(members))), len(members) - 1)
         test[sorted(members, key=lambda k: draws[k])[:count]] = True
     return test
+
+
+def _class_names(path: Path, source: Source) -> tuple[str, ...]:
+    """The names of the sub-folders with shapes.
+
+    Raises:
+        DataError: unless there are two or more.
+    """
+    names = source.facts.labels
+    if len(names) < 2:
+        msg = (
+            f"{path}: telling classes apart needs at least 2 sub-folders with shapes, one a class, got "
+            f"{len(names)}; put the files of each class into a sub-folder of its name"
+        )
+        raise DataError(msg)
+    return names
+
+
+def _read_listed(
+    paths: BenchmarkPaths,
+    split: str | None,  # noqa: ARG001
+    *,
+    fold: int = 0,  # noqa: ARG001
+    progress: Callable[[int, int], None] | None = None,  # noqa: ARG001
+) -> LabelledShapes:
+    return list_labelled_folder(paths.archive, up=paths.up)
+
+
+OWN_FOLDER = BenchmarkSpec(
+    title=NAME,
+    archives=(),
+    licence="your own",
+    read=_read_listed,
+    stand_in_maker="",
+    # An encoder gets as many points and patches as in its pretraining.
+    input=BenchmarkInput(
+        points=1024, patches=64, subsampling="uniform", rotate_z=False, scale=(1.0, 1.0)
+    ),
+    protocols=(*CROSS_VALIDATED, RETRIEVAL),
+    default_protocols=(*CROSS_VALIDATED, RETRIEVAL),
+    voting=False,
+)
+"""How a user's own folder is measured; no row of the list of benchmarks, since it is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,17 +18,28 @@ from pointdistill.data.benchmarks.registry import (
     find_benchmark,
     find_stand_in,
 )
-from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS, FROZEN, BenchmarkPaths, BenchmarkSpec
-from pointdistill.engine.evaluation.classification import evaluate_classification
-from pointdistill.engine.evaluation.fewshot import evaluate_folds
+from pointdistill.data.benchmarks.spec import (
+    ALL_PROTOCOLS,
+    FROZEN,
+    RETRIEVAL,
+    BenchmarkPaths,
+    BenchmarkSpec,
+)
+from pointdistill.data.meshes import check_axis
+from pointdistill.data.sources.labelled_folder import OWN_FOLDER
+from pointdistill.engine.evaluation.classification import (
+    evaluate_classification,
+    evaluate_folds,
+    evaluate_parts,
+)
 from pointdistill.engine.evaluation.leak_check import LeakRequest, command_in_words, leak_warning
-from pointdistill.engine.evaluation.lvis import evaluate_retrieval
-from pointdistill.engine.evaluation.parts import evaluate_parts
+from pointdistill.engine.evaluation.lvis import evaluate_draws
 from pointdistill.engine.evaluation.results import Result, comparison_for
+from pointdistill.engine.evaluation.retrieval import evaluate_retrieval
 from pointdistill.engine.evaluation.run import COPIES_ON_CPU, HEADS, VOTING, EvaluationRun
 from pointdistill.engine.evaluation.store import ScoreStore
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
-from pointdistill.engine.features.inputs import protocol_input
+from pointdistill.engine.features.inputs import embedding_input, protocol_input
 from pointdistill.engine.pretraining.record import choose_encoder
 from pointdistill.engine.pretraining.run_folder import run_folder_of
 from pointdistill.engine.runtime.devices import pick_device
@@ -36,8 +48,23 @@ from pointdistill.engine.weights.encoders import fingerprint, load_encoder
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
+if TYPE_CHECKING:
+    from pointdistill.data.benchmarks.spec import Labelled
+
 ALL = "all"
 """As a benchmark: every one whose data is here. As a protocol: all of a benchmark's protocols."""
+
+
+FOLDER = "folder"
+"""As a benchmark: a user's own folder, with one sub-folder a class."""
+
+
+def _spec(name: str) -> BenchmarkSpec:
+    return OWN_FOLDER if name == FOLDER else benchmark_spec(name)
+
+
+def _task(name: str) -> Task:
+    return "retrieval" if name == FOLDER else BENCHMARKS[name].task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,14 +72,17 @@ class EvaluationRequest:
     """What a user wants measured; only the benchmark is required."""
 
     benchmark: str
-    """One of ``BENCHMARKS``, or ``all``."""
+    """One of ``BENCHMARKS``, ``folder``, or ``all``."""
 
     encoder: Path | str | None = None
     """As for ``load_encoder``; by default the last run in ``folder``, or else the program's own encoder."""
 
     data: Path | None = None
     """The benchmark's archive or the folder extracted from it, ``data/<archive>`` by default; with ``all``, the
-    folder that holds the archives."""
+    folder that holds the archives; for ``folder``, the user's own folder of shapes."""
+
+    up: str | None = None
+    """Up axis of the files in a user's own folder that do not state one; z by default."""
 
     corpus: Path | None = None
     """The corpus whose shapes LVIS names; the last corpus made in ``folder`` by default."""
@@ -87,20 +117,35 @@ class EvaluationRequest:
     """Where defaults are looked for."""
 
     def __post_init__(self) -> None:
-        if self.benchmark not in (*BENCHMARKS, ALL):
-            msg = f"unknown benchmark {self.benchmark!r}; choose one of {', '.join(BENCHMARKS)}, {ALL}"
+        if self.benchmark not in (*BENCHMARKS, FOLDER, ALL):
+            known = ", ".join((*BENCHMARKS, FOLDER, ALL))
+            msg = f"unknown benchmark {self.benchmark!r}; choose one of {known}"
             raise ConfigError(msg)
+        self._check_folder()
         if self.benchmark == ALL and (self.splits or self.corpus):
             option = "split" if self.splits else "corpus"
             msg = f"a {option} belongs to one benchmark; name it instead of {ALL!r}, or leave the {option} out"
             raise ConfigError(msg, settings=(option,))
         check_data_choice(stand_in=self.stand_in, data=self.data, corpus=self.corpus)
+        if self.up is not None:
+            check_axis(self.up)
         for name in self.names:
             self.splits_of(name)
             self.seeds_of(name)
         if not any(self.protocols_of(name) for name in self.names):
             msg = f"no benchmark can be measured by {', '.join(self.protocols)} with {self.votes} votes"
             raise ConfigError(msg)
+
+    def _check_folder(self) -> None:
+        if self.benchmark == FOLDER and (self.data is None or self.splits or self.stand_in):
+            msg = (
+                "your own shapes are a folder of data, with one sub-folder per class; they have neither official "
+                "splits nor a stand-in"
+            )
+            raise ConfigError(msg, settings=("data", "split", "stand_in"))
+        if self.benchmark != FOLDER and self.up is not None:
+            msg = f"{self.benchmark} has its own axes; an up axis is for your own folder"
+            raise ConfigError(msg, settings=("up",))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,7 +158,7 @@ class EvaluationRequest:
         Raises:
             ConfigError: for one that does not exist.
         """
-        return choose_splits(name, self.splits)
+        return (None,) if name == FOLDER else choose_splits(name, self.splits)
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
         """Numbers of the seeds, folds or draws.
@@ -121,7 +166,7 @@ class EvaluationRequest:
         Raises:
             ConfigError: if the number is below 1 or above the benchmark's.
         """
-        spec = benchmark_spec(name)
+        spec = _spec(name)
         most = spec.most_seeds if self.benchmark != ALL else None
         wanted = spec.seeds if self.seeds is None else self.seeds
         if wanted < 1 or (most is not None and wanted > most):
@@ -136,7 +181,7 @@ class EvaluationRequest:
         Raises:
             ConfigError: for a single benchmark, if it lacks a protocol or the protocol cannot vote.
         """
-        spec = benchmark_spec(name)
+        spec = _spec(name)
         named = [protocol for protocol in self.protocols if protocol != ALL]
         if self.benchmark != ALL:
             self._check_protocols(named, name, spec)
@@ -166,6 +211,7 @@ _TASKS: dict[Task, Callable[[EvaluationRun], list[Result]]] = {
     "classification": evaluate_classification,
     "folds": evaluate_folds,
     "parts": evaluate_parts,
+    "draws": evaluate_draws,
     "retrieval": evaluate_retrieval,
 }
 
@@ -220,7 +266,8 @@ def evaluate_saved(
         paths[name] = find_stand_in(name, folder=request.folder, reporter=reporter)
     evaluator = _Evaluator(request, encoder, device, reporter, leaks_command)
     evaluator.introduce(paths)
-    passes = (FROZEN, tuple(set(ALL_PROTOCOLS) - set(FROZEN)))
+    frozen = (*FROZEN, RETRIEVAL)
+    passes = (frozen, tuple(set(ALL_PROTOCOLS) - set(frozen)))
     for protocols in passes if request.benchmark == ALL else (ALL_PROTOCOLS,):
         for name, where in paths.items():
             evaluator.measure(name, where, protocols)
@@ -236,6 +283,9 @@ def _find_data(
     Raises:
         DataError: if no benchmark has data.
     """
+    if request.benchmark == FOLDER:
+        assert request.data is not None
+        return {FOLDER: BenchmarkPaths(request.data, up=request.up)}, {}
     paths: dict[str, BenchmarkPaths] = {}
     absent: dict[str, str] = {}
     for name in names:
@@ -322,13 +372,23 @@ class _Evaluator:
         splits: tuple[str | None, ...],
         protocols: tuple[str, ...],
     ) -> None:
-        request, spec = self._request, benchmark_spec(name)
+        request, spec, task = self._request, _spec(name), _task(name)
         output = request.output or _output(request, name, self._folder)
         store = self.stores.setdefault(output, ScoreStore(output))
+        config = self._encoder.config
+
+        def warn(benchmark: Labelled) -> str | None:
+            # Who measures on own shapes may well have pretrained on them.
+            if name == FOLDER:
+                return None
+            return leak_warning(benchmark, name, self._folder, self._leaks_command)
+
         extractor = EncoderFeatures(
             name=f"encoder of {_display_name(request.encoder, self._folder)}",
             encoder=self._encoder,
-            inputs=protocol_input(spec.title, self._encoder.config),
+            inputs=embedding_input(config)
+            if task == "retrieval"
+            else protocol_input(spec.title, config),
             device=self._device,
         )
         run = EvaluationRun(
@@ -345,10 +405,10 @@ class _Evaluator:
             votes=request.votes,
             augmented_copies=self._copies,
             store=store,
-            warn=lambda benchmark: leak_warning(benchmark, name, self._folder, self._leaks_command),
+            warn=warn,
             reporter=self._reporter,
         )
-        results = _TASKS[BENCHMARKS[name].task](run)
+        results = _TASKS[task](run)
         self._measured.setdefault(output, []).extend(results)
 
     @property

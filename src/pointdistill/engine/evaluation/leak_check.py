@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.lvis import LvisShapes
+from pointdistill.data.benchmarks.records import LabelledShapes
 from pointdistill.data.benchmarks.registry import (
     BENCHMARKS,
     benchmark_spec,
@@ -25,8 +26,9 @@ from pointdistill.data.benchmarks.spec import BenchmarkPaths
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.data.leaks import HeldOut, LeakReport, find_leaks
-from pointdistill.data.leaks.candidates import has_all_fingerprints
+from pointdistill.data.leaks.candidates import POINTS, has_all_fingerprints
 from pointdistill.data.leaks.find import leaks_by_id, match_clouds, sources_sharing_ids
+from pointdistill.data.sources.paths import ReadSettings, ShapeLocation, read_shape
 from pointdistill.engine.pretraining.record import encoder_line
 from pointdistill.engine.pretraining.run_folder import (
     corpus_fingerprint,
@@ -35,7 +37,13 @@ from pointdistill.engine.pretraining.run_folder import (
 )
 from pointdistill.engine.reports.tables import Table
 from pointdistill.engine.weights.encoders import find_encoder
-from pointdistill.errors import CheckpointError, ConfigError, CorpusError, PointDistillError
+from pointdistill.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    DataError,
+    PointDistillError,
+)
 from pointdistill.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -112,6 +120,32 @@ class _CorpusClouds(Sequence[NDArray[np.float32]]):
         if isinstance(number, slice):
             return _CorpusClouds(self.corpus, self.indices[number])
         return self.corpus.points(int(self.indices[number]))
+
+
+@dataclass(frozen=True, slots=True)
+class _FileClouds(Sequence[NDArray[np.float32]]):
+    """Points of labelled files, each read when it is used; a damaged one is an error, as in any archive."""
+
+    shapes: LabelledShapes
+    numbers: range
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, number: int) -> NDArray[np.float32]: ...
+    @overload
+    def __getitem__(self, number: slice) -> _FileClouds: ...
+    def __getitem__(self, number: int | slice) -> NDArray[np.float32] | _FileClouds:
+        if isinstance(number, slice):
+            return _FileClouds(self.shapes, self.numbers[number])
+        shapes, row = self.shapes, self.numbers[number]
+        place = ShapeLocation(shapes.kind, str(shapes.path.resolve()), shapes.members[row], row)
+        shape = read_shape(place, ReadSettings(points=POINTS, seed=0, up=shapes.up))
+        if shape.points is None:
+            msg = f"{shapes.path}: {shape.name}: {shape.reason}"
+            raise DataError(msg)
+        return shape.points
 
 
 def check_leaks(request: LeakRequest, reporter: Reporter = SILENT) -> Checked:
@@ -193,8 +227,11 @@ def leak_warning(
     if len(corpus) > QUICK_CORPUS and not has_all_fingerprints(corpus):
         missing = "test shapes were not compared with the corpus this encoder saw"
         return f"{missing}; {command()} does so"
-    some = shapes.some(QUICK_TESTS)
-    seen = sum(match is not None for match in match_clouds(some.clouds, corpus, workers=1))
+    try:
+        some = shapes.some(QUICK_TESTS)
+        seen = sum(match is not None for match in match_clouds(some.clouds, corpus, workers=1))
+    except DataError as error:
+        return f"not checked whether test shapes were seen in pretraining: {error}"
     if not seen:
         return None
     how = "by geometry" if len(some) == len(shapes) else "by geometry, of those looked at"
@@ -232,7 +269,7 @@ def read_held_out(
 
 
 def held_out_of(benchmark: Labelled) -> HeldOut:
-    """The test shapes of a benchmark that has been read; for LVIS all, since every draw tests on most."""
+    """The test shapes of a benchmark that has been read; all of a set of which every shape is tested."""
     if isinstance(benchmark, LvisShapes):
         names = benchmark.corpus.ids()
         return HeldOut(
@@ -240,6 +277,14 @@ def held_out_of(benchmark: Labelled) -> HeldOut:
             clouds=_CorpusClouds(benchmark.corpus, benchmark.indices),
             ids=tuple(names[index] for index in benchmark.indices),
             checksum=benchmark.corpus.content,
+            stand_in=benchmark.stand_in,
+        )
+    if isinstance(benchmark, LabelledShapes):
+        return HeldOut(
+            benchmark=benchmark.name,
+            clouds=_FileClouds(benchmark, range(len(benchmark))),
+            ids=benchmark.members,
+            checksum=benchmark.checksum,
             stand_in=benchmark.stand_in,
         )
     return HeldOut(

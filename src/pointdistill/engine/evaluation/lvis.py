@@ -48,7 +48,7 @@ ROWS = 4096
 """Shapes per file: 19 MB of the small encoder's features. A killed process loses at most one file's work."""
 
 
-def evaluate_retrieval(run: EvaluationRun) -> list[Result]:
+def evaluate_draws(run: EvaluationRun) -> list[Result]:
     """One result for every protocol and draw of a run."""
     (split,) = run.splits
     shapes, extractor = run.read(split), run.extractor

@@ -13,6 +13,7 @@ from pointdistill.data.benchmarks.spec import (
     BASE_MIXTURE,
     CLS_SMALL,
     MPM_SMALL,
+    RETRIEVAL,
     SCRATCH_SMALL,
     SMALL,
     SMALL_MIXTURE,
@@ -39,7 +40,7 @@ RULES = 2
 epoch was trained on, the patches of training clouds for a head began at the outermost point, and only the
 fine-tuning recipes had stochastic depth."""
 
-_WITHOUT_RULES = ("svm", "logistic")
+_WITHOUT_RULES = ("svm", "logistic", RETRIEVAL)
 """Protocols whose results no change of rules has affected."""
 
 FOLDS = "folds"
@@ -98,6 +99,8 @@ class Result:
 
     stand_in: bool
     train_clouds: int
+    """0 where every shape is tested against the others, by ranking them or in the folds of a cross-validation."""
+
     test_clouds: int
 
     protocol: str

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pointdistill.data.benchmarks.lvis import LvisShapes
-from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
+from pointdistill.data.benchmarks.records import Benchmark, LabelledShapes, PartBenchmark
 from pointdistill.data.benchmarks.spec import (
-    CLASSIFICATION,
+    ALL_PROTOCOLS,
     FROZEN,
     PARTS,
     TRAINED,
@@ -75,11 +75,10 @@ class Evaluation:
     """What the runs differ in, as results call it: ``seeds``, ``folds`` or ``draws``."""
 
     def __post_init__(self) -> None:
-        known = (*CLASSIFICATION, PARTS)
-        unknown = [name for name in self.protocols if name not in known]
+        unknown = [name for name in self.protocols if name not in ALL_PROTOCOLS]
         if unknown or not self.protocols:
             wrong = repr(unknown[0]) if unknown else "none"
-            msg = f"protocols must be some of {', '.join(known)}, got {wrong}"
+            msg = f"protocols must be some of {', '.join(ALL_PROTOCOLS)}, got {wrong}"
             raise ConfigError(msg)
         if not self.seeds:
             msg = "an evaluation needs at least one seed, got none"
@@ -171,12 +170,15 @@ class EvaluationRun(Evaluation):
         """
         assert self.paths is not None
         parts = [benchmark.data_name, *([benchmark.split] if benchmark.split else [])]
-        if isinstance(benchmark, LvisShapes):
-            parts.append(f"{len(benchmark):,} shapes of {len(benchmark.classes):,} categories")
+        if isinstance(benchmark, LvisShapes | LabelledShapes):
+            kind = "categories" if isinstance(benchmark, LvisShapes) else "classes"
+            parts.append(f"{len(benchmark):,} shapes of {len(benchmark.classes):,} {kind}")
         else:
             counts = f"{len(benchmark.train):,} training and {len(benchmark.test):,} test clouds"
             parts.append(counts)
         self.reporter.say(f"data: {', '.join([*parts, str(self.paths.archive)])}")
+        for remark in benchmark.remarks if isinstance(benchmark, LabelledShapes) else ():
+            self.reporter.say(remark)
         warning = self.warn(tested or benchmark)
         if warning is not None:
             self.reporter.say(f"warning: {warning}")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.benchmarks.registry import spec_titled
+from pointdistill.data.benchmarks.spec import RETRIEVAL, PublishedDescriptor
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.reports.tables import Table
 
@@ -22,6 +24,8 @@ NOTHING = "-"
 """Content of a cell without a figure."""
 
 _BEST = "best epoch %"
+_PUBLISHED = "published %"
+_OWN = ("features", "split")  # what other methods have of their own
 _SHARED = ("features", "split", "data", "points / patches", "repeats")
 _NOTED = ("features", "points / patches")
 _COPYING = ("linear", "mlp")  # protocols that may use copies instead of augmenting anew
@@ -48,20 +52,61 @@ def results_table(results: Sequence[Result]) -> Table:
     further = list(dict.fromkeys(figure.name for r in results for figure in r.further))
     cells = [_row(result, further) for result in results]
     shared = {key: cells[0][key] for key in _SHARED if len({row[key] for row in cells}) == 1}
+    others = _descriptors(results)
+    if others:
+        shared = {key: cell for key, cell in shared.items() if key not in _OWN}
+        cells += [_descriptor_row(other, _split_of(results), list(cells[0])) for other in others]
     if not _several_archives(results):
         shared["data"] = ""
     columns = [key for key in cells[0] if key not in shared]
     shared_notes = [f"{key.capitalize()}: {shared[key]}." for key in _NOTED if key in shared]
     if all(result.best_epoch_accuracy is None for result in results):
         columns.remove(_BEST)
-    what = results[0].metrics[0] if "IoU" in results[0].metrics[0] else "accuracy"
+    if all(_is_whole(result) and result.published is None for result in results):
+        columns.remove(_PUBLISHED)
     return Table(
-        title=f"{what[0].upper()}{what[1:]} on "
-        + (data[0] if len(data) == 1 else results[0].data_name),
+        title=f"{_what(results[0])} on " + (data[0] if len(data) == 1 else results[0].data_name),
         columns=tuple(columns),
         rows=tuple(tuple(row[key] for key in columns) for row in cells),
         notes=(*shared_notes, *_notes(results)),
     )
+
+
+def _what(result: Result) -> str:
+    """The kind of figures, as a title begins."""
+    if result.protocol == RETRIEVAL:
+        return "Retrieval"
+    main = result.metrics[0] if "IoU" in result.metrics[0] else "accuracy"
+    return f"{main[0].upper()}{main[1:]}"
+
+
+def _is_whole(result: Result) -> bool:
+    """Whether the shapes have no sides: each is tested against the others."""
+    return result.train_clouds == 0
+
+
+def _descriptors(results: Sequence[Result]) -> tuple[PublishedDescriptor, ...]:
+    """Other methods whose figures belong in the table."""
+    spec = spec_titled(results[0].benchmark)
+    is_retrieval = all(result.protocol == RETRIEVAL for result in results)
+    return spec.descriptors if spec and is_retrieval else ()
+
+
+def _split_of(results: Sequence[Result]) -> str:
+    """The split that the figures of other methods are of."""
+    spec = spec_titled(results[0].benchmark)
+    return (spec.descriptors_split if spec else None) or NOTHING
+
+
+def _descriptor_row(
+    other: PublishedDescriptor, split: str, columns: Sequence[str]
+) -> dict[str, str]:
+    """The cells of another method; the columns of its figures are in the order of the record's."""
+    first = columns.index("repeats") + 1
+    figures = [NOTHING if value is None else f"{value:.1f}" for value in other.figures]
+    named = zip(columns[first : first + len(figures)], figures, strict=True)
+    own = {"features": f"{other.name}, published", "split": split, "protocol": RETRIEVAL}
+    return dict.fromkeys(columns, NOTHING) | own | dict(named)
 
 
 def _several_archives(results: Sequence[Result]) -> bool:
@@ -86,7 +131,7 @@ def _row(result: Result, further: Sequence[str]) -> dict[str, str]:
         f"{result.metrics[1]} %": str(result.class_accuracy),
         **{f"{name} %": values.get(name, NOTHING) for name in further},
         _BEST: NOTHING if best is None else str(best),
-        "published %": NOTHING if published is None else str(published),
+        _PUBLISHED: NOTHING if published is None else str(published),
     }
 
 
@@ -106,6 +151,7 @@ def _notes(results: Sequence[Result]) -> list[str]:
         ):
             copied.setdefault(result.augmentation, []).append(result.protocol)
     notes += [f"{', '.join(protocols)}: {how}." for how, protocols in copied.items()]
+    notes += _how_ranked(results)
     models = sorted({result.published.model for result in results if result.published})
     if models:
         notes.append(f"Published: {', '.join(models)}, on the real benchmark and in its own input.")
@@ -129,6 +175,32 @@ def _notes(results: Sequence[Result]) -> list[str]:
     return [*notes, *dict.fromkeys(warned), *dict.fromkeys(map(_data, results))]
 
 
+def _how_ranked(results: Sequence[Result]) -> list[str]:
+    """What was done with a set that has no sides for training and testing."""
+    whole = [result for result in results if _is_whole(result)]
+    notes = []
+    if any(result.protocol == RETRIEVAL for result in whole):
+        notes.append(
+            "Retrieval: every shape is a query, and all others are ranked by the cosine of features standardised "
+            "over the set; means over the queries. Shapes of classes of one or two are ranked, but are no "
+            "queries. E is that of the first 32."
+        )
+    folded = dict.fromkeys(result.protocol for result in whole if result.protocol != RETRIEVAL)
+    if folded:
+        notes.append(
+            f"{', '.join(folded)}: stratified five-fold cross-validation over the classes of ten and more "
+            "shapes, features standardised by the training folds; means over the folds."
+        )
+    sources = dict.fromkeys(other.source for other in _descriptors(results))
+    if sources:
+        notes.append(
+            f"Published rows: {'; '.join(sources)}; descriptors of meshes, without learning, on the split "
+            f"{_split_of(results)}. Methods are developed on the split train, and compared with these on the "
+            f"split {_split_of(results)} once every choice has been made."
+        )
+    return notes
+
+
 def _repeats(results: Sequence[Result]) -> list[str]:
     """The seeds or folds that the figures are means over."""
     several = any(len(result.seeds) > 1 for result in results)
@@ -145,6 +217,12 @@ def _repeats(results: Sequence[Result]) -> list[str]:
 def _data(result: Result) -> str:
     """A sentence on the files that were read."""
     split = f", {result.split}" if result.split else ""
+    if _is_whole(result):
+        use = RETRIEVAL if result.protocol == RETRIEVAL else "cross-validation"
+        return (
+            f"{result.data_name}{split}, {use}: {result.test_clouds:,} shapes; {result.form}; "
+            f"SHA-256 {result.checksum[:16]}."
+        )
     return (
         f"{result.data_name}{split}: {result.train_clouds:,} training and {result.test_clouds:,} test "
         f"clouds; {result.form}; SHA-256 {result.checksum[:16]}."

@@ -91,6 +91,16 @@ def protocol_input(benchmark: str, encoder: EncoderConfig) -> ProtocolInput:
     return replace(published, points=encoder.points, patches=encoder.patches)
 
 
+def embedding_input(encoder: EncoderConfig) -> ProtocolInput:
+    """The input on which an encoder embeds shapes: points and patches as in its own views, not augmented."""
+    return ProtocolInput(
+        points=encoder.points,
+        patches=encoder.patches,
+        subsampling="uniform",
+        augment=AugmentConfig(rotate_z=False, scale_low=1.0, scale_high=1.0),
+    )
+
+
 def voting_input(inputs: ProtocolInput) -> ProtocolInput:
     """The input of a further vote on a test cloud: other points, scaled as in training but not rotated."""
     return replace(inputs, augment=replace(inputs.augment, rotate_z=False))
