@@ -51,7 +51,7 @@ def moved(mesh: trimesh.Trimesh, degrees: float, scale: float) -> trimesh.Trimes
 
 
 def write_shapes(folder: Path) -> None:
-    """Three of one bracket and two of one cone, a longer bracket, a mirrored one, and two files that are no shapes."""
+    """A bracket three times, a cone twice, a longer bracket, a mirrored one, and two files that are no shapes."""
     (folder / "old").mkdir(parents=True)
     bracket().export(folder / "bracket.obj")
     moved(bracket(), 130.0, 40.0).export(folder / "old" / "part-7.stl")
@@ -124,7 +124,7 @@ def test_a_folder_without_duplicates_and_paths_that_are_refused(run: Run) -> Non
 def test_every_member_of_a_large_group_is_linked_to_an_earlier_one(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """300 fingerprints all alike, of which at most 128 are kept for each: later ones never crowd out all earlier."""
+    """300 fingerprints all alike, of which 128 are kept for each: later ones never crowd out all earlier."""
     count = 300
     clouds = np.random.default_rng(0).normal(size=(count, 64, 3)).astype(np.float32)
 

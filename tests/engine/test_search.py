@@ -15,6 +15,7 @@ import trimesh
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding import file as file_module
+from pointdistill.engine.embedding import search as search_module
 from pointdistill.engine.embedding.embed import EmbedRequest, embed, measure_encoder
 from pointdistill.engine.embedding.file import Index, open_index
 from pointdistill.engine.embedding.search import (
@@ -146,12 +147,12 @@ def test_of_very_many_shapes_every_nth_is_measured(monkeypatch: pytest.MonkeyPat
 def test_an_index_of_many_shapes_compares_in_its_own_space(folder: Path, ending: str) -> None:
     if ending == "parquet":
         pytest.importorskip("pyarrow")
-    many = clouds_of_boxes(folder, 50)
+    many = clouds_of_boxes(folder, 30)
     index = embedded(f"many.{ending}", paths=[many])
     (found,) = search_all([many / "07.npy"], index).results
     assert (found.neighbours[0].id, len(found.neighbours)) == ("07.npy", 10)
     # With the formula that docs/embedding.md gives.
-    stored = {name: array for name, array in index.statistics_arrays(36).items()}
+    stored = index.statistics_arrays(36)
     features = np.concatenate(list(index.blocks("features")))
     ridge = 0.3 * stored["feature_mean_variance"]
     places = (features - stored["feature_mean"]) @ stored["feature_axes"].T
@@ -175,7 +176,7 @@ def clouds_of_boxes(folder: Path, count: int) -> Path:
 
 
 def test_an_embedding_of_an_earlier_version_is_measured_when_it_is_searched(folder: Path) -> None:
-    many = clouds_of_boxes(folder, 50)
+    many = clouds_of_boxes(folder, 30)
     index = embedded("new.npz", paths=[many], turns=1)
     with np.load("new.npz") as stored:
         kept = {name: stored[name] for name in stored.files if not name.startswith("feature_")}
@@ -183,33 +184,51 @@ def test_an_embedding_of_an_earlier_version_is_measured_when_it_is_searched(fold
     del info["turns"]
     np.savez("old.npz", **kept | {"info": np.array(json.dumps(info))})
     new, old = (search_all([many / "07.npy"], open_index(Path(f"{n}.npz"))) for n in ("new", "old"))
-    assert new.compared == old.compared == "features whitened over the index's 50 shapes"
+    assert new.compared == old.compared == "features whitened over the index's 30 shapes"
     assert [n.id for n in new.results[0].neighbours] == [n.id for n in old.results[0].neighbours]
     assert index.statistics(36) is not None
 
 
-def test_what_a_small_index_is_compared_with(folder: Path) -> None:
-    """The encoder's statistics if it has some that fit, else the mean, else nothing."""
+def test_what_a_small_index_is_compared_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder's statistics if it has some that fit, else its own of 20 shapes and more, the mean, nothing."""
     eight = embedded("eight.npz")
-    seven = embedded("seven.npz", paths=[Path("low"), *sorted(Path("high").iterdir())[:3]])
-    query = Path("low/1.obj")
+    three = embedded("three.npz", paths=sorted(Path("high").iterdir())[:3])
+    many = embedded("many.npz", paths=[clouds_of_boxes(folder, 30)])
+    query = Path("high/5.obj")
+    own = "features whitened over the index's 30 shapes"
     few = "; the index holds {} shapes"
+    assert search_all([query], many).compared == own
     assert search_all([query], eight).compared == "features minus their mean" + few.format(8)
-    assert search_all([query], seven).compared == "raw features" + few.format(7)
-    measured = measure_encoder("encoder", clouds_of_boxes(folder, 20), points=45, draws=1, turns=1)
-    assert (measured.path, measured.shapes) == (Path("encoder/feature_statistics.safetensors"), 20)
-    found = search_all([query], seven)
-    expected = "features whitened over 20 shapes, as measured with the encoder" + few.format(7)
-    assert found.compared == expected
-    assert found.results[0].neighbours[0].id == "low/1.obj"
-    # Of features of another kind, or of other weights, they say nothing: one line, and the search goes on.
-    said = Lines()
-    cls = embedded("cls.npz", features="cls")
-    assert search_all([query], cls, reporter=said).compared.startswith("features minus their mean")
-    assert "it was measured on pooled, not cls" in said.lines[-1]
+    assert search_all([query], three).compared == "raw features" + few.format(3)
+    measured = measure_encoder("encoder", Path("many-30"), points=45, draws=1, turns=1)
+    assert (measured.path, measured.shapes) == (Path("encoder/feature_statistics.safetensors"), 30)
+    found = search_all([query], three)
+    encoders = "features whitened over 30 shapes, as measured with the encoder"
+    assert found.compared == encoders + few.format(3)
+    assert found.results[0].neighbours[0].id == "high/5.obj"
+    # A large index is compared over its own shapes; here 30 are made to count as large.
+    assert search_all([query], many).compared == encoders + few.format(30)
+    monkeypatch.setattr(search_module, "ENOUGH_SHAPES", 30)
+    assert search_all([query], many).compared == own
+
+
+def test_statistics_that_do_not_fit_are_left_out_with_a_line(folder: Path) -> None:
+    measure_encoder("encoder", clouds_of_boxes(folder, 20), points=45, draws=1, turns=1)
+    query, said = Path("low/1.obj"), Lines()
+    save_encoder(random_encoder(seed=1), Path("other"))
     path = Path("encoder/feature_statistics.safetensors")
+    shutil.copy(path, "other")
+    for index, reason in (
+        (embedded("cls.npz", features="cls"), "is not used: its features are pooled, not cls"),
+        (embedded("sparse.npz", points=20), "is not used: its points are 45, not 20"),
+        (embedded("other.npz", encoder="other"), "is not used: it was measured on another encoder"),
+    ):
+        compared = search_all([query], index, reporter=said).compared
+        assert compared == "features minus their mean; the index holds 8 shapes"
+        assert reason in said.lines[-1]
+    index = embedded("whole.npz")
     path.write_bytes(path.read_bytes()[:200])
-    assert search_all([query], seven, reporter=said).compared.startswith("raw features")
+    assert search_all([query], index, reporter=said).compared.startswith("features minus")
     assert "not readable as safetensors" in said.lines[-1]
 
 
@@ -222,7 +241,7 @@ class Lines(Reporter):
 
 
 def test_damaged_statistics_are_one_line(folder: Path) -> None:
-    many = clouds_of_boxes(folder, 50)
+    many = clouds_of_boxes(folder, 30)
     embedded("whole.npz", paths=[many])
     with np.load("whole.npz") as stored:
         whole = {name: stored[name] for name in stored.files}

@@ -26,7 +26,7 @@ from pointdistill.data.files.files import write_aside
 from pointdistill.engine.embedding.loop import WorkFolder
 from pointdistill.engine.features.statistics import (
     ARRAYS,
-    ENOUGH_SHAPES,
+    WHITENED_FROM,
     FeatureStatistics,
     measure,
     statistics_from,
@@ -102,7 +102,7 @@ def write_output(work: WorkFolder, output: Path, info: Mapping[str, Any], *, wid
 def _statistics(work: WorkFolder) -> dict[str, NDArray[Any]]:
     """The arrays of the statistics of all chunks' features; none if there are too few shapes."""
     shapes = sum(len(chunk["ids"]) for chunk in work.columns("ids"))
-    if shapes < ENOUGH_SHAPES:
+    if shapes < WHITENED_FROM:
         return {}
     blocks = (chunk["features"] for chunk in work.columns("features") if "features" in chunk)
     statistics = measure(blocks, shapes)

@@ -31,7 +31,13 @@ from pointdistill.engine.embedding.embed import (
     read_settings,
 )
 from pointdistill.engine.embedding.file import Index
-from pointdistill.engine.features.statistics import ENOUGH_SHAPES, measure, read_statistics
+from pointdistill.engine.features.statistics import (
+    ENOUGH_SHAPES,
+    WHITENED_FROM,
+    FeatureStatistics,
+    measure,
+    read_statistics,
+)
 from pointdistill.engine.reports.pictures import COLUMNS, clouds
 from pointdistill.engine.runtime.devices import pick_device
 from pointdistill.engine.weights.encoders import encoder_checksum, locate_encoder
@@ -45,7 +51,7 @@ DRAWN_POINTS = 2048
 DRAWN_QUERIES, DRAWN_NEIGHBOURS = 16, 10
 """Most rows, and neighbours in a row, of the picture of several queries."""
 
-CENTRED_FROM = 8
+CENTRED_FROM = 4
 """Fewest shapes whose mean is subtracted: with fewer, it is largely the one shape that is looked for."""
 
 Points = NDArray[np.float32]
@@ -223,8 +229,8 @@ def choose_comparison(
 ) -> Comparison:
     """The space in which an embedding's features are compared.
 
-    Statistics of the embedding's own shapes are best where there are enough of them, then those that came with the
-    encoder, then the mean alone.
+    Statistics of the embedding's own shapes are used where there are enough of them, else those that came with the
+    encoder, else those of few shapes, else the mean alone.
 
     Args:
         index: an embedding with one vector per shape.
@@ -236,16 +242,14 @@ def choose_comparison(
         DataError: if statistics in the embedding are damaged, or its features have another length.
     """
     shapes, width = index.shapes(), feature_width(index.info["features"], encoder)
-    if shapes >= ENOUGH_SHAPES:
-        # Embeddings of earlier versions do not hold them.
-        own = index.statistics(width) or measure(_feature_blocks(index, width), shapes)
-        if own is not None:
-            return Comparison(own.whitened, f"features whitened over the index's {shapes:,} shapes")
+    if shapes >= ENOUGH_SHAPES and (own := _own_statistics(index, width)):
+        return Comparison(own.whitened, f"features whitened over the index's {shapes:,} shapes")
     few = f"the index holds {shapes:,} shape{'' if shapes == 1 else 's'}"
     statistics, problem = read_statistics(
         locate_encoder(origin),
         encoder_sha256=index.info["encoder_sha256"],
         features=index.info["features"],
+        points=Draws.recorded(index.info, index.path).points,
         width=width,
     )
     if problem:
@@ -253,11 +257,18 @@ def choose_comparison(
     if statistics is not None:
         of = f"over {statistics.shapes:,} shapes, as measured with the encoder"
         return Comparison(statistics.whitened, f"features whitened {of}; {few}")
+    if shapes >= WHITENED_FROM and (own := _own_statistics(index, width)):
+        return Comparison(own.whitened, f"features whitened over the index's {shapes:,} shapes")
     rows = next(_feature_blocks(index, width), np.empty((0, width), np.float32))
     if shapes < CENTRED_FROM or np.ptp(rows, axis=0).max() <= 1e-6 * np.abs(rows).max():
         return Comparison(RAW.place, f"{RAW.name}; {few}")
     mean = rows.mean(axis=0)
     return Comparison(lambda features: features - mean, f"features minus their mean; {few}")
+
+
+def _own_statistics(index: Index, width: int) -> FeatureStatistics | None:
+    """Those that the embedding holds; one of an earlier version holds none, and is measured here."""
+    return index.statistics(width) or measure(_feature_blocks(index, width), index.shapes())
 
 
 def _load_same_encoder(
