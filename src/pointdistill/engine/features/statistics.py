@@ -33,8 +33,8 @@ MOST_SHAPES = 16_384
 """Most shapes that statistics are computed from, evenly spread over all."""
 
 ENOUGH_SHAPES = 200
-"""Fewest shapes whose own statistics are as good as those of 900 other shapes, measured with the same encoder. This
-holds for narrow collections (aircraft alone) too; docs/results.md has the measurement."""
+"""Fewest shapes whose own statistics are as good as those of 900 other shapes, measured with the same encoder;
+also in narrow collections (aircraft alone), see docs/results.md."""
 
 WHITENED_FROM = 20
 """Fewest shapes whose own axes are better than no axes, if the encoder has no statistics."""
