@@ -130,7 +130,7 @@ def main() -> None:
         began = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, "features.npz")
-            embed(
+            report = embed(
                 EmbedRequest(
                     paths=[arguments.archive],
                     output=output,
@@ -142,6 +142,8 @@ def main() -> None:
                     workers=0,
                 )
             )
+            if report.interrupted:
+                raise KeyboardInterrupt
             with np.load(output) as arrays:
                 features, ids = arrays["features"], arrays["ids"]
         seconds = time.process_time() - began
