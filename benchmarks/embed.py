@@ -210,7 +210,7 @@ from pathlib import Path
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
 
 corpus, output, encoder = sys.argv[1:]
-report = embed(EmbedRequest(paths=[Path(corpus)], output=Path(output), encoder=encoder, draws=1))
+report = embed(EmbedRequest(paths=[Path(corpus)], output=Path(output), encoder=encoder, draws=1, turns=1))
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(report.shapes, int(status["VmHWM"].split()[0]) / 1024)
 """

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
+from pointdistill.cli import main
+from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.weights.encoders import save_encoder
 from tests.engine.test_embedding import random_encoder
 
@@ -57,6 +63,112 @@ def test_from_a_folder_to_an_embedding_and_a_search(folder: Path) -> None:
     assert gone.returncode == 2
     assert "name its new path, or embed again (--encoder)" in gone.stderr
     assert (folder / "1-neighbours.png").read_bytes().startswith(b"\x89PNG")
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Type a command in the folder, in this process; exit code, output, errors."""
+    monkeypatch.chdir(folder)
+
+    def typed(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        written = capsys.readouterr()
+        return int(stop.value.code or 0), written.out, written.err
+
+    return typed
+
+
+def test_several_queries_in_one_call(run: Run) -> None:
+    code, _, _ = run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
+    assert code == 0
+    queries = ("meshes/0.obj", "meshes/2.obj")
+    code, out, err = run("search", *queries, "all.npz")
+    assert code == 0
+    assert "similarity: cosine of raw features; the index holds 3 shapes" in err
+    assert "note: queries do not state their up axis" in err
+    tables = out.split("**Nearest to ")[1:]
+    assert [table.split()[0] for table in tables] == list(queries)
+    assert "| 1 | 0.obj | 1.0000 |" in tables[0]
+    assert "| 1 | 2.obj | 1.0000 |" in tables[1]
+    assert out.endswith("picture: neighbours.png\n")
+    with Image.open("neighbours.png") as picture:
+        # Two rows of four cells: a query and its three neighbours.
+        assert picture.width > 1.5 * picture.height
+    # A folder or archive that was embedded here names the index too, and so does an option.
+    by_folder = run("search", *queries, "meshes", "--up", "z", "--json")
+    by_option = run("search", *queries, "--index", "all.npz", "--up", "z", "--json")
+    assert by_folder == by_option
+    found = json.loads(by_folder[1])
+    assert [q["query"] for q in found["queries"]] == list(queries)
+    assert [q["neighbours"][0]["id"] for q in found["queries"]] == ["0.obj", "2.obj"]
+    assert found["queries"][0]["neighbours"][0]["similarity"] == pytest.approx(1)
+
+
+def test_a_query_that_cannot_be_read_does_not_keep_the_others(run: Run) -> None:
+    run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
+    Path("broken.ply").write_text("no mesh")
+    code, out, err = run("search", "broken.ply", "meshes/1.obj", "--sheet", "found.png")
+    assert code == 2
+    assert "| 1 | 1.obj | 1.0000 |" in out
+    assert "error: broken.ply: " in err
+    assert Path("found.png").is_file()
+    code, out, err = run("search", "broken.ply")
+    assert (code, out) == (2, "")
+    assert "error: broken.ply: " in err
+    code, _, err = run("search", "meshes/1.obj", "absent.obj")
+    assert (code, err) == (2, "error: absent.obj: no such file or folder; check its name\n")
+
+
+def test_exported_statistics_serve_small_embeddings(run: Run) -> None:
+    source = open_source("builtin", SourceRequest(shapes=12, procedural=1.0))
+    build_corpus(source, Path("shapes"), points=512, workers=0)
+    exported = ("export", "encoder", "--encoder", "my encoder")
+    code, out, _ = run(*exported, "--corpus", "shapes")
+    assert code == 0
+    assert "encoder/feature_statistics.safetensors: feature statistics of 12 shapes" in out
+    run("embed", "meshes", "--encoder", "encoder", "-o", "all.npz")
+    code, out, err = run("search", "meshes/1.obj")
+    assert code == 0
+    assert "cosine of features whitened over 12 shapes, as measured with the encoder" in err
+    assert "| 1 | 1.obj | 1.0000 |" in out
+    # A copy keeps them, and an encoder without them takes them from nobody.
+    run("export", "copy", "--encoder", "encoder")
+    assert Path("copy/feature_statistics.safetensors").is_file()
+    run("export", "copy", "--encoder", "my encoder")
+    assert not Path("copy/feature_statistics.safetensors").exists()
+    code, _, err = run(*exported, "--corpus", "shapes", "--format", "onnx")
+    assert code == 2
+    assert "--corpus shapes belongs to --format safetensors" in err
+
+
+def test_the_turns_of_an_embedding_are_recorded_and_used_for_the_query(run: Run) -> None:
+    run("embed", "meshes", "--encoder", "my encoder", "--turns", "3", "--draws", "2")
+    info = json.loads(str(np.load("embedding.npz")["info"]))
+    assert (info["turns"], info["draws"]) == (3, 2)
+    code, out, _ = run("search", "meshes/1.obj")
+    assert (code, "| 1 | 1.obj | 1.0000 |" in out) == (0, True)
+    code, _, err = run("embed", "meshes", "--encoder", "my encoder", "--turns", "4", "--draws", "2")
+    assert code == 2
+    assert "made of other turns; remove it" in err
+    code, _, err = run(
+        "embed",
+        "meshes",
+        "--encoder",
+        "my encoder",
+        "--turns",
+        "2",
+        "--features",
+        "points",
+        "-o",
+        "p.npz",
+    )
+    assert code == 2
+    assert "error: points features are of one draw, got turns 2; only cls and pooled" in err
+    assert err.endswith("(--turns)\n")
 
 
 def test_bad_files_end_with_exit_code_two_and_no_traceback(folder: Path) -> None:

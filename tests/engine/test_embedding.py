@@ -89,7 +89,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def request(output: str = "out.npz", **changes: Any) -> EmbedRequest:
     plain = EmbedRequest(
-        paths=[Path("clouds")], output=Path(output), encoder="encoder", points=100, draws=1
+        paths=[Path("clouds")], output=Path(output), encoder="encoder", points=100, draws=1, turns=1
     )
     return replace(plain, **changes)
 
@@ -160,9 +160,55 @@ def test_draws_are_averaged_as_far_as_the_points_go(folder: Path) -> None:
             out = encoder(torch.from_numpy(rows))
         each = torch.cat([out.cls, out.patches.mean(1), out.patches.amax(1)], 1)
         np.testing.assert_allclose(found[number], each.mean(0).numpy(), atol=1e-5)
-    # An encoder of fewer than 1,024 points averages by itself, of as many as have 2,048 together.
-    embed(request("default.npz", points=None, draws=None))
-    assert open_index(Path("default.npz")).info["draws"] == 2048 // 48
+    # An encoder of fewer than 1,024 points averages by itself, of as many as have 8,192 together.
+    embed(request("default.npz", points=None, draws=None, turns=None))
+    info = open_index(Path("default.npz")).info
+    assert (info["turns"], info["draws"]) == (8, 8192 // 48 // 8)
+
+
+def about_z(cloud: NDArray[np.float32], degrees: float) -> NDArray[np.float32]:
+    angle = np.radians(degrees)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    turn = [[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]
+    return (cloud @ np.transpose(turn)).astype(np.float32)
+
+
+def test_draws_are_turned_to_equally_spaced_angles(folder: Path) -> None:
+    """A cloud of one draw is seen from all angles; a larger one has a draw of its own at each."""
+    found = features(points=48, turns=4)
+    encoder = load_encoder("encoder")
+
+    def expected(clouds: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            out = encoder(torch.from_numpy(np.stack(clouds)))
+        rows = torch.cat([out.cls, out.patches.mean(1), out.patches.amax(1)], 1)
+        return rows.mean(0).numpy()
+
+    one = np.load("clouds/00.npy")
+    one = one[named_rng(0, "00.npy").permutation(len(one))]
+    np.testing.assert_allclose(
+        found[0], expected([about_z(one, 90 * k) for k in range(4)]), atol=1e-4
+    )
+    # 192 of the 200 points: rows 0 to 47 as they are, 48 to 95 turned by 90 degrees, and so on.
+    rng = named_rng(0, "03.npy")
+    cloud = np.load("clouds/03.npy")
+    cloud = rng.permutation(cloud[np.sort(rng.choice(200, 192, replace=False, shuffle=False))])
+    draws = [about_z(cloud[48 * k : 48 * (k + 1)], 90 * k) for k in range(4)]
+    np.testing.assert_allclose(found[3], expected(draws), atol=1e-4)
+
+
+def test_features_averaged_over_turns_do_not_depend_on_how_a_shape_stands(folder: Path) -> None:
+    """By a quarter turn, which is among the four; one angle alone tells them apart."""
+    cloud = np.load("clouds/00.npy")
+    changed = {}
+    for turns in (1, 4):
+        maker = FeatureMaker(
+            random_encoder(), "pooled", torch.device("cpu"), points=48, turns=turns
+        )
+        plain, turned = maker([cloud, about_z(cloud, 90)])
+        changed[turns] = np.abs(plain.features - turned.features).max()
+    assert changed[4] < 1e-4
+    assert changed[1] > 1e-2
 
 
 @pytest.mark.parametrize("count", [17, 40, 47])
@@ -410,7 +456,9 @@ def test_settings_that_are_not_accepted(folder: Path) -> None:
         ),
         ({"features": "all"}, "features must be one of cls, pooled, patches, points, got 'all'"),
         ({"draws": 0}, "draws must be at least 1, got 0"),
-        ({"draws": 2, "features": "points"}, "points features are of one draw, got 2"),
+        ({"draws": 2, "features": "points"}, "points features are of one draw, got draws 2"),
+        ({"turns": 4, "features": "patches"}, "patches features are of one draw, got turns 4"),
+        ({"turns": 0}, "turns must be at least 1, got 0"),
         ({"points": 5}, "points must be at least 6 for this encoder"),
         ({"output": Path("out.csv")}, "must end in .npz or .parquet, got 'out.csv'"),
         ({"up": "w"}, "up must be one of"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,23 @@ import trimesh
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding import file as file_module
-from pointdistill.engine.embedding.embed import EmbedRequest, embed
+from pointdistill.engine.embedding import search as search_module
+from pointdistill.engine.embedding.embed import EmbedRequest, embed, measure_encoder
 from pointdistill.engine.embedding.file import Index, open_index
-from pointdistill.engine.embedding.search import draw_sheet, find_index, nearest, search
+from pointdistill.engine.embedding.search import (
+    RAW,
+    Comparison,
+    draw_sheet,
+    find_index,
+    nearest,
+    search,
+    search_all,
+)
+from pointdistill.engine.features import statistics as statistics_module
+from pointdistill.engine.features.statistics import measure
 from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.reporter import Reporter
 from tests.engine.test_embedding import random_encoder
 
 
@@ -52,6 +65,9 @@ class Rows(Index):
     def blocks(self, column: str) -> Any:
         yield from (self.values[first : first + 3] for first in range(0, len(self.values), 3))
 
+    def statistics_arrays(self, width: int) -> dict[str, np.ndarray]:
+        return {}
+
 
 def test_nearest_is_what_a_sort_of_everything_gives() -> None:
     rng = np.random.default_rng(0)
@@ -60,17 +76,191 @@ def test_nearest_is_what_a_sort_of_everything_gives() -> None:
     query = values[30] + 0.01
     cosine = values @ query / np.linalg.norm(values, axis=1) / np.linalg.norm(query)
     expected = np.argsort(-cosine.round(6), kind="stable")[:9]
-    found = nearest(Rows(values), query, 9)
+    (found,) = nearest(Rows(values), query[None], 9)
     assert {row for row, _ in found[:2]} == {7, 30}
     assert [row for row, _ in found[2:]] == expected[2:].tolist()
     np.testing.assert_allclose([s for _, s in found], np.sort(cosine)[::-1][:9], atol=1e-6)
-    assert len(nearest(Rows(values), query, 99)) == 50
+    assert len(nearest(Rows(values), query[None], 99)[0]) == 50
+    both = nearest(Rows(values), np.stack([values[3], query]), 9)
+    assert both[0][0] == (3, pytest.approx(1))
+    assert [row for row, _ in both[1]] == [row for row, _ in found]
 
 
 def test_a_row_of_zeros_is_like_nothing() -> None:
     values = np.zeros((2, 3), np.float32)
     values[1] = 1
-    assert nearest(Rows(values), np.ones(3, np.float32), 2) == [(1, pytest.approx(1)), (0, 0.0)]
+    assert nearest(Rows(values), np.ones((1, 3), np.float32), 2) == [
+        [(1, pytest.approx(1)), (0, 0.0)]
+    ]
+
+
+def made_features() -> tuple[np.ndarray, np.ndarray]:
+    """Features (60, 8) as encoders make them, and their classes: what all share is large, two axes say nothing."""
+    rng = np.random.default_rng(0)
+    classes = np.arange(60) % 3
+    values = rng.normal(size=(60, 8), scale=0.05)
+    values[:, :3] += np.eye(3)[classes] * 0.6
+    values[:, 3:5] += rng.normal(size=(60, 2)) * 3.0  # such as how a shape stands
+    return (values + 10.0).astype(np.float32), classes
+
+
+def test_whitened_features_find_the_class_where_raw_ones_find_the_noise() -> None:
+    values, classes = made_features()
+    statistics = measure([values], len(values))
+    assert statistics is not None
+
+    def right(comparison: Comparison) -> int:
+        found = nearest(Rows(values), values, 2, comparison)
+        return sum(classes[rows[1][0]] == classes[k] for k, rows in enumerate(found))
+
+    assert right(RAW) < 40
+    assert right(Comparison(statistics.whitened, "whitened")) > 55
+
+
+def test_statistics_are_those_of_numpy_however_they_are_read() -> None:
+    values, _ = made_features()
+    one = measure([values], 60)
+    many = measure((values[first : first + 7] for first in range(0, 60, 7)), 60)
+    assert one is not None
+    assert many is not None
+    covariance = np.cov(values.T.astype(np.float64), bias=True)
+    np.testing.assert_allclose(one.mean, values.mean(0), rtol=1e-6)
+    assert one.mean_variance == pytest.approx(np.trace(covariance) / 8)
+    rebuilt = (one.axes.T * one.variances) @ one.axes
+    np.testing.assert_allclose(rebuilt, covariance, atol=3e-4 * one.mean_variance)
+    np.testing.assert_allclose(many.whitened(values), one.whitened(values), atol=1e-4)
+    assert (one.whitened(values).std(axis=0) <= 1).all()
+    assert measure([values[:1].repeat(60, axis=0)], 60) is None
+    assert measure([np.full((60, 8), np.nan, np.float32)], 60) is None
+
+
+def test_of_very_many_shapes_every_nth_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, _ = made_features()
+    monkeypatch.setattr(statistics_module, "MOST_SHAPES", 25)
+    every_third = measure((values[first : first + 7] for first in range(0, 60, 7)), 60)
+    assert every_third is not None
+    assert every_third.shapes == 20
+    np.testing.assert_allclose(every_third.mean, values[::3].mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_an_index_of_many_shapes_compares_in_its_own_space(folder: Path, ending: str) -> None:
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    many = clouds_of_boxes(folder, 30)
+    index = embedded(f"many.{ending}", paths=[many])
+    (found,) = search_all([many / "07.npy"], index).results
+    assert (found.neighbours[0].id, len(found.neighbours)) == ("07.npy", 10)
+    # With the formula that docs/embedding.md gives.
+    stored = index.statistics_arrays(36)
+    features = np.concatenate(list(index.blocks("features")))
+    ridge = 0.3 * stored["feature_mean_variance"]
+    places = (features - stored["feature_mean"]) @ stored["feature_axes"].T
+    places /= np.sqrt(stored["feature_variances"] + ridge)
+    places /= np.linalg.norm(places, axis=1, keepdims=True)
+    ids = np.concatenate(list(index.blocks("ids")))
+    cosine = dict(zip(ids.tolist(), (places @ places[7]).tolist(), strict=True))
+    for neighbour in found.neighbours:
+        assert neighbour.similarity == pytest.approx(cosine[neighbour.id], abs=1e-4)
+    assert found.neighbours[-1].similarity < 0.9  # raw cosines are all above
+
+
+def clouds_of_boxes(folder: Path, count: int) -> Path:
+    rng = np.random.default_rng(0)
+    many = folder / f"many-{count}"
+    many.mkdir()
+    for number in range(count):
+        sides = rng.uniform(0.3, 1.0, 3)
+        np.save(many / f"{number:02d}.npy", rng.uniform(size=(45, 3)).astype(np.float32) * sides)
+    return many
+
+
+def test_an_embedding_of_an_earlier_version_is_measured_when_it_is_searched(folder: Path) -> None:
+    many = clouds_of_boxes(folder, 30)
+    index = embedded("new.npz", paths=[many], turns=1)
+    with np.load("new.npz") as stored:
+        kept = {name: stored[name] for name in stored.files if not name.startswith("feature_")}
+    info = json.loads(str(kept["info"]))
+    del info["turns"]
+    np.savez("old.npz", **kept | {"info": np.array(json.dumps(info))})
+    new, old = (search_all([many / "07.npy"], open_index(Path(f"{n}.npz"))) for n in ("new", "old"))
+    assert new.compared == old.compared == "features whitened over the index's 30 shapes"
+    assert [n.id for n in new.results[0].neighbours] == [n.id for n in old.results[0].neighbours]
+    assert index.statistics(36) is not None
+
+
+def test_what_a_small_index_is_compared_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder's statistics if it has some that fit, else its own of 20 shapes and more, the mean, nothing."""
+    eight = embedded("eight.npz")
+    three = embedded("three.npz", paths=sorted(Path("high").iterdir())[:3])
+    many = embedded("many.npz", paths=[clouds_of_boxes(folder, 30)])
+    query = Path("high/5.obj")
+    own = "features whitened over the index's 30 shapes"
+    few = "; the index holds {} shapes"
+    assert search_all([query], many).compared == own
+    assert search_all([query], eight).compared == "features minus their mean" + few.format(8)
+    assert search_all([query], three).compared == "raw features" + few.format(3)
+    measured = measure_encoder("encoder", Path("many-30"), points=45, draws=1, turns=1)
+    assert (measured.path, measured.shapes) == (Path("encoder/feature_statistics.safetensors"), 30)
+    found = search_all([query], three)
+    encoders = "features whitened over 30 shapes, as measured with the encoder"
+    assert found.compared == encoders + few.format(3)
+    assert found.results[0].neighbours[0].id == "high/5.obj"
+    # A large index is compared over its own shapes; here 30 are made to count as large.
+    assert search_all([query], many).compared == encoders + few.format(30)
+    monkeypatch.setattr(search_module, "ENOUGH_SHAPES", 30)
+    assert search_all([query], many).compared == own
+
+
+def test_statistics_that_do_not_fit_are_left_out_with_a_line(folder: Path) -> None:
+    measure_encoder("encoder", clouds_of_boxes(folder, 20), points=45, draws=1, turns=1)
+    query, said = Path("low/1.obj"), Lines()
+    save_encoder(random_encoder(seed=1), Path("other"))
+    path = Path("encoder/feature_statistics.safetensors")
+    shutil.copy(path, "other")
+    for index, reason in (
+        (embedded("cls.npz", features="cls"), "is not used: its features are pooled, not cls"),
+        (embedded("sparse.npz", points=20), "is not used: its points are 45, not 20"),
+        (embedded("other.npz", encoder="other"), "is not used: it was measured on another encoder"),
+    ):
+        compared = search_all([query], index, reporter=said).compared
+        assert compared == "features minus their mean; the index holds 8 shapes"
+        assert reason in said.lines[-1]
+    index = embedded("whole.npz")
+    path.write_bytes(path.read_bytes()[:200])
+    assert search_all([query], index, reporter=said).compared.startswith("features minus")
+    assert "not readable as safetensors" in said.lines[-1]
+
+
+class Lines(Reporter):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str, *settings: str) -> None:
+        self.lines.append(line)
+
+
+def test_damaged_statistics_are_one_line(folder: Path) -> None:
+    many = clouds_of_boxes(folder, 30)
+    embedded("whole.npz", paths=[many])
+    with np.load("whole.npz") as stored:
+        whole = {name: stored[name] for name in stored.files}
+    broken = {
+        "feature_mean holds values that are not finite": {
+            "feature_mean": np.full(36, np.nan, np.float32)
+        },
+        r"feature_mean is float32 \(35,\), expected float32 \(36,\)": {
+            "feature_mean": whole["feature_mean"][1:]
+        },
+        "feature_variances holds values that are not positive": {
+            "feature_variances": -whole["feature_variances"]
+        },
+        "feature_axes has more than 36 rows": {"feature_axes": np.ones((99, 36), np.float32)},
+    }
+    for message, arrays in broken.items():
+        np.savez("broken.npz", **whole | arrays)
+        with pytest.raises(DataError, match=rf"broken.npz: .*{message}"):
+            search_all([many / "07.npy"], open_index(Path("broken.npz")))
 
 
 @pytest.mark.parametrize("ending", ["npz", "parquet"])
@@ -84,7 +274,7 @@ def test_a_file_finds_itself(folder: Path, ending: str) -> None:
     assert len({n.id for n in found.neighbours}) == 3
     Path("high/6.obj").unlink()
     everything = search(Path("low/1.obj"), index, count=8)
-    gone = draw_sheet(Path("sheet.png"), Path("low/1.obj"), everything)
+    gone = draw_sheet(Path("sheet.png"), [everything])
     assert gone == ["high/6.obj"]
     assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
 
@@ -106,12 +296,12 @@ def test_a_corpus_is_found_by_its_folder_and_drawn_by_its_rows(folder: Path) -> 
     assert find_index(Path("corpus")) == find_index(None) == Path("corpus.npz")
     found = search(Path("low/1.obj"), open_index(find_index(Path("corpus"))), count=6)
     assert sorted(n.id for n in found.neighbours)[0] == "bed/000000"
-    assert draw_sheet(Path("sheet.png"), Path("low/1.obj"), found) == []
+    assert draw_sheet(Path("sheet.png"), [found]) == []
     # Another corpus at its place: its rows hold other shapes.
     shutil.rmtree("corpus")
     source = open_source("builtin", SourceRequest(shapes=6, categories=["lamp"]))
     build_corpus(source, folder / "corpus", points=100, workers=0)
-    assert len(draw_sheet(Path("sheet.png"), Path("low/1.obj"), found)) == 6
+    assert len(draw_sheet(Path("sheet.png"), [found])) == 6
 
 
 def test_only_the_encoder_that_made_it_may_ask(folder: Path) -> None:

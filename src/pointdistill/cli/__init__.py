@@ -13,7 +13,7 @@ import typer
 
 from pointdistill.cli.about import doctor, quickstart, recipes, show_version
 from pointdistill.cli.console import name_options, print_error
-from pointdistill.cli.corpus import inspect, leaks, preview, verify
+from pointdistill.cli.corpus import duplicates, inspect, leaks, preview, verify
 from pointdistill.cli.embed import embed
 from pointdistill.cli.evaluate import evaluate
 from pointdistill.cli.finetune import finetune
@@ -51,6 +51,7 @@ for command, summary in (
     (predict, "Classify shapes, or label their parts."),
     (embed, "Compute features of any shapes."),
     (search, "Find the shapes nearest to a file."),
+    (duplicates, "Find shapes that a folder holds twice."),
     (sample, "Sample surface points from meshes."),
     (reconstruct, "Reconstruct patches from features."),
     (weights, "List the encoders known by name."),

@@ -1,4 +1,4 @@
-"""Commands that examine a corpus: ``pointdistill inspect``, ``verify``, ``preview`` and ``leaks``."""
+"""Commands that examine corpora: ``inspect``, ``verify``, ``preview``, ``leaks`` and ``duplicates``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ import sys
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pointdistill.cli.console import console_reporter, print_table
-from pointdistill.cli.options import CorpusArgument, named_corpus
+from pointdistill.cli.options import CorpusArgument, named_corpus, require_paths
 from pointdistill.data.benchmarks.registry import BENCHMARKS
+
+if TYPE_CHECKING:
+    from pointdistill.data.leaks.duplicates import DuplicateReport
+    from pointdistill.engine.reports.tables import Table
 
 MOST_SHAPES = 500
 """Most shapes on a page; browsers are slow to open larger ones."""
+
+MOST_SHOWN = 20
+"""Most files that could not be read, and most groups of duplicates, to print."""
 
 
 def inspect(
@@ -193,3 +200,78 @@ def leaks(
     command += [] if encoder is None else ["--encoder", str(encoder)]
     command += [] if data is None else ["--data", str(data)]
     typer.echo(f"next: {shlex.join([*command, *(['--stand-in'] if stand_in else [])])}")
+
+
+def duplicates(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A folder of mesh and point files, or a corpus.", metavar="FOLDER"),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write all groups to: .csv or .json."),
+    ] = None,
+    up: Annotated[
+        str | None,
+        typer.Option(
+            help="Up axis (x, y, z, -x, -y, -z) of files that do not state one. Default: z."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes. Default: one per core.")
+    ] = None,
+) -> None:
+    """Find shapes that a folder holds several times: the same surface, whatever its mesh, scale, place and turn.
+
+    Turns about the up axis are recognised. Files that cannot be used are listed and the
+    others are compared; the exit code is then 2.
+    """
+    from pointdistill.data.leaks.duplicates import (
+        check_report_path,
+        find_duplicates_in,
+        write_report,
+    )
+
+    if output is not None:
+        check_report_path(output)
+    require_paths([folder])
+    try:
+        with console_reporter() as reporter:
+            report = find_duplicates_in(folder, up=up, workers=workers, reporter=reporter)
+    except KeyboardInterrupt:
+        typer.echo(
+            "stopped, nothing was written; a corpus of the folder can be searched too, "
+            "and keeps what was done",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    if report.groups:
+        print_table(_duplicates_table(folder, report))
+    extra = sum(len(group) - 1 for group in report.groups)
+    typer.echo(
+        f"{folder}: {extra:,} of {report.shapes:,} shapes are there already, in {len(report.groups):,} groups"
+        if extra
+        else f"{folder}: no duplicates among {report.shapes:,} shapes"
+    )
+    if output is not None:
+        write_report(output, report)
+        typer.echo(f"written: {output}")
+    for shape in report.refused[:MOST_SHOWN]:
+        typer.echo(f"error: {shape.id}: {shape.cause}", err=True)
+    if report.refused:
+        total = report.shapes + len(report.refused)
+        typer.echo(f"{len(report.refused):,} of {total:,} files were not compared", err=True)
+        raise typer.Exit(2)
+
+
+def _duplicates_table(folder: Path, report: DuplicateReport) -> Table:
+    from pointdistill.engine.reports.tables import Table
+
+    rows = tuple(
+        (str(number), duplicate.id, "" if duplicate.gap is None else f"{duplicate.gap:.2f}")
+        for number, group in enumerate(report.groups[:MOST_SHOWN], start=1)
+        for duplicate in group
+    )
+    more = len(report.groups) - MOST_SHOWN
+    notes = (f"{more:,} more groups; --output writes all",) if more > 0 else ()
+    return Table(f"Duplicates in {folder}", ("group", "shape", "gap"), rows, notes)

@@ -56,7 +56,15 @@ def embed(
     draws: Annotated[
         int | None,
         typer.Option(
-            help="Samplings to average over. Default: 1; for encoders of fewer than 1,024 points, 2,048 in all.",
+            help="Samplings to average over at each angle. Default: as many as make 8,192 points in all, "
+            "or 4,096 for encoders of 1,024 points and more.",
+            min=1,
+        ),
+    ] = None,
+    turns: Annotated[
+        int | None,
+        typer.Option(
+            help="Angles about the vertical axis to average over. Default: 8, or as many as there are samplings.",
             min=1,
         ),
     ] = None,
@@ -91,6 +99,7 @@ def embed(
         features=features.value,
         points=points,
         draws=draws,
+        turns=turns,
         seed=seed,
         up=up or "z",
         batch_size=batch_size,

@@ -131,6 +131,13 @@ def export(
             "--half", help="safetensors: round the weights to float16, for a file of half the size."
         ),
     ] = False,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help="safetensors: measure feature statistics on the shapes of this corpus or folder, for `search` in "
+            "embeddings of few shapes."
+        ),
+    ] = None,
 ) -> None:
     """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
     if half and file_format is FormatName.ONNX:
@@ -141,6 +148,12 @@ def export(
     if points is not None and file_format is not FormatName.ONNX:
         msg = f"--points {points} belongs to --format onnx; safetensors take clouds of any size"
         raise ConfigError(msg)
+    if corpus is not None and file_format is FormatName.ONNX:
+        msg = (
+            f"--corpus {corpus} belongs to --format safetensors; statistics lie beside its weights"
+        )
+        raise ConfigError(msg)
+    require_paths([corpus], "corpus")
     require_encoder(encoder, "encoder", or_bundled=False)
     source = encoder or last_run()
     assert source is not None
@@ -159,7 +172,22 @@ def export(
         return
     folder = export_encoder(source, output, half=half)
     typer.echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
+    if corpus is not None:
+        _measure(output, corpus)
     typer.echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")
+
+
+def _measure(folder: Path, corpus: Path) -> None:
+    """Measure an exported encoder's feature statistics, and say on how many shapes."""
+    from pointdistill.engine.embedding.embed import measure_encoder
+
+    with console_reporter() as reporter:
+        measured = measure_encoder(folder, corpus, reporter=reporter)
+    if measured.failed:
+        name, reason = measured.failed[0]
+        more = f" (and {len(measured.failed) - 1:,} more)" if len(measured.failed) > 1 else ""
+        typer.echo(f"left out: {name}: {reason}{more}", err=True)
+    typer.echo(f"{measured.path}: feature statistics of {measured.shapes:,} shapes of {corpus}")
 
 
 def _describe_onnx(exported: OnnxExport) -> None:

@@ -271,11 +271,17 @@ def match_clouds(
 
 
 def _compare(task: _Task) -> list[Match | None]:
+    return first_matches(task.clouds, task.candidates, task.corpus)
+
+
+def first_matches(
+    clouds: Sequence[NDArray[np.float32]], candidates: Sequence[NDArray[np.int64]], corpus: Corpus
+) -> list[Match | None]:
+    """For each of n clouds (N, 3), z up, the first of its candidates, shapes of ``corpus``, that is the same."""
     # Thousands of small matrix products: sharing each among threads takes five to seventeen times as long.
     with threadpool_limits(1, user_api="blas"):
         return [
-            _first_match(cloud, candidates, task.corpus)
-            for cloud, candidates in zip(task.clouds, task.candidates, strict=True)
+            _first_match(cloud, few, corpus) for cloud, few in zip(clouds, candidates, strict=True)
         ]
 
 

@@ -5,6 +5,7 @@ Sizes: B clouds, N points per cloud, P patches, D the encoder's width, m vectors
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,7 +30,10 @@ FeatureKind: TypeAlias = Literal["cls", "pooled", "patches", "points"]
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
 CPU_BATCH, GPU_BATCH = 16, 64
-"""Default number of clouds per forward pass; affects features only by rounding."""
+"""Default number of shapes per batch; affects features only by rounding."""
+
+MOST_DRAWS = 512
+"""Most draws of all shapes of a batch in one forward pass, which bounds its memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,13 @@ class FeatureMaker:
     """Computes one kind of features with an encoder on a device."""
 
     def __init__(
-        self, encoder: Encoder, kind: FeatureKind, device: torch.device, *, points: int
+        self,
+        encoder: Encoder,
+        kind: FeatureKind,
+        device: torch.device,
+        *,
+        points: int,
+        turns: int = 1,
     ) -> None:
         """Move ``encoder`` to ``device``; on a CPU a faster copy of it is used.
 
@@ -78,9 +88,12 @@ class FeatureMaker:
             device: where to compute.
             points: points per draw; a larger cloud is divided into draws, whose cls or pooled features are
                 averaged.
+            turns: angles about z, equally spaced from 0 on. Draws take them in turn, and there are as many draws
+                for each. Only 1 for patches and points.
         """
         self.kind = kind
         self.points = points
+        self.turns = turns
         self.device = device
         encoder = encoder.to(device).eval()
         self.encoder = frozen_copy(encoder) if device.type == "cpu" else encoder
@@ -103,19 +116,40 @@ class FeatureMaker:
         return [ShapeFeatures(f, p) for f, p in zip(features, positions, strict=True)]
 
     def _shape_features(self, points: Tensor) -> Tensor:
-        """Features (B, F) of clouds (B, N, 3), averaged over ceil(N / points) draws."""
+        """Features (B, F) of clouds (B, N, 3), averaged over the draws."""
         # The points are in random order, so consecutive rows are a random draw. The draws start at evenly spread
         # rows, so every point is in one of them; they overlap unless N is a multiple of ``points``.
         spare = max(0, points.shape[1] - self.points)
-        draws = 1 + -(-spare // self.points)
+        covering = 1 + -(-spare // self.points)
+        draws = self.turns * -(-covering // self.turns)
         if draws > 1:
             starts = [spare * draw // (draws - 1) for draw in range(draws)]
             points = torch.stack([points[:, s : s + self.points] for s in starts], dim=1)
-            points = points.flatten(0, 1)
-        output = self.encoder(points)
+        else:
+            points = points[:, None]
+        if self.turns > 1:
+            points = _turned(to_unit_sphere(points), self.turns)
+        parts = points.flatten(0, 1).split(MOST_DRAWS)
+        features = torch.cat([self._pooled(part) for part in parts])
+        return features.unflatten(0, (-1, draws)).mean(dim=1) if draws > 1 else features
+
+    def _pooled(self, clouds: Tensor) -> Tensor:
+        output = self.encoder(clouds)
         features = output.cls if self.kind == "cls" else pool_tokens(output)
         assert features is not None, "the kind was checked against the encoder"
-        return features.unflatten(0, (-1, draws)).mean(dim=1) if draws > 1 else features
+        return features
+
+
+def _turned(draws: Tensor, turns: int) -> Tensor:
+    """Draws (B, R, n, 3) about the origin, draw k turned about z by (k mod turns) / turns of a full turn."""
+    # Products of single numbers, not of matrices: their bits do not depend on how many clouds are turned at once.
+    angles = [2 * math.pi * (k % turns) / turns for k in range(draws.shape[1])]
+    cosine, sine = (
+        torch.tensor([turn(a) for a in angles]).to(draws.device)[:, None]
+        for turn in (math.cos, math.sin)
+    )
+    x, y, z = draws.unbind(-1)
+    return torch.stack([x * cosine - y * sine, x * sine + y * cosine, z], dim=-1)
 
 
 def _rows(values: Tensor) -> list[NDArray[np.float32]]:

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pointdistill.data.files.workspace import remember_embedding
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.meshes.sample import named_rng
-from pointdistill.data.sources.paths import ReadSettings, ShapeList, list_shapes
+from pointdistill.data.sources.paths import ReadSettings, ShapeList, list_shapes, read_shape
 from pointdistill.engine.embedding.compute import (
     FeatureKind,
     FeatureMaker,
     check_kind,
     feature_width,
+    inference_threads,
 )
 from pointdistill.engine.embedding.file import (
     FORMAT,
@@ -25,11 +29,12 @@ from pointdistill.engine.embedding.file import (
     write_output,
 )
 from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
+from pointdistill.engine.features.statistics import measure, write_statistics
 from pointdistill.engine.pretraining.record import choose_encoder
 from pointdistill.engine.runtime.devices import interruptible, pick_device
 from pointdistill.engine.weights import given_or_default, is_name
-from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder
-from pointdistill.errors import ConfigError, DataError
+from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder
+from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
 
@@ -39,12 +44,58 @@ CHUNK_SHAPES = 256
 CHUNK_BYTES = 64 * 2**20
 """Largest size of a chunk's features in bytes."""
 
-AVERAGED_BELOW, AVERAGED_POINTS = 1024, 2048
-"""If a draw has fewer points than the first number, several draws with the second number in total are averaged.
+MEASURED_SHAPES = 2048
+"""Most shapes that an encoder's own statistics are measured on; 900 do as well as the shapes of an index."""
 
-Two draws of 256 points from one surface differ as much as two surfaces do. With the tiny recipe (150 steps), half
-of 29 files were nearer to another file than to their own second draw; averaged over eight draws, only 2 were.
-"""
+MEASURED_AT_ONCE = 16
+
+SPARSE_BELOW = 1024
+SPARSE_POINTS, DENSE_POINTS = 8192, 4096
+"""Points of all draws of a shape together: the first number if a draw has fewer than ``SPARSE_BELOW`` points.
+
+Two draws of 256 points from one surface differ as much as two surfaces do, so several are averaged.
+docs/results.md has the measurement."""
+
+TURNS = 8
+"""Most angles about z that draws are turned to by default. Views were turned at random in pretraining, which makes
+features similar at all angles, but not equal: an average over angles hardly depends on how a shape stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Which draws of a shape's points its features are averaged over."""
+
+    points: int
+    """Of each draw."""
+
+    each: int
+    """Draws at each angle."""
+
+    turns: int
+    """Angles about z, equally spaced."""
+
+    @property
+    def count(self) -> int:
+        """Number of draws."""
+        return self.each * self.turns
+
+    def plain(self) -> dict[str, int]:
+        """As an embedding records it."""
+        return {"points": self.points, "draws": self.each, "turns": self.turns}
+
+    @classmethod
+    def recorded(cls, info: Mapping[str, Any], path: Path) -> Draws:
+        """As an embedding was made.
+
+        Raises:
+            DataError: if the record holds anything but positive numbers.
+        """
+        # Embeddings of earlier versions turned nothing.
+        values = [info.get("points"), info.get("draws"), info.get("turns", 1)]
+        if not all(type(value) is int and value > 0 for value in values):
+            msg = f"{path}: records points, draws and turns of {values}; expected positive numbers, embed again"
+            raise DataError(msg)
+        return cls(*values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +118,10 @@ class EmbedRequest:
     """Points per draw; None for the number used in pretraining."""
 
     draws: int | None = None
-    """Draws that cls and pooled features are averaged over; None for one, or more if a draw has few points."""
+    """Draws at each angle that cls and pooled features are averaged over; None chooses by the points per draw."""
+
+    turns: int | None = None
+    """Angles about z that the draws are turned to, equally spaced; None: at most 8, fewer for dense draws."""
 
     seed: int = 0
 
@@ -130,29 +184,40 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
         raise ConfigError(msg, settings=("batch_size",))
     encoder, origin = find_and_load(request.encoder, reporter=reporter)
     kind = check_kind(request.features, encoder)
-    points, draws = points_and_draws(encoder, kind, points=request.points, draws=request.draws)
-    named_rng(request.seed)  # a seed that is not accepted is refused before anything is read
-    settings = ReadSettings(
-        points=points * draws,
-        seed=request.seed,
-        up=check_axis(request.up),
-        minimum=encoder.config.patch_points,
-        shuffled=draws > 1,
+    draws = choose_draws(
+        encoder, kind, points=request.points, draws=request.draws, turns=request.turns
     )
+    named_rng(request.seed)  # a seed that is not accepted is refused before anything is read
+    settings = read_settings(encoder, draws, seed=request.seed, up=request.up)
     shapes = list_shapes(request.paths, leave_out=request.output)
-    info = _info(encoder, kind, settings, shapes) | {"points": points, "draws": draws}
+    info = _info(encoder, kind, settings, shapes) | draws.plain()
     if request.output.exists():
         return _report_of_output(request.output, info, total=len(shapes))
-    vectors = points if kind in ("patches", "points") else 1
+    vectors = draws.points if kind in ("patches", "points") else 1
     size = max(1, min(CHUNK_SHAPES, CHUNK_BYTES // (4 * info["width"] * vectors)))
     work = WorkFolder(request.output, info | {"chunk": size}, chunks=-(-len(shapes) // size))
-    maker = FeatureMaker(encoder, kind, device, points=points)
+    maker = FeatureMaker(encoder, kind, device, points=draws.points, turns=draws.turns)
     loop = EmbeddingLoop(shapes, settings, work, size, reporter)
     with interruptible() as stopped:
         loop.run(maker, batch_size=request.batch_size, workers=request.workers, stopped=stopped)
         if stopped() and (missing := loop.missing()):
             return EmbedReport(request.output, len(shapes) - missing, len(shapes), interrupted=True)
         return _finish(loop, request.output, info | {"encoder": origin})
+
+
+def read_settings(encoder: Encoder, draws: Draws, *, seed: int, up: str) -> ReadSettings:
+    """How shapes are read for these draws of their points.
+
+    Raises:
+        ConfigError: if ``up`` is not an axis.
+    """
+    return ReadSettings(
+        points=draws.points * draws.count,
+        seed=seed,
+        up=check_axis(up),
+        minimum=encoder.config.patch_points,
+        shuffled=draws.count > 1,
+    )
 
 
 def _info(
@@ -204,29 +269,111 @@ def find_and_load(
     return load_encoder(stored), str(Path(source).resolve()) if is_path else str(source)
 
 
-def points_and_draws(
-    encoder: Encoder, kind: FeatureKind, *, points: int | None, draws: int | None
-) -> tuple[int, int]:
-    """The number of points per draw, and the number of draws.
+def choose_draws(
+    encoder: Encoder, kind: FeatureKind, *, points: int | None, draws: int | None, turns: int | None
+) -> Draws:
+    """The draws of each shape; what is None is chosen.
 
     Raises:
-        ConfigError: if either is not accepted.
+        ConfigError: if a number is not accepted.
     """
-    own, fewest = encoder.config.points, encoder.config.patch_points
+    fewest = encoder.config.patch_points
     if points is not None and points < fewest:
         msg = f"points must be at least {fewest} for this encoder (one patch), got {points}"
         raise ConfigError(msg, settings=("points",))
-    if draws is not None and draws < 1:
-        msg = f"draws must be at least 1, got {draws}"
-        raise ConfigError(msg, settings=("draws",))
-    if kind in ("patches", "points"):
-        if draws not in (None, 1):
-            msg = f"{kind} features are of one draw, got {draws}; only cls and pooled features are averaged"
-            raise ConfigError(msg, settings=("draws",))
-        return points or own, 1
-    each = points or own
-    enough = 1 if each >= AVERAGED_BELOW else max(1, AVERAGED_POINTS // each)
-    return each, draws or enough
+    averaged = kind in ("cls", "pooled")
+    for name, value in (("draws", draws), ("turns", turns)):
+        if value is not None and value < 1:
+            msg = f"{name} must be at least 1, got {value}"
+            raise ConfigError(msg, settings=(name,))
+        if not averaged and value not in (None, 1):
+            msg = f"{kind} features are of one draw, got {name} {value}; only cls and pooled features are averaged"
+            raise ConfigError(msg, settings=(name,))
+    size = points or encoder.config.points
+    together = SPARSE_POINTS if size < SPARSE_BELOW else DENSE_POINTS
+    count = max(1, together // size) if averaged else 1
+    turns = turns or min(TURNS, count)
+    return Draws(size, draws or max(1, count // turns), turns)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredStatistics:
+    """The outcome of `measure_encoder`."""
+
+    path: Path
+    shapes: int
+    """Shapes that were measured."""
+
+    failed: tuple[tuple[str, str], ...]
+    """Id and reason of every shape that was refused."""
+
+
+def measure_encoder(
+    folder: Path | str,
+    shapes: Path,
+    *,
+    points: int | None = None,
+    draws: int | None = None,
+    turns: int | None = None,
+    up: str = "z",
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> MeasuredStatistics:
+    """Measure the mean and the principal axes of an encoder's pooled features, and keep them in its folder.
+
+    `search` compares with them in an embedding of few shapes.
+
+    Args:
+        folder: of the encoder, as for ``load_encoder``.
+        shapes: a corpus, a folder, an archive or a file, of which at most 2,048 evenly spread shapes are measured.
+        points: as for `EmbedRequest`, like ``draws``, ``turns``, ``up`` and ``device``.
+        draws: at each angle.
+        turns: angles about z.
+        up: up axis of files that do not state their own.
+        device: where to compute.
+        reporter: receives progress.
+
+    Raises:
+        CheckpointError: if there is no encoder, or only its weights file without a folder.
+        DataError: if the shapes are missing, or fewer than two different ones can be used.
+    """
+    check_paths_exist([shapes])
+    stored = locate_encoder(folder)
+    if not stored.is_dir():
+        msg = f"{stored}: a weights file alone; export the encoder to a folder first, which keeps its statistics"
+        raise CheckpointError(msg, settings=("encoder",))
+    encoder = load_encoder(stored)
+    kind: FeatureKind = "pooled"
+    chosen = choose_draws(encoder, kind, points=points, draws=draws, turns=turns)
+    settings = read_settings(encoder, chosen, seed=0, up=up)
+    maker = FeatureMaker(
+        encoder, kind, pick_device(device), points=chosen.points, turns=chosen.turns
+    )
+    listed = list_shapes([shapes])
+    numbers = range(0, len(listed), -(-len(listed) // MEASURED_SHAPES))
+    features: list[NDArray[np.float32]] = []
+    failed: list[tuple[str, str]] = []
+    with inference_threads(maker) as threads:
+        for first in range(0, len(numbers), MEASURED_AT_ONCE):
+            part = numbers[first : first + MEASURED_AT_ONCE]
+            read = [read_shape(listed[number][1], settings) for number in part]
+            failed += [(shape.name, shape.reason) for shape in read if shape.points is None]
+            clouds = [shape.points for shape in read if shape.points is not None]
+            waiting = [threads.submit([points]) for points in clouds]
+            features += [future.result()[0].features for future in waiting]
+            done = min(first + MEASURED_AT_ONCE, len(numbers))
+            reporter.progress("measuring features", done, len(numbers))
+    statistics = measure([np.stack(features)], len(features)) if len(features) > 1 else None
+    if statistics is None:
+        msg = f"{shapes}: {len(features)} usable shapes, all alike; statistics need many different ones"
+        raise DataError(msg)
+    made_with = {
+        "encoder_sha256": encoder_checksum(encoder),
+        "features": kind,
+        **{name: str(value) for name, value in chosen.plain().items()},
+    }
+    path = write_statistics(stored, statistics, made_with=made_with)
+    return MeasuredStatistics(path, statistics.shapes, tuple(failed))
 
 
 def _report_of_output(output: Path, info: Mapping[str, Any], *, total: int) -> EmbedReport:

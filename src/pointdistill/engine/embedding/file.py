@@ -8,6 +8,7 @@ Sizes: n shapes, F the length of a vector, m vectors of all shapes together, b r
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import zipfile
@@ -17,10 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from pointdistill.data.files.files import write_aside
 from pointdistill.engine.embedding.loop import WorkFolder
+from pointdistill.engine.features.statistics import (
+    ARRAYS,
+    WHITENED_FROM,
+    FeatureStatistics,
+    measure,
+    statistics_from,
+)
 from pointdistill.errors import ConfigError, DataError
 
 SUFFIXES = (".npz", ".parquet")
@@ -30,6 +40,9 @@ INFO = "info"
 
 PARQUET_KEY = b"pointdistill"
 """Key of the same text in the metadata of a Parquet file."""
+
+PARQUET_STATISTICS = b"pointdistill.feature_statistics"
+"""Key of the feature statistics there, a safetensors file in base64; an .npz holds them as arrays."""
 
 FORMAT = "pointdistill-embedding"
 VERSION = 1
@@ -80,15 +93,30 @@ def write_output(work: WorkFolder, output: Path, info: Mapping[str, Any], *, wid
         width: F.
     """
     ragged = info["features"] in ("patches", "points")
+    statistics = {} if ragged else _statistics(work)
+    write = _write_parquet if output.suffix.lower() == ".parquet" else _write_npz
     with write_aside(output) as aside:
-        if output.suffix.lower() == ".parquet":
-            _write_parquet(work, aside, info, width=width, ragged=ragged)
-        else:
-            _write_npz(work, aside, info, width=width, ragged=ragged)
+        write(work, aside, info, statistics, width=width, ragged=ragged)
+
+
+def _statistics(work: WorkFolder) -> dict[str, NDArray[Any]]:
+    """The arrays of the statistics of all chunks' features; none if there are too few shapes."""
+    shapes = sum(len(chunk["ids"]) for chunk in work.columns("ids"))
+    if shapes < WHITENED_FROM:
+        return {}
+    blocks = (chunk["features"] for chunk in work.columns("features") if "features" in chunk)
+    statistics = measure(blocks, shapes)
+    return {} if statistics is None else statistics.arrays()
 
 
 def _write_npz(
-    work: WorkFolder, path: Path, info: Mapping[str, Any], *, width: int, ragged: bool
+    work: WorkFolder,
+    path: Path,
+    info: Mapping[str, Any],
+    statistics: Mapping[str, NDArray[Any]],
+    *,
+    width: int,
+    ragged: bool,
 ) -> None:
     shapes = vectors = 0
     longest = 1
@@ -107,6 +135,8 @@ def _write_npz(
         member("sources", "<i4", (shapes,), "sources")
         member("rows", "<i8", (shapes,), "rows")
         member("features", "<f4", (vectors, width), "features")
+        for name, value in statistics.items():
+            _write_member(archive, name, value.dtype.str, value.shape, iter([value]))
         if ragged:
             _write_member(archive, "offsets", "<i8", (shapes + 1,), _offsets(work))
             member("positions", "<f4", (vectors, 3), "positions")
@@ -145,7 +175,13 @@ def _write_member(
 
 
 def _write_parquet(
-    work: WorkFolder, path: Path, info: Mapping[str, Any], *, width: int, ragged: bool
+    work: WorkFolder,
+    path: Path,
+    info: Mapping[str, Any],
+    statistics: Mapping[str, NDArray[Any]],
+    *,
+    width: int,
+    ragged: bool,
 ) -> None:
     arrow, files = parquet()
     vector = arrow.list_(arrow.float32(), width)
@@ -155,7 +191,10 @@ def _write_parquet(
         fields += [("features", arrow.list_(vector)), ("positions", arrow.list_(place))]
     else:
         fields.append(("features", vector))
-    schema = arrow.schema(fields, metadata={PARQUET_KEY: json.dumps(info).encode()})
+    metadata = {PARQUET_KEY: json.dumps(info).encode()}
+    if statistics:
+        metadata[PARQUET_STATISTICS] = base64.b64encode(safetensors.numpy.save(dict(statistics)))
+    schema = arrow.schema(fields, metadata=metadata)
     columns = ("ids", "sources", "rows", "counts", "features", "positions")
     with files.ParquetWriter(path, schema) as writer:
         for chunk in work.columns(*columns):
@@ -198,6 +237,19 @@ class Index(ABC):
     @abstractmethod
     def blocks(self, column: str) -> Iterator[NDArray[Any]]:
         """A column (``ids``, ``sources``, ``rows``, ``features``), block by block, in the order of the rows."""
+
+    @abstractmethod
+    def statistics_arrays(self, width: int) -> Mapping[str, NDArray[Any]]:
+        """The arrays of the stored statistics, at most (width, width); none if there are none."""
+
+    def statistics(self, width: int) -> FeatureStatistics | None:
+        """Statistics of features of length ``width``, if they are stored: embeddings of few shapes have none.
+
+        Raises:
+            DataError: if they are damaged, or of features of another length.
+        """
+        arrays = self.statistics_arrays(width)
+        return statistics_from(arrays, width=width, path=self.path) if arrays else None
 
     def pick(self, column: str, rows: Sequence[int]) -> list[Any]:
         """The values of a column at ``rows``, in that order."""
@@ -262,6 +314,20 @@ class _NpzIndex(Index):
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise _damaged(self.path, error) from error
 
+    def statistics_arrays(self, width: int) -> Mapping[str, NDArray[Any]]:
+        with zipfile.ZipFile(self.path) as archive:
+            stored = {name.removesuffix(".npy") for name in archive.namelist()}
+        return {name: self._small(name, width) for name in ARRAYS if name in stored}
+
+    def _small(self, name: str, most: int) -> NDArray[Any]:
+        """A whole array of at most ``most`` rows."""
+        blocks: list[NDArray[Any]] = []
+        for block in self.blocks(name):
+            blocks.append(block)
+            if sum(map(len, blocks)) > most:
+                raise _damaged(self.path, ValueError(f"{name} has more than {most} rows"))
+        return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+
 
 def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
@@ -284,6 +350,18 @@ class _ParquetIndex(Index):
         except (OSError, ValueError, arrow.ArrowException) as error:
             raise _damaged(path, error) from error
         super().__init__(path, info)
+        self._stored_statistics: bytes | None = metadata.get(PARQUET_STATISTICS)
+
+    def statistics_arrays(self, width: int) -> Mapping[str, NDArray[Any]]:
+        del width  # the metadata was read whole when the file was opened
+        if self._stored_statistics is None:
+            return {}
+        try:
+            content = base64.b64decode(self._stored_statistics, validate=True)
+            arrays: dict[str, NDArray[Any]] = safetensors.numpy.load(content)
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise _damaged(self.path, error) from error
+        return arrays
 
     def blocks(self, column: str) -> Iterator[NDArray[Any]]:
         arrow, files = parquet()

@@ -1,11 +1,13 @@
 """Finds the shapes of an embedding that are nearest to a file, and draws them.
 
-Sizes: n shapes, F the length of a vector, b rows of a block.
+Similarity is the cosine of two vectors in the space that `Comparison` chooses.
+
+Sizes: n shapes, F the length of a vector, b rows of a block, q queries, K numbers that are compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -15,15 +17,31 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.files.workspace import last_embedding
-from pointdistill.data.meshes import check_axis
 from pointdistill.data.sources.paths import PathKind, ReadSettings, ShapeLocation, read_shape
-from pointdistill.engine.embedding.compute import FeatureMaker, check_kind, inference_threads
-from pointdistill.engine.embedding.embed import check_paths_exist, find_and_load
+from pointdistill.engine.embedding.compute import (
+    FeatureMaker,
+    check_kind,
+    feature_width,
+    inference_threads,
+)
+from pointdistill.engine.embedding.embed import (
+    Draws,
+    check_paths_exist,
+    find_and_load,
+    read_settings,
+)
 from pointdistill.engine.embedding.file import Index
-from pointdistill.engine.reports.pictures import clouds
+from pointdistill.engine.features.statistics import (
+    ENOUGH_SHAPES,
+    WHITENED_FROM,
+    FeatureStatistics,
+    measure,
+    read_statistics,
+)
+from pointdistill.engine.reports.pictures import COLUMNS, clouds
 from pointdistill.engine.runtime.devices import pick_device
 from pointdistill.engine.weights import is_name
-from pointdistill.engine.weights.encoders import encoder_checksum
+from pointdistill.engine.weights.encoders import encoder_checksum, locate_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
@@ -31,7 +49,14 @@ from pointdistill.reporter import SILENT, Reporter
 DRAWN_POINTS = 2048
 """Largest number of points of one shape in the picture."""
 
+DRAWN_QUERIES, DRAWN_NEIGHBOURS = 16, 10
+"""Most rows, and neighbours in a row, of the picture of several queries."""
+
+CENTRED_FROM = 4
+"""Fewest shapes whose mean is subtracted: with fewer, it is largely the one shape that is looked for."""
+
 Points = NDArray[np.float32]
+Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +65,7 @@ class Neighbour:
 
     id: str
     similarity: float
-    """Cosine similarity of its features and the query's, in [-1, 1]."""
+    """Cosine of its features and the query's in the space that they are compared in, from -1 to 1."""
 
     place: ShapeLocation
     """Where the shape was when it was embedded."""
@@ -49,6 +74,9 @@ class Neighbour:
 @dataclass(frozen=True, slots=True)
 class SearchResult:
     """A query and the shapes nearest to it, the nearest first."""
+
+    path: Path
+    """The query's file."""
 
     neighbours: tuple[Neighbour, ...]
     query: Points
@@ -59,6 +87,34 @@ class SearchResult:
 
     assumed_up: bool
     """Whether the query's up axis was assumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchReport:
+    """The outcome of `search_all`."""
+
+    results: tuple[SearchResult, ...]
+    """In the order of the queries; those that could not be read are left out."""
+
+    failed: tuple[tuple[Path, str], ...]
+    """Queries that could not be read, and why."""
+
+    compared: str
+    """How features were compared, in a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A space in which the cosine of two feature vectors says how similar two shapes are."""
+
+    place: Callable[[Features], Features]
+    """Maps feature vectors (n, F) to that space, (n, K)."""
+
+    name: str
+    """In a few words."""
+
+
+RAW = Comparison(lambda features: features, "raw features")
 
 
 def find_index(path: Path | None) -> Path:
@@ -90,26 +146,50 @@ def search(
     device: str = "auto",
     reporter: Reporter = SILENT,
 ) -> SearchResult:
-    """Find the ``count`` shapes of an embedding whose features have the highest cosine similarity to a file's.
+    """`search_all` for one file.
 
-    The query is read like the embedding's shapes, with the same number of points and the same seed. Memory does
-    not grow with n.
+    Raises:
+        DataError: also if the query cannot be read.
+    """
+    report = search_all(
+        [query], index, count=count, encoder=encoder, up=up, device=device, reporter=reporter
+    )
+    for path, reason in report.failed:
+        msg = f"{path}: {reason}"
+        raise DataError(msg)
+    return report.results[0]
+
+
+def search_all(
+    queries: Sequence[Path],
+    index: Index,
+    *,
+    count: int = 10,
+    encoder: Path | str | None = None,
+    up: str | None = None,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> SearchReport:
+    """Find, for each file, the ``count`` shapes of an embedding that are most similar to it.
+
+    Queries are read like the embedding's shapes, with the same draws and the same seed. The embedding is read once
+    for all queries, and memory does not grow with n.
 
     Args:
-        query: a mesh or cloud file.
+        queries: mesh or cloud files.
         index: an embedding with one vector per shape (cls or pooled).
         count: number of shapes to find, at least 1.
         encoder: the encoder that made the embedding, if it has moved since; None if it has not.
-        up: up axis of a query that does not state its own; None for that of the embedding's files.
-        device: where to compute the query's features.
-        reporter: receives a line with the encoder.
+        up: up axis of queries that do not state their own; None for that of the embedding's files.
+        device: where to compute the queries' features.
+        reporter: receives a line with the encoder, and why statistics that lie beside it are not used.
 
     Raises:
         CheckpointError: if the encoder is gone, or is not the one that made the embedding.
         ConfigError: for a setting that is not accepted.
-        DataError: if the query cannot be read, or the embedding has several vectors per shape.
+        DataError: if a query is missing, or the embedding is damaged or has several vectors per shape.
     """
-    check_paths_exist([query])
+    check_paths_exist(queries)
     if count < 1:
         msg = f"the count must be at least 1, got {count}"
         raise ConfigError(msg, settings=("count",))
@@ -119,28 +199,83 @@ def search(
             "search needs one: embed the shapes with pooled features"
         )
         raise DataError(msg)
-    network = _load_same_encoder(index, encoder, reporter)
-    settings = ReadSettings(
-        points=index.info["points"] * index.info["draws"],
-        seed=index.info["seed"],
-        up=check_axis(up or index.info["up"]),
-        minimum=network.config.patch_points,
-        shuffled=index.info["draws"] > 1,
-    )
-    shape = read_shape(ShapeLocation("file", str(query.absolute()), query.name, 0), settings)
-    if shape.points is None:
-        msg = f"{query}: {shape.reason}"
-        raise DataError(msg)
+    network, origin = _load_same_encoder(index, encoder, reporter)
+    draws = Draws.recorded(index.info, index.path)
+    settings = read_settings(network, draws, seed=index.info["seed"], up=up or index.info["up"])
     kind = check_kind(index.info["features"], network)
-    maker = FeatureMaker(network, kind, pick_device(device), points=index.info["points"])
+    maker = FeatureMaker(network, kind, pick_device(device), points=draws.points, turns=draws.turns)
+    shapes = [(path, read_shape(_file(path), settings)) for path in queries]
+    read = [(path, shape, shape.points) for path, shape in shapes if shape.points is not None]
     with inference_threads(maker) as threads:
-        features = threads.submit([shape.points]).result()[0].features
-    neighbours = _neighbours(index, nearest(index, features, count))
-    return SearchResult(neighbours, shape.points, settings, shape.assumed_up)
+        waiting = [threads.submit([points]) for _, _, points in read]
+        features = [future.result()[0].features for future in waiting]
+    comparison = choose_comparison(index, network, origin, reporter=reporter)
+    ranked = nearest(index, np.stack(features), count, comparison) if features else []
+    return SearchReport(
+        results=tuple(
+            SearchResult(path, _neighbours(index, rows), points, settings, shape.assumed_up)
+            for (path, shape, points), rows in zip(read, ranked, strict=True)
+        ),
+        failed=tuple((path, shape.reason) for path, shape in shapes if shape.points is None),
+        compared=comparison.name,
+    )
 
 
-def _load_same_encoder(index: Index, encoder: Path | str | None, reporter: Reporter) -> Encoder:
-    """The encoder that made an embedding, verified by its checksum.
+def _file(path: Path) -> ShapeLocation:
+    return ShapeLocation("file", str(path.absolute()), path.name, 0)
+
+
+def choose_comparison(
+    index: Index, encoder: Encoder, origin: str, *, reporter: Reporter = SILENT
+) -> Comparison:
+    """The space in which an embedding's features are compared.
+
+    Statistics of the embedding's own shapes are used where there are enough of them, else those that came with the
+    encoder, else those of few shapes, else the mean alone.
+
+    Args:
+        index: an embedding with one vector per shape.
+        encoder: the encoder that made it.
+        origin: where that encoder is.
+        reporter: receives a line if the encoder has statistics that do not fit.
+
+    Raises:
+        DataError: if statistics in the embedding are damaged, or its features have another length.
+    """
+    shapes, width = index.shapes(), feature_width(index.info["features"], encoder)
+    if shapes >= ENOUGH_SHAPES and (own := _own_statistics(index, width)):
+        return Comparison(own.whitened, f"features whitened over the index's {shapes:,} shapes")
+    few = f"the index holds {shapes:,} shape{'' if shapes == 1 else 's'}"
+    statistics, problem = read_statistics(
+        locate_encoder(origin),
+        encoder_sha256=index.info["encoder_sha256"],
+        features=index.info["features"],
+        points=Draws.recorded(index.info, index.path).points,
+        width=width,
+    )
+    if problem:
+        reporter.say(problem)
+    if statistics is not None:
+        of = f"over {statistics.shapes:,} shapes, as measured with the encoder"
+        return Comparison(statistics.whitened, f"features whitened {of}; {few}")
+    if shapes >= WHITENED_FROM and (own := _own_statistics(index, width)):
+        return Comparison(own.whitened, f"features whitened over the index's {shapes:,} shapes")
+    rows = next(_feature_blocks(index, width), np.empty((0, width), np.float32))
+    if shapes < CENTRED_FROM or np.ptp(rows, axis=0).max() <= 1e-6 * np.abs(rows).max():
+        return Comparison(RAW.place, f"{RAW.name}; {few}")
+    mean = rows.mean(axis=0)
+    return Comparison(lambda features: features - mean, f"features minus their mean; {few}")
+
+
+def _own_statistics(index: Index, width: int) -> FeatureStatistics | None:
+    """Those that the embedding holds; one of an earlier version holds none, and is measured here."""
+    return index.statistics(width) or measure(_feature_blocks(index, width), index.shapes())
+
+
+def _load_same_encoder(
+    index: Index, encoder: Path | str | None, reporter: Reporter
+) -> tuple[Encoder, str]:
+    """The encoder that made an embedding, verified by its checksum, and where it is.
 
     Raises:
         CheckpointError: if it is missing, or it is another encoder.
@@ -161,32 +296,54 @@ def _load_same_encoder(index: Index, encoder: Path | str | None, reporter: Repor
             f"({checksum[:12]}); name the encoder that made it, or embed again"
         )
         raise CheckpointError(msg, settings=("encoder",))
-    return network
+    return network, origin
 
 
-def nearest(index: Index, query: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
-    """The ``count`` rows of the embedding nearest to ``query`` (F,), each with its cosine, the nearest first.
+def nearest(
+    index: Index, queries: Features, count: int, comparison: Comparison = RAW
+) -> list[list[tuple[int, float]]]:
+    """For each of ``queries`` (q, F), the ``count`` most similar rows of the embedding, with their cosines.
 
-    Of rows with the same cosine the lower one comes first.
+    The most similar comes first; of rows with the same cosine, the lower one.
 
     Raises:
         DataError: if the embedding's vectors have another length.
     """
-    unit = query / max(float(np.linalg.norm(query)), 1e-12)
-    rows, best = np.empty(0, np.int64), np.empty(0, np.float32)
+    units = _unit_rows(comparison.place(queries))
+    rows = [np.empty(0, np.int64) for _ in queries]
+    best = [np.empty(0, np.float32) for _ in queries]
     first = 0
-    for block in index.blocks("features"):
-        if block.ndim != 2 or block.shape[1] != len(query):
-            msg = f"{index.path}: features of shape {block.shape}, expected (n, {len(query)}); embed again"
-            raise DataError(msg)
-        lengths = np.linalg.norm(block, axis=1)
-        cosine = (block @ unit) / np.maximum(lengths, 1e-12)
-        rows = np.concatenate([rows, np.arange(first, first + len(block))])
-        best = np.concatenate([best, cosine])
-        order = np.argsort(-best, kind="stable")[:count]
-        rows, best = rows[order], best[order]
+    for block in _feature_blocks(index, queries.shape[1]):
+        cosines = units @ _unit_rows(comparison.place(block)).T  # (q, b)
+        for k, cosine in enumerate(cosines):
+            together = np.concatenate([best[k], cosine])
+            order = np.argsort(-together, kind="stable")[:count]
+            numbers = np.concatenate([rows[k], np.arange(first, first + len(block))])
+            rows[k], best[k] = numbers[order], together[order]
         first += len(block)
-    return list(zip(rows.tolist(), best.tolist(), strict=True))
+    return [list(zip(r.tolist(), b.tolist(), strict=True)) for r, b in zip(rows, best, strict=True)]
+
+
+def _unit_rows(values: Features) -> Features:
+    """Rows scaled to length 1; rows of zeros stay."""
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    scaled: Features = values / np.maximum(lengths, 1e-12)
+    return scaled
+
+
+def _feature_blocks(index: Index, width: int) -> Iterator[Features]:
+    """The features (b, F) of an embedding.
+
+    Raises:
+        DataError: if F is not ``width``.
+    """
+    for block in index.blocks("features"):
+        if block.ndim != 2 or block.shape[1] != width:
+            msg = (
+                f"{index.path}: features of shape {block.shape}, expected (n, {width}); embed again"
+            )
+            raise DataError(msg)
+        yield block
 
 
 def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neighbour, ...]:
@@ -207,27 +364,42 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
     return tuple(neighbours)
 
 
-def draw_sheet(path: Path, query: Path, result: SearchResult) -> list[str]:
-    """Draw the query and its neighbours as a PNG; returns the ids of neighbours that no longer exist."""
-    shapes, titles, gone = [result.query[:DRAWN_POINTS]], [f"query: {query.name}"], []
-    for rank, neighbour in enumerate(result.neighbours, start=1):
-        try:
+def draw_sheet(path: Path, results: Sequence[SearchResult]) -> list[str]:
+    """Draw queries and their neighbours as a PNG; returns the ids of neighbours that no longer exist.
+
+    A single query's neighbours fill as many rows as they need. Of several queries each has a row, the first 16 of
+    them and 10 neighbours each.
+    """
+    several = len(results) > 1
+    columns = 1 + max(len(result.neighbours[:DRAWN_NEIGHBOURS]) for result in results)
+    shapes: list[Points] = []
+    titles: list[str] = []
+    gone: dict[str, None] = {}
+    for result in results[:DRAWN_QUERIES]:
+        drawn = result.neighbours[:DRAWN_NEIGHBOURS] if several else result.neighbours
+        row, names = [result.query], [f"query: {_short(result.path.name)}"]
+        for rank, neighbour in enumerate(drawn, start=1):
             points = _read_neighbour(neighbour, result.settings)
-        except (DataError, IndexError, OSError):
-            points = None
-        if points is None:
-            gone.append(neighbour.id)
-            continue
-        shapes.append(points[:DRAWN_POINTS])
-        titles.append(f"{rank}: {_short(neighbour.id)}\n{neighbour.similarity:.3f}")
-    picture = clouds(shapes, titles=titles)
+            if points is None:
+                gone[neighbour.id] = None
+                continue
+            row.append(points)
+            names.append(f"{rank}: {_short(neighbour.id)}\n{neighbour.similarity:.3f}")
+        blank = columns - len(row) if several else 0
+        shapes += [points[:DRAWN_POINTS] for points in row] + [np.empty((0, 3), np.float32)] * blank
+        titles += names + [""] * blank
+    picture = clouds(shapes, titles=titles, columns=columns if several else COLUMNS)
     with write_aside(path) as aside:
         aside.write_bytes(picture)
-    return gone
+    return list(gone)
 
 
 def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> Points | None:
-    shape = read_shape(neighbour.place, settings)
+    """The points of a neighbour; None if it is no longer where it was."""
+    try:
+        shape = read_shape(neighbour.place, settings)
+    except (DataError, IndexError, OSError):
+        return None
     # If a corpus was rebuilt since, its row may hold another shape.
     same = neighbour.place.kind != "corpus" or neighbour.id.endswith(shape.name)
     return shape.points if same else None

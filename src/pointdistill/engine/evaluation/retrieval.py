@@ -23,9 +23,9 @@ from torch.nn.functional import normalize
 from pointdistill.data.benchmarks.records import LabelledShapes
 from pointdistill.data.benchmarks.spec import CROSS_VALIDATED, RETRIEVAL
 from pointdistill.data.files.files import write_aside
-from pointdistill.data.sources.paths import ReadSettings, ShapeList, ShapeSource
+from pointdistill.data.sources.paths import ShapeList, ShapeSource
 from pointdistill.engine.embedding.compute import FeatureMaker
-from pointdistill.engine.embedding.embed import CHUNK_SHAPES, points_and_draws
+from pointdistill.engine.embedding.embed import CHUNK_SHAPES, choose_draws, read_settings
 from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.run import EvaluationRun
@@ -37,6 +37,7 @@ from pointdistill.engine.features import (
     svm_probe,
 )
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
+from pointdistill.engine.features.statistics import WHITENED_FROM, measure
 from pointdistill.engine.runtime.devices import interruptible
 from pointdistill.errors import DataError
 from pointdistill.model.encoder import Encoder
@@ -174,6 +175,24 @@ def standardised(features: Tensor, like: Tensor | None = None) -> Tensor:
     )
 
 
+def comparable(features: Tensor, like: Tensor | None = None) -> Tensor:
+    """Features in the space in which ``search`` compares them by angle: whitened, or of few shapes standardised.
+
+    Args:
+        features: (n, F) float32.
+        like: (m, F) float32, whose mean and axes are used; those of ``features`` by default.
+
+    Returns:
+        (n, K), K at most F.
+    """
+    like = features if like is None else like
+    if len(like) >= WHITENED_FROM:
+        statistics = measure([like.numpy()], len(like))
+        if statistics is not None:
+            return torch.from_numpy(statistics.whitened(features.numpy()))
+    return standardised(features, like)
+
+
 def shape_score(features: Tensor, labels: NDArray[np.int64], protocol: str, *, seed: int) -> Score:
     """One protocol on features of any kind.
 
@@ -189,7 +208,7 @@ def shape_score(features: Tensor, labels: NDArray[np.int64], protocol: str, *, s
     """
     Samples(features, torch.from_numpy(labels))  # checks them
     if protocol == RETRIEVAL:
-        return retrieval_figures(standardised(features), labels).score
+        return retrieval_figures(comparable(features), labels).score
     chosen, names = large_classes(labels)
     if len(names) < 2:
         msg = f"cross-validation needs 2 classes of at least {FEWEST} shapes, got {len(names)}; add shapes"
@@ -225,8 +244,9 @@ def _fold_score(
     protocol: str,
     seed: int,
 ) -> Score:
-    """One fold, with features in the scale of its training shapes."""
-    scaled = [standardised(rows[part], rows[train]).float() for part in (train, test)]
+    """One fold; the space that features are compared in is that of its training shapes."""
+    space = comparable if protocol == "knn" else standardised
+    scaled = [space(rows[part], rows[train]).float() for part in (train, test)]
     if protocol == "logistic":
         return logistic_probe(Samples(scaled[0], labels[train]), Samples(scaled[1], labels[test]))
     unit = [normalize(part, dim=1) for part in scaled]
@@ -270,21 +290,15 @@ def embed_labelled(
     """
     if output.exists():
         return _stored(output)
-    points, draws = points_and_draws(encoder, "pooled", points=None, draws=None)
-    settings = ReadSettings(
-        points=points * draws,
-        seed=seed,
-        up=shapes.up,
-        minimum=encoder.config.patch_points,
-        shuffled=draws > 1,
-    )
+    draws = choose_draws(encoder, "pooled", points=None, draws=None, turns=None)
+    settings = read_settings(encoder, draws, seed=seed, up=shapes.up)
     path = shapes.path.resolve()
     names = shapes.members
     source = ShapeSource(shapes.kind, str(path), shapes.path.as_posix(), names, len(names))
     chunks = -(-len(shapes) // CHUNK_SHAPES)
     work = WorkFolder(output, {"features": output.name}, chunks=chunks)
     loop = EmbeddingLoop(ShapeList([source]), settings, work, CHUNK_SHAPES, _Forecasting(reporter))
-    maker = FeatureMaker(encoder, "pooled", device, points=points)
+    maker = FeatureMaker(encoder, "pooled", device, points=draws.points, turns=draws.turns)
     with interruptible(reporter.on_signal) as stopped:
         loop.run(maker, batch_size=None, workers=None, stopped=stopped)
         if stopped() and loop.missing():
@@ -354,8 +368,10 @@ def _with_draws(run: EvaluationRun, shapes: LabelledShapes) -> LabelledShapes:
     """The same; its form says what a vector is the mean of."""
     extractor = run.extractor
     assert isinstance(extractor, EncoderFeatures)
-    points, draws = points_and_draws(extractor.encoder, "pooled", points=None, draws=None)
-    how = f"{draws} draws of {points:,} points" if draws > 1 else f"{points:,} points"
+    draws = choose_draws(extractor.encoder, "pooled", points=None, draws=None, turns=None)
+    how = f"{draws.points:,} points"
+    if draws.count > 1:
+        how = f"{draws.count} draws of {how} at {draws.turns} angles"
     return replace(shapes, form=f"{shapes.form}; {how} from each shape")
 
 

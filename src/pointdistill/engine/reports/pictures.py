@@ -23,6 +23,9 @@ from pointdistill.errors import DataError
 LOSS_TERMS = ("loss", "patch", "cls", "koleo", "regression")
 """The total and its terms, by their names in a run's metrics."""
 
+COLUMNS = 6
+"""Clouds per row, unless a row has a meaning."""
+
 _INK = "#7d8590"
 _VISIBLE, _MASKED = "#2f81f7", "#d9822b"
 _HEIGHTS: Colormap = LinearSegmentedColormap.from_list("height", ["#3b6fd4", "#23a094", "#e0a030"])
@@ -70,13 +73,13 @@ def clouds(
     shapes: Sequence[NDArray[np.floating]],
     *,
     titles: Sequence[str] = (),
-    columns: int = 6,
+    columns: int = COLUMNS,
     up_axis: bool = False,
 ) -> bytes:
     """Draw clouds side by side, viewed from the front and slightly above, coloured by height.
 
     Args:
-        shapes: (N, 3) each, z up, any unit; N may differ.
+        shapes: (N, 3) each, z up, any unit; N may differ, and 0 leaves a cell blank.
         titles: one per shape, of one or two lines; or none.
         columns: clouds per row.
         up_axis: draw an arrow along z beside each.
@@ -93,7 +96,7 @@ def masked_patches(
     views: Sequence[tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.bool_]]],
     *,
     titles: Sequence[str] = (),
-    columns: int = 6,
+    columns: int = COLUMNS,
 ) -> bytes:
     """Draw what a student sees of each view (blue) and what it must predict (orange).
 
@@ -178,7 +181,7 @@ def _grid(
     figure, axes = _figure(lines, columns, width=_CELL_INCHES, height=height)
     for index, axis in enumerate(axes):
         axis.set_axis_off()
-        if index < len(drawn):
+        if index < len(drawn) and len(drawn[index][0]):
             points, colors = drawn[index]
             _draw_cloud(axis, points, colors, points if frames is None else frames[index])
             if up_axis:
@@ -236,6 +239,8 @@ def _camera() -> NDArray[np.float64]:
 
 def _share(values: NDArray[np.floating]) -> NDArray[np.floating]:
     """Values shifted and scaled to [0, 1]; all 0 if they are equal."""
+    if not len(values):
+        return values
     low, high = values.min(), values.max()
     return (values - low) / max(float(high - low), 1e-12)
 

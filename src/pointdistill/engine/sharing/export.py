@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from pointdistill.engine.pretraining.record import training_record
 from pointdistill.engine.runtime.devices import threads_for
 from pointdistill.engine.weights.encoders import (
     ONNX,
+    STATISTICS,
     check_free_for_encoder,
     load_encoder,
     locate_encoder,
@@ -78,7 +80,18 @@ def export_encoder(
         results=[to_plain(result) for result in results],
         half=half,
     )
+    copy_statistics(stored, output)
     return stored
+
+
+def copy_statistics(stored: Path, folder: Path) -> None:
+    """Copy an encoder's feature statistics; without any, those of an earlier encoder in ``folder`` are removed."""
+    source, target = stored / STATISTICS, folder / STATISTICS
+    if source.is_file() and not (target.exists() and source.samefile(target)):
+        with write_aside(target) as aside:
+            shutil.copyfile(source, aside)
+    elif not source.is_file():
+        target.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

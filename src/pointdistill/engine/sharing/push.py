@@ -11,12 +11,14 @@ from pointdistill.data.files.files import read_json, write_aside, write_json
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.store import find_results
 from pointdistill.engine.pretraining.record import training_record
+from pointdistill.engine.sharing.export import copy_statistics
 from pointdistill.engine.sharing.model_card import KINDS, load_line, model_card
 from pointdistill.engine.weights import is_name
 from pointdistill.engine.weights.encoders import (
     CONFIG,
     FORMAT,
     ONNX,
+    STATISTICS,
     WEIGHTS,
     check_repository,
     hub_errors,
@@ -31,8 +33,8 @@ from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.encoder import Encoder
 
 CARD = "README.md"
-UPLOADED = (CARD, CONFIG, WEIGHTS, ONNX)
-"""The only files that are uploaded; the ONNX file only if there is one."""
+UPLOADED = (CARD, CONFIG, WEIGHTS, ONNX, STATISTICS)
+"""The only files that are uploaded; the last two only if there are any."""
 
 TOKEN_HELP = "run `hf auth login` or set HF_TOKEN"
 
@@ -175,6 +177,7 @@ def _copy_weights(stored: Path, facts: dict[str, Any], folder: Path) -> None:
         _copy(stored / ONNX, folder / ONNX)
     else:
         (folder / ONNX).unlink(missing_ok=True)
+    copy_statistics(stored, folder)
 
 
 def _copy(source: Path, target: Path) -> None:

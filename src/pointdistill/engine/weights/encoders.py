@@ -36,6 +36,9 @@ from pointdistill.reporter import SILENT, Reporter
 from pointdistill.version import __version__
 
 ONNX = "model.onnx"
+STATISTICS = "feature_statistics.safetensors"
+"""Mean and principal axes of the encoder's features; optional, see ``engine.features.statistics``."""
+
 HEADER = "pointdistill"
 """Key of a second copy of the configuration, in the header of the weights file."""
 
@@ -337,7 +340,7 @@ def check_repository(name: str) -> None:
 def fetch_encoder(repository: str) -> Path:
     """The local folder of a repository's encoder, which is downloaded unless it is in the cache.
 
-    Only the weights and their configuration are fetched; nothing in them is executed.
+    Only the weights, their configuration and their feature statistics are fetched; nothing in them is executed.
 
     Raises:
         CheckpointError: if it cannot be downloaded; says why.
@@ -345,7 +348,7 @@ def fetch_encoder(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(repository, allow_patterns=[WEIGHTS, CONFIG])
+        folder = snapshot_download(repository, allow_patterns=[WEIGHTS, CONFIG, STATISTICS])
     except hub_errors() as error:
         msg = (
             f"{repository}: neither a folder here nor a Hub repository that can be reached ({reason_of(error)}); "

@@ -1,0 +1,169 @@
+"""How features are best compared, from which draws, and from how many shapes on an index describes itself.
+
+On a half of the Princeton Shape Benchmark, leave-one-out with the base classification. Explore on the training
+half only, as the benchmark's rules say.
+
+Run: ``python benchmarks/retrieval.py psb_v1_train.zip ENCODER SHAPES``. ENCODER is a run or an encoder folder,
+and SHAPES a corpus of other shapes, on which the encoder's statistics are measured (and written into its folder).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.engine.embedding.embed import EmbedRequest, embed, measure_encoder
+from pointdistill.engine.features.statistics import FeatureStatistics, measure, read_statistics
+from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder
+
+Features = NDArray[np.float32]
+Place = Callable[[Features], Features]
+
+DRAWS = ((1, 8, None), (8, 1, None), (4, 2, None), (8, 2, None), (1, 32, None), (8, 4, None))
+DENSE_DRAWS = ((1, 1, 1024), (2, 1, 1024), (4, 1, 1024), (8, 1, 1024))
+"""Angles, draws at each, points of a draw; None for the encoder's own."""
+
+INDEX_SIZES = (4, 8, 20, 50, 120, 200, 400)
+REPEATS = 20
+
+
+def read_classes(archive: zipfile.ZipFile) -> dict[str, str]:
+    """The class of every model by its file's name, such as ``m17.off``."""
+    (name,) = (n for n in archive.namelist() if n.endswith("v1/base/train.cla"))
+    words = archive.read(name).decode().split()
+    classes: dict[str, str] = {}
+    place = 4  # after "PSB 1" and the two counts
+    while place < len(words):
+        label, parent, count = words[place], words[place + 1], int(words[place + 2])
+        place += 3
+        classes |= {f"m{model}.off": f"{parent}/{label}" for model in words[place : place + count]}
+        place += count
+    return classes
+
+
+def figures(features: Features, labels: NDArray[np.str_]) -> str:
+    """Nearest neighbour, discounted cumulative gain, vote of five among classes of ten and more: in percent."""
+    similarities = cosines(features, features)
+    np.fill_diagonal(similarities, -np.inf)
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :-1]
+    relevant = labels[order] == labels[:, None]
+    relevant = relevant[relevant.any(axis=1)]
+    weights = np.concatenate([[1.0], 1.0 / np.log2(np.arange(2, relevant.shape[1] + 1))])
+    best = np.array([weights[:count].sum() for count in relevant.sum(axis=1)])
+    gain = (relevant * weights).sum(axis=1) / best
+    names, counts = np.unique(labels, return_counts=True)
+    large = np.flatnonzero(np.isin(labels, names[counts >= 10]))
+    right = []
+    for row in large:
+        votes = labels[large[np.argsort(-similarities[row, large], kind="stable")[:5]]]
+        # Of classes with as many votes, the one of the nearest neighbour.
+        winner = max(votes, key=lambda label: int((votes == label).sum()))
+        right.append(winner == labels[row])
+    rates = relevant[:, 0].mean(), gain.mean(), np.mean(right)
+    return " / ".join(f"{100 * rate:.1f}" for rate in rates)
+
+
+def cosines(rows: Features, others: Features) -> NDArray[np.float32]:
+    """Of (n, F) and (m, F): (n, m)."""
+    one, other = (
+        values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+        for values in (rows, others)
+    )
+    product: NDArray[np.float32] = one @ other.T
+    return product
+
+
+def places(features: Features, encoders: FeatureStatistics | None) -> dict[str, Place]:
+    """The spaces to compare features in, by name; the statistics are those of ``features``."""
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    own = measure([features], len(features))
+    assert own is not None, "the features are not all equal"
+    return {
+        "raw": lambda rows: rows,
+        "mean subtracted": lambda rows: rows - mean,
+        "standardised": lambda rows: (rows - mean) / deviation,
+        "own whitening": own.whitened,
+    } | ({"the encoder's": encoders.whitened} if encoders else {})
+
+
+def small_indexes(
+    features: Features, labels: NDArray[np.str_], encoders: FeatureStatistics | None
+) -> None:
+    """Print the rate of right nearest neighbours in random parts of the set, for each space."""
+    rng = np.random.default_rng(0)
+    for size in INDEX_SIZES:
+        rates: dict[str, list[float]] = {}
+        for _ in range(REPEATS):
+            inside = rng.choice(len(features), size, replace=False)
+            queries = np.setdiff1d(np.arange(len(features)), inside)
+            queries = queries[np.isin(labels[queries], labels[inside])]
+            for name, place in places(features[inside], encoders).items():
+                nearest = cosines(place(features[queries]), place(features[inside])).argmax(axis=1)
+                right = labels[inside[nearest]] == labels[queries]
+                rates.setdefault(name, []).append(100 * float(right.mean()))
+        row = ", ".join(f"{name} {np.mean(values):.1f}" for name, values in rates.items())
+        print(f"index of {size}: {row}", flush=True)
+
+
+def main() -> None:
+    """Embed the set with every kind of draws, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("encoder")
+    parser.add_argument("shapes", type=Path)
+    arguments = parser.parse_args()
+    with zipfile.ZipFile(arguments.archive) as archive:
+        classes = read_classes(archive)
+    stored, checksum = (
+        locate_encoder(arguments.encoder),
+        encoder_checksum(load_encoder(arguments.encoder)),
+    )
+    measure_encoder(arguments.encoder, arguments.shapes)
+    for turns, draws, points in DRAWS + DENSE_DRAWS:
+        began = time.process_time()
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder, "features.npz")
+            report = embed(
+                EmbedRequest(
+                    paths=[arguments.archive],
+                    output=output,
+                    encoder=arguments.encoder,
+                    points=points,
+                    draws=draws,
+                    turns=turns,
+                    up="y",
+                    workers=0,
+                )
+            )
+            if report.interrupted:
+                raise KeyboardInterrupt
+            with np.load(output) as arrays:
+                features, ids = arrays["features"], arrays["ids"]
+        seconds = time.process_time() - began
+        labels = np.array([classes[PurePosixPath(name).name] for name in ids])
+        encoders, _ = read_statistics(
+            stored,
+            encoder_sha256=checksum,
+            features="pooled",
+            points=points or load_encoder(stored).config.points,
+            width=features.shape[1],
+        )
+        row = ", ".join(
+            f"{name} {figures(place(features), labels)}"
+            for name, place in places(features, encoders).items()
+        )
+        size = f" of {points} points" if points else ""
+        print(f"{turns} angles, {draws} draws{size}, {seconds:.0f} s: {row}", flush=True)
+        if (turns, draws, points) == DRAWS[-1]:
+            small_indexes(features, labels, encoders)
+
+
+if __name__ == "__main__":
+    main()

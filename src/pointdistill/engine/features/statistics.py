@@ -1,0 +1,240 @@
+"""Mean and principal axes of features, and the space in which features of different shapes are compared.
+
+Features of an encoder point in nearly one direction: the cosine of any two shapes is above 0.97, because what all
+shapes share is larger than what tells them apart. Here the mean is subtracted, and each principal axis is divided
+by its standard deviation, so that no few axes decide alone. A ridge keeps axes that hold little but noise from
+counting as much as the others. docs/results.md has the measurement.
+
+Sizes: n shapes, F the length of a feature vector, K principal axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pointdistill.engine.weights.encoders import STATISTICS, read_tensors, write_tensors
+from pointdistill.errors import CheckpointError, DataError
+
+RIDGE = 0.3
+"""Share of the mean variance that is added to the variance of each axis; chosen on the training half of the
+Princeton Shape Benchmark."""
+
+NEGLIGIBLE = 1e-3
+"""Axes whose variance is below this share of the ridge are left out: they have no part in a similarity."""
+
+MOST_SHAPES = 16_384
+"""Most shapes that statistics are computed from, evenly spread over all."""
+
+ENOUGH_SHAPES = 200
+"""Fewest shapes whose own statistics are as good as those of 900 other shapes, measured with the same encoder;
+also in narrow collections (aircraft alone), see docs/results.md."""
+
+WHITENED_FROM = 20
+"""Fewest shapes whose own axes are better than no axes, if the encoder has no statistics."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureStatistics:
+    """Mean and principal axes of the features of many shapes."""
+
+    mean: Floats
+    """(F,)."""
+
+    axes: Floats
+    """(K, F) orthonormal rows, the largest variance first; K may be 0."""
+
+    variances: Floats
+    """(K,) positive."""
+
+    mean_variance: float
+    """Mean of the variances of all F features, at least 0."""
+
+    shapes: int
+    """Number of shapes that were measured."""
+
+    def whitened(self, features: Floats) -> Floats:
+        """Features (n, F) in the space in which they are compared: (n, K)."""
+        scales = 1.0 / np.sqrt(self.variances + RIDGE * self.mean_variance)
+        # Scaled axes, so that the rows are passed over once.
+        return (features - self.mean) @ (self.axes * scales[:, None]).T
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """As they are stored; `statistics_from` reads them."""
+        return {
+            "feature_mean": self.mean,
+            "feature_axes": self.axes,
+            "feature_variances": self.variances,
+            "feature_mean_variance": np.array([self.mean_variance], np.float32),
+            "feature_shapes": np.array([self.shapes], np.int64),
+        }
+
+
+ARRAYS = (
+    "feature_mean",
+    "feature_axes",
+    "feature_variances",
+    "feature_mean_variance",
+    "feature_shapes",
+)
+"""Names of the arrays that statistics are stored in."""
+
+
+def statistics_from(
+    arrays: Mapping[str, NDArray[Any]], *, width: int, path: Path
+) -> FeatureStatistics:
+    """Statistics from their stored arrays.
+
+    Args:
+        arrays: as ``FeatureStatistics.arrays`` returns them.
+        width: F.
+        path: for the message.
+
+    Raises:
+        DataError: if an array is missing, has another shape or type, or holds values that cannot be.
+    """
+    problem = _problem(arrays, width)
+    if problem:
+        msg = f"{path}: its feature statistics are damaged: {problem}; write it again"
+        raise DataError(msg)
+    return FeatureStatistics(
+        mean=arrays["feature_mean"],
+        axes=arrays["feature_axes"],
+        variances=arrays["feature_variances"],
+        mean_variance=float(arrays["feature_mean_variance"][0]),
+        shapes=int(arrays["feature_shapes"][0]),
+    )
+
+
+def _problem(arrays: Mapping[str, NDArray[Any]], width: int) -> str | None:
+    missing = [name for name in ARRAYS if name not in arrays]
+    if missing:
+        return f"no {missing[0]}"
+    count = len(arrays["feature_variances"]) if arrays["feature_variances"].ndim == 1 else 0
+    shapes = ((width,), (count, width), (count,), (1,), (1,))
+    for name, shape in zip(ARRAYS, shapes, strict=True):
+        array, dtype = arrays[name], np.int64 if name == "feature_shapes" else np.float32
+        if array.shape != shape or array.dtype != dtype:
+            return f"{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}"
+        if not np.isfinite(array).all():
+            return f"{name} holds values that are not finite"
+    for name in ("feature_variances", "feature_mean_variance", "feature_shapes"):
+        if (arrays[name] <= 0).any():
+            return f"{name} holds values that are not positive"
+    return None
+
+
+def measure(blocks: Iterable[Floats], count: int) -> FeatureStatistics | None:
+    """Statistics of ``count`` feature vectors that come in blocks (b, F), in memory that does not grow with count.
+
+    Returns:
+        None if all vectors are equal, or a value is not finite.
+    """
+    stride = -(-count // MOST_SHAPES) or 1
+    shapes, origin = 0, None
+    for block in _every(blocks, stride):
+        if origin is None:
+            # About a vector near the mean: sums of squares about 0 would lose the digits that differ.
+            origin = block.mean(axis=0, dtype=np.float64)
+            total, products = np.zeros_like(origin), np.zeros((len(origin), len(origin)))
+        apart = block - origin
+        shapes += len(block)
+        total += apart.sum(axis=0)
+        products += apart.T @ apart
+    if origin is None:
+        return None
+    offset = total / shapes
+    covariance = products / shapes - np.outer(offset, offset)
+    mean = (origin + offset).astype(np.float32)
+    mean_variance = float(np.trace(covariance)) / len(mean)
+    # Also false for NaN. Vectors that differ by rounding alone have no axes.
+    if not mean_variance > 1e-12 * float(np.square(origin).mean()):
+        return None
+    variances, axes = np.linalg.eigh(covariance)
+    kept = np.flatnonzero(variances > NEGLIGIBLE * RIDGE * mean_variance)[::-1]
+    return FeatureStatistics(
+        mean=mean,
+        axes=np.ascontiguousarray(axes[:, kept].T, np.float32),
+        variances=variances[kept].astype(np.float32),
+        mean_variance=mean_variance,
+        shapes=shapes,
+    )
+
+
+def _every(blocks: Iterable[Floats], stride: int) -> Iterator[Floats]:
+    """Rows 0, stride, 2 stride and so on of all blocks together."""
+    first = 0
+    for block in blocks:
+        chosen = block[-first % stride :: stride]
+        first += len(block)
+        if len(chosen):
+            yield chosen
+
+
+def write_statistics(
+    folder: Path, statistics: FeatureStatistics, *, made_with: Mapping[str, str]
+) -> Path:
+    """Write an encoder's own statistics into its folder.
+
+    Args:
+        folder: the encoder's.
+        statistics: of features of this encoder.
+        made_with: ``encoder_sha256``, ``features`` (the kind), ``points``, ``draws`` and ``turns``.
+    """
+    path = folder / STATISTICS
+    tensors = {name: torch.from_numpy(value) for name, value in statistics.arrays().items()}
+    write_tensors(path, tensors, made_with)
+    return path
+
+
+def read_statistics(
+    stored: Path, *, encoder_sha256: str, features: str, points: int, width: int
+) -> tuple[FeatureStatistics | None, str]:
+    """An encoder's own statistics, if they are of these features.
+
+    Args:
+        stored: the encoder's folder, or its weights file, which has none.
+        encoder_sha256: the encoder's checksum.
+        features: the kind of features to compare.
+        points: of each draw; features of denser draws have another mean. Other numbers of draws are accepted.
+        width: F.
+
+    Returns:
+        The statistics, or None; and why they are not used, empty if there are none.
+    """
+    path = stored / STATISTICS
+    if not path.is_file():
+        return None, ""
+    try:
+        made_with = _header(path)
+        if made_with.get("encoder_sha256") != encoder_sha256:
+            return None, f"{path} is not used: it was measured on another encoder"
+        for name, wanted in (("features", features), ("points", str(points))):
+            if made_with.get(name) != wanted:
+                return (
+                    None,
+                    f"{path} is not used: its {name} are {made_with.get(name)}, not {wanted}",
+                )
+        arrays = {name: value.numpy() for name, value in read_tensors(path).items()}
+        return statistics_from(arrays, width=width, path=path), ""
+    except (CheckpointError, DataError, TypeError) as error:
+        return None, f"not used: {error}"
+
+
+def _header(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        msg = f"{path}: not readable as safetensors ({error})"
+        raise CheckpointError(msg) from error

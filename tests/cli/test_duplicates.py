@@ -1,0 +1,165 @@
+"""``duplicates`` as it is typed: turned and scaled copies are found, similar shapes are not."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from pointdistill.cli import main
+from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.leaks import duplicates as duplicates_module
+from pointdistill.data.leaks.candidates import FILE_NAME, Fingerprints
+from pointdistill.data.sources import SourceRequest, open_source
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        written = capsys.readouterr()
+        return int(stop.value.code or 0), written.out, written.err
+
+    return typed
+
+
+def bracket(length: float = 2.0) -> trimesh.Trimesh:
+    """An L of two boards and a rod; without a symmetry about z."""
+    parts = [
+        trimesh.creation.box((length, 1.0, 0.2)),
+        trimesh.creation.box((0.2, 1.0, 1.5)).apply_translation((length / 2, 0.0, 0.7)),
+        trimesh.creation.cylinder(0.15, 1.2).apply_translation((-length / 3, 0.25, 0.6)),
+    ]
+    return trimesh.util.concatenate(parts)
+
+
+def moved(mesh: trimesh.Trimesh, degrees: float, scale: float) -> trimesh.Trimesh:
+    turned = mesh.copy().apply_transform(
+        trimesh.transformations.rotation_matrix(np.radians(degrees), (0, 0, 1))
+    )
+    return turned.apply_scale(scale).apply_translation((3.0, -1.0, 5.0))
+
+
+def write_shapes(folder: Path) -> None:
+    """A bracket three times, a cone twice, a longer bracket, a mirrored one, and two files that are no shapes."""
+    (folder / "old").mkdir(parents=True)
+    bracket().export(folder / "bracket.obj")
+    moved(bracket(), 130.0, 40.0).export(folder / "old" / "part-7.stl")
+    # Another mesh of the same surface.
+    moved(bracket().subdivide().subdivide(), 77.0, 0.01).export(folder / "z.ply")
+    bracket(2.3).export(folder / "longer.obj")
+    bracket().apply_transform(np.diag((1.0, -1.0, 1.0, 1.0))).export(folder / "mirrored.obj")
+    trimesh.creation.cone(1.0, 2.0).export(folder / "cone.off")
+    moved(trimesh.creation.cone(1.0, 2.0), 11.0, 0.5).export(folder / "old" / "cone-copy.off")
+    (folder / "broken.ply").write_text("no mesh")
+    (folder / "old" / "empty.obj").write_text("v 0 0 0\n")
+
+
+def test_turned_and_scaled_copies_are_found_and_similar_shapes_are_not(run: Run) -> None:
+    write_shapes(Path("parts"))
+    code, out, err = run("duplicates", "parts", "--output", "groups.json")
+    assert code == 2
+    assert "3 of 7 shapes are there already, in 2 groups" in out
+    assert "| 1 | bracket.obj |  |" in out
+    assert "error: broken.ply: " in err
+    assert "error: old/empty.obj: " in err
+    assert "2 of 9 files were not compared" in err
+    stored = json.loads(Path("groups.json").read_text())
+    assert [[d["id"] for d in group] for group in stored["groups"]] == [
+        ["bracket.obj", "old/part-7.stl", "z.ply"],
+        ["cone.off", "old/cone-copy.off"],
+    ]
+    assert [d["gap"] for group in stored["groups"] for d in group[:1]] == [None, None]
+    assert all(0.8 < d["gap"] < 1.12 for group in stored["groups"] for d in group[1:])
+    assert [shape["id"] for shape in stored["refused"]] == ["broken.ply", "old/empty.obj"]
+
+
+def test_a_corpus_keeps_its_fingerprints_and_a_table_can_be_read(run: Run) -> None:
+    write_shapes(Path("parts"))
+    source = open_source("folder", SourceRequest(path=Path("parts")))
+    build_corpus(source, Path("corpus"), points=2048, workers=0)
+    code, out, err = run("duplicates", "corpus", "-o", "groups.csv")
+    assert (code, err) == (0, "")
+    assert out.endswith("in 2 groups\nwritten: groups.csv\n")
+    assert Path("corpus", FILE_NAME).is_file()
+    with Path("groups.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["group", "shape", "gap"]
+    assert [row[:2] for row in rows[1:]] == [
+        ["1", "bracket.obj"],
+        ["1", "old/part-7.stl"],
+        ["1", "z.ply"],
+        ["2", "cone.off"],
+        ["2", "old/cone-copy.off"],
+    ]
+
+
+def test_a_folder_without_duplicates_and_paths_that_are_refused(run: Run) -> None:
+    Path("parts").mkdir()
+    bracket().export("parts/a.obj")
+    bracket(2.3).export("parts/b.obj")
+    assert run("duplicates", "parts") == (0, "parts: no duplicates among 2 shapes\n", "")
+    code, _, err = run("duplicates", "parts", "--output", "groups.txt")
+    assert (code, err) == (
+        2,
+        "error: the output must end in .csv or .json, got 'groups.txt' (--output)\n",
+    )
+    code, _, err = run("duplicates", "absent")
+    assert (code, err) == (2, "error: absent: no such file or folder; check its name\n")
+    code, _, err = run("duplicates", "parts", "--up", "w")
+    assert code == 2
+    assert err.startswith("error: up must be one of")
+
+
+def test_every_member_of_a_large_group_is_linked_to_an_earlier_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 fingerprints all alike, of which 128 are kept for each: later ones never crowd out all earlier."""
+    count = 300
+    clouds = np.random.default_rng(0).normal(size=(count, 64, 3)).astype(np.float32)
+
+    class Clouds:
+        def __len__(self) -> int:
+            return count
+
+        def points(self, index: int) -> np.ndarray:
+            return clouds[0]
+
+    prints = Fingerprints(np.zeros((count, 168), np.float16), np.full(count, 64, np.uint16))
+    monkeypatch.setattr(
+        duplicates_module.Queries,
+        "of",
+        lambda rows: duplicates_module.Queries(
+            np.zeros((n := len(list(rows)), 168), np.float32),
+            np.zeros((n, 168, 4), np.float32),
+            np.full(n, 64),
+        ),
+    )
+    found = duplicates_module._earlier_candidates(Clouds(), prints, lambda done, total: None)
+    assert sorted(found) == list(range(1, count))
+    assert all((near < shape).all() and len(near) <= 128 for shape, near in found.items())
+
+
+def test_an_interrupted_search_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shapes(Path("parts"))
+    monkeypatch.setenv("TMPDIR", str(Path.cwd()))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(duplicates_module, "first_matches", interrupt)
+    code, _, err = run("duplicates", "parts", "--output", "groups.json")
+    assert code == 130
+    assert err.startswith("stopped, nothing was written")
+    assert [path.name for path in Path().iterdir()] == ["parts"]
