@@ -444,9 +444,10 @@ def _embed(run: EvaluationRun, shapes: LabelledShapes, seed: int) -> ShapeFeatur
     assert run.store is not None
     named = "\0".join(shapes.members)
     config = extractor.encoder.config
+    draws = choose_draws(extractor.encoder, "pooled", points=None, draws=None, turns=None)
     what = (
         *(_FEATURES_VERSION, run.fingerprint, shapes.checksum, shapes.up, seed, named),
-        *points_and_draws(extractor.encoder, "pooled", points=None, draws=None),
+        *draws.plain().values(),
         config.patches,
     )
     key = hashlib.sha256(repr(what).encode("utf-8", "surrogateescape")).hexdigest()[:12]
