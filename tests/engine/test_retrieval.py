@@ -211,7 +211,7 @@ def test_a_half_is_measured_and_stored_once(
     assert (ranked.split, ranked.test_clouds, ranked.seeds) == ("train", 20, (0, 1))
     assert [figure.name for figure in ranked.further] == ["second tier", "E", "DCG"]
     assert ranked.accuracy.mean >= 50.0
-    assert "42 draws of 48 points from each shape" in ranked.form
+    assert "168 draws of 48 points at 8 angles from each shape" in ranked.form
     assert any("20 shapes of 2 classes" in line for line in reporter.said)
     text = (workplace / "out" / "results.md").read_text()
     assert "| LFD (light fields), published | test | retrieval | 65.7 | 38.0 | 48.7 |" in text
