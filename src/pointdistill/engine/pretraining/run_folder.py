@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pointdistill.data.corpus.manifest import COMMERCIAL_ONLY
 from pointdistill.data.files.files import LOCK_NAME, read_json, write_aside, write_json
 from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
 from pointdistill.engine.pretraining.loader import PointSource
@@ -254,11 +255,15 @@ def remove_left_overs(run: Path) -> None:
 
 
 def licence_ledger(corpus: TrainingCorpus) -> list[dict[str, Any]]:
-    """Name, licence and number of shapes of each source of a corpus."""
-    return [
-        {"name": source.name, "licence": source.licence, "shapes": source.kept}
-        for source in corpus.sources
-    ]
+    """Name, licence and number of shapes of each source of a corpus; and whether its licence was a condition."""
+    ledger = []
+    for source in corpus.sources:
+        entry = {"name": source.name, "licence": source.licence, "shapes": source.kept}
+        # Corpora in memory have no settings.
+        if getattr(source, "settings", {}).get(COMMERCIAL_ONLY) is True:
+            entry[COMMERCIAL_ONLY] = True
+        ledger.append(entry)
+    return ledger
 
 
 def corpus_fingerprint(corpus: TrainingCorpus) -> str:
