@@ -8,9 +8,9 @@ from dataclasses import fields
 import torch
 
 from pointdistill.data.benchmarks.records import Benchmark
-from pointdistill.data.benchmarks.spec import FROZEN, TRAINED
+from pointdistill.data.benchmarks.spec import FROZEN, PARTIAL, TRAINED
 from pointdistill.engine.evaluation.protocols import FrozenRun, trained_score, training_cost
-from pointdistill.engine.evaluation.results import Result, combine
+from pointdistill.engine.evaluation.results import WHOLE_METRICS, Result, combine
 from pointdistill.engine.evaluation.run import HEADS, Evaluation, EvaluationRun, side_sizes
 from pointdistill.engine.features import HeadTraining, Score
 from pointdistill.engine.features.extract import BATCH_SIZE
@@ -130,6 +130,7 @@ def measure_seeds(run: EvaluationRun, benchmark: Benchmark) -> list[Result]:
             seed,
             sizes=side_sizes(benchmark),
             protocol_epochs=protocol_epochs(protocol, benchmark.name, run),
+            metrics=WHOLE_METRICS if protocol in PARTIAL else ("OA", "mAcc"),
         )
         for seed in run.seeds
         for protocol in run.protocols
@@ -140,7 +141,7 @@ def measure_seeds(run: EvaluationRun, benchmark: Benchmark) -> list[Result]:
     def record(pair: tuple[str, int], score: Score) -> None:
         results[pair] = run.record(templates[pair], score, benchmark.classes)
 
-    frozen = [pair for pair in missing if pair[0] in FROZEN]
+    frozen = [pair for pair in missing if pair[0] in (*FROZEN, *PARTIAL)]
     for protocol, seed, score in _frozen_scores(run, benchmark, frozen):
         record((protocol, seed), score)
     trained = [pair for pair in missing if pair[0] in TRAINED]
@@ -223,6 +224,7 @@ def _train(
         device=extractor.device,
         report=report,
         file=file,
+        hold_out=run.hold_out_of(protocol),
     )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from pointdistill.data.benchmarks.records import PartBenchmark
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.benchmarks.records import PartBenchmark, PartClouds
 from pointdistill.data.benchmarks.spec import PARTS
+from pointdistill.engine.evaluation.protocols import held_out_part
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.run import EvaluationRun, side_sizes
 from pointdistill.engine.features import Score
@@ -59,9 +63,14 @@ def _train(
         forecast(record.epoch, record.epochs * (1 + later), latest=1)
         run.reporter.progress(task, record.epoch, record.epochs)
 
+    train, held_out = benchmark.train, None
+    share = run.hold_out_of(PARTS)
+    if share is not None:
+        chosen = held_out_part(train.categories, share, seed=seed)
+        train, held_out = _chosen_clouds(train, ~chosen), _chosen_clouds(train, chosen)
     score = train_segmenter(
         extractor.encoder,
-        benchmark.train,
+        train,
         benchmark.test,
         category_parts=benchmark.category_parts,
         recipe=SegmenterRecipe(),
@@ -71,7 +80,22 @@ def _train(
         device=extractor.device,
         report=report,
         file=file,
+        held_out=held_out,
     ).score
     return Score(
-        accuracy=score.instance, class_accuracy=score.category, best_accuracy=score.best_instance
+        accuracy=score.instance,
+        class_accuracy=score.category,
+        best_accuracy=score.best_instance,
+        selected_accuracy=score.selected_instance,
+    )
+
+
+def _chosen_clouds(clouds: PartClouds, chosen: NDArray[np.bool_]) -> PartClouds:
+    """Some of the clouds, by an (n,) mask."""
+    rows = np.flatnonzero(chosen)
+    return PartClouds(
+        points=tuple(clouds.points[row] for row in rows),
+        parts=tuple(clouds.parts[row] for row in rows),
+        categories=clouds.categories[rows],
+        ids=tuple(clouds.ids[row] for row in rows),
     )

@@ -12,6 +12,7 @@ from pointdistill.engine.features.fitted_probes import (
     rank_classes,
     score_predictions,
     svm_probe,
+    svm_scores,
 )
 from pointdistill.engine.features.probe_heads import (
     Head,
@@ -41,6 +42,7 @@ __all__ = [
     "score_predictions",
     "smooth_targets",
     "svm_probe",
+    "svm_scores",
     "train_head",
     "train_heads",
 ]

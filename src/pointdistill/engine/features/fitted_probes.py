@@ -6,6 +6,7 @@ Every probe takes labelled features, ``Samples``, and returns a ``Score``.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -97,6 +98,12 @@ class Score:
 
     best_epoch: int | None = None
     """The first epoch, counted from 1, that reached ``best_accuracy``."""
+
+    selected_accuracy: float | None = None
+    """OA after the epoch that was best on clouds held out of the training split; None if none were."""
+
+    selected_epoch: int | None = None
+    """That epoch, counted from 1; the last of several that were equally good."""
 
     note: str = ""
     """What a reader must know before trusting the figures; may be empty."""
@@ -229,6 +236,11 @@ def svm_probe(train: Samples, test: Samples, *, seed: int) -> Score:
         test: features of the same width.
         seed: order in which liblinear visits the clouds, where its solver draws one.
     """
+    return svm_scores(train, [test], seed=seed)[0]
+
+
+def svm_scores(train: Samples, tests: Sequence[Samples], *, seed: int) -> list[Score]:
+    """Fit the SVM of ``svm_probe`` once, and score it on several sets."""
     machine = LinearSVC(random_state=seed)
     check_classes(train)
     with warnings.catch_warnings(record=True) as caught:
@@ -236,5 +248,9 @@ def svm_probe(train: Samples, test: Samples, *, seed: int) -> Score:
         machine.fit(train.features.numpy(), train.labels.numpy())
     cut_short = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     note = f"the SVM stopped at {machine.max_iter} iterations, not converged" if cut_short else ""
-    predicted = torch.from_numpy(machine.predict(test.features.numpy()))
-    return score_predictions(predicted, test.labels, note=note)
+    return [
+        score_predictions(
+            torch.from_numpy(machine.predict(test.features.numpy())), test.labels, note=note
+        )
+        for test in tests
+    ]
