@@ -25,8 +25,7 @@ from pointdistill.data.benchmarks.spec import (
     BenchmarkSpec,
 )
 from pointdistill.data.files.workspace import given_or_last_run
-from pointdistill.engine.evaluation.classification import evaluate_classification
-from pointdistill.engine.evaluation.fewshot import evaluate_folds
+from pointdistill.engine.evaluation.classification import evaluate_classification, evaluate_folds
 from pointdistill.engine.evaluation.leak_check import LeakRequest, command_in_words, leak_warning
 from pointdistill.engine.evaluation.lvis import evaluate_retrieval
 from pointdistill.engine.evaluation.parts import evaluate_parts

@@ -6,12 +6,13 @@ Every probe takes labelled features, ``Samples``, and returns a ``Score``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
@@ -253,4 +254,26 @@ def svm_scores(train: Samples, tests: Sequence[Samples], *, seed: int) -> list[S
             torch.from_numpy(machine.predict(test.features.numpy())), test.labels, note=note
         )
         for test in tests
+    ]
+
+
+def cross_validate(
+    probe: Callable[[Samples, Samples], Score], samples: Samples, *, folds: int, seed: int
+) -> list[Score]:
+    """The scores of a probe on each fold in turn, fitted on the others; folds have equal shares of every class.
+
+    Args:
+        probe: called with the training and the test samples of a fold.
+        samples: at least two classes, with at least ``folds`` clouds each.
+        folds: number of folds, at least 2.
+        seed: of the division; the same for the same labels.
+    """
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    labels = samples.labels.numpy()
+    return [
+        probe(
+            Samples(samples.features[train], samples.labels[train]),
+            Samples(samples.features[test], samples.labels[test]),
+        )
+        for train, test in split.split(labels, labels)
     ]
