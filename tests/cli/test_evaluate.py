@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pointdistill.data.benchmark_standins import ScanSizes, make_scanobjectnn_st
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
 from pointdistill.data.files.workspace import remember_run, remember_stand_in
-from pointdistill.engine.weights.encoders import save_encoder
+from pointdistill.engine.weights.encoders import load_encoder, save_encoder
 from pointdistill.model.config import EncoderConfig
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
@@ -98,6 +99,71 @@ def test_seeds_are_three_and_deviations_are_named(
     assert "| linear (2 of 150 epochs, 2 votes) |" in out
     assert "Seeds: 0, 1, 2; mean ± sample standard deviation." in out
     assert "results: out/results.json, out/results.md" in out
+
+
+def test_an_epoch_is_selected_on_clouds_that_are_held_out(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run_program(
+        *("evaluate", "scanobjectnn", "--stand-in", "--split", "OBJ-BG", "--device", "cpu"),
+        *("--protocol", "knn", "--protocol", "linear", "--protocol", "finetune"),
+        *("--epochs", "2", "--hold-out", "0.5", "--seeds", "1", "--augmented-copies", "1"),
+        *("--output", "out"),
+    )
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "| best epoch % | selected % |" in out
+    rows = {
+        row["protocol"]: row for row in json.loads(Path("out/results.json").read_text())["results"]
+    }
+    assert (rows["knn"]["hold_out"], rows["knn"]["selected_accuracy"]) == (None, None)
+    for protocol in ("linear", "finetune"):
+        assert rows[protocol]["hold_out"] == 0.5
+        last, best = (rows[protocol][f"{key}accuracy"] for key in ("", "best_epoch_"))
+        assert rows[protocol]["selected_accuracy"]["mean"] <= best["mean"]
+        assert last["mean"] <= best["mean"]
+    assert "| finetune (2 of 150 epochs, 50 % held out) |" in out
+    assert "Selected: the test score after the epoch that was best on the held-out part" in out
+
+
+def test_partial_shapes_have_a_table_and_a_curve_of_several_encoders(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = load_encoder(Path("runs/a/encoder"))
+    initialize(other, generator=torch.Generator().manual_seed(1))
+    save_encoder(other, Path("other"))
+    words = ("evaluate", "scanobjectnn", "--stand-in", "--split", "OBJ-BG", "--device", "cpu")
+    words += ("--protocol", "partial-knn", "--protocol", "partial-svm", "--output", "out")
+    assert run_program(*words, "--seeds", "2") == 0
+    assert run_program(*words, "--seeds", "2", "--encoder", "other") == 0
+    out = capsys.readouterr().out
+    shares = " | ".join(f"{cut} {s} %" for cut in ("random", "contiguous") for s in (75, 50, 25))
+    assert f"| whole OA % | whole mAcc % | {shares} |" in out
+    assert "**Accuracy with a share of each test cloud's points kept, on ScanObjectNN" in out
+    rows = json.loads(Path("out/results.json").read_text())["results"]
+    assert len(rows) == 4
+    assert len(rows[0]["further"]) == 6
+    pictures = sorted(path.name for path in Path("out/pictures").iterdir())
+    assert len(pictures) == 2, "one for each probe, with both encoders"
+    assert Path("out/results.md").read_text().count("![") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--hold-out", "0.6"), "hold_out must be above 0 and at most 0.5, got 0.6"),
+        (("--hold-out", "0.1", "--protocol", "knn"), "is tested after every epoch"),
+        (
+            ("--hold-out", "0.1", "--protocol", "mlp", "--votes", "3"),
+            "an epoch is selected without",
+        ),
+    ],
+)
+def test_a_hold_out_that_cannot_be_is_one_line(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_program("evaluate", "scanobjectnn", *words) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_ctrl_c_says_that_what_is_finished_stays(

@@ -16,6 +16,8 @@ from pointdistill.data.corpus import open_corpus
 from pointdistill.data.corpus_building import BuildSettings, ShapeLimits
 from pointdistill.data.corpus_building.source_status import mixture_sources
 from pointdistill.data.files.workspace import last_corpus
+from pointdistill.engine.pretraining.run_folder import licence_ledger
+from pointdistill.engine.weights.licences import Terms, read_ledger, terms_of
 from tests.data.mixture_archives import write_archives
 
 Run = Callable[..., tuple[int, str, str]]
@@ -104,6 +106,50 @@ def test_a_test_split_of_a_source_that_stays_out_is_said_not_to_be_taken(run: Ru
     _, out, _ = run(*words, "--points", "64", "--plan")
     assert "test split of modelnet40 is not taken in: modelnet40 is not among the sources" in out
     assert "taken in: modelnet40 (" not in out
+
+
+def test_a_corpus_for_commercial_use_leaves_out_every_other_source_and_says_why(run: Run) -> None:
+    words = ("--archives", "archives", "--points", "64", "--workers", "0", "--commercial-only")
+    code, out, _ = run(*words[:4], "--commercial-only", "--plan")
+    assert code == 0
+    assert "**2 shapes from archives" in out
+    assert "- left out: abo: allows no commercial use (CC BY-NC 4.0)\n" in out
+    assert "- left out: toys4k: not known to allow commercial use of all its shapes (each" in out
+    assert "not for commercial use" not in out
+    assert out.splitlines()[-1] == (
+        "next: pointdistill prepare-data mixture --archives archives --commercial-only --points 64"
+    )
+    code, out, err = run(*words)
+    assert (code, "data/mixture is complete: 1 shape of the mixture" in out) == (0, True)
+    assert "note: modelnet40 is left out: allows no commercial use (academic use; models" in err
+    assert "3d-future" not in err, "it is not there"
+    (source,) = open_corpus("data/mixture").sources
+    assert (source.name, source.settings["commercial_only"]) == ("google-scanned-objects", True)
+    ledger = licence_ledger(open_corpus("data/mixture"))
+    assert [entry["commercial_only"] for entry in ledger] == [True]
+    assert read_ledger(ledger)[0].commercial_only
+    code, out, _ = run(*words)
+    assert (code, "was complete already" in out) == (0, True)
+    code, _, err = run(*words[:-1])
+    assert (code, "made with other settings" in err) == (2, True)
+    assert "sources.google-scanned-objects.settings" in err
+
+
+def test_a_corpus_for_commercial_use_needs_a_source_that_allows_it(run: Run) -> None:
+    Path("empty").mkdir()
+    code, _, err = run("--archives", "empty", "--commercial-only")
+    assert code == 2
+    assert "put one of omniobject3d, google-scanned-objects there" in err
+    code, _, err = run("--archives", "archives", "--sources", "abo", "--commercial-only")
+    assert code == 2
+    assert "abo: allows no commercial use (CC BY-NC 4.0); leave it out" in err
+    assert "--commercial-only" in err
+
+
+def test_what_a_source_allows_is_what_its_licence_says() -> None:
+    expected = {True: Terms.OPEN, False: Terms.NON_COMMERCIAL, None: Terms.UNKNOWN}
+    for info in mixture_sources():
+        assert terms_of(info.licence)[0] is expected[info.commercial], info.name
 
 
 def test_on_a_terminal_of_80_columns_nothing_is_cut(

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
-from pointdistill.engine.evaluation.protocols import trained_score, training_cost, voted_logits
+from pointdistill.engine.evaluation.protocols import (
+    held_out_part,
+    trained_score,
+    training_cost,
+    voted_logits,
+)
 from pointdistill.engine.evaluation.run import Evaluation
-from pointdistill.engine.features import score_predictions
-from pointdistill.engine.features.inputs import protocol_input, voting_input
+from pointdistill.engine.features import Score, score_predictions
+from pointdistill.engine.features.inputs import (
+    CUTS,
+    ProtocolInput,
+    partial_clouds,
+    protocol_input,
+    voting_input,
+)
+from pointdistill.engine.features.probe_heads import last_epoch_score
 from pointdistill.engine.finetuning.classification import train_classifier
+from pointdistill.engine.finetuning.epochs import EpochRecord
 from pointdistill.engine.finetuning.recipes import RECIPES, recipe_for
+from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.errors import ConfigError
-from pointdistill.model.config import EncoderConfig
+from pointdistill.model.config import AugmentConfig, EncoderConfig
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from pointdistill.reporter import SHORTER, Forecast
@@ -112,6 +128,101 @@ def test_the_score_is_the_trainings_own(benchmark: Benchmark, encoder: Encoder) 
     assert (score.best_accuracy, score.best_epoch) == (expected.best_accuracy, expected.best_epoch)
     assert score.confusion is not None
     assert sum(map(sum, score.confusion)) == 12
+
+
+def test_the_selected_epoch_is_the_last_of_those_best_on_what_is_held_out(
+    benchmark: Benchmark, encoder: Encoder, tmp_path: Path
+) -> None:
+    """Beside trainings of the same weights that are tested on one set only; also stopped and resumed."""
+    inputs = protocol_input(benchmark.name, encoder.config)
+    chosen = held_out_part(benchmark.train.labels, 0.25, seed=1)
+    rest, held_out = (
+        LabelledClouds(benchmark.train.points[part], benchmark.train.labels[part])
+        for part in (~chosen, chosen)
+    )
+
+    def accuracies(test: LabelledClouds) -> list[float]:
+        records: list[EpochRecord] = []
+        train_classifier(
+            encoder,
+            rest,
+            test,
+            classes=4,
+            recipe=RECIPES["scratch"],
+            inputs=inputs,
+            seed=1,
+            epochs=6,
+            report=records.append,
+        )
+        return [record.accuracy for record in records]
+
+    on_test, on_held_out = accuracies(benchmark.test), accuracies(held_out)
+    expected = max(range(6), key=lambda epoch: (on_held_out[epoch], epoch))
+    steps = iter(range(100))
+    stops = TrainingFile(tmp_path / "file", lambda: next(steps) == 3)
+    with pytest.raises(KeyboardInterrupt):
+        _scratch(benchmark, encoder, inputs, stops)
+    for file in (None, TrainingFile(tmp_path / "file")):
+        score = _scratch(benchmark, encoder, inputs, file)
+        assert (score.selected_epoch, score.best_epoch) == (
+            expected + 1,
+            on_test.index(max(on_test)) + 1,
+        )
+        assert score.selected_accuracy == on_test[expected]
+        assert score.accuracy == pytest.approx(on_test[-1])
+
+
+def _scratch(
+    benchmark: Benchmark, encoder: Encoder, inputs: ProtocolInput, file: TrainingFile | None
+) -> Score:
+    return trained_score(
+        encoder,
+        benchmark,
+        "scratch",
+        inputs=inputs,
+        seed=1,
+        epochs=6,
+        votes=1,
+        device="cpu",
+        report=lambda _: None,
+        file=file,
+        hold_out=0.25,
+    )
+
+
+def test_what_is_held_out_is_a_share_of_every_class() -> None:
+    labels = np.array([0] * 20 + [1] * 7 + [2] * 2 + [3])
+    chosen = held_out_part(labels, 0.1, seed=0)
+    assert [int(chosen[labels == label].sum()) for label in range(4)] == [2, 1, 1, 0]
+    assert (held_out_part(labels, 0.1, seed=0) == chosen).all()
+    assert (held_out_part(labels, 0.1, seed=1) != chosen).any()
+
+
+def test_a_heads_selected_epoch_is_the_last_of_the_best() -> None:
+    scores = [Score(accuracy=a, class_accuracy=a) for a in (60.0, 90.0, 70.0, 80.0)]
+    score = last_epoch_score(scores, held_out=[50.0, 40.0, 50.0, 45.0])
+    assert (score.accuracy, score.best_accuracy, score.best_epoch) == (80.0, 90.0, 2)
+    assert (score.selected_accuracy, score.selected_epoch) == (70.0, 3)
+    assert last_epoch_score(scores).selected_accuracy is None
+
+
+def test_partial_clouds_are_nested_and_contiguous_ones_are_the_nearest_to_one_point() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(3, 40, 3)).astype(np.float32)
+    inputs = ProtocolInput(points=32, patches=4, subsampling="uniform", augment=AugmentConfig())
+    for cut in CUTS:
+        half, quarter = (
+            partial_clouds(points, inputs, seed=0, cut=cut, share=share) for share in (0.5, 0.25)
+        )
+        assert (half.shape, quarter.shape) == ((3, 16, 3), (3, 8, 3))
+        assert (half[:, :8] == quarter).all()
+        alone = partial_clouds(points[:2], inputs, seed=0, cut=cut, share=0.5)
+        assert (alone == half[:2]).all(), "a cloud's cut does not depend on the others"
+    whole = partial_clouds(points, inputs, seed=0, cut="contiguous", share=1.0)
+    for cloud, kept in zip(whole, half, strict=True):
+        anchor = kept[0]  # itself the nearest to itself
+        distances = np.sort(np.linalg.norm(cloud - anchor, axis=1))
+        assert np.linalg.norm(kept - anchor, axis=1).max() == pytest.approx(distances[15])
 
 
 def test_results_of_trained_protocols_name_what_deviates(

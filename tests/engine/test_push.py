@@ -110,6 +110,13 @@ def described(*sources: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def test_the_card_of_a_corpus_for_commercial_use_says_so() -> None:
+    chosen = OPEN | {"commercial_only": True}
+    said = "restricted to sources whose licences allow commercial use"
+    assert said in model_card("jane/shapes", described(chosen))
+    assert said not in model_card("jane/shapes", described(chosen, OPEN)), "not all were chosen so"
+
+
 def test_the_card_of_a_mixture() -> None:
     """Every source is named, those without commercial use in bold; the header is what the Hub reads."""
     card = model_card("jane/shapes", described(OPEN, ACADEMIC, NC, EACH))

@@ -52,6 +52,7 @@ def train(
     seed: int = 0,
     clouds: PartClouds | None = None,
     report: list[EpochRecord] | None = None,
+    held_out: PartClouds | None = None,
 ) -> SegmenterResult:
     return train_segmenter(
         make_encoder(),
@@ -63,6 +64,7 @@ def train(
         seed=seed,
         epochs=epochs,
         report=None if report is None else report.append,
+        held_out=held_out,
     )
 
 
@@ -84,13 +86,26 @@ def test_it_learns_to_tell_a_head_from_a_shaft() -> None:
     assert score.category == pytest.approx(np.mean(list(score.by_category.values())))
 
 
+def test_clouds_held_out_select_an_epoch_and_change_nothing_else() -> None:
+    """Held out are the test clouds themselves, so that the selected epoch is the last of the best."""
+    records: list[EpochRecord] = []
+    result = train(epochs=3, report=records, held_out=make_parts(10, seed=1))
+    assert result.score.selected_instance == max(record.accuracy for record in records)
+    plain = train(epochs=3)
+    assert plain.score.selected_instance is None
+    assert plain.score.instance == result.score.instance
+
+
 def test_the_score_is_that_of_the_segmenter_returned() -> None:
     """Shape by shape instead of in batches, its 48 points drawn one shape at a time."""
     result, test = train(), make_parts(10, seed=1)
     task = SegmenterTask(result.segmenter, test, test, CATEGORY_PARTS, INPUTS, seed=0)
     ious = []
     for number in range(10):
-        points, truth = task._points[number : number + 1], task._truth[number : number + 1]
+        points, truth = (
+            task._test.points[number : number + 1],
+            task._test.truth[number : number + 1],
+        )
         category = torch.tensor([number % 2])
         with torch.inference_mode():
             logits = segment(result.segmenter, points, points, category, INPUTS)

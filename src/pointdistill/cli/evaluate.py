@@ -106,6 +106,14 @@ def evaluate(
             help="Average logits over so many versions of each test cloud; every output says so.",
         ),
     ] = 1,
+    hold_out: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the training split, such as 0.1, that is not trained on but selects the epoch; every "
+            "output says so. Default: none.",
+        ),
+    ] = None,
     augmented_copies: Annotated[
         int | None,
         typer.Option(
@@ -143,6 +151,7 @@ def evaluate(
         seeds=seeds,
         epochs=epochs,
         votes=votes,
+        hold_out=hold_out,
         augmented_copies=augmented_copies,
         output=output,
         device=device,

@@ -125,6 +125,13 @@ def prepare_data(
             help="mixture: all leaves out the test shapes of ShapeNetPart and LVIS too; needs their lists."
         ),
     ] = None,
+    commercial_only: Annotated[
+        bool,
+        typer.Option(
+            "--commercial-only",
+            help="mixture: only sources whose licence allows commercial use; recorded.",
+        ),
+    ] = False,
 ) -> None:
     """Make a corpus of surface points to pretrain on; if stopped at any time, the same command continues.
 
@@ -167,6 +174,7 @@ def prepare_data(
         "--sources": sources,
         "--take-tests": take_tests,
         "--exclude-tests": exclude_tests,
+        "--commercial-only": commercial_only,
     }
     if source == _MIXTURE:
         other_options = {
@@ -177,7 +185,9 @@ def prepare_data(
         }
         _refuse(other_options, f"{_MIXTURE}; for test splits name the source with --take-tests")
         _check_combination(plan=plan, fetch=fetch, retry=retry, cluster=cluster)
-        mixture = _mixture_request(path, sources, take_tests, exclude_tests)
+        mixture = _mixture_request(
+            path, sources, take_tests, exclude_tests, commercial_only=commercial_only
+        )
         _mixture(
             mixture,
             output,
@@ -316,7 +326,12 @@ def _mixture(
 
 
 def _mixture_request(
-    path: Path | None, sources: str | None, take_tests: str | None, exclude_tests: str | None
+    path: Path | None,
+    sources: str | None,
+    take_tests: str | None,
+    exclude_tests: str | None,
+    *,
+    commercial_only: bool,
 ) -> MixtureRequest:
     from pointdistill.data.corpus_building.source_status import MixtureRequest
     from pointdistill.errors import ConfigError
@@ -335,6 +350,7 @@ def _mixture_request(
         sources=_names(sources),
         take_tests=_names(take_tests),
         exclude_all_tests=exclude_tests is not None,
+        commercial_only=commercial_only,
     )
 
 

@@ -108,14 +108,24 @@ def command(request: MixtureRequest, options: Sequence[str]) -> str:
         arguments += ["--take-tests", ",".join(request.take_tests)]
     if request.exclude_all_tests:
         arguments += ["--exclude-tests", "all"]
+    if request.commercial_only:
+        arguments.append("--commercial-only")
     return shlex.join([*arguments, *options])
 
 
 def _build_notes(report: BuildReport, request: MixtureRequest) -> Iterator[str]:
     from pointdistill.data.corpus import open_corpus
-    from pointdistill.data.corpus_building.source_status import official_shapes, scan_sources
+    from pointdistill.data.corpus_building.source_status import (
+        licence_obstacle,
+        official_shapes,
+        scan_sources,
+    )
 
     statuses = scan_sources(request)
+    for status in statuses if request.commercial_only else ():
+        obstacle = licence_obstacle(status.info)
+        if status.archives and obstacle:
+            yield f"{status.info.name} is left out: {obstacle}"
     yield from split_notes(request, [status for status in statuses if status.taken])
     records = {source.name: source for source in open_corpus(report.path).sources}
     for status in statuses:
@@ -212,7 +222,9 @@ def _state(row: PlanRow) -> str:
 
 
 def _notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
-    yield from _source_notes(plan.rows, by_name=bool(request.sources))
+    yield from _source_notes(
+        plan.rows, by_name=bool(request.sources), commercial_only=request.commercial_only
+    )
     if not all(row.listed for row in plan.rows):
         yield "shapes with a * are the official count: the archive is not there, cannot be used or stays out"
     yield from _sum_notes(plan, request)
@@ -224,10 +236,13 @@ def _notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
         yield "with a source marked NO, neither the corpus nor what is trained on it is for commercial use"
 
 
-def _source_notes(rows: Sequence[PlanRow], *, by_name: bool) -> Iterator[str]:
+def _source_notes(
+    rows: Sequence[PlanRow], *, by_name: bool, commercial_only: bool
+) -> Iterator[str]:
     """What does not fit into the table: names, addresses, licences and causes.
 
-    ``by_name``: the user named the sources, so where the others come from is of no interest.
+    ``by_name``, ``commercial_only``: the user chose the sources by name or by licence, so where the others come
+    from is of no interest.
     """
     left_out: dict[str, list[str]] = {}
     for row in rows:
@@ -237,7 +252,7 @@ def _source_notes(rows: Sequence[PlanRow], *, by_name: bool) -> Iterator[str]:
             yield f"unusable: {info.name}: {row.problem}"
         elif status.exclusion_reason:
             reason = name_options(status.exclusion_reason, status.settings)
-            if status.missing and not by_name:
+            if status.missing and not by_name and not commercial_only:
                 reason += f"; missing: {missing}; licence: {info.licence}"
             left_out.setdefault(reason, []).append(info.name)
         elif status.missing:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import TrainingConsole, training_console
+from pointdistill.cli.console import TrainingConsole, console_reporter, training_console
 from pointdistill.cli.options import (
     BatchSizeOption,
     ConfigOption,
@@ -30,6 +30,7 @@ from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
     from pointdistill.engine.config.settings import RunOverrides
+    from pointdistill.engine.pretraining.adapting import Judgement
     from pointdistill.engine.pretraining.launch import PreparedRun
     from pointdistill.engine.pretraining.pretrain import RunResult
     from pointdistill.engine.pretraining.trainer import RunOptions
@@ -55,7 +56,8 @@ def pretrain(
         str | None,
         typer.Option(
             metavar="ENCODER",
-            help="Start from these weights: run, encoder, owner/name on the Hub, or a name of `weights`.",
+            help="Start from these weights: run, encoder, owner/name on the Hub, or a name of `weights`. The "
+            "recipe is then adapt by default, and --data may be a folder of meshes.",
         ),
     ] = None,
     epochs: EpochsOption = None,
@@ -138,6 +140,7 @@ def _pretrain(
     options: RunOptions,
 ) -> None:
     """Start or resume a run, show progress, and print the next command; exits with code 130 if interrupted."""
+    from pointdistill.engine.pretraining.adapting import read_judgement
     from pointdistill.engine.pretraining.launch import announce, prepare_resumed_run, prepare_run
     from pointdistill.engine.runtime.devices import is_main_process
 
@@ -147,9 +150,15 @@ def _pretrain(
             raise ConfigError(msg)
         prepared = prepare_resumed_run(overrides, data=data, run=run)
     else:
-        prepared = prepare_run(
-            overrides, data=data, run=run, init_from=init_from, device=options.device
-        )
+        with console_reporter() as building:
+            prepared = prepare_run(
+                overrides,
+                data=data,
+                run=run,
+                init_from=init_from,
+                device=options.device,
+                reporter=building,
+            )
     with training_console(quiet=not is_main_process()) as reporter:
         for line in announce(prepared):
             reporter.say(line)
@@ -162,9 +171,38 @@ def _pretrain(
         )
         typer.echo(f"next: pointdistill pretrain --resume --run {shlex.quote(str(result.run))}")
         raise typer.Exit(130)
+    judgement = read_judgement(result.run)
+    if judgement is not None:
+        _print_judgement(judgement, result.run)
     typer.echo(f"{result.total} steps done; the teacher's encoder is in {result.run}/encoder")
     typer.echo(
         "next: pointdistill embed YOUR_FILES   (or: pointdistill evaluate scanobjectnn --stand-in)"
+    )
+
+
+def _print_judgement(judgement: Judgement, run: Path) -> None:
+    """Print what the features of the corpus were worth before and after the run."""
+    from pointdistill.cli.console import print_table
+    from pointdistill.engine.pretraining.adapting import judgement_rows
+    from pointdistill.engine.pretraining.run_folder import JUDGEMENT
+    from pointdistill.engine.reports.tables import Table
+
+    notes = [f"{judgement.shapes:,} shapes of the corpus; kept in {run / JUDGEMENT}."]
+    if judgement.unchanged is not None:
+        notes.append(
+            f"{judgement.unchanged:.0f} % of the {judgement.neighbours} nearest of a shape are the same before "
+            "and after."
+        )
+    if not judgement.folds:
+        notes.append(
+            "Without labels these figures say how consistent the features are, not how useful; one sub-folder a "
+            "class gives labels."
+        )
+    columns = ("judged by", "before %", "after %")
+    print_table(
+        Table(
+            "The weights before and after", columns, tuple(judgement_rows(judgement)), tuple(notes)
+        )
     )
 
 

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 FROZEN = ("knn", "svm", "linear", "mlp", "logistic")
 """Protocols on frozen features. All are published but ``logistic``, which ignores the features' scale."""
 
+PARTIAL = ("partial-knn", "partial-svm")
+"""Probes fitted on whole training clouds and tested on parts of the test clouds; not published protocols."""
+
 TRAINED = ("finetune", "scratch")
 """Protocols that train the encoder on the labels."""
 
-CLASSIFICATION = FROZEN + TRAINED
+CLASSIFICATION = FROZEN + PARTIAL + TRAINED
 """Protocols of classification, in the order in which they are run: the cheap ones first."""
 
 PARTS = "parts"

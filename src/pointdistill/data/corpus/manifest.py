@@ -20,6 +20,9 @@ REFUSED_NAME = "refused.jsonl"
 BUILDING_NAME = ".building"
 """Folder inside a corpus folder that holds the state of an unfinished build."""
 
+COMMERCIAL_ONLY = "commercial_only"
+"""Setting of a source that is in a corpus because its licence allows commercial use of all of its shapes."""
+
 FORMAT = "pointdistill corpus"
 VERSION = 1
 FRAME = "right-handed, z up"

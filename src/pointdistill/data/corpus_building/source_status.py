@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME, annotated_uids
 from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
-from pointdistill.data.corpus.manifest import SourceFacts
+from pointdistill.data.corpus.manifest import COMMERCIAL_ONLY, SourceFacts
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import sha256_of
 from pointdistill.data.sources import (
@@ -58,6 +58,9 @@ class MixtureRequest:
     exclude_all_tests: bool = False
     """Whether shapes of ShapeNetPart's test split and of LVIS are left out of the sources that hold them."""
 
+    commercial_only: bool = False
+    """Whether only sources go in whose licence allows commercial use of all of their shapes."""
+
     def __post_init__(self) -> None:
         for name in (*self.sources, *self.take_tests):
             if not source_info(name).files:
@@ -72,6 +75,11 @@ class MixtureRequest:
         if self.exclude_all_tests and self.take_tests:
             msg = f"test split of {', '.join(self.take_tests)}: both taken in and excluded; choose one"
             raise ConfigError(msg)
+        for name in self.sources if self.commercial_only else ():
+            reason = licence_obstacle(source_info(name))
+            if reason:
+                msg = f"{name}: {reason}; leave it out, or take in sources of any licence"
+                raise ConfigError(msg, settings=("sources", "commercial_only"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +115,15 @@ def mixture_sources() -> tuple[SourceInfo, ...]:
     return tuple(info for info in SOURCES if info.files)
 
 
+def licence_obstacle(info: SourceInfo) -> str:
+    """Why a source must stay out of a corpus for commercial use, with its licence; empty if it need not."""
+    if info.commercial:
+        return ""
+    if info.commercial is None:
+        return f"not known to allow commercial use of all its shapes ({info.licence})"
+    return f"allows no commercial use ({info.licence})"
+
+
 def scan_sources(request: MixtureRequest) -> tuple[SourceStatus, ...]:
     """The status of each source; looks only at the names of files in the folder.
 
@@ -123,7 +140,7 @@ def scan_sources(request: MixtureRequest) -> tuple[SourceStatus, ...]:
             info=info,
             archives=archives[info.name][0],
             missing=archives[info.name][1],
-            exclusion_reason=_exclusion_reason(info.name, request, only_clouds=clouds),
+            exclusion_reason=_exclusion_reason(info, request, only_clouds=clouds),
             settings=("sources",) if info.name == _ONLY_BY_NAME and not request.sources else (),
         )
         for info in mixture_sources()
@@ -147,6 +164,13 @@ def open_taken(request: MixtureRequest) -> tuple[Source, ...]:
         )
         raise DataError(msg)
     taken = [open_one(request, status.info) for status in statuses if status.taken]
+    if not taken and request.commercial_only:
+        free = ", ".join(info.name for info in mixture_sources() if info.commercial)
+        msg = (
+            f"{request.archives}: holds no archive whose licence allows commercial use; put one of {free} there, "
+            f"or take in sources of any licence"
+        )
+        raise DataError(msg, settings=("commercial_only",))
     if not taken:
         msg = (
             f"{request.archives}: holds none of the mixture's archives; its plan lists what they are called "
@@ -157,7 +181,7 @@ def open_taken(request: MixtureRequest) -> tuple[Source, ...]:
 
 
 def open_one(request: MixtureRequest, info: SourceInfo) -> Source:
-    """Open one source as the mixture takes it: with or without test shapes.
+    """Open one source as the mixture takes it: with or without test shapes, marked if chosen by its licence.
 
     Raises:
         DataError: if its archive is damaged, or a list of test shapes is missing.
@@ -170,7 +194,12 @@ def open_one(request: MixtureRequest, info: SourceInfo) -> Source:
         path=request.archives, include_test=info.name in request.take_tests
     )
     source = open_source(info.name, source_request)
-    return PartlyHeldOut(source, held_out.benchmark, left_out) if held_out else source
+    choices: dict[str, Any] = {}
+    if held_out is not None:
+        choices["test_shapes"] = _test_shapes(held_out, left_out)
+    if request.commercial_only:
+        choices[COMMERCIAL_ONLY] = True
+    return ChosenShapes(source, choices, left_out) if choices else source
 
 
 def official_shapes(request: MixtureRequest, info: SourceInfo) -> int:
@@ -179,8 +208,12 @@ def official_shapes(request: MixtureRequest, info: SourceInfo) -> int:
     return (info.official or 0) + tests
 
 
-def _exclusion_reason(name: str, request: MixtureRequest, *, only_clouds: bool) -> str:
+def _exclusion_reason(info: SourceInfo, request: MixtureRequest, *, only_clouds: bool) -> str:
     """Why a source stays out; ``only_clouds``: Objaverse is there as point clouds and not as meshes."""
+    name = info.name
+    obstacle = licence_obstacle(info) if request.commercial_only else ""
+    if obstacle:
+        return obstacle
     if request.sources:
         return "" if name in request.sources else "not requested"
     if name == _ONLY_BY_NAME:
@@ -217,15 +250,20 @@ class HeldOutBenchmark:
     """Reads ids and checksum from a file."""
 
 
-class PartlyHeldOut:
-    """A source with or without the shapes of a list; its settings record which."""
+class ChosenShapes:
+    """A source as a mixture takes it, perhaps without the shapes of a list; its settings record the choices."""
 
-    def __init__(self, source: Source, benchmark: str, left_out: HeldOutList | None) -> None:
-        """Wrap ``source``; None leaves nothing out."""
-        test_shapes: dict[str, Any] = {"benchmark": benchmark, "left_out": left_out is not None}
-        if left_out is not None:
-            test_shapes |= {"listed": len(left_out.ids), "list_sha256": left_out.sha256}
-        settings = {**source.facts.settings, "test_shapes": test_shapes}
+    def __init__(
+        self, source: Source, choices: Mapping[str, Any], left_out: HeldOutList | None
+    ) -> None:
+        """Wrap ``source``.
+
+        Args:
+            source: the whole source.
+            choices: further settings of the source that the corpus records.
+            left_out: the shapes to leave out; None for none.
+        """
+        settings = {**source.facts.settings, **choices}
         self.facts: SourceFacts = replace(source.facts, settings=settings)
         self._source = source
         self._ids = left_out.ids if left_out else frozenset()
@@ -242,6 +280,17 @@ class PartlyHeldOut:
     def __getstate__(self) -> dict[str, Any]:
         """Without the list, which a worker does not need."""
         return self.__dict__ | {"_ids": frozenset()}
+
+
+def _test_shapes(held_out: HeldOutBenchmark, left_out: HeldOutList | None) -> dict[str, Any]:
+    """What a corpus records of a benchmark's test shapes in one of its sources."""
+    recorded: dict[str, Any] = {
+        "benchmark": held_out.benchmark,
+        "left_out": left_out is not None,
+    }
+    if left_out is not None:
+        recorded |= {"listed": len(left_out.ids), "list_sha256": left_out.sha256}
+    return recorded
 
 
 def held_out_benchmark(source: str) -> HeldOutBenchmark | None:

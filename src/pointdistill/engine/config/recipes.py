@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -311,6 +312,90 @@ def base_mixture() -> PretrainConfig:
     return replace(base(), name="base-mixture")
 
 
+ADAPT = "adapt"
+"""Name of the recipe that continues from an encoder's weights."""
+
+ADAPT_RATE = 0.2
+"""Peak learning rate of ``adapt``, relative to that of the size's own recipe."""
+
+ADAPT_WARMUP = 0.1
+"""Share of the run in which the learning rate of ``adapt`` rises."""
+
+ADAPT_EPOCHS, ADAPT_LEAST_STEPS = 20, 300
+"""Length of ``adapt``: so many passes over the shapes, and at least so many steps."""
+
+FEWEST_SHAPES = 8
+"""Fewer shapes than these cannot be adapted to."""
+
+_SMALLEST_BATCH, _BATCHES_A_PASS = 4, 4
+
+
+def adapt(encoder: EncoderConfig, mode: Mode, *, shapes: int) -> PretrainConfig:
+    """Our own: continue from an encoder's weights on shapes of one's own, few or many.
+
+    The encoder's size is that of the weights; views, heads, predictor and masks are those of the recipe whose size
+    is nearest. Student and teacher both begin with the weights, and their heads anew, as an encoder comes without
+    them. What is learned already must not be lost while the heads are still random, so the peak learning rate is a
+    fifth of the size's own, it rises over the first tenth of the run, and the teacher's centres begin at the first
+    batch's mean.
+    20 passes over the shapes, and at least 300 steps; the batch is that of the size, but small enough that a pass
+    has four of them.
+
+    The settings printed here are those for the small encoder and 10,000 shapes.
+    Cost: see ``pointdistill plan``, and docs/adapting.md.
+    Source: our own.
+    """
+    # The nearest by its ratio: 96 is as far from 64 as from 144.
+    base = min(
+        (recipe(size, mode) for size in SIZES),
+        key=lambda one: abs(math.log(one.encoder.width / encoder.width)),
+    )
+    batch = max(_SMALLEST_BATCH, min(base.batch_size, shapes // _BATCHES_A_PASS))
+    per_epoch = max(1, shapes // batch)
+    total = max(ADAPT_EPOCHS * per_epoch, ADAPT_LEAST_STEPS)
+    schedule = base.schedule
+    return replace(
+        base,
+        name=ADAPT,
+        encoder=encoder,
+        global_crop=replace(
+            base.global_crop,
+            points=encoder.points,
+            patches=encoder.patches,
+            patch_points=encoder.patch_points,
+        ),
+        local_crop=_fitting_local_crop(base, encoder),
+        schedule=replace(
+            schedule,
+            peak_learning_rate=ADAPT_RATE * schedule.peak_learning_rate,
+            final_learning_rate=min(
+                schedule.final_learning_rate, ADAPT_RATE * schedule.peak_learning_rate
+            ),
+            warmup_epochs=ADAPT_WARMUP * total / per_epoch,
+            temperature_epochs=ADAPT_WARMUP * total / per_epoch,
+            # The teacher averages over some 1 / (1 - momentum) steps, which must be a small part of the run.
+            first_momentum=min(schedule.first_momentum, max(0.98, 1.0 - 10.0 / total)),
+        ),
+        steps=total,
+        batch_size=batch,
+        centers_from_first_batch=True,
+    )
+
+
+def _fitting_local_crop(base: PretrainConfig, encoder: EncoderConfig) -> CropConfig | None:
+    """The base recipe's local crop at the encoder's density."""
+    crop = base.local_crop
+    if crop is None:
+        return None
+    scale = encoder.points / base.encoder.points
+    return replace(
+        crop,
+        points=max(encoder.patch_points, round(crop.points * scale)),
+        patches=max(1, round(crop.patches * encoder.patches / base.encoder.patches)),
+        patch_points=encoder.patch_points,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """A named run."""
@@ -353,6 +438,8 @@ def _all() -> list[Recipe]:
     recipes = [_named(run, run.__name__.replace("_", "-")) for run in runs]
     recipes += [_named(large, "large"), _named(tiny, "tiny")]
     recipes += [_named(_tiny_cls, "tiny-cls"), _named(_tiny_mpm, "tiny-mpm")]
+    about = (inspect.getdoc(adapt) or "").replace("``", "`")
+    recipes.append(Recipe(ADAPT, adapt(small().encoder, Mode.DUAL, shapes=10_000), about))
     for size in ("small", "tiny"):
         for ablation in ABLATIONS:
             name = f"{size}-{ablation.__name__.replace('_', '-')}"

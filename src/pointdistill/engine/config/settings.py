@@ -12,7 +12,7 @@ from typing import Any
 
 from pointdistill.data.files.files import read_json
 from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
-from pointdistill.engine.config.recipes import RECIPES, find_recipe, recipe
+from pointdistill.engine.config.recipes import ADAPT, RECIPES, find_recipe, recipe
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import Mode
 
@@ -67,8 +67,15 @@ class ResolvedConfig:
         return [f"changed from {self.recipe}: {', '.join(self.changed)}"] if self.changed else []
 
 
-def resolve_config(overrides: RunOverrides) -> ResolvedConfig:
+def resolve_config(
+    overrides: RunOverrides, *, continued: PretrainConfig | None = None
+) -> ResolvedConfig:
     """Apply the overrides to the recipe that they name.
+
+    Args:
+        overrides: what the user chose.
+        continued: the recipe ``adapt`` for the weights to start from, which is then the default and what the name
+            ``adapt`` means; None for a run that starts anew.
 
     Raises:
         ConfigError: for an unknown recipe, size or setting, a value of the wrong type, a contradiction, or a
@@ -79,7 +86,7 @@ def resolve_config(overrides: RunOverrides) -> ResolvedConfig:
         msg = "epochs and steps both say how long to train; give one of them"
         raise ConfigError(msg, settings=("epochs", "steps"))
     in_file = {} if overrides.config is None else read_settings(overrides.config)
-    base = _base(overrides, in_file, in_file.pop("recipe", None))
+    base = _base(overrides, in_file, in_file.pop("recipe", None), continued)
     change: dict[str, Any] = {}
     for source in (in_file, *map(parse_assignment, overrides.set), _single_values(overrides)):
         # A later change of epochs overrides earlier steps; in a file or recipe that has both, steps count.
@@ -202,7 +209,10 @@ def _shown(value: Any) -> str:
 
 
 def _base(
-    overrides: RunOverrides, in_file: Mapping[str, Any], recipe_in_file: object
+    overrides: RunOverrides,
+    in_file: Mapping[str, Any],
+    recipe_in_file: object,
+    continued: PretrainConfig | None,
 ) -> PretrainConfig:
     """The recipe to change: the named one, that of the size and mode, or the one named in the file."""
     if overrides.recipe is not None and (overrides.size is not None or overrides.mode is not None):
@@ -211,6 +221,10 @@ def _base(
     if overrides.size is not None or overrides.mode is not None:
         return recipe(overrides.size or "small", Mode(overrides.mode or "dual"))
     chosen = overrides.recipe or recipe_in_file
+    if continued is not None and (
+        chosen == ADAPT or (chosen is None and not _is_complete(in_file))
+    ):
+        return continued
     if chosen is None:
         # A run's config.json is complete; its name only decides which recipe it is compared with.
         known = RECIPES.get(str(in_file.get("name")))

@@ -1,4 +1,4 @@
-"""Classification of whole clouds, few-shot too, and of their points: one result for every protocol and seed."""
+"""Classification of whole clouds: one result for every protocol and seed, or fold of few-shot."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from pointdistill.data.benchmarks.modelnet_fewshot import SPLITS
-from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds, PartBenchmark
-from pointdistill.data.benchmarks.spec import FROZEN, PARTS, TRAINED
+from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
+from pointdistill.data.benchmarks.spec import FROZEN, PARTIAL, TRAINED
 from pointdistill.engine.evaluation.protocols import FrozenRun, trained_score, training_cost
-from pointdistill.engine.evaluation.results import Result, combine
+from pointdistill.engine.evaluation.results import WHOLE_METRICS, Result, combine
 from pointdistill.engine.evaluation.run import HEADS, Evaluation, EvaluationRun, side_sizes
 from pointdistill.engine.features import HeadTraining, Score
 from pointdistill.engine.features.extract import BATCH_SIZE
@@ -22,9 +22,7 @@ from pointdistill.engine.features.feature_extractors import (
     GeometricFeatures,
 )
 from pointdistill.engine.features.inputs import ProtocolInput, protocol_input
-from pointdistill.engine.finetuning.epochs import EpochRecord
 from pointdistill.engine.finetuning.recipes import recipe_for
-from pointdistill.engine.finetuning.segmentation import SegmenterRecipe, train_segmenter
 from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
@@ -134,6 +132,7 @@ def measure_seeds(run: EvaluationRun, benchmark: Benchmark) -> list[Result]:
             seed,
             sizes=side_sizes(benchmark),
             protocol_epochs=protocol_epochs(protocol, benchmark.name, run),
+            metrics=WHOLE_METRICS if protocol in PARTIAL else ("OA", "mAcc"),
         )
         for seed in run.seeds
         for protocol in run.protocols
@@ -144,7 +143,7 @@ def measure_seeds(run: EvaluationRun, benchmark: Benchmark) -> list[Result]:
     def record(pair: tuple[str, int], score: Score) -> None:
         results[pair] = run.record(templates[pair], score, benchmark.classes)
 
-    frozen = [pair for pair in missing if pair[0] in FROZEN]
+    frozen = [pair for pair in missing if pair[0] in (*FROZEN, *PARTIAL)]
     for protocol, seed, score in _frozen_scores(run, benchmark, frozen):
         record((protocol, seed), score)
     trained = [pair for pair in missing if pair[0] in TRAINED]
@@ -227,6 +226,7 @@ def _train(
         device=extractor.device,
         report=report,
         file=file,
+        hold_out=run.hold_out_of(protocol),
     )
 
 
@@ -235,6 +235,10 @@ def protocol_epochs(protocol: str, benchmark: str, evaluation: Evaluation) -> in
     if protocol in HEADS:
         return (evaluation.head or HeadTraining()).epochs
     return recipe_for(benchmark, protocol).epochs if protocol in TRAINED else None
+
+
+# Few-shot: every setting has ten folds, each with training and test shapes of its own. Source: section 7 of
+# docs/method.md.
 
 
 def evaluate_folds(run: EvaluationRun) -> list[Result]:
@@ -247,7 +251,7 @@ def evaluate_folds(run: EvaluationRun) -> list[Result]:
     found: list[Result] = []
     for index, split in enumerate(run.splits):
         folds = [_read_fold(run, split, fold) for fold in run.seeds]
-        run.announce(folds[0], tested=_as_one(folds))
+        run.announce(folds[0], tested=_all_tests(folds))
         found += _measure_folds(run, folds, run.splits[index + 1 :])
     return found
 
@@ -273,7 +277,7 @@ def _read_fold(run: EvaluationRun, split: str | None, fold: int) -> Benchmark:
     return replace(benchmark, form=f"{folder}/*.pkl")
 
 
-def _as_one(folds: Sequence[Benchmark]) -> Benchmark:
+def _all_tests(folds: Sequence[Benchmark]) -> Benchmark:
     """The test clouds of all folds together. Their labels must not be used: every fold has its own classes."""
     least = min(fold.test.points.shape[1] for fold in folds)
     points = np.concatenate([fold.test.points[:, :least] for fold in folds])
@@ -287,68 +291,3 @@ def _fold_cost(split: str | None, like: Benchmark) -> float:
     """
     way, shot = SPLITS[split or ""]
     return way * (3 * shot + len(like.test) / len(like.classes))
-
-
-def evaluate_parts(run: EvaluationRun) -> list[Result]:
-    """One result for every seed of a run."""
-    (split,) = run.splits
-    benchmark = run.read(split)
-    assert isinstance(benchmark, PartBenchmark)
-    run.announce(benchmark)
-    found = []
-    for index, seed in enumerate(run.seeds):
-        template = run.template(
-            benchmark,
-            PARTS,
-            seed,
-            sizes=side_sizes(benchmark),
-            protocol_epochs=SegmenterRecipe().epochs,
-            metrics=("instance mIoU", "class mIoU"),
-        )
-        result = run.find(template)
-        if result is None:
-            with run.training_file(template) as file:
-                later = len(run.seeds) - index - 1
-                result = run.record(
-                    template, _train_parts(run, benchmark, seed, later=later, file=file)
-                )
-        found.append(result)
-    return found
-
-
-def _train_parts(
-    run: EvaluationRun,
-    benchmark: PartBenchmark,
-    seed: int,
-    *,
-    later: int,
-    file: TrainingFile | None,
-) -> Score:
-    """One training; its forecast covers the ``later`` ones too."""
-    extractor = run.extractor
-    assert isinstance(extractor, EncoderFeatures)
-    task = f"{benchmark.name}, seed {seed}: parts"
-    forecast = Forecast(run.reporter, task)
-    if run.epochs is None:
-        forecast.hint, forecast.settings = SHORTER
-
-    def report(record: EpochRecord) -> None:
-        forecast(record.epoch, record.epochs * (1 + later), latest=1)
-        run.reporter.progress(task, record.epoch, record.epochs)
-
-    score = train_segmenter(
-        extractor.encoder,
-        benchmark.train,
-        benchmark.test,
-        category_parts=benchmark.category_parts,
-        recipe=SegmenterRecipe(),
-        inputs=extractor.inputs,
-        seed=seed,
-        epochs=run.epochs,
-        device=extractor.device,
-        report=report,
-        file=file,
-    ).score
-    return Score(
-        accuracy=score.instance, class_accuracy=score.category, best_accuracy=score.best_instance
-    )

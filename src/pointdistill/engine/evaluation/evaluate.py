@@ -21,22 +21,27 @@ from pointdistill.data.benchmarks.registry import (
 from pointdistill.data.benchmarks.spec import (
     ALL_PROTOCOLS,
     FROZEN,
+    PARTIAL,
     RETRIEVAL,
     BenchmarkPaths,
     BenchmarkSpec,
 )
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.sources.labelled_folder import OWN_FOLDER
-from pointdistill.engine.evaluation.classification import (
-    evaluate_classification,
-    evaluate_folds,
-    evaluate_parts,
-)
+from pointdistill.engine.evaluation.classification import evaluate_classification, evaluate_folds
 from pointdistill.engine.evaluation.leak_check import LeakRequest, command_in_words, leak_warning
 from pointdistill.engine.evaluation.lvis import evaluate_draws
+from pointdistill.engine.evaluation.parts import evaluate_parts
 from pointdistill.engine.evaluation.results import Result, comparison_for
 from pointdistill.engine.evaluation.retrieval import evaluate_retrieval
-from pointdistill.engine.evaluation.run import COPIES_ON_CPU, HEADS, VOTING, EvaluationRun
+from pointdistill.engine.evaluation.run import (
+    BY_EPOCHS,
+    COPIES_ON_CPU,
+    HEADS,
+    VOTING,
+    EvaluationRun,
+    check_hold_out,
+)
 from pointdistill.engine.evaluation.store import ScoreStore
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
 from pointdistill.engine.features.inputs import embedding_input, protocol_input
@@ -105,6 +110,10 @@ class EvaluationRequest:
     votes: int = 1
     """Versions of each test cloud whose logits are averaged."""
 
+    hold_out: float | None = None
+    """Share of every class of the training split that selects an epoch instead of being trained on, in protocols
+    with epochs; None to train on all of it, as published."""
+
     augmented_copies: int | None = None
     """For the heads on frozen features: 0 augments anew in each epoch, as published. None means 0 on a GPU and
     ``COPIES_ON_CPU`` on a CPU."""
@@ -129,9 +138,11 @@ class EvaluationRequest:
         check_data_choice(stand_in=self.stand_in, data=self.data, corpus=self.corpus)
         if self.up is not None:
             check_axis(self.up)
+        check_hold_out(self.hold_out, votes=self.votes)
         for name in self.names:
             self.splits_of(name)
             self.seeds_of(name)
+        self._check_hold_out()
         if not any(self.protocols_of(name) for name in self.names):
             msg = f"no benchmark can be measured by {', '.join(self.protocols)} with {self.votes} votes"
             raise ConfigError(msg)
@@ -146,6 +157,23 @@ class EvaluationRequest:
         if self.benchmark != FOLDER and self.up is not None:
             msg = f"{self.benchmark} has its own axes; an up axis is for your own folder"
             raise ConfigError(msg, settings=("up",))
+
+    def _check_hold_out(self) -> None:
+        """Raise if clouds are to be held out and nothing is trained for epochs that could be selected from."""
+        if self.hold_out is None:
+            return
+        usable = [
+            name
+            for name in self.names
+            if BENCHMARKS[name].task not in ("draws", "retrieval")
+            and set(self.protocols_of(name)) & set(BY_EPOCHS)
+        ]
+        if not usable:
+            msg = (
+                f"nothing requested of {self.benchmark} is tested after every epoch; an epoch can be selected in "
+                f"{', '.join(BY_EPOCHS)}, of other benchmarks than lvis"
+            )
+            raise ConfigError(msg, settings=("hold_out",))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -266,7 +294,7 @@ def evaluate_saved(
         paths[name] = find_stand_in(name, folder=request.folder, reporter=reporter)
     evaluator = _Evaluator(request, encoder, device, reporter, leaks_command)
     evaluator.introduce(paths)
-    frozen = (*FROZEN, RETRIEVAL)
+    frozen = (*FROZEN, *PARTIAL, RETRIEVAL)
     passes = (frozen, tuple(set(ALL_PROTOCOLS) - set(frozen)))
     for protocols in passes if request.benchmark == ALL else (ALL_PROTOCOLS,):
         for name, where in paths.items():
@@ -403,6 +431,7 @@ class _Evaluator:
             repeated_over=spec.repeated_over,
             epochs=request.epochs,
             votes=request.votes,
+            hold_out=request.hold_out,
             augmented_copies=self._copies,
             store=store,
             warn=warn,

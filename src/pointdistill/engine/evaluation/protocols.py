@@ -5,14 +5,17 @@ Sizes: n test clouds, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
+from pointdistill.data.benchmarks.spec import PARTIAL
 from pointdistill.engine.evaluation.run import HEADS, Evaluation
 from pointdistill.engine.features import (
     Head,
@@ -25,10 +28,18 @@ from pointdistill.engine.features import (
     nearest_neighbour_probe,
     score_predictions,
     svm_probe,
+    svm_scores,
     train_heads,
 )
 from pointdistill.engine.features.feature_extractors import FeatureExtractor
-from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches, voting_input
+from pointdistill.engine.features.inputs import (
+    CUTS,
+    KEPT_SHARES,
+    ProtocolInput,
+    cloud_batches,
+    partial_clouds,
+    voting_input,
+)
 from pointdistill.engine.finetuning.classification import (
     EVALUATION_BATCH,
     patchify_from_outermost,
@@ -42,6 +53,8 @@ from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import to_unit_sphere
 
 _HEADS: dict[str, Callable[..., Head]] = {"linear": LinearHead, "mlp": MlpHead}
+
+_HELD_OUT_STREAM = 7_221
 
 FROZEN_COST = 1 / 3
 """Cost of an epoch with a frozen encoder relative to one that trains it: it has no backward pass."""
@@ -79,23 +92,56 @@ class FrozenRun:
         for protocol in protocols:
             if protocol in at_once:
                 yield protocol, at_once[protocol]()
+        partial = [protocol for protocol in protocols if protocol in PARTIAL]
+        if partial:
+            tests = {"whole": angles[1], **dict(self._partial(test))}
+            for protocol in partial:
+                yield protocol, self._partial_score(protocol, angles[0], tests)
         heads = [protocol for protocol in protocols if protocol in HEADS]
         if heads:
-            yield from zip(heads, self._train(heads, whole[1]), strict=True)
+            yield from zip(heads, self._train(heads, *whole), strict=True)
 
-    def _train(self, names: Sequence[str], test: Samples) -> list[Score]:
-        """Scores of the heads, which share the features of every epoch."""
+    def _partial(self, test: LabelledClouds) -> Iterator[tuple[str, Samples]]:
+        """Features of what is left of the test clouds under each cut and share, by the name of the figure."""
+        inputs = self._extractor.inputs
+        for cut, share in itertools.product(CUTS, KEPT_SHARES):
+            points = partial_clouds(test.points, inputs, seed=self._seed, cut=cut, share=share)
+            clouds = LabelledClouds(points, test.labels)
+            features = self._extract(self._extractor, clouds, epoch=None)
+            yield f"{cut} {100.0 * share:g}", Samples(self._extractor.unit(features), _labels(test))
+
+    def _partial_score(self, protocol: str, train: Samples, tests: Mapping[str, Samples]) -> Score:
+        """The score on the first of ``tests``, whole clouds, with the accuracy on each kind of part beside it."""
+        if protocol == "partial-knn":
+            scores = [nearest_neighbour_probe(train, test) for test in tests.values()]
+        else:
+            scores = svm_scores(train, list(tests.values()), seed=self._seed)
+        named = list(zip(tests, scores, strict=True))
+        further = tuple((name, score.accuracy) for name, score in named[1:])
+        return replace(scores[0], further=further, confusion=None)
+
+    def _train(self, names: Sequence[str], train: Samples, test: Samples) -> list[Score]:
+        """Scores of the heads, which share the features of every epoch; ``train`` has no augmentation."""
         width, classes = test.features.shape[1], len(self._benchmark.classes)
+        features, held_out = self._augmented_features(), None
+        if self._evaluation.hold_out is not None:
+            chosen = torch.from_numpy(
+                held_out_part(train.labels.numpy(), self._evaluation.hold_out, seed=self._seed)
+            )
+            held_out = Samples(train.features[chosen], train.labels[chosen])
+            features = _rows_of(features, ~chosen)
+            train = Samples(train.features[~chosen], train.labels[~chosen])
         generators = [torch.Generator().manual_seed(self._seed) for _ in names]
         drawn = zip(names, generators, strict=True)
         return train_heads(
             [_HEADS[name](width, classes, generator=generator) for name, generator in drawn],
-            self._augmented_features(),
-            _labels(self._benchmark.train),
+            features,
+            train.labels,
             test,
             classes=classes,
             settings=self._evaluation.head_training,
             votes=self._votes(),
+            held_out=held_out,
         )
 
     def _votes(self) -> list[Tensor]:
@@ -127,6 +173,26 @@ class FrozenRun:
         return extractor(clouds.points, seed=self._seed, epoch=epoch, count=self._count)
 
 
+def _rows_of(features: Callable[[int], Tensor], chosen: Tensor) -> Callable[[int], Tensor]:
+    """The chosen rows of each epoch's features."""
+    return lambda epoch: features(epoch)[chosen]
+
+
+def held_out_part(labels: NDArray[np.int64], share: float, *, seed: int) -> NDArray[np.bool_]:
+    """Which of (n,) labelled training clouds are held out: (n,) bool, the given share of every class.
+
+    At least one cloud of every class of two and more, and never all of them.
+    """
+    # In front of the seed a constant of its own, so that the choice is that of nothing else with this seed.
+    rng = np.random.default_rng((_HELD_OUT_STREAM, seed))
+    chosen = np.zeros(len(labels), np.bool_)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        if len(members) > 1:
+            chosen[members[: max(1, round(share * len(members)))]] = True
+    return chosen
+
+
 def _labels(clouds: LabelledClouds) -> Tensor:
     return torch.from_numpy(np.asarray(clouds.labels, dtype=np.int64))
 
@@ -151,8 +217,9 @@ def trained_score(
     device: torch.device | str,
     report: Callable[[int], None],
     file: TrainingFile | None = None,
+    hold_out: float | None = None,
 ) -> Score:
-    """Train under ``finetune`` or ``scratch``; the score of the last epoch, with the best epoch beside it.
+    """Train under ``finetune`` or ``scratch``; the last epoch's score, with the best and selected epoch beside it.
 
     Args:
         encoder: copied, not changed.
@@ -166,13 +233,20 @@ def trained_score(
         device: where to train.
         report: called with the number of epochs done.
         file: where the training is saved while it runs; if the file exists, the training continues from it.
+        hold_out: share of every class that is not trained on but selects the epoch; None for none.
 
     Raises:
         KeyboardInterrupt: if ``file`` asks to stop; the training is saved in it by then.
     """
+    train, held_out = benchmark.train, None
+    if hold_out is not None:
+        chosen = held_out_part(train.labels, hold_out, seed=seed)
+        train, held_out = (
+            LabelledClouds(train.points[part], train.labels[part]) for part in (~chosen, chosen)
+        )
     result = train_classifier(
         encoder,
-        benchmark.train,
+        train,
         benchmark.test,
         classes=len(benchmark.classes),
         recipe=recipe_for(benchmark.name, protocol),
@@ -182,6 +256,7 @@ def trained_score(
         device=device,
         report=lambda record: report(record.epoch),
         file=file,
+        held_out=held_out,
     )
     logits = voted_logits(
         result.classifier, benchmark.test, inputs, seed=seed, votes=votes, device=device
@@ -189,8 +264,14 @@ def trained_score(
     score = score_predictions(logits.argmax(1), torch.from_numpy(benchmark.test.labels))
     if votes > 1:
         return score
-    best = result.score
-    return replace(score, best_accuracy=best.best_accuracy, best_epoch=best.best_epoch)
+    by_epoch = result.score
+    return replace(
+        score,
+        best_accuracy=by_epoch.best_accuracy,
+        best_epoch=by_epoch.best_epoch,
+        selected_accuracy=by_epoch.selected_accuracy,
+        selected_epoch=by_epoch.selected_epoch,
+    )
 
 
 def voted_logits(

@@ -13,6 +13,7 @@ from pointdistill.data.benchmarks.spec import (
     BASE_MIXTURE,
     CLS_SMALL,
     MPM_SMALL,
+    PARTIAL,
     RETRIEVAL,
     SCRATCH_SMALL,
     SMALL,
@@ -40,8 +41,11 @@ RULES = 2
 epoch was trained on, the patches of training clouds for a head began at the outermost point, and only the
 fine-tuning recipes had stochastic depth."""
 
-_WITHOUT_RULES = ("svm", "logistic", RETRIEVAL)
+_WITHOUT_RULES = ("svm", "logistic", RETRIEVAL, *PARTIAL)
 """Protocols whose results no change of rules has affected."""
+
+WHOLE_METRICS = ("whole OA", "whole mAcc")
+"""Main figures of the protocols on partial shapes: those on whole test clouds. They have a table of their own."""
 
 FOLDS = "folds"
 """What a few-shot result is repeated over."""
@@ -160,6 +164,12 @@ class Result:
     """Augmented sets of training clouds used in turn; None if each epoch made its own, as published, or nothing
     was augmented."""
 
+    hold_out: float | None = None
+    """Share of every class of the training split that was not trained on but selected an epoch; None for none."""
+
+    selected_accuracy: Spread | None = None
+    """The first main figure after the epoch that was best on the held-out clouds."""
+
     rules: int = 1
     """Version of the protocol's rules, see ``RULES``; results from before this field existed have the first."""
 
@@ -174,6 +184,8 @@ class Result:
             )
         if self.votes > 1:
             parts.append(f"{self.votes} votes")
+        if self.hold_out is not None:
+            parts.append(f"{100.0 * self.hold_out:g} % held out")
         if self.rules < rules_of(self.protocol):
             parts.append("earlier rules")
         return ", ".join(parts)
@@ -202,6 +214,7 @@ _VARYING = (
     "accuracy",
     "class_accuracy",
     "best_epoch_accuracy",
+    "selected_accuracy",
     "published",
     "notes",
     "further",
@@ -211,12 +224,13 @@ _VARYING = (
 
 def with_score(template: Result, score: Score) -> Result:
     """The result of one seed: a template, completed with the figures of a score."""
-    best = score.best_accuracy
+    best, selected = score.best_accuracy, score.selected_accuracy
     return replace(
         template,
         accuracy=Spread.of([score.accuracy]),
         class_accuracy=Spread.of([score.class_accuracy]),
         best_epoch_accuracy=None if best is None else Spread.of([best]),
+        selected_accuracy=None if selected is None else Spread.of([selected]),
         further=tuple(Figure(name, Spread.of([value])) for name, value in score.further),
         notes=(score.note,) if score.note else (),
         each=(score.accuracy,),
@@ -230,6 +244,7 @@ def setting_of(result: Result) -> tuple[Hashable, ...]:
     left_out |= {"features"} if result.fingerprint else set()
     # Left out where it says nothing, so that a score stored before the field existed is found.
     left_out |= {"rules"} if result.rules == 1 else set()
+    left_out |= {"hold_out"} if result.hold_out is None else set()
     return tuple(getattr(result, item.name) for item in fields(Result) if item.name not in left_out)
 
 
@@ -245,6 +260,7 @@ def combine(results: Sequence[Result]) -> list[Result]:
 def _join(seeds: Sequence[Result]) -> Result:
     """Results of single seeds of one setting as one result; names and published figures are those of the last."""
     best = [s.best_epoch_accuracy.mean for s in seeds if s.best_epoch_accuracy is not None]
+    selected = [s.selected_accuracy.mean for s in seeds if s.selected_accuracy is not None]
     names = [figure.name for figure in seeds[0].further]
     columns = zip(*[[figure.value.mean for figure in s.further] for s in seeds], strict=True)
     return replace(
@@ -253,6 +269,7 @@ def _join(seeds: Sequence[Result]) -> Result:
         accuracy=Spread.of([s.accuracy.mean for s in seeds]),
         class_accuracy=Spread.of([s.class_accuracy.mean for s in seeds]),
         best_epoch_accuracy=Spread.of(best) if len(best) == len(seeds) else None,
+        selected_accuracy=Spread.of(selected) if len(selected) == len(seeds) else None,
         notes=tuple(dict.fromkeys(note for s in seeds for note in s.notes)),
         further=tuple(Figure(n, Spread.of(c)) for n, c in zip(names, columns, strict=True)),
         each=tuple(s.accuracy.mean for s in seeds),

@@ -14,6 +14,7 @@ from pointdistill.data.benchmarks.records import Benchmark, LabelledShapes, Part
 from pointdistill.data.benchmarks.spec import (
     ALL_PROTOCOLS,
     FROZEN,
+    PARTIAL,
     PARTS,
     TRAINED,
     BenchmarkPaths,
@@ -28,6 +29,7 @@ from pointdistill.engine.evaluation.results import (
 )
 from pointdistill.engine.features import HeadTraining, Score
 from pointdistill.engine.features.feature_extractors import FeatureExtractor
+from pointdistill.engine.features.inputs import CUTS, KEPT_SHARES
 from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.runtime.devices import interruptible
 from pointdistill.errors import ConfigError
@@ -42,6 +44,11 @@ HEADS = ("linear", "mlp")
 
 VOTING = HEADS + TRAINED
 """Protocols that have logits to average."""
+
+BY_EPOCHS = (*VOTING, PARTS)
+"""Protocols that train for epochs, one of which can be selected on held-out clouds."""
+
+LARGEST_HOLD_OUT = 0.5
 
 COPIES_ON_CPU = 4
 """Augmented copies for the heads on a CPU, where 150 passes of an encoder take too long."""
@@ -67,6 +74,10 @@ class Evaluation:
 
     votes: int = 1
     """Versions of each test cloud whose logits are averaged; 1 means no voting."""
+
+    hold_out: float | None = None
+    """Share of every class of the training split that is not trained on but selects the epoch, in protocols that
+    have epochs; None to train on all of it, as published. A deviation that every result names."""
 
     head: HeadTraining | None = None
     """Settings of the linear layer and of the MLP before ``epochs`` shortens them; None for the published ones."""
@@ -98,10 +109,16 @@ class Evaluation:
             msg = f"votes must be at least 1, and more only for {', '.join(VOTING)}, got {self.votes}{who}"
             raise ConfigError(msg)
 
+        check_hold_out(self.hold_out, votes=self.votes)
+
     @property
     def head_training(self) -> HeadTraining:
         """Settings of the heads, shortened if ``epochs`` is given."""
         return (self.head or HeadTraining()).shortened(self.epochs)
+
+    def hold_out_of(self, protocol: str) -> float | None:
+        """The share that a protocol holds out; None if it trains on all clouds, or not for epochs."""
+        return self.hold_out if protocol in BY_EPOCHS else None
 
     def copies_of(self, protocol: str) -> int | None:
         """Number of augmented sets that a protocol repeats; None if every epoch has its own, or none is made."""
@@ -112,14 +129,17 @@ class Evaluation:
 
     def clouds_to_extract(self, benchmark: Benchmark, protocols: tuple[str, ...]) -> int:
         """Clouds that go through the encoder for frozen ``protocols`` and one seed: nearly all of their cost."""
-        if not set(protocols) & set(FROZEN):
+        if not set(protocols) & {*FROZEN, *PARTIAL}:
             return 0
         train, test = len(benchmark.train), len(benchmark.test)
-        if not set(protocols) & set(HEADS):
-            return train + test
-        epochs = self.head_training.epochs
-        sets = min(self.augmented_copies or epochs, epochs)
-        return train * (1 + sets) + test * self.votes
+        total = train + test
+        if set(protocols) & set(PARTIAL):
+            total += test * len(CUTS) * len(KEPT_SHARES)
+        if set(protocols) & set(HEADS):
+            epochs = self.head_training.epochs
+            sets = min(self.augmented_copies or epochs, epochs)
+            total += train * sets + test * (self.votes - 1)
+        return total
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,6 +261,7 @@ class EvaluationRun(Evaluation):
             votes=self.votes if protocol in VOTING else 1,
             copies=copies,
             rules=rules_of(protocol),
+            hold_out=None if isinstance(benchmark, LvisShapes) else self.hold_out_of(protocol),
         )
         published = published_figure(
             self.published_model,
@@ -280,6 +301,24 @@ class EvaluationRun(Evaluation):
             yield TrainingFile(path, stop)
         if stop():
             raise KeyboardInterrupt
+
+
+def check_hold_out(share: float | None, *, votes: int) -> None:
+    """Raise unless this share of the training clouds can be held out.
+
+    Raises:
+        ConfigError: if it is not between 0 and a half, or there are votes.
+    """
+    if share is None:
+        return
+    if not 0.0 < share <= LARGEST_HOLD_OUT:
+        msg = (
+            f"hold_out must be above 0 and at most {LARGEST_HOLD_OUT}, got {share:g}; 0.1 is usual"
+        )
+        raise ConfigError(msg)
+    if votes > 1:
+        msg = f"an epoch is selected without votes, got {votes} votes; leave one of the two out"
+        raise ConfigError(msg, settings=("hold_out", "votes"))
 
 
 def side_sizes(benchmark: Benchmark | PartBenchmark) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pointdistill.data.benchmarks.spec import CLASSIFICATION
+from pointdistill.data.benchmarks.spec import CLASSIFICATION, PARTIAL
 from pointdistill.data.files.files import read_json, write_aside, write_json
 from pointdistill.data.files.workspace import last_run
 from pointdistill.engine.config.config import from_plain, to_plain
@@ -29,7 +29,7 @@ from pointdistill.engine.evaluation.results import (
     setting_of,
     write_results,
 )
-from pointdistill.engine.evaluation.tables import confusion_chart, results_tables
+from pointdistill.engine.evaluation.tables import confusion_chart, partial_chart, results_tables
 from pointdistill.engine.features import Confusion
 from pointdistill.engine.pretraining.run_folder import run_folder_of
 from pointdistill.engine.weights.encoders import fingerprint
@@ -91,10 +91,10 @@ class ScoreStore:
         rows = self.results()
         write_results(self.output / RESULTS, rows)
         parts = [table.markdown() for table in results_tables(rows)]
-        pictures = [(row, self._picture(row)) for row in rows]
+        pictures = {self._picture(row): row for row in rows}
         shown = [
             f"![{_title(row)}]({path.relative_to(self.output).as_posix()})"
-            for row, path in pictures
+            for path, row in pictures.items()
             if path.exists()
         ]
         with write_aside(self.output / TABLE) as aside:
@@ -102,7 +102,7 @@ class ScoreStore:
 
     def draw(self, results: Sequence[Result]) -> list[Path]:
         """Draw the confusion matrix and class accuracies of each result, over its seeds; returns the new files."""
-        drawn = []
+        drawn = self._draw_curves(results)
         for row in self.results(results):
             path, setting = self._picture(row), setting_of(row)
             # The classes of one fold are not those of another.
@@ -125,6 +125,20 @@ class ScoreStore:
             self.publish()
         return drawn
 
+    def _draw_curves(self, results: Sequence[Result]) -> list[Path]:
+        """Draw the curves on partial shapes, each with all sets of features that the folder has of it."""
+        drawn = []
+        for row in self.results(results):
+            path = self._picture(row)
+            if row.protocol not in PARTIAL or path in drawn:
+                continue
+            rows = [one for one in self.results() if self._picture(one) == path]
+            chart = partial_chart(rows, title=_title(row))
+            with write_aside(path) as aside:
+                aside.write_bytes(chart)
+            drawn.append(path)
+        return drawn
+
     def _names(self) -> list[str]:
         """File names of all scores that were read."""
         names = sorted(path.name for path in (self.output / SCORES).glob("*.json"))
@@ -145,7 +159,10 @@ class ScoreStore:
         return self.output / SCORES / name
 
     def _picture(self, row: Result) -> Path:
-        key = hashlib.sha256(repr(setting_of(row)).encode()).hexdigest()[:8]
+        # On partial shapes one picture compares all sets of features.
+        shared = (row.benchmark, row.split, row.checksum, row.protocol)
+        setting = shared if row.protocol in PARTIAL else setting_of(row)
+        key = hashlib.sha256(repr(setting).encode()).hexdigest()[:8]
         return self.output / PICTURES / f"{_stem(row)}-{key}.png"
 
 
@@ -182,6 +199,8 @@ def _sort_key(row: Result) -> tuple[object, ...]:
 
 def _title(row: Result) -> str:
     data = f"{row.data_name}, {row.split}" if row.split else row.data_name
+    if row.protocol in PARTIAL:
+        return f"{data}: {row.label}"
     return f"{data}: {row.label}, {row.metrics[0]} {row.accuracy} %"
 
 

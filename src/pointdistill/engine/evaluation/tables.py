@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.registry import spec_titled
 from pointdistill.data.benchmarks.spec import RETRIEVAL, PublishedDescriptor
-from pointdistill.engine.evaluation.results import Result
+from pointdistill.engine.evaluation.results import WHOLE_METRICS, Result
 from pointdistill.engine.reports.tables import Table
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ NOTHING = "-"
 _BEST = "best epoch %"
 _PUBLISHED = "published %"
 _OWN = ("features", "split")  # what other methods have of their own
+_SELECTED = "selected %"
 _SHARED = ("features", "split", "data", "points / patches", "repeats")
 _NOTED = ("features", "points / patches")
 _COPYING = ("linear", "mlp")  # protocols that may use copies instead of augmenting anew
@@ -62,6 +63,8 @@ def results_table(results: Sequence[Result]) -> Table:
     shared_notes = [f"{key.capitalize()}: {shared[key]}." for key in _NOTED if key in shared]
     if all(result.best_epoch_accuracy is None for result in results):
         columns.remove(_BEST)
+    if all(result.selected_accuracy is None for result in results):
+        columns.remove(_SELECTED)
     if all(_is_whole(result) and result.published is None for result in results):
         columns.remove(_PUBLISHED)
     return Table(
@@ -76,6 +79,8 @@ def _what(result: Result) -> str:
     """The kind of figures, as a title begins."""
     if result.protocol == RETRIEVAL:
         return "Retrieval"
+    if result.metrics == WHOLE_METRICS:
+        return "Accuracy with a share of each test cloud's points kept,"
     main = result.metrics[0] if "IoU" in result.metrics[0] else "accuracy"
     return f"{main[0].upper()}{main[1:]}"
 
@@ -119,7 +124,8 @@ def _row(result: Result, further: Sequence[str]) -> dict[str, str]:
     """The cells of one result by their columns."""
     patches = "" if result.patches is None else f" / {result.patches}"
     values = {figure.name: str(figure.value) for figure in result.further}
-    best, published = result.best_epoch_accuracy, result.published
+    best, selected = result.best_epoch_accuracy, result.selected_accuracy
+    published = result.published
     return {
         "features": result.features,
         "split": result.split or NOTHING,
@@ -131,6 +137,7 @@ def _row(result: Result, further: Sequence[str]) -> dict[str, str]:
         f"{result.metrics[1]} %": str(result.class_accuracy),
         **{f"{name} %": values.get(name, NOTHING) for name in further},
         _BEST: NOTHING if best is None else str(best),
+        _SELECTED: NOTHING if selected is None else str(selected),
         _PUBLISHED: NOTHING if published is None else str(published),
     }
 
@@ -143,6 +150,16 @@ def _notes(results: Sequence[Result]) -> list[str]:
         notes.append(
             f"{results[0].metrics[0]} is that of the last epoch. The best epoch is chosen on the test split: "
             "a bound, not a result."
+        )
+    if any(result.selected_accuracy is not None for result in results):
+        notes.append(
+            "Selected: the test score after the epoch that was best on the held-out part of the training split, "
+            "which was not trained on: a result."
+        )
+    if any(result.metrics == WHOLE_METRICS for result in results):
+        notes.append(
+            "The probes are fitted on whole training clouds. Of each test cloud's input points, a share is kept: "
+            "drawn at random, or the contiguous part nearest to a random point."
         )
     copied: dict[str, list[str]] = {}
     for result in results:
@@ -300,3 +317,43 @@ def _draw_accuracies(axis: Axes, accuracies: NDArray[np.float64]) -> None:
     axis.tick_params(axis="y", which="both", length=0, labelleft=False)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def partial_chart(results: Sequence[Result], *, title: str) -> bytes:
+    """Draw the accuracy against the share of points kept: a line for every cut of every set of features.
+
+    Args:
+        results: on partial shapes, of one benchmark, split and probe.
+        title: printed above.
+
+    Returns:
+        A PNG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 4.2), dpi=_DPI, layout="constrained")
+    axis = figure.subplots()
+    for number, result in enumerate(results):
+        for cut, style in (("random", "--"), ("contiguous", "-")):
+            parts = [one for one in result.further if one.name.startswith(f"{cut} ")]
+            spreads = [result.accuracy, *(one.value for one in parts)]
+            axis.errorbar(
+                [100.0, *(float(one.name.removeprefix(f"{cut} ")) for one in parts)],
+                [spread.mean for spread in spreads],
+                yerr=[spread.deviation or 0.0 for spread in spreads],
+                linestyle=style,
+                marker="o",
+                markersize=3,
+                capsize=2,
+                color=f"C{number % 10}",
+                label=f"{result.features}, {cut}",
+            )
+    axis.invert_xaxis()
+    axis.set_xlabel("share of the points kept, %")
+    axis.set_ylabel("overall accuracy, %")
+    axis.grid(color="#e4e4e4", linewidth=0.6)
+    axis.legend(fontsize=7)
+    axis.set_title(title, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -7,11 +7,13 @@ from pointdistill.engine.features.fitted_probes import (
     Confusion,
     Samples,
     Score,
+    cross_validate,
     logistic_probe,
     nearest_neighbour_probe,
     rank_classes,
     score_predictions,
     svm_probe,
+    svm_scores,
 )
 from pointdistill.engine.features.probe_heads import (
     Head,
@@ -33,6 +35,7 @@ __all__ = [
     "MlpHead",
     "Samples",
     "Score",
+    "cross_validate",
     "linear_probe",
     "logistic_probe",
     "mean_logits",
@@ -41,6 +44,7 @@ __all__ = [
     "score_predictions",
     "smooth_targets",
     "svm_probe",
+    "svm_scores",
     "train_head",
     "train_heads",
 ]

@@ -6,11 +6,13 @@ Every probe takes labelled features, ``Samples``, and returns a ``Score``.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
@@ -97,6 +99,12 @@ class Score:
 
     best_epoch: int | None = None
     """The first epoch, counted from 1, that reached ``best_accuracy``."""
+
+    selected_accuracy: float | None = None
+    """OA after the epoch that was best on clouds held out of the training split; None if none were."""
+
+    selected_epoch: int | None = None
+    """That epoch, counted from 1; the last of several that were equally good."""
 
     note: str = ""
     """What a reader must know before trusting the figures; may be empty."""
@@ -229,6 +237,11 @@ def svm_probe(train: Samples, test: Samples, *, seed: int) -> Score:
         test: features of the same width.
         seed: order in which liblinear visits the clouds, where its solver draws one.
     """
+    return svm_scores(train, [test], seed=seed)[0]
+
+
+def svm_scores(train: Samples, tests: Sequence[Samples], *, seed: int) -> list[Score]:
+    """Fit the SVM of ``svm_probe`` once, and score it on several sets."""
     machine = LinearSVC(random_state=seed)
     check_classes(train)
     with warnings.catch_warnings(record=True) as caught:
@@ -236,5 +249,31 @@ def svm_probe(train: Samples, test: Samples, *, seed: int) -> Score:
         machine.fit(train.features.numpy(), train.labels.numpy())
     cut_short = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     note = f"the SVM stopped at {machine.max_iter} iterations, not converged" if cut_short else ""
-    predicted = torch.from_numpy(machine.predict(test.features.numpy()))
-    return score_predictions(predicted, test.labels, note=note)
+    return [
+        score_predictions(
+            torch.from_numpy(machine.predict(test.features.numpy())), test.labels, note=note
+        )
+        for test in tests
+    ]
+
+
+def cross_validate(
+    probe: Callable[[Samples, Samples], Score], samples: Samples, *, folds: int, seed: int
+) -> list[Score]:
+    """The scores of a probe on each fold in turn, fitted on the others; folds have equal shares of every class.
+
+    Args:
+        probe: called with the training and the test samples of a fold.
+        samples: at least two classes, with at least ``folds`` clouds each.
+        folds: number of folds, at least 2.
+        seed: of the division; the same for the same labels.
+    """
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    labels = samples.labels.numpy()
+    return [
+        probe(
+            Samples(samples.features[train], samples.labels[train]),
+            Samples(samples.features[test], samples.labels[test]),
+        )
+        for train, test in split.split(labels, labels)
+    ]

@@ -23,7 +23,16 @@ from pointdistill.model.views import augment_points
 
 Subsampling = Literal["uniform", "farthest"]
 
+Cut = Literal["random", "contiguous"]
+"""Which points of a cloud are kept: any of them, or those nearest to one of them."""
+
+CUTS: tuple[Cut, ...] = ("random", "contiguous")
+KEPT_SHARES = (0.75, 0.5, 0.25)
+"""Shares of a test cloud's points that are kept to measure what features make of partial shapes."""
+
 _STREAM = "evaluation"
+_CUT_STREAM = "partial clouds"
+_CUT_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,3 +189,38 @@ def subsample(points: Tensor, count: int, how: Subsampling, random: KeyedRandom)
         start = random.integers("start", torch.full((len(points),), size, device=points.device))
         index = farthest_points(points, count, start=start)
     return gather_points(points, index)
+
+
+def partial_clouds(
+    points: NDArray[np.float32], inputs: ProtocolInput, *, seed: int, cut: Cut, share: float
+) -> NDArray[np.float32]:
+    """What is left of test clouds of which a share of the points is kept: (n, M, 3) float32.
+
+    The points are those that the encoder would be given of the whole cloud, so that a share means as much on dense
+    clouds as on sparse ones; M is that share of their number, rounded, and at least 1. A smaller share of the same
+    cut is part of a larger one.
+
+    Args:
+        points: (n, N, 3) float32, z up.
+        inputs: how many points the encoder is given, and how they are chosen.
+        seed: of the choice of points and of the cut; a cloud's cut depends on it and on the cloud's index alone.
+        cut: ``random`` keeps points drawn without replacement, which thins the surface; ``contiguous`` keeps the
+            points nearest to a random one of them, which loses the rest of the shape.
+        share: of the points to keep, above 0 and at most 1.
+    """
+    parts = []
+    for rows, clouds in cloud_batches(
+        points, inputs, seed=seed, epoch=None, batch_size=_CUT_BATCH, device=torch.device("cpu")
+    ):
+        size = clouds.shape[1]
+        index = torch.arange(rows.start, rows.stop)
+        random = KeyedRandom(sample_keys(seed=seed, epoch=0, index=index), _CUT_STREAM)
+        if cut == "random":
+            order = random.bits("order", (size,)).argsort(dim=1)
+        else:
+            anchor = random.integers("anchor", torch.full((len(clouds),), size))
+            middle = gather_points(clouds, anchor[:, None])
+            order = (clouds - middle).square().sum(dim=-1).argsort(dim=1, stable=True)
+        kept = max(1, round(share * size))
+        parts.append(gather_points(clouds, order[:, :kept]))
+    return torch.cat(parts).numpy()

@@ -188,6 +188,7 @@ def train_heads(
     classes: int,
     settings: HeadTraining,
     votes: Sequence[Tensor] = (),
+    held_out: Samples | None = None,
 ) -> list[Score]:
     """Train heads side by side on the same features, and test them after every epoch.
 
@@ -201,23 +202,33 @@ def train_heads(
         settings: shared by all heads.
         votes: further features of the same test clouds, resampled; the final logits are averaged over them
             and ``test``. No best epoch is reported then, since the test after each epoch has no votes.
+        held_out: features of training clouds that are not trained on, without augmentation; they select an epoch.
 
     Returns:
-        For each head, the score after the last epoch, with the best epoch beside it.
+        For each head, the score after the last epoch, with the best and the selected epoch beside it.
     """
     targets = smooth_targets(train_labels, classes, settings.label_smoothing)
     epochs: list[list[Score]] = [[] for _ in heads]
+    held_out_accuracies: list[list[float]] = [[] for _ in heads]
     for epoch in range(settings.epochs):
         features = train_features(epoch)
         # The features may have been computed with many threads; a head's matrices are too small for that.
         with threads_for(0, features.device):
-            for head, scores in zip(heads, epochs, strict=True):
+            for head, scores, accuracies in zip(heads, epochs, held_out_accuracies, strict=True):
                 train_head(head, features, targets, epoch=epoch, settings=settings)
-                predicted = head.logits(test.features).argmax(1)
-                scores.append(score_predictions(predicted, test.labels))
+                scores.append(_tested(head, test))
+                if held_out is not None:
+                    accuracies.append(_tested(head, held_out).accuracy)
     if votes:
         return [_voted(head, [test.features, *votes], test.labels) for head in heads]
-    return [last_epoch_score(scores) for scores in epochs]
+    return [
+        last_epoch_score(scores, held_out=accuracies)
+        for scores, accuracies in zip(epochs, held_out_accuracies, strict=True)
+    ]
+
+
+def _tested(head: Head, samples: Samples) -> Score:
+    return score_predictions(head.logits(samples.features).argmax(1), samples.labels)
 
 
 def train_head(
@@ -238,11 +249,18 @@ def smooth_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     return (1.0 - smoothing) * one_hot(labels, classes).float() + smoothing / classes
 
 
-def last_epoch_score(epochs: Sequence[Score]) -> Score:
-    """The last epoch's score, with the first of the best epochs beside it."""
+def last_epoch_score(epochs: Sequence[Score], *, held_out: Sequence[float] = ()) -> Score:
+    """The last epoch's score, with the first of the best epochs beside it, and the one that was selected.
+
+    ``held_out`` is the accuracy on held-out clouds after each epoch; the last of the best ones is selected. Empty
+    for none.
+    """
     best = max(range(len(epochs)), key=lambda epoch: (epochs[epoch].accuracy, -epoch))
-    last = epochs[-1]
-    return replace(last, best_accuracy=epochs[best].accuracy, best_epoch=best + 1)
+    score = replace(epochs[-1], best_accuracy=epochs[best].accuracy, best_epoch=best + 1)
+    if not held_out:
+        return score
+    selected = max(range(len(epochs)), key=lambda epoch: (held_out[epoch], epoch))
+    return replace(score, selected_accuracy=epochs[selected].accuracy, selected_epoch=selected + 1)
 
 
 def mean_logits(votes: Sequence[Tensor]) -> Tensor:

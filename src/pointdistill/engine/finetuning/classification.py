@@ -66,6 +66,7 @@ def train_classifier(
     device: torch.device | str = "cpu",
     report: Callable[[EpochRecord], None] | None = None,
     file: TrainingFile | None = None,
+    held_out: LabelledClouds | None = None,
 ) -> ClassifierResult:
     """Train a classifier and test it after every epoch.
 
@@ -84,6 +85,7 @@ def train_classifier(
         device: where to train.
         report: called after every epoch.
         file: where to save the training state; if the file exists, training resumes from it.
+        held_out: clouds of the training split that are not in ``train``; they select an epoch.
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
@@ -94,7 +96,9 @@ def train_classifier(
     """
     check_labelled(train, test, classes=classes, inputs=inputs, encoder=encoder.config)
     classifier = build_classifier(encoder, classes, recipe, seed=seed)
-    task = ClassifierTask(classifier.to(device), train, test, recipe, inputs, seed)
+    task = ClassifierTask(
+        classifier.to(device), train, test, recipe, inputs, seed, held_out=held_out
+    )
     trained = train_epochs(task, recipe, seed=seed, epochs=epochs, report=report, file=file)
     if not trained.finished:
         raise KeyboardInterrupt
@@ -109,6 +113,8 @@ def classifier_score(trained: Trained) -> Score:
         class_accuracy=trained.last.class_mean,
         best_accuracy=trained.best_overall,
         best_epoch=trained.best_epoch,
+        selected_accuracy=None if trained.selected is None else trained.selected.overall,
+        selected_epoch=None if trained.selected is None else trained.selected.epoch,
     )
 
 
@@ -123,6 +129,8 @@ class ClassifierTask:
         recipe: ClassifierRecipe,
         inputs: ProtocolInput,
         seed: int,
+        *,
+        held_out: LabelledClouds | None = None,
     ) -> None:
         """Copy both splits to the classifier's device, and divide the test clouds into patches."""
         # Test patches never change, so farthest point sampling, the costly part, is done once and not every epoch.
@@ -132,10 +140,14 @@ class ClassifierTask:
         self._smoothing, self.inputs, self._seed = recipe.label_smoothing, inputs, seed
         self._points = torch.from_numpy(train.points).to(device)
         self._labels = torch.from_numpy(train.labels).to(device)
-        self._test_labels = torch.from_numpy(test.labels)
-        self._test = patchify_clouds(
-            test, inputs, classifier.encoder.config.patch_points, seed=seed, device=device
-        )
+        patch_points = classifier.encoder.config.patch_points
+
+        def divided(clouds: LabelledClouds) -> tuple[Patches, Tensor]:
+            patches = patchify_clouds(clouds, inputs, patch_points, seed=seed, device=device)
+            return patches, torch.from_numpy(clouds.labels)
+
+        self._test = divided(test)
+        self._held_out = None if held_out is None else divided(held_out)
 
     def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
         """Cross-entropy with label smoothing, as ``epochs.Task`` describes."""
@@ -152,8 +164,16 @@ class ClassifierTask:
 
     def measure(self) -> Figures:
         """Accuracies on the test clouds."""
-        score = score_predictions(predict_classes(self.model, self._test), self._test_labels)
+        score = self._score(self._test)
         return Figures(score.accuracy, score.class_accuracy)
+
+    def measure_held_out(self) -> float | None:
+        """Overall accuracy on the held-out clouds."""
+        return None if self._held_out is None else self._score(self._held_out).accuracy
+
+    def _score(self, divided: tuple[Patches, Tensor]) -> Score:
+        patches, labels = divided
+        return score_predictions(predict_classes(self.model, patches), labels)
 
 
 def predict_classes(

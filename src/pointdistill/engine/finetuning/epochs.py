@@ -45,6 +45,19 @@ class Figures:
     """Mean class accuracy, or class mIoU."""
 
 
+@dataclass(frozen=True, slots=True)
+class SelectedEpoch:
+    """The epoch that was best on clouds held out of the training split; the last of several equally good ones."""
+
+    # The last: small sets have many ties, and the later of two equal epochs has trained for longer.
+
+    overall: float
+    """Overall figure on the test split after it, in percent. Unlike that of the best epoch it is a result."""
+
+    epoch: int
+    """Counted from 1."""
+
+
 class Schedule(Protocol):
     """Length, batch size and rates of a training; ``ClassifierRecipe`` and ``SegmenterRecipe`` are schedules."""
 
@@ -98,6 +111,9 @@ class Task(Protocol):
     def measure(self) -> Figures:
         """The model's figures on the test split; restores the model's training mode."""
 
+    def measure_held_out(self) -> float | None:
+        """The overall figure on clouds held out of the training split; None if there are none."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord:
@@ -138,6 +154,9 @@ class Trained:
 
     best_epoch: int
     """The first epoch that reached it, counted from 1."""
+
+    selected: SelectedEpoch | None = None
+    """The epoch chosen on clouds held out of the training split; None if there are none."""
 
 
 def train_epochs(
@@ -222,6 +241,7 @@ class _Loop:
             last=Figures(self.progress.overall, self.progress.class_mean) if done else None,
             best_overall=self.progress.best_overall,
             best_epoch=self.progress.best_epoch,
+            selected=self._selected(),
         )
 
     def _run_epoch(self, epoch: int, first: int) -> bool:
@@ -267,6 +287,11 @@ class _Loop:
         self.progress.overall, self.progress.class_mean = figures.overall, figures.class_mean
         if figures.overall > self.progress.best_overall:
             self.progress.best_overall, self.progress.best_epoch = figures.overall, epoch + 1
+        held_out = self.task.measure_held_out()
+        if held_out is not None and held_out >= self.progress.held_out_best:
+            self.progress.held_out_best = held_out
+            self.progress.selected_overall = figures.overall
+            self.progress.selected_epoch = epoch + 1
         if self.report is not None:
             record = EpochRecord(
                 epoch=epoch + 1,
@@ -277,6 +302,11 @@ class _Loop:
                 clouds_per_second=speed,
             )
             self.report(record)
+
+    def _selected(self) -> SelectedEpoch | None:
+        if not self.progress.selected_epoch:
+            return None
+        return SelectedEpoch(self.progress.selected_overall, self.progress.selected_epoch)
 
     def _finite_loss(self, epoch: int) -> float:
         """The sum of the losses of this epoch so far.

@@ -305,7 +305,7 @@ def _score(
         score = {"accuracy": last.overall, "class_accuracy": last.class_mean}
         return score | {"best_epoch_accuracy": trained.best_overall} | best
     assert isinstance(task, SegmenterTask)
-    parts = task.score(best=trained.best_overall, best_epoch=trained.best_epoch)
+    parts = task.score(trained)
     return {
         "instance_miou": parts.instance,
         "class_miou": parts.category,

@@ -25,6 +25,7 @@ from pointdistill.engine.finetuning.epochs import (
     STREAM,
     EpochRecord,
     Figures,
+    Trained,
     device_of,
     train_epochs,
     weights_generator,
@@ -80,6 +81,7 @@ def train_segmenter(
     device: torch.device | str = "cpu",
     report: Callable[[EpochRecord], None] | None = None,
     file: TrainingFile | None = None,
+    held_out: PartClouds | None = None,
 ) -> SegmenterResult:
     """Train a segmenter and test it after every epoch.
 
@@ -98,6 +100,7 @@ def train_segmenter(
         device: where to train.
         report: called after every epoch.
         file: where to save the training state; if the file exists, training resumes from it.
+        held_out: clouds of the training split that are not in ``train``; they select an epoch.
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
@@ -107,11 +110,13 @@ def train_segmenter(
         KeyboardInterrupt: if ``file.stop`` returns True; the training has been saved in it.
     """
     segmenter = build_segmenter(encoder, category_parts, recipe, seed=seed)
-    task = SegmenterTask(segmenter.to(device), train, test, category_parts, inputs, seed)
+    task = SegmenterTask(
+        segmenter.to(device), train, test, category_parts, inputs, seed, held_out=held_out
+    )
     trained = train_epochs(task, recipe, seed=seed, epochs=epochs, report=report, file=file)
     if not trained.finished:
         raise KeyboardInterrupt
-    score = task.score(best=trained.best_overall, best_epoch=trained.best_epoch)
+    score = task.score(trained)
     return SegmenterResult(score, segmenter)
 
 
@@ -194,6 +199,9 @@ class PartScore:
     best_epoch: int
     """The first epoch, counted from 1, that reached it."""
 
+    selected_instance: float | None = None
+    """Instance mIoU after the epoch that was best on clouds held out of the training split; None if none were."""
+
 
 class SegmenterTask:
     """A segmenter with its training and test clouds; implements ``epochs.Task``."""
@@ -206,6 +214,8 @@ class SegmenterTask:
         category_parts: CategoryParts,
         inputs: ProtocolInput,
         seed: int,
+        *,
+        held_out: PartClouds | None = None,
     ) -> None:
         """Copy the clouds to the segmenter's device, and draw the points of the test clouds.
 
@@ -217,11 +227,17 @@ class SegmenterTask:
         self.model, self.count = segmenter, len(train)
         self._parts, self.inputs, self._seed = category_parts, inputs, seed
         self._train = PackedClouds.pack(train, device, side="training")
-        packed_test = PackedClouds.pack(test, device, side="test")
-        index = torch.arange(len(test), device=device)
-        random = KeyedRandom(sample_keys(seed=seed, epoch=0, index=index), _TEST_STREAM)
-        points, self._truth = packed_test.draw(index, inputs.points, random)
-        self._points, self._categories = to_unit_sphere(points), packed_test.categories
+        self._test = self._draw(test, "test")
+        self._held_out = None if held_out is None else self._draw(held_out, "held-out")
+
+    def _draw(self, clouds: PartClouds, side: str) -> _DrawnClouds:
+        """The points of clouds that are not trained on; the same in every epoch."""
+        device = device_of(self.model)
+        packed = PackedClouds.pack(clouds, device, side=side)
+        index = torch.arange(len(clouds), device=device)
+        random = KeyedRandom(sample_keys(seed=self._seed, epoch=0, index=index), _TEST_STREAM)
+        points, truth = packed.draw(index, self.inputs.points, random)
+        return _DrawnClouds(to_unit_sphere(points), truth, packed.categories)
 
     def loss(self, index: Tensor, *, epoch: int, noise: torch.Generator) -> Tensor:
         """Cross-entropy over all points, as ``epochs.Task`` describes."""
@@ -237,34 +253,39 @@ class SegmenterTask:
 
     def measure(self) -> Figures:
         """Instance and class mIoU of the test clouds."""
-        means = self._means()
+        means = self._means(self._test)
         return Figures(100.0 * means.instance, 100.0 * means.category)
 
-    def score(self, *, best: float, best_epoch: int) -> PartScore:
-        """The mIoU on the test clouds, overall and by category, with that of the best epoch."""
-        means = self._means()
+    def measure_held_out(self) -> float | None:
+        """Instance mIoU of the held-out clouds."""
+        return None if self._held_out is None else 100.0 * self._means(self._held_out).instance
+
+    def score(self, trained: Trained) -> PartScore:
+        """The mIoU on the test clouds, overall and by category, with those of the best and the selected epoch."""
+        means = self._means(self._test)
         return PartScore(
             instance=100.0 * means.instance,
             category=100.0 * means.category,
             by_category={number: 100.0 * iou for number, iou in means.by_category.items()},
-            best_instance=best,
-            best_epoch=best_epoch,
+            best_instance=trained.best_overall,
+            best_epoch=trained.best_epoch,
+            selected_instance=None if trained.selected is None else trained.selected.overall,
         )
 
-    def _means(self) -> PartIou:
-        ious = shape_ious(self._predict(), self._truth, self._categories, self._parts)
-        return mean_part_iou(ious, self._categories)
+    def _means(self, clouds: _DrawnClouds) -> PartIou:
+        ious = shape_ious(self._predict(clouds), clouds.truth, clouds.categories, self._parts)
+        return mean_part_iou(ious, clouds.categories)
 
-    def _predict(self) -> Tensor:
-        """Predicted parts of the test clouds, (n, N) int64; restores the model's training mode."""
+    def _predict(self, clouds: _DrawnClouds) -> Tensor:
+        """Predicted parts of clouds, (n, N) int64; restores the model's training mode."""
         was_training = self.model.training
         self.model.eval()
         predicted = []
         try:
             with torch.inference_mode():
                 for points, categories in zip(
-                    self._points.split(EVALUATION_BATCH),
-                    self._categories.split(EVALUATION_BATCH),
+                    clouds.points.split(EVALUATION_BATCH),
+                    clouds.categories.split(EVALUATION_BATCH),
                     strict=True,
                 ):
                     logits = segment(self.model, points, points, categories, self.inputs)
@@ -272,6 +293,15 @@ class SegmenterTask:
         finally:
             self.model.train(was_training)
         return torch.cat(predicted)
+
+
+@dataclass(frozen=True, slots=True)
+class _DrawnClouds:
+    """Clouds that a segmenter is measured on."""
+
+    points: Tensor  # (n, N, 3), in the unit sphere
+    truth: Tensor  # (n, N), the part of each point
+    categories: Tensor  # (n,) int64
 
 
 def segment(

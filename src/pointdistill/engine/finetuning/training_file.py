@@ -47,6 +47,13 @@ class Progress:
     best_overall: float = -1.0
     best_epoch: int = 0
 
+    held_out_best: float = -1.0
+    """Highest overall figure on clouds held out of the training split; -1 if there are none, or no epoch yet."""
+
+    selected_overall: float = -1.0
+    selected_epoch: int = 0
+    """Overall figure on the test clouds after the epoch that reached it, and that epoch."""
+
 
 @dataclass(slots=True)
 class TrainingFile:

@@ -10,11 +10,24 @@ from pathlib import Path
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files.workspace import last_corpus, last_run, remember_run
 from pointdistill.engine.config.config import PretrainConfig, from_plain
-from pointdistill.engine.config.recipes import SIZES
-from pointdistill.engine.config.settings import RunOverrides, resolve_config
+from pointdistill.engine.config.recipes import ADAPT, FEWEST_SHAPES, SIZES, adapt
+from pointdistill.engine.config.settings import ResolvedConfig, RunOverrides, resolve_config
+from pointdistill.engine.pretraining.adapting import (
+    HEALTHY,
+    Judge,
+    Judgement,
+    corpus_of_folder,
+    expected_first_loss,
+    is_folder_of_files,
+    is_healthy,
+    mode_of_weights,
+    read_judgement,
+    write_judgement,
+)
 from pointdistill.engine.pretraining.cost import largest_batch, step_gib
 from pointdistill.engine.pretraining.pretrain import RunResult, pretrain
-from pointdistill.engine.pretraining.run_folder import read_run_config
+from pointdistill.engine.pretraining.record import encoder_line
+from pointdistill.engine.pretraining.run_folder import ENCODER, read_run_config
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.runtime.devices import (
     is_main_process,
@@ -22,11 +35,15 @@ from pointdistill.engine.runtime.devices import (
     pick_device,
     process_count,
 )
+from pointdistill.engine.weights.encoders import load_encoder, locate_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
-from pointdistill.reporter import SILENT_TRAINING, StepRecord, TrainingReporter
+from pointdistill.reporter import SILENT, SILENT_TRAINING, Reporter, StepRecord, TrainingReporter
 
 LEAST_SHARE = 0.1
 """A run that sees a smaller share than this of the shapes of a tiny run causes a warning that it is too short."""
+
+FEW_SHAPES = 64
+"""A run that continues from weights on fewer shapes than these causes a warning."""
 
 MEMORY_SHARE = 0.4
 """Share of the machine's memory that a step on a CPU may take if the user gave no batch size."""
@@ -52,33 +69,107 @@ def prepare_run(
     run: Path | None = None,
     init_from: Path | str | None = None,
     device: str = "auto",
+    reporter: Reporter = SILENT,
 ) -> PreparedRun:
     """Prepare a new run with these overrides; each choice made for the user gets a remark.
 
+    With weights to start from, the recipe is ``adapt`` unless another is named, and ``data`` may be a folder of
+    meshes: its corpus is built beside the run, while ``reporter`` hears about it.
+
     Raises:
-        ConfigError: for a setting that is not accepted, a batch that cannot be divided among the processes, or
-            several processes without a ``run`` folder given.
+        ConfigError: for a setting that is not accepted, a batch that cannot be divided among the processes,
+            several processes without a ``run`` folder given, too few shapes to adapt to, or ``adapt`` without
+            weights.
+        CheckpointError: if there are no weights at ``init_from``.
         DataError: if there is no corpus to train on.
     """
     pick_device(device)  # refuses a missing device before anything else takes time
+    if init_from is not None:
+        return _prepare_continued(
+            overrides, data, run, locate_encoder(init_from), device=device, reporter=reporter
+        )
     settings = resolve_config(overrides)
-    config, remarks = settings.config, []
+    if settings.recipe == ADAPT:
+        msg = (
+            f"the recipe {ADAPT} continues from weights; name an encoder, or choose another recipe"
+        )
+        raise ConfigError(msg, settings=("init_from",))
+    remarks = []
     corpus, corpus_remark = find_corpus(data)
     if corpus_remark:
         remarks.append(corpus_remark)
+    return _prepare(settings, corpus, run, None, device=device, remarks=remarks)
+
+
+def _prepare(
+    settings: ResolvedConfig,
+    corpus: Corpus,
+    run: Path | None,
+    init_from: Path | None,
+    *,
+    device: str,
+    remarks: list[str],
+) -> PreparedRun:
+    """Fit a configuration to the corpus and the machine, and choose the run's folder."""
+    config = settings.config
     if not settings.batch_size_chosen:
         config, batch_remarks = fit_batch(config, len(corpus), device, processes=process_count())
         remarks += batch_remarks
     config.check_batch(len(corpus), process_count())
     if run is None:
-        # Each process would look for the first free folder by itself, and they could find different ones.
-        if process_count() > 1:
-            msg = f"{process_count()} processes were started together; name the run folder that they share"
-            raise ConfigError(msg, settings=("run",))
-        remarks.append(f"run: {(run := _next_run(config))}")
+        run = _new_run(config)
+        remarks.append(f"run: {run}")
     remarks += settings.remarks()
     remarks += undertraining_warning(config, len(corpus))
     return PreparedRun(config, corpus, run, False, init_from, tuple(remarks))
+
+
+def _prepare_continued(
+    overrides: RunOverrides,
+    data: Path | None,
+    run: Path | None,
+    weights: Path,
+    *,
+    device: str,
+    reporter: Reporter,
+) -> PreparedRun:
+    """Prepare a run that begins with an encoder's weights, in the recipe ``adapt`` unless another is named."""
+    encoder, mode = load_encoder(weights).config, mode_of_weights(weights)
+    likely = adapt(encoder, mode, shapes=1)
+    if resolve_config(overrides, continued=likely).recipe != ADAPT:
+        corpus, corpus_remark = find_corpus(data)
+        remarks = [corpus_remark] if corpus_remark else []
+        settings = resolve_config(overrides)
+        return _prepare(settings, corpus, run, weights, device=device, remarks=remarks)
+    remarks = [encoder_line(weights)]
+    if data is not None and is_folder_of_files(data):
+        # Before the corpus, which is put beside it.
+        if run is None:
+            run = _new_run(likely)
+            remarks.append(f"run: {run}")
+        corpus, made = corpus_of_folder(data, run, reporter)
+        remarks.append(made)
+    else:
+        corpus, found = find_corpus(data)
+        remarks += [found] if found else []
+    if len(corpus) < FEWEST_SHAPES:
+        msg = (
+            f"{corpus.path}: {len(corpus)} shapes are too few to adapt to; {FEWEST_SHAPES} are the least, and "
+            "hundreds are better"
+        )
+        raise ConfigError(msg, settings=("data",))
+    settings = resolve_config(overrides, continued=adapt(encoder, mode, shapes=len(corpus)))
+    prepared = _prepare(settings, corpus, run, weights, device=device, remarks=remarks)
+    expected = expected_first_loss(prepared.config)
+    if expected is None:
+        return prepared
+    low, high = (factor * expected for factor in HEALTHY)
+    about_loss = (
+        f"first loss: about {expected:.2f} expected, {low:.1f} to {high:.1f} is healthy: the heads are new and "
+        f"guess evenly among {prepared.config.head.prototypes:,} prototypes, whatever the weights know; it should "
+        "fall from there"
+    )
+    return replace(prepared, remarks=(*prepared.remarks, about_loss))
 
 
 def find_corpus(data: Path | None) -> tuple[Corpus, str | None]:
@@ -127,33 +218,78 @@ def execute(
     options: RunOptions,
     reporter: TrainingReporter = SILENT_TRAINING,
 ) -> RunResult:
-    """Train a prepared run."""
-    return pretrain(
+    """Train a prepared run; one that continues from weights is judged before and after."""
+    first = _FirstStep(prepared, reporter)
+    judge = None
+    if is_main_process() and _is_judged(prepared):
+        points = prepared.config.encoder.points
+        judge = Judge(prepared.corpus, points=points, device=pick_device(options.device))
+        if prepared.init_from is not None:
+            reporter.say(f"judging the weights on {len(judge.numbers):,} shapes before the run")
+            first.judgement = judge.begin(load_encoder(prepared.init_from))
+    result = pretrain(
         prepared.config,
         corpus=prepared.corpus,
         run=prepared.run,
         resume=prepared.resume,
         init_from=prepared.init_from,
         options=options,
-        reporter=_RemembersRun(prepared.run, reporter),
+        reporter=first,
     )
+    if judge is not None and not result.interrupted:
+        begun = read_judgement(prepared.run)
+        if begun is not None and begun.after is None:
+            reporter.say("judging them again after the run")
+            trained = load_encoder(prepared.run / ENCODER)
+            write_judgement(prepared.run, judge.finish(begun, trained))
+    return result
 
 
-class _RemembersRun(TrainingReporter):
+def _is_judged(prepared: PreparedRun) -> bool:
+    """Whether a run continues from weights, or did so when it was started and was not judged at its end yet."""
+    if not prepared.resume:
+        return prepared.init_from is not None
+    begun = read_judgement(prepared.run)
+    return begun is not None and begun.after is None
+
+
+class _FirstStep(TrainingReporter):
     """Forwards everything, and with the first step records the run as the last one made in the current folder."""
 
-    # Not before the first step: a run that is refused must not become the one that other commands take by default.
+    # Not before the first step: a run that is refused must not become the one that other commands take by default,
+    # and a folder with a judgement in it is not free for a new run.
 
-    def __init__(self, run: Path, reporter: TrainingReporter) -> None:
-        self.run: Path | None = run
+    def __init__(self, prepared: PreparedRun, reporter: TrainingReporter) -> None:
+        self.prepared: PreparedRun | None = prepared
+        self.judgement: Judgement | None = None
         self.reporter = reporter
 
+    def say(self, line: str, *settings: str) -> None:
+        """Forward the line."""
+        self.reporter.say(line, *settings)
+
     def step(self, record: StepRecord) -> None:
-        """Record the run once, on the main process."""
-        if self.run is not None and is_main_process():
-            remember_run(self.run)
-        self.run = None
+        """Record the run once, on the main process, and say whether its first loss is the expected one."""
+        if self.prepared is not None and is_main_process():
+            remember_run(self.prepared.run)
+            if self.judgement is not None:
+                write_judgement(self.prepared.run, self.judgement)
+            if self.prepared.init_from is not None and record.step == 1:
+                self._say_first_loss(record.loss, self.prepared.config)
+        self.prepared = None
         self.reporter.step(record)
+
+    def _say_first_loss(self, loss: float, config: PretrainConfig) -> None:
+        expected = expected_first_loss(config)
+        if expected is None:
+            return
+        if is_healthy(loss, expected):
+            self.say(f"first loss: {loss:.2f}, near the {expected:.2f} expected")
+        else:
+            self.say(
+                f"warning: the first loss is {loss:.2f}, far from the {expected:.2f} expected: look at the shapes "
+                "(`pointdistill preview`), or start from other weights"
+            )
 
     def on_signal(self) -> None:
         """Forward the signal."""
@@ -173,6 +309,8 @@ def announce(prepared: PreparedRun) -> list[str]:
 
 def undertraining_warning(config: PretrainConfig, shapes: int) -> list[str]:
     """A warning if a run is too short to learn anything, compared with the smallest recipe; else nothing."""
+    if config.name == ADAPT:
+        return _too_few_to_adapt(config, shapes)
     tiny = SIZES["tiny"]()
     # The tiny recipe counts steps, not epochs, so the size of its corpus does not matter here.
     usual = tiny.total_steps(tiny.batch_size) * tiny.batch_size
@@ -188,6 +326,17 @@ def undertraining_warning(config: PretrainConfig, shapes: int) -> list[str]:
             "give it more steps"
         ]
     return []
+
+
+def _too_few_to_adapt(config: PretrainConfig, shapes: int) -> list[str]:
+    """A warning if there are so few shapes that adapting is likelier to harm than to help; else nothing."""
+    if shapes >= FEW_SHAPES:
+        return []
+    total = config.total_steps(shapes)
+    return [
+        f"warning: {shapes} shapes are few: each is seen {total * config.batch_size / shapes:.0f} times, and the "
+        "features may become worse. Compare the judgement at the end; hundreds of shapes are better"
+    ]
 
 
 def fit_batch(
@@ -226,6 +375,19 @@ def fit_batch(
             )
             config = replace(config, batch_size=fitting)
     return config, remarks
+
+
+def _new_run(config: PretrainConfig) -> Path:
+    """The first free run folder for a configuration, which is made.
+
+    Raises:
+        ConfigError: if several processes were started together.
+    """
+    # Each process would look for the first free folder by itself, and they could find different ones.
+    if process_count() > 1:
+        msg = f"{process_count()} processes were started together; name the run folder that they share"
+        raise ConfigError(msg, settings=("run",))
+    return _next_run(config)
 
 
 def _next_run(config: PretrainConfig) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pointdistill.data.corpus.manifest import COMMERCIAL_ONLY
 from pointdistill.data.files.files import LOCK_NAME, read_json, write_aside, write_json
 from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
 from pointdistill.engine.pretraining.loader import PointSource
@@ -23,7 +24,9 @@ from pointdistill.engine.pretraining.state import (
     start_from,
 )
 from pointdistill.engine.weights.encoders import (
+    fingerprint,
     locate_encoder,
+    read_facts,
     read_tensors,
     save_encoder,
     weights_file,
@@ -37,6 +40,12 @@ METRICS = "metrics.jsonl"
 TRACKING = "tracking"
 RUN_CONFIG = "config.json"
 ENCODER = "encoder"
+JUDGEMENT = "judgement.json"
+"""What a run that continues from weights made of their features; see ``adapting``."""
+
+CONTINUED = "continued_from"
+"""Key of what is recorded of the weights that a run began with."""
+
 LEFT_OVER = ".*.part*"
 """Pattern of temporary files and folders, which ``data.files.files`` renames when they are complete."""
 
@@ -103,15 +112,16 @@ def begin_run(
         raise ConfigError(msg, settings=("run",))
     config.check_batch(len(corpus), processes)
     state = new_state(config)
-    if init_from is not None:
-        weights = weights_file(locate_encoder(init_from))
-        start_from(state, read_tensors(weights), weights)
+    weights = None if init_from is None else locate_encoder(init_from)
+    if weights is not None:
+        start_from(state, read_tensors(weights_file(weights)), weights_file(weights))
     # All processes build the same state from the seed, but only one of them may touch the folder.
     if not write:
         return state
     remove_unfinished_run_files(run)
     # A run that was killed before its first checkpoint starts from the beginning; its rows would appear twice.
     (run / METRICS).unlink(missing_ok=True)
+    (run / JUDGEMENT).unlink(missing_ok=True)
     described = {
         "format": RUN_FORMAT,
         "pointdistill": __version__,
@@ -122,12 +132,25 @@ def begin_run(
             "shapes": len(corpus),
             "fingerprint": corpus_fingerprint(corpus),
         },
-        "sources": licence_ledger(corpus),
+        "sources": [*_sources_of(weights), *licence_ledger(corpus)],
         "init_from": None if init_from is None else str(init_from),
         "config": to_plain(config),
     }
+    if weights is not None:
+        described[CONTINUED] = {
+            "fingerprint": fingerprint(state.student.encoder),
+            "training": read_facts(weights).get("training", {}),
+        }
     write_json(run / RUN_CONFIG, described)
     return state
+
+
+def _sources_of(weights: Path | None) -> list[Any]:
+    """The licence ledger of the weights that a run begins with: what they were trained on stays in them."""
+    sources = [] if weights is None else read_facts(weights).get("sources", [])
+    if weights is not None and not sources:
+        return [{"name": "the weights it began with", "licence": "not recorded"}]
+    return list(sources) if isinstance(sources, list) else []
 
 
 def resume_run(
@@ -226,17 +249,19 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def save_teacher(
-    encoder: Encoder, step: int, config: PretrainConfig, run: Path, sources: Any, *, total: int
+    encoder: Encoder, step: int, config: PretrainConfig, run: Path, *, total: int
 ) -> None:
     """Save the teacher's encoder to the run's encoder folder, after ``step`` of ``total`` steps.
 
-    The ``sources`` are the corpora it was trained on with their licences, which are recorded in the folder.
+    What the run's configuration records of its sources and of the weights it began with is recorded there too.
     """
+    described = read_run_config(run)
+    continued = {CONTINUED: described[CONTINUED]} if CONTINUED in described else {}
     # Saved with every checkpoint, so that a run can be used while it trains and after a kill.
     save_encoder(
         encoder,
         run / ENCODER,
-        sources=sources,
+        sources=described.get("sources", []),
         training={
             "name": config.name,
             "mode": str(config.mode),
@@ -244,6 +269,7 @@ def save_teacher(
             "total_steps": total,
             "seed": config.seed,
             "batch_size": config.batch_size,
+            **continued,
         },
     )
 
@@ -259,11 +285,15 @@ def remove_unfinished_run_files(run: Path) -> None:
 
 
 def licence_ledger(corpus: TrainingCorpus) -> list[dict[str, Any]]:
-    """Name, licence and number of shapes of each source of a corpus."""
-    return [
-        {"name": source.name, "licence": source.licence, "shapes": source.kept}
-        for source in corpus.sources
-    ]
+    """Name, licence and number of shapes of each source of a corpus; and whether its licence was a condition."""
+    ledger = []
+    for source in corpus.sources:
+        entry = {"name": source.name, "licence": source.licence, "shapes": source.kept}
+        # Corpora in memory have no settings.
+        if getattr(source, "settings", {}).get(COMMERCIAL_ONLY) is True:
+            entry[COMMERCIAL_ONLY] = True
+        ledger.append(entry)
+    return ledger
 
 
 def corpus_fingerprint(corpus: TrainingCorpus) -> str:

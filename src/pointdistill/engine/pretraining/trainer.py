@@ -32,7 +32,6 @@ from pointdistill.engine.pretraining.run_folder import (
     CHECKPOINTS,
     METRICS,
     TrainingCorpus,
-    licence_ledger,
     save_teacher,
 )
 from pointdistill.engine.pretraining.sharding import prepare_student
@@ -408,6 +407,5 @@ class Trainer:
             snapshot.step,
             snapshot.config,
             self.run,
-            licence_ledger(self.corpus),
             total=self.total,
         )

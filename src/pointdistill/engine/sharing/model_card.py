@@ -282,6 +282,11 @@ def _licences(sources: list[SourceTerms]) -> str:
     last = "Weights derive from their training data: read these licences before you use or pass them on."
     if Terms.NON_COMMERCIAL in terms:
         last += " **Not for commercial use.**"
+    if all(source.commercial_only for source in sources):
+        last += (
+            " The corpus was restricted to sources whose licences allow commercial use; their other conditions, "
+            "such as naming the authors, remain."
+        )
     if Terms.UNKNOWN in terms:
         last += " Where it says not known, ask the owner of the source."
     return f"{table}\n\n{last}"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from pointdistill.data.corpus.manifest import COMMERCIAL_ONLY
+
 _RESTRICTED = re.compile(
     r"non[\s-]?commercial|\bnc\b|\bresearch\b|\bacademic|\beducation|\bevaluation only",
     re.IGNORECASE,
@@ -47,6 +49,9 @@ class SourceTerms:
     identifier: str | None
     """The Hub's name of the licence, if this module knows it."""
 
+    commercial_only: bool = False
+    """Whether its corpus was restricted to sources that allow commercial use."""
+
 
 @dataclass(frozen=True, slots=True)
 class CardLicence:
@@ -74,6 +79,7 @@ def _source(entry: Any) -> SourceTerms:
         shapes=shapes if isinstance(shapes, int) and shapes > 0 else None,
         terms=terms,
         identifier=identifier,
+        commercial_only=fields.get(COMMERCIAL_ONLY) is True,
     )
 
 
