@@ -210,7 +210,7 @@ def test_few_open_shards_are_enough(folder: Path) -> None:
     corpus, narrow = open_corpus(folder), open_corpus(folder, most_shards=1)
     for k in np.random.default_rng(0).integers(0, 12, size=60):
         assert np.array_equal(narrow.points(int(k)), corpus.points(int(k)))
-        assert len(narrow._mapped) == 1
+        assert len(narrow._shards) == 1
 
 
 def test_threads_share_a_corpus(folder: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_reader_in_order_holds_no_more_than_it_was_allowed(folder: Path) -> No
     """Sent to another process too."""
     corpus = pickle.loads(pickle.dumps(open_corpus(folder, most_shards=2)))
     assert _sum(corpus) == _sum(open_corpus(folder))
-    assert list(corpus._mapped) == [1, 2], "the first of the three shards was let go"
+    assert list(corpus._shards) == [1, 2], "the first of the three shards was let go"
 
 
 def test_a_list_of_shapes_lets_go_of_the_shards_behind_it(folder: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_list_of_shapes_lets_go_of_the_shards_behind_it(folder: Path) -> None:
     for k in range(len(shapes)):
         assert shape_lists.read_shape(shapes[k][1], settings).points is not None
     state = file_state(folder / MANIFEST_NAME)
-    assert list(shape_lists._corpus(str(folder.resolve()), state)._mapped) == [1, 2]
+    assert list(shape_lists._corpus(str(folder.resolve()), state)._shards) == [1, 2]
 
 
 @pytest.mark.skipif(
@@ -309,7 +309,10 @@ def damage_manifest_short(folder: Path) -> None:
             "format version 2, this program reads version 1",
         ),
         (lambda folder: edit(folder, {"format": "other"}), "not a corpus"),
-        (lambda folder: edit(folder, {"shards": [{"file": "x.h5"}]}), "damaged .*ShardRecord has"),
+        (
+            lambda folder: edit(folder, {"shards": [{"file": "x.h5"}]}),
+            r"damaged \(missing setting 'shards.source'\)",
+        ),
         (lambda folder: edit(folder, {"seed": None}), "damaged"),
     ],
 )

@@ -93,7 +93,7 @@ def test_damage_is_one_line_that_leads_to_verify(
 def test_a_missing_dataset_or_shard_is_named(folder: Path) -> None:
     with h5py.File(folder / "b-00002.h5", "r+") as file:
         del file["scale"]
-    with pytest.raises(CorpusError, match="scale cannot be read"):
+    with pytest.raises(CorpusError, match="'scale' is missing"):
         inspect_corpus(folder)
     (folder / "a-00000.h5").unlink()
     with pytest.raises(CorpusError, match=r"a-00000.h5: missing, with 4 shapes"):

@@ -20,9 +20,10 @@ from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.files.schema import from_plain
 from pointdistill.data.files.workspace import remember_run
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.config.config import PretrainConfig, from_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.results import Result, Spread, write_results

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.data.files.files import read_json
-from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, to_plain
+from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig
 from pointdistill.engine.config.recipes import RECIPES, find_recipe, recipe
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import Mode

@@ -226,7 +226,7 @@ class EmbeddingLoop:
 
     def _readers(self, on_cpu: bool) -> int:
         """Number of processes to read with."""
-        # Shapes of a corpus do not count: they are memory-mapped, and reading them takes no time.
+        # Shapes of a corpus do not count: they are read as they are, which takes no time.
         files = sum(s.count for s in self.shapes.sources if s.kind != "corpus")
         if files <= FEW_FILES:
             return 0

@@ -19,8 +19,8 @@ import numpy as np
 
 from pointdistill.data.benchmarks.spec import CLASSIFICATION
 from pointdistill.data.files.files import read_json, write_aside, write_json
+from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.data.files.workspace import last_run
-from pointdistill.engine.config.config import from_plain, to_plain
 from pointdistill.engine.evaluation.results import (
     FOLDS,
     RESULTS_FORMAT,

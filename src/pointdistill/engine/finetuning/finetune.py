@@ -13,7 +13,7 @@ import torch
 
 from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
 from pointdistill.data.files.files import hold_folder
-from pointdistill.engine.config.config import from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import (
     ClassifierTask,

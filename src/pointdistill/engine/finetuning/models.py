@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.files.files import read_json, write_json
+from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.data.meshes.records import Axis
 from pointdistill.data.meshes.sampling import check_axis
-from pointdistill.engine.config.config import from_plain, to_plain
 from pointdistill.engine.features.inputs import ProtocolInput, Subsampling, subsample
 from pointdistill.engine.finetuning.classification import patchify_from_outermost
 from pointdistill.engine.finetuning.epochs import device_of

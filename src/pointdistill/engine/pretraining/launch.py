@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.files.schema import from_plain
 from pointdistill.data.files.workspace import last_corpus, last_run, remember_run
-from pointdistill.engine.config.config import PretrainConfig, from_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import SIZES
 from pointdistill.engine.config.settings import RunOverrides, resolve_config
 from pointdistill.engine.pretraining.cost import largest_batch, step_gib

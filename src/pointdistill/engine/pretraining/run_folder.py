@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 
 from pointdistill.data.files.files import LOCK_NAME, read_json, write_aside, write_json
-from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, to_plain
+from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig
 from pointdistill.engine.pretraining.loader import PointSource
 from pointdistill.engine.pretraining.state import (
     TrainState,

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.files.files import read_json, sha256_of
-from pointdistill.engine.config.config import PretrainConfig, from_plain
+from pointdistill.data.files.schema import from_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.runtime.optimizer import build_optimizer, restore_moments
 from pointdistill.engine.weights.encoders import load_exactly, read_tensors
 from pointdistill.errors import CheckpointError, ConfigError, DataError

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files.files import read_json, sha256_of, write_aside, write_json
+from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.data.files.workspace import given_or_last_run, last_corpus
-from pointdistill.engine.config.config import from_plain, to_plain
 from pointdistill.engine.evaluation.results import Spread
 from pointdistill.engine.pretraining.record import encoder_line
 from pointdistill.engine.pretraining.run_folder import METRICS, RUN_CONFIG, corpus_fingerprint

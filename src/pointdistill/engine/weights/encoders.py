@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pointdistill.data.files.files import read_json, write_aside, write_json
-from pointdistill.engine.config.config import from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.errors import CheckpointError, ConfigError, DataError, PointDistillError
 from pointdistill.model.config import EncoderConfig
 from pointdistill.model.encoder import Encoder
