@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -349,3 +350,33 @@ def test_a_shard_that_is_another_is_refused(folder: Path) -> None:
     edit(folder, stored)
     with pytest.raises(CorpusError, match=r"b-00002\.h5: points is int16 \(210, 3\), expected <i2"):
         open_corpus(folder)[0]
+
+
+def test_a_shard_that_is_cut_short_while_it_is_read_is_one_line(folder: Path) -> None:
+    """A memory map of it would end the process with a signal."""
+    corpus = open_corpus(folder)
+    corpus.points(0)
+    path = folder / "a-00000.h5"
+    os.truncate(path, path.stat().st_size // 4)
+    with pytest.raises(CorpusError, match=r"a-00000\.h5: was cut short while it was in use"):
+        for k in range(3):
+            corpus[k]
+
+
+def test_a_label_that_is_none_is_one_line(folder: Path) -> None:
+    with h5py.File(folder / "a-00000.h5", "r+") as file:
+        file["label"][1] = 7
+    corpus = open_corpus(folder)
+    for read in (corpus.labels, lambda: corpus[1]):
+        with pytest.raises(CorpusError, match=r"a-00000\.h5: damaged, a label is none of the"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["offsets", "scale", "center"])
+def test_damaged_numbers_of_a_shard_are_one_line(folder: Path, name: str) -> None:
+    with h5py.File(folder / "a-00000.h5", "r+") as file:
+        file[name][1] = -1
+        if name == "center":
+            file[name][1] = np.nan
+    with pytest.raises(CorpusError, match=r"a-00000\.h5: damaged"):
+        open_corpus(folder).points(0)

@@ -156,7 +156,7 @@ def _check(manifest: Manifest) -> None:
         (count for source in manifest.sources for count in (source.kept, source.refused)), default=0
     )
     if manifest.seed < 0 or manifest.points < 1 or least < 0 or len(set(names)) < len(names):
-        msg = "damaged: a count or the seed is negative, or a source is listed twice"
+        msg = "a count or the seed is negative, or a source is listed twice"
         raise CorpusError(msg)
     for shard in manifest.shards:
         check_record(shard)
@@ -169,13 +169,13 @@ def check_record(shard: ShardRecord) -> None:
         CorpusError: naming the file; a stranger's cannot point elsewhere.
     """
     if Path(shard.file).name != shard.file or shard.file in {"", ".", ".."} or "\0" in shard.file:
-        msg = f"damaged: shard file {shard.file[:80]!r} leads out of the corpus folder"
+        msg = f"shard file {shard.file[:80]!r} leads out of the corpus folder"
         raise CorpusError(msg)
     # 6 bytes a point, and more than 32 for each shape's numbers; the size itself is compared with the file's.
     least = 6 * shard.points + 32 * shard.shapes
     if shard.shapes < 1 or shard.points < shard.shapes or least > shard.bytes:
         msg = (
-            f"damaged: shard {shard.file} claims {shard.shapes} shapes of {shard.points} points "
+            f"shard {shard.file} claims {shard.shapes} shapes of {shard.points} points "
             f"in {shard.bytes} bytes"
         )
         raise CorpusError(msg)

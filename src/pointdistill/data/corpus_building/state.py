@@ -18,10 +18,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pointdistill.data.corpus.manifest import BUILDING_NAME, MANIFEST_NAME, ShardRecord
+from pointdistill.data.corpus.manifest import (
+    BUILDING_NAME,
+    MANIFEST_NAME,
+    ShardRecord,
+    check_record,
+)
 from pointdistill.data.corpus_building.division import Span
-from pointdistill.data.files.files import hold_lock, read_json, sha256_of, write_json
-from pointdistill.errors import CorpusError, DataError
+from pointdistill.data.files.files import (
+    hold_lock,
+    read_json,
+    read_record,
+    sha256_of,
+    write_json,
+)
+from pointdistill.data.files.schema import refusing_damage
+from pointdistill.errors import ConfigError, CorpusError
 
 LOCK_NAME = "lock"
 PLAN_NAME = "plan.json"
@@ -110,8 +122,7 @@ class BuildFolder:
 
     def shard_record(self, number: int) -> ShardRecord | None:
         """The manifest's record of a finished shard; None if all its shapes were refused."""
-        record = read_json(self._shard_mark(number))["record"]
-        return ShardRecord(**record) if record else None
+        return read_record(self._shard_mark(number), _Mark).record
 
     def remove_pieces(self, spans: Sequence[Span]) -> None:
         """Delete the pieces of a finished shard."""
@@ -179,13 +190,16 @@ def unfinished_build(
     with locked(corpus):
         plan = build.path / PLAN_NAME
         if plan.is_file():
-            different = differences(begun := read_json(plan), settings)
+            begun = read_json(plan)
+            with refusing_damage(plan, advice="remove the folder it is in", error=CorpusError):
+                different = differences(begun, settings)
+                moved = bool(different) and same_but_for_files(begun, settings)
             if different:
                 msg = (
                     f"{corpus}: holds an unfinished build with other settings ({different}); finish it "
                     f"with those, remove the folder, or choose another output folder"
                 )
-                if same_but_for_files(begun, settings):
+                if moved:
                     msg = (
                         f"{corpus}: holds an unfinished build, and the source's files have changed since it was "
                         "begun; choose another output folder, or remove this one"
@@ -193,8 +207,8 @@ def unfinished_build(
                 raise CorpusError(msg, settings=("output",))
         else:
             write_json(plan, settings)
-        # Half-written files of a killed build; in the corpus itself that can be the list of refused shapes. A worker
-        # that has outlived the build may be about to rename its last one.
+        # Half-written files of a killed build; in the corpus itself that can be the list of refused shapes. A
+        # worker that has outlived the build may be about to rename its last one.
         for leftover in (*build.path.glob(".*.part*"), *corpus.glob(".*.part*")):
             leftover.unlink(missing_ok=True)
         yield build
@@ -286,15 +300,35 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
     return {"kept": outcome.kept, "refused": refused}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _RefusedMark:
+    id: str
+    cause: str
+    backstop: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Mark:
+    """The file that marks a piece or a shard as finished."""
+
+    kept: int
+    refused: tuple[_RefusedMark, ...]
+    record: ShardRecord | None = None
+
+    def __post_init__(self) -> None:
+        if self.kept < 0:
+            msg = f"kept must not be negative, got {self.kept}"
+            raise ConfigError(msg)
+        if self.record is not None:
+            check_record(self.record)
+
+
 def _outcome(mark: Path) -> Outcome | None:
-    try:
-        stored = read_json(mark)
-    except DataError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
-    refused = tuple(Refusal(r["id"], r["cause"], r["backstop"]) for r in stored["refused"])
-    return Outcome(kept=stored["kept"], refused=refused)
+    if not mark.exists():
+        return None
+    stored = read_record(mark, _Mark)
+    refused = tuple(Refusal(r.id, r.cause, r.backstop) for r in stored.refused)
+    return Outcome(kept=stored.kept, refused=refused)
 
 
 def _refuse_foreign(corpus: Path) -> None:

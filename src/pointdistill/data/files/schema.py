@@ -29,6 +29,9 @@ Record = TypeVar("Record")
 MOST_RECORD_BYTES = 32 * 2**20
 """Largest record that is parsed: small JSON values take some twenty times their text in memory."""
 
+MOST_LINE_BYTES = 2**20
+"""Longest line of a list of records."""
+
 MOST_LEVELS = 64
 """Deepest nesting of lists and tables; the records of this program have fewer than ten levels."""
 
@@ -58,8 +61,7 @@ def refusing_damage(
     Args:
         place: the file, or the file and the place in it.
         advice: what to do about a damaged one.
-        error: the class to raise. Errors of this program keep their text, and get the place put before it if it
-            does not begin with it.
+        error: the class to raise. An error of this program that begins with the place keeps its text.
     """
     try:
         yield
@@ -67,13 +69,8 @@ def refusing_damage(
         named = str(cause).startswith(str(place))
         if named and isinstance(cause, error):
             raise
-        if (
-            isinstance(cause, ConfigError) and not named
-        ):  # a value that `from_plain` does not accept
-            msg = f"{place}: damaged ({cause}); {advice}"
-            raise error(msg) from cause
-        text = str(cause) if named else f"{place}: {cause}"
-        raise error(text, settings=cause.settings) from (cause.__cause__ if named else cause)
+        msg = str(cause) if named else f"{place}: damaged ({cause}); {advice}"
+        raise error(msg, settings=cause.settings) from cause
     except FileNotFoundError as cause:
         msg = f"{place}: no such file"
         raise error(msg) from cause
@@ -118,7 +115,15 @@ def _refuse_irregular(path: Path) -> typing.NoReturn:
     raise ValueError(msg)
 
 
-def read_at_most(file: BinaryIO | typing.IO[bytes], most: int) -> bytes:
+class Readable(typing.Protocol):
+    """Anything that gives bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes."""
+        ...
+
+
+def read_at_most(file: Readable, most: int) -> bytes:
     """The rest of a stream, whatever its header says of its length.
 
     Raises:
@@ -129,6 +134,21 @@ def read_at_most(file: BinaryIO | typing.IO[bytes], most: int) -> bytes:
         msg = f"more than the {most:,} bytes that are read of such a record"
         raise ValueError(msg)
     return content
+
+
+def bounded_lines(
+    file: BinaryIO | typing.IO[bytes], most: int = MOST_LINE_BYTES
+) -> Iterator[bytes]:
+    """The lines of a binary stream, each with its end.
+
+    Raises:
+        ValueError: at a line of more than ``most`` bytes.
+    """
+    while line := file.readline(most + 1):
+        if len(line) > most:
+            msg = f"a line of more than {most:,} bytes"
+            raise ValueError(msg)
+        yield line
 
 
 def parse_json(

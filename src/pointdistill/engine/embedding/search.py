@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.files.workspace import last_embedding
 from pointdistill.data.meshes import check_axis
-from pointdistill.data.sources.paths import PathKind, ReadSettings, ShapeLocation, read_shape
+from pointdistill.data.sources.paths import ReadSettings, ShapeLocation, read_shape
 from pointdistill.engine.embedding.compute import FeatureMaker, check_kind, inference_threads
 from pointdistill.engine.embedding.embed import check_paths_exist, find_and_load
 from pointdistill.engine.embedding.file import Index
@@ -178,7 +177,11 @@ def nearest(index: Index, query: NDArray[np.float32], count: int) -> list[tuple[
         if block.ndim != 2 or block.shape[1] != len(query):
             msg = f"{index.path}: features of shape {block.shape}, expected (n, {len(query)}); embed again"
             raise DataError(msg)
-        lengths = np.linalg.norm(block, axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.linalg.norm(block, axis=1)
+        if not np.isfinite(lengths).all():
+            msg = f"{index.path}: features that are not finite; embed again"
+            raise DataError(msg)
         cosine = (block @ unit) / np.maximum(lengths, 1e-12)
         rows = np.concatenate([rows, np.arange(first, first + len(block))])
         best = np.concatenate([best, cosine])
@@ -194,14 +197,18 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
     ids = [str(name) for name in index.pick("ids", rows)]
     sources = [int(number) for number in index.pick("sources", rows)]
     source_rows = [int(row) for row in index.pick("rows", rows)]
-    several = len(index.info["inputs"]) > 1
+    inputs = index.facts.inputs
+    several = len(inputs) > 1
     neighbours = []
     for name, source, row, (_, similarity) in zip(ids, sources, source_rows, ranked, strict=True):
-        origin = index.info["inputs"][source]
-        inside = name.removeprefix(f"{origin['given']}/") if several else name
-        if origin["kind"] == "file":
-            inside = Path(origin["path"]).name
-        location = ShapeLocation(cast("PathKind", origin["kind"]), origin["path"], inside, row)
+        if not 0 <= source < len(inputs) or row < 0:
+            msg = f"{index.path}: row {row} of input {source} of {len(inputs)}; embed again"
+            raise DataError(msg)
+        origin = inputs[source]
+        inside = name.removeprefix(f"{origin.given}/") if several else name
+        if origin.kind == "file":
+            inside = Path(origin.path).name
+        location = ShapeLocation(origin.kind, origin.path, inside, row)
         neighbours.append(Neighbour(name, similarity, location))
     return tuple(neighbours)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.files.files import read_json, write_json
-from pointdistill.data.files.schema import from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, refusing_damage, short_repr, to_plain
 from pointdistill.data.meshes.records import Axis
 from pointdistill.data.meshes.sampling import check_axis
 from pointdistill.engine.features.inputs import ProtocolInput, Subsampling, subsample
@@ -27,11 +27,14 @@ from pointdistill.engine.finetuning.segmentation import segment
 from pointdistill.engine.weights.encoders import (
     CONFIG,
     WEIGHTS,
+    ModelFacts,
+    check_sizes,
+    least_tensors,
     load_exactly,
     read_tensors,
     write_tensors,
 )
-from pointdistill.errors import CheckpointError, DataError, PointDistillError
+from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.classifier import Classifier, ClassifierConfig
 from pointdistill.model.config import AugmentConfig, EncoderConfig
 from pointdistill.model.encoder import Encoder
@@ -318,6 +321,7 @@ def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
     if not weights.is_file():
         msg = f"{folder}: the training of this model is not finished; resume it with `pointdistill finetune`"
         raise CheckpointError(msg, settings=("resume",))
+    check_sizes(weights, lambda: {"": build_model(spec)}, least=spec_tensors(spec))
     model = build_model(spec)
     load_exactly(model, read_tensors(weights), weights)
     if isinstance(spec, ClassifierSpec):
@@ -325,6 +329,12 @@ def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
         return TrainedClassifier(model, spec)
     assert isinstance(model, Segmenter)
     return TrainedSegmenter(model, spec)
+
+
+def spec_tensors(spec: Spec) -> int:
+    """Fewest tensors that a model can have, without building it."""
+    head = len(spec.classifier.hidden) if isinstance(spec, ClassifierSpec) else 0
+    return least_tensors(spec.encoder) + head
 
 
 def build_model(spec: Spec) -> Classifier | Segmenter:
@@ -360,7 +370,7 @@ def read_description(folder: Path) -> tuple[Spec, dict[str, Any]]:
     if not path.is_file():
         msg = f"{folder}: no model here (no {CONFIG}); `pointdistill finetune` writes one"
         raise CheckpointError(msg)
-    try:
+    with refusing_damage(path, advice="train or copy the model again", error=CheckpointError):
         stored = read_json(path)
         kind = _FORMATS.get(stored.get("format")) if isinstance(stored, dict) else None
         if kind is None:
@@ -369,16 +379,13 @@ def read_description(folder: Path) -> tuple[Spec, dict[str, Any]]:
             )
             raise CheckpointError(msg)
         if stored.get("version") != VERSION:
-            msg = f"{path}: format version {stored.get('version')!r}, this program reads {VERSION}; update it"
+            found = short_repr(stored.get("version"))
+            msg = f"{path}: format version {found}, this program reads {VERSION}; update it"
             raise CheckpointError(msg)
+        from_plain(ModelFacts, stored, partial=True)
         spec = from_plain(kind, stored.get("model", {}), where="model")
         _check_names(spec)
         return spec, stored
-    except CheckpointError:
-        raise
-    except PointDistillError as error:
-        msg = f"{path}: {error}"
-        raise CheckpointError(msg) from error
 
 
 def _check_names(spec: Spec) -> None:
