@@ -1,6 +1,6 @@
 """Records that are damaged at random, or lie: each is read, or refused in one line that names it.
 
-Every record is damaged a few times in the suite. ``nox -s fuzz`` damages 5,000 (``POINTDISTILL_FUZZ``), with others
+Each is damaged a few times in the suite. ``nox -s fuzz`` damages 5,000 (``POINTDISTILL_FUZZ``), with others
 each time that ``POINTDISTILL_FUZZ_SEED`` is another number.
 """
 

@@ -63,7 +63,7 @@ def test_a_snapshot_is_a_copy_and_comes_back_as_it_was(tmp_path: Path) -> None:
     write_snapshot(taken, tmp_path, keep=1)
     found, described = load_latest(tmp_path)
     assert_equal(tensors(found), before)
-    assert described["seconds"] == 1.5
+    assert described.seconds == 1.5
 
 
 def test_a_snapshots_encoder_is_the_teachers() -> None:
