@@ -359,8 +359,7 @@ def test_a_shard_that_is_cut_short_while_it_is_read_is_one_line(folder: Path) ->
     path = folder / "a-00000.h5"
     os.truncate(path, path.stat().st_size // 4)
     with pytest.raises(CorpusError, match=r"a-00000\.h5: was cut short while it was in use"):
-        for k in range(3):
-            corpus[k]
+        [corpus[k] for k in range(3)]
 
 
 def test_a_label_that_is_none_is_one_line(folder: Path) -> None:

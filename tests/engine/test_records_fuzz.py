@@ -64,7 +64,7 @@ from tests.engine.test_push import row
 
 RECORDS = int(os.environ.get("POINTDISTILL_FUZZ", "0"))
 SEED = int(os.environ.get("POINTDISTILL_FUZZ_SEED", "0"))
-FEW = 8
+FEW = 4
 """Damaged copies of each record in the suite."""
 
 MOST_SECONDS = 20.0
@@ -490,7 +490,8 @@ def test_a_damaged_record_is_read_or_refused_in_one_line(
             text = str(error)
             assert "\n" not in text, (number, text)
             assert len(text) < 2000, (number, text)
-            assert any(part in text for part in (path.name, path.parent.name)), (number, text)
+            # The file, or the folder whose record it is; weights are also read from a copy of another name.
+            assert any(part in text for part in (*path.relative_to(records).parts, "alone")), text
         except Exception as error:
             keep = Path(os.environ.get("TMPDIR", "/tmp"), f"damaged-{number}-{path.name}")
             keep.write_bytes(damaged)
