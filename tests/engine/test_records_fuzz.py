@@ -221,7 +221,7 @@ def npy(content: bytes, rng: np.random.Generator) -> bytes:
     length = struct.unpack("<H", content[8:10])[0]
     header: dict[str, Any] = ast.literal_eval(content[10 : 10 + length].decode())
     shapes = [(-1, 192), (2**40, 12), (-1,), (0,), (2**62, 2**62), (), (1, 2, 3), (7,), (3, 2**31)]
-    kinds = ["<U1000000000", "|O", ">f4", "<f8", "<U0", "<i4", "|V8", "<c16", "<M8[s]", "|b1"]
+    kinds = ["<U100000000", "|O", ">f4", "<f8", "<U0", "<i4", "|V8", "<c16", "<M8[s]", "|b1"]
     if rng.random() < 0.6:
         header["shape"] = shapes[rng.integers(len(shapes))]
     if rng.random() < 0.4:

@@ -187,6 +187,17 @@ def test_a_model_that_no_machine_holds_is_refused_before_memory_is_taken(
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize(
+    "sizes", [{"points": 10**9}, {"points": 2**20, "patches": 2**20, "patch_points": 2**20}]
+)
+def test_clouds_that_no_machine_holds_are_refused(saved: Path, sizes: dict[str, object]) -> None:
+    """Weights of any shape fit them."""
+    kept = json.loads((saved / "config.json").read_text())["encoder"]
+    edit(saved, encoder=kept | sizes)
+    with pytest.raises(CheckpointError, match=r"encoder\.points must be at most 1,048,576"):
+        load_encoder(saved)
+
+
 @pytest.mark.parametrize("key", ["sources", "training", "results"])
 def test_what_is_recorded_has_its_type(saved: Path, key: str) -> None:
     edit(saved, **{key: 5})

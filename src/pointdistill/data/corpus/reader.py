@@ -78,7 +78,7 @@ class _ShardFile:
     """A shard that stays open for reads at given places, by several threads or after a fork.
 
     It is not mapped: a page of a map that the file no longer has, because it was cut short meanwhile, ends the
-    process with a signal, and a read costs no more.
+    process with a signal, and a read costs about as much.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,7 +92,7 @@ class _ShardFile:
         Raises:
             CorpusError: if the file ends before, or cannot be read any more.
         """
-        # The common case without another call: it is a third of the time that a small shape takes.
+        # The common case in one call: small shapes are read in a few microseconds.
         try:
             content = _read_at(self._descriptor, size, offset)
             while len(content) < size:  # a single call gives at most 2 GiB

@@ -36,6 +36,7 @@ from pointdistill.data.sources.paths import PathKind
 from pointdistill.engine.embedding.compute import FeatureKind
 from pointdistill.engine.embedding.loop import WorkFolder
 from pointdistill.errors import ConfigError, DataError
+from pointdistill.model.config import MOST_POINTS
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -235,6 +236,9 @@ class EmbeddingInfo:
             if not 1 <= getattr(self, name) < 2**40:
                 msg = f"{name} must be at least 1, got {getattr(self, name)}"
                 raise ConfigError(msg)
+        if self.points * self.draws > 8 * MOST_POINTS:
+            msg = f"{self.draws} draws of {self.points} points are more than {8 * MOST_POINTS:,}"
+            raise ConfigError(msg)
         if self.seed < 0:
             msg = f"seed must not be negative, got {self.seed}"
             raise ConfigError(msg)

@@ -34,9 +34,9 @@ from pointdistill.engine.weights.encoders import (
     read_tensors,
     write_tensors,
 )
-from pointdistill.errors import CheckpointError, DataError
+from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.classifier import Classifier, ClassifierConfig
-from pointdistill.model.config import AugmentConfig, EncoderConfig
+from pointdistill.model.config import MOST_POINTS, AugmentConfig, EncoderConfig
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import to_unit_sphere
 from pointdistill.model.random import KeyedRandom, sample_keys
@@ -69,6 +69,10 @@ class InputSpec:
     """Up axis of files that do not state their own."""
 
     def __post_init__(self) -> None:
+        for name in ("points", "patches", "cloud_points"):
+            if not 1 <= getattr(self, name) <= MOST_POINTS:
+                msg = f"input.{name} must lie in 1 to {MOST_POINTS:,}, got {getattr(self, name)}"
+                raise ConfigError(msg)
         check_axis(self.up)
         self.protocol()
 
