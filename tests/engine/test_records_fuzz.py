@@ -480,7 +480,7 @@ def test_a_damaged_record_is_read_or_refused_in_one_line(
     }
     rng = np.random.default_rng([SEED, *name.encode()])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(RECORDS // len(RECORDS_OF) or FEW):
+    for number in range(-(-RECORDS // len(RECORDS_OF)) or FEW):
         damaged = record.damage(intact[path], rng)
         path.write_bytes(damaged)
         began = time.perf_counter()

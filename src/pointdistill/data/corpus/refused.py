@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pointdistill.data.corpus.reader import damaged
 from pointdistill.data.files.files import write_aside
@@ -20,6 +21,7 @@ from pointdistill.data.files.schema import (
     from_plain,
     parse_json,
     refusing_damage,
+    short_repr,
 )
 from pointdistill.errors import ConfigError, CorpusError
 
@@ -117,14 +119,6 @@ def general_cause(cause: str, shape_id: str) -> str:
     return _SHAPE_SPECIFIC.sub("…", cause.replace(shape_id, "…") if shape_id else cause)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Line:
-    source: str
-    id: str
-    cause: str
-    backstop: str | None = None
-
-
 def parse_refused(line: bytes, path: Path, number: int) -> RefusedShape:
     """The shape on line ``number`` of a list.
 
@@ -132,9 +126,19 @@ def parse_refused(line: bytes, path: Path, number: int) -> RefusedShape:
         CorpusError: if the line is not what was written.
     """
     try:
-        stored = from_plain(_Line, parse_json(line), partial=True)
+        return from_plain(RefusedShape, with_field_names(parse_json(line)), partial=True)
     except (ValueError, ConfigError) as error:
         raise damaged(path, f"line {number:,} is no refused shape") from error
-    return RefusedShape(
-        source=stored.source, id=stored.id, cause=stored.cause, retryable_failure=stored.backstop
-    )
+
+
+def with_field_names(stored: Any) -> dict[str, Any]:
+    """A refusal as it is stored, with the names of the fields instead of those on disk.
+
+    Raises:
+        ValueError: if it is no table.
+    """
+    if not isinstance(stored, dict):
+        msg = f"expected a refusal, got {short_repr(stored)}"
+        raise ValueError(msg)  # noqa: TRY004
+    renamed = {"backstop": "retryable_failure"}
+    return {renamed.get(str(key), str(key)): value for key, value in stored.items()}

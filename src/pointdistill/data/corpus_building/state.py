@@ -24,6 +24,7 @@ from pointdistill.data.corpus.manifest import (
     ShardRecord,
     check_record,
 )
+from pointdistill.data.corpus.refused import with_field_names
 from pointdistill.data.corpus_building.division import Span
 from pointdistill.data.files.files import (
     hold_lock,
@@ -32,7 +33,7 @@ from pointdistill.data.files.files import (
     sha256_of,
     write_json,
 )
-from pointdistill.data.files.schema import refusing_damage
+from pointdistill.data.files.schema import from_plain, refusing_damage
 from pointdistill.errors import ConfigError, CorpusError
 
 LOCK_NAME = "lock"
@@ -301,18 +302,11 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _RefusedMark:
-    id: str
-    cause: str
-    backstop: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Mark:
     """The file that marks a piece or a shard as finished."""
 
     kept: int
-    refused: tuple[_RefusedMark, ...]
+    refused: tuple[Mapping[str, Any], ...]
     record: ShardRecord | None = None
 
     def __post_init__(self) -> None:
@@ -326,9 +320,12 @@ class _Mark:
 def _outcome(mark: Path) -> Outcome | None:
     if not mark.exists():
         return None
-    stored = read_record(mark, _Mark)
-    refused = tuple(Refusal(r.id, r.cause, r.backstop) for r in stored.refused)
-    return Outcome(kept=stored.kept, refused=refused)
+    with refusing_damage(mark):
+        stored = read_record(mark, _Mark)
+        refused = [
+            from_plain(Refusal, with_field_names(one), partial=True) for one in stored.refused
+        ]
+    return Outcome(kept=stored.kept, refused=tuple(refused))
 
 
 def _refuse_foreign(corpus: Path) -> None:

@@ -213,7 +213,6 @@ class RunRecord:
 
     config: Mapping[str, Any]
     corpus: Mapping[str, Any]
-    begun_on: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
