@@ -133,7 +133,9 @@ def _index(folder: Path) -> dict[str, str]:
         raise DataError(msg)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            table = parse_json(read_at_most(file, _MOST_INDEX_BYTES), most=_MOST_INDEX_BYTES)
+            content = read_at_most(file, _MOST_INDEX_BYTES)
+        # A uid that is no Unicode costs its own object alone.
+        table = parse_json(content, most=_MOST_INDEX_BYTES, any_text=True)
     except (ValueError, OSError, EOFError, zlib.error) as error:
         msg = f"{path}: not a table of uids and paths ({error}); fetch it again"
         raise DataError(msg) from error
