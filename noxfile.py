@@ -51,6 +51,19 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Damage 5,000 records at random, or as many as given (``-- 20000``); a quarter of an hour."""
+    session.install("-e", ".[test]")
+    count = session.posargs[0] if session.posargs else "5000"
+    session.run(
+        "pytest",
+        "tests/engine/test_records_fuzz.py",
+        "--timeout=3600",
+        env={"POINTDISTILL_FUZZ": count},
+    )
+
+
+@nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """Check that the links, commands, options and modules in the pages exist."""
     session.install("-e", ".[test]")

@@ -17,10 +17,10 @@ from pointdistill.cli import main
 from pointdistill.data.benchmark_standins import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.corpus_building import BuildSettings
 from pointdistill.data.corpus_building.prepare import prepare_corpus
+from pointdistill.data.files.schema import to_plain
 from pointdistill.data.files.workspace import remember_run, remember_stand_in
 from pointdistill.data.leaks import LeakReport
 from pointdistill.data.sources import SourceRequest
-from pointdistill.engine.config.config import to_plain
 from pointdistill.engine.evaluation.leak_check import Checked
 from pointdistill.engine.pretraining.record import encoder_line
 from pointdistill.engine.sharing.push import prepare

@@ -91,7 +91,7 @@ def test_the_result_says_which_form_was_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [
-        ({"ply_data_train0.h5": HDF5[f"{HDF5_ROOT}/ply_data_train0.h5"][:900]}, "is damaged"),
+        ({"ply_data_train0.h5": HDF5[f"{HDF5_ROOT}/ply_data_train0.h5"][:900]}, "damaged"),
         ({"ply_data_train0.h5": LFS}, "is a Git-LFS pointer in place of the file"),
         ({"ply_data_train0.h5": hdf5([0], [40])}, "labels from 40 to 40"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -210,7 +211,7 @@ def test_few_open_shards_are_enough(folder: Path) -> None:
     corpus, narrow = open_corpus(folder), open_corpus(folder, most_shards=1)
     for k in np.random.default_rng(0).integers(0, 12, size=60):
         assert np.array_equal(narrow.points(int(k)), corpus.points(int(k)))
-        assert len(narrow._mapped) == 1
+        assert len(narrow._shards) == 1
 
 
 def test_threads_share_a_corpus(folder: Path) -> None:
@@ -238,7 +239,7 @@ def test_a_reader_in_order_holds_no_more_than_it_was_allowed(folder: Path) -> No
     """Sent to another process too."""
     corpus = pickle.loads(pickle.dumps(open_corpus(folder, most_shards=2)))
     assert _sum(corpus) == _sum(open_corpus(folder))
-    assert list(corpus._mapped) == [1, 2], "the first of the three shards was let go"
+    assert list(corpus._shards) == [1, 2], "the first of the three shards was let go"
 
 
 def test_a_list_of_shapes_lets_go_of_the_shards_behind_it(folder: Path) -> None:
@@ -247,7 +248,7 @@ def test_a_list_of_shapes_lets_go_of_the_shards_behind_it(folder: Path) -> None:
     for k in range(len(shapes)):
         assert shape_lists.read_shape(shapes[k][1], settings).points is not None
     state = file_state(folder / MANIFEST_NAME)
-    assert list(shape_lists._corpus(str(folder.resolve()), state)._mapped) == [1, 2]
+    assert list(shape_lists._corpus(str(folder.resolve()), state)._shards) == [1, 2]
 
 
 @pytest.mark.skipif(
@@ -309,7 +310,10 @@ def damage_manifest_short(folder: Path) -> None:
             "format version 2, this program reads version 1",
         ),
         (lambda folder: edit(folder, {"format": "other"}), "not a corpus"),
-        (lambda folder: edit(folder, {"shards": [{"file": "x.h5"}]}), "damaged .*ShardRecord has"),
+        (
+            lambda folder: edit(folder, {"shards": [{"file": "x.h5"}]}),
+            r"damaged \(missing setting 'shards.source'\)",
+        ),
         (lambda folder: edit(folder, {"seed": None}), "damaged"),
     ],
 )
@@ -346,3 +350,32 @@ def test_a_shard_that_is_another_is_refused(folder: Path) -> None:
     edit(folder, stored)
     with pytest.raises(CorpusError, match=r"b-00002\.h5: points is int16 \(210, 3\), expected <i2"):
         open_corpus(folder)[0]
+
+
+def test_a_shard_that_is_cut_short_while_it_is_read_is_one_line(folder: Path) -> None:
+    """A memory map of it would end the process with a signal."""
+    corpus = open_corpus(folder)
+    corpus.points(0)
+    path = folder / "a-00000.h5"
+    os.truncate(path, path.stat().st_size // 4)
+    with pytest.raises(CorpusError, match=r"a-00000\.h5: was cut short while it was in use"):
+        [corpus[k] for k in range(3)]
+
+
+def test_a_label_that_is_none_is_one_line(folder: Path) -> None:
+    with h5py.File(folder / "a-00000.h5", "r+") as file:
+        file["label"][1] = 7
+    corpus = open_corpus(folder)
+    for read in (corpus.labels, lambda: corpus[1]):
+        with pytest.raises(CorpusError, match=r"a-00000\.h5: damaged, a label is none of the"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["offsets", "scale", "center"])
+def test_damaged_numbers_of_a_shard_are_one_line(folder: Path, name: str) -> None:
+    with h5py.File(folder / "a-00000.h5", "r+") as file:
+        file[name][1] = -1
+        if name == "center":
+            file[name][1] = np.nan
+    with pytest.raises(CorpusError, match=r"a-00000\.h5: damaged"):
+        open_corpus(folder).points(0)

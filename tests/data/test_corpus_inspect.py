@@ -93,7 +93,7 @@ def test_damage_is_one_line_that_leads_to_verify(
 def test_a_missing_dataset_or_shard_is_named(folder: Path) -> None:
     with h5py.File(folder / "b-00002.h5", "r+") as file:
         del file["scale"]
-    with pytest.raises(CorpusError, match="scale cannot be read"):
+    with pytest.raises(CorpusError, match="'scale' is missing"):
         inspect_corpus(folder)
     (folder / "a-00000.h5").unlink()
     with pytest.raises(CorpusError, match=r"a-00000.h5: missing, with 4 shapes"):
@@ -144,7 +144,7 @@ def test_a_list_of_unlike_causes_does_not_grow_without_end(
 
 def test_a_damaged_list_of_refused_shapes_is_named(folder: Path) -> None:
     edit(folder, {"refused_sha256": "0" * 64})
-    with pytest.raises(CorpusError, match=r"refused.jsonl: damaged"):
+    with pytest.raises(CorpusError, match=r"refused\.jsonl: no such file"):
         inspect_corpus(folder)
     (folder / "refused.jsonl").write_text('{"source": "a", "id": "b", "cause": "c"}\n{"sou\n')
     with pytest.raises(CorpusError, match="line 2 is no refused shape"):

@@ -106,7 +106,7 @@ def test_omniobject3d_gives_every_row_upright(tmp_path: Path, omniobject3d_zip: 
     causes = refused(corpus)
     assert set(causes) == {"fig_1/00000", "pear_1/00000"}
     assert "expected 'data' of shape (1, 16384, 3), got (2, 300, 3)" in causes["fig_1/00000"]
-    assert "is damaged" in causes["pear_1/00000"]
+    assert "damaged" in causes["pear_1/00000"]
 
 
 def test_an_extracted_omniobject3d_gives_the_same(tmp_path: Path, omniobject3d_zip: Path) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pointdistill.engine.config.config import PretrainConfig, from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, to_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import SIZES, recipe
 from pointdistill.errors import ConfigError
 from pointdistill.model.config import Mode

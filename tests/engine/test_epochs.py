@@ -109,7 +109,7 @@ def test_a_loss_that_is_not_finite_is_never_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"not safetensors", "not readable"), (b"", "not readable")],
+    [(b"not safetensors", "damaged"), (b"", "damaged")],
 )
 def test_a_damaged_file_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "training.safetensors"

@@ -360,7 +360,7 @@ def test_a_damaged_score_is_named(measure: Measure, run: Path, stand_in: Path) -
     outcome, _ = measure(data=stand_in, splits=("OBJ-BG",))
     broken = next((outcome.outputs[0] / "scores").iterdir())
     broken.write_text('{"result": {}}')
-    with pytest.raises(DataError, match=rf"{broken.name}: not a score.*measured again"):
+    with pytest.raises(DataError, match=rf"{broken.name}: damaged .*not a score.*measured again"):
         measure(data=stand_in, splits=("OBJ-BG",))
 
 

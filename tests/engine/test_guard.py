@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +15,28 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pointdistill.data.corpus import open_corpus
+from pointdistill.data.corpus.shard import make_row
 from pointdistill.engine.pretraining import step as step_module
 from pointdistill.engine.pretraining import trainer as trainer_module
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.state import load_latest, new_state
 from pointdistill.engine.pretraining.step import TrainingStep
 from pointdistill.engine.runtime.optimizer import build_optimizer, guarded_step, update_average
-from pointdistill.errors import DivergenceError
+from pointdistill.errors import CorpusError, DivergenceError
 from pointdistill.model.config import Mode
 from pointdistill.model.distillation import Head, Losses, TeacherOutput, objective
 from pointdistill.reporter import StepRecord
+from tests.data.test_corpus import write_corpus
 from tests.engine.conftest import MemoryCorpus, micro_config
-from tests.engine.runs import assert_equal, losses, options, tensors, weights
+from tests.engine.runs import (
+    assert_equal,
+    assert_same_bits,
+    losses,
+    options,
+    tensors,
+    weights,
+)
 from tests.recorder import OnStep
 
 BAD_STEP = 4
@@ -219,3 +230,32 @@ def test_divergence_is_named_even_when_the_disk_is_full(
     with pytest.raises(DivergenceError, match=r"step 4: .*Last good checkpoint: none yet"):
         pretrain(micro_config(), corpus=memory_corpus, run=tmp_path / "run", options=options())
     assert "the state after step 3 could not be saved (No space" in caplog.text
+
+
+def test_a_shard_cut_short_under_a_training_costs_nothing_that_was_done(tmp_path: Path) -> None:
+    """One line, the state saved; with the shard back, the run goes on to the same bits."""
+    rng = np.random.default_rng(0)
+    rows = [make_row(f"{k}", rng.normal(size=(60, 3)).astype(np.float32)) for k in range(20)]
+    write_corpus(tmp_path / "corpus", [("a", rows)])
+    shard = tmp_path / "corpus" / "a-00000.h5"
+    content = shard.read_bytes()
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    pretrain(micro_config(), corpus=open_corpus(shard.parent), run=whole, options=options())
+
+    def truncate(record: StepRecord) -> None:
+        if record.step == 2:
+            os.truncate(shard, 4096)
+
+    with pytest.raises(CorpusError, match="was cut short while it was in use"):
+        pretrain(
+            micro_config(),
+            corpus=open_corpus(shard.parent),
+            run=run,
+            options=options(),
+            reporter=OnStep(truncate),
+        )
+    assert load_latest(run / "checkpoints")[0].step >= 2
+    shard.write_bytes(content)
+    corpus = open_corpus(shard.parent)
+    pretrain(micro_config(), corpus=corpus, run=run, resume=True, options=options())
+    assert_same_bits(run, whole)

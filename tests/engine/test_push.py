@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from pointdistill.data.files.files import write_json
-from pointdistill.engine.config.config import to_plain
+from pointdistill.data.files.schema import to_plain
 from pointdistill.engine.evaluation.results import RULES, Result, Spread
 from pointdistill.engine.finetuning.models import (
     ClassifierSpec,

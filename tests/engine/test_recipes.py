@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pointdistill.engine.config.config import PretrainConfig, from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, to_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import RECIPES, find_recipe, recipe
 from pointdistill.engine.config.settings import differences
 from pointdistill.engine.pretraining.pretrain import pretrain

@@ -175,7 +175,11 @@ def test_decoders_are_no_wider_than_the_small_predictor(size: str, width: int, h
 def test_masks_are_those_of_the_run(tmp_path: Path) -> None:
     assert pretraining_masking(tmp_path / "alone", SIZES["small"]().encoder).blocks(64) == (4, 6)
     assert pretraining_masking(tmp_path / "alone", SIZES["tiny"]().encoder).blocks(16)[1] == 3
-    stored = {"config": {"masking": {"ratio": 0.8, "masks_per_view": 8}}}
+    stored = {
+        "format": "pointdistill-run",
+        "corpus": {"path": "c", "fingerprint": "0"},
+        "config": {"masking": {"ratio": 0.8, "masks_per_view": 8}},
+    }
     (tmp_path / "config.json").write_text(json.dumps(stored))
     (tmp_path / "metrics.jsonl").touch()
     found = pretraining_masking(tmp_path / "encoder", SIZES["small"]().encoder)

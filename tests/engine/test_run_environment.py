@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pointdistill.engine.config.config import PretrainConfig, to_plain
+from pointdistill.data.files.schema import to_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining import pretrain as module
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import (

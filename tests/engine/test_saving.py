@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import resource
 import threading
@@ -26,7 +27,12 @@ from pointdistill.engine.pretraining.checkpoints import (
 from pointdistill.engine.pretraining.monitor import DeviceMetrics
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import read_metrics
-from pointdistill.engine.pretraining.state import list_checkpoints, load_latest, new_state
+from pointdistill.engine.pretraining.state import (
+    is_whole,
+    list_checkpoints,
+    load_latest,
+    new_state,
+)
 from pointdistill.engine.pretraining.step import TrainingStep
 from pointdistill.errors import CheckpointError
 from tests.engine.conftest import MemoryCorpus, micro_config
@@ -63,7 +69,7 @@ def test_a_snapshot_is_a_copy_and_comes_back_as_it_was(tmp_path: Path) -> None:
     write_snapshot(taken, tmp_path, keep=1)
     found, described = load_latest(tmp_path)
     assert_equal(tensors(found), before)
-    assert described["seconds"] == 1.5
+    assert described.seconds == 1.5
 
 
 def test_a_snapshots_encoder_is_the_teachers() -> None:
@@ -113,6 +119,45 @@ def test_a_damaged_checkpoint_is_never_loaded_and_the_one_before_is(
         write_snapshot(snapshot(step), tmp_path, keep=2)
     damage(tmp_path / "step-00000002")
     assert load_latest(tmp_path)[0].step == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "2"},
+        {"step": -1},
+        {"seconds": None},
+        {"config": []},
+        {"files": {"/dev/zero": "0" * 64}},
+        {"files": {}},
+        {"version": [[[]]]},
+    ],
+)
+def test_a_state_of_another_form_is_damage_too(change: dict[str, object], tmp_path: Path) -> None:
+    """A name that leads elsewhere is not opened: of ``/dev/zero`` there is no end."""
+    for step in (1, 2):
+        write_snapshot(snapshot(step), tmp_path, keep=2)
+    path = tmp_path / "step-00000002" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert not is_whole(path.parent)
+    assert load_latest(tmp_path)[0].step == 1
+
+
+def test_damaged_rows_of_the_metrics_are_left_out_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        b'{"step": 1, "loss": 2.5}',
+        b'{"step": 2, "loss": [}',
+        b'{"step": "3"}',
+        b"[4]",
+        b'{"step": 5, "lo',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(rows))
+    with caplog.at_level(logging.WARNING, "pointdistill"):
+        assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.5}]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("metrics.jsonl: 4 rows are cut short or damaged, and are left out")
 
 
 def test_a_damaged_checkpoint_of_the_same_step_is_written_anew(tmp_path: Path) -> None:

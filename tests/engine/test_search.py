@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import struct
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -336,5 +339,51 @@ def test_what_cannot_be_searched_is_one_line(folder: Path) -> None:
         open_index(Path("plain.npz"))
     content = Path("out.npz").read_bytes()
     Path("cut.npz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"cut\.npz: not readable as an embedding"):
+    with pytest.raises(DataError, match=r"cut\.npz: damaged .*not readable as an embedding"):
         open_index(Path("cut.npz"))
+
+
+def lying(path: Path, column: str, **header: Any) -> Path:
+    """The embedding with another header of one column."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    stream = io.BytesIO(members[f"{column}.npy"])
+    np.lib.format.read_magic(stream)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    stated = {"descr": dtype.str, "fortran_order": False, "shape": shape} | header
+    text = f"{stated!r}\n".encode()
+    changed = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + stream.read()
+    out = path.with_name("lying.npz")
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in (members | {f"{column}.npy": changed}).items():
+            archive.writestr(name, content)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("column", "header", "message"),
+    [
+        ("features", {"shape": (-1, 12)}, r"an array of float32, shape \(-1, 12\)"),
+        ("features", {"shape": (8, 2**40)}, "features is an array of float32"),
+        ("features", {"shape": (2**40, 12)}, "features has 1,099,511,627,776 rows for 8 shapes"),
+        ("features", {"descr": "|O"}, "an array of object"),
+        ("ids", {"descr": "<U100000000"}, "ids claims 3,200,000,000 bytes"),
+        ("sources", {"descr": "<f4"}, "sources is an array of float32"),
+        ("info", {"descr": "<U100000000"}, "info is an array of <U100000000"),
+    ],
+)
+def test_a_header_that_lies_is_refused_before_anything_is_read(
+    folder: Path, column: str, header: dict[str, Any], message: str
+) -> None:
+    """Minus one row made the search go on for ever."""
+    path = lying(embedded().path, column, **header)
+    with pytest.raises(DataError, match=rf"lying\.npz: .*{message}"):
+        open_index(path)
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf"])
+def test_features_that_are_not_finite_are_one_line(kind: str) -> None:
+    values = np.ones((3, 2), np.float32)
+    values[1, 1] = float(kind)
+    with pytest.raises(DataError, match="memory: features that are not finite"):
+        nearest(Rows(values), np.ones(2, np.float32), 2)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.engine.config.config import PretrainConfig, from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, to_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import RECIPES, recipe
 from pointdistill.engine.config.settings import (
     RunOverrides,

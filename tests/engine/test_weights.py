@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from pointdistill.engine.sharing.export import export_encoder
-from pointdistill.engine.weights.encoders import load_encoder, save_encoder
+from pointdistill.engine.weights.encoders import load_encoder, read_facts, save_encoder
 from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
@@ -121,7 +122,7 @@ def test_a_file_alone_is_an_encoder(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"its header holds no configuration .* export"):
         load_encoder(alone)
     alone.write_bytes(b"no tensors")
-    with pytest.raises(CheckpointError, match="not readable as safetensors"):
+    with pytest.raises(CheckpointError, match="damaged"):
         load_encoder(alone)
 
 
@@ -135,7 +136,7 @@ def test_a_folder_without_an_encoder(tmp_path: Path) -> None:
 def test_weights_cut_short(saved: Path) -> None:
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match="not readable as safetensors"):
+    with pytest.raises(CheckpointError, match="damaged"):
         load_encoder(saved)
 
 
@@ -165,6 +166,43 @@ def test_weights_of_another_shape_are_listed(saved: Path) -> None:
         CheckpointError, match=r"does not fit this model: missing transformer\.blocks\.1"
     ):
         load_encoder(saved)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"width": 16_384, "heads": 2}, {"depth": 16_384}, {"stage_one": [16_384] * 4_000}],
+)
+def test_a_model_that_no_machine_holds_is_refused_before_memory_is_taken(
+    saved: Path, sizes: dict[str, object]
+) -> None:
+    """The widest would take 4.3 GB, the deepest minutes to outline."""
+    kept = json.loads((saved / "config.json").read_text())["encoder"]
+    edit(saved, encoder=kept | sizes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors does not fit this model: "
+    ) as caught:
+        load_encoder(saved)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"points": 10**9}, {"points": 2**20, "patches": 2**20, "patch_points": 2**20}]
+)
+def test_clouds_that_no_machine_holds_are_refused(saved: Path, sizes: dict[str, object]) -> None:
+    """Weights of any shape fit them."""
+    kept = json.loads((saved / "config.json").read_text())["encoder"]
+    edit(saved, encoder=kept | sizes)
+    with pytest.raises(CheckpointError, match=r"encoder\.points must be at most 1,048,576"):
+        load_encoder(saved)
+
+
+@pytest.mark.parametrize("key", ["sources", "training", "results"])
+def test_what_is_recorded_has_its_type(saved: Path, key: str) -> None:
+    edit(saved, **{key: 5})
+    with pytest.raises(CheckpointError, match=rf"config\.json: damaged \({key} must be of type"):
+        read_facts(saved)
 
 
 def test_export_does_not_write_among_other_files(saved: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pointdistill.engine.config.config import PretrainConfig, from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, to_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import RECIPES, recipe
 from pointdistill.engine.pretraining.state import new_state
 from pointdistill.model.config import Initialization

@@ -20,9 +20,10 @@ from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.files.schema import from_plain, refusing_damage
 from pointdistill.data.files.workspace import remember_run
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.config.config import PretrainConfig, from_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.results import Result, Spread, write_results
@@ -40,7 +41,7 @@ from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.reports.pages import Picture, Section, write_report
 from pointdistill.engine.reports.pictures import clouds, loss_curves, masked_patches, neighbour_rows
 from pointdistill.engine.weights.encoders import load_encoder
-from pointdistill.errors import ConfigError
+from pointdistill.errors import CheckpointError, ConfigError
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.masking import draw_masks
 from pointdistill.model.random import KeyedRandom, sample_keys
@@ -268,6 +269,12 @@ def _stand_in(folder: Path, config: QuickstartConfig, stages: _Stages) -> Benchm
     return read_scanobjectnn(path, SPLIT)
 
 
+def _config_of(run: Path) -> PretrainConfig:
+    stored = read_run_config(run)["config"]
+    with refusing_damage(run / "config.json", error=CheckpointError):
+        return from_plain(PretrainConfig, stored, where="config")
+
+
 def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, stages: _Stages) -> bool:
     """Train, or resume; return whether the run is complete."""
     pretrain_config = config.pretraining()
@@ -277,7 +284,7 @@ def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, stages: _Stag
     )
     resume = bool(list_checkpoints(run / CHECKPOINTS))
     # Compared as records: a run from before a setting existed has that setting's default.
-    if resume and from_plain(PretrainConfig, read_run_config(run)["config"]) != pretrain_config:
+    if resume and _config_of(run) != pretrain_config:
         msg = f"{run} holds a run of other settings; choose another folder, or remove that run"
         raise ConfigError(msg)
     remember_run(run)

@@ -56,6 +56,9 @@ KOLEO_WEIGHT = 0.01
 LARGEST = 16_384
 """Largest width or depth, so that a damaged configuration cannot request all memory."""
 
+MOST_POINTS = 2**20
+"""Largest number of points of a cloud that a network sees, for the same reason."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
@@ -104,6 +107,13 @@ class EncoderConfig:
             raise ConfigError(msg)
         if not 0.0 <= self.drop_path < 1.0:
             msg = f"encoder.drop_path must lie in [0, 1), got {self.drop_path!r}"
+            raise ConfigError(msg)
+        # Weights say nothing of these, so a file from elsewhere could ask for any amount of memory.
+        if self.points > MOST_POINTS or self.patches * self.patch_points > 4 * MOST_POINTS:
+            msg = (
+                f"encoder.points must be at most {MOST_POINTS:,}, and all its patches together at most four "
+                f"times that, got {self.points} points and {self.patches} patches of {self.patch_points}"
+            )
             raise ConfigError(msg)
         if not (1 <= self.patches <= self.points and 1 <= self.patch_points <= self.points):
             msg = (
@@ -240,6 +250,13 @@ class CropConfig:
             raise ConfigError(msg)
         if self.count < 1:
             msg = f"a kind of view needs a count of at least 1, got {self.count}"
+            raise ConfigError(msg)
+        # Weights say nothing of these, so a file from elsewhere could ask for any amount of memory.
+        if self.points > MOST_POINTS or self.patches * self.patch_points > 4 * MOST_POINTS:
+            msg = (
+                f"encoder.points must be at most {MOST_POINTS:,}, and all its patches together at most four "
+                f"times that, got {self.points} points and {self.patches} patches of {self.patch_points}"
+            )
             raise ConfigError(msg)
         if not (1 <= self.patches <= self.points and 1 <= self.patch_points <= self.points):
             msg = (

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import io
 import itertools
-import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pointdistill.data.benchmarks.spec import (
     PublishedFigure,
 )
 from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.files.schema import parse_json
 from pointdistill.errors import ConfigError, DataError
 
 NAME = "Objaverse-LVIS"
@@ -209,8 +209,8 @@ def _table(annotation: Path, raw: bytes) -> dict[str, list[str]]:
         if len(text) > _MOST_BYTES:
             msg = f"more than {_MOST_BYTES:,} bytes"
             raise ValueError(msg)
-        table = json.loads(text)
-    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
+        table = parse_json(text, most=_MOST_BYTES)
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         msg = f"{annotation}: not a table of categories as gzipped JSON ({error}); fetch it again"
         raise DataError(msg) from error
     right = isinstance(table, dict) and all(

@@ -39,6 +39,7 @@ from pointdistill.data.benchmarks.spec import (
 )
 from pointdistill.data.files.archive import Archive, open_archive
 from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.hdf5 import open_hdf5
 from pointdistill.data.files.processes import ordered_map
 from pointdistill.data.meshes import PointSet, draw, named_rng
 from pointdistill.data.meshes.sample import read_member
@@ -412,15 +413,14 @@ def _write_cache(path: Path, clouds: NDArray[np.float32]) -> None:
 def _read_cache(path: Path, models: int, points: int) -> NDArray[np.float32] | None:
     """Points cached by an earlier call; None if there are none, or they do not fit."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("version") != _CACHE_VERSION:
+        with open_hdf5(path, path) as file:
+            if file.attribute("version") != _CACHE_VERSION:
                 return None
-            stored = file["points"]
+            stored = file.dataset("points", "f")
             if stored.shape != (models, points, 3) or stored.dtype != np.float32:
                 return None
-            clouds: NDArray[np.float32] = stored[()]
-            return clouds
-    except (OSError, KeyError, AttributeError):
+            return stored.read()
+    except DataError:
         return None
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.files.archive import MEMBER_LIMIT_BYTES, Archive
+from pointdistill.data.files.archive import Archive
+from pointdistill.data.files.hdf5 import open_hdf5
+from pointdistill.data.files.schema import parse_json
 from pointdistill.data.meshes.formats.content import parse_rows
 from pointdistill.data.meshes.records import Axis
 from pointdistill.errors import DataError
@@ -213,7 +212,7 @@ def is_stand_in(archive: Archive) -> bool:
     if marker is None:
         return False
     try:
-        json.loads(archive.read(marker))
+        parse_json(archive.read(marker))
     except ValueError as error:
         archive.refuse(marker, error)
     return True
@@ -250,18 +249,16 @@ def read_labelled_hdf5(
     Raises:
         DataError: if the member is damaged, or its clouds or labels are not what they should be.
     """
-    try:
-        with h5py.File(io.BytesIO(archive.read(member)), "r") as file:
-            points = read_dataset(archive, member, file, "data").astype(np.float32, copy=False)
-            labels = read_dataset(archive, member, file, "label").reshape(-1)
-    except (OSError, RuntimeError) as error:
-        archive.refuse(member, error)
+    stored, labels = read_points_and_labels(archive, member)
+    # What float32 cannot hold becomes infinite, and is then refused with its number.
+    with np.errstate(over="ignore", invalid="ignore"):
+        points = stored.astype(np.float32, copy=False)
+        whole = labels.astype(np.int64)
     source = f"{archive.path}: {member}"
     check_clouds(points, source)
     if len(labels) != len(points):
         msg = f"{source}: {len(points)} clouds but {len(labels)} labels; fetch the archive again"
         raise DataError(msg)
-    whole = labels.astype(np.int64)
     if (whole != labels).any() or whole.min() < 0 or whole.max() >= len(classes):
         msg = (
             f"{source}: labels from {labels.min()} to {labels.max()}; "
@@ -271,19 +268,17 @@ def read_labelled_hdf5(
     return LabelledClouds(points=np.ascontiguousarray(points[..., [2, 0, 1]]), labels=whole)
 
 
-def read_dataset(archive: Archive, member: str, file: h5py.File, key: str) -> NDArray[np.generic]:
-    """One numeric dataset of an HDF5 member of ``archive``, whole.
+def read_points_and_labels(
+    archive: Archive, member: str
+) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    """The datasets ``data``, of any shape, and ``label``, laid flat, of an HDF5 member of ``archive``.
 
     Raises:
-        DataError: if it is absent, not numeric, or, checked before reading, larger than a member may be.
+        DataError: if the member is damaged, or one of them is no numbers that lie in the member itself.
     """
-    dataset = file.get(key)
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
-        archive.refuse(member, f"no numeric dataset {key!r}")
-    if dataset.nbytes > MEMBER_LIMIT_BYTES:
-        archive.refuse(member, f"dataset {key!r} claims {dataset.nbytes:,} bytes")
-    values: NDArray[np.generic] = dataset[()]
-    return values
+    place = f"{archive.path}: {member}"
+    with open_hdf5(archive.read(member), place, advice="fetch the archive again") as file:
+        return file.dataset("data").read(), file.dataset("label").read().reshape(-1)
 
 
 def read_rows(archive: Archive, member: str, columns: tuple[str, ...]) -> NDArray[np.float64]:

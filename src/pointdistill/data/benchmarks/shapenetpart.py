@@ -8,7 +8,6 @@ up here.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,7 +33,9 @@ from pointdistill.data.benchmarks.spec import (
 )
 from pointdistill.data.files.archive import Archive, open_archive
 from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.hdf5 import open_hdf5
 from pointdistill.data.files.processes import ordered_map
+from pointdistill.data.files.schema import parse_json
 from pointdistill.errors import DataError
 
 NAME = "ShapeNetPart"
@@ -220,7 +221,7 @@ def _listed(archive: Archive, split: str) -> list[str]:
     """``<synset>/<id>`` of every entry ``shape_data/<synset>/<id>`` of one list."""
     member = _list_member(archive, split)
     try:
-        entries = json.loads(archive.read(member))
+        entries = parse_json(archive.read(member))
     except ValueError as error:
         archive.refuse(member, error)
     if not isinstance(entries, list) or (not entries and split != "val"):
@@ -299,14 +300,20 @@ def _write_cache(path: Path, clouds: Sequence[Cloud]) -> None:
 def _read_cache(path: Path, shapes: int) -> list[Cloud] | None:
     """What an earlier call cached; None if there is nothing, or it does not fit."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            counts, points, parts = file["counts"][()], file["points"][()], file["parts"][()]
-            version = file.attrs.get("version")
-    except (OSError, KeyError, AttributeError, RuntimeError):
+        with open_hdf5(path, path) as file:
+            if file.attribute("version") != _CACHE_VERSION:
+                return None
+            counts = file.dataset("counts", "i").read()
+            points, parts = file.dataset("points", "f").read(), file.dataset("parts", "u").read()
+    except DataError:
         return None
     total = int(counts.sum())
-    fits = len(counts) == shapes and points.shape == (total, 3) and parts.shape == (total,)
-    if version != _CACHE_VERSION or not fits:
+    if (
+        counts.shape != (shapes,)
+        or counts.min(initial=0) < 0
+        or points.shape != (total, 3)
+        or parts.shape != (total,)
+    ):
         return None
     ends = np.cumsum(counts)[:-1]
     return list(zip(np.split(points, ends), np.split(parts, ends), strict=True))

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pointdistill.data.files.files import read_json, write_json
-from pointdistill.errors import CorpusError, DataError
+from pointdistill.data.files.schema import from_plain, refusing_damage, short_repr
+from pointdistill.errors import CorpusError
 
 MANIFEST_NAME = "corpus.json"
 REFUSED_NAME = "refused.jsonl"
@@ -26,8 +27,6 @@ COMMERCIAL_ONLY = "commercial_only"
 FORMAT = "pointdistill corpus"
 VERSION = 1
 FRAME = "right-handed, z up"
-
-_Record = TypeVar("_Record", "SourceRecord", "ShardRecord")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,58 +136,52 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise CorpusError(_why_no_manifest(folder))
-    try:
+    with refusing_damage(path, advice="prepare the corpus again", error=CorpusError):
         stored = read_json(path)
-    except DataError as error:
-        raise CorpusError(str(error)) from error
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        msg = f"{path}: its format is not {FORMAT!r}, so not a corpus; name another folder"
+        if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+            msg = f"{path}: its format is not {FORMAT!r}, so not a corpus; name another folder"
+            raise CorpusError(msg)
+        if stored.get("version") != VERSION:
+            msg = (
+                f"{path}: format version {short_repr(stored.get('version'))}, this program reads version "
+                f"{VERSION}; update pointdistill or prepare the corpus again"
+            )
+            raise CorpusError(msg)
+        manifest = from_plain(Manifest, stored, partial=True)
+        _check(manifest)
+        return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise unless the counts are possible, and each shard is a file of the corpus folder."""
+    names = [source.name for source in manifest.sources]
+    least = min(
+        (count for source in manifest.sources for count in (source.kept, source.refused)), default=0
+    )
+    if manifest.seed < 0 or manifest.points < 1 or least < 0 or len(set(names)) < len(names):
+        msg = "a count or the seed is negative, or a source is listed twice"
         raise CorpusError(msg)
-    if stored.get("version") != VERSION:
+    for shard in manifest.shards:
+        check_record(shard)
+
+
+def check_record(shard: ShardRecord) -> None:
+    """Raise unless a shard's file lies in the corpus folder, and is large enough for what it is said to hold.
+
+    Raises:
+        CorpusError: naming the file; a stranger's cannot point elsewhere.
+    """
+    if Path(shard.file).name != shard.file or shard.file in {"", ".", ".."} or "\0" in shard.file:
+        msg = f"shard file {shard.file[:80]!r} leads out of the corpus folder"
+        raise CorpusError(msg)
+    # 6 bytes a point, and more than 32 for each shape's numbers; the size itself is compared with the file's.
+    least = 6 * shard.points + 32 * shard.shapes
+    if shard.shapes < 1 or shard.points < shard.shapes or least > shard.bytes:
         msg = (
-            f"{path}: format version {stored.get('version')!r}, this program reads version "
-            f"{VERSION}; update pointdistill or prepare the corpus again"
+            f"shard {shard.file} claims {shard.shapes} shapes of {shard.points} points "
+            f"in {shard.bytes} bytes"
         )
         raise CorpusError(msg)
-    try:
-        return _manifest_from(stored)
-    except (KeyError, TypeError, ValueError) as error:
-        msg = f"{path}: damaged ({type(error).__name__}: {error}); prepare the corpus again"
-        raise CorpusError(msg) from error
-
-
-def _manifest_from(stored: dict[str, Any]) -> Manifest:
-    return Manifest(
-        seed=int(stored["seed"]),
-        points=int(stored["points"]),
-        content=str(stored["content"]),
-        refused_sha256=stored["refused_sha256"],
-        sources=tuple(_record(SourceRecord, source) for source in stored["sources"]),
-        shards=tuple(_checked(_record(ShardRecord, shard)) for shard in stored["shards"]),
-    )
-
-
-def _record(kind: type[_Record], stored: Mapping[str, Any]) -> _Record:
-    """A record from its JSON object: exactly its fields, lists as tuples."""
-    names = {item.name for item in fields(kind)}
-    if names != set(stored):
-        msg = f"{kind.__name__} has {sorted(stored)}, expected {sorted(names)}"
-        raise ValueError(msg)
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
-    }
-    return kind(**values)
-
-
-def _checked(shard: ShardRecord) -> ShardRecord:
-    """The record, if its file lies in the corpus folder: a stranger's cannot point elsewhere."""
-    if Path(shard.file).name != shard.file or shard.file in {"", ".", ".."}:
-        msg = f"shard file {shard.file!r} leads out of the corpus folder"
-        raise ValueError(msg)
-    if shard.shapes < 1 or shard.points < 1:
-        msg = f"shard {shard.file} claims {shard.shapes} shapes of {shard.points} points"
-        raise ValueError(msg)
-    return shard
 
 
 def _why_no_manifest(folder: Path) -> str:

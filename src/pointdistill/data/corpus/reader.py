@@ -1,8 +1,8 @@
 """Random access to the shapes of a corpus, which reads no more than is needed.
 
 Opening reads ``corpus.json`` and looks at the shards' sizes; ids, labels and points stay on disk until they are
-needed. A shard is memory-mapped at its first use, so a read costs the points' own bytes. `open_columns` reads
-single datasets of a shard in chunks, for questions that need no points.
+needed. A shard is opened at its first use and stays open, so a read costs the points' own bytes. `open_columns`
+reads single datasets of a shard in chunks, for questions that need no points.
 """
 
 from __future__ import annotations
@@ -10,28 +10,34 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-import mmap
+import math
+import os
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.corpus.manifest import Manifest, ShardRecord, SourceRecord, read_manifest
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL, Points, restore
+from pointdistill.data.files.hdf5 import NUMBERS, InertFile, open_hdf5
+from pointdistill.data.files.schema import refusing_damage
 from pointdistill.errors import CorpusError
 
 MOST_OPEN_SHARDS = 1024
-"""Most shards mapped at a time by default; a read from one that is not mapped costs 0.2 ms more."""
+"""Most shards open at a time by default; a read from one that is not costs half a millisecond more."""
 
 
 _RECORD = np.dtype([("start", "<i8"), ("stop", "<i8"), ("scale", "<f4"), ("center", "<f4", 3)])
 _UNPACK = struct.Struct("<qqf12s").unpack_from  # the same 32 bytes, as Python's own numbers
+_ADVICE = "prepare the corpus again"
+_VERIFY = "`pointdistill verify` names every damaged shape"
+
 CHUNK = 65_536
 """Rows read at a time; shards written by this program are smaller, others need not be."""
 
@@ -60,29 +66,91 @@ class _DatasetLocation:
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
 
-    def view(self, file: mmap.mmap) -> NDArray[np.generic]:
-        count = int(np.prod(self.shape))
-        return np.frombuffer(file, self.dtype, count, self.offset).reshape(self.shape)
+    def read(self, file: _ShardFile, first: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows ``first`` to ``stop``, all by default."""
+        rows = (self.shape[0] if stop is None else stop) - first
+        row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+        content = file.read(rows * row_bytes, self.offset + first * row_bytes)
+        return np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
+
+
+class _ShardFile:
+    """A shard that stays open for reads at given places, by several threads or after a fork.
+
+    It is not mapped: a page of a map that the file no longer has, because it was cut short meanwhile, ends the
+    process with a signal, and a read costs about as much.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        self._descriptor = self._file.fileno()
+
+    def read(self, size: int, offset: int) -> bytes:
+        """``size`` bytes from ``offset`` on.
+
+        Raises:
+            CorpusError: if the file ends before, or cannot be read any more.
+        """
+        # The common case in one call: small shapes are read in a few microseconds.
+        try:
+            content = _read_at(self._descriptor, size, offset)
+            while len(content) < size:  # a single call gives at most 2 GiB
+                more = _read_at(self._descriptor, size - len(content), offset + len(content))
+                if not more:
+                    msg = f"{self.path}: was cut short while it was in use; {_ADVICE}"
+                    raise CorpusError(msg)
+                content += more
+        except OSError as error:
+            msg = f"{self.path}: cannot be read any more ({error.strerror}); {_ADVICE}"
+            raise CorpusError(msg) from error
+        return content
+
+    def __del__(self) -> None:
+        # Left to the collector of garbage: another thread may be reading from a shard that was let go.
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+_one_at_a_time = threading.Lock()
+
+
+def _seek_and_read(descriptor: int, size: int, offset: int) -> bytes:
+    with _one_at_a_time:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+_read_at = getattr(os, "pread", _seek_and_read)  # Windows has no pread
 
 
 @dataclass(frozen=True, slots=True)
-class _MappedShard:
-    """Views of a shard's datasets; the file stays mapped as long as one of them exists."""
+class _OpenShard:
+    """An open shard, and where its datasets lie."""
 
-    points: NDArray[np.int16]
-    offsets: NDArray[np.int64]
-    id: NDArray[np.bytes_]
-    label: NDArray[np.int32]
-    part: NDArray[np.uint8] | None
+    file: _ShardFile
+    locations: Mapping[str, _DatasetLocation]
 
     index: bytes
-    """A `_RECORD` for each shape, 32 bytes: all that a read needs besides the points, side by side. On disk these
-    values are in three places, which would make a random read of 64 points a tenth slower."""
+    """A `_RECORD` for each shape, 32 bytes: all that a read needs besides the points, side by side."""
 
     def restored(self, row: int) -> Points:
         """Points of one shape, (n, 3) float32."""
         start, stop, scale, center = _UNPACK(self.index, row * _RECORD.itemsize)
-        return restore(self.points[start:stop], center, scale)
+        content = self.file.read(6 * (stop - start), self.locations["points"].offset + 6 * start)
+        return restore(np.frombuffer(content, "<i2").reshape(-1, 3), center, scale)
+
+    def column(self, name: str, row: int | None = None) -> NDArray[Any]:
+        """The values of one shape, or of all."""
+        first, stop = (0, None) if row is None else (row, row + 1)
+        return self.locations[name].read(self.file, first, stop)
+
+    def part(self, row: int) -> NDArray[np.uint8] | None:
+        """The parts of one shape's points; None without parts."""
+        if "part" not in self.locations:
+            return None
+        start, stop, _, _ = _UNPACK(self.index, row * _RECORD.itemsize)
+        return self.locations["part"].read(self.file, start, stop).copy()
 
 
 class Corpus:
@@ -101,7 +169,7 @@ class Corpus:
         self._ends = list(itertools.accumulate(shard.shapes for shard in manifest.shards))
         self._label_names, self._label_of = _merge_labels(manifest.sources)
         self._locations: dict[int, dict[str, _DatasetLocation]] = {}
-        self._mapped: dict[int, _MappedShard] = {}
+        self._shards: dict[int, _OpenShard] = {}
         self._most_open = min(most_shards, _shards_allowed())
 
     def __len__(self) -> int:
@@ -113,13 +181,12 @@ class Corpus:
         number, row = self._locate(index)
         shard = self._open(number)
         source = self.manifest.shards[number].source
-        start, stop = shard.offsets[row], shard.offsets[row + 1]
         return Shape(
             points=shard.restored(row),
-            id=bytes(shard.id[row]).decode(),
+            id=self._names(number, shard.column("id", row))[0],
             source=source,
-            label=int(self._label_of[source][shard.label[row]]),
-            part=None if shard.part is None else shard.part[start:stop].copy(),
+            label=int(self._labels(number, shard.column("label", row))[0]),
+            part=shard.part(row),
         )
 
     def points(self, index: int) -> Points:
@@ -130,14 +197,18 @@ class Corpus:
     def labels(self) -> NDArray[np.int64]:
         """Label of every shape, (len(corpus),) int64: index into ``label_names``, -1 if unknown."""
         labels = [np.empty(0, np.int64)]
-        for number, record in enumerate(self.manifest.shards):
-            labels.append(self._label_of[record.source][self._open(number).label])
+        for number in range(len(self.manifest.shards)):
+            labels.append(self._labels(number, self._open(number).column("label")))
         return np.concatenate(labels)
 
     def ids(self) -> list[str]:
         """Id of every shape, unique within its source."""
         shards = range(len(self.manifest.shards))
-        return [bytes(name).decode() for number in shards for name in self._open(number).id]
+        return [
+            name
+            for number in shards
+            for name in self._names(number, self._open(number).column("id"))
+        ]
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -173,6 +244,23 @@ class Corpus:
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return functools.partial(open_corpus, most_shards=self._most_open), (self.path,)
 
+    def _labels(self, number: int, stored: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Labels of a shard as indices into ``label_names``."""
+        record = self.manifest.shards[number]
+        known = self._label_of[record.source]
+        if len(stored) and not -1 <= int(stored.min()) <= int(stored.max()) < len(known) - 1:
+            what = f"a label is none of the {len(known) - 1} of {record.source}"
+            raise damaged(self.path / record.file, what)
+        return known[stored]
+
+    def _names(self, number: int, stored: NDArray[np.bytes_]) -> list[str]:
+        """Ids of a shard as text."""
+        try:
+            return [bytes(name).decode() for name in stored]
+        except UnicodeDecodeError as error:
+            path = self.path / self.manifest.shards[number].file
+            raise damaged(path, "an id is no UTF-8 text") from error
+
     def _locate(self, index: int) -> tuple[int, int]:
         """Shard number and row of a shape."""
         place = index + self._count if index < 0 else index
@@ -182,20 +270,20 @@ class Corpus:
         number = bisect.bisect_right(self._ends, place)
         return number, place - (self._ends[number - 1] if number else 0)
 
-    def _open(self, number: int) -> _MappedShard:
-        """Views of a shard. No lock: two threads may map the same shard, which is harmless."""
-        mapped = self._mapped.get(number)
-        if mapped is None:
+    def _open(self, number: int) -> _OpenShard:
+        """An open shard. No lock: two threads may open the same shard, which is harmless."""
+        shard = self._shards.get(number)
+        if shard is None:
             record = self.manifest.shards[number]
             path = self.path / record.file
             if number not in self._locations:
                 self._locations[number] = _locate_datasets(path, record)
-            mapped = _map_shard(path, self._locations[number])
-            if len(self._mapped) >= self._most_open:
+            shard = _open_shard(path, self._locations[number])
+            if len(self._shards) >= self._most_open:
                 # Drop the oldest; the default, because another thread may have dropped it in the meantime.
-                self._mapped.pop(next(iter(self._mapped), number), None)
-            self._mapped[number] = mapped
-        return mapped
+                self._shards.pop(next(iter(self._shards), number), None)
+            self._shards[number] = shard
+        return shard
 
 
 def open_corpus(path: Path | str, *, most_shards: int = MOST_OPEN_SHARDS) -> Corpus:
@@ -203,7 +291,7 @@ def open_corpus(path: Path | str, *, most_shards: int = MOST_OPEN_SHARDS) -> Cor
 
     Args:
         path: the folder.
-        most_shards: how many are mapped at a time at most, fewer if the system allows fewer open files. A reader
+        most_shards: how many are open at a time at most, fewer if the system allows fewer. A reader
             that goes through the shapes in order needs only one, and then holds the pages of one shard.
 
     Raises:
@@ -212,7 +300,11 @@ def open_corpus(path: Path | str, *, most_shards: int = MOST_OPEN_SHARDS) -> Cor
     """
     folder = Path(path)
     manifest = read_manifest(folder)
+    sources = {source.name for source in manifest.sources}
     for shard in manifest.shards:
+        if shard.source not in sources:
+            what = f"it comes from {shard.source[:80]!r}, which corpus.json does not list"
+            raise damaged(folder / shard.file, what)
         check_shard_size(folder / shard.file, shard)
     return Corpus(folder, manifest, most_shards=most_shards)
 
@@ -238,7 +330,7 @@ def check_shard_size(path: Path, record: ShardRecord) -> None:
 
 
 def _shards_allowed() -> int:
-    """Each mapped shard takes a file descriptor; half of those that a process may have are left for other uses."""
+    """Each open shard takes a file descriptor; half of those that a process may have are left for other uses."""
     try:
         import resource  # not on Windows
     except ImportError:
@@ -264,16 +356,14 @@ def _merge_labels(
 
 def _locate_datasets(path: Path, record: ShardRecord) -> dict[str, _DatasetLocation]:
     """Where each dataset lies; checks that the file is the shard that its record describes."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            locations = {
-                name: _DatasetLocation(item.id.get_offset(), item.dtype, item.shape)
-                for name, item in file.items()
-                if isinstance(item, h5py.Dataset) and item.id.get_offset() is not None
-            }
-    except (OSError, RuntimeError) as error:
-        msg = f"{path}: damaged ({error}); prepare the corpus again"
-        raise CorpusError(msg) from error
+    names = ("points", "offsets", "center", "scale", "label", "id", "part")
+    with open_hdf5(path, path, advice=_ADVICE, error=CorpusError) as file:
+        datasets = [file.dataset(name, "iufS") for name in names if name in file]
+        locations = {
+            item.name: _DatasetLocation(item.offset, item.dtype, item.shape)
+            for item in datasets
+            if item.offset is not None
+        }
     shapes, points = record.shapes, record.points
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "points": ("<i2", (points, 3)),
@@ -288,7 +378,7 @@ def _locate_datasets(path: Path, record: ShardRecord) -> dict[str, _DatasetLocat
         fits = (
             location
             and location.shape == shape
-            and (kind == "S" or location.dtype == np.dtype(kind))
+            and (location.dtype.kind == "S" if kind == "S" else location.dtype == np.dtype(kind))
         )
         if not fits:
             actual = f"{location.dtype} {location.shape}" if location else "nothing"
@@ -297,20 +387,26 @@ def _locate_datasets(path: Path, record: ShardRecord) -> dict[str, _DatasetLocat
     return {name: locations[name] for name in expected}
 
 
-def _map_shard(path: Path, locations: dict[str, _DatasetLocation]) -> _MappedShard:
-    """Map a file and view its datasets; our file is closed again, since the map keeps a descriptor of its own."""
-    try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        views = {name: location.view(mapped) for name, location in locations.items()}
-    except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read ({error}); prepare the corpus again"
-        raise CorpusError(msg) from error
-    index = np.empty(len(views["scale"]), _RECORD)
-    index["start"], index["stop"] = views["offsets"][:-1], views["offsets"][1:]
-    index["scale"], index["center"] = views.pop("scale"), views.pop("center")
-    columns = {"part": None, "index": index.tobytes()} | views
-    return _MappedShard(**cast("dict[str, Any]", columns))
+def _open_shard(path: Path, locations: dict[str, _DatasetLocation]) -> _OpenShard:
+    """Open a file, and read what reads of its points need; checks that it gives usable points.
+
+    Raises:
+        CorpusError: if it cannot be read, or its offsets, centres or scales are damaged.
+    """
+    with refusing_damage(path, advice=_ADVICE, error=CorpusError):
+        file = _ShardFile(path)
+        offsets, scale, center = (
+            locations[name].read(file) for name in ("offsets", "scale", "center")
+        )
+    index = np.empty(len(scale), _RECORD)
+    index["start"], index["stop"] = offsets[:-1], offsets[1:]
+    index["scale"], index["center"] = scale, center
+    whole = offsets[0] == 0 and offsets[-1] == locations["points"].shape[0]
+    if not whole or (offsets[1:] <= offsets[:-1]).any():
+        raise damaged(path, "its offsets do not fit its points")
+    if not (np.isfinite(scale) & (scale >= 0)).all() or not np.isfinite(center).all():
+        raise damaged(path, "a scale or a centre is not finite")
+    return _OpenShard(file, locations, index.tobytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,8 +415,7 @@ class ShardColumns:
 
     path: Path
     record: ShardRecord
-    file: Any
-    """An open ``h5py.File``."""
+    file: InertFile
 
     def read(self, name: str, first: int, stop: int) -> NDArray[Any]:
         """Rows ``first`` to ``stop`` of a dataset, as it lies on disk.
@@ -328,10 +423,9 @@ class ShardColumns:
         Raises:
             CorpusError: if the dataset is missing, shorter than that, or cannot be read.
         """
-        try:
-            values = np.asarray(self.file[name][first:stop])
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise damaged(self.path, f"{name} cannot be read: {error}") from error
+        with refusing_damage(self.path, advice=_VERIFY, error=CorpusError):
+            dataset = self.file.dataset(name, "S" if name == "id" else NUMBERS)
+            values = dataset.read(first, stop)
         if len(values) != stop - first:
             raise damaged(self.path, f"{name} ends at row {first + len(values):,}, before {stop:,}")
         return values
@@ -351,14 +445,10 @@ def open_columns(folder: Path, record: ShardRecord) -> Iterator[ShardColumns]:
     """
     path = folder / record.file
     check_shard_size(path, record)
-    try:
-        file = h5py.File(path, "r", locking=False)
-    except (OSError, RuntimeError) as error:
-        raise damaged(path, str(error)) from error
-    with file:
+    with open_hdf5(path, path, advice=_VERIFY, error=CorpusError) as file:
         yield ShardColumns(path, record, file)
 
 
 def damaged(path: Path, what: str) -> CorpusError:
     """The error for a shard or list that is not as it was written."""
-    return CorpusError(f"{path}: damaged, {what}; `pointdistill verify` names every damaged shape")
+    return CorpusError(f"{path}: damaged, {what}; {_VERIFY}")

@@ -12,9 +12,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pointdistill.data.corpus.reader import damaged
 from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.schema import (
+    bounded_lines,
+    from_plain,
+    parse_json,
+    refusing_damage,
+    short_repr,
+)
+from pointdistill.errors import ConfigError, CorpusError
 
 MOST_CAUSES = 500
 """Most causes that are counted apart; further ones are counted together."""
@@ -68,12 +77,10 @@ def read_refused(path: Path) -> Iterator[RefusedShape]:
     Raises:
         CorpusError: if the list is missing or a line is not what was written.
     """
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                yield _parse(line, path, number)
-    except (OSError, UnicodeDecodeError) as error:
-        raise damaged(path, str(error)) from error
+    advice = "`pointdistill verify` names what is damaged"
+    with refusing_damage(path, advice=advice, error=CorpusError), path.open("rb") as file:
+        for number, line in enumerate(bounded_lines(file), start=1):
+            yield parse_refused(line, path, number)
 
 
 def count_causes(path: Path) -> tuple[RefusedCause, ...]:
@@ -112,15 +119,26 @@ def general_cause(cause: str, shape_id: str) -> str:
     return _SHAPE_SPECIFIC.sub("…", cause.replace(shape_id, "…") if shape_id else cause)
 
 
-def _parse(line: str, path: Path, number: int) -> RefusedShape:
+def parse_refused(line: bytes, path: Path, number: int) -> RefusedShape:
+    """The shape on line ``number`` of a list.
+
+    Raises:
+        CorpusError: if the line is not what was written.
+    """
     try:
-        stored = json.loads(line)
-        failure = stored.get("backstop")
-        return RefusedShape(
-            source=str(stored["source"]),
-            id=str(stored["id"]),
-            cause=str(stored["cause"]),
-            retryable_failure=None if failure is None else str(failure),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return from_plain(RefusedShape, with_field_names(parse_json(line)), partial=True)
+    except (ValueError, ConfigError) as error:
         raise damaged(path, f"line {number:,} is no refused shape") from error
+
+
+def with_field_names(stored: Any) -> dict[str, Any]:
+    """A refusal as it is stored, with the names of the fields instead of those on disk.
+
+    Raises:
+        ValueError: if it is no table.
+    """
+    if not isinstance(stored, dict):
+        msg = f"expected a refusal, got {short_repr(stored)}"
+        raise ValueError(msg)  # noqa: TRY004
+    renamed = {"backstop": "retryable_failure"}
+    return {renamed.get(str(key), str(key)): value for key, value in stored.items()}

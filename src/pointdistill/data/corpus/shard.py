@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.corpus.hdf5_layout import ArraySpec, FileLayout, lay_out_file, utf8_text
 from pointdistill.data.files.files import write_aside
-from pointdistill.errors import DataError
+from pointdistill.data.files.hdf5 import InertFile, open_hdf5
+from pointdistill.errors import CorpusError, DataError
 
 UNKNOWN_LABEL = -1
 UNKNOWN_PART = 255
@@ -273,29 +274,41 @@ def sizes_of(block: RowBlock) -> Sizes:
 
 
 def stored_sizes(path: Path) -> Sizes:
-    """Sizes of a shard on disk, from its header alone."""
-    with h5py.File(path, "r", locking=False) as file:
+    """Sizes of a shard on disk, from its header alone.
+
+    Raises:
+        CorpusError: if it is damaged.
+    """
+    with _open(path) as file:
         return Sizes(
-            shapes=len(file["scale"]),
-            points=len(file["points"]),
-            id_bytes=file["id"].dtype.itemsize,
+            shapes=file.dataset("scale").shape[0],
+            points=file.dataset("points").shape[0],
+            id_bytes=file.dataset("id", "S").dtype.itemsize,
             has_part="part" in file,
         )
 
 
 def read_block(path: Path) -> RowBlock:
-    """A whole shard in memory."""
-    with h5py.File(path, "r", locking=False) as file:
+    """A whole shard in memory.
+
+    Raises:
+        CorpusError: if it is damaged; shapes and types of the arrays are not compared.
+    """
+    with _open(path) as file:
         return RowBlock(
-            points=file["points"][()],
-            offsets=file["offsets"][()],
-            center=file["center"][()],
-            scale=file["scale"][()],
-            id=file["id"][()].astype(np.bytes_),
-            label=file["label"][()],
-            sha256=file["sha256"][()],
-            part=file["part"][()] if "part" in file else None,
+            points=file.dataset("points").read(),
+            offsets=file.dataset("offsets").read(),
+            center=file.dataset("center").read(),
+            scale=file.dataset("scale").read(),
+            id=file.dataset("id", "S").read().astype(np.bytes_),
+            label=file.dataset("label").read(),
+            sha256=file.dataset("sha256").read(),
+            part=file.dataset("part").read() if "part" in file else None,
         )
+
+
+def _open(path: Path) -> AbstractContextManager[InertFile]:
+    return open_hdf5(path, path, advice="prepare the corpus again", error=CorpusError)
 
 
 def _part_of(row: Row, *, known: bool) -> NDArray[np.uint8] | None:

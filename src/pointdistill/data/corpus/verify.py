@@ -91,12 +91,13 @@ def _shard_problems(
         return
     try:
         check_shard_size(path, record)
-        unchanged = sha256_of(path) == record.sha256
-        block = read_block(path)
     except CorpusError as error:
         yield str(error)
         return
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    try:
+        unchanged = sha256_of(path) == record.sha256
+        block = read_block(path)
+    except (CorpusError, OSError) as error:
         lost = f"none of its {record.shapes:,} shapes"
         yield f"{path.name}: damaged, {lost} can be read ({error})"
         return

@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from pointdistill.data.corpus.manifest import (
     BUILDING_NAME,
     MANIFEST_NAME,
@@ -45,6 +43,7 @@ from pointdistill.data.corpus_building.state import (
 )
 from pointdistill.data.corpus_building.tasks import BuildJob
 from pointdistill.data.files.files import sha256_of
+from pointdistill.data.files.hdf5 import open_hdf5
 from pointdistill.errors import CorpusError, DataError
 
 
@@ -134,8 +133,8 @@ def content_of(shards: Iterable[Path]) -> str:
     """SHA-256 over the checksums of all rows of the shards, which are in (source, id) order."""
     content = hashlib.sha256()
     for shard in shards:
-        with h5py.File(shard, "r", locking=False) as file:
-            content.update(file["sha256"][()].tobytes())
+        with open_hdf5(shard, shard, advice="prepare the corpus again", error=CorpusError) as file:
+            content.update(file.dataset("sha256", "u").read().tobytes())
     return content.hexdigest()
 
 

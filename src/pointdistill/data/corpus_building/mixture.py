@@ -11,7 +11,6 @@ only renamed, none is copied, with the list of refused shapes and the manifest l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +25,7 @@ from pointdistill.data.corpus.manifest import (
     read_manifest,
     write_manifest,
 )
+from pointdistill.data.corpus.refused import parse_refused
 from pointdistill.data.corpus_building.build import BuildSettings, build_source, room_needed
 from pointdistill.data.corpus_building.commit import (
     BuildReport,
@@ -209,8 +209,8 @@ def _refused_of(corpus: Path, source: str) -> Iterator[bytes]:
     if not path.is_file():
         return
     with path.open("rb") as file:
-        for line in file:
-            if json.loads(line)["source"] == source:
+        for number, line in enumerate(file, start=1):
+            if parse_refused(line, path, number).source == source:
                 yield line
 
 

@@ -7,7 +7,6 @@ and left out on request.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
 from pointdistill.data.corpus.manifest import COMMERCIAL_ONLY, SourceFacts
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import sha256_of
+from pointdistill.data.files.schema import parse_json
 from pointdistill.data.sources import (
     SOURCES,
     Source,
@@ -327,7 +327,7 @@ def _read_part_list(path: Path) -> tuple[frozenset[str], str]:
                 raise DataError(msg)
             content = archive.read(member)
     try:
-        entries = json.loads(content)
+        entries = parse_json(content)
     except ValueError as error:
         msg = f"{path}: its {_PART_LIST} is damaged ({error}); fetch it again"
         raise DataError(msg) from error

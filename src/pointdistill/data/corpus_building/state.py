@@ -18,10 +18,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pointdistill.data.corpus.manifest import BUILDING_NAME, MANIFEST_NAME, ShardRecord
+from pointdistill.data.corpus.manifest import (
+    BUILDING_NAME,
+    MANIFEST_NAME,
+    ShardRecord,
+    check_record,
+)
+from pointdistill.data.corpus.refused import with_field_names
 from pointdistill.data.corpus_building.division import Span
-from pointdistill.data.files.files import hold_lock, read_json, sha256_of, write_json
-from pointdistill.errors import CorpusError, DataError
+from pointdistill.data.files.files import (
+    hold_lock,
+    read_json,
+    read_record,
+    sha256_of,
+    write_json,
+)
+from pointdistill.data.files.schema import from_plain, refusing_damage
+from pointdistill.errors import ConfigError, CorpusError
 
 LOCK_NAME = "lock"
 PLAN_NAME = "plan.json"
@@ -110,8 +123,7 @@ class BuildFolder:
 
     def shard_record(self, number: int) -> ShardRecord | None:
         """The manifest's record of a finished shard; None if all its shapes were refused."""
-        record = read_json(self._shard_mark(number))["record"]
-        return ShardRecord(**record) if record else None
+        return read_record(self._shard_mark(number), _Mark).record
 
     def remove_pieces(self, spans: Sequence[Span]) -> None:
         """Delete the pieces of a finished shard."""
@@ -179,13 +191,16 @@ def unfinished_build(
     with locked(corpus):
         plan = build.path / PLAN_NAME
         if plan.is_file():
-            different = differences(begun := read_json(plan), settings)
+            begun = read_json(plan)
+            with refusing_damage(plan, advice="remove the folder it is in", error=CorpusError):
+                different = differences(begun, settings)
+                moved = bool(different) and same_but_for_files(begun, settings)
             if different:
                 msg = (
                     f"{corpus}: holds an unfinished build with other settings ({different}); finish it "
                     f"with those, remove the folder, or choose another output folder"
                 )
-                if same_but_for_files(begun, settings):
+                if moved:
                     msg = (
                         f"{corpus}: holds an unfinished build, and the source's files have changed since it was "
                         "begun; choose another output folder, or remove this one"
@@ -286,15 +301,31 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
     return {"kept": outcome.kept, "refused": refused}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Mark:
+    """The file that marks a piece or a shard as finished."""
+
+    kept: int
+    refused: tuple[Mapping[str, Any], ...]
+    record: ShardRecord | None = None
+
+    def __post_init__(self) -> None:
+        if self.kept < 0:
+            msg = f"kept must not be negative, got {self.kept}"
+            raise ConfigError(msg)
+        if self.record is not None:
+            check_record(self.record)
+
+
 def _outcome(mark: Path) -> Outcome | None:
-    try:
-        stored = read_json(mark)
-    except DataError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
-    refused = tuple(Refusal(r["id"], r["cause"], r["backstop"]) for r in stored["refused"])
-    return Outcome(kept=stored["kept"], refused=refused)
+    if not mark.exists():
+        return None
+    with refusing_damage(mark):
+        stored = read_record(mark, _Mark)
+        refused = [
+            from_plain(Refusal, with_field_names(one), partial=True) for one in stored.refused
+        ]
+    return Outcome(kept=stored.kept, refused=tuple(refused))
 
 
 def _refuse_foreign(corpus: Path) -> None:

@@ -16,6 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pointdistill.data.files.schema import (
+    MOST_RECORD_BYTES,
+    Record,
+    from_plain,
+    parse_json,
+    read_bounded,
+    refusing_damage,
+)
 from pointdistill.errors import DataError, PointDistillError
 
 log = logging.getLogger("pointdistill")
@@ -182,20 +190,30 @@ def write_json(path: Path, value: Any) -> None:
         aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+def read_json(path: Path, *, most: int = MOST_RECORD_BYTES) -> Any:
+    """The value in a JSON file of at most ``most`` bytes.
 
     Raises:
         DataError: if the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_bounded(path, most), most=most)
     except FileNotFoundError as error:
         msg = f"{path}: no such file"
         raise DataError(msg) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         msg = f"{path}: not readable as JSON ({error}); it may be cut short; create it again"
         raise DataError(msg) from error
+
+
+def read_record(path: Path, kind: type[Record], *, partial: bool = False) -> Record:
+    """The record in a JSON file, whose fields are checked; see `pointdistill.data.files.schema.from_plain`.
+
+    Raises:
+        DataError: if the file is missing, is not JSON, or holds anything else.
+    """
+    with refusing_damage(path):
+        return from_plain(kind, read_json(path), partial=partial)
 
 
 def sha256_of(path: Path) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import posixpath
 import struct
 import zipfile
@@ -28,6 +27,7 @@ from pointdistill.data.files.archive import (
     open_archive,
     still_there,
 )
+from pointdistill.data.files.schema import parse_json
 from pointdistill.errors import DataError
 
 _HEADER = struct.Struct("<4s22x2H")
@@ -218,8 +218,8 @@ def _write(folder: Path, name: str, content: bytes) -> Path:
 def _buffers(content: bytes) -> list[str]:
     """Names of a glTF's buffer files in its own folder or below; damage is left to the reader."""
     try:
-        named = [unquote(buffer["uri"]) for buffer in json.loads(content)["buffers"]]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        named = [unquote(buffer["uri"]) for buffer in parse_json(content)["buffers"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
         return []
     plain = {posixpath.normpath(uri) for uri in named if not uri.startswith("data:")}
     return sorted(uri for uri in plain if not uri.startswith(("..", "/")) and "\\" not in uri)

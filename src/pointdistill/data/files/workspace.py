@@ -150,7 +150,10 @@ def _existing_path(stored: object, folder: Path) -> Path | None:
     if not isinstance(stored, str) or not stored:
         return None
     path = folder / stored
-    return path if path.exists() else None
+    try:
+        return path if path.exists() else None
+    except (OSError, ValueError):  # a name that no file system takes
+        return None
 
 
 @contextlib.contextmanager

@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from pointdistill.data.corpus import Corpus
 from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.hdf5 import open_hdf5
 from pointdistill.data.files.processes import ordered_map
+from pointdistill.errors import DataError
 
 Real = TypeVar("Real", bound=np.floating[Any])
 
@@ -238,16 +240,19 @@ def saved_fingerprints(corpus: Corpus) -> Fingerprints:
     """The fingerprints in the corpus's file; none if it is missing, damaged, or belongs to other shapes."""
     empty = Fingerprints.concatenate([])
     try:
-        with h5py.File(corpus.path / FILE_NAME, "r", locking=False) as file:
-            if (file.attrs.get("version"), file.attrs.get("corpus")) != (VERSION, corpus.content):
+        path = corpus.path / FILE_NAME
+        with open_hdf5(path, path) as file:
+            if (file.attribute("version"), file.attribute("corpus")) != (VERSION, corpus.content):
                 return empty
-            values, points = file["values"], file["points"]
-            rows = len(points)
+            values, points = file.dataset("values", "f"), file.dataset("points", "u")
+            rows = values.shape[0]
             fits = values.shape == (rows, SIZE) and values.dtype == np.float16
-            if not fits or rows > len(corpus) or points.dtype != np.uint16:
+            fits = fits and points.shape == (rows,) and points.dtype == np.uint16
+            if not fits or rows > len(corpus):
                 return empty
-            return Fingerprints(values[()], points[()])
-    except (OSError, KeyError, AttributeError, TypeError):
+            found = Fingerprints(values.read(), points.read())
+            return found if np.isfinite(found.values).all() else empty
+    except DataError:
         return empty
 
 

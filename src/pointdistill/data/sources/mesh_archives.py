@@ -13,11 +13,11 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from pointdistill.data.files.archive import open_archive
+from pointdistill.data.files.schema import parse_json
 from pointdistill.data.sources.base import SourceInfo, SourceRequest, archive_paths
 from pointdistill.data.sources.members import Layout, MemberSource, Named, open_members
 from pointdistill.errors import DataError
@@ -104,9 +104,11 @@ def _future_categories(roots: tuple[Path, ...]) -> dict[str, str]:
             if member is None:
                 continue
             try:
-                rows = json.loads(archive.read(member))
-                return {str(row["model_id"]): row["category"] or FUTURE_NO_CATEGORY for row in rows}
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                rows = parse_json(archive.read(member))
+                return {
+                    str(row["model_id"]): str(row["category"] or FUTURE_NO_CATEGORY) for row in rows
+                }
+            except (ValueError, KeyError, TypeError) as error:
                 archive.refuse(member, error)
     parts = ", ".join(map(str, roots))
     msg = f"{parts}: no {_FUTURE_TABLE}, which part 1 holds; fetch the parts again"

@@ -5,17 +5,16 @@ Ids: the file and the row in it, ``apple_10/00003``.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.files.archive import MEMBER_LIMIT_BYTES
+from pointdistill.data.files.hdf5 import open_hdf5
 from pointdistill.data.files.member import read_member_at
 from pointdistill.data.meshes.sampling import to_z_up
 from pointdistill.data.sources.base import Entry, SourceCloud, SourceInfo, SourceRequest
@@ -93,24 +92,11 @@ def _clouds(content: bytes, name: str) -> NDArray[np.floating]:
     Raises:
         DataError: if it is damaged, has another layout, or does not hold as many clouds as its name says.
     """
-    try:
-        with h5py.File(io.BytesIO(content), "r") as file:
-            dataset = file.get(_KEY)
-            shape: tuple[int, ...] = dataset.shape if isinstance(dataset, h5py.Dataset) else ()
-            stated = int(PurePosixPath(name).stem.rpartition("_")[2])
-            if (
-                shape[:1] != (stated,)
-                or len(shape) != 3
-                or shape[2] != 3
-                or dataset.dtype.kind != "f"
-            ):
-                msg = f"{name}: expected {_KEY!r} of shape ({stated}, 16384, 3), got {shape}; fetch it again"
-                raise DataError(msg)
-            if dataset.nbytes > MEMBER_LIMIT_BYTES:
-                msg = f"{name}: {_KEY!r} claims {dataset.nbytes:,} bytes; fetch it again"
-                raise DataError(msg)
-            clouds: NDArray[np.floating] = dataset[()]
-    except (OSError, RuntimeError) as error:
-        msg = f"{name} is damaged ({error}); fetch the archive again"
-        raise DataError(msg) from error
-    return clouds
+    stated = int(PurePosixPath(name).stem.rpartition("_")[2])
+    with open_hdf5(content, name, advice="fetch the archive again") as file:
+        dataset = file.dataset(_KEY, "f")
+        shape = dataset.shape
+        if shape[:1] != (stated,) or len(shape) != 3 or shape[2] != 3:
+            msg = f"{name}: expected {_KEY!r} of shape ({stated}, 16384, 3), got {shape}; fetch it again"
+            raise DataError(msg)
+        return dataset.read()

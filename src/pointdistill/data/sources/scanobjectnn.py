@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.benchmarks.records import read_dataset
+from pointdistill.data.benchmarks.records import read_points_and_labels
 from pointdistill.data.benchmarks.scanobjectnn import CLASSES, SPLITS
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.files.archive import Archive, open_archive
@@ -100,15 +98,11 @@ def _read(archive: Archive, member: str) -> tuple[NDArray[np.generic], NDArray[n
     Raises:
         DataError: if the member is damaged or has another layout.
     """
-    try:
-        with h5py.File(io.BytesIO(archive.read(member)), "r") as file:
-            points = read_dataset(archive, member, file, "data")
-            labels = read_dataset(archive, member, file, "label").reshape(-1)
-    except (OSError, RuntimeError) as error:
-        archive.refuse(member, error)
+    points, labels = read_points_and_labels(archive, member)
     if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(labels):
         archive.refuse(member, f"data of shape {points.shape} with {len(labels)} labels")
-    classes: NDArray[np.int64] = labels.astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        classes: NDArray[np.int64] = labels.astype(np.int64)
     if len(classes) and (classes.min() < 0 or classes.max() >= len(CLASSES)):
         archive.refuse(member, f"labels from {classes.min()} to {classes.max()}")
     return points, classes

@@ -1,19 +1,10 @@
-"""The configuration of a pretraining run, and the conversion of frozen records to JSON and back.
-
-An unknown key is an error that suggests the nearest name.
-"""
+"""The configuration of a pretraining run."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from enum import Enum
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
 
 from pointdistill.engine.runtime.schedules import ScheduleConfig
 from pointdistill.errors import ConfigError
@@ -32,8 +23,6 @@ from pointdistill.model.config import (
 
 RUN_FORMAT = "pointdistill-run"
 """The ``format`` of a run's ``config.json``."""
-
-Record = TypeVar("Record")
 
 _SETTINGS_OF = {"patch": ("masking", "predictor"), "cls": ("local_crop", "koleo_weight")}
 """Settings, and tables of settings, that only one of the two objectives uses."""
@@ -193,83 +182,3 @@ class PretrainConfig:
         """Optimiser steps of the run over a corpus of ``shapes`` shapes."""
         per_epoch = self.steps_per_epoch(shapes)
         return self.steps if self.steps is not None else self.epochs * per_epoch
-
-
-def to_plain(value: Any) -> Any:
-    """A record as dictionaries, lists and plain values that JSON can represent."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, tuple | list):
-        return [to_plain(item) for item in value]
-    return value
-
-
-def from_plain(kind: type[Record], value: Mapping[str, Any], *, where: str = "") -> Record:
-    """The record that ``to_plain`` turned into ``value``; missing keys take their defaults.
-
-    Raises:
-        ConfigError: for an unknown key (names the nearest known one), or a value of the wrong type.
-    """
-    if not isinstance(typing.cast("object", value), Mapping):
-        msg = f"{where or kind.__name__}: expected a table of settings, got {value!r}"
-        raise ConfigError(msg)
-    hints = typing.get_type_hints(kind)
-    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
-    for key in value:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-            msg = f"unknown setting {_path(where, key)!r}{hint}"
-            raise ConfigError(msg)
-    missing = [
-        name
-        for name, item in known.items()
-        if name not in value and item.default is MISSING and item.default_factory is MISSING
-    ]
-    if missing:
-        msg = f"missing setting {_path(where, missing[0])!r}"
-        raise ConfigError(msg)
-    built = {
-        key: _convert(hints[key], item, where=_path(where, key)) for key, item in value.items()
-    }
-    return kind(**built)
-
-
-def _path(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
-
-
-def _convert(hint: Any, value: Any, *, where: str) -> Any:
-    """``value`` as the annotated type.
-
-    Raises:
-        ConfigError: if it is not of this type.
-    """
-    if is_dataclass(hint) and isinstance(hint, type):
-        return from_plain(hint, value, where=where)
-    if typing.get_origin(hint) is types.UnionType:
-        if value is None or value == "none":  # TOML has no null
-            return None
-        return _convert(typing.get_args(hint)[0], value, where=where)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, list | tuple):
-            inner = typing.get_args(hint)[0]
-            return tuple(_convert(inner, item, where=where) for item in value)
-    elif isinstance(hint, type) and issubclass(hint, Enum):
-        accepted = [member.value for member in hint]
-        if value in accepted:
-            return hint(value)
-        msg = f"{where} must be one of {', '.join(map(str, accepted))}, got {value!r}"
-        raise ConfigError(msg)
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            msg = f"{where} must be a finite number, got {value!r}"
-            raise ConfigError(msg)
-        return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    name = str(hint) if typing.get_origin(hint) else hint.__name__
-    msg = f"{where} must be of type {name}, got {value!r}"
-    raise ConfigError(msg)

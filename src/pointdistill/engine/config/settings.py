@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.data.files.files import read_json
-from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, to_plain
+from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig
 from pointdistill.engine.config.recipes import ADAPT, RECIPES, find_recipe, recipe
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import Mode
@@ -106,7 +107,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         DataError: if there is no such file, or it is neither.
     """
-    if path.is_dir() or not path.exists():
+    if not path.is_file():
         msg = f"{path}: no settings file here; give a TOML file or a run's config.json"
         raise DataError(msg)
     if path.stat().st_size > LARGEST_FILE:
@@ -124,7 +125,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         return config
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         msg = f"{path}: not a TOML file ({error}); write lines such as masking.ratio = 0.8"
         raise DataError(msg) from error
 
@@ -150,7 +151,7 @@ def _parse_value(text: str) -> Any:
     """A TOML value; anything else, such as ``mpm``, is taken as text."""
     try:
         table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         table = {}
     if table.keys() == {"value"}:
         return table["value"]

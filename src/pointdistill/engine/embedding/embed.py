@@ -24,6 +24,7 @@ from pointdistill.engine.embedding.compute import (
 from pointdistill.engine.embedding.file import (
     FORMAT,
     VERSION,
+    EmbeddingInfo,
     check_output,
     open_index,
     write_output,
@@ -84,18 +85,9 @@ class Draws:
         return {"points": self.points, "draws": self.each, "turns": self.turns}
 
     @classmethod
-    def recorded(cls, info: Mapping[str, Any], path: Path) -> Draws:
-        """As an embedding was made.
-
-        Raises:
-            DataError: if the record holds anything but positive numbers.
-        """
-        # Embeddings of earlier versions turned nothing.
-        values = [info.get("points"), info.get("draws"), info.get("turns", 1)]
-        if not all(type(value) is int and value > 0 for value in values):
-            msg = f"{path}: records points, draws and turns of {values}; expected positive numbers, embed again"
-            raise DataError(msg)
-        return cls(*values)
+    def recorded(cls, info: EmbeddingInfo) -> Draws:
+        """As an embedding was made."""
+        return cls(info.points, info.draws, info.turns)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pointdistill.data.corpus_building.pool import Died, Done, Pool, open_pool
 from pointdistill.data.files.files import read_json, write_aside, write_json
 from pointdistill.data.files.processes import usable_cores
+from pointdistill.data.files.schema import parse_json, refusing_damage
 from pointdistill.data.sources.paths import ReadSettings, ReadShape, ReadTask, ShapeList, read_task
 from pointdistill.engine.embedding.compute import (
     CPU_BATCH,
@@ -113,7 +114,8 @@ class WorkFolder:
             write_json(self.path / _REQUEST, request)
             return
         if earlier != json.loads(json.dumps(request)):
-            keys = sorted({*earlier, *request} if isinstance(earlier, dict) else request)
+            earlier = earlier if isinstance(earlier, dict) else {}
+            keys = sorted({*earlier, *request})
             different = [key for key in keys if earlier.get(key) != request.get(key)]
             msg = (
                 f"{self.path}: an unfinished embedding with other {', '.join(different)}; finish it with the "
@@ -133,7 +135,11 @@ class WorkFolder:
     def columns(self, *names: str) -> Iterator[dict[str, NDArray[Any]]]:
         """For each chunk in turn, those of the named columns that it has."""
         for number in range(self._chunks):
-            with np.load(self._file(number), allow_pickle=False) as stored:
+            path = self._file(number)
+            with (
+                refusing_damage(path, advice="remove it, and its shapes are embedded again"),
+                np.load(path, allow_pickle=False) as stored,
+            ):
                 yield {name: stored[name] for name in names if name in stored}
 
     def remove(self) -> None:
@@ -146,7 +152,7 @@ class WorkFolder:
     @staticmethod
     def refusals(stored: NDArray[Any]) -> list[tuple[str, str]]:
         """Id and reason of each refused shape, from the column ``failed``."""
-        return [(name, reason) for name, reason in json.loads(str(stored))]
+        return [(str(name), str(reason)) for name, reason in parse_json(str(stored), any_text=True)]
 
 
 _PendingBatch: TypeAlias = tuple[ReadTask, list[tuple[int, str]], Future[list[ShapeFeatures]]]
@@ -226,7 +232,7 @@ class EmbeddingLoop:
 
     def _readers(self, on_cpu: bool) -> int:
         """Number of processes to read with."""
-        # Shapes of a corpus do not count: they are memory-mapped, and reading them takes no time.
+        # Shapes of a corpus do not count: they are read as they are, which takes no time.
         files = sum(s.count for s in self.shapes.sources if s.kind != "corpus")
         if files <= FEW_FILES:
             return 0

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.files.workspace import last_embedding
-from pointdistill.data.sources.paths import PathKind, ReadSettings, ShapeLocation, read_shape
+from pointdistill.data.sources.paths import ReadSettings, ShapeLocation, read_shape
 from pointdistill.engine.embedding.compute import (
     FeatureMaker,
     check_kind,
@@ -193,16 +192,16 @@ def search_all(
     if count < 1:
         msg = f"the count must be at least 1, got {count}"
         raise ConfigError(msg, settings=("count",))
-    if index.info["features"] not in ("cls", "pooled"):
+    if index.facts.features not in ("cls", "pooled"):
         msg = (
-            f"{index.path}: holds {index.info['features']} features, several vectors per shape; "
+            f"{index.path}: holds {index.facts.features} features, several vectors per shape; "
             "search needs one: embed the shapes with pooled features"
         )
         raise DataError(msg)
     network, origin = _load_same_encoder(index, encoder, reporter)
-    draws = Draws.recorded(index.info, index.path)
-    settings = read_settings(network, draws, seed=index.info["seed"], up=up or index.info["up"])
-    kind = check_kind(index.info["features"], network)
+    draws = Draws.recorded(index.facts)
+    settings = read_settings(network, draws, seed=index.facts.seed, up=up or index.facts.up)
+    kind = check_kind(index.facts.features, network)
     maker = FeatureMaker(network, kind, pick_device(device), points=draws.points, turns=draws.turns)
     shapes = [(path, read_shape(_file(path), settings)) for path in queries]
     read = [(path, shape, shape.points) for path, shape in shapes if shape.points is not None]
@@ -242,15 +241,15 @@ def choose_comparison(
     Raises:
         DataError: if statistics in the embedding are damaged, or its features have another length.
     """
-    shapes, width = index.shapes(), feature_width(index.info["features"], encoder)
+    shapes, width = index.shapes(), feature_width(index.facts.features, encoder)
     if shapes >= ENOUGH_SHAPES and (own := _own_statistics(index, width)):
         return Comparison(own.whitened, f"features whitened over the index's {shapes:,} shapes")
     few = f"the index holds {shapes:,} shape{'' if shapes == 1 else 's'}"
     statistics, problem = read_statistics(
         locate_encoder(origin),
-        encoder_sha256=index.info["encoder_sha256"],
-        features=index.info["features"],
-        points=Draws.recorded(index.info, index.path).points,
+        encoder_sha256=index.facts.encoder_sha256,
+        features=index.facts.features,
+        points=Draws.recorded(index.facts).points,
         width=width,
     )
     if problem:
@@ -280,7 +279,7 @@ def _load_same_encoder(
     Raises:
         CheckpointError: if it is missing, or it is another encoder.
     """
-    made_by = index.info["encoder"]
+    made_by = index.facts.encoder
     try:
         network, origin = find_and_load(encoder or made_by, reporter=reporter)
     except CheckpointError as error:
@@ -289,7 +288,7 @@ def _load_same_encoder(
         msg = f"{index.path}: made by the encoder in {made_by}, which is gone; name its new path, or embed again"
         raise CheckpointError(msg, settings=("encoder",)) from error
     checksum = encoder_checksum(network)
-    expected = index.info["encoder_sha256"]
+    expected = index.facts.encoder_sha256
     if checksum != expected:
         msg = (
             f"{index.path}: made by another encoder ({expected[:12]}, then in {made_by}) than {origin} "
@@ -335,13 +334,18 @@ def _feature_blocks(index: Index, width: int) -> Iterator[Features]:
     """The features (b, F) of an embedding.
 
     Raises:
-        DataError: if F is not ``width``.
+        DataError: if F is not ``width``, or a feature is not finite.
     """
     for block in index.blocks("features"):
         if block.ndim != 2 or block.shape[1] != width:
             msg = (
                 f"{index.path}: features of shape {block.shape}, expected (n, {width}); embed again"
             )
+            raise DataError(msg)
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(np.linalg.norm(block, axis=1)).all()
+        if not finite:
+            msg = f"{index.path}: features that are not finite; embed again"
             raise DataError(msg)
         yield block
 
@@ -352,14 +356,18 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
     ids = [str(name) for name in index.pick("ids", rows)]
     sources = [int(number) for number in index.pick("sources", rows)]
     source_rows = [int(row) for row in index.pick("rows", rows)]
-    several = len(index.info["inputs"]) > 1
+    inputs = index.facts.inputs
+    several = len(inputs) > 1
     neighbours = []
     for name, source, row, (_, similarity) in zip(ids, sources, source_rows, ranked, strict=True):
-        origin = index.info["inputs"][source]
-        inside = name.removeprefix(f"{origin['given']}/") if several else name
-        if origin["kind"] == "file":
-            inside = Path(origin["path"]).name
-        location = ShapeLocation(cast("PathKind", origin["kind"]), origin["path"], inside, row)
+        if not 0 <= source < len(inputs) or row < 0:
+            msg = f"{index.path}: row {row} of input {source} of {len(inputs)}; embed again"
+            raise DataError(msg)
+        origin = inputs[source]
+        inside = name.removeprefix(f"{origin.given}/") if several else name
+        if origin.kind == "file":
+            inside = Path(origin.path).name
+        location = ShapeLocation(origin.kind, origin.path, inside, row)
         neighbours.append(Neighbour(name, similarity, location))
     return tuple(neighbours)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pointdistill.data.benchmarks.lvis import NAME, LvisShapes, draw_lvis
 from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.schema import refusing_damage
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.run import EvaluationRun
 from pointdistill.engine.features import (
@@ -36,6 +37,7 @@ from pointdistill.engine.features.extract import drop_maximum, feature_width, po
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
 from pointdistill.engine.features.inputs import draw_clouds, random_start
 from pointdistill.engine.pretraining.loader import PointSource, made_ahead
+from pointdistill.errors import DataError
 from pointdistill.reporter import SHORTER, Forecast
 
 TRAINING = HeadTraining(batch_size=128, peak_learning_rate=5e-5)
@@ -94,7 +96,7 @@ class CorpusFeatures:
     def stream(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Rows and their (rows, F) features without augmentation, one file at a time."""
         for rows, path in self._parts(None):
-            yield rows, torch.from_numpy(np.load(path))
+            yield rows, torch.from_numpy(self._load(path, len(rows)))
 
     def rows(self, wanted: NDArray[np.int64], copy: int | None) -> Tensor:
         """(len(wanted), F) stored features at ascending rows, of an augmented copy or of the plain shapes."""
@@ -102,8 +104,18 @@ class CorpusFeatures:
         for rows, path in self._parts(copy):
             here = wanted[(wanted >= rows[0]) & (wanted <= rows[-1])] - rows[0]
             if len(here):
-                found.append(torch.from_numpy(np.load(path, mmap_mode="r")[here]))
+                found.append(torch.from_numpy(self._load(path, len(rows))[here]))
         return torch.cat(found)
+
+    @staticmethod
+    def _load(path: Path, rows: int) -> NDArray[np.float32]:
+        """The (rows, F) features in one of the files."""
+        with refusing_damage(path, advice="remove it, and it is computed again"):
+            stored = np.load(path, allow_pickle=False)
+            if stored.ndim != 2 or len(stored) != rows or stored.dtype != np.float32:
+                msg = f"{path}: damaged ({stored.dtype} {stored.shape} for {rows:,} shapes); remove it"
+                raise DataError(msg)
+            return stored
 
     def of(
         self, rows: NDArray[np.int64], *, seed: int, epoch: int | None, count: Callable[[int], None]

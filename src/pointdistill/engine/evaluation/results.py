@@ -21,7 +21,7 @@ from pointdistill.data.benchmarks.spec import (
     PublishedFigure,
 )
 from pointdistill.data.files.files import write_json
-from pointdistill.engine.config.config import to_plain
+from pointdistill.data.files.schema import to_plain
 from pointdistill.engine.features import Score
 from pointdistill.engine.weights.encoders import read_facts
 

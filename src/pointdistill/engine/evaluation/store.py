@@ -11,16 +11,17 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.spec import CLASSIFICATION, PARTIAL
 from pointdistill.data.files.files import read_json, write_aside, write_json
+from pointdistill.data.files.schema import from_plain, refusing_damage, short_repr, to_plain
 from pointdistill.data.files.workspace import last_run
-from pointdistill.engine.config.config import from_plain, to_plain
 from pointdistill.engine.evaluation.results import (
     FOLDS,
     RESULTS_FORMAT,
@@ -109,15 +110,15 @@ class ScoreStore:
             if row.repeated_over == FOLDS or (setting not in self._to_draw and path.exists()):
                 continue
             scores = [
-                read_json(self.output / SCORES / name)
+                _read_score(self.output / SCORES / name)
                 for name in self._names()
                 if setting_of(self._results[_key_of(name)]) == setting
             ]
-            counts = [np.array(_confusion(score)) for score in scores if score["confusion"]]
+            counts = [score.counts for score in scores if score.confusion]
             if not counts:
                 continue
             with write_aside(path) as aside:
-                chart = confusion_chart(counts, scores[0]["classes"], title=_title(row))
+                chart = confusion_chart(counts, scores[0].classes, title=_title(row))
                 aside.write_bytes(chart)
             self._to_draw.discard(setting)
             drawn.append(path)
@@ -150,7 +151,7 @@ class ScoreStore:
         for path in sorted((self.output / SCORES).glob("*.json")):
             key = _key_of(path.name)
             if key not in self._results and not path.name.startswith("."):
-                self._results[key] = _read_score(path)
+                self._results[key] = _read_score(path).result
                 # Left over if a process was killed after writing the score.
                 _training_beside(path).unlink(missing_ok=True)
 
@@ -204,13 +205,33 @@ def _title(row: Result) -> str:
     return f"{data}: {row.label}, {row.metrics[0]} {row.accuracy} %"
 
 
-def _read_score(path: Path) -> Result:
-    found = read_json(path)
-    try:
-        return from_plain(Result, found["result"], where="result")
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        msg = f"{path}: not a score of this program's version ({error}); remove it, and it is measured again"
-        raise DataError(msg) from error
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _StoredScore:
+    """A file of one score, as `_plain` writes it."""
+
+    result: Result
+    classes: tuple[str, ...]
+    confusion: tuple[str, ...] | None
+    """A row of counts for each class, as text."""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(C, C) the confusion matrix."""
+        rows = [[int(count) for count in row.split()] for row in self.confusion or ()]
+        return np.array(rows, np.int64).reshape(len(self.classes), len(self.classes))
+
+
+def _read_score(path: Path) -> _StoredScore:
+    advice = "not a score of this program's version; remove it, and it is measured again"
+    with refusing_damage(path, advice=advice):
+        score = from_plain(_StoredScore, read_json(path))
+        if len(score.result.seeds) != 1 or len(score.result.each) != 1:
+            msg = f"{path}: holds {len(score.result.seeds)} seeds, expected 1; {advice}"
+            raise DataError(msg)
+        if score.confusion and score.counts.min(initial=0) < 0:
+            msg = f"{path}: a count is negative; {advice}"
+            raise DataError(msg)
+        return score
 
 
 def _plain(result: Result, confusion: Confusion | None, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -224,11 +245,6 @@ def _plain(result: Result, confusion: Confusion | None, classes: tuple[str, ...]
     return {"result": to_plain(result), "classes": list(classes), "confusion": rows}
 
 
-def _confusion(score: dict[str, Any]) -> Confusion:
-    """The confusion matrix in a score that was read."""
-    return tuple(tuple(map(int, row.split())) for row in score["confusion"])
-
-
 def _check_version(path: Path) -> None:
     if not path.exists():
         return
@@ -236,7 +252,7 @@ def _check_version(path: Path) -> None:
     version = found.get("format") if isinstance(found, dict) else None
     if version != RESULTS_FORMAT:
         msg = (
-            f"{path} has format {version!r}, and this program writes {RESULTS_FORMAT}; "
+            f"{path} has format {short_repr(version)}, and this program writes {RESULTS_FORMAT}; "
             "move it away, or choose another output folder"
         )
         raise ConfigError(msg, settings=("output",))
@@ -293,7 +309,5 @@ def _read_rows(file: Path) -> Any:
 def _parse_rows(rows: Any) -> Iterator[Result]:
     """The rows that this version of the program can read."""
     for row in rows if isinstance(rows, list) else []:
-        try:
+        with suppress(DataError), refusing_damage(RESULTS):
             yield from_plain(Result, row, where="result")
-        except (ConfigError, TypeError, ValueError, AttributeError):
-            continue

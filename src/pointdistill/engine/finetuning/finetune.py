@@ -13,7 +13,7 @@ import torch
 
 from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
 from pointdistill.data.files.files import hold_folder
-from pointdistill.engine.config.config import from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, refusing_damage, to_plain
 from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import (
     ClassifierTask,
@@ -29,6 +29,7 @@ from pointdistill.engine.finetuning.models import (
     build_model,
     read_description,
     save_weights,
+    spec_tensors,
     write_description,
 )
 from pointdistill.engine.finetuning.recipes import ClassifierRecipe
@@ -52,12 +53,13 @@ from pointdistill.engine.finetuning.segmentation import (
     SegmenterTask,
     build_segmenter,
 )
-from pointdistill.engine.finetuning.training_file import TrainingFile, write_start
+from pointdistill.engine.finetuning.training_file import MODEL, TrainingFile, write_start
 from pointdistill.engine.pretraining.record import choose_encoder
 from pointdistill.engine.runtime.devices import interruptible, pick_device
 from pointdistill.engine.weights.encoders import (
     CONFIG,
     WEIGHTS,
+    check_sizes,
     load_encoder,
     locate_encoder,
     read_facts,
@@ -255,6 +257,7 @@ def _train(
     training = _training(facts, output)
     seed, epochs = int(training["seed"]), int(training["epochs"])
     torch_device, inputs = pick_device(device), spec.input.protocol()
+    check_sizes(output / TRAINING, lambda: {MODEL: build_model(spec)}, least=spec_tensors(spec))
     model = build_model(spec).to(torch_device)
     task: ClassifierTask | SegmenterTask
     recipe: Recipe
@@ -327,11 +330,22 @@ def _training(facts: Mapping[str, Any], output: Path) -> dict[str, Any]:
         CheckpointError: if it is missing.
     """
     training = facts.get("training")
-    expected = {"recipe", "seed", "epochs", "data", "checksum"}
-    if not isinstance(training, dict) or not expected <= training.keys():
-        msg = f"{output / CONFIG}: does not say how the model is trained; it is damaged, start a new training"
-        raise CheckpointError(msg)
-    return training
+    advice = "it does not say how the model is trained; start a new training"
+    with refusing_damage(output / CONFIG, advice=advice, error=CheckpointError):
+        stated = from_plain(_TrainingFacts, training or {}, where="training", partial=True)
+        from_plain(DataChoice, stated.data, where="training.data")
+    return dict(training or {})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _TrainingFacts:
+    """The part of ``training`` in ``config.json`` that a resumed training needs."""
+
+    recipe: Mapping[str, Any]
+    seed: int
+    epochs: int
+    data: Mapping[str, Any]
+    checksum: str
 
 
 def _finished_facts(facts: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,7 +353,7 @@ def _finished_facts(facts: Mapping[str, Any], score: Mapping[str, Any]) -> dict[
     # Only the name of the data is left of their path: models are shared, paths of this machine are not.
     training = dict(facts["training"])
     training["data"] = {**training["data"], "path": Path(training["data"]["path"]).name}
-    origin = {name: facts[name] for name in ("sources", "pretraining")}
+    origin = {"sources": facts.get("sources", []), "pretraining": facts.get("pretraining", {})}
     return {**origin, "training": training, "score": dict(score)}
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.files.files import read_json, write_json
+from pointdistill.data.files.schema import from_plain, refusing_damage, short_repr, to_plain
 from pointdistill.data.meshes.records import Axis
 from pointdistill.data.meshes.sampling import check_axis
-from pointdistill.engine.config.config import from_plain, to_plain
 from pointdistill.engine.features.inputs import ProtocolInput, Subsampling, subsample
 from pointdistill.engine.finetuning.classification import patchify_from_outermost
 from pointdistill.engine.finetuning.epochs import device_of
@@ -27,13 +27,16 @@ from pointdistill.engine.finetuning.segmentation import segment
 from pointdistill.engine.weights.encoders import (
     CONFIG,
     WEIGHTS,
+    ModelFacts,
+    check_sizes,
+    least_tensors,
     load_exactly,
     read_tensors,
     write_tensors,
 )
-from pointdistill.errors import CheckpointError, DataError, PointDistillError
+from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.classifier import Classifier, ClassifierConfig
-from pointdistill.model.config import AugmentConfig, EncoderConfig
+from pointdistill.model.config import MOST_POINTS, AugmentConfig, EncoderConfig
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import to_unit_sphere
 from pointdistill.model.random import KeyedRandom, sample_keys
@@ -66,6 +69,10 @@ class InputSpec:
     """Up axis of files that do not state their own."""
 
     def __post_init__(self) -> None:
+        for name in ("points", "patches", "cloud_points"):
+            if not 1 <= getattr(self, name) <= MOST_POINTS:
+                msg = f"input.{name} must lie in 1 to {MOST_POINTS:,}, got {getattr(self, name)}"
+                raise ConfigError(msg)
         check_axis(self.up)
         self.protocol()
 
@@ -318,6 +325,7 @@ def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
     if not weights.is_file():
         msg = f"{folder}: the training of this model is not finished; resume it with `pointdistill finetune`"
         raise CheckpointError(msg, settings=("resume",))
+    check_sizes(weights, lambda: {"": build_model(spec)}, least=spec_tensors(spec))
     model = build_model(spec)
     load_exactly(model, read_tensors(weights), weights)
     if isinstance(spec, ClassifierSpec):
@@ -325,6 +333,12 @@ def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
         return TrainedClassifier(model, spec)
     assert isinstance(model, Segmenter)
     return TrainedSegmenter(model, spec)
+
+
+def spec_tensors(spec: Spec) -> int:
+    """Fewest tensors that a model can have, without building it."""
+    head = len(spec.classifier.hidden) if isinstance(spec, ClassifierSpec) else 0
+    return least_tensors(spec.encoder) + head
 
 
 def build_model(spec: Spec) -> Classifier | Segmenter:
@@ -360,7 +374,7 @@ def read_description(folder: Path) -> tuple[Spec, dict[str, Any]]:
     if not path.is_file():
         msg = f"{folder}: no model here (no {CONFIG}); `pointdistill finetune` writes one"
         raise CheckpointError(msg)
-    try:
+    with refusing_damage(path, advice="train or copy the model again", error=CheckpointError):
         stored = read_json(path)
         kind = _FORMATS.get(stored.get("format")) if isinstance(stored, dict) else None
         if kind is None:
@@ -369,16 +383,13 @@ def read_description(folder: Path) -> tuple[Spec, dict[str, Any]]:
             )
             raise CheckpointError(msg)
         if stored.get("version") != VERSION:
-            msg = f"{path}: format version {stored.get('version')!r}, this program reads {VERSION}; update it"
+            found = short_repr(stored.get("version"))
+            msg = f"{path}: format version {found}, this program reads {VERSION}; update it"
             raise CheckpointError(msg)
+        from_plain(ModelFacts, stored, partial=True)
         spec = from_plain(kind, stored.get("model", {}), where="model")
         _check_names(spec)
         return spec, stored
-    except CheckpointError:
-        raise
-    except PointDistillError as error:
-        msg = f"{path}: {error}"
-        raise CheckpointError(msg) from error
 
 
 def _check_names(spec: Spec) -> None:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.schema import parse_json, refusing_damage
 from pointdistill.engine.runtime.optimizer import named_moments, restore_moments
 from pointdistill.engine.weights.encoders import load_exactly
 from pointdistill.errors import CheckpointError
@@ -26,8 +27,9 @@ from pointdistill.errors import CheckpointError
 SAVE_SECONDS = 120.0
 """The most training time that a kill can cost; a small model's file takes a second to write."""
 
-_MODEL, _OPTIMIZER, _LOSS = "model.", "optimizer.", "loss_sum"
+MODEL, _OPTIMIZER, _LOSS = "model.", "optimizer.", "loss_sum"
 _NUMBERS, _SETTINGS = "progress", "settings"
+_WHOLE = ("step", "best_epoch")
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ def _write(
     moments: Mapping[str, Tensor],
     facts: Mapping[str, str],
 ) -> None:
-    tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
+    tensors = {MODEL + name: value for name, value in model.state_dict().items()}
     tensors |= {_OPTIMIZER + name: value for name, value in moments.items()}
     tensors[_LOSS] = progress.loss_sum
     numbers = {
@@ -133,11 +135,12 @@ def read_progress(
         raise CheckpointError(msg)
     weights, moments = (
         {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-        for prefix in (_MODEL, _OPTIMIZER)
+        for prefix in (MODEL, _OPTIMIZER)
     )
     load_exactly(model, weights, path)
-    restore_moments(model, optimizer, moments)
-    progress.loss_sum.copy_(tensors[_LOSS])
+    with refusing_damage(path, advice="remove it to start over", error=CheckpointError):
+        restore_moments(model, optimizer, moments)
+    progress.loss_sum.copy_(tensors[_LOSS].reshape(()))
     for name, value in numbers.items():
         setattr(progress, name, value)
 
@@ -145,15 +148,18 @@ def read_progress(
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, float], str | None]:
     """All tensors of a training file, its numbers by the names of ``Progress``'s fields, and its settings."""
     expected = {item.name for item in fields(Progress)} - {_LOSS}
-    try:
+    with refusing_damage(path, advice="remove it to start over", error=CheckpointError):
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
-            numbers = json.loads(facts.get(_NUMBERS, "{}"))
+            numbers = parse_json(facts.get(_NUMBERS, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        msg = f"{path}: not readable ({error}); remove it to start over"
-        raise CheckpointError(msg) from error
-    if numbers.keys() != expected or _LOSS not in tensors:
+        whole = isinstance(numbers, dict) and numbers.keys() == expected
+        whole = whole and all(
+            isinstance(value, int if name in _WHOLE else int | float)
+            and not isinstance(value, bool)
+            for name, value in numbers.items()
+        )
+    if not whole or numbers["step"] < 0 or tensors.get(_LOSS, torch.ones(2)).numel() != 1:
         msg = f"{path}: not a training file of this program; remove it to start over"
         raise CheckpointError(msg)
     return tensors, numbers, facts.get(_SETTINGS)

@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from pointdistill.data.corpus import open_corpus
-from pointdistill.engine.config.config import PretrainConfig, from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, to_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import TrainingCorpus
 from pointdistill.engine.pretraining.trainer import RunOptions

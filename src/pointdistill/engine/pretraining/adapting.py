@@ -25,8 +25,9 @@ from pointdistill.data.corpus.shard import UNKNOWN_LABEL
 from pointdistill.data.corpus_building import BuildSettings
 from pointdistill.data.corpus_building.build import build_source
 from pointdistill.data.files.files import read_json, write_json
+from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.config.config import PretrainConfig, from_plain, to_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.features import (
     Samples,
     cross_validate,

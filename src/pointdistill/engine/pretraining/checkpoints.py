@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pointdistill.data.files.files import folder_aside, sha256_of, write_json
-from pointdistill.engine.config.config import PretrainConfig, to_plain
+from pointdistill.data.files.schema import to_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining.state import (
     MODEL,
     OPTIMIZER,

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.files.schema import from_plain, refusing_damage
 from pointdistill.data.files.workspace import last_corpus, last_run, remember_run
-from pointdistill.engine.config.config import PretrainConfig, from_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import ADAPT, FEWEST_SHAPES, SIZES, adapt
 from pointdistill.engine.config.settings import ResolvedConfig, RunOverrides, resolve_config
 from pointdistill.engine.pretraining.adapting import (
@@ -27,7 +28,7 @@ from pointdistill.engine.pretraining.adapting import (
 from pointdistill.engine.pretraining.cost import largest_batch, step_gib
 from pointdistill.engine.pretraining.pretrain import RunResult, pretrain
 from pointdistill.engine.pretraining.record import encoder_line
-from pointdistill.engine.pretraining.run_folder import ENCODER, read_run_config
+from pointdistill.engine.pretraining.run_folder import ENCODER, RUN_CONFIG, read_run_config
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.runtime.devices import (
     is_main_process,
@@ -209,7 +210,8 @@ def prepare_resumed_run(
         remarks.append(f"run: {run} (the last one made in this folder)")
     described = read_run_config(run)
     corpus = open_corpus(data or Path(described["corpus"]["path"]))
-    config = from_plain(PretrainConfig, described["config"])
+    with refusing_damage(run / RUN_CONFIG, error=CheckpointError):
+        config = from_plain(PretrainConfig, described["config"], where="config")
     return PreparedRun(config, corpus, run, True, None, tuple(remarks))
 
 

@@ -1,7 +1,7 @@
 """Loads raw shapes into padded batches, in an order that is a pure function of (seed, epoch).
 
-There are no worker processes: a corpus is memory-mapped, so reading a batch is a copy from the page cache, and one
-thread keeps up. Sizes: B shapes in a batch, N points of the largest of them.
+There are no worker processes: the shards of a corpus stay open, so reading a batch is a copy from the page cache,
+and one thread keeps up. Sizes: B shapes in a batch, N points of the largest of them.
 """
 
 from __future__ import annotations

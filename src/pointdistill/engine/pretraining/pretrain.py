@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from pointdistill.data.files.files import hold_folder
-from pointdistill.engine.config.config import PretrainConfig, from_plain, to_plain
+from pointdistill.data.files.schema import from_plain, to_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining.monitor import check_trackers
 from pointdistill.engine.pretraining.online_probe import RunProbe, open_labelled_set
 from pointdistill.engine.pretraining.run_folder import (

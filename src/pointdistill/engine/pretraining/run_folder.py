@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,7 +16,14 @@ import torch
 
 from pointdistill.data.corpus.manifest import COMMERCIAL_ONLY
 from pointdistill.data.files.files import LOCK_NAME, read_json, write_aside, write_json
-from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig, from_plain, to_plain
+from pointdistill.data.files.schema import (
+    bounded_lines,
+    from_plain,
+    parse_json,
+    refusing_damage,
+    to_plain,
+)
+from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig
 from pointdistill.engine.pretraining.loader import PointSource
 from pointdistill.engine.pretraining.state import (
     TrainState,
@@ -34,6 +43,8 @@ from pointdistill.engine.weights.encoders import (
 from pointdistill.errors import CheckpointError, ConfigError, DataError, PointDistillError
 from pointdistill.model.encoder import Encoder
 from pointdistill.version import __version__
+
+log = logging.getLogger("pointdistill")
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -85,7 +96,10 @@ def read_run_environment(run: Path) -> RunEnvironment | None:
         CheckpointError: if ``run`` is not a run folder.
     """
     recorded = read_run_config(run).get("begun_on")
-    return None if recorded is None else from_plain(RunEnvironment, recorded, where="begun_on")
+    if recorded is None:
+        return None
+    with refusing_damage(run / RUN_CONFIG, error=CheckpointError):
+        return from_plain(RunEnvironment, recorded, where="begun_on")
 
 
 def begin_run(
@@ -186,7 +200,7 @@ def resume_run(
     if write:
         remove_unfinished_run_files(run)
         _drop_rows_after(run / METRICS, state.step)
-    return state, saved["seconds"]
+    return state, saved.seconds
 
 
 def run_folder_of(path: Path) -> Path | None:
@@ -211,17 +225,31 @@ def read_run_config(run: Path) -> dict[str, Any]:
     if not path.is_file():
         msg = f"{run}: no run here (no {RUN_CONFIG}); name another folder, or start a new run"
         raise CheckpointError(msg)
-    content = read_json(path)
-    is_run = isinstance(content, dict) and content.get("format") == RUN_FORMAT
-    complete = is_run and isinstance(content.get("config"), dict)
-    if not (complete and _names_corpus(content.get("corpus"))):
-        msg = f"{path}: not the configuration of a run, or a damaged one"
-        raise CheckpointError(msg)
-    return content
+    with refusing_damage(path, advice="restore it from a copy", error=CheckpointError):
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("format") != RUN_FORMAT:
+            msg = f"{path}: not the configuration of a run, or a damaged one"
+            raise CheckpointError(msg)
+        record = from_plain(RunRecord, content, partial=True)
+        from_plain(RunCorpus, record.corpus, where="corpus", partial=True)
+        return content
 
 
-def _names_corpus(value: object) -> bool:
-    return isinstance(value, dict) and {"path", "fingerprint"} <= value.keys()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """The part of a run's ``config.json`` that is read again."""
+
+    config: Mapping[str, Any]
+    corpus: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunCorpus:
+    """The corpus that a run was started with."""
+
+    path: str
+    fingerprint: str
+    shapes: int = 0
 
 
 def _is_free(run: Path) -> bool:
@@ -239,13 +267,43 @@ def _is_free(run: Path) -> bool:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``metrics.jsonl``, oldest first; a row cut short by a kill is left out."""
+    """The rows of a run's ``metrics.jsonl``, oldest first.
+
+    A row that was cut short by a kill, or damaged otherwise, is left out with a warning: no other depends on it.
+
+    Raises:
+        DataError: if the file cannot be read at all.
+    """
     path = run / METRICS
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    # A row is one JSON object, so only a row that was cut short does not end with a brace.
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    rows, damaged = [], 0
+    advice = "remove it; the run can go on without it"
+    with refusing_damage(path, advice=advice), path.open("rb") as file:
+        for line in bounded_lines(file):
+            try:
+                rows.append(_row(line))
+            except ValueError:
+                damaged += 1
+    if damaged:
+        log.warning("%s: %d rows are cut short or damaged, and are left out", path, damaged)
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """One row: a step and numbers by name.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    row = parse_json(line)
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        msg = "a row without a step"
+        raise ValueError(msg)  # noqa: TRY004
+    if not all(isinstance(value, int | float) for value in row.values()):
+        msg = "a value that is no number"
+        raise ValueError(msg)
+    return row
 
 
 def save_teacher(

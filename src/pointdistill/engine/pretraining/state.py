@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pointdistill.data.files.files import read_json, sha256_of
-from pointdistill.engine.config.config import PretrainConfig, from_plain
+from pointdistill.data.files.schema import from_plain, refusing_damage, short_repr
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.runtime.optimizer import build_optimizer, restore_moments
-from pointdistill.engine.weights.encoders import load_exactly, read_tensors
+from pointdistill.engine.weights.encoders import (
+    check_sizes,
+    least_tensors,
+    load_exactly,
+    read_tensors,
+)
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.distillation import Student, Teacher
 from pointdistill.model.initialize import initialize
@@ -28,7 +34,6 @@ MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 VERSION = 1
-_KEYS = {"version", "step", "config", "files", "seconds"}
 
 
 @dataclass(slots=True)
@@ -81,7 +86,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(checkpoints, key=lambda p: int(p.name.removeprefix("step-")))
 
 
-def load_latest(folder: Path) -> tuple[TrainState, dict[str, Any]]:
+def load_latest(folder: Path) -> tuple[TrainState, SavedState]:
     """The newest intact checkpoint's state, and the content of its ``state.json``.
 
     Raises:
@@ -98,43 +103,79 @@ def load_latest(folder: Path) -> tuple[TrainState, dict[str, Any]]:
     raise CheckpointError(msg, settings=("resume",))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedState:
+    """The content of a checkpoint's ``state.json``."""
+
+    version: int
+    step: int
+    config: PretrainConfig
+    files: Mapping[str, str]
+    """SHA-256 of the other files, by name."""
+
+    seconds: float
+    """Time spent on the run until then."""
+
+
 def is_whole(path: Path) -> bool:
     """Whether every file of a checkpoint still has the checksum it was written with."""
     try:
-        files = read_json(path / STATE)["files"]
-        return all(sha256_of(path / name) == checksum for name, checksum in files.items())
-    except (DataError, OSError, KeyError, TypeError, AttributeError):
+        _read_checked(path)
+    except (CheckpointError, OSError):
         return False
+    return True
 
 
-def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:
+def _read_checked(path: Path) -> SavedState:
+    """A checkpoint's ``state.json``, if the files beside it are those that it describes.
+
+    Raises:
+        CheckpointError: if it is damaged or of another version.
+    """
+    with refusing_damage(path / STATE, advice="it was not written whole", error=CheckpointError):
+        described = read_json(path / STATE)
+        version = described.get("version") if isinstance(described, dict) else None
+        if version != VERSION:
+            msg = f"{path}: checkpoint version {short_repr(version)}, this program reads {VERSION}"
+            raise CheckpointError(msg)
+        saved = from_plain(SavedState, described, partial=True)
+        if saved.files.keys() != {MODEL, OPTIMIZER} or saved.step < 0 or saved.seconds < 0:
+            msg = f"{path / STATE}: damaged, it describes other files, or a negative step"
+            raise CheckpointError(msg)
+    # Checksums first: a damaged file could still parse, and would resume the run from wrong weights.
+    for name, checksum in saved.files.items():
+        if not (path / name).is_file() or sha256_of(path / name) != checksum:
+            msg = f"{path / name} is missing or damaged"
+            raise CheckpointError(msg)
+    return saved
+
+
+def load_state(path: Path) -> tuple[TrainState, SavedState]:
     """The state stored in one checkpoint, and the content of its ``state.json``; checksums are verified.
 
     Raises:
         CheckpointError: if it is damaged or of another version.
     """
-    described = read_json(path / STATE)
-    if not (isinstance(described, dict) and described.keys() >= _KEYS):
-        msg = f"{path / STATE} is damaged"
-        raise CheckpointError(msg)
-    if described["version"] != VERSION:
-        msg = f"{path}: checkpoint version {described['version']!r}, this program reads {VERSION}"
-        raise CheckpointError(msg)
-    # Checksums first: a damaged file could still parse, and would resume the run from wrong weights.
-    for name, checksum in described["files"].items():
-        if not (path / name).is_file() or sha256_of(path / name) != checksum:
-            msg = f"{path / name} is missing or damaged"
-            raise CheckpointError(msg)
-    config = from_plain(PretrainConfig, described["config"])
+    saved = _read_checked(path)
+    config = saved.config
+
+    def outline() -> dict[str, nn.Module]:
+        student = Student(config.mode, config.encoder, config.head, config.predictor)
+        teacher = Teacher(config.mode, config.encoder, config.head)
+        return {"student.": student, "teacher.": teacher}
+
+    predictor = 0 if config.predictor is None else config.predictor.depth
+    check_sizes(path / MODEL, outline, least=least_tensors(config.encoder) + predictor)
     student = Student(config.mode, config.encoder, config.head, config.predictor)
     state = _with_teacher(config, student)
     tensors = read_tensors(path / MODEL)
     for prefix, module in (("student.", state.student), ("teacher.", state.teacher)):
         part = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
         load_exactly(module, part, path / MODEL)
-    restore_moments(state.student, state.optimizer, read_tensors(path / OPTIMIZER))
-    state.step = described["step"]
-    return state, described
+    with refusing_damage(path / OPTIMIZER, error=CheckpointError):
+        restore_moments(state.student, state.optimizer, read_tensors(path / OPTIMIZER))
+    state.step = saved.step
+    return state, saved
 
 
 def to_device(state: TrainState, device: torch.device) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from pointdistill.engine.config.config import to_plain
+from pointdistill.data.files.schema import to_plain
 from pointdistill.engine.pretraining.checkpoints import (
     Saver,
     Snapshot,

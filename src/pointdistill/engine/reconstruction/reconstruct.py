@@ -20,11 +20,16 @@ from torch import Tensor
 
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files.files import read_json, sha256_of, write_aside, write_json
+from pointdistill.data.files.schema import from_plain, refusing_damage, to_plain
 from pointdistill.data.files.workspace import last_corpus
-from pointdistill.engine.config.config import from_plain, to_plain
 from pointdistill.engine.evaluation.results import Spread
 from pointdistill.engine.pretraining.record import choose_encoder
-from pointdistill.engine.pretraining.run_folder import METRICS, RUN_CONFIG, corpus_fingerprint
+from pointdistill.engine.pretraining.run_folder import (
+    METRICS,
+    RUN_CONFIG,
+    corpus_fingerprint,
+    read_run_config,
+)
 from pointdistill.engine.reconstruction.decoder_training import (
     MaskedViews,
     ReconstructConfig,
@@ -47,7 +52,7 @@ from pointdistill.engine.weights.encoders import (
     weights_file,
     write_tensors,
 )
-from pointdistill.errors import ConfigError, DataError
+from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.config import EncoderConfig, MaskingConfig
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
@@ -180,10 +185,10 @@ def pretraining_masking(stored: Path, encoder: EncoderConfig) -> MaskingConfig:
     """
     described = stored.parent / RUN_CONFIG
     if (stored.parent / METRICS).is_file() and described.is_file():
-        run = read_json(described)
-        masking = run.get("config", {}).get("masking") if isinstance(run, dict) else None
-        if isinstance(masking, dict):
-            return replace(from_plain(MaskingConfig, masking, where="masking"), masks_per_view=1)
+        run = read_run_config(stored.parent)
+        with refusing_damage(described, error=CheckpointError):
+            masking = from_plain(MaskingConfig, run["config"].get("masking", {}), where="masking")
+            return replace(masking, masks_per_view=1)
     share = min(1.0, max(MaskingConfig().block_share, 3 / encoder.patches))
     return MaskingConfig(masks_per_view=1, block_share=share)
 
@@ -356,8 +361,9 @@ class Comparison:
                 other = "other settings" if name == "settings" else f"another {name}"
                 msg = f"{path} was made with {other}; choose another output folder, or remove it"
                 raise ConfigError(msg, settings=("output",))
-        for row in stored["outcomes"]:
-            yield DecoderScore(**row | {"features": FeatureSource(row["features"])})
+        with refusing_damage(path, advice="remove it, and it is measured again"):
+            scores = [from_plain(DecoderScore, row, where="outcomes") for row in stored["outcomes"]]
+        yield from scores
 
 
 def _points(patches: Tensor) -> NDArray[np.float32]:

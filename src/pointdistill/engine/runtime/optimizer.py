@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from pointdistill.errors import CheckpointError
+
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -90,7 +92,11 @@ def named_moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 def restore_moments(
     module: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]
 ) -> None:
-    """Restore the state that ``named_moments`` returned, on the device of each parameter."""
+    """Restore the state that ``named_moments`` returned, on the device of each parameter.
+
+    Raises:
+        CheckpointError: if a parameter has some of its moments, or moments of another shape.
+    """
     for name, parameter in module.named_parameters():
         state = {
             moment: moments[f"{moment}.{name}"].to(parameter.device)
@@ -98,4 +104,8 @@ def restore_moments(
             if f"{moment}.{name}" in moments
         }
         if state:
+            shapes = {moment: () if moment == "step" else parameter.shape for moment in _MOMENTS}
+            if {moment: tuple(value.shape) for moment, value in state.items()} != shapes:
+                msg = f"the optimiser's state of {name} does not fit it; start again, or go back a checkpoint"
+                raise CheckpointError(msg)
             optimizer.state[parameter] = state

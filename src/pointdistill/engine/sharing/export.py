@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pointdistill.data.files.files import write_aside
-from pointdistill.engine.config.config import to_plain
+from pointdistill.data.files.schema import to_plain
 from pointdistill.engine.evaluation.store import find_results
 from pointdistill.engine.pretraining.record import training_record
 from pointdistill.engine.runtime.devices import threads_for

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pointdistill.data.files.files import read_json, write_aside, write_json
+from pointdistill.data.files.schema import from_plain, refusing_damage
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.store import find_results
 from pointdistill.engine.pretraining.record import training_record
@@ -20,6 +21,7 @@ from pointdistill.engine.weights.encoders import (
     ONNX,
     STATISTICS,
     WEIGHTS,
+    ModelFacts,
     check_repository,
     hub_errors,
     load_encoder,
@@ -148,8 +150,10 @@ def _load_checked(source: Path | str) -> tuple[Path, Encoder | None]:
 def _read_config(folder: Path) -> dict[str, Any] | None:
     if not (folder / CONFIG).is_file():
         return None
-    config = read_json(folder / CONFIG)
-    return config if isinstance(config, dict) else None
+    with refusing_damage(folder / CONFIG, advice="export it again", error=CheckpointError):
+        config = read_json(folder / CONFIG)
+        from_plain(ModelFacts, config, partial=True)
+        return dict(config)
 
 
 def _check_free(folder: Path) -> None:

@@ -8,17 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pointdistill.data.files.files import read_json, write_aside, write_json
-from pointdistill.engine.config.config import from_plain, to_plain
+from pointdistill.data.files.schema import (
+    from_plain,
+    parse_json,
+    refusing_damage,
+    short_repr,
+    to_plain,
+)
 from pointdistill.engine.weights import (
     BUNDLED,
     PUBLISHED,
@@ -29,7 +36,7 @@ from pointdistill.engine.weights import (
 )
 from pointdistill.engine.weights import CONFIG as CONFIG
 from pointdistill.engine.weights import WEIGHTS as WEIGHTS
-from pointdistill.errors import CheckpointError, ConfigError, DataError, PointDistillError
+from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.config import EncoderConfig
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
@@ -44,6 +51,8 @@ HEADER = "pointdistill"
 
 FORMAT = "pointdistill-encoder"
 VERSION = 1
+
+_AGAIN = "it may be cut short, copy it again"
 
 LONGEST_NAME = 96
 """Largest length of a repository's name by the Hub's rules."""
@@ -156,20 +165,28 @@ def read_facts(stored: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if nothing is recorded, or it is damaged.
     """
-    if stored.is_file():
-        facts = _read_header(stored)
-    else:
-        try:
-            facts = read_json(stored / CONFIG)
-        except DataError as error:
-            raise CheckpointError(str(error)) from error
-    if not isinstance(facts, dict):
-        msg = f"{stored}: holds no configuration of an encoder; export it again"
-        raise CheckpointError(msg)
-    return facts
+    place = stored if stored.is_file() else stored / CONFIG
+    with refusing_damage(place, advice="export it again", error=CheckpointError):
+        facts = _read_header(stored) if stored.is_file() else read_json(place)
+        from_plain(ModelFacts, facts, partial=True)
+        return dict(facts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFacts:
+    """The part of a ``config.json`` that encoders, classifiers and segmenters share; all of it may be absent."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    sources: tuple[Mapping[str, Any], ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    results: tuple[Mapping[str, Any], ...] = ()
+    pretraining: Mapping[str, Any] = field(default_factory=dict)
+    score: Mapping[str, Any] | None = None
 
 
 def _load(config: EncoderConfig, weights: Path) -> Encoder:
+    check_sizes(weights, lambda: {"": Encoder(config)}, least=least_tensors(config))
     encoder = Encoder(config)
     load_exactly(encoder, read_tensors(weights), weights)
     return encoder.eval().requires_grad_(requires_grad=False)
@@ -185,21 +202,16 @@ def _read_header(path: Path) -> Any:
     Raises:
         CheckpointError: if it is damaged or has none.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            stored = (file.metadata() or {}).get(HEADER)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
+    with refusing_damage(path, advice=_AGAIN, error=CheckpointError), safe_open(path, "pt") as file:
+        stored = (file.metadata() or {}).get(HEADER)
     if stored is None:
         msg = (
             f"{path}: its header holds no configuration of an encoder, and no {CONFIG} lies beside it; "
             "give the folder that `pointdistill export` wrote"
         )
         raise CheckpointError(msg)
-    try:
-        return json.loads(stored)
-    except json.JSONDecodeError as error:
-        raise _damaged(path, error) from error
+    with refusing_damage(path, advice=_AGAIN, error=CheckpointError):
+        return parse_json(stored)
 
 
 def find_encoder(path: Path) -> Path:
@@ -226,11 +238,9 @@ def read_encoder_config(folder: Path) -> EncoderConfig:
     Raises:
         CheckpointError: if the file is damaged, or of another format or a newer version.
     """
-    try:
-        config = read_json(folder / CONFIG)
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
-    return _encoder_config(config, folder / CONFIG)
+    path = folder / CONFIG
+    with refusing_damage(path, error=CheckpointError):
+        return _encoder_config(read_json(path), path)
 
 
 def _encoder_config(facts: Any, path: Path) -> EncoderConfig:
@@ -238,13 +248,11 @@ def _encoder_config(facts: Any, path: Path) -> EncoderConfig:
         msg = f"{path}: not an encoder's configuration (expected format {FORMAT!r})"
         raise CheckpointError(msg)
     if facts.get("version") != VERSION:
-        msg = f"{path}: format version {facts.get('version')!r}, this program reads {VERSION}; update it"
+        found = short_repr(facts.get("version"))
+        msg = f"{path}: format version {found}, this program reads {VERSION}; update it"
         raise CheckpointError(msg)
-    try:
+    with refusing_damage(path, advice="export it again", error=CheckpointError):
         return from_plain(EncoderConfig, facts.get("encoder", {}), where="encoder")
-    except PointDistillError as error:
-        msg = f"{path}: {error}"
-        raise CheckpointError(msg) from error
 
 
 def write_tensors(
@@ -261,16 +269,54 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if it is missing or damaged.
     """
-    try:
+    with refusing_damage(path, advice=_AGAIN, error=CheckpointError):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: not readable as safetensors ({error}); it may be cut short, copy it again"
-    )
+def check_sizes(path: Path, build: Callable[[], Mapping[str, nn.Module]], *, least: int) -> None:
+    """Compare a safetensors file's header with a model, before memory is taken for either.
+
+    A configuration of a few bytes may describe a model that no machine holds. What fits the header is no larger
+    than the file.
+
+    Args:
+        path: the weights.
+        build: makes the modules whose tensors the file should have, by the prefix of their names; tensors of other
+            names are left alone.
+        least: fewest tensors that they can have, so that a model of a million layers is not even outlined.
+
+    Raises:
+        CheckpointError: if the file is damaged, or its tensors are others than the modules'.
+    """
+    with refusing_damage(path, advice=_AGAIN, error=CheckpointError), safe_open(path, "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: torch.Size(one.get_shape()) for name, one in slices.items()}
+        whole = {
+            name for name, one in slices.items() if not one.get_dtype().startswith(("F", "BF"))
+        }
+    if least > len(found):
+        msg = f"{path} does not fit this model: it has {len(found)} tensors, the model at least {least:,}"
+        raise CheckpointError(msg)
+    with refusing_damage(path, error=CheckpointError), torch.device("meta"):
+        modules = build()
+    expected = {
+        prefix + name: value
+        for prefix, module in modules.items()
+        for name, value in module.state_dict().items()
+    }
+    found = {name: shape for name, shape in found.items() if name.startswith(tuple(modules))}
+    problems = _differences({name: value.shape for name, value in expected.items()}, found)
+    problems += [
+        f"{name} holds whole numbers"
+        for name in sorted(whole & expected.keys())
+        if expected[name].is_floating_point()
+    ]
+    _refuse_different(path, problems)
+
+
+def least_tensors(config: EncoderConfig) -> int:
+    """Fewest tensors that an encoder's weights can have: one for each of its layers."""
+    return config.depth + len(config.stage_one) + len(config.stage_two)
 
 
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -279,23 +325,37 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     Raises:
         CheckpointError: listing every tensor of ``path`` that does not fit.
     """
-    expected = module.state_dict()
-    problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
-    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
-    for name in sorted(expected.keys() & tensors.keys()):
-        if expected[name].shape != tensors[name].shape:
-            problems.append(
-                f"{name} is {tuple(tensors[name].shape)}, the model's {tuple(expected[name].shape)}"
-            )
-        elif not torch.isfinite(tensors[name]).all():
-            problems.append(f"{name} holds values that are not finite")
+    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    found = {name: value.shape for name, value in tensors.items()}
+    problems = _differences(shapes, found)
+    problems += [
+        f"{name} holds values that are not finite"
+        for name in sorted(shapes.keys() & found.keys())
+        if shapes[name] == found[name] and not torch.isfinite(tensors[name]).all()
+    ]
+    _refuse_different(path, problems)
+    module.load_state_dict(dict(tensors))
+
+
+def _differences(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> list[str]:
+    """How the shapes of a file's tensors differ from a model's."""
+    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"unexpected {name[:80]}" for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{name} is {tuple(found[name])}, the model's {tuple(expected[name])}"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name] != found[name]
+    ]
+    return problems
+
+
+def _refuse_different(path: Path, problems: list[str]) -> None:
     if problems:
         listed = "; ".join(problems[:6]) + (
             f"; and {len(problems) - 6} more" if problems[6:] else ""
         )
         msg = f"{path} does not fit this model: {listed}"
         raise CheckpointError(msg)
-    module.load_state_dict(dict(tensors))
 
 
 def check_free_for_encoder(output: Path) -> None:

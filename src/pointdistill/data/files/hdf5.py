@@ -1,0 +1,254 @@
+"""HDF5 files from elsewhere, read as inert data: nothing that they name is opened, no size is believed.
+
+HDF5 can lead a reader anywhere. Links and virtual datasets name other files, external storage any file at all;
+filters load plug-ins and unpack a few bytes to any size; a chunk or an array can be declared larger than memory.
+So a dataset is looked at with the calls that read its header alone, and read only if all of it is in the file.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.data.files.schema import refusing_damage
+from pointdistill.errors import DataError, PointDistillError
+
+NUMBERS = "fiu"
+"""Kinds of the numeric types, as NumPy names them."""
+
+MOST_DATASET_BYTES = 1 << 30
+"""Largest packed dataset that is read, once unpacked; the largest real one (in ScanObjectNN) has 0.3 GiB."""
+
+_MOST_CHUNK_BYTES = 64 * 2**20
+_LARGEST_RATIO = 1100
+"""A dataset may be this many times larger than what is stored of it: deflate reaches 1,032."""
+
+_MOST_CHUNKS = 2**20
+_SMALL_BYTES = 2**20
+"""Up to this size a dataset may be larger than that: an array of zeros is."""
+
+_GZIP, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000
+_FILTERS = {_GZIP: "gzip", _SHUFFLE: "shuffle", _FLETCHER32: "fletcher32", _LZF: "lzf"}
+"""Filters that h5py has built in. Those with parameters of their own for the size of what they unpack
+(scale-offset, n-bit, szip) are left out: no known archive uses them."""
+
+_KINDS = {h5py.h5t.INTEGER: "iu", h5py.h5t.FLOAT: "f", h5py.h5t.STRING: "S"}
+_CLASSES = {
+    h5py.h5t.COMPOUND: "compound values",
+    h5py.h5t.ENUM: "named numbers",
+    h5py.h5t.OPAQUE: "opaque bytes",
+    h5py.h5t.REFERENCE: "references",
+    h5py.h5t.VLEN: "values of varying length",
+    h5py.h5t.ARRAY: "arrays",
+    h5py.h5t.BITFIELD: "bit fields",
+    h5py.h5t.TIME: "times",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InertDataset:
+    """A dataset that lies in its file in full, of a plain type; `InertFile.dataset` checks that."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    offset: int | None
+    """Position of its first byte in the file; None if it is packed or in chunks."""
+
+    _stored: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, first: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows ``first`` to ``stop``, all of them by default, as they lie on disk."""
+        rows = self._stored[()] if stop is None and not first else self._stored[first:stop]
+        return np.asarray(rows)
+
+
+class InertFile:
+    """The datasets and attributes at the top of an open file, by name."""
+
+    def __init__(self, file: Any, size: int) -> None:
+        """Use `open_hdf5`; ``size`` is that of the file in bytes."""
+        self._file = file
+        self._size = size
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is anything of this name."""
+        return bool(self._file.id.links.exists(name.encode()))
+
+    def dataset(self, name: str, kinds: str = NUMBERS) -> InertDataset:
+        """A dataset, none of whose values is read yet.
+
+        Args:
+            name: as it stands at the top of the file.
+            kinds: accepted kinds of its type; `NUMBERS`, or ``S`` for text of a fixed length.
+
+        Raises:
+            DataError: if it is absent, does not lie in this file in full, or is of another type or too large.
+        """
+        links = self._file.id.links
+        if name not in self:
+            _refuse(name, "is missing")
+        if links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+            _refuse(name, "is a link that leads elsewhere, and no link is followed")
+        stored = h5py.h5o.open(self._file.id, name.encode())
+        if not isinstance(stored, h5py.h5d.DatasetID):
+            _refuse(name, "is no dataset")
+        layout = stored.get_create_plist()
+        # The layout comes before the size: asking a virtual dataset for its size may open the files that it names.
+        _check_place(name, layout)
+        dtype = _checked_type(name, stored.get_type(), kinds)
+        shape = _checked_shape(name, stored.get_space())
+        self._check_storage(name, stored, layout, shape, dtype)
+        offset = stored.get_offset() if layout.get_layout() == h5py.h5d.CONTIGUOUS else None
+        return InertDataset(name, shape, dtype, offset, h5py.Dataset(stored))
+
+    def attribute(self, name: str) -> int | float | str | None:
+        """A single number or text that is attached to the file; None if there is none, or it is anything else."""
+        root = h5py.h5o.open(self._file.id, b"/")
+        if not h5py.h5a.exists(root, name.encode()):
+            return None
+        stored = h5py.h5a.open(root, name.encode())
+        scalar = stored.get_space().get_simple_extent_type() == h5py.h5s.SCALAR
+        if not scalar or stored.get_type().get_class() not in _KINDS:
+            return None
+        value = self._file.attrs[name]
+        return value.item() if isinstance(value, np.generic) else value
+
+    def _check_storage(
+        self,
+        name: str,
+        stored: Any,
+        layout: Any,
+        shape: tuple[int, ...],
+        dtype: np.dtype[np.generic],
+    ) -> None:
+        """Raise unless the file holds all the values, and unpacking them takes no more memory than they do."""
+        size = math.prod(shape) * dtype.itemsize
+        kept = stored.get_storage_size()
+        if kept > self._size:
+            _refuse(name, f"claims {kept:,} stored bytes in a file of {self._size:,}")
+        if not layout.get_nfilters():
+            if kept < size:
+                _refuse(name, f"claims {size:,} bytes, of which {kept:,} are stored")
+        elif size > min(MOST_DATASET_BYTES, max(_SMALL_BYTES, _LARGEST_RATIO * kept)):
+            _refuse(name, f"claims {size:,} bytes, packed into {kept:,}")
+        if layout.get_layout() == h5py.h5d.CHUNKED:
+            chunk = math.prod(layout.get_chunk()) * dtype.itemsize
+            if chunk > max(_MOST_CHUNK_BYTES, size):
+                _refuse(name, f"has chunks of {chunk:,} bytes for {size:,} bytes of values")
+            _check_chunks(name, stored, layout, shape, chunk)
+
+
+@contextmanager
+def open_hdf5(
+    source: Path | bytes,
+    place: Path | str,
+    *,
+    advice: str = "fetch it again",
+    error: type[PointDistillError] = DataError,
+) -> Iterator[InertFile]:
+    """Open a file; whatever goes wrong inside the block becomes one ``error`` that names it.
+
+    Args:
+        source: the file, or its content, such as that of a member of an archive.
+        place: how messages name it.
+        advice: what to do about a damaged one.
+        error: the class to raise.
+    """
+    with refusing_damage(place, advice=advice, error=error):
+        if isinstance(source, Path):
+            size = source.stat().st_size
+            if not source.is_file():
+                msg = "is no regular file"
+                raise DataError(msg)
+            # Shards on file systems without locks are read too.
+            opened = h5py.File(source, "r", locking=False)
+        else:
+            size = len(source)
+            opened = h5py.File(io.BytesIO(source), "r")
+        with opened as file:
+            yield InertFile(file, size)
+
+
+def _refuse(name: str, what: str) -> None:
+    msg = f"{name!r} {what}"
+    raise DataError(msg)
+
+
+def _check_place(name: str, layout: Any) -> None:
+    """Raise unless a dataset's values lie in the file itself, packed with known filters at most."""
+    if layout.get_layout() == h5py.h5d.VIRTUAL:
+        _refuse(name, "is a virtual dataset, made of other files")
+    if layout.get_external_count():
+        _refuse(name, "lies in another file (external storage)")
+    filters = [layout.get_filter(number)[0] for number in range(layout.get_nfilters())]
+    unknown = [number for number in filters if number not in _FILTERS]
+    if unknown:
+        accepted = ", ".join(_FILTERS.values())
+        _refuse(name, f"is packed with filter {unknown[0]}; accepted: none, {accepted}")
+    if len(set(filters)) < len(filters) or {_GZIP, _LZF} <= set(filters):
+        _refuse(name, "is packed twice")
+
+
+def _checked_type(name: str, stored: Any, kinds: str) -> np.dtype[np.generic]:
+    kind = stored.get_class()
+    named = _CLASSES.get(kind)
+    if kind not in _KINDS or (kind == h5py.h5t.STRING and stored.is_variable_str()):
+        _refuse(name, f"holds {named or 'values of varying length'}, not {_described(kinds)}")
+    if not 0 < stored.get_size() <= _SMALL_BYTES:
+        _refuse(name, f"has values of {stored.get_size():,} bytes")
+    dtype: np.dtype[np.generic] = np.dtype(stored.dtype)
+    # Text of a fixed length may carry its encoding as metadata, which makes it a type of its own.
+    if dtype.kind not in kinds or dtype.hasobject:
+        _refuse(name, f"holds values of type {dtype}, not {_described(kinds)}")
+    return dtype
+
+
+def _described(kinds: str) -> str:
+    return "text of a fixed length" if kinds == "S" else "numbers" if len(kinds) > 1 else "floats"
+
+
+def _checked_shape(name: str, space: Any) -> tuple[int, ...]:
+    if space.get_simple_extent_type() == h5py.h5s.NULL:
+        _refuse(name, "is empty, without any shape")
+    return tuple(int(length) for length in space.shape)
+
+
+def _check_chunks(name: str, stored: Any, layout: Any, shape: tuple[int, ...], chunk: int) -> None:
+    """Raise if a stored chunk is larger than its values can be, or unpacks to more than them.
+
+    HDF5 goes on unpacking a chunk for as long as there is more of it, whatever size was declared.
+    """
+    lengths = zip(shape, layout.get_chunk(), strict=True)
+    expected = math.prod(-(-length // step) for length, step in lengths)
+    if not stored.get_num_chunks() <= expected <= _MOST_CHUNKS:
+        _refuse(name, f"has {stored.get_num_chunks():,} chunks of {expected:,}")
+    places: list[Any] = []
+    stored.chunk_iter(places.append)
+    filters = [layout.get_filter(number)[0] for number in range(layout.get_nfilters())]
+    # What gzip and lzf add to bytes that cannot be packed, and a checksum.
+    most = chunk + chunk // 16 + 1024
+    for place in places:
+        if place.size > most:
+            _refuse(name, f"has a chunk of {place.size:,} stored bytes for {chunk:,}")
+        if _GZIP not in filters or place.filter_mask >> filters.index(_GZIP) & 1:
+            continue
+        content = stored.read_direct_chunk(place.chunk_offset)[1]
+        # Four bytes more than the values, because a checksum may be packed with them.
+        if len(zlib.decompressobj().decompress(content, chunk + 5)) > chunk + 4:
+            _refuse(name, f"has a chunk that unpacks to more than its {chunk:,} bytes")
