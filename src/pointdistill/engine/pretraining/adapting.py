@@ -24,8 +24,8 @@ from pointdistill.data.corpus.manifest import BUILDING_NAME, MANIFEST_NAME
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL
 from pointdistill.data.corpus_building import BuildSettings
 from pointdistill.data.corpus_building.build import build_source
-from pointdistill.data.files.files import read_json, write_json
-from pointdistill.data.files.schema import from_plain, to_plain
+from pointdistill.data.files.files import read_record, write_json
+from pointdistill.data.files.schema import to_plain
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.features import (
@@ -303,7 +303,7 @@ def write_judgement(run: Path, judgement: Judgement) -> None:
 def read_judgement(run: Path) -> Judgement | None:
     """The judgement in a run; None if there is none."""
     path = run / JUDGEMENT
-    return from_plain(Judgement, read_json(path), where=JUDGEMENT) if path.is_file() else None
+    return read_record(path, Judgement) if path.is_file() else None
 
 
 def judgement_rows(judgement: Judgement) -> Sequence[tuple[str, str, str]]:
