@@ -129,6 +129,15 @@ def test_only_the_encoder_that_made_it_may_ask(folder: Path) -> None:
     assert found.neighbours[0].id == "low/1.obj"
 
 
+def test_names_with_signs_of_formulas_and_of_terminals_are_drawn(folder: Path) -> None:
+    for number, name in enumerate(("$x^$", "a\nb$", "\x1b[31m$\\frac{$", "\u202e椅子")):
+        Path(f"low/{number}.obj").rename(Path("low", f"{name}.obj"))
+    query = Path("low/$x^$.obj")
+    found = search(query, embedded(), count=8)
+    assert draw_sheet(Path("sheet.png"), query, found) == []
+    assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_what_cannot_be_searched_is_one_line(folder: Path) -> None:
     with pytest.raises(DataError, match="no embedding was made in this folder yet"):
         find_index(None)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
 from pointdistill.cli.options import CorpusArgument, named_corpus
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 
@@ -38,11 +38,11 @@ def inspect(
     with console_reporter() as reporter:
         summary = inspect_corpus(folder, progress=partial(reporter.progress, "reading shards"))
     if as_json:
-        typer.echo(json.dumps(corpus_json(summary), indent=1, ensure_ascii=False))
+        echo_lines(json.dumps(corpus_json(summary), indent=1, ensure_ascii=False))
         return
     for table in corpus_tables(summary):
         print_table(table)
-    typer.echo(f"next: pointdistill verify {shlex.quote(str(folder))}")
+    echo(f"next: pointdistill verify {shlex.quote(str(folder))}")
 
 
 def verify(corpus: CorpusArgument = None) -> None:
@@ -65,10 +65,10 @@ def verify(corpus: CorpusArgument = None) -> None:
             if share_terminal:
                 reporter.say(line)
             else:
-                typer.echo(line)
+                echo(line)
     if faults:
         things = "thing is" if faults == 1 else "things are"
-        typer.echo(
+        echo(
             f"{folder}: {faults:,} {things} wrong; copy it again from where it is whole, "
             "or prepare it again in another folder",
             err=True,
@@ -76,8 +76,8 @@ def verify(corpus: CorpusArgument = None) -> None:
         raise typer.Exit(2)
     shapes = f"{manifest.shapes:,} shape{'s' if manifest.shapes != 1 else ''}"
     shards = f"{len(manifest.shards):,} shard{'s' if len(manifest.shards) != 1 else ''}"
-    typer.echo(f"{folder} is whole: {shapes} in {shards}, content {manifest.content}")
-    typer.echo(f"next: pointdistill preview {shlex.quote(str(folder))}")
+    echo(f"{folder} is whole: {shapes} in {shards}, content {manifest.content}")
+    echo(f"next: pointdistill preview {shlex.quote(str(folder))}")
 
 
 def preview(
@@ -123,9 +123,9 @@ def preview(
     chosen = choose_shapes(opened, selection, count=shapes, seed=seed)
     stem = output or Path(f"{folder.resolve().name}-preview")
     written = write_preview(opened, chosen, stem=stem, seed=seed)
-    typer.echo(f"picture: {written.picture}, {written.shapes:,} of {len(opened):,} shapes")
-    typer.echo(f"page: {written.page}, open it in a browser")
-    typer.echo(
+    echo(f"picture: {written.picture}, {written.shapes:,} of {len(opened):,} shapes")
+    echo(f"page: {written.page}, open it in a browser")
+    echo(
         f"next: pointdistill pretrain --size tiny --data {shlex.quote(str(folder))}   (on a GPU: --size small)"
     )
 
@@ -181,15 +181,15 @@ def leaks(
     with console_reporter() as reporter:
         checked = check_leaks(request, reporter)
     if as_json:
-        typer.echo(json.dumps(checked.plain(), indent=1, ensure_ascii=False))
+        echo_lines(json.dumps(checked.plain(), indent=1, ensure_ascii=False))
         return
     table = leaks_table(checked)
     if table.rows:
         print_table(table)
     else:
         for line in table.notes:
-            typer.echo(line)
+            echo(line)
     command = ["pointdistill", "evaluate", benchmark.value]
     command += [] if encoder is None else ["--encoder", str(encoder)]
     command += [] if data is None else ["--data", str(data)]
-    typer.echo(f"next: {shlex.join([*command, *(['--stand-in'] if stand_in else [])])}")
+    echo(f"next: {shlex.join([*command, *(['--stand-in'] if stand_in else [])])}")

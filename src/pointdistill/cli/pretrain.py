@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import TrainingConsole, training_console
+from pointdistill.cli.console import TrainingConsole, echo, training_console
 from pointdistill.cli.options import (
     BatchSizeOption,
     ConfigOption,
@@ -153,13 +153,13 @@ def _pretrain(
     if not is_main_process():
         raise typer.Exit(130 if result.interrupted else 0)
     if result.interrupted:
-        typer.echo(
+        echo(
             f"stopped after step {result.step} of {result.total}; everything is saved in {result.run}"
         )
-        typer.echo(f"next: pointdistill pretrain --resume --run {shlex.quote(str(result.run))}")
+        echo(f"next: pointdistill pretrain --resume --run {shlex.quote(str(result.run))}")
         raise typer.Exit(130)
-    typer.echo(f"{result.total} steps done; the teacher's encoder is in {result.run}/encoder")
-    typer.echo(
+    echo(f"{result.total} steps done; the teacher's encoder is in {result.run}/encoder")
+    echo(
         "next: pointdistill embed YOUR_FILES   (or: pointdistill evaluate scanobjectnn --stand-in)"
     )
 

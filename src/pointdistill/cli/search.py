@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.console import console_reporter, echo, print_table
 from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 from pointdistill.errors import ConfigError
 
@@ -67,15 +67,15 @@ def search(
         )
     if result.assumed_up and up is None:
         axis = result.settings.up
-        typer.echo(
+        echo(
             f"note: {query} does not state its up axis, so {axis} was assumed as for the index; "
             "--up sets another",
             err=True,
         )
     print_table(_table(query, opened.path, result))
     for name in draw_sheet(picture, query, result):
-        typer.echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
-    typer.echo(f"picture: {picture}")
+        echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
+    echo(f"picture: {picture}")
 
 
 def _table(query: Path, index: Path, result: SearchResult) -> Table:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pointdistill.cli.console import echo
 from pointdistill.cli.options import require_encoder, require_paths
 from pointdistill.errors import ConfigError
 
@@ -66,30 +67,30 @@ def export(
     from pointdistill.engine.sharing.export import export_encoder
     from pointdistill.engine.weights.encoders import locate_encoder
 
-    typer.echo(encoder_line(locate_encoder(source)), err=True)
+    echo(encoder_line(locate_encoder(source)), err=True)
     if file_format is FormatName.ONNX:
         from pointdistill.engine.sharing.export import export_onnx
 
         _describe_onnx(export_onnx(source, output, points=points))
         return
     folder = export_encoder(source, output)
-    typer.echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
-    typer.echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")
+    echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
+    echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")
 
 
 def _describe_onnx(exported: OnnxExport) -> None:
     """Print the file, its inputs and outputs, and the largest difference from the encoder's own features."""
-    typer.echo(f"{exported.source} -> {exported.path}")
+    echo(f"{exported.source} -> {exported.path}")
     cls = f"cls (B, {exported.width}), " if exported.cls_token else ""
-    typer.echo(
+    echo(
         f"points (B, {exported.points}, 3) float32, raw -> {cls}"
         f"patches (B, {exported.patches}, {exported.width}), centers (B, {exported.patches}, 3)"
     )
     if exported.difference is None:
-        typer.echo("not checked: onnxruntime is not installed; pip install 'pointdistill[onnx]'")
+        echo("not checked: onnxruntime is not installed; pip install 'pointdistill[onnx]'")
     else:
-        typer.echo(f"checked in onnxruntime: at most {exported.difference:.1g} from the encoder")
-    typer.echo(f"next: in any language, open {exported.path} with onnxruntime; see docs/weights.md")
+        echo(f"checked in onnxruntime: at most {exported.difference:.1g} from the encoder")
+    echo(f"next: in any language, open {exported.path} with onnxruntime; see docs/weights.md")
 
 
 def push(
@@ -118,20 +119,20 @@ def push(
 
     prepared = prepare(source, repository, card_only or Path("hub", repository))
     if prepared.is_encoder:
-        typer.echo(encoder_line(prepared.source), err=True)
+        echo(encoder_line(prepared.source), err=True)
     licence = prepared.licence.identifier + (
         f" ({prepared.licence.name})" if prepared.licence.name else ""
     )
     count = f"{prepared.results} result{'' if prepared.results == 1 else 's'}"
-    typer.echo(f"{prepared.source} -> {prepared.folder}: licence {licence}, {count}")
+    echo(f"{prepared.source} -> {prepared.folder}: licence {licence}, {count}")
     if prepared.non_commercial:
-        typer.echo(f"no commercial use: it was trained on {', '.join(prepared.non_commercial)}")
+        echo(f"no commercial use: it was trained on {', '.join(prepared.non_commercial)}")
     if card_only is not None:
         again = shlex.join(["pointdistill", "push", source, repository])
-        typer.echo(f"next: read {shlex.quote(str(prepared.folder / CARD))}, then {again}")
+        echo(f"next: read {shlex.quote(str(prepared.folder / CARD))}, then {again}")
         return
-    typer.echo(upload(prepared.folder, repository, private=private))
-    typer.echo(f"next: anywhere, in Python: {prepared.load}")
+    echo(upload(prepared.folder, repository, private=private))
+    echo(f"next: anywhere, in Python: {prepared.load}")
 
 
 def import_weights(
@@ -156,12 +157,12 @@ def import_weights(
     imported = run(checkpoint, output, branch=branch.value, heads=heads)
     config = imported.encoder.config
     trained = f"mode {imported.mode}" if imported.mode else "mode not known"
-    typer.echo(
+    echo(
         f"{checkpoint}: {imported.branch}, {trained}, {imported.parameters:,} parameters, width {config.width}, "
         f"depth {config.depth}, {config.heads} heads ({imported.heads_from})"
     )
-    typer.echo(f"-> {output}/model.safetensors, {output}/config.json")
-    typer.echo(
+    echo(f"-> {output}/model.safetensors, {output}/config.json")
+    echo(
         "the file does not say which shapes it was trained on; ask its publisher for their licences"
     )
-    typer.echo(f"next: pointdistill evaluate scanobjectnn --encoder {shlex.quote(str(output))}")
+    echo(f"next: pointdistill evaluate scanobjectnn --encoder {shlex.quote(str(output))}")

@@ -23,7 +23,7 @@ from pointdistill.engine.embedding.file import Index
 from pointdistill.engine.reports.pictures import clouds
 from pointdistill.engine.runtime.devices import pick_device
 from pointdistill.engine.weights.encoders import encoder_checksum
-from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.errors import CheckpointError, ConfigError, DataError, one_line
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
 
@@ -208,7 +208,7 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
 
 def draw_sheet(path: Path, query: Path, result: SearchResult) -> list[str]:
     """Draw the query and its neighbours as a PNG; returns the ids of neighbours that no longer exist."""
-    shapes, titles, gone = [result.query[:DRAWN_POINTS]], [f"query: {query.name}"], []
+    shapes, titles, gone = [result.query[:DRAWN_POINTS]], [f"query: {_short(query.name)}"], []
     for rank, neighbour in enumerate(result.neighbours, start=1):
         try:
             points = _read_neighbour(neighbour, result.settings)
@@ -233,5 +233,6 @@ def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> Points | No
 
 
 def _short(name: str, most: int = 24) -> str:
-    """The end of a long name, which usually tells shapes apart."""
+    """The end of a long name, which usually tells shapes apart, as one line."""
+    name = one_line(name)
     return name if len(name) <= most else f"…{name[1 - most :]}"
