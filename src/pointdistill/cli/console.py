@@ -42,6 +42,11 @@ def echo(line: str = "", *, err: bool = False) -> None:
     typer.echo(one_line(line), err=err)
 
 
+def confirm(question: str) -> bool:
+    """Ask a question on stderr; no is the answer to an empty line."""
+    return typer.confirm(one_line(question), default=False, err=True)
+
+
 def echo_lines(text: str) -> None:
     """Print text of several lines: JSON or TOML, in whose strings a line break is an escape already."""
     for line in text.removesuffix("\n").split("\n"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo, print_table
+from pointdistill.cli.console import confirm, console_reporter, echo, print_table
 from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 from pointdistill.errors import ConfigError
 
@@ -63,6 +64,7 @@ def search(
             encoder=encoder,
             up=up,
             device=device,
+            may_fetch=_ask,
             reporter=reporter,
         )
     if result.assumed_up and up is None:
@@ -76,6 +78,15 @@ def search(
     for name in draw_sheet(picture, query, result):
         echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
     echo(f"picture: {picture}")
+
+
+def _ask(repository: str) -> bool:
+    """Ask on a terminal; without one, nothing is fetched."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return confirm(
+        f"the index names the encoder {repository}; download it from the Hugging Face Hub?"
+    )
 
 
 def _table(query: Path, index: Path, result: SearchResult) -> Table:

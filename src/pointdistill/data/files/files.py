@@ -198,6 +198,27 @@ def read_json(path: Path) -> Any:
         raise DataError(msg) from error
 
 
+def path_from(folder: Path, path: Path) -> str:
+    """The way from a folder to ``path``, for files that may be shared: absolute paths name this machine's folders.
+
+    It begins with a dot, so that it is never taken for the name of a repository; only on another drive of Windows
+    is it absolute.
+    """
+    try:
+        way = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:
+        return str(path.resolve())
+    return way if way.startswith("../") or way in (".", "..") else f"./{way}"
+
+
+def short_name(path: Path) -> Path:
+    """A path without this machine's folders: as it is if relative, else within this folder, else two names."""
+    if not path.is_absolute():
+        return path
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else Path(*path.parts[1:][-2:])
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in blocks."""
     with path.open("rb") as file:

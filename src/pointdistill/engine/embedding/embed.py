@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pointdistill.data.files.files import path_from
 from pointdistill.data.files.workspace import given_or_last_run, remember_embedding
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.meshes.sample import named_rng
@@ -139,7 +140,8 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
         shuffled=draws > 1,
     )
     shapes = list_shapes(request.paths, leave_out=request.output)
-    info = _info(encoder, kind, settings, shapes) | {"points": points, "draws": draws}
+    folder = request.output.parent
+    info = _info(encoder, kind, settings, shapes, folder) | {"points": points, "draws": draws}
     if request.output.exists():
         return _report_of_output(request.output, info, total=len(shapes))
     vectors = points if kind in ("patches", "points") else 1
@@ -151,13 +153,14 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
         loop.run(maker, batch_size=request.batch_size, workers=request.workers, stopped=stopped)
         if stopped() and (missing := loop.missing()):
             return EmbedReport(request.output, len(shapes) - missing, len(shapes), interrupted=True)
-        return _finish(loop, request.output, info | {"encoder": origin})
+        made_by = path_from(folder, origin) if isinstance(origin, Path) else origin
+        return _finish(loop, request.output, info | {"encoder": made_by})
 
 
 def _info(
-    encoder: Encoder, kind: FeatureKind, settings: ReadSettings, shapes: ShapeList
+    encoder: Encoder, kind: FeatureKind, settings: ReadSettings, shapes: ShapeList, folder: Path
 ) -> dict[str, Any]:
-    """Everything that decides the content of an embedding, as recorded in its file."""
+    """Everything that decides the content of an embedding, as recorded in its file, which lies in ``folder``."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -166,7 +169,10 @@ def _info(
         "encoder_sha256": encoder_checksum(encoder),
         "seed": settings.seed,
         "up": settings.up,
-        "inputs": [{"kind": s.kind, "path": s.path, "given": s.named} for s in shapes.sources],
+        "inputs": [
+            {"kind": s.kind, "path": path_from(folder, Path(s.path)), "given": s.named}
+            for s in shapes.sources
+        ],
         "files": shapes.stamp(),
     }
 
@@ -186,8 +192,8 @@ def check_paths_exist(paths: Sequence[Path]) -> None:
 
 def find_and_load(
     encoder: Path | str | None, *, reporter: Reporter = SILENT
-) -> tuple[Encoder, str]:
-    """Load an encoder; returns it with its path or Hub name, for the embedding's record.
+) -> tuple[Encoder, Path | str]:
+    """Load an encoder; returns it with its path, or its name on the Hub, for the embedding's record.
 
     Args:
         encoder: as for ``load_encoder``; None for that of the last run in this folder.
@@ -199,7 +205,7 @@ def find_and_load(
     source = given_or_last_run(encoder)
     path, stored = Path(source), locate_encoder(source)
     reporter.say(encoder_line(stored))
-    return load_encoder(stored), str(path.resolve()) if path.exists() else str(source)
+    return load_encoder(stored), path if path.exists() else str(source)
 
 
 def points_and_draws(
@@ -234,7 +240,8 @@ def _report_of_output(output: Path, info: Mapping[str, Any], *, total: int) -> E
         DataError: if it is not what the request would write.
     """
     stored = open_index(output).info
-    different = [key for key in info if stored.get(key) != info[key]]
+    # Earlier versions noted absolute paths, and "files" says whether the inputs are the same.
+    different = [key for key in info if key != "inputs" and stored.get(key) != info[key]]
     if different:
         msg = f"{output}: exists, made of other {', '.join(different)}; remove it, or choose another output file"
         raise DataError(msg, settings=("output",))

@@ -5,7 +5,8 @@ Sizes: n shapes, F the length of a vector, b rows of a block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -22,7 +23,7 @@ from pointdistill.engine.embedding.embed import check_paths_exist, find_and_load
 from pointdistill.engine.embedding.file import Index
 from pointdistill.engine.reports.pictures import clouds
 from pointdistill.engine.runtime.devices import pick_device
-from pointdistill.engine.weights.encoders import encoder_checksum
+from pointdistill.engine.weights.encoders import encoder_checksum, looks_like_repository
 from pointdistill.errors import CheckpointError, ConfigError, DataError, one_line
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
@@ -87,6 +88,7 @@ def search(
     encoder: Path | str | None = None,
     up: str | None = None,
     device: str = "auto",
+    may_fetch: Callable[[str], bool] = lambda _: False,
     reporter: Reporter = SILENT,
 ) -> SearchResult:
     """Find the ``count`` shapes of an embedding whose features have the highest cosine similarity to a file's.
@@ -101,6 +103,8 @@ def search(
         encoder: the encoder that made the embedding, if it has moved since; None if it has not.
         up: up axis of a query that does not state its own; None for that of the embedding's files.
         device: where to compute the query's features.
+        may_fetch: asked whether the repository on the Hub that the embedding itself names as its encoder may be
+            downloaded: the embedding may be a stranger's.
         reporter: receives a line with the encoder.
 
     Raises:
@@ -118,7 +122,7 @@ def search(
             "search needs one: embed the shapes with pooled features"
         )
         raise DataError(msg)
-    network = _load_same_encoder(index, encoder, reporter)
+    network = _load_same_encoder(index, encoder, may_fetch, reporter)
     settings = ReadSettings(
         points=index.info["points"] * index.info["draws"],
         seed=index.info["seed"],
@@ -138,15 +142,32 @@ def search(
     return SearchResult(neighbours, shape.points, settings, shape.assumed_up)
 
 
-def _load_same_encoder(index: Index, encoder: Path | str | None, reporter: Reporter) -> Encoder:
+def _load_same_encoder(
+    index: Index,
+    encoder: Path | str | None,
+    may_fetch: Callable[[str], bool],
+    reporter: Reporter,
+) -> Encoder:
     """The encoder that made an embedding, verified by its checksum.
 
     Raises:
-        CheckpointError: if it is missing, or it is another encoder.
+        CheckpointError: if it is missing, would have to be fetched without leave, or it is another encoder.
     """
-    made_by = index.info["encoder"]
+    made_by = str(index.info["encoder"])
+    own: Path | str = (
+        index.path.parent / made_by
+    )  # where earlier versions noted an absolute path, that path
+    on_hub = looks_like_repository(made_by) and not made_by.startswith(".")
+    if encoder is None and on_hub and not Path(own).exists():
+        own = made_by
+        if not may_fetch(made_by):
+            msg = (
+                f"{index.path}: names {made_by} on the Hugging Face Hub as the encoder that made it; it is "
+                "fetched only if you name it yourself"
+            )
+            raise CheckpointError(msg, settings=("encoder",))
     try:
-        network, origin = find_and_load(encoder or made_by, reporter=reporter)
+        network, origin = find_and_load(encoder or own, reporter=reporter)
     except CheckpointError as error:
         if encoder is not None:
             raise
@@ -195,13 +216,15 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
     sources = [int(number) for number in index.pick("sources", rows)]
     source_rows = [int(row) for row in index.pick("rows", rows)]
     several = len(index.info["inputs"]) > 1
+    folder = index.path.parent.resolve()
     neighbours = []
     for name, source, row, (_, similarity) in zip(ids, sources, source_rows, ranked, strict=True):
         origin = index.info["inputs"][source]
         inside = name.removeprefix(f"{origin['given']}/") if several else name
         if origin["kind"] == "file":
             inside = Path(origin["path"]).name
-        location = ShapeLocation(cast("PathKind", origin["kind"]), origin["path"], inside, row)
+        place = os.path.normpath(folder / origin["path"])
+        location = ShapeLocation(cast("PathKind", origin["kind"]), place, inside, row)
         neighbours.append(Neighbour(name, similarity, location))
     return tuple(neighbours)
 

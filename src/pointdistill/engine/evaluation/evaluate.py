@@ -18,6 +18,7 @@ from pointdistill.data.benchmarks.registry import (
     find_stand_in,
 )
 from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS, FROZEN, BenchmarkPaths, BenchmarkSpec
+from pointdistill.data.files.files import short_name
 from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.engine.evaluation.classification import evaluate_classification
 from pointdistill.engine.evaluation.fewshot import evaluate_folds
@@ -361,7 +362,7 @@ def _display_name(requested: Path | None, encoder: Path) -> Path:
     """What results call an encoder: its run, its folder, or its name on the Hub."""
     if requested is not None and not requested.exists():
         return requested
-    return run_folder_of(encoder) or encoder
+    return short_name(run_folder_of(encoder) or encoder)
 
 
 def _output(request: EvaluationRequest, name: str, encoder: Path) -> Path:
