@@ -1,4 +1,4 @@
-"""Damages files of every format at random and reads them: points or one line of refusal, quickly, in little memory.
+"""Damages files of every format at random: each gives points or one line of refusal, soon and in little memory.
 
 ``python tests/fuzz_formats.py --count 50000 --seed 0`` (or ``nox -s fuzz``) tries that many files in all and exits
 with code 1 if one of them was neither read nor refused; the tests try a few of each.

@@ -97,6 +97,29 @@ def folder_aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_folders_can_be_renamed(folder: Path) -> None:
+    """Try in a folder what `folder_aside` needs: mounts of buckets, for example, rename files alone.
+
+    Raises:
+        DataError: if it does not work there.
+    """
+    tried = folder / f".try.{secrets.token_hex(8)}.part"
+    renamed = tried.with_suffix(".done")
+    try:
+        tried.mkdir()
+        (tried / "file").touch()
+        tried.rename(renamed)
+    except OSError as error:
+        msg = (
+            f"{folder}: folders cannot be renamed there ({error.strerror}), as checkpoints "
+            "need it; choose a folder on another disk"
+        )
+        raise DataError(msg, settings=("run",)) from error
+    finally:
+        shutil.rmtree(tried, ignore_errors=True)
+        shutil.rmtree(renamed, ignore_errors=True)
+
+
 @contextmanager
 def hold_lock(
     lock: Path, busy: PointDistillError, make_folder: Callable[[], None]

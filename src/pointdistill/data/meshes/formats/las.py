@@ -1,4 +1,4 @@
-"""LAS, the point format of surveyors, versions 1.0 to 1.4; not its compressed form, LAZ.
+"""LAS, the point format of surveyors, versions 1.0 to 1.4, and its compressed form LAZ (extra ``laz``).
 
 Source: ASPRS, LAS Specification 1.4 - R15. Every point record of every format begins with x, y and z as int32, to
 be scaled and shifted by numbers in the header; z is the height.
@@ -6,6 +6,7 @@ be scaled and shifted by numbers in the header; z is the height.
 
 from __future__ import annotations
 
+import importlib.util
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _LARGEST_FORMAT = 10
 _COMPRESSED = 0xC0
 """Bits of the format number that LAZ sets."""
 
+_CHUNK_POINTS = 1_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class _Header:
@@ -35,6 +38,7 @@ class _Header:
     """Bytes per point."""
 
     points: int
+    compressed: bool
     scale: Floats  # (3,)
     offset: Floats  # (3,)
 
@@ -43,11 +47,15 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     """Read x, y, z of every point, in the file's unit.
 
     Raises:
-        DataError: if it is not a LAS file, is compressed, or promises more points than follow.
+        DataError: if it is not a LAS file, promises more points than follow, or is compressed and laspy and lazrs
+            are not installed.
     """
     data = map_file(path, limits)
     header = _header(data)
     check_size("points", header.points, limits.vertices)
+    if header.compressed:
+        counts = _unpack(path, header.points)
+        return RawMesh(points=[counts * header.scale + header.offset], declared_up="z")
     available = max(0, len(data) - header.first) // header.record
     if available < header.points:
         msg = f"the header promises {header.points:,} points, the file has {available:,}; it is cut short"
@@ -65,9 +73,7 @@ def _header(data: memoryview) -> _Header:
         raise DataError(msg)
     minor, size = data[25], int.from_bytes(data[94:96], "little")
     first, _, form, record, points = struct.unpack_from("<IIBHI", data, 96)
-    if form & _COMPRESSED:
-        msg = "is compressed (LAZ); save it as uncompressed LAS"
-        raise DataError(msg)
+    compressed, form = bool(form & _COMPRESSED), form & ~_COMPRESSED
     if form > _LARGEST_FORMAT or record < _SHORTEST_RECORD:
         accepted = f"accepted are 0 to {_LARGEST_FORMAT} with {_SHORTEST_RECORD} or more"
         msg = f"point format {form} with {record} bytes a point, {accepted}; export the cloud again"
@@ -81,4 +87,34 @@ def _header(data: memoryview) -> _Header:
         msg = f"the header states 0 points, {stored:,} records could follow it; export the cloud again"
         raise DataError(msg)
     scale, offset = np.frombuffer(data, "<f8", 6, 131).reshape(2, 3)
-    return _Header(first, record, points, scale, offset)
+    return _Header(first, record, points, compressed, scale, offset)
+
+
+def _unpack(path: Path, points: int) -> NDArray[np.int32]:
+    """The stored integers (P, 3) of a LAZ file.
+
+    Raises:
+        DataError: if laspy or lazrs is missing, or the compressed points are damaged.
+    """
+    if not (importlib.util.find_spec("laspy") and importlib.util.find_spec("lazrs")):
+        msg = "is LAZ, which needs laspy and lazrs; pip install 'pointdistill[laz]', or save it as LAS"
+        raise DataError(msg)
+    import laspy
+
+    try:
+        with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as reader:
+            chunks = [
+                np.stack([chunk.X, chunk.Y, chunk.Z], axis=1)
+                for chunk in reader.chunk_iterator(_CHUNK_POINTS)
+            ]
+    except BaseException as error:
+        # A panic of the library, which is written in Rust, is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        msg = f"its compressed points cannot be read ({type(error).__name__}: {error}); copy or export it again"
+        raise DataError(msg) from error
+    found = sum(map(len, chunks))
+    if found != points:
+        msg = f"the header promises {points:,} points, the file has {found:,}; it is cut short"
+        raise DataError(msg)
+    return np.concatenate(chunks)
