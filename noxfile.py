@@ -52,7 +52,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
-    """50,000 damaged files of all formats: each is read, or refused in one line (``-- --count 1000`` for fewer)."""
+    """50,000 damaged files of all formats: each is read or refused in a line (``-- --count 1000`` for fewer)."""
     session.install("-e", ".[test]")
     session.run("python", "tests/fuzz_formats.py", *session.posargs)
 

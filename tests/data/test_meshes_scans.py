@@ -1,4 +1,4 @@
-"""LAZ and E57, whose readers are extras: the file's own numbers, poses, limits, damage; and one line without them."""
+"""LAZ and E57, whose readers are extras: their own numbers, poses, limits, damage; and one line without them."""
 
 from __future__ import annotations
 

@@ -43,7 +43,12 @@ def pretrain(
     changes: SetOption = None,
     data: DataOption = None,
     run: Annotated[
-        Path | None, typer.Option(help="Folder of the run; by default a new one under runs/.")
+        Path | None,
+        typer.Option(
+            "--run",
+            "--run-folder",  # torchrun takes --run for an abbreviation of its own --run-path
+            help="Folder of the run; by default a new one under runs/.",
+        ),
     ] = None,
     resume: Annotated[
         bool,

@@ -1,6 +1,6 @@
 """E57 (ASTM E2807), the exchange format of laser scanners: all scans of a file, each moved by its pose.
 
-pye57 does the work: libE57Format, an optional extra. It runs in a process of its own, because its parser is C++ and
+pye57 does the work: libE57Format, an optional extra. It runs in a process of its own: its parser is C++, and
 the file may come from anywhere; this module is also what that process runs. Coordinates are in metres, as the
 standard says; it names no axis that is up.
 """
