@@ -53,7 +53,7 @@ def sample(
 
     Reads obj, off, ply, stl, glb, gltf (Draco too), dae, 3mf, 3dxml, and
     step or stp, in millimetres, with pip install 'pointdistill[step]';
-    point clouds as ply, npy, npz, xyz, txt, csv, pts, pcd and las.
+    point clouds as ply, npy, npz, xyz, txt, csv, pts, pcd, las, laz and e57.
 
     Files that cannot be used are listed and the others are sampled; the exit
     code is then 2.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import signal
@@ -21,6 +22,8 @@ from torch import distributed
 
 from pointdistill.data.files import processes as memory
 from pointdistill.errors import ConfigError
+
+log = logging.getLogger("pointdistill")
 
 GIB = memory.GIB
 STATUS = Path("/proc/self/status")
@@ -41,7 +44,7 @@ _TRIAL_SECONDS = 300.0
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher such as torchrun tells each process that it starts."""
 
-_NEAR_SECONDS, _FAR_SECONDS = 30.0, 900.0
+_NEAR_SECONDS, _FAR_SECONDS = 20.0, 900.0
 """How long to wait for the other processes of this machine, and of a cluster, where no launcher does."""
 
 _BF16_TRIAL = """
@@ -149,6 +152,8 @@ def _await_other_processes(*, on_gpu: bool) -> None:
     near = found["MASTER_ADDR"] in ("127.0.0.1", "localhost", "::1", platform.node())
     patience = _NEAR_SECONDS if near else _FAR_SECONDS
     rank = int(found["RANK"])
+    msg = "%s says that %d processes train together; waiting at most %.0f seconds for the others"
+    log.warning(msg, f"WORLD_SIZE={count}", count, patience)
     place = (found["MASTER_ADDR"], int(found["MASTER_PORT"]))
     try:
         store = distributed.TCPStore(  # type: ignore[attr-defined]  # not in its public list
