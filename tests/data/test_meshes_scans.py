@@ -62,6 +62,13 @@ def test_damaged_and_large_compressed_files_are_one_line(laz: Path, tmp_path: Pa
         with pytest.raises(DataError) as caught:
             read_mesh(path)
         assert str(caught.value).isprintable()
+    changed = bytearray(content)
+    changed[100:104] = (
+        b"\xff" * 4
+    )  # four thousand million records, each of which would be looked for
+    path.write_bytes(changed)
+    with pytest.raises(DataError, match="more records than the file has room for"):
+        read_mesh(path)
     with pytest.raises(DataError, match="500 points, at most 499 are accepted"):
         read_mesh(laz, limits=MeshLimits(vertices=499))
 

@@ -27,6 +27,8 @@ _COMPRESSED = 0xC0
 """Bits of the format number that LAZ sets."""
 
 _CHUNK_POINTS = 1_000_000
+_RECORD_HEADER = 54
+"""Bytes that a variable-length record takes at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     header = _header(data)
     check_size("points", header.points, limits.vertices)
     if header.compressed:
+        _check_records(data)
         counts = _unpack(path, header.points)
         return RawMesh(points=[counts * header.scale + header.offset], declared_up="z")
     available = max(0, len(data) - header.first) // header.record
@@ -88,6 +91,20 @@ def _header(data: memoryview) -> _Header:
         raise DataError(msg)
     scale, offset = np.frombuffer(data, "<f8", 6, 131).reshape(2, 3)
     return _Header(first, record, points, compressed, scale, offset)
+
+
+def _check_records(data: memoryview) -> None:
+    """Refuse more variable-length records than the file has room for: laspy would look for each of them.
+
+    Raises:
+        DataError: if the header promises more.
+    """
+    promised = struct.unpack_from("<I", data, 100)[0] * _RECORD_HEADER
+    if data[25] >= 4 and len(data) >= _SHORTEST_HEADER_1_4:
+        promised += struct.unpack_from("<I", data, 243)[0] * _RECORD_HEADER
+    if promised > len(data):
+        msg = "the header promises more records than the file has room for; copy or export it again"
+        raise DataError(msg)
 
 
 def _unpack(path: Path, points: int) -> NDArray[np.int32]:
