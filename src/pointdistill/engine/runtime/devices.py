@@ -125,8 +125,8 @@ def check_launch_variables() -> None:
     if alone and "LOCAL_RANK" not in found:
         return
     numbers = [found.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    sound = all(number.isdecimal() and len(number) < 10 for number in numbers)
-    if not (sound and {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= found.keys()):
+    numeric = all(number.isdecimal() and len(number) < 10 for number in numbers)
+    if not (numeric and {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= found.keys()):
         raise _left_over(found, "which are not all that a launcher sets")
 
 
