@@ -59,7 +59,7 @@ def test_points_are_scaled_and_moved(minor: int, form: int, record: int, tmp_pat
         (las()[:300], "promises 40 points, the file has 3; it is cut short"),
         (
             las(form=0x82),
-            r"needs laspy and lazrs|compressed points cannot be read|form 2 with 20 bytes",
+            r"needs laspy and lazrs|not a readable LAZ file",
         ),
         (las(form=11), "point format 11 with 20 bytes a point"),
         (b"LASF" + b"\0" * 300, "point format 0 with 0 bytes a point"),

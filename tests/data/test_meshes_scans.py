@@ -69,6 +69,15 @@ def test_damaged_and_large_compressed_files_are_one_line(laz: Path, tmp_path: Pa
     path.write_bytes(changed)
     with pytest.raises(DataError, match="more records than the file has room for"):
         read_mesh(path)
+    changed = bytearray(content)
+    start = int.from_bytes(content[96:100], "little")
+    table = int.from_bytes(content[start : start + 8], "little")
+    assert start < table < len(content)
+    # The number of chunks: lazrs would ask for 64 GB, and end its process.
+    changed[table + 4 : table + 8] = b"\xff" * 4
+    path.write_bytes(changed)
+    with pytest.raises(DataError, match="does not fit into memory|not a readable LAZ file"):
+        read_mesh(path)
     with pytest.raises(DataError, match="500 points, at most 499 are accepted"):
         read_mesh(laz, limits=MeshLimits(vertices=499))
 

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import excerpt
@@ -26,7 +27,7 @@ _START: Final = b"ASTM-E57"
 _MOST_SECONDS: Final = 600
 _MOST_MEMORY_BYTES: Final = 4 * 2**30
 _CARTESIAN: Final = ("cartesianX", "cartesianY", "cartesianZ")
-_TOO_MANY: Final = "too many: "
+TOO_MANY: Final = "too many: "
 """Begins the last line of a process that found more points than are accepted."""
 
 
@@ -45,46 +46,60 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     if importlib.util.find_spec("pye57") is None:
         msg = "E57 needs pye57; pip install 'pointdistill[e57]', or save the cloud as LAS or PLY"
         raise DataError(msg)
-    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
-        points = Path(folder, "points")
-        _convert(path, points, limits)
-        values = np.fromfile(points, "<f8") if points.exists() else np.empty(0)
-    if not len(values) or len(values) % 3:
-        msg = "not a readable E57 file (no points); it is damaged or cut short, export it again"
-        raise DataError(msg)
-    return RawMesh(points=[values.reshape(-1, 3)], nan_is_missing=True)
+    values = read_apart(path, limits, module=__name__, kind="E57", dtype="<f8")
+    return RawMesh(points=[values], nan_is_missing=True)
 
 
-def _convert(path: Path, points: Path, limits: MeshLimits) -> None:
-    """Write the points of a file as plain float64.
+def read_apart(
+    path: Path, limits: MeshLimits, *, module: str, kind: str, dtype: str
+) -> NDArray[Any]:
+    """The points (P, 3) that a module's ``main`` writes, in a process of its own: a crash costs one file alone.
+
+    Args:
+        path: the file.
+        limits: largest number of points.
+        module: its ``main`` takes the file, the file to write, and the most points, seconds and bytes.
+        kind: the format's name, for messages.
+        dtype: of the values that it writes.
 
     Raises:
-        DataError: if the process ends early; from a TimeoutError if it took too long.
+        DataError: if the process ends early, or writes no points; from a TimeoutError if it took too long.
         MemoryError: if it asks for more than it may have.
     """
-    arguments = [path.absolute(), points, limits.vertices, _MOST_SECONDS, _MOST_MEMORY_BYTES]
-    try:
-        # -P, or modules beside this one would shadow others of the same name.
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", __name__, *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=_MOST_SECONDS + 5,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        msg = f"not read within {_MOST_SECONDS} seconds; thin the scan out, or save it as LAS"
-        raise DataError(msg) from TimeoutError(str(error))
-    if not done.returncode:
-        return
-    lines = done.stderr[-4000:].decode("utf-8", "replace").strip().splitlines()
-    last = lines[-1] if lines else f"its reader ended with {done.returncode}"
-    if "MemoryError" in last or "bad_alloc" in last:
+    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+        target = Path(folder, "points")
+        arguments = [path.absolute(), target, limits.vertices, _MOST_SECONDS, _MOST_MEMORY_BYTES]
+        try:
+            # -P, or modules in the working folder would shadow others of the same name.
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", module, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=_MOST_SECONDS + 5,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            msg = f"not read within {_MOST_SECONDS} seconds; thin the scan out, or save it as LAS"
+            raise DataError(msg) from TimeoutError(str(error))
+        if done.returncode:
+            _refuse(kind, done.returncode, done.stderr.decode("utf-8", "replace"))
+        values: NDArray[Any] = np.fromfile(target, dtype)
+    if not len(values) or len(values) % 3:
+        msg = f"not a readable {kind} file (no points); it is damaged or cut short, export it again"
+        raise DataError(msg)
+    return values.reshape(-1, 3)
+
+
+def _refuse(kind: str, code: int, said: str) -> NoReturn:
+    """Raise the error for a process that ended with a code, and what it wrote."""
+    lines = said.strip().splitlines()
+    if any(word in said for word in ("MemoryError", "bad_alloc", "memory allocation of")):
         raise MemoryError
-    if last.startswith(_TOO_MANY):
-        raise DataError(last.removeprefix(_TOO_MANY))
-    msg = f"not a readable E57 file ({last}); it is damaged or cut short, export it again"
+    if lines and lines[-1].startswith(TOO_MANY):
+        raise DataError(lines[-1].removeprefix(TOO_MANY))
+    cause = lines[-1][:300] if lines and code > 0 else f"its reader ended with {code}"
+    msg = f"not a readable {kind} file ({cause}); it is damaged or cut short, export it again"
     raise DataError(msg)
 
 
@@ -102,7 +117,7 @@ def main(path: str, target: str, most: int, seconds: int, memory_bytes: int) -> 
     try:
         check_size("points", sum(header.point_count for header in headers), most)
     except DataError as error:
-        sys.exit(f"{_TOO_MANY}{error}")
+        sys.exit(f"{TOO_MANY}{error}")
     with Path(target).open("wb") as file:
         for number, header in enumerate(headers):
             if header.point_count:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import excerpt, map_file
+from pointdistill.data.meshes.formats.e57 import read_apart
+from pointdistill.data.meshes.formats.step_convert import limit_process
 from pointdistill.data.meshes.records import Floats, MeshLimits, RawMesh
 from pointdistill.errors import DataError
 
@@ -57,7 +60,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     check_size("points", header.points, limits.vertices)
     if header.compressed:
         _check_records(data)
-        counts = _unpack(path, header.points)
+        counts = _unpack(path, header.points, limits)
         return RawMesh(points=[counts * header.scale + header.offset], declared_up="z")
     available = max(0, len(data) - header.first) // header.record
     if available < header.points:
@@ -107,8 +110,8 @@ def _check_records(data: memoryview) -> None:
         raise DataError(msg)
 
 
-def _unpack(path: Path, points: int) -> NDArray[np.int32]:
-    """The stored integers (P, 3) of a LAZ file.
+def _unpack(path: Path, points: int, limits: MeshLimits) -> NDArray[np.int32]:
+    """The stored integers (P, 3) of a LAZ file, read in a process of its own: lazrs ends it over some damage.
 
     Raises:
         DataError: if laspy or lazrs is missing, or the compressed points are damaged.
@@ -116,22 +119,27 @@ def _unpack(path: Path, points: int) -> NDArray[np.int32]:
     if not (importlib.util.find_spec("laspy") and importlib.util.find_spec("lazrs")):
         msg = "is LAZ, which needs laspy and lazrs; pip install 'pointdistill[laz]', or save it as LAS"
         raise DataError(msg)
+    counts = read_apart(path, limits, module=__name__, kind="LAZ", dtype="<i4")
+    if len(counts) != points:
+        msg = (
+            f"the header promises {points:,} points, the file has {len(counts):,}; it is cut short"
+        )
+        raise DataError(msg)
+    return counts
+
+
+def main(path: str, target: str, most: int, seconds: int, memory_bytes: int) -> None:
+    """Write the stored integers of a LAZ file, within limits that hold if the caller is gone."""
+    limit_process(seconds, memory_bytes, 12 * most)
     import laspy
 
-    try:
-        with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as reader:
-            chunks = [
-                np.stack([chunk.X, chunk.Y, chunk.Z], axis=1)
-                for chunk in reader.chunk_iterator(_CHUNK_POINTS)
-            ]
-    except BaseException as error:
-        # A panic of the library, which is written in Rust, is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        msg = f"its compressed points cannot be read ({type(error).__name__}: {error}); copy or export it again"
-        raise DataError(msg) from error
-    found = sum(map(len, chunks))
-    if found != points:
-        msg = f"the header promises {points:,} points, the file has {found:,}; it is cut short"
-        raise DataError(msg)
-    return np.concatenate(chunks)
+    with (
+        laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as reader,
+        Path(target).open("wb") as file,
+    ):
+        for chunk in reader.chunk_iterator(_CHUNK_POINTS):
+            file.write(np.stack([chunk.X, chunk.Y, chunk.Z], axis=1).astype("<i4").tobytes())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]))
