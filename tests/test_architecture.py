@@ -292,3 +292,14 @@ def test_every_setting_that_a_message_names_is_an_option() -> None:
         if f"--{str(node.value).replace('_', '-')}" not in options
     ]
     assert found == []
+
+
+def test_the_command_line_prints_through_one_module() -> None:
+    """There, whatever could steer a terminal is turned into escapes."""
+    printing = re.compile(r"typer\.echo\(|\bprint\(|console\.print\(")
+    found = [
+        str(path.relative_to(SOURCE))
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path != SOURCE / "cli" / "console.py" and printing.search(path.read_text("utf-8"))
+    ]
+    assert found == []

@@ -6,6 +6,30 @@ exits with code 2.
 
 from __future__ import annotations
 
+import unicodedata
+
+_STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Categories of characters that can steer a terminal or hide text: control, format (with those that change the
+direction of writing), unpaired surrogates (bytes of names that are not UTF-8), line and paragraph separators."""
+
+
+def one_line(text: str) -> str:
+    r"""Text that may come from outside (names of files, classes, members; a server's words) as one harmless line.
+
+    Characters that could steer a terminal become escapes such as \u001b, as in JSON, whose strings stay valid.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escaped(c) if unicodedata.category(c) in _STEERING else c for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if code > 0xFFFF:  # as JSON does it
+        code -= 0x10000
+        return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+    return f"\\u{code:04x}"
+
 
 class PointDistillError(Exception):
     """Base of every error that the user's input or environment can cause.

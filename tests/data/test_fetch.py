@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pointdistill.data.files.download import DamagedError, announced_bytes, fetch
+from pointdistill.data.files.download import DamagedError, fetch
+from pointdistill.data.files.web import announced_bytes
 from pointdistill.errors import DataError
 from tests.data.local_server import no_sleep, serving
 
@@ -237,7 +238,7 @@ def test_a_busy_server_is_asked_again_with_longer_and_longer_pauses(
 def test_a_silent_connection_is_given_up_and_what_came_is_kept(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pointdistill.data.files.download.TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("pointdistill.data.files.web.TIMEOUT_SECONDS", 0.1)
     server.stall_after = [100_000, 50_000]
     got = fetch(server.url, tmp_path / "a.zip", sha256=SHA256, sleep=no_sleep)
     assert got.path.read_bytes() == CONTENT

@@ -12,6 +12,7 @@ import pytest
 
 from pointdistill.data.meshes import MeshLimits, RepairWarning, read_mesh, sample_surface
 from pointdistill.errors import DataError
+from tests import fuzz_formats
 from tests.data.meshes.box import BOX, QUADS, rows
 
 resource = pytest.importorskip("resource", reason="memory is measured on Unix alone")
@@ -92,6 +93,24 @@ def test_a_file_with_changed_bytes(name: str, tmp_path: Path) -> None:
     assert time.monotonic() - start < 100
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert peak_kib < 2 * 2**20  # 2 GiB, of everything that this process has run
+
+
+FEW = 12
+"""Damaged files of each original; ``nox -s fuzz`` tries thousands."""
+
+
+@pytest.mark.parametrize("name", sorted(fuzz_formats.originals()))
+def test_files_damaged_at_random(name: str, tmp_path: Path) -> None:
+    if name.endswith((".e57", ".laz")):
+        pytest.skip("each takes a process of its own; tried by nox -s fuzz")
+    content = fuzz_formats.originals()[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert fuzz_formats.outcome(path) == "read" or name in REAL, "the original itself is whole"
+    for number in range(FEW):
+        rng = np.random.default_rng([7, number, zlib.crc32(name.encode())])
+        path.write_bytes(fuzz_formats.damaged(content, rng))
+        fuzz_formats.outcome(path)
 
 
 NPY_HEAD = (

@@ -57,7 +57,10 @@ def test_points_are_scaled_and_moved(minor: int, form: int, record: int, tmp_pat
         (las(points=41), "promises 41 points, the file has 40; it is cut short"),
         (las(minor=4, points=10**18), "at most 15,000,000 are accepted"),
         (las()[:300], "promises 40 points, the file has 3; it is cut short"),
-        (las(form=0x82), r"is compressed \(LAZ\)"),
+        (
+            las(form=0x82),
+            r"needs laspy and lazrs|not a readable LAZ file",
+        ),
         (las(form=11), "point format 11 with 20 bytes a point"),
         (b"LASF" + b"\0" * 300, "point format 0 with 0 bytes a point"),
         (b"PK\3\4" + b"\0" * 300, "expected a LAS header"),

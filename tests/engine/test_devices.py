@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,49 @@ def test_a_trial_loads_nothing_from_the_working_folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "_BF16_TRIAL", "import random")
     devices.build_accelerator("cpu", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("variables", "accepted"),
+    [
+        ({}, True),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, True),  # as some clusters set them
+        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, True),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, False),
+        ({"RANK": "1"}, False),
+        ({"LOCAL_RANK": "0"}, False),
+        ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, False),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, True),
+    ],
+)
+def test_variables_that_a_launcher_left_are_named(
+    variables: dict[str, str], accepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in devices.LAUNCH_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if accepted:
+        devices.check_launch_variables()
+        return
+    with pytest.raises(ConfigError) as caught:
+        devices.check_launch_variables()
+    said = str(caught.value)
+    assert all(f"{name}={value}" in said for name, value in variables.items())
+    assert f"unset {' '.join(n for n in devices.LAUNCH_VARIABLES if n in variables)}" in said
+
+
+def test_processes_that_never_come_are_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    left = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(devices, "_NEAR_SECONDS", 0.2)
+    with pytest.raises(ConfigError, match="of 2 processes not all came within 0 seconds"):
+        devices.build_accelerator("cpu", "no")

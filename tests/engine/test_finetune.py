@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -136,6 +137,57 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
         assert (whole.output / name).read_bytes() == (split.output / name).read_bytes(), name
     with pytest.raises(CheckpointError, match="its training is finished"):
         resume_finetune(tmp_path / "split")
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """From now on the disk has no room for the file of this name, which is written under a hidden one."""
+
+    def flush(path: Path) -> None:
+        if path.name.startswith(f".{name}."):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("pointdistill.data.files.files.flush", flush)
+
+
+def test_a_full_disk_is_one_line_and_the_training_can_be_resumed(
+    meshes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model"
+    with monkeypatch.context() as patched:
+        full_disk(patched, "training")
+        with pytest.raises(DataError, match=r"no space left on the disk.* and run the same again"):
+            finetune(request(tmp_path))
+    assert not (output / "config.json").exists()
+    whole = finetune(request(tmp_path, output=tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr("pointdistill.engine.finetuning.training_file.SAVE_SECONDS", 0.0)
+        full_disk(patched, "model")  # the end cannot be saved, the steps before it can
+        with pytest.raises(
+            DataError, match=r"no space left on the disk.*resume the training"
+        ) as no:
+            finetune(request(tmp_path))
+    assert no.value.settings == ("resume",)
+    with monkeypatch.context() as patched:
+        patched.setattr("pointdistill.engine.finetuning.training_file.SAVE_SECONDS", 0.0)
+        full_disk(patched, "training")  # and now the other way round
+        assert resume_finetune(output, device="cpu").score == whole.score
+    weights = "model.safetensors"
+    assert (output / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def test_a_training_goes_on_while_the_disk_is_full(
+    meshes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails = iter([False, True, True])
+
+    def flush(path: Path) -> None:
+        if path.name.startswith(".training.") and next(fails, False):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("pointdistill.engine.finetuning.training_file.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("pointdistill.data.files.files.flush", flush)
+    assert finetune(request(tmp_path)).finished
+    assert "no space left on the disk; training continues" in caplog.text
 
 
 def test_killed_before_the_last_file_was_removed(

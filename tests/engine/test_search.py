@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import struct
 import zipfile
@@ -320,6 +321,72 @@ def test_only_the_encoder_that_made_it_may_ask(folder: Path) -> None:
         search(Path("low/1.obj"), index)
     found = search(Path("low/1.obj"), index, encoder="moved")
     assert found.neighbours[0].id == "low/1.obj"
+
+
+def test_names_with_signs_of_formulas_and_of_terminals_are_drawn(folder: Path) -> None:
+    for number, name in enumerate(("$x^$", "a\nb$", "\x1b[31m$\\frac{$", "\u202e椅子")):
+        Path(f"low/{number}.obj").rename(Path("low", f"{name}.obj"))
+    query = Path("low/$x^$.obj")
+    found = search(query, embedded(), count=8)
+    assert draw_sheet(Path("sheet.png"), query, found) == []
+    assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_embedding_names_no_folder_of_this_machine_and_may_be_moved(folder: Path) -> None:
+    request = EmbedRequest(
+        paths=[folder / "low", folder / "high/5.obj"],
+        output=folder / "out" / "a.npz",
+        encoder=folder / "encoder",
+        points=45,
+    )
+    index = open_index(embed(request).output)
+    assert str(folder) not in json.dumps(index.info)
+    assert index.info["encoder"] == "../encoder"
+    assert [entry["path"] for entry in index.info["inputs"]] == ["../low", "../high/5.obj"]
+    assert embed(request).was_complete
+    moved = folder.with_name(f"{folder.name}-moved")
+    folder.rename(moved)
+    os.chdir(moved)
+    found = search(moved / "low/1.obj", open_index(moved / "out/a.npz"), count=5)
+    assert found.neighbours[0].id == "low/1.obj"
+    assert draw_sheet(Path("sheet.png"), Path("low/1.obj"), found) == []
+
+
+def test_an_embedding_of_an_earlier_version_has_absolute_paths(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absolute(base: Path, path: Path) -> str:
+        return str(path.resolve())
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pointdistill.engine.embedding.embed.path_from", absolute)
+        index = embedded()
+    assert index.info["encoder"] == str(folder / "encoder")
+    found = search(Path("low/1.obj"), index, count=5)
+    assert draw_sheet(Path("sheet.png"), Path("low/1.obj"), found) == []
+    assert embedded().info == index.info, "it is still the same embedding"
+
+
+def test_a_strangers_embedding_fetches_nothing_unasked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    def fetch(repository: str) -> Path:
+        fetched.append(repository)
+        return folder / "encoder"
+
+    monkeypatch.setattr("pointdistill.engine.weights.encoders.fetch_encoder", fetch)
+    index = embedded()
+    index.info["encoder"] = "mallory/shapes"
+    with pytest.raises(CheckpointError, match="names mallory/shapes on the Hugging Face Hub") as no:
+        search(Path("low/1.obj"), index)
+    assert no.value.settings == ("encoder",)
+    assert fetched == []
+    search(Path("low/1.obj"), index, may_fetch=lambda name: name == "mallory/shapes")
+    search(Path("low/1.obj"), index, encoder="mallory/shapes")
+    assert fetched
+    assert set(fetched) == {"mallory/shapes"}
 
 
 def test_what_cannot_be_searched_is_one_line(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from pointdistill.cli.about import doctor, quickstart, recipes, show_version
-from pointdistill.cli.console import name_options, print_error
+from pointdistill.cli.console import name_options, print_error, warnings_as_lines
 from pointdistill.cli.corpus import duplicates, inspect, leaks, preview, verify
 from pointdistill.cli.embed import embed
 from pointdistill.cli.evaluate import evaluate
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     command = typer.main.get_command(app)
     argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = command(args=argv or ["--help"], standalone_mode=False)
+        with warnings_as_lines():
+            code = command(args=argv or ["--help"], standalone_mode=False)
     except PointDistillError as error:
         print_error(f"error: {name_options(str(error), error.settings)}")
         sys.exit(2)

@@ -8,31 +8,19 @@ from typing import Annotated
 
 import typer
 
-from pointdistill.cli.console import print_table, stages_reporter
+from pointdistill.cli.console import echo, echo_lines, print_report, print_table, stages_reporter
 from pointdistill.reporter import format_duration
 from pointdistill.version import __version__
 
 
 def doctor() -> None:
     """Print versions, devices, what is installed, and what would stop a run."""
-    from rich.console import Console
-    from rich.table import Table
-
     from pointdistill.engine.runtime.doctor import examine
 
     report = examine()
-    console = Console()
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in report.facts:
-        table.add_row(name, value)
-    console.print(table)
-    for problem in report.problems:
-        console.print(f"problem: {problem}", style="bold red", markup=False, soft_wrap=True)
-    for remark in report.remarks:
-        console.print(f"note: {remark}", style="yellow", markup=False, soft_wrap=True)
+    print_report(report)
     if report.problems:
         raise typer.Exit(1)
-    console.print("nothing here would stop a run", style="green")
 
 
 def recipes(
@@ -48,10 +36,10 @@ def recipes(
     if name is not None:
         recipe = find_recipe(name)
         for line in recipe.about.splitlines():
-            typer.echo(f"# {line}".rstrip())
-        typer.echo(f"# Run: pointdistill pretrain --recipe {shlex.quote(name)}")
-        typer.echo("")
-        typer.echo(as_toml(recipe.config), nl=False)
+            echo(f"# {line}".rstrip())
+        echo(f"# Run: pointdistill pretrain --recipe {shlex.quote(name)}")
+        echo("")
+        echo_lines(as_toml(recipe.config))
         return
     rows = tuple(
         (
@@ -66,14 +54,12 @@ def recipes(
         for recipe in RECIPES.values()
     )
     print_table(Table("Recipes", ("name", "mode", "length", "batch", "what it is"), rows))
-    typer.echo(
-        "next: pointdistill recipes NAME   (one in full), or: pointdistill plan --recipe NAME"
-    )
+    echo("next: pointdistill recipes NAME   (one in full), or: pointdistill plan --recipe NAME")
 
 
 def _print_version(value: bool) -> None:
     if value:
-        typer.echo(f"pointdistill {__version__}")
+        echo(f"pointdistill {__version__}")
         raise typer.Exit
 
 
@@ -110,14 +96,10 @@ def quickstart(
         config = QuickstartConfig(seed=seed, shapes=shapes, steps=steps)
         result = quickstart(folder, config, reporter=reporter)
     if result.interrupted:
-        typer.echo(
-            f"stopped; everything is saved in {folder}, and the same command continues from there"
-        )
+        echo(f"stopped; everything is saved in {folder}, and the same command continues from there")
         raise typer.Exit(130)
     print_table(results_table(result.results))
     added = ", ".join(f"{name} {gain:+.1f}" for name, gain in gains(result.results).items())
-    typer.echo(f"accuracy gained over the initial weights by pretraining: {added} points")
-    typer.echo(
-        f"{format_duration(sum(result.seconds.values()))}; report with pictures: {result.report}"
-    )
-    typer.echo("next: pointdistill prepare-data   (or: prepare-data folder --input YOUR_MESHES)")
+    echo(f"accuracy gained over the initial weights by pretraining: {added} points")
+    echo(f"{format_duration(sum(result.seconds.values()))}; report with pictures: {result.report}")
+    echo("next: pointdistill prepare-data   (or: prepare-data folder --input YOUR_MESHES)")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from pointdistill.errors import one_line
 from pointdistill.reporter import Reporter, TrainingReporter, format_duration
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from pointdistill.engine.reports.tables import Table
+    from pointdistill.engine.runtime.doctor import Report
     from pointdistill.reporter import StepRecord
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -33,6 +35,22 @@ SLOW_RUN_SECONDS = 3600.0
 
 _LEAST_WIDTH = 80
 """Fewest columns for a table that is printed without cutting or wrapping cells."""
+
+
+def echo(line: str = "", *, err: bool = False) -> None:
+    """Print one line of a result, or with ``err`` a remark; what could steer a terminal becomes escapes."""
+    echo(one_line(line), err=err)
+
+
+def confirm(question: str) -> bool:
+    """Ask a question on stderr; no is the answer to an empty line."""
+    return typer.confirm(one_line(question), default=False, err=True)
+
+
+def echo_lines(text: str) -> None:
+    """Print text of several lines: JSON or TOML, in whose strings a line break is an escape already."""
+    for line in text.removesuffix("\n").split("\n"):
+        echo(line)
 
 
 def name_options(message: str, settings: tuple[str, ...]) -> str:
@@ -59,6 +77,7 @@ class ConsoleReporter(Reporter):
         self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
     ) -> None:
         """Move the bar; a new task starts a new bar, in the place of the last one or below it."""
+        task, note = one_line(task), one_line(note)
         if task != self._shown:
             self._start(task, total, unit)
         assert self._task is not None
@@ -91,7 +110,9 @@ class ConsoleReporter(Reporter):
 
     def show_line(self, line: str, style: str | None = None) -> None:
         """Print a line above the bar."""
-        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(
+            one_line(line), style=style, markup=False, highlight=False, soft_wrap=True
+        )
 
 
 class TrainingConsole(ConsoleReporter, TrainingReporter):
@@ -149,7 +170,9 @@ def console_reporter() -> Iterator[ConsoleReporter]:
     """A reporter on stderr, whose bar is removed when the work is done."""
     console = _stderr()
     with _bar(console, transient=True) as bar:
-        yield ConsoleReporter(console, bar)
+        reporter = ConsoleReporter(console, bar)
+        with _warnings_to(_LogLines(reporter)):
+            yield reporter
 
 
 @contextmanager
@@ -158,7 +181,8 @@ def stages_reporter() -> Iterator[ConsoleReporter]:
     console = _stderr()
     with _bar(console, transient=False) as bar:
         reporter = ConsoleReporter(console, bar, keep_tasks=True)
-        yield reporter
+        with _warnings_to(_LogLines(reporter)):
+            yield reporter
         reporter.finish_task()
 
 
@@ -173,15 +197,34 @@ def training_console(
         quiet: print nothing, for all but one of several processes.
     """
     console = console or _stderr(quiet=quiet)
-    log = logging.getLogger("pointdistill")
     with _bar(console, transient=False) as bar:
         reporter = TrainingConsole(console, bar)
-        handler = _LogLines(reporter)
-        log.addHandler(handler)
-        try:
+        with _warnings_to(_LogLines(reporter)):
             yield reporter
-        finally:
-            log.removeHandler(handler)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Print the program's warnings as lines of their own, wherever no reporter shows them."""
+    with _warnings_to(_PlainLines(logging.WARNING)):
+        yield
+
+
+@contextmanager
+def _warnings_to(handler: logging.Handler) -> Iterator[None]:
+    """Give the program's warnings to ``handler`` alone."""
+    log = logging.getLogger("pointdistill")
+    before, log.handlers = log.handlers, [handler]
+    try:
+        yield
+    finally:
+        log.handlers = before
+
+
+class _PlainLines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record, as an error is printed."""
+        print_error(record.getMessage())
 
 
 class _LogLines(logging.Handler):
@@ -240,7 +283,26 @@ def _bar(console: Console, *, transient: bool) -> Progress:
 
 def print_error(message: str) -> None:
     """Print one line on stderr, without wrapping it."""
-    print(" ".join(message.split()), file=sys.stderr)  # noqa: T201
+    print(one_line(" ".join(message.split())), file=sys.stderr)  # noqa: T201
+
+
+def print_report(report: Report) -> None:
+    """Print the state of a machine: what there is, then problems and remarks."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console()
+    table = RichTable(show_header=False, box=None, pad_edge=False)
+    for fact in report.facts:
+        table.add_row(*(Text(one_line(cell)) for cell in fact))
+    console.print(table)
+    lines = [(f"problem: {problem}", "bold red") for problem in report.problems]
+    lines += [(f"note: {remark}", "yellow") for remark in report.remarks]
+    if not report.problems:
+        lines.append(("nothing here would stop a run", "green"))
+    for line, style in lines:
+        console.print(one_line(line), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(table: Table, *, right: Collection[str] = (), whole: bool = False) -> None:
@@ -255,14 +317,14 @@ def print_table(table: Table, *, right: Collection[str] = (), whole: bool = Fals
 
     console = Console()
     if not console.is_terminal:
-        typer.echo(table.markdown())
+        echo(table.markdown())  # its cells are lines already
         return
     if whole:
         _print_whole(table, right, console)
         return
     console.print(_rich_table(table, right))
     for note in table.notes:
-        console.print(note, markup=False, highlight=False, style="dim")
+        console.print(one_line(note), markup=False, highlight=False, style="dim")
 
 
 def _print_whole(table: Table, right: Collection[str], console: Console) -> None:
@@ -271,11 +333,11 @@ def _print_whole(table: Table, right: Collection[str], console: Console) -> None
     for column in drawn.columns:
         column.no_wrap = True
     console.width = max(console.width, _LEAST_WIDTH)
-    typer.echo(table.title)
+    echo(table.title)
     console.print(drawn, crop=False)
-    typer.echo()
+    echo()
     for note in table.notes:
-        typer.echo(note)
+        echo(note)
 
 
 def _rich_table(table: Table, right: Collection[str]) -> rich.table.Table:
@@ -284,10 +346,10 @@ def _rich_table(table: Table, right: Collection[str]) -> rich.table.Table:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(title=Text(table.title), title_justify="left", box=SIMPLE_HEAD)
+    drawn = RichTable(title=Text(one_line(table.title)), title_justify="left", box=SIMPLE_HEAD)
     for name in table.columns:
         to_right = name in right or name.endswith("%")
-        drawn.add_column(Text(name), justify="right" if to_right else "left")
+        drawn.add_column(Text(one_line(name)), justify="right" if to_right else "left")
     for row in table.rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(one_line(cell)) for cell in row))
     return drawn

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
 from pointdistill.cli.options import CorpusArgument, named_corpus, require_paths
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 
@@ -45,11 +45,11 @@ def inspect(
     with console_reporter() as reporter:
         summary = inspect_corpus(folder, progress=partial(reporter.progress, "reading shards"))
     if as_json:
-        typer.echo(json.dumps(corpus_json(summary), indent=1, ensure_ascii=False))
+        echo_lines(json.dumps(corpus_json(summary), indent=1, ensure_ascii=False))
         return
     for table in corpus_tables(summary):
         print_table(table)
-    typer.echo(f"next: pointdistill verify {shlex.quote(str(folder))}")
+    echo(f"next: pointdistill verify {shlex.quote(str(folder))}")
 
 
 def verify(corpus: CorpusArgument = None) -> None:
@@ -72,10 +72,10 @@ def verify(corpus: CorpusArgument = None) -> None:
             if share_terminal:
                 reporter.say(line)
             else:
-                typer.echo(line)
+                echo(line)
     if faults:
         things = "thing is" if faults == 1 else "things are"
-        typer.echo(
+        echo(
             f"{folder}: {faults:,} {things} wrong; copy it again from where it is whole, "
             "or prepare it again in another folder",
             err=True,
@@ -83,8 +83,8 @@ def verify(corpus: CorpusArgument = None) -> None:
         raise typer.Exit(2)
     shapes = f"{manifest.shapes:,} shape{'s' if manifest.shapes != 1 else ''}"
     shards = f"{len(manifest.shards):,} shard{'s' if len(manifest.shards) != 1 else ''}"
-    typer.echo(f"{folder} is whole: {shapes} in {shards}, content {manifest.content}")
-    typer.echo(f"next: pointdistill preview {shlex.quote(str(folder))}")
+    echo(f"{folder} is whole: {shapes} in {shards}, content {manifest.content}")
+    echo(f"next: pointdistill preview {shlex.quote(str(folder))}")
 
 
 def preview(
@@ -130,9 +130,9 @@ def preview(
     chosen = choose_shapes(opened, selection, count=shapes, seed=seed)
     stem = output or Path(f"{folder.resolve().name}-preview")
     written = write_preview(opened, chosen, stem=stem, seed=seed)
-    typer.echo(f"picture: {written.picture}, {written.shapes:,} of {len(opened):,} shapes")
-    typer.echo(f"page: {written.page}, open it in a browser")
-    typer.echo(
+    echo(f"picture: {written.picture}, {written.shapes:,} of {len(opened):,} shapes")
+    echo(f"page: {written.page}, open it in a browser")
+    echo(
         f"next: pointdistill pretrain --size tiny --data {shlex.quote(str(folder))}   (on a GPU: --size small)"
     )
 
@@ -188,18 +188,18 @@ def leaks(
     with console_reporter() as reporter:
         checked = check_leaks(request, reporter)
     if as_json:
-        typer.echo(json.dumps(checked.plain(), indent=1, ensure_ascii=False))
+        echo_lines(json.dumps(checked.plain(), indent=1, ensure_ascii=False))
         return
     table = leaks_table(checked)
     if table.rows:
         print_table(table)
     else:
         for line in table.notes:
-            typer.echo(line)
+            echo(line)
     command = ["pointdistill", "evaluate", benchmark.value]
     command += [] if encoder is None else ["--encoder", str(encoder)]
     command += [] if data is None else ["--data", str(data)]
-    typer.echo(f"next: {shlex.join([*command, *(['--stand-in'] if stand_in else [])])}")
+    echo(f"next: {shlex.join([*command, *(['--stand-in'] if stand_in else [])])}")
 
 
 def duplicates(
@@ -239,7 +239,7 @@ def duplicates(
         with console_reporter() as reporter:
             report = find_duplicates_in(folder, up=up, workers=workers, reporter=reporter)
     except KeyboardInterrupt:
-        typer.echo(
+        echo(
             "stopped, nothing was written; a corpus of the folder can be searched too, "
             "and keeps what was done",
             err=True,
@@ -248,19 +248,19 @@ def duplicates(
     if report.groups:
         print_table(_duplicates_table(folder, report))
     extra = sum(len(group) - 1 for group in report.groups)
-    typer.echo(
+    echo(
         f"{folder}: {extra:,} of {report.shapes:,} shapes are there already, in {len(report.groups):,} groups"
         if extra
         else f"{folder}: no duplicates among {report.shapes:,} shapes"
     )
     if output is not None:
         write_report(output, report)
-        typer.echo(f"written: {output}")
+        echo(f"written: {output}")
     for shape in report.refused[:MOST_SHOWN]:
-        typer.echo(f"error: {shape.id}: {shape.cause}", err=True)
+        echo(f"error: {shape.id}: {shape.cause}", err=True)
     if report.refused:
         total = report.shapes + len(report.refused)
-        typer.echo(f"{len(report.refused):,} of {total:,} files were not compared", err=True)
+        echo(f"{len(report.refused):,} of {total:,} files were not compared", err=True)
         raise typer.Exit(2)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter
+from pointdistill.cli.console import console_reporter, echo
 from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 
 if TYPE_CHECKING:
@@ -112,27 +112,27 @@ def embed(
 
 def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
     if report.interrupted:
-        typer.echo(
+        echo(
             f"stopped with {report.shapes:,} of {report.total:,} shapes done and saved; "
             "the same command continues from there",
             err=True,
         )
         raise typer.Exit(130)
     if report.assumed_up and up is None:
-        typer.echo(
+        echo(
             f"note: {report.assumed_up:,} files do not state their up axis, so z was assumed; "
             "use --up y if theirs is y",
             err=True,
         )
     for name, reason in report.failed[:MOST_SHOWN]:
-        typer.echo(f"error: {name}: {reason}", err=True)
+        echo(f"error: {name}: {reason}", err=True)
     if report.failed:
         failed = f"{len(report.failed):,} of {report.total:,} shapes were not embedded"
-        typer.echo(f"{failed}; all are listed in the output" if report.shapes else failed, err=True)
+        echo(f"{failed}; all are listed in the output" if report.shapes else failed, err=True)
     if report.shapes:
         state = ", complete already" if report.was_complete else ""
-        typer.echo(f"{report.output}: {features.value} features of {report.shapes:,} shapes{state}")
+        echo(f"{report.output}: {features.value} features of {report.shapes:,} shapes{state}")
         if features in (FeatureName.CLS, FeatureName.POOLED):
-            typer.echo(f"next: pointdistill search FILE {shlex.quote(str(report.output))}")
+            echo(f"next: pointdistill search FILE {shlex.quote(str(report.output))}")
     if report.failed:
         raise typer.Exit(2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter
+from pointdistill.cli.console import console_reporter, echo
 from pointdistill.cli.options import require_encoder, require_paths
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
@@ -163,7 +163,7 @@ def evaluate(
             reporter.say("stopped; what is done is kept, the same command goes on from there")
             raise
     _print(outcome)
-    typer.echo(f"next: {_next(benchmark, encoder, stand_in, data)}")
+    echo(f"next: {_next(benchmark, encoder, stand_in, data)}")
 
 
 def leaks_command(request: LeakRequest) -> str:
@@ -190,6 +190,6 @@ def _print(outcome: Outcome) -> None:
     for table in results_tables(outcome.results):
         print_table(table)
     for reason in outcome.absent:
-        typer.echo(f"not measured: {reason}")
+        echo(f"not measured: {reason}")
     for output in outcome.outputs:
-        typer.echo(f"results: {output}/results.json, {output}/results.md")
+        echo(f"results: {output}/results.json, {output}/results.md")

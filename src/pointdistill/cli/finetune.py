@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter
+from pointdistill.cli.console import console_reporter, echo
 from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 from pointdistill.data.benchmarks.registry import trainable_benchmarks
 from pointdistill.errors import ConfigError
@@ -152,15 +152,15 @@ def _say_result(result: Finetuned) -> None:
     """Print the outcome and the next command; exits with code 130 if the training was interrupted."""
     place = shlex.quote(str(result.output))
     if not result.finished:
-        typer.echo(
+        echo(
             f"stopped after {result.epochs} complete epochs; everything is saved in {result.output}"
         )
-        typer.echo(f"next: pointdistill finetune --resume --output {place}")
+        echo(f"next: pointdistill finetune --resume --output {place}")
         raise typer.Exit(130)
-    typer.echo(f"{_score(result)}")
-    typer.echo(f"{result.kind}: {result.output}")
+    echo(f"{_score(result)}")
+    echo(f"{result.kind}: {result.output}")
     category = " --category CATEGORY" if result.kind == "segmenter" else ""
-    typer.echo(f"next: pointdistill predict {place} FILE…{category}")
+    echo(f"next: pointdistill predict {place} FILE…{category}")
 
 
 def _score(result: Finetuned) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pointdistill.cli.console import echo
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def named_corpus(corpus: Path | None) -> Path:
     if last is None:
         msg = "no corpus was made in this folder yet; run `pointdistill prepare-data`, or name one"
         raise DataError(msg)
-    typer.echo(f"corpus: {last} (the last one made in this folder)", err=True)
+    echo(f"corpus: {last} (the last one made in this folder)", err=True)
     return last
 
 

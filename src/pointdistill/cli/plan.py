@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, name_options
+from pointdistill.cli.console import console_reporter, echo, name_options
 from pointdistill.cli.options import (
     BatchSizeOption,
     ConfigOption,
@@ -85,14 +85,14 @@ def plan(
         for remark in result.remarks:
             reporter.say(remark)
     for name, text in describe(result):
-        typer.echo(f"{name:<11} {text}")
+        echo(f"{name:<11} {text}")
     for problem, setting in result.problems:
-        typer.echo(f"problem: {name_options(problem, (setting,))}")
+        echo(f"problem: {name_options(problem, (setting,))}")
     argv = [*to_argv(overrides), *(["--data", str(data)] if data else [])]
     argv += [] if keep == 2 else ["--keep", str(keep)]
     argv += [] if device == "auto" else ["--device", device]
     argv += [] if precision == "auto" else ["--precision", precision]
-    typer.echo(f"next: {shlex.join(['pointdistill', 'pretrain', *argv])}")
+    echo(f"next: {shlex.join(['pointdistill', 'pretrain', *argv])}")
 
 
 def describe(plan: Plan) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
 from pointdistill.cli.options import DeviceOption, require_paths
 from pointdistill.errors import ConfigError
 
@@ -126,7 +126,7 @@ def _segment(
         print_table(Table("Parts of the files", ("file", "points", "parts"), rows))
     _remark(done, failed, up or segmenter.spec.input.up)
     if output is not None and done:
-        typer.echo(f"parts: {output}", err=as_json)
+        echo(f"parts: {output}", err=as_json)
     return bool(failed)
 
 
@@ -151,7 +151,7 @@ def _shares(file: SegmentedFile, names: Sequence[str]) -> str:
 def _print_json(rows: Sequence[dict[str, Any]]) -> None:
     import json
 
-    typer.echo(json.dumps(list(rows), indent=1, ensure_ascii=False))
+    echo_lines(json.dumps(list(rows), indent=1, ensure_ascii=False))
 
 
 def _remark(
@@ -160,13 +160,11 @@ def _remark(
     """Print which up axis was assumed, and which files could not be used."""
     assumed = sum(file.assumed_up for file in done)
     if assumed:
-        typer.echo(
+        echo(
             f"{assumed:,} of {len(done):,} files state no up axis; {up} was assumed, --up sets another",
             err=True,
         )
     for file in failed:
-        typer.echo(f"error: {file.reason}", err=True)
+        echo(f"error: {file.reason}", err=True)
     if failed and len(failed) + len(done) > 1:
-        typer.echo(
-            f"{len(failed):,} of {len(failed) + len(done):,} files could not be used", err=True
-        )
+        echo(f"{len(failed):,} of {len(failed) + len(done):,} files could not be used", err=True)

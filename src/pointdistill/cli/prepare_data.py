@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from pointdistill.cli.console import echo
+
 if TYPE_CHECKING:
     from pointdistill.data.corpus_building import BuildReport, BuildSettings, ShapeLimits
     from pointdistill.data.corpus_building.source_status import MixtureRequest
@@ -242,7 +244,7 @@ def _fetch_benchmark(name: str, folder: Path | None, *, fetch: bool) -> None:
             archive = fetch_benchmark(name, data=folder, reporter=reporter)
     except KeyboardInterrupt:
         _stopped()
-    typer.echo(f"next: {shlex.join(['pointdistill', 'evaluate', name, '--data', str(archive)])}")
+    echo(f"next: {shlex.join(['pointdistill', 'evaluate', name, '--data', str(archive)])}")
 
 
 def _check_combination(*, plan: bool, fetch: bool, retry: bool, cluster: str | None) -> None:
@@ -369,7 +371,7 @@ def _refuse(options: Mapping[str, object], reason: str) -> None:
 
 
 def _stopped() -> NoReturn:
-    typer.echo("stopped; what is done is kept, the same command goes on from there", err=True)
+    echo("stopped; what is done is kept, the same command goes on from there", err=True)
     raise typer.Exit(130) from None
 
 
@@ -377,15 +379,15 @@ def _print(report: BuildReport, name: str, *, retry: bool) -> None:
     from pointdistill.cli.prepare_mixture import shapes_of
 
     for line in _refused_lines(report):
-        typer.echo(line, err=True)
+        echo(line, err=True)
     if retry and not report.retried and not report.retryable:
         final = f"{shapes_of(report.refused)} {'was' if report.refused == 1 else 'were'} refused for good"
-        typer.echo(f"nothing is retryable, so nothing was read again; {final}", err=True)
+        echo(f"nothing is retryable, so nothing was read again; {final}", err=True)
     if report.resumed:
-        typer.echo(f"went on from {shapes_of(report.resumed)} already there", err=True)
+        echo(f"went on from {shapes_of(report.resumed)} already there", err=True)
     state = "was complete already" if report.was_complete else "is complete"
-    typer.echo(f"{report.path} {state}: {shapes_of(report.kept)} of {name}")
-    typer.echo("next: pointdistill pretrain --size tiny   (on a GPU: --size small)")
+    echo(f"{report.path} {state}: {shapes_of(report.kept)} of {name}")
+    echo("next: pointdistill pretrain --size tiny   (on a GPU: --size small)")
 
 
 def _refused_lines(report: BuildReport) -> Iterator[str]:

@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from pointdistill.cli.console import console_reporter, name_options, print_table
+from pointdistill.cli.console import console_reporter, echo, name_options, print_table
 from pointdistill.reporter import format_duration
 
 if TYPE_CHECKING:
@@ -40,15 +38,15 @@ def fetch_archives(request: MixtureRequest, options: Sequence[str]) -> None:
         report = fetch_missing(request, reporter=reporter)
     for file in report.fetched:
         checked = "as its source promised" if file.checked else "its source promises no checksum"
-        typer.echo(f"{file.path}: {file.bytes:,} bytes, SHA-256 {file.sha256} ({checked})")
+        echo(f"{file.path}: {file.bytes:,} bytes, SHA-256 {file.sha256} ({checked})")
     if report.scanned:
         fetched = f"{report.scanned.fetched:,} zips fetched, {report.scanned.bytes:,} bytes"
-        typer.echo(f"{report.scanned.folder}: {fetched}; {report.scanned.there:,} are there")
+        echo(f"{report.scanned.folder}: {fetched}; {report.scanned.there:,} are there")
     for line in _fetch_notes(report, request, options):
-        typer.echo(line, err=True)
+        echo(line, err=True)
     for line in report.by_hand:
-        typer.echo(f"by hand: {line}", err=True)
-    typer.echo(f"next: {command(request, options)} --plan")
+        echo(f"by hand: {line}", err=True)
+    echo(f"next: {command(request, options)} --plan")
 
 
 def _fetch_notes(
@@ -95,7 +93,7 @@ def prepare_mixture(
                 reporter=reporter,
             )
     for note in _build_notes(report, request):
-        typer.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     return report
 
 
@@ -194,7 +192,7 @@ def show_plan(
     print_table(table, right=_NUMBERS, whole=True)
     lacking = any(row.status.missing for row in plan.rows if not row.status.exclusion_reason)
     first = not plan.shapes or (request.sources and lacking)
-    typer.echo(f"next: {command(request, options)}" + (" --fetch" if first else ""))
+    echo(f"next: {command(request, options)}" + (" --fetch" if first else ""))
 
 
 def _cells(row: PlanRow) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import TrainingConsole, console_reporter, training_console
+from pointdistill.cli.console import TrainingConsole, console_reporter, echo, training_console
 from pointdistill.cli.options import (
     BatchSizeOption,
     ConfigOption,
@@ -44,7 +44,12 @@ def pretrain(
     changes: SetOption = None,
     data: DataOption = None,
     run: Annotated[
-        Path | None, typer.Option(help="Folder of the run; by default a new one under runs/.")
+        Path | None,
+        typer.Option(
+            "--run",
+            "--run-folder",  # torchrun takes --run for an abbreviation of its own --run-path
+            help="Folder of the run; by default a new one under runs/.",
+        ),
     ] = None,
     resume: Annotated[
         bool,
@@ -166,16 +171,16 @@ def _pretrain(
     if not is_main_process():
         raise typer.Exit(130 if result.interrupted else 0)
     if result.interrupted:
-        typer.echo(
+        echo(
             f"stopped after step {result.step} of {result.total}; everything is saved in {result.run}"
         )
-        typer.echo(f"next: pointdistill pretrain --resume --run {shlex.quote(str(result.run))}")
+        echo(f"next: pointdistill pretrain --resume --run {shlex.quote(str(result.run))}")
         raise typer.Exit(130)
     judgement = read_judgement(result.run)
     if judgement is not None:
         _print_judgement(judgement, result.run)
-    typer.echo(f"{result.total} steps done; the teacher's encoder is in {result.run}/encoder")
-    typer.echo(
+    echo(f"{result.total} steps done; the teacher's encoder is in {result.run}/encoder")
+    echo(
         "next: pointdistill embed YOUR_FILES   (or: pointdistill evaluate scanobjectnn --stand-in)"
     )
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.console import console_reporter, echo, print_table
 from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 
 
@@ -55,8 +55,8 @@ def reconstruct(
     if result.outcomes:
         print_table(result.table())
     if result.interrupted:
-        typer.echo(f"stopped; what is finished is in {result.output}, the same command continues")
+        echo(f"stopped; what is finished is in {result.output}, the same command continues")
         raise typer.Exit(130)
-    typer.echo(f"results: {result.output / RESULTS}; picture: {result.output / PICTURE}")
+    echo(f"results: {result.output / RESULTS}; picture: {result.output / PICTURE}")
     encoder_option = "" if encoder is None else f" --encoder {shlex.quote(encoder)}"
-    typer.echo(f"next: pointdistill export my-encoder{encoder_option}")
+    echo(f"next: pointdistill export my-encoder{encoder_option}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter
+from pointdistill.cli.console import console_reporter, echo
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import SampleReport
@@ -53,7 +53,7 @@ def sample(
 
     Reads obj, off, ply, stl, glb, gltf (Draco too), dae, 3mf, 3dxml, and
     step or stp, in millimetres, with pip install 'pointdistill[step]';
-    point clouds as ply, npy, npz, xyz, txt, csv, pts, pcd and las.
+    point clouds as ply, npy, npz, xyz, txt, csv, pts, pcd, las, laz and e57.
 
     Files that cannot be used are listed and the others are sampled; the exit
     code is then 2.
@@ -80,19 +80,19 @@ def _print(report: SampleReport, points: int, output: Path) -> None:
     for file in report.sampled:
         if file.dropped:
             kind = "faces" if file.is_surface else "points"
-            typer.echo(f"{file.source}: dropped {file.dropped:,} {kind}")
+            echo(f"{file.source}: dropped {file.dropped:,} {kind}")
         if file.left_out:
-            typer.echo(f"{file.source}: left out {', '.join(file.left_out)}")
+            echo(f"{file.source}: left out {', '.join(file.left_out)}")
         if file.is_double:
-            typer.echo(
+            echo(
                 f"{file.source}: written as float64, float32 would distort it so far from the origin"
             )
     if report.sampled:
         clouds = sum(not file.is_surface for file in report.sampled)
         note = f", {clouds:,} of them point clouds" if clouds else ""
-        typer.echo(f"sampled {len(report.sampled):,} files, {points:,} points each{note}: {output}")
+        echo(f"sampled {len(report.sampled):,} files, {points:,} points each{note}: {output}")
     for failed in report.failed:
-        typer.echo(f"error: {failed.reason}", err=True)
+        echo(f"error: {failed.reason}", err=True)
     total = len(report.failed) + len(report.sampled)
     if report.failed and total > 1:
-        typer.echo(f"{len(report.failed):,} of {total:,} files were not sampled", err=True)
+        echo(f"{len(report.failed):,} of {total:,} files were not sampled", err=True)

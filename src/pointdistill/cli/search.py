@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.console import confirm, console_reporter, echo, print_table
 from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 from pointdistill.errors import ConfigError
 
@@ -86,9 +87,10 @@ def search(
             encoder=encoder,
             up=up,
             device=device,
+            may_fetch=_ask,
             reporter=reporter,
         )
-    typer.echo(f"similarity: cosine of {report.compared}", err=True)
+    echo(f"similarity: cosine of {report.compared}", err=True)
     assumed = [str(result.path) for result in report.results if result.assumed_up]
     if assumed and up is None:
         who = (
@@ -97,23 +99,30 @@ def search(
             else "queries do not state their"
         )
         axis = report.results[0].settings.up
-        typer.echo(
+        echo(
             f"note: {who} up axis, so {axis} was assumed as for the index; --up sets another",
             err=True,
         )
     if as_json:
-        typer.echo(json.dumps(_plain(opened.path, report), indent=1, ensure_ascii=False))
+        echo(json.dumps(_plain(opened.path, report), indent=1, ensure_ascii=False))
     else:
         for result in report.results:
             print_table(_table(opened.path, result))
     if report.results and (sheet is not None or not as_json):
         for name in draw_sheet(picture, report.results):
-            typer.echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
-        typer.echo(f"picture: {picture}", err=as_json)
+            echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
+        echo(f"picture: {picture}", err=as_json)
     for path, reason in report.failed:
-        typer.echo(f"error: {path}: {reason}", err=True)
+        echo(f"error: {path}: {reason}", err=True)
     if report.failed:
         raise typer.Exit(2)
+
+
+def _ask(name: str) -> bool:
+    """Ask on a terminal; without one, nothing is fetched."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return confirm(f"the index names the encoder {name}; download it from the Hugging Face Hub?")
 
 
 def _queries_and_index(paths: list[Path], index: Path | None) -> tuple[list[Path], Path | None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, print_table
+from pointdistill.cli.console import console_reporter, echo, print_table
 from pointdistill.cli.options import require_encoder, require_paths
 from pointdistill.errors import ConfigError
 
@@ -49,11 +49,11 @@ def weights(
 
         with console_reporter() as reporter:
             folder = locate_encoder(name, reporter=reporter)
-        typer.echo(f"{name}: {folder}")
-        typer.echo(f"next: pointdistill embed YOUR_FILES --encoder {name}")
+        echo(f"{name}: {folder}")
+        echo(f"next: pointdistill embed YOUR_FILES --encoder {name}")
         return
     print_table(_named_weights())
-    typer.echo("next: pointdistill embed YOUR_FILES --encoder asymdsd-s")
+    echo("next: pointdistill embed YOUR_FILES --encoder asymdsd-s")
 
 
 def _named_weights() -> Table:
@@ -164,17 +164,17 @@ def export(
 
     with console_reporter() as reporter:
         stored = locate_encoder(source, reporter=reporter)
-    typer.echo(encoder_line(stored), err=True)
+    echo(encoder_line(stored), err=True)
     if file_format is FormatName.ONNX:
         from pointdistill.engine.sharing.export import export_onnx
 
         _describe_onnx(export_onnx(source, output, points=points))
         return
     folder = export_encoder(source, output, half=half)
-    typer.echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
+    echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
     if corpus is not None:
         _measure(output, corpus)
-    typer.echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")
+    echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")
 
 
 def _measure(folder: Path, corpus: Path) -> None:
@@ -186,23 +186,23 @@ def _measure(folder: Path, corpus: Path) -> None:
     if measured.failed:
         name, reason = measured.failed[0]
         more = f" (and {len(measured.failed) - 1:,} more)" if len(measured.failed) > 1 else ""
-        typer.echo(f"left out: {name}: {reason}{more}", err=True)
-    typer.echo(f"{measured.path}: feature statistics of {measured.shapes:,} shapes of {corpus}")
+        echo(f"left out: {name}: {reason}{more}", err=True)
+    echo(f"{measured.path}: feature statistics of {measured.shapes:,} shapes of {corpus}")
 
 
 def _describe_onnx(exported: OnnxExport) -> None:
     """Print the file, its inputs and outputs, and the largest difference from the encoder's own features."""
-    typer.echo(f"{exported.source} -> {exported.path}")
+    echo(f"{exported.source} -> {exported.path}")
     cls = f"cls (B, {exported.width}), " if exported.cls_token else ""
-    typer.echo(
+    echo(
         f"points (B, {exported.points}, 3) float32, raw -> {cls}"
         f"patches (B, {exported.patches}, {exported.width}), centers (B, {exported.patches}, 3)"
     )
     if exported.difference is None:
-        typer.echo("not checked: onnxruntime is not installed; pip install 'pointdistill[onnx]'")
+        echo("not checked: onnxruntime is not installed; pip install 'pointdistill[onnx]'")
     else:
-        typer.echo(f"checked in onnxruntime: at most {exported.difference:.1g} from the encoder")
-    typer.echo(f"next: in any language, open {exported.path} with onnxruntime; see docs/weights.md")
+        echo(f"checked in onnxruntime: at most {exported.difference:.1g} from the encoder")
+    echo(f"next: in any language, open {exported.path} with onnxruntime; see docs/weights.md")
 
 
 def push(
@@ -231,20 +231,20 @@ def push(
 
     prepared = prepare(source, repository, card_only or Path("hub", repository))
     if prepared.is_encoder:
-        typer.echo(encoder_line(prepared.source), err=True)
+        echo(encoder_line(prepared.source), err=True)
     licence = prepared.licence.identifier + (
         f" ({prepared.licence.name})" if prepared.licence.name else ""
     )
     count = f"{prepared.results} result{'' if prepared.results == 1 else 's'}"
-    typer.echo(f"{prepared.source} -> {prepared.folder}: licence {licence}, {count}")
+    echo(f"{prepared.source} -> {prepared.folder}: licence {licence}, {count}")
     if prepared.non_commercial:
-        typer.echo(f"no commercial use: it was trained on {', '.join(prepared.non_commercial)}")
+        echo(f"no commercial use: it was trained on {', '.join(prepared.non_commercial)}")
     if card_only is not None:
         again = shlex.join(["pointdistill", "push", source, repository])
-        typer.echo(f"next: read {shlex.quote(str(prepared.folder / CARD))}, then {again}")
+        echo(f"next: read {shlex.quote(str(prepared.folder / CARD))}, then {again}")
         return
-    typer.echo(upload(prepared.folder, repository, private=private))
-    typer.echo(f"next: anywhere, in Python: {prepared.load}")
+    echo(upload(prepared.folder, repository, private=private))
+    echo(f"next: anywhere, in Python: {prepared.load}")
 
 
 def import_weights(
@@ -269,12 +269,12 @@ def import_weights(
     imported = run(checkpoint, output, branch=branch.value, heads=heads)
     config = imported.encoder.config
     trained = f"mode {imported.mode}" if imported.mode else "mode not known"
-    typer.echo(
+    echo(
         f"{checkpoint}: {imported.branch}, {trained}, {imported.parameters:,} parameters, width {config.width}, "
         f"depth {config.depth}, {config.heads} heads ({imported.heads_from})"
     )
-    typer.echo(f"-> {output}/model.safetensors, {output}/config.json")
-    typer.echo(
+    echo(f"-> {output}/model.safetensors, {output}/config.json")
+    echo(
         "the file does not say which shapes it was trained on; ask its publisher for their licences"
     )
-    typer.echo(f"next: pointdistill evaluate scanobjectnn --encoder {shlex.quote(str(output))}")
+    echo(f"next: pointdistill evaluate scanobjectnn --encoder {shlex.quote(str(output))}")

@@ -24,13 +24,10 @@ from pointdistill.data.corpus_building.source_status import (
     scan_sources,
 )
 from pointdistill.data.files.archive import zip_damage
-from pointdistill.data.files.download import (
-    DamagedError,
-    Fetched,
-    LostError,
+from pointdistill.data.files.download import DamagedError, Fetched, fetch
+from pointdistill.data.files.web import (
     RefusedError,
     announced_bytes,
-    fetch,
     open_web,
     web_errors,
     with_retries,
@@ -88,8 +85,8 @@ OWNER = "GoogleResearch"
 COLLECTION = "Scanned Objects by Google Research"
 
 _PAGE_MODELS = 100
-_MOST_PAGES = 1_000  # in case the list never ends
-_MOST_PAGE_BYTES = 1 << 26
+_MOST_PAGES, _MOST_MODELS = 1_000, 100_000  # in case the list never ends
+_MOST_PAGE_BYTES = 1 << 24
 _MOST_NAME_BYTES = 200
 
 # Accepted file names: a single path component, not hidden, valid on every system.
@@ -291,6 +288,9 @@ def list_models(server: str, *, sleep: Callable[[float], None] = time.sleep) -> 
         if names.keys() >= set(page_names):  # the end, or a server without pages
             break
         names |= dict.fromkeys(page_names)
+        if len(names) > _MOST_MODELS:
+            msg = f"{server}: lists more than {_MOST_MODELS:,} models; fetch them by hand, one zip each"
+            raise DataError(msg)
     if not names:
         msg = f"{server}: lists no models of {COLLECTION!r}; fetch them by hand, one zip each"
         raise DataError(msg)
@@ -305,12 +305,8 @@ def _read_page(url: str, *, first: bool, sleep: Callable[[float], None]) -> list
     """
 
     def read() -> bytes:
-        with web_errors(url), open_web(url) as response:
-            content = response.read(_MOST_PAGE_BYTES)
-            if response.length:  # read() with a size does not complain about missing bytes
-                cause = f"{len(content):,} bytes came and {response.length:,} are missing"
-                raise LostError(cause)
-            return content
+        with web_errors(url), open_web(url) as answer:
+            return answer.read(_MOST_PAGE_BYTES)
 
     try:
         content = with_retries(url, read, sleep=sleep)

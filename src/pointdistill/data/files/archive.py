@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from pointdistill.data.files.workspace import file_checksum
-from pointdistill.errors import DataError
+from pointdistill.errors import DataError, one_line
 
 log = logging.getLogger("pointdistill")
 
@@ -277,7 +277,7 @@ def _is_new(folder: Path, walked: set[tuple[int, int] | str]) -> bool:
 @functools.cache
 def _say_unused(link: Path, why: str) -> None:
     """Say it once, however often the folder is walked."""
-    log.warning("%s: a link that %s", link, why)
+    log.warning("%s: a link that %s", one_line(str(link)), why)
 
 
 @contextmanager

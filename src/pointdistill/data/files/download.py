@@ -1,8 +1,8 @@
 """Downloads that resume where they stopped, are complete or absent, and are checked.
 
 The bytes that have arrived are in ``.<name>.part`` beside the file, so a lost connection or a kill costs nothing.
-The file gets its name once its length is right, and its checksum where one is known. Requests follow redirects; a
-failure is either final or worth another attempt.
+The file gets its name once its length is right, and its checksum where one is known. Every download has a
+deadline, and at most the length that its server states.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ import http.client
 import json
 import re
 import shutil
-import ssl
 import time
 import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from pointdistill.data.files.files import (
     disk_is_full,
@@ -30,172 +27,22 @@ from pointdistill.data.files.files import (
     sha256_of,
     write_json,
 )
+from pointdistill.data.files.web import (
+    COUNT,
+    Answer,
+    LostError,
+    Redirects,
+    RefusedError,
+    open_web,
+    promised_checksum,
+    web_errors,
+    with_retries,
+)
 from pointdistill.errors import DataError
 
-TIMEOUT_SECONDS = 60.0
-"""How long a server may be silent before the connection counts as lost."""
-
-_LENGTH_TIMEOUT_SECONDS = 10.0  # only for estimates, so not worth a minute
-_ATTEMPTS = 6  # in a row without a single new byte
-_FIRST_PAUSE_SECONDS = 1.0  # doubled after each failed attempt
-_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-# The Hugging Face Hub describes the file behind a redirect by these.
-_CHECKSUM_HEADER = "X-Linked-Etag"
-_LENGTH_HEADER = "X-Linked-Size"
-
-# A lost connection. Not any OSError: a full disk is not the server's fault.
-_LOST = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
-
-Answer = TypeVar("Answer")
-
-
-class LostError(Exception):
-    """The connection was lost, or the server asks to try again later."""
-
-
-class RefusedError(DataError):
-    """The server refuses to send this file, and asking again will not help."""
-
-
-class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects and remembers what they say about the file behind them."""
-
-    checksum: str | None = None
-    """SHA-256 of the file."""
-
-    length: int | None = None
-    """Length of the file in bytes."""
-
-    def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
-        """The request for the new address, with the method of the first request."""
-        request, headers, url = arguments[0], arguments[4], arguments[5]
-        _check_web(url)
-        self.checksum = promised_checksum(headers) or self.checksum
-        self.length = _bytes(headers, _LENGTH_HEADER) or self.length
-        followed = super().redirect_request(*arguments)
-        if followed is not None:
-            followed.method = request.get_method()  # Python before 3.13 makes a GET of a HEAD
-        return followed
-
-
-def open_web(
-    url: str,
-    *,
-    headers: Mapping[str, str] | None = None,
-    method: str = "GET",
-    redirects: Redirects | None = None,
-    timeout_seconds: float | None = None,
-) -> http.client.HTTPResponse:
-    """Request a file; to be called within `web_errors`.
-
-    Raises:
-        DataError: if the address, or one that it redirects to, is not http or https.
-        RefusedError: if a web page comes instead of the file.
-    """
-    _check_web(url)
-    plain = {"User-Agent": "pointdistill", "Accept-Encoding": "identity"}
-    request = urllib.request.Request(url, headers=plain | dict(headers or {}), method=method)
-    opener = urllib.request.build_opener(redirects or Redirects())
-    timeout = TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
-    response: http.client.HTTPResponse = opener.open(request, timeout=timeout)
-    if response.headers.get_content_type() == "text/html":
-        response.close()
-        msg = f"{url}: answered with a web page in place of the file; fetch it by hand"
-        raise RefusedError(msg)
-    return response
-
-
-@contextmanager
-def web_errors(url: str) -> Iterator[None]:
-    """Turn any error of a request into one of two.
-
-    Raises:
-        LostError: if another attempt may succeed.
-        RefusedError: if it will not.
-    """
-    try:
-        yield
-    except urllib.error.HTTPError as error:
-        answer = f"{error.code} {error.reason}"
-        if error.code in _TEMPORARY:
-            raise LostError(answer) from error
-        msg = f"{url}: {answer}; see whether it has moved, and fetch it by hand"
-        raise RefusedError(msg) from error
-    except urllib.error.URLError as error:
-        raise LostError(str(error.reason)) from error
-    except _LOST as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise LostError(cause) from error
-
-
-def with_retries(
-    url: str,
-    attempt: Callable[[], Answer],
-    *,
-    received: Callable[[], int] = lambda: 0,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Answer:
-    """The result of an attempt, which is repeated, after longer and longer pauses, while its connection is lost.
-
-    Args:
-        url: the address, for messages.
-        attempt: makes one request; raises `LostError` if it may be repeated.
-        received: returns the bytes that have arrived; an attempt that adds to them does not count as failed.
-        sleep: waits between attempts.
-
-    Raises:
-        DataError: after several failed attempts in a row.
-    """
-    failed = 0
-    while True:
-        before = received()
-        try:
-            return attempt()
-        except LostError as lost:
-            failed = 0 if received() > before else failed + 1
-            if failed == _ATTEMPTS:
-                msg = (
-                    f"{url}: no answer in {_ATTEMPTS} attempts ({lost}); {received():,} bytes are kept: run the "
-                    f"same again to go on"
-                )
-                raise DataError(msg) from lost
-            sleep(_FIRST_PAUSE_SECONDS * 2**failed)
-
-
-def announced_bytes(url: str) -> int | None:
-    """The length of a file as its server states it; None if it does not say or does not answer."""
-    redirects = Redirects()
-    try:
-        with (
-            web_errors(url),
-            open_web(
-                url, method="HEAD", redirects=redirects, timeout_seconds=_LENGTH_TIMEOUT_SECONDS
-            ) as response,
-        ):
-            return redirects.length or _bytes(response.headers, "Content-Length")
-    except (LostError, RefusedError):
-        return redirects.length
-
-
-def promised_checksum(headers: email.message.Message) -> str | None:
-    """SHA-256 of the file, if its server states it."""
-    value = str(headers.get(_CHECKSUM_HEADER, "")).strip('"')
-    return value if _SHA256.fullmatch(value) else None
-
-
-def _bytes(headers: email.message.Message, name: str) -> int | None:
-    value = str(headers.get(name, ""))
-    return int(value) or None if value.isdecimal() else None
-
-
-def _check_web(url: str) -> None:
-    if not url.startswith(("http://", "https://")):
-        msg = f"{url!r}: only http and https addresses are fetched"
-        raise DataError(msg)
-
-
+_PATIENCE_SECONDS = 3600.0  # of a download, beyond its length at the slowest speed
+_SLOWEST_BYTES_PER_SECOND = 50_000
+_MOST_UNSTATED_BYTES = 4 << 30  # of a file whose server does not state its length
 _BLOCK_BYTES = 1 << 20
 
 _CHANGED = "the file has changed at its source"
@@ -272,6 +119,7 @@ def fetch(
     check: Callable[[Path], str] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Fetched:
     """Download a file, or resume a download that was interrupted.
 
@@ -283,19 +131,22 @@ def fetch(
             string. With a check, the server need not state the length.
         progress: called with the bytes that have arrived and the total, which is None if the server does not say.
         sleep: waits between attempts.
+        clock: returns seconds.
 
     Raises:
-        DataError: if the server does not state the length, or does not answer in several attempts; if the disk has
-            no room for the file; or if another process is fetching the same file.
+        DataError: if the server does not state the length, does not answer in several attempts, or takes longer
+            than an hour and the time of a very slow line; if the disk has no room for the file; or if another
+            process is fetching the same file.
         RefusedError: if the server refuses.
         DamagedError: if the file does not have the checksum, or fails the check.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(path.with_name(f".{path.name}.part"))
+    timing = _Timing(url, clock, clock())
     with _room_for(path, part), _locked(part.path, path):
         promised = with_retries(
             url,
-            lambda: _receive(url, part, progress, any_length=check is not None),
+            lambda: _receive(timing, part, progress, any_length=check is not None),
             received=lambda: part.bytes,
             sleep=sleep,
         )
@@ -316,22 +167,55 @@ def fetch(
     return Fetched(path, size, checksum, checked=expected is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    """When a download must have ended."""
+
+    url: str
+    clock: Callable[[], float]
+    began: float
+
+    def left(self, total: int) -> float:
+        """Seconds left for a file of ``total`` bytes; 0 if the server does not state them."""
+        slow = (total or _MOST_UNSTATED_BYTES) / _SLOWEST_BYTES_PER_SECOND
+        return self.began + _PATIENCE_SECONDS + slow - self.clock()
+
+    def check(self, total: int, kept: int) -> None:
+        """Raise if no time is left."""
+        if self.left(total) <= 0:
+            hours = (self.clock() - self.began) / 3600
+            msg = (
+                f"{self.url}: not there after {hours:.1f} hours; {kept:,} bytes are kept: run the same again to "
+                "go on, or fetch it by hand"
+            )
+            raise DataError(msg)
+
+
 def _receive(
-    url: str, part: _Part, progress: Callable[[int, int | None], None] | None, *, any_length: bool
+    timing: _Timing,
+    part: _Part,
+    progress: Callable[[int, int | None], None] | None,
+    *,
+    any_length: bool,
 ) -> str | None:
     """Receive over one connection; returns the promised checksum once the part has its full length."""
+    url = timing.url
     noted = part.noted(url)
     if noted is None or not noted.total or part.bytes != noted.total:
+        timing.check(noted.total if noted else 0, part.bytes)
         redirects = Redirects()
         with web_errors(url):
             try:
-                with open_web(url, headers=_rest(part, noted), redirects=redirects) as response:
+                with open_web(url, headers=_rest(part, noted), redirects=redirects) as answer:
                     checksum = redirects.checksum
-                    noted = _begin(url, response, part, noted, checksum, any_length=any_length)
-                    _append(response, part, noted.total, progress)
+                    noted = _begin(
+                        url, answer.response, part, noted, checksum, any_length=any_length
+                    )
+                    _append(answer, part, noted.total, progress, timing)
             except urllib.error.HTTPError as error:
                 if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                     raise
+                error.close()
                 part.remove()
                 raise LostError(_CHANGED) from error
     if part.bytes < noted.total:
@@ -360,8 +244,10 @@ def _begin(
     version = _version(response.headers)
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         start, total = _range(url, response.headers)
-        known = (part.bytes, noted.total, noted.version) if noted else None
-        if noted is not None and known == (start, total, version):
+        if noted is None or not part.bytes:
+            msg = f"{url}: sends a part of the file where all of it was asked for; fetch it by hand"
+            raise RefusedError(msg)
+        if (part.bytes, noted.total, noted.version) == (start, total, version):
             return noted
         part.remove()
         raise LostError(_CHANGED)
@@ -395,29 +281,35 @@ def _room_for(path: Path, part: _Part) -> Iterator[None]:
 
 
 def _append(
-    response: http.client.HTTPResponse,
+    answer: Answer,
     part: _Part,
     total: int,
     progress: Callable[[int, int | None], None] | None,
+    timing: _Timing,
 ) -> None:
-    """Append the response up to ``total``, or to its end where the total is not known."""
-    done = part.bytes
-    with part.path.open("ab") as file:
-        while not total or done < total:
+    """Append the body up to ``total``, or to its end where the total is not known."""
+    done, most = part.bytes, total or _MOST_UNSTATED_BYTES
+    with part.path.open("ab") as file, answer.connections.ended_after(timing.left(total)):
+        while done < most:
             # read1 returns what has arrived before a connection stalls; read would wait for a whole block.
-            block = response.read1(min(_BLOCK_BYTES, total - done) if total else _BLOCK_BYTES)
+            block = answer.response.read1(min(_BLOCK_BYTES, most - done))
+            timing.check(total, done)
             if not block:
-                break
+                return
             file.write(block)
             done += len(block)
             if progress:
                 progress(done, total or None)
+    if not total:
+        part.remove()
+        msg = f"{timing.url}: sends more than {most:,} bytes without stating a length; fetch it by hand"
+        raise RefusedError(msg)
 
 
 def _range(url: str, headers: email.message.Message) -> tuple[int, int]:
     """First byte and total length, from a response with a part of the file."""
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
-    if match is None:
+    if match is None or not all(COUNT.fullmatch(number) for number in match.groups()):
         msg = f"{url}: the server does not say which part of the file it sends; fetch it by hand"
         raise DataError(msg)
     return int(match[1]), int(match[2])
@@ -428,7 +320,7 @@ def _length(url: str, headers: email.message.Message, *, any_length: bool) -> in
     length = headers.get("Content-Length", "")
     if not length and any_length:
         return 0
-    if not length.isdecimal():
+    if not COUNT.fullmatch(length):
         msg = f"{url}: the server does not say how long the file is; fetch it by hand"
         raise DataError(msg)
     if int(length) == 0:

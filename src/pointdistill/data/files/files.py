@@ -105,6 +105,29 @@ def folder_aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_folders_can_be_renamed(folder: Path) -> None:
+    """Try in a folder what `folder_aside` needs: mounts of buckets, for example, rename files alone.
+
+    Raises:
+        DataError: if it does not work there.
+    """
+    tried = folder / f".try.{secrets.token_hex(8)}.part"
+    renamed = tried.with_suffix(".done")
+    try:
+        tried.mkdir()
+        (tried / "file").touch()
+        tried.rename(renamed)
+    except OSError as error:
+        msg = (
+            f"{folder}: folders cannot be renamed there ({error.strerror}), as checkpoints "
+            "need it; choose a folder on another disk"
+        )
+        raise DataError(msg, settings=("run",)) from error
+    finally:
+        shutil.rmtree(tried, ignore_errors=True)
+        shutil.rmtree(renamed, ignore_errors=True)
+
+
 @contextmanager
 def hold_lock(
     lock: Path, busy: PointDistillError, make_folder: Callable[[], None]
@@ -214,6 +237,27 @@ def read_record(path: Path, kind: type[Record], *, partial: bool = False) -> Rec
     """
     with refusing_damage(path):
         return from_plain(kind, read_json(path), partial=partial)
+
+
+def path_from(folder: Path, path: Path) -> str:
+    """The way from a folder to ``path``, for files that may be shared: absolute paths name this machine's folders.
+
+    It begins with a dot, so that it is never taken for the name of a repository; only on another drive of Windows
+    is it absolute.
+    """
+    try:
+        way = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:
+        return str(path.resolve())
+    return way if way.startswith("../") or way in (".", "..") else f"./{way}"
+
+
+def short_name(path: Path) -> Path:
+    """A path without this machine's folders: as it is if relative, else within this folder, else two names."""
+    if not path.is_absolute():
+        return path
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else Path(*path.parts[1:][-2:])
 
 
 def sha256_of(path: Path) -> str:

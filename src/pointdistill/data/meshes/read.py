@@ -42,6 +42,8 @@ FORMATS = MappingProxyType(
         ".pts": "points",
         ".pcd": "pcd",
         ".las": "las",
+        ".laz": "las",
+        ".e57": "e57",
     }
 )
 """Accepted file endings, in lower case, and the module of `formats` that reads each."""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
 from pointdistill.data.files.archive import open_archive
+from pointdistill.data.files.files import path_from, short_name
 from pointdistill.data.files.member import HeldArchive, file_state, hold_archive, unpack
 from pointdistill.data.meshes import FORMATS, Axis, PointSet, Surface, draw, named_rng
 from pointdistill.data.meshes.sample import read_named
@@ -42,7 +43,7 @@ class ShapeSource:
     """Absolute."""
 
     named: str
-    """As the user typed it, with forward slashes."""
+    """As the user typed it, with forward slashes; without the folders of this machine if that was absolute."""
 
     names: tuple[str, ...] | None = None
     """POSIX names inside a folder or archive; the file's own; None for a corpus, whose shapes have numbers."""
@@ -172,11 +173,19 @@ def list_shapes(paths: Sequence[Path], *, leave_out: Path | None = None) -> Shap
     if not unique:
         msg = "nothing was named; give mesh or point files, folders, zips or a corpus"
         raise DataError(msg)
-    return ShapeList([_source(path, leave_out) for path in unique])
+    short = [short_name(path) for path in unique]
+    names = [
+        # Two that would be called alike are called by their way from here.
+        (name if short.count(name) == 1 else Path(path_from(Path(), path))).as_posix()
+        for name, path in zip(short, unique, strict=True)
+    ]
+    return ShapeList(
+        [_source(path, name, leave_out) for path, name in zip(unique, names, strict=True)]
+    )
 
 
-def _source(path: Path, leave_out: Path | None) -> ShapeSource:
-    named, whole = path.as_posix(), str(path.resolve())
+def _source(path: Path, named: str, leave_out: Path | None) -> ShapeSource:
+    whole = str(path.resolve())
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         corpus = open_corpus(path)
         return ShapeSource("corpus", whole, named, None, len(corpus), corpus.content)

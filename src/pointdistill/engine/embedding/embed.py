@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.files.files import path_from
 from pointdistill.data.files.workspace import remember_embedding
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.meshes.sample import named_rng
@@ -182,7 +183,8 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     named_rng(request.seed)  # a seed that is not accepted is refused before anything is read
     settings = read_settings(encoder, draws, seed=request.seed, up=request.up)
     shapes = list_shapes(request.paths, leave_out=request.output)
-    info = _info(encoder, kind, settings, shapes) | draws.plain()
+    folder = request.output.parent
+    info = _info(encoder, kind, settings, shapes, folder) | draws.plain()
     if request.output.exists():
         return _report_of_output(request.output, info, total=len(shapes))
     vectors = draws.points if kind in ("patches", "points") else 1
@@ -194,7 +196,8 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
         loop.run(maker, batch_size=request.batch_size, workers=request.workers, stopped=stopped)
         if stopped() and (missing := loop.missing()):
             return EmbedReport(request.output, len(shapes) - missing, len(shapes), interrupted=True)
-        return _finish(loop, request.output, info | {"encoder": origin})
+        made_by = path_from(folder, origin) if isinstance(origin, Path) else origin
+        return _finish(loop, request.output, info | {"encoder": made_by})
 
 
 def read_settings(encoder: Encoder, draws: Draws, *, seed: int, up: str) -> ReadSettings:
@@ -213,9 +216,9 @@ def read_settings(encoder: Encoder, draws: Draws, *, seed: int, up: str) -> Read
 
 
 def _info(
-    encoder: Encoder, kind: FeatureKind, settings: ReadSettings, shapes: ShapeList
+    encoder: Encoder, kind: FeatureKind, settings: ReadSettings, shapes: ShapeList, folder: Path
 ) -> dict[str, Any]:
-    """Everything that decides the content of an embedding, as recorded in its file."""
+    """Everything that decides the content of an embedding, as recorded in its file, which lies in ``folder``."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -224,7 +227,10 @@ def _info(
         "encoder_sha256": encoder_checksum(encoder),
         "seed": settings.seed,
         "up": settings.up,
-        "inputs": [{"kind": s.kind, "path": s.path, "given": s.named} for s in shapes.sources],
+        "inputs": [
+            {"kind": s.kind, "path": path_from(folder, Path(s.path)), "given": s.named}
+            for s in shapes.sources
+        ],
         "files": shapes.stamp(),
     }
 
@@ -244,8 +250,8 @@ def check_paths_exist(paths: Sequence[Path]) -> None:
 
 def find_and_load(
     encoder: Path | str | None, *, reporter: Reporter = SILENT
-) -> tuple[Encoder, str]:
-    """Load an encoder; returns it with its path or Hub name, for the embedding's record.
+) -> tuple[Encoder, Path | str]:
+    """Load an encoder; returns it with its path, or its name on the Hub, for the embedding's record.
 
     Args:
         encoder: as for ``load_encoder``; None for that of the last run in this folder, or else the one that comes
@@ -258,7 +264,7 @@ def find_and_load(
     source = given_or_default(encoder)
     stored = choose_encoder(encoder, reporter=reporter)
     is_path = not is_name(source) and Path(source).exists()
-    return load_encoder(stored), str(Path(source).resolve()) if is_path else str(source)
+    return load_encoder(stored), Path(source) if is_path else str(source)
 
 
 def choose_draws(
@@ -375,7 +381,8 @@ def _report_of_output(output: Path, info: Mapping[str, Any], *, total: int) -> E
         DataError: if it is not what the request would write.
     """
     stored = open_index(output).info
-    different = [key for key in info if stored.get(key) != info[key]]
+    # Earlier versions noted absolute paths, and "files" says whether the inputs are the same.
+    different = [key for key in info if key != "inputs" and stored.get(key) != info[key]]
     if different:
         msg = f"{output}: exists, made of other {', '.join(different)}; remove it, or choose another output file"
         raise DataError(msg, settings=("output",))

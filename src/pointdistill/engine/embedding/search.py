@@ -7,6 +7,7 @@ Sizes: n shapes, F the length of a vector, b rows of a block, q queries, K numbe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,13 @@ from pointdistill.engine.features.statistics import (
 )
 from pointdistill.engine.reports.pictures import COLUMNS, clouds
 from pointdistill.engine.runtime.devices import pick_device
-from pointdistill.engine.weights import is_name
-from pointdistill.engine.weights.encoders import encoder_checksum, locate_encoder
-from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.engine.weights import PUBLISHED, is_name
+from pointdistill.engine.weights.encoders import (
+    encoder_checksum,
+    locate_encoder,
+    looks_like_repository,
+)
+from pointdistill.errors import CheckpointError, ConfigError, DataError, one_line
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
 
@@ -143,6 +148,7 @@ def search(
     encoder: Path | str | None = None,
     up: str | None = None,
     device: str = "auto",
+    may_fetch: Callable[[str], bool] = lambda _: False,
     reporter: Reporter = SILENT,
 ) -> SearchResult:
     """`search_all` for one file.
@@ -151,7 +157,14 @@ def search(
         DataError: also if the query cannot be read.
     """
     report = search_all(
-        [query], index, count=count, encoder=encoder, up=up, device=device, reporter=reporter
+        [query],
+        index,
+        count=count,
+        encoder=encoder,
+        up=up,
+        device=device,
+        may_fetch=may_fetch,
+        reporter=reporter,
     )
     for path, reason in report.failed:
         msg = f"{path}: {reason}"
@@ -167,6 +180,7 @@ def search_all(
     encoder: Path | str | None = None,
     up: str | None = None,
     device: str = "auto",
+    may_fetch: Callable[[str], bool] = lambda _: False,
     reporter: Reporter = SILENT,
 ) -> SearchReport:
     """Find, for each file, the ``count`` shapes of an embedding that are most similar to it.
@@ -181,6 +195,8 @@ def search_all(
         encoder: the encoder that made the embedding, if it has moved since; None if it has not.
         up: up axis of queries that do not state their own; None for that of the embedding's files.
         device: where to compute the queries' features.
+        may_fetch: asked whether the encoder that the embedding itself names may be downloaded from the Hub: the
+            embedding may be a stranger's.
         reporter: receives a line with the encoder, and why statistics that lie beside it are not used.
 
     Raises:
@@ -198,7 +214,7 @@ def search_all(
             "search needs one: embed the shapes with pooled features"
         )
         raise DataError(msg)
-    network, origin = _load_same_encoder(index, encoder, reporter)
+    network, origin = _load_same_encoder(index, encoder, may_fetch, reporter)
     draws = Draws.recorded(index.facts)
     settings = read_settings(network, draws, seed=index.facts.seed, up=up or index.facts.up)
     kind = check_kind(index.facts.features, network)
@@ -225,7 +241,7 @@ def _file(path: Path) -> ShapeLocation:
 
 
 def choose_comparison(
-    index: Index, encoder: Encoder, origin: str, *, reporter: Reporter = SILENT
+    index: Index, encoder: Encoder, origin: Path | str, *, reporter: Reporter = SILENT
 ) -> Comparison:
     """The space in which an embedding's features are compared.
 
@@ -272,16 +288,29 @@ def _own_statistics(index: Index, width: int) -> FeatureStatistics | None:
 
 
 def _load_same_encoder(
-    index: Index, encoder: Path | str | None, reporter: Reporter
-) -> tuple[Encoder, str]:
+    index: Index,
+    encoder: Path | str | None,
+    may_fetch: Callable[[str], bool],
+    reporter: Reporter,
+) -> tuple[Encoder, Path | str]:
     """The encoder that made an embedding, verified by its checksum, and where it is.
 
     Raises:
-        CheckpointError: if it is missing, or it is another encoder.
+        CheckpointError: if it is missing, would have to be fetched without leave, or it is another encoder.
     """
     made_by = index.facts.encoder
+    # Where earlier versions noted an absolute path, this is that path.
+    own: Path | str = made_by if is_name(made_by) else index.path.parent / made_by
+    if encoder is None and _would_be_fetched(made_by, own):
+        own = made_by
+        if not may_fetch(made_by):
+            msg = (
+                f"{index.path}: names {made_by} on the Hugging Face Hub as the encoder that made it; it is "
+                "fetched only if you name it yourself"
+            )
+            raise CheckpointError(msg, settings=("encoder",))
     try:
-        network, origin = find_and_load(encoder or made_by, reporter=reporter)
+        network, origin = find_and_load(encoder or own, reporter=reporter)
     except CheckpointError as error:
         if encoder is not None or is_name(made_by):
             raise
@@ -296,6 +325,13 @@ def _load_same_encoder(
         )
         raise CheckpointError(msg, settings=("encoder",))
     return network, origin
+
+
+def _would_be_fetched(made_by: str, own: Path | str) -> bool:
+    """Whether the encoder that an embedding names would have to be downloaded."""
+    if is_name(made_by):
+        return made_by in PUBLISHED and not PUBLISHED[made_by].is_here
+    return looks_like_repository(made_by) and not made_by.startswith(".") and not Path(own).exists()
 
 
 def nearest(
@@ -358,6 +394,7 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
     source_rows = [int(row) for row in index.pick("rows", rows)]
     inputs = index.facts.inputs
     several = len(inputs) > 1
+    folder = index.path.parent.resolve()
     neighbours = []
     for name, source, row, (_, similarity) in zip(ids, sources, source_rows, ranked, strict=True):
         if not 0 <= source < len(inputs) or row < 0:
@@ -367,7 +404,7 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
         inside = name.removeprefix(f"{origin.given}/") if several else name
         if origin.kind == "file":
             inside = Path(origin.path).name
-        location = ShapeLocation(origin.kind, origin.path, inside, row)
+        location = ShapeLocation(origin.kind, os.path.normpath(folder / origin.path), inside, row)
         neighbours.append(Neighbour(name, similarity, location))
     return tuple(neighbours)
 
@@ -414,5 +451,6 @@ def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> Points | No
 
 
 def _short(name: str, most: int = 24) -> str:
-    """The end of a long name, which usually tells shapes apart."""
+    """The end of a long name, which usually tells shapes apart, as one line."""
+    name = one_line(name)
     return name if len(name) <= most else f"…{name[1 - most :]}"

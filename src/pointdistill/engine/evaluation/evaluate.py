@@ -26,6 +26,7 @@ from pointdistill.data.benchmarks.spec import (
     BenchmarkPaths,
     BenchmarkSpec,
 )
+from pointdistill.data.files.files import short_name
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.sources.labelled_folder import OWN_FOLDER
 from pointdistill.engine.evaluation.classification import evaluate_classification, evaluate_folds
@@ -455,7 +456,7 @@ def _display_name(requested: Path | str | None, encoder: Path) -> Path:
         return Path(name)
     if requested is not None and not Path(requested).exists():
         return Path(requested)
-    return run_folder_of(encoder) or encoder
+    return short_name(run_folder_of(encoder) or encoder)
 
 
 def _output(request: EvaluationRequest, name: str, encoder: Path) -> Path:

@@ -6,6 +6,7 @@ The model and its data are a ``Task``, implemented in ``classification`` and ``s
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pointdistill.data.files.files import disk_is_full
 from pointdistill.engine.features.inputs import ProtocolInput
 from pointdistill.engine.features.probe_heads import split_batches
 from pointdistill.engine.finetuning.training_file import (
@@ -29,6 +31,8 @@ from pointdistill.errors import ConfigError, DivergenceError
 from pointdistill.model.classifier import Classifier
 from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.segmenter import Segmenter
+
+log = logging.getLogger("pointdistill")
 
 STREAM = "supervised"
 """Prefix of the names of all random streams of supervised training."""
@@ -331,13 +335,19 @@ class _Loop:
         if stopping or self.file.is_due():
             # Raises before weights that diverged replace good ones on disk.
             self._finite_loss(epoch)
-            write_progress(
-                self.file.path,
-                self.progress,
-                self.task.model,
-                self.optimizer,
-                settings=self.settings,
-            )
+            try:
+                write_progress(
+                    self.file.path,
+                    self.progress,
+                    self.task.model,
+                    self.optimizer,
+                    settings=self.settings,
+                )
+            except OSError as error:
+                if stopping or not disk_is_full(error):
+                    raise
+                msg = "%s: no space left on the disk; training continues, and is saved later"
+                log.warning(msg, self.file.path)
             self.file.written()
         return not stopping
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
-from pointdistill.data.files.files import hold_folder
+from pointdistill.data.files.files import disk_is_full, hold_folder
 from pointdistill.data.files.schema import from_plain, refusing_damage, to_plain
 from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import (
@@ -105,9 +105,23 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
     else:
         stored = choose_encoder(request.encoder, folder=request.folder, reporter=reporter)
     output = request.output or default_output(request)
-    with _held(output):
+    with _room_in(output), _held(output):
         check_free(output)
         return _begin(request, stored, output, reporter)
+
+
+@contextmanager
+def _room_in(output: Path) -> Iterator[None]:
+    """Turn a full disk into a one-line error that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        begun = (output / TRAINING).is_file() and (output / CONFIG).is_file()
+        rest = "resume the training" if begun else "run the same again"
+        msg = f"{output}: no space left on the disk; what was saved before is safe: make room, and {rest}"
+        raise DataError(msg, settings=("resume",) if begun else ()) from error
 
 
 def _held(output: Path) -> AbstractContextManager[None]:
@@ -148,7 +162,7 @@ def resume_finetune(
     read_description(
         output
     )  # refuses a folder that holds no training before anything is written there
-    with _held(output):
+    with _room_in(output), _held(output):
         return _resume(output, device, reporter)
 
 

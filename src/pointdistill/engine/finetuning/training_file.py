@@ -15,13 +15,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pointdistill.data.files.files import write_aside
 from pointdistill.data.files.schema import parse_json, refusing_damage
 from pointdistill.engine.runtime.optimizer import named_moments, restore_moments
-from pointdistill.engine.weights.encoders import load_exactly
+from pointdistill.engine.weights.encoders import load_exactly, write_tensors
 from pointdistill.errors import CheckpointError
 
 SAVE_SECONDS = 120.0
@@ -109,8 +107,8 @@ def _write(
         item.name: getattr(progress, item.name) for item in fields(Progress) if item.name != _LOSS
     }
     stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with write_aside(path) as aside:
-        save_file(stored, aside, metadata={_NUMBERS: json.dumps(numbers), **facts})
+    # Not written by safetensors, whose error on a full disk is none of the system's.
+    write_tensors(path, stored, {_NUMBERS: json.dumps(numbers), **facts})
 
 
 def read_progress(

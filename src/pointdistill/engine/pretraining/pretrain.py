@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from pointdistill.data.files.files import hold_folder
+from pointdistill.data.files.files import check_folders_can_be_renamed, hold_folder
 from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining.monitor import check_trackers
@@ -93,6 +93,9 @@ def pretrain(
     check_trackers(options.track)
     recorded = read_run_environment(run) if resume else None
     with _held(run):
+        if run.is_dir() and is_main_process():
+            # Before hours of training, not at the first checkpoint.
+            check_folders_can_be_renamed(run)
         return _pretrain(
             config,
             corpus=corpus,

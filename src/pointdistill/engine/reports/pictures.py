@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -55,7 +56,7 @@ def loss_curves(rows: Sequence[Mapping[str, float]], *, terms: Sequence[str] = L
         values = np.array([row[name] for row in rows if name in row])
         axis.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
         axis.plot(steps, _running_mean(values), color=color, linewidth=1.6)
-        axis.set_title(_title(name), color=_INK, fontsize=9)
+        axis.set_title(_title(name), color=_INK, fontsize=9, parse_math=False)
         axis.set_xlabel("step", color=_INK, fontsize=8)
         axis.grid(color=_INK, alpha=0.2, linewidth=0.5)
         axis.tick_params(colors=_INK, labelsize=7)
@@ -187,7 +188,8 @@ def _grid(
             if up_axis:
                 _draw_up(axis)
         if index < len(titles):
-            axis.set_title(titles[index], color=_INK, fontsize=8, pad=2)
+            # Names of files may have a $, which would begin a formula.
+            axis.set_title(titles[index], color=_INK, fontsize=8, pad=2, parse_math=False)
     return _png(figure)
 
 
@@ -268,6 +270,9 @@ def _figure(lines: int, columns: int, *, width: float, height: float) -> tuple[F
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    # Without the library's version in the file, the same picture gives the same bytes.
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # The font lacks the characters of some scripts, and draws boxes instead.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        # Without the library's version in the file, the same picture gives the same bytes.
+        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()

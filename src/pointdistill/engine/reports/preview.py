@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -104,14 +103,11 @@ def read_preview(
 
 def contact_sheet(shapes: Sequence[PreviewShape]) -> bytes:
     """A PNG of all shapes in rows of six, each below its label and id, with an arrow along z."""
-    with warnings.catch_warnings():
-        # The font lacks the characters of some scripts, and draws boxes instead.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        return clouds(
-            [shape.points[:POINTS_ON_SHEET] for shape in shapes],
-            titles=[_title(shape) for shape in shapes],
-            up_axis=True,
-        )
+    return clouds(
+        [shape.points[:POINTS_ON_SHEET] for shape in shapes],
+        titles=[_title(shape) for shape in shapes],
+        up_axis=True,
+    )
 
 
 def turning_page(name: str, shapes: Sequence[PreviewShape]) -> str:
@@ -170,12 +166,11 @@ def _title(shape: PreviewShape) -> str:
 
 def _short(name: str, *, keep_end: bool) -> str:
     """A name short enough to fit above its picture."""
-    # Matplotlib would take $ for the start of a formula.
     text = "".join(letter if letter.isprintable() else " " for letter in name)
     if len(text) > _NAME_LETTERS:
         length = _NAME_LETTERS - 1
         text = f"…{text[-length:]}" if keep_end else f"{text[:length]}…"
-    return text.replace("$", r"\$")
+    return text
 
 
 def _asset(name: str) -> str:

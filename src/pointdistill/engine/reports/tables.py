@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pointdistill.errors import ConfigError
+from pointdistill.errors import ConfigError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Table:
         """The table in GitHub's Markdown, with its title in bold above it and its notes as a list below."""
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]
         grid = "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in lines)
-        notes = "\n".join(f"- {note}" for note in self.notes)
-        return "\n\n".join(filter(None, [f"**{self.title}**", grid, notes])) + "\n"
+        notes = "\n".join(f"- {one_line(note)}" for note in self.notes)
+        return "\n\n".join(filter(None, [f"**{one_line(self.title)}**", grid, notes])) + "\n"
 
 
 def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
+    return one_line(cell.replace("|", "\\|").replace("\n", " "))

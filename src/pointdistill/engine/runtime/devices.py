@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from torch import distributed
 
 from pointdistill.data.files import processes as memory
 from pointdistill.errors import ConfigError
+
+log = logging.getLogger("pointdistill")
 
 GIB = memory.GIB
 STATUS = Path("/proc/self/status")
@@ -35,6 +40,12 @@ _PAD_BYTES = 2**26
 
 _TRIAL_SECONDS = 300.0
 """Loading torch from a slow disk takes a minute; a trial that takes longer than this is taken to hang."""
+
+LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher such as torchrun tells each process that it starts."""
+
+_NEAR_SECONDS, _FAR_SECONDS = 20.0, 900.0
+"""How long to wait for the other processes of this machine, and of a cluster, where no launcher does."""
 
 _BF16_TRIAL = """
 import torch
@@ -79,10 +90,12 @@ def build_accelerator(
     if precision not in PRECISIONS:
         msg = f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
         raise ConfigError(msg)
+    check_launch_variables()
     on_gpu = pick_device(device).type == "cuda"
     mixed = ("bf16" if on_gpu else "no") if precision == "auto" else precision
     if mixed == "bf16" and not on_gpu:
         _check_bf16_on_cpu()
+    _await_other_processes(on_gpu=on_gpu)
     if process_count() == 1:
         # Accelerate keeps the first precision and device of a process; a second run may need others.
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -94,6 +107,64 @@ def build_accelerator(
     )
     _check_launcher(accelerator)
     return accelerator
+
+
+def launch_variables() -> dict[str, str]:
+    """The variables that tell a process it is one of several, as they are set."""
+    return {name: os.environ[name] for name in LAUNCH_VARIABLES if os.environ.get(name)}
+
+
+def check_launch_variables() -> None:
+    """Check that the variables of a launcher are all there, or none that matters: some are left in a shell.
+
+    Raises:
+        ConfigError: naming those that are set.
+    """
+    found = launch_variables()
+    alone = found.get("WORLD_SIZE", "1") == "1" and found.get("RANK", "0") == "0"
+    if alone and "LOCAL_RANK" not in found:
+        return
+    numbers = [found.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    numeric = all(number.isdecimal() and len(number) < 10 for number in numbers)
+    if not (numeric and {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= found.keys()):
+        raise _left_over(found, "which are not all that a launcher sets")
+
+
+def _left_over(found: Mapping[str, str], why: str) -> ConfigError:
+    values = " ".join(f"{name}={value}" for name, value in found.items())
+    return ConfigError(
+        f"the environment has {values}, {why}; if they are left of another program, `unset {' '.join(found)}`, "
+        "otherwise start all processes with torchrun or accelerate launch"
+    )
+
+
+def _await_other_processes(*, on_gpu: bool) -> None:
+    """Meet the other processes where no launcher watches over them, and not for ever: there may be none.
+
+    Raises:
+        ConfigError: if they do not come.
+    """
+    count = process_count()
+    if count == 1 or "TORCHELASTIC_RUN_ID" in os.environ or distributed.is_initialized():
+        return
+    found = launch_variables()
+    # Processes on one machine start together; those of a cluster may wait for each other's machines.
+    near = found["MASTER_ADDR"] in ("127.0.0.1", "localhost", "::1", platform.node())
+    patience = _NEAR_SECONDS if near else _FAR_SECONDS
+    rank = int(found["RANK"])
+    msg = "%s says that %d processes train together; waiting at most %.0f seconds for the others"
+    log.warning(msg, f"WORLD_SIZE={count}", count, patience)
+    place = (found["MASTER_ADDR"], int(found["MASTER_PORT"]))
+    try:
+        store = distributed.TCPStore(  # type: ignore[attr-defined]  # not in its public list
+            *place, count, is_master=rank == 0, timeout=timedelta(seconds=patience)
+        )
+    except (RuntimeError, ValueError, OverflowError) as error:
+        why = f"and of {count} processes not all came within {patience:.0f} seconds"
+        raise _left_over(found, why) from error
+    distributed.init_process_group(
+        "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=count
+    )
 
 
 def _check_launcher(accelerator: Accelerator) -> None:
@@ -121,7 +192,7 @@ def _check_bf16_on_cpu() -> None:
     """
     # Tried in a process of its own: a virtual machine may announce matrix units that it does not have, and the
     # first product large enough for them then kills the process.
-    reason = _bf16_failure()
+    reason = bf16_failure()
     if reason is None:
         return
     msg = (
@@ -131,8 +202,8 @@ def _check_bf16_on_cpu() -> None:
     raise ConfigError(msg, settings=("precision",))
 
 
-def _bf16_failure() -> str | None:
-    """Why the trial failed; None if it succeeded."""
+def bf16_failure() -> str | None:
+    """Why this CPU cannot train in bf16, found by a trial in another process; None if it can."""
     try:
         trial = subprocess.run(
             # Without -P a random.py in the working folder would be loaded instead of Python's.

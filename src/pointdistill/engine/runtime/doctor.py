@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -14,7 +16,14 @@ from pathlib import Path
 
 import torch
 
+from pointdistill.data.files.files import check_folders_can_be_renamed
 from pointdistill.data.files.workspace import last_corpus, last_run
+from pointdistill.engine.runtime.devices import (
+    bf16_failure,
+    check_launch_variables,
+    launch_variables,
+)
+from pointdistill.errors import ConfigError, DataError
 from pointdistill.version import __version__
 
 LOW_DISK_GIB = 2.0
@@ -46,6 +55,7 @@ def examine(folder: Path | None = None) -> Report:
     facts += _packages(problems)
     facts += _devices(remarks)
     facts += _disk(folder, problems, remarks)
+    facts += _environment(problems, remarks)
     corpus, run = last_corpus(), last_run()
     facts.append(
         ("last corpus", str(corpus) if corpus else "none yet: `pointdistill prepare-data`")
@@ -85,6 +95,8 @@ def _devices(remarks: list[str]) -> list[tuple[str, str]]:
             facts.append((f"gpu {number}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"))
     else:
         facts.append(("gpu", "none that torch can use"))
+        failure = bf16_failure()
+        facts.append(("bf16 on the cpu", f"does not work: {failure}" if failure else "works"))
         remarks.append(
             "without a GPU only the tiny size trains in minutes; small takes weeks on a CPU"
         )
@@ -98,6 +110,42 @@ def _disk(folder: Path, problems: list[str], remarks: list[str]) -> list[tuple[s
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
+        check_folders_can_be_renamed(folder)
     except OSError as error:
         problems.append(f"{folder} cannot be written to ({error.strerror}); work in another folder")
-    return [("disk", f"{free:.0f} GiB free in {folder}")]
+    except DataError as error:
+        problems.append(str(error))
+    return [("disk", f"{free:.0f} GiB free in {folder}"), ("file locks", _locks(folder, remarks))]
+
+
+def _locks(folder: Path, remarks: list[str]) -> str:
+    """Whether files can be locked in a folder."""
+    if importlib.util.find_spec("fcntl") is None:
+        return "none on this system"
+    import fcntl
+
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            remarks.append(f"{folder}: no file locks; let one process at a time work there")
+            return f"none in {folder} ({error.strerror})"
+        return "work"
+    return "not tried"
+
+
+def _environment(problems: list[str], remarks: list[str]) -> list[tuple[str, str]]:
+    """Variables of other programs that change what this one does."""
+    facts = []
+    if found := launch_variables():
+        facts.append(("launcher", " ".join(f"{name}={value}" for name, value in found.items())))
+        try:
+            check_launch_variables()
+        except ConfigError as error:
+            problems.append(str(error))
+        else:
+            if found.get("WORLD_SIZE", "1") != "1":
+                remarks.append(
+                    f"pretrain waits for {found['WORLD_SIZE']} processes; to train alone, unset {' '.join(found)}"
+                )
+    return facts

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from pointdistill.data.files.download import LostError, fetch, open_web, web_errors
+from pointdistill.data.files.download import fetch
 from pointdistill.data.files.files import hold_folder, sha256_of
+from pointdistill.data.files.web import LostError, open_web, web_errors
 from pointdistill.engine.config.recipes import SIZES
 from pointdistill.engine.weights import REPOSITORY, PublishedWeights, hub_address, hub_is_off
 from pointdistill.engine.weights.encoders import check_free_for_encoder, load_exactly, save_encoder

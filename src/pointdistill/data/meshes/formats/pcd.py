@@ -101,7 +101,8 @@ def _binary_points(
     data = map_file(path, limits)
     rows: NDArray[np.void] = np.frombuffer(data, row, (len(data) - start) // row.itemsize, start)
     check_size("points", len(rows), limits.vertices)
-    return np.stack([rows[axis][:, 0] for axis in "xyz"], axis=1).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a NaN that signals
+        return np.stack([rows[axis][:, 0] for axis in "xyz"], axis=1).astype(np.float64)
 
 
 def _packed_points(

@@ -24,7 +24,7 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's <sys/prctl.h>
 
 def main(seconds: int, memory_bytes: int, file_bytes: int) -> None:
     """Convert, within limits that hold even if the caller is gone."""
-    _limit(seconds, memory_bytes, file_bytes)
+    limit_process(seconds, memory_bytes, file_bytes)
     target = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     # cascadio would import trimesh for an extension that is not used here: 0.8 of its 1.1 seconds.
@@ -44,7 +44,7 @@ def main(seconds: int, memory_bytes: int, file_bytes: int) -> None:
         target.write(content)
 
 
-def _limit(seconds: int, memory_bytes: int, file_bytes: int) -> None:
+def limit_process(seconds: int, memory_bytes: int, file_bytes: int) -> None:
     """Limit wall time, memory and output, and die with the caller, where the system supports it."""
     if sys.platform == "win32":
         return
