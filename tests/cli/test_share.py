@@ -22,7 +22,7 @@ from pointdistill.data.files.workspace import remember_run, remember_stand_in
 from pointdistill.data.leaks import LeakReport
 from pointdistill.data.sources import SourceRequest
 from pointdistill.engine.evaluation.leak_check import Checked
-from pointdistill.engine.pretraining.record import encoder_line
+from pointdistill.engine.pretraining.run_folder import encoder_line
 from pointdistill.engine.sharing.push import prepare
 from pointdistill.engine.weights.encoders import save_encoder
 from tests.engine.conftest import micro_config

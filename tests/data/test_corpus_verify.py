@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pointdistill.data.corpus import open_corpus, verify_corpus
-from pointdistill.data.corpus.verify import find_damage
+from pointdistill.data.corpus.inspect import find_damage
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from tests.data.test_corpus import edit, some_rows, write_corpus

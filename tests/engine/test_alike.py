@@ -13,7 +13,7 @@ from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
-from pointdistill.engine.embedding.file import Index, open_index
+from pointdistill.engine.embedding.index import Index, open_index
 from pointdistill.engine.embedding.search import search
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.trainer import RunOptions

@@ -28,7 +28,7 @@ from pointdistill.engine.embedding import embed as embed_module
 from pointdistill.engine.embedding import loop
 from pointdistill.engine.embedding.compute import FeatureMaker, inference_threads
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
-from pointdistill.engine.embedding.file import open_index
+from pointdistill.engine.embedding.index import open_index
 from pointdistill.engine.features.frozen_encoder import frozen_copy
 from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError

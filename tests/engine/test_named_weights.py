@@ -14,8 +14,12 @@ from safetensors.torch import load_file
 
 import pointdistill
 from pointdistill.data.files.workspace import remember_run
-from pointdistill.engine.pretraining.record import choose_encoder, encoder_line
-from pointdistill.engine.pretraining.run_folder import RunEnvironment, begin_run
+from pointdistill.engine.pretraining.run_folder import (
+    RunEnvironment,
+    begin_run,
+    choose_encoder,
+    encoder_line,
+)
 from pointdistill.engine.sharing.export import export_encoder
 from pointdistill.engine.sharing.push import prepare
 from pointdistill.engine.weights import (

@@ -26,11 +26,10 @@ import pytest
 
 from pointdistill.data.benchmarks.lvis import annotated_uids
 from pointdistill.data.corpus import open_corpus
-from pointdistill.data.corpus.inspect import inspect_corpus
+from pointdistill.data.corpus.inspect import inspect_corpus, verify_corpus
 from pointdistill.data.corpus.manifest import read_manifest
 from pointdistill.data.corpus.refused import RefusedShape, count_causes, write_refused
 from pointdistill.data.corpus.shard import make_row
-from pointdistill.data.corpus.verify import verify_corpus
 from pointdistill.data.corpus_building.division import Span
 from pointdistill.data.corpus_building.source_status import HELD_OUT
 from pointdistill.data.corpus_building.state import BuildFolder, Outcome, Refusal, unfinished_build
@@ -39,18 +38,19 @@ from pointdistill.data.files.hdf5 import open_hdf5
 from pointdistill.data.files.schema import to_plain
 from pointdistill.engine.config.settings import RunOverrides
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
-from pointdistill.engine.embedding.file import open_index
+from pointdistill.engine.embedding.index import open_index
 from pointdistill.engine.embedding.search import _neighbours, nearest
 from pointdistill.engine.evaluation.results import Spread
 from pointdistill.engine.evaluation.store import ScoreStore
 from pointdistill.engine.finetuning.models import load_model
 from pointdistill.engine.pretraining.launch import prepare_resumed_run
 from pointdistill.engine.pretraining.pretrain import pretrain
-from pointdistill.engine.pretraining.record import encoder_line, training_record
 from pointdistill.engine.pretraining.run_folder import (
+    encoder_line,
     read_metrics,
     read_run_environment,
     resume_run,
+    training_record,
 )
 from pointdistill.engine.sharing.push import prepare
 from pointdistill.engine.weights.encoders import load_encoder, read_facts

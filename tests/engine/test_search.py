@@ -21,7 +21,7 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding import file as file_module
 from pointdistill.engine.embedding import search as search_module
 from pointdistill.engine.embedding.embed import EmbedRequest, embed, measure_encoder
-from pointdistill.engine.embedding.file import Index, open_index
+from pointdistill.engine.embedding.index import Index, open_index
 from pointdistill.engine.embedding.search import (
     RAW,
     Comparison,

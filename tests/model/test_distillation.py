@@ -21,11 +21,10 @@ from pointdistill.model.distillation import (
     objective,
 )
 from pointdistill.model.encoder import Encoder, Tokens
-from pointdistill.model.heads import ProjectionHead
+from pointdistill.model.heads import Predictor, ProjectionHead
 from pointdistill.model.initialize import initialize
 from pointdistill.model.masking import Masks
 from pointdistill.model.patches import Patches
-from pointdistill.model.predictor import Predictor
 from pointdistill.model.transformer import StochasticDepth
 from tests.engine.conftest import micro_config
 

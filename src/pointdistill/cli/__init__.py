@@ -14,16 +14,13 @@ import typer
 from pointdistill.cli.about import doctor, quickstart, recipes, show_version
 from pointdistill.cli.console import name_options, print_error, warnings_as_lines
 from pointdistill.cli.corpus import duplicates, inspect, leaks, preview, verify
-from pointdistill.cli.embed import embed
+from pointdistill.cli.embed import embed, search
 from pointdistill.cli.evaluate import evaluate
-from pointdistill.cli.finetune import finetune
-from pointdistill.cli.plan import plan
-from pointdistill.cli.predict import predict
+from pointdistill.cli.finetune import finetune, predict
 from pointdistill.cli.prepare_data import prepare_data
-from pointdistill.cli.pretrain import pretrain
+from pointdistill.cli.pretrain import plan, pretrain
 from pointdistill.cli.reconstruct import reconstruct
 from pointdistill.cli.sample import sample
-from pointdistill.cli.search import search
 from pointdistill.cli.weights import export, import_weights, push, weights
 from pointdistill.errors import PointDistillError
 

@@ -39,7 +39,7 @@ def inspect(
     import json
 
     from pointdistill.data.corpus.inspect import inspect_corpus
-    from pointdistill.engine.reports.corpus_tables import corpus_json, corpus_tables
+    from pointdistill.engine.reports.tables import corpus_json, corpus_tables
 
     folder = named_corpus(corpus)
     with console_reporter() as reporter:
@@ -58,8 +58,8 @@ def verify(corpus: CorpusArgument = None) -> None:
     Prints a line for each fault as soon as it is found, naming the shard and the shape;
     the exit code is then 2.
     """
+    from pointdistill.data.corpus.inspect import find_damage
     from pointdistill.data.corpus.manifest import read_manifest
-    from pointdistill.data.corpus.verify import find_damage
 
     folder = named_corpus(corpus)
     manifest = read_manifest(folder)

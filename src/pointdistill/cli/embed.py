@@ -1,4 +1,4 @@
-"""``pointdistill embed``: features of any shapes, in one file."""
+"""``pointdistill embed`` and ``search``: features of any shapes in one file, and the nearest shapes in it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ from pointdistill.cli.options import DeviceOption, require_encoder, require_path
 
 if TYPE_CHECKING:
     from pointdistill.engine.embedding.embed import EmbedReport
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pointdistill.cli.console import confirm, print_table
+from pointdistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pointdistill.engine.embedding.search import SearchReport, SearchResult
+    from pointdistill.engine.reports.tables import Table
 
 MOST_SHOWN = 20
 """Most refused shapes to print; all of them are recorded in the output."""
@@ -136,3 +146,151 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
             echo(f"next: pointdistill search FILE {shlex.quote(str(report.output))}")
     if report.failed:
         raise typer.Exit(2)
+
+
+INDEX_SUFFIXES = (".npz", ".parquet", ".zip", ".tar")
+"""Endings of a last path that names what is searched, as a folder does, and not another query."""
+
+
+def search(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="QUERY… [INDEX]",
+            help="Mesh or point files; then a file that `embed` wrote, or a folder, archive or corpus "
+            "embedded here. Default: the last one.",
+        ),
+    ],
+    index: Annotated[
+        Path | None,
+        typer.Option(help="The index. Every path is then a query, also one that ends in .npz."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Number of shapes to find.", min=1)] = 10,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture to write. Default: the query's name and -neighbours.png; neighbours.png for several."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="The encoder that made the index, if it has moved since."),
+    ] = None,
+    up: Annotated[
+        str | None,
+        typer.Option(
+            help="Up axis of a query that does not state its own. Default: as in the index."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print JSON instead of tables; a picture only if --sheet is given."
+        ),
+    ] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Find the shapes of an embedding most similar to one or several files, by cosine similarity of features.
+
+    Queries that cannot be read are listed and the others are answered; the exit code
+    is then 2.
+    """
+    queries, index = _queries_and_index(paths, index)
+    one = f"{queries[0].stem}-neighbours.png"
+    picture = sheet or Path(one if len(queries) == 1 else "neighbours.png")
+    if picture.suffix.lower() != ".png":
+        msg = f"the sheet must end in .png, got {str(picture)!r}"
+        raise ConfigError(msg, settings=("sheet",))
+    require_paths([*queries, index])
+    if encoder is not None:
+        require_encoder(encoder, "encoder")
+
+    from pointdistill.engine.embedding.index import open_index
+    from pointdistill.engine.embedding.search import draw_sheet, find_index, search_all
+
+    opened = open_index(find_index(index))
+    with console_reporter() as reporter:
+        report = search_all(
+            queries,
+            opened,
+            count=count,
+            encoder=encoder,
+            up=up,
+            device=device,
+            may_fetch=_ask,
+            reporter=reporter,
+        )
+    echo(f"similarity: cosine of {report.compared}", err=True)
+    assumed = [str(result.path) for result in report.results if result.assumed_up]
+    if assumed and up is None:
+        who = (
+            f"{assumed[0]} does not state its"
+            if len(assumed) == 1
+            else "queries do not state their"
+        )
+        axis = report.results[0].settings.up
+        echo(
+            f"note: {who} up axis, so {axis} was assumed as for the index; --up sets another",
+            err=True,
+        )
+    if as_json:
+        echo(json.dumps(_plain(opened.path, report), indent=1, ensure_ascii=False))
+    else:
+        for result in report.results:
+            print_table(_table(opened.path, result))
+    if report.results and (sheet is not None or not as_json):
+        for name in draw_sheet(picture, report.results):
+            echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
+        echo(f"picture: {picture}", err=as_json)
+    for path, reason in report.failed:
+        echo(f"error: {path}: {reason}", err=True)
+    if report.failed:
+        raise typer.Exit(2)
+
+
+def _ask(name: str) -> bool:
+    """Ask on a terminal; without one, nothing is fetched."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return confirm(f"the index names the encoder {name}; download it from the Hugging Face Hub?")
+
+
+def _queries_and_index(paths: list[Path], index: Path | None) -> tuple[list[Path], Path | None]:
+    """The files to look for, and where; None for the last embedding made here."""
+    last = paths[-1]
+    if (
+        index is None
+        and len(paths) > 1
+        and (last.is_dir() or last.suffix.lower() in INDEX_SUFFIXES)
+    ):
+        return paths[:-1], last
+    return paths, index
+
+
+def _table(index: Path, result: SearchResult) -> Table:
+    from pointdistill.engine.reports.tables import Table
+
+    rows = tuple(
+        (str(rank), neighbour.id, f"{neighbour.similarity:.4f}")
+        for rank, neighbour in enumerate(result.neighbours, start=1)
+    )
+    return Table(f"Nearest to {result.path} in {index}", ("rank", "shape", "similarity"), rows)
+
+
+def _plain(index: Path, report: SearchReport) -> dict[str, Any]:
+    """The report as JSON."""
+    return {
+        "index": str(index),
+        "similarity": f"cosine of {report.compared}",
+        "queries": [
+            {
+                "query": str(result.path),
+                "neighbours": [
+                    {"id": neighbour.id, "similarity": neighbour.similarity}
+                    for neighbour in result.neighbours
+                ],
+            }
+            for result in report.results
+        ],
+        "failed": [{"query": str(path), "reason": reason} for path, reason in report.failed],
+    }

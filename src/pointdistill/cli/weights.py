@@ -158,7 +158,7 @@ def export(
     source = encoder or last_run()
     assert source is not None
 
-    from pointdistill.engine.pretraining.record import encoder_line
+    from pointdistill.engine.pretraining.run_folder import encoder_line
     from pointdistill.engine.sharing.export import export_encoder
     from pointdistill.engine.weights.encoders import locate_encoder
 
@@ -226,7 +226,7 @@ def push(
     if "/" in repository:  # any other name is refused first, by the engine
         require_encoder(source)
 
-    from pointdistill.engine.pretraining.record import encoder_line
+    from pointdistill.engine.pretraining.run_folder import encoder_line
     from pointdistill.engine.sharing.push import CARD, prepare, upload
 
     prepared = prepare(source, repository, card_only or Path("hub", repository))

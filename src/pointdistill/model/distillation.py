@@ -24,7 +24,7 @@ from pointdistill.model.config import (
     Temperatures,
 )
 from pointdistill.model.encoder import Encoder, Tokens
-from pointdistill.model.heads import ProjectionHead
+from pointdistill.model.heads import Predictor, ProjectionHead
 from pointdistill.model.losses import (
     feature_regression,
     koleo,
@@ -33,7 +33,6 @@ from pointdistill.model.losses import (
 )
 from pointdistill.model.masking import Masks
 from pointdistill.model.patches import Patches, gather_points
-from pointdistill.model.predictor import Predictor
 
 CENTER_MOMENTUM = 0.9
 

@@ -32,9 +32,8 @@ from pointdistill.data.benchmarks.spec import (
     PublishedFigure,
 )
 from pointdistill.data.files.archive import MEMBER_LIMIT_BYTES, Archive, open_archive
-from pointdistill.data.files.numpy_pickles import ARRAY_GLOBALS, ArrayRecord
 from pointdistill.data.files.pickle_machine import PickleLimits, Purpose
-from pointdistill.data.files.pickles import read_pickle
+from pointdistill.data.files.pickles import ARRAY_GLOBALS, ArrayRecord, read_pickle
 from pointdistill.errors import ConfigError, DataError
 
 NAME = "ModelNet40 few-shot"

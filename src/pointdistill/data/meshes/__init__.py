@@ -4,10 +4,18 @@ A file passes through three stages: the reader of its format (`formats/`) return
 cannot be used and refuses or drops it, and `sampling` draws points. `batch` does this for many files.
 """
 
-from pointdistill.data.meshes.batch import FailedFile, SampledFile, SampleReport, sample_files
 from pointdistill.data.meshes.read import FORMATS, MESH_SUFFIXES, read_mesh
 from pointdistill.data.meshes.records import MINIMUM_POINTS, Axis, MeshLimits, PointSet, Surface
-from pointdistill.data.meshes.sample import LeftOutWarning, RepairWarning, named_rng, sample_surface
+from pointdistill.data.meshes.sample import (
+    FailedFile,
+    LeftOutWarning,
+    RepairWarning,
+    SampledFile,
+    SampleReport,
+    named_rng,
+    sample_files,
+    sample_surface,
+)
 from pointdistill.data.meshes.sampling import AXES, check_axis, draw, surface_area, to_z_up
 
 __all__ = [

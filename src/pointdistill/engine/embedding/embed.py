@@ -25,14 +25,13 @@ from pointdistill.engine.embedding.compute import (
 from pointdistill.engine.embedding.file import (
     FORMAT,
     VERSION,
-    EmbeddingInfo,
     check_output,
-    open_index,
     write_output,
 )
+from pointdistill.engine.embedding.index import EmbeddingInfo, open_index
 from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
 from pointdistill.engine.features.statistics import measure, write_statistics
-from pointdistill.engine.pretraining.record import choose_encoder
+from pointdistill.engine.pretraining.run_folder import choose_encoder
 from pointdistill.engine.runtime.devices import interruptible, pick_device
 from pointdistill.engine.weights import given_or_default, is_name
 from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder

@@ -30,7 +30,7 @@ from pointdistill.engine.embedding.embed import (
     find_and_load,
     read_settings,
 )
-from pointdistill.engine.embedding.file import Index
+from pointdistill.engine.embedding.index import Index
 from pointdistill.engine.features.statistics import (
     ENOUGH_SHAPES,
     WHITENED_FROM,

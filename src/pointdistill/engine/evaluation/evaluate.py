@@ -46,8 +46,7 @@ from pointdistill.engine.evaluation.run import (
 from pointdistill.engine.evaluation.store import ScoreStore
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
 from pointdistill.engine.features.inputs import embedding_input, protocol_input
-from pointdistill.engine.pretraining.record import choose_encoder
-from pointdistill.engine.pretraining.run_folder import run_folder_of
+from pointdistill.engine.pretraining.run_folder import choose_encoder, run_folder_of
 from pointdistill.engine.runtime.devices import pick_device
 from pointdistill.engine.weights import name_of
 from pointdistill.engine.weights.encoders import fingerprint, load_encoder

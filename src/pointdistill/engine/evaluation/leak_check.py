@@ -29,9 +29,9 @@ from pointdistill.data.leaks import HeldOut, LeakReport, find_leaks
 from pointdistill.data.leaks.candidates import POINTS, has_all_fingerprints
 from pointdistill.data.leaks.find import leaks_by_id, match_clouds, sources_sharing_ids
 from pointdistill.data.sources.paths import ReadSettings, ShapeLocation, read_shape
-from pointdistill.engine.pretraining.record import encoder_line
 from pointdistill.engine.pretraining.run_folder import (
     corpus_fingerprint,
+    encoder_line,
     read_run_config,
     run_folder_of,
 )

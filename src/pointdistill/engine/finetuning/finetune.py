@@ -54,7 +54,7 @@ from pointdistill.engine.finetuning.segmentation import (
     build_segmenter,
 )
 from pointdistill.engine.finetuning.training_file import MODEL, TrainingFile, write_start
-from pointdistill.engine.pretraining.record import choose_encoder
+from pointdistill.engine.pretraining.run_folder import choose_encoder
 from pointdistill.engine.runtime.devices import interruptible, pick_device
 from pointdistill.engine.weights.encoders import (
     CONFIG,

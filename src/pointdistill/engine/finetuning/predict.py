@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.meshes import Axis, FailedFile, PointSet, check_axis, read_mesh, to_z_up
-from pointdistill.data.meshes.batch import Destination, plan_output
 from pointdistill.data.meshes.records import AnyFloats
-from pointdistill.data.meshes.sample import draw_for_file
+from pointdistill.data.meshes.sample import Destination, draw_for_file, plan_output
 from pointdistill.data.meshes.sampling import to_float32
 from pointdistill.data.sources.labelled_folder import repeated
 from pointdistill.engine.finetuning.models import (

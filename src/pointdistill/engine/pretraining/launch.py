@@ -27,8 +27,12 @@ from pointdistill.engine.pretraining.adapting import (
 )
 from pointdistill.engine.pretraining.cost import largest_batch, step_gib
 from pointdistill.engine.pretraining.pretrain import RunResult, pretrain
-from pointdistill.engine.pretraining.record import encoder_line
-from pointdistill.engine.pretraining.run_folder import ENCODER, RUN_CONFIG, read_run_config
+from pointdistill.engine.pretraining.run_folder import (
+    ENCODER,
+    RUN_CONFIG,
+    encoder_line,
+    read_run_config,
+)
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.runtime.devices import (
     is_main_process,

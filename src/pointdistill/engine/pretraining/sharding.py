@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pointdistill.engine.pretraining.state import TrainState
 from pointdistill.engine.runtime.optimizer import build_optimizer, named_moments, restore_moments
 from pointdistill.errors import ConfigError
-from pointdistill.model.predictor import PredictorBlock
+from pointdistill.model.heads import PredictorBlock
 from pointdistill.model.transformer import Block
 
 

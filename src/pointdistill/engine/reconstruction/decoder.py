@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pointdistill.errors import ConfigError
+from pointdistill.model.heads import PredictorBlock
 from pointdistill.model.patches import Patches, gather_points
-from pointdistill.model.predictor import PredictorBlock
 from pointdistill.model.transformer import RMSNorm
 
 PLACE_HIDDEN = 64

@@ -23,10 +23,10 @@ from pointdistill.data.files.files import read_json, sha256_of, write_aside, wri
 from pointdistill.data.files.schema import from_plain, refusing_damage, to_plain
 from pointdistill.data.files.workspace import last_corpus
 from pointdistill.engine.evaluation.results import Spread
-from pointdistill.engine.pretraining.record import choose_encoder
 from pointdistill.engine.pretraining.run_folder import (
     METRICS,
     RUN_CONFIG,
+    choose_encoder,
     corpus_fingerprint,
     read_run_config,
 )

@@ -19,7 +19,7 @@ from torch import Tensor
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.files.schema import to_plain
 from pointdistill.engine.evaluation.store import find_results
-from pointdistill.engine.pretraining.record import training_record
+from pointdistill.engine.pretraining.run_folder import training_record
 from pointdistill.engine.runtime.devices import threads_for
 from pointdistill.engine.weights.encoders import (
     ONNX,

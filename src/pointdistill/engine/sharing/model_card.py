@@ -9,7 +9,7 @@ from typing import Any
 
 from pointdistill.data.sources import SOURCES
 from pointdistill.engine.evaluation.results import Result
-from pointdistill.engine.pretraining.record import unfinished_steps
+from pointdistill.engine.pretraining.run_folder import unfinished_steps
 from pointdistill.engine.reports.tables import Table
 from pointdistill.engine.weights.licences import SourceTerms, Terms, card_licence, read_ledger
 

@@ -11,7 +11,7 @@ from pointdistill.data.files.files import read_json, write_aside, write_json
 from pointdistill.data.files.schema import from_plain, refusing_damage
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.store import find_results
-from pointdistill.engine.pretraining.record import training_record
+from pointdistill.engine.pretraining.run_folder import training_record
 from pointdistill.engine.sharing.export import copy_statistics
 from pointdistill.engine.sharing.model_card import KINDS, load_line, model_card
 from pointdistill.engine.weights import is_name
