@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.2.9"
@@ -61,6 +63,27 @@ def fuzz(session: nox.Session) -> None:
         "tests/engine/test_records_fuzz.py",
         "--timeout=3600",
         env={"POINTDISTILL_FUZZ": str(round(5_000 * share))},
+    )
+
+
+@nox.session(default=False)
+def bundled(session: nox.Session) -> None:
+    """Train the encoder that comes with the program again: corpus, run, statistics; two hours, resumable."""
+    session.install("-e", ".")
+    corpus, measured, run = "data/procedural-mini", "data/procedural", "runs/procedural-mini"
+    shapes = ("pointdistill", "prepare-data", "builtin", "--points", "2048")
+    session.run(
+        *(*shapes, "--procedural", "0.5", "--shapes", "20000", "--seed", "7", "--output", corpus)
+    )
+    session.run(
+        *(*shapes, "--procedural", "1", "--shapes", "1000", "--seed", "8", "--output", measured)
+    )
+    resume = ["--resume"] if Path(run, "checkpoints").is_dir() else []
+    start = ["--recipe", "procedural-mini", "--data", corpus] if not resume else []
+    session.run("pointdistill", "pretrain", *start, "--run", run, *resume)
+    folder = "src/pointdistill/engine/weights/bundled"
+    session.run(
+        *("pointdistill", "export", folder, "--encoder", run, "--half", "--corpus", measured)
     )
 
 

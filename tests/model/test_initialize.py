@@ -63,7 +63,7 @@ def test_truncated_normal_is_what_it_was() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_papers_recipes_begin_like_the_authors(name: str) -> None:
-    ours = name.split("-")[0] == "tiny"
+    ours = name.split("-")[0] in ("tiny", "procedural")
     expected = Initialization.TRUNCATED_NORMAL if ours else Initialization.AUTHORS
     assert RECIPES[name].config.initialization is expected
 
