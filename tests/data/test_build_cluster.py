@@ -259,7 +259,7 @@ def test_a_join_that_another_host_does_meanwhile_is_done(
         here(PieceTask(0, span, entries[span.start : span.stop]), lambda _: None)
     folder = BuildFolder(remote.path.parent.parent)
     there = BuildJob(odd(10), seed=0, points=64, folder=folder)
-    join, read = BuildJob._join, files.read_json
+    join, read = BuildJob._join, files.read_record
     others: list[Outcome] = []
 
     def late_join(job: BuildJob, task: JoinTask) -> Outcome:
@@ -267,16 +267,16 @@ def test_a_join_that_another_host_does_meanwhile_is_done(
             others.append(join(there, task))
         return join(job, task)
 
-    def late_read(path: Path) -> Any:
+    def late_read(path: Path, *kind: Any, **settings: Any) -> Any:
         if path.name.startswith("piece") and not others:
             others.append(Outcome(0, ()))
             others[0] = join(there, JoinTask(0, spans))
-        return read(path)
+        return read(path, *kind, **settings)
 
     if moment == "before the join":
         monkeypatch.setattr(BuildJob, "_join", late_join)
     else:
-        monkeypatch.setattr(state, "read_json", late_read)
+        monkeypatch.setattr(state, "read_record", late_read)
     assert here(JoinTask(0, spans), lambda _: None) == others[0]
     assert others[0].kept == 10
 

@@ -212,7 +212,7 @@ def test_geometry_is_measured_on_the_same_points(benchmark: Benchmark, encoder: 
     [
         (
             {"protocols": ("svm", "vote")},
-            "mlp, logistic, finetune, scratch, parts, retrieval, got 'vote'",
+            "mlp, logistic, partial-knn, partial-svm, finetune, scratch, parts, retrieval, got 'vote'",
         ),
         ({"protocols": ()}, "got none"),
         ({"seeds": ()}, "at least one seed"),

@@ -298,8 +298,10 @@ def read_models(folder: Path) -> None:
 def search_in(name: str) -> Callable[[Path], object]:
     def read(folder: Path) -> None:
         index = open_index(folder / name)
-        query = np.ones(index.facts.width if index.facts.width < 10**6 else 1, np.float32)
-        _neighbours(index, nearest(index, query, 3))
+        width = index.facts.width if index.facts.width < 10**6 else 1
+        (ranked,) = nearest(index, np.ones((1, width), np.float32), 3)
+        index.statistics(width)
+        _neighbours(index, ranked)
 
     return read
 
