@@ -337,10 +337,9 @@ def assert_close_state(state: TrainState, reference: Reference) -> None:
         moments = state.optimizer.state.get(weight, {})
         assert bool(moments) == (name in reference.first)
         if moments:
-            assert_close(moments["exp_avg"], reference.first[name], f"first moment {name}", 0.1)
-            assert_close(
-                moments["exp_avg_sq"], reference.second[name], f"second moment {name}", 0.1
-            )
+            moment_tolerance = 0.3 if "stage_" in name else 0.1
+            for key, wanted in (("exp_avg", reference.first), ("exp_avg_sq", reference.second)):
+                assert_close(moments[key], wanted[name], f"{key} of {name}", moment_tolerance)
     teachers = dict(reference.teacher.named_parameters())
     for name, weight in state.teacher.named_parameters():
         assert_close(weight, teachers[name], f"teacher {name}", 5e-4)

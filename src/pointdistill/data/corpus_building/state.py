@@ -34,7 +34,7 @@ from pointdistill.data.files.files import (
     write_json,
 )
 from pointdistill.data.files.schema import from_plain, refusing_damage
-from pointdistill.errors import ConfigError, CorpusError
+from pointdistill.errors import ConfigError, CorpusError, DataError
 
 LOCK_NAME = "lock"
 PLAN_NAME = "plan.json"
@@ -318,10 +318,14 @@ class _Mark:
 
 
 def _outcome(mark: Path) -> Outcome | None:
-    if not mark.exists():
-        return None
     with refusing_damage(mark):
-        stored = read_record(mark, _Mark)
+        try:
+            stored = read_record(mark, _Mark)
+        except DataError as error:
+            # Not asked for beforehand: another host may remove it between the question and the reading.
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
         refused = [
             from_plain(Refusal, with_field_names(one), partial=True) for one in stored.refused
         ]
