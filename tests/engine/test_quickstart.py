@@ -17,10 +17,12 @@ from pointdistill.engine.quickstart import (
     PRETRAINED,
     PROTOCOLS,
     SUPERVISED,
+    UNAUGMENTED,
     QuickstartConfig,
     gains,
     quickstart,
 )
+from pointdistill.engine.weights import BUNDLED, bundled_is_here
 from pointdistill.errors import ConfigError
 from tests.recorder import Recorder
 
@@ -42,6 +44,8 @@ def test_the_whole_way_and_again_with_the_same_numbers(folder: Path) -> None:
     assert steps == [(1, 3), (2, 3), (3, 3)]
     measured = {(r.features, r.protocol) for r in first.results}
     frozen = {(f, p) for f in (PRETRAINED, INITIAL, GEOMETRY) for p in PROTOCOLS}
+    bundled = f"{BUNDLED}, trained for hours"
+    frozen |= {(bundled, p) for p in UNAUGMENTED} if bundled_is_here() else set()
     assert measured == frozen | {(SUPERVISED, "scratch")}
     assert all(result.stand_in for result in first.results)
     assert gains(first.results).keys() == set(PROTOCOLS)

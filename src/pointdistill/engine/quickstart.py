@@ -40,6 +40,7 @@ from pointdistill.engine.pretraining.state import list_checkpoints, new_state
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.reports.pages import Picture, Section, write_report
 from pointdistill.engine.reports.pictures import clouds, loss_curves, masked_patches, neighbour_rows
+from pointdistill.engine.weights import BUNDLED, bundled_is_here
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.errors import CheckpointError, ConfigError
 from pointdistill.model.encoder import Encoder
@@ -124,6 +125,8 @@ SPLIT = "OBJ-BG"
 PRETRAINED, INITIAL, GEOMETRY = "pretrained", "initial weights", "geometric features"
 SUPERVISED = "supervised from scratch"
 PROTOCOLS = ("knn", "linear", "svm", "logistic")
+UNAUGMENTED = ("knn", "svm", "logistic")
+"""Protocols that read each cloud once; what the program's own encoder, which is larger, is measured by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -302,7 +305,7 @@ def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, stages: _Stag
 def _measure(
     trained: Encoder, config: QuickstartConfig, benchmark: Benchmark, stages: _Stages
 ) -> list[Result]:
-    """Evaluate the trained encoder, its initial weights, and geometric features with the same probes."""
+    """Evaluate the trained encoder, its initial weights, geometry, and the program's own encoder."""
     evaluation = Evaluation(
         protocols=PROTOCOLS, seeds=(config.seed,), augmented_copies=COPIES_ON_CPU
     )
@@ -314,6 +317,17 @@ def _measure(
             encoder,
             benchmark,
             evaluation,
+            name=name,
+            device=config.device,
+            reporter=stages,
+        )
+    if bundled_is_here():
+        name = f"{BUNDLED}, trained for hours"
+        stages.begin(f"measuring {BUNDLED}", f"measuring: {name}")
+        results += evaluate(
+            load_encoder(BUNDLED),
+            benchmark,
+            replace(evaluation, protocols=UNAUGMENTED),
             name=name,
             device=config.device,
             reporter=stages,
@@ -365,6 +379,9 @@ def _supervised(
     )
 
 
+_ABOUT_BUNDLED = f"{BUNDLED} comes with the program: the same method on the same kind of shapes, for hours instead of minutes."
+
+
 def _report(
     path: Path,
     config: QuickstartConfig,
@@ -392,7 +409,7 @@ def _report(
         Section(
             "Results",
             "Test accuracy in percent of simple classifiers on frozen features. The initial weights are those of "
-            "this very run before its first step.",
+            "this very run before its first step. " + (_ABOUT_BUNDLED if bundled_is_here() else ""),
             tables=(results_table(results),),
         ),
         Section(
