@@ -379,7 +379,10 @@ def _supervised(
     )
 
 
-_ABOUT_BUNDLED = f"{BUNDLED} comes with the program: the same method on the same kind of shapes, for hours instead of minutes."
+_ABOUT_BUNDLED = (
+    f"{BUNDLED} comes with the program: the same method on the same kind of shapes, for hours "
+    "instead of minutes."
+)
 
 
 def _report(
