@@ -39,7 +39,7 @@ _LEAST_WIDTH = 80
 
 def echo(line: str = "", *, err: bool = False) -> None:
     """Print one line of a result, or with ``err`` a remark; what could steer a terminal becomes escapes."""
-    echo(one_line(line), err=err)
+    typer.echo(one_line(line), err=err)
 
 
 def confirm(question: str) -> bool:
@@ -317,7 +317,7 @@ def print_table(table: Table, *, right: Collection[str] = (), whole: bool = Fals
 
     console = Console()
     if not console.is_terminal:
-        echo(table.markdown())  # its cells are lines already
+        typer.echo(table.markdown())  # its cells are lines already
         return
     if whole:
         _print_whole(table, right, console)
