@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from enum import StrEnum
@@ -36,8 +37,6 @@ def inspect(
 
     Points are read from a sample of the shapes only; `verify` reads them all.
     """
-    import json
-
     from pointdistill.data.corpus.inspect import inspect_corpus
     from pointdistill.engine.reports.tables import corpus_json, corpus_tables
 
@@ -172,8 +171,6 @@ def leaks(
 
     Fingerprints of the corpus are kept in its folder; if it is stopped, the same command continues.
     """
-    import json
-
     from pointdistill.engine.evaluation.leak_check import LeakRequest, check_leaks, leaks_table
 
     request = LeakRequest(

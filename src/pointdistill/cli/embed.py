@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo
+from pointdistill.cli.console import confirm, console_reporter, echo, echo_lines, print_table
 from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
-
-if TYPE_CHECKING:
-    from pointdistill.engine.embedding.embed import EmbedReport
-import json
-import sys
-from typing import TYPE_CHECKING, Any
-
-from pointdistill.cli.console import confirm, print_table
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pointdistill.engine.embedding.embed import EmbedReport
     from pointdistill.engine.embedding.search import SearchReport, SearchResult
     from pointdistill.engine.reports.tables import Table
 
@@ -234,7 +229,7 @@ def search(
             err=True,
         )
     if as_json:
-        echo(json.dumps(_plain(opened.path, report), indent=1, ensure_ascii=False))
+        echo_lines(json.dumps(_plain(opened.path, report), indent=1, ensure_ascii=False))
     else:
         for result in report.results:
             print_table(_table(opened.path, result))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo
+from pointdistill.cli.console import console_reporter, echo, print_table
 from pointdistill.cli.options import require_encoder, require_paths
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
@@ -184,7 +184,6 @@ def _next(measured: BenchmarkName, encoder: str | None, stand_in: bool, data: Pa
 
 
 def _print(outcome: Outcome) -> None:
-    from pointdistill.cli.console import print_table
     from pointdistill.engine.evaluation.tables import results_tables
 
     for table in results_tables(outcome.results):

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo
+from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
 from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 from pointdistill.data.benchmarks.registry import trainable_benchmarks
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pointdistill.engine.finetuning.finetune import Finetuned
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from pointdistill.cli.console import echo_lines, print_table
-
-if TYPE_CHECKING:
     from pointdistill.data.meshes import FailedFile
+    from pointdistill.engine.finetuning.finetune import Finetuned
     from pointdistill.engine.finetuning.models import TrainedClassifier, TrainedSegmenter
     from pointdistill.engine.finetuning.predict import ClassifiedFile, SegmentedFile
 
@@ -166,7 +162,7 @@ def _say_result(result: Finetuned) -> None:
         )
         echo(f"next: pointdistill finetune --resume --output {place}")
         raise typer.Exit(130)
-    echo(f"{_score(result)}")
+    echo(_score(result))
     echo(f"{result.kind}: {result.output}")
     category = " --category CATEGORY" if result.kind == "segmenter" else ""
     echo(f"next: pointdistill predict {place} FILE…{category}")
@@ -187,6 +183,7 @@ def _score(result: Finetuned) -> str:
 
 
 SHOWN = 3
+"""Most classes of a file to print."""
 
 
 def predict(
@@ -318,8 +315,6 @@ def _shares(file: SegmentedFile, names: Sequence[str]) -> str:
 
 
 def _print_json(rows: Sequence[dict[str, Any]]) -> None:
-    import json
-
     echo_lines(json.dumps(list(rows), indent=1, ensure_ascii=False))
 
 

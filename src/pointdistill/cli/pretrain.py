@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo, name_options
+from pointdistill.cli.console import (
+    TrainingConsole,
+    console_reporter,
+    echo,
+    name_options,
+    print_table,
+    training_console,
+)
 from pointdistill.cli.options import (
     BatchSizeOption,
     ConfigOption,
@@ -21,25 +29,17 @@ from pointdistill.cli.options import (
     SetOption,
     SizeOption,
     StepsOption,
+    require_encoder,
     require_paths,
     run_overrides,
     to_argv,
 )
+from pointdistill.errors import ConfigError
 from pointdistill.reporter import format_duration
 
 if TYPE_CHECKING:
-    from pointdistill.engine.planning import Plan
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from pointdistill.cli.console import TrainingConsole, training_console
-from pointdistill.cli.options import (
-    require_encoder,
-)
-from pointdistill.errors import ConfigError
-
-if TYPE_CHECKING:
     from pointdistill.engine.config.settings import RunOverrides
+    from pointdistill.engine.planning import Plan
     from pointdistill.engine.pretraining.adapting import Judgement
     from pointdistill.engine.pretraining.launch import PreparedRun
     from pointdistill.engine.pretraining.pretrain import RunResult
@@ -310,7 +310,6 @@ def _pretrain(
 
 def _print_judgement(judgement: Judgement, run: Path) -> None:
     """Print what the features of the corpus were worth before and after the run."""
-    from pointdistill.cli.console import print_table
     from pointdistill.engine.pretraining.adapting import judgement_rows
     from pointdistill.engine.pretraining.run_folder import JUDGEMENT
     from pointdistill.engine.reports.tables import Table

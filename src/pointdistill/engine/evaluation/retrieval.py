@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -25,13 +25,14 @@ from pointdistill.data.benchmarks.spec import CROSS_VALIDATED, RETRIEVAL
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.sources.paths import ShapeList, ShapeSource
 from pointdistill.engine.embedding.compute import FeatureMaker
-from pointdistill.engine.embedding.embed import CHUNK_SHAPES, choose_draws, read_settings
+from pointdistill.engine.embedding.embed import CHUNK_SHAPES, Draws, choose_draws, read_settings
 from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.run import EvaluationRun
 from pointdistill.engine.features import (
     Samples,
     Score,
+    cross_validate,
     logistic_probe,
     nearest_neighbour_probe,
     svm_probe,
@@ -46,7 +47,7 @@ from pointdistill.reporter import Forecast, Reporter
 FOLDS = 5
 """Folds of the cross-validation."""
 
-FEWEST = 10
+FEWEST_TO_VALIDATE = 10
 """Shapes that a class needs to be cross-validated."""
 
 SMALLEST_QUERIED = 3
@@ -56,9 +57,7 @@ E_CUTOFF = 32
 """Ranks that the E-measure looks at: what a user sees on the first page."""
 
 _BLOCK_VALUES = 2**24  # similarities at a time: 128 MiB
-_DECIMALS = (
-    9  # of a similarity: below that is the rounding of sums, which differs from place to place
-)
+_DECIMALS = 9  # of a similarity: below that is the rounding of sums, which differs between machines
 _FEATURES_VERSION = 1  # raised when the same settings would give other features
 _MOST_NAMED = 5
 
@@ -211,46 +210,31 @@ def shape_score(features: Tensor, labels: NDArray[np.int64], protocol: str, *, s
         return retrieval_figures(comparable(features), labels).score
     chosen, names = large_classes(labels)
     if len(names) < 2:
-        msg = f"cross-validation needs 2 classes of at least {FEWEST} shapes, got {len(names)}; add shapes"
+        msg = (
+            f"cross-validation needs 2 classes of at least {FEWEST_TO_VALIDATE} shapes, got {len(names)}; "
+            "add shapes"
+        )
         raise DataError(msg)
-    rows, numbers = features[chosen], np.searchsorted(names, labels[chosen])
-    splits = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(numbers, numbers)
-    scores = [
-        _fold_score(rows, torch.from_numpy(numbers), *fold, protocol=protocol, seed=seed)
-        for fold in splits
-    ]
-    matrices = [np.array(score.confusion) for score in scores if score.confusion is not None]
-    total = np.sum(matrices, axis=0) if len(matrices) == FOLDS else None
-    return Score(
-        accuracy=float(np.mean([score.accuracy for score in scores])),
-        class_accuracy=float(np.mean([score.class_accuracy for score in scores])),
-        note="; ".join(dict.fromkeys(score.note for score in scores if score.note)),
-        confusion=None if total is None else tuple(map(tuple, total.tolist())),
-    )
+    numbers = torch.from_numpy(np.searchsorted(names, labels[chosen]))
+    probe = partial(_probe_in_training_space, protocol=protocol, seed=seed)
+    return cross_validate(probe, Samples(features[chosen], numbers), folds=FOLDS, seed=seed)
 
 
 def large_classes(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the shapes whose class can be cross-validated, and the classes, ascending."""
-    names = np.flatnonzero(np.bincount(labels) >= FEWEST)
+    names = np.flatnonzero(np.bincount(labels) >= FEWEST_TO_VALIDATE)
     return np.flatnonzero(np.isin(labels, names)), names
 
 
-def _fold_score(
-    rows: Tensor,
-    labels: Tensor,
-    train: NDArray[np.int64],
-    test: NDArray[np.int64],
-    *,
-    protocol: str,
-    seed: int,
-) -> Score:
-    """One fold; the space that features are compared in is that of its training shapes."""
+def _probe_in_training_space(train: Samples, test: Samples, *, protocol: str, seed: int) -> Score:
+    """Probe features in the space of the training shapes: the mean and axes of test shapes are not known."""
     space = comparable if protocol == "knn" else standardised
-    scaled = [space(rows[part], rows[train]).float() for part in (train, test)]
+    scaled = [space(part.features, train.features).float() for part in (train, test)]
+    if protocol != "logistic":
+        scaled = [normalize(features, dim=1) for features in scaled]
+    known, held_out = Samples(scaled[0], train.labels), Samples(scaled[1], test.labels)
     if protocol == "logistic":
-        return logistic_probe(Samples(scaled[0], labels[train]), Samples(scaled[1], labels[test]))
-    unit = [normalize(part, dim=1) for part in scaled]
-    known, held_out = Samples(unit[0], labels[train]), Samples(unit[1], labels[test])
+        return logistic_probe(known, held_out)
     if protocol == "svm":
         return svm_probe(known, held_out, seed=seed)
     return nearest_neighbour_probe(known, held_out)
@@ -290,7 +274,7 @@ def embed_labelled(
     """
     if output.exists():
         return _stored(output)
-    draws = choose_draws(encoder, "pooled", points=None, draws=None, turns=None)
+    draws = _default_draws(encoder)
     settings = read_settings(encoder, draws, seed=seed, up=shapes.up)
     path = shapes.path.resolve()
     names = shapes.members
@@ -319,6 +303,11 @@ def embed_labelled(
         )
     work.remove()
     return _stored(output)
+
+
+def _default_draws(encoder: Encoder) -> Draws:
+    """Those of ``embed`` where a user chooses none."""
+    return choose_draws(encoder, "pooled", points=None, draws=None, turns=None)
 
 
 def _stored(path: Path) -> ShapeFeatures:
@@ -368,7 +357,7 @@ def _with_draws(run: EvaluationRun, shapes: LabelledShapes) -> LabelledShapes:
     """The same; its form says what a vector is the mean of."""
     extractor = run.extractor
     assert isinstance(extractor, EncoderFeatures)
-    draws = choose_draws(extractor.encoder, "pooled", points=None, draws=None, turns=None)
+    draws = _default_draws(extractor.encoder)
     how = f"{draws.points:,} points"
     if draws.count > 1:
         how = f"{draws.count} draws of {how} at {draws.turns} angles"
@@ -404,11 +393,14 @@ def _possible(run: EvaluationRun, shapes: LabelledShapes) -> tuple[str, ...]:
         DataError: if there are none.
     """
     sizes = np.bincount(shapes.labels)
-    large, queried = int((sizes >= FEWEST).sum()), int((sizes >= SMALLEST_QUERIED).sum())
+    large, queried = (
+        int((sizes >= FEWEST_TO_VALIDATE).sum()),
+        int((sizes >= SMALLEST_QUERIED).sum()),
+    )
     lacking = {
         **dict.fromkeys(
             CROSS_VALIDATED if large < 2 else (),
-            f"cross-validation needs 2 classes of at least {FEWEST} shapes, got {large}",
+            f"cross-validation needs 2 classes of at least {FEWEST_TO_VALIDATE} shapes, got {large}",
         ),
         **({} if queried else {RETRIEVAL: f"retrieval needs a class of {SMALLEST_QUERIED} shapes"}),
     }
@@ -444,7 +436,7 @@ def _embed(run: EvaluationRun, shapes: LabelledShapes, seed: int) -> ShapeFeatur
     assert run.store is not None
     named = "\0".join(shapes.members)
     config = extractor.encoder.config
-    draws = choose_draws(extractor.encoder, "pooled", points=None, draws=None, turns=None)
+    draws = _default_draws(extractor.encoder)
     what = (
         *(_FEATURES_VERSION, run.fingerprint, shapes.checksum, shapes.up, seed, named),
         *draws.plain().values(),

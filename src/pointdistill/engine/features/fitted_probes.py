@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -259,21 +260,32 @@ def svm_scores(train: Samples, tests: Sequence[Samples], *, seed: int) -> list[S
 
 def cross_validate(
     probe: Callable[[Samples, Samples], Score], samples: Samples, *, folds: int, seed: int
-) -> list[Score]:
-    """The scores of a probe on each fold in turn, fitted on the others; folds have equal shares of every class.
+) -> Score:
+    """Test a probe on each fold in turn, fitted on the others; folds have equal shares of every class.
 
     Args:
         probe: called with the training and the test samples of a fold.
         samples: at least two classes, with at least ``folds`` clouds each.
         folds: number of folds, at least 2.
         seed: of the division; the same for the same labels.
+
+    Returns:
+        Accuracies averaged over the folds, every note once, and the sum of the confusion matrices.
     """
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     labels = samples.labels.numpy()
-    return [
+    scores = [
         probe(
             Samples(samples.features[train], samples.labels[train]),
             Samples(samples.features[test], samples.labels[test]),
         )
         for train, test in split.split(labels, labels)
     ]
+    # Every fold has all classes, so either all matrices were kept or none.
+    matrices = [np.array(score.confusion) for score in scores if score.confusion is not None]
+    return Score(
+        accuracy=float(np.mean([score.accuracy for score in scores])),
+        class_accuracy=float(np.mean([score.class_accuracy for score in scores])),
+        note="; ".join(dict.fromkeys(score.note for score in scores if score.note)),
+        confusion=tuple(map(tuple, np.sum(matrices, axis=0).tolist())) if matrices else None,
+    )

@@ -30,11 +30,13 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.features import (
     Samples,
+    Score,
     cross_validate,
     logistic_probe,
     nearest_neighbour_probe,
 )
 from pointdistill.engine.features.extract import extract_features, unit_features
+from pointdistill.engine.features.fitted_probes import NEIGHBOURS
 from pointdistill.engine.features.inputs import ProtocolInput
 from pointdistill.engine.pretraining.run_folder import JUDGEMENT
 from pointdistill.engine.runtime.devices import process_count
@@ -49,7 +51,6 @@ MOST_JUDGED = 500
 
 MOST_NEIGHBOURS = 10
 FOLDS = 5
-VOTES = 5
 SEED = 20_260_000
 """Of the choice of shapes, their points and the folds: the same before and after."""
 
@@ -241,17 +242,16 @@ class Judge:
     @property
     def _votes(self) -> int:
         labelled = int((self._labels != UNKNOWN_LABEL).sum())
-        return min(VOTES, labelled - -(-labelled // max(2, self._folds)))
+        return min(NEIGHBOURS, labelled - -(-labelled // max(2, self._folds)))
 
-    def _probe(self, probe: Callable[..., Any], features: Tensor) -> float | None:
+    def _probe(self, probe: Callable[[Samples, Samples], Score], features: Tensor) -> float | None:
         """Mean accuracy over the folds, in percent; None without labels."""
         if not self._folds:
             return None
         known = torch.from_numpy(self._labels != UNKNOWN_LABEL)
         _, dense = np.unique(self._labels[known.numpy()], return_inverse=True)
         samples = Samples(features[known], torch.from_numpy(dense.astype(np.int64)))
-        scores = cross_validate(probe, samples, folds=self._folds, seed=SEED)
-        return sum(score.accuracy for score in scores) / len(scores)
+        return cross_validate(probe, samples, folds=self._folds, seed=SEED).accuracy
 
 
 def two_draws(points: NDArray[np.float32], count: int, *, number: int) -> NDArray[np.float32]:
