@@ -47,6 +47,23 @@ def inflating(file: h5py.File, _: Path) -> None:
     stored.id.write_direct_chunk((0,), zlib.compress(bytes(100_000)))
 
 
+def stored_chunk(file: h5py.File, content: bytes, mask: int = 0) -> None:
+    """One chunk of 16 MiB, as any program may have written it."""
+    stored = file.create_dataset("data", (2**24,), "u1", chunks=(2**24,), compression="gzip")
+    stored.id.write_direct_chunk((0,), content, mask)
+
+
+def shuffled_last(file: h5py.File, _: Path) -> None:
+    """What is checked as gzip is then not what gzip gets."""
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_chunk((24,))
+    layout.set_deflate(9)
+    layout.set_shuffle()
+    space = h5py.h5s.create_simple((24,))
+    h5py.h5d.create(file.id, b"data", h5py.h5t.NATIVE_DOUBLE, space, layout)
+    file["data"][:] = POINTS.ravel()
+
+
 def linked(file: h5py.File, link: object) -> None:
     file["elsewhere"] = POINTS
     file["data"] = link
@@ -107,6 +124,21 @@ ATTACKS: dict[str, tuple[Make, str]] = {
         "has chunks of 2,147,483,648 bytes",
     ),
     "inflating": (inflating, "unpacks to more than its 100 bytes"),
+    # HDF5 would go on reading behind the end of either, until the process ends with a signal.
+    "cut short": (
+        lambda f, _: stored_chunk(f, zlib.compress(bytes(64)) + bytes(20_000)),
+        "unpacks to 64 of its 16,777,216 bytes",
+    ),
+    "cut short, not packed": (
+        lambda f, _: stored_chunk(f, bytes(20_000), 1),
+        "unpacks to 20,000 of its 16,777,216 bytes",
+    ),
+    "shuffled last": (shuffled_last, "is shuffled after it was packed"),
+    # Its filter starts anew with a little more memory, again and again, up to 88 times the chunk.
+    "lzf": (
+        lambda f, _: f.create_dataset("data", data=POINTS, compression="lzf"),
+        "packed with filter 32000",
+    ),
     "scale-offset": (
         lambda f, d: f.create_dataset("data", data=np.arange(99), scaleoffset=0),
         "packed with filter 6",
@@ -139,8 +171,7 @@ def test_an_attack_is_one_line_that_names_the_dataset(
         {"chunks": (1, 4, 3)},
         {"chunks": (64, 4, 3), "maxshape": (None, 4, 3)},
         {"compression": "gzip", "shuffle": True, "fletcher32": True},
-        {"compression": "lzf"},
-        {"fletcher32": True},
+        {"chunks": (1, 4, 3), "fletcher32": True},
     ],
 )
 def test_what_archives_use_is_read(tmp_path: Path, options: dict[str, object]) -> None:

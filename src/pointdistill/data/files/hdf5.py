@@ -37,10 +37,12 @@ _MOST_CHUNKS = 2**20
 _SMALL_BYTES = 2**20
 """Up to this size a dataset may be larger than that: an array of zeros is."""
 
-_GZIP, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000
-_FILTERS = {_GZIP: "gzip", _SHUFFLE: "shuffle", _FLETCHER32: "fletcher32", _LZF: "lzf"}
-"""Filters that h5py has built in. Those with parameters of their own for the size of what they unpack
-(scale-offset, n-bit, szip) are left out: no known archive uses them."""
+_GZIP, _SHUFFLE, _FLETCHER32 = 1, 2, 3
+_FILTERS = {_GZIP: "gzip", _SHUFFLE: "shuffle", _FLETCHER32: "fletcher32"}
+"""Filters whose result has a size that is checked before HDF5 runs them. The others that h5py has built in
+(lzf, scale-offset, n-bit, szip) are left out: no known archive uses them."""
+
+_CHECKSUM_BYTES = 4  # of fletcher32
 
 _KINDS = {h5py.h5t.INTEGER: "iu", h5py.h5t.FLOAT: "f", h5py.h5t.STRING: "S"}
 _CLASSES = {
@@ -201,8 +203,10 @@ def _check_place(name: str, layout: Any) -> None:
     if unknown:
         accepted = ", ".join(_FILTERS.values())
         _refuse(name, f"is packed with filter {unknown[0]}; accepted: none, {accepted}")
-    if len(set(filters)) < len(filters) or {_GZIP, _LZF} <= set(filters):
+    if len(set(filters)) < len(filters):
         _refuse(name, "is packed twice")
+    if {_GZIP, _SHUFFLE} <= set(filters) and filters.index(_GZIP) < filters.index(_SHUFFLE):
+        _refuse(name, "is shuffled after it was packed")
 
 
 def _checked_type(name: str, stored: Any, kinds: str) -> np.dtype[np.generic]:
@@ -230,9 +234,9 @@ def _checked_shape(name: str, space: Any) -> tuple[int, ...]:
 
 
 def _check_chunks(name: str, stored: Any, layout: Any, shape: tuple[int, ...], chunk: int) -> None:
-    """Raise if a stored chunk is larger than its values can be, or unpacks to more than them.
+    """Raise unless every stored chunk unpacks to exactly its values.
 
-    HDF5 goes on unpacking a chunk for as long as there is more of it, whatever size was declared.
+    HDF5 goes on unpacking a chunk for as long as there is more of it, and reads what lies behind one that has less.
     """
     lengths = zip(shape, layout.get_chunk(), strict=True)
     expected = math.prod(-(-length // step) for length, step in lengths)
@@ -241,14 +245,21 @@ def _check_chunks(name: str, stored: Any, layout: Any, shape: tuple[int, ...], c
     places: list[Any] = []
     stored.chunk_iter(places.append)
     filters = [layout.get_filter(number)[0] for number in range(layout.get_nfilters())]
-    # What gzip and lzf add to bytes that cannot be packed, and a checksum.
+    # What gzip adds to bytes that cannot be packed, and a checksum.
     most = chunk + chunk // 16 + 1024
     for place in places:
         if place.size > most:
             _refuse(name, f"has a chunk of {place.size:,} stored bytes for {chunk:,}")
-        if _GZIP not in filters or place.filter_mask >> filters.index(_GZIP) & 1:
-            continue
-        content = stored.read_direct_chunk(place.chunk_offset)[1]
-        # Four bytes more than the values, because a checksum may be packed with them.
-        if len(zlib.decompressobj().decompress(content, chunk + 5)) > chunk + 4:
+        # A chunk may leave out any of the filters.
+        used = [f for number, f in enumerate(filters) if not place.filter_mask >> number & 1]
+        size = place.size
+        if _GZIP in used:
+            content = stored.read_direct_chunk(place.chunk_offset)[1]
+            size = len(zlib.decompressobj().decompress(content, chunk + _CHECKSUM_BYTES + 1))
+        # A checksum is taken after packing, or before: then it is packed with the values.
+        with_values = _GZIP not in used[: used.index(_FLETCHER32)] if _FLETCHER32 in used else False
+        full = chunk + with_values * _CHECKSUM_BYTES
+        if size > full:
             _refuse(name, f"has a chunk that unpacks to more than its {chunk:,} bytes")
+        if size < full:
+            _refuse(name, f"has a chunk that unpacks to {size:,} of its {chunk:,} bytes")
