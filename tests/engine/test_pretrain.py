@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from pointdistill.engine.config.config import Recompute
 from pointdistill.engine.pretraining.loader import epoch_order
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import RunEnvironment, begin_run
-from pointdistill.engine.pretraining.state import list_checkpoints, load_latest
+from pointdistill.engine.pretraining.sharding import prepare_student
+from pointdistill.engine.pretraining.state import list_checkpoints, load_latest, new_state
+from pointdistill.engine.runtime.devices import build_accelerator
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.config import Mode
@@ -65,10 +68,33 @@ def test_a_run_from_before_a_setting_existed_resumes_with_its_default(
     (of_checkpoint,) = split.glob("checkpoints/*/*.json")
     for file in (split / "config.json", of_checkpoint):
         plain = json.loads(file.read_text())
-        del plain["config"]["koleo_weight"]
+        del plain["config"]["koleo_weight"], plain["config"]["checkpoint_patch_embedding"]
         file.write_text(json.dumps(plain))
     pretrain(config, corpus=memory_corpus, run=split, resume=True, options=options())
     assert_same_bits(whole, split)
+
+
+def test_recomputing_the_patch_embedding_changes_no_bit(
+    memory_corpus: MemoryCorpus, tmp_path: Path
+) -> None:
+    kept, again = tmp_path / "kept", tmp_path / "again"
+    for run, recompute in ((kept, Recompute.AUTO), (again, Recompute.ON)):
+        config = replace(micro_config(), checkpoint_patch_embedding=recompute, steps=3)
+        state = new_state(config)
+        prepare_student(state, build_accelerator("cpu", "auto"), "none")
+        assert state.student.encoder.patch_embedding.recompute == (recompute is Recompute.ON)
+        assert not state.teacher.encoder.patch_embedding.recompute
+        pretrain(config, corpus=memory_corpus, run=run, options=options())
+    assert losses(kept) == losses(again)
+    assert_same_bits(kept, again)
+    encoders = [json.loads((run / "encoder" / "config.json").read_text()) for run in (kept, again)]
+    assert encoders[0] == encoders[1]  # how it was trained is not a part of the model
+
+
+def test_by_default_only_a_gpu_recomputes_the_patch_embedding() -> None:
+    default = micro_config().checkpoint_patch_embedding
+    assert [default.applies_on(device) for device in ("cpu", "cuda")] == [False, True]
+    assert [Recompute.OFF.applies_on(device) for device in ("cpu", "cuda")] == [False, False]
 
 
 def test_same_seed_same_losses_and_another_seed_others(

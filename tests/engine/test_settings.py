@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pointdistill.data.files.schema import from_plain, to_plain
-from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.config.config import PretrainConfig, Recompute
 from pointdistill.engine.config.recipes import RECIPES, recipe
 from pointdistill.engine.config.settings import (
     RunOverrides,
@@ -112,6 +112,23 @@ def test_a_runs_own_configuration_is_the_run(tmp_path: Path) -> None:
     plain = to_plain(RECIPES["tiny-cls-no-crops"].config)
     file.write_text(json.dumps({"format": "pointdistill-run", "config": plain}))
     assert resolve_config(RunOverrides(config=file)).config == RECIPES["tiny-cls-no-crops"].config
+
+
+def test_a_runs_configuration_from_before_recomputing_is_complete(tmp_path: Path) -> None:
+    """It is accepted as it is, with a setting that its mode does not use."""
+    file = tmp_path / "config.json"
+    wanted = replace(RECIPES["tiny-mpm"].config, koleo_weight=0.5)
+    plain = to_plain(wanted)
+    assert plain.pop("checkpoint_patch_embedding") == "auto"
+    file.write_text(json.dumps({"format": "pointdistill-run", "config": plain}))
+    assert resolve_config(RunOverrides(config=file)).config == wanted
+
+
+def test_recomputing_the_patch_embedding_is_chosen_by_word() -> None:
+    chosen = resolve_config(RunOverrides(recipe="tiny", set=["checkpoint_patch_embedding=on"]))
+    assert chosen.config.checkpoint_patch_embedding is Recompute.ON
+    with pytest.raises(ConfigError, match="checkpoint_patch_embedding"):
+        resolve_config(RunOverrides(recipe="tiny", set=["checkpoint_patch_embedding=maybe"]))
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-cls", "tiny-mpm"])

@@ -55,6 +55,27 @@ def test_the_patch_embedding_is_the_plain_formula() -> None:
     torch.testing.assert_close(embedding(offsets), embedding.stage_two(joined).amax(-2))
 
 
+def test_a_recomputed_patch_embedding_has_the_same_bits_and_keeps_only_its_input() -> None:
+    embedding = PatchEmbedding(10, stage_one=(6, 8), stage_two=(12,), bias=True)
+    offsets, kept, gradients = torch.randn(2, 5, 7, 3), [], []
+    for recompute in (False, True):
+        embedding.recompute = recompute
+        sizes: dict[int, int] = {}
+
+        def keep(value: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[value.data_ptr()] = value.numel()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            embedded = embedding(offsets)
+        gradients.append(torch.autograd.grad(embedded.square().sum(), list(embedding.parameters())))
+        kept.append(sum(sizes.values()))
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.equal(plain, again)
+    assert kept[1] <= offsets.numel()
+    assert kept[0] > 4 * kept[1]
+
+
 @pytest.mark.parametrize(
     ("points", "message"),
     [

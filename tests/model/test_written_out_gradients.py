@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from pointdistill.model import losses
-from pointdistill.model.losses import patch_cross_entropy
+from pointdistill.model.losses import (
+    chunked_cross_entropy,
+    patch_cross_entropy,
+    plain_cross_entropy,
+)
 from pointdistill.model.transformer import rms_norm
 
 
@@ -57,3 +63,64 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     wanted = patch_cross_entropy(logits.float(), probs, index, student_temperature=0.1)
     torch.testing.assert_close(loss, wanted)
     assert torch.autograd.grad(loss, logits)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_that_a_gpu_compiles_is_the_one_in_chunks(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value and gradient, with a last chunk that is not full."""
+    monkeypatch.setattr(losses, "_CHUNK_ON_CPU", 4 * 33)
+    logits = draw(30, 33).to(dtype).requires_grad_()
+    probs = draw(12, 33, seed=1).float().softmax(-1)
+    index = torch.randint(0, 12, (30,), generator=torch.Generator().manual_seed(2))
+    plain, chunked = (
+        loss(logits, probs, index, 0.1) for loss in (plain_cross_entropy, chunked_cross_entropy)
+    )
+    torch.testing.assert_close(plain, chunked, rtol=2e-6, atol=0.0)
+    wanted, found = (torch.autograd.grad(loss, logits)[0] for loss in (chunked, plain))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, wanted)
+
+
+def test_on_a_cpu_the_loss_is_the_one_in_chunks_to_the_bit() -> None:
+    logits = draw(30, 33).float().requires_grad_()
+    probs, index = draw(30, 33, seed=1).float().softmax(-1), torch.arange(30)
+    loss = patch_cross_entropy(logits, probs, index, student_temperature=0.1)
+    chunked = chunked_cross_entropy(logits, probs, index, 0.1)
+    assert torch.equal(loss, chunked)
+    ours, theirs = (torch.autograd.grad(each, logits)[0] for each in (loss, chunked))
+    assert torch.equal(ours, theirs)
+
+
+def without_a_c_compiler(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+    def fails(*_: Tensor) -> Tensor:
+        raise RuntimeError("Failed to find C compiler\nand much more")
+
+    return fails
+
+
+def switched_off(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+    return function
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        (without_a_c_compiler, "Failed to find C compiler"),
+        (switched_off, "torch.compile is switched off"),
+    ],
+)
+def test_without_a_compiler_one_line_says_that_the_loss_is_in_chunks(
+    compiler: Callable[..., Callable[..., Tensor]],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch, "compile", compiler)
+    losses._compiled.cache_clear()
+    for _ in range(2):
+        assert losses._compiled(plain_cross_entropy, torch.device("cpu")) is None
+    losses._compiled.cache_clear()
+    (line,) = caplog.messages
+    assert line == f"the patch loss is computed in chunks, which takes longer: {reason}"

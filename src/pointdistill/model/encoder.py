@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pointdistill.errors import DataError
 from pointdistill.model.config import EncoderConfig
@@ -62,6 +63,9 @@ class PatchEmbedding(nn.Module):
     The second stage reads each point's features concatenated with their maximum over the patch.
     """
 
+    recompute = False
+    """Keep only the offsets for the backward pass, which then computes the rest again."""
+
     def __init__(
         self, width: int, *, stage_one: Sequence[int], stage_two: Sequence[int], bias: bool
     ) -> None:
@@ -71,6 +75,16 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, offsets: Tensor) -> Tensor:
         """(B, P, D) from (B, P, K, 3)."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self._embed(offsets)
+        # No layer draws random numbers. Keeping the generators' states all the same would make the host wait for
+        # the device.
+        embedded: Tensor = checkpoint(
+            self._embed, offsets, use_reentrant=False, preserve_rng_state=False
+        )
+        return embedded
+
+    def _embed(self, offsets: Tensor) -> Tensor:
         local = self.stage_one(offsets)
         summary = local.amax(-2)
         # A linear layer over [x, max] is the sum of one over x and one over max. The latter is computed once per

@@ -136,7 +136,8 @@ class StochasticDepth(nn.Module):
             return tokens + branch(tokens) * scale[:, None, None]
         order = torch.randperm(rows, generator=generator, device=tokens.device)
         subset = order[: max(1, round(keep * rows))]
-        update = branch(tokens[subset]) / keep
+        # Not ``tokens[subset]``, whose gradient sorts the indices on a GPU, since any of them could occur twice.
+        update = branch(tokens.index_select(0, subset)) / keep
         return tokens.index_add(0, subset, update.to(tokens.dtype))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from pointdistill.engine.runtime.schedules import ScheduleConfig
 from pointdistill.errors import ConfigError
@@ -26,6 +27,20 @@ RUN_FORMAT = "pointdistill-run"
 
 _SETTINGS_OF = {"patch": ("masking", "predictor"), "cls": ("local_crop", "koleo_weight")}
 """Settings, and tables of settings, that only one of the two objectives uses."""
+
+
+class Recompute(StrEnum):
+    """Whether activations are computed again in the backward pass instead of being kept for it."""
+
+    AUTO = "auto"
+    """On a GPU."""
+
+    ON = "on"
+    OFF = "off"
+
+    def applies_on(self, device_type: str) -> bool:
+        """Whether to recompute on a device of this type: ``cpu``, ``cuda``, …"""
+        return self is Recompute.ON or (self is Recompute.AUTO and device_type == "cuda")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +90,10 @@ class PretrainConfig:
     initialization: Initialization = Initialization.TRUNCATED_NORMAL
     """How the initial weights are drawn. The default is that of runs made before this setting existed; the recipes
     of small, base and large set it to ``authors``."""
+
+    checkpoint_patch_embedding: Recompute = Recompute.AUTO
+    """Keep none of the student's patch embedding for the backward pass, which takes less memory and more time. It
+    does not change the model or its losses."""
 
     seed: int = 0
 

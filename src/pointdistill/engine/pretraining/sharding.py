@@ -22,6 +22,9 @@ def prepare_student(state: TrainState, accelerator: Accelerator, sharding: str) 
         ConfigError: for ``fsdp`` on a single process.
     """
     student, processes = state.student, accelerator.num_processes
+    student.encoder.patch_embedding.recompute = state.config.checkpoint_patch_embedding.applies_on(
+        accelerator.device.type
+    )
     if sharding == "fsdp":
         if processes == 1:
             msg = (
