@@ -39,7 +39,7 @@ _LEAST_WIDTH = 80
 
 def echo(line: str = "", *, err: bool = False) -> None:
     """Print one line of a result, or with ``err`` a remark; what could steer a terminal becomes escapes."""
-    echo(one_line(line), err=err)
+    typer.echo(one_line(line), err=err)
 
 
 def confirm(question: str) -> bool:
