@@ -61,6 +61,11 @@ CLOUDS = {
     "# Number of points: 40, mean track length: 3.1\n"
     + rows([n, *p, 1, 2, 3, 0.5, *[1, 2] * (1 + n % 3)] for n, p in enumerate(TEXTS)),
     "prose.xyz": "# Created by a scanner\n" + rows(TEXTS),
+    "comma_names.txt": "z,x,y\n" + rows(SWAPPED),
+    "comma_names_spaced.xyz": "id, x [m], y [m], z [m]\n" + rows(COUNTED),
+    "comma_names_tabs.csv": "z,x,y\n" + rows(SWAPPED, "\t"),
+    "comma_names_counted.txt": "Z;X;Y\n40\n" + rows(SWAPPED),
+    "comma_names_decimal_commas.txt": "x,y,z\n" + rows(COMMAS),
     "trailing.csv": "x,y,z\n" + rows(([*p, ""] for p in TEXTS), ","),
 }  # fmt: skip
 
@@ -104,6 +109,8 @@ REFUSED = {
     "lost_field.csv": (rows(TEXTS, ",") + "1.0,2.0\n", "2 fields where the table has 3"),
     "more_fields.xyz": (rows(TEXTS) + "1.0 2.0 3.0 4.0\n", "4 fields where the table has 3"),
     "open_quote.csv": ("x,y,z\n" + rows(TEXTS, ",") + '"1,2,3\n', "quotes to end on their line"),
+    "fewer_comma_names.txt": ("x,y,z\n" + rows(COUNTED), "'x,y,z', none are surely x, y and z"),
+    "other_comma_names.txt": ("nx,ny,nz\n" + rows(TEXTS), "none are surely x, y and z"),
     "row_names.txt": ('"x" "y" "z"\n' + rows(COUNTED), "4 fields where the table has 3"),
 }  # fmt: skip
 

@@ -104,11 +104,12 @@ def plan(head: bytes) -> tuple[Table, bytes] | None:
         return None
     body = [line for line in lines[at : at + SAMPLE] if not line.lstrip().startswith(COMMENTS)]
     delimiter = delimiter or _delimiter(body[1:] or body)
-    header = fields(body[0], delimiter)
+    mark = _mark_of_names(body, delimiter)
+    header = fields(body[0], mark)
     if all(map(_is_value, header[:3])) and not _numbered(header, body[1:]):
         rows, names = body, None
     else:
-        rows, names = body[1:], fields(_UNIT_APART.sub(rb"\1", body[0]), delimiter)
+        rows, names = body[1:], fields(_UNIT_APART.sub(rb"\1", body[0]), mark)
         at += 1
         if rows and stated is None and rows[0].strip().isdigit():
             stated, at, rows = int(rows[0]), at + 1, rows[1:]
@@ -147,6 +148,25 @@ def _delimiter(rows: list[bytes]) -> bytes:
     if all(len(row) >= 3 and all(map(_is_value, row)) for row in words):
         return b" "
     return b"," if all(b"," in row for row in rows) else b" "
+
+
+def _mark_of_names(body: list[bytes], delimiter: bytes) -> bytes:
+    """What cuts a first row of names: some programs write ``x,y,z`` above rows with blanks or tabs between.
+
+    Another mark than that of the rows counts only if it gives a name to each field of the rows, and theirs does not
+    find x, y and z.
+    """
+    first = _UNIT_APART.sub(rb"\1", body[0])
+    names = fields(first, delimiter)
+    if all(map(_is_value, names[:3])) or _named_columns(names) is not None:
+        return delimiter
+    # A row that states the number of points may come before them.
+    width = max((len(fields(row, delimiter)) for row in body[1:3]), default=0)
+    for mark in (b",", b";", b"\t", b"|"):
+        others = fields(first, mark) if mark in first else []
+        if len(others) == width and _named_columns(others) is not None:
+            return mark
+    return delimiter
 
 
 def fields(row: bytes, delimiter: bytes) -> list[bytes]:
