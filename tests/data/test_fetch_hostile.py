@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import socketserver
 import threading
@@ -253,6 +254,53 @@ def test_a_file_that_is_compressed_on_its_way_is_refused(coding: str, tmp_path: 
     assert "comes compressed" in refusal(sends(head + b"abc"), tmp_path)
     with answering(sends(head + b"abc")) as (url, _):  # here it describes the file itself
         assert fetch(f"{url}.gz", tmp_path / "a.gz", sleep=no_sleep).bytes == 3
+
+
+@pytest.mark.parametrize("length", [b"-1", b"-5", b"-FFFFFFFF"])
+def test_a_piece_of_negative_length(
+    length: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's reader takes such a piece for one without an end, whatever number of bytes is asked for."""
+    head = OK + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n" + length + b"\r\n"
+    assert "no answer in 6 attempts" in refusal(endless(head), tmp_path)
+    monkeypatch.setattr("pointdistill.data.corpus_building.mixture_fetch._MOST_PAGE_BYTES", 1000)
+    with answering(endless(head)) as (url, _), pytest.raises(DataError, match=r"no answer in 6"):
+        list_models(url, sleep=no_sleep)
+
+
+DAMAGE = [
+    *({key: value} for key in ("total", "version", "url", "sha256") for value in (["6"], 6.5)),
+    {"total": "6"},
+    {"total": None},
+    {"more": 1},
+]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, None], ids=str)
+def test_a_damaged_note_beside_a_part_costs_the_part_alone(
+    damage: dict[str, object] | None, tmp_path: Path
+) -> None:
+    part = tmp_path / ".a.zip.part"
+    with answering(sends(OK + b'ETag: "a"\r\nContent-Length: 6\r\n\r\nabcdef')) as (url, requests):
+        note = {"url": url, "version": '"a"', "total": 6, "sha256": None}
+        text = "[" * 100_000 if damage is None else json.dumps(note | damage)
+        part.write_bytes(b"xyz")
+        part.with_name(".a.zip.part.json").write_text(text)
+        fetch(url, tmp_path / "a.zip", sleep=no_sleep)
+    assert (tmp_path / "a.zip").read_bytes() == b"abcdef"
+    assert b"Range" not in requests[0]
+
+
+def test_a_link_in_place_of_a_part_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"abc")
+    part = tmp_path / ".a.zip.part"
+    part.symlink_to(tmp_path / "mine")
+    with answering(sends(OK + b'ETag: "a"\r\nContent-Length: 6\r\n\r\nabcdef')) as (url, _):
+        note = {"url": url, "version": '"a"', "total": 6, "sha256": None}
+        part.with_name(".a.zip.part.json").write_text(json.dumps(note))
+        fetch(url, tmp_path / "a.zip", sleep=no_sleep)
+    assert (tmp_path / "a.zip").read_bytes() == b"abcdef"
+    assert (tmp_path / "mine").read_bytes() == b"abc"
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,28 @@ def test_a_lock_keeps_a_second_one_out_and_leaves_nothing(tmp_path: Path) -> Non
     assert [path.name for path in folder.iterdir()] == ["result"]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "pipe that is read", "link", "folder"])
+def test_what_is_no_lock_file_is_neither_waited_for_nor_followed(kind: str, tmp_path: Path) -> None:
+    """A folder from elsewhere may hold anything under the lock's name."""
+    pytest.importorskip("fcntl")
+    lock, reader = tmp_path / files.LOCK_NAME, -1
+    if kind == "link":
+        lock.symlink_to(tmp_path / "elsewhere")
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        os.mkfifo(lock)
+        reader = os.open(lock, os.O_RDONLY | os.O_NONBLOCK) if "read" in kind else -1
+    with (
+        pytest.raises(DataError, match=r"\.lock: is no lock file of this program; remove it"),
+        files.hold_folder(tmp_path, DataError("taken")),
+    ):
+        pass
+    if reader >= 0:
+        os.close(reader)
+    assert [path.name for path in tmp_path.iterdir()] == [files.LOCK_NAME]
+
+
 def test_without_file_locks_one_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

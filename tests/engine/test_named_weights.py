@@ -187,6 +187,10 @@ def test_a_file_that_is_no_checkpoint_is_refused(hub: LocalHub) -> None:
         (lambda hub: hub.files.pop(SMALL.file), "lists no AsymDSD-S_ShapeNet.ckpt with a checksum"),
         (lambda hub: setattr(hub, "listing", lambda: {"error": "x"}), "lists no AsymDSD-S"),
         (lambda hub: setattr(hub, "listing", lambda: ["odd", {"lfs": 3}]), "lists no AsymDSD-S"),
+        (
+            lambda hub: setattr(hub, "listing", lambda: json.loads("[" * 500 + "]" * 500)),
+            "nested more than 64 levels",
+        ),
     ],
 )
 def test_a_list_without_the_file(hub: LocalHub, cache: Path, change: object, reason: str) -> None:

@@ -84,6 +84,13 @@ def test_recipe_then_file_then_assignment_then_option(tmp_path: Path) -> None:
     assert found.remarks()[0].startswith("changed from tiny: masking.ratio = 0.6 (recipe: 0.7), ")
 
 
+def test_a_key_that_takes_minutes_to_read_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("seed = 1\n" + "a." * 50_000 + "b = 1\n")
+    with pytest.raises(DataError, match=r"run\.toml: not a TOML file .*a line of more than 1,024"):
+        resolve_config(RunOverrides(config=file))
+
+
 def test_a_file_may_name_its_recipe_and_the_option_decides(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('recipe = "tiny-mpm"\nseed = 5\n')

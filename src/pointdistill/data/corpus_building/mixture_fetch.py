@@ -6,7 +6,6 @@ a zip of its own.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -25,6 +24,7 @@ from pointdistill.data.corpus_building.source_status import (
 )
 from pointdistill.data.files.archive import zip_damage
 from pointdistill.data.files.download import DamagedError, Fetched, fetch
+from pointdistill.data.files.schema import parse_json
 from pointdistill.data.files.web import (
     RefusedError,
     announced_bytes,
@@ -315,8 +315,8 @@ def _read_page(url: str, *, first: bool, sleep: Callable[[float], None]) -> list
             raise
         return []
     try:
-        rows: Any = json.loads(content) if content.strip() else []
+        rows: Any = parse_json(content) if content.strip() else []
         return [str(row["name"]) for row in rows or [] if row.get("owner", OWNER) == OWNER]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{url}: is no list of models ({type(error).__name__}); fetch them by hand, one zip each"
         raise DataError(msg) from error

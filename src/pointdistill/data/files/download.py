@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import email.message
 import http.client
-import json
 import re
 import shutil
 import time
@@ -24,6 +23,7 @@ from pointdistill.data.files.files import (
     flush,
     hold_lock,
     no_room,
+    read_record,
     sha256_of,
     write_json,
 )
@@ -86,7 +86,7 @@ class _Part:
 
     @property
     def bytes(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
+        return self.path.stat().st_size if self.path.is_file() else 0
 
     @property
     def note(self) -> Path:
@@ -95,16 +95,19 @@ class _Part:
 
     def begin(self, noted: _Version) -> None:
         """Start an empty part of a version."""
+        self.path.unlink(missing_ok=True)
         self.path.write_bytes(b"")
         write_json(self.note, asdict(noted))
 
     def noted(self, url: str) -> _Version | None:
         """What the part belongs to; None if there is nothing from this address to resume."""
         try:
-            noted = _Version(**json.loads(self.note.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            noted = read_record(self.note, _Version)
+        except DataError:
             return None
-        return noted if noted.url == url and self.path.exists() else None
+        # A link or a pipe was not made here, and what it leads to is not to be written to.
+        ours = self.path.is_file() and not self.path.is_symlink()
+        return noted if noted.url == url and ours else None
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -291,13 +294,13 @@ def _append(
     done, most = part.bytes, total or _MOST_UNSTATED_BYTES
     with part.path.open("ab") as file, answer.connections.ended_after(timing.left(total)):
         while done < most:
-            # read1 returns what has arrived before a connection stalls; read would wait for a whole block.
-            block = answer.response.read1(min(_BLOCK_BYTES, most - done))
-            timing.check(total, done)
+            block = answer.block(min(_BLOCK_BYTES, most - done))
             if not block:
+                timing.check(total, done)
                 return
             file.write(block)
             done += len(block)
+            timing.check(total, done)
             if progress:
                 progress(done, total or None)
     if not total:

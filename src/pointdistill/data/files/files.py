@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -141,6 +142,9 @@ def hold_lock(
         lock: the file.
         busy: raised if another process holds the lock.
         make_folder: makes the folder of the lock; called again if another process removes it meanwhile.
+
+    Raises:
+        DataError: if a link, a folder or a pipe has the lock's name.
     """
     make_folder()
     if importlib.util.find_spec("fcntl") is None:
@@ -149,7 +153,7 @@ def hold_lock(
         return
     while True:
         try:
-            file = lock.open("a")
+            file = _open_lock(lock)
         except FileNotFoundError:  # another process has just removed the folder
             make_folder()
             continue
@@ -180,6 +184,25 @@ def hold_folder(folder: Path, busy: PointDistillError) -> Iterator[None]:
             (folder / LOCK_NAME).unlink(missing_ok=True)
             with suppress(OSError):  # where it is not empty
                 folder.rmdir()
+
+
+def _open_lock(lock: Path) -> IO[str]:
+    """A lock file, made if need be; a folder from elsewhere may hold a link, or a pipe that opening waits for."""
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+    strange = f"{lock}: is no lock file of this program; remove it, and run the same again"
+    try:
+        file = open(lock, "a", opener=opener)  # noqa: SIM115  the caller closes it
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise DataError(strange) from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DataError(strange)
+    return file
 
 
 def _acquire(file: IO[str], busy: PointDistillError) -> None:

@@ -236,7 +236,7 @@ def _checked_shape(name: str, space: Any) -> tuple[int, ...]:
 def _check_chunks(name: str, stored: Any, layout: Any, shape: tuple[int, ...], chunk: int) -> None:
     """Raise unless every stored chunk unpacks to exactly its values.
 
-    HDF5 goes on unpacking a chunk for as long as there is more of it, and reads what lies behind one that has less.
+    HDF5 goes on unpacking a chunk while there is more of it, and reads what lies behind one that has less.
     """
     lengths = zip(shape, layout.get_chunk(), strict=True)
     expected = math.prod(-(-length // step) for length, step in lengths)

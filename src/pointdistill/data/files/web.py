@@ -187,6 +187,20 @@ class Answer:
     response: http.client.HTTPResponse
     connections: _Connections
 
+    def block(self, most: int) -> bytes:
+        """The next bytes of the body, at least one and at most ``most``; none at its end.
+
+        Raises:
+            LostError: if more come than were asked for, as where a piece states a negative length.
+        """
+        # read1 returns what has arrived before a connection stalls; read would wait for a whole block, and for the
+        # end of a body whose piece has the length -1.
+        content = self.response.read1(most)
+        if len(content) > most:
+            cause = f"{len(content):,} bytes came where {most:,} were asked for"
+            raise LostError(cause)
+        return content
+
     def read(self, most: int) -> bytes:
         """The whole body, which is expected to be small.
 
@@ -194,15 +208,17 @@ class Answer:
             LostError: if bytes are missing.
             RefusedError: if it has more than ``most`` bytes.
         """
+        content = bytearray()
         with self.connections.ended_after(_PAGE_SECONDS):
-            content = self.response.read(most + 1)
+            while len(content) <= most and (block := self.block(most + 1 - len(content))):
+                content += block
         if len(content) > most:
             msg = f"{self.response.url}: sends more than {most:,} bytes; fetch it by hand"
             raise RefusedError(msg)
         if self.response.length:  # read() with a size does not complain about missing bytes
             cause = f"{len(content):,} bytes came and {self.response.length:,} are missing"
             raise LostError(cause)
-        return content
+        return bytes(content)
 
 
 @contextmanager

@@ -20,6 +20,9 @@ from pointdistill.model.config import Mode
 LARGEST_FILE = 2**20
 """Largest settings file in bytes, so that a corpus or checkpoint named by mistake is not read into memory."""
 
+LONGEST_LINE = 1024
+"""Longest line of a TOML file in bytes: reading a key takes time that grows with the square of its length."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOverrides:
@@ -123,8 +126,12 @@ def read_settings(path: Path) -> dict[str, Any]:
             msg = f"{path}: the run's configuration is damaged"
             raise DataError(msg)
         return config
+    content = path.read_bytes()
+    if max(map(len, content.splitlines()), default=0) > LONGEST_LINE:
+        msg = f"{path}: not a TOML file of settings (a line of more than {LONGEST_LINE:,} bytes)"
+        raise DataError(msg)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         msg = f"{path}: not a TOML file ({error}); write lines such as masking.ratio = 0.8"
         raise DataError(msg) from error

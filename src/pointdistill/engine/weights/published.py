@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -16,6 +15,7 @@ import torch
 
 from pointdistill.data.files.download import fetch
 from pointdistill.data.files.files import hold_folder, sha256_of
+from pointdistill.data.files.schema import parse_json
 from pointdistill.data.files.web import LostError, open_web, web_errors
 from pointdistill.engine.config.recipes import SIZES
 from pointdistill.engine.weights import REPOSITORY, PublishedWeights, hub_address, hub_is_off
@@ -216,7 +216,7 @@ def _listed_checksum(weights: PublishedWeights) -> str:
             msg = "HF_HUB_OFFLINE forbids a download"
             raise LostError(msg)
         with web_errors(url), open_web(url, timeout_seconds=HUB_SECONDS) as response:
-            listed = json.loads(response.read(_LONGEST_LIST))
+            listed = parse_json(response.read(_LONGEST_LIST))
     except (LostError, DataError, ValueError) as error:
         reason = f"the Hub cannot be reached ({error})" if isinstance(error, LostError) else error
         msg = (
