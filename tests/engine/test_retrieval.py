@@ -297,6 +297,10 @@ def test_a_folder_that_cannot_be_measured(workplace: Path, own_folder: Path) -> 
     with pytest.raises(ConfigError, match="your own shapes are a folder of data") as caught:
         measure(workplace, benchmark="folder")
     assert caught.value.settings == ("data", "split", "stand_in")
+    with pytest.raises(
+        ConfigError, match="nothing requested of folder is tested after every epoch"
+    ):
+        measure(workplace, benchmark="folder", data=own_folder, hold_out=0.1)
     with pytest.raises(ConfigError, match="psb has its own axes"):
         measure(workplace, stand_in=True, up="y")
     shutil.rmtree(own_folder / "bottle")
