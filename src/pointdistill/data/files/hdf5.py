@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
@@ -185,7 +185,8 @@ def open_hdf5(
             yield InertFile(file, size)
 
 
-def _refuse(name: str, what: str) -> None:
+def _refuse(name: str, what: str) -> NoReturn:
+    """Raise an error about a dataset; `open_hdf5` adds the file."""
     msg = f"{name!r} {what}"
     raise DataError(msg)
 
@@ -238,17 +239,17 @@ def _check_chunks(name: str, stored: Any, layout: Any, shape: tuple[int, ...], c
     expected = math.prod(-(-length // step) for length, step in lengths)
     if not stored.get_num_chunks() <= expected <= _MOST_CHUNKS:
         _refuse(name, f"has {stored.get_num_chunks():,} chunks of {expected:,}")
-    places: list[Any] = []
-    stored.chunk_iter(places.append)
+    chunks: list[Any] = []
+    stored.chunk_iter(chunks.append)
     filters = [layout.get_filter(number)[0] for number in range(layout.get_nfilters())]
     # What gzip and lzf add to bytes that cannot be packed, and a checksum.
     most = chunk + chunk // 16 + 1024
-    for place in places:
-        if place.size > most:
-            _refuse(name, f"has a chunk of {place.size:,} stored bytes for {chunk:,}")
-        if _GZIP not in filters or place.filter_mask >> filters.index(_GZIP) & 1:
+    for packed in chunks:
+        if packed.size > most:
+            _refuse(name, f"has a chunk of {packed.size:,} stored bytes for {chunk:,}")
+        if _GZIP not in filters or packed.filter_mask >> filters.index(_GZIP) & 1:
             continue
-        content = stored.read_direct_chunk(place.chunk_offset)[1]
+        content = stored.read_direct_chunk(packed.chunk_offset)[1]
         # Four bytes more than the values, because a checksum may be packed with them.
         if len(zlib.decompressobj().decompress(content, chunk + 5)) > chunk + 4:
             _refuse(name, f"has a chunk that unpacks to more than its {chunk:,} bytes")
