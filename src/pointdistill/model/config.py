@@ -212,7 +212,11 @@ class MaskingConfig:
             raise ConfigError(msg)
 
     def hidden_patches(self, patches: int) -> int:
-        """Number of hidden patches out of ``patches``: 45 of 64 at the default ratio."""
+        """Number of hidden patches out of ``patches``: 45 of 64 at the default ratio.
+
+        Raises:
+            ConfigError: if that is none of them, or all.
+        """
         hidden = round(self.ratio * patches)
         if not 0 < hidden < patches:
             msg = f"masking.ratio {self.ratio!r} hides {hidden} of {patches} patches; it must hide some, not all"
