@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pointdistill.cli import main, options
 from pointdistill.cli.options import ModeName, Size
 from pointdistill.engine.config.recipes import SIZES
 from pointdistill.engine.runtime import devices
+from pointdistill.engine.runtime import doctor as engine_doctor
+from pointdistill.errors import DataError
 from pointdistill.model.config import Mode
 
 
@@ -82,6 +85,34 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert message in said
     assert len(said.strip().splitlines()) == 1
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(), 1, ""),
+        (OSError(errno.ENOSPC, "no space", "out.npz"), 2, "error: out.npz: no space; give another"),
+        (MemoryError(), 2, "error: not enough memory"),
+        (DataError("a: damaged", settings=("data",)), 2, "error: a: damaged (--data)"),
+    ],
+)
+def test_what_ends_a_command_decides_its_exit_code(
+    raised: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def examine() -> None:
+        raise raised
+
+    monkeypatch.setattr(engine_doctor, "examine", examine)
+    assert run("doctor") == code
+    # Some versions of typer end an interrupted command themselves, without the program's own line.
+    said = capsys.readouterr().err.strip().removesuffix("interrupted")
+    assert said.startswith(line)
+    assert len(said.splitlines()) == bool(line)
 
 
 def test_doctor_finds_nothing_that_stops_a_run(

@@ -60,6 +60,7 @@ def test_tables(
     print_table(Table(name, (name,), ((name,),), (name,)), whole=whole)
     shown = capsys.readouterr().out
     assert r"\u001b[2J" in shown
+    assert terminal or "\n| --- |\n" in shown, "in a file, Markdown"
     for _ in range(9):  # what rich itself adds, on a terminal only
         for own in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[3m"):
             shown = shown.replace(own, "")

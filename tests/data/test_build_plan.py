@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pointdistill.data.corpus_building.division import (
@@ -14,7 +15,9 @@ from pointdistill.data.corpus_building.division import (
     SHARD_SHAPES,
     Piece,
     Plan,
+    Span,
     make_plan,
+    tile,
 )
 
 
@@ -69,3 +72,20 @@ def test_the_pieces_of_a_shard_are_found_without_a_look_at_all_others() -> None:
     for shard, pieces in by_shard:
         assert counted.pieces_of(shard) == tuple(pieces)
     assert len(looks) < 40 * plan.shards
+
+
+def test_what_a_killed_build_left_covers_every_shape_once() -> None:
+    """Finished spans may overlap, be empty, or reach beyond the shard; every shape is in one span or one gap."""
+    whole = Span(10, 40)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        finished = [Span(start, start + int(rng.integers(9))) for start in rng.integers(5, 42, 8)]
+        used, gaps = tile(whole, finished)
+        covered = sorted(itertools.chain(used, gaps))
+        assert [k for span in covered for k in range(*span)] == list(range(*whole))
+        assert set(used) <= set(finished)
+        for span in finished:
+            inside = whole.start <= span.start and span.stop <= whole.stop
+            lies_in_a_gap = any(gap.start <= span.start and span.stop <= gap.stop for gap in gaps)
+            assert not (inside and span.shapes and lies_in_a_gap), "a usable span is made again"
+    assert tile(whole, [Span(10, 15), Span(10, 40)])[0] == [Span(10, 40)], "the longer one"

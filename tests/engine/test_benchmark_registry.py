@@ -17,6 +17,8 @@ from pointdistill.data.benchmarks.registry import (
     BenchmarkRow,
     benchmark_spec,
     benchmark_specs,
+    choose_splits,
+    find_archive,
     spec_titled,
     trainable_benchmarks,
 )
@@ -34,6 +36,7 @@ from pointdistill.engine.evaluation.leak_check import LeakRequest, check_leaks
 from pointdistill.engine.finetuning.finetune import finetune
 from pointdistill.engine.finetuning.request import FinetuneRequest
 from pointdistill.engine.pretraining.online_probe import open_labelled_set
+from pointdistill.errors import ConfigError
 from tests.engine.labelled import saved_encoder
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
@@ -175,6 +178,27 @@ def test_titles_names_and_stand_ins_fit_together() -> None:
         module, _, function = spec.stand_in_maker.partition(":")
         assert callable(getattr(__import__(module, fromlist=["_"]), function))
     assert spec_titled("Toys") is None
+
+
+def test_splits_are_measured_in_their_official_order() -> None:
+    typed = ("PB-T50-RS", "OBJ-BG")
+    assert choose_splits("scanobjectnn", typed) == ("OBJ-BG", "PB-T50-RS")
+    assert choose_splits("scanobjectnn", ()) == benchmark_spec("scanobjectnn").splits
+    assert choose_splits("psb", ()) == benchmark_spec("psb").default_splits
+    with pytest.raises(ConfigError, match="no split 'OBJ'; choose from OBJ-BG"):
+        choose_splits("scanobjectnn", ("OBJ",))
+
+
+def test_an_archive_is_found_in_any_of_its_forms(tmp_path: Path) -> None:
+    """Where there are several, the first; where there is none, messages name the first."""
+    for name in ("shapenetpart", "psb"):
+        folder = tmp_path / name
+        places = [folder / archive for archive in benchmark_spec(name).archives]
+        assert len(places) == 2
+        assert find_archive(name, data=folder, folder=tmp_path) == places[0]
+        for place in reversed(places):
+            place.mkdir(parents=True)
+            assert find_archive(name, data=folder, folder=tmp_path) == place
 
 
 def test_a_licence_is_that_of_the_source_of_the_same_data() -> None:

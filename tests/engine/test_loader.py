@@ -44,8 +44,12 @@ def test_an_epoch_visits_every_shape_once_and_drops_the_last_partial_batch() -> 
     assert seen == epoch_order(10, seed=3, epoch=0)[:8].tolist()
 
 
-def test_epochs_differ() -> None:
-    assert epoch_order(50, seed=3, epoch=0).tolist() != epoch_order(50, seed=3, epoch=1).tolist()
+def test_orders_of_all_epochs_and_seeds_differ() -> None:
+    """Also epoch 1 of seed 0 and epoch 0 of seed 1: no run visits shapes as another one does, an epoch later."""
+    orders = {
+        tuple(epoch_order(50, seed=seed, epoch=epoch)) for seed in range(3) for epoch in range(3)
+    }
+    assert len(orders) == 9
 
 
 def test_beginning_in_the_middle_gives_the_same_batches() -> None:

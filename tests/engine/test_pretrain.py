@@ -22,6 +22,7 @@ from pointdistill.engine.runtime.devices import build_accelerator
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.config import Mode
+from pointdistill.model.distillation import Predictions, Student, Views
 from pointdistill.reporter import StepRecord
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_same_bits, losses, options, weights
@@ -45,6 +46,24 @@ def test_resumed_run_equals_uninterrupted_run(
     assert_same_bits(whole, split)
     assert losses(whole) == losses(split)
     assert len(losses(whole)) == 7
+
+
+def test_every_step_and_every_seed_draw_stochastic_depth_of_their_own(
+    memory_corpus: MemoryCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    forward = Student.forward
+
+    def noted(self: Student, views: Views, generator: torch.Generator | None = None) -> Predictions:
+        assert generator is not None
+        drawn.append(generator.initial_seed())
+        return forward(self, views, generator)
+
+    monkeypatch.setattr(Student, "forward", noted)
+    for seed in (0, 1):
+        config = replace(micro_config(), seed=seed)
+        pretrain(config, corpus=memory_corpus, run=tmp_path / str(seed), options=options(stop_at=2))
+    assert len(drawn) == len(set(drawn)) == 4
 
 
 def test_the_loss_counts_koleo_with_the_configured_weight(

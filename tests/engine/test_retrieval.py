@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import StratifiedKFold
 
 from pointdistill.data.benchmark_standins import HalfSizes, make_psb_stand_in
 from pointdistill.data.benchmarks.psb import read_psb
@@ -21,10 +22,12 @@ from pointdistill.engine.evaluation import retrieval
 from pointdistill.engine.evaluation.evaluate import EvaluationRequest, Outcome, evaluate_saved
 from pointdistill.engine.evaluation.leak_check import held_out_of
 from pointdistill.engine.evaluation.retrieval import (
+    comparable,
     retrieval_figures,
     shape_score,
     standardised,
 )
+from pointdistill.engine.features import Samples, nearest_neighbour_probe
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import Reporter
 from tests.engine.labelled import saved_encoder
@@ -150,6 +153,28 @@ def test_cross_validation_tests_each_large_class() -> None:
         shape_score(features.index_fill(0, torch.tensor([3]), math.nan), labels, "svm", seed=0)
 
 
+def test_no_fold_knows_the_mean_and_axes_of_its_test_shapes() -> None:
+    """Against a loop over the folds, where the space of all shapes would give other figures."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    features = torch.randn(60, 6, generator=generator)
+    features[:, 0] += 1.5 * labels
+
+    def mean_accuracy(*, leaking: bool) -> float:
+        accuracies = []
+        for train, test in StratifiedKFold(5, shuffle=True, random_state=4).split(labels, labels):
+            like = features if leaking else features[train]
+            known, asked = (
+                Samples(comparable(features[part], like), labels[part]) for part in (train, test)
+            )
+            accuracies.append(nearest_neighbour_probe(known, asked).accuracy)
+        return float(np.mean(accuracies))
+
+    score = shape_score(features, labels.numpy(), "knn", seed=4)
+    assert score.accuracy == pytest.approx(mean_accuracy(leaking=False))
+    assert score.accuracy != pytest.approx(mean_accuracy(leaking=True))
+
+
 class Lines(Reporter):
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -272,6 +297,10 @@ def test_a_folder_that_cannot_be_measured(workplace: Path, own_folder: Path) -> 
     with pytest.raises(ConfigError, match="your own shapes are a folder of data") as caught:
         measure(workplace, benchmark="folder")
     assert caught.value.settings == ("data", "split", "stand_in")
+    with pytest.raises(
+        ConfigError, match="nothing requested of folder is tested after every epoch"
+    ):
+        measure(workplace, benchmark="folder", data=own_folder, hold_out=0.1)
     with pytest.raises(ConfigError, match="psb has its own axes"):
         measure(workplace, stand_in=True, up="y")
     shutil.rmtree(own_folder / "bottle")

@@ -233,7 +233,7 @@ def test_statistics_that_do_not_fit_are_left_out_with_a_line(folder: Path) -> No
     index = embedded("whole.npz")
     path.write_bytes(path.read_bytes()[:200])
     assert search_all([query], index, reporter=said).compared.startswith("features minus")
-    assert "not readable as safetensors" in said.lines[-1]
+    assert "damaged (" in said.lines[-1]
 
 
 class Lines(Reporter):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pointdistill.cli.console import confirm, console_reporter, echo, echo_lines, print_table
-from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
+from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,13 +41,7 @@ def embed(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File to write: .npz or .parquet.")
     ] = Path("embedding.npz"),
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
-            "Default: the last run made here."
-        ),
-    ] = None,
+    encoder: EncoderOption = None,
     features: Annotated[
         FeatureName,
         typer.Option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, print_table
-from pointdistill.cli.options import require_encoder, require_paths
+from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
 
@@ -45,14 +45,7 @@ def evaluate(
             help="What to measure on; folder: your own shapes, see --data; all: every benchmark with data here."
         ),
     ],
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
-            "Default: the last run made here.",
-        ),
-    ] = None,
+    encoder: EncoderOption = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -126,7 +119,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder that results are added to; by default inside the run."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Measure an encoder on a benchmark, the published figures beside ours.
 

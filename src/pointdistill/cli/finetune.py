@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
-from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
+from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
 from pointdistill.data.benchmarks.registry import trainable_benchmarks
 from pointdistill.errors import ConfigError
 
@@ -43,14 +43,7 @@ def finetune(
             help="Your folder, with one sub-folder of meshes or clouds per class; or a benchmark's archive."
         ),
     ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
-            "Default: the last run made here.",
-        ),
-    ] = None,
+    encoder: EncoderOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder of the model; by default under models/."),

@@ -51,6 +51,14 @@ CorpusArgument = Annotated[
     Path | None,
     typer.Argument(help="The corpus folder. Default: the last one made in this folder."),
 ]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
+        "Default: the last run made here, or else the encoder that comes with the program.",
+    ),
+]
 RecipeOption = Annotated[
     str | None,
     typer.Option(help="A complete run by name; `pointdistill recipes` lists them."),

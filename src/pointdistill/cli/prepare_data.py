@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from pointdistill.cli.console import echo
+from pointdistill.cli.console import console_reporter, echo
+from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
     from pointdistill.data.corpus_building import BuildReport, BuildSettings, ShapeLimits
@@ -140,7 +141,6 @@ def prepare_data(
     Shapes that cannot be used are left out and listed in refused.jsonl in the corpus; those that were
     given up before they were read can be tried again with --retry.
     """
-    from pointdistill.cli.console import console_reporter
     from pointdistill.data.corpus_building import BuildSettings
     from pointdistill.data.corpus_building.prepare import prepare_corpus
     from pointdistill.data.sources import SourceRequest
@@ -226,9 +226,7 @@ def _fetch_benchmark(name: str, folder: Path | None, *, fetch: bool) -> None:
     Raises:
         ConfigError: if it is not to be downloaded: no corpus is made of it.
     """
-    from pointdistill.cli.console import console_reporter
     from pointdistill.data.benchmarks.registry import fetch_benchmark
-    from pointdistill.errors import ConfigError
 
     if not fetch:
         msg = (
@@ -288,7 +286,6 @@ def _typed(
 def _limits(deadline: float, memory: float | None) -> ShapeLimits:
     from pointdistill.data.corpus_building.limits import ShapeLimits
     from pointdistill.data.files.processes import GIB
-    from pointdistill.errors import ConfigError
 
     if memory is None:
         return ShapeLimits(deadline_seconds=deadline)
@@ -336,7 +333,6 @@ def _mixture_request(
     commercial_only: bool,
 ) -> MixtureRequest:
     from pointdistill.data.corpus_building.source_status import MixtureRequest
-    from pointdistill.errors import ConfigError
 
     if path is None:
         msg = f"{_MIXTURE} needs the folder that holds the archives; give it with --archives"
@@ -362,8 +358,6 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 def _refuse(options: Mapping[str, object], reason: str) -> None:
     """Raise if one of these options was used, which has no meaning here."""
-    from pointdistill.errors import ConfigError
-
     for option, value in options.items():
         if value is not None and value is not False:  # 0 is a value too
             msg = f"{option} has no meaning for {reason}"

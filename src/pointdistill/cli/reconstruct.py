@@ -9,18 +9,11 @@ from typing import Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, print_table
-from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
+from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
 
 
 def reconstruct(
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
-            "Default: the last run made here.",
-        ),
-    ] = None,
+    encoder: EncoderOption = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Corpus folder; by default the last one made in this folder."),

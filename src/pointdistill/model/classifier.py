@@ -119,7 +119,10 @@ class NormedMlp(nn.Module):
         return self.after_first_linear(self.first_linear(rows), generator)
 
     def after_first_linear(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The rest of ``forward``, for callers who compute the first linear layer in a cheaper way."""
+        """The rest of ``forward``: (..., outputs) from what the first linear layer gives, (..., hidden).
+
+        For callers who compute that layer in a cheaper way.
+        """
         for place, norm in enumerate(self.norms):
             rows = norm(rows.flatten(0, -2)).view(rows.shape)
             rows = functional.gelu(rows)
@@ -131,7 +134,7 @@ class NormedMlp(nn.Module):
 
 
 def dropout(rows: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Set a random share of the entries to zero, and divide the others by the remaining share.
+    """Rows of any shape with a random share ``rate`` of the entries set to zero, the others divided by 1 - rate.
 
     A generator is required unless the rate is 0.
     """

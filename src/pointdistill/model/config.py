@@ -60,6 +60,23 @@ MOST_POINTS = 2**20
 """Largest number of points of a cloud that a network sees, for the same reason."""
 
 
+def _check_patches(points: int, patches: int, patch_points: int, *, prefix: str = "") -> None:
+    """Raise unless the patches fit into a view of this many points; ``prefix`` is the table's, for the message."""
+    # Weights say nothing of these, so a file from elsewhere could ask for any amount of memory.
+    if points > MOST_POINTS or patches * patch_points > 4 * MOST_POINTS:
+        msg = (
+            f"{prefix}points must be at most {MOST_POINTS:,}, and all its patches together at most four "
+            f"times that, got {points} points and {patches} patches of {patch_points}"
+        )
+        raise ConfigError(msg)
+    if not (1 <= patches <= points and 1 <= patch_points <= points):
+        msg = (
+            f"{prefix}patches and {prefix}patch_points must lie in 1 to points ({points}), "
+            f"got {patches} and {patch_points}"
+        )
+        raise ConfigError(msg)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
     """The sizes of an encoder and of the views it is pretrained on; the defaults are the small model's."""
@@ -108,19 +125,7 @@ class EncoderConfig:
         if not 0.0 <= self.drop_path < 1.0:
             msg = f"encoder.drop_path must lie in [0, 1), got {self.drop_path!r}"
             raise ConfigError(msg)
-        # Weights say nothing of these, so a file from elsewhere could ask for any amount of memory.
-        if self.points > MOST_POINTS or self.patches * self.patch_points > 4 * MOST_POINTS:
-            msg = (
-                f"encoder.points must be at most {MOST_POINTS:,}, and all its patches together at most four "
-                f"times that, got {self.points} points and {self.patches} patches of {self.patch_points}"
-            )
-            raise ConfigError(msg)
-        if not (1 <= self.patches <= self.points and 1 <= self.patch_points <= self.points):
-            msg = (
-                f"encoder.patches and encoder.patch_points must lie in 1 to points ({self.points}), "
-                f"got {self.patches} and {self.patch_points}"
-            )
-            raise ConfigError(msg)
+        _check_patches(self.points, self.patches, self.patch_points, prefix="encoder.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +212,11 @@ class MaskingConfig:
             raise ConfigError(msg)
 
     def hidden_patches(self, patches: int) -> int:
-        """Number of hidden patches out of ``patches``: 45 of 64 at the default ratio."""
+        """Number of hidden patches out of ``patches``: 45 of 64 at the default ratio.
+
+        Raises:
+            ConfigError: if that is none of them, or all.
+        """
         hidden = round(self.ratio * patches)
         if not 0 < hidden < patches:
             msg = f"masking.ratio {self.ratio!r} hides {hidden} of {patches} patches; it must hide some, not all"
@@ -251,19 +260,7 @@ class CropConfig:
         if self.count < 1:
             msg = f"a kind of view needs a count of at least 1, got {self.count}"
             raise ConfigError(msg)
-        # Weights say nothing of these, so a file from elsewhere could ask for any amount of memory.
-        if self.points > MOST_POINTS or self.patches * self.patch_points > 4 * MOST_POINTS:
-            msg = (
-                f"encoder.points must be at most {MOST_POINTS:,}, and all its patches together at most four "
-                f"times that, got {self.points} points and {self.patches} patches of {self.patch_points}"
-            )
-            raise ConfigError(msg)
-        if not (1 <= self.patches <= self.points and 1 <= self.patch_points <= self.points):
-            msg = (
-                f"patches and patch_points must lie in 1 to points ({self.points}), "
-                f"got {self.patches} and {self.patch_points}"
-            )
-            raise ConfigError(msg)
+        _check_patches(self.points, self.patches, self.patch_points)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -82,7 +82,7 @@ class TeacherOutput(NamedTuple):
     """(B · V, P, D), after the final norm."""
 
     def centered(self, centers: Mapping[Head, Tensor]) -> TeacherOutput:
-        """The same output with each head's centre subtracted from its logits."""
+        """The same output with each head's centre (Q,) subtracted from its logits."""
         logits = {head: values - centers[head] for head, values in self.logits.items()}
         return self._replace(logits=logits)
 

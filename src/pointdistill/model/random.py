@@ -111,6 +111,5 @@ def _signed(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
 
 
-_GOLDEN_LOW = (
-    2654435761  # Knuth's multiplicative constant; spreads the 32-bit hashes of names over 64 bits
-)
+# Knuth's multiplicative constant; spreads the 32-bit hashes of names over 64 bits.
+_GOLDEN_LOW = 2654435761

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
@@ -187,7 +187,8 @@ def open_hdf5(
             yield InertFile(file, size)
 
 
-def _refuse(name: str, what: str) -> None:
+def _refuse(name: str, what: str) -> NoReturn:
+    """Raise an error about a dataset; `open_hdf5` adds the file."""
     msg = f"{name!r} {what}"
     raise DataError(msg)
 
@@ -242,19 +243,19 @@ def _check_chunks(name: str, stored: Any, layout: Any, shape: tuple[int, ...], c
     expected = math.prod(-(-length // step) for length, step in lengths)
     if not stored.get_num_chunks() <= expected <= _MOST_CHUNKS:
         _refuse(name, f"has {stored.get_num_chunks():,} chunks of {expected:,}")
-    places: list[Any] = []
-    stored.chunk_iter(places.append)
+    chunks: list[Any] = []
+    stored.chunk_iter(chunks.append)
     filters = [layout.get_filter(number)[0] for number in range(layout.get_nfilters())]
     # What gzip adds to bytes that cannot be packed, and a checksum.
     most = chunk + chunk // 16 + 1024
-    for place in places:
-        if place.size > most:
-            _refuse(name, f"has a chunk of {place.size:,} stored bytes for {chunk:,}")
+    for packed in chunks:
+        if packed.size > most:
+            _refuse(name, f"has a chunk of {packed.size:,} stored bytes for {chunk:,}")
         # A chunk may leave out any of the filters.
-        used = [f for number, f in enumerate(filters) if not place.filter_mask >> number & 1]
-        size = place.size
+        used = [f for number, f in enumerate(filters) if not packed.filter_mask >> number & 1]
+        size = packed.size
         if _GZIP in used:
-            content = stored.read_direct_chunk(place.chunk_offset)[1]
+            content = stored.read_direct_chunk(packed.chunk_offset)[1]
             size = len(zlib.decompressobj().decompress(content, chunk + _CHECKSUM_BYTES + 1))
         # A checksum is taken after packing, or before: then it is packed with the values.
         with_values = _GZIP not in used[: used.index(_FLETCHER32)] if _FLETCHER32 in used else False

@@ -8,6 +8,7 @@ of its values is used. Readers of HDF5, safetensors and npz check shapes and typ
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import json
 import math
@@ -99,20 +100,14 @@ def read_bounded(path: Path, most: int = MOST_RECORD_BYTES) -> bytes:
         OSError: if there is none.
         ValueError: if it is anything else, such as a pipe or a device, or has more than ``most`` bytes.
     """
-    with path.open("rb") if _is_regular(path) else _refuse_irregular(path) as file:
-        return read_at_most(file, most)
-
-
-def _is_regular(path: Path) -> bool:
-    # Opening a pipe would wait for someone to write to it. A missing file gets the error of opening it.
-    return path.is_file() or not path.exists()
-
-
-def _refuse_irregular(path: Path) -> typing.NoReturn:
     if path.is_dir():
-        raise IsADirectoryError(21, "is a folder", str(path))
-    msg = "no regular file"
-    raise ValueError(msg)
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    # Not opened: a pipe would wait for someone to write to it. A missing file gets the error of opening it.
+    if path.exists() and not path.is_file():
+        msg = "no regular file"
+        raise ValueError(msg)
+    with path.open("rb") as file:
+        return read_at_most(file, most)
 
 
 class Readable(typing.Protocol):

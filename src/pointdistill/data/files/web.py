@@ -33,9 +33,8 @@ _ATTEMPTS = 6  # in a row without a single new byte
 _FIRST_PAUSE_SECONDS = 1.0  # doubled after each failed attempt
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-COUNT = re.compile(
-    r"[0-9]{1,18}"
-)  # longer numbers are no lengths, and Python refuses those of 5,000 digits
+# Longer numbers are no lengths, and Python refuses those of 5,000 digits.
+COUNT = re.compile(r"[0-9]{1,18}")
 
 # The Hugging Face Hub describes the file behind a redirect by these.
 _CHECKSUM_HEADER = "X-Linked-Etag"

@@ -135,6 +135,10 @@ class Similarity:
 def starting_turns(probes: Floats, tree: KDTree) -> list[Similarity]:
     """Turns to start from: of 30, the local minima of the probes' distance to the cloud.
 
+    Args:
+        probes: (p, 3), placed on the cloud but for a turn about z.
+        tree: the cloud's points.
+
     Returns:
         At most 4, the closest first.
     """

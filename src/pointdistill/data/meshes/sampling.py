@@ -121,7 +121,8 @@ def _half_cross(first: Floats, second: Floats) -> Floats:
 
 
 def has_area(vertices: Floats, faces: Indices) -> bool:
-    """Whether any triangle has an area; usually one of the first few has."""
+    """Whether any triangle, of vertices (V, 3) and faces (F, 3), has an area."""
+    # In larger and larger blocks, since usually one of the first few has.
     step = 64
     start = 0
     while start < len(faces):

@@ -298,7 +298,7 @@ def room_points(depth: NDArray[np.float64], camera: Numbers, tilt: Numbers) -> N
 
 
 def inside_box(points: NDArray[np.float64], box: Box) -> NDArray[np.float64]:
-    """The points inside an oriented box."""
+    """Those of (n, 3) points that lie inside an oriented box, in the same frame and unit."""
     axes = np.reshape(box.axes, (3, 3))
     lengths = np.linalg.norm(axes, axis=1, keepdims=True)
     along = (points - np.asarray(box.centre)) @ (axes / np.where(lengths > 0, lengths, 1.0)).T

@@ -30,16 +30,14 @@ from pointdistill.data.synthetic_shapes.procedural_parts import (
     swept,
     towards,
 )
-from pointdistill.data.synthetic_shapes.shape import BuiltinShape, face_areas
+from pointdistill.data.synthetic_shapes.shape import SMALLEST_FACE, BuiltinShape, face_areas
 
 PROCEDURAL = "procedural"
 """Stands in the place of the category's name."""
 
-_SMALLEST_FACE = 1e-9  # area in units of the shape's diagonal squared, as in `make_shape`
 _MOST_FACES = 60_000
-_THINNEST = (
-    0.04  # second longest side of the bounding box over the longest; below that a shape is a line
-)
+# Second longest side of the bounding box over the longest; below that a shape is a line.
+_THINNEST = 0.04
 _TRIES = 20
 
 
@@ -82,7 +80,7 @@ def _finished(mesh: Mesh, draw: Draw) -> Mesh | None:
     if not np.isfinite(vertices).all() or len(mesh.faces) > _MOST_FACES:
         return None
     area = face_areas(vertices, mesh.faces)
-    used = area > _SMALLEST_FACE * float((np.ptp(vertices, axis=0) ** 2).sum())
+    used = area > SMALLEST_FACE * float((np.ptp(vertices, axis=0) ** 2).sum())
     if used.sum() < 2:
         return None
     faces = mesh.faces[used]

@@ -18,9 +18,8 @@ from pointdistill.data.synthetic_shapes.mesh import (
 )
 from pointdistill.errors import ConfigError
 
-_SMALLEST_FACE = (
-    1e-9  # area in units of the shape's diagonal squared; no sample would hit a smaller face
-)
+SMALLEST_FACE = 1e-9
+"""Area in units of the shape's diagonal squared; no sample would hit a smaller face."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def make_shape(category: str, *, rng: np.random.Generator) -> BuiltinShape:
     middle = (low + high) / 2.0
     vertices -= np.array((middle[0], middle[1], low[2]))
     area = face_areas(vertices, faces)
-    large_enough = area > _SMALLEST_FACE * float(((high - low) ** 2).sum())
+    large_enough = area > SMALLEST_FACE * float(((high - low) ** 2).sum())
     return BuiltinShape(
         category, vertices, faces[large_enough], part[large_enough], kind.part_names
     )

@@ -71,7 +71,7 @@ class Neighbour:
     similarity: float
     """Cosine of its features and the query's in the space that they are compared in, from -1 to 1."""
 
-    place: ShapeLocation
+    location: ShapeLocation
     """Where the shape was when it was embedded."""
 
 
@@ -111,7 +111,7 @@ class SearchReport:
 class Comparison:
     """A space in which the cosine of two feature vectors says how similar two shapes are."""
 
-    place: Callable[[Features], Features]
+    transform: Callable[[Features], Features]
     """Maps feature vectors (n, F) to that space, (n, K)."""
 
     name: str
@@ -277,7 +277,7 @@ def choose_comparison(
         return Comparison(own.whitened, f"features whitened over the index's {shapes:,} shapes")
     rows = next(_feature_blocks(index, width), np.empty((0, width), np.float32))
     if shapes < CENTRED_FROM or np.ptp(rows, axis=0).max() <= 1e-6 * np.abs(rows).max():
-        return Comparison(RAW.place, f"{RAW.name}; {few}")
+        return Comparison(RAW.transform, f"{RAW.name}; {few}")
     mean = rows.mean(axis=0)
     return Comparison(lambda features: features - mean, f"features minus their mean; {few}")
 
@@ -344,12 +344,12 @@ def nearest(
     Raises:
         DataError: if the embedding's vectors have another length.
     """
-    units = _unit_rows(comparison.place(queries))
+    units = _unit_rows(comparison.transform(queries))
     rows = [np.empty(0, np.int64) for _ in queries]
     best = [np.empty(0, np.float32) for _ in queries]
     first = 0
     for block in _feature_blocks(index, queries.shape[1]):
-        cosines = units @ _unit_rows(comparison.place(block)).T  # (q, b)
+        cosines = units @ _unit_rows(comparison.transform(block)).T  # (q, b)
         for k, cosine in enumerate(cosines):
             together = np.concatenate([best[k], cosine])
             order = np.argsort(-together, kind="stable")[:count]
@@ -442,11 +442,11 @@ def draw_sheet(path: Path, results: Sequence[SearchResult]) -> list[str]:
 def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> Points | None:
     """The points of a neighbour; None if it is no longer where it was."""
     try:
-        shape = read_shape(neighbour.place, settings)
+        shape = read_shape(neighbour.location, settings)
     except (DataError, IndexError, OSError):
         return None
     # If a corpus was rebuilt since, its row may hold another shape.
-    same = neighbour.place.kind != "corpus" or neighbour.id.endswith(shape.name)
+    same = neighbour.location.kind != "corpus" or neighbour.id.endswith(shape.name)
     return shape.points if same else None
 
 

@@ -165,7 +165,7 @@ class EvaluationRequest:
         usable = [
             name
             for name in self.names
-            if BENCHMARKS[name].task not in ("draws", "retrieval")
+            if _task(name) not in ("draws", "retrieval")
             and set(self.protocols_of(name)) & set(BY_EPOCHS)
         ]
         if not usable:

@@ -221,7 +221,7 @@ def shape_score(features: Tensor, labels: NDArray[np.int64], protocol: str, *, s
 
 
 def large_classes(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the shapes whose class can be cross-validated, and the classes, ascending."""
+    """Rows (m,) of the (n,) labels whose class can be cross-validated, and these classes (C,), ascending."""
     names = np.flatnonzero(np.bincount(labels) >= FEWEST_TO_VALIDATE)
     return np.flatnonzero(np.isin(labels, names)), names
 

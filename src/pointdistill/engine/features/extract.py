@@ -49,7 +49,10 @@ def drop_maximum(features: Tensor, encoder: Encoder) -> Tensor:
 
 
 def unit_features(features: Tensor, encoder: Encoder) -> Tensor:
-    """CLS token and mean, rows of length 1: what the nearest neighbours and the SVM read, which compare angles."""
+    """CLS token and mean alone, of (n, F) features from ``pool_tokens``, as rows of length 1.
+
+    The nearest neighbours and the SVM read these, because they compare angles.
+    """
     return normalize(drop_maximum(features, encoder), dim=1)
 
 

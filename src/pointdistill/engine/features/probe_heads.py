@@ -264,7 +264,7 @@ def last_epoch_score(epochs: Sequence[Score], *, held_out: Sequence[float] = ())
 
 
 def mean_logits(votes: Sequence[Tensor]) -> Tensor:
-    """The average of equally shaped logits."""
+    """The average (n, C) of several logits (n, C)."""
     return torch.stack(list(votes)).mean(dim=0)
 
 

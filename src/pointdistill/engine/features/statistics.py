@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 
+from pointdistill.data.files.schema import refusing_damage
 from pointdistill.engine.weights.encoders import STATISTICS, read_tensors, write_tensors
 from pointdistill.errors import CheckpointError, DataError
 
@@ -133,10 +135,14 @@ def _problem(arrays: Mapping[str, NDArray[Any]], width: int) -> str | None:
 
 
 def measure(blocks: Iterable[Floats], count: int) -> FeatureStatistics | None:
-    """Statistics of ``count`` feature vectors that come in blocks (b, F), in memory that does not grow with count.
+    """Statistics of feature vectors, in memory that does not grow with their number.
+
+    Args:
+        blocks: (b, F) each, of any b; read once.
+        count: number of vectors in all of them.
 
     Returns:
-        None if all vectors are equal, or a value is not finite.
+        None if there is no vector, all are equal, or a value is not finite.
     """
     stride = -(-count // MOST_SHAPES) or 1
     shapes, origin = 0, None
@@ -145,10 +151,10 @@ def measure(blocks: Iterable[Floats], count: int) -> FeatureStatistics | None:
             # About a vector near the mean: sums of squares about 0 would lose the digits that differ.
             origin = block.mean(axis=0, dtype=np.float64)
             total, products = np.zeros_like(origin), np.zeros((len(origin), len(origin)))
-        apart = block - origin
+        centred = block - origin
         shapes += len(block)
-        total += apart.sum(axis=0)
-        products += apart.T @ apart
+        total += centred.sum(axis=0)
+        products += centred.T @ centred
     if origin is None:
         return None
     offset = total / shapes
@@ -230,11 +236,8 @@ def read_statistics(
 
 
 def _header(path: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        msg = f"{path}: not readable as safetensors ({error})"
-        raise CheckpointError(msg) from error
+    with (
+        refusing_damage(path, advice="measure them again", error=CheckpointError),
+        safe_open(path, "pt") as file,
+    ):
+        return file.metadata() or {}

@@ -316,7 +316,11 @@ def load_segmenter(path: Path | str) -> TrainedSegmenter:
 
 
 def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
-    """The classifier or segmenter in a folder; errors are those of ``load_classifier``."""
+    """The classifier or segmenter in a folder.
+
+    Raises:
+        CheckpointError: as ``load_classifier``.
+    """
     folder = Path(path)
     if folder.name == WEIGHTS:
         folder = folder.parent

@@ -306,11 +306,11 @@ def announce(prepared: PreparedRun) -> list[str]:
     """Lines that summarise the run before it starts."""
     config, shapes = prepared.config, len(prepared.corpus)
     total = config.total_steps(shapes)
-    lines = [
+    summary = (
         f"{config.name}, {config.mode} mode, seed {config.seed}: {total:,} steps of "
         f"{config.batch_size} of {shapes:,} shapes ({total * config.batch_size / shapes:.1f} epochs)"
-    ]
-    return [*prepared.remarks, *lines]
+    )
+    return [*prepared.remarks, summary]
 
 
 def undertraining_warning(config: PretrainConfig, shapes: int) -> list[str]:

@@ -71,7 +71,11 @@ def _with_teacher(config: PretrainConfig, student: Student) -> TrainState:
 
 
 def start_from(state: TrainState, encoder_state: dict[str, Tensor], path: Path) -> None:
-    """Load an encoder's weights into student and teacher; heads and predictor keep their initial weights."""
+    """Load an encoder's weights into student and teacher; heads and predictor keep their initial weights.
+
+    Raises:
+        CheckpointError: listing every weight of ``path`` that does not fit.
+    """
     load_exactly(state.student.encoder, encoder_state, path)
     state.teacher.copy_weights(state.student)
 

@@ -184,7 +184,7 @@ def train_decoder(
     Args:
         encoder: in evaluation mode, on the device to use.
         corpus: shapes by index.
-        train: indices of the shapes to train on.
+        train: (n,) indices of the shapes to train on.
         config: number of steps, and rates.
         seed: seed of the decoder's weights, the order, the views and the masks.
         progress: called after every step with the steps done, the steps in all, and the loss.
@@ -240,7 +240,7 @@ def held_out_views(
     seed: int,
     device: torch.device,
 ) -> MaskedViews:
-    """Views of held-out shapes as they are stored; the same for all decoders with the same seed."""
+    """Views of the shapes at ``index`` (n,), not augmented; the same for all decoders with the same seed."""
     batch = read_batch(corpus, index, epoch=0).to(device)
     return masked_views(batch, encoder, config.masking, seed=seed, augment=False)
 

@@ -65,7 +65,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name not in DEVICES:
         msg = f"device must be one of {', '.join(DEVICES)}, got {name!r}"
-        raise ConfigError(msg)
+        raise ConfigError(msg, settings=("device",))
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         msg = "device is 'cuda', but torch finds no GPU; see `pointdistill doctor`, or use 'cpu'"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from pointdistill.data.files.files import check_folders_can_be_renamed
+from pointdistill.data.files.processes import usable_cores
 from pointdistill.data.files.workspace import last_corpus, last_run
 from pointdistill.engine.runtime.devices import (
     bf16_failure,
@@ -42,9 +42,9 @@ class Report:
     """What would only slow a run down, or is missing."""
 
 
-def examine(folder: Path | None = None) -> Report:
-    """Examine Python, packages, devices, disk and the workspace of ``folder`` (by default the current one)."""
-    folder = folder or Path.cwd()
+def examine() -> Report:
+    """Examine Python, packages, devices, and the disk and workspace of the current folder."""
+    folder = Path.cwd()
     problems: list[str] = []
     remarks: list[str] = []
     facts = [
@@ -87,8 +87,7 @@ def _packages(problems: list[str]) -> list[tuple[str, str]]:
 
 
 def _devices(remarks: list[str]) -> list[tuple[str, str]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts = [("cpu", f"{cores} cores, torch uses {torch.get_num_threads()} threads")]
+    facts = [("cpu", f"{usable_cores()} cores, torch uses {torch.get_num_threads()} threads")]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(number)

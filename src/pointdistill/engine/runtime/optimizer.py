@@ -38,7 +38,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 def guarded_step(optimizer: torch.optim.AdamW, learning_rate: float, applied: Tensor) -> None:
-    """Take one step if ``applied`` is 1; if it is 0, no weight or moment changes. Clears the gradients."""
+    """Take one step if ``applied``, a scalar on the device, is 1; if 0, no weight or moment changes.
+
+    Clears the gradients in either case.
+    """
     # The fused kernel checks ``found_inf`` before it writes, as it does for a gradient scaler. So the decision
     # stays on the device, and the host never waits for it.
     for group in optimizer.param_groups:
