@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,28 @@ def test_torch_is_not_loaded_for_an_answer_without_it(arguments: list[str], tmp_
 def test_without_arguments_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     assert "quickstart" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_batch_system_or_a_closed_terminal_leaves_no_temporary_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = getattr(signal, name)
+    place = tmp_path / "temporary"
+    place.mkdir()
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "shapes" / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+
+    def ended(*_: object, **__: object) -> None:
+        assert list(place.iterdir())
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    monkeypatch.setattr("pointdistill.data.leaks.duplicates.build_corpus", ended)
+    assert run("duplicates", str(tmp_path / "shapes")) == 130
+    assert "stopped" in capsys.readouterr().err
+    assert list(place.iterdir()) == []
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_a_notebooks_backend_for_pictures_does_not_matter() -> None:

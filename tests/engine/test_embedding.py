@@ -304,6 +304,25 @@ def test_parquet_holds_what_npz_holds(folder: Path) -> None:
     np.testing.assert_array_equal(places, stored["positions"])
 
 
+def test_two_at_once_do_not_mix(folder: Path) -> None:
+    """The second would go on with the first one's chunks, and the first would join the second one's."""
+    pytest.importorskip("fcntl")
+    refused: list[str] = []
+
+    def begin_another(done: float) -> None:
+        if done == 4:
+            with pytest.raises(DataError) as caught:
+                embed(request(seed=1))
+            refused.append(str(caught.value))
+
+    report = embed(request(batch_size=1), reporter=OnProgress(begin_another))
+    assert refused == [
+        "out.npz: another process is writing it; wait for that one, or choose another output file"
+    ]
+    assert report.shapes == len(COUNTS)
+    assert not list(folder.glob(".*.lock"))
+
+
 def test_stopped_and_called_again_it_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = features("whole.npz")
     monkeypatch.setattr(embed_module, "CHUNK_SHAPES", 3)

@@ -5,8 +5,11 @@ Modules of this package import the engine inside the commands, so that ``--help`
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     command = typer.main.get_command(app)
     argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with warnings_as_lines():
+        with warnings_as_lines(), stopped_in_order():
             code = command(args=argv or ["--help"], standalone_mode=False)
     except PointDistillError as error:
         print_error(f"error: {name_options(str(error), error.settings)}")
@@ -95,6 +98,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print_error(f"error: {message()}; see `{_path(error)} --help`")
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def stopped_in_order() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal stop the block as Ctrl-C does, so that no temporary files are left.
+
+    A signal that is ignored already, as under nohup, stays ignored; a training has handlers of its own.
+    """
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _path(error: Exception) -> str:

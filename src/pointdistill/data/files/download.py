@@ -21,7 +21,7 @@ from pathlib import Path
 from pointdistill.data.files.files import (
     disk_is_full,
     flush,
-    hold_lock,
+    hold_file,
     no_room,
     read_record,
     sha256_of,
@@ -146,7 +146,8 @@ def fetch(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(path.with_name(f".{path.name}.part"))
     timing = _Timing(url, clock, clock())
-    with _room_for(path, part), _locked(part.path, path):
+    busy = DataError(f"{path}: another process is fetching it; wait for that one")
+    with _room_for(path, part), hold_file(part.path, busy):
         promised = with_retries(
             url,
             lambda: _receive(timing, part, progress, any_length=check is not None),
@@ -336,15 +337,3 @@ def _version(headers: email.message.Message) -> str:
     """What names this version of the file. Not a weak tag, which promises no equal bytes: ranges need those."""
     tag = str(headers.get("ETag", ""))
     return tag if tag and not tag.startswith("W/") else str(headers.get("Last-Modified", ""))
-
-
-@contextmanager
-def _locked(part: Path, path: Path) -> Iterator[None]:
-    """Keep other processes from downloading the same file; the lock ends with the process."""
-    lock = part.with_name(f"{part.name}.lock")
-    busy = DataError(f"{path}: another process is fetching it; wait for that one")
-    with hold_lock(lock, busy, lambda: lock.parent.mkdir(parents=True, exist_ok=True)):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)

@@ -186,6 +186,21 @@ def hold_folder(folder: Path, busy: PointDistillError) -> Iterator[None]:
                 folder.rmdir()
 
 
+@contextmanager
+def hold_file(path: Path, busy: PointDistillError) -> Iterator[None]:
+    """Keep other processes out that would make the same file; the lock lies beside it, hidden, and is removed.
+
+    Raises:
+        PointDistillError: ``busy``, if another process is making it.
+    """
+    lock = path.with_name(f".{path.name.removeprefix('.')}.lock")
+    with hold_lock(lock, busy, lambda: lock.parent.mkdir(parents=True, exist_ok=True)):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def _open_lock(lock: Path) -> IO[str]:
     """A lock file, made if need be; a folder from elsewhere may hold a link, or a pipe that opening waits for."""
 

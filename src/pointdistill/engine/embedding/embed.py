@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.files.files import path_from
+from pointdistill.data.files.files import hold_file, path_from
 from pointdistill.data.files.workspace import remember_embedding
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.meshes.sample import named_rng
@@ -186,17 +186,23 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     info = _info(encoder, kind, settings, shapes, folder) | draws.plain()
     if request.output.exists():
         return _report_of_output(request.output, info, total=len(shapes))
-    vectors = draws.points if kind in ("patches", "points") else 1
-    size = max(1, min(CHUNK_SHAPES, CHUNK_BYTES // (4 * info["width"] * vectors)))
-    work = WorkFolder(request.output, info | {"chunk": size}, chunks=-(-len(shapes) // size))
-    maker = FeatureMaker(encoder, kind, device, points=draws.points, turns=draws.turns)
-    loop = EmbeddingLoop(shapes, settings, work, size, reporter)
-    with interruptible() as stopped:
-        loop.run(maker, batch_size=request.batch_size, workers=request.workers, stopped=stopped)
-        if stopped() and (missing := loop.missing()):
-            return EmbedReport(request.output, len(shapes) - missing, len(shapes), interrupted=True)
-        made_by = path_from(folder, origin) if isinstance(origin, Path) else origin
-        return _finish(loop, request.output, info | {"encoder": made_by})
+    msg = f"{request.output}: another process is writing it; wait for that one, or choose another output file"
+    with hold_file(request.output, DataError(msg, settings=("output",))):
+        if request.output.exists():  # another process has just written it
+            return _report_of_output(request.output, info, total=len(shapes))
+        vectors = draws.points if kind in ("patches", "points") else 1
+        size = max(1, min(CHUNK_SHAPES, CHUNK_BYTES // (4 * info["width"] * vectors)))
+        work = WorkFolder(request.output, info | {"chunk": size}, chunks=-(-len(shapes) // size))
+        maker = FeatureMaker(encoder, kind, device, points=draws.points, turns=draws.turns)
+        loop = EmbeddingLoop(shapes, settings, work, size, reporter)
+        with interruptible() as stopped:
+            loop.run(maker, batch_size=request.batch_size, workers=request.workers, stopped=stopped)
+            if stopped() and (missing := loop.missing()):
+                return EmbedReport(
+                    request.output, len(shapes) - missing, len(shapes), interrupted=True
+                )
+            made_by = path_from(folder, origin) if isinstance(origin, Path) else origin
+            return _finish(loop, request.output, info | {"encoder": made_by})
 
 
 def read_settings(encoder: Encoder, draws: Draws, *, seed: int, up: str) -> ReadSettings:
