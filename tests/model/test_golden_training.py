@@ -16,7 +16,7 @@ from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining import step as step_module
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import TrainState, new_state
+from pointdistill.engine.pretraining.state import TrainState, new_state, to_device
 from pointdistill.engine.pretraining.step import TrainingStep
 from pointdistill.engine.runtime.devices import build_accelerator
 from pointdistill.engine.runtime.optimizer import clip_gradients
@@ -54,7 +54,7 @@ CASES = {
 class GoldenStep:
     """A case's model, and what one call of the production step made of it."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, device: str = "cpu", precision: str = "no") -> None:
         self.mode = CASES[name]
         self.expected: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
         tensors = load_file(folder / f"{name}.safetensors")
@@ -62,7 +62,11 @@ class GoldenStep:
         self.before = to_our_names(_under("weights.", tensors))
         self.expected_gradients = to_our_names(_under("grad.", tensors))
         self.expected_after = to_our_names(_under("after.", tensors))
-        self.views = _views(self.mode, _under("input.", tensors))
+        accelerator = build_accelerator(device, precision)
+        inputs = _under("input.", tensors)
+        self.views = _views(
+            self.mode, {n: value.to(accelerator.device) for n, value in inputs.items()}
+        )
         update, values = self.expected["update"], self.expected["schedule_values"]
         assert values["cls_centering_momentum"] == CENTER_MOMENTUM
         self.state = _build(self.mode, self.before, update)
@@ -75,7 +79,7 @@ class GoldenStep:
                 student=values["cls_student_temp"],
             ),
         )
-        accelerator = build_accelerator("cpu", "no")
+        to_device(self.state, accelerator.device)
         student = prepare_student(self.state, accelerator, "none")
         with pytest.MonkeyPatch.context() as monkeypatch:
             self._look_inside(monkeypatch)
