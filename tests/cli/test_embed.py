@@ -171,6 +171,15 @@ def test_the_turns_of_an_embedding_are_recorded_and_used_for_the_query(run: Run)
     assert err.endswith("(--turns)\n")
 
 
+def test_what_files_hold_besides_their_shapes_is_one_line(run: Run) -> None:
+    for number in (0, 2):
+        with (Path("meshes") / f"{number}.obj").open("a") as file:
+            file.write("f 1 2\n")
+    code, _, err = run("embed", "meshes", "--encoder", "my encoder", "--up", "z")
+    assert code == 0
+    assert "left out of 2 files: 2 faces of one or two corners (0.obj, 2.obj)\n" in err
+
+
 def test_bad_files_end_with_exit_code_two_and_no_traceback(folder: Path) -> None:
     (folder / "meshes" / "broken.ply").write_text("no mesh")
     done = command("embed", "meshes", "--encoder", "my encoder", "--up", "y", cwd=folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo
+from pointdistill.cli.console import console_reporter, echo, echo_lines
 from pointdistill.cli.options import DeviceOption, require_encoder, require_paths
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
             "use --up y if theirs is y",
             err=True,
         )
+    if line := report.left_out.line():
+        echo(line, err=True)
     for name, reason in report.failed[:MOST_SHOWN]:
         echo(f"error: {name}: {reason}", err=True)
     if report.failed:
@@ -234,7 +236,7 @@ def search(
             err=True,
         )
     if as_json:
-        echo(json.dumps(_plain(opened.path, report), indent=1, ensure_ascii=False))
+        echo_lines(json.dumps(_plain(opened.path, report), indent=1, ensure_ascii=False))
     else:
         for result in report.results:
             print_table(_table(opened.path, result))
