@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
-from pointdistill.data.files.archive import open_archive
+from pointdistill.data.files.archive import PACKED_TARS, open_archive
 from pointdistill.data.files.files import path_from, short_name
 from pointdistill.data.files.member import HeldArchive, file_state, hold_archive, unpack
 from pointdistill.data.meshes import FORMATS, Axis, PointSet, Surface, draw, named_rng
@@ -30,7 +30,7 @@ from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import read_named
 from pointdistill.errors import DataError
 
-ARCHIVE_SUFFIXES = (".zip", ".tar")
+ARCHIVE_SUFFIXES = (".zip", ".tar", *PACKED_TARS)
 
 PathKind: TypeAlias = Literal["file", "folder", "archive", "corpus"]
 
@@ -193,7 +193,7 @@ def _source(path: Path, named: str, leave_out: Path | None) -> ShapeSource:
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         corpus = open_corpus(path)
         return ShapeSource("corpus", whole, named, None, len(corpus), corpus.content)
-    if not path.is_dir() and path.suffix.lower() not in ARCHIVE_SUFFIXES:
+    if not path.is_dir() and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return ShapeSource("file", whole, named, (path.name,), stamp=_stamp([path]))
     absent = f"{path}: no such file or folder; check its name"
     with open_archive(path, absent=absent) as archive:
