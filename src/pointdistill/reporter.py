@@ -13,6 +13,9 @@ class Reporter:
     Pass a subclass to show, record or forward them. All methods are called from the thread that does the work.
     """
 
+    told_of_saving = False
+    """Whether it was told, by a `Forecast`, that finished work is kept when it is stopped."""
+
     def say(self, line: str, *settings: str) -> None:
         """Report a line that a user should read.
 
@@ -62,8 +65,14 @@ SHORTER = ("fewer epochs shorten it, as a deviation from the protocol", ("epochs
 """Hint for trainings, and the setting that it is about."""
 
 
+_SAVED = "finished work is saved, and after Ctrl-C the same command continues from there"
+
+
 class Forecast:
-    """Reports once, after the first part of some work was timed, how long the rest will take."""
+    """Reports once, after the first part of some work was timed, how long the rest will take.
+
+    Of several forecasts for one reporter, the first also says that the work can be stopped.
+    """
 
     hint = ""
     """How to make the work shorter."""
@@ -100,10 +109,12 @@ class Forecast:
         self._said = True
         rest = spent / new * (total - done)
         if rest >= WORTH_SAYING_SECONDS:
+            saved = "" if self._reporter.told_of_saving else f"; {_SAVED}"
+            self._reporter.told_of_saving = True
             hint = f"; {self.hint}" if self.hint else ""
             self._reporter.say(
-                f"{self._what}: about {format_duration(rest)} to go, by the first {format_duration(spent)}; "
-                f"finished work is saved, and after Ctrl-C the same command continues from there{hint}",
+                f"{self._what}: about {format_duration(rest)} to go, by the first "
+                f"{format_duration(spent)}{saved}{hint}",
                 *self.settings,
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,32 @@ def test_the_turns_of_an_embedding_are_recorded_and_used_for_the_query(run: Run)
     assert code == 2
     assert "error: points features are of one draw, got turns 2; only cls and pooled" in err
     assert err.endswith("(--turns)\n")
+
+
+def test_a_compressed_tar_gives_what_its_folder_does(run: Run) -> None:
+    with tarfile.open("meshes.tar.gz", "w:gz") as archive:
+        for path in sorted(Path("meshes").iterdir(), reverse=True):
+            archive.add(path, path.name)
+    kept = ("--encoder", "my encoder", "--output")
+    assert run("embed", "meshes", *kept, "folder.npz")[0] == 0
+    assert run("embed", "meshes.tar.gz", *kept, "tar.npz")[0] == 0
+    from_folder, from_tar = np.load("folder.npz"), np.load("tar.npz")
+    assert from_folder["ids"].tolist() == from_tar["ids"].tolist()
+    assert from_folder["features"].tobytes() == from_tar["features"].tobytes()
+    Path("not.tgz").write_bytes(Path("meshes.tar.gz").read_bytes()[:-200])
+    code, _, err = run("embed", "not.tgz", *kept, "other.npz")
+    assert code == 2
+    assert err.count("\n") == 1 + err.count("encoder:")
+    assert "not.tgz: a compressed tar that is damaged or ends early" in err
+
+
+def test_what_files_hold_besides_their_shapes_is_one_line(run: Run) -> None:
+    for number in (0, 2):
+        with (Path("meshes") / f"{number}.obj").open("a") as file:
+            file.write("f 1 2\n")
+    code, _, err = run("embed", "meshes", "--encoder", "my encoder", "--up", "z")
+    assert code == 0
+    assert "left out of 2 files: 2 faces of one or two corners (0.obj, 2.obj)\n" in err
 
 
 def test_bad_files_end_with_exit_code_two_and_no_traceback(folder: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import trimesh
 
 from pointdistill.cli import main
 from pointdistill.cli.finetune import TaskName
@@ -40,6 +41,10 @@ def test_names_on_the_command_line_are_the_engines() -> None:
 
 
 def test_from_a_folder_to_names(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trimesh.load_mesh("meshes/rod/2.ply").export("meshes/rod/2.obj")
+    Path("meshes/rod/2.ply").unlink()
+    with Path("meshes/rod/2.obj").open("a") as file:
+        file.write("\nf 1 2\nf 2 3\n")
     begin = ("finetune", "--data", "meshes", "--encoder", "encoder", "--device", "cpu")
     assert run(*begin, "--epochs", "60") == 0
     said = capsys.readouterr()
@@ -47,14 +52,16 @@ def test_from_a_folder_to_names(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert "chosen on the test shapes: a bound, not a result" in said.out
     assert "next: pointdistill predict models/meshes FILE…" in said.out
     assert "recipe few-shot, 60 epochs instead of the recipe's 150, on cpu" in said.err
-    files = ["meshes/ball/0.ply", "meshes/rod/1.ply", "missing.obj"]
+    assert "left out of 1 file: 2 faces of one or two corners (rod/2.obj)" in said.err
+    files = ["meshes/ball/0.ply", "meshes/rod/1.ply", "meshes/rod/2.obj", "missing.obj"]
     assert run("predict", "models/meshes", *files, "--device", "cpu") == 2
     said = capsys.readouterr()
     assert "| meshes/ball/0.ply | ball " in said.out
     assert "| meshes/rod/1.ply | rod " in said.out
     assert "error: missing.obj: cannot be read" in said.err
-    assert "1 of 3 files could not be used" in said.err
-    assert "2 of 2 files state no up axis; z was assumed" in said.err
+    assert "left out of 1 file: 2 faces of one or two corners (meshes/rod/2.obj)" in said.err
+    assert "1 of 4 files could not be used" in said.err
+    assert "3 of 3 files state no up axis; z was assumed" in said.err
     assert run("predict", "models/meshes", files[0], "--json", "--device", "cpu") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["file"] == files[0]

@@ -90,6 +90,28 @@ def test_refused_files_are_listed_and_counted(run: Run) -> None:
     assert "1 of 2 shapes were refused; all are listed in data/one/refused.jsonl" in err
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_what_files_hold_besides_their_shapes_is_one_line(run: Run, workers: str) -> None:
+    """Also after a resume, since finished pieces keep it; a complete corpus is not read again."""
+    files = Path("mine")
+    files.mkdir()
+    for k in range(5):
+        (files / f"{k}.obj").write_text(wedge_obj() + ("f 1 2\n" * k))
+    cloud = "".join(f"{k} {k * k} 1\n" for k in range(40))
+    (files / "scan.xyz").write_text(cloud + "nan nan nan\n")
+    typed = ("folder", "--input", "mine", "--points", "64", "--workers", workers, "--up", "y")
+    code, _, err = run(*typed)
+    assert code == 0
+    said = (
+        "left out of 5 files: 10 faces of one or two corners, 1 points without finite coordinates"
+    )
+    assert [line for line in err.splitlines() if line.startswith("left out")] == [
+        f"{said} (1.obj, 2.obj, 3.obj and 2 more)"
+    ]
+    code, _, err = run(*typed)
+    assert (code, "left out" in err) == (0, False)
+
+
 def test_files_that_changed_are_told_from_settings(run: Run) -> None:
     Path("mine").mkdir()
     named = ("folder", "--input", "mine", "--points", "64", "--workers", "0", "--up", "Y")

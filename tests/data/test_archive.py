@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import os
+import subprocess
+import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from pointdistill.data.files import archive as archives
 from pointdistill.data.files.archive import open_archive
+from pointdistill.data.files.files import sha256_of
+from pointdistill.data.files.member import read_member_at
 from pointdistill.errors import DataError
 
 NAMES = (
@@ -24,7 +33,7 @@ NAMES = (
 LITTER = ("__MACOSX/good/._a.txt", "good/._a.txt", "good/.DS_Store", "in/__MACOSX/a.txt")
 
 
-@pytest.fixture(params=["zip", "tar"])
+@pytest.fixture(params=["zip", "tar", "tgz", "tar.gz"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """An archive with one good member among names that lead out and litter."""
     path = tmp_path / f"x.{request.param}"
@@ -33,7 +42,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
             for name in (*NAMES, *LITTER):
                 file.writestr(name, b"12345")
     else:
-        with tarfile.open(path, "w") as tar:
+        with tarfile.open(path, "w" if request.param == "tar" else "w:gz") as tar:
             for name in (*NAMES, *LITTER):
                 member = tarfile.TarInfo(name)
                 member.size = 5
@@ -112,3 +121,97 @@ def test_a_knot_of_links_ends(tmp_path: Path) -> None:
             (folder / f"to-{other.name}").symlink_to(other)
     with open_archive(tmp_path, absent="") as archive:
         assert archive.names == tuple(f"f{k:02d}/a.obj" for k in range(12))
+
+
+def packed(path: Path, content: bytes) -> Path:
+    path.write_bytes(gzip.compress(content))
+    return path
+
+
+def test_a_compressed_tar_is_unpacked_once_and_its_members_are_found_by_their_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not path.name.endswith(archives.PACKED_TARS):
+        assert archives.plain_tar(path) == path
+        return
+    with open_archive(path, absent="absent", tolerate_unsafe=True) as archive:
+        location = archive.locate("good/a.txt")
+        assert archive.checksum([]) == sha256_of(path)
+    plain = archives.plain_tar(path)
+    assert plain != path
+    assert plain.is_relative_to(os.environ[archives.UNPACKED_VARIABLE])
+    monkeypatch.setattr(archives, "gzip", None)  # a second unpacking would need it
+    assert read_member_at(path, location) == b"12345"
+    assert archives.plain_tar(path) == plain
+
+
+def test_what_was_unpacked_goes_with_the_process_that_began_and_not_with_those_it_started(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    packed(tmp_path / "a.tgz", b"content")
+    script = (
+        "import os, subprocess, sys; from pathlib import Path\n"
+        "from pointdistill.data.files.archive import plain_tar\n"
+        "print(plain_tar(Path('a.tgz')))\n"
+        "assert plain_tar(Path('a.tgz')).read_bytes() == b'content'\n"
+        "if len(sys.argv) < 2:\n"
+        "    subprocess.run([sys.executable, __file__, 'child'], check=True)\n"
+        "    assert plain_tar(Path('a.tgz')).exists()\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    environment = {k: v for k, v in os.environ.items() if k != archives.UNPACKED_VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=environment | {"TMPDIR": str(tmp_path / "temporary"), "PYTHONUNBUFFERED": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert first.startswith(str(tmp_path / "temporary"))
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda whole: whole[: len(whole) // 2], "damaged or ends early"),
+        (lambda whole: b"PK" + whole, "damaged or ends early"),
+        (lambda _: gzip.compress(b"no tar"), "unpacks to no tar archive"),
+        (lambda _: b"", "unpacks to no tar|damaged or ends early|an empty file"),
+        (lambda _: gzip.compress(bytes(1 << 20)), "bytes unpack to more than"),
+    ],
+)
+def test_compressed_tars_that_cannot_be_used_are_refused_in_one_line(
+    change: Callable[[bytes], bytes], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "_LEAST_REFUSED", 1 << 16)
+    path = tmp_path / "a.tgz"
+    noise = np.random.default_rng(0).bytes(50_000)
+    with tarfile.open(path, "w:gz") as tar:
+        member = tarfile.TarInfo("a.obj")
+        member.size = len(noise)
+        tar.addfile(member, io.BytesIO(noise))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DataError, match=message) as refusal, open_archive(path, absent="absent"):
+        pass
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert "\n" not in str(refusal.value)
+    folder = Path(os.environ[archives.UNPACKED_VARIABLE])
+    assert not list(folder.glob(f"*.{os.getpid()}"))
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1 << 20
+
+
+def test_a_full_disk_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = packed(tmp_path / "a.tar.gz", bytes(20_000))
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    with (
+        pytest.raises(DataError, match="; set TMPDIR to a folder that has some"),
+        open_archive(path, absent="absent"),
+    ):
+        pass

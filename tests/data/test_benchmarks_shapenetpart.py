@@ -304,7 +304,8 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
         ("a.tar", LFS, "Git-LFS pointer in place of the tar archive"),
         ("a.tar", b"<html>", "web page"),
         ("a.tar", b"", "an empty file, not a tar archive"),
-        ("a.tar.gz", b"\x1f\x8b\x08", "gunzip it"),
+        ("a.tar.gz", b"\x1f\x8b\x08", "is damaged or ends early"),
+        ("a.gz", b"\x1f\x8b\x08", "gunzip it"),
         ("a.zip", b"something else", "not a zip archive"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pointdistill.data.meshes import PointSet, read_mesh, sample_files, sample_surface
+from pointdistill.data.meshes.records import LeftOut
 from pointdistill.errors import ConfigError, DataError
 
 FIXTURES = Path(__file__).parent / "meshes"
@@ -201,3 +202,16 @@ def test_the_command_exits_0_and_says_what_repair_dropped(tmp_path: Path) -> Non
     assert isinstance(cloud, PointSet)
     # The triangle stands on edge in the plane z = 500, with x and y up to 1000 and 500: zxy.
     assert np.ptp(cloud.points, axis=0) == pytest.approx((0, 1000, 500), rel=0.3)
+
+
+def test_what_was_left_out_of_many_files_is_one_line() -> None:
+    """Counts add up by kind, the first three names stay, and files with nothing left out do not count."""
+    one = LeftOut({"modifiers": 2}, 1, ("a.3mf",))
+    two = LeftOut({"modifiers": 1, "support objects": 1200}, 1, ("b.3mf",))
+    many = sum([one, LeftOut(), two, one, one], start=LeftOut())
+    assert (
+        many.line()
+        == "left out of 4 files: 7 modifiers, 1,200 support objects (a.3mf, b.3mf, a.3mf and 1 more)"
+    )
+    assert one.line() == "left out of 1 file: 2 modifiers (a.3mf)"
+    assert LeftOut().line() == ""

@@ -422,7 +422,7 @@ def test_a_hidden_node_hides_all_below_it_and_is_named(tmp_path: Path) -> None:
     path = builder.write(tmp_path / "a.glb")
     assert bounds(path) == [[0, 0, 0], [11, 2, 3]]
     assert surface_area(read_surface(path)) == pytest.approx(44)
-    assert read_surface(path).left_out == ("3 meshes on hidden nodes",)
+    assert read_surface(path).left_out == {"meshes on hidden nodes": 3}
     builder.json["scenes"] = [{"nodes": [1]}]
     with pytest.raises(DataError, match="all its meshes are on nodes that KHR_node_visibility hid"):
         read_mesh(builder.write(tmp_path / "a.glb"))

@@ -15,6 +15,7 @@ from pointdistill.data.meshes import (
     sample_surface,
     surface_area,
 )
+from pointdistill.data.meshes.records import counted
 from pointdistill.errors import DataError
 from tests.data.meshes.box import BOX, TRIANGLES, bounds, check_box, read_surface, write_zip
 
@@ -269,7 +270,7 @@ def test_3mf_elements_of_another_namespace_are_no_triangles(tmp_path: Path) -> N
     path = tmp_path / "box.3mf"
     write_zip(path, {"3D/3dmodel.model": with_root(f'xmlns:b="{B}"', box)})
     check_box(path)
-    assert read_surface(path).left_out == ("1 beam lattices",)
+    assert read_surface(path).left_out == {"beam lattices": 1}
 
 
 def test_3mf_finds_other_parts_by_namespace_and_not_by_prefix(tmp_path: Path) -> None:
@@ -295,13 +296,13 @@ def test_3mf_objects_that_are_no_part_of_the_shape_are_left_out_and_named(
     both = mesh_3mf("1") + typed("2", kind)
     write_zip(path, {"3D/3dmodel.model": model_3mf(both, ITEM + SECOND)})
     check_box(path)
-    assert read_surface(path).left_out == (said,)
+    assert counted(read_surface(path).left_out) == said
     components = f'<component objectid="1"/><component objectid="2" {AWAY}/>'
     # The type of an object of components says nothing.
     whole = f'<object id="3" type="other"><components>{components}</components></object>'
     write_zip(path, {"3D/3dmodel.model": model_3mf(both + whole, '<item objectid="3"/>')})
     check_box(path)
-    assert read_surface(path).left_out == (said,)
+    assert counted(read_surface(path).left_out) == said
     write_zip(path, {"3D/3dmodel.model": model_3mf(both, SECOND)})
     with pytest.raises(DataError, match=f"builds nothing besides {said}; export it with a part"):
         read_mesh(path)
@@ -314,7 +315,7 @@ def test_3mf_surfaces_are_part_of_the_shape(kind: str, tmp_path: Path) -> None:
         path, {"3D/3dmodel.model": model_3mf(typed("1", kind) + typed("2", kind), ITEM + SECOND)}
     )
     assert surface_area(read_surface(path)) == pytest.approx(44)
-    assert read_surface(path).left_out == ()
+    assert read_surface(path).left_out == {}
 
 
 def test_3mf_items_that_are_not_to_be_printed_are_left_out_and_named(tmp_path: Path) -> None:
@@ -322,7 +323,7 @@ def test_3mf_items_that_are_not_to_be_printed_are_left_out_and_named(tmp_path: P
     items = ITEM.replace("/>", ' printable="1"/>') + SECOND.replace("/>", ' printable="0"/>')
     write_zip(path, {"3D/3dmodel.model": model_3mf(mesh_3mf("1") + mesh_3mf("2"), items)})
     check_box(path)
-    assert read_surface(path).left_out == ("1 items that are not to be printed",)
+    assert read_surface(path).left_out == {"items that are not to be printed": 1}
 
 
 @pytest.mark.parametrize(
@@ -352,7 +353,7 @@ def test_3mf_parts_that_bambu_studio_marks_are_left_out_and_named(
     }
     write_zip(path, members)
     check_box(path)
-    assert read_surface(path).left_out == (said,)
+    assert counted(read_surface(path).left_out) == said
 
 
 def prusa(volume: str) -> dict[str, str]:
@@ -379,15 +380,15 @@ def prusa(volume: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("volume_type", "NegativeVolume", ("1 negative parts",)),
-        ("volume_type", "ParameterModifier", ("1 modifiers",)),
-        ("volume_type", "SupportBlocker", ("1 support blockers",)),
-        ("modifier", "1", ("1 modifiers",)),
-        ("volume_type", "ModelPart", ()),
+        ("volume_type", "NegativeVolume", {"negative parts": 1}),
+        ("volume_type", "ParameterModifier", {"modifiers": 1}),
+        ("volume_type", "SupportBlocker", {"support blockers": 1}),
+        ("modifier", "1", {"modifiers": 1}),
+        ("volume_type", "ModelPart", {}),
     ],
 )
 def test_3mf_volumes_that_prusaslicer_marks_are_left_out_and_named(
-    key: str, value: str, said: tuple[str, ...], tmp_path: Path
+    key: str, value: str, said: dict[str, int], tmp_path: Path
 ) -> None:
     volume = f'<volume firstid="12" lastid="23"><metadata type="volume" key="{key}" value="{value}"/></volume>'
     path = tmp_path / "box.3mf"
@@ -415,5 +416,5 @@ def test_3mf_objects_that_cura_marks_are_left_out_and_named(tmp_path: Path) -> N
     with pytest.warns(LeftOutWarning, match=r"box\.3mf: left out 1 support blockers"):
         sample_surface(path, 40, seed=0)
     report = sample_files([path], points=40, seed=0, output=tmp_path / "box.npy")
-    assert report.sampled[0].left_out == ("1 support blockers",)
-    assert read_surface(path).left_out == ("1 support blockers",)
+    assert report.sampled[0].left_out == {"support blockers": 1}
+    assert read_surface(path).left_out == {"support blockers": 1}

@@ -15,6 +15,7 @@ import pytest
 
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.files.files import sha256_of
 from pointdistill.data.sources import SourceRequest, open_source, source_info
 from pointdistill.data.sources.mesh_archives import SYNSETS
 from pointdistill.errors import DataError
@@ -191,7 +192,7 @@ def test_a_table_that_is_damaged_or_missing_is_one_line(
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
+    with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz") as archive:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -199,7 +200,8 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def test_abo_is_read_out_of_its_tar_upright(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ending", "workers"), [(".tar", 0), (".tgz", 0), (".tar.gz", 2)])
+def test_abo_is_read_out_of_its_tar_upright(ending: str, workers: int, tmp_path: Path) -> None:
     members = {
         "3dmodels/original/0/B07B4MJZN0.glb": wedge_glb(),
         "3dmodels/original/H/B07B4MKHGH.glb": wedge_glb()[:-40],
@@ -208,9 +210,12 @@ def test_abo_is_read_out_of_its_tar_upright(tmp_path: Path) -> None:
         "3dmodels/original/H/._B07B4MKHGH.glb": b"x",
         "3dmodels/README.md": b"x",
     }
-    corpus = build(
-        "abo", tmp_path / "corpus", path=write_tar(tmp_path / "abo-3dmodels.tar", members)
+    path = write_tar(tmp_path / f"abo-3dmodels{ending}", members)
+    source = open_source("abo", SourceRequest(path=path))
+    corpus = open_corpus(
+        build_corpus(source, tmp_path / "corpus", points=256, workers=workers).path
     )
+    assert corpus.sources[0].archive_sha256 == sha256_of(path)
     assert corpus.ids() == ["B07B4MJZN0"]
     assert set(refused(corpus)) == {"B07B4MKHGH"}
     assert ranges(corpus.points(0)) == FROM_Y_UP

@@ -313,6 +313,18 @@ def test_what_takes_long_is_said_once_after_the_first_measured_part() -> None:
     assert reporter.settings == ("epochs",)
 
 
+def test_that_work_can_be_stopped_is_said_by_the_first_of_several_forecasts() -> None:
+    reporter, clock = Recorder(), Clock()
+    for _ in range(3):
+        began = clock.now
+        forecast = Forecast(reporter, "finetune", clock=clock)
+        clock.now = began + 30.0
+        forecast(10, 100)
+    assert len(reporter.said) == 3
+    assert ["finished work is saved" in line for line in reporter.said] == [True, False, False]
+    assert reporter.said[1] == "finetune: about 4 min to go, by the first 30 s"
+
+
 def test_what_was_done_another_time_does_not_count_as_fast() -> None:
     """Gone on with after 90 of 100 parts: the first new one took 30 s, so nine more take 270 s."""
     reporter, clock = Recorder(), Clock()

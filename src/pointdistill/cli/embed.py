@@ -123,6 +123,8 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
             "use --up y if theirs is y",
             err=True,
         )
+    if line := report.left_out.line():
+        echo(line, err=True)
     for name, reason in report.failed[:MOST_SHOWN]:
         echo(f"error: {name}: {reason}", err=True)
     if report.failed:
@@ -137,7 +139,7 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
         raise typer.Exit(2)
 
 
-INDEX_SUFFIXES = (".npz", ".parquet", ".zip", ".tar")
+INDEX_SUFFIXES = (".npz", ".parquet", ".zip", ".tar", ".tgz", ".tar.gz")
 """Endings of a last path that names what is searched, as a folder does, and not another query."""
 
 
@@ -250,7 +252,7 @@ def _queries_and_index(paths: list[Path], index: Path | None) -> tuple[list[Path
     if (
         index is None
         and len(paths) > 1
-        and (last.is_dir() or last.suffix.lower() in INDEX_SUFFIXES)
+        and (last.is_dir() or last.name.lower().endswith(INDEX_SUFFIXES))
     ):
         return paths[:-1], last
     return paths, index

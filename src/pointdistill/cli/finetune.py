@@ -314,13 +314,17 @@ def _print_json(rows: Sequence[dict[str, Any]]) -> None:
 def _remark(
     done: Sequence[ClassifiedFile | SegmentedFile], failed: Sequence[FailedFile], up: str
 ) -> None:
-    """Print which up axis was assumed, and which files could not be used."""
+    """Print which up axis was assumed, what was left out, and which files could not be used."""
+    from pointdistill.data.meshes.records import LeftOut
+
     assumed = sum(file.assumed_up for file in done)
     if assumed:
         echo(
             f"{assumed:,} of {len(done):,} files state no up axis; {up} was assumed, --up sets another",
             err=True,
         )
+    if line := sum((file.left_out for file in done), start=LeftOut()).line():
+        echo(line, err=True)
     for file in failed:
         echo(f"error: {file.reason}", err=True)
     if failed and len(failed) + len(done) > 1:

@@ -77,12 +77,14 @@ def sample(
 
 
 def _print(report: SampleReport, points: int, output: Path) -> None:
+    from pointdistill.data.meshes.records import counted
+
     for file in report.sampled:
         if file.dropped:
             kind = "faces" if file.is_surface else "points"
             echo(f"{file.source}: dropped {file.dropped:,} {kind}")
         if file.left_out:
-            echo(f"{file.source}: left out {', '.join(file.left_out)}")
+            echo(f"{file.source}: left out {counted(file.left_out)}")
         if file.is_double:
             echo(
                 f"{file.source}: written as float64, float32 would distort it so far from the origin"

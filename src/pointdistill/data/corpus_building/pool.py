@@ -27,6 +27,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from pointdistill.data.corpus_building.limits import ShapeLimits, guard_process
+from pointdistill.data.files.archive import UNPACKED_VARIABLE
 from pointdistill.data.files.processes import GIB, interrupts_held
 from pointdistill.errors import DataError
 
@@ -295,7 +296,10 @@ class Worker(Generic[Task]):
         with contextlib.suppress(OSError):
             self._folder = tempfile.mkdtemp(prefix="pointdistill-worker-")
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, job, allowed_bytes, self._folder), daemon=True
+            target=_serve,
+            # The server of forks may have started before anything was unpacked, so it has another environment.
+            args=(theirs, job, allowed_bytes, self._folder, os.environ.get(UNPACKED_VARIABLE)),
+            daemon=True,
         )
         with interrupts_held():
             self.process.start()
@@ -350,13 +354,19 @@ def start_context() -> Any:
 
 
 def _serve(
-    connection: Connection, job: Job[Any, Any], allowed_bytes: int | None, folder: str | None
+    connection: Connection,
+    job: Job[Any, Any],
+    allowed_bytes: int | None,
+    folder: str | None,
+    unpacked: str | None,
 ) -> None:
     """A worker's main loop: receive a task, send its steps and its result, until the parent is gone."""
     # Ctrl-C reaches the whole process group; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     guard_process(allowed_bytes)
     tempfile.tempdir = folder
+    if unpacked is not None:
+        os.environ[UNPACKED_VARIABLE] = unpacked
     try:
         connection.send(("ready", os.getpid()))
         while True:
@@ -375,8 +385,9 @@ def _serve(
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     finally:
-        if folder is not None:  # the parent may be gone
-            shutil.rmtree(folder, ignore_errors=True)
+        # The parent is gone: otherwise it would have killed this process.
+        for left in filter(None, (folder, unpacked)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _portable(error: Exception) -> Exception:

@@ -13,6 +13,7 @@ from pointdistill.data.corpus_building.limits import ShapeLimits
 from pointdistill.data.corpus_building.pool import Died, Pool, open_pool
 from pointdistill.data.corpus_building.state import Outcome, Refusal
 from pointdistill.data.corpus_building.tasks import BuildJob, BuildTask, JoinTask, PieceTask
+from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.sources.base import Entry
 from pointdistill.errors import DataError
 from pointdistill.reporter import Reporter
@@ -45,6 +46,7 @@ class Build:
         self._task = task
         self._reporter = reporter
         self._refused = 0
+        self._left_out = LeftOut()
         self._started: dict[Span, int] = {}
         """How many shapes of each running span are done."""
 
@@ -68,6 +70,8 @@ class Build:
                     self._after_death(event, pool)
                 elif isinstance(event.task, PieceTask):
                     self._finish(event.task.shard, event.task.span, event.result, pool)
+        if line := self._left_out.line():
+            self._reporter.say(line)
 
     def _open_pool(
         self, workers: int, limits: ShapeLimits, cluster: str | None
@@ -101,6 +105,7 @@ class Build:
     def _count(self, outcome: Outcome) -> None:
         self.done += outcome.shapes
         self._refused += len(outcome.refused)
+        self._left_out += outcome.left_out
 
     def _piece(self, shard: int, span: Span) -> PieceTask:
         return PieceTask(shard, span, self._entries[span.start : span.stop])

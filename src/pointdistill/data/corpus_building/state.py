@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from pointdistill.data.files.files import (
     sha256_of,
     write_json,
 )
-from pointdistill.data.files.schema import from_plain, refusing_damage
+from pointdistill.data.files.schema import from_plain, refusing_damage, to_plain
+from pointdistill.data.meshes.records import LeftOut
 from pointdistill.errors import ConfigError, CorpusError, DataError
 
 LOCK_NAME = "lock"
@@ -64,6 +65,8 @@ class Outcome:
 
     kept: int
     refused: tuple[Refusal, ...]
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the files of kept shapes hold besides."""
 
     @property
     def shapes(self) -> int:
@@ -298,7 +301,8 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
         {"id": refusal.id, "cause": refusal.cause, "backstop": refusal.retryable_failure}
         for refusal in outcome.refused
     ]
-    return {"kept": outcome.kept, "refused": refused}
+    stored = {"kept": outcome.kept, "refused": refused}
+    return stored | {"left_out": to_plain(outcome.left_out)} if outcome.left_out.files else stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -308,6 +312,7 @@ class _Mark:
     kept: int
     refused: tuple[Mapping[str, Any], ...]
     record: ShardRecord | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __post_init__(self) -> None:
         if self.kept < 0:
@@ -329,7 +334,7 @@ def _outcome(mark: Path) -> Outcome | None:
         refused = [
             from_plain(Refusal, with_field_names(one), partial=True) for one in stored.refused
         ]
-    return Outcome(kept=stored.kept, refused=tuple(refused))
+    return Outcome(kept=stored.kept, refused=tuple(refused), left_out=stored.left_out)
 
 
 def _refuse_foreign(corpus: Path) -> None:

@@ -33,7 +33,7 @@ from pointdistill.data.corpus_building.division import Span
 from pointdistill.data.corpus_building.pool import NO_STEP
 from pointdistill.data.corpus_building.state import BuildFolder, Outcome, Refusal, shard_name
 from pointdistill.data.files.files import disk_is_full, sha256_of
-from pointdistill.data.meshes.records import MINIMUM_POINTS
+from pointdistill.data.meshes.records import MINIMUM_POINTS, LeftOut
 from pointdistill.data.sources.base import Entry, Source, SourceCloud, printable, source_shape_rng
 from pointdistill.errors import DataError
 
@@ -151,25 +151,28 @@ class BuildJob:
         tempfile.gettempdir()
         rows: list[Row] = []
         refused: list[Refusal] = []
+        left_out = LeftOut()
         for index, entry in enumerate(task.entries):
             started(index)
             result = self._read(entry)
             if isinstance(result, Refusal):
                 refused.append(result)
             else:
-                rows.append(result)
+                row, besides = result
+                rows.append(row)
+                left_out += besides
         started(NO_STEP)
         if rows:
             facts = self.source.facts
             block = encode(rows, source=facts.name, label_names=facts.labels)
             path, sizes = self.folder.piece(task.span), sizes_of(block)
             write_shard(path, [block], sizes, source=facts.name, label_names=facts.labels)
-        outcome = Outcome(kept=len(rows), refused=tuple(refused))
+        outcome = Outcome(kept=len(rows), refused=tuple(refused), left_out=left_out)
         self.folder.finish_piece(task.span, outcome)
         return outcome
 
-    def _read(self, entry: Entry) -> Row | Refusal:
-        """One shape, or why it cannot be used.
+    def _read(self, entry: Entry) -> tuple[Row, LeftOut] | Refusal:
+        """One shape and what its file holds besides, or why it cannot be used.
 
         Raises:
             MemoryError, OSError, DataError: if the shape is not to blame, see `classify_read_error`.
@@ -183,11 +186,12 @@ class BuildJob:
             check_usable(row)
         except Exception as error:  # even a bug in a reader should cost the shape, not the build
             return classify_read_error(entry.id, error, outer=outer)
-        return row
+        return row, cloud.left_out
 
     def _join(self, task: JoinTask) -> Outcome:
         filled: list[Path] = []
         refused: list[Refusal] = []
+        left_out = LeftOut()
         for piece in task.pieces:
             outcome = self.folder.piece_outcome(piece)
             if outcome is None:
@@ -195,8 +199,10 @@ class BuildJob:
                 raise FileNotFoundError(msg)
             filled += [self.folder.piece(piece)] if outcome.kept else []
             refused += outcome.refused
+            left_out += outcome.left_out
         record = self._write(task.shard, filled)
-        outcome = Outcome(kept=record.shapes if record else 0, refused=tuple(refused))
+        kept = record.shapes if record else 0
+        outcome = Outcome(kept=kept, refused=tuple(refused), left_out=left_out)
         self.folder.finish_shard(task.shard, outcome, record)
         self.folder.remove_pieces(task.pieces)
         return outcome

@@ -25,6 +25,7 @@ from pointdistill.data.files.archive import (
     Archive,
     MemberLocation,
     open_archive,
+    plain_tar,
     still_there,
 )
 from pointdistill.data.files.schema import parse_json
@@ -87,13 +88,12 @@ def read_member_at(root: Path, location: MemberLocation) -> bytes:
 
 
 def _read(root: Path, location: MemberLocation) -> bytes:
-    path = root / location.name if root.is_dir() else root
+    in_folder = root.is_dir()
+    path = root / location.name if in_folder else root
     with still_there(path):
         try:
-            with path.open("rb") as file:
-                return (
-                    _from_archive(file, location) if path == root else _from_folder(file, location)
-                )
+            with (path if in_folder else plain_tar(path)).open("rb") as file:
+                return (_from_folder if in_folder else _from_archive)(file, location)
         except (OSError, zlib.error) as error:
             _refuse(location, getattr(error, "strerror", None) or error, error)
 

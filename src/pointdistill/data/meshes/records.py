@@ -5,11 +5,15 @@ Sizes: V vertices, F faces, C corners of all faces together, P bare points.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pointdistill.errors import ConfigError
 
 Axis: TypeAlias = Literal["x", "y", "z", "-x", "-y", "-z"]
 """The signed axis of a file that points up."""
@@ -17,6 +21,8 @@ Axis: TypeAlias = Literal["x", "y", "z", "-x", "-y", "-z"]
 Floats: TypeAlias = NDArray[np.float64]
 AnyFloats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
+
+_NAMED_FILES = 3
 
 MINIMUM_POINTS = 32
 """A cloud with fewer points is useless everywhere in the program: a single patch holds as many."""
@@ -66,7 +72,7 @@ class Surface:
     dropped_faces: int = 0
     """Faces left out: always those of fewer than 3 corners, which have no area; others only by ``repair``."""
 
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
     """What the file holds besides, and asks not to show or print; see `RawMesh`."""
 
 
@@ -79,7 +85,7 @@ class PointSet:
     dropped_points: int = 0
     """Points left out because a coordinate was not finite: by ``repair``, or as missing returns of a scan."""
 
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
     """What the file holds besides, and asks not to show or print; see `RawMesh`."""
 
 
@@ -115,8 +121,55 @@ class RawMesh:
     parts: list[Part] = field(default_factory=list)
     points: list[Floats] = field(default_factory=list)  # each (P, 3)
     declared_up: Axis | None = None
-    left_out: tuple[str, ...] = ()
-    """Geometry that is stored and is no part of the shape: kinds with their counts, for a person to read."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Geometry that is stored and is no part of the shape: how many of each kind, named in the plural."""
 
     nan_is_missing: bool = False
     """The format marks a missing return of a scan by NaN: such points are left out and counted."""
+
+
+def counted(kinds: Mapping[str, int]) -> str:
+    """Kinds with their counts, for a person to read: ``2 modifiers, 1 support blockers``."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What was left out of files that are used, counted so that one line can say it of many."""
+
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    files: int = 0
+    first: tuple[str, ...] = ()
+    """Names of the first few of these files."""
+
+    def __post_init__(self) -> None:
+        if self.files < 0 or any(count < 0 for count in self.kinds.values()):
+            msg = f"counts must not be negative, got {self.files} files, {dict(self.kinds)}"
+            raise ConfigError(msg)
+
+    @classmethod
+    def of(cls, shape: Surface | PointSet, name: str) -> LeftOut:
+        """What was left out of the file called ``name``, as it was read without repair."""
+        kinds = dict(shape.left_out)
+        if isinstance(shape, Surface) and shape.dropped_faces:
+            kinds["faces of one or two corners"] = shape.dropped_faces
+        if isinstance(shape, PointSet) and shape.dropped_points:
+            kinds["points without finite coordinates"] = shape.dropped_points
+        return cls(kinds, 1, (name,)) if kinds else cls()
+
+    def __add__(self, other: LeftOut) -> LeftOut:
+        """Of both sets of files; the names are those that come first."""
+        if not (self.files and other.files):
+            return self if self.files else other
+        kinds = Counter(self.kinds)
+        kinds.update(other.kinds)
+        first = (*self.first, *other.first)[:_NAMED_FILES]
+        return LeftOut(dict(kinds), self.files + other.files, first)
+
+    def line(self) -> str:
+        """One line; empty if nothing was left out."""
+        if not self.files:
+            return ""
+        more = f" and {self.files - len(self.first):,} more" if self.files > len(self.first) else ""
+        where = "1 file" if self.files == 1 else f"{self.files:,} files"
+        return f"left out of {where}: {counted(self.kinds)} ({', '.join(self.first)}{more})"

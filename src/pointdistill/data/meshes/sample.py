@@ -11,7 +11,7 @@ import tempfile
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 from pointdistill.data.files.archive import Archive
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.meshes.read import FORMATS, from_object, printable_line, read_mesh
-from pointdistill.data.meshes.records import AnyFloats, Axis, MeshLimits, PointSet, Surface
+from pointdistill.data.meshes.records import (
+    AnyFloats,
+    Axis,
+    MeshLimits,
+    PointSet,
+    Surface,
+    counted,
+)
 from pointdistill.data.meshes.sampling import check_axis, draw, draw_in_place
 from pointdistill.errors import ConfigError, DataError
 
@@ -74,7 +81,7 @@ def sample_surface(
         shape = read_mesh(path, repair=repair, limits=limits)
         _warn_of_repair(shape, str(path))
         if shape.left_out:
-            msg = f"{path}: left out {', '.join(shape.left_out)}"
+            msg = f"{path}: left out {counted(shape.left_out)}"
             warnings.warn(msg, LeftOutWarning, stacklevel=2)
         return draw_for_file(shape, path, count, seed=seed, up=axis)
     if isinstance(mesh, Surface | PointSet):
@@ -340,8 +347,8 @@ class SampledFile:
     dropped: int
     """Faces, or points of a cloud, that ``repair`` left out."""
 
-    left_out: tuple[str, ...]
-    """What the file holds besides its shape, such as hidden meshes or supports for printing."""
+    left_out: Mapping[str, int]
+    """What the file holds besides its shape, such as hidden meshes or supports for printing: how many of each."""
 
     declared_up: Axis | None
     """The up axis that the file states; the points are turned only if the caller asks for it."""

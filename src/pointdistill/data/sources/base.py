@@ -21,6 +21,7 @@ from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL
 from pointdistill.data.files.archive import Archive, open_archive, still_there
+from pointdistill.data.meshes.records import LeftOut
 from pointdistill.errors import ConfigError, DataError
 
 
@@ -47,6 +48,9 @@ class SourceCloud:
 
     part: NDArray[np.uint8] | None = None
     """(n,), the part that each point belongs to; None if it is not known."""
+
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What its file holds besides; the file is called by the shape's id."""
 
 
 class Source(Protocol):

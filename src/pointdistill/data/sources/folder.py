@@ -14,7 +14,7 @@ from pointdistill.data.corpus.shard import UNKNOWN_LABEL
 from pointdistill.data.files.archive import still_there, walk
 from pointdistill.data.files.files import sha256_of
 from pointdistill.data.meshes.read import FORMATS
-from pointdistill.data.meshes.records import Axis
+from pointdistill.data.meshes.records import Axis, LeftOut
 from pointdistill.data.meshes.sample import draw_up_to, read_named
 from pointdistill.data.meshes.sampling import check_axis
 from pointdistill.data.sources.base import (
@@ -62,7 +62,8 @@ class FolderSource:
         path = self.path / entry.where
         with still_there(path):
             shape = read_named(path, entry.id)
-        return SourceCloud(draw_up_to(shape, count, up=shape.declared_up or self.up, rng=rng))
+        points = draw_up_to(shape, count, up=shape.declared_up or self.up, rng=rng)
+        return SourceCloud(points, left_out=LeftOut.of(shape, entry.id))
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> FolderSource:

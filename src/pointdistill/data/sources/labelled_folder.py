@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,9 @@ from pointdistill.data.benchmarks.spec import (
 )
 from pointdistill.data.files.processes import ordered_map
 from pointdistill.data.meshes import check_axis
+from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.sources import Entry, Source, SourceRequest, open_source, source_shape_rng
+from pointdistill.data.sources.base import SourceCloud
 from pointdistill.errors import ConfigError, DataError
 
 NAME = "folder"
@@ -37,6 +39,9 @@ class LabelledFolder:
 
     unlabelled: int
     """Files that lie in no sub-folder, and were left out."""
+
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the files hold besides their shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ def read_labelled_folder(
     source = open_source("folder", SourceRequest(path=path, up=up))
     entries = sorted(source.entries(), key=lambda entry: entry.id)
     labelled = [entry for entry in entries if entry.label >= 0]
-    usable, clouds, refused = _read(source, labelled, points, seed, workers, progress)
+    usable, clouds, refused, left_out = _read(source, labelled, points, seed, workers, progress)
     classes = _classes(path, source, usable)
     test = _held_out(usable, seed, held_out)
     labels = np.array([entry.label for entry in usable], dtype=np.int64)
@@ -97,7 +102,7 @@ def read_labelled_folder(
         checksum=source.facts.archive_sha256 or "",
         stand_in=False,
     )
-    return LabelledFolder(benchmark, tuple(refused), len(entries) - len(labelled))
+    return LabelledFolder(benchmark, tuple(refused), len(entries) - len(labelled), left_out)
 
 
 def list_labelled_folder(path: Path, *, up: str | None = None) -> LabelledShapes:
@@ -147,13 +152,13 @@ def _read(
     seed: int,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[Entry], NDArray[np.float32], list[str]]:
-    """The entries that could be read, their clouds (n, points, 3), and a line for each other one."""
+) -> tuple[list[Entry], NDArray[np.float32], list[str], LeftOut]:
+    """The entries that could be read, their clouds (n, points, 3), a line for each other; what was left out."""
     tasks = [
         _Task(source, tuple(entries[first : first + _BATCH]), points, seed)
         for first in range(0, len(entries), _BATCH)
     ]
-    usable, clouds, refused = [], [], []
+    usable, clouds, refused, left_out = [], [], [], LeftOut()
     for task, outcomes in zip(
         tasks, ordered_map(_read_some, tasks, workers=_processes(workers, tasks)), strict=True
     ):
@@ -162,11 +167,12 @@ def _read(
                 refused.append(f"{entry.id}: {outcome}")
             else:
                 usable.append(entry)
-                clouds.append(outcome)
+                clouds.append(outcome.points)
+                left_out += outcome.left_out
         if progress:
             progress(len(usable) + len(refused), len(entries))
     empty = np.empty((0, points, 3), dtype=np.float32)
-    return usable, np.stack(clouds) if clouds else empty, refused
+    return usable, np.stack(clouds) if clouds else empty, refused, left_out
 
 
 def _processes(workers: int | None, tasks: Sequence[_Task]) -> int | None:
@@ -174,14 +180,15 @@ def _processes(workers: int | None, tasks: Sequence[_Task]) -> int | None:
     return 1 if workers is None and len(tasks) <= 2 else workers
 
 
-def _read_some(task: _Task) -> list[NDArray[np.float32] | str]:
+def _read_some(task: _Task) -> list[SourceCloud | str]:
     """Points of each file of a task, or why it cannot be used."""
-    outcomes: list[NDArray[np.float32] | str] = []
+    outcomes: list[SourceCloud | str] = []
     for entry in task.entries:
         rng = source_shape_rng(seed=task.seed, source=task.source.facts.name, shape_id=entry.id)
         try:
             cloud = task.source.read(entry, task.points, rng=rng)
-            outcomes.append(repeated(cloud.points.astype(np.float32), task.points))
+            points = repeated(cloud.points.astype(np.float32), task.points)
+            outcomes.append(replace(cloud, points=points))
         except DataError as error:
             outcomes.append(str(error).removeprefix(f"{entry.id}: "))
     return outcomes

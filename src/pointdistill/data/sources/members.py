@@ -23,7 +23,7 @@ from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL
 from pointdistill.data.files.archive import Archive, MemberLocation, open_archive
 from pointdistill.data.files.member import read_member_at
-from pointdistill.data.meshes.records import Axis
+from pointdistill.data.meshes.records import Axis, LeftOut
 from pointdistill.data.meshes.sample import draw_up_to, read_content
 from pointdistill.data.sources.base import (
     Entry,
@@ -111,7 +111,9 @@ class MemberSource:
         self, content: bytes, name: str, count: int, *, rng: np.random.Generator
     ) -> SourceCloud:
         """Points of the mesh or cloud in a member."""
-        return SourceCloud(draw_up_to(read_content(content, name), count, up=self._up, rng=rng))
+        shape = read_content(content, name)
+        points = draw_up_to(shape, count, up=self._up, rng=rng)
+        return SourceCloud(points, left_out=LeftOut.of(shape, printable(name)))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the layout, which only listing needs."""

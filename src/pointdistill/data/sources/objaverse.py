@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.archive import MemberLocation, leads_outside, walk
 from pointdistill.data.files.schema import parse_json, read_at_most
-from pointdistill.data.meshes.records import Axis, PointSet
+from pointdistill.data.meshes.records import Axis, LeftOut, PointSet
 from pointdistill.data.meshes.sample import draw_up_to, read_content
 from pointdistill.data.sources.base import (
     Entry,
@@ -64,7 +64,7 @@ class ObjaverseSource(MemberSource):
         if distinct < FEWEST_POINTS:
             msg = f"{name}: {distinct:,} distinct points, shapes with at least {FEWEST_POINTS:,} are kept"
             raise DataError(msg)
-        return SourceCloud(points)
+        return SourceCloud(points, left_out=LeftOut.of(shape, printable(name)))
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> ObjaverseSource:

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
-from pointdistill.data.files.archive import open_archive
+from pointdistill.data.files.archive import PACKED_TARS, open_archive
 from pointdistill.data.files.files import path_from, short_name
 from pointdistill.data.files.member import HeldArchive, file_state, hold_archive, unpack
 from pointdistill.data.meshes import FORMATS, Axis, PointSet, Surface, draw, named_rng
+from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import read_named
 from pointdistill.errors import DataError
 
-ARCHIVE_SUFFIXES = (".zip", ".tar")
+ARCHIVE_SUFFIXES = (".zip", ".tar", *PACKED_TARS)
 
 PathKind: TypeAlias = Literal["file", "folder", "archive", "corpus"]
 
@@ -103,6 +104,9 @@ class ReadShape:
 
     assumed_up: bool = False
     """Whether the up axis is that of the settings, because the file states none."""
+
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What its file holds besides."""
 
 
 @dataclass(slots=True)
@@ -189,7 +193,7 @@ def _source(path: Path, named: str, leave_out: Path | None) -> ShapeSource:
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         corpus = open_corpus(path)
         return ShapeSource("corpus", whole, named, None, len(corpus), corpus.content)
-    if not path.is_dir() and path.suffix.lower() not in ARCHIVE_SUFFIXES:
+    if not path.is_dir() and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return ShapeSource("file", whole, named, (path.name,), stamp=_stamp([path]))
     absent = f"{path}: no such file or folder; check its name"
     with open_archive(path, absent=absent) as archive:
@@ -245,7 +249,8 @@ def read_shape(location: ShapeLocation, settings: ReadSettings) -> ReadShape:
         points = draw(shape, min(settings.points, available), rng=rng, up=up)
         if settings.shuffled:
             points = rng.permutation(points)
-        return _enough(location.name, points, settings, assumed_up=shape.declared_up is None)
+        read = _enough(location.name, points, settings, assumed_up=shape.declared_up is None)
+        return replace(read, left_out=LeftOut.of(shape, location.name))
     except DataError as error:
         return ReadShape(location.name, reason=str(error))
 

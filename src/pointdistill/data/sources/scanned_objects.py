@@ -14,6 +14,7 @@ import numpy as np
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.files.archive import open_archive, still_there
 from pointdistill.data.files.workspace import file_checksum
+from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import draw_up_to, read_member
 from pointdistill.data.sources.base import (
     Entry,
@@ -53,7 +54,8 @@ class ScannedObjectsSource:
                     shape = read_member(archive, member)
             except DataError as error:
                 raise DataError(str(error).replace(str(path), path.name)) from error
-        return SourceCloud(draw_up_to(shape, count, up="z", rng=rng))
+        points = draw_up_to(shape, count, up="z", rng=rng)
+        return SourceCloud(points, left_out=LeftOut.of(shape, entry.id))
 
 
 def open_source(request: SourceRequest, info: SourceInfo) -> ScannedObjectsSource:

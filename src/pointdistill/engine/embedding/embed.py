@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pointdistill.data.files.files import hold_file, path_from
 from pointdistill.data.files.workspace import remember_embedding
 from pointdistill.data.meshes import check_axis
+from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import named_rng
 from pointdistill.data.sources.paths import ReadSettings, ShapeList, list_shapes, read_shape
 from pointdistill.engine.embedding.compute import (
@@ -146,6 +147,9 @@ class EmbedReport:
 
     assumed_up: int = 0
     """Files whose up axis was assumed."""
+
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the files hold besides their shapes; not known of an output that existed already."""
 
     interrupted: bool = False
     """Whether it was stopped; the same call continues."""
@@ -401,13 +405,15 @@ def _finish(loop: EmbeddingLoop, output: Path, info: Mapping[str, Any]) -> Embed
     """Write the output, unless every shape was refused, and remove the work folder."""
     failed: list[tuple[str, str]] = []
     shapes = assumed = 0
-    for chunk in loop.work.columns("ids", "failed", "assumed_up"):
+    left_out = LeftOut()
+    for chunk in loop.work.columns("ids", "failed", "assumed_up", "left_out"):
         shapes += len(chunk["ids"])
         failed += loop.work.refusals(chunk["failed"])
         assumed += int(chunk["assumed_up"])
+        left_out += loop.work.left_out(chunk.get("left_out"))
     if shapes:
         counts = {"shapes": shapes, "failed": failed, "assumed_up": assumed}
         write_output(loop.work, output, {**info, **counts}, width=info["width"])
         remember_embedding(output, [Path(source.path) for source in loop.shapes.sources])
     loop.work.remove()
-    return EmbedReport(output, shapes, len(loop.shapes), tuple(failed), assumed)
+    return EmbedReport(output, shapes, len(loop.shapes), tuple(failed), assumed, left_out)

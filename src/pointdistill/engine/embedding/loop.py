@@ -13,7 +13,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from pointdistill.data.corpus_building.pool import Died, Done, Pool, open_pool
 from pointdistill.data.files.files import read_json, write_aside, write_json
 from pointdistill.data.files.processes import usable_cores
-from pointdistill.data.files.schema import parse_json, refusing_damage
+from pointdistill.data.files.schema import from_plain, parse_json, refusing_damage, to_plain
+from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.sources.paths import ReadSettings, ReadShape, ReadTask, ShapeList, read_task
 from pointdistill.engine.embedding.compute import (
     CPU_BATCH,
@@ -61,6 +62,9 @@ class Chunk:
     assumed_up: int = 0
     """Files whose up axis was assumed."""
 
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the files of its shapes hold besides."""
+
     @property
     def complete(self) -> bool:
         """Whether every shape is embedded or refused."""
@@ -77,6 +81,7 @@ class Chunk:
             "rows": np.array([row for _, _, row, _ in shapes], np.int64),
             "failed": np.array(json.dumps(failed)),
             "assumed_up": np.array(self.assumed_up),
+            "left_out": np.array(json.dumps(to_plain(self.left_out))),
         }
         if features:
             rows = [np.atleast_2d(f.features) for f in features]
@@ -153,6 +158,13 @@ class WorkFolder:
     def refusals(stored: NDArray[Any]) -> list[tuple[str, str]]:
         """Id and reason of each refused shape, from the column ``failed``."""
         return [(str(name), str(reason)) for name, reason in parse_json(str(stored), any_text=True)]
+
+    @staticmethod
+    def left_out(stored: NDArray[Any] | None) -> LeftOut:
+        """What files hold besides shapes, from the column ``left_out``; None in a chunk of an earlier version."""
+        if stored is None:
+            return LeftOut()
+        return from_plain(LeftOut, parse_json(str(stored), any_text=True))
 
 
 _PendingBatch: TypeAlias = tuple[ReadTask, list[tuple[int, str]], Future[list[ShapeFeatures]]]
@@ -263,6 +275,7 @@ class EmbeddingLoop:
                 self._done += 1
             else:
                 chunk.assumed_up += shape.assumed_up
+                chunk.left_out += replace(shape.left_out, first=(name,) * len(shape.left_out.first))
                 by_size.setdefault(len(shape.points), []).append((number, name, shape.points))
         for group in by_size.values():
             for first in range(0, len(group), batch_size):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.meshes import Axis, FailedFile, PointSet, check_axis, read_mesh, to_z_up
-from pointdistill.data.meshes.records import AnyFloats
+from pointdistill.data.meshes.records import AnyFloats, LeftOut
 from pointdistill.data.meshes.sample import Destination, draw_for_file, plan_output
 from pointdistill.data.meshes.sampling import to_float32
 from pointdistill.data.sources.labelled_folder import repeated
@@ -47,6 +47,9 @@ class ClassifiedFile:
     assumed_up: bool
     """Whether the file did not state its up axis."""
 
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the file holds besides its shape."""
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentedFile:
@@ -60,6 +63,7 @@ class SegmentedFile:
     """(n,) part labels."""
 
     assumed_up: bool
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def shares(self, part_names: Sequence[str]) -> dict[str, float]:
         """The share of points in each part that occurs, by the part's name."""
@@ -78,6 +82,7 @@ class _FilePoints:
     points: AnyFloats
     up: Axis
     assumed_up: bool
+    left_out: LeftOut
 
     def z_up(self) -> NDArray[np.float32]:
         return to_float32(to_z_up(self.points.astype(np.float64), self.up))
@@ -170,7 +175,7 @@ def segment_files(
         cloud = repeated(file.z_up(), max(least, len(file.points)))
         prediction = segmenter(torch.from_numpy(cloud)[None], category)
         parts = prediction.parts[0, : len(file.points)].cpu().numpy()
-        done.append(SegmentedFile(file.source, file.points, parts, file.assumed_up))
+        done.append(SegmentedFile(file.source, file.points, parts, file.assumed_up, file.left_out))
     return done, failed
 
 
@@ -282,7 +287,8 @@ def _read_files(
             yield FailedFile(source, str(error))
         else:
             declared = shape.declared_up
-            yield _FilePoints(source, points, declared or up, assumed_up=declared is None)
+            left_out = LeftOut.of(shape, str(source))
+            yield _FilePoints(source, points, declared or up, declared is None, left_out)
         report(done, len(sources))
 
 
@@ -290,7 +296,7 @@ def _classified(
     files: Sequence[_FilePoints], prediction: ClassPrediction
 ) -> Iterator[ClassifiedFile]:
     for file, ranked in zip(files, prediction.top(len(prediction.classes)), strict=True):
-        yield ClassifiedFile(file.source, tuple(ranked), file.assumed_up)
+        yield ClassifiedFile(file.source, tuple(ranked), file.assumed_up, file.left_out)
 
 
 def _choose_axis(up: str | None, trained: Axis) -> Axis:

@@ -170,6 +170,8 @@ def read_data(choice: DataChoice, *, reporter: Reporter = SILENT) -> Benchmark |
     )
     for line in labelled.refused:
         reporter.say(f"left out: {line}")
+    if line := labelled.left_out.line():
+        reporter.say(line)
     if labelled.unlabelled:
         reporter.say(f"left out: files in no sub-folder, so of no class: {labelled.unlabelled:,}")
     return labelled.benchmark

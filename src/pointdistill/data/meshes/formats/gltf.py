@@ -62,7 +62,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     if meshes and not scene.parts and not scene.points:
         msg = f"all its meshes are on nodes that {_VISIBILITY} hides; make one visible and export it again"
         raise DataError(msg)
-    left_out = (f"{meshes:,} meshes on hidden nodes",) if meshes else ()
+    left_out = {"meshes on hidden nodes": meshes} if meshes else {}
     return RawMesh(scene.parts, scene.points, declared_up="y", left_out=left_out)
 
 

@@ -153,8 +153,8 @@ def _delimiter(rows: list[bytes]) -> bytes:
 def _mark_of_names(body: list[bytes], delimiter: bytes) -> bytes:
     """What cuts a first row of names: some programs write ``x,y,z`` above rows with blanks or tabs between.
 
-    Another mark than that of the rows counts only if it gives a name to each field of the rows, and theirs does
-    not find x, y and z.
+    Another mark than that of the rows counts only if it gives a name to each field of the rows, while theirs finds
+    no x, y and z.
     """
     first = _UNIT_APART.sub(rb"\1", body[0])
     names = fields(first, delimiter)

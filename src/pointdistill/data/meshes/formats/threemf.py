@@ -24,7 +24,7 @@ from pointdistill.data.meshes.formats.xml_documents import (
     load_parts,
     open_zipped_documents,
 )
-from pointdistill.data.meshes.records import MeshLimits, RawMesh
+from pointdistill.data.meshes.records import MeshLimits, RawMesh, counted
 from pointdistill.errors import DataError
 
 _ROOT: Final = "3D/3dmodel.model"
@@ -111,12 +111,13 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     if not items:
         msg = "the model builds nothing: it has no build items; export it again"
         raise DataError(msg)
-    said = tuple(f"{count:,} {kind}" for kind, count in left_out.items())
     built = _object_ids(model, "item")
     stored = {item.get("id"): int(_TRIANGLES(item)) for item in objects}
     instances, triangles = count_placed(children, stored, built)
     if left_out and not triangles:
-        msg = f"the model builds nothing besides {', '.join(said)}; export it with a part to print"
+        msg = (
+            f"the model builds nothing besides {counted(left_out)}; export it with a part to print"
+        )
         raise DataError(msg)
     check_size("instances", instances, min(limits.instances, _MOST_INSTANCES))
     check_size("triangles", triangles, limits.faces)
@@ -126,7 +127,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     # trimesh's clean-up renames bodies, and would lose those that then share a name.
     loader = partial(load_3MF, postprocess=False)
     parts = load_parts(loader, {_ROOT: document}, triangles=triangles)
-    return RawMesh(parts, declared_up="z", left_out=said)
+    return RawMesh(parts, declared_up="z", left_out=dict(left_out))
 
 
 def _object_ids(element: Any, kind: str) -> list[str]:
