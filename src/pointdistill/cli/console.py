@@ -317,7 +317,7 @@ def print_table(table: Table, *, right: Collection[str] = (), whole: bool = Fals
 
     console = Console()
     if not console.is_terminal:
-        echo(table.markdown())  # its cells are lines already
+        echo_lines(table.markdown())
         return
     if whole:
         _print_whole(table, right, console)

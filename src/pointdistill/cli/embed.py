@@ -15,10 +15,11 @@ from pointdistill.cli.options import DeviceOption, require_encoder, require_path
 if TYPE_CHECKING:
     from pointdistill.engine.embedding.embed import EmbedReport
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pointdistill.cli.console import confirm, print_table
+from pointdistill.cli.console import confirm, echo_lines, print_table
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -208,7 +209,11 @@ def search(
     from pointdistill.engine.embedding.index import open_index
     from pointdistill.engine.embedding.search import draw_sheet, find_index, search_all
 
-    opened = open_index(find_index(index))
+    found = find_index(index)
+    if os.path.realpath(picture) in {os.path.realpath(path) for path in (*queries, found)}:
+        msg = f"{picture} is or leads to an input, which would be overwritten; name another sheet"
+        raise ConfigError(msg, settings=("sheet",))
+    opened = open_index(found)
     with console_reporter() as reporter:
         report = search_all(
             queries,
@@ -234,7 +239,7 @@ def search(
             err=True,
         )
     if as_json:
-        echo(json.dumps(_plain(opened.path, report), indent=1, ensure_ascii=False))
+        echo_lines(json.dumps(_plain(opened.path, report), indent=1, ensure_ascii=False))
     else:
         for result in report.results:
             print_table(_table(opened.path, result))
