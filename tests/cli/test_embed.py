@@ -109,6 +109,17 @@ def test_several_queries_in_one_call(run: Run) -> None:
     assert found["queries"][0]["neighbours"][0]["similarity"] == pytest.approx(1)
 
 
+def test_a_picture_does_not_replace_what_it_was_made_of(run: Run) -> None:
+    """A link called like the picture that leads to the query."""
+    run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
+    before = Path("meshes/0.obj").read_bytes()
+    Path("sheet.png").symlink_to("meshes/0.obj")
+    code, _, err = run("search", "meshes/0.obj", "all.npz", "--sheet", "sheet.png")
+    assert code == 2
+    assert "sheet.png is or leads to an input, which would be overwritten" in err
+    assert Path("meshes/0.obj").read_bytes() == before
+
+
 def test_a_query_that_cannot_be_read_does_not_keep_the_others(run: Run) -> None:
     run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
     Path("broken.ply").write_text("no mesh")

@@ -67,6 +67,7 @@ def test_tables(
             shown = shown.replace(own, "")
     assert "\x1b" not in shown
     assert not set("\x9b\r\u202e\x7f\udcff") & set(shown)
+    assert r"\u000a" not in shown, "the lines of a table stay lines"
 
 
 def test_lines_and_tasks_of_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

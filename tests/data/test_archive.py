@@ -20,6 +20,7 @@ from pointdistill.data.files import archive as archives
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import sha256_of
 from pointdistill.data.files.member import read_member_at
+from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.errors import DataError
 
 NAMES = (
@@ -71,6 +72,19 @@ def test_a_member_larger_than_any_real_one_is_not_unpacked(
         pytest.raises(DataError, match=r"good/a\.txt is damaged \(5 bytes, at most 4 are read\)"),
     ):
         archive.read("good/a.txt")
+
+
+def test_a_pipe_in_place_of_an_archive_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.zip")
+    with (
+        pytest.raises(DataError, match=r"a\.zip: is a device or a pipe, not an archive"),
+        open_archive(tmp_path / "a.zip", absent="absent"),
+    ):
+        pass
+    os.mkfifo(tmp_path / "h5_files.zip")
+    request = SourceRequest(path=tmp_path / "h5_files.zip")
+    with pytest.raises(DataError, match=r"h5_files\.zip: is a device or a pipe"):
+        open_source("scanobjectnn", request).entries()
 
 
 def test_an_archive_cut_anywhere_is_refused(path: Path) -> None:

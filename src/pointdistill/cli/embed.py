@@ -199,7 +199,11 @@ def search(
     from pointdistill.engine.embedding.index import open_index
     from pointdistill.engine.embedding.search import draw_sheet, find_index, search_all
 
-    opened = open_index(find_index(index))
+    found = find_index(index)
+    if os.path.realpath(picture) in {os.path.realpath(path) for path in (*queries, found)}:
+        msg = f"{picture} is or leads to an input, which would be overwritten; name another sheet"
+        raise ConfigError(msg, settings=("sheet",))
+    opened = open_index(found)
     with console_reporter() as reporter:
         report = search_all(
             queries,

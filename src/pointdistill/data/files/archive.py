@@ -334,6 +334,9 @@ def open_archive(path: Path, *, absent: str, tolerate_unsafe: bool = False) -> I
     if path.is_dir():
         yield _FolderArchive(path)
         return
+    if not path.is_file():  # opening a pipe would wait for someone to write to it
+        msg = f"{path}: is a device or a pipe, not an archive; save its content to a file"
+        raise DataError(msg)
     with ExitStack() as resources:
         try:
             archive = _open_file(path, resources)
