@@ -181,7 +181,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]
             self.wfile.write(content[start:] if ranges else content[: len(content) // 2])
             ranges.append(asked)
 
-    monkeypatch.setattr("pointdistill.data.files.download._FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("pointdistill.data.files.web._FIRST_PAUSE_SECONDS", 0.0)
     with serving(Handler) as address:
         spec = replace(psb.SPEC, address=f"{address}/benchmark/psb_v1.zip")
         monkeypatch.setattr(psb, "SPEC", spec)

@@ -81,7 +81,7 @@ def measure(tmp_path: Path) -> Measure:
 def test_last_run_is_taken_and_named(measure: Measure, run: Path, stand_in: Path) -> None:
     outcome, said = measure(data=stand_in, splits=("OBJ-BG",))
     assert said[0] == f"encoder: {run}/encoder, the teacher of the last run in this folder"
-    assert {result.features for result in outcome.results} == {f"encoder of {run}"}
+    assert {result.features for result in outcome.results} == {"encoder of runs/tiny"}
     assert outcome.outputs[0] == run / "evaluation" / "scanobjectnn"
 
 

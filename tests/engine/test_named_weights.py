@@ -34,6 +34,7 @@ from pointdistill.engine.weights import (
     suggestion,
 )
 from pointdistill.engine.weights.encoders import (
+    STATISTICS,
     fingerprint,
     load_encoder,
     locate_encoder,
@@ -365,7 +366,7 @@ def test_an_installation_without_the_bundled_encoder(cache: Path) -> None:
 def test_the_encoder_that_comes_with_this_installation() -> None:
     """Small, in float16, described, and free for any use."""
     folder = locate_encoder(BUNDLED)
-    assert {file.name for file in folder.iterdir()} == {CONFIG, WEIGHTS, "README.md"}
+    assert {file.name for file in folder.iterdir()} == {CONFIG, WEIGHTS, STATISTICS, "README.md"}
     assert (folder / WEIGHTS).stat().st_size <= 6e6
     with safe_open(folder / WEIGHTS, "pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118

@@ -315,7 +315,8 @@ def _read_page(url: str, *, first: bool, sleep: Callable[[float], None]) -> list
             raise
         return []
     try:
-        rows: Any = parse_json(content) if content.strip() else []
+        # A name that is no Unicode is refused by itself, not the list.
+        rows: Any = parse_json(content, any_text=True) if content.strip() else []
         return [str(row["name"]) for row in rows or [] if row.get("owner", OWNER) == OWNER]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{url}: is no list of models ({type(error).__name__}); fetch them by hand, one zip each"

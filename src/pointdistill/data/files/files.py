@@ -158,7 +158,7 @@ def hold_lock(
             make_folder()
             continue
         with file:
-            _acquire(file, busy)
+            _acquire(file, lock, busy)
             if _has_name(file, lock):
                 yield
                 return
@@ -204,23 +204,21 @@ def hold_file(path: Path, busy: PointDistillError) -> Iterator[None]:
 def _open_lock(lock: Path) -> IO[str]:
     """A lock file, made if need be; a folder from elsewhere may hold a link, or a pipe that opening waits for."""
 
-    def opener(path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-
     strange = f"{lock}: is no lock file of this program; remove it, and run the same again"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        file = open(lock, "a", opener=opener)  # noqa: SIM115  the caller closes it
+        handle = os.open(lock, flags, 0o666)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise
         raise DataError(strange) from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
         raise DataError(strange)
-    return file
+    return os.fdopen(handle, "w")
 
 
-def _acquire(file: IO[str], busy: PointDistillError) -> None:
+def _acquire(file: IO[str], lock: Path, busy: PointDistillError) -> None:
     import fcntl
 
     try:
@@ -228,7 +226,7 @@ def _acquire(file: IO[str], busy: PointDistillError) -> None:
     except BlockingIOError:
         raise busy from None
     except OSError as error:
-        _say_no_locks(Path(file.name).parent, error.strerror)
+        _say_no_locks(lock.parent, error.strerror)
 
 
 @functools.cache
