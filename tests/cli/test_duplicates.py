@@ -69,7 +69,7 @@ def test_turned_and_scaled_copies_are_found_and_similar_shapes_are_not(run: Run)
     write_shapes(Path("parts"))
     code, out, err = run("duplicates", "parts", "--output", "groups.json")
     assert code == 2
-    assert "3 of 7 shapes are there already, in 2 groups" in out
+    assert "3 of 7 shapes repeat another one; groups of the same shape: 2" in out
     assert "| 1 | bracket.obj |  |" in out
     assert "error: broken.ply: " in err
     assert "error: old/empty.obj: " in err
@@ -90,7 +90,7 @@ def test_a_corpus_keeps_its_fingerprints_and_a_table_can_be_read(run: Run) -> No
     build_corpus(source, Path("corpus"), points=2048, workers=0)
     code, out, err = run("duplicates", "corpus", "-o", "groups.csv")
     assert (code, err) == (0, "")
-    assert out.endswith("in 2 groups\nwritten: groups.csv\n")
+    assert out.endswith("of the same shape: 2\nwritten: groups.csv\n")
     assert Path("corpus", FILE_NAME).is_file()
     with Path("groups.csv").open(newline="") as file:
         rows = list(csv.reader(file))

@@ -246,7 +246,8 @@ def duplicates(
         print_table(_duplicates_table(folder, report))
     extra = sum(len(group) - 1 for group in report.groups)
     echo(
-        f"{folder}: {extra:,} of {report.shapes:,} shapes are there already, in {len(report.groups):,} groups"
+        f"{folder}: {extra:,} of {report.shapes:,} shapes repeat another one; groups of the same shape: "
+        f"{len(report.groups):,}"
         if extra
         else f"{folder}: no duplicates among {report.shapes:,} shapes"
     )
@@ -270,5 +271,6 @@ def _duplicates_table(folder: Path, report: DuplicateReport) -> Table:
         for duplicate in group
     )
     more = len(report.groups) - MOST_SHOWN
-    notes = (f"{more:,} more groups; --output writes all",) if more > 0 else ()
+    gap = "gap: how far two surfaces are apart; about 1 for two samples of one surface"
+    notes = (gap, *([f"{more:,} more groups; --output writes all"] if more > 0 else []))
     return Table(f"Duplicates in {folder}", ("group", "shape", "gap"), rows, notes)

@@ -254,6 +254,12 @@ def _ask(name: str) -> bool:
 def _queries_and_index(paths: list[Path], index: Path | None) -> tuple[list[Path], Path | None]:
     """The files to look for, and where; None for the last embedding made here."""
     last = paths[-1]
+    first = next((path for path in paths[:-1] if path.suffix.lower() in (".npz", ".parquet")), None)
+    if index is None and first is not None and not last.is_dir():
+        msg = (
+            f"{first} looks like an index that `embed` wrote; put it last, or name it with --index"
+        )
+        raise ConfigError(msg)
     if (
         index is None
         and len(paths) > 1

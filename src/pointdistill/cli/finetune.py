@@ -247,7 +247,7 @@ def _classify(
             )
             for file in done
         )
-        print_table(Table("Classes of the files", ("file", *places), rows))
+        print_table(Table("Classes of the files", ("file", *places), rows), whole=True)
     _remark(done, failed, up or classifier.spec.input.up)
     return bool(failed)
 
@@ -282,7 +282,7 @@ def _segment(
         rows = tuple(
             (str(file.source), f"{len(file.points):,}", _shares(file, names)) for file in done
         )
-        print_table(Table("Parts of the files", ("file", "points", "parts"), rows))
+        print_table(Table("Parts of the files", ("file", "points", "parts"), rows), whole=True)
     _remark(done, failed, up or segmenter.spec.input.up)
     if output is not None and done:
         echo(f"parts: {output}", err=as_json)

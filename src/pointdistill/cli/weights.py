@@ -52,7 +52,7 @@ def weights(
         echo(f"{name}: {folder}")
         echo(f"next: pointdistill embed YOUR_FILES --encoder {name}")
         return
-    print_table(_named_weights())
+    print_table(_named_weights(), whole=True)
     echo("next: pointdistill embed YOUR_FILES --encoder asymdsd-s")
 
 

@@ -48,8 +48,7 @@ UNPACKED_VARIABLE = "POINTDISTILL_UNPACKED"
 MOST_UNPACKED = 200
 """Times its own size that a compressed tar may unpack to; shapes written as text compress to about a tenth."""
 
-_LEAST_REFUSED = 2**26
-"""Bytes that any may unpack to: small files of few values compress better."""
+_LEAST_REFUSED = 2**26  # bytes that any may unpack to: small files of few values compress better
 
 _SECONDS_BEFORE_PROGRESS, _SECONDS_BETWEEN_PROGRESS = 5.0, 60.0
 
