@@ -205,9 +205,15 @@ def test_without_arguments_the_help_is_printed(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_batch_system_or_a_closed_terminal_leaves_no_temporary_files(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     number = getattr(signal, name)
+    earlier = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored, and stays so
+    request.addfinalizer(lambda: signal.signal(number, earlier))
     place = tmp_path / "temporary"
     place.mkdir()
     (tmp_path / "shapes").mkdir()

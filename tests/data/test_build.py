@@ -321,12 +321,12 @@ def test_a_lock_that_went_with_its_folder_is_no_lock(
     place, take = tmp_path / ".building" / "lock", files._acquire
     taken: list[int] = []
 
-    def late(file: IO[str], busy: PointDistillError) -> None:
+    def late(file: IO[str], place_of_lock: Path, busy: PointDistillError) -> None:
         if not taken:
             place.unlink()
             place.parent.rmdir()
         taken.append(file.fileno())
-        take(file, busy)
+        take(file, place_of_lock, busy)
 
     monkeypatch.setattr(files, "_acquire", late)
     with lock.locked(tmp_path):

@@ -210,7 +210,8 @@ def _remarks(missing: list[int], listed: int) -> tuple[str, ...]:
 def _absent(path: Path) -> str:
     return (
         f"{path}: no such archive. {ARCHIVE_NAME} is at https://shape.cs.princeton.edu/benchmark, without a "
-        f"login; `pointdistill prepare-data psb` says how to fetch it. Save it as {path}, or use the stand-in instead"
+        f"login; `pointdistill prepare-data psb` says how to fetch it. Save it as {path}, or use the stand-in "
+        "instead"
     )
 
 
