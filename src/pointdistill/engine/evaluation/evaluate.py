@@ -283,12 +283,7 @@ def evaluate_saved(
     names = tuple(name for name in request.names if request.protocols_of(name))
     # Before the encoder is looked for: a user who has to download an archive should hear of it first.
     paths, absent = ({}, {}) if request.stand_in else _find_data(request, names, reporter)
-    encoder = choose_encoder(
-        request.encoder,
-        folder=request.folder,
-        reporter=reporter,
-        remark=", the teacher of the last run in this folder",
-    )
+    encoder = choose_encoder(request.encoder, folder=request.folder, reporter=reporter)
     for name in names if request.stand_in else ():
         # After the encoder was found, since a stand-in takes minutes to make.
         paths[name] = find_stand_in(name, folder=request.folder, reporter=reporter)

@@ -415,7 +415,6 @@ def choose_encoder(
     *,
     folder: Path = Path(),
     reporter: Reporter = SILENT,
-    remark: str = "",
 ) -> Path:
     """Where the encoder lies that a user named, or else the default one, which is said in a line.
 
@@ -424,7 +423,6 @@ def choose_encoder(
             comes with the program.
         folder: where the last run is looked for.
         reporter: receives the line, and the progress of a download.
-        remark: inserted after the path of the last run.
 
     Raises:
         CheckpointError: if there is none.
@@ -434,7 +432,8 @@ def choose_encoder(
     if encoder is None and source == BUNDLED:
         reporter.say(f"{encoder_line(stored)}; another can be chosen", "encoder")
     else:
-        reporter.say(encoder_line(stored, remark if encoder is None else ""))
+        by_default = ", the teacher of the last run in this folder"
+        reporter.say(encoder_line(stored, by_default if encoder is None else ""))
     return stored
 
 
