@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pointdistill.cli import main
 from pointdistill.data.files.workspace import remember_corpus
+from tests.cli.typed import Run, typed
 from tests.data.test_corpus import edit, some_rows, write_corpus
 from tests.data.test_corpus_verify import flip_byte, place_of
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -22,14 +19,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     rows = some_rows("a", 7)
     write_corpus(Path("mix"), [("a", rows[:4]), ("a", rows[4:]), ("b", some_rows("b", 5))])
-
-    def typed(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main(words)
-        written = capsys.readouterr()
-        return int(stop.value.code or 0), written.out, written.err
-
-    return typed
+    return typed(capsys)
 
 
 def add_refusals() -> None:

@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trimesh
 
-from pointdistill.cli import main
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.leaks import duplicates as duplicates_module
 from pointdistill.data.leaks.candidates import FILE_NAME, Fingerprints
 from pointdistill.data.sources import SourceRequest, open_source
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.cli.typed import Run, typed
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.chdir(tmp_path)
-
-    def typed(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main(words)
-        written = capsys.readouterr()
-        return int(stop.value.code or 0), written.out, written.err
-
-    return typed
+    return typed(capsys)
 
 
 def bracket(length: float = 2.0) -> trimesh.Trimesh:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,10 @@ import pytest
 import trimesh
 from PIL import Image
 
-from pointdistill.cli import main
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.weights.encoders import save_encoder
+from tests.cli.typed import Run, typed
 from tests.engine.test_embedding import random_encoder
 
 
@@ -66,21 +65,11 @@ def test_from_a_folder_to_an_embedding_and_a_search(folder: Path) -> None:
     assert (folder / "1-neighbours.png").read_bytes().startswith(b"\x89PNG")
 
 
-Run = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Type a command in the folder, in this process; exit code, output, errors."""
     monkeypatch.chdir(folder)
-
-    def typed(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main(words)
-        written = capsys.readouterr()
-        return int(stop.value.code or 0), written.out, written.err
-
-    return typed
+    return typed(capsys)
 
 
 def test_several_queries_in_one_call(run: Run) -> None:

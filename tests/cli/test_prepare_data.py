@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pointdistill.cli import main
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.files.workspace import last_corpus
 from pointdistill.data.sources import SOURCES
+from tests.cli.typed import Run, typed
 from tests.data.source_archives import wedge_obj, write_zip
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Type a command in an empty folder; its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
-
-    def typed(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main(["prepare-data", *words])
-        written = capsys.readouterr()
-        return int(stop.value.code or 0), written.out, written.err
-
-    return typed
+    return typed(capsys, "prepare-data")
 
 
 def test_it_makes_builtin_shapes_and_says_what_comes_next(run: Run) -> None:

@@ -6,20 +6,18 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pointdistill.cli import main
 from pointdistill.data.corpus import open_corpus, verify_corpus
 from pointdistill.data.sources.folder import FolderSource
+from tests.cli.typed import Run, typed
 from tests.data.source_archives import WEDGE, wedge_off
 from tests.data.test_build import digest
 
-Run = Callable[..., tuple[int, str, str]]
 CLOUD = "".join(f"{k} {k * k} 1\n" for k in range(40))
 
 
@@ -29,14 +27,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     inside = tmp_path / "inside"
     inside.mkdir()
     monkeypatch.chdir(inside)
-
-    def typed(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main(["prepare-data", *words])
-        written = capsys.readouterr()
-        return int(stop.value.code or 0), written.out, written.err
-
-    return typed
+    return typed(capsys, "prepare-data")
 
 
 def files_below(folder: Path) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from pointdistill.data.corpus_building.source_status import mixture_sources
 from pointdistill.data.files.workspace import last_corpus
 from pointdistill.engine.pretraining.run_folder import licence_ledger
 from pointdistill.engine.weights.licences import Terms, read_ledger, terms_of
+from tests.cli.typed import Run, typed
 from tests.data.mixture_archives import write_archives
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -28,14 +26,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Type a command beside a folder of archives; its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
     write_archives(tmp_path / "archives")
-
-    def typed(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main(["prepare-data", "mixture", *words])
-        written = capsys.readouterr()
-        return int(stop.value.code or 0), written.out, written.err
-
-    return typed
+    return typed(capsys, "prepare-data", "mixture")
 
 
 def test_it_builds_what_is_there_and_says_what_is_not(run: Run) -> None:
