@@ -109,6 +109,17 @@ def test_a_picture_does_not_replace_what_it_was_made_of(run: Run) -> None:
     assert Path("meshes/0.obj").read_bytes() == before
 
 
+def test_an_index_among_the_queries_is_refused_and_a_cloud_of_that_ending_is_not(run: Run) -> None:
+    run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
+    code, out, err = run("search", "all.npz", "meshes/1.obj")
+    assert (code, out) == (2, "")
+    assert "all.npz is an index that `embed` wrote, no shape; put it last" in err
+    np.savez("cloud.npz", points=np.random.default_rng(0).normal(size=(500, 3)))
+    code, out, err = run("search", "cloud.npz", "meshes/1.obj")
+    assert code == 0, err
+    assert "**Nearest to cloud.npz in all.npz**" in out
+
+
 def test_a_query_that_cannot_be_read_does_not_keep_the_others(run: Run) -> None:
     run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
     Path("broken.ply").write_text("no mesh")

@@ -197,9 +197,13 @@ def search(
     if encoder is not None:
         require_encoder(encoder, "encoder")
 
-    from pointdistill.engine.embedding.index import open_index
+    from pointdistill.engine.embedding.index import is_embedding, open_index
     from pointdistill.engine.embedding.search import draw_sheet, find_index, search_all
 
+    for query in queries:
+        if is_embedding(query):
+            msg = f"{query} is an index that `embed` wrote, no shape; put it last, or name it with --index"
+            raise ConfigError(msg)
     found = find_index(index)
     if os.path.realpath(picture) in {os.path.realpath(path) for path in (*queries, found)}:
         msg = f"{picture} is or leads to an input, which would be overwritten; name another sheet"
@@ -254,12 +258,6 @@ def _ask(name: str) -> bool:
 def _queries_and_index(paths: list[Path], index: Path | None) -> tuple[list[Path], Path | None]:
     """The files to look for, and where; None for the last embedding made here."""
     last = paths[-1]
-    first = next((path for path in paths[:-1] if path.suffix.lower() in (".npz", ".parquet")), None)
-    if index is None and first is not None and not last.is_dir():
-        msg = (
-            f"{first} looks like an index that `embed` wrote; put it last, or name it with --index"
-        )
-        raise ConfigError(msg)
     if (
         index is None
         and len(paths) > 1

@@ -226,6 +226,17 @@ def open_index(path: Path) -> Index:
     return _ParquetIndex(path) if suffix == ".parquet" else _NpzIndex(path)
 
 
+def is_embedding(path: Path) -> bool:
+    """Whether a file is an embedding that can be read; a cloud may have the same ending."""
+    if path.suffix.lower() not in SUFFIXES:
+        return False
+    try:
+        open_index(path)
+    except (DataError, ConfigError):
+        return False
+    return True
+
+
 class _NpzIndex(Index):
     def __init__(self, path: Path) -> None:
         with refusing_damage(path, advice=_ADVICE), zipfile.ZipFile(path) as archive:

@@ -30,6 +30,7 @@ from pointdistill.engine.embedding.embed import (
     find_and_load,
     read_settings,
 )
+from pointdistill.engine.embedding.file import SUFFIXES
 from pointdistill.engine.embedding.index import Index
 from pointdistill.engine.features.statistics import (
     ENOUGH_SHAPES,
@@ -130,7 +131,7 @@ def find_index(path: Path | None) -> Path:
     Raises:
         DataError: if there is none.
     """
-    if path is not None and path.is_file() and path.suffix.lower() in (".npz", ".parquet"):
+    if path is not None and path.is_file() and path.suffix.lower() in SUFFIXES:
         return path
     index = last_embedding() if path is None else last_embedding(path)
     if index is None:
