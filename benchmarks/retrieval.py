@@ -10,15 +10,16 @@ and SHAPES a corpus of other shapes, on which the encoder's statistics are measu
 from __future__ import annotations
 
 import argparse
+import posixpath
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.benchmarks.psb import read_psb
 from pointdistill.engine.embedding.embed import EmbedRequest, embed, measure_encoder
 from pointdistill.engine.features.statistics import FeatureStatistics, measure, read_statistics
 from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder
@@ -34,21 +35,7 @@ INDEX_SIZES = (4, 8, 20, 50, 120, 200, 400)
 REPEATS = 20
 
 
-def read_classes(archive: zipfile.ZipFile) -> dict[str, str]:
-    """The class of every model by its file's name, such as ``m17.off``."""
-    (name,) = (n for n in archive.namelist() if n.endswith("v1/base/train.cla"))
-    words = archive.read(name).decode().split()
-    classes: dict[str, str] = {}
-    place = 4  # after "PSB 1" and the two counts
-    while place < len(words):
-        label, parent, count = words[place], words[place + 1], int(words[place + 2])
-        place += 3
-        classes |= {f"m{model}.off": f"{parent}/{label}" for model in words[place : place + count]}
-        place += count
-    return classes
-
-
-def figures(features: Features, labels: NDArray[np.str_]) -> str:
+def figures(features: Features, labels: NDArray[np.int64]) -> str:
     """Nearest neighbour, discounted cumulative gain, vote of five among classes of ten and more: in percent."""
     similarities = cosines(features, features)
     np.fill_diagonal(similarities, -np.inf)
@@ -94,7 +81,7 @@ def places(features: Features, encoders: FeatureStatistics | None) -> dict[str, 
 
 
 def small_indexes(
-    features: Features, labels: NDArray[np.str_], encoders: FeatureStatistics | None
+    features: Features, labels: NDArray[np.int64], encoders: FeatureStatistics | None
 ) -> None:
     """Print the rate of right nearest neighbours in random parts of the set, for each space."""
     rng = np.random.default_rng(0)
@@ -119,8 +106,8 @@ def main() -> None:
     parser.add_argument("encoder")
     parser.add_argument("shapes", type=Path)
     arguments = parser.parse_args()
-    with zipfile.ZipFile(arguments.archive) as archive:
-        classes = read_classes(archive)
+    shapes = read_psb(arguments.archive, "train")
+    labels_of = dict(zip(map(posixpath.basename, shapes.members), shapes.labels, strict=True))
     stored, checksum = (
         locate_encoder(arguments.encoder),
         encoder_checksum(load_encoder(arguments.encoder)),
@@ -147,7 +134,7 @@ def main() -> None:
             with np.load(output) as arrays:
                 features, ids = arrays["features"], arrays["ids"]
         seconds = time.process_time() - began
-        labels = np.array([classes[PurePosixPath(name).name] for name in ids])
+        labels = np.array([labels_of[posixpath.basename(name)] for name in ids])
         encoders, _ = read_statistics(
             stored,
             encoder_sha256=checksum,
