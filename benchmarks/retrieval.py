@@ -17,10 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.psb import read_psb
 from pointdistill.engine.embedding.embed import EmbedRequest, embed, measure_encoder
+from pointdistill.engine.evaluation.retrieval import retrieval_figures
 from pointdistill.engine.features.statistics import FeatureStatistics, measure, read_statistics
 from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder
 
@@ -37,14 +39,9 @@ REPEATS = 20
 
 def figures(features: Features, labels: NDArray[np.int64]) -> str:
     """Nearest neighbour, discounted cumulative gain, vote of five among classes of ten and more: in percent."""
+    found = retrieval_figures(torch.from_numpy(features), labels)
     similarities = cosines(features, features)
     np.fill_diagonal(similarities, -np.inf)
-    order = np.argsort(-similarities, axis=1, kind="stable")[:, :-1]
-    relevant = labels[order] == labels[:, None]
-    relevant = relevant[relevant.any(axis=1)]
-    weights = np.concatenate([[1.0], 1.0 / np.log2(np.arange(2, relevant.shape[1] + 1))])
-    best = np.array([weights[:count].sum() for count in relevant.sum(axis=1)])
-    gain = (relevant * weights).sum(axis=1) / best
     names, counts = np.unique(labels, return_counts=True)
     large = np.flatnonzero(np.isin(labels, names[counts >= 10]))
     right = []
@@ -53,8 +50,8 @@ def figures(features: Features, labels: NDArray[np.int64]) -> str:
         # Of classes with as many votes, the one of the nearest neighbour.
         winner = max(votes, key=lambda label: int((votes == label).sum()))
         right.append(winner == labels[row])
-    rates = relevant[:, 0].mean(), gain.mean(), np.mean(right)
-    return " / ".join(f"{100 * rate:.1f}" for rate in rates)
+    rates = found.nearest, found.gain, 100 * np.mean(right)
+    return " / ".join(f"{rate:.1f}" for rate in rates)
 
 
 def cosines(rows: Features, others: Features) -> NDArray[np.float32]:

@@ -90,6 +90,14 @@ def test_nearest_is_what_a_sort_of_everything_gives() -> None:
     assert [row for row, _ in both[1]] == [row for row, _ in found]
 
 
+def test_of_equal_rows_in_any_block_the_lower_ones_are_kept() -> None:
+    values = np.array([[1, 0], [0, 1], [1, 1], [2, 0], [3, 0], [1, 1], [4, 0]], np.float32)
+    (found,) = nearest(Rows(values), np.array([[1, 0]], np.float32), 3)
+    assert [row for row, _ in found] == [0, 3, 4]
+    (found,) = nearest(Rows(values), np.array([[1, 0]], np.float32), 5)
+    assert [row for row, _ in found] == [0, 3, 4, 6, 2]
+
+
 def test_a_row_of_zeros_is_like_nothing() -> None:
     values = np.zeros((2, 3), np.float32)
     values[1] = 1
@@ -453,7 +461,10 @@ def test_a_header_that_lies_is_refused_before_anything_is_read(
 
 @pytest.mark.parametrize("kind", ["nan", "inf"])
 def test_features_that_are_not_finite_are_one_line(kind: str) -> None:
-    values = np.ones((3, 2), np.float32)
-    values[1, 1] = float(kind)
-    with pytest.raises(DataError, match="memory: features that are not finite"):
-        nearest(Rows(values), np.ones((1, 2), np.float32), 2)
+    values = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+    known = measure([values], len(values))
+    assert known is not None
+    values[16, 1] = float(kind)
+    for comparison in (RAW, Comparison(known.whitened, "whitened")):
+        with pytest.raises(DataError, match="memory: features that are not finite"):
+            nearest(Rows(values), np.ones((1, 2), np.float32), 2, comparison)

@@ -32,7 +32,7 @@ from pointdistill.engine.embedding.file import (
 from pointdistill.engine.embedding.index import EmbeddingInfo, open_index
 from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
 from pointdistill.engine.features.statistics import measure, write_statistics
-from pointdistill.engine.pretraining.run_folder import choose_encoder
+from pointdistill.engine.pretraining.run_folder import locate_and_say
 from pointdistill.engine.runtime.devices import interruptible, pick_device
 from pointdistill.engine.weights import given_or_default, is_name
 from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder
@@ -271,7 +271,7 @@ def find_and_load(
         CheckpointError: if there is none.
     """
     source = given_or_default(encoder)
-    stored = choose_encoder(encoder, reporter=reporter)
+    stored = locate_and_say(source, by_default=encoder is None, reporter=reporter)
     is_path = not is_name(source) and Path(source).exists()
     return load_encoder(stored), Path(source) if is_path else str(source)
 

@@ -276,7 +276,7 @@ def choose_comparison(
         return Comparison(statistics.whitened, f"features whitened {of}; {few}")
     if shapes >= WHITENED_FROM and (own := _own_statistics(index, width)):
         return Comparison(own.whitened, f"features whitened over the index's {shapes:,} shapes")
-    rows = next(_feature_blocks(index, width), np.empty((0, width), np.float32))
+    rows = next(_finite_blocks(index, width), np.empty((0, width), np.float32))
     if shapes < CENTRED_FROM or np.ptp(rows, axis=0).max() <= 1e-6 * np.abs(rows).max():
         return Comparison(RAW.transform, f"{RAW.name}; {few}")
     mean = rows.mean(axis=0)
@@ -285,7 +285,7 @@ def choose_comparison(
 
 def _own_statistics(index: Index, width: int) -> FeatureStatistics | None:
     """Those that the embedding holds; one of an earlier version holds none, and is measured here."""
-    return index.statistics(width) or measure(_feature_blocks(index, width), index.shapes())
+    return index.statistics(width) or measure(_finite_blocks(index, width), index.shapes())
 
 
 def _load_same_encoder(
@@ -345,44 +345,65 @@ def nearest(
     Raises:
         DataError: if the embedding's vectors have another length.
     """
-    units = _unit_rows(comparison.transform(queries))
+    units, _ = _unit_rows(comparison.transform(queries))
     rows = [np.empty(0, np.int64) for _ in queries]
     best = [np.empty(0, np.float32) for _ in queries]
     first = 0
     for block in _feature_blocks(index, queries.shape[1]):
-        cosines = units @ _unit_rows(comparison.transform(block)).T  # (q, b)
-        for k, cosine in enumerate(cosines):
-            together = np.concatenate([best[k], cosine])
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled, lengths = _unit_rows(comparison.transform(block))
+        # A feature that is not finite reaches the length of its row, whatever the comparison: no pass of its own.
+        _check_finite(index, lengths)
+        for k, cosine in enumerate(units @ scaled.T):
+            # Of equal rows the lower one is kept, so a full list takes only what is above its last. Few rows of a
+            # block are: they alone are sorted.
+            full = len(best[k]) == count
+            above = np.flatnonzero(cosine > best[k][-1]) if full else np.arange(len(cosine))
+            together = np.concatenate([best[k], cosine[above]])
             order = np.argsort(-together, kind="stable")[:count]
-            numbers = np.concatenate([rows[k], np.arange(first, first + len(block))])
-            rows[k], best[k] = numbers[order], together[order]
+            rows[k] = np.concatenate([rows[k], first + above])[order]
+            best[k] = together[order]
         first += len(block)
     return [list(zip(r.tolist(), b.tolist(), strict=True)) for r, b in zip(rows, best, strict=True)]
 
 
-def _unit_rows(values: Features) -> Features:
-    """Rows scaled to length 1; rows of zeros stay."""
+def _unit_rows(values: Features) -> tuple[Features, Features]:
+    """Rows scaled to length 1, and their lengths (n, 1); rows of zeros stay."""
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     scaled: Features = values / np.maximum(lengths, 1e-12)
-    return scaled
+    return scaled, lengths
+
+
+def _finite_blocks(index: Index, width: int) -> Iterator[Features]:
+    """The features (b, F) of an embedding, none of which is infinite or not a number.
+
+    Raises:
+        DataError: if F is not ``width``, or a feature is not finite.
+    """
+    for block in _feature_blocks(index, width):
+        with np.errstate(over="ignore", invalid="ignore"):
+            _check_finite(index, np.linalg.norm(block, axis=1))
+        yield block
+
+
+def _check_finite(index: Index, lengths: Features) -> None:
+    """Raise DataError unless all lengths of feature vectors are finite."""
+    if not np.isfinite(lengths).all():
+        msg = f"{index.path}: features that are not finite; embed again"
+        raise DataError(msg)
 
 
 def _feature_blocks(index: Index, width: int) -> Iterator[Features]:
     """The features (b, F) of an embedding.
 
     Raises:
-        DataError: if F is not ``width``, or a feature is not finite.
+        DataError: if F is not ``width``.
     """
     for block in index.blocks("features"):
         if block.ndim != 2 or block.shape[1] != width:
             msg = (
                 f"{index.path}: features of shape {block.shape}, expected (n, {width}); embed again"
             )
-            raise DataError(msg)
-        with np.errstate(over="ignore", invalid="ignore"):
-            finite = np.isfinite(np.linalg.norm(block, axis=1)).all()
-        if not finite:
-            msg = f"{index.path}: features that are not finite; embed again"
             raise DataError(msg)
         yield block
 

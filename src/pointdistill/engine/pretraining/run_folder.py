@@ -428,12 +428,21 @@ def choose_encoder(
         CheckpointError: if there is none.
     """
     source = given_or_default(encoder, folder=folder)
+    return locate_and_say(source, by_default=encoder is None, reporter=reporter)
+
+
+def locate_and_say(source: Path | str, *, by_default: bool, reporter: Reporter = SILENT) -> Path:
+    """Where the encoder lies that was named or found by ``given_or_default``, which is said in a line.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     stored = locate_encoder(source, reporter=reporter)
-    if encoder is None and source == BUNDLED:
+    if by_default and source == BUNDLED:
         reporter.say(f"{encoder_line(stored)}; another can be chosen", "encoder")
     else:
-        by_default = ", the teacher of the last run in this folder"
-        reporter.say(encoder_line(stored, by_default if encoder is None else ""))
+        remark = ", the teacher of the last run in this folder" if by_default else ""
+        reporter.say(encoder_line(stored, remark))
     return stored
 
 
