@@ -24,7 +24,7 @@ from pointdistill.data.benchmarks.psb import read_psb
 from pointdistill.data.benchmarks.records import LabelledShapes
 from pointdistill.data.sources.paths import ShapeLocation, read_shape
 from pointdistill.engine.config.recipes import find_recipe
-from pointdistill.engine.embedding.embed import choose_draws, read_settings
+from pointdistill.engine.embedding.compute import choose_draws, read_settings
 from pointdistill.engine.evaluation.retrieval import embed_labelled, shape_score
 from pointdistill.engine.features.feature_extractors import geometric_features
 from pointdistill.engine.pretraining.state import new_state

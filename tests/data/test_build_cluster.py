@@ -199,7 +199,7 @@ def test_a_published_job_that_is_whole_is_no_problem(remote: RemoteJob, tmp_path
         (lambda remote: remote.path.unlink() or remote, r"cannot read .*\.job .*share"),
         (
             lambda remote: replace(remote, inputs=((Path("/no/such.zip"), 1),)),
-            r"cannot read /no/such\.zip \(No such file or directory\); corpus and archives must lie",
+            r"cannot read /no/such\.zip \(No such file or directory\); output and inputs must lie",
         ),
         (
             lambda remote: replace(remote, inputs=((remote.inputs[0][0], 5),)),

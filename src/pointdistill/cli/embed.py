@@ -79,6 +79,12 @@ def embed(
         int | None,
         typer.Option(help="Clouds per forward pass; it does not change the features.", min=1),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a dask scheduler, such as tcp://host:8786, whose workers do the work."
+        ),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Compute features of every shape in files, folders, zips and corpora, into one .npz or Parquet file.
@@ -103,6 +109,7 @@ def embed(
         seed=seed,
         up=up or "z",
         batch_size=batch_size,
+        cluster=cluster,
         device=device,
     )
     with console_reporter() as reporter:
@@ -111,6 +118,8 @@ def embed(
 
 
 def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
+    if report.is_helper:  # the first of the processes says it all
+        raise typer.Exit(130 if report.interrupted else 0)
     if report.interrupted:
         echo(
             f"stopped with {report.shapes:,} of {report.total:,} shapes done and saved; "

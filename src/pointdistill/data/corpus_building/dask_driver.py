@@ -1,4 +1,4 @@
-"""Runs the tasks of a build on the workers of a dask.distributed cluster.
+"""Runs the tasks of a build, or of an embedding, on the workers of a dask.distributed cluster.
 
 The scheduler only ever holds a few tasks per thread, of a few kilobytes each; the shapes themselves go through the
 file system that all hosts share. `pointdistill.data.corpus_building.dask_worker` is the other end.
@@ -18,20 +18,19 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import Any, cast
+from typing import Any, Generic, cast
 
 from pointdistill.data.corpus_building.dask_worker import (
     SEEN_SECONDS,
     Answer,
+    ClusterJob,
     build_remotely,
     find_problem,
     publish_job,
     stop_server,
 )
 from pointdistill.data.corpus_building.limits import ShapeLimits
-from pointdistill.data.corpus_building.pool import Died, Done, Pool
-from pointdistill.data.corpus_building.state import Outcome
-from pointdistill.data.corpus_building.tasks import BuildJob, BuildTask, JoinTask
+from pointdistill.data.corpus_building.pool import Died, Done, Pool, Result, Task
 from pointdistill.errors import ConfigError, DataError
 
 log = logging.getLogger("pointdistill")
@@ -44,13 +43,16 @@ _TASKS_PER_THREAD = 2
 _DISCONNECT_SECONDS = 5.0
 
 
-def open_cluster(job: BuildJob, address: str, limits: ShapeLimits) -> Pool[BuildTask, Outcome]:
+def open_cluster(
+    job: ClusterJob[Task, Result], address: str, limits: ShapeLimits | None
+) -> Pool[Task, Result]:
     """A pool that uses the workers of a dask cluster, as they come and go.
 
     Args:
         job: the work; its folder and the files that it names must exist on all hosts.
         address: of the scheduler, such as ``tcp://host:8786``.
-        limits: of each shape; without a memory limit, one thread's share of its dask worker's memory.
+        limits: of each shape; without a memory limit, one thread's share of its dask worker's memory. None for no
+            limits at all.
 
     Raises:
         ConfigError: if dask.distributed is not installed, or no scheduler answers.
@@ -65,27 +67,33 @@ def open_cluster(job: BuildJob, address: str, limits: ShapeLimits) -> Pool[Build
     return _ClusterPool(distributed, job, address, limits)
 
 
-class _ClusterPool:
+class _ClusterPool(Generic[Task, Result]):
     """See `Pool`; reports finished pieces, not the steps within one."""
 
-    def __init__(self, distributed: Any, job: BuildJob, address: str, limits: ShapeLimits) -> None:
+    def __init__(
+        self,
+        distributed: Any,
+        job: ClusterJob[Task, Result],
+        address: str,
+        limits: ShapeLimits | None,
+    ) -> None:
         self._distributed = distributed
         self._job = job
         self._address = address
         self._limits = limits
-        self._queue: deque[BuildTask] = deque()
-        self._running: dict[str, tuple[BuildTask, Any]] = {}
+        self._queue: deque[Task] = deque()
+        self._running: dict[str, tuple[Task, Any]] = {}
         """Tasks and their futures, by key."""
 
         self._ended: SimpleQueue[Any] = SimpleQueue()
-        self._joined_shards: list[int] = []
+        self._lasting: list[Task] = []
         self._known: frozenset[str] = frozenset()
         self._most_running = 0
         self._counted_at = 0.0
         self._waiting = False
         self._resources = contextlib.ExitStack()
 
-    def __enter__(self) -> Pool[BuildTask, Outcome]:
+    def __enter__(self) -> Pool[Task, Result]:
         with contextlib.ExitStack() as resources:
             # dask logs every worker that comes or goes, which the user already knows.
             resources.enter_context(_quiet("distributed"))
@@ -101,13 +109,13 @@ class _ClusterPool:
     def __exit__(self, *error: object) -> None:
         self._resources.close()
 
-    def submit(self, task: BuildTask, *, first: bool = False) -> None:
+    def submit(self, task: Task, *, first: bool = False) -> None:
         if first:
             self._queue.appendleft(task)
         else:
             self._queue.append(task)
 
-    def events(self) -> Iterator[Done[BuildTask, Outcome] | Died[BuildTask]]:
+    def events(self) -> Iterator[Done[Task, Result] | Died[Task]]:
         while self._queue or self._running:
             self._count_workers()
             self._fill()
@@ -117,7 +125,7 @@ class _ClusterPool:
                 continue
             task, _ = self._running.pop(future.key)
             yield self._event(task, future)
-        self._wait_for_shards()
+        self._wait_for_files()
 
     def _count_workers(self) -> None:
         """Count the workers and check the new ones."""
@@ -163,7 +171,7 @@ class _ClusterPool:
             self._running[future.key] = task, future
             future.add_done_callback(self._ended.put)
 
-    def _event(self, task: BuildTask, future: Any) -> Done[BuildTask, Outcome] | Died[BuildTask]:
+    def _event(self, task: Task, future: Any) -> Done[Task, Result] | Died[Task]:
         """The outcome of a task.
 
         Raises:
@@ -180,29 +188,27 @@ class _ClusterPool:
         except Exception as error:
             with contextlib.suppress(OSError):
                 self._check_workers(sorted(self._client.nthreads()))
-            msg = (
-                f"{self._address}: a worker cannot run this build ({type(error).__name__}: {error})"
-            )
+            msg = f"{self._address}: a worker cannot do this work ({type(error).__name__}: {error})"
             raise DataError(msg) from error
         if isinstance(answer, Exception):
             raise answer
-        if isinstance(answer, Done) and isinstance(task, JoinTask):
-            self._joined_shards.append(task.shard)
+        if isinstance(answer, Done) and self._job.lasting(task):
+            self._lasting.append(task)
         return cast("Any", replace(cast("Any", answer), task=task))
 
     def _lost(self) -> DataError:
         msg = f"{self._address}: the scheduler is gone or was started anew; run the same again to go on"
         return DataError(msg)
 
-    def _wait_for_shards(self) -> None:
-        """Wait until the shards that other hosts wrote are visible here."""
+    def _wait_for_files(self) -> None:
+        """Wait until the files that other hosts wrote are visible here."""
         until = time.monotonic() + SEEN_SECONDS
-        for shard in self._joined_shards:
-            while self._job.folder.shard_outcome(shard) is None:
+        for task in self._lasting:
+            while self._job.finished(task) is None:
                 if time.monotonic() > until:
                     msg = (
-                        f"{self._job.folder.shard(shard)}: workers of {self._address} say that it is finished, "
-                        f"and it is not seen here; look at that mount, and run the same again to go on"
+                        f"{self._job.shared}: workers of {self._address} say that all is finished, "
+                        f"and not all is seen here; look at that mount, and run the same again to go on"
                     )
                     raise DataError(msg)
                 time.sleep(0.5)

@@ -4,8 +4,8 @@ Dask workers are daemon processes, which multiprocessing allows no children, and
 must not take one down. So the task server is a plain subprocess that runs every task in a child process: a crash
 costs one shape, as it does on a single machine. The server ends when its dask worker ends, however that happens.
 
-The work on a source is published as a file in the build's own folder: a host that can read it there shares the
-folder with the other hosts.
+The work (on a source of a corpus, or on an embedding) is published as a file in a folder that all hosts write to:
+a host that can read it there shares the folder with the other hosts.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar, cast
 
 from pointdistill.data.corpus_building.limits import ShapeLimits
 from pointdistill.data.corpus_building.pool import Died, Done, Pool, open_pool
-from pointdistill.data.corpus_building.state import Outcome
-from pointdistill.data.corpus_building.tasks import BuildJob, BuildTask, JoinTask
 from pointdistill.data.files.processes import interrupts_held, memory_bytes
 from pointdistill.errors import DataError
 from pointdistill.version import __version__
@@ -46,8 +44,34 @@ SEEN_SECONDS = 90.0
 _JOB_NAME = "cluster-{}.job"
 _IDLE_SECONDS = 60.0
 
-Answer: TypeAlias = Done[None, Outcome] | Died[None] | Exception
-"""The outcome of a task; an exception stops the whole build."""
+Answer: TypeAlias = Done[None, Any] | Died[None] | Exception
+"""The result of a task; an exception stops the whole work."""
+
+TaskIn = TypeVar("TaskIn", contravariant=True)
+ResultOut = TypeVar("ResultOut", covariant=True)
+
+
+class ClusterJob(Protocol[TaskIn, ResultOut]):
+    """Work for a cluster: a function of a task that can be pickled, whose results are files in a shared folder.
+
+    A task can be repeated, by another host too: what it writes has the same bytes.
+    """
+
+    @property
+    def shared(self) -> Path:
+        """The folder that all hosts write to."""
+
+    def __call__(self, task: TaskIn, started: Callable[[int], None]) -> ResultOut:
+        """Run one task; see `pointdistill.data.corpus_building.pool.Job`."""
+
+    def finished(self, task: TaskIn) -> ResultOut | None:
+        """The result of a task that some host has finished, as far as this one sees it."""
+
+    def ready(self, task: TaskIn) -> bool:
+        """Whether what the task needs of other hosts is seen here."""
+
+    def lasting(self, task: TaskIn) -> bool:
+        """Whether what the task writes is needed when all tasks are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +87,7 @@ class RemoteJob:
     inputs: tuple[tuple[Path, int | None], ...]
     """What the source reads: files with their size in bytes, folders with None."""
 
-    limits: ShapeLimits
+    limits: ShapeLimits | None
 
     def problem(self) -> str | None:
         """Why this host cannot run the job, in one line that names the host; None if it can."""
@@ -79,7 +103,7 @@ class RemoteJob:
                 found_size = path.stat().st_size
             except OSError as error:
                 return (
-                    f"{here} cannot read {path} ({error.strerror}); corpus and archives must lie on a file "
+                    f"{here} cannot read {path} ({error.strerror}); output and inputs must lie on a file "
                     f"system that all hosts share, under the same paths"
                 )
             if size not in (None, found_size):
@@ -95,7 +119,7 @@ class _Unpacker(pickle.Unpickler):
 
 
 @functools.cache
-def _load_job(remote: RemoteJob) -> BuildJob:
+def _load_job(remote: RemoteJob) -> ClusterJob[Any, Any]:
     """The work itself, read once per process.
 
     Raises:
@@ -108,7 +132,7 @@ def _load_job(remote: RemoteJob) -> BuildJob:
     if hashlib.sha256(content).hexdigest() != remote.sha256:
         msg = f"{remote.path}: changed since the build began; run the same again"
         raise DataError(msg)
-    return cast("BuildJob", _Unpacker(io.BytesIO(content)).load())
+    return cast("ClusterJob[Any, Any]", _Unpacker(io.BytesIO(content)).load())
 
 
 def python_version() -> str:
@@ -131,8 +155,8 @@ class RemoteJobRunner:
 
     remote: RemoteJob
 
-    def __call__(self, task: BuildTask, started: Callable[[int], None]) -> Outcome:
-        """Run one task, see `BuildJob`.
+    def __call__(self, task: Any, started: Callable[[int], None]) -> Any:
+        """Run one task, see `ClusterJob`.
 
         Raises:
             DataError: if this host cannot run it, or does not see what other hosts wrote.
@@ -141,29 +165,30 @@ class RemoteJobRunner:
         if not self.remote.path.exists():
             msg = f"{self.remote.path.parent}: the build was stopped"
             raise DataError(msg)
-        if not isinstance(task, JoinTask):
-            return job.folder.piece_outcome(task.span) or job(task, started)
         until = time.monotonic() + SEEN_SECONDS
         while True:
-            outcome = job.folder.shard_outcome(task.shard)
-            if outcome is not None:
-                return outcome
-            # Another host was faster and has removed the pieces.
-            with contextlib.suppress(FileNotFoundError):
-                if all(job.folder.piece_outcome(span) for span in task.pieces):
+            result = job.finished(task)
+            if result is not None:
+                return result
+            if job.ready(task):
+                try:
                     return job(task, started)
+                except FileNotFoundError:
+                    # Another host was faster and has removed what the task needs.
+                    if job.ready(task):
+                        raise
             if time.monotonic() > until:
                 msg = (
-                    f"{platform.node()} does not see in {job.folder.path} what other hosts wrote "
+                    f"{platform.node()} does not see in {job.shared} what other hosts wrote "
                     f"{SEEN_SECONDS:.0f} s ago; look at that mount, and run the same again to go on"
                 )
                 raise DataError(msg)
             time.sleep(0.5)
 
 
-def publish_job(job: BuildJob, limits: ShapeLimits) -> RemoteJob:
+def publish_job(job: ClusterJob[Any, Any], limits: ShapeLimits | None) -> RemoteJob:
     """Write the job where workers read it; remove job files that killed builds left behind."""
-    folder = job.folder.path.absolute()
+    folder = job.shared.absolute()
     for leftover in folder.glob(_JOB_NAME.format("*")):
         leftover.unlink()
     content, paths = _packed(job)
@@ -184,7 +209,7 @@ def publish_job(job: BuildJob, limits: ShapeLimits) -> RemoteJob:
     )
 
 
-def _packed(job: BuildJob) -> tuple[bytes, set[Path]]:
+def _packed(job: ClusterJob[Any, Any]) -> tuple[bytes, set[Path]]:
     """The pickled job with every path made absolute, and those paths."""
     cloudpickle: Any = importlib.import_module("cloudpickle")
     paths: set[Path] = set()
@@ -207,8 +232,10 @@ def build_remotely(remote: RemoteJob, task: bytes) -> Answer:
     return _servers.build(replace(remote, limits=_own_limits(remote.limits)), task)
 
 
-def _own_limits(limits: ShapeLimits) -> ShapeLimits:
+def _own_limits(limits: ShapeLimits | None) -> ShapeLimits | None:
     """The limits; unless they set the memory, it is one thread's share of the dask worker's memory."""
+    if limits is None:
+        return None
     from distributed import get_worker
 
     worker = get_worker()
@@ -358,7 +385,7 @@ class _OneTaskPools:
         self._remote = remote
         self._answers = answers
         self._answering = threading.Lock()
-        self._idle: SimpleQueue[Pool[BuildTask, Outcome]] = SimpleQueue()
+        self._idle: SimpleQueue[Pool[Any, Any]] = SimpleQueue()
 
     def build(self, number: int, task: bytes) -> None:
         """Run one task and send its answer."""

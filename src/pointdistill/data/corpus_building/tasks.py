@@ -146,6 +146,30 @@ class BuildJob:
             return self._join(task)
         return self._build(task, started)
 
+    @property
+    def shared(self) -> Path:
+        """The folder of the build, in which all hosts of a cluster write; this and the rest: see `ClusterJob`."""
+        return self.folder.path
+
+    def finished(self, task: BuildTask) -> Outcome | None:
+        """The outcome of a task that is on disk."""
+        if isinstance(task, JoinTask):
+            return self.folder.shard_outcome(task.shard)
+        return self.folder.piece_outcome(task.span)
+
+    def ready(self, task: BuildTask) -> bool:
+        """Whether all pieces of a shard are seen; a piece waits for nothing."""
+        if not isinstance(task, JoinTask):
+            return True
+        try:
+            return all(self.folder.piece_outcome(span) for span in task.pieces)
+        except FileNotFoundError:  # another host is removing them
+            return False
+
+    def lasting(self, task: BuildTask) -> bool:
+        """Whether it writes a shard; pieces are gone when their shard is written."""
+        return isinstance(task, JoinTask)
+
     def _build(self, task: PieceTask, started: Callable[[int], None]) -> Outcome:
         # Raises if there is no folder for temporary files, which would otherwise refuse every shape.
         tempfile.gettempdir()

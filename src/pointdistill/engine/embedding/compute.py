@@ -1,4 +1,4 @@
-"""Turns batches of clouds into features, on a GPU or on all CPU cores.
+"""Which draws of a shape's points are used, and batches of them turned into features, on a GPU or all CPU cores.
 
 Sizes: B clouds, N points per cloud, P patches, D the encoder's width, m vectors per shape.
 """
@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pointdistill.data.meshes import check_axis
+from pointdistill.data.sources.paths import ReadSettings
 from pointdistill.engine.features.extract import pool_tokens
 from pointdistill.engine.features.frozen_encoder import frozen_copy
 from pointdistill.errors import ConfigError
@@ -34,6 +36,17 @@ CPU_BATCH, GPU_BATCH = 16, 64
 
 MOST_DRAWS = 512
 """Most draws of all shapes of a batch in one forward pass, which bounds its memory."""
+
+SPARSE_BELOW = 1024
+SPARSE_POINTS, DENSE_POINTS = 8192, 4096
+"""Points of all draws of a shape together: the first number if a draw has fewer than ``SPARSE_BELOW`` points.
+
+Two draws of 256 points from one surface differ as much as two surfaces do, so several are averaged.
+docs/results.md has the measurement."""
+
+TURNS = 8
+"""Most angles about z that draws are turned to by default. Views were turned at random in pretraining, which makes
+features similar at all angles, but not equal: an average over angles hardly depends on how a shape stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,71 @@ def feature_width(kind: FeatureKind, encoder: Encoder) -> int:
     return parts * encoder.config.width
 
 
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Which draws of a shape's points its features are averaged over."""
+
+    points: int
+    """Of each draw."""
+
+    each: int
+    """Draws at each angle."""
+
+    turns: int
+    """Angles about z, equally spaced."""
+
+    @property
+    def count(self) -> int:
+        """Number of draws."""
+        return self.each * self.turns
+
+    def plain(self) -> dict[str, int]:
+        """As an embedding records it."""
+        return {"points": self.points, "draws": self.each, "turns": self.turns}
+
+
+def choose_draws(
+    encoder: Encoder, kind: FeatureKind, *, points: int | None, draws: int | None, turns: int | None
+) -> Draws:
+    """The draws of each shape; what is None is chosen.
+
+    Raises:
+        ConfigError: if a number is not accepted.
+    """
+    fewest = encoder.config.patch_points
+    if points is not None and points < fewest:
+        msg = f"points must be at least {fewest} for this encoder (one patch), got {points}"
+        raise ConfigError(msg, settings=("points",))
+    averaged = kind in ("cls", "pooled")
+    for name, value in (("draws", draws), ("turns", turns)):
+        if value is not None and value < 1:
+            msg = f"{name} must be at least 1, got {value}"
+            raise ConfigError(msg, settings=(name,))
+        if not averaged and value not in (None, 1):
+            msg = f"{kind} features are of one draw, got {name} {value}; only cls and pooled features are averaged"
+            raise ConfigError(msg, settings=(name,))
+    size = points or encoder.config.points
+    together = SPARSE_POINTS if size < SPARSE_BELOW else DENSE_POINTS
+    count = max(1, together // size) if averaged else 1
+    turns = turns or min(TURNS, count)
+    return Draws(size, draws or max(1, count // turns), turns)
+
+
+def read_settings(encoder: Encoder, draws: Draws, *, seed: int, up: str) -> ReadSettings:
+    """How shapes are read for these draws of their points.
+
+    Raises:
+        ConfigError: if ``up`` is not an axis.
+    """
+    return ReadSettings(
+        points=draws.points * draws.count,
+        seed=seed,
+        up=check_axis(up),
+        minimum=encoder.config.patch_points,
+        shuffled=draws.count > 1,
+    )
+
+
 class FeatureMaker:
     """Computes one kind of features with an encoder on a device."""
 
@@ -95,6 +173,9 @@ class FeatureMaker:
         self.points = points
         self.turns = turns
         self.device = device
+        self.original = encoder
+        """The encoder as it can be saved."""
+
         encoder = encoder.to(device).eval()
         self.encoder = frozen_copy(encoder) if device.type == "cpu" else encoder
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.corpus_building.dask_driver import open_cluster
 from pointdistill.data.files.files import hold_file, path_from
 from pointdistill.data.files.workspace import remember_embedding
-from pointdistill.data.meshes import check_axis
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import named_rng
 from pointdistill.data.sources.paths import ReadSettings, ShapeList, list_shapes, read_shape
@@ -20,22 +20,38 @@ from pointdistill.engine.embedding.compute import (
     FeatureKind,
     FeatureMaker,
     check_kind,
+    choose_draws,
     feature_width,
     inference_threads,
+    read_settings,
 )
 from pointdistill.engine.embedding.file import (
     FORMAT,
     VERSION,
+    WorkFolder,
     check_output,
     write_output,
 )
-from pointdistill.engine.embedding.index import EmbeddingInfo, open_index
-from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
+from pointdistill.engine.embedding.index import open_index
+from pointdistill.engine.embedding.loop import ENCODER, EmbeddingLoop, EmbedJob, Share
 from pointdistill.engine.features.statistics import measure, write_statistics
 from pointdistill.engine.pretraining.run_folder import locate_and_say
-from pointdistill.engine.runtime.devices import interruptible, pick_device
+from pointdistill.engine.runtime.devices import (
+    check_launch_variables,
+    interruptible,
+    local_process_count,
+    pick_device,
+    process_count,
+    process_device,
+    process_rank,
+)
 from pointdistill.engine.weights import given_or_default, is_name
-from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder
+from pointdistill.engine.weights.encoders import (
+    encoder_checksum,
+    load_encoder,
+    locate_encoder,
+    save_encoder,
+)
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
@@ -50,45 +66,6 @@ MEASURED_SHAPES = 2048
 """Most shapes that an encoder's own statistics are measured on; 900 do as well as the shapes of an index."""
 
 MEASURED_AT_ONCE = 16
-
-SPARSE_BELOW = 1024
-SPARSE_POINTS, DENSE_POINTS = 8192, 4096
-"""Points of all draws of a shape together: the first number if a draw has fewer than ``SPARSE_BELOW`` points.
-
-Two draws of 256 points from one surface differ as much as two surfaces do, so several are averaged.
-docs/results.md has the measurement."""
-
-TURNS = 8
-"""Most angles about z that draws are turned to by default. Views were turned at random in pretraining, which makes
-features similar at all angles, but not equal: an average over angles hardly depends on how a shape stands."""
-
-
-@dataclass(frozen=True, slots=True)
-class Draws:
-    """Which draws of a shape's points its features are averaged over."""
-
-    points: int
-    """Of each draw."""
-
-    each: int
-    """Draws at each angle."""
-
-    turns: int
-    """Angles about z, equally spaced."""
-
-    @property
-    def count(self) -> int:
-        """Number of draws."""
-        return self.each * self.turns
-
-    def plain(self) -> dict[str, int]:
-        """As an embedding records it."""
-        return {"points": self.points, "draws": self.each, "turns": self.turns}
-
-    @classmethod
-    def recorded(cls, info: EmbeddingInfo) -> Draws:
-        """As an embedding was made."""
-        return cls(info.points, info.draws, info.turns)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +106,10 @@ class EmbedRequest:
     workers: int | None = None
     """Processes that read files; 0 reads in this one, None chooses by the number of files."""
 
+    cluster: str | None = None
+    """Address of a dask scheduler whose workers do the work; inputs and output must lie on a file system that all
+    hosts share. None for this process alone, or for those that torchrun or accelerate launch started with it."""
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedReport:
@@ -157,11 +138,15 @@ class EmbedReport:
     was_complete: bool = False
     """Whether the output existed already."""
 
+    is_helper: bool = False
+    """Whether this process only computed a part of what another one, which a launcher started too, reports on."""
+
 
 def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     """Embed every shape of the request's paths into one file; after an interruption the same call continues.
 
-    A shape's features depend only on the encoder, the points, the seed, the up axis and the shape.
+    A shape's features depend only on the encoder, the points, the seed, the up axis and the shape. Several
+    processes that a launcher started divide the shapes; the first of them writes the file and reports.
 
     Args:
         request: what to embed; all of it is checked before anything is written.
@@ -174,7 +159,10 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     """
     check_output(request.output)
     check_paths_exist(request.paths)
-    device = pick_device(request.device)
+    share = _share(request)
+    if share is not None and share.rank > 0:
+        reporter = SILENT
+    device = process_device(request.device)
     if request.batch_size is not None and request.batch_size < 1:
         msg = f"the batch size must be at least 1, got {request.batch_size}"
         raise ConfigError(msg, settings=("batch_size",))
@@ -190,38 +178,99 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     info = _info(encoder, kind, settings, shapes, folder) | draws.plain()
     if request.output.exists():
         return _report_of_output(request.output, info, total=len(shapes))
+    vectors = draws.points if kind in ("patches", "points") else 1
+    size = max(1, min(CHUNK_SHAPES, CHUNK_BYTES // (4 * info["width"] * vectors)))
+    wanted, chunks = info | {"chunk": size}, -(-len(shapes) // size)
+    maker = FeatureMaker(encoder, kind, device, points=draws.points, turns=draws.turns)
+    if share is not None and share.rank > 0:
+        helped = WorkFolder.join(request.output, wanted, chunks=chunks)
+        if helped is None:
+            return EmbedReport(request.output, 0, len(shapes), is_helper=True)
+        return _help(EmbeddingLoop(shapes, settings, helped, size), maker, request, share)
     msg = f"{request.output}: another process is writing it; wait for that one, or choose another output file"
     with hold_file(request.output, DataError(msg, settings=("output",))):
         if request.output.exists():  # another process has just written it
             return _report_of_output(request.output, info, total=len(shapes))
-        vectors = draws.points if kind in ("patches", "points") else 1
-        size = max(1, min(CHUNK_SHAPES, CHUNK_BYTES // (4 * info["width"] * vectors)))
-        work = WorkFolder(request.output, info | {"chunk": size}, chunks=-(-len(shapes) // size))
-        maker = FeatureMaker(encoder, kind, device, points=draws.points, turns=draws.turns)
+        work = WorkFolder(request.output, wanted, chunks=chunks)
         loop = EmbeddingLoop(shapes, settings, work, size, reporter)
-        with interruptible() as stopped:
-            loop.run(maker, batch_size=request.batch_size, workers=request.workers, stopped=stopped)
-            if stopped() and (missing := loop.missing()):
-                return EmbedReport(
-                    request.output, len(shapes) - missing, len(shapes), interrupted=True
-                )
-            made_by = path_from(folder, origin) if isinstance(origin, Path) else origin
-            return _finish(loop, request.output, info | {"encoder": made_by})
+        if request.cluster is not None:
+            stopped = _run_on_cluster(loop, maker, request)
+        else:
+            stopped = _run(loop, maker, request, share)
+        if stopped and (missing := loop.missing()):
+            return EmbedReport(request.output, len(shapes) - missing, len(shapes), interrupted=True)
+        made_by = path_from(folder, origin) if isinstance(origin, Path) else origin
+        return _finish(loop, request.output, info | {"encoder": made_by})
 
 
-def read_settings(encoder: Encoder, draws: Draws, *, seed: int, up: str) -> ReadSettings:
-    """How shapes are read for these draws of their points.
+def _share(request: EmbedRequest) -> Share | None:
+    """Which of the processes that a launcher started this one is; None if it is alone.
 
     Raises:
-        ConfigError: if ``up`` is not an axis.
+        ConfigError: if there are several and a cluster too, or the launcher's variables are incomplete.
     """
-    return ReadSettings(
-        points=draws.points * draws.count,
-        seed=seed,
-        up=check_axis(up),
-        minimum=encoder.config.patch_points,
-        shuffled=draws.count > 1,
+    check_launch_variables()
+    processes = process_count()
+    if processes == 1:
+        return None
+    if request.cluster is not None:
+        msg = f"a cluster does the work, but {processes} processes were started; start one, without a launcher"
+        raise ConfigError(msg, settings=("cluster",))
+    here = local_process_count()
+    return Share(rank=process_rank(), processes=processes, local_processes=here)
+
+
+def _run(
+    loop: EmbeddingLoop, maker: FeatureMaker, request: EmbedRequest, share: Share | None
+) -> bool:
+    """Compute what is missing; returns whether a signal stopped it."""
+    with interruptible() as stopped:
+        loop.run(
+            maker,
+            batch_size=request.batch_size,
+            workers=request.workers,
+            stopped=stopped,
+            share=share,
+        )
+        return stopped()
+
+
+def _help(
+    loop: EmbeddingLoop, maker: FeatureMaker, request: EmbedRequest, share: Share
+) -> EmbedReport:
+    """Compute chunks as long as there are some to claim; the first process reports on all."""
+    stopped = _run(loop, maker, request, share)
+    total = len(loop.shapes)
+    return EmbedReport(request.output, 0, total, interrupted=stopped, is_helper=True)
+
+
+def _run_on_cluster(loop: EmbeddingLoop, maker: FeatureMaker, request: EmbedRequest) -> bool:
+    """Have a cluster compute what is missing; returns whether a signal stopped it."""
+    assert request.cluster is not None
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    # Workers need not have the encoder where this host has it; the folder of the work is one that they all see.
+    save_encoder(maker.original, loop.work.path / ENCODER)
+    job = EmbedJob(
+        shapes=loop.shapes,
+        settings=loop.settings,
+        work=loop.work,
+        chunk_size=loop.chunk_size,
+        kind=maker.kind,
+        points=maker.points,
+        turns=maker.turns,
+        device=request.device,
+        batch_size=request.batch_size,
+        inputs=tuple(Path(source.path) for source in loop.shapes.sources),
     )
+    with interruptible(stop):
+        try:
+            loop.run_on_cluster(open_cluster(job, request.cluster, None))
+        except KeyboardInterrupt:
+            return True
+    return False
 
 
 def _info(
@@ -274,33 +323,6 @@ def find_and_load(
     stored = locate_and_say(source, by_default=encoder is None, reporter=reporter)
     is_path = not is_name(source) and Path(source).exists()
     return load_encoder(stored), Path(source) if is_path else str(source)
-
-
-def choose_draws(
-    encoder: Encoder, kind: FeatureKind, *, points: int | None, draws: int | None, turns: int | None
-) -> Draws:
-    """The draws of each shape; what is None is chosen.
-
-    Raises:
-        ConfigError: if a number is not accepted.
-    """
-    fewest = encoder.config.patch_points
-    if points is not None and points < fewest:
-        msg = f"points must be at least {fewest} for this encoder (one patch), got {points}"
-        raise ConfigError(msg, settings=("points",))
-    averaged = kind in ("cls", "pooled")
-    for name, value in (("draws", draws), ("turns", turns)):
-        if value is not None and value < 1:
-            msg = f"{name} must be at least 1, got {value}"
-            raise ConfigError(msg, settings=(name,))
-        if not averaged and value not in (None, 1):
-            msg = f"{kind} features are of one draw, got {name} {value}; only cls and pooled features are averaged"
-            raise ConfigError(msg, settings=(name,))
-    size = points or encoder.config.points
-    together = SPARSE_POINTS if size < SPARSE_BELOW else DENSE_POINTS
-    count = max(1, together // size) if averaged else 1
-    turns = turns or min(TURNS, count)
-    return Draws(size, draws or max(1, count // turns), turns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""Writes an embedding's chunks as one file; `index` reads it.
+"""The chunks of an embedding on disk while it is computed, and the one file that they become; `index` reads it.
 
 The file is an .npz, readable with numpy alone, or Parquet. It is written chunk by chunk, so that memory does not
 grow with the number of shapes.
 
-Sizes: n shapes, F the length of a vector, m vectors of all shapes together, b rows of a block.
+Sizes: n shapes, F the length of a vector, m vectors of all shapes (or a chunk's) together, b rows of a block.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from __future__ import annotations
 import base64
 import importlib
 import json
+import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,15 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from pointdistill.data.files.files import write_aside
-from pointdistill.engine.embedding.loop import WorkFolder
+from pointdistill.data.files.files import hold_lock, read_json, write_aside, write_json
+from pointdistill.data.files.schema import from_plain, parse_json, refusing_damage, to_plain
+from pointdistill.data.meshes.records import LeftOut
+from pointdistill.engine.embedding.compute import ShapeFeatures
 from pointdistill.engine.features.statistics import (
     WHITENED_FROM,
     measure,
 )
-from pointdistill.errors import ConfigError
+from pointdistill.errors import ConfigError, DataError
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -44,6 +50,207 @@ VERSION = 1
 
 BLOCK_BYTES = 32 * 2**20
 """Largest part of one column in memory at a time, in bytes."""
+
+
+_REQUEST = "request.json"
+
+_JOIN_SECONDS = 300.0
+"""How long a process waits for the first of those that a launcher started to begin."""
+
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Consecutive shapes of a list: their features as they are computed, and the shapes that could not be used."""
+
+    first: int
+    size: int
+    shapes: dict[int, tuple[str, int, int, ShapeFeatures]] = field(default_factory=dict)
+    """By number: id, source, row within the source, features."""
+
+    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """By number: id and reason."""
+
+    assumed_up: int = 0
+    """Files whose up axis was assumed."""
+
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the files of its shapes hold besides."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shape is embedded or refused."""
+        return len(self.shapes) + len(self.failed) == self.size
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The arrays of the chunk's file, with shapes in the order of the list."""
+        shapes = [self.shapes[number] for number in sorted(self.shapes)]
+        features = [shape_features for _, _, _, shape_features in shapes]
+        failed = [self.failed[number] for number in sorted(self.failed)]
+        columns: dict[str, NDArray[Any]] = {
+            "ids": np.array([name for name, _, _, _ in shapes], np.str_),
+            "sources": np.array([source for _, source, _, _ in shapes], np.int32),
+            "rows": np.array([row for _, _, row, _ in shapes], np.int64),
+            "failed": np.array(json.dumps(failed)),
+            "assumed_up": np.array(self.assumed_up),
+            "left_out": np.array(json.dumps(to_plain(self.left_out))),
+        }
+        if features:
+            rows = [np.atleast_2d(f.features) for f in features]
+            columns["features"] = np.concatenate(rows)
+            columns["counts"] = np.array([len(row) for row in rows], np.int64)
+            if features[0].positions is not None:
+                columns["positions"] = np.concatenate(
+                    [f.positions for f in features if f.positions is not None]
+                )
+        return columns
+
+
+class WorkFolder:
+    """The chunks of an embedding, in a hidden folder beside its output until that is written."""
+
+    def __init__(self, output: Path, request: Mapping[str, Any], *, chunks: int) -> None:
+        """Create the folder, or continue with an existing one.
+
+        Args:
+            output: the file that the chunks will be joined into.
+            request: everything that decides the content of the chunks.
+            chunks: number of chunks in all.
+
+        Raises:
+            DataError: if the folder holds finished chunks of another request.
+        """
+        self._place(output, chunks)
+        earlier = self._request()
+        if earlier == json.loads(json.dumps(request)):
+            return  # not made anew even if it is empty: other processes may have begun in it
+        if earlier is None or not any(self.path.glob("chunk-*.npz")):
+            shutil.rmtree(self.path, ignore_errors=True)
+            write_json(self.path / _REQUEST, request)
+        else:
+            earlier = earlier if isinstance(earlier, dict) else {}
+            keys = sorted({*earlier, *request})
+            different = [key for key in keys if earlier.get(key) != request.get(key)]
+            msg = (
+                f"{self.path}: an unfinished embedding with other {', '.join(different)}; finish it with the "
+                "settings it was started with, remove the folder, or choose another output file"
+            )
+            raise DataError(msg, settings=("output",))
+
+    @classmethod
+    def join(
+        cls, output: Path, request: Mapping[str, Any], *, chunks: int, patience: float | None = None
+    ) -> WorkFolder | None:
+        """The folder that the first of several processes made for the same request, as soon as it is there.
+
+        Args:
+            output: as for a new folder, like ``request`` and ``chunks``.
+            request: of the embedding.
+            chunks: number of chunks in all.
+            patience: seconds to wait for it; None for a few minutes.
+
+        Returns:
+            None if the output has been written already.
+
+        Raises:
+            DataError: if it does not come.
+        """
+        work = cls.__new__(cls)
+        work._place(output, chunks)
+        wanted = json.loads(json.dumps(request))
+        patience = _JOIN_SECONDS if patience is None else patience
+        until = time.monotonic() + patience
+        while not output.exists():
+            if work._request() == wanted:
+                return work
+            if time.monotonic() > until:
+                msg = (
+                    f"{output}: the first of the processes has not begun it within {patience:.0f} s; see what it "
+                    "says, and start all of them with torchrun or accelerate launch"
+                )
+                raise DataError(msg)
+            time.sleep(_LOOK_SECONDS)
+        return None
+
+    def _place(self, output: Path, chunks: int) -> None:
+        self.path = output.with_name(f".{output.name}.work")
+        self._chunks = chunks
+
+    def _request(self) -> Any:
+        """The request of the folder; None if there is none."""
+        try:
+            return read_json(self.path / _REQUEST)
+        except DataError:
+            return None
+
+    def missing(self) -> list[int]:
+        """Numbers of the chunks that are not on disk yet."""
+        return [number for number in range(self._chunks) if not self.has(number)]
+
+    def has(self, number: int) -> bool:
+        """Whether a chunk is on disk."""
+        return self._file(number).exists()
+
+    def claim(self, number: int) -> ExitStack | None:
+        """Keep a missing chunk from other processes until the result is closed, or this process ends.
+
+        Returns:
+            None if the chunk is on disk, another process has it, or the folder is gone with the work done.
+        """
+        lock = self._file(number).with_suffix(".lock")
+        busy = DataError(f"{lock}: another process computes this chunk")
+        with ExitStack() as claim:
+            try:
+                claim.enter_context(hold_lock(lock, busy, self._check_there))
+            except FileNotFoundError:
+                return None
+            except DataError as error:
+                if error is not busy:
+                    raise
+                return None
+            claim.callback(lock.unlink, missing_ok=True)
+            return None if self.has(number) else claim.pop_all()
+
+    def _check_there(self) -> None:
+        """Raise FileNotFoundError if the folder is gone."""
+        self.path.stat()
+
+    def save(self, number: int, chunk: Chunk) -> None:
+        """Write a complete chunk."""
+        if not self.path.exists():
+            return  # without locks, another process has computed it too, and the output is written
+        with write_aside(self._file(number)) as aside:
+            np.savez(aside, allow_pickle=False, **chunk.columns())
+
+    def columns(self, *names: str) -> Iterator[dict[str, NDArray[Any]]]:
+        """For each chunk in turn, those of the named columns that it has."""
+        for number in range(self._chunks):
+            path = self._file(number)
+            with (
+                refusing_damage(path, advice="remove it, and its shapes are embedded again"),
+                np.load(path, allow_pickle=False) as stored,
+            ):
+                yield {name: stored[name] for name in names if name in stored}
+
+    def remove(self) -> None:
+        """Delete the folder; called when the output has been written."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"chunk-{number:06d}.npz"
+
+    @staticmethod
+    def refusals(stored: NDArray[Any]) -> list[tuple[str, str]]:
+        """Id and reason of each refused shape, from the column ``failed``."""
+        return [(str(name), str(reason)) for name, reason in parse_json(str(stored), any_text=True)]
+
+    @staticmethod
+    def left_out(stored: NDArray[Any] | None) -> LeftOut:
+        """What files hold besides shapes, from the column ``left_out``; None in a chunk of an earlier version."""
+        if stored is None:
+            return LeftOut()
+        return from_plain(LeftOut, parse_json(str(stored), any_text=True))
 
 
 def check_output(output: Path) -> None:

@@ -32,7 +32,7 @@ from pointdistill.data.files.schema import (
 )
 from pointdistill.data.meshes.records import Axis
 from pointdistill.data.sources.paths import PathKind
-from pointdistill.engine.embedding.compute import FeatureKind
+from pointdistill.engine.embedding.compute import Draws, FeatureKind
 from pointdistill.engine.embedding.file import (
     BLOCK_BYTES,
     FORMAT,
@@ -102,6 +102,11 @@ class EmbeddingInfo:
         if self.seed < 0:
             msg = f"seed must not be negative, got {self.seed}"
             raise ConfigError(msg)
+
+    @property
+    def chosen_draws(self) -> Draws:
+        """Which draws of each shape were used."""
+        return Draws(self.points, self.draws, self.turns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,9 @@ from pointdistill.engine.embedding.compute import (
     check_kind,
     feature_width,
     inference_threads,
-)
-from pointdistill.engine.embedding.embed import (
-    Draws,
-    check_paths_exist,
-    find_and_load,
     read_settings,
 )
+from pointdistill.engine.embedding.embed import check_paths_exist, find_and_load
 from pointdistill.engine.embedding.file import SUFFIXES
 from pointdistill.engine.embedding.index import Index
 from pointdistill.engine.features.statistics import (
@@ -216,7 +212,7 @@ def search_all(
         )
         raise DataError(msg)
     network, origin = _load_same_encoder(index, encoder, may_fetch, reporter)
-    draws = Draws.recorded(index.facts)
+    draws = index.facts.chosen_draws
     settings = read_settings(network, draws, seed=index.facts.seed, up=up or index.facts.up)
     kind = check_kind(index.facts.features, network)
     maker = FeatureMaker(network, kind, pick_device(device), points=draws.points, turns=draws.turns)
@@ -266,7 +262,7 @@ def choose_comparison(
         locate_encoder(origin),
         encoder_sha256=index.facts.encoder_sha256,
         features=index.facts.features,
-        points=Draws.recorded(index.facts).points,
+        points=index.facts.chosen_draws.points,
         width=width,
     )
     if problem:

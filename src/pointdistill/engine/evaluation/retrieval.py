@@ -24,9 +24,10 @@ from pointdistill.data.benchmarks.records import LabelledShapes
 from pointdistill.data.benchmarks.spec import CROSS_VALIDATED, RETRIEVAL
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.sources.paths import ShapeList, ShapeSource
-from pointdistill.engine.embedding.compute import FeatureMaker
-from pointdistill.engine.embedding.embed import CHUNK_SHAPES, Draws, choose_draws, read_settings
-from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
+from pointdistill.engine.embedding.compute import Draws, FeatureMaker, choose_draws, read_settings
+from pointdistill.engine.embedding.embed import CHUNK_SHAPES
+from pointdistill.engine.embedding.file import WorkFolder
+from pointdistill.engine.embedding.loop import EmbeddingLoop
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.run import EvaluationRun
 from pointdistill.engine.features import (

@@ -266,6 +266,29 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def process_rank() -> int:
+    """Number of this process among those that a launcher started together."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_process_count() -> int:
+    """Number of these processes that run on this machine; of all, where the launcher does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", process_count()))
+
+
+def process_device(name: str) -> torch.device:
+    """The device of this name for this one of the processes on a machine: each has a GPU of its own.
+
+    Raises:
+        ConfigError: as for `pick_device`.
+    """
+    device = pick_device(name)
+    if device.type != "cuda" or process_count() == 1:
+        return device
+    # More processes than GPUs share them: that is slower, and still right.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 @contextmanager
 def interruptible(on_signal: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
     """Yield a function that returns True after Ctrl-C, SIGTERM or a closed terminal.
