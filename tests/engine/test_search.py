@@ -21,6 +21,7 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding import index as index_module
 from pointdistill.engine.embedding import search as search_module
 from pointdistill.engine.embedding.embed import EmbedRequest, embed, measure_encoder
+from pointdistill.engine.embedding.file import stored_as
 from pointdistill.engine.embedding.index import Index, open_index
 from pointdistill.engine.embedding.search import (
     RAW,
@@ -301,6 +302,65 @@ def test_blocks_do_not_change_what_is_read(folder: Path, monkeypatch: pytest.Mon
     assert len(blocks) == 8
     np.testing.assert_array_equal(np.concatenate(blocks), whole["features"])
     assert index.pick("ids", [6, 0, 6]) == [whole["ids"][6], whole["ids"][0], whole["ids"][6]]
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_half_the_space_finds_the_same(folder: Path, ending: str) -> None:
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    whole, half = embedded(f"out.{ending}"), embedded(f"half.{ending}", dtype="float16")
+    first, second = (np.concatenate(list(index.blocks("features"))) for index in (whole, half))
+    assert (first.dtype, second.dtype) == (np.float32, np.float16)
+    np.testing.assert_array_equal(second, first.astype(np.float16))
+    one, other = (search(Path("low/2.obj"), index, count=3).neighbours for index in (whole, half))
+    assert [n.id for n in one] == [n.id for n in other]
+    assert [n.similarity for n in one] == pytest.approx([n.similarity for n in other], abs=2e-3)
+    with pytest.raises(DataError, match=rf"half\.{ending}: exists, made of other dtype"):
+        embedded(f"half.{ending}")
+    with pytest.raises(ConfigError, match="dtype must be one of float32, float16, got 'int8'"):
+        embedded(f"other.{ending}", dtype="int8")
+
+
+def test_a_feature_too_large_for_half_the_space_is_one_line() -> None:
+    assert stored_as("<f2", np.array([65504, np.inf], np.float32)).tolist() == [65504, np.inf]
+    with pytest.raises(DataError, match=r"a feature of 7e.04 is too large for float16"):
+        stored_as("<f2", np.array([1, -70000], np.float32))
+
+
+def test_arrays_can_be_mapped_where_they_lie(folder: Path) -> None:
+    path = embedded(dtype="float16").path
+    features = np.load(path)["features"]
+    place = path.read_bytes().index(features.tobytes())
+    assert place % 64 == 0
+    mapped = np.memmap(path, "<f2", "r", place, features.shape)
+    np.testing.assert_array_equal(mapped, features)
+
+
+def test_rows_are_read_where_they_lie(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only ids, which are compressed, are read from their beginning on."""
+    index = embedded()
+    rows = np.load(index.path)["rows"]
+    monkeypatch.setattr(type(index), "blocks", lambda *_: pytest.fail("all is read"))
+    assert index.pick("rows", [6, 0, 6]) == [rows[6], rows[0], rows[6]]
+
+
+def test_an_index_that_is_cut_short_or_changed_meanwhile_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = embedded()
+    content = index.path.read_bytes()
+    place = content.index(np.load(index.path)["features"].tobytes())
+    index.path.write_bytes(content[:place] + b"\x01" + content[place + 1 :])
+    with pytest.raises(DataError, match=r"out\.npz: .*(its checksum is another|Bad CRC-32)"):
+        list(index.blocks("features"))
+    index.path.write_bytes(content)
+    monkeypatch.setattr(index_module, "BLOCK_BYTES", 200)
+    blocks = index.blocks("features")
+    next(blocks)
+    with index.path.open("r+b") as file:
+        file.truncate(place + 500)
+    with pytest.raises(DataError, match=r"out\.npz: .*features ends 5 rows early"):
+        list(blocks)
 
 
 def test_a_corpus_is_found_by_its_folder_and_drawn_by_its_rows(folder: Path) -> None:

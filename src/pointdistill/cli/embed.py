@@ -34,6 +34,13 @@ class FeatureName(StrEnum):
     POINTS = "points"
 
 
+class StoredTypeName(StrEnum):
+    """Types that features are stored in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
 def embed(
     paths: Annotated[
         list[Path],
@@ -68,6 +75,9 @@ def embed(
             min=1,
         ),
     ] = None,
+    dtype: Annotated[
+        StoredTypeName, typer.Option(help="Type of the stored features; float16 halves the file.")
+    ] = StoredTypeName.FLOAT32,
     seed: Annotated[int, typer.Option(help="Seed of the points that are sampled.", min=0)] = 0,
     up: Annotated[
         str | None,
@@ -107,6 +117,7 @@ def embed(
         draws=draws,
         turns=turns,
         seed=seed,
+        dtype=dtype.value,
         up=up or "z",
         batch_size=batch_size,
         cluster=cluster,

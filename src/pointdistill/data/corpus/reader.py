@@ -11,9 +11,7 @@ import bisect
 import functools
 import itertools
 import math
-import os
 import struct
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.corpus.manifest import Manifest, ShardRecord, SourceRecord, read_manifest
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL, Points, restore
+from pointdistill.data.files.files import read_some
 from pointdistill.data.files.hdf5 import NUMBERS, InertFile, open_hdf5
 from pointdistill.data.files.schema import refusing_damage
 from pointdistill.errors import CorpusError
@@ -94,9 +93,9 @@ class _ShardFile:
         """
         # The common case in one call: small shapes are read in a few microseconds.
         try:
-            content = _read_at(self._descriptor, size, offset)
+            content = read_some(self._descriptor, size, offset)
             while len(content) < size:  # a single call gives at most 2 GiB
-                more = _read_at(self._descriptor, size - len(content), offset + len(content))
+                more = read_some(self._descriptor, size - len(content), offset + len(content))
                 if not more:
                     msg = f"{self.path}: was cut short while it was in use; {_ADVICE}"
                     raise CorpusError(msg)
@@ -110,18 +109,6 @@ class _ShardFile:
         # Left to the collector of garbage: another thread may be reading from a shard that was let go.
         if hasattr(self, "_file"):
             self._file.close()
-
-
-_one_at_a_time = threading.Lock()
-
-
-def _seek_and_read(descriptor: int, size: int, offset: int) -> bytes:
-    with _one_at_a_time:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        return os.read(descriptor, size)
-
-
-_read_at = getattr(os, "pread", _seek_and_read)  # Windows has no pread
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -300,6 +301,33 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_one_at_a_time = threading.Lock()
+
+
+def _seek_and_read(descriptor: int, size: int, offset: int, /) -> bytes:
+    with _one_at_a_time:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+read_some: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
+"""Bytes of an open file: of this descriptor, at most so many, from there on; fewer at its end or above 2 GiB.
+
+A read, and not a map: a page of a map that the file no longer has, because it was cut short meanwhile, ends the
+process with a signal. Windows has no ``pread``."""
+
+
+def read_exactly(descriptor: int, size: int, offset: int) -> bytes:
+    """``size`` bytes of an open file from ``offset`` on; fewer only where the file ends."""
+    content = read_some(descriptor, size, offset)
+    while len(content) < size:
+        more = read_some(descriptor, size - len(content), offset + len(content))
+        if not more:
+            break
+        content += more
+    return content
 
 
 def disk_is_full(error: BaseException | None) -> bool:

@@ -27,6 +27,7 @@ from pointdistill.engine.embedding.compute import (
 )
 from pointdistill.engine.embedding.file import (
     FORMAT,
+    STORED_TYPES,
     VERSION,
     WorkFolder,
     check_output,
@@ -94,6 +95,9 @@ class EmbedRequest:
     """Angles about z that the draws are turned to, equally spaced; None: at most 8, fewer for dense draws."""
 
     seed: int = 0
+
+    dtype: str = "float32"
+    """Type that the features are stored in: float32, or float16 in half the space, to 3 digits."""
 
     up: str = "z"
     """Up axis of files that do not state their own."""
@@ -168,6 +172,9 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
         raise ConfigError(msg, settings=("batch_size",))
     encoder, origin = find_and_load(request.encoder, reporter=reporter)
     kind = check_kind(request.features, encoder)
+    if request.dtype not in STORED_TYPES:
+        msg = f"dtype must be one of {', '.join(STORED_TYPES)}, got {request.dtype!r}"
+        raise ConfigError(msg, settings=("dtype",))
     draws = choose_draws(
         encoder, kind, points=request.points, draws=request.draws, turns=request.turns
     )
@@ -176,8 +183,9 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     shapes = list_shapes(request.paths, leave_out=request.output)
     folder = request.output.parent
     info = _info(encoder, kind, settings, shapes, folder) | draws.plain()
+    stored = {"dtype": request.dtype}  # of the output alone: chunks are float32 always
     if request.output.exists():
-        return _report_of_output(request.output, info, total=len(shapes))
+        return _report_of_output(request.output, info | stored, total=len(shapes))
     vectors = draws.points if kind in ("patches", "points") else 1
     size = max(1, min(CHUNK_SHAPES, CHUNK_BYTES // (4 * info["width"] * vectors)))
     wanted, chunks = info | {"chunk": size}, -(-len(shapes) // size)
@@ -190,7 +198,7 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     msg = f"{request.output}: another process is writing it; wait for that one, or choose another output file"
     with hold_file(request.output, DataError(msg, settings=("output",))):
         if request.output.exists():  # another process has just written it
-            return _report_of_output(request.output, info, total=len(shapes))
+            return _report_of_output(request.output, info | stored, total=len(shapes))
         work = WorkFolder(request.output, wanted, chunks=chunks)
         loop = EmbeddingLoop(shapes, settings, work, size, reporter)
         if request.cluster is not None:
@@ -200,7 +208,7 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
         if stopped and (missing := loop.missing()):
             return EmbedReport(request.output, len(shapes) - missing, len(shapes), interrupted=True)
         made_by = path_from(folder, origin) if isinstance(origin, Path) else origin
-        return _finish(loop, request.output, info | {"encoder": made_by})
+        return _finish(loop, request.output, info | stored | {"encoder": made_by})
 
 
 def _share(request: EmbedRequest) -> Share | None:
@@ -411,7 +419,8 @@ def _report_of_output(output: Path, info: Mapping[str, Any], *, total: int) -> E
     Raises:
         DataError: if it is not what the request would write.
     """
-    stored = open_index(output).info
+    # Earlier versions stored float32 and did not say so.
+    stored = {"dtype": "float32", **open_index(output).info}
     # Earlier versions noted absolute paths, and "files" says whether the inputs are the same.
     different = [key for key in info if key != "inputs" and stored.get(key) != info[key]]
     if different:

@@ -12,13 +12,14 @@ import base64
 import importlib
 import json
 import shutil
+import struct
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import safetensors.numpy
@@ -36,6 +37,17 @@ from pointdistill.errors import ConfigError, DataError
 
 SUFFIXES = (".npz", ".parquet")
 
+StoredType: TypeAlias = Literal["float32", "float16"]
+"""Type of the features in the file."""
+
+STORED_TYPES: tuple[StoredType, ...] = get_args(StoredType)
+_NPY_TYPES: dict[StoredType, str] = {"float32": "<f4", "float16": "<f2"}
+
+ALIGNMENT = 64
+"""Arrays that are not compressed begin at a multiple of this, in bytes, so that they can be mapped."""
+
+_PADDING = 0xD935  # an extra field that readers of zips skip, as Android's zipalign uses it
+
 INFO = "info"
 """Name of the JSON text that describes how an embedding was made, a 0-d array in an .npz."""
 
@@ -48,7 +60,7 @@ PARQUET_STATISTICS = b"pointdistill.feature_statistics"
 FORMAT = "pointdistill-embedding"
 VERSION = 1
 
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 8 * 2**20
 """Largest part of one column in memory at a time, in bytes."""
 
 
@@ -291,8 +303,11 @@ def write_output(work: WorkFolder, output: Path, info: Mapping[str, Any], *, wid
         work: a folder with all its chunks.
         output: a path with one of ``SUFFIXES``.
         info: how the embedding was made; its ``features`` decides whether there is one vector per shape or
-            several.
+            several, and its ``dtype`` the type of the features, float32 by default.
         width: F.
+
+    Raises:
+        DataError: if a feature is too large for the type.
     """
     ragged = info["features"] in ("patches", "points")
     statistics = {} if ragged else _statistics(work)
@@ -329,19 +344,44 @@ def _write_npz(
     with zipfile.ZipFile(path, "w") as archive:
 
         def member(name: str, dtype: str, shape: tuple[int, ...], column: str) -> None:
-            blocks = (chunk[column] for chunk in work.columns(column) if column in chunk)
+            blocks = (
+                stored_as(dtype, chunk[column]) for chunk in work.columns(column) if column in chunk
+            )
             _write_member(archive, name, dtype, shape, blocks)
 
         _write_member(archive, INFO, *_text(json.dumps(info)))
         member("ids", f"<U{longest}", (shapes,), "ids")
         member("sources", "<i4", (shapes,), "sources")
         member("rows", "<i8", (shapes,), "rows")
-        member("features", "<f4", (vectors, width), "features")
+        member("features", _NPY_TYPES[_stored_type(info)], (vectors, width), "features")
         for name, value in statistics.items():
             _write_member(archive, name, value.dtype.str, value.shape, iter([value]))
         if ragged:
             _write_member(archive, "offsets", "<i8", (shapes + 1,), _offsets(work))
             member("positions", "<f4", (vectors, 3), "positions")
+
+
+def _stored_type(info: Mapping[str, Any]) -> StoredType:
+    dtype: StoredType = info.get("dtype", "float32")
+    return dtype
+
+
+def stored_as(dtype: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Values in the type that they are stored in.
+
+    Raises:
+        DataError: if one is too large for it.
+    """
+    with np.errstate(over="ignore"):
+        stored = values.astype(dtype, copy=False)
+    if (
+        stored.dtype.kind == "f"
+        and stored.itemsize == 2
+        and (np.isinf(stored) & np.isfinite(values)).any()
+    ):
+        msg = f"a feature of {np.abs(values).max():.4g} is too large for float16, at most 65504; store float32"
+        raise DataError(msg, settings=("dtype",))
+    return stored
 
 
 def _text(text: str) -> tuple[str, tuple[()], Iterator[NDArray[Any]]]:
@@ -369,6 +409,10 @@ def _write_member(
     member = zipfile.ZipInfo(f"{name}.npy")
     # Features hardly compress. Names do: NumPy stores them at a fixed length with four bytes per character.
     member.compress_type = zipfile.ZIP_DEFLATED if "U" in dtype else zipfile.ZIP_STORED
+    # An array begins a multiple of 64 bytes after its member does. What lies before: the local header of 30 bytes,
+    # the name, the sizes in 64 bits (20 bytes), this field.
+    begins = (archive.fp.tell() if archive.fp else 0) + 30 + len(member.filename) + 20 + 4
+    member.extra = struct.pack("<HH", _PADDING, -begins % ALIGNMENT) + bytes(-begins % ALIGNMENT)
     with archive.open(member, "w", force_zip64=True) as stream:
         header = {"descr": dtype, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
@@ -386,7 +430,8 @@ def _write_parquet(
     ragged: bool,
 ) -> None:
     arrow, files = parquet()
-    vector = arrow.list_(arrow.float32(), width)
+    dtype = _stored_type(info)
+    vector = arrow.list_(getattr(arrow, dtype)(), width)
     fields = [("id", arrow.string()), ("source", arrow.int32()), ("row", arrow.int64())]
     if ragged:
         place = arrow.list_(arrow.float32(), 3)
@@ -401,6 +446,7 @@ def _write_parquet(
     with files.ParquetWriter(path, schema) as writer:
         for chunk in work.columns(*columns):
             if "features" in chunk:
+                chunk["features"] = stored_as(dtype, chunk["features"])
                 arrays = [*_plain_columns(arrow, chunk), *_vectors(arrow, chunk, ragged=ragged)]
                 writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import functools
 import math
+import struct
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from pointdistill.data.files.files import read_exactly
 from pointdistill.data.files.schema import (
     MOST_RECORD_BYTES,
     from_plain,
@@ -41,6 +44,7 @@ from pointdistill.engine.embedding.file import (
     PARQUET_STATISTICS,
     SUFFIXES,
     VERSION,
+    StoredType,
     parquet,
 )
 from pointdistill.engine.features.statistics import (
@@ -52,6 +56,9 @@ from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import MOST_POINTS
 
 _ADVICE = "it is not readable as an embedding, embed again"
+_LOCAL_HEADER = struct.Struct(
+    "<26xHH"
+)  # of a zip's member; ends with the lengths of its name and extra field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +96,9 @@ class EmbeddingInfo:
     failed: tuple[tuple[str, str], ...]
     turns: int = 1
     """Angles; embeddings of earlier versions turned nothing."""
+
+    dtype: StoredType = "float32"
+    """Of the features."""
 
     def __post_init__(self) -> None:
         for name in ("width", "points", "draws", "turns", "shapes"):
@@ -263,14 +273,39 @@ class _NpzIndex(Index):
             shape, dtype = self._header(archive, column, stream)
             row_bytes = dtype.itemsize * math.prod(shape[1:])
             most = max(1, BLOCK_BYTES // row_bytes)
+            stored = self._stored(archive, column, stream.tell())
+            read = stream.read if stored is None else stored.read
             for first in range(0, shape[0], most):
                 rows = min(most, shape[0] - first)
-                content = stream.read(row_bytes * rows)
+                content = read(row_bytes * rows)
                 if len(content) < row_bytes * rows:
                     missing = shape[0] - first - len(content) // row_bytes
                     msg = f"{column} ends {missing:,} rows early"
                     raise DataError(msg)
+                if stored is not None and first + rows == shape[0]:
+                    stored.check()
                 yield np.frombuffer(content, dtype).reshape(rows, *shape[1:])
+
+    def pick(self, column: str, rows: Sequence[int]) -> list[Any]:
+        with (
+            refusing_damage(self.path, advice=_ADVICE),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(f"{column}.npy") as stream,
+        ):
+            shape, dtype = self._header(archive, column, stream)
+            stored = self._stored(archive, column, stream.tell())
+            if stored is None:
+                return super().pick(column, rows)
+            row_bytes = dtype.itemsize * math.prod(shape[1:])
+            contents = [stored.at(row * row_bytes, row_bytes) for row in rows]
+            return [np.frombuffer(one, dtype).reshape(1, *shape[1:])[0] for one in contents]
+
+    def _stored(self, archive: zipfile.ZipFile, column: str, begins: int) -> _StoredMember | None:
+        """A column as bytes of the file, ``begins`` bytes into its member; None if it is compressed."""
+        member = archive.getinfo(f"{column}.npy")
+        if member.compress_type != zipfile.ZIP_STORED or archive.fp is None:
+            return None
+        return _StoredMember(archive.fp.fileno(), member, begins)
 
     def _header(
         self, archive: zipfile.ZipFile, column: str, stream: IO[bytes]
@@ -296,6 +331,40 @@ class _NpzIndex(Index):
         with refusing_damage(self.path, advice=_ADVICE), zipfile.ZipFile(self.path) as archive:
             stored = archive.namelist()
             return {n: _small_array(archive, n, width) for n in ARRAYS if f"{n}.npy" in stored}
+
+
+class _StoredMember:
+    """The array of a member that is not compressed, read where it lies; what is read in turn can be checked."""
+
+    def __init__(self, descriptor: int, member: zipfile.ZipInfo, begins: int) -> None:
+        self._descriptor = descriptor
+        header = read_exactly(descriptor, _LOCAL_HEADER.size, member.header_offset)
+        *_, name, extra = _LOCAL_HEADER.unpack(header)
+        start = member.header_offset + _LOCAL_HEADER.size + name + extra
+        self._begins = self._next = start + begins
+        self._checksum = zlib.crc32(read_exactly(descriptor, begins, start))
+        self._expected = member.CRC
+
+    def at(self, offset: int, size: int) -> bytes:
+        """Bytes of the array from ``offset`` on."""
+        content = read_exactly(self._descriptor, size, self._begins + offset)
+        if len(content) < size:
+            msg = "the file was cut short"
+            raise DataError(msg)
+        return content
+
+    def read(self, size: int) -> bytes:
+        """The next bytes of the array; fewer if the file ends."""
+        content = read_exactly(self._descriptor, size, self._next)
+        self._next += len(content)
+        self._checksum = zlib.crc32(content, self._checksum)
+        return content
+
+    def check(self) -> None:
+        """Raise DataError if the bytes that were read are not those that were written."""
+        if self._checksum != self._expected:
+            msg = "its checksum is another"
+            raise DataError(msg)
 
 
 def _small_array(archive: zipfile.ZipFile, name: str, most: int) -> NDArray[Any]:
@@ -348,7 +417,7 @@ class _ParquetIndex(Index):
                 msg = f"{file.metadata.num_rows:,} rows for {self.facts.shapes:,} shapes"
                 raise DataError(msg)
             types = {field.name: field.type for field in file.schema_arrow}
-            vector = arrow.list_(arrow.float32(), self.facts.width)
+            vector = arrow.list_(getattr(arrow, self.facts.dtype)(), self.facts.width)
             several = self.facts.features not in ("cls", "pooled")
             expected = {
                 "id": arrow.string(),

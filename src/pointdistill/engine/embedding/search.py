@@ -390,7 +390,7 @@ def _check_finite(index: Index, lengths: Features) -> None:
 
 
 def _feature_blocks(index: Index, width: int) -> Iterator[Features]:
-    """The features (b, F) of an embedding.
+    """The features (b, F) of an embedding, float32 however they are stored.
 
     Raises:
         DataError: if F is not ``width``.
@@ -401,7 +401,7 @@ def _feature_blocks(index: Index, width: int) -> Iterator[Features]:
                 f"{index.path}: features of shape {block.shape}, expected (n, {width}); embed again"
             )
             raise DataError(msg)
-        yield block
+        yield block.astype(np.float32, copy=False)
 
 
 def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neighbour, ...]:
