@@ -1,9 +1,9 @@
 """Searching millions of made-up vectors: peak memory and seconds of ``search`` in a process of its own.
 
 The index is written by the program's own writer from vectors that are made on the way, float16 of width 192:
-normal noise about one of 1,000 centres, 65,536 vectors that are repeated with another offset. The encoder has random
-weights, so what is found means nothing; time and memory do not depend on it. An index of a thousandth is searched
-too: its time and memory are those of the program itself, which loads torch and the encoder.
+normal noise about one of 1,000 centres, 65,536 vectors that are repeated with another offset. The encoder has
+random weights, so what is found means nothing; time and memory do not depend on it. An index of a thousandth is
+searched too: its time and memory are those of the program itself, which loads torch and the encoder.
 
 Run: ``python benchmarks/search.py``, or with ``--shapes 10000000 --folder FOLDER`` for another number of vectors,
 and a folder with room for 400 bytes of each. The index is removed at the end.

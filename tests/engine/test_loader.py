@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from pointdistill.data.corpus import open_corpus
+from pointdistill.data.corpus.reader import StoredPoints
+from pointdistill.data.corpus.shard import LEVELS, make_row
+from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.pretraining.loader import (
     STAND_IN_POINTS,
+    Batch,
+    StoredBatch,
+    _on_cpu,
+    _restored,
     batches,
     epoch_order,
     made_ahead,
@@ -103,6 +114,64 @@ def test_on_a_cpu_batches_pass_as_they_are() -> None:
         torch.equal(a.points, b.points) and a.epoch == b.epoch
         for a, b in zip(source, moved, strict=True)
     )
+
+
+class StoredCorpus(MemoryCorpus):
+    """Shapes in memory as a corpus on disk stores them."""
+
+    def stored(self, index: int) -> StoredPoints:
+        row = make_row(str(index), self.clouds[index]).shape
+        return StoredPoints(row.points, float(row.scale), row.center.astype("<f4").tobytes())
+
+    def points(self, index: int) -> np.ndarray:
+        return self.stored(index).restored()
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_points_restored_on_the_device_have_the_bits_of_the_corpus(equal: bool) -> None:
+    """Centres and sizes of any kind, and shapes of different numbers of points."""
+    rng = np.random.default_rng(0)
+    clouds = [
+        rng.normal(size=(200 if equal else 150 + k, 3)) * 10.0 ** rng.integers(-3, 4)
+        + rng.normal(size=3) * 100
+        for k in range(12)
+    ]
+    whole = StoredCorpus([cloud.astype(np.float32) for cloud in clouds])
+    for batch in batches(whole, batch_size=4, seed=0, first=0, last=3):
+        assert isinstance(batch, StoredBatch)
+        assert batch.padded != equal
+        expected = read_batch(whole, batch.index.tolist(), 0)
+        moved = batch.to(torch.device("cpu"))
+        assert torch.equal(moved.points, expected.points)
+        assert torch.equal(moved.counts, expected.counts)
+        for restored in (_restored, _on_cpu):
+            found = restored(batch.levels, batch.steps, batch.centers)
+            for row, count in enumerate(expected.counts):
+                assert torch.equal(found[row, :count], expected.points[row, :count])
+
+
+def test_a_corpus_on_disk_hands_over_what_it_stores(tmp_path: Path) -> None:
+    build_corpus(open_source("builtin", SourceRequest(shapes=4)), tmp_path, points=64, workers=0)
+    opened = open_corpus(tmp_path)
+    (batch,) = batches(opened, batch_size=4, seed=0, first=0, last=1)
+    assert isinstance(batch, StoredBatch)
+    for row, number in enumerate(batch.index.tolist()):
+        np.testing.assert_array_equal(
+            batch.to(torch.device("cpu")).points[row], opened.points(number)
+        )
+
+
+def test_a_stored_scale_that_float32_cannot_hold_is_found() -> None:
+    class Huge(MemoryCorpus):
+        def stored(self, index: int) -> StoredPoints:
+            return StoredPoints(
+                np.full((3, 3), LEVELS, np.int16), 3e38, np.float32([3e38] * 3).tobytes()
+            )
+
+    huge = Huge([np.full((3, 3), np.inf, np.float32)] * 4)
+    (found,) = batches(huge, batch_size=4, seed=0, first=0, last=1)
+    assert isinstance(found, Batch)
+    assert "coordinates that are not finite" in str(found.read_error)
 
 
 def test_what_is_made_ahead_is_made_once_in_order_and_raises_in_its_turn() -> None:

@@ -58,6 +58,24 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredPoints:
+    """The points of a shape as they lie on disk. Sizes: n points."""
+
+    levels: NDArray[np.int16]
+    """(n, 3), in units of ``scale / LEVELS`` from the centre."""
+
+    scale: float
+    """Half the side of the shape's cube, finite and not negative."""
+
+    center: bytes
+    """(3,) float32 as 12 bytes, finite."""
+
+    def restored(self) -> Points:
+        """Points in their own unit and place, (n, 3) float32."""
+        return restore(self.levels, self.center, self.scale)
+
+
+@dataclass(frozen=True, slots=True)
 class _DatasetLocation:
     """Where the bytes of a dataset lie in its file."""
 
@@ -127,6 +145,12 @@ class _OpenShard:
         content = self.file.read(6 * (stop - start), self.locations["points"].offset + 6 * start)
         return restore(np.frombuffer(content, "<i2").reshape(-1, 3), center, scale)
 
+    def stored(self, row: int) -> StoredPoints:
+        """Points of one shape as they lie on disk."""
+        start, stop, scale, center = _UNPACK(self.index, row * _RECORD.itemsize)
+        content = self.file.read(6 * (stop - start), self.locations["points"].offset + 6 * start)
+        return StoredPoints(np.frombuffer(content, "<i2").reshape(-1, 3), scale, center)
+
     def column(self, name: str, row: int | None = None) -> NDArray[Any]:
         """The values of one shape, or of all."""
         first, stop = (0, None) if row is None else (row, row + 1)
@@ -180,6 +204,11 @@ class Corpus:
         """Points of shape ``index`` alone, (n, 3) float32; cheaper than the whole `Shape`."""
         number, row = self._locate(index)
         return self._open(number).restored(row)
+
+    def stored(self, index: int) -> StoredPoints:
+        """Points of shape ``index`` as they lie on disk: to be restored later, or elsewhere."""
+        number, row = self._locate(index)
+        return self._open(number).stored(row)
 
     def labels(self) -> NDArray[np.int64]:
         """Label of every shape, (len(corpus),) int64: index into ``label_names``, -1 if unknown."""

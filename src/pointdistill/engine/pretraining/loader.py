@@ -1,7 +1,10 @@
 """Loads raw shapes into padded batches, in an order that is a pure function of (seed, epoch).
 
 There are no worker processes: the shards of a corpus stay open, so reading a batch is a copy from the page cache,
-and one thread keeps up. Sizes: B shapes in a batch, N points of the largest of them.
+and one thread keeps up. Points of a corpus on disk are handed over as they are stored, int16 on each shape's own
+cube, and become float32 on the device: half the bytes to copy there, and nothing to compute here.
+
+Sizes: B shapes in a batch, N points of the largest of them.
 """
 
 from __future__ import annotations
@@ -11,17 +14,22 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pointdistill.data.corpus.reader import StoredPoints
+from pointdistill.data.corpus.shard import LEVELS
 from pointdistill.errors import DataError
 
 AHEAD = 2
 """Batches to read in advance while the device computes."""
+
+_SURELY_FINITE = 1e38
+"""A centre and a scale that together are below this make coordinates that float32 can hold."""
 
 STAND_IN_POINTS = 256
 """Points of each placeholder cloud in a batch that could not be read."""
@@ -60,6 +68,15 @@ class PointSource(Protocol):
         ...
 
 
+@runtime_checkable
+class StoredSource(PointSource, Protocol):
+    """A corpus whose points can be read as they are stored."""
+
+    def stored(self, index: int) -> StoredPoints:
+        """The points of one shape, int16 with a scale and a centre."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Raw shapes, padded with zeros to the largest."""
@@ -90,8 +107,71 @@ class Batch:
         )
 
 
-def on_device(source: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Each batch, copied to the device; to a GPU one batch ahead, while the step before computes."""
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """Shapes as they are stored, padded with zeros to the largest; `to` turns them into a `Batch`."""
+
+    levels: Tensor
+    """(B, N, 3) int16."""
+
+    steps: Tensor
+    """(B,) float32, what one level is worth in the shape's own unit."""
+
+    centers: Tensor
+    """(B, 3) float32."""
+
+    counts: Tensor
+    """(B,) int64."""
+
+    index: Tensor
+    """(B,) int64 number of each shape in the corpus."""
+
+    epoch: int
+
+    padded: bool
+    """Whether a shape has fewer than N points."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy the batch to a device and restore its points there, with the bits of ``Corpus.points``."""
+        levels, steps, centers, counts, index = (
+            part.to(device, non_blocking=True)
+            for part in (self.levels, self.steps, self.centers, self.counts, self.index)
+        )
+        points = (
+            _on_cpu(levels, steps, centers)
+            if device.type == "cpu"
+            else _restored(levels, steps, centers)
+        )
+        if self.padded:
+            places = torch.arange(points.shape[1], device=device)
+            points.masked_fill_((places >= counts[:, None])[..., None], 0.0)
+        return Batch(points, counts, index, self.epoch)
+
+
+AnyBatch: TypeAlias = Batch | StoredBatch
+
+
+def _restored(levels: Tensor, steps: Tensor, centers: Tensor) -> Tensor:
+    """(B, N, 3) float32 of int16 levels."""
+    # Two operations, each of which rounds, as on the CPU: a fused one would give other bits.
+    points = levels.to(torch.float32)
+    points *= steps[:, None, None]
+    points += centers[:, None, :]
+    return points
+
+
+def _on_cpu(levels: Tensor, steps: Tensor, centers: Tensor) -> Tensor:
+    """The same on a CPU, whose loops over (N, 3) against (3,) would be three long."""
+    points = levels.flatten(1).to(torch.float32)
+    points *= steps[:, None]
+    points = points.unflatten(1, (-1, 3))
+    for axis in range(3):
+        points[..., axis] += centers[:, axis, None]
+    return points
+
+
+def on_device(source: Iterator[AnyBatch], device: torch.device) -> Iterator[Batch]:
+    """Each batch, copied to the device and restored; to a GPU one batch ahead, while the step before computes."""
     if device.type != "cuda":
         yield from (batch.to(device) for batch in source)
         return
@@ -99,7 +179,7 @@ def on_device(source: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     # GPU's copy engine works beside them.
     copy_stream = torch.cuda.Stream(device)
 
-    def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+    def send(batch: AnyBatch) -> tuple[Batch, torch.cuda.Event]:
         with torch.cuda.stream(copy_stream):
             return batch.to(device), copy_stream.record_event()
 
@@ -175,6 +255,35 @@ def _padded(
     return Batch(points, counts, number, epoch)
 
 
+def _read_stored(
+    corpus: StoredSource, index: NDArray[np.int64], epoch: int, *, pin: bool
+) -> AnyBatch:
+    """Read and pad the shapes at ``index`` as they are stored.
+
+    Raises:
+        DataError: if a shape has a coordinate that is not finite.
+    """
+    shapes = [corpus.stored(int(number)) for number in index]
+    centers = np.frombuffer(b"".join(shape.center for shape in shapes), "<f4").reshape(-1, 3)
+    scales = np.array([shape.scale for shape in shapes])
+    if not np.abs(centers).max() + scales.max() < _SURELY_FINITE:
+        return read_batch(corpus, index, epoch, pin=pin)  # which looks at every coordinate
+    counts = torch.tensor([len(shape.levels) for shape in shapes])
+    most = int(counts.max())
+    levels = torch.empty(len(shapes), most, 3, dtype=torch.int16, pin_memory=pin)
+    for row, shape in zip(levels.numpy(), shapes, strict=True):
+        row[: len(shape.levels)] = shape.levels
+        row[len(shape.levels) :] = 0
+    small = (
+        torch.from_numpy((scales / LEVELS).astype(np.float32)),
+        torch.from_numpy(centers.copy()),
+        counts,
+        torch.tensor(index),
+    )
+    steps, middles, counts, number = (part.pin_memory() if pin else part for part in small)
+    return StoredBatch(levels, steps, middles, counts, number, epoch, int(counts.min()) < most)
+
+
 def _stand_in(index: NDArray[np.int64], epoch: int, read_error: Exception, *, pin: bool) -> Batch:
     """A batch of placeholder clouds that carries the error which reading its shapes raised."""
     # Processes wait for each other in every step, so one that simply raised would leave the others hanging in a
@@ -194,14 +303,14 @@ def batches(
     part: int = 0,
     parts: int = 1,
     pin: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[AnyBatch]:
     """The batches of steps ``first`` to ``last`` - 1, read in advance by a thread.
 
     What a step's batch holds depends on its number alone, not on which batches were read before it. A batch that
     cannot be read is yielded when its turn comes, with the error as its ``read_error``.
 
     Args:
-        corpus: shapes by number.
+        corpus: shapes by number; of one on disk the points come as they are stored.
         batch_size: shapes per step, over all processes; each epoch's last partial batch is dropped.
         seed: seed of the order of shapes.
         first: first step; where a resumed run continues.
@@ -221,11 +330,13 @@ def batches(
     def order(epoch: int) -> NDArray[np.int64]:
         return epoch_order(len(corpus), seed=seed, epoch=epoch)
 
-    def read(step: int) -> Batch:
+    def read(step: int) -> AnyBatch:
         epoch, place = divmod(step, per_epoch)
         begin = place * batch_size + part * share
         index = order(epoch)[begin : begin + share]
         try:
+            if isinstance(corpus, StoredSource):
+                return _read_stored(corpus, index, epoch, pin=pin)
             return read_batch(corpus, index, epoch, pin=pin)
         except Exception as error:
             # Any error at all: whatever it is, the other processes must hear of it through the step's message.
@@ -234,7 +345,7 @@ def batches(
     # One thread, so that batches come in order and the disk sees one reader; two batches ahead, so that one slow
     # read does not stall the device.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: list[Future[Batch]] = []
+        waiting: list[Future[AnyBatch]] = []
         for step in range(first, last + AHEAD):
             if step < last:
                 waiting.append(pool.submit(read, step))
