@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +28,13 @@ from pointdistill.data.sources import paths as shape_lists
 from pointdistill.data.sources.paths import ReadSettings, ShapeLocation, read_shape
 from pointdistill.engine.embedding import embed as embed_module
 from pointdistill.engine.embedding import loop
-from pointdistill.engine.embedding.compute import FeatureMaker, inference_threads
+from pointdistill.engine.embedding.compute import (
+    GPU_THREADS,
+    FeatureKind,
+    FeatureMaker,
+    GpuWay,
+    inference_threads,
+)
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
 from pointdistill.engine.embedding.index import open_index
 from pointdistill.engine.features.frozen_encoder import frozen_copy
@@ -514,3 +522,52 @@ def test_one_thread_or_two_give_the_same() -> None:
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(found[0], found[1])
+
+
+class StandInCuda:
+    """What `GpuWay` uses of ``torch.cuda``, on a CPU: each stream waits until all streams have work."""
+
+    def __init__(self, streams: int) -> None:
+        self.all_busy = threading.Barrier(streams, timeout=60)
+        self.waits: list[int] = []
+
+    def Stream(self, device: torch.device) -> StandInCuda:  # noqa: N802 - torch's name
+        assert device.type == "cpu"
+        return self
+
+    def stream(self, stream: StandInCuda) -> Any:
+        assert stream is self
+        return contextlib.nullcontext()
+
+    def synchronize(self) -> None:
+        self.waits.append(threading.get_ident())
+        self.all_busy.wait()
+
+    def is_available(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("kind", ["pooled", "patches", "points"])
+def test_batches_on_a_gpu_overlap_and_keep_their_rows(kind: FeatureKind) -> None:
+    """On a stand-in: two batches are under way at once, of sizes that share memory, with the features of a CPU."""
+    cpu = torch.device("cpu")
+    rng = np.random.default_rng(0)
+    plain, staged = (FeatureMaker(random_encoder(), kind, cpu, points=60) for _ in range(2))
+    cuda = StandInCuda(2)
+    staged.way = lambda: GpuWay(cpu, cuda)
+    clouds = [rng.normal(size=(count, 60, 3)).astype(np.float32) for count in (5, 2, 3, 6)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(GPU_THREADS)
+    try:
+        with inference_threads(staged) as background:
+            waiting = [background.submit(list(batch)) for batch in clouds]
+            found = [future.result() for future in waiting]
+    finally:
+        torch.set_num_threads(before)
+    assert len(cuda.waits) == 4
+    assert len(set(cuda.waits)) == GPU_THREADS
+    for batch, shapes in zip(clouds, found, strict=True):
+        for expected, shape in zip(plain(list(batch)), shapes, strict=True):
+            np.testing.assert_array_equal(shape.features, expected.features)
+            if expected.positions is not None:
+                np.testing.assert_array_equal(shape.positions, expected.positions)

@@ -5,12 +5,14 @@ Sizes: B clouds, N points per cloud, P patches, D the encoder's width, m vectors
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -31,8 +33,11 @@ FeatureKind: TypeAlias = Literal["cls", "pooled", "patches", "points"]
 
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
-CPU_BATCH, GPU_BATCH = 16, 64
-"""Default number of shapes per batch; affects features only by rounding."""
+CPU_BATCH, GPU_BATCH = 16, 256
+"""Default number of shapes per batch; affects features only by rounding. A chunk is one batch on a GPU."""
+
+GPU_THREADS = 2
+"""Batches under way on a GPU: while one is computed, the other is gathered and copied."""
 
 MOST_DRAWS = 512
 """Most draws of all shapes of a batch in one forward pass, which bounds its memory."""
@@ -146,6 +151,67 @@ def read_settings(encoder: Encoder, draws: Draws, *, seed: int, up: str) -> Read
     )
 
 
+class DeviceWay:
+    """How a thread's batches reach the device and their features come back: on a CPU they are there already."""
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """The context in which a batch is computed."""
+        yield
+
+    def upload(self, clouds: Sequence[NDArray[np.float32]]) -> Tensor:
+        """Clouds with the same number of points, (B, N, 3) on the device."""
+        return torch.from_numpy(np.stack(clouds))
+
+    def download(self, *values: Tensor) -> list[list[NDArray[np.float32]]]:
+        """The rows of each tensor."""
+        return [list(value.numpy()) for value in values]
+
+
+class GpuWay(DeviceWay):
+    """A thread's own stream of a GPU, with page-locked memory that is used again for each batch.
+
+    The GPU reads page-locked memory by itself, so the host need not wait for a copy, and the copies of one
+    thread's batch run beside the kernels of another's, which are on another stream.
+    """
+
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
+        """``cuda`` is torch's module; replaced in tests."""
+        self._device, self._cuda = device, cuda
+        self._stream = cuda.Stream(device)
+        self._memory: dict[int, Tensor] = {}
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Within it the thread's work goes to its stream."""
+        with self._cuda.stream(self._stream):
+            yield
+
+    def upload(self, clouds: Sequence[NDArray[np.float32]]) -> Tensor:
+        """Clouds (B, N, 3), whose copy to the device has begun."""
+        # Free to be written: the batch before has been downloaded, which waits for all that the stream had to do.
+        locked = self._locked(0, (len(clouds), *clouds[0].shape))
+        for row, cloud in zip(locked.numpy(), clouds, strict=True):
+            row[...] = cloud
+        return locked.to(self._device, non_blocking=True)
+
+    def download(self, *values: Tensor) -> list[list[NDArray[np.float32]]]:
+        """The rows of each tensor, when they have been computed and copied."""
+        locked = [self._locked(k, value.shape) for k, value in enumerate(values, start=1)]
+        for memory, value in zip(locked, values, strict=True):
+            memory.copy_(value, non_blocking=True)
+        self._stream.synchronize()  # other threads go on meanwhile
+        return [list(memory.numpy().copy()) for memory in locked]
+
+    def _locked(self, which: int, shape: Sequence[int]) -> Tensor:
+        """Page-locked memory of a shape; to lock it takes long, so it is kept and only ever grows."""
+        size = math.prod(shape)
+        kept = self._memory.get(which)
+        if kept is None or len(kept) < size:
+            kept = self._memory[which] = torch.empty(size, pin_memory=self._cuda.is_available())
+        return kept[:size].view(*shape)
+
+
 class FeatureMaker:
     """Computes one kind of features with an encoder on a device."""
 
@@ -178,21 +244,31 @@ class FeatureMaker:
 
         encoder = encoder.to(device).eval()
         self.encoder = frozen_copy(encoder) if device.type == "cpu" else encoder
+        self.way: Callable[[], DeviceWay] = DeviceWay
+        """Makes the way of a thread to the device."""
+
+        if device.type == "cuda":
+            self.way = functools.partial(GpuWay, device)
+        self._ways = threading.local()
 
     def __call__(self, clouds: Sequence[NDArray[np.float32]]) -> list[ShapeFeatures]:
         """Features of clouds with the same number of points, each (N, 3), z up."""
-        with torch.inference_mode():
-            points = torch.from_numpy(np.stack(clouds)).to(self.device)
+        if not hasattr(self._ways, "own"):
+            self._ways.own = self.way()
+        way: DeviceWay = self._ways.own
+        with torch.inference_mode(), way.used():
+            points = way.upload(clouds)
             if self.kind in ("cls", "pooled"):
-                return [ShapeFeatures(row, None) for row in _rows(self._shape_features(points))]
+                (rows,) = way.download(self._shape_features(points))
+                return [ShapeFeatures(row, None) for row in rows]
             output = self.encoder(points)
             if self.kind == "patches":
-                pairs = zip(_rows(output.centers), clouds, strict=True)
+                features, middles = way.download(output.patches, output.centers)
+                pairs = zip(middles, clouds, strict=True)
                 positions = [_own_unit(centers, cloud) for centers, cloud in pairs]
-                features = _rows(output.patches)
             else:
                 unit = to_unit_sphere(points)
-                features = _rows(interpolate(output.patches, output.centers, unit))
+                (features,) = way.download(interpolate(output.patches, output.centers, unit))
                 positions = list(clouds)
         return [ShapeFeatures(f, p) for f, p in zip(features, positions, strict=True)]
 
@@ -233,10 +309,6 @@ def _turned(draws: Tensor, turns: int) -> Tensor:
     return torch.stack([x * cosine - y * sine, x * sine + y * cosine, z], dim=-1)
 
 
-def _rows(values: Tensor) -> list[NDArray[np.float32]]:
-    return list(values.cpu().numpy())
-
-
 def _own_unit(centers: NDArray[np.float32], cloud: NDArray[np.float32]) -> NDArray[np.float32]:
     """Centres (P, 3) in a cloud's unit sphere, moved back to the cloud's own unit and position."""
     mean = cloud.mean(axis=0, dtype=np.float64)
@@ -262,9 +334,9 @@ class InferenceThreads:
 def inference_threads(maker: FeatureMaker) -> Iterator[InferenceThreads]:
     """Threads that compute features, for the duration of the block."""
     # On a CPU each core gets a thread that computes whole batches alone: cores that shared one batch would wait
-    # for each other at the end of every operation. One thread is enough to keep a GPU busy.
+    # for each other at the end of every operation.
     before = torch.get_num_threads()
-    threads = before if maker.device.type == "cpu" else 1
+    threads = before if maker.device.type == "cpu" else GPU_THREADS
     if threads > 1:
         torch.set_num_threads(1)  # inherited by threads that start from now on
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
