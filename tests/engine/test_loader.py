@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pointdistill.data.corpus import open_corpus
-from pointdistill.data.corpus.reader import StoredPoints
-from pointdistill.data.corpus.shard import LEVELS, make_row
+from pointdistill.data.corpus import open_corpus, reader
+from pointdistill.data.corpus.shard import LEVELS, make_row, restore
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.pretraining.loader import (
@@ -116,15 +116,32 @@ def test_on_a_cpu_batches_pass_as_they_are() -> None:
     )
 
 
+@dataclass
+class InMemory:
+    """A shape as a corpus on disk stores it."""
+
+    levels: np.ndarray
+    scale: float
+    center: bytes
+
+    @property
+    def count(self) -> int:
+        return len(self.levels)
+
+    def read(self, levels: np.ndarray, /) -> None:
+        levels[...] = self.levels
+
+
 class StoredCorpus(MemoryCorpus):
     """Shapes in memory as a corpus on disk stores them."""
 
-    def stored(self, index: int) -> StoredPoints:
+    def stored(self, index: int) -> InMemory:
         row = make_row(str(index), self.clouds[index]).shape
-        return StoredPoints(row.points, float(row.scale), row.center.astype("<f4").tobytes())
+        return InMemory(row.points, float(row.scale), row.center.astype("<f4").tobytes())
 
     def points(self, index: int) -> np.ndarray:
-        return self.stored(index).restored()
+        stored = self.stored(index)
+        return restore(stored.levels, stored.center, stored.scale)
 
 
 @pytest.mark.parametrize("equal", [True, False])
@@ -150,7 +167,13 @@ def test_points_restored_on_the_device_have_the_bits_of_the_corpus(equal: bool) 
                 assert torch.equal(found[row, :count], expected.points[row, :count])
 
 
-def test_a_corpus_on_disk_hands_over_what_it_stores(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_corpus_on_disk_hands_over_what_it_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool
+) -> None:
+    """Also where the system cannot read into memory that is given; and a shard that is cut short is told."""
+    if not direct:
+        monkeypatch.setattr(reader, "_PREADV", None)
     build_corpus(open_source("builtin", SourceRequest(shapes=4)), tmp_path, points=64, workers=0)
     opened = open_corpus(tmp_path)
     (batch,) = batches(opened, batch_size=4, seed=0, first=0, last=1)
@@ -163,8 +186,8 @@ def test_a_corpus_on_disk_hands_over_what_it_stores(tmp_path: Path) -> None:
 
 def test_a_stored_scale_that_float32_cannot_hold_is_found() -> None:
     class Huge(MemoryCorpus):
-        def stored(self, index: int) -> StoredPoints:
-            return StoredPoints(
+        def stored(self, index: int) -> InMemory:
+            return InMemory(
                 np.full((3, 3), LEVELS, np.int16), 3e38, np.float32([3e38] * 3).tobytes()
             )
 

@@ -8,11 +8,13 @@ reads single datasets of a shard in chunks, for questions that need no points.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import itertools
 import math
+import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +61,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class StoredPoints:
-    """The points of a shape as they lie on disk. Sizes: n points."""
+    """Where the points of a shape lie on disk, and what turns them into coordinates. Sizes: n points."""
 
-    levels: NDArray[np.int16]
-    """(n, 3), in units of ``scale / LEVELS`` from the centre."""
+    count: int
+    """n, at least 1."""
 
     scale: float
     """Half the side of the shape's cube, finite and not negative."""
@@ -70,9 +72,16 @@ class StoredPoints:
     center: bytes
     """(3,) float32 as 12 bytes, finite."""
 
-    def restored(self) -> Points:
-        """Points in their own unit and place, (n, 3) float32."""
-        return restore(self.levels, self.center, self.scale)
+    file: _ShardFile
+    offset: int
+
+    def read(self, levels: NDArray[np.int16]) -> None:
+        """Read the points into (n, 3) int16 in C order, in units of ``scale / LEVELS`` from the centre.
+
+        Raises:
+            CorpusError: if the file was cut short, or cannot be read any more.
+        """
+        self.file.read_into(memoryview(levels).cast("B"), self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,9 @@ class _DatasetLocation:
         row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
         content = file.read(rows * row_bytes, self.offset + first * row_bytes)
         return np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
+
+
+_PREADV: Callable[[int, list[memoryview], int], int] | None = getattr(os, "preadv", None)
 
 
 class _ShardFile:
@@ -123,6 +135,19 @@ class _ShardFile:
             raise CorpusError(msg) from error
         return content
 
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the buffer from ``offset`` on, without a copy in between.
+
+        Raises:
+            CorpusError: as for `read`.
+        """
+        done = 0
+        if _PREADV is not None:
+            with contextlib.suppress(OSError):  # `read` tells it
+                done = _PREADV(self._descriptor, [buffer], offset)
+        if done < len(buffer):
+            buffer[done:] = self.read(len(buffer) - done, offset + done)
+
     def __del__(self) -> None:
         # Left to the collector of garbage: another thread may be reading from a shard that was let go.
         if hasattr(self, "_file"):
@@ -146,10 +171,10 @@ class _OpenShard:
         return restore(np.frombuffer(content, "<i2").reshape(-1, 3), center, scale)
 
     def stored(self, row: int) -> StoredPoints:
-        """Points of one shape as they lie on disk."""
+        """Where the points of one shape lie."""
         start, stop, scale, center = _UNPACK(self.index, row * _RECORD.itemsize)
-        content = self.file.read(6 * (stop - start), self.locations["points"].offset + 6 * start)
-        return StoredPoints(np.frombuffer(content, "<i2").reshape(-1, 3), scale, center)
+        offset = self.locations["points"].offset + 6 * start
+        return StoredPoints(stop - start, scale, center, self.file, offset)
 
     def column(self, name: str, row: int | None = None) -> NDArray[Any]:
         """The values of one shape, or of all."""
@@ -206,7 +231,7 @@ class Corpus:
         return self._open(number).restored(row)
 
     def stored(self, index: int) -> StoredPoints:
-        """Points of shape ``index`` as they lie on disk: to be restored later, or elsewhere."""
+        """Where the points of shape ``index`` lie: to be read as they are stored, and restored elsewhere."""
         number, row = self._locate(index)
         return self._open(number).stored(row)
 

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointdistill.data.corpus.reader import StoredPoints
 from pointdistill.data.corpus.shard import LEVELS
 from pointdistill.errors import DataError
 
@@ -68,11 +67,31 @@ class PointSource(Protocol):
         ...
 
 
+class Stored(Protocol):
+    """The points of a shape as they are stored; see `pointdistill.data.corpus.reader.StoredPoints`."""
+
+    @property
+    def count(self) -> int:
+        """Number of points, at least 1."""
+
+    @property
+    def scale(self) -> float:
+        """Half the side of the shape's cube."""
+
+    @property
+    def center(self) -> bytes:
+        """(3,) float32 as 12 bytes."""
+
+    def read(self, levels: NDArray[np.int16], /) -> None:
+        """Read them into (count, 3) int16."""
+        ...
+
+
 @runtime_checkable
 class StoredSource(PointSource, Protocol):
     """A corpus whose points can be read as they are stored."""
 
-    def stored(self, index: int) -> StoredPoints:
+    def stored(self, index: int) -> Stored:
         """The points of one shape, int16 with a scale and a centre."""
         ...
 
@@ -268,12 +287,12 @@ def _read_stored(
     scales = np.array([shape.scale for shape in shapes])
     if not np.abs(centers).max() + scales.max() < _SURELY_FINITE:
         return read_batch(corpus, index, epoch, pin=pin)  # which looks at every coordinate
-    counts = torch.tensor([len(shape.levels) for shape in shapes])
+    counts = torch.tensor([shape.count for shape in shapes])
     most = int(counts.max())
     levels = torch.empty(len(shapes), most, 3, dtype=torch.int16, pin_memory=pin)
     for row, shape in zip(levels.numpy(), shapes, strict=True):
-        row[: len(shape.levels)] = shape.levels
-        row[len(shape.levels) :] = 0
+        shape.read(row[: shape.count])
+        row[shape.count :] = 0
     small = (
         torch.from_numpy((scales / LEVELS).astype(np.float32)),
         torch.from_numpy(centers.copy()),
