@@ -101,5 +101,5 @@ def quickstart(
     print_table(results_table(result.results))
     added = ", ".join(f"{name} {gain:+.1f}" for name, gain in gains(result.results).items())
     echo(f"accuracy gained over the initial weights by pretraining: {added} points")
-    echo(f"{format_duration(sum(result.seconds.values()))}; report with pictures: {result.report}")
+    echo(f"{format_duration(result.total_seconds)}; report with pictures: {result.report}")
     echo("next: pointdistill prepare-data   (or: prepare-data folder --input YOUR_MESHES)")

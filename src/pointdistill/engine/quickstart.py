@@ -1,13 +1,15 @@
 """A demonstration of the whole program in minutes: corpus, stand-in, pretraining, evaluation, report.
 
 Everything is written to one folder. A second call continues where the first one stopped, and the same seed gives
-the same numbers.
+the same numbers. On two cores and more a second process makes the stand-in, and measures what does not depend on
+the pretraining, while this one pretrains: neither uses much more than a core or needs the other's results.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.files.processes import usable_cores, work_beside
 from pointdistill.data.files.schema import from_plain, refusing_damage
 from pointdistill.data.files.workspace import remember_run
 from pointdistill.data.sources import SourceRequest, open_source
@@ -29,6 +32,7 @@ from pointdistill.engine.evaluation.classification import evaluate, evaluate_geo
 from pointdistill.engine.evaluation.results import Result, Spread, write_results
 from pointdistill.engine.evaluation.run import COPIES_ON_CPU, Evaluation
 from pointdistill.engine.evaluation.tables import results_table
+from pointdistill.engine.features import Score
 from pointdistill.engine.features.extract import extract_features, unit_features
 from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import train_classifier
@@ -168,35 +172,99 @@ class QuickstartResult:
     report: Path
     results: list[Result]
     seconds: dict[str, float]
-    """Duration of each stage in this call."""
+    """Duration of each stage in this call; some stages ran at the same time."""
+
+    total_seconds: float
+    """Duration of the call."""
 
     interrupted: bool = False
 
 
 def quickstart(
-    folder: Path, config: QuickstartConfig | None = None, *, reporter: Reporter = SILENT
+    folder: Path,
+    config: QuickstartConfig | None = None,
+    *,
+    processes: int | None = None,
+    reporter: Reporter = SILENT,
 ) -> QuickstartResult:
     """Run every stage in ``folder``; results of an earlier call with the same settings are reused.
+
+    Args:
+        folder: for everything.
+        config: sizes.
+        processes: 1 for one stage after another, 2 for stages beside each other; None chooses by the cores. The
+            numbers are the same.
+        reporter: hears about the stages of this process.
 
     Raises:
         ConfigError: if ``folder`` holds results of other settings.
     """
     config = config or QuickstartConfig()
+    begun = time.perf_counter()
     stages = _Stages(reporter)
-    corpus = _corpus(folder, config, stages)
-    benchmark = _stand_in(folder, config, stages)
+    part = _Independent(folder, config)
+    several = (usable_cores() if processes is None else processes) > 1
     run = folder / f"run-seed{config.seed}"
-    finished = _pretrain(run, corpus, config, stages)
-    if not finished:
-        return QuickstartResult(folder, run, folder / "report.html", [], stages.seconds, True)
-    trained = load_encoder(run)
-    results = _measure(trained, config, benchmark, stages)
+    with work_beside(_independent, part) if several else nullcontext() as beside:
+        corpus = _corpus(folder, config, stages)
+        if beside is None:
+            _stand_in(folder, config, stages)
+        finished = _pretrain(run, corpus, config, stages)
+        report = folder / "report.html"
+        if not finished:
+            spent = time.perf_counter() - begun
+            return QuickstartResult(folder, run, report, [], stages.seconds, spent, True)
+        if beside is not None:
+            stages.begin("stand-in", "waiting for the stand-in")
+            beside.await_ready()
+        benchmark = read_scanobjectnn(stand_in_path(folder, config), SPLIT)
+        trained = load_encoder(run)
+        pretrained = _measure_encoder(PRETRAINED, trained, config, benchmark, stages)
+        if beside is None:
+            rest = _measure_rest(config, benchmark, stages)
+        else:
+            stages.begin("waiting", f"measuring: {INITIAL}, {GEOMETRY} and training with labels")
+            rest, seconds = beside.result()
+            stages.end()
+            stages.seconds.update(seconds)
+    results = [
+        *pretrained,
+        *rest.frozen,
+        _supervised_result(pretrained[0], rest.supervised, config),
+    ]
     write_results(run / "results.json", results)
     stages.begin("report", "writing the report")
-    report = folder / "report.html"
     _report(report, config, corpus, benchmark, run, trained, results, stages)
     stages.end()
-    return QuickstartResult(folder, run, report, results, stages.seconds)
+    spent = time.perf_counter() - begun
+    return QuickstartResult(folder, run, report, results, stages.seconds, spent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Independent:
+    """What does not depend on the pretraining."""
+
+    folder: Path
+    config: QuickstartConfig
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """The outcome of what does not depend on the pretraining."""
+
+    frozen: list[Result]
+    """Of the initial weights, the program's own encoder, and geometry."""
+
+    supervised: Score
+
+
+def _independent(part: _Independent, ready: Callable[[], None]) -> tuple[_Rest, dict[str, float]]:
+    """In a process of its own: make the stand-in, say so, and measure on it; returns also the stages' seconds."""
+    stages = _Stages(SILENT)
+    benchmark = _stand_in(part.folder, part.config, stages)
+    ready()
+    rest = _measure_rest(part.config, benchmark, stages)
+    return rest, stages.seconds
 
 
 def gains(results: Sequence[Result]) -> dict[str, float]:
@@ -302,50 +370,44 @@ def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, stages: _Stag
     return not result.interrupted
 
 
-def _measure(
-    trained: Encoder, config: QuickstartConfig, benchmark: Benchmark, stages: _Stages
+def _evaluation(config: QuickstartConfig) -> Evaluation:
+    return Evaluation(protocols=PROTOCOLS, seeds=(config.seed,), augmented_copies=COPIES_ON_CPU)
+
+
+def _measure_encoder(
+    name: str, encoder: Encoder, config: QuickstartConfig, benchmark: Benchmark, stages: _Stages
 ) -> list[Result]:
-    """Evaluate the trained encoder, its initial weights, geometry, and the program's own encoder."""
-    evaluation = Evaluation(
-        protocols=PROTOCOLS, seeds=(config.seed,), augmented_copies=COPIES_ON_CPU
+    stages.begin(f"measuring {name}", f"measuring: {name}")
+    evaluation = _evaluation(config)
+    return evaluate(
+        encoder, benchmark, evaluation, name=name, device=config.device, reporter=stages
     )
-    results = []
+
+
+def _measure_rest(config: QuickstartConfig, benchmark: Benchmark, stages: _Stages) -> _Rest:
+    """Evaluate the initial weights, the program's own encoder and geometry, and train with labels."""
     initial = new_state(config.pretraining()).teacher.encoder
-    for name, encoder in ((PRETRAINED, trained), (INITIAL, initial)):
-        stages.begin(f"measuring {name}", f"measuring: {name}")
-        results += evaluate(
-            encoder,
-            benchmark,
-            evaluation,
-            name=name,
-            device=config.device,
-            reporter=stages,
-        )
+    results = _measure_encoder(INITIAL, initial, config, benchmark, stages)
     if bundled_is_here():
         name = f"{BUNDLED}, trained for hours"
         stages.begin(f"measuring {BUNDLED}", f"measuring: {name}")
         results += evaluate(
             load_encoder(BUNDLED),
             benchmark,
-            replace(evaluation, protocols=UNAUGMENTED),
+            replace(_evaluation(config), protocols=UNAUGMENTED),
             name=name,
             device=config.device,
             reporter=stages,
         )
     stages.begin(f"measuring {GEOMETRY}", f"measuring: {GEOMETRY}")
-    inputs = protocol_input(benchmark.name, trained.config)
-    results += evaluate_geometry(
-        benchmark,
-        evaluation,
-        inputs=inputs,
-        reporter=stages,
-    )
-    return [*results, _supervised(results[0], config, benchmark, stages)]
+    inputs = protocol_input(benchmark.name, initial.config)
+    results += evaluate_geometry(benchmark, _evaluation(config), inputs=inputs, reporter=stages)
+    score = _supervised(config, benchmark, stages)
+    stages.end()
+    return _Rest(results, score)
 
 
-def _supervised(
-    like: Result, config: QuickstartConfig, benchmark: Benchmark, stages: _Stages
-) -> Result:
+def _supervised(config: QuickstartConfig, benchmark: Benchmark, stages: _Stages) -> Score:
     """The same encoder trained from scratch with the labels, for a few epochs."""
     epochs = config.supervised_epochs
     stages.begin(SUPERVISED, f"training with labels, from scratch, {epochs} epochs")
@@ -362,7 +424,11 @@ def _supervised(
         device=config.device,
         report=lambda record: stages.progress("", record.epoch, epochs),
     )
-    score = trained.score
+    return trained.score
+
+
+def _supervised_result(like: Result, score: Score, config: QuickstartConfig) -> Result:
+    """The result of training with labels, on the same benchmark as another one."""
     return replace(
         like,
         features=SUPERVISED,
@@ -375,7 +441,9 @@ def _supervised(
         if score.best_accuracy is None
         else Spread.of([score.best_accuracy]),
         published=None,
-        notes=(f"{epochs} epochs instead of the protocol's {RECIPES['scratch'].epochs}",),
+        notes=(
+            f"{config.supervised_epochs} epochs instead of the protocol's {RECIPES['scratch'].epochs}",
+        ),
     )
 
 

@@ -81,7 +81,7 @@ class StoredPoints:
         Raises:
             CorpusError: if the file was cut short, or cannot be read any more.
         """
-        self.file.read_into(memoryview(levels).cast("B"), self.offset)
+        self.file.read_into(levels.data.cast("B"), self.offset)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,15 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from pointdistill.errors import DataError
 
@@ -109,6 +111,85 @@ def ordered_map(
         raise DataError(msg) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class Beside(Generic[Result]):
+    """Work that a process of its own does while this one goes on; see `work_beside`."""
+
+    def __init__(self, connection: Connection, process: BaseProcess) -> None:
+        self._connection, self._process = connection, process
+        self._messages: list[Any] = []
+
+    def await_ready(self) -> None:
+        """Wait until the work has said that what this process needs of it is there.
+
+        Raises:
+            Exception: the one that ended the work.
+            DataError: if its process was killed.
+        """
+        if not self._messages:
+            self._messages.append(self._receive())
+
+    def result(self) -> Result:
+        """Wait for the result.
+
+        Raises:
+            Exception: as for `await_ready`.
+        """
+        self.await_ready()
+        if len(self._messages) == 1:
+            self._messages.append(self._receive())
+        result: Result = self._messages[1]
+        return result
+
+    def _receive(self) -> Any:
+        try:
+            error, value = self._connection.recv()
+        except EOFError as ended:
+            self._process.join()
+            msg = f"a worker process ended with code {self._process.exitcode}; free some memory, and go on"
+            raise DataError(msg) from ended
+        if error is not None:
+            raise error
+        return value
+
+
+@contextlib.contextmanager
+def work_beside(
+    function: Callable[[Task, Callable[[], None]], Result], task: Task
+) -> Iterator[Beside[Result]]:
+    """Do some work in a process of its own within the block, at whose end it is killed if it is not done.
+
+    Args:
+        function: a module-level function of the task, and of a callable to say that it is ready (see `Beside`).
+        task: anything that can be pickled.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_do_beside, args=(theirs, function, task))
+    with interrupts_held():
+        process.start()
+    # Only the process may hold its end, so that its death ends the connection.
+    theirs.close()
+    try:
+        yield Beside(ours, process)
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _do_beside(
+    connection: Connection, function: Callable[[Any, Callable[[], None]], Any], task: Any
+) -> None:
+    _end_with_parent()
+    try:
+        result = function(task, lambda: connection.send((None, None)))
+    except Exception as error:
+        error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+        connection.send((error, None))
+    else:
+        connection.send((None, result))
 
 
 def _end_with_parent() -> None:
