@@ -3,8 +3,8 @@
 The first run takes its parts one after another, and the processor time of each part is noted. The second one does
 what does not depend on the pretraining in a process of its own. The script checks that both give the same numbers,
 and computes from the first run how long the second takes at least: its two chains of parts run beside each other,
-and two cores cannot give more than two seconds of processor time in a second. On a machine that does other work these
-figures alone mean anything; on a quiet one the wall times are the result.
+and two cores cannot give more than two seconds of processor time in a second. On a machine that does other work
+these figures are the result; on a quiet one the wall times are.
 
 Run: ``python benchmarks/quickstart.py``, which takes ten minutes, or with ``--share 0.1`` at a tenth of the size.
 """
