@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pointdistill.data.files.processes import ordered_map, usable_cores
+from pointdistill.data.files.processes import ordered_map, usable_cores, work_beside
 from pointdistill.errors import DataError
 
 
@@ -77,3 +78,36 @@ def _is_alive(process: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def half_done(task: str, ready: Callable[[], None]) -> str:
+    """Say that it is ready, and then do what the task names."""
+    ready()
+    if task == "end":
+        os._exit(3)
+    if task == "raise":
+        msg = "no such shape"
+        raise DataError(msg)
+    if task == "hang":
+        time.sleep(600)
+    return task
+
+
+def test_work_beside_gives_its_result_or_its_error_and_ends_with_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where workers find this module
+    with work_beside(half_done, "done") as beside, work_beside(half_done, "hang") as hanging:
+        beside.await_ready()
+        beside.await_ready()
+        assert beside.result() == "done"
+        hanging.await_ready()
+        process = hanging._process
+        assert process.is_alive()
+    assert not process.is_alive()
+    with work_beside(half_done, "raise") as beside, work_beside(half_done, "end") as ending:
+        with pytest.raises(DataError, match="no such shape"):
+            beside.result()
+        ending.await_ready()
+        with pytest.raises(DataError, match="a worker process ended with code 3"):
+            ending.result()

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 
 from pointdistill.engine.runtime import devices
 from pointdistill.errors import ConfigError
@@ -89,3 +90,26 @@ def test_processes_that_never_come_are_not_waited_for_for_ever(
     monkeypatch.setattr(devices, "_NEAR_SECONDS", 0.2)
     with pytest.raises(ConfigError, match="of 2 processes not all came within 0 seconds"):
         devices.build_accelerator("cpu", "no")
+
+
+def test_only_a_gpu_multiplies_in_tf32_and_only_within_the_block() -> None:
+    before = torch.get_float32_matmul_precision()
+    with devices.gpu_products("tf32", torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == before
+    for products, expected in (("tf32", "high"), ("float32", "highest")):
+        with devices.gpu_products(products, torch.device("cuda")):  # type: ignore[arg-type]
+            assert torch.get_float32_matmul_precision() == expected
+        assert torch.get_float32_matmul_precision() == before
+
+
+def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.process_device("auto") == torch.device("cuda")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    found = []
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        found.append(devices.process_device("auto"))
+    assert found == [torch.device("cuda", number) for number in (0, 1, 0)]
+    assert devices.process_device("cpu") == torch.device("cpu")

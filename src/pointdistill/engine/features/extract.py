@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches, random_start
-from pointdistill.engine.runtime.devices import threads_for
+from pointdistill.engine.runtime.devices import Products, gpu_products, threads_for
 from pointdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def extract_features(
     training: bool = False,
     batch_size: int = BATCH_SIZE,
     device: torch.device | str = "cpu",
+    products: Products = "float32",
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Features of clouds from a frozen encoder, pooled by ``pool_tokens``: (n, F) float32, on the CPU.
@@ -83,6 +84,7 @@ def extract_features(
             clouds. Otherwise it starts at the outermost point, as for test clouds.
         batch_size: clouds per forward pass.
         device: where to compute; the features are returned on the CPU.
+        products: how a GPU multiplies matrices.
         progress: called after each batch with the number of clouds in it.
 
     Raises:
@@ -109,9 +111,10 @@ def extract_features(
         return random_start(clouds, index, seed=seed, epoch=epoch)
 
     batches = ((rows, clouds, start(rows, clouds)) for rows, clouds in drawn)
-    return pool_batches(
-        encoder, batches, len(points), patches=inputs.patches, device=device, progress=progress
-    )
+    with gpu_products(products, torch.device(device)):
+        return pool_batches(
+            encoder, batches, len(points), patches=inputs.patches, device=device, progress=progress
+        )
 
 
 def pool_batches(

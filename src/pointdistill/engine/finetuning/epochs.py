@@ -25,7 +25,7 @@ from pointdistill.engine.finetuning.training_file import (
     read_progress,
     write_progress,
 )
-from pointdistill.engine.runtime.devices import threads_for
+from pointdistill.engine.runtime.devices import Products, gpu_products, threads_for
 from pointdistill.engine.runtime.optimizer import build_optimizer
 from pointdistill.errors import ConfigError, DivergenceError
 from pointdistill.model.classifier import Classifier
@@ -171,6 +171,7 @@ def train_epochs(
     epochs: int | None = None,
     report: Callable[[EpochRecord], None] | None = None,
     file: TrainingFile | None = None,
+    products: Products = "tf32",
 ) -> Trained:
     """Train for all epochs, and test after each of them.
 
@@ -184,6 +185,7 @@ def train_epochs(
         epochs: overrides the schedule's, which is shortened in proportion.
         report: called after every epoch.
         file: where to save the training state; if the file exists, training resumes from it.
+        products: how a GPU multiplies matrices. What TF32 changes is far less than what the order of clouds does.
 
     Raises:
         ConfigError: if ``epochs`` is below 1.
@@ -194,7 +196,10 @@ def train_epochs(
         msg = f"epochs must be at least 1, got {epochs}"
         raise ConfigError(msg)
     loop = _Loop(task, schedule, seed, epochs or schedule.epochs, report, file)
-    with threads_for(task.model.encoder.config.width, loop.device):
+    with (
+        threads_for(task.model.encoder.config.width, loop.device),
+        gpu_products(products, loop.device),
+    ):
         return loop.run()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +28,9 @@ log = logging.getLogger("pointdistill")
 
 GIB = memory.GIB
 STATUS = Path("/proc/self/status")
+
+Products: TypeAlias = Literal["float32", "tf32"]
+"""How a GPU multiplies float32 matrices: exactly, or with factors of 10 bits and several times as fast."""
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "no", "bf16")
@@ -239,6 +243,20 @@ def threads_for(width: int, device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def gpu_products(products: Products, device: torch.device) -> Iterator[None]:
+    """Set how a GPU multiplies float32 matrices, for the duration of the block; a CPU is left as it is."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if products == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def keep_freed_memory() -> bool:
