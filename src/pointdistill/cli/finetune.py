@@ -133,7 +133,7 @@ def _check_resume(context: typer.Context, output: Path | None) -> Path:
     changed = [
         name
         for name in context.params
-        if name not in ("resume", "output", "device")
+        if name not in ("resume", "output", "device", "quiet")
         and (source := context.get_parameter_source(name)) is not None
         and source.name == "COMMANDLINE"
     ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from pointdistill.cli.console import console_reporter, echo
+from pointdistill.cli.options import complete_source
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def prepare_data(
             "(all archives in a folder as one corpus), or an archive: "
             "shapenetcore, 3d-future, scanobjectnn, modelnet40, s3dis, sunrgbd, abo, "
             "omniobject3d, toys4k, google-scanned-objects, objaverse-cap3d, objaverse-xl-cap3d, objaverse. "
-            "psb is a benchmark, and can only be fetched."
+            "psb is a benchmark, and can only be fetched.",
+            autocompletion=complete_source,
         ),
     ] = "builtin",
     path: Annotated[

@@ -29,6 +29,8 @@ from pointdistill.cli.options import (
     SetOption,
     SizeOption,
     StepsOption,
+    complete_encoder,
+    complete_run,
     require_encoder,
     require_paths,
     run_overrides,
@@ -172,6 +174,7 @@ def pretrain(
             "--run",
             "--run-folder",  # torchrun takes --run for an abbreviation of its own --run-path
             help="Folder of the run; by default a new one under runs/.",
+            autocompletion=complete_run,
         ),
     ] = None,
     resume: Annotated[
@@ -184,6 +187,7 @@ def pretrain(
         str | None,
         typer.Option(
             metavar="ENCODER",
+            autocompletion=complete_encoder,
             help="Start from these weights: run, encoder, owner/name on the Hub, or a name of `weights`. The "
             "recipe is then adapt by default, and --data may be a folder of meshes.",
         ),

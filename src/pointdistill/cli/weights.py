@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, print_table
-from pointdistill.cli.options import require_encoder, require_paths
+from pointdistill.cli.options import (
+    complete_encoder,
+    complete_weights,
+    require_encoder,
+    require_paths,
+)
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +39,11 @@ class BranchName(StrEnum):
 
 def weights(
     name: Annotated[
-        str | None, typer.Argument(help="Download this one now, to use it without a network later.")
+        str | None,
+        typer.Argument(
+            help="Download this one now, to use it without a network later.",
+            autocompletion=complete_weights,
+        ),
     ] = None,
 ) -> None:
     """List the encoders that every command knows by name, or download one."""
@@ -68,7 +77,7 @@ def _named_weights() -> Table:
         cache_folder,
     )
 
-    columns = ("name", "model", "download", "trained on", "licence of that", *_FIGURES, "here")
+    columns = ("name", "model", "download", "trained on", "licence of the data", *_FIGURES, "here")
     rows = []
     for one in PUBLISHED.values():
         scores = [one.published_accuracy(*figure) for figure in _FIGURES.values()]
@@ -108,7 +117,8 @@ def export(
     encoder: Annotated[
         str | None,
         typer.Option(
-            metavar="PATH",
+            metavar="ENCODER",
+            autocompletion=complete_encoder,
             help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
             "Default: the last run made here.",
         ),
@@ -210,6 +220,7 @@ def push(
         str,
         typer.Argument(
             metavar="SOURCE",
+            autocompletion=complete_encoder,
             help="Run, encoder folder or file, fine-tuned model, owner/name on the Hub, or a name of `weights`.",
         ),
     ],
