@@ -60,7 +60,7 @@ def test_turned_and_scaled_copies_are_found_and_similar_shapes_are_not(run: Run)
     code, out, err = run("duplicates", "parts", "--output", "groups.json")
     assert code == 2
     assert "3 of 7 shapes repeat another one; groups of the same shape: 2" in out
-    assert "| 1 | bracket.obj |  |" in out
+    assert "1\tbracket.obj\t" in out
     assert "error: broken.ply: " in err
     assert "error: old/empty.obj: " in err
     assert "2 of 9 files were not compared" in err

@@ -39,6 +39,9 @@ STEPS_BEFORE_COST = 3
 SLOW_RUN_SECONDS = 3600.0
 """A run that is expected to take longer than this gets a line that says so."""
 
+_LEAST_WIDTH = 80
+"""Fewest columns that a table is given whose cells are not to be wrapped."""
+
 _LEAST_PROSE = 24
 """Fewest columns for a cell of several words that is wrapped in a narrow terminal."""
 
@@ -394,7 +397,9 @@ def print_table(table: Table, *, right: Collection[str] = (), whole: bool = Fals
         for row in (table.columns, *table.rows):
             typer.echo("\t".join(map(one_line, row)))
     for note in table.notes:
-        echo(note)
+        echo(note if console.is_terminal else f"- {note}")
+    if not console.is_terminal:
+        echo()
 
 
 def _draw(table: Table, right: Collection[str], console: Console, *, whole: bool) -> None:
@@ -404,6 +409,8 @@ def _draw(table: Table, right: Collection[str], console: Console, *, whole: bool
     for number, column in enumerate(drawn.columns):
         column.no_wrap = number not in prose
         column.min_width = _LEAST_PROSE if number in prose else None
+    if whole:
+        console.width = max(console.width, _LEAST_WIDTH)
     if (
         console.measure(drawn, options=console.options.update(max_width=10_000)).minimum
         <= console.width

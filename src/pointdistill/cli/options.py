@@ -277,14 +277,13 @@ def require_paths(paths: Iterable[Path | None], *settings: str) -> None:
             raise DataError(msg, settings=settings)
 
 
-def require_encoder(encoder: Path | str | None, *settings: str, or_bundled: bool = True) -> None:
+def require_encoder(encoder: Path | str | None, *settings: str) -> None:
     """Check that there may be an encoder: a known name, something at its path, or a default if none is named.
 
     Args:
         encoder: a name or a path; ``owner/name`` on the Hub is left to the engine; None means the last run made
-            here.
+            here or the encoder that comes with the program.
         settings: the command's name for it.
-        or_bundled: whether None may also mean the encoder that comes with the program.
 
     Raises:
         CheckpointError: if there cannot be one; says what is accepted.
@@ -294,7 +293,7 @@ def require_encoder(encoder: Path | str | None, *settings: str, or_bundled: bool
     if encoder is None:
         from pointdistill.data.files.workspace import last_run
 
-        if last_run() is None and not (or_bundled and bundled_is_here()):
+        if last_run() is None and not bundled_is_here():
             msg = "no run was made in this folder yet; run `pointdistill pretrain`, or name an encoder"
             raise CheckpointError(msg, settings=settings)
         return

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 GIGA, TERA = 1e9, 1e12
 
+SLOW_SECONDS = 6 * 3600.0
+"""A run that is expected to take longer than this on a CPU gets a warning before it starts."""
+
 
 def plan(
     recipe: RecipeOption = None,
@@ -109,7 +112,24 @@ def plan(
     argv += [] if keep == 2 else ["--keep", str(keep)]
     argv += [] if device == "auto" else ["--device", device]
     argv += [] if precision == "auto" else ["--precision", precision]
-    echo(f"next: {shlex.join(['pointdistill', 'pretrain', *argv])}")
+    command = shlex.join(["pointdistill", "pretrain", *argv])
+    seconds = _cpu_seconds(result, device)
+    if seconds is not None and seconds >= SLOW_SECONDS:
+        echo(f"next: {_tiny(data)}   (minutes on this CPU; on a GPU: {command})")
+    else:
+        echo(f"next: {command}")
+
+
+def _cpu_seconds(plan: Plan, device: str) -> float | None:
+    """How long the planned run takes on a CPU, measured or by a rough estimate; None on a GPU."""
+    from pointdistill.engine.pretraining.cost import cpu_seconds
+    from pointdistill.engine.runtime.devices import pick_device
+
+    if pick_device(device).type != "cpu":
+        return None
+    if plan.step.seconds is not None:
+        return plan.steps * plan.step.seconds
+    return cpu_seconds(plan.config, plan.shapes)
 
 
 def describe(plan: Plan) -> list[tuple[str, str]]:
@@ -272,7 +292,7 @@ def _pretrain(
     options: RunOptions,
 ) -> None:
     """Start or resume a run, show progress, and print the next command; exits with code 130 if interrupted."""
-    from pointdistill.engine.pretraining.adapting import read_judgement
+    from pointdistill.engine.pretraining.adapting import is_folder_of_files, read_judgement
     from pointdistill.engine.pretraining.launch import announce, prepare_resumed_run, prepare_run
     from pointdistill.engine.runtime.devices import is_main_process
 
@@ -294,6 +314,14 @@ def _pretrain(
     with training_console(quiet=not is_main_process()) as reporter:
         for line in announce(prepared):
             reporter.say(line)
+        if init_from is not None and data is not None and is_folder_of_files(data):
+            folder = shlex.quote(str(data))
+            reporter.say(
+                f"note: if up is y in these files, stop, run `pointdistill prepare-data folder --input {folder} "
+                "--up y --output data/up-y`, and train with --data data/up-y"
+            )
+        if line := _slow(prepared, options.device):
+            reporter.show_line(line, style="yellow")
         result = _train(prepared, options, reporter)
     if not is_main_process():
         raise typer.Exit(130 if result.interrupted else 0)
@@ -301,8 +329,10 @@ def _pretrain(
         echo(
             f"stopped after step {result.step} of {result.total}; everything is saved in {result.run}"
         )
+        _repeat_warnings(result, prepared)
         echo(f"next: pointdistill pretrain --resume --run {shlex.quote(str(result.run))}")
         raise typer.Exit(130)
+    _repeat_warnings(result, prepared)
     judgement = read_judgement(result.run)
     if judgement is not None:
         _print_judgement(judgement, result.run)
@@ -310,6 +340,44 @@ def _pretrain(
     echo(
         "next: pointdistill embed YOUR_FILES   (or: pointdistill evaluate scanobjectnn --stand-in)"
     )
+
+
+def _slow(prepared: PreparedRun, device: str) -> str | None:
+    """A warning if a run on a CPU will take very long, with the command that takes minutes."""
+    from pointdistill.engine.pretraining.cost import cpu_seconds
+    from pointdistill.engine.runtime.devices import pick_device
+
+    if pick_device(device).type != "cpu":
+        return None
+    seconds = cpu_seconds(prepared.config, len(prepared.corpus))
+    if seconds < SLOW_SECONDS:
+        return None
+    return (
+        f"warning: on this CPU the run takes about {format_duration(seconds)}, by a rough estimate; "
+        f"`{_tiny(prepared.corpus.path)}` takes minutes"
+    )
+
+
+def _tiny(corpus: Path | None) -> str:
+    """The command of a run that fits a CPU."""
+    named = [] if corpus is None else ["--data", str(corpus)]
+    return shlex.join(["pointdistill", "pretrain", "--size", "tiny", *named])
+
+
+def _repeat_warnings(result: RunResult, prepared: PreparedRun) -> None:
+    """Print once more what the run warned of, which has scrolled away, with the command of another attempt."""
+    from pointdistill.engine.pretraining.monitor import change_after
+    from pointdistill.engine.pretraining.run_folder import RUN_CONFIG
+
+    for line in result.warnings:
+        echo(f"warning: {line}", err=True)
+        change = change_after(line, prepared.config)
+        if change is None:
+            continue
+        command = ["pointdistill", "pretrain", "--config", str(result.run / RUN_CONFIG)]
+        command += ["--data", str(prepared.corpus.path), "--set", f"{change[0]}={change[1]:g}"]
+        command += [] if prepared.init_from is None else ["--init-from", str(prepared.init_from)]
+        echo(f"remedy: {shlex.join(command)}", err=True)
 
 
 def _print_judgement(judgement: Judgement, run: Path) -> None:

@@ -120,7 +120,7 @@ def export(
             metavar="ENCODER",
             autocompletion=complete_encoder,
             help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
-            "Default: the last run made here.",
+            "Default: the last run made here, or else the encoder that comes with the program.",
         ),
     ] = None,
     file_format: Annotated[
@@ -148,13 +148,14 @@ def export(
             "embeddings of few shapes."
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an encoder that is in the folder already.")
+    ] = False,
 ) -> None:
     """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
     if half and file_format is FormatName.ONNX:
         msg = "--half belongs to --format safetensors; an ONNX file is float32"
         raise ConfigError(msg)
-    from pointdistill.data.files.workspace import last_run
-
     if points is not None and file_format is not FormatName.ONNX:
         msg = f"--points {points} belongs to --format onnx; safetensors take clouds of any size"
         raise ConfigError(msg)
@@ -164,17 +165,17 @@ def export(
         )
         raise ConfigError(msg)
     require_paths([corpus], "corpus")
-    require_encoder(encoder, "encoder", or_bundled=False)
-    source = encoder or last_run()
-    assert source is not None
+    require_encoder(encoder, "encoder")
+    written = output / ("model.onnx" if file_format is FormatName.ONNX else "model.safetensors")
+    if written.exists() and not overwrite:
+        msg = f"{written} exists; name another folder, or give --overwrite to replace it"
+        raise ConfigError(msg)
 
-    from pointdistill.engine.pretraining.run_folder import encoder_line
+    from pointdistill.engine.pretraining.run_folder import choose_encoder
     from pointdistill.engine.sharing.export import export_encoder
-    from pointdistill.engine.weights.encoders import locate_encoder
 
     with console_reporter() as reporter:
-        stored = locate_encoder(source, reporter=reporter)
-    echo(encoder_line(stored), err=True)
+        source = choose_encoder(encoder, reporter=reporter)
     if file_format is FormatName.ONNX:
         from pointdistill.engine.sharing.export import export_onnx
 
