@@ -43,7 +43,10 @@ def test_from_a_folder_to_an_embedding_and_a_search(folder: Path) -> None:
     named = ("embed", "meshes", "--encoder", "my encoder", "--output", "all.npz")
     done = command(*named, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "note: 3 files do not state their up axis, so z was assumed; use --up y" in done.stderr
+    assert (
+        "note: z was taken as the up axis of 3 files without a stated one; use --up y"
+        in done.stderr
+    )
     assert done.stdout.splitlines() == [
         "all.npz: pooled features of 3 shapes",
         "next: pointdistill search FILE all.npz",

@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
-from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
+from pointdistill.cli.options import (
+    UP_AXES,
+    DeviceOption,
+    EncoderOption,
+    check_up,
+    complete_one_of,
+    require_benchmark,
+    require_encoder,
+    require_own_folder,
+    require_paths,
+)
 from pointdistill.data.benchmarks.registry import trainable_benchmarks
-from pointdistill.errors import ConfigError
+from pointdistill.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import FailedFile
@@ -79,7 +89,11 @@ def finetune(
     ] = None,
     up: Annotated[
         str | None,
-        typer.Option(help="Up axis of a folder's files that do not state it. Default: z."),
+        typer.Option(
+            help="Up axis of a folder's files that do not state it. Default: z.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted training in --output.")
@@ -90,9 +104,12 @@ def finetune(
     if resume:
         output = _check_resume(context, output)
         require_paths([output], "output")
-    if benchmark is TaskName.FOLDER:
-        # An absent archive is left to the engine, which says where it can be obtained.
-        require_paths([data], "data")
+    elif benchmark is TaskName.FOLDER:
+        require_own_folder(data)
+    else:
+        require_benchmark(
+            benchmark.value, splits=[split] if split else (), data=data, stand_in=stand_in
+        )
     if encoder is not None:
         require_encoder(encoder, "encoder")
 
@@ -196,7 +213,9 @@ def predict(
     up: Annotated[
         str | None,
         typer.Option(
-            help="Up axis (x, y, z, -x, -y, -z) of files that do not state it. Default: the training data's."
+            help="Up axis (x, y, z, -x, -y, -z) of files that do not state it. Default: the training data's.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
     as_json: Annotated[
@@ -210,6 +229,11 @@ def predict(
     is then 2.
     """
     require_paths([model])
+    if not any(file.exists() for file in files):
+        require_paths(files)
+    if not (model / "config.json").is_file():
+        msg = f"{model}: no model here (no config.json); `pointdistill finetune` writes one"
+        raise CheckpointError(msg)
 
     from pointdistill.engine.finetuning.models import TrainedClassifier, load_model
     from pointdistill.engine.runtime.devices import pick_device

@@ -22,6 +22,10 @@ PRECISIONS = ("auto", "no", "bf16")
 """As in the engine; repeated here so that a wrong value is refused before torch loads, and compared by a test."""
 
 
+UP_AXES = ("z", "y", "x", "-z", "-y", "-x")
+"""As in ``data.meshes``, for the same reason."""
+
+
 class Size(StrEnum):
     """The engine's sizes, repeated here so that ``--help`` does not load torch; a test compares them."""
 
@@ -48,6 +52,17 @@ def _one_of(name: str, accepted: tuple[str, ...]) -> Callable[[str], str]:
         return value
 
     return check
+
+
+def check_up(value: str | None) -> str | None:
+    """The axis that --up names.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    if value is None:
+        return None
+    return _one_of("up", UP_AXES)(value.lower())
 
 
 _MOST_RUNS = 200
@@ -275,6 +290,45 @@ def require_paths(paths: Iterable[Path | None], *settings: str) -> None:
         if path is not None and not path.exists():
             msg = f"{path}: no such file or folder; check its name"
             raise DataError(msg, settings=settings)
+
+
+def require_benchmark(
+    name: str,
+    *,
+    splits: Iterable[str] = (),
+    data: Path | None = None,
+    corpus: Path | None = None,
+    stand_in: bool = False,
+) -> None:
+    """Check that a benchmark has these splits, and that its archive is there unless a stand-in is to be used.
+
+    Raises:
+        ConfigError: for an unknown split, or a stand-in and data together.
+        DataError: if the archive is absent; says where to get it.
+    """
+    from pointdistill.data.benchmarks.registry import (
+        check_data_choice,
+        choose_splits,
+        find_benchmark,
+    )
+
+    choose_splits(name, tuple(splits))
+    check_data_choice(stand_in=stand_in, data=data, corpus=corpus)
+    if not stand_in:
+        find_benchmark(name, data=data, corpus=corpus)
+
+
+def require_own_folder(data: Path | None) -> None:
+    """Check that a folder of one's own shapes was named and exists.
+
+    Raises:
+        ConfigError: if none was named.
+        DataError: if it is absent.
+    """
+    if data is None:
+        msg = "your own shapes are a folder with one sub-folder per class; name it"
+        raise ConfigError(msg, settings=("data",))
+    require_paths([data], "data")
 
 
 def require_encoder(encoder: Path | str | None, *settings: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from pointdistill.cli.console import console_reporter, echo
-from pointdistill.cli.options import complete_source
+from pointdistill.cli.options import UP_AXES, check_up, complete_one_of, complete_source
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,7 +97,9 @@ def prepare_data(
     up: Annotated[
         str | None,
         typer.Option(
-            help="Up axis (x, y, z, -x, -y, -z) of your files that do not state one. Default: z."
+            help="Up axis (x, y, z, -x, -y, -z) of your files that do not state one. Default: z.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
     include_test: Annotated[

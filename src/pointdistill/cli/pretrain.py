@@ -16,6 +16,7 @@ from pointdistill.cli.console import (
     print_table,
     training_console,
 )
+from pointdistill.cli.help import did_you_mean
 from pointdistill.cli.options import (
     BatchSizeOption,
     ConfigOption,
@@ -36,7 +37,8 @@ from pointdistill.cli.options import (
     run_overrides,
     to_argv,
 )
-from pointdistill.errors import ConfigError
+from pointdistill.data.files.workspace import last_corpus
+from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import format_duration
 
 if TYPE_CHECKING:
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
     from pointdistill.engine.pretraining.trainer import RunOptions
 
 GIGA, TERA = 1e9, 1e12
+
+SHARDINGS = ("none", "fsdp")
+"""As in the engine; repeated here so that a wrong value is refused before torch loads."""
 
 SLOW_SECONDS = 6 * 3600.0
 """A run that is expected to take longer than this on a CPU gets a warning before it starts."""
@@ -256,6 +261,13 @@ def pretrain(
         seed=seed,
     )
     require_paths([data], "data")
+    if sharding not in SHARDINGS:
+        near = did_you_mean(sharding, SHARDINGS)
+        msg = f"sharding must be one of {', '.join(SHARDINGS)}, got {sharding!r}{near}"
+        raise ConfigError(msg, settings=("sharding",))
+    if data is None and not resume and last_corpus() is None:
+        msg = "no corpus was made in this folder yet; run `pointdistill prepare-data`, or name one"
+        raise DataError(msg, settings=("data",))
     if resume:
         require_paths([run], "run")
     if init_from is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter, echo
+from pointdistill.cli.options import UP_AXES, check_up, complete_one_of
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import SampleReport
@@ -35,7 +36,9 @@ def sample(
     up: Annotated[
         str | None,
         typer.Option(
-            help="Up axis of the files (x, y, z, -x, -y, -z), turned to z. Default: as they are."
+            help="Up axis of the files (x, y, z, -x, -y, -z), turned to z. Default: as they are.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
     cloud_format: Annotated[
