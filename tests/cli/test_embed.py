@@ -220,3 +220,18 @@ def test_bad_files_end_with_exit_code_two_and_no_traceback(folder: Path) -> None
     assert "1 of 4 shapes were not embedded; all are listed in the output" in done.stderr
     assert "embedding.npz: pooled features of 3 shapes" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_readme_among_meshes_is_left_out_and_listed(run: Run) -> None:
+    Path("meshes/readme.txt").write_text(
+        "These three were made in 2024.\nAsk me, or 1 2 3 people.\n" * 3
+    )
+    code, out, err = run("embed", "meshes", "-o", "some.npz", "--device", "cpu")
+    assert code == 0
+    assert "left out: 1 text file without points (meshes/readme.txt)" in err
+    assert "some.npz: pooled features of 3 shapes" in out
+    # A table that is cut short is no prose, and is still refused.
+    Path("meshes/cloud.txt").write_text("0 0 0\n1 1\n")
+    code, _, err = run("embed", "meshes", "-o", "more.npz", "--device", "cpu")
+    assert code == 2
+    assert "error: cloud.txt: " in err

@@ -269,7 +269,7 @@ def duplicates(
         print_table(_duplicates_table(folder, report))
     extra = sum(len(group) - 1 for group in report.groups)
     echo(
-        f"{folder}: {extra:,} of {report.shapes:,} shapes repeat another one; groups of the same shape: "
+        f"{folder}: {extra:,} of {plural(report.shapes, 'shape')} repeat another one; groups of the same shape: "
         f"{len(report.groups):,}"
         if extra
         else f"{folder}: no duplicates among {plural(report.shapes, 'shape')}"

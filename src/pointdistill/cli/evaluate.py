@@ -145,7 +145,7 @@ def evaluate(
             echo(line, err=True)
     if encoder is not None:
         require_encoder(encoder, "encoder")
-    if benchmark not in (BenchmarkName.FOLDER, BenchmarkName.ALL):
+    if benchmark.value not in (BenchmarkName.FOLDER.value, BenchmarkName.ALL.value):
         require_benchmark(
             benchmark.value, splits=split or (), data=data, corpus=corpus, stand_in=stand_in
         )

@@ -25,6 +25,7 @@ from pointdistill.cli.options import (
 )
 from pointdistill.data.benchmarks.registry import trainable_benchmarks
 from pointdistill.errors import CheckpointError, ConfigError
+from pointdistill.reporter import plural
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import FailedFile
@@ -104,7 +105,7 @@ def finetune(
     if resume:
         output = _check_resume(context, output)
         require_paths([output], "output")
-    elif benchmark is TaskName.FOLDER:
+    elif benchmark.value == TaskName.FOLDER.value:
         require_own_folder(data)
     else:
         require_benchmark(
@@ -187,7 +188,8 @@ def _score(result: Finetuned) -> str:
         main, mean, names = "instance_miou", "class_miou", ("instance mIoU", "class mIoU")
     return (
         f"test {names[0]} {score[main]:.2f} %, {names[1]} {score[mean]:.2f} %, after the last of "
-        f"{result.epochs} epochs (best epoch {score['best_epoch']}: {score['best_epoch_' + main]:.2f} %, "
+        f"{plural(result.epochs, 'epoch')} (best epoch {score['best_epoch']}: "
+        f"{score['best_epoch_' + main]:.2f} %, "
         "chosen on the test shapes: a bound, not a result)"
     )
 
@@ -344,7 +346,7 @@ def _remark(
     assumed = sum(file.assumed_up for file in done)
     if assumed:
         echo(
-            f"{assumed:,} of {len(done):,} files state no up axis; {up} was assumed, --up sets another",
+            f"{assumed:,} of {plural(len(done), 'file')} state no up axis; {up} was assumed, --up sets another",
             err=True,
         )
     if line := sum((file.left_out for file in done), start=LeftOut()).line():
@@ -352,4 +354,7 @@ def _remark(
     for file in failed:
         echo(f"error: {file.reason}", err=True)
     if failed and len(failed) + len(done) > 1:
-        echo(f"{len(failed):,} of {len(failed) + len(done):,} files could not be used", err=True)
+        echo(
+            f"{len(failed):,} of {plural(len(failed) + len(done), 'file')} could not be used",
+            err=True,
+        )

@@ -39,7 +39,7 @@ from pointdistill.cli.options import (
 )
 from pointdistill.data.files.workspace import last_corpus
 from pointdistill.errors import ConfigError, DataError
-from pointdistill.reporter import format_duration
+from pointdistill.reporter import format_duration, plural
 
 if TYPE_CHECKING:
     from pointdistill.engine.config.settings import RunOverrides
@@ -148,15 +148,15 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
             f"{count.encoder / 1e6:.1f} M in the encoder, {count.student / 1e6:.1f} M trained, "
             f"{count.teacher / 1e6:.1f} M in the teacher",
         ),
-        ("corpus", f"{plan.corpus or 'none yet, synthetic'}: {plan.shapes:,} shapes"),
+        ("corpus", f"{plan.corpus or 'none yet, synthetic'}: {plural(plan.shapes, 'shape')}"),
     ]
     lines += [
-        ("licence", f"{name}: {licence} ({shapes:,} shapes)")
+        ("licence", f"{name}: {licence} ({plural(shapes, 'shape')})")
         for name, licence, shapes in plan.licences
     ]
     return [
         *lines,
-        ("steps", f"{plan.steps:,} of {config.batch_size} shapes ({epochs:.1f} epochs)"),
+        ("steps", f"{plan.steps:,} of {plural(config.batch_size, 'shape')} ({epochs:.1f} epochs)"),
         ("device", f"{plan.device}, {plan.memory_gib:.1f} GiB"),
         ("memory", _memory(plan)),
         ("time", _time(plan)),
@@ -332,8 +332,8 @@ def _pretrain(
                 f"note: if up is y in these files, stop, run `pointdistill prepare-data folder --input {folder} "
                 "--up y --output data/up-y`, and train with --data data/up-y"
             )
-        if line := _slow(prepared, options.device):
-            reporter.show_line(line, style="yellow")
+        if slow := _slow(prepared, options.device):
+            reporter.show_line(slow, style="yellow")
         result = _train(prepared, options, reporter)
     if not is_main_process():
         raise typer.Exit(130 if result.interrupted else 0)
@@ -348,7 +348,7 @@ def _pretrain(
     judgement = read_judgement(result.run)
     if judgement is not None:
         _print_judgement(judgement, result.run)
-    echo(f"{result.total} steps done; the teacher's encoder is in {result.run}/encoder")
+    echo(f"{plural(result.total, 'step')} done; the teacher's encoder is in {result.run}/encoder")
     echo(
         "next: pointdistill embed YOUR_FILES   (or: pointdistill evaluate scanobjectnn --stand-in)"
     )
@@ -398,7 +398,7 @@ def _print_judgement(judgement: Judgement, run: Path) -> None:
     from pointdistill.engine.pretraining.run_folder import JUDGEMENT
     from pointdistill.engine.reports.tables import Table
 
-    notes = [f"{judgement.shapes:,} shapes of the corpus; kept in {run / JUDGEMENT}."]
+    notes = [f"{plural(judgement.shapes, 'shape')} of the corpus; kept in {run / JUDGEMENT}."]
     if judgement.unchanged is not None:
         notes.append(
             f"{judgement.unchanged:.0f} % of the {judgement.neighbours} nearest of a shape are the same before "
@@ -433,7 +433,7 @@ def _train(prepared: PreparedRun, options: RunOptions, reporter: TrainingConsole
             raise
         batch = prepared.config.batch_size
         msg = (
-            f"a step of {batch} shapes does not fit into the memory of this device; give a smaller --batch-size "
-            f"(such as {max(1, batch // 2)}); `pointdistill plan` shows what fits"
+            f"a step of {plural(batch, 'shape')} does not fit into the memory of this device; give a smaller "
+            f"--batch-size (such as {max(1, batch // 2)}); `pointdistill plan` shows what fits"
         )
         raise ConfigError(msg) from error

@@ -17,6 +17,7 @@ from pointdistill.cli.options import (
     require_paths,
 )
 from pointdistill.errors import ConfigError
+from pointdistill.reporter import plural
 
 if TYPE_CHECKING:
     from pointdistill.engine.reports.tables import Table
@@ -198,7 +199,7 @@ def _measure(folder: Path, corpus: Path) -> None:
         name, reason = measured.failed[0]
         more = f" (and {len(measured.failed) - 1:,} more)" if len(measured.failed) > 1 else ""
         echo(f"left out: {name}: {reason}{more}", err=True)
-    echo(f"{measured.path}: feature statistics of {measured.shapes:,} shapes of {corpus}")
+    echo(f"{measured.path}: feature statistics of {plural(measured.shapes, 'shape')} of {corpus}")
 
 
 def _describe_onnx(exported: OnnxExport) -> None:

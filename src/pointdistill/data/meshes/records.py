@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.errors import ConfigError
+from pointdistill.reporter import plural
 
 Axis: TypeAlias = Literal["x", "y", "z", "-x", "-y", "-z"]
 """The signed axis of a file that points up."""
@@ -144,7 +145,9 @@ class LeftOut:
 
     def __post_init__(self) -> None:
         if self.files < 0 or any(count < 0 for count in self.kinds.values()):
-            msg = f"counts must not be negative, got {self.files} files, {dict(self.kinds)}"
+            msg = (
+                f"counts must not be negative, got {plural(self.files, 'file')}, {dict(self.kinds)}"
+            )
             raise ConfigError(msg)
 
     @classmethod
@@ -171,5 +174,5 @@ class LeftOut:
         if not self.files:
             return ""
         more = f" and {self.files - len(self.first):,} more" if self.files > len(self.first) else ""
-        where = "1 file" if self.files == 1 else f"{self.files:,} files"
+        where = plural(self.files, "file")
         return f"left out of {where}: {counted(self.kinds)} ({', '.join(self.first)}{more})"

@@ -68,7 +68,7 @@ from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.classifier import Classifier
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.segmenter import Segmenter
-from pointdistill.reporter import SILENT, Reporter
+from pointdistill.reporter import SILENT, Reporter, plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,10 +375,10 @@ def _summary(
     data: Benchmark | PartBenchmark, recipe: Recipe, epochs: int, device: torch.device
 ) -> str:
     split = f" {data.split}" if isinstance(data, Benchmark) and data.split else ""
-    length = f"{epochs} epochs" + (
+    length = f"{plural(epochs, 'epoch')}" + (
         f" instead of the recipe's {recipe.epochs}" if epochs != recipe.epochs else ""
     )
     return (
-        f"{data.data_name}{split}: {len(data.train):,} shapes to train on, {len(data.test):,} to test; "
+        f"{data.data_name}{split}: {plural(len(data.train), 'shape')} to train on, {len(data.test):,} to test; "
         f"recipe {recipe.name}, {length}, on {device}"
     )

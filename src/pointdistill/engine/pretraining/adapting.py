@@ -170,7 +170,8 @@ class Judge:
         usable = self._labels != UNKNOWN_LABEL
         candidates = np.flatnonzero(usable) if self._folds else np.arange(len(corpus))
         if len(candidates) < 3:
-            msg = f"{corpus.path}: {len(candidates)} shapes have too few neighbours to be judged"
+            few = plural(len(candidates), "shape has", "shapes have")
+            msg = f"{corpus.path}: {few} too few neighbours to be judged"
             raise ConfigError(msg)
         rng = np.random.default_rng(SEED)
         self.numbers = np.sort(rng.permutation(candidates)[:MOST_JUDGED])
