@@ -60,6 +60,15 @@ def plural(count: int, thing: str, things: str | None = None) -> str:
     return f"{count:,} {thing if count == 1 else things or thing + 's'}"
 
 
+def format_bytes(count: float) -> str:
+    """A size in the largest unit of which there is one: ``512 bytes``, ``7.4 kB``, ``230 MB``, ``1.2 GB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            amount = count / size
+            return f"{amount:,.0f} {unit}" if amount >= 99.95 else f"{amount:.1f} {unit}"
+    return plural(int(count), "byte")
+
+
 def format_speed(per_second: float) -> str:
     """Things a second, to two digits below ten, so that slow work does not read as none: ``0.25``, ``1,204``."""
     return f"{per_second:,.0f}" if per_second >= 9.95 else f"{per_second:.2g}"

@@ -94,7 +94,7 @@ def test_a_folder_of_files_is_made_a_corpus_and_judged_on_its_labels(
     assert "warning: 12 shapes are few: each is seen 1 times" in err
     assert "first loss: about 5.52 expected, 4.4 to 6.9 is healthy" in err
     assert ", near the 5.52 expected" in err
-    assert "**The weights before and after**" in out
+    assert "The weights before and after\n" in out
     assert "nearest neighbours with your labels, 5 folds, 2 classes\t" in out
     assert "a shape found by another draw of its points\t" in out
     assert "% of the 1 nearest of a shape are the same before and after" in out

@@ -13,7 +13,7 @@ from rich.console import Console
 from pointdistill.cli import console
 from pointdistill.cli.console import console_reporter, name_options, print_table, stages_reporter
 from pointdistill.engine.reports.tables import Table
-from pointdistill.reporter import format_duration, format_speed, plural
+from pointdistill.reporter import format_bytes, format_duration, format_speed, plural
 from tests.cli.typed import typed
 
 
@@ -146,6 +146,8 @@ def test_long_work_ends_with_its_duration(
 def test_counts_and_speeds() -> None:
     assert [plural(n, "shape") for n in (0, 1, 2000)] == ["0 shapes", "1 shape", "2,000 shapes"]
     assert plural(2, "category", "categories") == "2 categories"
+    sizes = [format_bytes(x) for x in (1, 512, 7400, 5_300_000, 230e6, 1.24e9)]
+    assert sizes == ["1 byte", "512 bytes", "7.4 kB", "5.3 MB", "230 MB", "1.2 GB"]
     assert [format_speed(x) for x in (0.0312, 0.25, 9.9, 9.96, 1204.4)] == [
         "0.031",
         "0.25",
@@ -185,7 +187,7 @@ def test_a_table_is_never_cut(
     )
     if width >= 60:
         assert max(len(line.rstrip()) for line in lines) <= width
-    assert lines[-1] == "a note"
+    assert lines[-2:] == ["a note", ""]
 
 
 def test_a_pipe_gets_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:

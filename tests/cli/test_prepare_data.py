@@ -77,7 +77,7 @@ def test_refused_files_are_listed_and_counted(run: Run) -> None:
         (files / f"bad{k}.off").unlink()
     code, _, err = run("folder", "--input", "mine", "--points", "64", "--output", "data/one")
     assert code == 0
-    assert "1 of 2 shapes were refused; all are listed in data/one/refused.jsonl" in err
+    assert "1 of 2 shapes was refused; all are listed in data/one/refused.jsonl" in err
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -76,7 +76,7 @@ COMMANDS: dict[str, tuple[Entry, ...]] = {
         Entry(
             leaks,
             "Find test shapes in a corpus.",
-            "leaks scanobjectnn --stand-in --corpus data/own",
+            "leaks scanobjectnn --corpus data/own",
         ),
     ),
     "Train": (

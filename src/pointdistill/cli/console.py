@@ -398,7 +398,7 @@ def print_table(table: Table, *, right: Collection[str] = (), whole: bool = Fals
             typer.echo("\t".join(map(one_line, row)))
     for note in table.notes:
         echo(note if console.is_terminal else f"- {note}")
-    if not console.is_terminal:
+    if table.notes or not console.is_terminal:
         echo()
 
 
@@ -422,7 +422,7 @@ def _draw(table: Table, right: Collection[str], console: Console, *, whole: bool
         echo()
         echo(row[0])
         for name, cell in zip(table.columns[1:], row[1:], strict=True):
-            if cell:
+            if cell not in ("", "-"):
                 echo(f"  {name}: {cell}")
     echo()
 

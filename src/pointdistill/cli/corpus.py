@@ -285,7 +285,8 @@ def duplicates(
         echo(f"error: {shape.id}: {shape.cause}", err=True)
     if refused:
         total = report.shapes + len(refused)
-        echo(f"{len(refused):,} of {plural(total, 'file')} were not compared", err=True)
+        were = "was" if len(refused) == 1 else "were"
+        echo(f"{len(refused):,} of {plural(total, 'file')} {were} not compared", err=True)
         raise typer.Exit(2)
 
 

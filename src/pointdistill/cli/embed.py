@@ -148,7 +148,8 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
     for name, reason in report.failed[:MOST_SHOWN]:
         echo(f"error: {name}: {reason}", err=True)
     if report.failed:
-        failed = f"{len(report.failed):,} of {plural(report.total, 'shape')} were not embedded"
+        were = "was" if len(report.failed) == 1 else "were"
+        failed = f"{len(report.failed):,} of {plural(report.total, 'shape')} {were} not embedded"
         echo(f"{failed}; all are listed in the output" if report.shapes else failed, err=True)
     if report.shapes:
         state = ", complete already" if report.was_complete else ""

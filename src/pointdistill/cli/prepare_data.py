@@ -402,7 +402,8 @@ def _refused_lines(report: BuildReport) -> Iterator[str]:
         yield f"refused: {shapes:,} more for {len(rest):,} other causes; `pointdistill inspect` has them"
     if report.refused:
         failed = (
-            f"{report.refused:,} of {plural(report.kept + report.refused, 'shape')} were refused"
+            f"{report.refused:,} of {plural(report.kept + report.refused, 'shape')} "
+            f"{'was' if report.refused == 1 else 'were'} refused"
         )
         yield f"{failed}; all are listed in {report.path}/refused.jsonl"
     if report.retryable:

@@ -103,4 +103,5 @@ def _print(report: SampleReport, points: int, output: Path) -> None:
         echo(f"error: {failed.reason}", err=True)
     total = len(report.failed) + len(report.sampled)
     if report.failed and total > 1:
-        echo(f"{len(report.failed):,} of {plural(total, 'file')} were not sampled", err=True)
+        were = "was" if len(report.failed) == 1 else "were"
+        echo(f"{len(report.failed):,} of {plural(total, 'file')} {were} not sampled", err=True)

@@ -9,7 +9,7 @@ from pointdistill.data.corpus.inspect import SAMPLED, CorpusSummary, SourceSumma
 from pointdistill.data.corpus.refused import RefusedCause
 from pointdistill.engine.weights.licences import Terms, terms_of
 from pointdistill.errors import ConfigError, one_line
-from pointdistill.reporter import plural
+from pointdistill.reporter import format_bytes, plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _whole(summary: CorpusSummary) -> Table:
         "refused": f"{sum(source.refused for source in manifest.sources):,}",
         "of these in quarantine": f"{quarantined:,}"
         + (" (prepare-data can try them again)" * (quarantined > 0)),
-        "on disk": f"{sum(s.bytes for s in manifest.shards) / 1e6:,.1f} MB in "
+        "on disk": f"{format_bytes(sum(s.bytes for s in manifest.shards))} in "
         + plural(len(manifest.shards), "shard"),
         "seed": str(manifest.seed),
     }
