@@ -137,7 +137,7 @@ def test_partial_shapes_have_a_table_and_a_curve_of_several_encoders(
     assert run_program(*words, "--seeds", "2") == 0
     assert run_program(*words, "--seeds", "2", "--encoder", "other") == 0
     out = capsys.readouterr().out
-    shares = " | ".join(f"{cut} {s} %" for cut in ("random", "contiguous") for s in (75, 50, 25))
+    shares = "\t".join(f"{cut} {s} %" for cut in ("random", "contiguous") for s in (75, 50, 25))
     assert f"whole OA %\twhole mAcc %\t{shares}" in out
     assert "Accuracy with a share of each test cloud's points kept, on ScanObjectNN" in out
     rows = json.loads(Path("out/results.json").read_text())["results"]

@@ -220,6 +220,7 @@ def test_options_do_not_grow_by_accident() -> None:
     options = {name for p in command.params for name in p.opts if name.startswith("-")}
     assert options == {
         "--corpus", "--encoder", "--data", "--stand-in", "--split", "--json", "--workers",
+        "--quiet", "-q",
     }  # fmt: skip
 
 

@@ -19,10 +19,10 @@ from pointdistill.cli.options import (
     check_up,
     complete_one_of,
     named_corpus,
-    require_benchmark,
     require_paths,
 )
 from pointdistill.data.benchmarks.registry import BENCHMARKS
+from pointdistill.data.corpus.manifest import read_manifest
 from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.reporter import plural
 
@@ -68,7 +68,6 @@ def verify(corpus: CorpusArgument = None) -> None:
     the exit code is then 2.
     """
     from pointdistill.data.corpus.inspect import find_damage
-    from pointdistill.data.corpus.manifest import read_manifest
 
     folder = named_corpus(corpus)
     manifest = read_manifest(folder)
@@ -153,6 +152,21 @@ class BenchmarkName(StrEnum):
         vars()[name.upper()] = name
 
 
+def require_leak_corpus(corpus: Path | None, encoder: Path | None) -> None:
+    """Check that there may be a corpus to look in, before torch is loaded.
+
+    Raises:
+        CorpusError: if the named one is absent or damaged.
+        CheckpointError: if none was named and no run was made.
+        DataError: if the named encoder is absent.
+    """
+    if corpus is not None:
+        read_manifest(corpus)
+        return
+    given_or_last_run(encoder, what="a corpus or an encoder", settings=("corpus", "encoder"))
+    require_paths([encoder], "encoder")
+
+
 def leaks(
     benchmark: Annotated[BenchmarkName, typer.Argument(help="Whose test shapes to look for.")],
     corpus: Annotated[Path | None, typer.Option(help="The corpus to look in.")] = None,
@@ -180,11 +194,7 @@ def leaks(
 
     Fingerprints of the corpus are kept in its folder; if it is stopped, the same command continues.
     """
-    require_paths([corpus], "corpus")
-    require_paths([encoder], "encoder")
-    if corpus is None:
-        given_or_last_run(encoder, what="a corpus or an encoder", settings=("corpus", "encoder"))
-    require_benchmark(benchmark.value, splits=split or (), data=data, stand_in=stand_in)
+    require_leak_corpus(corpus, encoder)
 
     from pointdistill.engine.evaluation.leak_check import LeakRequest, check_leaks, leaks_table
 

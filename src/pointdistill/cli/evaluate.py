@@ -145,7 +145,9 @@ def evaluate(
             echo(line, err=True)
     if encoder is not None:
         require_encoder(encoder, "encoder")
-    if benchmark.value not in (BenchmarkName.FOLDER.value, BenchmarkName.ALL.value):
+    # Options that not every benchmark takes are the engine's to judge, before it looks for an archive.
+    plain = up is None and hold_out is None and not protocol
+    if plain and benchmark.value not in (BenchmarkName.FOLDER.value, BenchmarkName.ALL.value):
         require_benchmark(
             benchmark.value, splits=split or (), data=data, corpus=corpus, stand_in=stand_in
         )

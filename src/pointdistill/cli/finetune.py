@@ -231,8 +231,6 @@ def predict(
     is then 2.
     """
     require_paths([model])
-    if not any(file.exists() for file in files):
-        require_paths(files)
     if not (model / "config.json").is_file():
         msg = f"{model}: no model here (no config.json); `pointdistill finetune` writes one"
         raise CheckpointError(msg)

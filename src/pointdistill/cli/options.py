@@ -326,8 +326,11 @@ def require_own_folder(data: Path | None) -> None:
         DataError: if it is absent.
     """
     if data is None:
-        msg = "your own shapes are a folder with one sub-folder per class; name it"
-        raise ConfigError(msg, settings=("data",))
+        msg = (
+            "your own shapes are a folder of data, with one sub-folder per class; they have neither official "
+            "splits nor a stand-in"
+        )
+        raise ConfigError(msg, settings=("data", "split", "stand_in"))
     require_paths([data], "data")
 
 

@@ -265,7 +265,8 @@ def pretrain(
         near = did_you_mean(sharding, SHARDINGS)
         msg = f"sharding must be one of {', '.join(SHARDINGS)}, got {sharding!r}{near}"
         raise ConfigError(msg, settings=("sharding",))
-    if data is None and not resume and last_corpus() is None:
+    fresh = not resume and init_from is None and recipe != "adapt"
+    if data is None and fresh and last_corpus() is None:
         msg = "no corpus was made in this folder yet; run `pointdistill prepare-data`, or name one"
         raise DataError(msg, settings=("data",))
     if resume:

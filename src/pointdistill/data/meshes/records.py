@@ -5,6 +5,7 @@ Sizes: V vertices, F faces, C corners of all faces together, P bare points.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -130,8 +131,14 @@ class RawMesh:
 
 
 def counted(kinds: Mapping[str, int]) -> str:
-    """Kinds with their counts, for a person to read: ``2 modifiers, 1 support blockers``."""
-    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+    """Kinds with their counts, for a person to read: ``2 modifiers, 1 support blocker``."""
+    return ", ".join(
+        plural(count, _SINGULAR.sub(r"\1\2", kind), kind) for kind, count in kinds.items()
+    )
+
+
+_SINGULAR = re.compile(r"^(.+?)(?:(?<=sh)e)?s((?: (?:of|on|without) .*)?)$")
+"""A kind in the plural: what stays of it in the singular."""
 
 
 @dataclass(frozen=True, slots=True)

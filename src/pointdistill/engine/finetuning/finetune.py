@@ -68,7 +68,7 @@ from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.classifier import Classifier
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.segmenter import Segmenter
-from pointdistill.reporter import SILENT, Reporter, plural
+from pointdistill.reporter import SILENT, Reporter, format_speed, plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +307,7 @@ def _train(
 def _show_epoch(reporter: Reporter, record: EpochRecord) -> None:
     note = (
         f"loss {record.loss:.3f}, test {record.accuracy:.1f} %, "
-        f"{record.clouds_per_second:.0f} shapes/s"
+        f"{format_speed(record.clouds_per_second)} shapes/s"
     )
     reporter.progress("training", record.epoch, record.epochs, note=note)
 
