@@ -23,6 +23,7 @@ OPTIONS = {
     for name, command in COMMANDS.items()
 }
 BENCHMARK_OPTIONS = {"--calibrate", "--planted", "--clean"}
+PROGRAM_OPTIONS = {"--install-completion", "--show-completion"}
 """Options of scripts that a page names alone, without their command."""
 
 NOT_OURS = re.compile(r"python |torchrun|accelerate|dask|pip |SBATCH|Accelerate's trackers")
@@ -60,7 +61,7 @@ def test_commands_and_options_exist(page: Path) -> None:
 @every_page
 def test_options_named_in_the_text_exist(page: Path) -> None:
     """An option between backticks belongs to some command of ours."""
-    known = set().union(*OPTIONS.values()) | BENCHMARK_OPTIONS
+    known = set().union(*OPTIONS.values()) | BENCHMARK_OPTIONS | PROGRAM_OPTIONS
     for line in page.read_text(encoding="utf-8").splitlines():
         for quoted in re.findall(r"`([^`]*)`", line):
             if not NOT_OURS.search(line) and not quoted.startswith("benchmarks/"):

@@ -55,6 +55,25 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
+def plural(count: int, thing: str, things: str | None = None) -> str:
+    """A number and what it counts: ``1 file``, ``2,000 shapes``, ``2 categories`` if ``things`` is given."""
+    return f"{count:,} {thing if count == 1 else things or thing + 's'}"
+
+
+def format_bytes(count: float) -> str:
+    """A size in the largest unit of which there is one: ``512 bytes``, ``7.4 kB``, ``230 MB``, ``1.2 GB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            amount = count / size
+            return f"{amount:,.0f} {unit}" if amount >= 99.95 else f"{amount:.1f} {unit}"
+    return plural(int(count), "byte")
+
+
+def format_speed(per_second: float) -> str:
+    """Things a second, to two digits below ten, so that slow work does not read as none: ``0.25``, ``1,204``."""
+    return f"{per_second:,.0f}" if per_second >= 9.95 else f"{per_second:.2g}"
+
+
 MEASURED_SECONDS = 2.0
 """Shortest measured time to base a forecast on."""
 
@@ -143,7 +162,7 @@ class TrainingReporter(Reporter):
 
     def step(self, record: StepRecord) -> None:
         """Report a step; on a GPU it is called one step late."""
-        note = f"loss {record.loss:.3f}, {record.shapes_per_second:.0f} shapes/s"
+        note = f"loss {record.loss:.3f}, {format_speed(record.shapes_per_second)} shapes/s"
         self.progress("training", record.step, record.total, note=note)
 
 

@@ -94,9 +94,9 @@ def test_a_folder_of_files_is_made_a_corpus_and_judged_on_its_labels(
     assert "warning: 12 shapes are few: each is seen 1 times" in err
     assert "first loss: about 5.52 expected, 4.4 to 6.9 is healthy" in err
     assert ", near the 5.52 expected" in err
-    assert "**The weights before and after**" in out
-    assert "| nearest neighbours with your labels, 5 folds, 2 classes | " in out
-    assert "| a shape found by another draw of its points | " in out
+    assert "The weights before and after\n" in out
+    assert "nearest neighbours with your labels, 5 folds, 2 classes\t" in out
+    assert "a shape found by another draw of its points\t" in out
     assert "% of the 1 nearest of a shape are the same before and after" in out
     made = Path("runs/adapt-dual-1")
     assert last_run() == made
@@ -129,7 +129,7 @@ def test_a_corpus_without_labels_is_judged_by_neighbours_also_after_an_interrupt
     judgement = json.loads(Path("r/judgement.json").read_text())
     Path("r/judgement.json").write_text(json.dumps(judgement | {"after": None, "unchanged": None}))
     assert run("pretrain", "--resume", "--run", "r") == 0
-    assert "| the same 2 nearest for two draws | " in capsys.readouterr().out
+    assert "the same 2 nearest for two draws\t" in capsys.readouterr().out
     assert read_judgement(Path("r")) == whole
     assert len(list_checkpoints(Path("r/checkpoints"))) >= 1
 

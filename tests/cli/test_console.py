@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import logging
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from pointdistill.cli import console
-from pointdistill.cli.console import console_reporter, name_options, stages_reporter
-from pointdistill.reporter import format_duration
+from pointdistill.cli.console import console_reporter, name_options, print_table, stages_reporter
+from pointdistill.engine.reports.tables import Table
+from pointdistill.reporter import format_bytes, format_duration, format_speed, plural
+from tests.cli.typed import typed
 
 
 @pytest.fixture
@@ -71,3 +76,122 @@ def test_a_file_gets_a_line_for_each_stage(monkeypatch: pytest.MonkeyPatch) -> N
         reporter.progress("making shapes", 4, 5)
         reporter.progress("pretraining", 1, 2)
     assert file.getvalue() == "making shapes\npretraining\n"
+
+
+def test_a_pipe_gets_the_progress_in_lines_at_most_one_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A part takes 7 s: the first line comes after ten seconds, the next a minute later, the last at the end."""
+    clock, file = [0.0], io.StringIO()
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(console, "_stderr", lambda: Console(file=file))
+    with console_reporter() as reporter:
+        for done in range(13):
+            reporter.progress("reading", done, 12)
+            clock[0] += 7.0
+        reporter.progress("a.zip", 5e6, 20e6, unit="bytes")
+        clock[0] += 10.0
+        reporter.progress("a.zip", 10e6, 20e6, unit="bytes")
+    assert file.getvalue().splitlines() == [
+        "reading: 2 of 12, about 70 s left",
+        "reading: 11 of 12, about 7 s left",
+        "reading: 12 of 12",
+        "a.zip: 10.0 of 20.0 MB, about 10 s left",
+    ]
+
+
+def test_quiet_leaves_results_warnings_and_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(console, "_stderr", lambda: Console(file=file))
+    monkeypatch.setattr(console, "SECONDS_BEFORE_LINES", 0.0)
+    console.set_quiet(True)
+    try:
+        with stages_reporter() as reporter:
+            reporter.progress("making shapes", 3, 5)
+            reporter.say("encoder: runs/a")
+            logging.getLogger("pointdistill").warning("the disk is full")
+        console.echo("a result")
+        console.echo("next: something")
+        console.echo("note: z was assumed", err=True)
+        console.echo("error: a.ply: damaged", err=True)
+        console.say_duration(100.0)
+    finally:
+        console.set_quiet(False)
+    assert file.getvalue() == "the disk is full\n"
+    assert capsys.readouterr() == ("a result\n", "error: a.ply: damaged\n")
+
+
+def test_every_command_that_works_takes_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = typed(capsys)
+    code, loud, _ = run("recipes")
+    assert (code, loud.splitlines()[-1][:5]) == (0, "next:")
+    code, quiet, _ = run("recipes", "--quiet")
+    assert quiet == "".join(line for line in loud.splitlines(keepends=True) if line[:5] != "next:")
+    assert run("recipes", "-q")[1] == quiet
+    assert run("recipes")[1] == loud, "it is said anew for each command"
+
+
+def test_long_work_ends_with_its_duration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "LONG_SECONDS", 0.0)
+    assert typed(capsys)("recipes", "tiny")[2].splitlines()[-1] == "took 0 s"
+
+
+def test_counts_and_speeds() -> None:
+    assert [plural(n, "shape") for n in (0, 1, 2000)] == ["0 shapes", "1 shape", "2,000 shapes"]
+    assert plural(2, "category", "categories") == "2 categories"
+    sizes = [format_bytes(x) for x in (1, 512, 7400, 5_300_000, 230e6, 1.24e9)]
+    assert sizes == ["1 byte", "512 bytes", "7.4 kB", "5.3 MB", "230 MB", "1.2 GB"]
+    assert [format_speed(x) for x in (0.0312, 0.25, 9.9, 9.96, 1204.4)] == [
+        "0.031",
+        "0.25",
+        "9.9",
+        "10",
+        "1,204",
+    ]
+
+
+LONG = "a sentence of several words that does not fit into the narrow column which is left for it"
+TABLE = Table(
+    "Names",
+    ("name", "mode", "what it is"),
+    (("a-name-to-be-copied", "dual", LONG), ("b", "cls", "short")),
+    ("a note",),
+)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_table_is_never_cut(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prose is wrapped; where even that has no room, a row is printed as lines of its own."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_table(TABLE)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    lines = plain.splitlines()
+    assert any("a-name-to-be-copied" in line for line in lines)
+    assert "…" not in plain
+    assert (
+        " ".join(" ".join(line.split()[2 * ("dual" in line) :]) for line in lines).count(
+            "column which is left"
+        )
+        or "  what it is: " + LONG in lines
+    )
+    if width >= 60:
+        assert max(len(line.rstrip()) for line in lines) <= width
+    assert lines[-2:] == ["a note", ""]
+
+
+def test_a_pipe_gets_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(TABLE)
+    assert capsys.readouterr().out == (
+        f"Names\nname\tmode\twhat it is\na-name-to-be-copied\tdual\t{LONG}\nb\tcls\tshort\n- a note\n\n"
+    )

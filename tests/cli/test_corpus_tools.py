@@ -42,18 +42,14 @@ def test_inspect_prints_counts_licences_and_refusals(run: Run) -> None:
     add_refusals()
     code, out, err = run("inspect", "mix")
     assert (code, err) == (0, "")
-    assert "| a | 7 | 3 | 2 | 40, 43, 46 |" in out
-    assert "| of these in quarantine | 1 (prepare-data can try them again) |" in out
-    assert "| a | CC BY-NC 4.0 | NO COMMERCIAL USE | a test |" in out
-    assert "| b | CC BY 4.0 | any use | a test |" in out
+    assert "a\t7\t3\t2\t40, 43, 46" in out
+    assert "of these in quarantine\t1 (prepare-data can try them again)" in out
+    assert "a\tCC BY-NC 4.0\tNO COMMERCIAL USE\ta test" in out
+    assert "b\tCC BY 4.0\tany use\ta test" in out
     assert "- NOT FOR COMMERCIAL USE: a\n" in out
-    assert (
-        "**Labels of b**\n\n| label | shapes |\n| --- | --- |\n| table | 2 |\n| lamp | 1 |" in out
-    )
-    assert (
-        "| a | 2 | - | … of … points are not finite | bad1: 1 of 9 points are not finite |" in out
-    )
-    assert "| a | 1 | deadline | too slow | late |" in out
+    assert "Labels of b\nlabel\tshapes\ntable\t2\nlamp\t1\n" in out
+    assert "a\t2\t-\t… of … points are not finite\tbad1: 1 of 9 points are not finite" in out
+    assert "a\t1\tdeadline\ttoo slow\tlate" in out
     content = json.loads(Path("mix/corpus.json").read_text())["content"]
     assert f"- content: {content}\n" in out
     assert f"- refused.jsonl: {'0' * 64}\n" in out
@@ -89,7 +85,7 @@ def test_a_long_setting_is_cut_in_the_table_and_whole_in_json(run: Run) -> None:
     first = stored["sources"][0] | {"settings": {"test": False, "left_out": left_out}}
     edit(Path("mix"), {"sources": [first, stored["sources"][1]]})
     _, out, _ = run("inspect", "mix")
-    assert "| a | - | none | test=False, left_out=['shape000', 'shape001', " in out
+    assert "a\t-\tnone\ttest=False, left_out=['shape000', 'shape001', " in out
     assert "shape050" not in out
     _, out, _ = run("inspect", "mix", "--json")
     assert json.loads(out)["sources"][0]["settings"]["left_out"] == left_out
@@ -133,7 +129,7 @@ def test_preview_writes_both_files_of_what_was_asked_for(run: Run) -> None:
         (("verify", "nowhere"), "nowhere: no such corpus"),
         (("preview", "mix", "--label", "tabel"), "did you mean 'table'?"),
         (("preview", "mix", "--ids", "zebra"), "no shape 'zebra'"),
-        (("preview", "mix", "--shapes", "0"), "'--shapes'"),
+        (("preview", "mix", "--shapes", "0"), "--shapes must be a whole number from 1 to 500"),
     ],
 )
 def test_wrong_input_is_one_line(run: Run, words: tuple[str, ...], message: str) -> None:

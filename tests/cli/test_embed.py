@@ -43,7 +43,10 @@ def test_from_a_folder_to_an_embedding_and_a_search(folder: Path) -> None:
     named = ("embed", "meshes", "--encoder", "my encoder", "--output", "all.npz")
     done = command(*named, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "note: 3 files do not state their up axis, so z was assumed; use --up y" in done.stderr
+    assert (
+        "note: z was taken as the up axis of 3 files without a stated one; use --up y"
+        in done.stderr
+    )
     assert done.stdout.splitlines() == [
         "all.npz: pooled features of 3 shapes",
         "next: pointdistill search FILE all.npz",
@@ -56,8 +59,8 @@ def test_from_a_folder_to_an_embedding_and_a_search(folder: Path) -> None:
     assert np.load(folder / "all.npz")["ids"].tolist() == ["0.obj", "1.obj", "2.obj"]
     found = command("search", "meshes/1.obj", "--count", "2", cwd=folder)
     assert found.returncode == 0, found.stderr
-    assert "| 1 | 1.obj | 1.0000 |" in found.stdout
-    assert found.stdout.count("| ") > 6
+    assert "1\t1.obj\t1.0000" in found.stdout
+    assert found.stdout.count("\t") > 5
     (folder / "my encoder").rename(folder / "moved")
     gone = command("search", "meshes/1.obj", cwd=folder)
     assert gone.returncode == 2
@@ -80,10 +83,10 @@ def test_several_queries_in_one_call(run: Run) -> None:
     assert code == 0
     assert "similarity: cosine of raw features; the index holds 3 shapes" in err
     assert "note: queries do not state their up axis" in err
-    tables = out.split("**Nearest to ")[1:]
+    tables = out.split("Nearest to ")[1:]
     assert [table.split()[0] for table in tables] == list(queries)
-    assert "| 1 | 0.obj | 1.0000 |" in tables[0]
-    assert "| 1 | 2.obj | 1.0000 |" in tables[1]
+    assert "1\t0.obj\t1.0000" in tables[0]
+    assert "1\t2.obj\t1.0000" in tables[1]
     assert out.endswith("picture: neighbours.png\n")
     with Image.open("neighbours.png") as picture:
         # Two rows of four cells: a query and its three neighbours.
@@ -117,7 +120,7 @@ def test_an_index_among_the_queries_is_refused_and_a_cloud_of_that_ending_is_not
     np.savez("cloud.npz", points=np.random.default_rng(0).normal(size=(500, 3)))
     code, out, err = run("search", "cloud.npz", "meshes/1.obj")
     assert code == 0, err
-    assert "**Nearest to cloud.npz in all.npz**" in out
+    assert "Nearest to cloud.npz in all.npz\n" in out
 
 
 def test_a_query_that_cannot_be_read_does_not_keep_the_others(run: Run) -> None:
@@ -125,7 +128,7 @@ def test_a_query_that_cannot_be_read_does_not_keep_the_others(run: Run) -> None:
     Path("broken.ply").write_text("no mesh")
     code, out, err = run("search", "broken.ply", "meshes/1.obj", "--sheet", "found.png")
     assert code == 2
-    assert "| 1 | 1.obj | 1.0000 |" in out
+    assert "1\t1.obj\t1.0000" in out
     assert "error: broken.ply: " in err
     assert Path("found.png").is_file()
     code, out, err = run("search", "broken.ply")
@@ -146,11 +149,11 @@ def test_exported_statistics_serve_small_embeddings(run: Run) -> None:
     code, out, err = run("search", "meshes/1.obj")
     assert code == 0
     assert "cosine of features whitened over 12 shapes, as measured with the encoder" in err
-    assert "| 1 | 1.obj | 1.0000 |" in out
+    assert "1\t1.obj\t1.0000" in out
     # A copy keeps them, and an encoder without them takes them from nobody.
     run("export", "copy", "--encoder", "encoder")
     assert Path("copy/feature_statistics.safetensors").is_file()
-    run("export", "copy", "--encoder", "my encoder")
+    run("export", "copy", "--encoder", "my encoder", "--overwrite")
     assert not Path("copy/feature_statistics.safetensors").exists()
     code, _, err = run(*exported, "--corpus", "shapes", "--format", "onnx")
     assert code == 2
@@ -162,7 +165,7 @@ def test_the_turns_of_an_embedding_are_recorded_and_used_for_the_query(run: Run)
     info = json.loads(str(np.load("embedding.npz")["info"]))
     assert (info["turns"], info["draws"]) == (3, 2)
     code, out, _ = run("search", "meshes/1.obj")
-    assert (code, "| 1 | 1.obj | 1.0000 |" in out) == (0, True)
+    assert (code, "1\t1.obj\t1.0000" in out) == (0, True)
     code, _, err = run("embed", "meshes", "--encoder", "my encoder", "--turns", "4", "--draws", "2")
     assert code == 2
     assert "made of other turns; remove it" in err
@@ -214,6 +217,21 @@ def test_bad_files_end_with_exit_code_two_and_no_traceback(folder: Path) -> None
     done = command("embed", "meshes", "--encoder", "my encoder", "--up", "y", cwd=folder)
     assert done.returncode == 2
     assert "error: broken.ply: " in done.stderr
-    assert "1 of 4 shapes were not embedded; all are listed in the output" in done.stderr
+    assert "1 of 4 shapes was not embedded; all are listed in the output" in done.stderr
     assert "embedding.npz: pooled features of 3 shapes" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_readme_among_meshes_is_left_out_and_listed(run: Run) -> None:
+    Path("meshes/readme.txt").write_text(
+        "Made in 2024.\nAsk me.\nOf 1 2 3 people.\n" + "Words.\n" * 3
+    )
+    code, out, err = run("embed", "meshes", "-o", "some.npz", "--device", "cpu")
+    assert code == 0
+    assert "left out: 1 text file without points (meshes/readme.txt)" in err
+    assert "some.npz: pooled features of 3 shapes" in out
+    # A table that is cut short is no prose, and is still refused.
+    Path("meshes/cloud.txt").write_text("0 0 0\n1 1\n")
+    code, _, err = run("embed", "meshes", "-o", "more.npz", "--device", "cpu")
+    assert code == 2
+    assert "error: cloud.txt: " in err

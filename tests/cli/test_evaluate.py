@@ -69,8 +69,8 @@ def test_results_and_the_next_step_are_printed(
     assert code == 0
     assert "encoder: runs/a/encoder, the teacher of the last run in this folder" in err
     assert "data: ScanObjectNN stand-in, OBJ-BG" in err
-    assert "**Accuracy on ScanObjectNN stand-in, OBJ-BG**" in out
-    assert [line.split(" | ")[0] for line in out.splitlines() if line[:5] in ("| knn", "| svm")]
+    assert "Accuracy on ScanObjectNN stand-in, OBJ-BG\n" in out
+    assert [line.split("\t")[0] for line in out.splitlines() if line[:4] in ("knn\t", "svm\t")]
     assert "not comparable with published" in out
     assert out.splitlines()[-1] == "next: pointdistill evaluate modelnet40 --stand-in"
     assert (workplace / "runs/a/evaluation/scanobjectnn-stand-in/results.json").is_file()
@@ -96,7 +96,7 @@ def test_seeds_are_three_and_deviations_are_named(
     )
     out = capsys.readouterr().out
     assert code == 0
-    assert "| linear (2 of 150 epochs, 2 votes) |" in out
+    assert "linear (2 of 150 epochs, 2 votes)" in out
     assert "Seeds: 0, 1, 2; mean ± sample standard deviation." in out
     assert "results: out/results.json, out/results.md" in out
 
@@ -112,7 +112,7 @@ def test_an_epoch_is_selected_on_clouds_that_are_held_out(
     )
     out = capsys.readouterr().out
     assert code == 0
-    assert "| best epoch % | selected % |" in out
+    assert "best epoch %\tselected %" in out
     rows = {
         row["protocol"]: row for row in json.loads(Path("out/results.json").read_text())["results"]
     }
@@ -122,7 +122,7 @@ def test_an_epoch_is_selected_on_clouds_that_are_held_out(
         last, best = (rows[protocol][f"{key}accuracy"] for key in ("", "best_epoch_"))
         assert rows[protocol]["selected_accuracy"]["mean"] <= best["mean"]
         assert last["mean"] <= best["mean"]
-    assert "| finetune (2 of 150 epochs, 50 % held out) |" in out
+    assert "finetune (2 of 150 epochs, 50 % held out)" in out
     assert "Selected: the test score after the epoch that was best on the held-out part" in out
 
 
@@ -137,9 +137,9 @@ def test_partial_shapes_have_a_table_and_a_curve_of_several_encoders(
     assert run_program(*words, "--seeds", "2") == 0
     assert run_program(*words, "--seeds", "2", "--encoder", "other") == 0
     out = capsys.readouterr().out
-    shares = " | ".join(f"{cut} {s} %" for cut in ("random", "contiguous") for s in (75, 50, 25))
-    assert f"| whole OA % | whole mAcc % | {shares} |" in out
-    assert "**Accuracy with a share of each test cloud's points kept, on ScanObjectNN" in out
+    shares = "\t".join(f"{cut} {s} %" for cut in ("random", "contiguous") for s in (75, 50, 25))
+    assert f"whole OA %\twhole mAcc %\t{shares}" in out
+    assert "Accuracy with a share of each test cloud's points kept, on ScanObjectNN" in out
     rows = json.loads(Path("out/results.json").read_text())["results"]
     assert len(rows) == 4
     assert len(rows[0]["further"]) == 6
@@ -208,7 +208,7 @@ def test_all_measures_what_there_is_and_says_what_there_is_not(
     code = run_program("evaluate", "all", "--protocol", "knn", "--seeds", "1", "--device", "cpu")
     out = capsys.readouterr().out
     assert code == 0
-    assert "**Accuracy on ScanObjectNN stand-in, OBJ-BG**" in out
+    assert "Accuracy on ScanObjectNN stand-in, OBJ-BG\n" in out
     missing = [line for line in out.splitlines() if line.startswith("not measured: ")]
     assert [line.split(": ")[1] for line in missing] == [
         "modelnet40",

@@ -56,8 +56,8 @@ def test_from_a_folder_to_names(here: Path, capsys: pytest.CaptureFixture[str]) 
     files = ["meshes/ball/0.ply", "meshes/rod/1.ply", "meshes/rod/2.obj", "missing.obj"]
     assert run("predict", "models/meshes", *files, "--device", "cpu") == 2
     said = capsys.readouterr()
-    assert "| meshes/ball/0.ply | ball " in said.out
-    assert "| meshes/rod/1.ply | rod " in said.out
+    assert "meshes/ball/0.ply\tball " in said.out
+    assert "meshes/rod/1.ply\trod " in said.out
     assert "error: missing.obj: cannot be read" in said.err
     assert "left out of 1 file: 2 faces of one or two corners (meshes/rod/2.obj)" in said.err
     assert "1 of 4 files could not be used" in said.err
@@ -74,7 +74,7 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("predict", "seg", "meshes/ball/0.ply", "--category", "chair", "--device", "cpu")
     assert run(*asked, "--output", "out") == 0
     said = capsys.readouterr().out
-    assert "| meshes/ball/0.ply | 16,384 | " in said
+    assert "meshes/ball/0.ply\t16,384\t" in said
     assert "parts: out" in said
     assert (here / "out" / "0.ply").read_bytes().startswith(b"ply\n")
     assert run(*asked, "--json") == 0

@@ -77,7 +77,7 @@ def test_refused_files_are_listed_and_counted(run: Run) -> None:
         (files / f"bad{k}.off").unlink()
     code, _, err = run("folder", "--input", "mine", "--points", "64", "--output", "data/one")
     assert code == 0
-    assert "1 of 2 shapes were refused; all are listed in data/one/refused.jsonl" in err
+    assert "1 of 2 shapes was refused; all are listed in data/one/refused.jsonl" in err
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -92,9 +92,7 @@ def test_what_files_hold_besides_their_shapes_is_one_line(run: Run, workers: str
     typed = ("folder", "--input", "mine", "--points", "64", "--workers", workers, "--up", "y")
     code, _, err = run(*typed)
     assert code == 0
-    said = (
-        "left out of 5 files: 10 faces of one or two corners, 1 points without finite coordinates"
-    )
+    said = "left out of 5 files: 10 faces of one or two corners, 1 point without finite coordinates"
     assert [line for line in err.splitlines() if line.startswith("left out")] == [
         f"{said} (1.obj, 2.obj, 3.obj and 2 more)"
     ]
@@ -125,7 +123,7 @@ def test_an_archive_becomes_a_corpus_and_a_difference_to_the_whole_is_said(run: 
     )
     assert code == 0
     assert "data/shapenetcore is complete: 1 shape of shapenetcore" in out
-    assert "1 shapes kept and 0 refused; the whole of shapenetcore gives 52,470" in err
+    assert "1 shape kept and 0 refused; the whole of shapenetcore gives 52,470" in err
     assert open_corpus("data/shapenetcore").ids() == ["03001627/a1"]
 
 

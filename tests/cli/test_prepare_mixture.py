@@ -56,14 +56,14 @@ def test_the_plan_is_a_table_and_makes_nothing(run: Run) -> None:
         "--archives", "archives", "--sources", "abo,modelnet40", "--points", "64", "--plan"
     )
     assert code == 0
-    assert "**3 shapes from archives, 0.00 GB" in out
+    assert "3 shapes from archives, 0.00 GB" in out
     assert "- these sources have 17,796 shapes by the official counts; 3 with those counted" in out
-    rows = {line.split("|")[1].strip(): line for line in out.splitlines() if line.startswith("| ")}
-    assert len(rows) == 15, "thirteen sources, the head and its rule"
-    assert "| there | 1 |" in rows["abo"]
-    assert rows["abo"].endswith("| NO |")
+    rows = {line.split("\t")[0]: line for line in out.splitlines() if "\t" in line}
+    assert len(rows) == 14, "thirteen sources and the head"
+    assert "there\t1\t" in rows["abo"]
+    assert rows["abo"].endswith("\tNO")
     assert "- there: abo: licence: CC BY-NC 4.0\n" in out
-    assert rows["shapenetcore"].startswith("| shapenetcore | left out | 52,470* |")
+    assert rows["shapenetcore"].startswith("shapenetcore\tleft out\t52,470*")
     assert "- left out: shapenetcore, 3d-future, " in out
     assert (
         "google-scanned-objects, objaverse-cap3d, objaverse-xl-cap3d, objaverse: not requested"
@@ -103,7 +103,7 @@ def test_a_corpus_for_commercial_use_leaves_out_every_other_source_and_says_why(
     words = ("--archives", "archives", "--points", "64", "--workers", "0", "--commercial-only")
     code, out, _ = run(*words[:4], "--commercial-only", "--plan")
     assert code == 0
-    assert "**2 shapes from archives" in out
+    assert "2 shapes from archives" in out
     assert "- left out: abo: allows no commercial use (CC BY-NC 4.0)\n" in out
     assert "- left out: toys4k: not known to allow commercial use of all its shapes (each" in out
     assert "not for commercial use" not in out
@@ -171,7 +171,7 @@ def test_a_retry_without_retryable_shapes_says_so(run: Run) -> None:
     assert "nothing is retryable, so nothing was read again; 1 shape was refused" in err
     assert "nothing is retryable" not in run(*words)[2]
     _, out, err = run(*words, "--plan")
-    assert "| google-scanned-objects | done | 1 | 0.00 GB | - | yes |" in out
+    assert "google-scanned-objects\tdone\t1\t0.00 GB\t-\tyes" in out
     assert "measuring" not in err
 
 
@@ -183,7 +183,7 @@ def test_the_plan_says_where_the_missing_come_from(run: Run) -> None:
         "missing: toys4k: toys4k_obj_files.zip, from https://github.com/rehg-lab/lowshot-shapebias"
         in out
     )
-    assert "| shapenetcore | missing | 52,470* |" in out
+    assert "shapenetcore\tmissing\t52,470*" in out
     assert "ModelNet40.zip, from https://modelnet.cs.princeton.edu (no login: --fetch)" in out
     assert "(no login: --fetch --sources abo)" in out
     assert "the whole mixture has 928,284 shapes by the official counts\n" in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from pointdistill.cli import console, main
 from pointdistill.cli.console import training_console
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.engine.pretraining import cost, launch, monitor
+from pointdistill.engine.pretraining.run_folder import encoder_line
 from pointdistill.reporter import StepRecord
 
 
@@ -78,7 +81,7 @@ def test_a_slow_run_says_its_cost_once() -> None:
         for step in range(1, 6):
             reporter.step(record(step, total=90_003, speed=32.0))  # a step a second
     (line,) = [line for line in file.getvalue().splitlines() if line.startswith("cost:")]
-    assert line.startswith("cost: about 25 h for this run on this device (32.0 shapes/s)")
+    assert line.startswith("cost: about 25 h for this run on this device (32 shapes/s)")
 
 
 def test_remarks_of_the_run_are_shown_while_it_lasts() -> None:
@@ -137,9 +140,73 @@ def test_ctrl_c_is_answered_at_once_and_saves(
     assert list(Path("runs/tiny-mpm-1/checkpoints").iterdir())
 
 
+def test_a_warning_is_repeated_at_the_end_with_a_command_and_stays_with_the_encoder(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every step counts as collapsed here; what follows is what a real collapse leads to."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(monitor, "COLLAPSED_BELOW", 2.0)
+    monkeypatch.setattr(monitor, "IN_A_ROW", 1)
+    assert run(
+        *("pretrain", "--recipe", "tiny-mpm", "--data", str(corpus), "--batch-size", "4"),
+        *("--steps", "1", "--device", "cpu", "--set", "encoder.depth=1"),
+    ) == 0  # fmt: skip
+    said = capsys.readouterr().err.splitlines()
+    first, again = (line for line in said if "step 1: collapse: " in line)
+    assert again == f"warning: {first}"
+    (remedy,) = (line for line in said if line.startswith("remedy: "))
+    assert remedy == (
+        f"remedy: pointdistill pretrain --config runs/tiny-mpm-1/config.json --data {corpus} "
+        "--set schedule.first_patch_temperature=0.06"
+    )
+    # The command is read by the program, with the run's own settings and the new one.
+    words = remedy.removeprefix("remedy: pointdistill pretrain ").split()
+    assert run("plan", "--no-measure", "--device", "cpu", *words) == 0
+    assert "schedule.first_patch_temperature = 0.06" in capsys.readouterr().err
+    line = encoder_line(Path("runs/tiny-mpm-1/encoder"))
+    assert "; warning of its training: step 1: collapse: " in line
+    assert run("push", "runs/tiny-mpm-1", "jane/shapes", "--card-only", "card") == 0
+    card = Path("card/README.md").read_text()
+    assert "**Warning of the training:** step 1: collapse: the teacher puts" in card
+
+
+def test_a_run_of_weeks_on_a_cpu_is_said_before_it_starts(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class BeforeTheFirstStepError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise BeforeTheFirstStepError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cost, "usable_cores", lambda: 2)
+    monkeypatch.setattr(launch, "execute", stop)
+    words = ("pretrain", "--epochs", "100000", "--data", str(corpus), "--device", "cpu")
+    with pytest.raises(BeforeTheFirstStepError):
+        main(words)
+    said = capsys.readouterr().err
+    assert re.search(
+        r"warning: on this CPU the run takes about [\d.]+ days, by a rough estimate", said
+    )
+    assert f"`pointdistill pretrain --size tiny --data {corpus}` takes minutes" in said
+    with pytest.raises(BeforeTheFirstStepError):
+        main((*words[:1], *words[3:], "--size", "tiny"))
+    assert "rough estimate" not in capsys.readouterr().err
+    assert run("plan", "--no-measure", *words[1:]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"next: pointdistill pretrain --size tiny --data {corpus}   (minutes")
+
+
 def test_recipes_are_listed_and_printed_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("recipes") == 0
-    assert "| tiny-mpm-no-predictor | mpm | 600 steps | 32 |" in capsys.readouterr().out
+    assert "tiny-mpm-no-predictor\tmpm\t600 steps\t32" in capsys.readouterr().out
     assert run("recipes", "tiny-mpm") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("# Our own: masked patches alone")

@@ -50,17 +50,17 @@ def bundled(here: Path) -> None:
 def test_the_list(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("weights") == 0
     said = capsys.readouterr().out
-    assert "| asymdsd-s | small, dual | 230 MB | ShapeNetCore v2 | non-commercial" in said
-    assert "| 90.53 | 83.33 | 82.34 | 94.10 | no |" in said
-    assert "| 93.72 | 91.96 | - | 94.70 | no |" in said
+    assert "asymdsd-s\tsmall, dual\t230 MB\tShapeNetCore v2\tnon-commercial" in said
+    assert "90.53\t83.33\t82.34\t94.10\tno" in said
+    assert "93.72\t91.96\t-\t94.70\tno" in said
     assert BUNDLED not in said
     assert str(here / "cache" / "encoders") in said
     save_encoder(make_encoder(), here / "bundled")
     save_encoder(make_encoder(), here / "cache" / "encoders" / "asymdsd-s")
     assert run("weights") == 0
     said = capsys.readouterr().out
-    assert "| 94.10 | yes |" in said
-    assert f"| {BUNDLED} | own | - | shapes made on the spot | any use, also commercial |" in said
+    assert "94.10\tyes" in said
+    assert f"{BUNDLED}\town\t-\tshapes made on the spot\tany use, also commercial" in said
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_name_downloads_once_for_all_commands(
     index = json.loads(str(np.load("embedding.npz")["info"]))
     assert index["encoder"] == "asymdsd-s"
     assert run("search", "meshes/ball/0.ply", *device) == 0
-    assert "| 1 | 0.ply | 1.0000 |" in capsys.readouterr().out
+    assert "1\t0.ply\t1.0000" in capsys.readouterr().out
     assert run("export", "mine", "--encoder", "asymdsd-s", "--half") == 0
     small, whole = (f / "model.safetensors" for f in (Path("mine"), folder))
     assert small.stat().st_size < 0.6 * whole.stat().st_size
@@ -124,7 +124,7 @@ def test_features_without_a_run(
     assert SAID in capsys.readouterr().err.splitlines()
     assert run("search", "meshes/ball/0.ply", "--device", "cpu") == 0
     said = capsys.readouterr()
-    assert "| 1 | ball/0.ply | 1.0000 |" in said.out
+    assert "1\tball/0.ply\t1.0000" in said.out
     assert f"encoder: {BUNDLED}, which comes with pointdistill" in said.err
     # Another installation has it elsewhere: the index names it, and not its place.
     (here / "bundled").rename(here / "moved")
@@ -162,8 +162,14 @@ def test_a_run_of_this_folder_comes_first(
     assert "encoder: runs/a/encoder" in capsys.readouterr().err
 
 
-def test_export_asks_for_a_name(bundled: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """A copy of what everyone has is not what was meant by mistake."""
-    assert run("export", "mine") == 2
-    assert "no run was made in this folder yet" in capsys.readouterr().err
-    assert run("export", "mine", "--encoder", BUNDLED) == 0
+def test_export_takes_the_bundled_encoder_last_and_replaces_nothing_unasked(
+    bundled: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export", "mine") == 0
+    assert f"encoder: {BUNDLED}, which comes with pointdistill" in capsys.readouterr().err
+    written = Path("mine/model.safetensors").stat().st_mtime_ns
+    assert run("export", "mine", "--encoder", BUNDLED) == 2
+    assert "mine/model.safetensors exists; name another folder" in capsys.readouterr().err
+    assert Path("mine/model.safetensors").stat().st_mtime_ns == written
+    assert run("export", "mine", "--encoder", BUNDLED, "--overwrite") == 0
+    assert Path("mine/model.safetensors").stat().st_mtime_ns != written

@@ -129,4 +129,4 @@ def test_small_starts_on_a_cpu_and_says_what_it_costs(succeed: Succeed) -> None:
     """The command as typed in the README: a batch that fits, steps taken, interrupted, resumable."""
     succeed("prepare-data", "--shapes", "8", "--points", "1024", "--workers", "0")
     said = succeed("pretrain", "--size", "small", "--batch-size", "2", "--steps", "1")
-    assert "small, dual mode, seed 0: 1 steps of 2 of 8 shapes" in said
+    assert "small, dual mode, seed 0: 1 step of 2 of 8 shapes" in said

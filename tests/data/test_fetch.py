@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import re
+import socket
 import threading
+import urllib.error
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 
 from pointdistill.data.files.download import DamagedError, fetch
-from pointdistill.data.files.web import announced_bytes
+from pointdistill.data.files.web import announced_bytes, web_errors, with_retries
 from pointdistill.errors import DataError
 from tests.data.local_server import no_sleep, serving
 
@@ -330,3 +333,40 @@ def test_other_addresses_and_a_second_process_are_refused(server: Server, tmp_pa
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another process is fetching it"):
             fetch(server.url, tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize(
+    ("lost", "attempts"),
+    [
+        (urllib.error.URLError(socket.gaierror(-3, "Temporary failure in name resolution")), 2),
+        (urllib.error.URLError(OSError(errno.ENETUNREACH, "Network is unreachable")), 2),
+        (urllib.error.URLError(ConnectionRefusedError(errno.ECONNREFUSED, "refused")), 6),
+    ],
+)
+def test_a_server_that_was_never_reached_is_not_waited_for(lost: Exception, attempts: int) -> None:
+    pauses: list[float] = []
+
+    def attempt() -> None:
+        with web_errors("http://host/a"):
+            raise lost
+
+    with pytest.raises(DataError, match="cannot be reached" if attempts == 2 else "no answer in 6"):
+        with_retries("http://host/a", attempt, sleep=pauses.append)
+    assert len(pauses) == attempts - 1
+    assert attempts > 2 or sum(pauses) <= 2.0
+
+
+def test_a_network_that_fails_in_the_middle_is_waited_for() -> None:
+    kept = [0]
+    pauses: list[float] = []
+
+    def attempt() -> str:
+        kept[0] += 1000 if len(pauses) < 2 else 0
+        if len(pauses) == 4:
+            return "done"
+        with web_errors("http://host/a"):
+            raise urllib.error.URLError(socket.gaierror(-3, "Temporary failure"))
+        raise AssertionError
+
+    assert with_retries("http://host/a", attempt, received=lambda: kept[0], sleep=pauses.append)
+    assert len(pauses) == 4

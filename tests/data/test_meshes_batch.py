@@ -184,10 +184,10 @@ def test_the_command_exits_2_and_lists_what_was_bad(bad: Path, tmp_path: Path) -
         GOOD[0], bad, "--points", 64, "--seed", 5, "--output", tmp_path / "out"
     )
     assert code == 2
-    assert "sampled 1 files, 64 points each" in out
+    assert "sampled 1 file, 64 points each" in out
     lines = err.strip().splitlines()
     assert [line for line in lines if str(bad) in line] == [lines[0]]
-    assert lines[-1] == "1 of 2 files were not sampled"
+    assert lines[-1] == "1 of 2 files was not sampled"
     assert (np.load(tmp_path / "out/nested.npy") == sample_surface(GOOD[0], 64, seed=5)).all()
 
 

@@ -284,7 +284,7 @@ def test_3mf_finds_other_parts_by_namespace_and_not_by_prefix(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("other", "1 objects of type other"),
+        ("other", "1 object of type other"),
         ("support", "1 support objects"),
         ("solidsupport", "1 support objects"),
     ],
@@ -330,8 +330,8 @@ def test_3mf_items_that_are_not_to_be_printed_are_left_out_and_named(tmp_path: P
     ("subtype", "said"),
     [
         ("negative_part", "1 negative parts"),
-        ("modifier_part", "1 modifiers"),
-        ("support_blocker", "1 support blockers"),
+        ("modifier_part", "1 modifier"),
+        ("support_blocker", "1 support blocker"),
         ("support_enforcer", "1 support enforcers"),
     ],
 )
@@ -413,7 +413,7 @@ def test_3mf_objects_that_cura_marks_are_left_out_and_named(tmp_path: Path) -> N
     path = tmp_path / "box.3mf"
     write_zip(path, {"3D/3dmodel.model": model_3mf(mesh_3mf("1") + blocker, ITEM + SECOND)})
     check_box(path)
-    with pytest.warns(LeftOutWarning, match=r"box\.3mf: left out 1 support blockers"):
+    with pytest.warns(LeftOutWarning, match=r"box\.3mf: left out 1 support blocker"):
         sample_surface(path, 40, seed=0)
     report = sample_files([path], points=40, seed=0, output=tmp_path / "box.npy")
     assert report.sampled[0].left_out == {"support blockers": 1}

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from pointdistill.engine.pretraining.monitor import CollapseWatch
+from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.pretraining.monitor import CollapseWatch, change_after
 from pointdistill.engine.pretraining.step import entropies
 from pointdistill.model import losses
 from pointdistill.model.distillation import Head
@@ -84,3 +85,18 @@ def test_uniform_posteriors_are_allowed_at_first() -> None:
 def test_a_healthy_run_is_left_alone() -> None:
     seen = watch()
     assert [seen.warnings_after(step, values(3.0, 0.6)) for step in range(100)] == [[]] * 100
+
+
+def test_the_setting_that_a_warning_advises_to_change() -> None:
+    """Half as high again after a collapse; lower where the posteriors are uniform; nothing for other warnings."""
+    config = PretrainConfig(name="any")
+    assert config.schedule.first_cls_temperature == 0.04
+    seen = watch()
+    for step in (50, 60, 70):
+        collapsed = seen.warnings_after(step, values(0.3, 0.5))
+    assert change_after(collapsed[0], config) == ("schedule.first_cls_temperature", 0.06)
+    seen = watch()
+    for step in (50, 60, 70):
+        uniform = seen.warnings_after(step, values(4.0, 0.995))
+    assert change_after(uniform[0], config) == ("schedule.first_cls_temperature", 0.028)
+    assert change_after("the disk is full", config) is None

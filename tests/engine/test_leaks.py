@@ -203,7 +203,7 @@ def test_the_command_prints_a_table_or_json(made: Path, capsys: pytest.CaptureFi
     options = ("--corpus", str(made / "leaky"), "--data", str(made / "ModelNet40.zip"))
     assert run("leaks", "modelnet40", *options, "--workers", "1") == 0
     out = capsys.readouterr().out
-    assert "| test | test id | found by | corpus shape | source | gap |" in out
+    assert "test\ttest id\tfound by\tcorpus shape\tsource\tgap\n" in out
     named = f"--data {made / 'ModelNet40.zip'}"
     assert out.splitlines()[-1] == f"next: pointdistill evaluate modelnet40 {named}"
     assert run("leaks", "modelnet40", *options, "--workers", "1", "--json") == 0
@@ -220,6 +220,7 @@ def test_options_do_not_grow_by_accident() -> None:
     options = {name for p in command.params for name in p.opts if name.startswith("-")}
     assert options == {
         "--corpus", "--encoder", "--data", "--stand-in", "--split", "--json", "--workers",
+        "--quiet", "-q",
     }  # fmt: skip
 
 

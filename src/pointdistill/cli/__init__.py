@@ -5,9 +5,11 @@ Modules of this package import the engine inside the commands, so that ``--help`
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -15,11 +17,25 @@ from typing import NoReturn
 import typer
 
 from pointdistill.cli.about import doctor, quickstart, recipes, show_version
-from pointdistill.cli.console import name_options, print_error, warnings_as_lines
+from pointdistill.cli.console import (
+    name_options,
+    print_error,
+    say_duration,
+    set_quiet,
+    warnings_as_lines,
+)
 from pointdistill.cli.corpus import duplicates, inspect, leaks, preview, verify
 from pointdistill.cli.embed import embed, search
 from pointdistill.cli.evaluate import evaluate
 from pointdistill.cli.finetune import finetune, predict
+from pointdistill.cli.help import (
+    PROGRAM,
+    CommandHelp,
+    Entry,
+    ProgramHelp,
+    usage_message,
+    with_quiet,
+)
 from pointdistill.cli.prepare_data import prepare_data
 from pointdistill.cli.pretrain import plan, pretrain
 from pointdistill.cli.reconstruct import reconstruct
@@ -28,48 +44,133 @@ from pointdistill.cli.weights import export, import_weights, push, weights
 from pointdistill.errors import PointDistillError
 
 app = typer.Typer(
-    name="pointdistill",
+    name=PROGRAM,
+    cls=ProgramHelp,
     help="Self-supervised representations of 3-D shapes, from meshes and point clouds, with no labels.",
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help, since drawing it with rich takes twice as long
+    rich_markup_mode=None,  # help is drawn by cli.help; errors are one line
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(show_version)
-for command, summary in (
-    (quickstart, "See it work in minutes on this machine."),
-    (prepare_data, "Make a corpus to pretrain on."),
-    (inspect, "Summarise a corpus."),
-    (verify, "Check a corpus for damage."),
-    (preview, "Show shapes of a corpus."),
-    (recipes, "List the named recipes."),
-    (plan, "Estimate what a run costs here."),
-    (pretrain, "Pretrain an encoder without labels."),
-    (evaluate, "Evaluate an encoder on a benchmark."),
-    (leaks, "Find test shapes in a corpus."),
-    (finetune, "Train a classifier or a segmenter."),
-    (predict, "Classify shapes, or label their parts."),
-    (embed, "Compute features of any shapes."),
-    (search, "Find the shapes nearest to a file."),
-    (duplicates, "Find shapes that a folder holds twice."),
-    (sample, "Sample surface points from meshes."),
-    (reconstruct, "Reconstruct patches from features."),
-    (weights, "List the encoders known by name."),
-    (export, "Write an encoder as safetensors or ONNX."),
-    (push, "Share weights on the Hugging Face Hub."),
-    (import_weights, "Convert a published checkpoint."),
-    (doctor, "Print versions, devices, and problems."),
-):
-    app.command(short_help=summary)(command)
+
+COMMANDS: dict[str, tuple[Entry, ...]] = {
+    "Start here": (
+        Entry(quickstart, "See it work in minutes on this machine.", "quickstart"),
+        Entry(doctor, "Print versions, devices, and problems.", "doctor"),
+    ),
+    "Data: make a corpus, look at it": (
+        Entry(
+            prepare_data,
+            "Make a corpus to pretrain on.",
+            "prepare-data folder --input meshes/ --output data/own --up y",
+        ),
+        Entry(sample, "Sample surface points from meshes.", "sample chair.stl --output chair.ply"),
+        Entry(inspect, "Summarise a corpus.", "inspect data/own"),
+        Entry(verify, "Check a corpus for damage.", "verify data/own"),
+        Entry(preview, "Show shapes of a corpus.", "preview data/own --shapes 12"),
+        Entry(
+            duplicates,
+            "Find shapes that a folder holds twice.",
+            "duplicates meshes/ --output duplicates.csv",
+        ),
+        Entry(
+            leaks,
+            "Find test shapes in a corpus.",
+            "leaks scanobjectnn --corpus data/own",
+        ),
+    ),
+    "Train": (
+        Entry(recipes, "List the named recipes.", "recipes tiny"),
+        Entry(plan, "Estimate what a run costs here.", "plan --size tiny --data data/own"),
+        Entry(
+            pretrain,
+            "Pretrain an encoder without labels.",
+            "pretrain --size tiny --data data/own --run runs/own",
+        ),
+        Entry(
+            finetune,
+            "Train a classifier or a segmenter.",
+            "finetune --data meshes/ --encoder runs/own --output models/own",
+        ),
+    ),
+    "Measure": (
+        Entry(
+            evaluate,
+            "Evaluate an encoder on a benchmark.",
+            "evaluate folder --data meshes/ --encoder runs/own",
+        ),
+        Entry(
+            reconstruct,
+            "Reconstruct patches from features.",
+            "reconstruct --encoder runs/own --data data/own",
+        ),
+    ),
+    "Use": (
+        Entry(
+            embed,
+            "Compute features of any shapes.",
+            "embed meshes/ --output meshes.npz --encoder runs/own",
+        ),
+        Entry(search, "Find the shapes nearest to a file.", "search chair.stl meshes.npz"),
+        Entry(predict, "Classify shapes, or label their parts.", "predict models/own chair.stl"),
+    ),
+    "Share": (
+        Entry(weights, "List the encoders known by name.", "weights"),
+        Entry(
+            export,
+            "Write an encoder as safetensors or ONNX.",
+            "export my-encoder --encoder runs/own",
+        ),
+        Entry(
+            push,
+            "Share weights on the Hugging Face Hub.",
+            "push runs/own jane/shapes --card-only card",
+        ),
+        Entry(
+            import_weights,
+            "Convert a published checkpoint.",
+            "import-weights asymdsd.ckpt --output asymdsd",
+        ),
+    ),
+}
+"""Every command, by what one wants to do."""
+
+functions = {}
+"""The function behind each command, by name."""
+for group, entries in COMMANDS.items():
+    ProgramHelp.groups[group] = {}
+    for entry in entries:
+        command = with_quiet(entry.function)
+        name = command.__name__.replace("_", "-")
+        functions[name] = command
+        ProgramHelp.groups[group][name] = entry.summary
+        app.command(
+            name,
+            cls=CommandHelp,
+            short_help=entry.summary,
+            epilog=f"{PROGRAM} {entry.example}",
+        )(command)
+ProgramHelp.options = [
+    ("--version", "Print the version."),
+    ("--install-completion", "Let the Tab key complete commands and names."),
+    ("--show-completion", "Print what that installs."),
+]
+ProgramHelp.first_steps = [
+    f"{PROGRAM} quickstart",
+    f"{PROGRAM} embed YOUR_FILES",
+    f"{PROGRAM} search ONE_OF_THEM",
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program; exit codes: 0 done, 2 wrong input, 130 interrupted, 1 anything else."""
     command = typer.main.get_command(app)
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    began = time.monotonic()
+    set_quiet(False)
     try:
         with warnings_as_lines(), stopped_in_order():
-            code = command(args=argv or ["--help"], standalone_mode=False)
+            code = command(args=argv or ["--help"], prog_name=PROGRAM, standalone_mode=False)
     except PointDistillError as error:
         print_error(f"error: {name_options(str(error), error.settings)}")
         sys.exit(2)
@@ -89,15 +190,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         )
         sys.exit(2)
     except typer.Exit as stop:
+        _say_duration(began)
         sys.exit(stop.exit_code)
     except Exception as error:
         # Usage errors have a class of the parser's; which package defines it depends on typer's version.
-        message = getattr(error, "format_message", None)
-        if message is None:
+        if not hasattr(error, "format_message"):
             raise
-        print_error(f"error: {message()}; see `{_path(error)} --help`")
+        print_error(f"error: {usage_message(error, argv, functions)}")
         sys.exit(2)
+    _say_duration(began)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say_duration(began: float) -> None:
+    """The last line of long work: how long it took; of several processes the first one says it."""
+    if os.environ.get("RANK", "0") == "0":
+        say_duration(time.monotonic() - began)
 
 
 @contextmanager
@@ -117,9 +225,3 @@ def stopped_in_order() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _path(error: Exception) -> str:
-    """The command that a usage error belongs to, as it was typed."""
-    context = getattr(error, "ctx", None)
-    return context.command_path if context is not None else "pointdistill"

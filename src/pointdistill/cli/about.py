@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pointdistill.cli.console import echo, echo_lines, print_report, print_table, stages_reporter
+from pointdistill.cli.options import complete_recipe
 from pointdistill.reporter import format_duration
 from pointdistill.version import __version__
 
@@ -25,7 +26,11 @@ def doctor() -> None:
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="Print this recipe in full, as a file for --config.")
+        str | None,
+        typer.Argument(
+            help="Print this recipe in full, as a file for --config.",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
 ) -> None:
     """List the named runs, or print one of them with every setting."""

@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pointdistill.errors import one_line
-from pointdistill.reporter import Reporter, TrainingReporter, format_duration
+from pointdistill.reporter import Reporter, TrainingReporter, format_duration, format_speed
 
 if TYPE_CHECKING:
     import rich.table
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from pointdistill.reporter import StepRecord
 
 SECONDS_BETWEEN_LINES = 60.0
-"""Time between the lines of a training whose output is not a terminal."""
+"""Time between the lines of progress where the output is not a terminal."""
+
+SECONDS_BEFORE_LINES = 10.0
+"""Time that a task takes before its progress is printed where the output is not a terminal."""
+
+LONG_SECONDS = 10.0
+"""A command that takes longer says in its last line how long it took."""
 
 STEPS_BEFORE_COST = 3
 """Steps after which the speed of a run is known well enough to forecast its duration."""
@@ -34,12 +40,32 @@ SLOW_RUN_SECONDS = 3600.0
 """A run that is expected to take longer than this gets a line that says so."""
 
 _LEAST_WIDTH = 80
-"""Fewest columns for a table that is printed without cutting or wrapping cells."""
+"""Fewest columns that a table is given whose cells are not to be wrapped."""
+
+_LEAST_PROSE = 24
+"""Fewest columns for a cell of several words that is wrapped in a narrow terminal."""
+
+_REMARKS = ("next:", "note:", "corpus:", "encoder:", "similarity:")
+"""How the lines begin that --quiet leaves out: what comes next, and which defaults were taken."""
+
+_state = {"quiet": False}
+
+
+def set_quiet(value: bool) -> None:
+    """Whether to print results, warnings and errors only."""
+    _state["quiet"] = value
 
 
 def echo(line: str = "", *, err: bool = False) -> None:
     """Print one line of a result, or with ``err`` a remark; what could steer a terminal becomes escapes."""
-    typer.echo(one_line(line), err=err)
+    if not (_state["quiet"] and line.startswith(_REMARKS)):
+        typer.echo(one_line(line), err=err)
+
+
+def say_duration(seconds: float) -> None:
+    """Print on stderr how long a command took, if it was long."""
+    if seconds >= LONG_SECONDS and not _state["quiet"]:
+        echo(f"took {format_duration(seconds)}", err=True)
 
 
 def confirm(question: str) -> bool:
@@ -68,10 +94,13 @@ class ConsoleReporter(Reporter):
         self._keep_tasks = keep_tasks
         self._task: TaskID | None = None
         self._shown = ""
+        self._began = 0.0
+        self._last_line: float | None = None
 
     def say(self, line: str, *settings: str) -> None:
         """Print a line above the bar, without wrapping it and without interpreting markup."""
-        self.show_line(name_options(line, settings))
+        if not _state["quiet"]:
+            self.show_line(name_options(line, settings))
 
     def progress(
         self, task: str, done: float, total: float | None = None, *, note: str = "", unit: str = ""
@@ -85,6 +114,31 @@ class ConsoleReporter(Reporter):
         if current.total != total or done < current.completed:
             self._bar.reset(self._task, total=total)
         self._bar.update(self._task, completed=done, total=total, note=note, unit=unit)
+        if not (self.console.is_terminal or _state["quiet"]):
+            self._plain_progress(task, done, total, note, unit)
+
+    def _plain_progress(
+        self, task: str, done: float, total: float | None, note: str, unit: str
+    ) -> None:
+        """Print a line of progress after the first seconds of a task, then once per minute, and at its end."""
+        now = time.monotonic()
+        since = now - (self._began if self._last_line is None else self._last_line)
+        wait = SECONDS_BEFORE_LINES if self._last_line is None else SECONDS_BETWEEN_LINES
+        is_end = total is not None and done >= total and self._last_line is not None
+        if since < wait and not is_end:
+            return
+        self._last_line = None if is_end else now
+        if is_end:
+            self._began = now
+        in_bytes = unit == "bytes"
+        amounts = [
+            f"{amount / 1e6:,.1f}" if in_bytes else f"{amount:,.0f}"
+            for amount in (done, total or 0)
+        ]
+        count = " of ".join(amounts if total else amounts[:1]) + (" MB" if in_bytes else "")
+        left = (now - self._began) / done * (total - done) if total and 0 < done < total else 0.0
+        rest = [f"about {format_duration(left)} left"] if left >= 1 else []
+        self.show_line(", ".join([f"{task}: {count}", *([note] if note else []), *rest]))
 
     def finish_task(self) -> None:
         """Leave the bar of the current task on the screen, filled."""
@@ -101,11 +155,12 @@ class ConsoleReporter(Reporter):
     def _start(self, task: str, total: float | None, unit: str) -> None:
         if self._keep_tasks:
             self.finish_task()
-            if not self.console.is_terminal:
+            if not (self.console.is_terminal or _state["quiet"]):
                 self.show_line(task)
         elif self._task is not None:
             # Rich keeps a task's old total if the new one is None, so a new task gets a new entry.
             self._bar.remove_task(self._task)
+        self._began, self._last_line = time.monotonic(), None
         self._task, self._shown = self._bar.add_task(task, total=total, note="", unit=unit), task
 
     def show_line(self, line: str, style: str | None = None) -> None:
@@ -120,12 +175,14 @@ class TrainingConsole(ConsoleReporter, TrainingReporter):
 
     _steps_seen = 0
     _first: tuple[int, float] | None = None
-    _last_line = 0.0
 
     def step(self, record: StepRecord) -> None:
         """Show the step; after the first few, also forecast the duration of a slow run."""
         terms = " ".join(f"{name} {value:.3f}" for name, value in record.terms.items())
-        note = f"loss {record.loss:.3f} ({terms}) {record.shapes_per_second:.0f} shapes/s"
+        speed = format_speed(record.shapes_per_second)
+        note = f"loss {record.loss:.3f} ({terms}) {speed} shapes/s"
+        if _state["quiet"]:
+            return
         if self.console.is_terminal:
             self.progress("training", record.step, record.total, note=note)
         else:
@@ -142,11 +199,10 @@ class TrainingConsole(ConsoleReporter, TrainingReporter):
     def _line_a_minute(self, record: StepRecord, note: str) -> None:
         """Print a plain line for the first step, for the last, and once per minute."""
         now = time.monotonic()
-        is_first = self._first is None
         if self._first is None:
             self._first = (record.step, now)
-        recent = now - self._last_line < SECONDS_BETWEEN_LINES
-        if recent and not is_first and record.step != record.total:
+        recent = self._last_line is not None and now - self._last_line < SECONDS_BETWEEN_LINES
+        if recent and record.step != record.total:
             return
         self._last_line = now
         steps, seconds = record.step - self._first[0], now - self._first[1]
@@ -159,8 +215,8 @@ class TrainingConsole(ConsoleReporter, TrainingReporter):
         if seconds > SLOW_RUN_SECONDS:
             self.show_line(
                 f"cost: about {format_duration(seconds)} for this run on this device "
-                f"({record.shapes_per_second:.1f} shapes/s); `pointdistill plan` says more, --size tiny takes "
-                "minutes on a CPU. Ctrl-C saves, --resume continues",
+                f"({format_speed(record.shapes_per_second)} shapes/s); `pointdistill plan` says more, --size tiny "
+                "takes minutes on a CPU. Ctrl-C saves, --resume continues",
                 style="yellow",
             )
 
@@ -278,7 +334,22 @@ def _bar(console: Console, *, transient: bool) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    return Progress(*columns, console=console, transient=transient, disable=not console.is_terminal)
+    return Progress(
+        *columns,
+        console=console,
+        transient=transient,
+        disable=_state["quiet"] or not console.is_terminal,
+    )
+
+
+def draw(drawn: Any, width: int) -> str:
+    """What rich shows of a drawing of the program's own words on this terminal; lines of text are not wrapped."""
+    from rich.console import Console
+
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(drawn, highlight=False, soft_wrap=isinstance(drawn, str))
+    return captured.get()
 
 
 def print_error(message: str) -> None:
@@ -306,38 +377,63 @@ def print_report(report: Report) -> None:
 
 
 def print_table(table: Table, *, right: Collection[str] = (), whole: bool = False) -> None:
-    """Print a table with its notes: with ruled lines on a terminal, as Markdown if the output goes to a file.
+    """Print a table with its notes: in columns on a terminal; elsewhere a line a row, its cells between tabs.
+
+    On a terminal too narrow for it, cells of several words are wrapped. No cell is ever cut: if there is no room
+    even so, each row is printed as lines of its own.
 
     Args:
         table: what to print.
         right: columns to align right, in addition to those of percentages.
-        whole: do not cut or wrap cells, even on a terminal narrower than 80 columns.
+        whole: do not wrap cells either.
     """
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:
-        echo_lines(table.markdown())
-        return
-    if whole:
-        _print_whole(table, right, console)
-        return
-    console.print(_rich_table(table, right))
-    for note in table.notes:
-        console.print(one_line(note), markup=False, highlight=False, style="dim")
-
-
-def _print_whole(table: Table, right: Collection[str], console: Console) -> None:
-    drawn = _rich_table(table, right)
-    drawn.title, drawn.show_edge, drawn.pad_edge = None, False, False
-    for column in drawn.columns:
-        column.no_wrap = True
-    console.width = max(console.width, _LEAST_WIDTH)
     echo(table.title)
-    console.print(drawn, crop=False)
-    echo()
+    if console.is_terminal:
+        _draw(table, right, console, whole=whole)
+    else:
+        for row in (table.columns, *table.rows):
+            typer.echo("\t".join(map(one_line, row)))
     for note in table.notes:
-        echo(note)
+        echo(note if console.is_terminal else f"- {note}")
+    if table.notes or not console.is_terminal:
+        echo()
+
+
+def _draw(table: Table, right: Collection[str], console: Console, *, whole: bool) -> None:
+    """Print the rows in columns, or each as lines of its own."""
+    drawn = _rich_table(table, right)
+    prose = set() if whole else _prose(table)
+    for number, column in enumerate(drawn.columns):
+        column.no_wrap = number not in prose
+        column.min_width = _LEAST_PROSE if number in prose else None
+    if whole:
+        console.width = max(console.width, _LEAST_WIDTH)
+    if (
+        console.measure(drawn, options=console.options.update(max_width=10_000)).minimum
+        <= console.width
+    ):
+        console.print(drawn, crop=False)
+        echo()
+        return
+    for row in table.rows:
+        echo()
+        echo(row[0])
+        for name, cell in zip(table.columns[1:], row[1:], strict=True):
+            if cell not in ("", "-"):
+                echo(f"  {name}: {cell}")
+    echo()
+
+
+def _prose(table: Table) -> set[int]:
+    """Numbers of the columns whose cells are of several words, and long; never the first, which names the row."""
+    return {
+        number
+        for number in range(1, len(table.columns))
+        if any(" " in row[number] and len(row[number]) > _LEAST_PROSE for row in table.rows)
+    }
 
 
 def _rich_table(table: Table, right: Collection[str]) -> rich.table.Table:
@@ -346,7 +442,7 @@ def _rich_table(table: Table, right: Collection[str]) -> rich.table.Table:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(title=Text(one_line(table.title)), title_justify="left", box=SIMPLE_HEAD)
+    drawn = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for name in table.columns:
         to_right = name in right or name.endswith("%")
         drawn.add_column(Text(one_line(name)), justify="right" if to_right else "left")

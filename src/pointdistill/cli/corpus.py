@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
-from pointdistill.cli.options import CorpusArgument, named_corpus, require_paths
+from pointdistill.cli.options import (
+    UP_AXES,
+    CorpusArgument,
+    check_up,
+    complete_one_of,
+    named_corpus,
+    require_paths,
+)
 from pointdistill.data.benchmarks.registry import BENCHMARKS
+from pointdistill.data.corpus.manifest import read_manifest
+from pointdistill.data.files.workspace import given_or_last_run
+from pointdistill.reporter import plural
 
 if TYPE_CHECKING:
     from pointdistill.data.leaks.duplicates import DuplicateReport
@@ -58,7 +68,6 @@ def verify(corpus: CorpusArgument = None) -> None:
     the exit code is then 2.
     """
     from pointdistill.data.corpus.inspect import find_damage
-    from pointdistill.data.corpus.manifest import read_manifest
 
     folder = named_corpus(corpus)
     manifest = read_manifest(folder)
@@ -80,8 +89,7 @@ def verify(corpus: CorpusArgument = None) -> None:
             err=True,
         )
         raise typer.Exit(2)
-    shapes = f"{manifest.shapes:,} shape{'s' if manifest.shapes != 1 else ''}"
-    shards = f"{len(manifest.shards):,} shard{'s' if len(manifest.shards) != 1 else ''}"
+    shapes, shards = plural(manifest.shapes, "shape"), plural(len(manifest.shards), "shard")
     echo(f"{folder} is whole: {shapes} in {shards}, content {manifest.content}")
     echo(f"next: pointdistill preview {shlex.quote(str(folder))}")
 
@@ -129,7 +137,7 @@ def preview(
     chosen = choose_shapes(opened, selection, count=shapes, seed=seed)
     stem = output or Path(f"{folder.resolve().name}-preview")
     written = write_preview(opened, chosen, stem=stem, seed=seed)
-    echo(f"picture: {written.picture}, {written.shapes:,} of {len(opened):,} shapes")
+    echo(f"picture: {written.picture}, {written.shapes:,} of {plural(len(opened), 'shape')}")
     echo(f"page: {written.page}, open it in a browser")
     echo(
         f"next: pointdistill pretrain --size tiny --data {shlex.quote(str(folder))}   (on a GPU: --size small)"
@@ -142,6 +150,21 @@ class BenchmarkName(StrEnum):
     _ignore_ = "name"
     for name in BENCHMARKS:
         vars()[name.upper()] = name
+
+
+def require_leak_corpus(corpus: Path | None, encoder: Path | None) -> None:
+    """Check that there may be a corpus to look in, before torch is loaded.
+
+    Raises:
+        CorpusError: if the named one is absent or damaged.
+        CheckpointError: if none was named and no run was made.
+        DataError: if the named encoder is absent.
+    """
+    if corpus is not None:
+        read_manifest(corpus)
+        return
+    given_or_last_run(encoder, what="a corpus or an encoder", settings=("corpus", "encoder"))
+    require_paths([encoder], "encoder")
 
 
 def leaks(
@@ -171,6 +194,8 @@ def leaks(
 
     Fingerprints of the corpus are kept in its folder; if it is stopped, the same command continues.
     """
+    require_leak_corpus(corpus, encoder)
+
     from pointdistill.engine.evaluation.leak_check import LeakRequest, check_leaks, leaks_table
 
     request = LeakRequest(
@@ -211,7 +236,9 @@ def duplicates(
     up: Annotated[
         str | None,
         typer.Option(
-            help="Up axis (x, y, z, -x, -y, -z) of files that do not state one. Default: z."
+            help="Up axis (x, y, z, -x, -y, -z) of files that do not state one. Default: z.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
     workers: Annotated[
@@ -223,15 +250,21 @@ def duplicates(
     Turns about the up axis are recognised. Files that cannot be used are listed and the
     others are compared; the exit code is then 2.
     """
+    require_paths([folder])
+
     from pointdistill.data.leaks.duplicates import (
         check_report_path,
         find_duplicates_in,
         write_report,
     )
+    from pointdistill.data.meshes.formats.points import is_prose
 
     if output is not None:
         check_report_path(output)
-    require_paths([folder])
+    if up is None and not (folder / "corpus.json").exists():
+        echo(
+            "note: z is taken as the up axis of files that state none; --up sets another", err=True
+        )
     try:
         with console_reporter() as reporter:
             report = find_duplicates_in(folder, up=up, workers=workers, reporter=reporter)
@@ -246,19 +279,24 @@ def duplicates(
         print_table(_duplicates_table(folder, report))
     extra = sum(len(group) - 1 for group in report.groups)
     echo(
-        f"{folder}: {extra:,} of {report.shapes:,} shapes repeat another one; groups of the same shape: "
+        f"{folder}: {extra:,} of {plural(report.shapes, 'shape')} repeat another one; groups of the same shape: "
         f"{len(report.groups):,}"
         if extra
-        else f"{folder}: no duplicates among {report.shapes:,} shapes"
+        else f"{folder}: no duplicates among {plural(report.shapes, 'shape')}"
     )
     if output is not None:
         write_report(output, report)
         echo(f"written: {output}")
-    for shape in report.refused[:MOST_SHOWN]:
+    prose = [shape.id for shape in report.refused if is_prose(folder / shape.id)]
+    if prose:
+        echo(f"left out: {plural(len(prose), 'text file')} without points ({prose[0]})", err=True)
+    refused = [shape for shape in report.refused if shape.id not in prose]
+    for shape in refused[:MOST_SHOWN]:
         echo(f"error: {shape.id}: {shape.cause}", err=True)
-    if report.refused:
-        total = report.shapes + len(report.refused)
-        echo(f"{len(report.refused):,} of {total:,} files were not compared", err=True)
+    if refused:
+        total = report.shapes + len(refused)
+        were = "was" if len(refused) == 1 else "were"
+        echo(f"{len(refused):,} of {plural(total, 'file')} {were} not compared", err=True)
         raise typer.Exit(2)
 
 

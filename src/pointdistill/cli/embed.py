@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pointdistill.cli.console import confirm, console_reporter, echo, echo_lines, print_table
-from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
-from pointdistill.errors import ConfigError
+from pointdistill.cli.options import (
+    UP_AXES,
+    DeviceOption,
+    EncoderOption,
+    check_up,
+    complete_one_of,
+    require_encoder,
+    require_paths,
+)
+from pointdistill.data.files.workspace import last_embedding
+from pointdistill.errors import ConfigError, DataError
+from pointdistill.reporter import plural
 
 if TYPE_CHECKING:
     from pointdistill.engine.embedding.embed import EmbedReport
@@ -23,6 +33,10 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 20
 """Most refused shapes to print; all of them are recorded in the output."""
+
+
+OUTPUT_SUFFIXES = (".npz", ".parquet")
+"""As in the engine; repeated here so that a wrong ending is refused before torch loads."""
 
 
 class FeatureName(StrEnum):
@@ -82,7 +96,9 @@ def embed(
     up: Annotated[
         str | None,
         typer.Option(
-            help="Up axis (x, y, z, -x, -y, -z) of your files that do not state one. Default: z."
+            help="Up axis (x, y, z, -x, -y, -z) of your files that do not state one. Default: z.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
     batch_size: Annotated[
@@ -103,6 +119,9 @@ def embed(
     listed and the others are embedded; the exit code is then 2.
     """
     require_paths(paths)
+    if output.suffix.lower() not in OUTPUT_SUFFIXES:
+        msg = f"the output must end in {' or '.join(OUTPUT_SUFFIXES)}, got {str(output)!r}"
+        raise ConfigError(msg, settings=("output",))
     require_encoder(encoder, "encoder")
 
     from pointdistill.engine.embedding.embed import EmbedRequest
@@ -133,14 +152,14 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
         raise typer.Exit(130 if report.interrupted else 0)
     if report.interrupted:
         echo(
-            f"stopped with {report.shapes:,} of {report.total:,} shapes done and saved; "
+            f"stopped with {report.shapes:,} of {plural(report.total, 'shape')} done and saved; "
             "the same command continues from there",
             err=True,
         )
         raise typer.Exit(130)
     if report.assumed_up and up is None:
         echo(
-            f"note: {report.assumed_up:,} files do not state their up axis, so z was assumed; "
+            f"note: z was taken as the up axis of {plural(report.assumed_up, 'file')} without a stated one; "
             "use --up y if theirs is y",
             err=True,
         )
@@ -149,11 +168,14 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
     for name, reason in report.failed[:MOST_SHOWN]:
         echo(f"error: {name}: {reason}", err=True)
     if report.failed:
-        failed = f"{len(report.failed):,} of {report.total:,} shapes were not embedded"
+        were = "was" if len(report.failed) == 1 else "were"
+        failed = f"{len(report.failed):,} of {plural(report.total, 'shape')} {were} not embedded"
         echo(f"{failed}; all are listed in the output" if report.shapes else failed, err=True)
     if report.shapes:
         state = ", complete already" if report.was_complete else ""
-        echo(f"{report.output}: {features.value} features of {report.shapes:,} shapes{state}")
+        echo(
+            f"{report.output}: {features.value} features of {plural(report.shapes, 'shape')}{state}"
+        )
         if features in (FeatureName.CLS, FeatureName.POOLED):
             echo(f"next: pointdistill search FILE {shlex.quote(str(report.output))}")
     if report.failed:
@@ -191,7 +213,9 @@ def search(
     up: Annotated[
         str | None,
         typer.Option(
-            help="Up axis of a query that does not state its own. Default: as in the index."
+            help="Up axis of a query that does not state its own. Default: as in the index.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
     as_json: Annotated[
@@ -204,6 +228,8 @@ def search(
 ) -> None:
     """Find the shapes of an embedding most similar to one or several files, by cosine similarity of features.
 
+    A copy under another name has a similarity just below 1: the points that are sampled depend on the file's name.
+
     Queries that cannot be read are listed and the others are answered; the exit code
     is then 2.
     """
@@ -214,6 +240,12 @@ def search(
         msg = f"the sheet must end in .png, got {str(picture)!r}"
         raise ConfigError(msg, settings=("sheet",))
     require_paths([*queries, index])
+    if index is None and last_embedding() is None:
+        msg = (
+            "no embedding was made in this folder yet; run `pointdistill embed` first, or name the file that it "
+            "wrote"
+        )
+        raise DataError(msg)
     if encoder is not None:
         require_encoder(encoder, "encoder")
 

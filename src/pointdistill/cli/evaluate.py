@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, print_table
-from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
+from pointdistill.cli.options import (
+    UP_AXES,
+    DeviceOption,
+    EncoderOption,
+    check_up,
+    complete_one_of,
+    require_benchmark,
+    require_encoder,
+    require_own_folder,
+)
 from pointdistill.data.benchmarks.registry import BENCHMARKS
 from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
 
@@ -72,7 +81,11 @@ def evaluate(
     ] = None,
     up: Annotated[
         str | None,
-        typer.Option(help="Up axis of a folder's files that do not state it. Default: z."),
+        typer.Option(
+            help="Up axis of a folder's files that do not state it. Default: z.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
+        ),
     ] = None,
     protocol: Annotated[
         list[ProtocolName] | None,
@@ -126,9 +139,18 @@ def evaluate(
     Every score is kept when it is done: the same command goes on after Ctrl-C, and later ones add to it.
     """
     if benchmark is BenchmarkName.FOLDER:
-        require_paths([data], "data")
+        require_own_folder(data)
+        if up is None:
+            line = "note: z is taken as the up axis of files that state none; --up sets another"
+            echo(line, err=True)
     if encoder is not None:
         require_encoder(encoder, "encoder")
+    # Options that not every benchmark takes are the engine's to judge, before it looks for an archive.
+    plain = up is None and hold_out is None and not protocol
+    if plain and benchmark.value not in (BenchmarkName.FOLDER.value, BenchmarkName.ALL.value):
+        require_benchmark(
+            benchmark.value, splits=split or (), data=data, corpus=corpus, stand_in=stand_in
+        )
 
     from pointdistill.engine.evaluation.evaluate import EvaluationRequest, evaluate_saved
 

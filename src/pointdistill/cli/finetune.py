@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
-from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
+from pointdistill.cli.options import (
+    UP_AXES,
+    DeviceOption,
+    EncoderOption,
+    check_up,
+    complete_one_of,
+    require_benchmark,
+    require_encoder,
+    require_own_folder,
+    require_paths,
+)
 from pointdistill.data.benchmarks.registry import trainable_benchmarks
-from pointdistill.errors import ConfigError
+from pointdistill.errors import CheckpointError, ConfigError
+from pointdistill.reporter import plural
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import FailedFile
@@ -79,7 +90,11 @@ def finetune(
     ] = None,
     up: Annotated[
         str | None,
-        typer.Option(help="Up axis of a folder's files that do not state it. Default: z."),
+        typer.Option(
+            help="Up axis of a folder's files that do not state it. Default: z.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted training in --output.")
@@ -90,9 +105,12 @@ def finetune(
     if resume:
         output = _check_resume(context, output)
         require_paths([output], "output")
-    if benchmark is TaskName.FOLDER:
-        # An absent archive is left to the engine, which says where it can be obtained.
-        require_paths([data], "data")
+    elif benchmark.value == TaskName.FOLDER.value:
+        require_own_folder(data)
+    else:
+        require_benchmark(
+            benchmark.value, splits=[split] if split else (), data=data, stand_in=stand_in
+        )
     if encoder is not None:
         require_encoder(encoder, "encoder")
 
@@ -133,7 +151,7 @@ def _check_resume(context: typer.Context, output: Path | None) -> Path:
     changed = [
         name
         for name in context.params
-        if name not in ("resume", "output", "device")
+        if name not in ("resume", "output", "device", "quiet")
         and (source := context.get_parameter_source(name)) is not None
         and source.name == "COMMANDLINE"
     ]
@@ -170,7 +188,8 @@ def _score(result: Finetuned) -> str:
         main, mean, names = "instance_miou", "class_miou", ("instance mIoU", "class mIoU")
     return (
         f"test {names[0]} {score[main]:.2f} %, {names[1]} {score[mean]:.2f} %, after the last of "
-        f"{result.epochs} epochs (best epoch {score['best_epoch']}: {score['best_epoch_' + main]:.2f} %, "
+        f"{plural(result.epochs, 'epoch')} (best epoch {score['best_epoch']}: "
+        f"{score['best_epoch_' + main]:.2f} %, "
         "chosen on the test shapes: a bound, not a result)"
     )
 
@@ -196,7 +215,9 @@ def predict(
     up: Annotated[
         str | None,
         typer.Option(
-            help="Up axis (x, y, z, -x, -y, -z) of files that do not state it. Default: the training data's."
+            help="Up axis (x, y, z, -x, -y, -z) of files that do not state it. Default: the training data's.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
     as_json: Annotated[
@@ -210,6 +231,9 @@ def predict(
     is then 2.
     """
     require_paths([model])
+    if not (model / "config.json").is_file():
+        msg = f"{model}: no model here (no config.json); `pointdistill finetune` writes one"
+        raise CheckpointError(msg)
 
     from pointdistill.engine.finetuning.models import TrainedClassifier, load_model
     from pointdistill.engine.runtime.devices import pick_device
@@ -320,7 +344,7 @@ def _remark(
     assumed = sum(file.assumed_up for file in done)
     if assumed:
         echo(
-            f"{assumed:,} of {len(done):,} files state no up axis; {up} was assumed, --up sets another",
+            f"{assumed:,} of {plural(len(done), 'file')} state no up axis; {up} was assumed, --up sets another",
             err=True,
         )
     if line := sum((file.left_out for file in done), start=LeftOut()).line():
@@ -328,4 +352,7 @@ def _remark(
     for file in failed:
         echo(f"error: {file.reason}", err=True)
     if failed and len(failed) + len(done) > 1:
-        echo(f"{len(failed):,} of {len(failed) + len(done):,} files could not be used", err=True)
+        echo(
+            f"{len(failed):,} of {plural(len(failed) + len(done), 'file')} could not be used",
+            err=True,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import echo
+from pointdistill.cli.help import did_you_mean
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "no", "bf16")
 """As in the engine; repeated here so that a wrong value is refused before torch loads, and compared by a test."""
+
+
+UP_AXES = ("z", "y", "x", "-z", "-y", "-x")
+"""As in ``data.meshes``, for the same reason."""
 
 
 class Size(StrEnum):
@@ -40,28 +46,118 @@ class ModeName(StrEnum):
 def _one_of(name: str, accepted: tuple[str, ...]) -> Callable[[str], str]:
     def check(value: str) -> str:
         if value not in accepted:
-            msg = f"{name} must be one of {', '.join(accepted)}, got {value!r}"
+            near = did_you_mean(value, accepted)
+            msg = f"{name} must be one of {', '.join(accepted)}, got {value!r}{near}"
             raise ConfigError(msg, settings=(name,))
         return value
 
     return check
 
 
+def check_up(value: str | None) -> str | None:
+    """The axis that --up names.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    if value is None:
+        return None
+    return _one_of("up", UP_AXES)(value.lower())
+
+
+_MOST_RUNS = 200
+"""Most folders to look at for the Tab key: it must answer at once, also beside a million files."""
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of recipes that begin with ``incomplete``, for the Tab key."""
+    from pointdistill.engine.config.recipes import RECIPES
+
+    return [name for name in RECIPES if name.startswith(incomplete)]
+
+
+def complete_source(incomplete: str) -> list[str]:
+    """What a corpus can be made of."""
+    from pointdistill.data.sources import SOURCES
+
+    names = (*(info.name for info in SOURCES), "mixture", "psb")
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_weights(incomplete: str) -> list[str]:
+    """Names of encoders."""
+    from pointdistill.engine.weights import BUNDLED, PUBLISHED
+
+    return [name for name in (*PUBLISHED, BUNDLED) if name.startswith(incomplete)]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Folders of runs: the last one made here, those under runs/, and those below what was typed."""
+    from pointdistill.data.files.workspace import last_run
+
+    last = last_run()
+    parent = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
+    folders = [*([last] if last else []), *_subfolders(Path("runs")), *_subfolders(parent)]
+    found = [str(folder) for folder in folders if (folder / "config.json").is_file()]
+    return [name for name in dict.fromkeys(found) if name.startswith(incomplete)]
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(
+            itertools.islice((one for one in folder.iterdir() if one.is_dir()), _MOST_RUNS)
+        )
+    except OSError:
+        return []
+
+
+def complete_encoder(incomplete: str) -> list[str]:
+    """Runs and names of encoders."""
+    return [*complete_run(incomplete), *complete_weights(incomplete)]
+
+
+def complete_corpus(incomplete: str) -> list[str]:
+    """Folders of corpora: the last one made here, those under data/, and those below what was typed."""
+    from pointdistill.data.files.workspace import last_corpus
+
+    last = last_corpus()
+    parent = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
+    folders = [*([last] if last else []), *_subfolders(Path("data")), *_subfolders(parent)]
+    found = [str(folder) for folder in folders if (folder / "corpus.json").is_file()]
+    return [name for name in dict.fromkeys(found) if name.startswith(incomplete)]
+
+
+def complete_one_of(*accepted: str) -> Callable[[str], list[str]]:
+    """A function that completes one of ``accepted``."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in accepted if name.startswith(incomplete)]
+
+    return complete
+
+
 CorpusArgument = Annotated[
     Path | None,
-    typer.Argument(help="The corpus folder. Default: the last one made in this folder."),
+    typer.Argument(
+        help="The corpus folder. Default: the last one made in this folder.",
+        autocompletion=complete_corpus,
+    ),
 ]
 EncoderOption = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH",
+        metavar="ENCODER",
+        autocompletion=complete_encoder,
         help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
         "Default: the last run made here, or else the encoder that comes with the program.",
     ),
 ]
 RecipeOption = Annotated[
     str | None,
-    typer.Option(help="A complete run by name; `pointdistill recipes` lists them."),
+    typer.Option(
+        help="A complete run by name; `pointdistill recipes` lists them.",
+        autocompletion=complete_recipe,
+    ),
 ]
 SizeOption = Annotated[
     Size | None,
@@ -91,7 +187,10 @@ SetOption = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option(help="Corpus folder; by default the last one made in this folder."),
+    typer.Option(
+        help="Corpus folder; by default the last one made in this folder.",
+        autocompletion=complete_corpus,
+    ),
 ]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the corpus.")]
 StepsOption = Annotated[
@@ -102,13 +201,19 @@ BatchSizeOption = Annotated[
     int | None, typer.Option(min=1, help="Shapes per step, over all processes.")
 ]
 DeviceOption = Annotated[
-    str, typer.Option(help="auto, cpu or cuda.", callback=_one_of("device", DEVICES))
+    str,
+    typer.Option(
+        help="auto, cpu or cuda.",
+        callback=_one_of("device", DEVICES),
+        autocompletion=complete_one_of(*DEVICES),
+    ),
 ]
 PrecisionOption = Annotated[
     str,
     typer.Option(
         help="auto (a resumed run: as before; a new one: bf16 on a GPU), no, or bf16.",
         callback=_one_of("precision", PRECISIONS),
+        autocompletion=complete_one_of(*PRECISIONS),
     ),
 ]
 KeepOption = Annotated[int, typer.Option(min=1, help="How many of the newest checkpoints to keep.")]
@@ -187,14 +292,55 @@ def require_paths(paths: Iterable[Path | None], *settings: str) -> None:
             raise DataError(msg, settings=settings)
 
 
-def require_encoder(encoder: Path | str | None, *settings: str, or_bundled: bool = True) -> None:
+def require_benchmark(
+    name: str,
+    *,
+    splits: Iterable[str] = (),
+    data: Path | None = None,
+    corpus: Path | None = None,
+    stand_in: bool = False,
+) -> None:
+    """Check that a benchmark has these splits, and that its archive is there unless a stand-in is to be used.
+
+    Raises:
+        ConfigError: for an unknown split, or a stand-in and data together.
+        DataError: if the archive is absent; says where to get it.
+    """
+    from pointdistill.data.benchmarks.registry import (
+        check_data_choice,
+        choose_splits,
+        find_benchmark,
+    )
+
+    choose_splits(name, tuple(splits))
+    check_data_choice(stand_in=stand_in, data=data, corpus=corpus)
+    if not stand_in:
+        find_benchmark(name, data=data, corpus=corpus)
+
+
+def require_own_folder(data: Path | None) -> None:
+    """Check that a folder of one's own shapes was named and exists.
+
+    Raises:
+        ConfigError: if none was named.
+        DataError: if it is absent.
+    """
+    if data is None:
+        msg = (
+            "your own shapes are a folder of data, with one sub-folder per class; they have neither official "
+            "splits nor a stand-in"
+        )
+        raise ConfigError(msg, settings=("data", "split", "stand_in"))
+    require_paths([data], "data")
+
+
+def require_encoder(encoder: Path | str | None, *settings: str) -> None:
     """Check that there may be an encoder: a known name, something at its path, or a default if none is named.
 
     Args:
         encoder: a name or a path; ``owner/name`` on the Hub is left to the engine; None means the last run made
-            here.
+            here or the encoder that comes with the program.
         settings: the command's name for it.
-        or_bundled: whether None may also mean the encoder that comes with the program.
 
     Raises:
         CheckpointError: if there cannot be one; says what is accepted.
@@ -204,7 +350,7 @@ def require_encoder(encoder: Path | str | None, *settings: str, or_bundled: bool
     if encoder is None:
         from pointdistill.data.files.workspace import last_run
 
-        if last_run() is None and not (or_bundled and bundled_is_here()):
+        if last_run() is None and not bundled_is_here():
             msg = "no run was made in this folder yet; run `pointdistill pretrain`, or name an encoder"
             raise CheckpointError(msg, settings=settings)
         return

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from pointdistill.cli.console import console_reporter, echo
+from pointdistill.cli.options import UP_AXES, check_up, complete_one_of, complete_source
 from pointdistill.errors import ConfigError
+from pointdistill.reporter import plural
 
 if TYPE_CHECKING:
     from pointdistill.data.corpus_building import BuildReport, BuildSettings, ShapeLimits
@@ -30,7 +32,8 @@ def prepare_data(
             "(all archives in a folder as one corpus), or an archive: "
             "shapenetcore, 3d-future, scanobjectnn, modelnet40, s3dis, sunrgbd, abo, "
             "omniobject3d, toys4k, google-scanned-objects, objaverse-cap3d, objaverse-xl-cap3d, objaverse. "
-            "psb is a benchmark, and can only be fetched."
+            "psb is a benchmark, and can only be fetched.",
+            autocompletion=complete_source,
         ),
     ] = "builtin",
     path: Annotated[
@@ -95,7 +98,9 @@ def prepare_data(
     up: Annotated[
         str | None,
         typer.Option(
-            help="Up axis (x, y, z, -x, -y, -z) of your files that do not state one. Default: z."
+            help="Up axis (x, y, z, -x, -y, -z) of your files that do not state one. Default: z.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
     include_test: Annotated[
@@ -370,26 +375,22 @@ def _stopped() -> NoReturn:
 
 
 def _print(report: BuildReport, name: str, *, retry: bool) -> None:
-    from pointdistill.cli.prepare_mixture import shapes_of
-
     for line in _refused_lines(report):
         echo(line, err=True)
     if retry and not report.retried and not report.retryable:
-        final = f"{shapes_of(report.refused)} {'was' if report.refused == 1 else 'were'} refused for good"
+        final = f"{plural(report.refused, 'shape')} {'was' if report.refused == 1 else 'were'} refused for good"
         echo(f"nothing is retryable, so nothing was read again; {final}", err=True)
     if report.resumed:
-        echo(f"went on from {shapes_of(report.resumed)} already there", err=True)
+        echo(f"went on from {plural(report.resumed, 'shape')} already there", err=True)
     state = "was complete already" if report.was_complete else "is complete"
-    echo(f"{report.path} {state}: {shapes_of(report.kept)} of {name}")
+    echo(f"{report.path} {state}: {plural(report.kept, 'shape')} of {name}")
     echo("next: pointdistill pretrain --size tiny   (on a GPU: --size small)")
 
 
 def _refused_lines(report: BuildReport) -> Iterator[str]:
     """What was refused, by cause, and what to do about it."""
-    from pointdistill.cli.prepare_mixture import shapes_of
-
     if report.retried:
-        read = f"{shapes_of(report.retried)} {'was' if report.retried == 1 else 'were'} read again"
+        read = f"{plural(report.retried, 'shape')} {'was' if report.retried == 1 else 'were'} read again"
         yield f"{read}, {report.recovered:,} of them can be used"
     causes = sorted(report.causes, key=lambda cause: -cause.shapes)
     for cause in causes[:_MOST_CAUSES]:
@@ -400,7 +401,10 @@ def _refused_lines(report: BuildReport) -> Iterator[str]:
         shapes = sum(cause.shapes for cause in rest)
         yield f"refused: {shapes:,} more for {len(rest):,} other causes; `pointdistill inspect` has them"
     if report.refused:
-        failed = f"{report.refused:,} of {report.kept + report.refused:,} shapes were refused"
+        failed = (
+            f"{report.refused:,} of {plural(report.kept + report.refused, 'shape')} "
+            f"{'was' if report.refused == 1 else 'were'} refused"
+        )
         yield f"{failed}; all are listed in {report.path}/refused.jsonl"
     if report.retryable:
         named = ", ".join(f"{name} {count:,}" for name, count in report.retryable.items())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pointdistill.cli.console import console_reporter, echo, name_options, print_table
-from pointdistill.reporter import format_duration
+from pointdistill.reporter import format_duration, plural
 
 if TYPE_CHECKING:
     from pointdistill.data.corpus_building import BuildReport, BuildSettings
@@ -131,15 +131,10 @@ def _build_notes(report: BuildReport, request: MixtureRequest) -> Iterator[str]:
         official = official_shapes(request, info)
         record = records.get(info.name)
         if record is not None and record.kept != official:
-            counts = f"{shapes_of(record.kept)} kept and {record.refused:,} refused"
+            counts = f"{plural(record.kept, 'shape')} kept and {record.refused:,} refused"
             yield f"{info.name}: {counts}; its whole archive gives {official:,}"
         if status.missing and not status.exclusion_reason:
             yield f"{info.name}: missing, with {official:,} shapes"
-
-
-def shapes_of(count: int) -> str:
-    """A number of shapes in words: ``1 shape``, ``2,000 shapes``."""
-    return f"{count:,} shape" if count == 1 else f"{count:,} shapes"
 
 
 def split_notes(request: MixtureRequest, statuses: Sequence[SourceStatus]) -> Iterator[str]:
@@ -148,7 +143,9 @@ def split_notes(request: MixtureRequest, statuses: Sequence[SourceStatus]) -> It
 
     names = {status.info.name for status in statuses}
     tests = {info.name: info.official_test for info in mixture_sources() if info.official_test}
-    sizes = {name: f"{name} (officially {shapes:,} shapes)" for name, shapes in tests.items()}
+    sizes = {
+        name: f"{name} (officially {plural(shapes, 'shape')})" for name, shapes in tests.items()
+    }
     left_out = [sizes[name] for name in sizes if name in names and name not in request.take_tests]
     taken_in = [sizes[name] for name in request.take_tests if name in names]
     if left_out:
@@ -185,7 +182,7 @@ def show_plan(
     with console_reporter() as reporter:
         plan = plan_mixture(request, output, settings, reporter=reporter)
     processes = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
-    title = f"{shapes_of(plan.shapes)} from {request.archives}, {plan.bytes / GIGA:,.2f} GB, "
+    title = f"{plural(plan.shapes, 'shape')} from {request.archives}, {plan.bytes / GIGA:,.2f} GB, "
     title += f"about {format_duration(plan.seconds)} with {processes}"
     rows = tuple(_cells(row) for row in plan.rows)
     table = Table(title, _COLUMNS, rows, tuple(_notes(plan, request)))

@@ -16,6 +16,7 @@ from pointdistill.cli.console import (
     print_table,
     training_console,
 )
+from pointdistill.cli.help import did_you_mean
 from pointdistill.cli.options import (
     BatchSizeOption,
     ConfigOption,
@@ -29,13 +30,16 @@ from pointdistill.cli.options import (
     SetOption,
     SizeOption,
     StepsOption,
+    complete_encoder,
+    complete_run,
     require_encoder,
     require_paths,
     run_overrides,
     to_argv,
 )
-from pointdistill.errors import ConfigError
-from pointdistill.reporter import format_duration
+from pointdistill.data.files.workspace import last_corpus
+from pointdistill.errors import ConfigError, DataError
+from pointdistill.reporter import format_duration, plural
 
 if TYPE_CHECKING:
     from pointdistill.engine.config.settings import RunOverrides
@@ -46,6 +50,12 @@ if TYPE_CHECKING:
     from pointdistill.engine.pretraining.trainer import RunOptions
 
 GIGA, TERA = 1e9, 1e12
+
+SHARDINGS = ("none", "fsdp")
+"""As in the engine; repeated here so that a wrong value is refused before torch loads."""
+
+SLOW_SECONDS = 6 * 3600.0
+"""A run that is expected to take longer than this on a CPU gets a warning before it starts."""
 
 
 def plan(
@@ -107,7 +117,24 @@ def plan(
     argv += [] if keep == 2 else ["--keep", str(keep)]
     argv += [] if device == "auto" else ["--device", device]
     argv += [] if precision == "auto" else ["--precision", precision]
-    echo(f"next: {shlex.join(['pointdistill', 'pretrain', *argv])}")
+    command = shlex.join(["pointdistill", "pretrain", *argv])
+    seconds = _cpu_seconds(result, device)
+    if seconds is not None and seconds >= SLOW_SECONDS:
+        echo(f"next: {_tiny(data)}   (minutes on this CPU; on a GPU: {command})")
+    else:
+        echo(f"next: {command}")
+
+
+def _cpu_seconds(plan: Plan, device: str) -> float | None:
+    """How long the planned run takes on a CPU, measured or by a rough estimate; None on a GPU."""
+    from pointdistill.engine.pretraining.cost import cpu_seconds
+    from pointdistill.engine.runtime.devices import pick_device
+
+    if pick_device(device).type != "cpu":
+        return None
+    if plan.step.seconds is not None:
+        return plan.steps * plan.step.seconds
+    return cpu_seconds(plan.config, plan.shapes)
 
 
 def describe(plan: Plan) -> list[tuple[str, str]]:
@@ -121,15 +148,15 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
             f"{count.encoder / 1e6:.1f} M in the encoder, {count.student / 1e6:.1f} M trained, "
             f"{count.teacher / 1e6:.1f} M in the teacher",
         ),
-        ("corpus", f"{plan.corpus or 'none yet, synthetic'}: {plan.shapes:,} shapes"),
+        ("corpus", f"{plan.corpus or 'none yet, synthetic'}: {plural(plan.shapes, 'shape')}"),
     ]
     lines += [
-        ("licence", f"{name}: {licence} ({shapes:,} shapes)")
+        ("licence", f"{name}: {licence} ({plural(shapes, 'shape')})")
         for name, licence, shapes in plan.licences
     ]
     return [
         *lines,
-        ("steps", f"{plan.steps:,} of {config.batch_size} shapes ({epochs:.1f} epochs)"),
+        ("steps", f"{plan.steps:,} of {plural(config.batch_size, 'shape')} ({epochs:.1f} epochs)"),
         ("device", f"{plan.device}, {plan.memory_gib:.1f} GiB"),
         ("memory", _memory(plan)),
         ("time", _time(plan)),
@@ -172,6 +199,7 @@ def pretrain(
             "--run",
             "--run-folder",  # torchrun takes --run for an abbreviation of its own --run-path
             help="Folder of the run; by default a new one under runs/.",
+            autocompletion=complete_run,
         ),
     ] = None,
     resume: Annotated[
@@ -184,6 +212,7 @@ def pretrain(
         str | None,
         typer.Option(
             metavar="ENCODER",
+            autocompletion=complete_encoder,
             help="Start from these weights: run, encoder, owner/name on the Hub, or a name of `weights`. The "
             "recipe is then adapt by default, and --data may be a folder of meshes.",
         ),
@@ -232,6 +261,14 @@ def pretrain(
         seed=seed,
     )
     require_paths([data], "data")
+    if sharding not in SHARDINGS:
+        near = did_you_mean(sharding, SHARDINGS)
+        msg = f"sharding must be one of {', '.join(SHARDINGS)}, got {sharding!r}{near}"
+        raise ConfigError(msg, settings=("sharding",))
+    fresh = not resume and init_from is None and recipe != "adapt"
+    if data is None and fresh and last_corpus() is None:
+        msg = "no corpus was made in this folder yet; run `pointdistill prepare-data`, or name one"
+        raise DataError(msg, settings=("data",))
     if resume:
         require_paths([run], "run")
     if init_from is not None:
@@ -268,7 +305,7 @@ def _pretrain(
     options: RunOptions,
 ) -> None:
     """Start or resume a run, show progress, and print the next command; exits with code 130 if interrupted."""
-    from pointdistill.engine.pretraining.adapting import read_judgement
+    from pointdistill.engine.pretraining.adapting import is_folder_of_files, read_judgement
     from pointdistill.engine.pretraining.launch import announce, prepare_resumed_run, prepare_run
     from pointdistill.engine.runtime.devices import is_main_process
 
@@ -290,6 +327,14 @@ def _pretrain(
     with training_console(quiet=not is_main_process()) as reporter:
         for line in announce(prepared):
             reporter.say(line)
+        if init_from is not None and data is not None and is_folder_of_files(data):
+            folder = shlex.quote(str(data))
+            reporter.say(
+                f"note: if up is y in these files, stop, run `pointdistill prepare-data folder --input {folder} "
+                "--up y --output data/up-y`, and train with --data data/up-y"
+            )
+        if slow := _slow(prepared, options.device):
+            reporter.show_line(slow, style="yellow")
         result = _train(prepared, options, reporter)
     if not is_main_process():
         raise typer.Exit(130 if result.interrupted else 0)
@@ -297,15 +342,55 @@ def _pretrain(
         echo(
             f"stopped after step {result.step} of {result.total}; everything is saved in {result.run}"
         )
+        _repeat_warnings(result, prepared)
         echo(f"next: pointdistill pretrain --resume --run {shlex.quote(str(result.run))}")
         raise typer.Exit(130)
+    _repeat_warnings(result, prepared)
     judgement = read_judgement(result.run)
     if judgement is not None:
         _print_judgement(judgement, result.run)
-    echo(f"{result.total} steps done; the teacher's encoder is in {result.run}/encoder")
+    echo(f"{plural(result.total, 'step')} done; the teacher's encoder is in {result.run}/encoder")
     echo(
         "next: pointdistill embed YOUR_FILES   (or: pointdistill evaluate scanobjectnn --stand-in)"
     )
+
+
+def _slow(prepared: PreparedRun, device: str) -> str | None:
+    """A warning if a run on a CPU will take very long, with the command that takes minutes."""
+    from pointdistill.engine.pretraining.cost import cpu_seconds
+    from pointdistill.engine.runtime.devices import pick_device
+
+    if pick_device(device).type != "cpu":
+        return None
+    seconds = cpu_seconds(prepared.config, len(prepared.corpus))
+    if seconds < SLOW_SECONDS:
+        return None
+    return (
+        f"warning: on this CPU the run takes about {format_duration(seconds)}, by a rough estimate; "
+        f"`{_tiny(prepared.corpus.path)}` takes minutes"
+    )
+
+
+def _tiny(corpus: Path | None) -> str:
+    """The command of a run that fits a CPU."""
+    named = [] if corpus is None else ["--data", str(corpus)]
+    return shlex.join(["pointdistill", "pretrain", "--size", "tiny", *named])
+
+
+def _repeat_warnings(result: RunResult, prepared: PreparedRun) -> None:
+    """Print once more what the run warned of, which has scrolled away, with the command of another attempt."""
+    from pointdistill.engine.pretraining.monitor import change_after
+    from pointdistill.engine.pretraining.run_folder import RUN_CONFIG
+
+    for line in result.warnings:
+        echo(f"warning: {line}", err=True)
+        change = change_after(line, prepared.config)
+        if change is None:
+            continue
+        command = ["pointdistill", "pretrain", "--config", str(result.run / RUN_CONFIG)]
+        command += ["--data", str(prepared.corpus.path), "--set", f"{change[0]}={change[1]:g}"]
+        command += [] if prepared.init_from is None else ["--init-from", str(prepared.init_from)]
+        echo(f"remedy: {shlex.join(command)}", err=True)
 
 
 def _print_judgement(judgement: Judgement, run: Path) -> None:
@@ -314,7 +399,7 @@ def _print_judgement(judgement: Judgement, run: Path) -> None:
     from pointdistill.engine.pretraining.run_folder import JUDGEMENT
     from pointdistill.engine.reports.tables import Table
 
-    notes = [f"{judgement.shapes:,} shapes of the corpus; kept in {run / JUDGEMENT}."]
+    notes = [f"{plural(judgement.shapes, 'shape')} of the corpus; kept in {run / JUDGEMENT}."]
     if judgement.unchanged is not None:
         notes.append(
             f"{judgement.unchanged:.0f} % of the {judgement.neighbours} nearest of a shape are the same before "
@@ -349,7 +434,7 @@ def _train(prepared: PreparedRun, options: RunOptions, reporter: TrainingConsole
             raise
         batch = prepared.config.batch_size
         msg = (
-            f"a step of {batch} shapes does not fit into the memory of this device; give a smaller --batch-size "
-            f"(such as {max(1, batch // 2)}); `pointdistill plan` shows what fits"
+            f"a step of {plural(batch, 'shape')} does not fit into the memory of this device; give a smaller "
+            f"--batch-size (such as {max(1, batch // 2)}); `pointdistill plan` shows what fits"
         )
         raise ConfigError(msg) from error

@@ -10,6 +10,8 @@ import typer
 
 from pointdistill.cli.console import console_reporter, echo, print_table
 from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
+from pointdistill.data.files.workspace import last_corpus
+from pointdistill.errors import DataError
 
 
 def reconstruct(
@@ -36,6 +38,9 @@ def reconstruct(
     """
     require_paths([data], "data")
     require_encoder(encoder, "encoder")
+    if data is None and last_corpus() is None:
+        msg = "no corpus was made in this folder yet; run `pointdistill prepare-data`, or name one"
+        raise DataError(msg, settings=("data",))
 
     from pointdistill.engine.reconstruction.reconstruct import PICTURE, RESULTS, ReconstructRequest
     from pointdistill.engine.reconstruction.reconstruct import reconstruct as run

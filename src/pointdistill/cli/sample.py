@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter, echo
+from pointdistill.cli.options import UP_AXES, check_up, complete_one_of
+from pointdistill.reporter import plural
 
 if TYPE_CHECKING:
     from pointdistill.data.meshes import SampleReport
@@ -35,7 +37,9 @@ def sample(
     up: Annotated[
         str | None,
         typer.Option(
-            help="Up axis of the files (x, y, z, -x, -y, -z), turned to z. Default: as they are."
+            help="Up axis of the files (x, y, z, -x, -y, -z), turned to z. Default: as they are.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
     cloud_format: Annotated[
@@ -92,9 +96,12 @@ def _print(report: SampleReport, points: int, output: Path) -> None:
     if report.sampled:
         clouds = sum(not file.is_surface for file in report.sampled)
         note = f", {clouds:,} of them point clouds" if clouds else ""
-        echo(f"sampled {len(report.sampled):,} files, {points:,} points each{note}: {output}")
+        echo(
+            f"sampled {plural(len(report.sampled), 'file')}, {points:,} points each{note}: {output}"
+        )
     for failed in report.failed:
         echo(f"error: {failed.reason}", err=True)
     total = len(report.failed) + len(report.sampled)
     if report.failed and total > 1:
-        echo(f"{len(report.failed):,} of {total:,} files were not sampled", err=True)
+        were = "was" if len(report.failed) == 1 else "were"
+        echo(f"{len(report.failed):,} of {plural(total, 'file')} {were} not sampled", err=True)

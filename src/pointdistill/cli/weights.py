@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, print_table
-from pointdistill.cli.options import require_encoder, require_paths
+from pointdistill.cli.options import (
+    complete_encoder,
+    complete_weights,
+    require_encoder,
+    require_paths,
+)
 from pointdistill.errors import ConfigError
+from pointdistill.reporter import plural
 
 if TYPE_CHECKING:
     from pointdistill.engine.reports.tables import Table
@@ -34,7 +40,11 @@ class BranchName(StrEnum):
 
 def weights(
     name: Annotated[
-        str | None, typer.Argument(help="Download this one now, to use it without a network later.")
+        str | None,
+        typer.Argument(
+            help="Download this one now, to use it without a network later.",
+            autocompletion=complete_weights,
+        ),
     ] = None,
 ) -> None:
     """List the encoders that every command knows by name, or download one."""
@@ -68,7 +78,7 @@ def _named_weights() -> Table:
         cache_folder,
     )
 
-    columns = ("name", "model", "download", "trained on", "licence of that", *_FIGURES, "here")
+    columns = ("name", "model", "download", "trained on", "licence of the data", *_FIGURES, "here")
     rows = []
     for one in PUBLISHED.values():
         scores = [one.published_accuracy(*figure) for figure in _FIGURES.values()]
@@ -108,9 +118,10 @@ def export(
     encoder: Annotated[
         str | None,
         typer.Option(
-            metavar="PATH",
+            metavar="ENCODER",
+            autocompletion=complete_encoder,
             help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
-            "Default: the last run made here.",
+            "Default: the last run made here, or else the encoder that comes with the program.",
         ),
     ] = None,
     file_format: Annotated[
@@ -138,13 +149,14 @@ def export(
             "embeddings of few shapes."
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an encoder that is in the folder already.")
+    ] = False,
 ) -> None:
     """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
     if half and file_format is FormatName.ONNX:
         msg = "--half belongs to --format safetensors; an ONNX file is float32"
         raise ConfigError(msg)
-    from pointdistill.data.files.workspace import last_run
-
     if points is not None and file_format is not FormatName.ONNX:
         msg = f"--points {points} belongs to --format onnx; safetensors take clouds of any size"
         raise ConfigError(msg)
@@ -154,17 +166,17 @@ def export(
         )
         raise ConfigError(msg)
     require_paths([corpus], "corpus")
-    require_encoder(encoder, "encoder", or_bundled=False)
-    source = encoder or last_run()
-    assert source is not None
+    require_encoder(encoder, "encoder")
+    written = output / ("model.onnx" if file_format is FormatName.ONNX else "model.safetensors")
+    if written.exists() and not overwrite:
+        msg = f"{written} exists; name another folder, or give --overwrite to replace it"
+        raise ConfigError(msg)
 
-    from pointdistill.engine.pretraining.run_folder import encoder_line
+    from pointdistill.engine.pretraining.run_folder import choose_encoder
     from pointdistill.engine.sharing.export import export_encoder
-    from pointdistill.engine.weights.encoders import locate_encoder
 
     with console_reporter() as reporter:
-        stored = locate_encoder(source, reporter=reporter)
-    echo(encoder_line(stored), err=True)
+        source = choose_encoder(encoder, reporter=reporter)
     if file_format is FormatName.ONNX:
         from pointdistill.engine.sharing.export import export_onnx
 
@@ -187,7 +199,7 @@ def _measure(folder: Path, corpus: Path) -> None:
         name, reason = measured.failed[0]
         more = f" (and {len(measured.failed) - 1:,} more)" if len(measured.failed) > 1 else ""
         echo(f"left out: {name}: {reason}{more}", err=True)
-    echo(f"{measured.path}: feature statistics of {measured.shapes:,} shapes of {corpus}")
+    echo(f"{measured.path}: feature statistics of {plural(measured.shapes, 'shape')} of {corpus}")
 
 
 def _describe_onnx(exported: OnnxExport) -> None:
@@ -210,6 +222,7 @@ def push(
         str,
         typer.Argument(
             metavar="SOURCE",
+            autocompletion=complete_encoder,
             help="Run, encoder folder or file, fine-tuned model, owner/name on the Hub, or a name of `weights`.",
         ),
     ],

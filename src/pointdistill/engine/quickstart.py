@@ -51,7 +51,7 @@ from pointdistill.model.encoder import Encoder
 from pointdistill.model.masking import draw_masks
 from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.views import draw_views
-from pointdistill.reporter import SILENT, Reporter, TrainingReporter
+from pointdistill.reporter import SILENT, Reporter, TrainingReporter, plural
 from pointdistill.version import __version__
 
 SHAPES = 6
@@ -308,7 +308,7 @@ class _Stages(TrainingReporter):
 
 
 def _corpus(folder: Path, config: QuickstartConfig, stages: _Stages) -> Corpus:
-    stages.begin("corpus", f"making {config.shapes:,} shapes of {config.points:,} points")
+    stages.begin("corpus", f"making {plural(config.shapes, 'shape')} of {config.points:,} points")
     # Built directly, so that it does not replace the last corpus made here as the default of other commands.
     report = build_corpus(
         open_source("builtin", SourceRequest(shapes=config.shapes)),
@@ -410,7 +410,7 @@ def _measure_rest(config: QuickstartConfig, benchmark: Benchmark, stages: _Stage
 def _supervised(config: QuickstartConfig, benchmark: Benchmark, stages: _Stages) -> Score:
     """The same encoder trained from scratch with the labels, for a few epochs."""
     epochs = config.supervised_epochs
-    stages.begin(SUPERVISED, f"training with labels, from scratch, {epochs} epochs")
+    stages.begin(SUPERVISED, f"training with labels, from scratch, {plural(epochs, 'epoch')}")
     encoder = new_state(config.pretraining()).student.encoder
     trained = train_classifier(
         encoder,
@@ -442,7 +442,8 @@ def _supervised_result(like: Result, score: Score, config: QuickstartConfig) -> 
         else Spread.of([score.best_accuracy]),
         published=None,
         notes=(
-            f"{config.supervised_epochs} epochs instead of the protocol's {RECIPES['scratch'].epochs}",
+            f"{plural(config.supervised_epochs, 'epoch')} instead of the protocol's "
+            f"{RECIPES['scratch'].epochs}",
         ),
     )
 
@@ -467,7 +468,8 @@ def _report(
     trained_for = config.pretraining()
     facts = {
         "encoder": f"tiny, {sum(p.numel() for p in trained.parameters()):,} parameters",
-        "pretraining": f"{trained_for.steps:,} steps of {trained_for.batch_size} shapes, dual mode, no labels",
+        "pretraining": f"{trained_for.steps:,} steps of {trained_for.batch_size} shapes, "
+        "dual mode, no labels",
         "corpus": f"{len(corpus):,} builtin shapes, content {corpus.manifest.content[:16]}",
         "measured on": f"{benchmark.data_name} ({benchmark.split}): {len(benchmark.train):,} clouds to "
         f"train the probes, {len(benchmark.test):,} to test",

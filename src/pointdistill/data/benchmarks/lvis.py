@@ -29,6 +29,7 @@ from pointdistill.data.benchmarks.spec import (
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files.schema import parse_json
 from pointdistill.errors import ConfigError, DataError
+from pointdistill.reporter import plural
 
 NAME = "Objaverse-LVIS"
 SHOTS = 10
@@ -263,7 +264,7 @@ def _data_name(shapes: int, classes: int, *, stand_in: bool) -> str:
         return f"{NAME} stand-in"
     if classes == OFFICIAL_CLASSES:
         return NAME
-    return f"{NAME} ({shapes:,} shapes of {classes:,} classes, officially {OFFICIAL_CLASSES:,} classes)"
+    return f"{NAME} ({plural(shapes, 'shape')} of {classes:,} classes, officially {OFFICIAL_CLASSES:,} classes)"
 
 
 def _read(

@@ -29,6 +29,7 @@ from pointdistill.data.files.files import read_some
 from pointdistill.data.files.hdf5 import NUMBERS, InertFile, open_hdf5
 from pointdistill.data.files.schema import refusing_damage
 from pointdistill.errors import CorpusError
+from pointdistill.reporter import plural
 
 MOST_OPEN_SHARDS = 1024
 """Most shards open at a time by default; a read from one that is not costs half a millisecond more."""
@@ -269,18 +270,20 @@ class Corpus:
     def describe(self) -> str:
         """What the corpus holds and where it came from, in a few lines for people."""
         manifest = self.manifest
-        lines = [f"{self.path}: {len(self):,} shapes of up to {manifest.points:,} points, z up"]
+        lines = [
+            f"{self.path}: {plural(len(self), 'shape')} of up to {manifest.points:,} points, z up"
+        ]
         for source in manifest.sources:
             refused = f", {source.refused:,} refused" if source.refused else ""
             labels = f", {len(source.labels)} labels" if source.labels else ""
             lines.append(
-                f"  {source.name}: {source.kept:,} shapes{labels}{refused}; {source.licence}"
+                f"  {source.name}: {plural(source.kept, 'shape')}{labels}{refused}; {source.licence}"
             )
         lines.append(f"  seed {manifest.seed}, content {manifest.content[:16]}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"Corpus({str(self.path)!r}, {len(self):,} shapes)"
+        return f"Corpus({str(self.path)!r}, {plural(len(self), 'shape')})"
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return functools.partial(open_corpus, most_shards=self._most_open), (self.path,)
@@ -359,7 +362,7 @@ def check_shard_size(path: Path, record: ShardRecord) -> None:
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:
-        msg = f"{path}: missing, with {record.shapes:,} shapes; prepare the corpus again"
+        msg = f"{path}: missing, with {plural(record.shapes, 'shape')}; prepare the corpus again"
         raise CorpusError(msg) from error
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror})"

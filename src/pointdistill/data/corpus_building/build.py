@@ -26,7 +26,7 @@ from pointdistill.data.files.processes import usable_cores
 from pointdistill.data.meshes.records import MINIMUM_POINTS
 from pointdistill.data.sources.base import Entry, Source
 from pointdistill.errors import ConfigError, DataError
-from pointdistill.reporter import SILENT, Reporter
+from pointdistill.reporter import SILENT, Reporter, plural
 
 DEFAULT_POINTS = 16_384
 
@@ -128,7 +128,8 @@ def build_source(
     build: Build | None = None
     with (
         room_needed(
-            output, lambda: f"{build.done if build else 0:,} of {len(entries):,} shapes are safe"
+            output,
+            lambda: f"{build.done if build else 0:,} of {plural(len(entries), 'shape')} are safe",
         ),
         unfinished_build(output, decisive | {"division": division}) as folder,
     ):

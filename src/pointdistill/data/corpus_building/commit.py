@@ -45,6 +45,7 @@ from pointdistill.data.corpus_building.tasks import BuildJob
 from pointdistill.data.files.files import sha256_of
 from pointdistill.data.files.hdf5 import open_hdf5
 from pointdistill.errors import CorpusError, DataError
+from pointdistill.reporter import plural
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +116,7 @@ def _nothing_kept(folder: BuildFolder, facts: SourceFacts, refused: Sequence[Ref
     remove_build(folder.corpus)
     first = f"{refused[0].id}: {refused[0].cause}"
     return DataError(
-        f"none of the {len(refused):,} shapes of {facts.name} can be used; first {first}"
+        f"none of the {plural(len(refused), 'shape')} of {facts.name} can be used; first {first}"
     )
 
 

@@ -11,7 +11,7 @@ from pointdistill.data.corpus_building.commit import BuildReport
 from pointdistill.data.corpus_building.retry import retry_corpus
 from pointdistill.data.files.workspace import remember_corpus
 from pointdistill.data.sources import SourceRequest, open_source, source_info
-from pointdistill.reporter import SILENT, Reporter
+from pointdistill.reporter import SILENT, Reporter, plural
 
 DATA_FOLDER = Path("data")
 """Folder in which corpora are made unless another is named."""
@@ -84,7 +84,7 @@ def _say_notes(
     if official is not None and request.include_test:
         official += info.official_test
     if official not in (None, report.kept) and not facts.stand_in:
-        counts = f"{report.kept:,} shapes kept and {report.refused:,} refused"
+        counts = f"{plural(report.kept, 'shape')} kept and {report.refused:,} refused"
         reporter.say(f"note: {counts}; the whole of {source} gives {official:,}")
     if facts.stand_in:
         reporter.say(

@@ -6,6 +6,7 @@ Requests follow redirects; a failure is either final or worth another attempt.
 from __future__ import annotations
 
 import email.message
+import errno
 import http.client
 import re
 import socket
@@ -30,6 +31,7 @@ _LENGTH_TIMEOUT_SECONDS = 10.0  # only for estimates, so not worth a minute
 _HEAD_SECONDS = 120.0  # until an answer begins, redirects included, however many bytes came
 _PAGE_SECONDS = 600.0  # for a whole answer that is no download
 _ATTEMPTS = 6  # in a row without a single new byte
+_UNREACHABLE = 2  # attempts at a server that was never reached
 _FIRST_PAUSE_SECONDS = 1.0  # doubled after each failed attempt
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -48,6 +50,10 @@ Result = TypeVar("Result")
 
 class LostError(Exception):
     """The connection was lost, or the server asks to try again later."""
+
+
+class UnreachableError(LostError):
+    """There is no way to the server: its name is not known here, or the network is down."""
 
 
 class RefusedError(DataError):
@@ -238,7 +244,8 @@ def web_errors(url: str) -> Iterator[None]:
         msg = f"{url}: {answer}; see whether it has moved, and fetch it by hand"
         raise RefusedError(msg) from error
     except urllib.error.URLError as error:
-        raise LostError(one_line(str(error.reason))) from error
+        lost = UnreachableError if _is_unreachable(error.reason) else LostError
+        raise lost(one_line(str(error.reason))) from error
     except (http.client.InvalidURL, ValueError, OverflowError) as error:
         # Of a redirect too: a port of 99999, an unfinished IPv6 address, a host that is no name.
         msg = f"{url}: leads to what is no address ({one_line(str(error))}); fetch it by hand"
@@ -246,6 +253,12 @@ def web_errors(url: str) -> Iterator[None]:
     except _LOST as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise LostError(one_line(cause)) from error
+
+
+def _is_unreachable(reason: object) -> bool:
+    return isinstance(reason, socket.gaierror) or (
+        isinstance(reason, OSError) and reason.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+    )
 
 
 def with_retries(
@@ -265,15 +278,20 @@ def with_retries(
         sleep: waits between attempts.
 
     Raises:
-        DataError: after several failed attempts in a row.
+        DataError: after several failed attempts in a row, or two if the server was never reached.
     """
     failed, largest = 0, received()
+    first = largest
     while True:
         try:
             return attempt()
         except LostError as lost:
             kept = received()
             failed, largest = (0, kept) if kept > largest else (failed + 1, largest)
+            # A network that fails in the middle may come back; one that was never there is not waited for.
+            if isinstance(lost, UnreachableError) and largest == first and failed == _UNREACHABLE:
+                msg = f"{url}: cannot be reached from here ({lost}); check the network and run the same again"
+                raise DataError(msg) from lost
             if failed == _ATTEMPTS:
                 msg = (
                     f"{url}: no answer in {_ATTEMPTS} attempts ({lost}); {kept:,} bytes are kept: run the "

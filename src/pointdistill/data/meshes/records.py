@@ -5,6 +5,7 @@ Sizes: V vertices, F faces, C corners of all faces together, P bare points.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.errors import ConfigError
+from pointdistill.reporter import plural
 
 Axis: TypeAlias = Literal["x", "y", "z", "-x", "-y", "-z"]
 """The signed axis of a file that points up."""
@@ -129,8 +131,14 @@ class RawMesh:
 
 
 def counted(kinds: Mapping[str, int]) -> str:
-    """Kinds with their counts, for a person to read: ``2 modifiers, 1 support blockers``."""
-    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+    """Kinds with their counts, for a person to read: ``2 modifiers, 1 support blocker``."""
+    return ", ".join(
+        plural(count, _SINGULAR.sub(r"\1\2", kind), kind) for kind, count in kinds.items()
+    )
+
+
+_SINGULAR = re.compile(r"^(.+?)(?:(?<=sh)e)?s((?: (?:of|on|without) .*)?)$")
+"""A kind in the plural: what stays of it in the singular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +152,9 @@ class LeftOut:
 
     def __post_init__(self) -> None:
         if self.files < 0 or any(count < 0 for count in self.kinds.values()):
-            msg = f"counts must not be negative, got {self.files} files, {dict(self.kinds)}"
+            msg = (
+                f"counts must not be negative, got {plural(self.files, 'file')}, {dict(self.kinds)}"
+            )
             raise ConfigError(msg)
 
     @classmethod
@@ -171,5 +181,5 @@ class LeftOut:
         if not self.files:
             return ""
         more = f" and {self.files - len(self.first):,} more" if self.files > len(self.first) else ""
-        where = "1 file" if self.files == 1 else f"{self.files:,} files"
+        where = plural(self.files, "file")
         return f"left out of {where}: {counted(self.kinds)} ({', '.join(self.first)}{more})"

@@ -26,9 +26,14 @@ from pointdistill.data.files.archive import PACKED_TARS, open_archive
 from pointdistill.data.files.files import path_from, short_name
 from pointdistill.data.files.member import HeldArchive, file_state, hold_archive, unpack
 from pointdistill.data.meshes import FORMATS, Axis, PointSet, Surface, draw, named_rng
+from pointdistill.data.meshes.formats.points import is_prose
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import read_named
 from pointdistill.errors import DataError
+from pointdistill.reporter import plural
+
+_MOST_PROSE = 5
+"""Most text files to name in a line."""
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", *PACKED_TARS)
 
@@ -50,6 +55,9 @@ class ShapeSource:
     """POSIX names inside a folder or archive; the file's own; None for a corpus, whose shapes have numbers."""
 
     count: int = 1
+
+    prose: tuple[str, ...] = ()
+    """Names of text files in a folder that hold no points, such as a readme, and so are no shapes."""
 
     stamp: str = ""
     """Changes when the shapes change: a corpus's checksum, or the sizes and times of files."""
@@ -146,6 +154,15 @@ class ShapeList:
         name = "" if source.names is None else source.names[row]
         return number, ShapeLocation(source.kind, source.path, name, row)
 
+    def prose_line(self) -> str:
+        """Which text files in folders are no shapes; empty if there is none."""
+        names = [f"{source.named}/{name}" for source in self.sources for name in source.prose]
+        more = f" and {len(names) - _MOST_PROSE:,} more" if len(names) > _MOST_PROSE else ""
+        files = plural(len(names), "text file")
+        return f"left out: {files} without points ({', '.join(names[:_MOST_PROSE])}{more})" * bool(
+            names
+        )
+
     def shape_id(self, number: int, name: str) -> str:
         """Id of a shape of source ``number``: its name there, preceded by the source if there are several."""
         source = self.sources[number]
@@ -192,7 +209,7 @@ def _source(path: Path, named: str, leave_out: Path | None) -> ShapeSource:
     whole = str(path.resolve())
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         corpus = open_corpus(path)
-        return ShapeSource("corpus", whole, named, None, len(corpus), corpus.content)
+        return ShapeSource("corpus", whole, named, None, len(corpus), stamp=corpus.content)
     if not path.is_dir() and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return ShapeSource("file", whole, named, (path.name,), stamp=_stamp([path]))
     absent = f"{path}: no such file or folder; check its name"
@@ -201,14 +218,16 @@ def _source(path: Path, named: str, leave_out: Path | None) -> ShapeSource:
     if path.is_dir() and leave_out is not None:
         output = leave_out.resolve()
         names = tuple(name for name in names if Path(whole, name) != output)
+    prose = tuple(name for name in names if path.is_dir() and is_prose(path / name))
+    names = tuple(name for name in names if name not in set(prose))
     if not names:
         endings = ", ".join(ending[1:] for ending in FORMATS)
         msg = f"{path}: holds no mesh or point cloud; files that end in {endings} are read"
         raise DataError(msg)
     if path.is_dir():
         stamp = _stamp([path / name for name in names])
-        return ShapeSource("folder", whole, named, names, len(names), stamp)
-    return ShapeSource("archive", whole, named, names, len(names), _stamp([path]))
+        return ShapeSource("folder", whole, named, names, len(names), prose, stamp)
+    return ShapeSource("archive", whole, named, names, len(names), stamp=_stamp([path]))
 
 
 def _is_shape(name: str) -> bool:

@@ -21,6 +21,7 @@ from pointdistill.model.config import (
     Mode,
     PredictorConfig,
 )
+from pointdistill.reporter import plural
 
 RUN_FORMAT = "pointdistill-run"
 """The ``format`` of a run's ``config.json``."""
@@ -171,13 +172,13 @@ class PretrainConfig:
         largest = max(processes, min(shapes, self.batch_size) // processes * processes)
         if shapes < processes and processes > 1:
             msg = (
-                f"the corpus holds {shapes} shapes, fewer than the {processes} processes that share a batch; "
-                "start fewer processes, or use a larger corpus"
+                f"the corpus holds {plural(shapes, 'shape')}, fewer than the {processes} processes that share a "
+                "batch; start fewer processes, or use a larger corpus"
             )
             raise ConfigError(msg)
         if shapes < self.batch_size:
             msg = (
-                f"the corpus holds {shapes} shapes, fewer than one batch of {self.batch_size}; "
+                f"the corpus holds {plural(shapes, 'shape')}, fewer than one batch of {self.batch_size}; "
                 f"use a larger corpus, or a batch size of {largest}"
             )
             raise ConfigError(msg, settings=("batch_size",))

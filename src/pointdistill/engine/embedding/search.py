@@ -45,7 +45,7 @@ from pointdistill.engine.weights.encoders import (
 )
 from pointdistill.errors import CheckpointError, ConfigError, DataError, one_line
 from pointdistill.model.encoder import Encoder
-from pointdistill.reporter import SILENT, Reporter
+from pointdistill.reporter import SILENT, Reporter, plural
 
 DRAWN_POINTS = 2048
 """Largest number of points of one shape in the picture."""
@@ -256,7 +256,9 @@ def choose_comparison(
     """
     shapes, width = index.shapes(), feature_width(index.facts.features, encoder)
     if shapes >= ENOUGH_SHAPES and (own := _own_statistics(index, width)):
-        return Comparison(own.whitened, f"features whitened over the index's {shapes:,} shapes")
+        return Comparison(
+            own.whitened, f"features whitened over the index's {plural(shapes, 'shape')}"
+        )
     few = f"the index holds {shapes:,} shape{'' if shapes == 1 else 's'}"
     statistics, problem = read_statistics(
         locate_encoder(origin),
@@ -268,10 +270,12 @@ def choose_comparison(
     if problem:
         reporter.say(problem)
     if statistics is not None:
-        of = f"over {statistics.shapes:,} shapes, as measured with the encoder"
+        of = f"over {plural(statistics.shapes, 'shape')}, as measured with the encoder"
         return Comparison(statistics.whitened, f"features whitened {of}; {few}")
     if shapes >= WHITENED_FROM and (own := _own_statistics(index, width)):
-        return Comparison(own.whitened, f"features whitened over the index's {shapes:,} shapes")
+        return Comparison(
+            own.whitened, f"features whitened over the index's {plural(shapes, 'shape')}"
+        )
     rows = next(_finite_blocks(index, width), np.empty((0, width), np.float32))
     if shapes < CENTRED_FROM or np.ptp(rows, axis=0).max() <= 1e-6 * np.abs(rows).max():
         return Comparison(RAW.transform, f"{RAW.name}; {few}")

@@ -44,7 +44,7 @@ from pointdistill.errors import (
     DataError,
     PointDistillError,
 )
-from pointdistill.reporter import SILENT, Reporter
+from pointdistill.reporter import SILENT, Reporter, plural
 
 if TYPE_CHECKING:
     from pointdistill.data.benchmarks.spec import Labelled
@@ -170,7 +170,7 @@ def check_leaks(request: LeakRequest, reporter: Reporter = SILENT) -> Checked:
         progress = partial(reporter.progress, "reading the archive")
         shapes = read_held_out(request.benchmark, paths, split, progress=progress)
         named = " ".join(filter(None, (paths.archive.name, split)))
-        reporter.say(f"data: {len(shapes):,} test shapes of {named}")
+        reporter.say(f"data: {plural(len(shapes), 'test shape')} of {named}")
         report = find_leaks(
             shapes,
             corpus,
@@ -327,14 +327,14 @@ def _summary(split: str | None, report: LeakReport) -> str:
         f"ids compared with {', '.join(report.ids_met)}" if report.ids_met else "no ids to compare"
     )
     return (
-        f"{name}{len(report.leaks):,} of {report.test_shapes:,} test shapes are among the corpus's "
+        f"{name}{len(report.leaks):,} of {plural(report.test_shapes, 'test shape')} are among the corpus's "
         f"{report.corpus_shapes:,}: {report.count('id'):,} by id, {report.count('geometry'):,} by geometry "
         f"({met})."
     )
 
 
 def _seen(leaks: int, of: int) -> str:
-    return f"{leaks:,} of {of:,} test shapes were in the corpus this encoder saw"
+    return f"{leaks:,} of {plural(of, 'test shape')} were in the corpus this encoder saw"
 
 
 def _corpus(request: LeakRequest, reporter: Reporter) -> Corpus:

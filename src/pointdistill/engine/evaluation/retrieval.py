@@ -43,7 +43,7 @@ from pointdistill.engine.features.statistics import WHITENED_FROM, measure
 from pointdistill.engine.runtime.devices import interruptible
 from pointdistill.errors import DataError
 from pointdistill.model.encoder import Encoder
-from pointdistill.reporter import Forecast, Reporter
+from pointdistill.reporter import Forecast, Reporter, plural
 
 FOLDS = 5
 """Folds of the cross-validation."""
@@ -122,7 +122,7 @@ def retrieval_figures(features: Tensor, labels: NDArray[np.int64]) -> RetrievalF
     queries = np.flatnonzero(size_of[labels] >= SMALLEST_QUERIED)
     if not len(queries):
         msg = (
-            f"retrieval needs a class of at least {SMALLEST_QUERIED} shapes, and the largest has "
+            f"retrieval needs a class of at least {plural(SMALLEST_QUERIED, 'shape')}, and the largest has "
             f"{size_of.max(initial=0)}; add shapes to a class"
         )
         raise DataError(msg)
@@ -292,7 +292,8 @@ def embed_labelled(
     refused = [row for chunk in columns for row in work.refusals(chunk["failed"])]
     usable = [chunk for chunk in columns if len(chunk["rows"])]
     if not usable:
-        msg = f"{shapes.path}: none of its {len(shapes):,} shapes can be read; {refused[0][0]}: {refused[0][1]}"
+        first = f"{refused[0][0]}: {refused[0][1]}"
+        msg = f"{shapes.path}: none of its {plural(len(shapes), 'shape')} can be read; {first}"
         raise DataError(msg)
     with write_aside(output) as aside:
         np.savez(
@@ -379,7 +380,9 @@ def _measure(run: EvaluationRun, shapes: LabelledShapes) -> list[Result]:
             labels = shapes.labels[embedded.rows]
             score = shape_score(embedded.features, labels, protocol, seed=seed)
             if embedded.refused:
-                left_out = f"{len(embedded.refused):,} of {len(shapes):,} shapes could not be read"
+                left_out = (
+                    f"{len(embedded.refused):,} of {plural(len(shapes), 'shape')} could not be read"
+                )
                 score = replace(score, note="; ".join(filter(None, [score.note, left_out])))
             names = () if protocol == RETRIEVAL else _names(shapes, labels)
             stored[protocol] = run.record(templates[protocol], score, names)
@@ -403,7 +406,11 @@ def _possible(run: EvaluationRun, shapes: LabelledShapes) -> tuple[str, ...]:
             CROSS_VALIDATED if large < 2 else (),
             f"cross-validation needs 2 classes of at least {FEWEST_TO_VALIDATE} shapes, got {large}",
         ),
-        **({} if queried else {RETRIEVAL: f"retrieval needs a class of {SMALLEST_QUERIED} shapes"}),
+        **(
+            {}
+            if queried
+            else {RETRIEVAL: f"retrieval needs a class of {plural(SMALLEST_QUERIED, 'shape')}"}
+        ),
     }
     possible = tuple(protocol for protocol in run.protocols if protocol not in lacking)
     reasons = dict.fromkeys(lacking[protocol] for protocol in run.protocols if protocol in lacking)
@@ -458,7 +465,9 @@ def _embed(run: EvaluationRun, shapes: LabelledShapes, seed: int) -> ShapeFeatur
 
 def _say_refused(refused: Sequence[tuple[str, str]], count: int, reporter: Reporter) -> None:
     if refused:
-        reporter.say(f"{len(refused):,} of {count:,} shapes cannot be read and are left out:")
+        reporter.say(
+            f"{len(refused):,} of {plural(count, 'shape')} cannot be read and are left out:"
+        )
     for name, reason in refused[:_MOST_NAMED]:
         reporter.say(f"left out: {name}: {reason}")
     if len(refused) > _MOST_NAMED:

@@ -33,7 +33,7 @@ from pointdistill.engine.features.inputs import CUTS, KEPT_SHARES
 from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.runtime.devices import interruptible
 from pointdistill.errors import ConfigError
-from pointdistill.reporter import SILENT, Reporter
+from pointdistill.reporter import SILENT, Reporter, plural
 
 if TYPE_CHECKING:
     from pointdistill.data.benchmarks.spec import Labelled
@@ -192,7 +192,7 @@ class EvaluationRun(Evaluation):
         parts = [benchmark.data_name, *([benchmark.split] if benchmark.split else [])]
         if isinstance(benchmark, LvisShapes | LabelledShapes):
             kind = "categories" if isinstance(benchmark, LvisShapes) else "classes"
-            parts.append(f"{len(benchmark):,} shapes of {len(benchmark.classes):,} {kind}")
+            parts.append(f"{plural(len(benchmark), 'shape')} of {len(benchmark.classes):,} {kind}")
         else:
             counts = f"{len(benchmark.train):,} training and {len(benchmark.test):,} test clouds"
             parts.append(counts)

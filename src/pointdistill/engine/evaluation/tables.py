@@ -16,6 +16,7 @@ from pointdistill.data.benchmarks.registry import spec_titled
 from pointdistill.data.benchmarks.spec import RETRIEVAL, PublishedDescriptor
 from pointdistill.engine.evaluation.results import WHOLE_METRICS, Result
 from pointdistill.engine.reports.tables import Table
+from pointdistill.reporter import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,7 +238,7 @@ def _data(result: Result) -> str:
     if _is_whole(result):
         use = RETRIEVAL if result.protocol == RETRIEVAL else "cross-validation"
         return (
-            f"{result.data_name}{split}, {use}: {result.test_clouds:,} shapes; {result.form}; "
+            f"{result.data_name}{split}, {use}: {plural(result.test_clouds, 'shape')}; {result.form}; "
             f"SHA-256 {result.checksum[:16]}."
         )
     return (

@@ -68,7 +68,7 @@ from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.classifier import Classifier
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.segmenter import Segmenter
-from pointdistill.reporter import SILENT, Reporter
+from pointdistill.reporter import SILENT, Reporter, format_speed, plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +307,7 @@ def _train(
 def _show_epoch(reporter: Reporter, record: EpochRecord) -> None:
     note = (
         f"loss {record.loss:.3f}, test {record.accuracy:.1f} %, "
-        f"{record.clouds_per_second:.0f} shapes/s"
+        f"{format_speed(record.clouds_per_second)} shapes/s"
     )
     reporter.progress("training", record.epoch, record.epochs, note=note)
 
@@ -375,10 +375,10 @@ def _summary(
     data: Benchmark | PartBenchmark, recipe: Recipe, epochs: int, device: torch.device
 ) -> str:
     split = f" {data.split}" if isinstance(data, Benchmark) and data.split else ""
-    length = f"{epochs} epochs" + (
+    length = f"{plural(epochs, 'epoch')}" + (
         f" instead of the recipe's {recipe.epochs}" if epochs != recipe.epochs else ""
     )
     return (
-        f"{data.data_name}{split}: {len(data.train):,} shapes to train on, {len(data.test):,} to test; "
+        f"{data.data_name}{split}: {plural(len(data.train), 'shape')} to train on, {len(data.test):,} to test; "
         f"recipe {recipe.name}, {length}, on {device}"
     )

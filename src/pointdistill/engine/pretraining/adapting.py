@@ -44,7 +44,7 @@ from pointdistill.engine.weights.encoders import load_encoder, read_facts
 from pointdistill.errors import ConfigError
 from pointdistill.model.config import AugmentConfig, Mode
 from pointdistill.model.encoder import Encoder
-from pointdistill.reporter import Reporter
+from pointdistill.reporter import Reporter, plural
 
 MOST_JUDGED = 500
 """Shapes that are judged, drawn at random from a larger corpus, so that a judgement takes seconds to minutes."""
@@ -110,8 +110,8 @@ def corpus_of_folder(data: Path, run: Path, reporter: Reporter) -> tuple[Corpus,
     report = build_source(source, beside, BuildSettings(), reporter=reporter)
     left_out = f", {report.refused:,} refused (see refused.jsonl there)" if report.refused else ""
     line = (
-        f"corpus: {report.path}, made of {report.kept:,} files in {data}{left_out}; files that state no up axis "
-        "were taken as z up"
+        f"corpus: {report.path}, made of {plural(report.kept, 'file')} in {data}{left_out}; files that "
+        "state no up axis were taken as z up"
     )
     return open_corpus(report.path), line
 
@@ -170,7 +170,8 @@ class Judge:
         usable = self._labels != UNKNOWN_LABEL
         candidates = np.flatnonzero(usable) if self._folds else np.arange(len(corpus))
         if len(candidates) < 3:
-            msg = f"{corpus.path}: {len(candidates)} shapes have too few neighbours to be judged"
+            few = plural(len(candidates), "shape has", "shapes have")
+            msg = f"{corpus.path}: {few} too few neighbours to be judged"
             raise ConfigError(msg)
         rng = np.random.default_rng(SEED)
         self.numbers = np.sort(rng.permutation(candidates)[:MOST_JUDGED])

@@ -11,10 +11,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pointdistill.data.files.processes import usable_cores
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.runtime.devices import GIB
 from pointdistill.model.config import CropConfig
 from pointdistill.model.distillation import Student, Teacher
+
+CORE_FLOPS = 5e10
+"""FLOPs per second of a CPU's core: steps of the small model were measured at 1e11 on two (docs/results.md)."""
 
 FLOAT32 = 4
 
@@ -84,6 +88,11 @@ def step_gib(config: PretrainConfig, *, points: int = STORED_POINTS) -> float:
     activations = _embedding_floats(config) + _transformer_floats(config) + _head_floats(config)
     crops = max(crop.count for crop in _crops(config)) * points * _CROP_FLOATS
     return FLOAT32 * (weights + config.batch_size * (activations + crops)) / GIB
+
+
+def cpu_seconds(config: PretrainConfig, shapes: int) -> float:
+    """A rough estimate of a whole run's duration on this machine's CPU, without any step."""
+    return config.total_steps(shapes) * step_flops(config) / (CORE_FLOPS * usable_cores())
 
 
 def step_flops(config: PretrainConfig) -> float:

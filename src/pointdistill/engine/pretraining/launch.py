@@ -42,7 +42,14 @@ from pointdistill.engine.runtime.devices import (
 )
 from pointdistill.engine.weights.encoders import load_encoder, locate_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
-from pointdistill.reporter import SILENT, SILENT_TRAINING, Reporter, StepRecord, TrainingReporter
+from pointdistill.reporter import (
+    SILENT,
+    SILENT_TRAINING,
+    Reporter,
+    StepRecord,
+    TrainingReporter,
+    plural,
+)
 
 LEAST_SHARE = 0.1
 """A run that sees a smaller share than this of the shapes of a tiny run causes a warning that it is too short."""
@@ -159,8 +166,8 @@ def _prepare_continued(
         remarks += [found] if found else []
     if len(corpus) < FEWEST_SHAPES:
         msg = (
-            f"{corpus.path}: {len(corpus)} shapes are too few to adapt to; {FEWEST_SHAPES} are the least, and "
-            "hundreds are better"
+            f"{corpus.path}: {plural(len(corpus), 'shape is', 'shapes are')} too few to adapt to; "
+            f"{FEWEST_SHAPES} are the least, and hundreds are better"
         )
         raise ConfigError(msg, settings=("data",))
     settings = resolve_config(overrides, continued=adapt(encoder, mode, shapes=len(corpus)))
@@ -231,7 +238,9 @@ def execute(
         points = prepared.config.encoder.points
         judge = Judge(prepared.corpus, points=points, device=pick_device(options.device))
         if prepared.init_from is not None:
-            reporter.say(f"judging the weights on {len(judge.numbers):,} shapes before the run")
+            reporter.say(
+                f"judging the weights on {plural(len(judge.numbers), 'shape')} before the run"
+            )
             first.judgement = judge.begin(load_encoder(prepared.init_from))
     result = pretrain(
         prepared.config,
@@ -307,8 +316,8 @@ def announce(prepared: PreparedRun) -> list[str]:
     config, shapes = prepared.config, len(prepared.corpus)
     total = config.total_steps(shapes)
     summary = (
-        f"{config.name}, {config.mode} mode, seed {config.seed}: {total:,} steps of "
-        f"{config.batch_size} of {shapes:,} shapes ({total * config.batch_size / shapes:.1f} epochs)"
+        f"{config.name}, {config.mode} mode, seed {config.seed}: {plural(total, 'step')} of "
+        f"{config.batch_size} of {plural(shapes, 'shape')} ({total * config.batch_size / shapes:.1f} epochs)"
     )
     return [*prepared.remarks, summary]
 
@@ -323,13 +332,13 @@ def undertraining_warning(config: PretrainConfig, shapes: int) -> list[str]:
     shown = config.total_steps(shapes) * config.batch_size
     if shapes <= config.batch_size:
         return [
-            f"warning: {shapes} shapes are one batch, so every step sees them all: too few to learn from; "
-            "`pointdistill prepare-data builtin` makes thousands"
+            f"warning: {plural(shapes, 'shape is', 'shapes are')} one batch, so every step sees them all: too few "
+            "to learn from; `pointdistill prepare-data builtin` makes thousands"
         ]
     if shown < LEAST_SHARE * usual:
         return [
-            f"warning: this run sees {shown:,} shapes, the tiny recipe's {usual:,}: too few to learn from; "
-            "give it more steps"
+            f"warning: this run sees {plural(shown, 'shape')}, the tiny recipe's {usual:,}: too few to learn "
+            "from; give it more steps"
         ]
     return []
 
@@ -340,8 +349,9 @@ def _too_few_to_adapt(config: PretrainConfig, shapes: int) -> list[str]:
         return []
     total = config.total_steps(shapes)
     return [
-        f"warning: {shapes} shapes are few: each is seen {total * config.batch_size / shapes:.0f} times, and the "
-        "features may become worse. Compare the judgement at the end; hundreds of shapes are better"
+        f"warning: {plural(shapes, 'shape is', 'shapes are')} few: each is seen "
+        f"{total * config.batch_size / shapes:.0f} times, and the features may become worse. "
+        "Compare the judgement at the end; hundreds of shapes are better"
     ]
 
 

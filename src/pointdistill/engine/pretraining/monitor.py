@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor
 
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.runtime.schedules import Rates
 from pointdistill.errors import ConfigError
 
@@ -99,6 +101,15 @@ def _uniform(kind: str, step: int, share: float) -> str:
         f"so there is nothing to learn from them; start a new run with a lower schedule.first_{kind}_temperature, "
         "or with centers_from_first_batch"
     )
+
+
+def change_after(warning: str, config: PretrainConfig) -> tuple[str, float] | None:
+    """The setting that a warning of a collapse or of uniform posteriors advises to change, and a value to try."""
+    named = re.search(r"schedule\.(first_(?:cls|patch)_temperature)", warning)
+    if named is None:
+        return None
+    factor = 1.5 if f"higher {named[0]}" in warning else 0.7
+    return named[0], float(f"{getattr(config.schedule, named[1]) * factor:.2g}")
 
 
 _CLASSIFIED = {"cls": "shape", "patch": "patch"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining.monitor import check_trackers
 from pointdistill.engine.pretraining.online_probe import RunProbe, open_labelled_set
 from pointdistill.engine.pretraining.run_folder import (
+    ENCODER,
     TRACKING,
     RunEnvironment,
     TrainingCorpus,
     begin_run,
     read_run_environment,
     resume_run,
+    warnings_of,
 )
 from pointdistill.engine.pretraining.state import to_device
 from pointdistill.engine.pretraining.step import make_views
@@ -34,7 +36,8 @@ from pointdistill.engine.runtime.devices import (
     pick_device,
     threads_for,
 )
-from pointdistill.errors import ConfigError
+from pointdistill.engine.weights.encoders import read_facts
+from pointdistill.errors import CheckpointError, ConfigError
 from pointdistill.reporter import SILENT_TRAINING, TrainingReporter
 
 __all__ = ["RunOptions", "RunResult", "make_views", "pretrain"]
@@ -52,6 +55,8 @@ class RunResult:
     total: int
     interrupted: bool
     loss: float
+    warnings: tuple[str, ...] = ()
+    """What the whole run warned of, such as a collapse."""
 
 
 def pretrain(
@@ -136,9 +141,11 @@ def _pretrain(
         device=accelerator.device.type, precision=accelerator.mixed_precision
     )
     main, processes = accelerator.is_main_process, accelerator.num_processes
-    spent = 0.0
+    spent, warnings = 0.0, []
     if resume:
         state, spent = resume_run(corpus, run, processes=processes, write=main)
+        with suppress(CheckpointError):
+            warnings = warnings_of(read_facts(run / ENCODER).get("training"))
         config = state.config
         if main:
             _warn_of_other_rounding(recorded, environment)
@@ -153,9 +160,12 @@ def _pretrain(
     to_device(state, accelerator.device)
     width = state.config.encoder.width
     with interruptible(reporter.on_signal) as stopped, threads_for(width, accelerator.device):
-        trainer = Trainer(state, corpus, accelerator, run, options, spent=spent, probe=probe)
+        trainer = Trainer(
+            state, corpus, accelerator, run, options, spent=spent, probe=probe, warnings=warnings
+        )
         loss = trainer.train(reporter, stopped)
-    return RunResult(run, state.step, trainer.total, state.step < trainer.total, loss)
+    stopped_early = state.step < trainer.total
+    return RunResult(run, state.step, trainer.total, stopped_early, loss, tuple(trainer.warnings))
 
 
 def _precision(options: RunOptions, recorded: RunEnvironment | None) -> str:

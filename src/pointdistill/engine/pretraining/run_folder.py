@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -58,6 +58,9 @@ JUDGEMENT = "judgement.json"
 
 CONTINUED = "continued_from"
 """Key of what is recorded of the weights that a run began with."""
+
+WARNINGS = "warnings"
+"""Key of the warnings that a training gave, in the record of an encoder."""
 
 LEFT_OVER = ".*.part*"
 """Pattern of temporary files and folders, which ``data.files.files`` renames when they are complete."""
@@ -309,11 +312,18 @@ def _row(line: bytes) -> dict[str, Any]:
 
 
 def save_teacher(
-    encoder: Encoder, step: int, config: PretrainConfig, run: Path, *, total: int
+    encoder: Encoder,
+    step: int,
+    config: PretrainConfig,
+    run: Path,
+    *,
+    total: int,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Save the teacher's encoder to the run's encoder folder, after ``step`` of ``total`` steps.
 
-    What the run's configuration records of its sources and of the weights it began with is recorded there too.
+    What the run's configuration records of its sources and of the weights it began with is recorded there too, and
+    the ``warnings`` that the training gave.
     """
     described = read_run_config(run)
     continued = {CONTINUED: described[CONTINUED]} if CONTINUED in described else {}
@@ -330,8 +340,15 @@ def save_teacher(
             "seed": config.seed,
             "batch_size": config.batch_size,
             **continued,
+            **({WARNINGS: list(warnings)} if warnings else {}),
         },
     )
+
+
+def warnings_of(training: Any) -> list[str]:
+    """The warnings in a record of training, such as of a collapse; the record may come from elsewhere."""
+    found = training.get(WARNINGS) if isinstance(training, Mapping) else None
+    return [one[:400] for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 
 def remove_unfinished_run_files(run: Path) -> None:
@@ -459,10 +476,12 @@ def encoder_line(stored: Path, remark: str = "") -> str:
     if name is not None:
         return f"encoder: {name} ({stored}){remark}"
     try:
-        steps = unfinished_steps(training_record(stored, read_facts(stored)))
+        training = training_record(stored, read_facts(stored))
     except CheckpointError:
-        steps = None
+        training = {}
+    steps = unfinished_steps(training)
     state = "" if steps is None else f", unfinished: step {steps[0]:,} of {steps[1]:,}"
+    state += "".join(f"; warning of its training: {line}" for line in warnings_of(training)[:1])
     return f"encoder: {stored}{remark}{state}"
 
 

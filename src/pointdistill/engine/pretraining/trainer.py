@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +146,7 @@ class Trainer:
         options: RunOptions,
         *,
         spent: float,
+        warnings: Sequence[str] = (),
         probe: RunProbe | None,
     ) -> None:
         """Prepare to train.
@@ -157,6 +158,7 @@ class Trainer:
             run: the run's folder.
             options: how the run is executed.
             spent: seconds spent on the run before it was resumed.
+            warnings: those that the run gave before it was resumed.
             probe: the online probe; on the main process only.
         """
         config = state.config
@@ -174,6 +176,7 @@ class Trainer:
         )
         self.journal = Journal(run / METRICS, accelerator, to_plain(config))
         self.saver = Saver(self._write, safe=state.step)
+        self.warnings = list(warnings)
         self.clock = Stopwatch(spent)
         self.saved_at = time.monotonic()
         self.loss = math.nan
@@ -295,6 +298,7 @@ class Trainer:
         if self._is_logged(metrics.step):
             self.journal.write(self._row(metrics, speed) | probed)
             for line in self.collapse.warnings_after(metrics.step, logged):
+                self.warnings.append(line)
                 if self.accelerator.is_main_process:
                     log.warning(line)
         reporter.step(
@@ -408,4 +412,5 @@ class Trainer:
             snapshot.config,
             self.run,
             total=self.total,
+            warnings=self.warnings,
         )

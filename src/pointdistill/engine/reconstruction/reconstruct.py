@@ -56,7 +56,7 @@ from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.config import EncoderConfig, MaskingConfig
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
-from pointdistill.reporter import SILENT, Reporter
+from pointdistill.reporter import SILENT, Reporter, plural
 
 RESULTS, PICTURE = "results.json", "reconstruction.png"
 FORMAT = "pointdistill-reconstruction"
@@ -199,7 +199,7 @@ def _open_corpus(request: ReconstructRequest, reporter: Reporter) -> Corpus:
         msg = "no corpus was made in this folder yet; run `pointdistill prepare-data`, or name one"
         raise DataError(msg, settings=("data",))
     corpus = open_corpus(path)
-    reporter.say(f"corpus: {path}, {len(corpus):,} shapes")
+    reporter.say(f"corpus: {path}, {plural(len(corpus), 'shape')}")
     return corpus
 
 

@@ -22,6 +22,7 @@ from pointdistill.data.corpus import Corpus
 from pointdistill.data.corpus.shard import Points, quantise
 from pointdistill.data.files.files import write_aside
 from pointdistill.engine.reports.pictures import clouds
+from pointdistill.reporter import plural
 
 POINTS_ON_SHEET = 2048
 """Largest number of points of a shape on the contact sheet."""
@@ -114,7 +115,7 @@ def turning_page(name: str, shapes: Sequence[PreviewShape]) -> str:
     """A self-contained HTML page that shows the shapes and rotates the chosen one."""
     style, script = _asset("preview.css"), _asset("preview.js")
     policy = f"default-src 'none'; style-src {_allowed(style)}; script-src {_allowed(script)}"
-    title = f"{name}: {len(shapes):,} shapes"
+    title = f"{name}: {plural(len(shapes), 'shape')}"
     # JSON allows < to be escaped, so that no name can close the script element it is in.
     data = json.dumps([_entry(shape) for shape in shapes]).replace("<", "\\u003c")
     return f"""<!doctype html>

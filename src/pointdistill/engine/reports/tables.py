@@ -9,6 +9,7 @@ from pointdistill.data.corpus.inspect import SAMPLED, CorpusSummary, SourceSumma
 from pointdistill.data.corpus.refused import RefusedCause
 from pointdistill.engine.weights.licences import Terms, terms_of
 from pointdistill.errors import ConfigError, one_line
+from pointdistill.reporter import format_bytes, plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ def _whole(summary: CorpusSummary) -> Table:
         "refused": f"{sum(source.refused for source in manifest.sources):,}",
         "of these in quarantine": f"{quarantined:,}"
         + (" (prepare-data can try them again)" * (quarantined > 0)),
-        "on disk": f"{sum(s.bytes for s in manifest.shards) / 1e6:,.1f} MB in {len(manifest.shards):,} shards",
+        "on disk": f"{format_bytes(sum(s.bytes for s in manifest.shards))} in "
+        + plural(len(manifest.shards), "shard"),
         "seed": str(manifest.seed),
     }
     # Checksums are notes below the table, because a narrow terminal would cut them off in a cell.
@@ -215,9 +217,11 @@ def _labels(source: SourceSummary) -> Table:
     notes = []
     if rest:
         shapes = sum(count for _, count in rest)
-        notes.append(f"and {len(rest):,} more labels of {shapes:,} shapes; the JSON has them.")
+        notes.append(
+            f"and {len(rest):,} more labels of {plural(shapes, 'shape')}; the JSON has them."
+        )
     if source.unlabelled:
-        notes.append(f"{source.unlabelled:,} shapes have no label.")
+        notes.append(f"{plural(source.unlabelled, 'shape has', 'shapes have')} no label.")
     rows = tuple((name, f"{count:,}") for name, count in ordered[:MOST_LABELS])
     return Table(f"Labels of {source.record.name}", ("label", "shapes"), rows, tuple(notes))
 
@@ -228,7 +232,9 @@ def _refused(summary: CorpusSummary) -> Table:
     notes = ["refused.jsonl in the corpus's folder names every shape."]
     if rest:
         shapes = sum(cause.shapes for cause in rest)
-        notes.insert(0, f"and {len(rest):,} more causes of {shapes:,} shapes; the JSON has them.")
+        notes.insert(
+            0, f"and {len(rest):,} more causes of {plural(shapes, 'shape')}; the JSON has them."
+        )
     return Table(
         "Refused",
         ("source", "shapes", "retryable", "cause", "for example"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from pointdistill.data.sources import SOURCES
 from pointdistill.engine.evaluation.results import Result
-from pointdistill.engine.pretraining.run_folder import unfinished_steps
+from pointdistill.engine.pretraining.run_folder import unfinished_steps, warnings_of
 from pointdistill.engine.reports.tables import Table
 from pointdistill.engine.weights.licences import SourceTerms, Terms, card_licence, read_ledger
 
@@ -204,7 +204,8 @@ def _training(described: Mapping[str, Any]) -> str:
     if not rows:
         return "How these weights were trained was not recorded."
     table = Table("", ("setting", "value"), tuple(rows)).markdown().partition("\n\n")[2]
-    return table.strip() + "\n\nThe whole configuration is in `config.json`."
+    warned = "".join(f"\n\n**Warning of the training:** {_plain(w)}" for w in warnings_of(training))
+    return table.strip() + "\n\nThe whole configuration is in `config.json`." + warned
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Any:
@@ -294,4 +295,4 @@ def _licences(sources: list[SourceTerms]) -> str:
 
 def _plain(value: object) -> str:
     """Text from a file as one line, without characters that have a meaning in Markdown or HTML."""
-    return re.sub(r"[\s<>\[\]`*_#|\\]+", " ", str(value)).strip()[:200] or "-"
+    return re.sub(r"[\s<>\[\]`*_#|\\]+", " ", str(value)).strip()[:400] or "-"

@@ -38,6 +38,9 @@ from pointdistill.errors import DataError
 
 _ARRAY_SUFFIXES = (".npy", ".npz")
 _COMMENT_LINES = re.compile(rb"(?m)^[ \t]*(?:#|//|%)[^\n]*")
+_PERHAPS_PROSE = (".txt", ".csv")
+_HEAD_BYTES = 1 << 16
+_NUMBER = re.compile(rb"(?<![^\s,;|])[+-]?\d*[.,]?\d+(?:[eE][+-]?\d+)?(?![^\s,;|])")
 _LONGEST_PREAMBLE = 1 << 24
 _NAMES = ("points", "xyz", "pos", "coord", "coords", "vertices")
 _VERTICES = ("vertices", "verts", "v", "points")
@@ -55,6 +58,26 @@ _NO_POINTS = (
     "rgb",
     "depth",
 )
+
+
+def is_prose(path: Path) -> bool:
+    """Whether a .txt or .csv file holds words and not the rows of a cloud, as a readme beside meshes does.
+
+    It is prose if fewer than a fifth of its first lines have three numbers. What is neither is left to the reader,
+    which says what is wrong with it.
+    """
+    if path.suffix.lower() not in _PERHAPS_PROSE:
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    lines = [line for line in _COMMENT_LINES.sub(b"", head).split(b"\n") if line.strip()]
+    if not lines or b"\0" in head:
+        return False
+    rows = sum(len(_NUMBER.findall(line)) >= 3 for line in lines)
+    return 5 * rows < len(lines)
 
 
 def read(path: Path, limits: MeshLimits) -> RawMesh:
