@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
-from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
+from pointdistill.cli.options import (
+    DeviceOption,
+    EncoderOption,
+    may_be_repository,
+    require_encoder,
+    require_paths,
+)
 from pointdistill.data.benchmarks.registry import trainable_benchmarks
 from pointdistill.errors import ConfigError
 
@@ -180,8 +186,12 @@ SHOWN = 3
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder that `finetune` wrote.")],
-    files: Annotated[list[Path], typer.Argument(help="Mesh or point files.", metavar="FILE…")],
+    model: Annotated[
+        Path, typer.Argument(help="Folder that `finetune` wrote, or owner/name on the Hub.")
+    ],
+    files: Annotated[
+        list[Path], typer.Argument(help="Mesh or point files, and folders.", metavar="PATH…")
+    ],
     category: Annotated[
         str | None, typer.Option(help="Category of the files; a segmenter needs it.")
     ] = None,
@@ -209,7 +219,7 @@ def predict(
     Files that cannot be used are listed and the others are done; the exit code
     is then 2.
     """
-    require_paths([model])
+    require_paths([] if may_be_repository(model) else [model])
 
     from pointdistill.engine.finetuning.models import TrainedClassifier, load_model
     from pointdistill.engine.runtime.devices import pick_device

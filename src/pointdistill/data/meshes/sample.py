@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.archive import Archive
 from pointdistill.data.files.files import write_aside
-from pointdistill.data.meshes.read import FORMATS, from_object, printable_line, read_mesh
+from pointdistill.data.meshes.read import (
+    FORMATS,
+    files_in_folders,
+    from_object,
+    printable_line,
+    read_mesh,
+)
 from pointdistill.data.meshes.records import (
     AnyFloats,
     Axis,
@@ -57,7 +63,8 @@ def sample_surface(
     A file without faces gives its own points, a random subset if there are more than ``count``.
 
     Args:
-        mesh: a path, a ``trimesh.Trimesh``, ``Scene`` or ``PointCloud``, or what `read_mesh` returned.
+        mesh: a path, a ``trimesh.Trimesh``, ``Scene`` or ``PointCloud``, an array (N, 3) of points, or what
+            `read_mesh` returned.
         count: number of points.
         seed: source of randomness, together with the file's name if ``mesh`` is a path: the points are those that
             `sample_files` writes for the same seed.
@@ -396,7 +403,7 @@ def sample_files(
     twice is sampled once. Existing output is replaced.
 
     Args:
-        paths: the inputs.
+        paths: the inputs: files, and folders with everything below them.
         points: how many points to draw from each.
         seed: source of randomness.
         output: ends in .npz: one archive with an array for each input; in .npy, .ply or .xyz: that file,
@@ -420,7 +427,8 @@ def sample_files(
         msg = f"the number of points must be at least 1, got {points}"
         raise ConfigError(msg)
     named_rng(seed)
-    sources = _distinct([Path(path) for path in paths])
+    named = [Path(path) for path in paths]
+    sources = _distinct(files_in_folders(named, leave_out=Path(output)))
     if not sources:
         msg = "no file to sample; name at least one mesh or point cloud"
         raise ConfigError(msg)
