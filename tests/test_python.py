@@ -227,7 +227,7 @@ def test_a_classifier_from_the_hub_names_files_and_arrays(
     assert [Path(name).name for name, _ in found.failed] == ["broken.stl"]
     code, out, _ = typed(capsys)("predict", "jane/chairs", "my-meshes", "--json")
     assert code == 2
-    by_file = {row["file"]: row["probabilities"] for row in json.loads(out)}
+    by_file = {row["file"]: row["probabilities"] for row in json.loads(out)["files"]}
     own = dict(zip(found.classes, found.probabilities[1].tolist(), strict=True))
     assert by_file["my-meshes/chair.off"] == pytest.approx(own, abs=1e-6)
     named = classifier.predict({"1.npy": cloud})

@@ -63,7 +63,7 @@ def test_from_a_folder_to_names(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert "1 of 4 files could not be used" in said.err
     assert "3 of 3 files state no up axis; z was assumed" in said.err
     assert run("predict", "models/meshes", files[0], "--json", "--device", "cpu") == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    (row,) = json.loads(capsys.readouterr().out)["files"]
     assert row["file"] == files[0]
     assert row["class"] == max(row["probabilities"], key=row["probabilities"].get) == "ball"
     assert sum(row["probabilities"].values()) == pytest.approx(1.0)
@@ -78,7 +78,7 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "parts: out" in said
     assert (here / "out" / "0.ply").read_bytes().startswith(b"ply\n")
     assert run(*asked, "--json") == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    (row,) = json.loads(capsys.readouterr().out)["files"]
     assert sum(row["parts"].values()) == pytest.approx(1.0)
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import confirm, console_reporter, echo, echo_lines, print_table
-from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
+from pointdistill.cli.console import confirm, console_reporter, echo, print_json, print_table
+from pointdistill.cli.options import (
+    DeviceOption,
+    EncoderOption,
+    JsonOption,
+    require_encoder,
+    require_paths,
+)
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,6 +85,7 @@ def embed(
         int | None,
         typer.Option(help="Clouds per forward pass; it does not change the features.", min=1),
     ] = None,
+    as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Compute features of every shape in files, folders, zips and corpora, into one .npz or Parquet file.
@@ -105,12 +112,32 @@ def embed(
         batch_size=batch_size,
         device=device,
     )
+    began = time.perf_counter()
     with console_reporter() as reporter:
         report = run(request, reporter=reporter)
-    _print(report, features, up)
+    if as_json:
+        print_json("embed", _embed_record(report, features, time.perf_counter() - began))
+    _print(report, features, up, as_json=as_json)
 
 
-def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
+def _embed_record(report: EmbedReport, features: FeatureName, seconds: float) -> dict[str, Any]:
+    return {
+        "output": report.output,
+        "features": features.value,
+        "shapes": report.shapes,
+        "total": report.total,
+        "failed": [{"id": name, "reason": reason} for name, reason in report.failed],
+        "left_out": {"files": report.left_out.files, "kinds": report.left_out.kinds},
+        "assumed_up": report.assumed_up,
+        "interrupted": report.interrupted,
+        "was_complete": report.was_complete,
+        "seconds": seconds,
+    }
+
+
+def _print(
+    report: EmbedReport, features: FeatureName, up: str | None, *, as_json: bool = False
+) -> None:
     if report.interrupted:
         echo(
             f"stopped with {report.shapes:,} of {report.total:,} shapes done and saved; "
@@ -131,7 +158,7 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
     if report.failed:
         failed = f"{len(report.failed):,} of {report.total:,} shapes were not embedded"
         echo(f"{failed}; all are listed in the output" if report.shapes else failed, err=True)
-    if report.shapes:
+    if report.shapes and not as_json:
         state = ", complete already" if report.was_complete else ""
         echo(f"{report.output}: {features.value} features of {report.shapes:,} shapes{state}")
         if features in (FeatureName.CLS, FeatureName.POOLED):
@@ -177,7 +204,7 @@ def search(
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Print JSON instead of tables; a picture only if --sheet is given."
+            "--json", help="Print one JSON document instead; a picture only if --sheet is given."
         ),
     ] = False,
     device: DeviceOption = "auto",
@@ -234,7 +261,7 @@ def search(
             err=True,
         )
     if as_json:
-        echo_lines(json.dumps(_plain(opened.path, report), indent=1, ensure_ascii=False))
+        print_json("search", _search_record(opened.path, report))
     else:
         for result in report.results:
             print_table(_table(opened.path, result))
@@ -277,8 +304,7 @@ def _table(index: Path, result: SearchResult) -> Table:
     return Table(f"Nearest to {result.path} in {index}", ("rank", "shape", "similarity"), rows)
 
 
-def _plain(index: Path, report: SearchReport) -> dict[str, Any]:
-    """The report as JSON."""
+def _search_record(index: Path, report: SearchReport) -> dict[str, Any]:
     return {
         "index": str(index),
         "similarity": f"cosine of {report.compared}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from enum import StrEnum
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
+from pointdistill.cli.console import console_reporter, echo, print_json, print_table
 from pointdistill.cli.options import (
     DeviceOption,
     EncoderOption,
+    JsonOption,
     may_be_repository,
     require_encoder,
     require_paths,
@@ -90,6 +90,7 @@ def finetune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted training in --output.")
     ] = False,
+    as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Turn an encoder into a classifier (on shapenetpart, a part segmenter). Ctrl-C saves; --resume continues."""
@@ -127,6 +128,13 @@ def finetune(
         )
         with console_reporter() as reporter:
             result = finetune(request, reporter=reporter)
+    if as_json:
+        score = dict(result.score)
+        done = {"finished": result.finished, "epochs": result.epochs, "score": score}
+        print_json("finetune", {"output": result.output, "kind": result.kind} | done)
+        if not result.finished:
+            raise typer.Exit(130)
+        return
     _say_result(result)
 
 
@@ -139,7 +147,7 @@ def _check_resume(context: typer.Context, output: Path | None) -> Path:
     changed = [
         name
         for name in context.params
-        if name not in ("resume", "output", "device")
+        if name not in ("resume", "output", "device", "as_json")
         and (source := context.get_parameter_source(name)) is not None
         and source.name == "COMMANDLINE"
     ]
@@ -209,9 +217,7 @@ def predict(
             help="Up axis (x, y, z, -x, -y, -z) of files that do not state it. Default: the training data's."
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print everything as JSON on stdout.")
-    ] = False,
+    as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Name shapes with a classifier, or their parts with a segmenter.
@@ -247,7 +253,7 @@ def _classify(
     with console_reporter() as reporter:
         done, failed = classify_files(classifier, files, up=up, reporter=reporter)
     if as_json:
-        _print_json([_class_row(file) for file in done])
+        _print_files("classifier", [_class_row(file) for file in done], failed)
     elif done:
         places = ("class", "second", "third")[: min(SHOWN, len(classifier.classes))]
         rows = tuple(
@@ -287,7 +293,7 @@ def _segment(
     if destination is not None and done:
         write_parts(done, names, destination)
     if as_json:
-        _print_json([_part_row(file, names) for file in done])
+        _print_files("segmenter", [_part_row(file, names) for file in done], failed)
     elif done:
         rows = tuple(
             (str(file.source), f"{len(file.points):,}", _shares(file, names)) for file in done
@@ -317,8 +323,9 @@ def _shares(file: SegmentedFile, names: Sequence[str]) -> str:
     return ", ".join(f"{name} {100 * share:.0f} %" for name, share in file.shares(names).items())
 
 
-def _print_json(rows: Sequence[dict[str, Any]]) -> None:
-    echo_lines(json.dumps(list(rows), indent=1, ensure_ascii=False))
+def _print_files(kind: str, rows: Sequence[dict[str, Any]], failed: Sequence[FailedFile]) -> None:
+    refused = [{"file": str(file.source), "reason": file.reason} for file in failed]
+    print_json("predict", {"kind": kind, "files": list(rows), "failed": refused})
 
 
 def _remark(

@@ -111,6 +111,10 @@ PrecisionOption = Annotated[
         callback=_one_of("precision", PRECISIONS),
     ),
 ]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document instead; messages go to stderr."),
+]
 KeepOption = Annotated[int, typer.Option(min=1, help="How many of the newest checkpoints to keep.")]
 
 
