@@ -77,6 +77,13 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| meshes/ball/0.ply | 16,384 | " in said
     assert "parts: out" in said
     assert (here / "out" / "0.ply").read_bytes().startswith(b"ply\n")
+    whole = ("predict", "seg", "meshes/ball", "--category", "chair", "--device", "cpu")
+    assert run(*whole, "--output", "meshes/ball/out") == 0
+    parts = sorted(path.name for path in (here / "meshes" / "ball" / "out").iterdir())
+    assert parts == sorted(f"{path.stem}.ply" for path in (here / "meshes" / "ball").glob("*.*"))
+    shown = capsys.readouterr().out
+    assert run(*whole, "--output", "meshes/ball/out") == 0  # what was written is no input
+    assert capsys.readouterr().out == shown
     assert run(*asked, "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)["files"]
     assert sum(row["parts"].values()) == pytest.approx(1.0)

@@ -277,9 +277,11 @@ def _segment(
     as_json: bool,
 ) -> bool:
     """Print and write the parts of the files; returns whether any file could not be used."""
+    from pointdistill.data.meshes.read import files_in_folders
     from pointdistill.engine.finetuning.predict import plan_parts, segment_files, write_parts
     from pointdistill.engine.reports.tables import Table
 
+    files = files_in_folders(files, leave_out=output)
     destination = plan_parts(files, output) if output is not None else None
     with console_reporter() as reporter:
         done, failed = segment_files(

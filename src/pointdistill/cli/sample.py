@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def sample(
-    files: Annotated[list[Path], typer.Argument(help="Mesh or point files.", metavar="FILE…")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Mesh or point files, and folders.", metavar="PATH…")
+    ],
     output: Annotated[
         Path,
         typer.Option(
             "--output",
             "-o",
-            help="A folder (one .npy for each file), an archive.npz, or for one file a .npy, .ply or .xyz.",
+            help="A folder (one .npy for each file), an archive.npz, or for one file a .npy, .ply, .xyz or .pcd.",
         ),
     ],
     points: Annotated[int, typer.Option(help="Points to sample from each file.", min=1)] = 16_384,
@@ -41,7 +43,7 @@ def sample(
     ] = None,
     cloud_format: Annotated[
         str | None,
-        typer.Option("--format", help="npy, ply or xyz for the files in a folder. Default: npy."),
+        typer.Option("--format", help="npy, ply, xyz or pcd for the files in a folder. Default: npy."),
     ] = None,
     repair: Annotated[
         bool,
@@ -57,8 +59,8 @@ def sample(
     step or stp, in millimetres, with pip install 'pointdistill[step]';
     point clouds as ply, npy, npz, xyz, txt, csv, pts, pcd, las, laz and e57.
 
-    Files that cannot be used are listed and the others are sampled; the exit
-    code is then 2.
+    Of a folder, every such file below it is taken. Files that cannot be used are
+    listed and the others are sampled; the exit code is then 2.
     """
     from pointdistill.data.meshes import sample_files
 

@@ -190,7 +190,7 @@ def named_rng(seed: int, name: str = "") -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, *words]))
 
 
-CLOUD_SUFFIXES = (".npy", ".ply", ".xyz")
+CLOUD_SUFFIXES = (".npy", ".ply", ".xyz", ".pcd")
 _ARCHIVE = ".npz"
 
 
@@ -214,8 +214,8 @@ def plan_output(sources: Sequence[Path], output: Path, cloud_format: str | None)
 
     Args:
         sources: the inputs, each once.
-        output: ends in .npz: one archive; in .npy, .ply or .xyz: one file for one input; else a folder.
-        cloud_format: "npy", "ply" or "xyz" for the files in a folder; None means npy.
+        output: ends in .npz: one archive; in .npy, .ply, .xyz or .pcd: one file for one input; else a folder.
+        cloud_format: "npy", "ply", "xyz" or "pcd" for the files in a folder; None means npy.
 
     Raises:
         ConfigError: if the inputs do not fit the output, or one would be overwritten.
@@ -231,7 +231,7 @@ def plan_output(sources: Sequence[Path], output: Path, cloud_format: str | None)
         msg = f"format {cloud_format} contradicts the output {output}; leave one of them out"
         raise ConfigError(msg)
     if not single and ending in FORMATS:
-        msg = f"points are not written as {ending}; end the output in .npz, .npy, .ply, .xyz or name a folder"
+        msg = f"points are not written as {ending}; end the output in .npz, .npy, .ply, .xyz, .pcd or name a folder"
         raise ConfigError(msg)
     if ending in CLOUD_SUFFIXES and len(sources) != 1:
         msg = f"{len(sources)} inputs do not fit one {ending} file; name a folder or a .npz archive"
@@ -247,7 +247,7 @@ def _check_places(sources: Sequence[Path], destination: Destination, *, single: 
         msg = f"{output} is a folder; name a file, or a folder without an ending"
         raise ConfigError(msg)
     if not single and output.exists() and not output.is_dir():
-        msg = f"{output} is a file; name a folder, or end the output in .npz, .npy, .ply or .xyz"
+        msg = f"{output} is a file; name a folder, or end the output in .npz, .npy, .ply, .xyz or .pcd"
         raise ConfigError(msg)
     inputs = {os.path.realpath(source) for source in sources}
     for source in sources:
@@ -324,7 +324,7 @@ def open_writer(destination: Destination) -> Iterator[Writer]:
 
 
 def write_cloud(path: Path, points: AnyFloats) -> None:
-    """Write (N, 3) points as the ending says: .npy, binary .ply, or .xyz text that reads back exactly."""
+    """Write (N, 3) points as the ending says: .npy, binary .ply or .pcd, or .xyz text that reads back exactly."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         with path.open("wb") as file:
@@ -334,6 +334,13 @@ def write_cloud(path: Path, points: AnyFloats) -> None:
         header = (
             f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n"
             f"property {kind} x\nproperty {kind} y\nproperty {kind} z\nend_header\n"
+        )
+        path.write_bytes(header.encode() + points.astype(code).tobytes())
+    elif suffix == ".pcd":
+        size, code = (8, "<f8") if points.dtype == np.float64 else (4, "<f4")
+        header = (
+            f"# .PCD v0.7\nVERSION 0.7\nFIELDS x y z\nSIZE {size} {size} {size}\nTYPE F F F\nCOUNT 1 1 1\n"
+            f"WIDTH {len(points)}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(points)}\nDATA binary\n"
         )
         path.write_bytes(header.encode() + points.astype(code).tobytes())
     else:
@@ -406,10 +413,10 @@ def sample_files(
         paths: the inputs: files, and folders with everything below them.
         points: how many points to draw from each.
         seed: source of randomness.
-        output: ends in .npz: one archive with an array for each input; in .npy, .ply or .xyz: that file,
-            for one input; otherwise a folder of one file for each input. Inputs of one stem get longer
+        output: ends in .npz: one archive with an array for each input; in .npy, .ply, .xyz or .pcd: that
+            file, for one input; otherwise a folder of one file for each input. Inputs of one stem get longer
             names, with their ending and then their folders.
-        cloud_format: "npy" (default), "ply" or "xyz" for the files in a folder.
+        cloud_format: "npy" (default), "ply", "xyz" or "pcd" for the files in a folder.
         up: the axis that points up in the files, to turn it to z; None keeps each file's frame.
         repair: leave out faces and points that cannot be used instead of refusing the file.
         limits: largest file and scene that are accepted.
