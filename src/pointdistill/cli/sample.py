@@ -43,7 +43,9 @@ def sample(
     ] = None,
     cloud_format: Annotated[
         str | None,
-        typer.Option("--format", help="npy, ply, xyz or pcd for the files in a folder. Default: npy."),
+        typer.Option(
+            "--format", help="npy, ply, xyz or pcd for the files in a folder. Default: npy."
+        ),
     ] = None,
     repair: Annotated[
         bool,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, print_json, print_table
-from pointdistill.cli.options import JsonOption, require_encoder, require_paths
+from pointdistill.cli.options import JsonOption, may_be_repository, require_encoder, require_paths
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -146,6 +146,14 @@ def export(
             "Default: the last run made here.",
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="onnx: instead of an encoder, a classifier or segmenter: the folder that `finetune` wrote, or "
+            "owner/name on the Hub.",
+        ),
+    ] = None,
     file_format: Annotated[
         FormatName,
         typer.Option(
@@ -173,7 +181,7 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
+    """Write an encoder for `pointdistill.load_encoder`, or any model as ONNX for programs without torch."""
     if half and file_format is FormatName.ONNX:
         msg = "--half belongs to --format safetensors; an ONNX file is float32"
         raise ConfigError(msg)
@@ -187,6 +195,15 @@ def export(
             f"--corpus {corpus} belongs to --format safetensors; statistics lie beside its weights"
         )
         raise ConfigError(msg)
+    if model is not None:
+        if file_format is not FormatName.ONNX or encoder is not None or points is not None:
+            msg = f"--model {model} goes with --format onnx, and without --encoder and --points"
+            raise ConfigError(msg)
+        require_paths([] if may_be_repository(Path(model)) else [Path(model)], "model")
+        from pointdistill.engine.sharing.export import export_model_onnx
+
+        _describe_onnx(export_model_onnx(model, output), as_json=as_json)
+        return
     require_paths([corpus], "corpus")
     require_encoder(encoder, "encoder", or_bundled=False)
     source = encoder or last_run()
@@ -242,20 +259,16 @@ def _measure(folder: Path, corpus: Path, *, as_json: bool) -> None:
 
 
 def _describe_onnx(exported: OnnxExport, *, as_json: bool) -> None:
-    """Print the file, its inputs and outputs, and the largest difference from the encoder's own features."""
+    """Print the file, its inputs and outputs, and the largest difference from the model's own outputs."""
     if as_json:
         print_json("export", _export_record(exported.source, [exported.path], exported))
         return
     echo(f"{exported.source} -> {exported.path}")
-    cls = f"cls (B, {exported.width}), " if exported.cls_token else ""
-    echo(
-        f"points (B, {exported.points}, 3) float32, raw -> {cls}"
-        f"patches (B, {exported.patches}, {exported.width}), centers (B, {exported.patches}, 3)"
-    )
+    echo(exported.signature)
     if exported.difference is None:
         echo("not checked: onnxruntime is not installed; pip install 'pointdistill[onnx]'")
     else:
-        echo(f"checked in onnxruntime: at most {exported.difference:.1g} from the encoder")
+        echo(f"checked in onnxruntime: at most {exported.difference:.1g} from the {exported.kind}")
     echo(f"next: in any language, open {exported.path} with onnxruntime; see docs/weights.md")
 
 

@@ -231,7 +231,8 @@ def plan_output(sources: Sequence[Path], output: Path, cloud_format: str | None)
         msg = f"format {cloud_format} contradicts the output {output}; leave one of them out"
         raise ConfigError(msg)
     if not single and ending in FORMATS:
-        msg = f"points are not written as {ending}; end the output in .npz, .npy, .ply, .xyz, .pcd or name a folder"
+        endings = ", ".join((_ARCHIVE, *CLOUD_SUFFIXES))
+        msg = f"points are not written as {ending}; end the output in {endings} or name a folder"
         raise ConfigError(msg)
     if ending in CLOUD_SUFFIXES and len(sources) != 1:
         msg = f"{len(sources)} inputs do not fit one {ending} file; name a folder or a .npz archive"

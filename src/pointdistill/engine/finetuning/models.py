@@ -344,12 +344,7 @@ def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
     Raises:
         CheckpointError: as ``load_classifier``.
     """
-    folder = Path(path)
-    # If there is a folder `models`, `models/mine` is a misspelled path and must not start a download.
-    if not folder.exists() and not folder.parent.is_dir() and looks_like_repository(str(path)):
-        folder = fetch_model(str(path))
-    if folder.name == WEIGHTS:
-        folder = folder.parent
+    folder = model_folder(path)
     spec, _ = read_description(folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
@@ -363,6 +358,15 @@ def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
         return TrainedClassifier(model, spec)
     assert isinstance(model, Segmenter)
     return TrainedSegmenter(model, spec)
+
+
+def model_folder(path: Path | str) -> Path:
+    """The folder of a model; one in a Hub repository is downloaded unless it is in the cache."""
+    folder = Path(path)
+    # If there is a folder `models`, `models/mine` is a misspelled path and must not start a download.
+    if not folder.exists() and not folder.parent.is_dir() and looks_like_repository(str(path)):
+        return fetch_model(str(path))
+    return folder.parent if folder.name == WEIGHTS else folder
 
 
 def spec_tensors(spec: Spec) -> int:
