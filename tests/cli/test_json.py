@@ -156,6 +156,7 @@ def test_finetune_predict_and_evaluate(run: Run) -> None:
         1,
     )
     assert told["score"] == json.loads(Path("own/config.json").read_text())["score"]
+    assert Path(told["picture"]).read_bytes().startswith(b"\x89PNG")
     asked = ("predict", "own", "meshes", "none.obj", "--device", "cpu")
     code, out, err = run(*asked)
     told = document(run, *asked, code=code)
@@ -164,6 +165,18 @@ def test_finetune_predict_and_evaluate(run: Run) -> None:
         one["file"]: f"{one['class']} {100 * one['probability']:.1f} %" for one in told["files"]
     } == shown
     assert len(shown) == 20
+    right = sum(
+        one["class"] == one["label"] == Path(one["file"]).parent.name for one in told["files"]
+    )
+    assert told["accuracy"] == pytest.approx(5 * right)  # of 20 files, each five percent
+    assert f"accuracy by the names of the folders: {told['accuracy']:.1f} % of 20 files" in out
+    assert "picture: own-confusion.png" in out
+    assert Path("own-confusion.png").read_bytes().startswith(b"\x89PNG")
+    drawn = document(run, *asked, "--output", "drawn.png", code=code)["picture"]
+    assert Path(drawn).read_bytes() == Path("own-confusion.png").read_bytes()
+    assert told["picture"] is None
+    alone = document(run, "predict", "own", "meshes/rod", "--device", "cpu")
+    assert (alone["accuracy"], alone["picture"]) == (None, None)
     assert f"error: {told['failed'][0]['reason']}" in err
     asked = ("evaluate", "folder", *labelled, "--protocol", "svm", "--seeds", "1")
     told = document(run, *asked)

@@ -23,6 +23,9 @@ from pointdistill.data.benchmarks.registry import trainable_benchmarks
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pointdistill.data.meshes import FailedFile
     from pointdistill.engine.finetuning.finetune import Finetuned
     from pointdistill.engine.finetuning.models import TrainedClassifier, TrainedSegmenter
@@ -128,10 +131,15 @@ def finetune(
         )
         with console_reporter() as reporter:
             result = finetune(request, reporter=reporter)
+    picture = None
+    if result.confusion is not None:
+        picture = result.output / CONFUSION
+        _draw_confusion(picture, result.confusion, result.classes, "test shapes, last epoch")
     if as_json:
         score = dict(result.score)
         done = {"finished": result.finished, "epochs": result.epochs, "score": score}
-        print_json("finetune", {"output": result.output, "kind": result.kind} | done)
+        head = {"output": result.output, "kind": result.kind}
+        print_json("finetune", head | done | {"picture": picture})
         if not result.finished:
             raise typer.Exit(130)
         return
@@ -171,6 +179,8 @@ def _say_result(result: Finetuned) -> None:
         raise typer.Exit(130)
     echo(_score(result))
     echo(f"{result.kind}: {result.output}")
+    if result.confusion is not None:
+        echo(f"picture: {result.output / CONFUSION}, test shapes by true and predicted class")
     category = " --category CATEGORY" if result.kind == "segmenter" else ""
     echo(f"next: pointdistill predict {place} FILE…{category}")
 
@@ -187,6 +197,21 @@ def _score(result: Finetuned) -> str:
         f"{result.epochs} epochs (best epoch {score['best_epoch']}: {score['best_epoch_' + main]:.2f} %, "
         "chosen on the test shapes: a bound, not a result)"
     )
+
+
+CONFUSION = "confusion.png"
+"""The picture in the folder of a classifier."""
+
+
+def _draw_confusion(
+    path: Path, counts: NDArray[np.int64], classes: Sequence[str], title: str
+) -> None:
+    """Draw which classes are taken for which."""
+    from pointdistill.data.files.files import write_aside
+    from pointdistill.engine.evaluation.tables import confusion_chart
+
+    with write_aside(path) as aside:
+        aside.write_bytes(confusion_chart([counts], classes, title=title))
 
 
 SHOWN = 3
@@ -208,7 +233,8 @@ def predict(
         typer.Option(
             "--output",
             "-o",
-            help="For a segmenter: a folder (one coloured .ply for each file), an archive.npz, or one .ply.",
+            help="For a segmenter: a folder (one coloured .ply for each file), an archive.npz, or one .ply. For a "
+            "classifier: the .png of its confusions, where folders are called after classes.",
         ),
     ] = None,
     up: Annotated[
@@ -233,10 +259,15 @@ def predict(
     torch_device = pick_device(device)
     loaded = load_model(model)
     if isinstance(loaded, TrainedClassifier):
-        if category is not None or output is not None:
-            msg = f"{model} is a classifier; --category and --output are for a segmenter, leave them out"
+        if category is not None:
+            msg = f"{model} is a classifier; --category is for a segmenter, leave it out"
             raise ConfigError(msg)
-        failed = _classify(loaded.to(torch_device), files, up, as_json)
+        if output is not None and output.suffix.lower() != ".png":
+            msg = f"{model} is a classifier, whose output is a picture that ends in .png, got {str(output)!r}"
+            raise ConfigError(msg, settings=("output",))
+        # As with `search`, a picture is drawn unasked beside a table, and for JSON only where it is named.
+        picture = output or (None if as_json else Path(f"{model.name}-{CONFUSION}"))
+        failed = _classify(loaded.to(torch_device), files, up, picture, as_json)
     else:
         failed = _segment(loaded.to(torch_device), files, category, output, up, as_json)
     if failed:
@@ -244,16 +275,29 @@ def predict(
 
 
 def _classify(
-    classifier: TrainedClassifier, files: Sequence[Path], up: str | None, as_json: bool
+    classifier: TrainedClassifier,
+    files: Sequence[Path],
+    up: str | None,
+    picture: Path | None,
+    as_json: bool,
 ) -> bool:
     """Print the classes of the files; returns whether any file could not be used."""
-    from pointdistill.engine.finetuning.predict import classify_files
+    from pointdistill.engine.finetuning.predict import classify_files, confusion_of_folders
     from pointdistill.engine.reports.tables import Table
 
     with console_reporter() as reporter:
         done, failed = classify_files(classifier, files, up=up, reporter=reporter)
+    counts = confusion_of_folders(done, classifier.classes)
+    accuracy = None if counts is None else 100.0 * counts.trace() / counts.sum()
+    if counts is None:
+        picture = None
+    elif picture is not None:
+        title = f"{counts.sum():,} files, by the names of their folders"
+        _draw_confusion(picture, counts, classifier.classes, title)
     if as_json:
-        _print_files("classifier", [_class_row(file) for file in done], failed)
+        known = {"accuracy": accuracy, "picture": picture}
+        records = [_class_row(file, classifier.classes) for file in done]
+        _print_files("classifier", records, failed, known)
     elif done:
         places = ("class", "second", "third")[: min(SHOWN, len(classifier.classes))]
         rows = tuple(
@@ -264,6 +308,9 @@ def _classify(
             for file in done
         )
         print_table(Table("Classes of the files", ("file", *places), rows), whole=True)
+    if counts is not None and not as_json:
+        echo(f"accuracy by the names of the folders: {accuracy:.1f} % of {counts.sum():,} files")
+        echo(f"picture: {picture}")
     _remark(done, failed, up or classifier.spec.input.up)
     return bool(failed)
 
@@ -295,7 +342,7 @@ def _segment(
     if destination is not None and done:
         write_parts(done, names, destination)
     if as_json:
-        _print_files("segmenter", [_part_row(file, names) for file in done], failed)
+        _print_files("segmenter", [_part_row(file, names) for file in done], failed, {})
     elif done:
         rows = tuple(
             (str(file.source), f"{len(file.points):,}", _shares(file, names)) for file in done
@@ -307,10 +354,13 @@ def _segment(
     return bool(failed)
 
 
-def _class_row(file: ClassifiedFile) -> dict[str, Any]:
+def _class_row(file: ClassifiedFile, classes: Sequence[str]) -> dict[str, Any]:
+    from pointdistill.engine.finetuning.predict import folder_label
+
     best, probability = file.probabilities[0]
     return {
         "file": str(file.source),
+        "label": folder_label(file, classes),
         "class": best,
         "probability": probability,
         "probabilities": dict(file.probabilities),
@@ -325,9 +375,14 @@ def _shares(file: SegmentedFile, names: Sequence[str]) -> str:
     return ", ".join(f"{name} {100 * share:.0f} %" for name, share in file.shares(names).items())
 
 
-def _print_files(kind: str, rows: Sequence[dict[str, Any]], failed: Sequence[FailedFile]) -> None:
+def _print_files(
+    kind: str,
+    rows: Sequence[dict[str, Any]],
+    failed: Sequence[FailedFile],
+    more: dict[str, Any],
+) -> None:
     refused = [{"file": str(file.source), "reason": file.reason} for file in failed]
-    print_json("predict", {"kind": kind, "files": list(rows), "failed": refused})
+    print_json("predict", {"kind": kind, "files": list(rows), "failed": refused} | more)
 
 
 def _remark(

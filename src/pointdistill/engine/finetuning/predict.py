@@ -202,6 +202,28 @@ def classify(classifier: TrainedClassifier, shapes: Any, *, up: str | None) -> C
     )
 
 
+def confusion_of_folders(
+    files: Sequence[ClassifiedFile], classes: Sequence[str]
+) -> NDArray[np.int64] | None:
+    """(C, C) files by true and predicted class, where the folder of a file is called after its class.
+
+    None unless files of two classes or more are.
+    """
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    number = {name: k for k, name in enumerate(classes)}
+    for file in files:
+        label = folder_label(file, classes)
+        if label is not None:
+            counts[number[label], number[file.probabilities[0][0]]] += 1
+    return counts if np.count_nonzero(counts.sum(axis=1)) > 1 else None
+
+
+def folder_label(file: ClassifiedFile, classes: Sequence[str]) -> str | None:
+    """The class that the folder of a file is called after; None if there is none."""
+    name = file.source.absolute().parent.name
+    return name if name in classes else None
+
+
 def segment_files(
     segmenter: TrainedSegmenter,
     paths: Iterable[Input],
