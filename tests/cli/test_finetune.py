@@ -63,7 +63,7 @@ def test_from_a_folder_to_names(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert "1 of 4 files could not be used" in said.err
     assert "3 of 3 files state no up axis; z was assumed" in said.err
     assert run("predict", "models/meshes", files[0], "--json", "--device", "cpu") == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    (row,) = json.loads(capsys.readouterr().out)["files"]
     assert row["file"] == files[0]
     assert row["class"] == max(row["probabilities"], key=row["probabilities"].get) == "ball"
     assert sum(row["probabilities"].values()) == pytest.approx(1.0)
@@ -77,8 +77,15 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "meshes/ball/0.ply\t16,384\t" in said
     assert "parts: out" in said
     assert (here / "out" / "0.ply").read_bytes().startswith(b"ply\n")
+    whole = ("predict", "seg", "meshes/ball", "--category", "chair", "--device", "cpu")
+    assert run(*whole, "--output", "meshes/ball/out") == 0
+    parts = sorted(path.name for path in (here / "meshes" / "ball" / "out").iterdir())
+    assert parts == sorted(f"{path.stem}.ply" for path in (here / "meshes" / "ball").glob("*.*"))
+    shown = capsys.readouterr().out
+    assert run(*whole, "--output", "meshes/ball/out") == 0  # what was written is no input
+    assert capsys.readouterr().out == shown
     assert run(*asked, "--json") == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    (row,) = json.loads(capsys.readouterr().out)["files"]
     assert sum(row["parts"].values()) == pytest.approx(1.0)
 
 

@@ -44,6 +44,32 @@ def test_a_mixed_batch_does_the_good_and_lists_the_bad(bad: Path, tmp_path: Path
     ]
 
 
+def test_a_folder_stands_for_every_shape_below_it(tmp_path: Path) -> None:
+    """Two of one stem get longer names; hidden files, other files and the output itself are left out."""
+    for name in ("a.off", "deep/a.off", "deep/b.xyz", ".hidden.off", "notes.md"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = "\n".join(f"{k % 5} {k % 7} {k % 11}" for k in range(40))
+        faces = "OFF\n4 2 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2\n3 0 1 3\n"
+        path.write_text(rows if path.suffix == ".xyz" else faces)
+    folder = tmp_path / "in"
+    for _ in range(2):  # the second time, the first output lies in the folder
+        report = sample_files([folder], points=32, seed=0, output=folder / "out")
+        assert [file.source for file in report.sampled] == [
+            folder / "a.off",
+            folder / "deep" / "a.off",
+            folder / "deep" / "b.xyz",
+        ]
+    assert report.failed == ()
+    names = [file.output.name for file in report.sampled]
+    assert names == ["in__a.off.npy", "deep__a.off.npy", "b.npy"]
+    alone = sample_surface(folder / "deep" / "b.xyz", 32, seed=0)
+    assert (np.load(report.sampled[2].output) == alone).all()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no mesh or point cloud; files that end in obj"):
+        sample_files([tmp_path / "empty"], points=32, seed=0, output=tmp_path / "out")
+
+
 def test_points_depend_on_seed_and_name_alone(tmp_path: Path) -> None:
     """Other files, their order, the folder and the way of writing change nothing."""
     sample_files(GOOD, points=64, seed=3, output=tmp_path / "a")
@@ -80,7 +106,7 @@ def test_an_archive_of_nothing_is_not_written(bad: Path, tmp_path: Path) -> None
     assert not (tmp_path / "a.npz").exists()
 
 
-@pytest.mark.parametrize("suffix", ["npy", "ply", "xyz"])
+@pytest.mark.parametrize("suffix", ["npy", "ply", "xyz", "pcd"])
 def test_every_form_reads_back_as_the_same_points(suffix: str, tmp_path: Path) -> None:
     expected = sample_surface(GOOD[0], 64, seed=1)
     sample_files([GOOD[0]], points=64, seed=1, output=tmp_path / f"one.{suffix}")
@@ -126,7 +152,7 @@ def test_repair_is_counted(tmp_path: Path) -> None:
         ("a.obj", {}, "points are not written as .obj"),
         ("file", {}, "is a file; name a folder"),
         ("folder.npz", {}, "is a folder; name a file"),
-        ("out", {"cloud_format": "obj"}, "the format must be one of npy, ply, xyz, got 'obj'"),
+        ("out", {"cloud_format": "obj"}, "the format must be one of npy, ply, xyz, pcd, got 'obj'"),
         ("a.npz", {"cloud_format": "ply"}, "format ply contradicts the output"),
         ("out", {"points": 0}, "at least 1, got 0"),
         ("out", {"up": "north"}, "up must be one of"),

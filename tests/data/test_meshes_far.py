@@ -90,7 +90,7 @@ def test_an_embedding_reads_the_same_shape_here_and_there(name: str, tmp_path: P
     np.testing.assert_allclose(here, there, atol=5e-5)
 
 
-@pytest.mark.parametrize("output", ["out.npy", "out.ply", "out.xyz", "out.npz"])
+@pytest.mark.parametrize("output", ["out.npy", "out.ply", "out.xyz", "out.pcd", "out.npz"])
 def test_sample_keeps_the_frame_of_the_file_and_writes_float64(output: str, tmp_path: Path) -> None:
     path = write_las(tmp_path / "tile.las", tile() + UTM, UTM)
     report = sample_files([path], points=2000, seed=0, output=tmp_path / output)

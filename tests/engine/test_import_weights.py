@@ -45,7 +45,7 @@ def test_golden_features(tiny: Path, golden_dir: Path, tmp_path: Path, branch: s
     encoder = load_encoder(tmp_path / "encoder")
     points = to_unit_sphere(expected["input.points"])
     patches = cut_patches(points, expected["input.centers_idx"], expected["input.patches_idx"])
-    cls, features = encoder.encode(encoder.embed(patches))
+    cls, features = encoder.encode_tokens(encoder.embed(patches))
     torch.testing.assert_close(cls, expected[f"{branch}.cls"], rtol=0, atol=1e-5)
     torch.testing.assert_close(features, expected[f"{branch}.patch"], rtol=0, atol=1e-5)
 

@@ -208,7 +208,7 @@ def test_the_command_prints_a_table_or_json(made: Path, capsys: pytest.CaptureFi
     assert out.splitlines()[-1] == f"next: pointdistill evaluate modelnet40 {named}"
     assert run("leaks", "modelnet40", *options, "--workers", "1", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["format"] == 1
+    assert (found["format"], found["version"]) == ("pointdistill-leaks", 1)
     rows = found["splits"][0]["leaks"]
     assert len(rows) == found["splits"][0]["test_shapes"]
     assert rows[0]["how"] == "id"

@@ -82,7 +82,7 @@ def features_agree(encoder: Encoder, golden_dir: Path) -> None:
     expected = load_file(golden_dir / "official_tiny_features.safetensors")
     points = to_unit_sphere(expected["input.points"])
     patches = cut_patches(points, expected["input.centers_idx"], expected["input.patches_idx"])
-    cls, features = encoder.encode(encoder.embed(patches))
+    cls, features = encoder.encode_tokens(encoder.embed(patches))
     torch.testing.assert_close(cls, expected["teacher.cls"], rtol=0, atol=1e-5)
     torch.testing.assert_close(features, expected["teacher.patch"], rtol=0, atol=1e-5)
 

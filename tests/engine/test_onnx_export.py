@@ -14,14 +14,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from pointdistill.engine.sharing.export import export_encoder, export_onnx
+from pointdistill import load_classifier, load_segmenter
+from pointdistill.engine.finetuning.models import (
+    ClassifierSpec,
+    build_model,
+    read_description,
+    save_weights,
+    write_description,
+)
+from pointdistill.engine.sharing.export import export_encoder, export_model_onnx, export_onnx
 from pointdistill.engine.weights.encoders import load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.model.classifier import Pooling
 from pointdistill.model.config import EncoderConfig
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from pointdistill.model.patches import to_unit_sphere
 from tests.engine.conftest import micro_config
+from tests.engine.test_models import CLASSES, classifier_folder, segmenter_folder
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -75,7 +85,7 @@ def test_the_file_computes_what_the_encoder_does(
     assert list(found) == [*(["cls"] if config.cls_token else []), "patches", "centers"]
     for name, value in found.items():
         np.testing.assert_allclose(value, getattr(expected, name), rtol=0, atol=1e-4)
-    assert found["patches"].shape == (batch, made.patches, made.width)
+    assert found["patches"].shape == (batch, made.patches, config.width)
     assert made.difference is not None
     assert made.difference < 1e-4
 
@@ -124,7 +134,7 @@ def test_a_wrong_graph_leaves_no_file(
 ) -> None:
     """Another function, a missing step, a graph that does not even load."""
     monkeypatch.setattr(f"pointdistill.engine.sharing.onnx_graph.{part}", wrong)
-    with pytest.raises(CheckpointError, match=r"differs from the encoder by|does not run"):
+    with pytest.raises(CheckpointError, match=r"differs from the model by|does not run"):
         export_onnx(saved(tmp_path / "encoder"), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -166,3 +176,73 @@ def test_features_that_hang_on_rounding_are_refused(
     monkeypatch.setattr("pointdistill.engine.sharing.export.TOLERANCE", 0.0)
     with pytest.raises(CheckpointError, match="24 of 24 clouds of 48 points change by more"):
         export_onnx(saved(tmp_path / "encoder"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_classifier_without_torch_says_what_it_says_with_it(tmp_path: Path, batch: int) -> None:
+    made = export_model_onnx(classifier_folder(tmp_path / "cls"), tmp_path / "out")
+    assert made.difference is not None
+    assert made.difference <= 1e-4
+    points = clouds(batch, made.points)
+    expected = load_classifier(tmp_path / "cls")(points)
+    found = run(made.path, points)
+    np.testing.assert_allclose(found["logits"], expected.logits.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found["probabilities"], expected.probabilities.numpy(), atol=1e-5)
+    stored = {item.key: json.loads(item.value) for item in onnx.load(made.path).metadata_props}
+    assert stored["pointdistill.classes"] == list(CLASSES)
+    assert stored["pointdistill.model"]["classifier"]["classes"] == 3
+
+
+@pytest.mark.parametrize("pooling", ["mean-max", "cls-mean-max"])
+@pytest.mark.parametrize("hidden", [(), (6, 5)])
+def test_every_head_has_its_graph(tmp_path: Path, pooling: str, hidden: tuple[int, ...]) -> None:
+    """With batch statistics as a training leaves them, which are far from 0 and 1."""
+    folder = classifier_folder(tmp_path / "cls")
+    spec, _ = read_description(folder)
+    assert isinstance(spec, ClassifierSpec)
+    head = replace(spec.classifier, pooling=Pooling(pooling), hidden=hidden)
+    model = build_model(replace(spec, classifier=head))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.add_(
+                    torch.rand(value.shape, generator=generator), alpha=0.3 + ("var" in name)
+                )
+    save_weights(folder, model)
+    write_description(folder, replace(spec, classifier=head), {"sources": []})
+    made = export_model_onnx(folder, tmp_path / "out")
+    points = clouds(2, made.points)
+    expected = load_classifier(folder)(points).logits
+    np.testing.assert_allclose(run(made.path, points)["logits"], expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("category", [0, 1])
+def test_a_segmenter_without_torch_labels_the_same_points(tmp_path: Path, category: int) -> None:
+    made = export_model_onnx(segmenter_folder(tmp_path / "seg"), tmp_path / "out")
+    assert made.difference is not None
+    assert made.difference <= 1e-4
+    points = clouds(2, made.points)
+    segmenter = load_segmenter(tmp_path / "seg")
+    expected = segmenter(points, segmenter.categories[category])
+    session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    feed = {"points": points.numpy(), "category": np.array([category, category])}
+    logits, parts = session.run(["logits", "parts"], feed)
+    np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-4)
+    assert (parts == expected.parts.numpy()).all()
+    assert set(np.unique(parts)) <= set(segmenter.spec.category_parts[category])
+    stored = {item.key: json.loads(item.value) for item in onnx.load(made.path).metadata_props}
+    assert stored["pointdistill.categories"] == list(segmenter.categories)
+
+
+def test_a_model_that_differs_from_its_graph_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pointdistill.engine.sharing import onnx_graph
+
+    monkeypatch.setattr(onnx_graph, "_gelu", lambda g, value: value)
+    with pytest.raises(CheckpointError, match="the exported graph differs from the model by"):
+        export_model_onnx(classifier_folder(tmp_path / "cls"), tmp_path / "out")
+    assert not (tmp_path / "out" / "model.onnx").exists()
+    with pytest.raises(CheckpointError, match="no model here"):
+        export_model_onnx(tmp_path / "nothing", tmp_path / "out")

@@ -446,7 +446,7 @@ def test_a_strangers_embedding_fetches_nothing_unasked(
         fetched.append(repository)
         return folder / "encoder"
 
-    monkeypatch.setattr("pointdistill.engine.weights.encoders.fetch_encoder", fetch)
+    monkeypatch.setattr("pointdistill.engine.weights.encoders.fetch_model", fetch)
     index = embedded()
     index.info["encoder"] = "mallory/shapes"
     vars(index).pop("facts")  # it was checked before it was changed

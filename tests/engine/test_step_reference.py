@@ -168,7 +168,7 @@ class Reference:
 
     @torch.no_grad()
     def ask_teacher(self, patches: Patches) -> Said:
-        cls, features = self.teacher.encoder.encode(self.teacher.encoder.embed(patches))
+        cls, features = self.teacher.encoder.encode_tokens(self.teacher.encoder.embed(patches))
         of_cls = None if self.config.mode is Mode.MPM else self.teacher.cls_head(cls)
         of_patch = None if self.config.mode is Mode.CLS else self.teacher.patch_head(features)
         return Said(of_cls, of_patch, features)
@@ -193,7 +193,7 @@ class Reference:
         for number, one in enumerate(said):
             tokens = self.student.encoder.embed(view(whole, number))
             if mode is Mode.CLS or (mode is Mode.DUAL and number == 0):
-                cls, _ = self.student.encoder.encode(tokens)
+                cls, _ = self.student.encoder.encode_tokens(tokens)
                 crops.append(cls)
                 whole_logits.append(self.student.cls_head(cls))
             for mask in masks[:, number].unbind(1) if one.patch is not None else ():
@@ -206,7 +206,7 @@ class Reference:
                         (tokens.positions, rows[1]),
                     )
                 )
-                cls, memory = self.student.encoder.encode(Tokens(features, positions))
+                cls, memory = self.student.encoder.encode_tokens(Tokens(features, positions))
                 if mode is Mode.DUAL:
                     memory = torch.cat([cls[:, None], memory], 1)
                     crops.append(cls)
@@ -225,7 +225,9 @@ class Reference:
             return terms | {"regression": torch.cat(regressions).mean()}
         for number in range(local.centers.shape[1]):
             tokens = self.student.encoder.embed(view(local, number))
-            local_logits.append(self.student.cls_head(self.student.encoder.encode(tokens)[0]))
+            local_logits.append(
+                self.student.cls_head(self.student.encoder.encode_tokens(tokens)[0])
+            )
         pairs = [[(t, q) for t in targets for q in local_logits]]
         if mode is Mode.DUAL:
             pairs.append([(t, q) for t in targets for q in masked_logits])

@@ -169,7 +169,7 @@ def test_without_a_predictor_the_encoder_itself_answers_at_hidden_places() -> No
     for row, hidden in enumerate(masks.hidden_index.tolist()):
         for place in hidden:
             features[row, place] = module.mask_token[0, 0]
-    _, encoded = module.encoder.encode(Tokens(features, tokens.positions))
+    _, encoded = module.encoder.encode_tokens(Tokens(features, tokens.positions))
     wanted = torch.stack([encoded[row, index] for row, index in enumerate(masks.hidden_index)])
     torch.testing.assert_close(module(views).patch.features, wanted.flatten(0, 1))
 

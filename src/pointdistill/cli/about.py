@@ -8,18 +8,32 @@ from typing import Annotated
 
 import typer
 
-from pointdistill.cli.console import echo, echo_lines, print_report, print_table, stages_reporter
-from pointdistill.cli.options import complete_recipe
+from pointdistill.cli.console import (
+    echo,
+    echo_lines,
+    print_json,
+    print_report,
+    print_table,
+    stages_reporter,
+)
+from pointdistill.cli.options import (
+    JsonOption,
+    complete_recipe,
+)
 from pointdistill.reporter import format_duration
 from pointdistill.version import __version__
 
 
-def doctor() -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """Print versions, devices, what is installed, and what would stop a run."""
     from pointdistill.engine.runtime.doctor import examine
 
     report = examine()
-    print_report(report)
+    if as_json:
+        lists = {"problems": report.problems, "remarks": report.remarks}
+        print_json("doctor", {"facts": dict(report.facts)} | lists)
+    else:
+        print_report(report)
     if report.problems:
         raise typer.Exit(1)
 
@@ -32,31 +46,49 @@ def recipes(
             autocompletion=complete_recipe,
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the named runs, or print one of them with every setting."""
+    from pointdistill.data.files.schema import to_plain
     from pointdistill.engine.config.recipes import RECIPES, find_recipe
     from pointdistill.engine.config.settings import as_toml
     from pointdistill.engine.reports.tables import Table
 
     if name is not None:
         recipe = find_recipe(name)
+        if as_json:
+            known = {"name": name, "about": recipe.about, "config": to_plain(recipe.config)}
+            print_json("recipe", known)
+            return
         for line in recipe.about.splitlines():
             echo(f"# {line}".rstrip())
         echo(f"# Run: pointdistill pretrain --recipe {shlex.quote(name)}")
         echo("")
         echo_lines(as_toml(recipe.config))
         return
+    records = [
+        {
+            "name": recipe.name,
+            "mode": recipe.config.mode,
+            "steps": recipe.config.steps,
+            "epochs": None if recipe.config.steps else recipe.config.epochs,
+            "batch_size": recipe.config.batch_size,
+            "summary": recipe.summary,
+        }
+        for recipe in RECIPES.values()
+    ]
+    if as_json:
+        print_json("recipes", {"recipes": records})
+        return
     rows = tuple(
         (
-            recipe.name,
-            str(recipe.config.mode),
-            f"{recipe.config.steps} steps"
-            if recipe.config.steps
-            else f"{recipe.config.epochs} epochs",
-            str(recipe.config.batch_size),
-            recipe.summary,
+            str(record["name"]),
+            str(record["mode"]),
+            f"{record['steps']} steps" if record["steps"] else f"{record['epochs']} epochs",
+            str(record["batch_size"]),
+            str(record["summary"]),
         )
-        for recipe in RECIPES.values()
+        for record in records
     )
     print_table(Table("Recipes", ("name", "mode", "length", "batch", "what it is"), rows))
     echo("next: pointdistill recipes NAME   (one in full), or: pointdistill plan --recipe NAME")

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import (
+    fields,
+    is_dataclass,
+)
+from enum import (
+    Enum,
+)
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -32,6 +41,9 @@ SECONDS_BEFORE_LINES = 10.0
 
 LONG_SECONDS = 10.0
 """A command that takes longer says in its last line how long it took."""
+
+JSON_VERSION = 1
+"""Of the documents that commands print; docs/json.md has their fields."""
 
 STEPS_BEFORE_COST = 3
 """Steps after which the speed of a run is known well enough to forecast its duration."""
@@ -77,6 +89,32 @@ def echo_lines(text: str) -> None:
     """Print text of several lines: JSON or TOML, in whose strings a line break is an escape already."""
     for line in text.removesuffix("\n").split("\n"):
         echo(line)
+
+
+def print_json(command: str, record: Mapping[str, Any]) -> None:
+    """Print the one JSON document of a command on stdout: its format, and ``record``.
+
+    Args:
+        command: its name, from which the format is called.
+        record: plain values, records (dataclasses) and paths; numbers that are not finite become null, which JSON
+            has no other word for.
+    """
+    named = {"format": f"pointdistill-{command}", "version": JSON_VERSION}
+    echo_lines(json.dumps(_plain(named | dict(record)), indent=1, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | Enum):
+        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def name_options(message: str, settings: tuple[str, ...]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from enum import StrEnum
@@ -12,10 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
+from pointdistill.cli.console import (
+    console_reporter,
+    echo,
+    print_json,
+    print_table,
+)
 from pointdistill.cli.options import (
     UP_AXES,
     CorpusArgument,
+    JsonOption,
     check_up,
     complete_one_of,
     named_corpus,
@@ -39,9 +44,7 @@ MOST_SHOWN = 20
 
 def inspect(
     corpus: CorpusArgument = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print everything as JSON instead of tables.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Summarise a corpus: shapes by source and label, sizes, licences, checksums, what was refused and why.
 
@@ -54,14 +57,14 @@ def inspect(
     with console_reporter() as reporter:
         summary = inspect_corpus(folder, progress=partial(reporter.progress, "reading shards"))
     if as_json:
-        echo_lines(json.dumps(corpus_json(summary), indent=1, ensure_ascii=False))
+        print_json("inspect", corpus_json(summary))
         return
     for table in corpus_tables(summary):
         print_table(table)
     echo(f"next: pointdistill verify {shlex.quote(str(folder))}")
 
 
-def verify(corpus: CorpusArgument = None) -> None:
+def verify(corpus: CorpusArgument = None, as_json: JsonOption = False) -> None:
     """Check every checksum of a corpus, and that every coordinate is finite.
 
     Prints a line for each fault as soon as it is found, naming the shard and the shape;
@@ -71,24 +74,32 @@ def verify(corpus: CorpusArgument = None) -> None:
 
     folder = named_corpus(corpus)
     manifest = read_manifest(folder)
-    faults = 0
+    faults: list[str] = []
     # On a terminal that shows the bar too, lines are printed above it; a file or a pipe gets them directly.
     share_terminal = sys.stdout.isatty() and sys.stderr.isatty()
     with console_reporter() as reporter:
         for line in find_damage(folder, progress=partial(reporter.progress, "checking shards")):
-            faults += 1
+            faults.append(line)
+            if as_json:
+                continue
             if share_terminal:
                 reporter.say(line)
             else:
                 echo(line)
+    if as_json:
+        counts = {"shapes": manifest.shapes, "shards": len(manifest.shards)}
+        head = {"corpus": folder, "whole": not faults, "content": manifest.content}
+        print_json("verify", head | counts | {"faults": faults})
     if faults:
-        things = "thing is" if faults == 1 else "things are"
+        things = "thing is" if len(faults) == 1 else "things are"
         echo(
-            f"{folder}: {faults:,} {things} wrong; copy it again from where it is whole, "
+            f"{folder}: {len(faults):,} {things} wrong; copy it again from where it is whole, "
             "or prepare it again in another folder",
             err=True,
         )
         raise typer.Exit(2)
+    if as_json:
+        return
     shapes, shards = plural(manifest.shapes, "shape"), plural(len(manifest.shards), "shard")
     echo(f"{folder} is whole: {shapes} in {shards}, content {manifest.content}")
     echo(f"next: pointdistill preview {shlex.quote(str(folder))}")
@@ -120,6 +131,7 @@ def preview(
             help="Path of both files without .png and .html. Default: the corpus's name and -preview.",
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw shapes of a corpus: a contact sheet (.png) and a web page to rotate them (.html).
 
@@ -137,6 +149,10 @@ def preview(
     chosen = choose_shapes(opened, selection, count=shapes, seed=seed)
     stem = output or Path(f"{folder.resolve().name}-preview")
     written = write_preview(opened, chosen, stem=stem, seed=seed)
+    if as_json:
+        shown = {"shapes": written.shapes, "of": len(opened)}
+        print_json("preview", {"picture": written.picture, "page": written.page} | shown)
+        return
     echo(f"picture: {written.picture}, {written.shapes:,} of {plural(len(opened), 'shape')}")
     echo(f"page: {written.page}, open it in a browser")
     echo(
@@ -185,7 +201,7 @@ def leaks(
     split: Annotated[
         list[str] | None, typer.Option(help="Such as OBJ-BG; repeat for more. Default: all.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: JsonOption = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes. Default: one per core.")
     ] = None,
@@ -210,7 +226,7 @@ def leaks(
     with console_reporter() as reporter:
         checked = check_leaks(request, reporter)
     if as_json:
-        echo_lines(json.dumps(checked.plain(), indent=1, ensure_ascii=False))
+        print_json("leaks", checked.plain())
         return
     table = leaks_table(checked)
     if table.rows:
@@ -244,6 +260,7 @@ def duplicates(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes. Default: one per core.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Find shapes that a folder holds several times: the same surface, whatever its mesh, scale, place and turn.
 
@@ -275,18 +292,21 @@ def duplicates(
             err=True,
         )
         raise typer.Exit(130) from None
-    if report.groups:
+    if as_json:
+        print_json("duplicates", {"folder": folder} | report.plain())
+    elif report.groups:
         print_table(_duplicates_table(folder, report))
     extra = sum(len(group) - 1 for group in report.groups)
     echo(
         f"{folder}: {extra:,} of {plural(report.shapes, 'shape')} repeat another one; groups of the same shape: "
         f"{len(report.groups):,}"
         if extra
-        else f"{folder}: no duplicates among {plural(report.shapes, 'shape')}"
+        else f"{folder}: no duplicates among {plural(report.shapes, 'shape')}",
+        err=as_json,
     )
     if output is not None:
         write_report(output, report)
-        echo(f"written: {output}")
+        echo(f"written: {output}", err=as_json)
     prose = [shape.id for shape in report.refused if is_prose(folder / shape.id)]
     if prose:
         echo(f"left out: {plural(len(prose), 'text file')} without points ({prose[0]})", err=True)

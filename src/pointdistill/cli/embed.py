@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import confirm, console_reporter, echo, echo_lines, print_table
+from pointdistill.cli.console import (
+    confirm,
+    console_reporter,
+    echo,
+    print_json,
+    print_table,
+)
 from pointdistill.cli.options import (
     UP_AXES,
     DeviceOption,
     EncoderOption,
+    JsonOption,
     check_up,
     complete_one_of,
     require_encoder,
     require_paths,
 )
-from pointdistill.data.files.workspace import last_embedding
-from pointdistill.errors import ConfigError, DataError
-from pointdistill.reporter import plural
+from pointdistill.data.files.workspace import (
+    last_embedding,
+)
+from pointdistill.errors import (
+    ConfigError,
+    DataError,
+)
+from pointdistill.reporter import (
+    plural,
+)
 
 if TYPE_CHECKING:
     from pointdistill.engine.embedding.embed import EmbedReport
@@ -111,6 +125,7 @@ def embed(
             help="Address of a dask scheduler, such as tcp://host:8786, whose workers do the work."
         ),
     ] = None,
+    as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Compute features of every shape in files, folders, zips and corpora, into one .npz or Parquet file.
@@ -142,12 +157,32 @@ def embed(
         cluster=cluster,
         device=device,
     )
+    began = time.perf_counter()
     with console_reporter() as reporter:
         report = run(request, reporter=reporter)
-    _print(report, features, up)
+    if as_json:
+        print_json("embed", _embed_record(report, features, time.perf_counter() - began))
+    _print(report, features, up, as_json=as_json)
 
 
-def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
+def _embed_record(report: EmbedReport, features: FeatureName, seconds: float) -> dict[str, Any]:
+    return {
+        "output": report.output,
+        "features": features.value,
+        "shapes": report.shapes,
+        "total": report.total,
+        "failed": [{"id": name, "reason": reason} for name, reason in report.failed],
+        "left_out": {"files": report.left_out.files, "kinds": report.left_out.kinds},
+        "assumed_up": report.assumed_up,
+        "interrupted": report.interrupted,
+        "was_complete": report.was_complete,
+        "seconds": seconds,
+    }
+
+
+def _print(
+    report: EmbedReport, features: FeatureName, up: str | None, *, as_json: bool = False
+) -> None:
     if report.is_helper:  # the first of the processes says it all
         raise typer.Exit(130 if report.interrupted else 0)
     if report.interrupted:
@@ -171,7 +206,7 @@ def _print(report: EmbedReport, features: FeatureName, up: str | None) -> None:
         were = "was" if len(report.failed) == 1 else "were"
         failed = f"{len(report.failed):,} of {plural(report.total, 'shape')} {were} not embedded"
         echo(f"{failed}; all are listed in the output" if report.shapes else failed, err=True)
-    if report.shapes:
+    if report.shapes and not as_json:
         state = ", complete already" if report.was_complete else ""
         echo(
             f"{report.output}: {features.value} features of {plural(report.shapes, 'shape')}{state}"
@@ -221,7 +256,7 @@ def search(
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Print JSON instead of tables; a picture only if --sheet is given."
+            "--json", help="Print one JSON document instead; a picture only if --sheet is given."
         ),
     ] = False,
     device: DeviceOption = "auto",
@@ -286,7 +321,7 @@ def search(
             err=True,
         )
     if as_json:
-        echo_lines(json.dumps(_plain(opened.path, report), indent=1, ensure_ascii=False))
+        print_json("search", _search_record(opened.path, report))
     else:
         for result in report.results:
             print_table(_table(opened.path, result))
@@ -329,8 +364,7 @@ def _table(index: Path, result: SearchResult) -> Table:
     return Table(f"Nearest to {result.path} in {index}", ("rank", "shape", "similarity"), rows)
 
 
-def _plain(index: Path, report: SearchReport) -> dict[str, Any]:
-    """The report as JSON."""
+def _search_record(index: Path, report: SearchReport) -> dict[str, Any]:
     return {
         "index": str(index),
         "similarity": f"cosine of {report.compared}",

@@ -5,15 +5,21 @@ from __future__ import annotations
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo, print_table
+from pointdistill.cli.console import (
+    console_reporter,
+    echo,
+    print_json,
+    print_table,
+)
 from pointdistill.cli.options import (
     UP_AXES,
     DeviceOption,
     EncoderOption,
+    JsonOption,
     check_up,
     complete_one_of,
     require_benchmark,
@@ -132,6 +138,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder that results are added to; by default inside the run."),
     ] = None,
+    as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure an encoder on a benchmark, the published figures beside ours.
@@ -177,6 +184,9 @@ def evaluate(
         except KeyboardInterrupt:
             reporter.say("stopped; what is done is kept, the same command goes on from there")
             raise
+    if as_json:
+        print_json("evaluate", _record(outcome))
+        return
     _print(outcome)
     echo(f"next: {_next(benchmark, encoder, stand_in, data)}")
 
@@ -196,6 +206,15 @@ def _next(measured: BenchmarkName, encoder: str | None, stand_in: bool, data: Pa
         return f"pointdistill export my-encoder{named}"
     other = "modelnet40" if measured == "scanobjectnn" else "scanobjectnn"
     return f"pointdistill evaluate {other}{named}{' --stand-in' if stand_in else ''}"
+
+
+def _record(outcome: Outcome) -> dict[str, Any]:
+    """The rows of ``results.json``, and where they are."""
+    return {
+        "results": list(outcome.results),
+        "outputs": [str(output) for output in outcome.outputs],
+        "absent": list(outcome.absent),
+    }
 
 
 def _print(outcome: Outcome) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from enum import StrEnum
@@ -11,13 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo, echo_lines, print_table
+from pointdistill.cli.console import (
+    console_reporter,
+    echo,
+    print_json,
+    print_table,
+)
 from pointdistill.cli.options import (
     UP_AXES,
     DeviceOption,
     EncoderOption,
+    JsonOption,
     check_up,
     complete_one_of,
+    may_be_repository,
     require_benchmark,
     require_encoder,
     require_own_folder,
@@ -28,6 +34,9 @@ from pointdistill.errors import CheckpointError, ConfigError
 from pointdistill.reporter import plural
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pointdistill.data.meshes import FailedFile
     from pointdistill.engine.finetuning.finetune import Finetuned
     from pointdistill.engine.finetuning.models import TrainedClassifier, TrainedSegmenter
@@ -99,6 +108,7 @@ def finetune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted training in --output.")
     ] = False,
+    as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Turn an encoder into a classifier (on shapenetpart, a part segmenter). Ctrl-C saves; --resume continues."""
@@ -139,6 +149,18 @@ def finetune(
         )
         with console_reporter() as reporter:
             result = finetune(request, reporter=reporter)
+    picture = None
+    if result.confusion is not None:
+        picture = result.output / CONFUSION
+        _draw_confusion(picture, result.confusion, result.classes, "test shapes, last epoch")
+    if as_json:
+        score = dict(result.score)
+        done = {"finished": result.finished, "epochs": result.epochs, "score": score}
+        head = {"output": result.output, "kind": result.kind}
+        print_json("finetune", head | done | {"picture": picture})
+        if not result.finished:
+            raise typer.Exit(130)
+        return
     _say_result(result)
 
 
@@ -151,7 +173,7 @@ def _check_resume(context: typer.Context, output: Path | None) -> Path:
     changed = [
         name
         for name in context.params
-        if name not in ("resume", "output", "device", "quiet")
+        if name not in ("resume", "output", "device", "quiet", "as_json")
         and (source := context.get_parameter_source(name)) is not None
         and source.name == "COMMANDLINE"
     ]
@@ -175,6 +197,8 @@ def _say_result(result: Finetuned) -> None:
         raise typer.Exit(130)
     echo(_score(result))
     echo(f"{result.kind}: {result.output}")
+    if result.confusion is not None:
+        echo(f"picture: {result.output / CONFUSION}, test shapes by true and predicted class")
     category = " --category CATEGORY" if result.kind == "segmenter" else ""
     echo(f"next: pointdistill predict {place} FILE…{category}")
 
@@ -194,13 +218,32 @@ def _score(result: Finetuned) -> str:
     )
 
 
+CONFUSION = "confusion.png"
+"""The picture in the folder of a classifier."""
+
+
+def _draw_confusion(
+    path: Path, counts: NDArray[np.int64], classes: Sequence[str], title: str
+) -> None:
+    """Draw which classes are taken for which."""
+    from pointdistill.data.files.files import write_aside
+    from pointdistill.engine.evaluation.tables import confusion_chart
+
+    with write_aside(path) as aside:
+        aside.write_bytes(confusion_chart([counts], classes, title=title))
+
+
 SHOWN = 3
 """Most classes of a file to print."""
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder that `finetune` wrote.")],
-    files: Annotated[list[Path], typer.Argument(help="Mesh or point files.", metavar="FILE…")],
+    model: Annotated[
+        Path, typer.Argument(help="Folder that `finetune` wrote, or owner/name on the Hub.")
+    ],
+    files: Annotated[
+        list[Path], typer.Argument(help="Mesh or point files, and folders.", metavar="PATH…")
+    ],
     category: Annotated[
         str | None, typer.Option(help="Category of the files; a segmenter needs it.")
     ] = None,
@@ -209,7 +252,8 @@ def predict(
         typer.Option(
             "--output",
             "-o",
-            help="For a segmenter: a folder (one coloured .ply for each file), an archive.npz, or one .ply.",
+            help="For a segmenter: a folder (one coloured .ply for each file), an archive.npz, or one .ply. For a "
+            "classifier: the .png of its confusions, where folders are called after classes.",
         ),
     ] = None,
     up: Annotated[
@@ -220,9 +264,7 @@ def predict(
             autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print everything as JSON on stdout.")
-    ] = False,
+    as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Name shapes with a classifier, or their parts with a segmenter.
@@ -230,10 +272,11 @@ def predict(
     Files that cannot be used are listed and the others are done; the exit code
     is then 2.
     """
-    require_paths([model])
-    if not (model / "config.json").is_file():
-        msg = f"{model}: no model here (no config.json); `pointdistill finetune` writes one"
-        raise CheckpointError(msg)
+    if not may_be_repository(model):
+        require_paths([model])
+        if not (model / "config.json").is_file():
+            msg = f"{model}: no model here (no config.json); `pointdistill finetune` writes one"
+            raise CheckpointError(msg)
 
     from pointdistill.engine.finetuning.models import TrainedClassifier, load_model
     from pointdistill.engine.runtime.devices import pick_device
@@ -241,10 +284,15 @@ def predict(
     torch_device = pick_device(device)
     loaded = load_model(model)
     if isinstance(loaded, TrainedClassifier):
-        if category is not None or output is not None:
-            msg = f"{model} is a classifier; --category and --output are for a segmenter, leave them out"
+        if category is not None:
+            msg = f"{model} is a classifier; --category is for a segmenter, leave it out"
             raise ConfigError(msg)
-        failed = _classify(loaded.to(torch_device), files, up, as_json)
+        if output is not None and output.suffix.lower() != ".png":
+            msg = f"{model} is a classifier, whose output is a picture that ends in .png, got {str(output)!r}"
+            raise ConfigError(msg, settings=("output",))
+        # As with `search`, a picture is drawn unasked beside a table, and for JSON only where it is named.
+        picture = output or (None if as_json else Path(f"{model.name}-{CONFUSION}"))
+        failed = _classify(loaded.to(torch_device), files, up, picture, as_json)
     else:
         failed = _segment(loaded.to(torch_device), files, category, output, up, as_json)
     if failed:
@@ -252,16 +300,29 @@ def predict(
 
 
 def _classify(
-    classifier: TrainedClassifier, files: Sequence[Path], up: str | None, as_json: bool
+    classifier: TrainedClassifier,
+    files: Sequence[Path],
+    up: str | None,
+    picture: Path | None,
+    as_json: bool,
 ) -> bool:
     """Print the classes of the files; returns whether any file could not be used."""
-    from pointdistill.engine.finetuning.predict import classify_files
+    from pointdistill.engine.finetuning.predict import classify_files, confusion_of_folders
     from pointdistill.engine.reports.tables import Table
 
     with console_reporter() as reporter:
         done, failed = classify_files(classifier, files, up=up, reporter=reporter)
+    counts = confusion_of_folders(done, classifier.classes)
+    accuracy = None if counts is None else 100.0 * counts.trace() / counts.sum()
+    if counts is None:
+        picture = None
+    elif picture is not None:
+        title = f"{counts.sum():,} files, by the names of their folders"
+        _draw_confusion(picture, counts, classifier.classes, title)
     if as_json:
-        _print_json([_class_row(file) for file in done])
+        known = {"accuracy": accuracy, "picture": picture}
+        records = [_class_row(file, classifier.classes) for file in done]
+        _print_files("classifier", records, failed, known)
     elif done:
         places = ("class", "second", "third")[: min(SHOWN, len(classifier.classes))]
         rows = tuple(
@@ -272,6 +333,9 @@ def _classify(
             for file in done
         )
         print_table(Table("Classes of the files", ("file", *places), rows), whole=True)
+    if counts is not None and not as_json:
+        echo(f"accuracy by the names of the folders: {accuracy:.1f} % of {counts.sum():,} files")
+        echo(f"picture: {picture}")
     _remark(done, failed, up or classifier.spec.input.up)
     return bool(failed)
 
@@ -285,9 +349,11 @@ def _segment(
     as_json: bool,
 ) -> bool:
     """Print and write the parts of the files; returns whether any file could not be used."""
+    from pointdistill.data.meshes.read import files_in_folders
     from pointdistill.engine.finetuning.predict import plan_parts, segment_files, write_parts
     from pointdistill.engine.reports.tables import Table
 
+    files = files_in_folders(files, leave_out=output)
     destination = plan_parts(files, output) if output is not None else None
     with console_reporter() as reporter:
         done, failed = segment_files(
@@ -301,7 +367,7 @@ def _segment(
     if destination is not None and done:
         write_parts(done, names, destination)
     if as_json:
-        _print_json([_part_row(file, names) for file in done])
+        _print_files("segmenter", [_part_row(file, names) for file in done], failed, {})
     elif done:
         rows = tuple(
             (str(file.source), f"{len(file.points):,}", _shares(file, names)) for file in done
@@ -313,10 +379,13 @@ def _segment(
     return bool(failed)
 
 
-def _class_row(file: ClassifiedFile) -> dict[str, Any]:
+def _class_row(file: ClassifiedFile, classes: Sequence[str]) -> dict[str, Any]:
+    from pointdistill.engine.finetuning.predict import folder_label
+
     best, probability = file.probabilities[0]
     return {
         "file": str(file.source),
+        "label": folder_label(file, classes),
         "class": best,
         "probability": probability,
         "probabilities": dict(file.probabilities),
@@ -331,8 +400,14 @@ def _shares(file: SegmentedFile, names: Sequence[str]) -> str:
     return ", ".join(f"{name} {100 * share:.0f} %" for name, share in file.shares(names).items())
 
 
-def _print_json(rows: Sequence[dict[str, Any]]) -> None:
-    echo_lines(json.dumps(list(rows), indent=1, ensure_ascii=False))
+def _print_files(
+    kind: str,
+    rows: Sequence[dict[str, Any]],
+    failed: Sequence[FailedFile],
+    more: dict[str, Any],
+) -> None:
+    refused = [{"file": str(file.source), "reason": file.reason} for file in failed]
+    print_json("predict", {"kind": kind, "files": list(rows), "failed": refused} | more)
 
 
 def _remark(

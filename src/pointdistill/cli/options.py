@@ -216,6 +216,10 @@ PrecisionOption = Annotated[
         autocompletion=complete_one_of(*PRECISIONS),
     ),
 ]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document instead; messages go to stderr."),
+]
 KeepOption = Annotated[int, typer.Option(min=1, help="How many of the newest checkpoints to keep.")]
 
 
@@ -357,11 +361,15 @@ def require_encoder(encoder: Path | str | None, *settings: str) -> None:
     if is_name(encoder):
         return
     path = Path(encoder)
-    # If there is a folder `runs` here, `runs/mine` is a misspelled path and not a repository.
-    may_be_repository = len(path.parts) == 2 and not path.is_absolute() and not path.parent.is_dir()
-    if not path.exists() and not may_be_repository:
+    if not path.exists() and not may_be_repository(path):
         msg = (
             f"{path}: no encoder here; {suggestion(path)}expected a run folder, what `pointdistill export` wrote, "
             "or a name that `pointdistill weights` lists"
         )
         raise CheckpointError(msg, settings=settings)
+
+
+def may_be_repository(path: Path) -> bool:
+    """Whether a path that does not exist may be ``owner/name`` on the Hub."""
+    # If there is a folder `runs` here, `runs/mine` is a misspelled path and not a repository.
+    return len(path.parts) == 2 and not path.is_absolute() and not path.parent.is_dir()

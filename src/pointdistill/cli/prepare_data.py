@@ -6,12 +6,22 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo
-from pointdistill.cli.options import UP_AXES, check_up, complete_one_of, complete_source
+from pointdistill.cli.console import (
+    console_reporter,
+    echo,
+    print_json,
+)
+from pointdistill.cli.options import (
+    UP_AXES,
+    JsonOption,
+    check_up,
+    complete_one_of,
+    complete_source,
+)
 from pointdistill.errors import ConfigError
 from pointdistill.reporter import plural
 
@@ -140,6 +150,7 @@ def prepare_data(
             help="mixture: only sources whose licence allows commercial use; recorded.",
         ),
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a corpus of surface points to pretrain on; if stopped at any time, the same command continues.
 
@@ -162,6 +173,7 @@ def prepare_data(
             "--sources": sources,
             "--take-tests": take_tests,
             "--exclude-tests": exclude_tests,
+            "--json": as_json,
         }
         _refuse(build_options, f"{_PSB}; it can only be fetched, and no corpus is made of it")
         _fetch_benchmark(source, path, fetch=fetch)
@@ -192,6 +204,8 @@ def prepare_data(
         }
         _refuse(other_options, f"{_MIXTURE}; for test splits name the source with --take-tests")
         _check_combination(plan=plan, fetch=fetch, retry=retry, cluster=cluster)
+        if fetch:
+            _refuse({"--json": as_json}, "--fetch, which prints a line for each file")
         mixture = _mixture_request(
             path, sources, take_tests, exclude_tests, commercial_only=commercial_only
         )
@@ -203,6 +217,7 @@ def prepare_data(
             plan=plan,
             fetch=fetch,
             options=_typed(output, points, seed, workers, deadline, memory),
+            as_json=as_json,
         )
         return
     _refuse(mixture_options, f"{source}; it is for {_MIXTURE}")
@@ -222,7 +237,7 @@ def prepare_data(
             )
     except KeyboardInterrupt:
         _stopped()
-    _print(prepared.report, prepared.facts.name, retry=retry)
+    _print(prepared.report, prepared.facts.name, retry=retry, as_json=as_json)
 
 
 def _fetch_benchmark(name: str, folder: Path | None, *, fetch: bool) -> None:
@@ -309,6 +324,7 @@ def _mixture(
     plan: bool,
     fetch: bool,
     options: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Plan, fetch for, or build a mixture."""
     from pointdistill.cli.prepare_mixture import fetch_archives, prepare_mixture, show_plan
@@ -320,11 +336,11 @@ def _mixture(
         if fetch:
             fetch_archives(request, options)
         elif plan:
-            show_plan(request, corpus, settings, options)
+            show_plan(request, corpus, settings, options, as_json=as_json)
         else:
             report = prepare_mixture(request, corpus, settings, retry=retry)
             remember_corpus(report.path)
-            _print(report, f"the {_MIXTURE}", retry=retry)
+            _print(report, f"the {_MIXTURE}", retry=retry, as_json=as_json)
     except KeyboardInterrupt:
         _stopped()
 
@@ -374,7 +390,25 @@ def _stopped() -> NoReturn:
     raise typer.Exit(130) from None
 
 
-def _print(report: BuildReport, name: str, *, retry: bool) -> None:
+def _record(report: BuildReport, name: str) -> dict[str, Any]:
+    return {
+        "corpus": report.path,
+        "source": name,
+        "kept": report.kept,
+        "refused": report.refused,
+        "causes": list(report.causes),
+        "retryable": report.retryable,
+        "retried": report.retried,
+        "recovered": report.recovered,
+        "resumed": report.resumed,
+        "was_complete": report.was_complete,
+    }
+
+
+def _print(report: BuildReport, name: str, *, retry: bool, as_json: bool) -> None:
+    if as_json:
+        print_json("prepare-data", _record(report, name))
+
     for line in _refused_lines(report):
         echo(line, err=True)
     if retry and not report.retried and not report.retryable:
@@ -382,6 +416,8 @@ def _print(report: BuildReport, name: str, *, retry: bool) -> None:
         echo(f"nothing is retryable, so nothing was read again; {final}", err=True)
     if report.resumed:
         echo(f"went on from {plural(report.resumed, 'shape')} already there", err=True)
+    if as_json:
+        return
     state = "was complete already" if report.was_complete else "is complete"
     echo(f"{report.path} {state}: {plural(report.kept, 'shape')} of {name}")
     echo("next: pointdistill pretrain --size tiny   (on a GPU: --size small)")

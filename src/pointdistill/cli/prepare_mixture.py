@@ -6,10 +6,19 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pointdistill.cli.console import console_reporter, echo, name_options, print_table
-from pointdistill.reporter import format_duration, plural
+from pointdistill.cli.console import (
+    console_reporter,
+    echo,
+    name_options,
+    print_json,
+    print_table,
+)
+from pointdistill.reporter import (
+    format_duration,
+    plural,
+)
 
 if TYPE_CHECKING:
     from pointdistill.data.corpus_building import BuildReport, BuildSettings
@@ -168,28 +177,66 @@ def split_notes(request: MixtureRequest, statuses: Sequence[SourceStatus]) -> It
 
 
 def show_plan(
-    request: MixtureRequest, output: Path, settings: BuildSettings, options: Sequence[str]
+    request: MixtureRequest,
+    output: Path,
+    settings: BuildSettings,
+    options: Sequence[str],
+    *,
+    as_json: bool = False,
 ) -> None:
     """Print what is there, what is missing, and what the build will cost; make nothing.
 
     Args:
         request, output, settings: those of the build.
         options: options, as typed, that the next command has to repeat.
+        as_json: print a document in place of the table.
     """
     from pointdistill.data.corpus_building.mixture_plan import plan_mixture
     from pointdistill.engine.reports.tables import Table
 
     with console_reporter() as reporter:
         plan = plan_mixture(request, output, settings, reporter=reporter)
+    lacking = any(row.status.missing for row in plan.rows if not row.status.exclusion_reason)
+    first = not plan.shapes or (request.sources and lacking)
+    following = command(request, options) + (" --fetch" if first else "")
+    if as_json:
+        notes = {"notes": list(_notes(plan, request)), "command": following}
+        print_json("mixture-plan", _record(plan) | notes)
+        return
     processes = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
     title = f"{plural(plan.shapes, 'shape')} from {request.archives}, {plan.bytes / GIGA:,.2f} GB, "
     title += f"about {format_duration(plan.seconds)} with {processes}"
     rows = tuple(_cells(row) for row in plan.rows)
     table = Table(title, _COLUMNS, rows, tuple(_notes(plan, request)))
     print_table(table, right=_NUMBERS, whole=True)
-    lacking = any(row.status.missing for row in plan.rows if not row.status.exclusion_reason)
-    first = not plan.shapes or (request.sources and lacking)
-    echo(f"next: {command(request, options)}" + (" --fetch" if first else ""))
+    echo(f"next: {following}")
+
+
+def _record(plan: MixturePlan) -> dict[str, Any]:
+    """The plan for JSON: every source with what the table shows of it."""
+    sources = [
+        {
+            "source": row.status.info.name,
+            "state": _state(row),
+            "shapes": row.shapes,
+            "counted": row.listed,
+            "bytes": row.bytes,
+            "core_seconds": row.seconds,
+            "commercial": row.status.info.commercial,
+            "licence": row.status.info.licence,
+            "missing": list(row.status.missing),
+        }
+        for row in plan.rows
+    ]
+    return {
+        "sources": sources,
+        "shapes": plan.shapes,
+        "bytes": plan.bytes,
+        "seconds": plan.seconds,
+        "workers": plan.workers,
+        "free_bytes": plan.free_bytes,
+        "official": plan.official,
+    }
 
 
 def _cells(row: PlanRow) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from pointdistill.cli.console import (
     console_reporter,
     echo,
     name_options,
+    print_json,
     print_table,
     training_console,
 )
@@ -23,6 +24,7 @@ from pointdistill.cli.options import (
     DataOption,
     DeviceOption,
     EpochsOption,
+    JsonOption,
     KeepOption,
     ModeOption,
     PrecisionOption,
@@ -81,6 +83,7 @@ def plan(
             "--no-measure", help="Run no steps, which saves a minute: estimate by formulas alone."
         ),
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Estimate what a run will cost on this device: memory, time, disk. Nothing is written."""
     overrides = run_overrides(
@@ -109,20 +112,54 @@ def plan(
         )
         for remark in result.remarks:
             reporter.say(remark)
-    for name, text in describe(result):
-        echo(f"{name:<11} {text}")
-    for problem, setting in result.problems:
-        echo(f"problem: {name_options(problem, (setting,))}")
     argv = [*to_argv(overrides), *(["--data", str(data)] if data else [])]
     argv += [] if keep == 2 else ["--keep", str(keep)]
     argv += [] if device == "auto" else ["--device", device]
     argv += [] if precision == "auto" else ["--precision", precision]
     command = shlex.join(["pointdistill", "pretrain", *argv])
+    problems = [name_options(problem, (setting,)) for problem, setting in result.problems]
+    if as_json:
+        print_json("plan", _plan_record(result) | {"problems": problems, "command": command})
+        return
+    for name, text in describe(result):
+        echo(f"{name:<11} {text}")
+    for problem in problems:
+        echo(f"problem: {problem}")
     seconds = _cpu_seconds(result, device)
     if seconds is not None and seconds >= SLOW_SECONDS:
         echo(f"next: {_tiny(data)}   (minutes on this CPU; on a GPU: {command})")
     else:
         echo(f"next: {command}")
+
+
+def _plan_record(plan: Plan) -> dict[str, Any]:
+    """The plan with the unit in the name of each quantity; None for what was not measured."""
+    seconds = plan.step.seconds
+    return {
+        "run": plan.config.name,
+        "mode": plan.config.mode,
+        "parameters": plan.parameters,
+        "corpus": plan.corpus,
+        "shapes": plan.shapes,
+        "licences": [
+            {"source": name, "licence": licence, "shapes": shapes}
+            for name, licence, shapes in plan.licences
+        ],
+        "steps": plan.steps,
+        "batch_size": plan.config.batch_size,
+        "epochs": plan.steps * plan.config.batch_size / plan.shapes,
+        "device": plan.device,
+        "device_memory_gib": plan.memory_gib,
+        "memory_gib": plan.step.gib,
+        "fits": plan.step.fits,
+        "flops_per_step": plan.flops,
+        "seconds_per_step": seconds,
+        "seconds": None if seconds is None else plan.steps * seconds,
+        "disk_gib": plan.disk_gib,
+        "free_gib": plan.free_gib,
+        "basis": plan.step.basis,
+        "remarks": list(plan.remarks),
+    }
 
 
 def _cpu_seconds(plan: Plan, device: str) -> float | None:

@@ -8,10 +8,25 @@ from typing import Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo, print_table
-from pointdistill.cli.options import DeviceOption, EncoderOption, require_encoder, require_paths
-from pointdistill.data.files.workspace import last_corpus
-from pointdistill.errors import DataError
+from pointdistill.cli.console import (
+    console_reporter,
+    echo,
+    print_json,
+    print_table,
+)
+from pointdistill.cli.options import (
+    DeviceOption,
+    EncoderOption,
+    JsonOption,
+    require_encoder,
+    require_paths,
+)
+from pointdistill.data.files.workspace import (
+    last_corpus,
+)
+from pointdistill.errors import (
+    DataError,
+)
 
 
 def reconstruct(
@@ -30,6 +45,7 @@ def reconstruct(
         Path | None,
         typer.Option(help="Folder for results.json and the picture; by default inside the run."),
     ] = None,
+    as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Reconstruct masked patches from frozen features, and from random ones for comparison; draw both.
@@ -50,6 +66,13 @@ def reconstruct(
     )
     with console_reporter() as reporter:
         result = run(request, reporter=reporter)
+    if as_json:
+        files = {"results": result.output / RESULTS, "picture": result.output / PICTURE}
+        found = {"outcomes": list(result.outcomes), "interrupted": result.interrupted}
+        print_json("reconstruct", found | files)
+        if result.interrupted:
+            raise typer.Exit(130)
+        return
     if result.outcomes:
         print_table(result.table())
     if result.interrupted:

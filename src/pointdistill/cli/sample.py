@@ -4,26 +4,39 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo
-from pointdistill.cli.options import UP_AXES, check_up, complete_one_of
-from pointdistill.reporter import plural
+from pointdistill.cli.console import (
+    console_reporter,
+    echo,
+    print_json,
+)
+from pointdistill.cli.options import (
+    UP_AXES,
+    JsonOption,
+    check_up,
+    complete_one_of,
+)
+from pointdistill.reporter import (
+    plural,
+)
 
 if TYPE_CHECKING:
-    from pointdistill.data.meshes import SampleReport
+    from pointdistill.data.meshes import SampledFile, SampleReport
 
 
 def sample(
-    files: Annotated[list[Path], typer.Argument(help="Mesh or point files.", metavar="FILE…")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Mesh or point files, and folders.", metavar="PATH…")
+    ],
     output: Annotated[
         Path,
         typer.Option(
             "--output",
             "-o",
-            help="A folder (one .npy for each file), an archive.npz, or for one file a .npy, .ply or .xyz.",
+            help="A folder (one .npy for each file), an archive.npz, or for one file a .npy, .ply, .xyz or .pcd.",
         ),
     ],
     points: Annotated[int, typer.Option(help="Points to sample from each file.", min=1)] = 16_384,
@@ -44,7 +57,9 @@ def sample(
     ] = None,
     cloud_format: Annotated[
         str | None,
-        typer.Option("--format", help="npy, ply or xyz for the files in a folder. Default: npy."),
+        typer.Option(
+            "--format", help="npy, ply, xyz or pcd for the files in a folder. Default: npy."
+        ),
     ] = None,
     repair: Annotated[
         bool,
@@ -52,6 +67,7 @@ def sample(
             "--repair", help="Drop faces and points that cannot be used, and say how many."
         ),
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn meshes into surface points, uniform by area over the whole scene.
 
@@ -59,8 +75,8 @@ def sample(
     step or stp, in millimetres, with pip install 'pointdistill[step]';
     point clouds as ply, npy, npz, xyz, txt, csv, pts, pcd, las, laz and e57.
 
-    Files that cannot be used are listed and the others are sampled; the exit
-    code is then 2.
+    Of a folder, every such file below it is taken. Files that cannot be used are
+    listed and the others are sampled; the exit code is then 2.
     """
     from pointdistill.data.meshes import sample_files
 
@@ -75,15 +91,32 @@ def sample(
             repair=repair,
             progress=partial(reporter.progress, "sampling"),
         )
-    _print(report, points, output)
+    if as_json:
+        record: dict[str, Any] = {"points": points, "seed": seed, "output": output}
+        record["files"] = [_record(file) for file in report.sampled]
+        record["failed"] = [{"file": f.source, "reason": f.reason} for f in report.failed]
+        print_json("sample", record)
+    _print(report, points, output, as_json=as_json)
     if report.failed:
         raise typer.Exit(2)
 
 
-def _print(report: SampleReport, points: int, output: Path) -> None:
+def _record(file: SampledFile) -> dict[str, Any]:
+    return {
+        "file": file.source,
+        "output": file.output,
+        "is_surface": file.is_surface,
+        "dropped": file.dropped,
+        "left_out": file.left_out,
+        "declared_up": file.declared_up,
+        "dtype": "float64" if file.is_double else "float32",
+    }
+
+
+def _print(report: SampleReport, points: int, output: Path, *, as_json: bool) -> None:
     from pointdistill.data.meshes.records import counted
 
-    for file in report.sampled:
+    for file in () if as_json else report.sampled:
         if file.dropped:
             kind = "faces" if file.is_surface else "points"
             echo(f"{file.source}: dropped {file.dropped:,} {kind}")
@@ -93,7 +126,7 @@ def _print(report: SampleReport, points: int, output: Path) -> None:
             echo(
                 f"{file.source}: written as float64, float32 would distort it so far from the origin"
             )
-    if report.sampled:
+    if report.sampled and not as_json:
         clouds = sum(not file.is_surface for file in report.sampled)
         note = f", {clouds:,} of them point clouds" if clouds else ""
         echo(

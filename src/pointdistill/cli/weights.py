@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo, print_table
+from pointdistill.cli.console import (
+    console_reporter,
+    echo,
+    print_json,
+    print_table,
+)
 from pointdistill.cli.options import (
+    JsonOption,
     complete_encoder,
     complete_weights,
+    may_be_repository,
     require_encoder,
     require_paths,
 )
@@ -46,6 +54,7 @@ def weights(
             autocompletion=complete_weights,
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the encoders that every command knows by name, or download one."""
     from pointdistill.engine.weights import BUNDLED, PUBLISHED, bundled_is_here, suggestion
@@ -59,49 +68,80 @@ def weights(
 
         with console_reporter() as reporter:
             folder = locate_encoder(name, reporter=reporter)
+        if as_json:
+            print_json("weights", {"name": name, "folder": folder})
+            return
         echo(f"{name}: {folder}")
         echo(f"next: pointdistill embed YOUR_FILES --encoder {name}")
+        return
+    if as_json:
+        print_json("weights", {"encoders": _weights_records()})
         return
     print_table(_named_weights(), whole=True)
     echo("next: pointdistill embed YOUR_FILES --encoder asymdsd-s")
 
 
+def _weights_records() -> list[dict[str, Any]]:
+    """Every name, with size, training data, licence, and the paper's figures in percent."""
+    from pointdistill.engine.weights import BUNDLED, PUBLISHED, bundled_is_here
+
+    published = [
+        {
+            "name": one.name,
+            "model": f"{one.size}, {one.mode}",
+            "megabytes": one.megabytes,
+            "trained_on": one.source["name"],
+            "licence": one.source["licence"],
+            "accuracy": {
+                name: one.published_accuracy(*figure) for name, figure in _FIGURES.items()
+            },
+            "is_here": one.is_here,
+        }
+        for one in PUBLISHED.values()
+    ]
+    bundled = {
+        "name": BUNDLED,
+        "model": "own",
+        "megabytes": None,
+        "trained_on": "shapes made on the spot",
+        "licence": "any use, also commercial",
+        "accuracy": dict.fromkeys(_FIGURES),
+        "is_here": True,
+    }
+    return [*published, *([bundled] if bundled_is_here() else [])]
+
+
 def _named_weights() -> Table:
-    """Every name, with size, training data, licence, and the paper's figures."""
+    """The same as a table."""
     from pointdistill.engine.reports.tables import Table
     from pointdistill.engine.weights import (
         BUNDLED,
         BUNDLED_FOLDER,
-        PUBLISHED,
         REPOSITORY,
         bundled_is_here,
         cache_folder,
     )
 
     columns = ("name", "model", "download", "trained on", "licence of the data", *_FIGURES, "here")
-    rows = []
-    for one in PUBLISHED.values():
-        scores = [one.published_accuracy(*figure) for figure in _FIGURES.values()]
-        figures = ["-" if score is None else f"{score:.2f}" for score in scores]
-        source, place = one.source, "yes" if one.is_here else "no"
-        facts = (
-            f"{one.size}, {one.mode}",
-            f"{one.megabytes} MB",
-            source["name"],
-            source["licence"],
+    rows = tuple(
+        (
+            one["name"],
+            one["model"],
+            f"{one['megabytes']} MB" if one["megabytes"] else "-",
+            one["trained_on"],
+            one["licence"],
+            *("-" if score is None else f"{score:.2f}" for score in one["accuracy"].values()),
+            "yes" if one["is_here"] else "no",
         )
-        rows.append((one.name, *facts, *figures, place))
-    if bundled_is_here():
-        none = ["-"] * len(_FIGURES)
-        made = ("own", "-", "shapes made on the spot", "any use, also commercial")
-        rows.append((BUNDLED, *made, *none, "yes"))
+        for one in _weights_records()
+    )
     notes = (
         f"Published by the method's authors in {REPOSITORY} on the Hugging Face Hub: see there for the terms of "
         f"the weights themselves. Downloaded once, into {cache_folder() / 'encoders'}.",
         "Accuracy in % as the paper reports it (arXiv 2506.21724): ScanObjectNN PB-T50-RS, and ModelNet40.",
         *([f"{BUNDLED} comes with this program ({BUNDLED_FOLDER})."] if bundled_is_here() else []),
     )
-    return Table("Encoders by name", columns, tuple(rows), notes)
+    return Table("Encoders by name", columns, rows, notes)
 
 
 _FIGURES = {
@@ -122,6 +162,14 @@ def export(
             autocompletion=complete_encoder,
             help="Run, encoder folder or file, owner/name on the Hub, or a name that `weights` lists. "
             "Default: the last run made here, or else the encoder that comes with the program.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="onnx: instead of an encoder, a classifier or segmenter: the folder that `finetune` wrote, or "
+            "owner/name on the Hub.",
         ),
     ] = None,
     file_format: Annotated[
@@ -152,8 +200,9 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an encoder that is in the folder already.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write an encoder for `pointdistill.load_encoder`, or as ONNX for programs without torch."""
+    """Write an encoder for `pointdistill.load_encoder`, or any model as ONNX for programs without torch."""
     if half and file_format is FormatName.ONNX:
         msg = "--half belongs to --format safetensors; an ONNX file is float32"
         raise ConfigError(msg)
@@ -165,6 +214,15 @@ def export(
             f"--corpus {corpus} belongs to --format safetensors; statistics lie beside its weights"
         )
         raise ConfigError(msg)
+    if model is not None:
+        if file_format is not FormatName.ONNX or encoder is not None or points is not None:
+            msg = f"--model {model} goes with --format onnx, and without --encoder and --points"
+            raise ConfigError(msg)
+        require_paths([] if may_be_repository(Path(model)) else [Path(model)], "model")
+        from pointdistill.engine.sharing.export import export_model_onnx
+
+        _describe_onnx(export_model_onnx(model, output), as_json=as_json)
+        return
     require_paths([corpus], "corpus")
     require_encoder(encoder, "encoder")
     written = output / ("model.onnx" if file_format is FormatName.ONNX else "model.safetensors")
@@ -180,16 +238,30 @@ def export(
     if file_format is FormatName.ONNX:
         from pointdistill.engine.sharing.export import export_onnx
 
-        _describe_onnx(export_onnx(source, output, points=points))
+        _describe_onnx(export_onnx(source, output, points=points), as_json=as_json)
         return
     folder = export_encoder(source, output, half=half)
-    echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
     if corpus is not None:
-        _measure(output, corpus)
+        _measure(output, corpus, as_json=as_json)
+    if as_json:
+        print_json("export", _export_record(folder, sorted(output.iterdir())))
+        return
+    echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
     echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")
 
 
-def _measure(folder: Path, corpus: Path) -> None:
+def _export_record(
+    model: Path, files: Sequence[Path], exported: OnnxExport | None = None
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "files": list(files),
+        "points": exported.points if exported else None,
+        "difference": exported.difference if exported else None,
+    }
+
+
+def _measure(folder: Path, corpus: Path, *, as_json: bool) -> None:
     """Measure an exported encoder's feature statistics, and say on how many shapes."""
     from pointdistill.engine.embedding.embed import measure_encoder
 
@@ -199,21 +271,23 @@ def _measure(folder: Path, corpus: Path) -> None:
         name, reason = measured.failed[0]
         more = f" (and {len(measured.failed) - 1:,} more)" if len(measured.failed) > 1 else ""
         echo(f"left out: {name}: {reason}{more}", err=True)
-    echo(f"{measured.path}: feature statistics of {plural(measured.shapes, 'shape')} of {corpus}")
-
-
-def _describe_onnx(exported: OnnxExport) -> None:
-    """Print the file, its inputs and outputs, and the largest difference from the encoder's own features."""
-    echo(f"{exported.source} -> {exported.path}")
-    cls = f"cls (B, {exported.width}), " if exported.cls_token else ""
     echo(
-        f"points (B, {exported.points}, 3) float32, raw -> {cls}"
-        f"patches (B, {exported.patches}, {exported.width}), centers (B, {exported.patches}, 3)"
+        f"{measured.path}: feature statistics of {plural(measured.shapes, 'shape')} of {corpus}",
+        err=as_json,
     )
+
+
+def _describe_onnx(exported: OnnxExport, *, as_json: bool) -> None:
+    """Print the file, its inputs and outputs, and the largest difference from the model's own outputs."""
+    if as_json:
+        print_json("export", _export_record(exported.source, [exported.path], exported))
+        return
+    echo(f"{exported.source} -> {exported.path}")
+    echo(exported.signature)
     if exported.difference is None:
         echo("not checked: onnxruntime is not installed; pip install 'pointdistill[onnx]'")
     else:
-        echo(f"checked in onnxruntime: at most {exported.difference:.1g} from the encoder")
+        echo(f"checked in onnxruntime: at most {exported.difference:.1g} from the {exported.kind}")
     echo(f"next: in any language, open {exported.path} with onnxruntime; see docs/weights.md")
 
 

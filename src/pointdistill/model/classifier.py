@@ -165,7 +165,9 @@ class Classifier(nn.Module):
 
     def features(self, patches: Patches, generator: torch.Generator | None = None) -> Tensor:
         """Pooled features (B, ``pooling.width``) of the patches of B clouds."""
-        return self.config.pooling(*self.encoder.encode(self.encoder.embed(patches), generator))
+        return self.config.pooling(
+            *self.encoder.encode_tokens(self.encoder.embed(patches), generator)
+        )
 
     def forward(self, patches: Patches, generator: torch.Generator | None = None) -> Tensor:
         """(B, C) logits.

@@ -195,7 +195,7 @@ class Student(Branch):
         passes[SeenAs.WHOLE] = Tokens(tokens.features[::stride], tokens.positions[::stride])
         features = {}
         for seen_as, part in passes.items():
-            cls, _ = self.encoder.encode(part, generator)
+            cls, _ = self.encoder.encode_tokens(part, generator)
             if cls is not None:
                 features[seen_as] = cls.unflatten(0, (shapes, -1))
         return features
@@ -210,9 +210,11 @@ class Student(Branch):
             tokens.positions.repeat_interleave(masks_per_view, 0),
         )
         if self.predictor is None:
-            cls, patches = self.encoder.encode(self._with_mask_token(versions, masks), generator)
+            cls, patches = self.encoder.encode_tokens(
+                self._with_mask_token(versions, masks), generator
+            )
             return cls, gather_points(patches, masks.hidden_index)
-        cls, visible = self.encoder.encode(versions.select(masks.visible_index), generator)
+        cls, visible = self.encoder.encode_tokens(versions.select(masks.visible_index), generator)
         memory = visible if cls is None else torch.cat([cls[:, None], visible], dim=1)
         hidden_positions = gather_points(versions.positions, masks.hidden_index)
         return cls, self.predictor(hidden_positions, memory)
@@ -276,7 +278,7 @@ class Teacher(Branch):
     def forward(self, global_views: Patches) -> TeacherOutput:
         """Raw logits and patch features of all global views, unmasked."""
         shapes = len(global_views.centers)
-        cls, patches = self.encoder.encode(self.encoder.embed(global_views.flatten()))
+        cls, patches = self.encoder.encode_tokens(self.encoder.embed(global_views.flatten()))
         logits = {}
         if self.cls_head is not None and cls is not None:
             logits[Head.CLS] = self.cls_head(cls).float().unflatten(0, (shapes, -1))

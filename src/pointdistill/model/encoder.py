@@ -145,7 +145,7 @@ class Encoder(nn.Module):
         no_position = positions.new_zeros(rows, 1, positions.shape[-1])
         return torch.cat([cls, features], 1), torch.cat([no_position, positions], 1)
 
-    def encode(
+    def encode_tokens(
         self, tokens: Tokens, generator: torch.Generator | None = None
     ) -> tuple[Tensor | None, Tensor]:
         """CLS features (B, D), or None, and patch features (B, P, D), after the final norm.
@@ -194,7 +194,7 @@ class Encoder(nn.Module):
             patch_points=self.config.patch_points,
             start=_outermost(points) if start is None else start,
         )
-        cls, features = self.encode(self.embed(cloud_patches))
+        cls, features = self.encode_tokens(self.embed(cloud_patches))
         return EncoderOutput(cls, features, cloud_patches.centers)
 
 

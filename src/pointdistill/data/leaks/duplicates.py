@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,14 @@ class DuplicateReport:
 
     refused: tuple[RefusedShape, ...]
     """Files that could not be used."""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "shapes": self.shapes,
+            "groups": [[{"id": d.id, "gap": d.gap} for d in group] for group in self.groups],
+            "refused": [{"id": shape.id, "reason": shape.cause} for shape in self.refused],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +216,5 @@ def write_report(path: Path, report: DuplicateReport) -> None:
                     (number, d.id, "" if d.gap is None else f"{d.gap:.3f}") for d in group
                 )
             return
-        json.dump(
-            {
-                "shapes": report.shapes,
-                "groups": [[{"id": d.id, "gap": d.gap} for d in group] for group in report.groups],
-                "refused": [{"id": shape.id, "reason": shape.cause} for shape in report.refused],
-            },
-            file,
-            indent=1,
-            ensure_ascii=False,
-        )
+        json.dump(report.plain(), file, indent=1, ensure_ascii=False)
         file.write("\n")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import stat
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.files.archive import open_archive
 from pointdistill.data.meshes.checks import assemble, transform
 from pointdistill.data.meshes.records import Floats, MeshLimits, Part, PointSet, RawMesh, Surface
 from pointdistill.errors import DataError
@@ -54,6 +56,7 @@ MESH_SUFFIXES = frozenset(
 """Endings of files that can hold a surface; the others hold only points."""
 
 
+Given = TypeVar("Given")
 Number = TypeVar("Number", np.float64, np.int64)
 
 
@@ -140,6 +143,48 @@ def _check_file(path: Path) -> None:
         raise DataError(msg)
 
 
+def files_in_folders(
+    given: Iterable[Given], *, leave_out: Path | None = None
+) -> list[Given | Path]:
+    """Every item, with a folder replaced by all mesh and point files below it, in the order of their names.
+
+    Hidden files and folders are left out, and so is ``leave_out``, the output of the caller.
+
+    Raises:
+        DataError: if a folder holds no such file.
+    """
+    found: list[Given | Path] = []
+    for item in given:
+        if not isinstance(item, Path) or not item.is_dir():
+            found.append(item)
+            continue
+        with open_archive(item, absent=f"{item}: no such folder; check its name") as folder:
+            files = [item / name for name in folder.names if is_shape_name(name)]
+        if leave_out is not None:
+            output = os.path.realpath(leave_out)
+            files = [file for file in files if not _is_in(os.path.realpath(file), output)]
+        if not files:
+            raise DataError(no_shape_in(item))
+        found += files
+    return found
+
+
+def _is_in(path: str, place: str) -> bool:
+    return path == place or path.startswith(f"{place}{os.sep}")
+
+
+def is_shape_name(name: str) -> bool:
+    """Whether a file in a folder or archive has a known format and is not hidden, nor in a hidden folder."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in FORMATS and not any(part.startswith(".") for part in path.parts)
+
+
+def no_shape_in(path: Path) -> str:
+    """The message for a folder or archive without a mesh or point file."""
+    endings = ", ".join(ending[1:] for ending in FORMATS)
+    return f"{path}: holds no mesh or point cloud; files that end in {endings} are read"
+
+
 def printable_line(message: str) -> str:
     """A message without line breaks or control characters, whatever a file's name or content holds."""
     words = "".join(character if character.isprintable() else " " for character in message).split()
@@ -149,11 +194,12 @@ def printable_line(message: str) -> str:
 def from_object(
     mesh: Any, *, repair: bool = False, limits: MeshLimits | None = None
 ) -> Surface | PointSet:
-    """The surface of a ``trimesh.Trimesh`` or ``trimesh.Scene``, or the points of a ``PointCloud``.
+    """The surface of a ``trimesh.Trimesh`` or ``trimesh.Scene``, or the points of a ``PointCloud`` or an array.
 
     Args:
         mesh: has ``vertices`` (V, 3) and ``faces`` (F, 3), or ``triangles`` (F, 3) as in Open3D; or is a cloud of
-            trimesh; or is a scene of such.
+            trimesh; or is a scene of such; or is an array (N, 3) of points, in which rows with NaN are missing as
+            in a .npy file.
         repair: leave out faces and points that cannot be used, instead of refusing the mesh.
         limits: largest scene that is accepted.
 
@@ -161,9 +207,11 @@ def from_object(
         DataError: if there is no surface and no point, or something in it cannot be used.
         TypeError: if ``mesh`` is none of these.
     """
-    raw = RawMesh()
+    raw = RawMesh(nan_is_missing=is_array(mesh))
     try:
-        if hasattr(mesh, "geometry") and hasattr(mesh, "graph"):
+        if raw.nan_is_missing:
+            raw.points.append(_rows_of_three(mesh, "points", np.float64))
+        elif hasattr(mesh, "geometry") and hasattr(mesh, "graph"):
             for name in mesh.graph.nodes_geometry:
                 matrix, geometry = mesh.graph[name]
                 _add_object(mesh.geometry[geometry], np.asarray(matrix, dtype=np.float64), raw)
@@ -175,6 +223,11 @@ def from_object(
         raise DataError(msg, settings=error.settings) from error
 
 
+def is_array(value: Any) -> bool:
+    """Whether it is an array of NumPy, or a tensor or the like that becomes one."""
+    return hasattr(value, "__array__") and not hasattr(value, "vertices")
+
+
 def _add_object(geometry: Any, matrix: Floats, raw: RawMesh) -> None:
     """Add one geometry; paths of trimesh, which have entities and no faces, are no surface."""
     if hasattr(geometry, "vertices") and hasattr(geometry, "entities"):
@@ -182,7 +235,7 @@ def _add_object(geometry: Any, matrix: Floats, raw: RawMesh) -> None:
     faces = next((name for name in ("faces", "triangles") if hasattr(geometry, name)), None)
     if not hasattr(geometry, "vertices") or (faces is None and not _is_cloud(geometry)):
         kind = type(geometry).__name__
-        msg = f"expected a path, a trimesh.Trimesh or a trimesh.Scene, got {kind}"
+        msg = f"expected a path, an array (N, 3), a trimesh.Trimesh or a trimesh.Scene, got {kind}"
         raise TypeError(msg)
     vertices = _rows_of_three(geometry.vertices, "vertices", np.float64)
     if faces is None:

@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.archive import Archive
 from pointdistill.data.files.files import write_aside
-from pointdistill.data.meshes.read import FORMATS, from_object, printable_line, read_mesh
+from pointdistill.data.meshes.read import (
+    FORMATS,
+    files_in_folders,
+    from_object,
+    printable_line,
+    read_mesh,
+)
 from pointdistill.data.meshes.records import (
     AnyFloats,
     Axis,
@@ -57,7 +63,8 @@ def sample_surface(
     A file without faces gives its own points, a random subset if there are more than ``count``.
 
     Args:
-        mesh: a path, a ``trimesh.Trimesh``, ``Scene`` or ``PointCloud``, or what `read_mesh` returned.
+        mesh: a path, a ``trimesh.Trimesh``, ``Scene`` or ``PointCloud``, an array (N, 3) of points, or what
+            `read_mesh` returned.
         count: number of points.
         seed: source of randomness, together with the file's name if ``mesh`` is a path: the points are those that
             `sample_files` writes for the same seed.
@@ -183,7 +190,7 @@ def named_rng(seed: int, name: str = "") -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, *words]))
 
 
-CLOUD_SUFFIXES = (".npy", ".ply", ".xyz")
+CLOUD_SUFFIXES = (".npy", ".ply", ".xyz", ".pcd")
 _ARCHIVE = ".npz"
 
 
@@ -207,8 +214,8 @@ def plan_output(sources: Sequence[Path], output: Path, cloud_format: str | None)
 
     Args:
         sources: the inputs, each once.
-        output: ends in .npz: one archive; in .npy, .ply or .xyz: one file for one input; else a folder.
-        cloud_format: "npy", "ply" or "xyz" for the files in a folder; None means npy.
+        output: ends in .npz: one archive; in .npy, .ply, .xyz or .pcd: one file for one input; else a folder.
+        cloud_format: "npy", "ply", "xyz" or "pcd" for the files in a folder; None means npy.
 
     Raises:
         ConfigError: if the inputs do not fit the output, or one would be overwritten.
@@ -224,7 +231,8 @@ def plan_output(sources: Sequence[Path], output: Path, cloud_format: str | None)
         msg = f"format {cloud_format} contradicts the output {output}; leave one of them out"
         raise ConfigError(msg)
     if not single and ending in FORMATS:
-        msg = f"points are not written as {ending}; end the output in .npz, .npy, .ply, .xyz or name a folder"
+        endings = ", ".join((_ARCHIVE, *CLOUD_SUFFIXES))
+        msg = f"points are not written as {ending}; end the output in {endings} or name a folder"
         raise ConfigError(msg)
     if ending in CLOUD_SUFFIXES and len(sources) != 1:
         msg = f"{len(sources)} inputs do not fit one {ending} file; name a folder or a .npz archive"
@@ -240,7 +248,7 @@ def _check_places(sources: Sequence[Path], destination: Destination, *, single: 
         msg = f"{output} is a folder; name a file, or a folder without an ending"
         raise ConfigError(msg)
     if not single and output.exists() and not output.is_dir():
-        msg = f"{output} is a file; name a folder, or end the output in .npz, .npy, .ply or .xyz"
+        msg = f"{output} is a file; name a folder, or end the output in .npz, .npy, .ply, .xyz or .pcd"
         raise ConfigError(msg)
     inputs = {os.path.realpath(source) for source in sources}
     for source in sources:
@@ -317,7 +325,7 @@ def open_writer(destination: Destination) -> Iterator[Writer]:
 
 
 def write_cloud(path: Path, points: AnyFloats) -> None:
-    """Write (N, 3) points as the ending says: .npy, binary .ply, or .xyz text that reads back exactly."""
+    """Write (N, 3) points as the ending says: .npy, binary .ply or .pcd, or .xyz text that reads back exactly."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         with path.open("wb") as file:
@@ -327,6 +335,13 @@ def write_cloud(path: Path, points: AnyFloats) -> None:
         header = (
             f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n"
             f"property {kind} x\nproperty {kind} y\nproperty {kind} z\nend_header\n"
+        )
+        path.write_bytes(header.encode() + points.astype(code).tobytes())
+    elif suffix == ".pcd":
+        size, code = (8, "<f8") if points.dtype == np.float64 else (4, "<f4")
+        header = (
+            f"# .PCD v0.7\nVERSION 0.7\nFIELDS x y z\nSIZE {size} {size} {size}\nTYPE F F F\nCOUNT 1 1 1\n"
+            f"WIDTH {len(points)}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(points)}\nDATA binary\n"
         )
         path.write_bytes(header.encode() + points.astype(code).tobytes())
     else:
@@ -396,13 +411,13 @@ def sample_files(
     twice is sampled once. Existing output is replaced.
 
     Args:
-        paths: the inputs.
+        paths: the inputs: files, and folders with everything below them.
         points: how many points to draw from each.
         seed: source of randomness.
-        output: ends in .npz: one archive with an array for each input; in .npy, .ply or .xyz: that file,
-            for one input; otherwise a folder of one file for each input. Inputs of one stem get longer
+        output: ends in .npz: one archive with an array for each input; in .npy, .ply, .xyz or .pcd: that
+            file, for one input; otherwise a folder of one file for each input. Inputs of one stem get longer
             names, with their ending and then their folders.
-        cloud_format: "npy" (default), "ply" or "xyz" for the files in a folder.
+        cloud_format: "npy" (default), "ply", "xyz" or "pcd" for the files in a folder.
         up: the axis that points up in the files, to turn it to z; None keeps each file's frame.
         repair: leave out faces and points that cannot be used instead of refusing the file.
         limits: largest file and scene that are accepted.
@@ -420,7 +435,8 @@ def sample_files(
         msg = f"the number of points must be at least 1, got {points}"
         raise ConfigError(msg)
     named_rng(seed)
-    sources = _distinct([Path(path) for path in paths])
+    named = [Path(path) for path in paths]
+    sources = _distinct(files_in_folders(named, leave_out=Path(output)))
     if not sources:
         msg = "no file to sample; name at least one mesh or point cloud"
         raise ConfigError(msg)

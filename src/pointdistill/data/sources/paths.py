@@ -12,10 +12,10 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,25 @@ from pointdistill.data.corpus.manifest import MANIFEST_NAME
 from pointdistill.data.files.archive import PACKED_TARS, open_archive
 from pointdistill.data.files.files import path_from, short_name
 from pointdistill.data.files.member import HeldArchive, file_state, hold_archive, unpack
-from pointdistill.data.meshes import FORMATS, Axis, PointSet, Surface, draw, named_rng
-from pointdistill.data.meshes.formats.points import is_prose
+from pointdistill.data.files.schema import (
+    short_repr,
+)
+from pointdistill.data.meshes import (
+    Axis,
+    PointSet,
+    Surface,
+    draw,
+    named_rng,
+)
+from pointdistill.data.meshes.formats.points import (
+    is_prose,
+)
+from pointdistill.data.meshes.read import (
+    from_object,
+    is_array,
+    is_shape_name,
+    no_shape_in,
+)
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import read_named
 from pointdistill.errors import DataError
@@ -214,26 +231,18 @@ def _source(path: Path, named: str, leave_out: Path | None) -> ShapeSource:
         return ShapeSource("file", whole, named, (path.name,), stamp=_stamp([path]))
     absent = f"{path}: no such file or folder; check its name"
     with open_archive(path, absent=absent) as archive:
-        names = tuple(name for name in archive.names if _is_shape(name))
+        names = tuple(name for name in archive.names if is_shape_name(name))
     if path.is_dir() and leave_out is not None:
         output = leave_out.resolve()
         names = tuple(name for name in names if Path(whole, name) != output)
     prose = tuple(name for name in names if path.is_dir() and is_prose(path / name))
     names = tuple(name for name in names if name not in set(prose))
     if not names:
-        endings = ", ".join(ending[1:] for ending in FORMATS)
-        msg = f"{path}: holds no mesh or point cloud; files that end in {endings} are read"
-        raise DataError(msg)
+        raise DataError(no_shape_in(path))
     if path.is_dir():
         stamp = _stamp([path / name for name in names])
         return ShapeSource("folder", whole, named, names, len(names), prose, stamp)
     return ShapeSource("archive", whole, named, names, len(names), stamp=_stamp([path]))
-
-
-def _is_shape(name: str) -> bool:
-    """Whether a file has a known format and is not hidden, nor in a hidden folder."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in FORMATS and not any(part.startswith(".") for part in path.parts)
 
 
 def _stamp(files: Sequence[Path]) -> str:
@@ -262,16 +271,107 @@ def read_shape(location: ShapeLocation, settings: ReadSettings) -> ReadShape:
     archive = _open_archive(location)
     try:
         shape = _read(location, archive)
-        rng = named_rng(settings.seed, PurePosixPath(location.name).name)
-        up = shape.declared_up or settings.up
-        available = len(shape.points) if isinstance(shape, PointSet) else settings.points
-        points = draw(shape, min(settings.points, available), rng=rng, up=up)
-        if settings.shuffled:
-            points = rng.permutation(points)
-        read = _enough(location.name, points, settings, assumed_up=shape.declared_up is None)
-        return replace(read, left_out=LeftOut.of(shape, location.name))
+        file = PurePosixPath(location.name).name
+        return _drawn(shape, location.name, settings, named_rng(settings.seed, file))
     except DataError as error:
         return ReadShape(location.name, reason=str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShape:
+    """A cloud or mesh in memory, among the shapes that a caller gives."""
+
+    name: str
+    content: Any
+    """An array (N, 3), or a mesh as `from_object` takes it."""
+
+    is_named: bool = False
+    """Whether the name is the caller's: then it decides which points are drawn, as a file's name does."""
+
+    def read(self) -> Surface | PointSet:
+        """The cloud or mesh.
+
+        Raises:
+            DataError: if it cannot be used; does not name it.
+        """
+        try:
+            return from_object(self.content)
+        except DataError as error:
+            reason = str(error).removeprefix(f"the given {type(self.content).__name__}: ")
+            raise DataError(reason, settings=error.settings) from error
+
+
+def given_shapes(shapes: Any) -> list[Path | MemoryShape]:
+    """What a caller gave, as paths and shapes in memory, in order.
+
+    Args:
+        shapes: a path; an array (N, 3), or (B, N, 3) for B clouds; a mesh of trimesh or Open3D; a sequence of
+            these; or a mapping from names to arrays or meshes. A tensor counts as an array.
+
+    Raises:
+        DataError: if there is none, or it is of another kind.
+    """
+    if isinstance(shapes, Mapping):
+        return [MemoryShape(str(name), _array(value), True) for name, value in shapes.items()]
+    items = [shapes] if _is_shape_or_path(shapes) else shapes
+    if is_array(items) and np.ndim(_array(items)) == 3:
+        items = list(_array(items))
+    if not isinstance(items, Iterable):
+        items = [items]
+    given: list[Path | MemoryShape] = []
+    for number, item in enumerate(items):
+        if isinstance(item, str | os.PathLike):
+            given.append(Path(item))
+        elif _is_shape_or_path(item):
+            given.append(MemoryShape(f"array {number}", _array(item)))
+        else:
+            msg = f"expected paths, arrays (N, 3) or meshes, got {type(item).__name__} {short_repr(item)}"
+            raise DataError(msg)
+    if not given:
+        msg = "no shapes were given; give paths, or arrays (N, 3)"
+        raise DataError(msg)
+    return given
+
+
+def _is_shape_or_path(value: Any) -> bool:
+    """Whether it is a single path, cloud or mesh."""
+    if is_array(value):
+        return np.ndim(_array(value)) == 2
+    return isinstance(value, str | os.PathLike) or any(
+        hasattr(value, name) for name in ("vertices", "geometry")
+    )
+
+
+def _array(value: Any) -> Any:
+    """A tensor as an array, also one with a gradient or on a device; anything else as it is."""
+    return value.detach().cpu() if hasattr(value, "detach") else value
+
+
+def read_in_memory(shape: MemoryShape, settings: ReadSettings) -> ReadShape:
+    """The points of a shape in memory, or the reason why it has none; as `read_shape` for a file.
+
+    The sample depends only on the seed and, if the caller gave one, the name: a cloud has the points that a file
+    with that name and the same points would have.
+    """
+    try:
+        content = shape.read()
+        rng = named_rng(settings.seed, shape.name if shape.is_named else "")
+        # Nobody can state an up axis in an array, so that of the settings is no assumption.
+        return replace(_drawn(content, shape.name, settings, rng), assumed_up=False)
+    except DataError as error:
+        return ReadShape(shape.name, reason=str(error))
+
+
+def _drawn(
+    shape: Surface | PointSet, name: str, settings: ReadSettings, rng: np.random.Generator
+) -> ReadShape:
+    up = shape.declared_up or settings.up
+    available = len(shape.points) if isinstance(shape, PointSet) else settings.points
+    points = draw(shape, min(settings.points, available), rng=rng, up=up)
+    if settings.shuffled:
+        points = rng.permutation(points)
+    read = _enough(name, points, settings, assumed_up=shape.declared_up is None)
+    return replace(read, left_out=LeftOut.of(shape, name))
 
 
 def read_task(

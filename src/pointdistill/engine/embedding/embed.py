@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,7 +184,7 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     if line := shapes.prose_line():
         reporter.say(line)
     folder = request.output.parent
-    info = _info(encoder, kind, settings, shapes, folder) | draws.plain()
+    info = embedding_info(encoder, kind, settings, shapes, folder) | draws.plain()
     stored = {"dtype": request.dtype}  # of the output alone: chunks are float32 always
     if request.output.exists():
         return _report_of_output(request.output, info | stored, total=len(shapes))
@@ -283,7 +283,7 @@ def _run_on_cluster(loop: EmbeddingLoop, maker: FeatureMaker, request: EmbedRequ
     return False
 
 
-def _info(
+def embedding_info(
     encoder: Encoder, kind: FeatureKind, settings: ReadSettings, shapes: ShapeList, folder: Path
 ) -> dict[str, Any]:
     """Everything that decides the content of an embedding, as recorded in its file, which lies in ``folder``."""
@@ -316,10 +316,18 @@ def check_paths_exist(paths: Sequence[Path]) -> None:
             raise DataError(msg)
 
 
+class LoadedEncoder(NamedTuple):
+    """An encoder in memory, and where it comes from."""
+
+    network: Encoder
+    origin: Path | str | None
+    """Its path, or its name on the Hub, for an embedding's record; None if it is only in memory."""
+
+
 def find_and_load(
-    encoder: Path | str | None, *, reporter: Reporter = SILENT
-) -> tuple[Encoder, Path | str]:
-    """Load an encoder; returns it with its path, or its name on the Hub, for the embedding's record.
+    encoder: LoadedEncoder | Path | str | None, *, reporter: Reporter = SILENT
+) -> LoadedEncoder:
+    """Load an encoder, unless it is loaded already.
 
     Args:
         encoder: as for ``load_encoder``; None for that of the last run in this folder, or else the one that comes
@@ -329,10 +337,12 @@ def find_and_load(
     Raises:
         CheckpointError: if there is none.
     """
+    if isinstance(encoder, LoadedEncoder):
+        return encoder
     source = given_or_default(encoder)
     stored = locate_and_say(source, by_default=encoder is None, reporter=reporter)
     is_path = not is_name(source) and Path(source).exists()
-    return load_encoder(stored), Path(source) if is_path else str(source)
+    return LoadedEncoder(load_encoder(stored), Path(source) if is_path else str(source))
 
 
 @dataclass(frozen=True, slots=True)

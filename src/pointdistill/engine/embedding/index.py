@@ -217,6 +217,23 @@ class Index(ABC):
         return self.facts.shapes
 
 
+class MemoryIndex(Index):
+    """An embedding in memory, whose shapes may have no file: their source is -1."""
+
+    def __init__(self, info: dict[str, Any], columns: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(Path("the given embedding"), info)
+        self._columns = columns
+
+    def blocks(self, column: str) -> Iterator[NDArray[Any]]:
+        """A column as one block."""
+        yield self._columns[column]
+
+    def statistics_arrays(self, width: int) -> Mapping[str, NDArray[Any]]:
+        """None."""
+        del width  # none are stored; they are measured where they are needed
+        return {}
+
+
 def _checked(value: Any) -> Any:
     """A value; text must be Unicode, since it will be printed."""
     if isinstance(value, str):

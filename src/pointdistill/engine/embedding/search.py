@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.files.workspace import last_embedding
-from pointdistill.data.sources.paths import ReadSettings, ShapeLocation, read_shape
+from pointdistill.data.meshes.read import files_in_folders
+from pointdistill.data.sources.paths import (
+    MemoryShape,
+    ReadSettings,
+    ReadShape,
+    ShapeLocation,
+    read_in_memory,
+    read_shape,
+)
 from pointdistill.engine.embedding.compute import (
     FeatureMaker,
     check_kind,
@@ -25,9 +33,9 @@ from pointdistill.engine.embedding.compute import (
     inference_threads,
     read_settings,
 )
-from pointdistill.engine.embedding.embed import check_paths_exist, find_and_load
+from pointdistill.engine.embedding.embed import LoadedEncoder, check_paths_exist, find_and_load
 from pointdistill.engine.embedding.file import SUFFIXES
-from pointdistill.engine.embedding.index import Index
+from pointdistill.engine.embedding.index import Index, MemoryIndex
 from pointdistill.engine.features.statistics import (
     ENOUGH_SHAPES,
     WHITENED_FROM,
@@ -68,8 +76,8 @@ class Neighbour:
     similarity: float
     """Cosine of its features and the query's in the space that they are compared in, from -1 to 1."""
 
-    location: ShapeLocation
-    """Where the shape was when it was embedded."""
+    location: ShapeLocation | None
+    """Where the shape was when it was embedded; None for an array in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class SearchResult:
     """A query and the shapes nearest to it, the nearest first."""
 
     path: Path
-    """The query's file."""
+    """The query's file; the name of an array."""
 
     neighbours: tuple[Neighbour, ...]
     query: Points
@@ -170,11 +178,11 @@ def search(
 
 
 def search_all(
-    queries: Sequence[Path],
+    queries: Sequence[Path | MemoryShape],
     index: Index,
     *,
     count: int = 10,
-    encoder: Path | str | None = None,
+    encoder: LoadedEncoder | Path | str | None = None,
     up: str | None = None,
     device: str = "auto",
     may_fetch: Callable[[str], bool] = lambda _: False,
@@ -186,12 +194,12 @@ def search_all(
     for all queries, and memory does not grow with n.
 
     Args:
-        queries: mesh or cloud files.
+        queries: mesh or cloud files, folders of them, and shapes in memory.
         index: an embedding with one vector per shape (cls or pooled).
         count: number of shapes to find, at least 1.
         encoder: the encoder that made the embedding, if it has moved since; None if it has not.
         up: up axis of queries that do not state their own; None for that of the embedding's files.
-        device: where to compute the queries' features.
+        device: where to compute the queries' features; an encoder in memory stays where it is.
         may_fetch: asked whether the encoder that the embedding itself names may be downloaded from the Hub: the
             embedding may be a stranger's.
         reporter: receives a line with the encoder, and why statistics that lie beside it are not used.
@@ -201,7 +209,7 @@ def search_all(
         ConfigError: for a setting that is not accepted.
         DataError: if a query is missing, or the embedding is damaged or has several vectors per shape.
     """
-    check_paths_exist(queries)
+    check_paths_exist([query for query in queries if isinstance(query, Path)])
     if count < 1:
         msg = f"the count must be at least 1, got {count}"
         raise ConfigError(msg, settings=("count",))
@@ -215,8 +223,10 @@ def search_all(
     draws = index.facts.chosen_draws
     settings = read_settings(network, draws, seed=index.facts.seed, up=up or index.facts.up)
     kind = check_kind(index.facts.features, network)
-    maker = FeatureMaker(network, kind, pick_device(device), points=draws.points, turns=draws.turns)
-    shapes = [(path, read_shape(_file(path), settings)) for path in queries]
+    in_memory = isinstance(encoder, LoadedEncoder)
+    where = next(network.parameters()).device if in_memory else pick_device(device)
+    maker = FeatureMaker(network, kind, where, points=draws.points, turns=draws.turns)
+    shapes = [_read_query(query, settings) for query in files_in_folders(queries)]
     read = [(path, shape, shape.points) for path, shape in shapes if shape.points is not None]
     with inference_threads(maker) as threads:
         waiting = [threads.submit([points]) for _, _, points in read]
@@ -233,12 +243,15 @@ def search_all(
     )
 
 
-def _file(path: Path) -> ShapeLocation:
-    return ShapeLocation("file", str(path.absolute()), path.name, 0)
+def _read_query(query: Path | MemoryShape, settings: ReadSettings) -> tuple[Path, ReadShape]:
+    if isinstance(query, MemoryShape):
+        return Path(query.name), read_in_memory(query, settings)
+    location = ShapeLocation("file", str(query.absolute()), query.name, 0)
+    return query, read_shape(location, settings)
 
 
 def choose_comparison(
-    index: Index, encoder: Encoder, origin: Path | str, *, reporter: Reporter = SILENT
+    index: Index, encoder: Encoder, origin: Path | str | None, *, reporter: Reporter = SILENT
 ) -> Comparison:
     """The space in which an embedding's features are compared.
 
@@ -248,7 +261,7 @@ def choose_comparison(
     Args:
         index: an embedding with one vector per shape.
         encoder: the encoder that made it.
-        origin: where that encoder is.
+        origin: where that encoder is; None if it is only in memory, without statistics of its own.
         reporter: receives a line if the encoder has statistics that do not fit.
 
     Raises:
@@ -260,12 +273,16 @@ def choose_comparison(
             own.whitened, f"features whitened over the index's {plural(shapes, 'shape')}"
         )
     few = f"the index holds {shapes:,} shape{'' if shapes == 1 else 's'}"
-    statistics, problem = read_statistics(
-        locate_encoder(origin),
-        encoder_sha256=index.facts.encoder_sha256,
-        features=index.facts.features,
-        points=index.facts.chosen_draws.points,
-        width=width,
+    statistics, problem = (
+        (None, "")
+        if origin is None
+        else read_statistics(
+            locate_encoder(origin),
+            encoder_sha256=index.facts.encoder_sha256,
+            features=index.facts.features,
+            points=index.facts.chosen_draws.points,
+            width=width,
+        )
     )
     if problem:
         reporter.say(problem)
@@ -290,10 +307,10 @@ def _own_statistics(index: Index, width: int) -> FeatureStatistics | None:
 
 def _load_same_encoder(
     index: Index,
-    encoder: Path | str | None,
+    encoder: LoadedEncoder | Path | str | None,
     may_fetch: Callable[[str], bool],
     reporter: Reporter,
-) -> tuple[Encoder, Path | str]:
+) -> LoadedEncoder:
     """The encoder that made an embedding, verified by its checksum, and where it is.
 
     Raises:
@@ -321,11 +338,12 @@ def _load_same_encoder(
     expected = index.facts.encoder_sha256
     if checksum != expected:
         msg = (
-            f"{index.path}: made by another encoder ({expected[:12]}, then in {made_by}) than {origin} "
+            f"{index.path}: made by another encoder ({expected[:12]}, then in {made_by}) than "
+            f"{origin or 'the given one'} "
             f"({checksum[:12]}); name the encoder that made it, or embed again"
         )
         raise CheckpointError(msg, settings=("encoder",))
-    return network, origin
+    return LoadedEncoder(network, origin)
 
 
 def _would_be_fetched(made_by: str, own: Path | str) -> bool:
@@ -419,6 +437,9 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
     folder = index.path.parent.resolve()
     neighbours = []
     for name, source, row, (_, similarity) in zip(ids, sources, source_rows, ranked, strict=True):
+        if source == -1 and isinstance(index, MemoryIndex):
+            neighbours.append(Neighbour(name, similarity, None))
+            continue
         if not 0 <= source < len(inputs) or row < 0:
             msg = f"{index.path}: row {row} of input {source} of {len(inputs)}; embed again"
             raise DataError(msg)
@@ -463,6 +484,8 @@ def draw_sheet(path: Path, results: Sequence[SearchResult]) -> list[str]:
 
 def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> Points | None:
     """The points of a neighbour; None if it is no longer where it was."""
+    if neighbour.location is None:
+        return None
     try:
         shape = read_shape(neighbour.location, settings)
     except (DataError, IndexError, OSError):

@@ -55,9 +55,6 @@ QUICK_CORPUS = 5000
 QUICK_TESTS = 64
 """Test shapes, evenly spread, that are compared by geometry for a warning: ten seconds of one core at most."""
 
-LEAKS_FORMAT = 1
-"""Version of the JSON; increased when the meaning of a field changes."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeakRequest:
@@ -98,7 +95,7 @@ class Checked:
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         splits = [{"split": split, **asdict(report)} for split, report in self.reports]
-        head = {"format": LEAKS_FORMAT, "benchmark": self.benchmark, "corpus": str(self.corpus)}
+        head = {"benchmark": self.benchmark, "corpus": str(self.corpus)}
         return head | {"splits": splits}
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -166,6 +167,17 @@ class ClassifierTask:
         """Accuracies on the test clouds."""
         score = self._score(self._test)
         return Figures(score.accuracy, score.class_accuracy)
+
+    def confusion(self) -> NDArray[np.int64] | None:
+        """(C, C) test clouds by true and predicted class; None for more classes than anyone could read."""
+        found = self._score(self._test).confusion
+        if found is None:
+            return None
+        counts = np.array(found, np.int64)
+        missing = self.model.config.classes - len(
+            counts
+        )  # classes of neither a cloud nor a prediction
+        return np.pad(counts, (0, missing))
 
     def measure_held_out(self) -> float | None:
         """Overall accuracy on the held-out clouds."""

@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
 from pointdistill.data.files.files import disk_is_full, hold_folder
@@ -87,6 +89,12 @@ class Finetuned:
 
     score: Mapping[str, Any]
     """As in the model's ``config.json``; empty if it was interrupted."""
+
+    classes: tuple[str, ...] = ()
+    """Of a classifier."""
+
+    confusion: NDArray[np.int64] | None = None
+    """(C, C) test shapes by true and predicted class after the last epoch; only of a finished classifier."""
 
 
 def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetuned:
@@ -301,7 +309,10 @@ def _train(
     save_weights(output, model)
     write_description(output, spec, _finished_facts(facts, score))
     (output / TRAINING).unlink()
-    return Finetuned(output, True, kind, trained.epochs, score)
+    if not (isinstance(task, ClassifierTask) and isinstance(data, Benchmark)):
+        return Finetuned(output, True, kind, trained.epochs, score)
+    counts = task.confusion()
+    return Finetuned(output, True, kind, trained.epochs, score, data.classes, counts)
 
 
 def _show_epoch(reporter: Reporter, record: EpochRecord) -> None:

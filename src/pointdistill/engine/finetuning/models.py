@@ -23,14 +23,17 @@ from pointdistill.engine.features.inputs import ProtocolInput, Subsampling, subs
 from pointdistill.engine.finetuning.classification import patchify_from_outermost
 from pointdistill.engine.finetuning.epochs import device_of
 from pointdistill.engine.finetuning.part_clouds import predict_parts
+from pointdistill.engine.finetuning.predict import Classification, classify
 from pointdistill.engine.finetuning.segmentation import segment
 from pointdistill.engine.weights.encoders import (
     CONFIG,
     WEIGHTS,
     ModelFacts,
     check_sizes,
+    fetch_model,
     least_tensors,
     load_exactly,
+    looks_like_repository,
     read_tensors,
     write_tensors,
 )
@@ -197,6 +200,19 @@ class TrainedClassifier:
         patches = patchify_from_outermost(clouds, inputs, encoder.patch_points)
         return ClassPrediction(self.model(patches), self.spec.classes)
 
+    def predict(self, shapes: Any, *, up: str | None = None) -> Classification:
+        """Classify files, folders and arrays, as the ``predict`` command does.
+
+        Args:
+            shapes: a path, an array (N, 3) or (B, N, 3), a sequence of these, or a mapping from names to arrays.
+            up: up axis of arrays, and of files that do not state their own; None for that of the training data.
+
+        Raises:
+            DataError: if a path is missing, or no shape can be used at all.
+            ConfigError: if ``up`` is no axis.
+        """
+        return classify(self, shapes, up=up)
+
 
 class TrainedSegmenter:
     """A segmenter with its categories, part names and input specification; ``load_segmenter`` returns one."""
@@ -286,9 +302,13 @@ _FORMATS: dict[object, type[Spec]] = {
 
 
 def load_classifier(path: Path | str) -> TrainedClassifier:
-    """The classifier in a folder that ``finetune`` wrote, on the CPU.
+    """The classifier in a folder that ``finetune`` wrote, or in a Hub repository, on the CPU.
 
     ``classifier(points)`` takes (B, N, 3) raw points, z up, and returns logits, probabilities and class names.
+    ``classifier.predict(shapes)`` takes files, folders and arrays.
+
+    Args:
+        path: the folder; or ``owner/name`` on the Hugging Face Hub, which is downloaded once.
 
     Raises:
         CheckpointError: if there is none, it is damaged, or its training is not finished.
@@ -301,9 +321,12 @@ def load_classifier(path: Path | str) -> TrainedClassifier:
 
 
 def load_segmenter(path: Path | str) -> TrainedSegmenter:
-    """The segmenter in a folder that ``finetune`` wrote, on the CPU.
+    """The segmenter in a folder that ``finetune`` wrote, or in a Hub repository, on the CPU.
 
     ``segmenter(points, category)`` takes (B, N, 3) raw points, z up, and returns a part at every point.
+
+    Args:
+        path: the folder; or ``owner/name`` on the Hugging Face Hub, which is downloaded once.
 
     Raises:
         CheckpointError: if there is none, it is damaged, or its training is not finished.
@@ -316,14 +339,12 @@ def load_segmenter(path: Path | str) -> TrainedSegmenter:
 
 
 def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
-    """The classifier or segmenter in a folder.
+    """The classifier or segmenter in a folder, or in a Hub repository.
 
     Raises:
         CheckpointError: as ``load_classifier``.
     """
-    folder = Path(path)
-    if folder.name == WEIGHTS:
-        folder = folder.parent
+    folder = model_folder(path)
     spec, _ = read_description(folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
@@ -337,6 +358,15 @@ def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
         return TrainedClassifier(model, spec)
     assert isinstance(model, Segmenter)
     return TrainedSegmenter(model, spec)
+
+
+def model_folder(path: Path | str) -> Path:
+    """The folder of a model; one in a Hub repository is downloaded unless it is in the cache."""
+    folder = Path(path)
+    # If there is a folder `models`, `models/mine` is a misspelled path and must not start a download.
+    if not folder.exists() and not folder.parent.is_dir() and looks_like_repository(str(path)):
+        return fetch_model(str(path))
+    return folder.parent if folder.name == WEIGHTS else folder
 
 
 def spec_tensors(spec: Spec) -> int:

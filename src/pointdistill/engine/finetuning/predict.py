@@ -1,4 +1,4 @@
-"""Applies a trained classifier or segmenter to mesh and point files; files that cannot be read are listed."""
+"""Applies a trained classifier or segmenter to files and arrays; files that cannot be read are listed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -14,17 +15,28 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.meshes import Axis, FailedFile, PointSet, check_axis, read_mesh, to_z_up
+from pointdistill.data.meshes.read import files_in_folders
 from pointdistill.data.meshes.records import AnyFloats, LeftOut
-from pointdistill.data.meshes.sample import Destination, draw_for_file, plan_output
-from pointdistill.data.meshes.sampling import to_float32
-from pointdistill.data.sources.labelled_folder import repeated
-from pointdistill.engine.finetuning.models import (
-    ClassPrediction,
-    TrainedClassifier,
-    TrainedSegmenter,
+from pointdistill.data.meshes.sample import (
+    Destination,
+    named_rng,
+    plan_output,
 )
+from pointdistill.data.meshes.sampling import draw_in_place, to_float32
+from pointdistill.data.sources.labelled_folder import repeated
+from pointdistill.data.sources.paths import MemoryShape, given_shapes
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from pointdistill.engine.finetuning.models import (
+        ClassPrediction,
+        TrainedClassifier,
+        TrainedSegmenter,
+    )
+
+Input: TypeAlias = str | os.PathLike[str] | MemoryShape
+Given = TypeVar("Given", Path, Path | MemoryShape)
 
 BATCH = 32
 """Clouds per forward pass; affects speed and memory, and the probabilities only by rounding."""
@@ -49,6 +61,33 @@ class ClassifiedFile:
 
     left_out: LeftOut = field(default_factory=LeftOut)
     """What the file holds besides its shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The classes of shapes, as ``classifier.predict`` returns them. Sizes: n shapes, C classes."""
+
+    names: tuple[str, ...]
+    """n names: a file's path, or the name of an array."""
+
+    labels: tuple[str, ...]
+    """The most likely class of each."""
+
+    probabilities: NDArray[np.float32]
+    """(n, C), rows sum to 1; columns in the order of ``classes``."""
+
+    classes: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...]
+    """Name and reason of every shape that could not be used."""
+
+    left_out: LeftOut
+    """What was left out of shapes that were used."""
+
+    assumed_up: int
+    """Number of files that state no up axis, so that one was assumed."""
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +129,7 @@ class _FilePoints:
 
 def classify_files(
     classifier: TrainedClassifier,
-    paths: Iterable[str | os.PathLike[str]],
+    paths: Iterable[Input],
     *,
     up: str | None = None,
     reporter: Reporter = SILENT,
@@ -99,7 +138,7 @@ def classify_files(
 
     Args:
         classifier: already on the device to use.
-        paths: meshes and clouds; a file named twice is read once.
+        paths: meshes and clouds, and folders of them; a file named twice is read once.
         up: up axis of files that do not state their own; by default that of the training data.
         reporter: receives progress after every file.
 
@@ -132,9 +171,62 @@ def classify_files(
     return done, failed
 
 
+def classify(classifier: TrainedClassifier, shapes: Any, *, up: str | None) -> Classification:
+    """``TrainedClassifier.predict``: the classes of any shapes, in the order given.
+
+    Raises:
+        DataError: if a path is missing, or no shape can be used at all.
+        ConfigError: if ``up`` is no axis.
+    """
+    given = files_in_folders(given_shapes(shapes))
+    for item in given:
+        if isinstance(item, Path) and not item.exists():
+            msg = f"{item}: no such file or folder; check its name"
+            raise DataError(msg)
+    done, failed = classify_files(classifier, given, up=up)
+    if not done:
+        raise DataError(failed[0].reason)
+    found = {os.path.realpath(file.source): file for file in done}
+    paths = (item.name if isinstance(item, MemoryShape) else item for item in given)
+    files = [found[place] for path in paths if (place := os.path.realpath(path)) in found]
+    ranked = [dict(file.probabilities) for file in files]
+    rows = [[row[name] for name in classifier.classes] for row in ranked]
+    return Classification(
+        names=tuple(str(file.source) for file in files),
+        labels=tuple(file.probabilities[0][0] for file in files),
+        probabilities=np.array(rows, np.float32),
+        classes=classifier.classes,
+        failed=tuple((str(file.source), file.reason) for file in failed),
+        left_out=sum((file.left_out for file in done), start=LeftOut()),
+        assumed_up=sum(file.assumed_up for file in done),
+    )
+
+
+def confusion_of_folders(
+    files: Sequence[ClassifiedFile], classes: Sequence[str]
+) -> NDArray[np.int64] | None:
+    """(C, C) files by true and predicted class, where the folder of a file is called after its class.
+
+    None unless files of two classes or more are.
+    """
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    number = {name: k for k, name in enumerate(classes)}
+    for file in files:
+        label = folder_label(file, classes)
+        if label is not None:
+            counts[number[label], number[file.probabilities[0][0]]] += 1
+    return counts if np.count_nonzero(counts.sum(axis=1)) > 1 else None
+
+
+def folder_label(file: ClassifiedFile, classes: Sequence[str]) -> str | None:
+    """The class that the folder of a file is called after; None if there is none."""
+    name = file.source.absolute().parent.name
+    return name if name in classes else None
+
+
 def segment_files(
     segmenter: TrainedSegmenter,
-    paths: Iterable[str | os.PathLike[str]],
+    paths: Iterable[Input],
     *,
     category: str | None = None,
     up: str | None = None,
@@ -145,7 +237,7 @@ def segment_files(
     Args:
         segmenter: already on the device to use.
         paths: meshes, on which ``PART_POINTS`` points are sampled, and clouds, which keep their own up to this
-            number; a file named twice is read once.
+            number, and folders of them; a file named twice is read once.
         category: category of all files; may be left out if the segmenter knows only one.
         up: up axis of files that do not state their own; by default that of the training data.
         reporter: receives progress after every file.
@@ -183,7 +275,7 @@ def plan_parts(paths: Sequence[Path], output: Path) -> Destination:
     """Decide where the parts of each file will be written, before anything is read.
 
     Args:
-        paths: the inputs.
+        paths: the inputs, without folders.
         output: a folder for one .ply per input, a .ply for a single input, or a .npz for all inputs.
 
     Raises:
@@ -264,7 +356,7 @@ _PALETTE = np.array(
 
 
 def _read_files(
-    paths: Iterable[str | os.PathLike[str]],
+    paths: Iterable[Input],
     count: int,
     up: Axis,
     report: Callable[[int, int], None],
@@ -273,22 +365,33 @@ def _read_files(
 
     Raises:
         ConfigError: if there are no files.
+        DataError: if a folder holds none.
     """
-    sources = _distinct([Path(path) for path in paths])
+    given = [path if isinstance(path, MemoryShape) else Path(path) for path in paths]
+    sources = _distinct(files_in_folders(given))
     if not sources:
         msg = "no files were named; name at least one mesh or point cloud"
         raise ConfigError(msg)
     for done, source in enumerate(sources, start=1):
+        in_memory = isinstance(source, MemoryShape)
+        path = Path(source.name) if isinstance(source, MemoryShape) else source
         try:
-            shape = read_mesh(source)
+            if isinstance(source, MemoryShape):
+                shape = source.read()
+                rng = named_rng(_SEED, source.name if source.is_named else "")
+            else:
+                shape, rng = read_mesh(source), named_rng(_SEED, source.name)
             available = len(shape.points) if isinstance(shape, PointSet) else count
-            points = draw_for_file(shape, source, min(count, available), seed=_SEED, up=None)
+            points = draw_in_place(shape, min(count, available), rng=rng, up=None)
         except DataError as error:
-            yield FailedFile(source, str(error))
+            reason = f"{path}: {error}" if in_memory else str(error)
+            yield FailedFile(path, reason)
         else:
             declared = shape.declared_up
-            left_out = LeftOut.of(shape, str(source))
-            yield _FilePoints(source, points, declared or up, declared is None, left_out)
+            left_out = LeftOut.of(shape, str(path))
+            # Nobody can state an up axis in an array, so that the given one is no assumption.
+            assumed = declared is None and not in_memory
+            yield _FilePoints(path, points, declared or up, assumed, left_out)
         report(done, len(sources))
 
 
@@ -303,9 +406,10 @@ def _choose_axis(up: str | None, trained: Axis) -> Axis:
     return trained if up is None else check_axis(up)
 
 
-def _distinct(paths: Sequence[Path]) -> list[Path]:
-    """Each file once, in the spelling and order in which it was first named."""
-    first: dict[str, Path] = {}
-    for path in paths:
-        first.setdefault(os.path.realpath(path), path)
+def _distinct(paths: Sequence[Given]) -> list[Given]:
+    """Each file once, in the spelling and order in which it was first named; every shape in memory."""
+    first: dict[str, Given] = {}
+    for number, path in enumerate(paths):
+        place = os.path.realpath(path) if isinstance(path, Path) else f"\0{number}"
+        first.setdefault(place, path)
     return list(first.values())

@@ -165,7 +165,7 @@ def predict_patches(decoder: PatchDecoder, encoder: Encoder, views: MaskedViews)
     with torch.no_grad():
         visible = views.masks.visible_index
         seen = Patches(views.visible_centers, _take_rows(views.patches.offsets, visible))
-        cls, features = encoder.encode(encoder.embed(seen))
+        cls, features = encoder.encode_tokens(encoder.embed(seen))
     return decoder(cls, features, views.visible_centers, views.hidden_centers)
 
 

@@ -73,7 +73,7 @@ ENCODER = ModelKind(
 )
 CLASSIFIER = ModelKind(
     noun="classifier",
-    load="model = pointdistill.load_classifier(huggingface_hub.snapshot_download({repository!r}))",
+    load="model = pointdistill.load_classifier({repository!r})",
     use="prediction = model(torch.from_numpy(points)[None])\n"
     "prediction.classes, prediction.probabilities  # names, (1, C)",
     purpose="Telling apart the classes that it was trained on, in objects like those of its training data. It "
@@ -81,7 +81,7 @@ CLASSIFIER = ModelKind(
 )
 SEGMENTER = ModelKind(
     noun="segmenter",
-    load="model = pointdistill.load_segmenter(huggingface_hub.snapshot_download({repository!r}))",
+    load="model = pointdistill.load_segmenter({repository!r})",
     use="prediction = model(torch.from_numpy(points)[None], {category!r})  # one of model.categories\n"
     "prediction.parts, prediction.part_names  # a label at every point, the labels' names",
     purpose="Naming the parts of objects of the categories that it was trained on.",
@@ -171,9 +171,8 @@ def load_line(described: Mapping[str, Any], repository: str) -> str:
 
 def _code(kind: ModelKind, repository: str, described: Mapping[str, Any]) -> str:
     use = kind.use.format(category=_category(described)) if kind is SEGMENTER else kind.use
-    imports = "import huggingface_hub\n" if "huggingface_hub" in kind.load else ""
     return (
-        f"```python\n{imports}import pointdistill\nimport torch\n\n"
+        f"```python\nimport pointdistill\nimport torch\n\n"
         f"{load_line(described, repository)}\n"
         'points = pointdistill.sample_surface("chair.obj", 1024, seed=0)\n'
         f"{use}\n```\n\n"

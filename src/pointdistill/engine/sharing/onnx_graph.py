@@ -1,10 +1,10 @@
-"""An encoder as an ONNX graph from raw points to features, including the division of clouds into patches.
+"""Encoders, classifiers and segmenters as ONNX graphs, from raw points on: the division into patches included.
 
 The graph is written node by node, not traced. So farthest point sampling is one ``Loop`` instead of a copy of its
 body for every patch, the number of clouds stays variable, and the graph does not depend on the version of torch.
-``export`` compares its outputs with the encoder's before a file is saved.
+``export`` compares its outputs with the model's before a file is saved.
 
-Sizes: B clouds (any number), N points, P patches, K points per patch, D width (all fixed).
+Sizes: B clouds (any number), N points, P patches, K points per patch, D width, C classes (all fixed).
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from pointdistill.engine.features.inputs import ProtocolInput
+from pointdistill.engine.finetuning.part_clouds import CategoryParts
+from pointdistill.model.classifier import Classifier, NormedMlp, Pooling
 from pointdistill.model.encoder import Encoder
+from pointdistill.model.segmenter import NEIGHBOURS, Segmenter
 from pointdistill.model.transformer import Attention, Block, RMSNorm
 
 OPSET = 17
@@ -28,7 +32,7 @@ OPSET = 17
 IR_VERSION = 8
 """Version of the file format that belongs to this opset."""
 
-INPUT = "points"
+INPUT, CATEGORY = "points", "category"
 OUTPUTS = ("cls", "patches", "centers")
 
 
@@ -98,20 +102,175 @@ def encoder_model(encoder: Encoder, points: int) -> onnx.ModelProto:
         cloud = _unit_sphere(g, _gather(g, cloud, _farthest(g, cloud, config.points)))
         size = config.points
     patches = patch_count(encoder, points)
-    centers = g.add("Identity", _gather(g, cloud, _farthest(g, cloud, patches)), name=OUTPUTS[2])
-    members = _gather(g, cloud, _nearest(g, cloud, centers, config.patch_points))
+    _, states = _states(g, encoder, cloud, patches, centers_name=OUTPUTS[2])
+    normed = _final_norm(g, encoder, states[-1])
+    outputs = [(OUTPUTS[1], [patches, config.width]), (OUTPUTS[2], [patches, 3])]
+    _patch_rows(g, encoder, normed, patches, name=OUTPUTS[1])
+    if encoder.cls_token is not None:
+        _cls_row(g, normed, name=OUTPUTS[0])
+        outputs.insert(0, (OUTPUTS[0], [config.width]))
+    return _model(g, points, outputs)
+
+
+def classifier_model(classifier: Classifier, inputs: ProtocolInput) -> onnx.ModelProto:
+    """The graph of a trained classifier: raw points (B, N, 3) in, ``logits`` and ``probabilities`` (B, C) out.
+
+    Args:
+        classifier: on any device, in float32; the graph computes what it does in evaluation mode.
+        inputs: how many points the network sees, which is N, and how many patches.
+    """
+    encoder, g = classifier.encoder, Nodes()
+    patches = min(inputs.patches, inputs.points)
+    _, states = _states(g, encoder, _unit_sphere(g, INPUT), patches)
+    tokens = _final_norm(g, encoder, states[-1])
+    if classifier.config.pooling is Pooling.CLS_MEAN_MAX and encoder.cls_token is not None:
+        rows = _patch_rows(g, encoder, tokens, patches)
+        pooled = g.add("Concat", _cls_row(g, tokens), *_mean_and_max(g, rows), axis=1)
+    else:
+        pooled = g.add("Concat", *_mean_and_max(g, tokens), axis=1)
+    logits = g.add("Identity", _normed_mlp(g, "head", classifier.head, pooled), name="logits")
+    g.add("Softmax", logits, axis=-1, name="probabilities")
+    classes = classifier.config.classes
+    outputs = [("logits", [classes]), ("probabilities", [classes])]
+    return _model(g, inputs.points, outputs, name="classifier")
+
+
+def segmenter_model(
+    segmenter: Segmenter, inputs: ProtocolInput, category_parts: CategoryParts
+) -> onnx.ModelProto:
+    """The graph of a trained segmenter: raw points (B, N, 3) and ``category`` (B,) int64 in.
+
+    Out come ``logits`` (B, N, K), and ``parts`` (B, N) int64, the most likely part among those of the category.
+
+    Args:
+        segmenter: on any device, in float32; the graph computes what it does in evaluation mode.
+        inputs: how many points the network sees, which is N, and how many patches.
+        category_parts: part labels of every category.
+    """
+    encoder, config, g = segmenter.encoder, segmenter.config, Nodes()
+    cloud, patches = _unit_sphere(g, INPUT), min(inputs.patches, inputs.points)
+    centers, states = _states(g, encoder, cloud, patches)
+    norm = segmenter.layer_norm
+    scale, shift = g.constant(norm.weight, "layer_norm.weight"), g.constant(norm.bias)
+    chosen = [
+        g.add(
+            "LayerNormalization",
+            _patch_rows(g, encoder, states[layer - 1], patches),
+            scale,
+            shift,
+            axis=-1,
+            epsilon=norm.eps,
+        )
+        for layer in config.layers
+    ]
+    layers = g.add("Concat", *chosen, axis=2) if len(chosen) > 1 else chosen[0]
+    # Interpolation and the first linear layer commute, as in the model: it is computed at the P centres.
+    weights = segmenter.upsample.first_linear.weight.split([3, layers_width(segmenter)], dim=1)
+    at_centers = _product(g, "upsample.linears.0.layers", weights[1], layers)
+    first = g.add(
+        "Add",
+        _product(g, "upsample.linears.0.xyz", weights[0], cloud),
+        _interpolate(g, at_centers, centers, cloud, min(NEIGHBOURS, patches)),
+    )
+    at_points = _normed_mlp(g, "upsample", segmenter.upsample, first, after_first=True)
+    table = g.constant(segmenter.category_embedding.weight, "category_embedding.weight")
+    summary = [g.add("Gather", table, CATEGORY, axis=0), *_mean_and_max(g, layers)]
+    if encoder.cls_token is not None:
+        summary.insert(1, _cls_row(g, _final_norm(g, encoder, states[-1])))
+    weight = segmenter.head.first_linear.weight
+    width = config.point_widths[-1]
+    of_point, of_shape = weight.split([width, weight.shape[1] - width], dim=1)
+    shape = _product(g, "head.linears.0.shape", of_shape, g.add("Concat", *summary, axis=1))
+    first = g.add(
+        "Add",
+        _product(g, "head.linears.0.point", of_point, at_points),
+        g.add("Unsqueeze", shape, g.counts(1)),
+    )
+    head = _normed_mlp(g, "head", segmenter.head, first, after_first=True)
+    logits = g.add("Identity", head, name="logits")
+    foreign = np.full((config.categories, config.parts), np.finfo(np.float32).min, np.float32)
+    for row, parts in zip(foreign, category_parts, strict=True):
+        row[list(parts)] = 0.0
+    own = g.add("Gather", g.constant(foreign, "category_parts"), CATEGORY, axis=0)
+    masked = g.add("Add", logits, g.add("Unsqueeze", own, g.counts(1)))
+    g.add("ArgMax", masked, axis=2, keepdims=0, name="parts")
+    return _model(
+        g,
+        inputs.points,
+        [("logits", [inputs.points, config.parts]), ("parts", [inputs.points])],
+        name="segmenter",
+        with_category=True,
+    )
+
+
+def layers_width(segmenter: Segmenter) -> int:
+    """L · D, the width of a patch's features from all the layers that a segmenter uses."""
+    return len(segmenter.config.layers) * segmenter.encoder.config.width
+
+
+def _states(
+    g: Nodes, encoder: Encoder, cloud: str, patches: int, *, centers_name: str | None = None
+) -> tuple[str, list[str]]:
+    """The patch centres (B, P, 3) of a cloud in its unit sphere, and each block's raw output (B, T, D)."""
+    centers = g.add("Identity", _gather(g, cloud, _farthest(g, cloud, patches)), name=centers_name)
+    members = _gather(g, cloud, _nearest(g, cloud, centers, encoder.config.patch_points))
     offsets = g.add("Sub", members, g.add("Unsqueeze", centers, g.counts(2)))
     features = _embed_patches(g, encoder, offsets)
     positions = _layers(g, "position_embedding", encoder.position_embedding, centers)
-    normed = _transformer(g, encoder, features, positions)
-    outputs = [(OUTPUTS[1], [patches, config.width]), (OUTPUTS[2], [patches, 3])]
+    return centers, _transformer(g, encoder, features, positions)
+
+
+def _final_norm(g: Nodes, encoder: Encoder, tokens: str) -> str:
+    return _layer(g, "transformer.norm", encoder.transformer.norm, tokens)
+
+
+def _cls_row(g: Nodes, tokens: str, *, name: str | None = None) -> str:
+    return g.add("Gather", tokens, g.constant(np.array(0, np.int64)), axis=1, name=name)
+
+
+def _patch_rows(
+    g: Nodes, encoder: Encoder, tokens: str, patches: int, *, name: str | None = None
+) -> str:
+    """The tokens without that of the CLS."""
     if encoder.cls_token is None:
-        g.add("Identity", normed, name=OUTPUTS[1])
-    else:
-        g.add("Gather", normed, g.constant(np.array(0, np.int64)), axis=1, name=OUTPUTS[0])
-        g.add("Slice", normed, g.counts(1), g.counts(1 + patches), g.counts(1), name=OUTPUTS[1])
-        outputs.insert(0, (OUTPUTS[0], [config.width]))
-    return _model(g, points, outputs)
+        return g.add("Identity", tokens, name=name)
+    return g.add("Slice", tokens, g.counts(1), g.counts(1 + patches), g.counts(1), name=name)
+
+
+def _mean_and_max(g: Nodes, rows: str) -> tuple[str, str]:
+    """(B, D) twice, from (B, T, D)."""
+    mean = g.add("ReduceMean", rows, axes=[1], keepdims=0)
+    return mean, g.add("ReduceMax", rows, axes=[1], keepdims=0)
+
+
+def _normed_mlp(
+    g: Nodes, name: str, mlp: NormedMlp, value: str, *, after_first: bool = False
+) -> str:
+    """``model.classifier.NormedMlp`` in evaluation mode; ``after_first``: what comes after its first layer."""
+    linears = list(mlp.linears)
+    if not after_first:
+        value = _layer(g, f"{name}.linears.0", linears[0], value)
+    for number, norm in enumerate(mlp.norms):
+        assert isinstance(norm, nn.BatchNorm1d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        shift = norm.bias - norm.running_mean * scale
+        scaled = g.add("Mul", value, g.constant(scale, f"{name}.norms.{number}.scale"))
+        value = _gelu(g, g.add("Add", scaled, g.constant(shift, f"{name}.norms.{number}.shift")))
+        if number + 1 < len(linears):
+            value = _layer(g, f"{name}.linears.{number + 1}", linears[number + 1], value)
+    return value
+
+
+def _interpolate(g: Nodes, features: str, centers: str, points: str, count: int) -> str:
+    """``model.segmenter.interpolate``: (B, N, F) from features (B, P, F) at the centres (B, P, 3)."""
+    values, index = _nearest_with_squares(g, centers, points, count)  # (B, N, count)
+    eps = g.number(float(np.finfo(np.float32).eps))
+    closeness = g.add("Div", g.number(1.0), g.add("Add", values, eps))
+    weights = g.add("Div", closeness, g.sum(closeness, 2, keep=True))
+    near = _gather(g, features, index)  # (B, N, count, F)
+    return g.sum(g.add("Mul", near, g.add("Unsqueeze", weights, g.counts(3))), 2)
 
 
 def patch_count(encoder: Encoder, points: int) -> int:
@@ -121,14 +280,23 @@ def patch_count(encoder: Encoder, points: int) -> int:
     return min(size, max(1, round(size * config.patches / config.points)))
 
 
-def _model(g: Nodes, points: int, outputs: Sequence[tuple[str, list[int]]]) -> onnx.ModelProto:
+def _model(
+    g: Nodes,
+    points: int,
+    outputs: Sequence[tuple[str, list[int]]],
+    *,
+    name: str = "encoder",
+    with_category: bool = False,
+) -> onnx.ModelProto:
     def value(name: str, sizes: list[int]) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *sizes])
+        whole = name in (CATEGORY, "parts")
+        kind = TensorProto.INT64 if whole else TensorProto.FLOAT
+        return helper.make_tensor_value_info(name, kind, ["batch", *sizes])
 
     graph = helper.make_graph(
         g.nodes,
-        "encoder",
-        [value(INPUT, [points, 3])],
+        name,
+        [value(INPUT, [points, 3]), *([value(CATEGORY, [])] if with_category else [])],
         [value(name, sizes) for name, sizes in outputs],
         list(g.constants.values()),
     )
@@ -191,6 +359,11 @@ def _farthest(g: Nodes, points: str, count: int) -> str:
 
 def _nearest(g: Nodes, points: str, centers: str, count: int) -> str:
     """Indices (B, P, count) of the points nearest to each centre."""
+    return _nearest_with_squares(g, points, centers, count)[1]
+
+
+def _nearest_with_squares(g: Nodes, points: str, centers: str, count: int) -> tuple[str, str]:
+    """Squared distances to, and indices of, the points nearest to each centre; both (B, P, count)."""
     # Distances are computed from differences of coordinates, as in the model. An expanded square rounds
     # differently, and would choose other points if two are almost equally far.
     squares = []
@@ -206,7 +379,7 @@ def _nearest(g: Nodes, points: str, centers: str, count: int) -> str:
             "TopK", [distance, g.counts(count)], [values, index], axis=2, largest=0, sorted=0
         )
     )
-    return index
+    return values, index
 
 
 def _gather(g: Nodes, points: str, index: str) -> str:
@@ -234,8 +407,8 @@ def _embed_patches(g: Nodes, encoder: Encoder, offsets: str) -> str:
     return g.add("ReduceMax", mixed, axes=[2], keepdims=0)
 
 
-def _transformer(g: Nodes, encoder: Encoder, features: str, positions: str) -> str:
-    """Normed tokens (B, T, D) with the CLS token in front, whose position embedding is zero."""
+def _transformer(g: Nodes, encoder: Encoder, features: str, positions: str) -> list[str]:
+    """Each block's raw output (B, T, D), with the CLS token in front, whose position embedding is zero."""
     if encoder.cls_token is not None:
         # Zeros as a product, because that has as many rows as there are clouds, which is not known here.
         row = g.add("Slice", positions, g.counts(0), g.counts(1), g.counts(1))
@@ -243,7 +416,7 @@ def _transformer(g: Nodes, encoder: Encoder, features: str, positions: str) -> s
         cls = g.add("Add", zeros, g.constant(encoder.cls_token, "cls_token"))
         features = g.add("Concat", cls, features, axis=1)
         positions = g.add("Concat", zeros, positions, axis=1)
-    tokens = features
+    tokens, states = features, []
     for number, block in enumerate(encoder.transformer.blocks):
         assert isinstance(block, Block)
         name = f"transformer.blocks.{number}"
@@ -255,7 +428,8 @@ def _transformer(g: Nodes, encoder: Encoder, features: str, positions: str) -> s
         wide = _layer(g, f"{name}.mlp.mlp.expand", block.mlp.mlp.expand, normed)
         update = _layer(g, f"{name}.mlp.mlp.contract", block.mlp.mlp.contract, _gelu(g, wide))
         tokens = g.add("Add", tokens, update)
-    return _layer(g, "transformer.norm", encoder.transformer.norm, tokens)
+        states.append(tokens)
+    return states
 
 
 def _attention(g: Nodes, name: str, attention: Attention, tokens: str) -> str:

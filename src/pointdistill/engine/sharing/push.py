@@ -104,17 +104,23 @@ def prepare(
     )
 
 
-def upload(folder: Path, repository: str, *, private: bool) -> str:
+def upload(folder: Path, repository: str, *, private: bool, stays: bool = True) -> str:
     """Create the repository if necessary, upload a prepared folder, and return its URL.
+
+    Args:
+        folder: from `prepare`.
+        repository: ``owner/name``.
+        private: whether a new repository is private.
+        stays: whether the folder is there afterwards, so that an error can name it.
 
     Raises:
         CheckpointError: if there is no token or no network, or the Hub refuses; the folder is not changed.
     """
     from huggingface_hub import HfApi, get_token
 
-    ready = f"{folder} is ready and stays; the same command tries again"
+    ready = f". {folder} is ready and stays; the same command tries again" if stays else ""
     if get_token() is None:
-        msg = f"no Hugging Face token on this machine: {TOKEN_HELP}. {ready}"
+        msg = f"no Hugging Face token on this machine: {TOKEN_HELP}{ready}"
         raise CheckpointError(msg)
     api = HfApi()
     try:
@@ -128,7 +134,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     except hub_errors() as error:
         msg = (
             f"{repository} could not be uploaded ({reason_of(error)}); check the network, the name and the token "
-            f"({TOKEN_HELP}). {ready}"
+            f"({TOKEN_HELP}){ready}"
         )
         raise CheckpointError(msg) from error
     return str(address)

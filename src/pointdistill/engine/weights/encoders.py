@@ -137,7 +137,7 @@ def locate_encoder(path: Path | str, *, reporter: Reporter = SILENT) -> Path:
         return local
     # If there is a folder `runs`, `runs/mine` is a misspelled path and must not start a download.
     if not local.parent.is_dir() and looks_like_repository(str(path)):
-        return find_encoder(fetch_encoder(str(path)))
+        return find_encoder(fetch_model(str(path)))
     return find_encoder(local)
 
 
@@ -397,8 +397,8 @@ def check_repository(name: str) -> None:
         raise ConfigError(msg)
 
 
-def fetch_encoder(repository: str) -> Path:
-    """The local folder of a repository's encoder, which is downloaded unless it is in the cache.
+def fetch_model(repository: str) -> Path:
+    """The local folder of a repository's encoder or fine-tuned model; downloaded unless it is in the cache.
 
     Only the weights, their configuration and their feature statistics are fetched; nothing in them is executed.
 
