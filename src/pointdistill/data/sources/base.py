@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,15 @@ class Source(Protocol):
             DataError: if the shape cannot be used; the message names no path of this machine.
             OSError: if the machine is to blame; ESTALE if the file or its archive is gone.
         """
+
+
+@runtime_checkable
+class ListedFiles(Protocol):
+    """A source that knows the checksum of each of its files, so that a corpus of it can grow."""
+
+    @property
+    def listing(self) -> str:
+        """What ``sha256sum`` prints of its files, sorted by name; its SHA-256 is ``archive_sha256``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
