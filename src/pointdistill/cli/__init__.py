@@ -17,6 +17,7 @@ import typer
 from pointdistill.cli.about import doctor, quickstart, recipes, show_version
 from pointdistill.cli.console import name_options, print_error, warnings_as_lines
 from pointdistill.cli.corpus import duplicates, inspect, leaks, preview, verify
+from pointdistill.cli.corpus_tools import corpus_app
 from pointdistill.cli.embed import embed, search
 from pointdistill.cli.evaluate import evaluate
 from pointdistill.cli.finetune import finetune, predict
@@ -61,6 +62,9 @@ for command, summary in (
     (doctor, "Print versions, devices, and problems."),
 ):
     app.command(short_help=summary)(command)
+app.add_typer(
+    corpus_app, name="corpus", short_help="Merge, split or export corpora.", rich_help_panel=None
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -59,14 +59,19 @@ def verify(corpus: CorpusArgument = None) -> None:
     """
     from pointdistill.data.corpus.inspect import find_damage
     from pointdistill.data.corpus.manifest import read_manifest
+    from pointdistill.data.corpus_building.export import find_export_damage, is_export
 
     folder = named_corpus(corpus)
-    manifest = read_manifest(folder)
+    exported = is_export(folder)
+    manifest = None if exported else read_manifest(folder)
+    find, unit = (
+        (find_export_damage, "checking files") if exported else (find_damage, "checking shards")
+    )
     faults = 0
     # On a terminal that shows the bar too, lines are printed above it; a file or a pipe gets them directly.
     share_terminal = sys.stdout.isatty() and sys.stderr.isatty()
     with console_reporter() as reporter:
-        for line in find_damage(folder, progress=partial(reporter.progress, "checking shards")):
+        for line in find(folder, progress=partial(reporter.progress, unit)):
             faults += 1
             if share_terminal:
                 reporter.say(line)
@@ -80,6 +85,9 @@ def verify(corpus: CorpusArgument = None) -> None:
             err=True,
         )
         raise typer.Exit(2)
+    if manifest is None:
+        echo(f"{folder} is whole: every file of the export is as it was written")
+        return
     shapes = f"{manifest.shapes:,} shape{'s' if manifest.shapes != 1 else ''}"
     shards = f"{len(manifest.shards):,} shard{'s' if len(manifest.shards) != 1 else ''}"
     echo(f"{folder} is whole: {shapes} in {shards}, content {manifest.content}")

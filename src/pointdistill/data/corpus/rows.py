@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.corpus.manifest import ShardRecord, SourceRecord
 from pointdistill.data.corpus.reader import ShardColumns, damaged, open_columns
-from pointdistill.data.corpus.shard import Quantised, RowBlock, row_digest
+from pointdistill.data.corpus.shard import UNKNOWN_PART, Quantised, RowBlock, row_digest
 
 BLOCK_POINTS = 2**21
 """Most points of a block, 12 MiB as they are stored, unless a single shape has more."""
@@ -88,7 +88,7 @@ def read_rows(
                 offsets=np.concatenate([[0], np.cumsum(counts[first:stop])]).astype(np.int64),
                 center=index.center[chosen],
                 scale=index.scale[chosen],
-                id=index.id[chosen],
+                id=_narrow(index.id[chosen]),
                 label=index.label[chosen],
                 sha256=index.sha256[chosen],
                 part=_gather(columns, "part", index, chosen) if parts else None,
@@ -131,6 +131,41 @@ def digest_of(
         label=labels[label] if label >= 0 else "",
         part=None if block.part is None else block.part[start:stop],
     )
+
+
+def arranged(blocks: Sequence[RowBlock], order: NDArray[np.integer]) -> RowBlock:
+    """All rows of some blocks in another order.
+
+    Args:
+        blocks: K rows in all, at least one.
+        order: (K,) for each row of the result, its number among the rows of the blocks end to end.
+    """
+    offsets = np.concatenate([[0], np.cumsum([len(block.points) for block in blocks])])
+    starts = np.concatenate([b.offsets[:-1] + o for b, o in zip(blocks, offsets, strict=False)])
+    stops = np.concatenate([b.offsets[1:] + o for b, o in zip(blocks, offsets, strict=False)])
+    points = np.concatenate([block.points for block in blocks])
+    part = None
+    if any(block.part is not None for block in blocks):
+        unknown = (np.full(len(block.points), UNKNOWN_PART, np.uint8) for block in blocks)
+        part = np.concatenate(
+            [u if b.part is None else b.part for b, u in zip(blocks, unknown, strict=True)]
+        )
+    runs = [slice(a, b) for a, b in zip(starts[order], stops[order], strict=True)]
+    return RowBlock(
+        points=np.concatenate([points[run] for run in runs]),
+        offsets=np.concatenate([[0], np.cumsum((stops - starts)[order])]).astype(np.int64),
+        center=np.concatenate([block.center for block in blocks])[order],
+        scale=np.concatenate([block.scale for block in blocks])[order],
+        id=_narrow(np.concatenate([block.id for block in blocks])[order]),
+        label=np.concatenate([block.label for block in blocks])[order],
+        sha256=np.concatenate([block.sha256 for block in blocks])[order],
+        part=None if part is None else np.concatenate([part[run] for run in runs]),
+    )
+
+
+def _narrow(ids: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    """Ids in a type as wide as the longest, as a build stores them, whatever they were copied from."""
+    return ids.astype(f"S{max(1, int(np.char.str_len(ids).max(initial=1)))}")
 
 
 def _blocks(counts: NDArray[np.integer], most: int) -> Iterator[tuple[int, int]]:
