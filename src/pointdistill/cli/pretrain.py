@@ -71,6 +71,14 @@ def plan(
             "--no-measure", help="Run no steps, which saves a minute: estimate by formulas alone."
         ),
     ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Estimate for a GPU that need not be here, such as rtx4090 or h100, from its data sheet.",
+        ),
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many of them share the batch.")] = 1,
 ) -> None:
     """Estimate what a run will cost on this device: memory, time, disk. Nothing is written."""
     overrides = run_overrides(
@@ -95,6 +103,8 @@ def plan(
             shapes=shapes,
             options=RunOptions(device=device, precision=precision, keep=keep),
             measured=not no_measure,
+            gpu=gpu,
+            gpus=gpus,
             reporter=reporter,
         )
         for remark in result.remarks:
@@ -107,7 +117,12 @@ def plan(
     argv += [] if keep == 2 else ["--keep", str(keep)]
     argv += [] if device == "auto" else ["--device", device]
     argv += [] if precision == "auto" else ["--precision", precision]
-    echo(f"next: {shlex.join(['pointdistill', 'pretrain', *argv])}")
+    several = (
+        ["accelerate", "launch", "--multi_gpu", "--num_processes", str(gpus), "-m"]
+        if gpus > 1
+        else []
+    )
+    echo(f"next: {shlex.join([*several, 'pointdistill', 'pretrain', *argv])}")
 
 
 def describe(plan: Plan) -> list[tuple[str, str]]:
@@ -153,6 +168,12 @@ def _time(plan: Plan) -> str:
         duration = format_duration(plan.steps * plan.flops / sustained)
         return f"not measured; {work}: {duration} in all at a sustained 10 TFLOP/s"
     speed = plan.config.batch_size / plan.step.seconds
+    if plan.step.seconds_at_most is not None:
+        longest = plan.steps * plan.step.seconds_at_most
+        return (
+            f"estimated {format_duration(plan.steps * plan.step.seconds)} to {format_duration(longest)} in all: "
+            f"{plan.step.seconds:.2g} to {plan.step.seconds_at_most:.2g} s per step, {work}"
+        )
     return (
         f"{format_duration(plan.steps * plan.step.seconds)} in all: {plan.step.seconds:.3g} s per step, "
         f"{speed:.3g} shapes/s, {work}"
