@@ -192,7 +192,16 @@ def show_plan(
     print_table(table, right=_NUMBERS, whole=True)
     lacking = any(row.status.missing for row in plan.rows if not row.status.exclusion_reason)
     first = not plan.shapes or (request.sources and lacking)
+    if not first:
+        request = _without_unusable(plan, request)
     echo(f"next: {command(request, options)}" + (" --fetch" if first else ""))
+
+
+def _without_unusable(plan: MixturePlan, request: MixtureRequest) -> MixtureRequest:
+    """The request that can be built now: a damaged archive ends a build, unless the others are named."""
+    if not any(row.problem for row in plan.rows if row.status.taken):
+        return request
+    return replace(request, sources=tuple(row.status.info.name for row in plan.rows if row.goes_in))
 
 
 def _cells(row: PlanRow) -> tuple[str, ...]:
@@ -226,6 +235,12 @@ def _notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
     if not all(row.listed for row in plan.rows):
         yield "shapes with a * are the official count: the archive is not there, cannot be used or stays out"
     yield from _sum_notes(plan, request)
+    unusable = [row.status.info.name for row in plan.rows if row.status.taken and row.problem]
+    if unusable and plan.shapes:
+        yield (
+            f"the next command leaves out {', '.join(unusable)}; once its archive is whole, a build that "
+            "takes it in adds it"
+        )
     statuses = [row.status for row in plan.rows if not row.status.exclusion_reason]
     yield from split_notes(request, statuses)
     if plan.bytes > plan.free_bytes:
