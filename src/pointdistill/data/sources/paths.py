@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
-from pointdistill.data.files.archive import PACKED_TARS, open_archive
+from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import path_from, short_name
 from pointdistill.data.files.member import HeldArchive, file_state, hold_archive, unpack
+from pointdistill.data.files.packed_tars import PACKED_TARS
 from pointdistill.data.meshes import FORMATS, Axis, PointSet, Surface, draw, named_rng
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import read_named
