@@ -18,6 +18,8 @@ PAGES = sorted(
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+for group, within in [(name, c) for name, c in COMMANDS.items() if hasattr(c, "commands")]:
+    COMMANDS |= {f"{group} {name}": command for name, command in within.commands.items()}
 OPTIONS = {
     name: {"--help", *(option for p in command.params for option in p.opts)}
     for name, command in COMMANDS.items()
@@ -52,6 +54,8 @@ def test_commands_and_options_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in re.findall(r"^(?:\$ )?pointdistill ([a-z].*)$", text, flags=re.MULTILINE):
         words = line.split("#")[0].split()
+        if hasattr(COMMANDS.get(words[0]), "commands"):
+            words[:2] = [" ".join(words[:2])]
         assert words[0] in COMMANDS, f"{page.name}: {line}"
         for word in words[1:]:
             if word.startswith("--"):

@@ -1,4 +1,4 @@
-"""``inspect``, ``verify`` and ``preview`` as they are typed."""
+"""``inspect``, ``verify``, ``preview`` and ``corpus`` as they are typed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pointdistill.data.files.workspace import remember_corpus
+from pointdistill.cli.corpus_tools import ExportFormat
+from pointdistill.data.corpus_building.export import LAYOUTS
+from pointdistill.data.files.workspace import last_corpus, remember_corpus
 from tests.cli.typed import Run, typed
 from tests.data.test_corpus import edit, some_rows, write_corpus
 from tests.data.test_corpus_verify import flip_byte, place_of
@@ -144,3 +146,55 @@ def test_the_last_corpus_made_here_needs_no_name(run: Run) -> None:
     for command in ("inspect", "verify"):
         code, _, err = run(command)
         assert (code, err) == (0, "corpus: mix (the last one made in this folder)\n")
+
+
+def test_corpora_are_divided_chosen_merged_and_exported(run: Run) -> None:
+    one = ("--workers", "1")
+    code, out, _ = run(
+        "corpus", "split", "mix", "-o", "parts", "--shares", "train=0.75,test=0.25", *one
+    )
+    assert (code, out.splitlines()[0]) == (0, "parts/train is complete: 9 shapes (a 5, b 4)")
+    assert "parts/test is complete: 3 shapes (a 2, b 1)" in out
+    Path("names.txt").write_text("a/é01\nb/é02\n\n", encoding="utf-8")
+    code, out, _ = run("corpus", "subset", "mix", "--ids", "names.txt", "--output", "two", *one)
+    assert (code, out.splitlines()[-1]) == (0, "next: pointdistill verify two")
+    assert last_corpus() == Path("two")
+    code, out, err = run("corpus", "merge", "parts/test", "two", "parts/train", "-o", "all", *one)
+    assert (code, "all is complete: 12 shapes (a 7, b 5)" in out) == (0, True)
+    assert "a: 1 shape is in parts/test and in parts/train; kept once" in err
+    code, out, _ = run("corpus", "export", "all", "--format", "ply", "-o", "files", *one)
+    assert (code, out.splitlines()[0]) == (0, "files is complete: 12 shapes in 12 files")
+    code, out, _ = run("verify", "files")
+    assert (code, out) == (0, "files is whole: every file of the export is as it was written\n")
+    Path("files/a/a/%C3%A900.ply").unlink()
+    code, out, _ = run("verify", "files")
+    assert (code, out) == (2, "a/a/%C3%A900.ply: missing\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("split", "mix", "-o", "x", "--shares", "0.8"),
+            "expected a list of different names with sh",
+        ),
+        (("split", "mix", "-o", "x", "--shares", "a=0.5,b=0.6"), "must add up to 1"),
+        (("subset", "mix", "-o", "x", "--label", "tabel"), "did you mean 'table'?"),
+        (("subset", "mix", "-o", "x", "--ids", "gone.txt"), "gone.txt: cannot be read as text"),
+        (("merge", "mix", "-o", "x"), "name two or more"),
+        (("export", "nowhere", "-o", "x"), "nowhere: no such corpus"),
+        (("export", "mix", "-o", "mix"), "mix: exists and is another thing"),
+    ],
+)
+def test_wrong_input_of_the_tools_is_one_line(
+    run: Run, words: tuple[str, ...], message: str
+) -> None:
+    code, out, err = run("corpus", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not Path("x").exists()
+
+
+def test_the_formats_that_help_names_are_those_there_are() -> None:
+    assert [member.value for member in ExportFormat] == list(LAYOUTS)

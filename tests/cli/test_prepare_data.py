@@ -108,8 +108,21 @@ def test_files_that_changed_are_told_from_settings(run: Run) -> None:
     assert run(*named)[0] == 0
     Path("mine/chairs").mkdir()
     Path("mine/chairs/b.xyz").write_text(cloud)
+    code, out, err = run(*named)
+    assert code == 0
+    assert "data/mine: the folder has changed; shapes: 1 new, 1 unchanged" in err
+    assert "data/mine is complete: 2 shapes of folder" in out
+    Path("mine/a.xyz").unlink()
     code, _, err = run(*named)
     assert code == 2
+    assert "data/mine: 1 of its shapes have no file in the folder any more, such as 'a.xyz'" in err
+    assert err.endswith("(--drop-removed, --output)\n")
+    code, out, err = run(*named, "--drop-removed")
+    assert (code, "shapes: 1 removed, 1 unchanged" in err) == (0, True)
+    assert "data/mine is complete: 1 shape of folder" in out
+    Path("data/mine/files.sha256").unlink()
+    Path("mine/c.xyz").write_text(cloud)
+    code, _, err = run(*named)
     assert "data/mine: the source's files have changed since this corpus was made" in err
     assert "choose another output folder, or remove this one (--output)" in err
     assert "made with other settings (points: 64 then, 65 now" in run(*named[:4], "65")[2]

@@ -92,6 +92,28 @@ def test_what_comes_next_repeats_every_option_that_was_given(run: Run) -> None:
     assert out.splitlines()[-1] == f"next: {head} {empty} --fetch"
 
 
+def test_what_comes_next_is_a_command_that_works(run: Run) -> None:
+    """A damaged archive would end the build, so the next command names the others."""
+    whole = Path("archives/ModelNet40.zip").read_bytes()
+    Path("archives/ModelNet40.zip").write_bytes(whole[: len(whole) // 2])
+    words = ("--archives", "archives", "--points", "64", "--workers", "0")
+    for chosen in ((), ("--sources", "abo,modelnet40")):
+        code, out, _ = run(*words, *chosen, "--plan")
+        assert code == 0
+        assert "- unusable: modelnet40: archives/ModelNet40.zip: " in out
+        assert "- the next command leaves out modelnet40; once its archive is whole" in out
+    command = shlex.split(out.splitlines()[-1].removeprefix("next: "))
+    assert command[:3] == ["pointdistill", "prepare-data", "mixture"]
+    assert command[command.index("--sources") + 1] == "abo"
+    code, out, _ = run(*command[3:])
+    assert (code, "data/mixture is complete" in out) == (0, True)
+    Path("archives/ModelNet40.zip").write_bytes(whole)
+    code, out, _ = run(*words, "--sources", "abo,modelnet40", "--plan")
+    code, out, _ = run(*shlex.split(out.splitlines()[-1].removeprefix("next: "))[3:])
+    assert code == 0
+    assert [s.name for s in open_corpus("data/mixture").sources] == ["abo", "modelnet40"]
+
+
 def test_a_test_split_of_a_source_that_stays_out_is_said_not_to_be_taken(run: Run) -> None:
     words = ("--archives", "archives", "--sources", "abo", "--take-tests", "modelnet40")
     _, out, _ = run(*words, "--points", "64", "--plan")

@@ -31,6 +31,11 @@ def surface() -> dict[str, dict[str, dict[str, Any]]]:
     for command in app.registered_commands:
         assert command.callback is not None
         functions[command.name or command.callback.__name__.replace("_", "-")] = command.callback
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            assert command.callback is not None
+            functions[f"{group.name} {command.name}"] = command.callback
     return {name: _parameters(function) for name, function in functions.items() if function}
 
 

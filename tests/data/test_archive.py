@@ -16,11 +16,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pointdistill.data.benchmarks.registry import find_archive
+from pointdistill.data.corpus_building.mixture_fetch import _missing_files
 from pointdistill.data.files import archive as archives
+from pointdistill.data.files import packed_tars
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import sha256_of
 from pointdistill.data.files.member import read_member_at
-from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.data.sources import SourceRequest, open_source, source_info
+from pointdistill.data.sources.base import find_archives
 from pointdistill.errors import DataError
 
 NAMES = (
@@ -145,18 +149,18 @@ def packed(path: Path, content: bytes) -> Path:
 def test_a_compressed_tar_is_unpacked_once_and_its_members_are_found_by_their_place(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not path.name.endswith(archives.PACKED_TARS):
-        assert archives.plain_tar(path) == path
+    if not path.name.endswith(packed_tars.PACKED_TARS):
+        assert packed_tars.plain_tar(path) == path
         return
     with open_archive(path, absent="absent", tolerate_unsafe=True) as archive:
         location = archive.locate("good/a.txt")
         assert archive.checksum([]) == sha256_of(path)
-    plain = archives.plain_tar(path)
+    plain = packed_tars.plain_tar(path)
     assert plain != path
-    assert plain.is_relative_to(os.environ[archives.UNPACKED_VARIABLE])
-    monkeypatch.setattr(archives, "gzip", None)  # a second unpacking would need it
+    assert plain.is_relative_to(os.environ[packed_tars.UNPACKED_VARIABLE])
+    monkeypatch.setattr(packed_tars, "gzip", None)  # a second unpacking would need it
     assert read_member_at(path, location) == b"12345"
-    assert archives.plain_tar(path) == plain
+    assert packed_tars.plain_tar(path) == plain
 
 
 def test_what_was_unpacked_goes_with_the_process_that_began_and_not_with_those_it_started(
@@ -166,7 +170,7 @@ def test_what_was_unpacked_goes_with_the_process_that_began_and_not_with_those_i
     packed(tmp_path / "a.tgz", b"content")
     script = (
         "import os, subprocess, sys; from pathlib import Path\n"
-        "from pointdistill.data.files.archive import plain_tar\n"
+        "from pointdistill.data.files.packed_tars import plain_tar\n"
         "print(plain_tar(Path('a.tgz')))\n"
         "assert plain_tar(Path('a.tgz')).read_bytes() == b'content'\n"
         "if len(sys.argv) < 2:\n"
@@ -174,7 +178,7 @@ def test_what_was_unpacked_goes_with_the_process_that_began_and_not_with_those_i
         "    assert plain_tar(Path('a.tgz')).exists()\n"
     )
     (tmp_path / "script.py").write_text(script)
-    environment = {k: v for k, v in os.environ.items() if k != archives.UNPACKED_VARIABLE}
+    environment = {k: v for k, v in os.environ.items() if k != packed_tars.UNPACKED_VARIABLE}
     done = subprocess.run(
         [sys.executable, "script.py"],
         cwd=tmp_path,
@@ -187,6 +191,74 @@ def test_what_was_unpacked_goes_with_the_process_that_began_and_not_with_those_i
     assert first == second
     assert first.startswith(str(tmp_path / "temporary"))
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    packed(tmp_path / "a.tgz", b"content")
+    script = (
+        "import os, signal; from pathlib import Path\n"
+        "from pointdistill.data.files.packed_tars import plain_tar\n"
+        "plain_tar(Path('a.tgz')); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != packed_tars.UNPACKED_VARIABLE}
+    killed = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment | {"TMPDIR": str(temporary)},
+        check=False,
+    )
+    assert killed.returncode == -9
+    (left,) = temporary.iterdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.delenv(packed_tars.UNPACKED_VARIABLE, raising=False)
+    prefix = "pointdistill-unpacked-"
+    other = temporary / "pointdistill-mine"
+    fresh, old = temporary / f"{prefix}fresh", temporary / f"{prefix}old"
+    link = temporary / f"{prefix}link"
+    for folder in (other, fresh, old):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    link.symlink_to(other)
+    used = packed_tars.plain_tar(packed(tmp_path / "b.tgz", b"other")).parent
+    packed_tars.remove_abandoned.cache_clear()
+    with zipfile.ZipFile(tmp_path / "any.zip", "w"):
+        pass
+    with open_archive(tmp_path / "any.zip", absent="absent"):
+        assert not left.exists()
+        assert set(temporary.iterdir()) == {other, fresh, link, used}
+        assert (used / "lock").is_file()
+    packed_tars.shutil.rmtree(used)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners of files")
+def test_a_folder_of_another_user_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "pointdistill-unpacked-theirs"
+    folder.mkdir()
+    (folder / "lock").touch()
+    me = os.getuid()
+    with monkeypatch.context() as other:
+        other.setattr(packed_tars.os, "getuid", lambda: me + 1)
+        packed_tars._remove_if_abandoned(folder)
+    assert folder.exists()
+    packed_tars._remove_if_abandoned(folder)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tgz", ".tar.gz"])
+def test_a_packed_tar_is_found_by_the_name_of_the_tar(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"abo-3dmodels{ending}").touch()
+    stem = "shapenetcore_partanno_segmentation_benchmark_v0_normal"
+    (tmp_path / f"{stem}{ending}").touch()
+    abo = source_info("abo")
+    assert find_archives(abo, tmp_path) == ((tmp_path / f"abo-3dmodels{ending}",), ())
+    assert _missing_files(abo, tmp_path) == {}, "it is not downloaded again"
+    found = find_archive("shapenetpart", data=tmp_path, folder=tmp_path)
+    assert found == tmp_path / f"{stem}{ending}"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +274,7 @@ def test_what_was_unpacked_goes_with_the_process_that_began_and_not_with_those_i
 def test_compressed_tars_that_cannot_be_used_are_refused_in_one_line(
     change: Callable[[bytes], bytes], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "_LEAST_REFUSED", 1 << 16)
+    monkeypatch.setattr(packed_tars, "_LEAST_REFUSED", 1 << 16)
     path = tmp_path / "a.tgz"
     noise = np.random.default_rng(0).bytes(50_000)
     with tarfile.open(path, "w:gz") as tar:
@@ -214,7 +286,7 @@ def test_compressed_tars_that_cannot_be_used_are_refused_in_one_line(
         pass
     assert str(refusal.value).startswith(f"{path}: ")
     assert "\n" not in str(refusal.value)
-    folder = Path(os.environ[archives.UNPACKED_VARIABLE])
+    folder = Path(os.environ[packed_tars.UNPACKED_VARIABLE])
     assert not list(folder.glob(f"*.{os.getpid()}"))
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1 << 20
 
@@ -223,7 +295,7 @@ def test_a_full_disk_is_named_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = packed(tmp_path / "a.tar.gz", bytes(20_000))
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(packed_tars.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
     with (
         pytest.raises(DataError, match="; set TMPDIR to a folder that has some"),
         open_archive(path, absent="absent"),

@@ -210,6 +210,23 @@ def test_a_damaged_mesh_is_named(tmp_path: Path, content: bytes) -> None:
     assert "pointdistill-" not in str(caught.value)  # no temporary file of ours
 
 
+def test_a_damaged_training_mesh_costs_itself(
+    tmp_path: Path, archive: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Named each time, also where the points come from the cache."""
+    damaged = MESHES | {"chair/train/chair_0002.off": off_text()[:60]}
+    path = write_archive(tmp_path / "damaged.zip", damaged)
+    whole = read_modelnet40(archive, points=32, workers=1).train
+    for _ in range(2):
+        caplog.clear()
+        benchmark = read_modelnet40(path, points=32, cache=tmp_path / "cache", workers=1)
+        np.testing.assert_array_equal(benchmark.train.points, whole.points[[0, 2]])
+        assert benchmark.train.ids == ("chair/train/chair_0001", "xbox/train/xbox_0001")
+        assert benchmark.data_name.startswith("ModelNet40 (2 + 2 clouds, officially 9843 + 2468)")
+        said = "left out 1 of 3 training shapes as damaged: chair/train/chair_0002"
+        assert said in caplog.text
+
+
 @pytest.mark.parametrize(("points", "seed"), [(0, 0), (32, -1)])
 def test_impossible_settings_are_refused(archive: Path, points: int, seed: int) -> None:
     with pytest.raises(ConfigError, match="1 point or more and a seed from 0"):

@@ -198,7 +198,10 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
         (h5_bytes(3, label=None), "'label' is missing"),
         (h5_bytes(3, data=["a", "b", "c"]), "'data' holds values of varying length"),
         (h5_bytes(3, data=np.zeros((3, 12), np.float32)), r"expected clouds of shape \(n, N, 3\)"),
-        (h5_bytes(3, data=np.full((3, 4, 3), np.nan)), "3 of 3 clouds are not finite"),
+        (
+            h5_bytes(3, data=np.full((3, 4, 3), np.nan)),
+            "3 of 3 training shapes are damaged, such as cloud 0 of",
+        ),
         (h5_bytes(3, label=np.arange(2)), "3 clouds but 2 labels"),
         (h5_bytes(3, label=np.array([0, 1, 15])), "labels from 0 to 15"),
         (h5_bytes(3, label=np.array([-1, 0, 1])), "labels from -1 to 1"),
@@ -210,6 +213,22 @@ def test_a_damaged_member_gives_one_line(tmp_path: Path, train: bytes, cause: st
         read_scanobjectnn(path, "OBJ-BG")
     assert "\n" not in str(caught.value)
     assert "training_objectdataset.h5" in str(caught.value)
+
+
+def test_a_training_cloud_that_is_not_finite_costs_itself_a_test_cloud_the_archive(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    points = np.random.default_rng(0).normal(size=(3, 2048, 3)).astype(np.float32)
+    points[1, 7, 2] = np.nan
+    bad = h5_bytes(3, data=points)
+    path = write_archive(tmp_path / "one.zip", members_of("OBJ-BG", bad, h5_bytes(2)))
+    train = read_scanobjectnn(path, "OBJ-BG").train
+    np.testing.assert_array_equal(train.points, points[[0, 2]][..., [2, 0, 1]])
+    assert len(train.labels) == 2
+    assert "left out 1 of 3 training shapes as damaged: cloud 1 of " in caplog.text
+    path = write_archive(tmp_path / "two.zip", members_of("OBJ-BG", h5_bytes(3), bad))
+    with pytest.raises(DataError, match=r"test_objectdataset\.h5: 1 of 3 clouds are not finite"):
+        read_scanobjectnn(path, "OBJ-BG")
 
 
 @pytest.mark.parametrize("name", ["h5_files/../../outside.h5", "/etc/outside.h5"])

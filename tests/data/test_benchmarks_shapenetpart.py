@@ -204,8 +204,10 @@ def test_an_absent_archive_says_where_it_comes_from(tmp_path: Path) -> None:
     assert "stand-in instead" in message
 
 
-def with_mug(content: bytes) -> dict[str, bytes]:
-    return members(CLOUDS | {f"{MUG}/b1": content})
+def with_mug(content: bytes, *, split: str = "test") -> dict[str, bytes]:
+    others = LISTS if split == "train" else {"train": [f"shape_data/{TABLE}/c1"]}
+    test = {} if split == "train" else {"test": [f"shape_data/{MUG}/b1", f"shape_data/{CHAIR}/a1"]}
+    return members(CLOUDS | {f"{MUG}/b1": content}, LISTS | others | test)
 
 
 def with_lists(**lists: list[str]) -> dict[str, bytes]:
@@ -231,6 +233,30 @@ def test_a_damaged_shape_is_named(tmp_path: Path, content: dict[str, bytes], cau
         message = refusal(write(tmp_path / name, content))
         assert cause in message
         assert f"{MUG}/b1.txt" in message
+
+
+def test_a_damaged_training_shape_costs_itself_and_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when the others come from the cache, which does not know the cause."""
+    path = write_zip(tmp_path / "one.zip", with_mug(b"", split="train"))
+    for cause in (f" ({ROOT}/{MUG}/b1.txt is damaged (it has no rows", "\n"):
+        caplog.clear()
+        benchmark = read_shapenetpart(path, workers=1)
+        assert benchmark.train.ids == (f"{CHAIR}/a2",)
+        assert len(benchmark.test) == 2
+        said = f"{caplog.messages[0]}\n"
+        assert f"left out 1 of 2 training shapes as damaged: {MUG}/b1{cause}" in said
+
+
+def test_two_damaged_training_shapes_of_a_few_are_too_many(tmp_path: Path) -> None:
+    """At most one in a hundred, and at least one, is left out."""
+    some = CLOUDS | {f"{MUG}/b{k}": text(36) for k in range(1, 6)}
+    lists = LISTS | {"train": [f"shape_data/{MUG}/b{k}" for k in range(1, 6)]}
+    bad = {f"{MUG}/b2": b"", f"{MUG}/b4": b"\0"}
+    message = refusal(write_zip(tmp_path / "two.zip", members(some | bad, lists)))
+    assert f"2 of 6 training shapes are damaged, such as {MUG}/b2 (" in message
+    assert message.endswith("at most 1 is left out, so fetch the archive again")
 
 
 @pytest.mark.parametrize(

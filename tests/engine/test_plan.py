@@ -19,7 +19,8 @@ from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.config.settings import RunOverrides
 from pointdistill.engine.planning import Plan, make_plan
 from pointdistill.engine.planning import trial as trial_process
-from pointdistill.engine.planning.plan import Estimate, affordable_batch, estimate, extrapolate
+from pointdistill.engine.planning.cards import CARDS, Estimate, estimate_on_card, find_card
+from pointdistill.engine.planning.plan import affordable_batch, estimate, extrapolate
 from pointdistill.engine.planning.trial import (
     DoesNotFitError,
     Measurement,
@@ -27,7 +28,14 @@ from pointdistill.engine.planning.trial import (
     measure_steps,
     read_answer,
 )
-from pointdistill.engine.pretraining.cost import IDLE_GIB, checkpoint_gib, encoder_gib, step_gib
+from pointdistill.engine.pretraining.cost import (
+    IDLE_GIB,
+    checkpoint_gib,
+    encoder_gib,
+    step_flops,
+    step_gib,
+    step_traffic,
+)
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.runtime.devices import GIB
 from pointdistill.errors import ConfigError, DataError, PointDistillError
@@ -250,3 +258,79 @@ def test_without_a_corpus_or_shapes_it_says_what_to_do(
         plan(RunOverrides(), shapes=None)
     with pytest.raises(ConfigError, match="fewer than one batch of 16"):
         plan(RunOverrides(recipe="tiny", batch_size=16), shapes=8)
+
+
+PUBLISHED = [  # recipe, shapes, GPU, hours (docs/method.md, section 9)
+    ("small-shapenet", 52_470, "rtx4090", 18.0),
+    ("small-mixture", 928_284, "a100", 100.0),
+    ("base-mixture", 928_284, "a100", 175.0),
+]
+
+
+@pytest.mark.parametrize(("name", "shapes", "gpu", "hours"), PUBLISHED)
+def test_published_runs_lie_within_the_estimate(
+    name: str, shapes: int, gpu: str, hours: float
+) -> None:
+    planned = make_plan(
+        RunOverrides(recipe=name), data=None, shapes=shapes, options=RunOptions(), gpu=gpu
+    )
+    assert planned.step.seconds is not None
+    assert planned.step.seconds_at_most is not None
+    shortest = planned.steps * planned.step.seconds / 3600
+    longest = planned.steps * planned.step.seconds_at_most / 3600
+    assert shortest < hours < longest
+    assert 2.0 < hours / shortest < 3.9, "as docs/training.md says"
+
+
+def test_an_estimate_is_the_arithmetic_that_it_says() -> None:
+    """Products at 60 % of 165.2 TFLOP/s, then traffic at 80 % of 1,008 GB/s."""
+    config = recipe("small")
+    card = find_card("NVIDIA GeForce RTX 4090")
+    one = estimate_on_card(config, card, count=1, points=16_384, bf16=True)
+    traffic = step_traffic(config)
+    assert traffic / 1e9 == pytest.approx(128.1, rel=0.02), "counted"
+    expected = step_flops(config) / (0.6 * 165.2e12) + traffic / (0.8 * 1.008e12)
+    assert one.seconds == pytest.approx(expected)
+    assert one.gib == pytest.approx(9.1, rel=0.2), "counted"
+    four = estimate_on_card(config, card, count=4, points=16_384, bf16=True)
+    gradients = 4 * 30_117_376 * 1.5
+    assert four.seconds == pytest.approx(expected / 4 + gradients / (0.6 * 32e9))
+    slow = estimate_on_card(config, card, count=1, points=16_384, bf16=False)
+    assert slow.seconds == pytest.approx(
+        step_flops(config) / (0.6 * 82.6e12) + 2 * traffic / (0.8 * 1.008e12)
+    )
+    assert (one.fits, slow.fits) == (True, False), "32 GiB in float32"
+
+
+def test_cards_are_found_by_any_spelling_and_the_page_lists_them() -> None:
+    for name in ("rtx4090", "RTX 4090", "GeForce RTX-4090"):
+        assert find_card(name).title == "GeForce RTX 4090"
+    assert find_card("A100 80GB").memory_gib == 80
+    assert find_card("nvidia a100 40gb").memory_gib == 40
+    with pytest.raises(ConfigError, match=r"no GPU 'rtx4900' is known; did you mean 'rtx4090'\?"):
+        find_card("rtx4900")
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    for card in CARDS:
+        assert (
+            f"| `{card.name}` | {card.memory_gib:g} | {card.bf16:g} | {card.tf32:g} | "
+            f"{card.float32:g} | {card.bandwidth:,g} |" in page
+        )
+
+
+def test_a_plan_for_gpus_elsewhere_fits_the_batch_to_them() -> None:
+    def plan_for(**more: Any) -> Plan:
+        return make_plan(
+            RunOverrides(size="small", **more.pop("run", {})), data=None, shapes=4000, **more
+        )
+
+    there = plan_for(options=RunOptions(), gpu="rtx3060", gpus=3)
+    assert there.config.batch_size == 126
+    assert there.device == "3 GPUs, each a GeForce RTX 3060, which need not be here"
+    large = plan_for(options=RunOptions(), gpu="rtx3060", run={"batch_size": 256})
+    assert [setting for _, setting in large.problems] == ["batch_size"]
+    with pytest.raises(ConfigError, match="a multiple of the 3 GPUs, got 128"):
+        plan_for(options=RunOptions(), gpu="rtx3060", gpus=3, run={"batch_size": 128})
+    with pytest.raises(ConfigError, match="a plan for 2 GPUs needs the name of the GPU"):
+        plan_for(options=RunOptions(), gpus=2)
+    with pytest.raises(ConfigError, match="for no device of this machine, got 'cpu' too"):
+        plan_for(options=CPU, gpu="rtx3060")

@@ -25,6 +25,7 @@ from pointdistill.cli.console import (
     warnings_as_lines,
 )
 from pointdistill.cli.corpus import duplicates, inspect, leaks, preview, verify
+from pointdistill.cli.corpus_tools import corpus_app, export_corpus, merge, split, subset
 from pointdistill.cli.embed import embed, search
 from pointdistill.cli.evaluate import evaluate
 from pointdistill.cli.finetune import finetune, predict
@@ -78,6 +79,7 @@ COMMANDS: dict[str, tuple[Entry, ...]] = {
             "Find test shapes in a corpus.",
             "leaks scanobjectnn --corpus data/own",
         ),
+        Entry(corpus_app, "Merge, divide or export corpora.", "corpus split data/own -o parts"),
     ),
     "Train": (
         Entry(recipes, "List the named recipes.", "recipes tiny"),
@@ -133,23 +135,47 @@ COMMANDS: dict[str, tuple[Entry, ...]] = {
         ),
     ),
 }
-"""Every command, by what one wants to do."""
+"""Every command, by what one wants to do; in it, a group of commands is one entry."""
+
+CORPUS_COMMANDS = (
+    Entry(merge, "Join corpora to one.", "corpus merge data/own data/other -o data/both"),
+    Entry(
+        subset, "Make a corpus of some shapes.", "corpus subset data/own -o data/few --shapes 100"
+    ),
+    Entry(split, "Divide a corpus into parts.", "corpus split data/own -o parts"),
+    Entry(
+        export_corpus,
+        "Write a corpus for other programs.",
+        "corpus export data/own -o exported --format ply",
+    ),
+)
 
 functions = {}
-"""The function behind each command, by name."""
-for group, entries in COMMANDS.items():
-    ProgramHelp.groups[group] = {}
+"""The function behind each command, by name; one of a group has the group's name before its own."""
+
+
+def _add(to: typer.Typer, entry: Entry, *, group: str = "") -> str:
+    """Make a command of an entry; returns its name."""
+    assert not isinstance(entry.function, typer.Typer)
+    command = with_quiet(entry.function)
+    name = entry.example.removeprefix(group).split()[0]
+    functions[group + name] = command
+    to.command(
+        name, cls=CommandHelp, short_help=entry.summary, epilog=f"{PROGRAM} {entry.example}"
+    )(command)
+    return name
+
+
+for title, entries in COMMANDS.items():
+    ProgramHelp.groups[title] = {}
     for entry in entries:
-        command = with_quiet(entry.function)
-        name = command.__name__.replace("_", "-")
-        functions[name] = command
-        ProgramHelp.groups[group][name] = entry.summary
-        app.command(
-            name,
-            cls=CommandHelp,
-            short_help=entry.summary,
-            epilog=f"{PROGRAM} {entry.example}",
-        )(command)
+        if isinstance(entry.function, typer.Typer):
+            app.add_typer(entry.function, name="corpus", short_help=entry.summary)
+            ProgramHelp.groups[title]["corpus"] = entry.summary
+        else:
+            ProgramHelp.groups[title][_add(app, entry)] = entry.summary
+for entry in CORPUS_COMMANDS:
+    _add(corpus_app, entry, group="corpus ")
 ProgramHelp.options = [
     ("--version", "Print the version."),
     ("--install-completion", "Let the Tab key complete commands and names."),

@@ -71,14 +71,19 @@ def verify(corpus: CorpusArgument = None, as_json: JsonOption = False) -> None:
     the exit code is then 2.
     """
     from pointdistill.data.corpus.inspect import find_damage
+    from pointdistill.data.corpus_building.export import find_export_damage, is_export
 
     folder = named_corpus(corpus)
-    manifest = read_manifest(folder)
+    exported = is_export(folder)
+    manifest = None if exported else read_manifest(folder)
+    find, unit = (
+        (find_export_damage, "checking files") if exported else (find_damage, "checking shards")
+    )
     faults: list[str] = []
     # On a terminal that shows the bar too, lines are printed above it; a file or a pipe gets them directly.
     share_terminal = sys.stdout.isatty() and sys.stderr.isatty()
     with console_reporter() as reporter:
-        for line in find_damage(folder, progress=partial(reporter.progress, "checking shards")):
+        for line in find(folder, progress=partial(reporter.progress, unit)):
             faults.append(line)
             if as_json:
                 continue
@@ -87,9 +92,11 @@ def verify(corpus: CorpusArgument = None, as_json: JsonOption = False) -> None:
             else:
                 echo(line)
     if as_json:
-        counts = {"shapes": manifest.shapes, "shards": len(manifest.shards)}
-        head = {"corpus": folder, "whole": not faults, "content": manifest.content}
-        print_json("verify", head | counts | {"faults": faults})
+        facts: dict[str, Any] = {"corpus": folder, "whole": not faults}
+        if manifest is not None:
+            facts["content"] = manifest.content
+            facts |= {"shapes": manifest.shapes, "shards": len(manifest.shards)}
+        print_json("verify", facts | {"faults": faults})
     if faults:
         things = "thing is" if len(faults) == 1 else "things are"
         echo(
@@ -99,6 +106,9 @@ def verify(corpus: CorpusArgument = None, as_json: JsonOption = False) -> None:
         )
         raise typer.Exit(2)
     if as_json:
+        return
+    if manifest is None:
+        echo(f"{folder} is whole: every file of the export is as it was written")
         return
     shapes, shards = plural(manifest.shapes, "shape"), plural(len(manifest.shards), "shard")
     echo(f"{folder} is whole: {shapes} in {shards}, content {manifest.content}")

@@ -69,12 +69,12 @@ _Command = Callable[..., None]
 class Entry:
     """A command in the list of commands."""
 
-    function: _Command
+    function: _Command | typer.Typer
     summary: str
     """One line for the list of commands."""
 
     example: str
-    """What to type after the program's name, as an example that runs."""
+    """What to type after the program's name, as an example that runs; it begins with the command's name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pointdistill.data.corpus_building import BuildReport, BuildSettings, ShapeLimits
     from pointdistill.data.corpus_building.source_status import MixtureRequest
 
+_FOLDER = "folder"
 _MIXTURE = "mixture"
 _PSB = "psb"
 _MOST_CAUSES = 5
@@ -117,6 +118,13 @@ def prepare_data(
         bool,
         typer.Option("--include-test", help="Include a benchmark's test split; recorded."),
     ] = False,
+    drop_removed: Annotated[
+        bool,
+        typer.Option(
+            "--drop-removed",
+            help="folder: shapes whose files are gone leave the finished corpus. Default: an error.",
+        ),
+    ] = False,
     plan: Annotated[
         bool,
         typer.Option("--plan", help="mixture: show what is there and what it will cost, and stop."),
@@ -169,6 +177,7 @@ def prepare_data(
             "--up": up,
             "--retry": retry,
             "--include-test": include_test,
+            "--drop-removed": drop_removed,
             "--plan": plan,
             "--sources": sources,
             "--take-tests": take_tests,
@@ -201,6 +210,7 @@ def prepare_data(
             "--procedural": procedural,
             "--up": up,
             "--include-test": include_test,
+            "--drop-removed": drop_removed,
         }
         _refuse(other_options, f"{_MIXTURE}; for test splits name the source with --take-tests")
         _check_combination(plan=plan, fetch=fetch, retry=retry, cluster=cluster)
@@ -221,6 +231,8 @@ def prepare_data(
         )
         return
     _refuse(mixture_options, f"{source}; it is for {_MIXTURE}")
+    if source != _FOLDER:
+        _refuse({"--drop-removed": drop_removed}, f"{source}; it is for {_FOLDER}")
     up_axis = up.lower() if up is not None else None
     request = SourceRequest(
         path=path, shapes=shapes, procedural=procedural, up=up_axis, include_test=include_test
@@ -233,6 +245,7 @@ def prepare_data(
                 output=output,
                 settings=settings,
                 retry=retry,
+                drop_removed=drop_removed,
                 reporter=reporter,
             )
     except KeyboardInterrupt:

@@ -198,6 +198,8 @@ def show_plan(
         plan = plan_mixture(request, output, settings, reporter=reporter)
     lacking = any(row.status.missing for row in plan.rows if not row.status.exclusion_reason)
     first = not plan.shapes or (request.sources and lacking)
+    if not first:
+        request = _without_unusable(plan, request)
     following = command(request, options) + (" --fetch" if first else "")
     if as_json:
         notes = {"notes": list(_notes(plan, request)), "command": following}
@@ -239,6 +241,13 @@ def _record(plan: MixturePlan) -> dict[str, Any]:
     }
 
 
+def _without_unusable(plan: MixturePlan, request: MixtureRequest) -> MixtureRequest:
+    """The request that can be built now: a damaged archive ends a build, unless the others are named."""
+    if not any(row.problem for row in plan.rows if row.status.taken):
+        return request
+    return replace(request, sources=tuple(row.status.info.name for row in plan.rows if row.goes_in))
+
+
 def _cells(row: PlanRow) -> tuple[str, ...]:
     info = row.status.info
     measured = row.goes_in and row.seconds is not None
@@ -270,6 +279,12 @@ def _notes(plan: MixturePlan, request: MixtureRequest) -> Iterator[str]:
     if not all(row.listed for row in plan.rows):
         yield "shapes with a * are the official count: the archive is not there, cannot be used or stays out"
     yield from _sum_notes(plan, request)
+    unusable = [row.status.info.name for row in plan.rows if row.status.taken and row.problem]
+    if unusable and plan.shapes:
+        yield (
+            f"the next command leaves out {', '.join(unusable)}; once its archive is whole, a build that "
+            "takes it in adds it"
+        )
     statuses = [row.status for row in plan.rows if not row.status.exclusion_reason]
     yield from split_notes(request, statuses)
     if plan.bytes > plan.free_bytes:

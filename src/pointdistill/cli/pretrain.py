@@ -83,6 +83,14 @@ def plan(
             "--no-measure", help="Run no steps, which saves a minute: estimate by formulas alone."
         ),
     ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Estimate for a GPU that need not be here, such as rtx4090 or h100, from its data sheet.",
+        ),
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many of them share the batch.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate what a run will cost on this device: memory, time, disk. Nothing is written."""
@@ -108,6 +116,8 @@ def plan(
             shapes=shapes,
             options=RunOptions(device=device, precision=precision, keep=keep),
             measured=not no_measure,
+            gpu=gpu,
+            gpus=gpus,
             reporter=reporter,
         )
         for remark in result.remarks:
@@ -116,7 +126,12 @@ def plan(
     argv += [] if keep == 2 else ["--keep", str(keep)]
     argv += [] if device == "auto" else ["--device", device]
     argv += [] if precision == "auto" else ["--precision", precision]
-    command = shlex.join(["pointdistill", "pretrain", *argv])
+    several = (
+        ["accelerate", "launch", "--multi_gpu", "--num_processes", str(gpus), "-m"]
+        if gpus > 1
+        else []
+    )
+    command = shlex.join([*several, "pointdistill", "pretrain", *argv])
     problems = [name_options(problem, (setting,)) for problem, setting in result.problems]
     if as_json:
         print_json("plan", _plan_record(result) | {"problems": problems, "command": command})
@@ -125,7 +140,7 @@ def plan(
         echo(f"{name:<11} {text}")
     for problem in problems:
         echo(f"problem: {problem}")
-    seconds = _cpu_seconds(result, device)
+    seconds = None if gpu else _cpu_seconds(result, device)
     if seconds is not None and seconds >= SLOW_SECONDS:
         echo(f"next: {_tiny(data)}   (minutes on this CPU; on a GPU: {command})")
     else:
@@ -217,6 +232,12 @@ def _time(plan: Plan) -> str:
         duration = format_duration(plan.steps * plan.flops / sustained)
         return f"not measured; {work}: {duration} in all at a sustained 10 TFLOP/s"
     speed = plan.config.batch_size / plan.step.seconds
+    if plan.step.seconds_at_most is not None:
+        longest = plan.steps * plan.step.seconds_at_most
+        return (
+            f"estimated {format_duration(plan.steps * plan.step.seconds)} to {format_duration(longest)} in all: "
+            f"{plan.step.seconds:.2g} to {plan.step.seconds_at_most:.2g} s per step, {work}"
+        )
     return (
         f"{format_duration(plan.steps * plan.step.seconds)} in all: {plan.step.seconds:.3g} s per step, "
         f"{speed:.3g} shapes/s, {work}"

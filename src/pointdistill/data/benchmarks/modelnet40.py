@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +21,7 @@ from pointdistill.data.benchmarks.records import (
     LabelledClouds,
     check_clouds,
     is_stand_in,
+    leave_out,
     named_data,
     read_labelled_hdf5,
     read_rows,
@@ -73,6 +74,7 @@ CLASSES = (
 )  # fmt: skip
 
 SIDES = ("train", "test")
+TRAINING = SIDES[0]
 _HDF5_FILE = re.compile(r"ply_data_(train|test)\d+\.h5")
 
 
@@ -179,7 +181,7 @@ def read_hdf5(archive: Archive) -> tuple[LabelledClouds, LabelledClouds]:
 
 def _read_side(archive: Archive, side: str) -> LabelledClouds:
     files = [
-        read_labelled_hdf5(archive, member, name=NAME, classes=CLASSES)
+        read_labelled_hdf5(archive, member, name=NAME, classes=CLASSES, training=side == TRAINING)
         for member in hdf5_members(archive, side)
     ]
     sizes = {file.points.shape[1] for file in files}
@@ -282,7 +284,8 @@ def read_modelnet40(
 
     Raises:
         ConfigError: if ``points`` or ``seed`` is not accepted.
-        DataError: if the archive is absent or damaged, holds several forms, or any of its models is damaged.
+        DataError: if the archive is absent or damaged, holds several forms, a test model is damaged, or more
+            than 1 % of the training models are; fewer are left out and named.
     """
     if points < 1 or seed < 0:
         msg = f"ModelNet40 is sampled at 1 point or more and a seed from 0, got {points} and {seed}"
@@ -302,12 +305,35 @@ def read_modelnet40(
             _Task(path, tuple(models[start : start + _BATCH]), form, points, seed)
             for start in range(0, len(models), _BATCH)
         ]
-        clouds = _sample(tasks, len(models), points, workers=workers, progress=progress)
+        clouds, causes = _sample(tasks, len(models), points, workers=workers, progress=progress)
+        models, kept = _usable(path, models, clouds, causes)
         # Failing to write the cache costs only the time of the next call.
         with contextlib.suppress(OSError):
             _write_cache(cache_file, clouds)
-    check_clouds(clouds, str(path))
-    return _benchmark(models, clouds, form, checksum, stand_in=stand_in)
+    else:
+        models, kept = _usable(path, models, clouds, {})
+    check_clouds(clouds[kept], str(path))
+    return _benchmark(models, clouds[kept], form, checksum, stand_in=stand_in)
+
+
+def _usable(
+    path: Path,
+    models: Sequence[Model],
+    clouds: NDArray[np.float32],
+    causes: Mapping[str, str],
+) -> tuple[list[Model], NDArray[np.bool_]]:
+    """The models that could be read, and (n,) which of all they are; training models alone may be left out.
+
+    Raises:
+        DataError: if too many cannot be read, see `leave_out`.
+    """
+    damaged = np.isnan(clouds).all(axis=(1, 2))
+    damaged &= np.array([model.side == TRAINING for model in models])
+    names = [model.id for model, bad in zip(models, damaged, strict=True) if bad]
+    training = sum(model.side == TRAINING for model in models)
+    leave_out(path, {name: causes.get(name, "") for name in names}, of=training)
+    kept = [model for model, bad in zip(models, damaged, strict=True) if not bad]
+    return kept, ~damaged
 
 
 def _benchmark(
@@ -372,25 +398,30 @@ def _sample(
     *,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
-) -> NDArray[np.float32]:
-    """Points (models, points, 3) of every task's models, in the tasks' order."""
+) -> tuple[NDArray[np.float32], dict[str, str]]:
+    """Points (models, points, 3) of every task's models, in the tasks' order; by id, why one is NaN."""
     clouds = np.empty((models, points, 3), dtype=np.float32)
+    causes: dict[str, str] = {}
     done = 0
-    for some in ordered_map(_sample_some, tasks, workers=workers):
+    for some, damaged in ordered_map(_sample_some, tasks, workers=workers):
         clouds[done : done + len(some)] = some
+        causes |= damaged
         done += len(some)
         if progress:
             progress(done, models)
-    return clouds
+    return clouds, causes
 
 
-def _sample_some(task: _Task) -> NDArray[np.float32]:
-    """Points (n, points, 3) of a task's models."""
+def _sample_some(task: _Task) -> tuple[NDArray[np.float32], dict[str, str]]:
+    """Points (n, points, 3) of a task's models; those of damaged training models are NaN, with causes by id."""
+    causes: dict[str, str] = {}
     with open_archive(task.path, absent=_absent(task.path)) as archive:
-        return np.stack(list(_draw_each(task, archive)))
+        return np.stack(list(_draw_each(task, archive, causes))), causes
 
 
-def _draw_each(task: _Task, archive: Archive) -> Iterator[NDArray[np.float32]]:
+def _draw_each(
+    task: _Task, archive: Archive, causes: dict[str, str]
+) -> Iterator[NDArray[np.float32]]:
     for model in task.models:
         rng = named_rng(task.seed, model.id)
         try:
@@ -400,8 +431,11 @@ def _draw_each(task: _Task, archive: Archive) -> Iterator[NDArray[np.float32]]:
             else:
                 yield draw(read_member(archive, model.member), task.points, rng=rng, up=None)
         except DataError as error:
-            msg = f"{task.path}: {model.id}: {error}"
-            raise DataError(msg) from error
+            if model.side != TRAINING:
+                msg = f"{task.path}: {model.id}: {error}"
+                raise DataError(msg) from error
+            causes[model.id] = str(error)
+            yield np.full((task.points, 3), np.nan, np.float32)
 
 
 def _write_cache(path: Path, clouds: NDArray[np.float32]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +16,14 @@ from pointdistill.data.files.hdf5 import open_hdf5
 from pointdistill.data.files.schema import parse_json
 from pointdistill.data.meshes.formats.content import parse_rows
 from pointdistill.data.meshes.records import Axis
-from pointdistill.errors import DataError
+from pointdistill.errors import DataError, one_line
+
+log = logging.getLogger("pointdistill")
+
+MOST_DAMAGED = 0.01
+"""Largest share of a training set that is left out because it is damaged; one shape always may be."""
+
+_MOST_NAMED = 5
 
 STAND_IN_MARKER = "STAND-IN.json"
 """Member of an archive that is a stand-in, with what it was made from."""
@@ -233,8 +242,43 @@ def check_clouds(points: NDArray[np.float32], source: str) -> None:
         raise DataError(msg)
 
 
+def leave_out(source: Path, damaged: Mapping[str, str], *, of: int) -> None:
+    """Name the training shapes that are left out of a benchmark because they are damaged.
+
+    A test shape is never left out: the score would be that of another benchmark.
+
+    Args:
+        source: the archive.
+        damaged: by name, what is wrong with each; empty where that is not known.
+        of: training shapes in all.
+
+    Raises:
+        DataError: if they are more than one, and more than 1 % of all.
+    """
+    if not damaged:
+        return
+    most = max(1, int(MOST_DAMAGED * of))
+    first, cause = next(iter(damaged.items()))
+    why = f" ({cause.removeprefix(f'{source}: ')})" if cause else ""
+    if len(damaged) > most or len(damaged) == of:
+        msg = (
+            f"{source}: {len(damaged):,} of {of:,} training shapes are damaged, such as {first}{why}; at most "
+            f"{most:,} {'are' if most > 1 else 'is'} left out, so fetch the archive again"
+        )
+        raise DataError(msg)
+    others = list(damaged)[1:_MOST_NAMED]
+    more = len(damaged) - 1 - len(others)
+    named = ", ".join([f"{first}{why}", *others]) + (f" and {more:,} more" if more else "")
+    log.warning(
+        "%s",
+        one_line(
+            f"{source}: left out {len(damaged):,} of {of:,} training shapes as damaged: {named}"
+        ),
+    )
+
+
 def read_labelled_hdf5(
-    archive: Archive, member: str, *, name: str, classes: tuple[str, ...]
+    archive: Archive, member: str, *, name: str, classes: tuple[str, ...], training: bool = False
 ) -> LabelledClouds:
     """One member with y up, turned to z up: new (x, y, z) = old (z, x, y), a rotation.
 
@@ -245,6 +289,7 @@ def read_labelled_hdf5(
         member: its name.
         name: the benchmark, for messages.
         classes: what the labels are indices into.
+        training: whether clouds that are not finite may be left out, see `leave_out`.
 
     Raises:
         DataError: if the member is damaged, or its clouds or labels are not what they should be.
@@ -255,6 +300,11 @@ def read_labelled_hdf5(
         points = stored.astype(np.float32, copy=False)
         whole = labels.astype(np.int64)
     source = f"{archive.path}: {member}"
+    if training and points.ndim == 3 and len(labels) == len(points):
+        finite = np.isfinite(points).all(axis=(1, 2))
+        damaged = {f"cloud {row} of {member}": "" for row in np.flatnonzero(~finite)}
+        leave_out(archive.path, damaged, of=len(points))
+        points, labels, whole = points[finite], labels[finite], whole[finite]
     check_clouds(points, source)
     if len(labels) != len(points):
         msg = f"{source}: {len(points)} clouds but {len(labels)} labels; fetch the archive again"

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from pointdistill.data.benchmarks.spec import BenchmarkPaths, BenchmarkSpec
 from pointdistill.data.files.archive import zip_damage
 from pointdistill.data.files.download import fetch
+from pointdistill.data.files.packed_tars import tar_names
 from pointdistill.data.files.workspace import last_corpus, last_stand_in, remember_stand_in
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
@@ -110,7 +111,8 @@ def check_data_choice(*, stand_in: bool, data: Path | None, corpus: Path | None 
 
 def find_archive(name: str, *, data: Path | None, folder: Path) -> Path:
     """A benchmark's archive, or where it should be: in ``data`` or, by default, in ``data/`` of ``folder``."""
-    candidates = [(data or folder / "data") / archive for archive in benchmark_spec(name).archives]
+    names = [name for archive in benchmark_spec(name).archives for name in tar_names(archive)]
+    candidates = [(data or folder / "data") / name for name in names]
     return next((path for path in candidates if path.exists()), candidates[0])
 
 

@@ -84,7 +84,9 @@ def read_scanobjectnn(path: Path, split: str) -> Benchmark:
     with open_archive(path, absent=_absent(path)) as archive:
         train_member, test_member = _members(archive, split)
         train, test = (
-            read_labelled_hdf5(archive, member, name=NAME, classes=CLASSES)
+            read_labelled_hdf5(
+                archive, member, name=NAME, classes=CLASSES, training=member == train_member
+            )
             for member in (train_member, test_member)
         )
         stand_in = is_stand_in(archive)

@@ -8,7 +8,7 @@ up here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +20,7 @@ from pointdistill.data.benchmarks.records import (
     PartBenchmark,
     PartClouds,
     is_stand_in,
+    leave_out,
     named_data,
     read_rows,
 )
@@ -130,7 +131,8 @@ def read_shapenetpart(
         rotation; in the order of their ids.
 
     Raises:
-        DataError: if the archive is absent, damaged, of another form, or lacks a shape that its lists name.
+        DataError: if the archive is absent, of another form, or lacks a shape that its lists name, a test shape is
+            damaged, or more than 1 % of the training shapes are; fewer are left out and named.
     """
     with open_archive(path, absent=_absent(path)) as archive:
         shapes = _shapes(archive)
@@ -141,10 +143,13 @@ def read_shapenetpart(
     cache_file = (cache or path.parent) / f"shapenetpart-{checksum[:16]}.h5"
     clouds = _read_cache(cache_file, len(shapes))
     if clouds is None:
-        clouds = _read_all(path, shapes, workers=workers, progress=progress)
+        clouds, causes = _read_all(path, shapes, workers=workers, progress=progress)
+        _leave_out(path, shapes, clouds, causes)
         # Failing to write the cache costs only the time of the next call.
         with contextlib.suppress(OSError):
             _write_cache(cache_file, clouds)
+    else:
+        _leave_out(path, shapes, clouds, {})
     train = _side(shapes, clouds, ("train", "val"))
     test = _side(shapes, clouds, ("test",))
     counts = (len(train), len(test))
@@ -241,23 +246,52 @@ def _read_all(
     *,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
-) -> list[Cloud]:
-    """Every shape's points and parts, in the shapes' order."""
+) -> tuple[list[Cloud], dict[str, str]]:
+    """Every shape's points and parts, in the shapes' order; by id, why one for training has none."""
     tasks = [
         _Task(path, tuple(shapes[start : start + _BATCH]))
         for start in range(0, len(shapes), _BATCH)
     ]
     clouds: list[Cloud] = []
-    for some in ordered_map(_read_some, tasks, workers=workers):
+    causes: dict[str, str] = {}
+    for some, damaged in ordered_map(_read_some, tasks, workers=workers):
         clouds += some
+        causes |= damaged
         if progress:
             progress(len(clouds), len(shapes))
-    return clouds
+    return clouds, causes
 
 
-def _read_some(task: _Task) -> list[Cloud]:
+def _read_some(task: _Task) -> tuple[list[Cloud], dict[str, str]]:
+    """The clouds of a task; those of damaged training shapes are empty, with causes by id."""
+    clouds, causes = [], {}
     with open_archive(task.path, absent=_absent(task.path)) as archive:
-        return [_read_cloud(archive, shape) for shape in task.shapes]
+        for shape in task.shapes:
+            try:
+                clouds.append(_read_cloud(archive, shape))
+            except DataError as error:
+                if shape.split == "test":
+                    raise
+                causes[shape.id] = str(error)
+                clouds.append((np.empty((0, 3), np.float32), np.empty(0, np.uint8)))
+    return clouds, causes
+
+
+def _leave_out(
+    path: Path, shapes: Sequence[_Shape], clouds: Sequence[Cloud], causes: Mapping[str, str]
+) -> None:
+    """Name the training shapes whose clouds are empty because they are damaged.
+
+    Raises:
+        DataError: if they are too many, see `leave_out`, or a test shape is empty.
+    """
+    empty = [shape for shape, (points, _) in zip(shapes, clouds, strict=True) if not len(points)]
+    for shape in empty:
+        if shape.split == "test":
+            msg = f"{path}: {shape.id} has no points in the cache; remove the cache beside the archive"
+            raise DataError(msg)
+    training = sum(shape.split != "test" for shape in shapes)
+    leave_out(path, {shape.id: causes.get(shape.id, "") for shape in empty}, of=training)
 
 
 def _read_cloud(archive: Archive, shape: _Shape) -> Cloud:
@@ -276,7 +310,7 @@ def _read_cloud(archive: Archive, shape: _Shape) -> Cloud:
 
 
 def _side(shapes: Sequence[_Shape], clouds: Sequence[Cloud], splits: Sequence[str]) -> PartClouds:
-    chosen = [i for i, shape in enumerate(shapes) if shape.split in splits]
+    chosen = [i for i, s in enumerate(shapes) if s.split in splits and len(clouds[i][0])]
     return PartClouds(
         points=tuple(clouds[i][0] for i in chosen),
         parts=tuple(clouds[i][1] for i in chosen),

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.corpus.manifest import (
+    FILES_NAME,
     MANIFEST_NAME,
     REFUSED_NAME,
     Manifest,
@@ -253,6 +254,10 @@ def find_damage(
         yield f"{folder}: the rows give content {content.hexdigest()}, not {manifest.content}"
     if manifest.refused_sha256 is not None:
         yield from _refused_problems(folder / REFUSED_NAME, manifest.refused_sha256)
+    listing = folder / FILES_NAME
+    recorded = {source.archive_sha256 for source in manifest.sources}
+    if listing.is_file() and sha256_of(listing) not in recorded:
+        yield f"{FILES_NAME}: changed since it was written, so the corpus cannot grow"
 
 
 def _count_problems(manifest: Manifest) -> Iterator[str]:

@@ -18,6 +18,10 @@ MANIFEST_NAME = "corpus.json"
 REFUSED_NAME = "refused.jsonl"
 """File in a corpus folder with a line for each refused shape; absent where there is none."""
 
+FILES_NAME = "files.sha256"
+"""File in the corpus of a user's folder: the checksum of each of its files, as ``sha256sum`` prints them. Its own
+checksum is the source's ``archive_sha256``."""
+
 BUILDING_NAME = ".building"
 """Folder inside a corpus folder that holds the state of an unfinished build."""
 

@@ -11,6 +11,7 @@ until the new one is in place.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 from pointdistill.data.corpus.manifest import (
     BUILDING_NAME,
+    FILES_NAME,
     MANIFEST_NAME,
     REFUSED_NAME,
     Manifest,
@@ -42,8 +44,9 @@ from pointdistill.data.corpus_building.state import (
     same_but_for_files,
 )
 from pointdistill.data.corpus_building.tasks import BuildJob
-from pointdistill.data.files.files import sha256_of
+from pointdistill.data.files.files import sha256_of, write_aside
 from pointdistill.data.files.hdf5 import open_hdf5
+from pointdistill.data.sources.base import ListedFiles
 from pointdistill.errors import CorpusError, DataError
 from pointdistill.reporter import plural
 
@@ -93,6 +96,8 @@ def publish(job: BuildJob, plan: Plan) -> None:
         raise _nothing_kept(folder, facts, refused)
     if refused:
         write_refused(folder.corpus / REFUSED_NAME, (refused_shape(facts.name, r) for r in refused))
+    if isinstance(job.source, ListedFiles):
+        write_listing(folder.corpus / FILES_NAME, job.source.listing)
     record = SourceRecord(
         **facts.stated(),
         kept=sum(shard.shapes for shard in shards),
@@ -193,6 +198,17 @@ def stage_refused(corpus: Path, refused: Iterable[RefusedShape]) -> Path:
     return path
 
 
+def stage_listing(corpus: Path, listing: str) -> None:
+    """Write the list of files that the corpus will have been made of."""
+    write_listing(retry_folder(corpus) / FILES_NAME, listing)
+
+
+def write_listing(path: Path, listing: str) -> None:
+    """Write a list of files and their checksums, whole or not at all."""
+    with write_aside(path) as aside:
+        aside.write_bytes(listing.encode())
+
+
 def stage_manifest(corpus: Path, manifest: Manifest) -> None:
     """Write the manifest that the corpus will have, after its new shards and list of refused shapes."""
     write_manifest(retry_folder(corpus) / MANIFEST_NAME, manifest)
@@ -236,7 +252,20 @@ def apply_staged(corpus: Path) -> None:
         (corpus / REFUSED_NAME).unlink(missing_ok=True)
     elif (aside / REFUSED_NAME).is_file():
         (aside / REFUSED_NAME).replace(corpus / REFUSED_NAME)
+    if (aside / FILES_NAME).is_file():
+        (aside / FILES_NAME).replace(corpus / FILES_NAME)
+    _remove_old_shards(corpus, staged)
     (aside / MANIFEST_NAME).replace(corpus / MANIFEST_NAME)
+
+
+def _remove_old_shards(corpus: Path, staged: Manifest) -> None:
+    """Remove shards that the sources had and have no longer, because they hold fewer shapes now."""
+    files = {shard.file for shard in staged.shards}
+    names = "|".join(re.escape(source.name) for source in staged.sources)
+    old = re.compile(rf"(?:{names})-\d{{5,}}\.h5")
+    for path in corpus.glob("*.h5"):
+        if old.fullmatch(path.name) and path.name not in files:
+            path.unlink()
 
 
 def part_folder(folder: BuildFolder, source: str) -> Path:

@@ -24,6 +24,7 @@ from pointdistill.data.corpus_building.source_status import (
 )
 from pointdistill.data.files.archive import zip_damage
 from pointdistill.data.files.download import DamagedError, Fetched, fetch
+from pointdistill.data.files.packed_tars import tar_names
 from pointdistill.data.files.schema import parse_json
 from pointdistill.data.files.web import (
     RefusedError,
@@ -181,7 +182,11 @@ def fetchable(info: SourceInfo) -> bool:
 def _missing_files(info: SourceInfo, folder: Path) -> dict[str, str]:
     """Addresses, by name, of those files of a source that are missing."""
     files = ADDRESSES.get(info.name, {})
-    return {name: url for name, url in files.items() if not (folder / name).exists()}
+    return {
+        name: url
+        for name, url in files.items()
+        if not any((folder / other).exists() for other in tar_names(name))
+    }
 
 
 def _scans_offer(statuses: Sequence[SourceStatus], folder: Path) -> list[Offer]:

@@ -27,7 +27,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from pointdistill.data.corpus_building.limits import ShapeLimits, guard_process
-from pointdistill.data.files.archive import UNPACKED_VARIABLE
+from pointdistill.data.files.packed_tars import UNPACKED_VARIABLE
 from pointdistill.data.files.processes import GIB, interrupts_held
 from pointdistill.errors import DataError
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.corpus_building.build import BuildSettings, build_source
 from pointdistill.data.corpus_building.commit import BuildReport
+from pointdistill.data.corpus_building.grow import grow_corpus
 from pointdistill.data.corpus_building.retry import retry_corpus
 from pointdistill.data.files.workspace import remember_corpus
 from pointdistill.data.sources import SourceRequest, open_source, source_info
@@ -32,9 +33,10 @@ def prepare_corpus(
     output: Path | None = None,
     settings: BuildSettings | None = None,
     retry: bool = False,
+    drop_removed: bool = False,
     reporter: Reporter = SILENT,
 ) -> Prepared:
-    """Open a source, build its corpus, and remember it as the last one made in the current folder.
+    """Open a source, build its corpus or bring it up to date, and remember it as the last one made here.
 
     Args:
         source: a name from `pointdistill.data.sources.SOURCES`.
@@ -42,6 +44,7 @@ def prepare_corpus(
         output: the corpus folder; None: ``data/`` and the source's name, or the folder's own.
         settings: how to build; None for the defaults.
         retry: once the corpus is complete, read shapes with a retryable failure again, see `retry_corpus`.
+        drop_removed: shapes whose files are gone from a folder leave its finished corpus, see `grow_corpus`.
         reporter: hears about every shape, and at the end what was assumed or left out.
 
     Raises:
@@ -50,9 +53,10 @@ def prepare_corpus(
     settings = settings or BuildSettings()
     opened = open_source(source, request)
     facts = opened.facts
-    report = build_source(
-        opened, output or DATA_FOLDER / _default_name(facts), settings, reporter=reporter
-    )
+    corpus = output or DATA_FOLDER / _default_name(facts)
+    report = grow_corpus(
+        opened, corpus, settings, drop_removed=drop_removed, reporter=reporter
+    ) or build_source(opened, corpus, settings, reporter=reporter)
     if retry and report.retryable:
         report = retry_corpus(
             [opened],

@@ -19,6 +19,7 @@ from pointdistill.data.benchmarks.shapenetpart import ARCHIVE_STEM
 from pointdistill.data.corpus.manifest import COMMERCIAL_ONLY, SourceFacts
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import sha256_of
+from pointdistill.data.files.packed_tars import tar_names
 from pointdistill.data.files.schema import parse_json
 from pointdistill.data.sources import (
     SOURCES,
@@ -350,7 +351,7 @@ HELD_OUT = (
     HeldOutBenchmark(
         benchmark="ShapeNetPart",
         sources=("shapenetcore",),
-        files=(f"{ARCHIVE_STEM}.zip", f"{ARCHIVE_STEM}.tar", ARCHIVE_STEM, _PART_LIST),
+        files=(f"{ARCHIVE_STEM}.zip", *tar_names(f"{ARCHIVE_STEM}.tar"), ARCHIVE_STEM, _PART_LIST),
         origin="https://shapenet.org",
         read=_read_part_list,
     ),

@@ -7,18 +7,13 @@ every kind of damage ends as a one-line error that names the file and what to do
 
 from __future__ import annotations
 
-import atexit
 import errno
 import functools
-import gzip
 import hashlib
 import logging
 import lzma
 import os
-import shutil
 import tarfile
-import tempfile
-import time
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -28,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+from pointdistill.data.files.packed_tars import PACKED_TARS, plain_tar, remove_abandoned
 from pointdistill.data.files.workspace import file_checksum
 from pointdistill.errors import DataError, one_line
 
@@ -38,19 +34,6 @@ MEMBER_LIMIT_BYTES = 1 << 30
 
 POINTER_START = b"version https://git-lfs"
 """The beginning of the pointer file that Git LFS leaves in place of a file that it did not fetch."""
-
-PACKED_TARS = (".tgz", ".tar.gz")
-"""Endings of tars that are compressed as a whole."""
-
-UNPACKED_VARIABLE = "POINTDISTILL_UNPACKED"
-"""Tells the processes that a process starts where it unpacks such tars, so that each is unpacked once."""
-
-MOST_UNPACKED = 200
-"""Times its own size that a compressed tar may unpack to; shapes written as text compress to about a tenth."""
-
-_LEAST_REFUSED = 2**26  # bytes that any may unpack to: small files of few values compress better
-
-_SECONDS_BEFORE_PROGRESS, _SECONDS_BETWEEN_PROGRESS = 5.0, 60.0
 
 _ENCRYPTED = 1  # a zip member's flag
 _GZIP_START = b"\x1f\x8b"
@@ -338,6 +321,7 @@ def open_archive(path: Path, *, absent: str, tolerate_unsafe: bool = False) -> I
         raise DataError(msg)
     with ExitStack() as resources:
         try:
+            remove_abandoned()
             archive = _open_file(path, resources)
         except (
             zipfile.BadZipFile,
@@ -358,76 +342,6 @@ def _open_file(path: Path, resources: ExitStack) -> Archive:
     if _looks_like_tar(path):
         return _TarArchive(path, resources.enter_context(tarfile.open(plain_tar(path), "r:")))
     return _ZipArchive(path, resources.enter_context(zipfile.ZipFile(path)))
-
-
-def plain_tar(path: Path) -> Path:
-    """The tar in a compressed tar, unpacked at the first call of this process or of those above it; else ``path``.
-
-    Raises:
-        DataError: if it is damaged, unpacks to more than 200 times its size, or there is no room for it.
-    """
-    if not path.name.lower().endswith(PACKED_TARS):
-        return path
-    status = path.stat()
-    key = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
-    plain = _unpacking_folder() / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.tar"
-    if not plain.exists():
-        # Two processes that need it at once both write it, and the second replaces the first's by the same bytes.
-        aside = plain.with_suffix(f".{os.getpid()}")
-        try:
-            _unpack_tar(path, aside, status.st_size)
-            aside.replace(plain)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            msg = f"{path}: a compressed tar that is damaged or ends early ({error}); fetch the archive again"
-            raise DataError(msg) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise _no_room(path, aside.parent) from error
-        finally:
-            aside.unlink(missing_ok=True)
-    return plain
-
-
-def _unpack_tar(path: Path, plain: Path, size: int) -> None:
-    most = max(MOST_UNPACKED * size, _LEAST_REFUSED)
-    room = shutil.disk_usage(plain.parent).free
-    written, said = 0, time.monotonic() + _SECONDS_BEFORE_PROGRESS - _SECONDS_BETWEEN_PROGRESS
-    with path.open("rb") as packed, gzip.open(packed) as tar, plain.open("wb") as file:
-        while block := tar.read(2**20):
-            written += len(block)
-            if written > most:
-                msg = (
-                    f"{path}: {size:,} bytes unpack to more than {most:,}, as no archive of shapes does; if it is "
-                    "one after all, gunzip it and use the tar"
-                )
-                raise DataError(msg)
-            if written > room:
-                raise _no_room(path, plain.parent)
-            file.write(block)
-            if time.monotonic() - said > _SECONDS_BETWEEN_PROGRESS:
-                said = time.monotonic()
-                log.warning(
-                    "%s: being unpacked once, %.0f %% of it is read; a plain tar spares this",
-                    *(one_line(str(path)), 100 * packed.tell() / max(size, 1)),
-                )
-
-
-def _no_room(path: Path, folder: Path) -> DataError:
-    return DataError(
-        f"{path}: no room to unpack it in {folder.parent}; set TMPDIR to a folder that has some, or gunzip it "
-        "elsewhere and use the tar"
-    )
-
-
-def _unpacking_folder() -> Path:
-    """Where this process, or one above it, unpacks; the one that made it removes it when it ends."""
-    known = Path(os.environ.get(UNPACKED_VARIABLE) or os.devnull)
-    if not known.is_dir():
-        known = Path(tempfile.mkdtemp(prefix="pointdistill-unpacked-"))
-        os.environ[UNPACKED_VARIABLE] = str(known)
-        atexit.register(shutil.rmtree, known, ignore_errors=True)
-    return known
 
 
 def _looks_like_tar(path: Path) -> bool:

@@ -25,9 +25,9 @@ from pointdistill.data.files.archive import (
     Archive,
     MemberLocation,
     open_archive,
-    plain_tar,
     still_there,
 )
+from pointdistill.data.files.packed_tars import plain_tar
 from pointdistill.data.files.schema import parse_json
 from pointdistill.errors import DataError
 

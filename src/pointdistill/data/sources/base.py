@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from pointdistill.data.benchmarks.records import STAND_IN_MARKER
 from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL
 from pointdistill.data.files.archive import Archive, open_archive, still_there
+from pointdistill.data.files.packed_tars import tar_names
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.errors import ConfigError, DataError
 
@@ -83,6 +84,15 @@ class Source(Protocol):
             DataError: if the shape cannot be used; the message names no path of this machine.
             OSError: if the machine is to blame; ESTALE if the file or its archive is gone.
         """
+
+
+@runtime_checkable
+class ListedFiles(Protocol):
+    """A source that knows the checksum of each of its files, so that a corpus of it can grow."""
+
+    @property
+    def listing(self) -> str:
+        """What ``sha256sum`` prints of its files, sorted by name; its SHA-256 is ``archive_sha256``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,11 +229,15 @@ def archive_paths(request: SourceRequest, info: SourceInfo) -> tuple[Path, ...]:
 
 
 def find_archives(info: SourceInfo, folder: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """A source's archives in a folder, sorted by name, and which of ``info.files`` are missing."""
+    """A source's archives in a folder, sorted by name, and which of ``info.files`` are missing.
+
+    Where a ``.tar`` is missing, a ``.tgz`` or ``.tar.gz`` of the same name stands for it.
+    """
     archives: set[Path] = set()
     missing = []
     for pattern in info.files:
-        matches = list(folder.glob(pattern))
+        found = (list(folder.glob(name)) for name in tar_names(pattern))
+        matches: list[Path] = next(filter(None, found), [])
         archives.update(matches)
         missing += [] if matches else [pattern]
     return tuple(sorted(archives)), tuple(missing)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ ASSUMED_UP: Axis = "z"
 _COMPANIONS = frozenset({".bin"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FolderSource:
     """Every mesh and cloud below a folder; a shape's id is its path relative to the folder."""
 
@@ -41,6 +42,13 @@ class FolderSource:
     path: Path
     up: Axis
     """Up axis of files that do not state their own."""
+
+    listing: str = field(default="", repr=False)
+    """What ``sha256sum`` prints of its files, sorted by name."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the list, which a worker does not need and which may be long."""
+        return self.__dict__ | {"listing": ""}
 
     def entries(self) -> Sequence[Entry]:
         """Every file of a known format."""
@@ -83,6 +91,7 @@ def open_source(request: SourceRequest, info: SourceInfo) -> FolderSource:
         endings = ", ".join(ending[1:] for ending in FORMATS)
         msg = f"{path}: holds no mesh or point cloud; files that end in {endings} are read"
         raise DataError(msg)
+    listing = _listing(path)
     facts = SourceFacts(
         name=info.name,
         licence=info.licence,
@@ -90,10 +99,10 @@ def open_source(request: SourceRequest, info: SourceInfo) -> FolderSource:
         turned=f"from the up axis that a file states, else from {up}",
         labels=tuple(sorted({label for name in names if (label := _label(name))})),
         archive=printable(path.resolve().name),
-        archive_sha256=_checksum(path),
+        archive_sha256=hashlib.sha256(listing.encode()).hexdigest(),
         settings={"up": up},
     )
-    return FolderSource(facts, path.resolve(), up)
+    return FolderSource(facts, path.resolve(), up, listing)
 
 
 def _files(path: Path, endings: Collection[str]) -> Iterator[str]:
@@ -115,10 +124,9 @@ def _label(name: str) -> str | None:
     return printable(parts[0]) if len(parts) > 1 else None
 
 
-def _checksum(path: Path) -> str:
-    """SHA-256 of the sorted list that ``sha256sum`` would print."""
+def _listing(path: Path) -> str:
+    """The list that ``sha256sum`` would print, sorted by name."""
     # Only regular files: pipes and devices have no end. They are refused later, like broken links.
     files = (name for name in _files(path, {*FORMATS, *_COMPANIONS}) if (path / name).is_file())
     names = sorted((printable(name), name) for name in files)
-    lines = (f"{sha256_of(path / name)}  {printed}\n" for printed, name in names)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return "".join(f"{sha256_of(path / name)}  {printed}\n" for printed, name in names)

@@ -22,28 +22,14 @@ from numpy.typing import NDArray
 
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
-from pointdistill.data.files.archive import PACKED_TARS, open_archive
+from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import path_from, short_name
 from pointdistill.data.files.member import HeldArchive, file_state, hold_archive, unpack
-from pointdistill.data.files.schema import (
-    short_repr,
-)
-from pointdistill.data.meshes import (
-    Axis,
-    PointSet,
-    Surface,
-    draw,
-    named_rng,
-)
-from pointdistill.data.meshes.formats.points import (
-    is_prose,
-)
-from pointdistill.data.meshes.read import (
-    from_object,
-    is_array,
-    is_shape_name,
-    no_shape_in,
-)
+from pointdistill.data.files.packed_tars import PACKED_TARS
+from pointdistill.data.files.schema import short_repr
+from pointdistill.data.meshes import Axis, PointSet, Surface, draw, named_rng
+from pointdistill.data.meshes.formats.points import is_prose
+from pointdistill.data.meshes.read import from_object, is_array, is_shape_name, no_shape_in
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import read_named
 from pointdistill.errors import DataError

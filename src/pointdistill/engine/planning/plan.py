@@ -18,6 +18,7 @@ from pointdistill.data.corpus import Corpus
 from pointdistill.data.files.processes import usable_cores
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.settings import RunOverrides, resolve_config
+from pointdistill.engine.planning.cards import Card, Estimate, estimate_on_card, find_card
 from pointdistill.engine.planning.trial import DoesNotFitError, Measurement, Trial, measure_steps
 from pointdistill.engine.pretraining.cost import (
     IDLE_GIB,
@@ -53,23 +54,6 @@ SMALLEST_BATCH = 4
 
 TRIAL_SECONDS = 10.0
 """Length of a trial's timed steps, unless the fewest steps take longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """The estimated time and memory of a step."""
-
-    seconds: float | None
-    """Wall time; None if nothing was measured."""
-
-    gib: float | None
-    """Peak memory of the GPU, or of the process on a CPU; None if the system does not report it."""
-
-    basis: str
-    """How the two were estimated, in words."""
-
-    fits: bool = True
-    """False if a step of this batch was tried and did not fit into memory."""
 
 
 def estimate(
@@ -219,6 +203,8 @@ def make_plan(
     shapes: int | None,
     options: RunOptions,
     measured: bool = True,
+    gpu: str | None = None,
+    gpus: int = 1,
     reporter: Reporter = SILENT,
 ) -> Plan:
     """Plan the run that ``pretrain`` would start with the same settings.
@@ -229,15 +215,18 @@ def make_plan(
         shapes: plan without a corpus, for this number of synthetic shapes of the paper's size.
         options: how the run would be executed.
         measured: take a few real steps; otherwise memory is estimated by a formula, and no time is given.
+        gpu: plan for a GPU of this name, which need not be here, from its data sheet; nothing is measured then.
+        gpus: how many of them share the batch.
         reporter: receives a line before each measurement.
 
     Raises:
-        ConfigError: for a setting or device that is not accepted, or several processes.
+        ConfigError: for a setting, device or name of a GPU that is not accepted, or several processes.
         DataError: if there is neither a corpus nor a number of shapes.
         PointDistillError: if no step could be measured.
     """
     _check_single_process()
-    on_gpu = pick_device(options.device).type == "cuda"
+    card = _card(gpu, gpus, options)
+    on_gpu = card is not None or pick_device(options.device).type == "cuda"
     settings = resolve_config(overrides)
     corpus, remarks = None, []
     if shapes is None:
@@ -246,17 +235,27 @@ def make_plan(
         shapes = len(corpus)
     config = settings.config
     if not settings.batch_size_chosen:
-        config, batch_remarks = fit_batch(config, shapes, options.device)
+        device = options.device if card is None else None
+        config, batch_remarks = fit_batch(config, shapes, device, processes=gpus)
         remarks += batch_remarks
     remarks += settings.remarks()
     config.total_steps(shapes)  # refuses a corpus that does not fill a batch
+    if config.batch_size % gpus:
+        msg = f"the batch size must be a multiple of the {gpus} GPUs, got {config.batch_size}"
+        raise ConfigError(msg, settings=("batch_size", "gpus"))
     trial = _trial(config, corpus, options)
-    step = (
-        estimate(trial, on_gpu=on_gpu, reporter=reporter)
-        if measured
-        else arithmetic(trial, on_gpu=on_gpu)
-    )
-    name, memory = _device(on_gpu=on_gpu)
+    if card is not None:
+        bf16 = options.precision != "no"
+        step = estimate_on_card(config, card, count=gpus, points=trial.points, bf16=bf16)
+        several = f"{gpus} GPUs, each a " if gpus > 1 else ""
+        name, memory = f"{several}{card.title}, which need not be here", card.memory_gib
+    else:
+        step = (
+            estimate(trial, on_gpu=on_gpu, reporter=reporter)
+            if measured
+            else arithmetic(trial, on_gpu=on_gpu)
+        )
+        name, memory = _device(on_gpu=on_gpu)
     return Plan(
         config=config,
         recipe=settings.recipe,
@@ -272,6 +271,19 @@ def make_plan(
         disk_gib=(options.keep + 1) * checkpoint_gib(config) + encoder_gib(config),
         free_gib=shutil.disk_usage(Path.cwd()).free / GIB,
     )
+
+
+def _card(gpu: str | None, gpus: int, options: RunOptions) -> Card | None:
+    """The GPU that is planned for, if it is named."""
+    if gpu is None:
+        if gpus != 1:
+            msg = f"a plan for {gpus} GPUs needs the name of the GPU"
+            raise ConfigError(msg, settings=("gpu",))
+        return None
+    if options.device != "auto":
+        msg = f"a plan for a named GPU is for no device of this machine, got {options.device!r} too"
+        raise ConfigError(msg, settings=("device", "gpu"))
+    return find_card(gpu)
 
 
 def _check_single_process() -> None:

@@ -35,6 +35,8 @@ _BLOCK_WIDTHS = 2 * 3 + 3 + 2 + 2 * 4
 # Copies of a logit that exist at the same time: the logit, its log-softmax, the gradient, and the teacher's
 # target.
 _LOGIT_COPIES = 4
+# Bytes moved for each float of an activation, counted on the operations of a step (docs/results.md).
+_COUNTED_BYTES = 15.5
 # Floats per stored point and crop at the peak of cropping: rotated offsets, distances, random numbers.
 _CROP_FLOATS = 16
 
@@ -74,18 +76,22 @@ def encoder_gib(config: PretrainConfig) -> float:
     return FLOAT32 * parameters(config).encoder / GIB
 
 
-def step_gib(config: PretrainConfig, *, points: int = STORED_POINTS) -> float:
-    """Rough peak memory of a training step in float32, weights and moments included.
+def step_gib(config: PretrainConfig, *, points: int = STORED_POINTS, bf16: bool = False) -> float:
+    """Rough peak memory of a training step, weights and moments included.
 
     Args:
         config: the run, with its batch size.
         points: points of a stored shape, from which the views are cropped.
+        bf16: activations are in bf16, and those of the patch embedding are computed again in the backward pass, as
+            on a GPU; otherwise all are kept in float32.
     """
     counts = parameters(config)
     # Student, its gradient and two moments; the teacher.
     weights = 4 * counts.student + counts.teacher
     # The teacher's activations are not counted: they are freed before the student's passes begin.
-    activations = _embedding_floats(config) + _transformer_floats(config) + _head_floats(config)
+    activations = _transformer_floats(config) + _head_floats(config)
+    # Half a float each; the weights and their moments stay in float32.
+    activations = activations / 2 if bf16 else activations + _embedding_floats(config)
     crops = max(crop.count for crop in _crops(config)) * points * _CROP_FLOATS
     return FLOAT32 * (weights + config.batch_size * (activations + crops)) / GIB
 
@@ -93,6 +99,16 @@ def step_gib(config: PretrainConfig, *, points: int = STORED_POINTS) -> float:
 def cpu_seconds(config: PretrainConfig, shapes: int) -> float:
     """A rough estimate of a whole run's duration on this machine's CPU, without any step."""
     return config.total_steps(shapes) * step_flops(config) / (CORE_FLOPS * usable_cores())
+
+
+def step_traffic(config: PretrainConfig) -> float:
+    """Bytes that a step in bf16 reads from and writes to a GPU's memory; within 2 % of what was counted.
+
+    Almost all are activations. What is kept for the backward pass is written, read several times and accompanied
+    by gradients: 15.5 bytes for each of its floats, both for small (15.3) and for base (15.6).
+    """
+    activations = _embedding_floats(config) + _transformer_floats(config) + _head_floats(config)
+    return _COUNTED_BYTES * config.batch_size * activations
 
 
 def step_flops(config: PretrainConfig) -> float:

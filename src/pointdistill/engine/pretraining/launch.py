@@ -356,9 +356,12 @@ def _too_few_to_adapt(config: PretrainConfig, shapes: int) -> list[str]:
 
 
 def fit_batch(
-    config: PretrainConfig, shapes: int, device: str, *, processes: int = 1
+    config: PretrainConfig, shapes: int, device: str | None, *, processes: int = 1
 ) -> tuple[PretrainConfig, list[str]]:
-    """Shrink a recipe's batch to what corpus, number of processes and, on a CPU, memory allow; with remarks."""
+    """Shrink a recipe's batch to what corpus, number of processes and, on a CPU, memory allow; with remarks.
+
+    ``device`` is None for a GPU that is not in this machine.
+    """
     remarks = []
 
     def shareable(size: int) -> int:
@@ -380,7 +383,7 @@ def fit_batch(
         config = replace(config, batch_size=largest)
     # On a GPU too large a batch fails at once with a clear error. On a CPU the machine would start to swap, or the
     # system would kill the process without a message, so there the batch is fitted by arithmetic.
-    if pick_device(device).type == "cpu":
+    if device is not None and pick_device(device).type == "cpu":
         allowed = MEMORY_SHARE * memory_gib()
         if step_gib(config) > allowed:
             fitting = shareable(largest_batch(config, allowed))
