@@ -123,5 +123,5 @@ def test_an_array_that_claims_more_than_its_member_holds(tmp_path: Path) -> None
     with pytest.raises(DataError, match="claims 13,194,139,533,312 bytes"):
         read_mesh(tmp_path / "huge.npz")
     (tmp_path / "huge.npy").write_bytes(header.getvalue() + b"\0" * 1200)
-    with pytest.raises(DataError, match="cut short or of another format"):
+    with pytest.raises(DataError, match="claims 13,194,139,533,312 bytes"):
         read_mesh(tmp_path / "huge.npy")

@@ -170,7 +170,8 @@ def _draco_mesh(document: Document, primitive: Json, decoder: DracoDecoder) -> D
     corners = document.item("accessors", primitive.get("indices"))["count"]
     check_size("vertices", vertices, document.limits.vertices)
     check_size("triangles", corners // 3, document.limits.faces)
-    stream = bytes(document.view(extension["bufferView"]))
+    view = document.view(extension["bufferView"])
+    stream = bytes(document.read(view, 0, len(view)))
     return decoder.decode(stream, vertices=vertices, faces=corners // 3)
 
 
