@@ -77,16 +77,20 @@ class Document:
         self._bytes_left = _MOST_READINGS * self.limits.file_bytes
 
     def read(self, content: Span, start: int, stop: int) -> memoryview:
-        """Bytes of a view. Entries may share one, so the sum over all readings is bounded.
+        """Bytes of a view.
 
         Raises:
-            DataError: if that is far more than the largest file has.
+            DataError: if all readings of the document together are of far more bytes than the largest file has.
         """
-        self._bytes_left -= stop - start
+        self._charge(stop - start)
+        return content.read(start, stop)
+
+    def _charge(self, size: int) -> None:
+        """Count what is read, since many entries may share a view, or have none and be all zero."""
+        self._bytes_left -= size
         if self._bytes_left < 0:
             msg = "its meshes read the same bytes over and over; export the model again"
             raise DataError(msg)
-        return content.read(start, stop)
 
     def view(self, index: Any) -> Span:
         """The bytes of a buffer view.
@@ -122,6 +126,7 @@ class Document:
                 data, accessor.get("byteOffset", 0), stride, (count, width), dtype
             )
         else:
+            self._charge(count * width * dtype.itemsize)
             values = np.zeros((count, width), dtype)
         if "sparse" in accessor:
             values = self._sparse(values, accessor["sparse"])
