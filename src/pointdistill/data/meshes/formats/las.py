@@ -97,7 +97,16 @@ def _header(data: memoryview, file_bytes: int) -> _Header:
         stored = max(0, file_bytes - first) // record
         msg = f"the header states 0 points, {stored:,} records could follow it; export the cloud again"
         raise DataError(msg)
+    if first < _SHORTEST_HEADER:
+        msg = f"the points begin at byte {first}, inside the header; the file is damaged, export it again"
+        raise DataError(msg)
     scale, offset = np.frombuffer(data, "<f8", 6, 131).reshape(2, 3)
+    if not (np.isfinite([scale, offset]).all() and scale.all()):
+        msg = (
+            f"the header scales x, y and z by {', '.join(map(str, scale.tolist()))} and shifts them by "
+            f"{', '.join(map(str, offset.tolist()))}; accepted are finite numbers, and no scale of 0"
+        )
+        raise DataError(msg)
     return _Header(first, record, points, compressed, scale, offset)
 
 

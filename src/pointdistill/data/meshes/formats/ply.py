@@ -64,6 +64,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     if vertex is None:
         msg = f"no vertex element, found {header.names}; it is not a mesh or a point cloud"
         raise DataError(msg)
+    vertex.lower_axes()
     if missing := [axis for axis in _AXES if axis not in vertex.scalar_names]:
         msg = f"the vertices have no {', '.join(missing)}; export them with x, y and z"
         raise DataError(msg)
@@ -327,7 +328,7 @@ class _Lines:
             if self._rows is None:
                 msg = (
                     f"the header promises {element.count:,} of {element.name!r}, the file has "
-                    f"{element.count - left:,}; it is cut short"
+                    f"{element.count - left:,} lines of them; it is cut short, or not one to a line"
                 )
                 raise DataError(msg)
             rows, self._rows = self._rows.lines(slice(left)), self._rows.lines(slice(left, None))

@@ -177,7 +177,10 @@ def _read_text(path: Path, limits: MeshLimits) -> RawMesh:
         complete = _is_complete(tokens.lines(slice(after, None)), complete and not after)
     all_ends = np.concatenate(ends) if ends else np.empty(0, np.int64)
     if not complete or (seen and seen != all_ends[-1:].sum()):
-        msg = f"the file ends inside a solid, after {len(all_ends):,} facets; it is cut short"
+        msg = (
+            f"the file ends inside a solid, after {len(all_ends):,} facets; it is cut short, or has several "
+            "statements on one line"
+        )
         raise DataError(msg)
     if not seen:
         msg = "0 facets in the file; export it again"
