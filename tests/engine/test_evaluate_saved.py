@@ -16,6 +16,7 @@ from pointdistill.data.benchmark_standins import (
     make_scanobjectnn_stand_in,
 )
 from pointdistill.data.benchmarks.registry import benchmark_spec
+from pointdistill.data.files.files import hold_output
 from pointdistill.data.files.workspace import remember_run
 from pointdistill.engine.evaluation.evaluate import EvaluationRequest, Outcome, evaluate_saved
 from pointdistill.engine.weights.encoders import fingerprint, load_encoder, save_encoder
@@ -176,6 +177,19 @@ def test_no_stand_in_is_made_without_an_encoder(measure: Measure, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"no run was made in this folder.*pretrain"):
         measure(stand_in=True)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_second_evaluation_into_one_folder_is_refused(
+    measure: Measure, run: Path, stand_in: Path
+) -> None:
+    """Each writes the results of all scores it knows, and would drop those of the other."""
+    output = run / "evaluation" / "scanobjectnn"
+    with (
+        hold_output(output),
+        pytest.raises(DataError, match=r"scanobjectnn: another process is writing there; wait"),
+    ):
+        measure(data=stand_in, splits=("OBJ-BG",), protocols=("knn",))
+    assert not output.exists()
 
 
 def test_an_encoder_outside_a_run_leaves_its_folder_alone(

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pointdistill.data.files.files import hold_output
 from pointdistill.engine.sharing.export import export_encoder
 from pointdistill.engine.weights.encoders import load_encoder, read_facts, save_encoder
 from pointdistill.errors import CheckpointError, DataError
@@ -48,6 +49,19 @@ def test_export_and_load_in_a_new_process_give_the_same_features(
     np.testing.assert_allclose(np.load(tmp_path / "features.npy"), here, atol=1e-6)
     assert json.loads((tmp_path / "copy" / "config.json").read_text())["sources"] == [
         {"name": "x", "licence": "CC0"}
+    ]
+
+
+def test_a_second_export_into_one_folder_is_refused(saved: Path, tmp_path: Path) -> None:
+    with (
+        hold_output(tmp_path / "copy"),
+        pytest.raises(DataError, match="copy: another process is writing there"),
+    ):
+        export_encoder(saved, tmp_path / "copy")
+    export_encoder(saved, tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == [
+        "config.json",
+        "model.safetensors",
     ]
 
 

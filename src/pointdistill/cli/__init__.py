@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         with warnings_as_lines(), stopped_in_order():
             code = command(args=argv or ["--help"], standalone_mode=False)
     except PointDistillError as error:
-        print_error(f"error: {name_options(str(error), error.settings)}")
+        print_error(f"error: {name_options(str(error), _options_of(command, argv, error))}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print_error("interrupted")
@@ -117,6 +117,13 @@ def stopped_in_order() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _options_of(command: Any, argv: Sequence[str], error: PointDistillError) -> tuple[str, ...]:
+    """Settings of an error for which the command that was typed has an option; it may take them otherwise."""
+    typed = getattr(command, "commands", {}).get(argv[0] if argv else "")
+    options = {option for item in getattr(typed, "params", ()) for option in item.opts}
+    return tuple(name for name in error.settings if f"--{name.replace('_', '-')}" in options)
 
 
 def _path(error: Exception) -> str:

@@ -20,6 +20,7 @@ from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.files.files import hold_output
 from pointdistill.data.files.schema import from_plain, refusing_damage
 from pointdistill.data.files.workspace import remember_run
 from pointdistill.data.sources import SourceRequest, open_source
@@ -181,8 +182,11 @@ def quickstart(
     Raises:
         ConfigError: if ``folder`` holds results of other settings.
     """
-    config = config or QuickstartConfig()
-    stages = _Stages(reporter)
+    with hold_output(folder, setting="folder"):
+        return _all_stages(folder, config or QuickstartConfig(), _Stages(reporter))
+
+
+def _all_stages(folder: Path, config: QuickstartConfig, stages: _Stages) -> QuickstartResult:
     corpus = _corpus(folder, config, stages)
     benchmark = _stand_in(folder, config, stages)
     run = folder / f"run-seed{config.seed}"

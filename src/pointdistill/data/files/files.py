@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -184,6 +184,17 @@ def hold_folder(folder: Path, busy: PointDistillError) -> Iterator[None]:
             (folder / LOCK_NAME).unlink(missing_ok=True)
             with suppress(OSError):  # where it is not empty
                 folder.rmdir()
+
+
+def hold_output(folder: Path, *, setting: str = "output") -> AbstractContextManager[None]:
+    """Keep other processes out of a folder of results; one that begins meanwhile raises a DataError.
+
+    Args:
+        folder: where the results are written.
+        setting: what chooses another folder, for the message.
+    """
+    msg = f"{folder}: another process is writing there; wait for it, or choose another folder"
+    return hold_folder(folder, DataError(msg, settings=(setting,)))
 
 
 @contextmanager

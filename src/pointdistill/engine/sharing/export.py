@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.files import hold_output, write_aside
 from pointdistill.data.files.schema import to_plain
 from pointdistill.engine.evaluation.store import find_results
 from pointdistill.engine.pretraining.run_folder import training_record
@@ -72,15 +72,16 @@ def export_encoder(
     if half:
         encoder = encoder.half().float()
     results = find_results(encoder, stored, facts, working=working or Path())
-    save_encoder(
-        encoder,
-        output,
-        sources=facts.get("sources", []),
-        training=training_record(stored, facts),
-        results=[to_plain(result) for result in results],
-        half=half,
-    )
-    copy_statistics(stored, output)
+    with hold_output(output):
+        save_encoder(
+            encoder,
+            output,
+            sources=facts.get("sources", []),
+            training=training_record(stored, facts),
+            results=[to_plain(result) for result in results],
+            half=half,
+        )
+        copy_statistics(stored, output)
     return stored
 
 
@@ -145,7 +146,7 @@ def export_onnx(source: Path | str, output: Path, *, points: int | None = None) 
     onnx_graph = _import_onnx_graph()
     model = onnx_graph.encoder_model(encoder, count)
     _describe(model, read_facts(stored), count)
-    with write_aside(output / ONNX) as aside:
+    with hold_output(output), write_aside(output / ONNX) as aside:
         aside.write_bytes(_serialize(model, stored))
         difference = check_onnx(aside, encoder, count)
     return OnnxExport(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pointdistill.data.files.files import read_json, write_aside, write_json
+from pointdistill.data.files.files import LOCK_NAME, hold_output, read_json, write_aside, write_json
 from pointdistill.data.files.schema import from_plain, refusing_damage
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.store import find_results
@@ -89,9 +89,10 @@ def prepare(
         results = find_results(encoder, stored, facts, working=working or Path())
         card_facts = facts | {"training": training_record(stored, facts)}
     card = model_card(repository, card_facts, results)
-    _copy_weights(stored, facts, folder)
-    with write_aside(folder / CARD) as aside:
-        aside.write_text(card, encoding="utf-8")
+    with hold_output(folder):
+        _copy_weights(stored, facts, folder)
+        with write_aside(folder / CARD) as aside:
+            aside.write_text(card, encoding="utf-8")
     sources = read_ledger(facts.get("sources"))
     return PreparedUpload(
         folder=folder,
@@ -166,7 +167,9 @@ def _check_free(folder: Path) -> None:
         msg = f"{folder} is a file; name a folder"
         raise DataError(msg)
     other_files = (
-        {entry.name for entry in folder.iterdir()} - {*UPLOADED} if folder.exists() else set()
+        {entry.name for entry in folder.iterdir()} - {*UPLOADED, LOCK_NAME}
+        if folder.exists()
+        else set()
     )
     if other_files:
         msg = f"{folder} holds other files ({min(other_files)}); choose a new folder"

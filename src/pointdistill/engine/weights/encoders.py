@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pointdistill.data.files.files import read_json, write_aside, write_json
+from pointdistill.data.files.files import LOCK_NAME, read_json, write_aside, write_json
 from pointdistill.data.files.schema import (
     from_plain,
     parse_json,
@@ -369,7 +369,7 @@ def check_free_for_encoder(output: Path) -> None:
     if not output.is_dir():
         msg = f"{output} is a file; name a folder for the encoder"
         raise DataError(msg, settings=("output",))
-    names = {entry.name for entry in output.iterdir()}
+    names = {entry.name for entry in output.iterdir()} - {LOCK_NAME}
     if not (names <= {ONNX} or {CONFIG, WEIGHTS} <= names):
         msg = f"{output} exists and holds other files; choose a new folder for the encoder"
         raise DataError(msg, settings=("output",))
