@@ -210,6 +210,7 @@ def test_a_file_by_itself_and_a_hub_repository_are_encoders(
 ) -> None:
     """The same weights wherever they lie: nothing is measured twice, it is one row."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
         lambda repository, **_: {"jane/shapes": str(run / "encoder")}[repository],
