@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,8 @@ log = logging.getLogger("pointdistill")
 
 LOCK_NAME = ".lock"
 """File in a folder that one process works in, while it does."""
+
+_POLL_SECONDS = 0.02
 
 _NAMED = 32
 """Characters of a name that a temporary name repeats, so that it is never too long where the final one is not."""
@@ -210,6 +213,46 @@ def hold_file(path: Path, busy: PointDistillError) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def share_lock(lock: Path) -> Iterator[None]:
+    """Hold a lock file together with any number of others, for `wait_until_free`; does nothing without locks.
+
+    Raises:
+        FileNotFoundError: if its folder is gone.
+        DataError: if a link, a folder or a pipe has its name.
+    """
+    if importlib.util.find_spec("fcntl") is None:
+        yield
+        return
+    import fcntl
+
+    with _open_lock(lock) as file:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def wait_until_free(lock: Path, seconds: float) -> bool:
+    """Wait until nobody shares a lock file, at most so long; whether that came to be, or cannot be known."""
+    if importlib.util.find_spec("fcntl") is None or not lock.exists():
+        return True
+    import fcntl
+
+    end = time.monotonic() + seconds
+    with _open_lock(lock) as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    return False
+                time.sleep(_POLL_SECONDS)
+            except OSError:
+                return True
+            else:
+                return True
 
 
 def _open_lock(lock: Path) -> IO[str]:
