@@ -104,7 +104,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
         (BrokenPipeError(), 1, ""),
         (OSError(errno.ENOSPC, "no space", "out.npz"), 2, "error: out.npz: no space; give another"),
         (MemoryError(), 2, "error: not enough memory"),
-        (DataError("a: damaged", settings=("data",)), 2, "error: a: damaged (--data)"),
+        (DataError("a: damaged", settings=("data",)), 2, "error: a: damaged"),
     ],
 )
 def test_what_ends_a_command_decides_its_exit_code(

@@ -112,6 +112,17 @@ def test_a_picture_does_not_replace_what_it_was_made_of(run: Run) -> None:
     assert Path("meshes/0.obj").read_bytes() == before
 
 
+def test_an_error_names_options_that_the_command_has(run: Run) -> None:
+    """What cannot be written to is the sheet here; elsewhere it is the output."""
+    run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
+    Path("sheet.png").mkdir()
+    code, _, err = run("search", "meshes/0.obj", "all.npz", "--sheet", "sheet.png")
+    assert code == 2
+    assert err.strip().endswith("not replaced; choose another output (--sheet)")
+    code, _, err = run("embed", "meshes", "--encoder", "my encoder", "-o", "sheet.png")
+    assert err.strip().endswith("(--output)")
+
+
 def test_an_index_among_the_queries_is_refused_and_a_cloud_of_that_ending_is_not(run: Run) -> None:
     run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
     code, out, err = run("search", "all.npz", "meshes/1.obj")

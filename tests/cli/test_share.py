@@ -138,6 +138,7 @@ def test_the_code_in_every_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "me/classifier": classifier_folder(tmp_path / "classifier"),
         "me/segmenter": segmenter_folder(tmp_path / "segmenter"),
     }
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda repository, **_: str(made[repository])
     )

@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -311,6 +313,69 @@ def test_two_builds_of_one_folder_do_not_meet(tmp_path: Path, odd: Callable[...,
 
     with pytest.raises(CorpusError, match="another process is building"):
         build(source, folder, reporter=Watching(second))
+
+
+def test_a_build_waits_for_the_workers_of_one_that_was_killed(
+    tmp_path: Path, odd: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a worker may be joining a shard: its pieces vanish while the next build would join them too."""
+    pytest.importorskip("fcntl")
+    folder = tmp_path / "corpus"
+    with pytest.raises(KeyboardInterrupt):
+        build(odd(40), folder, reporter=stop_at(20))
+    begun, ended = threading.Event(), list[float]()
+
+    def orphan() -> None:
+        with files.share_lock(folder / ".building" / "at-work"):
+            begun.set()
+            time.sleep(0.3)
+            ended.append(time.monotonic())
+
+    worker = threading.Thread(target=orphan)
+    worker.start()
+    begun.wait()
+    started: list[float] = []
+    build(odd(40), folder, reporter=Watching(lambda *_: started.append(time.monotonic())))
+    worker.join()
+    assert started[0] > ended[0]
+    # One that hangs for ever does not keep the next from going on.
+    monkeypatch.setattr(lock, "_ORPHANS_SECONDS", 0.05)
+    with pytest.raises(KeyboardInterrupt):
+        build(odd(40), tmp_path / "other", reporter=stop_at(20))
+    with files.share_lock(tmp_path / "other" / ".building" / "at-work"):
+        build(odd(40), tmp_path / "other")
+    assert digest(tmp_path / "other") == digest(folder)
+
+
+def test_a_worker_ends_with_its_parent_in_the_middle_of_a_task(tmp_path: Path) -> None:
+    """It would write to the folder of a build that another process has begun again."""
+    program = f"""
+import sys, time
+from pointdistill.data.corpus_building.pool import open_pool
+sys.path.insert(0, {str(HERE)!r})
+from slow_task import sleep_long
+if __name__ == "__main__":
+    with open_pool(sleep_long, workers=1, on_step=lambda *_: None) as pool:
+        pool.submit({str(tmp_path / "task")!r})
+        list(pool.events())
+"""
+    (tmp_path / "program.py").write_text(program)
+    parent = subprocess.Popen([sys.executable, tmp_path / "program.py"])
+    note = tmp_path / "task"
+    while not note.exists() or not note.read_text():
+        assert parent.poll() is None
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    worker = int(note.read_text())
+    for _ in range(1000):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("the worker goes on without its parent")
 
 
 def test_a_lock_that_went_with_its_folder_is_no_lock(

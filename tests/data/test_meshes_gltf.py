@@ -13,7 +13,7 @@ import DracoPy
 import numpy as np
 import pytest
 
-from pointdistill.data.meshes import PointSet, read_mesh, surface_area
+from pointdistill.data.meshes import MeshLimits, PointSet, read_mesh, surface_area
 from pointdistill.data.meshes.formats.gltf_buffers import DracoDecoder
 from pointdistill.errors import DataError
 from tests.data.meshes.box import BOX, QUADS, TRIANGLES, bounds, check_box, read_surface
@@ -490,3 +490,44 @@ def test_chunks_of_a_glb_are_found_with_and_without_padding(
     path = tmp_path / "a.glb"
     path.write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
     check_box(path)
+
+
+def _repeated_primitives(builder: Builder) -> None:
+    """Accessors without a view are zeros, which cost the file nothing."""
+    builder.json["accessors"] = [{"componentType": FLOAT, "type": "VEC3", "count": 9_000_000}]
+    builder.json["meshes"] = [{"primitives": [{"attributes": {"POSITION": 0}, "mode": 0}] * 100}]
+
+
+def _repeated_targets(builder: Builder) -> None:
+    builder.json["accessors"] = [{"componentType": FLOAT, "type": "VEC3", "count": 100}]
+    primitive = {"attributes": {"POSITION": 0}, "mode": 0, "targets": [{"POSITION": 0}] * 50_000}
+    builder.json["meshes"] = [{"weights": [1.0] * 50_000, "primitives": [primitive]}]
+
+
+def _many_joints(builder: Builder) -> None:
+    kinds = (FLOAT, "VEC3"), (BYTE, "VEC4"), (FLOAT, "VEC4")
+    builder.json["accessors"] = [
+        {"componentType": component, "type": kind, "count": 1_000_000} for component, kind in kinds
+    ]
+    sets = {f"{name}_{k}": at for k in range(30) for name, at in (("JOINTS", 1), ("WEIGHTS", 2))}
+    primitive = {"attributes": {"POSITION": 0, **sets}, "mode": 0}
+    builder.json["meshes"] = [{"primitives": [primitive]}]
+
+
+@pytest.mark.parametrize(
+    ("form", "cause"),
+    [
+        (_repeated_primitives, r"18,000,000 vertices, at most 15,000,000"),
+        (_repeated_targets, r"read the same bytes over and over"),
+        (_many_joints, r"120,000,000 joint weights, at most 30,000,000"),
+    ],
+)
+def test_a_small_file_that_asks_for_much_is_refused_early(
+    form: Callable[[Builder], None], cause: str, tmp_path: Path
+) -> None:
+    """Each would take gigabytes or minutes: one accessor may be used by any number of meshes."""
+    builder = Builder()
+    form(builder)
+    limits = MeshLimits(file_bytes=2**22) if form is _repeated_targets else None
+    with pytest.raises(DataError, match=cause):
+        read_mesh(builder.write(tmp_path / "a.gltf"), limits=limits)

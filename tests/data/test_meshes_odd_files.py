@@ -185,6 +185,16 @@ def test_faces_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
     assert surface_area(surface) == pytest.approx(22)
 
 
+def test_off_in_lower_case(tmp_path: Path) -> None:
+    """But not nOFF, which has as many coordinates as it says, and differs from NOFF in its case alone."""
+    path = tmp_path / "a.off"
+    path.write_text("off\n8 6 0\n" + rows(BOX) + rows([4, *quad] for quad in QUADS))
+    check_box(path)
+    path.write_text("nOFF\n3\n8 6 0\n" + rows(BOX) + rows([4, *quad] for quad in QUADS))
+    with pytest.raises(DataError, match="begins with OFF, COFF, NOFF or STOFF, got 'nOFF'"):
+        read_mesh(path)
+
+
 @pytest.mark.parametrize("break_at", [1, 2, 3, 4])
 def test_off_faces_over_several_lines(break_at: int, tmp_path: Path) -> None:
     """After any of their numbers, with one face in three still on one line."""
@@ -261,6 +271,10 @@ PLY = {
     "cr": ply_head(BIG).replace("\n", "\r").encode() + ply_binary(order=">"),
     "cr_lf": ply_head(BIG).replace("\n", "\r\n").encode() + ply_binary(order=">"),
     "cr_text": ply_text().replace(b"\n", b"\r"),
+    "byte_order_mark": b"\xef\xbb\xbf" + ply_text(),
+    "axes_in_upper_case": ply_text(
+        _vertex=XYZ.replace(" x", " X").replace(" y", " Y").replace(" z", " Z")
+    ),
     "vertex_lists": ply_head(LITTLE, vertex=SEEN).encode() + ply_binary(lists=True),
     "vertex_lists_ragged": ply_head(BIG, vertex=SEEN).encode()
     + ply_binary(order=">", lists=True, ragged=True),

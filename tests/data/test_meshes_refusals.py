@@ -58,7 +58,7 @@ BOX_OBJ = "".join(f"v {x} {y} {z}\n" for x, y, z in BOX) + "".join(
         (
             "a.off",
             "OFF\n3 1 0\n0 0 0\n1 0 0\n",
-            "3 vertices and 1 faces, the file has 2 and 0; it is cut short",
+            "3 vertices and 1 faces, the file has 2 and 0 lines of them; it is cut short",
         ),
         (
             "a.off",

@@ -16,6 +16,7 @@ from pointdistill.data.benchmark_standins import (
     make_scanobjectnn_stand_in,
 )
 from pointdistill.data.benchmarks.registry import benchmark_spec
+from pointdistill.data.files.files import hold_output
 from pointdistill.data.files.workspace import remember_run
 from pointdistill.engine.evaluation.evaluate import EvaluationRequest, Outcome, evaluate_saved
 from pointdistill.engine.weights.encoders import fingerprint, load_encoder, save_encoder
@@ -178,6 +179,19 @@ def test_no_stand_in_is_made_without_an_encoder(measure: Measure, tmp_path: Path
     assert not (tmp_path / "data").exists()
 
 
+def test_a_second_evaluation_into_one_folder_is_refused(
+    measure: Measure, run: Path, stand_in: Path
+) -> None:
+    """Each writes the results of all scores it knows, and would drop those of the other."""
+    output = run / "evaluation" / "scanobjectnn"
+    with (
+        hold_output(output),
+        pytest.raises(DataError, match=r"scanobjectnn: another process is writing there; wait"),
+    ):
+        measure(data=stand_in, splits=("OBJ-BG",), protocols=("knn",))
+    assert not output.exists()
+
+
 def test_an_encoder_outside_a_run_leaves_its_folder_alone(
     measure: Measure, run: Path, stand_in: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +210,7 @@ def test_a_file_by_itself_and_a_hub_repository_are_encoders(
 ) -> None:
     """The same weights wherever they lie: nothing is measured twice, it is one row."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
         lambda repository, **_: {"jane/shapes": str(run / "encoder")}[repository],

@@ -229,6 +229,7 @@ def test_a_hub_repository_is_an_encoder(
     meshes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
         lambda repository, **_: {"jane/shapes": str(tmp_path / "encoder")}[repository],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from pointdistill.engine.pretraining import monitor as journal
 from pointdistill.engine.pretraining.monitor import Journal, check_trackers
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import read_metrics
-from pointdistill.errors import ConfigError
+from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import Mode
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import options
@@ -79,6 +80,17 @@ def test_a_row_that_a_full_disk_refuses_comes_with_the_next(
     ]
     rows.write({"step": 4, "loss": 4.0})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_no_row_can_be_appended_to_is_refused_before_the_first_step(
+    kind: str, tmp_path: Path
+) -> None:
+    """A pipe would be waited for."""
+    path = tmp_path / "metrics.jsonl"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(DataError, match=r"metrics\.jsonl: is no regular file"):
+        Journal(path, Accelerator(cpu=True), {})
 
 
 def test_a_tracker_that_does_not_exist_is_refused_with_the_nearest() -> None:

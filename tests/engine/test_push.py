@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -429,6 +430,27 @@ def test_what_reaches_the_hub(hub: Hub, run: Path, tmp_path: Path, private: bool
     assert bool(hub.created.get("private") or hub.created.get("visibility") == "private") == private
     assert hub.token == "Bearer hf_of_jane"
     assert hub.files == {entry.name: entry.read_bytes() for entry in made.folder.iterdir()}
+
+
+class _Endless(_Handler):
+    def _answer(self, value: dict[str, Any], status: int = 200) -> None:
+        """A body without a stated length and without an end."""
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b" " * (1 << 20))
+
+
+def test_an_answer_without_an_end_ends_the_upload(
+    run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepare(run, "jane/shapes", tmp_path / "card")
+    monkeypatch.setattr(hub, "RequestHandlerClass", _Endless)
+    with pytest.raises(CheckpointError, match=r"does not end.*is ready and stays") as caught:
+        upload(made.folder, "jane/shapes", private=False)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_a_token_the_folder_stays(

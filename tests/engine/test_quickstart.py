@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pointdistill.data.benchmark_standins import ScanSizes
+from pointdistill.data.files.files import hold_output
 from pointdistill.data.files.workspace import last_corpus, last_run
 from pointdistill.engine.quickstart import (
     GEOMETRY,
@@ -23,7 +24,7 @@ from pointdistill.engine.quickstart import (
     quickstart,
 )
 from pointdistill.engine.weights import BUNDLED, bundled_is_here
-from pointdistill.errors import ConfigError
+from pointdistill.errors import ConfigError, DataError
 from tests.recorder import Recorder
 
 TOY = QuickstartConfig(
@@ -35,6 +36,13 @@ TOY = QuickstartConfig(
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path / "quick start"
+
+
+def test_a_second_one_in_the_same_folder_is_refused(folder: Path) -> None:
+    busy = "quick start: another process is writing there; wait for it, or choose another folder"
+    with hold_output(folder), pytest.raises(DataError, match=busy) as caught:
+        quickstart(folder, TOY)
+    assert caught.value.settings == ("folder",)
 
 
 def test_the_whole_way_and_again_with_the_same_numbers(folder: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from pointdistill.data.corpus_building import BuildSettings
 from pointdistill.data.corpus_building.prepare import prepare_corpus
+from pointdistill.data.files.files import hold_output
 from pointdistill.data.sources import SourceRequest
 from pointdistill.engine.config.recipes import SIZES
 from pointdistill.engine.pretraining.loader import read_batch
@@ -235,6 +236,16 @@ def test_the_whole_comparison(tmp_path: Path, corpus: Path) -> None:
     rows = {row[0]: row[1] for row in made.table().rows}
     copied = [1000 * o.chamfer for o in made.outcomes if o.features is FeatureSource.COPY]
     assert rows["nearest visible patch copied"].startswith(f"{np.mean(copied):.2f} ±")
+
+
+def test_a_second_comparison_in_one_folder_is_refused(tmp_path: Path, corpus: Path) -> None:
+    asked = request(tmp_path, corpus)
+    with (
+        hold_output(tmp_path / "out"),
+        pytest.raises(DataError, match="out: another process is writing there"),
+    ):
+        reconstruct(asked)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_by_itself_is_an_encoder(tmp_path: Path, corpus: Path) -> None:

@@ -442,7 +442,7 @@ def test_a_strangers_embedding_fetches_nothing_unasked(
 ) -> None:
     fetched: list[str] = []
 
-    def fetch(repository: str) -> Path:
+    def fetch(repository: str, **_: object) -> Path:
         fetched.append(repository)
         return folder / "encoder"
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from pointdistill.data.files.files import hold_output
 from pointdistill.engine.sharing.export import export_encoder
 from pointdistill.engine.weights.encoders import load_encoder, read_facts, save_encoder
 from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
+from tests.data.local_server import serving
 from tests.engine.conftest import micro_config
 
 
@@ -48,6 +54,19 @@ def test_export_and_load_in_a_new_process_give_the_same_features(
     np.testing.assert_allclose(np.load(tmp_path / "features.npy"), here, atol=1e-6)
     assert json.loads((tmp_path / "copy" / "config.json").read_text())["sources"] == [
         {"name": "x", "licence": "CC0"}
+    ]
+
+
+def test_a_second_export_into_one_folder_is_refused(saved: Path, tmp_path: Path) -> None:
+    with (
+        hold_output(tmp_path / "copy"),
+        pytest.raises(DataError, match="copy: another process is writing there"),
+    ):
+        export_encoder(saved, tmp_path / "copy")
+    export_encoder(saved, tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == [
+        "config.json",
+        "model.safetensors",
     ]
 
 
@@ -110,6 +129,96 @@ def test_a_new_process_finds_the_cache(
     found, missing = done.stdout.splitlines()
     assert found == "12"
     assert missing.startswith("someone/other: neither a folder here nor a Hub repository")
+
+
+class Repository(http.server.BaseHTTPRequestHandler):
+    """The Hub with one repository, whose files lie on another server, as they do behind the real one."""
+
+    commit = "ab" * 20
+    files: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[tuple[str, str]]] = []
+    storage: ClassVar[str] = ""
+    listing: ClassVar[bytes | None] = None
+    stated: ClassVar[int | None] = None
+
+    def do_GET(self) -> None:
+        self.asked.append((self.path, self.headers.get("Authorization", "")))
+        name = self.path.rpartition("/")[2]
+        if self.path == "/api/models/jane/shapes/revision/main":
+            names = [{"rfilename": name} for name in (*self.files, "../evil", "pytorch_model.bin")]
+            told = json.dumps({"sha": self.commit, "siblings": names}).encode()
+            self._send(told if self.listing is None else self.listing)
+        elif self.path == f"/jane/shapes/resolve/{self.commit}/{name}":
+            self.send_response(302)
+            self.send_header("Location", f"{self.storage}/{name}")
+            self.end_headers()
+        elif name in self.files and self.path == f"/{name}":
+            self._send(self.files[name], self.stated)
+        else:
+            self.send_error(404)
+
+    def _send(self, content: bytes, stated: int | None = None) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(stated or len(content)))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Repository]]:
+    state = {"files": {path.name: path.read_bytes() for path in saved.iterdir()}, "asked": []}
+    handler = type("OneTest", (Repository,), state)
+    with serving(handler) as storage, serving(handler) as address:
+        handler.storage = storage
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_of_jane")
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.chdir(tmp_path)
+        yield handler
+
+
+def test_a_repository_is_downloaded_once_and_its_token_stays_with_the_hub(
+    hub: type[Repository], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files lie where the Hub's own client looks for them, and are found there without a network."""
+    assert load_encoder("jane/shapes").config == micro_config().encoder
+    tokens = {token for path, token in hub.asked if path.startswith(("/api", "/jane"))}
+    assert tokens == {"Bearer hf_of_jane"}
+    stored = [token for path, token in hub.asked if path in ("/config.json", "/model.safetensors")]
+    assert stored == ["", ""]
+    kept = tmp_path / "hub" / "models--jane--shapes" / "snapshots" / hub.commit
+    assert {path.name for path in kept.iterdir()} == hub.files.keys()
+    hub.asked.clear()
+    load_encoder("jane/shapes")
+    assert [path for path, _ in hub.asked] == ["/api/models/jane/shapes/revision/main"]
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert load_encoder("jane/shapes").config == micro_config().encoder
+
+
+@pytest.mark.parametrize(
+    ("lie", "cause"),
+    [
+        ({"stated": 99 << 30}, r"106,300,440,576 bytes, at most 33,554,432 are accepted"),
+        ({"listing": b"[" * 100_000}, "answers with something else than a list of files"),
+        ({"listing": b'{"sha": "../..", "siblings": []}'}, "answers with something else"),
+        ({"listing": bytes(5 << 20)}, "sends more than 4,194,304 bytes"),
+        ({"storage": "ftp://127.0.0.1"}, "only http and https addresses are fetched"),
+    ],
+)
+def test_a_hub_that_lies_is_one_line(
+    hub: type[Repository], tmp_path: Path, lie: dict[str, Any], cause: str
+) -> None:
+    for name, value in lie.items():
+        setattr(hub, name, value)
+    with pytest.raises(CheckpointError, match=cause) as caught:
+        load_encoder("jane/shapes")
+    assert str(caught.value).startswith("jane/shapes: neither a folder here nor a Hub repository")
+    assert str(caught.value).isprintable()
+    assert not list((tmp_path / "hub").rglob("*.json"))
 
 
 def test_a_file_alone_is_an_encoder(saved: Path, tmp_path: Path) -> None:

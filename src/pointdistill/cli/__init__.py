@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         with warnings_as_lines(), stopped_in_order():
             code = command(args=argv or ["--help"], prog_name=PROGRAM, standalone_mode=False)
     except PointDistillError as error:
-        print_error(f"error: {name_options(str(error), error.settings)}")
+        print_error(f"error: {name_options(str(error), _options_of(command, argv, error))}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print_error("interrupted")
@@ -251,3 +251,12 @@ def stopped_in_order() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _options_of(command: Any, argv: Sequence[str], error: PointDistillError) -> tuple[str, ...]:
+    """Settings of an error for which the command that was typed has an option; it may take them otherwise."""
+    typed = command
+    for word in argv:
+        typed = getattr(typed, "commands", {}).get(word, typed)
+    options = {option for item in getattr(typed, "params", ()) for option in item.opts}
+    return tuple(name for name in error.settings if f"--{name.replace('_', '-')}" in options)

@@ -22,6 +22,7 @@ from pointdistill.data.benchmarks.records import Benchmark
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.files.files import hold_output
 from pointdistill.data.files.processes import usable_cores, work_beside
 from pointdistill.data.files.schema import from_plain, refusing_damage
 from pointdistill.data.files.workspace import remember_run
@@ -199,11 +200,16 @@ def quickstart(
     Raises:
         ConfigError: if ``folder`` holds results of other settings.
     """
-    config = config or QuickstartConfig()
+    with hold_output(folder, setting="folder"):
+        several = (usable_cores() if processes is None else processes) > 1
+        return _all_stages(folder, config or QuickstartConfig(), _Stages(reporter), several=several)
+
+
+def _all_stages(
+    folder: Path, config: QuickstartConfig, stages: _Stages, *, several: bool
+) -> QuickstartResult:
     begun = time.perf_counter()
-    stages = _Stages(reporter)
     part = _Independent(folder, config)
-    several = (usable_cores() if processes is None else processes) > 1
     run = folder / f"run-seed{config.seed}"
     with work_beside(_independent, part) if several else nullcontext() as beside:
         corpus = _corpus(folder, config, stages)

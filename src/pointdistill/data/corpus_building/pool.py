@@ -28,7 +28,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from pointdistill.data.corpus_building.limits import ShapeLimits, guard_process
 from pointdistill.data.files.packed_tars import UNPACKED_VARIABLE
-from pointdistill.data.files.processes import GIB, interrupts_held
+from pointdistill.data.files.processes import GIB, end_with_parent, interrupts_held
 from pointdistill.errors import DataError
 
 Task = TypeVar("Task")
@@ -363,6 +363,8 @@ def _serve(
     """A worker's main loop: receive a task, send its steps and its result, until the parent is gone."""
     # Ctrl-C reaches the whole process group; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    places = [place for place in (folder, unpacked) if place is not None]
+    end_with_parent(places)
     guard_process(allowed_bytes)
     tempfile.tempdir = folder
     if unpacked is not None:
@@ -386,7 +388,7 @@ def _serve(
         return
     finally:
         # The parent is gone: otherwise it would have killed this process.
-        for left in filter(None, (folder, unpacked)):
+        for left in places:
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -95,12 +95,15 @@ class Build:
             if whole is not None:
                 self._count(whole)
                 continue
-            self._finished[shard], gaps = tile(span, finished)
+            # A piece that is gone by now was joined by a worker of a killed build: it is read once more.
+            inside = [p for p in finished if span.start <= p.start and p.stop <= span.stop]
+            outcomes = {piece: self._job.folder.piece_outcome(piece) for piece in inside}
+            there = [piece for piece, outcome in outcomes.items() if outcome is not None]
+            self._finished[shard], gaps = tile(span, there)
             self._missing[shard] = {part for gap in gaps for part in cut(gap, pieces)}
             for done in self._finished[shard]:
-                outcome = self._job.folder.piece_outcome(done)
-                assert outcome is not None, "a span is finished when its mark is there"
-                self._count(outcome)
+                if outcome := outcomes[done]:
+                    self._count(outcome)
 
     def _count(self, outcome: Outcome) -> None:
         self.done += outcome.shapes

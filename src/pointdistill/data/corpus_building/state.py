@@ -31,6 +31,7 @@ from pointdistill.data.files.files import (
     read_json,
     read_record,
     sha256_of,
+    wait_until_free,
     write_json,
 )
 from pointdistill.data.files.schema import from_plain, refusing_damage, to_plain
@@ -38,6 +39,9 @@ from pointdistill.data.meshes.records import LeftOut
 from pointdistill.errors import ConfigError, CorpusError, DataError
 
 LOCK_NAME = "lock"
+_ORPHANS_SECONDS = 30.0
+"""How long a build waits for workers of one that was killed, which end within moments unless a reader hangs."""
+
 PLAN_NAME = "plan.json"
 RETRY_NAME = "retry"
 """Folder in ``.building`` of a finished corpus while some of its shapes are being read again."""
@@ -85,6 +89,11 @@ class BuildFolder:
     def path(self) -> Path:
         """The folder of the unfinished build."""
         return self.corpus / BUILDING_NAME
+
+    @property
+    def at_work(self) -> Path:
+        """Lock file that every worker shares while it does a task: those of a killed build end after it does."""
+        return self.path / "at-work"
 
     def piece(self, span: Span) -> Path:
         """File of a piece, in the layout of a shard; absent where all its shapes were refused."""
@@ -211,6 +220,8 @@ def unfinished_build(
                 raise CorpusError(msg, settings=("output",))
         else:
             write_json(plan, settings)
+        # Workers of a killed build may still be joining pieces, and removing them; they end with what they do now.
+        wait_until_free(build.at_work, _ORPHANS_SECONDS)
         # Half-written files of a killed build; in the corpus itself that can be the list of refused shapes. A
         # worker that has outlived the build may be about to rename its last one.
         for leftover in (*build.path.glob(".*.part*"), *corpus.glob(".*.part*")):

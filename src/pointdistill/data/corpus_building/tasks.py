@@ -32,7 +32,7 @@ from pointdistill.data.corpus.shard import (
 from pointdistill.data.corpus_building.division import Span
 from pointdistill.data.corpus_building.pool import NO_STEP
 from pointdistill.data.corpus_building.state import BuildFolder, Outcome, Refusal, shard_name
-from pointdistill.data.files.files import disk_is_full, sha256_of
+from pointdistill.data.files.files import disk_is_full, sha256_of, share_lock
 from pointdistill.data.meshes.records import MINIMUM_POINTS, LeftOut
 from pointdistill.data.sources.base import Entry, Source, SourceCloud, printable, source_shape_rng
 from pointdistill.errors import DataError
@@ -142,9 +142,8 @@ class BuildJob:
 
     def __call__(self, task: BuildTask, started: Callable[[int], None]) -> Outcome:
         """Run one task; calls ``started`` with the index of each shape in the task before reading it."""
-        if isinstance(task, JoinTask):
-            return self._join(task)
-        return self._build(task, started)
+        with share_lock(self.folder.at_work):
+            return self._join(task) if isinstance(task, JoinTask) else self._build(task, started)
 
     @property
     def shared(self) -> Path:

@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,6 +119,8 @@ def fetch(
     path: Path,
     *,
     sha256: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    most_bytes: int | None = None,
     check: Callable[[Path], str] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
@@ -130,6 +132,8 @@ def fetch(
         url: http or https; redirects are followed.
         path: where the file goes; its folder is made.
         sha256: checksum that the file must have; None uses the server's, if it states one.
+        headers: sent with every request; one called ``Authorization`` to the first server alone.
+        most_bytes: a longer file is refused before its bytes come.
         check: called with the complete file before it gets its name; returns what is wrong with it, or an empty
             string. With a check, the server need not state the length.
         progress: called with the bytes that have arrived and the total, which is None if the server does not say.
@@ -145,7 +149,7 @@ def fetch(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(path.with_name(f".{path.name}.part"))
-    timing = _Timing(url, clock, clock())
+    timing = _Timing(url, clock, clock(), dict(headers or {}), most_bytes)
     busy = DataError(f"{path}: another process is fetching it; wait for that one")
     with _room_for(path, part), hold_file(part.path, busy):
         promised = with_retries(
@@ -173,11 +177,19 @@ def fetch(
 
 @dataclass(frozen=True, slots=True)
 class _Timing:
-    """When a download must have ended."""
+    """What is asked for, with which headers, when it must have ended, and how long it may be."""
 
     url: str
     clock: Callable[[], float]
     began: float
+    headers: Mapping[str, str]
+    most_bytes: int | None
+
+    def check_length(self, total: int) -> None:
+        """Raise if the file is longer than it may be."""
+        if self.most_bytes is not None and total > self.most_bytes:
+            msg = f"{self.url}: {total:,} bytes, at most {self.most_bytes:,} are accepted; fetch it by hand"
+            raise RefusedError(msg)
 
     def left(self, total: int) -> float:
         """Seconds left for a file of ``total`` bytes; 0 if the server does not state them."""
@@ -210,10 +222,12 @@ def _receive(
         redirects = Redirects()
         with web_errors(url):
             try:
-                with open_web(url, headers=_rest(part, noted), redirects=redirects) as answer:
+                with open_web(
+                    url, headers={**timing.headers, **_rest(part, noted)}, redirects=redirects
+                ) as answer:
                     checksum = redirects.checksum
                     noted = _begin(
-                        url, answer.response, part, noted, checksum, any_length=any_length
+                        timing, answer.response, part, noted, checksum, any_length=any_length
                     )
                     _append(answer, part, noted.total, progress, timing)
             except urllib.error.HTTPError as error:
@@ -236,7 +250,7 @@ def _rest(part: _Part, noted: _Version | None) -> dict[str, str]:
 
 
 def _begin(
-    url: str,
+    timing: _Timing,
     response: http.client.HTTPResponse,
     part: _Part,
     noted: _Version | None,
@@ -245,7 +259,7 @@ def _begin(
     any_length: bool,
 ) -> _Version:
     """Prepare the part for a response that either continues it or sends the whole file."""
-    version = _version(response.headers)
+    url, version = timing.url, _version(response.headers)
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         start, total = _range(url, response.headers)
         if noted is None or not part.bytes:
@@ -256,6 +270,7 @@ def _begin(
         part.remove()
         raise LostError(_CHANGED)
     total = _length(url, response.headers, any_length=any_length)
+    timing.check_length(total)
     _check_room(part, total)
     noted = _Version(url, version, total, promised or promised_checksum(response.headers))
     part.begin(noted)

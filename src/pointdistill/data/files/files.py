@@ -13,8 +13,9 @@ import secrets
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +33,8 @@ log = logging.getLogger("pointdistill")
 
 LOCK_NAME = ".lock"
 """File in a folder that one process works in, while it does."""
+
+_POLL_SECONDS = 0.02
 
 _NAMED = 32
 """Characters of a name that a temporary name repeats, so that it is never too long where the final one is not."""
@@ -187,6 +190,17 @@ def hold_folder(folder: Path, busy: PointDistillError) -> Iterator[None]:
                 folder.rmdir()
 
 
+def hold_output(folder: Path, *, setting: str = "output") -> AbstractContextManager[None]:
+    """Keep other processes out of a folder of results; one that begins meanwhile raises a DataError.
+
+    Args:
+        folder: where the results are written.
+        setting: what chooses another folder, for the message.
+    """
+    msg = f"{folder}: another process is writing there; wait for it, or choose another folder"
+    return hold_folder(folder, DataError(msg, settings=(setting,)))
+
+
 @contextmanager
 def hold_file(path: Path, busy: PointDistillError) -> Iterator[None]:
     """Keep other processes out that would make the same file; the lock lies beside it, hidden, and is removed.
@@ -200,6 +214,46 @@ def hold_file(path: Path, busy: PointDistillError) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def share_lock(lock: Path) -> Iterator[None]:
+    """Hold a lock file together with any number of others, for `wait_until_free`; does nothing without locks.
+
+    Raises:
+        FileNotFoundError: if its folder is gone.
+        DataError: if a link, a folder or a pipe has its name.
+    """
+    if importlib.util.find_spec("fcntl") is None:
+        yield
+        return
+    import fcntl
+
+    with _open_lock(lock) as file:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def wait_until_free(lock: Path, seconds: float) -> bool:
+    """Wait until nobody shares a lock file, at most so long; whether that came to be, or cannot be known."""
+    if importlib.util.find_spec("fcntl") is None or not lock.exists():
+        return True
+    import fcntl
+
+    end = time.monotonic() + seconds
+    with _open_lock(lock) as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    return False
+                time.sleep(_POLL_SECONDS)
+            except OSError:
+                return True
+            else:
+                return True
 
 
 def _open_lock(lock: Path) -> IO[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import traceback
@@ -101,7 +102,7 @@ def ordered_map(
         return
     # Spawned, not forked: forking beside the threads of torch or of a progress bar can deadlock.
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, spawn, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(processes, spawn, initializer=end_with_parent)
     try:
         with interrupts_held():
             results = pool.map(function, tasks)  # starts the processes
@@ -182,7 +183,7 @@ def work_beside(
 def _do_beside(
     connection: Connection, function: Callable[[Any, Callable[[], None]], Any], task: Any
 ) -> None:
-    _end_with_parent()
+    end_with_parent()
     try:
         result = function(task, lambda: connection.send((None, None)))
     except Exception as error:
@@ -192,15 +193,21 @@ def _do_beside(
         connection.send((None, result))
 
 
-def _end_with_parent() -> None:
-    """End this worker if its parent is killed: by itself it would wait for tasks for ever."""
+def end_with_parent(places: Sequence[str] = ()) -> None:
+    """End this worker if its parent is killed, and remove some folders.
+
+    By itself it would finish its task, or wait for tasks for ever.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None, "only a worker has a pool above it"
-    threading.Thread(target=_wait_for_end, args=(parent.sentinel,), daemon=True).start()
+    arguments = (parent.sentinel, places)
+    threading.Thread(target=_wait_for_end, args=arguments, daemon=True).start()
 
 
-def _wait_for_end(sentinel: int) -> None:
+def _wait_for_end(sentinel: int, places: Sequence[str]) -> None:
     wait([sentinel])
+    for place in places:
+        shutil.rmtree(place, ignore_errors=True)
     os._exit(1)
 
 

@@ -29,7 +29,7 @@ TIMEOUT_SECONDS = 60.0
 
 _LENGTH_TIMEOUT_SECONDS = 10.0  # only for estimates, so not worth a minute
 _HEAD_SECONDS = 120.0  # until an answer begins, redirects included, however many bytes came
-_PAGE_SECONDS = 600.0  # for a whole answer that is no download
+PAGE_SECONDS = 600.0  # for a whole answer that is no download
 _ATTEMPTS = 6  # in a row without a single new byte
 _UNREACHABLE = 2  # attempts at a server that was never reached
 _FIRST_PAUSE_SECONDS = 1.0  # doubled after each failed attempt
@@ -94,6 +94,9 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         followed = super().redirect_request(*arguments)
         if followed is not None:
             followed.method = request.get_method()  # Python before 3.13 makes a GET of a HEAD
+            places = (urllib.parse.urlsplit(one.full_url).netloc for one in (request, followed))
+            if len({*places}) > 1:
+                followed.remove_header("Authorization")  # which is for the first server alone
         return followed
 
 
@@ -214,7 +217,7 @@ class Answer:
             RefusedError: if it has more than ``most`` bytes.
         """
         content = bytearray()
-        with self.connections.ended_after(_PAGE_SECONDS):
+        with self.connections.ended_after(PAGE_SECONDS):
             while len(content) <= most and (block := self.block(most + 1 - len(content))):
                 content += block
         if len(content) > most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import stat
@@ -84,10 +85,15 @@ def read_mesh(
     try:
         _check_file(path)
         reader = _reader(path)
-        return assemble(reader.read(path, limits), repair=repair, limits=limits)
+        # Damaged numbers overflow, and some NaN signal: what is not finite is counted and refused by the checks.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return assemble(reader.read(path, limits), repair=repair, limits=limits)
     except DataError as error:
         raise DataError(printable_line(f"{path}: {error}"), settings=error.settings) from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a damaged archive refers to a place before its beginning
+            msg = f"{path}: refers to a place that is not in it; it is damaged, copy or export it again"
+            raise DataError(printable_line(msg)) from error
         msg = f"{path}: cannot be read ({error.strerror or error}); check that it is there and yours to read"
         raise DataError(printable_line(msg)) from error
     except MemoryError as error:

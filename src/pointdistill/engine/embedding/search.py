@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -477,9 +478,18 @@ def draw_sheet(path: Path, results: Sequence[SearchResult]) -> list[str]:
         shapes += [points[:DRAWN_POINTS] for points in row] + [np.empty((0, 3), np.float32)] * blank
         titles += names + [""] * blank
     picture = clouds(shapes, titles=titles, columns=columns if several else COLUMNS)
-    with write_aside(path) as aside:
+    with _as_sheet(), write_aside(path) as aside:
         aside.write_bytes(picture)
     return list(gone)
+
+
+@contextmanager
+def _as_sheet() -> Iterator[None]:
+    """Name the sheet as the setting where its path cannot be written to."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error), settings=("sheet",)) from error
 
 
 def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> Points | None:

@@ -26,7 +26,7 @@ from pointdistill.data.benchmarks.spec import (
     BenchmarkPaths,
     BenchmarkSpec,
 )
-from pointdistill.data.files.files import short_name
+from pointdistill.data.files.files import hold_output, short_name
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.sources.labelled_folder import OWN_FOLDER
 from pointdistill.engine.evaluation.classification import evaluate_classification, evaluate_folds
@@ -395,8 +395,20 @@ class _Evaluator:
         splits: tuple[str | None, ...],
         protocols: tuple[str, ...],
     ) -> None:
-        request, spec, task = self._request, _spec(name), _task(name)
+        request = self._request
         output = request.output or _output(request, name, self._folder)
+        with hold_output(output):
+            self._measure_into(output, name, paths, splits, protocols)
+
+    def _measure_into(
+        self,
+        output: Path,
+        name: str,
+        paths: BenchmarkPaths,
+        splits: tuple[str | None, ...],
+        protocols: tuple[str, ...],
+    ) -> None:
+        request, spec, task = self._request, _spec(name), _task(name)
         store = self.stores.setdefault(output, ScoreStore(output))
         config = self._encoder.config
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.runtime.schedules import Rates
-from pointdistill.errors import ConfigError
+from pointdistill.errors import ConfigError, DataError
 
 log = logging.getLogger("pointdistill")
 
@@ -153,7 +153,16 @@ class Journal:
     """
 
     def __init__(self, path: Path, accelerator: Accelerator, settings: Mapping[str, Any]) -> None:
-        """Log to ``path`` and to the accelerator's trackers, which are given the run's ``settings`` first."""
+        """Log to ``path`` and to the accelerator's trackers, which are given the run's ``settings`` first.
+
+        Raises:
+            DataError: if ``path`` is a folder, or a pipe that opening would wait for.
+        """
+        if path.exists() and not path.is_file():
+            msg = (
+                f"{path}: is no regular file, so that no metrics can be written to it; move it away"
+            )
+            raise DataError(msg)
         self.path = path
         self.accelerator = accelerator
         self.tracks = bool(accelerator.log_with)

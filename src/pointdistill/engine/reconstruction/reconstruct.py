@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.files.files import read_json, sha256_of, write_aside, write_json
+from pointdistill.data.files.files import hold_output, read_json, sha256_of, write_aside, write_json
 from pointdistill.data.files.schema import from_plain, refusing_damage, to_plain
 from pointdistill.data.files.workspace import last_corpus
 from pointdistill.engine.evaluation.results import Spread
@@ -169,8 +169,12 @@ def reconstruct(request: ReconstructRequest, *, reporter: Reporter = SILENT) -> 
     if request.steps is not None:
         config = replace(config, steps=request.steps)
     output = request.output or _output(request, stored)
-    comparison = Comparison(stored, encoder, corpus, config, output)
-    with interruptible() as stopped, threads_for(encoder.config.width, device):
+    with (
+        hold_output(output),
+        interruptible() as stopped,
+        threads_for(encoder.config.width, device),
+    ):
+        comparison = Comparison(stored, encoder, corpus, config, output)
         finished = all(comparison.run(seed, reporter, stopped) for seed in range(request.seeds))
         if finished:
             comparison.draw()

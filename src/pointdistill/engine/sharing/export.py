@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.files import hold_output, write_aside
 from pointdistill.data.files.schema import to_plain
 from pointdistill.engine.evaluation.store import find_results
 from pointdistill.engine.finetuning.models import (
@@ -83,15 +83,16 @@ def export_encoder(
     if half:
         encoder = encoder.half().float()
     results = find_results(encoder, stored, facts, working=working or Path())
-    save_encoder(
-        encoder,
-        output,
-        sources=facts.get("sources", []),
-        training=training_record(stored, facts),
-        results=[to_plain(result) for result in results],
-        half=half,
-    )
-    copy_statistics(stored, output)
+    with hold_output(output):
+        save_encoder(
+            encoder,
+            output,
+            sources=facts.get("sources", []),
+            training=training_record(stored, facts),
+            results=[to_plain(result) for result in results],
+            half=half,
+        )
+        copy_statistics(stored, output)
     return stored
 
 
@@ -155,13 +156,18 @@ def export_onnx(source: Path | str, output: Path, *, points: int | None = None) 
         raise ConfigError(msg, settings=("points",))
     onnx_graph = _import_onnx_graph()
     model = onnx_graph.encoder_model(encoder, count)
+<<<<<<< HEAD
     described = (
         f"Encoder of 3-D shapes. Input: {count} raw points per cloud{_INPUT} "
         "Outputs: features of the whole cloud (cls), of its patches, and the patches' centres in the unit sphere."
     )
     facts = read_facts(stored)
     _describe(model, described, {name: facts.get(name) for name in _FACTS})
-    with write_aside(output / ONNX) as aside:
+    with hold_output(output), write_aside(output / ONNX) as aside:
+=======
+    _describe(model, read_facts(stored), count)
+    with hold_output(output), write_aside(output / ONNX) as aside:
+>>>>>>> faults
         aside.write_bytes(_serialize(model, stored))
         difference = check_onnx(aside, lambda clouds: _outputs(encoder(clouds)), count, encoder)
     patches, width = onnx_graph.patch_count(encoder, count), encoder.config.width
@@ -228,7 +234,7 @@ def export_model_onnx(source: Path | str, output: Path) -> OnnxExport:
     _, facts = read_description(model_folder(source))
     recorded = {name: facts.get(name) for name in ("sources", "training", "score")}
     _describe(model, described, {"model": to_plain(spec)} | names | recorded)
-    with write_aside(output / ONNX) as aside:
+    with hold_output(output), write_aside(output / ONNX) as aside:
         aside.write_bytes(_serialize(model, Path(source)))
         difference = check_onnx(aside, reference, points, encoder, category=category)
     return OnnxExport(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pointdistill.data.files.files import read_json, write_aside, write_json
+from pointdistill.data.files.files import LOCK_NAME, hold_output, read_json, write_aside, write_json
 from pointdistill.data.files.schema import from_plain, refusing_damage
+from pointdistill.data.files.web import PAGE_SECONDS
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.store import find_results
 from pointdistill.engine.pretraining.run_folder import training_record
@@ -31,12 +36,15 @@ from pointdistill.engine.weights.encoders import (
     weights_file,
 )
 from pointdistill.engine.weights.licences import CardLicence, Terms, card_licence, read_ledger
-from pointdistill.errors import CheckpointError, DataError
+from pointdistill.errors import CheckpointError, DataError, one_line
 from pointdistill.model.encoder import Encoder
 
 CARD = "README.md"
 UPLOADED = (CARD, CONFIG, WEIGHTS, ONNX, STATISTICS)
 """The only files that are uploaded; the last two only if there are any."""
+
+_LONGEST_ANSWER = 1 << 24
+"""Bytes of an answer to an upload; those of the Hub have a few thousand."""
 
 TOKEN_HELP = "run `hf auth login` or set HF_TOKEN"
 
@@ -89,9 +97,10 @@ def prepare(
         results = find_results(encoder, stored, facts, working=working or Path())
         card_facts = facts | {"training": training_record(stored, facts)}
     card = model_card(repository, card_facts, results)
-    _copy_weights(stored, facts, folder)
-    with write_aside(folder / CARD) as aside:
-        aside.write_text(card, encoding="utf-8")
+    with hold_output(folder):
+        _copy_weights(stored, facts, folder)
+        with write_aside(folder / CARD) as aside:
+            aside.write_text(card, encoding="utf-8")
     sources = read_ledger(facts.get("sources"))
     return PreparedUpload(
         folder=folder,
@@ -124,13 +133,14 @@ def upload(folder: Path, repository: str, *, private: bool, stays: bool = True) 
         raise CheckpointError(msg)
     api = HfApi()
     try:
-        address = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            allow_patterns=list(UPLOADED),
-            commit_message="Upload weights with their model card",
-        )
+        with _bounded_answers():
+            address = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                allow_patterns=list(UPLOADED),
+                commit_message="Upload weights with their model card",
+            )
     except hub_errors() as error:
         msg = (
             f"{repository} could not be uploaded ({reason_of(error)}); check the network, the name and the token "
@@ -138,6 +148,49 @@ def upload(folder: Path, repository: str, *, private: bool, stays: bool = True) 
         )
         raise CheckpointError(msg) from error
     return str(address)
+
+
+@contextmanager
+def _bounded_answers() -> Iterator[None]:
+    """Hold what the Hub answers to its own client to the rules of all requests: a size, an end, and no way down
+    from https to http. Clients before version 1.0 have no place for that."""
+    from huggingface_hub import get_session  # type: ignore[attr-defined,unused-ignore]
+
+    session: Any = get_session()
+    if not hasattr(session, "event_hooks"):
+        yield
+        return
+    before = session.event_hooks
+    session.event_hooks = before | {"response": [*before.get("response", ()), _bound]}
+    try:
+        yield
+    finally:
+        session.event_hooks = before
+
+
+def _bound(response: Any) -> None:
+    """Refuse an answer of the Hub's client that leads off https, and let its body have a size and an end."""
+    target = response.headers.get("Location", "")
+    if response.url.scheme == "https" and target.lower().startswith("http:"):
+        msg = f"{one_line(str(response.url))}: leads to an address that is not encrypted"
+        raise OSError(msg)
+    library = importlib.import_module(type(response).__module__.partition(".")[0])
+    body = response.stream
+
+    class Bounded(library.SyncByteStream):  # type: ignore[misc,name-defined]
+        def __iter__(self) -> Iterator[bytes]:
+            size, end = 0, time.monotonic() + PAGE_SECONDS
+            for block in body:
+                size += len(block)
+                if size > _LONGEST_ANSWER or time.monotonic() > end:
+                    msg = f"{one_line(str(response.url))}: an answer of more than {size:,} bytes does not end"
+                    raise OSError(msg)
+                yield block
+
+        def close(self) -> None:
+            body.close()
+
+    response.stream = Bounded()
 
 
 def _load_checked(source: Path | str) -> tuple[Path, Encoder | None]:
@@ -172,7 +225,9 @@ def _check_free(folder: Path) -> None:
         msg = f"{folder} is a file; name a folder"
         raise DataError(msg)
     other_files = (
-        {entry.name for entry in folder.iterdir()} - {*UPLOADED} if folder.exists() else set()
+        {entry.name for entry in folder.iterdir()} - {*UPLOADED, LOCK_NAME}
+        if folder.exists()
+        else set()
     )
     if other_files:
         msg = f"{folder} holds other files ({min(other_files)}); choose a new folder"

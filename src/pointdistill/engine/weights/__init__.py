@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from pointdistill.data.benchmarks.registry import benchmark_spec
 from pointdistill.data.benchmarks.spec import BASE_MIXTURE, CLS_SMALL, MPM_SMALL, SMALL
+from pointdistill.data.files.download import fetch
+from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.schema import parse_json
+from pointdistill.data.files.web import RefusedError, open_web, web_errors
 from pointdistill.data.files.workspace import given_or_last_run, last_run
 from pointdistill.errors import CheckpointError
+from pointdistill.reporter import Reporter
 
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
@@ -190,6 +198,63 @@ def cache_folder() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # A relative path is to be ignored by the standard that defines the variable.
     return (base if base.is_absolute() else Path.home() / ".cache") / "pointdistill"
+
+
+HUB_SECONDS = 10.0
+"""How long the Hub may be silent before it counts as out of reach; a download that has begun gets longer."""
+
+
+_LONGEST_LIST = 1 << 22  # bytes; the Hub's description of a repository takes a few thousand
+
+
+def fetch_repository(repository: str, files: Mapping[str, int], reporter: Reporter) -> Path:
+    """The folder of a repository in the cache of the Hub's own client; what it lacks is downloaded.
+
+    Args:
+        repository: ``owner/name``.
+        files: names of the files to download, those of them that there are, and the most bytes of each.
+        reporter: told the progress.
+
+    Raises:
+        LostError: if the Hub cannot be reached.
+        RefusedError: if it refuses, or answers with something else.
+        DataError: if a file cannot be downloaded.
+    """
+    from huggingface_hub import constants, get_token
+
+    token, hub = get_token(), hub_address()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    url = f"{hub}/api/models/{repository}/revision/main"
+    with web_errors(url), open_web(url, headers=headers, timeout_seconds=HUB_SECONDS) as answer:
+        text = answer.read(_LONGEST_LIST)
+    try:
+        listed = parse_json(text)
+    except ValueError:
+        listed = None
+    match listed:
+        case {"sha": str(commit), "siblings": list(stored)} if re.fullmatch("[0-9a-f]{40}", commit):
+            names = [entry.get("rfilename") for entry in stored if isinstance(entry, dict)]
+        case _:
+            msg = f"{url}: answers with something else than a list of files; see HF_ENDPOINT"
+            raise RefusedError(msg)
+    cached = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
+    folder = cached / "snapshots" / commit
+    for name, most in files.items():
+        if name in names and not (folder / name).exists():
+            fetch(
+                f"{hub}/{repository}/resolve/{commit}/{name}",
+                folder / name,
+                headers=headers,
+                most_bytes=most,
+                progress=partial(_progress, reporter, f"downloading {name}"),
+            )
+    with write_aside(cached / "refs" / "main") as aside:
+        aside.write_text(commit)
+    return folder
+
+
+def _progress(reporter: Reporter, task: str, done: int, total: int | None) -> None:
+    reporter.progress(task, done, total, unit="bytes")
 
 
 def hub_address() -> str:

@@ -18,19 +18,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pointdistill.data.files.files import read_json, write_aside, write_json
+from pointdistill.data.files.files import LOCK_NAME, read_json, write_aside, write_json
 from pointdistill.data.files.schema import (
+    MOST_RECORD_BYTES,
     from_plain,
     parse_json,
     refusing_damage,
     short_repr,
     to_plain,
 )
+from pointdistill.data.files.web import LostError, RefusedError
 from pointdistill.engine.weights import (
     BUNDLED,
     PUBLISHED,
     bundled_folder,
+    fetch_repository,
     holds_encoder,
+    hub_is_off,
     is_name,
     suggestion,
 )
@@ -53,6 +57,9 @@ FORMAT = "pointdistill-encoder"
 VERSION = 1
 
 _AGAIN = "it may be cut short, copy it again"
+
+_FETCHED = {CONFIG: MOST_RECORD_BYTES, WEIGHTS: 8 << 30, STATISTICS: 1 << 30}
+"""The files of a repository that are downloaded, and the most bytes of each."""
 
 LONGEST_NAME = 96
 """Largest length of a repository's name by the Hub's rules."""
@@ -137,7 +144,7 @@ def locate_encoder(path: Path | str, *, reporter: Reporter = SILENT) -> Path:
         return local
     # If there is a folder `runs`, `runs/mine` is a misspelled path and must not start a download.
     if not local.parent.is_dir() and looks_like_repository(str(path)):
-        return find_encoder(fetch_model(str(path)))
+        return find_encoder(fetch_model(str(path), reporter=reporter))
     return find_encoder(local)
 
 
@@ -369,7 +376,7 @@ def check_free_for_encoder(output: Path) -> None:
     if not output.is_dir():
         msg = f"{output} is a file; name a folder for the encoder"
         raise DataError(msg, settings=("output",))
-    names = {entry.name for entry in output.iterdir()}
+    names = {entry.name for entry in output.iterdir()} - {LOCK_NAME}
     if not (names <= {ONNX} or {CONFIG, WEIGHTS} <= names):
         msg = f"{output} exists and holds other files; choose a new folder for the encoder"
         raise DataError(msg, settings=("output",))
@@ -397,8 +404,8 @@ def check_repository(name: str) -> None:
         raise ConfigError(msg)
 
 
-def fetch_model(repository: str) -> Path:
-    """The local folder of a repository's encoder or fine-tuned model; downloaded unless it is in the cache.
+def fetch_model(repository: str, *, reporter: Reporter = SILENT) -> Path:
+    """The local folder of a repository's encoder or fine-tuned model; only what the cache lacks is downloaded.
 
     Only the weights, their configuration and their feature statistics are fetched; nothing in them is executed.
 
@@ -407,15 +414,26 @@ def fetch_model(repository: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    reason = ""
     try:
-        folder = snapshot_download(repository, allow_patterns=[WEIGHTS, CONFIG, STATISTICS])
+        check_repository(repository)
+        if not hub_is_off():
+            return fetch_repository(repository, _FETCHED, reporter)
+    except (ConfigError, RefusedError) as error:
+        raise _out_of_reach(repository, str(error)) from error
+    except (LostError, DataError) as error:
+        reason = str(error)
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
     except hub_errors() as error:
-        msg = (
-            f"{repository}: neither a folder here nor a Hub repository that can be reached ({reason_of(error)}); "
-            "check the name, or the network for a first download"
-        )
-        raise CheckpointError(msg) from error
-    return Path(folder)
+        raise _out_of_reach(repository, reason or reason_of(error)) from error
+
+
+def _out_of_reach(repository: str, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{repository}: neither a folder here nor a Hub repository that can be reached ({reason}); check the "
+        "name, or the network for a first download"
+    )
 
 
 def hub_errors() -> tuple[type[Exception], ...]:

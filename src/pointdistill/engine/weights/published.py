@@ -18,7 +18,13 @@ from pointdistill.data.files.files import hold_folder, sha256_of
 from pointdistill.data.files.schema import parse_json
 from pointdistill.data.files.web import LostError, open_web, web_errors
 from pointdistill.engine.config.recipes import SIZES
-from pointdistill.engine.weights import REPOSITORY, PublishedWeights, hub_address, hub_is_off
+from pointdistill.engine.weights import (
+    HUB_SECONDS,
+    REPOSITORY,
+    PublishedWeights,
+    hub_address,
+    hub_is_off,
+)
 from pointdistill.engine.weights.encoders import check_free_for_encoder, load_exactly, save_encoder
 from pointdistill.engine.weights.torch_checkpoint import Checkpoint, TensorRecord, open_checkpoint
 from pointdistill.engine.weights.torch_zip import LIMITS, Limits
@@ -132,9 +138,6 @@ def _save(
     }
     save_encoder(imported.encoder, output, sources=sources, training=training)
 
-
-HUB_SECONDS = 10.0
-"""How long the Hub may be silent before it counts as out of reach; a download that has begun gets longer."""
 
 _LONGEST_LIST = 1 << 22  # bytes; the Hub's list of the repository's files takes a few thousand
 _POLL_SECONDS = 1.0

@@ -1,16 +1,20 @@
-"""The content of a file, within the limits: bytes mapped into memory, or text in blocks of lines.
+"""The content of a file, within the limits: bytes where they are asked for, or text in blocks of lines.
 
-Of a mapped file only the bytes that are used are ever read; a text file costs the memory of its
-numbers, not of its text.
+Of a binary file only the bytes that are used are ever read; a text file costs the memory of its
+numbers, not of its text. Nothing is mapped into memory: where a mapped file becomes shorter while it
+is read, as one that is still being copied may, the system ends the whole process.
 """
 
 from __future__ import annotations
 
 import codecs
-import mmap
+import io
+import os
 import re
 import warnings
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +44,83 @@ _WINDOWS_NUMBERS = re.compile(rb"([+-]?)1\.#(?:(INF|J)|IND|QNAN|SNAN|R)[0-9]*")
 _SIGN_ALONE = re.compile(rb"[+-](?![0-9])")
 
 
-def map_file(path: Path, limits: MeshLimits) -> memoryview:
-    """The file's bytes, mapped read-only.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of bytes of an open file; they are read when they are asked for.
+
+    Its methods raise a DataError if the file has become shorter than its range.
+    """
+
+    file: io.FileIO | io.BytesIO
+    start: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def part(self, start: int, stop: int) -> Span:
+        """The bytes from ``start`` to before ``stop``, which must lie within the range."""
+        assert 0 <= start <= stop <= self.size
+        return Span(self.file, self.start + start, stop - start)
+
+    def read(self, start: int = 0, stop: int | None = None) -> memoryview:
+        """The bytes from ``start`` to before ``stop``, or the end; at most as many as there are."""
+        stop = self.size if stop is None else min(stop, self.size)
+        data = np.empty(max(0, stop - start), np.uint8).data
+        self._fill(data, start)
+        return data
+
+    def blocks(self, row: np.dtype[Any], count: int, start: int) -> Iterator[NDArray[Any]]:
+        """Yield ``count`` successive rows from byte ``start`` on, some thousands at a time.
+
+        Args:
+            row: their type; not of 0 bytes.
+            count: number of rows, which must lie within the range.
+            start: first byte.
+
+        Yields:
+            (N,) of type ``row``; the next block takes its place in memory.
+        """
+        most = min(count, max(1, _BLOCK // row.itemsize))
+        kept = np.empty(most, row)
+        codes = kept.view(np.uint8).data
+        for first in range(0, count, max(1, most)):
+            rows = min(most, count - first)
+            self._fill(codes[: rows * row.itemsize], start + first * row.itemsize)
+            yield kept[:rows]
+
+    def _fill(self, data: memoryview, start: int) -> None:
+        self.file.seek(self.start + start)
+        filled = 0
+        while filled < len(data):
+            if not (got := self.file.readinto(data[filled:])):
+                raise _shortened(self.file.seek(0, os.SEEK_END))
+            filled += got
+
+
+def _shortened(size: int) -> DataError:
+    """The error for a file that has fewer bytes than when it was opened."""
+    msg = f"has become shorter while it was read ({size:,} bytes now); try again once it is completely written"
+    return DataError(msg)
+
+
+def open_content(path: Path, limits: MeshLimits) -> Span:
+    """The file's bytes. It is closed once nothing refers to them.
 
     Raises:
         DataError: if the file is empty or larger than ``limits.file_bytes``.
     """
-    size = path.stat().st_size
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb", buffering=0, closefd=False)
+    weakref.finalize(file, os.close, descriptor)
+    size = os.fstat(descriptor).st_size
     if size > limits.file_bytes:
         msg = f"{size:,} bytes, at most {limits.file_bytes:,} are accepted; simplify or split the file"
         raise DataError(msg)
     if not size:
         msg = "the file is empty; copy or export it again"
         raise DataError(msg)
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    return Span(file, 0, size)
 
 
 def text_blocks(path: Path) -> Iterator[bytes]:
@@ -106,6 +172,7 @@ def _blocks(path: Path, start: int, join: bytes | None) -> Iterator[bytes]:
     """The file's text in blocks of whole lines, which all end in LF; no block ends right after a ``join``."""
     rest = b""
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         mark = file.read(len(_BYTE_ORDER_MARK))
         if start or mark != _BYTE_ORDER_MARK:
             file.seek(start)
@@ -127,6 +194,8 @@ def _blocks(path: Path, start: int, join: bytes | None) -> Iterator[bytes]:
                 msg = "has a line longer than 16 MiB; it is damaged or of another format"
                 raise DataError(msg)
             yield _plain_lines(block[:complete])
+        if file.tell() < size:
+            raise _shortened(file.tell())
     yield _plain_lines(rest)
 
 

@@ -97,11 +97,20 @@ class _SceneReader:
         # A node may set its own weights of the mesh's morph targets.
         key = node["mesh"], tuple(node.get("weights", mesh.get("weights", ())))
         if key not in self._meshes:
-            self._meshes[key] = list(_primitives(self.document, mesh, key[1], self._decoder))
+            self._meshes[key] = self._read(mesh, key[1])
         for primitive in self._meshes[key]:
             self._vertices += len(primitive.vertices)
             check_size("vertices", self._vertices, self.document.limits.vertices)
             self._add_primitive(primitive, node, matrix, placed)
+
+    def _read(self, mesh: Json, weights: Sequence[float]) -> list[_Primitive]:
+        """The primitives of a mesh, which together may have no more vertices than a scene."""
+        found, vertices = list[_Primitive](), self._vertices
+        for primitive in _primitives(self.document, mesh, weights, self._decoder):
+            found.append(primitive)
+            vertices += len(primitive.vertices)
+            check_size("vertices", vertices, self.document.limits.vertices)
+        return found
 
     def _add_primitive(
         self, primitive: _Primitive, node: Json, matrix: Floats, placed: dict[int, Floats]
@@ -156,6 +165,7 @@ def _primitive(
     sets = sorted(name[7:] for name in attributes if name.startswith("JOINTS_"))
     if not sets:
         return _Primitive(vertices, None if mode == _POINTS else corners)
+    check_size("joint weights", 4 * len(sets) * len(vertices), 2 * document.limits.vertices)
     joints = np.concatenate([attribute(f"JOINTS_{name}") for name in sets], axis=1)
     shares = np.concatenate([attribute(f"WEIGHTS_{name}") for name in sets], axis=1)
     return _Primitive(vertices, corners, joints.astype(np.int64), shares)
@@ -170,7 +180,8 @@ def _draco_mesh(document: Document, primitive: Json, decoder: DracoDecoder) -> D
     corners = document.item("accessors", primitive.get("indices"))["count"]
     check_size("vertices", vertices, document.limits.vertices)
     check_size("triangles", corners // 3, document.limits.faces)
-    stream = bytes(document.view(extension["bufferView"]))
+    view = document.view(extension["bufferView"])
+    stream = bytes(document.read(view, 0, len(view)))
     return decoder.decode(stream, vertices=vertices, faces=corners // 3)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import json
 import struct
 import time
@@ -26,16 +27,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.content import excerpt, map_file
+from pointdistill.data.meshes.formats.content import Span, excerpt, open_content
 from pointdistill.data.meshes.records import Floats, Indices, MeshLimits
 from pointdistill.errors import DataError
 
 Json = Mapping[str, Any]
 
 _JSON_CHUNK, _BINARY_CHUNK = 0x4E4F534A, 0x004E4942
+_MOST_CHUNKS = 1000
+"""Chunks of a GLB looked at. The two that are used come first."""
+
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 
+
+_MOST_READINGS = 8
+"""How often the bytes of the largest file may be read: meshes share buffers, and their attributes views."""
 
 _DRACO_MESH = 1
 _SEQUENTIAL, _EDGEBREAKER = 0, 1
@@ -49,8 +56,9 @@ class Document:
     path: Path
     json: Json
     limits: MeshLimits
-    embedded: memoryview | None  # the binary chunk of a GLB
-    _loaded: dict[int, memoryview] = field(default_factory=dict)
+    embedded: Span | None  # the binary chunk of a GLB
+    _loaded: dict[int, Span] = field(default_factory=dict)
+    _bytes_left: int = 0
 
     def item(self, kind: str, index: Any) -> Json:
         """Entry ``index`` of the top-level array ``kind``.
@@ -65,7 +73,26 @@ class Document:
         entry: Json = entries[index]
         return entry
 
-    def view(self, index: Any) -> memoryview:
+    def __post_init__(self) -> None:
+        self._bytes_left = _MOST_READINGS * self.limits.file_bytes
+
+    def read(self, content: Span, start: int, stop: int) -> memoryview:
+        """Bytes of a view.
+
+        Raises:
+            DataError: if all readings of the document together are of far more bytes than the largest file has.
+        """
+        self._charge(stop - start)
+        return content.read(start, stop)
+
+    def _charge(self, size: int) -> None:
+        """Count what is read, since many entries may share a view, or have none and be all zero."""
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            msg = "its meshes read the same bytes over and over; export the model again"
+            raise DataError(msg)
+
+    def view(self, index: Any) -> Span:
         """The bytes of a buffer view.
 
         Raises:
@@ -80,7 +107,7 @@ class Document:
                 "the file is damaged or cut short"
             )
             raise DataError(msg)
-        return data[start : start + length]
+        return data.part(start, start + length)
 
     def array(self, index: Any) -> NDArray[Any]:
         """An accessor's values, (count, width), sparse ones applied; integers as they are stored.
@@ -95,8 +122,11 @@ class Document:
         if "bufferView" in accessor:
             stride = self.item("bufferViews", accessor["bufferView"]).get("byteStride")
             data = self.view(accessor["bufferView"])
-            values = _strided(data, accessor.get("byteOffset", 0), stride, (count, width), dtype)
+            values = self._strided(
+                data, accessor.get("byteOffset", 0), stride, (count, width), dtype
+            )
         else:
+            self._charge(count * width * dtype.itemsize)
             values = np.zeros((count, width), dtype)
         if "sparse" in accessor:
             values = self._sparse(values, accessor["sparse"])
@@ -114,17 +144,40 @@ class Document:
         count, where, what = sparse["count"], sparse["indices"], sparse["values"]
         index_type = np.dtype(_COMPONENTS[where["componentType"]])
         data = self.view(where["bufferView"])
-        rows = _strided(data, where.get("byteOffset", 0), None, (count, 1), index_type)[:, 0]
+        rows = self._strided(data, where.get("byteOffset", 0), None, (count, 1), index_type)[:, 0]
         if count and int(rows.max()) >= len(values):
             msg = f"a sparse accessor sets entry {int(rows.max())} of {len(values)}; the file is damaged"
             raise DataError(msg)
         data = self.view(what["bufferView"])
         shape = (count, values.shape[1])
         changed = values.copy()
-        changed[rows] = _strided(data, what.get("byteOffset", 0), None, shape, values.dtype)
+        changed[rows] = self._strided(data, what.get("byteOffset", 0), None, shape, values.dtype)
         return changed
 
-    def _buffer(self, index: Any) -> memoryview:
+    def _strided(
+        self,
+        data: Span,
+        offset: int,
+        stride: int | None,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> NDArray[Any]:
+        """A table whose rows start ``stride`` bytes apart."""
+        count, width = shape
+        row = width * dtype.itemsize
+        stride = stride or row
+        end = offset + (count - 1) * stride + row if count else offset
+        if min(count, offset) < 0 or stride < row or end > len(data):
+            msg = (
+                f"an accessor of {count:,} entries wants bytes {offset:,} to {end:,} of {len(data):,}; "
+                "the file is damaged or cut short"
+            )
+            raise DataError(msg)
+        stored = self.read(data, offset, end)
+        table: NDArray[Any] = np.ndarray(shape, dtype, stored, strides=(stride, dtype.itemsize))
+        return table
+
+    def _buffer(self, index: Any) -> Span:
         if index not in self._loaded:
             buffer = self.item("buffers", index)
             data = self._load(index, buffer.get("uri"))
@@ -137,7 +190,7 @@ class Document:
             self._loaded[index] = data
         return self._loaded[index]
 
-    def _load(self, index: int, uri: str | None) -> memoryview:
+    def _load(self, index: int, uri: str | None) -> Span:
         if uri is None:
             if self.embedded is None or index != 0:
                 msg = f"buffer {index} is neither embedded nor in a file; export the model again"
@@ -153,39 +206,20 @@ class Document:
                 "the .gltf, or export a .glb"
             )
             raise DataError(msg)
-        return map_file(path, self.limits)
+        return open_content(path, self.limits)
 
 
-def _decode_uri(uri: str) -> memoryview:
+def _decode_uri(uri: str) -> Span:
     head, comma, body = uri.partition(",")
     if not comma or not head.endswith(";base64"):
         msg = f"a buffer is given as {excerpt(head.encode())}; accepted are base64 data"
         raise DataError(msg)
     try:
-        return memoryview(base64.b64decode(body, validate=True))
+        data = base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:
         msg = f"an embedded buffer is not base64 ({error}); the file is damaged, export it again"
         raise DataError(msg) from error
-
-
-def _strided(
-    data: memoryview, offset: int, stride: int | None, shape: tuple[int, int], dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    """A table whose rows start ``stride`` bytes apart; a view of ``data``."""
-    count, width = shape
-    row = width * dtype.itemsize
-    stride = stride or row
-    end = offset + (count - 1) * stride + row if count else offset
-    if min(count, offset) < 0 or stride < row or end > len(data):
-        msg = (
-            f"an accessor of {count:,} entries wants bytes {offset:,} to {end:,} of {len(data):,}; "
-            "the file is damaged or cut short"
-        )
-        raise DataError(msg)
-    table: NDArray[Any] = np.ndarray(
-        shape, dtype, buffer=data, offset=offset, strides=(stride, dtype.itemsize)
-    )
-    return table
+    return Span(io.BytesIO(data), 0, len(data))
 
 
 def open_document(path: Path, limits: MeshLimits) -> Document:
@@ -194,11 +228,10 @@ def open_document(path: Path, limits: MeshLimits) -> Document:
     Raises:
         DataError: if it is neither, is cut short, or is not glTF 2.
     """
-    data = map_file(path, limits)
-    if bytes(data[:4]) == b"glTF":
-        text, embedded = _chunks(data)
-    else:
-        text, embedded = data, None
+    content = open_content(path, limits)
+    text, embedded = content, None
+    if bytes(content.read(0, 4)) == b"glTF":
+        text, embedded = _chunks(content)
     try:
         document = json.loads(_bounded_json(text, limits))
     except (ValueError, RecursionError) as error:
@@ -214,37 +247,39 @@ def open_document(path: Path, limits: MeshLimits) -> Document:
     return Document(path, document, limits, embedded)
 
 
-def _bounded_json(text: memoryview, limits: MeshLimits) -> bytes:
+def _bounded_json(text: Span, limits: MeshLimits) -> bytes:
     """The JSON text, once its size and the number of its values are known to be within the limits."""
     check_size("bytes of JSON", len(text), limits.document_bytes)
-    data = bytes(text)
+    data = bytes(text.read())
     values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
     check_size("values in JSON", values, limits.document_values)
     return data
 
 
-def _chunks(data: memoryview) -> tuple[memoryview, memoryview | None]:
+def _chunks(data: Span) -> tuple[Span, Span | None]:
     """The JSON chunk and the binary chunk of a GLB."""
     if len(data) < 20:
         msg = f"a GLB file of {len(data)} bytes; it is cut short"
         raise DataError(msg)
-    _, version, stated = struct.unpack_from("<4sII", data)
+    _, version, stated = struct.unpack("<4sII", data.read(0, 12))
     if version != 2:
         msg = f"GLB version {version}, accepted is 2; export the model again"
         raise DataError(msg)
     if stated > len(data):
         msg = f"the header promises {stated:,} bytes, the file has {len(data):,}; it is cut short"
         raise DataError(msg)
-    chunks: dict[int, memoryview] = {}
+    chunks: dict[int, Span] = {}
     at = 12
-    while at + 8 <= stated:
-        length, kind = struct.unpack_from("<II", data, at)
+    for _ in range(_MOST_CHUNKS):
+        if at + 8 > stated:
+            break
+        length, kind = struct.unpack("<II", data.read(at, at + 8))
         if at + 8 + length > len(data):
             msg = (
                 f"a chunk of {length:,} bytes at byte {at:,} of {len(data):,}; the file is damaged"
             )
             raise DataError(msg)
-        chunks.setdefault(kind, data[at + 8 : at + 8 + length])
+        chunks.setdefault(kind, data.part(at + 8, at + 8 + length))
         at += 8 + length + _padding(data, at + 8 + length, -length % 4)
     if _JSON_CHUNK not in chunks:
         msg = "a GLB file without JSON; the file is damaged, export it again"
@@ -252,14 +287,14 @@ def _chunks(data: memoryview) -> tuple[memoryview, memoryview | None]:
     return chunks[_JSON_CHUNK], chunks.get(_BINARY_CHUNK)
 
 
-def _padding(data: memoryview, end: int, expected: int) -> int:
+def _padding(data: Span, end: int, expected: int) -> int:
     """The bytes between a chunk that ends at ``end`` and the next: those that the standard asks for, or none.
 
     Some programs leave them out. Then a chunk that is known begins at once.
     """
     for padding in (expected, 0):
         if end + padding + 8 <= len(data):
-            length, kind = struct.unpack_from("<II", data, end + padding)
+            length, kind = struct.unpack("<II", data.read(end + padding, end + padding + 8))
             fits = end + padding + 8 + length <= len(data)
             if kind in (_JSON_CHUNK, _BINARY_CHUNK) and fits:
                 return padding

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.content import excerpt, map_file
+from pointdistill.data.meshes.formats.content import excerpt, open_content
 from pointdistill.data.meshes.formats.e57 import read_apart
 from pointdistill.data.meshes.formats.step_convert import limit_process
 from pointdistill.data.meshes.records import Floats, MeshLimits, RawMesh
@@ -55,25 +55,30 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
         DataError: if it is not a LAS file, promises more points than follow, or is compressed and laspy and lazrs
             are not installed.
     """
-    data = map_file(path, limits)
-    header = _header(data)
+    content = open_content(path, limits)
+    data = content.read(0, _SHORTEST_HEADER_1_4)
+    header = _header(data, len(content))
     check_size("points", header.points, limits.vertices)
     if header.compressed:
-        _check_records(data)
+        _check_records(data, len(content))
         counts = _unpack(path, header.points, limits)
         return RawMesh(points=[counts * header.scale + header.offset], declared_up="z")
-    available = max(0, len(data) - header.first) // header.record
+    available = max(0, len(content) - header.first) // header.record
     if available < header.points:
         msg = f"the header promises {header.points:,} points, the file has {available:,}; it is cut short"
         raise DataError(msg)
     row = np.dtype(
         {"names": ["xyz"], "formats": ["3<i4"], "offsets": [0], "itemsize": header.record}
     )
-    rows: NDArray[np.void] = np.frombuffer(data, row, header.points, header.first)
-    return RawMesh(points=[rows["xyz"] * header.scale + header.offset], declared_up="z")
+    points = np.empty((header.points, 3))
+    at = 0
+    for rows in content.blocks(row, header.points, header.first):
+        points[at : at + len(rows)] = rows["xyz"] * header.scale + header.offset
+        at += len(rows)
+    return RawMesh(points=[points], declared_up="z")
 
 
-def _header(data: memoryview) -> _Header:
+def _header(data: memoryview, file_bytes: int) -> _Header:
     if len(data) < _SHORTEST_HEADER or bytes(data[:4]) != b"LASF":
         msg = f"expected a LAS header, got {excerpt(bytes(data[:16]))}; the file is damaged or of another format"
         raise DataError(msg)
@@ -89,14 +94,23 @@ def _header(data: memoryview) -> _Header:
         # write the older field alone.
         points = struct.unpack_from("<Q", data, 247)[0] or points
     if not points:
-        stored = max(0, len(data) - first) // record
+        stored = max(0, file_bytes - first) // record
         msg = f"the header states 0 points, {stored:,} records could follow it; export the cloud again"
         raise DataError(msg)
+    if first < _SHORTEST_HEADER:
+        msg = f"the points begin at byte {first}, inside the header; the file is damaged, export it again"
+        raise DataError(msg)
     scale, offset = np.frombuffer(data, "<f8", 6, 131).reshape(2, 3)
+    if not (np.isfinite([scale, offset]).all() and scale.all()):
+        msg = (
+            f"the header scales x, y and z by {', '.join(map(str, scale.tolist()))} and shifts them by "
+            f"{', '.join(map(str, offset.tolist()))}; accepted are finite numbers, and no scale of 0"
+        )
+        raise DataError(msg)
     return _Header(first, record, points, compressed, scale, offset)
 
 
-def _check_records(data: memoryview) -> None:
+def _check_records(data: memoryview, file_bytes: int) -> None:
     """Refuse more variable-length records than the file has room for: laspy would look for each of them.
 
     Raises:
@@ -105,7 +119,7 @@ def _check_records(data: memoryview) -> None:
     promised = struct.unpack_from("<I", data, 100)[0] * _RECORD_HEADER
     if data[25] >= 4 and len(data) >= _SHORTEST_HEADER_1_4:
         promised += struct.unpack_from("<I", data, 243)[0] * _RECORD_HEADER
-    if promised > len(data):
+    if promised > file_bytes:
         msg = "the header promises more records than the file has room for; copy or export it again"
         raise DataError(msg)
 

@@ -23,7 +23,7 @@ from pointdistill.data.meshes.formats.fast_numbers import Tokens, split_tokens
 from pointdistill.data.meshes.records import Floats, Indices, MeshLimits, Part, RawMesh
 from pointdistill.errors import DataError
 
-_KEYWORD = re.compile(rb"(?:ST)?C?N?OFF(?![A-Za-z])\s*(.*)", re.DOTALL)
+_KEYWORD = re.compile(rb"(?:(?:ST)?C?N?OFF|off)(?![A-Za-z])\s*(.*)", re.DOTALL)
 _NOTHING = split_tokens(b"")
 _LONGEST_FACE = 1 << 20
 """Bytes of a face that is read over several lines."""
@@ -105,7 +105,8 @@ def _body(header: _Header, rows: Tokens, blocks: Iterator[Tokens]) -> RawMesh:
         if not len(rows):
             msg = (
                 f"the header promises {header.vertices:,} vertices and {header.faces:,} faces, the file has "
-                f"{header.vertices - vertices_left:,} and {header.faces - faces_left:,}; it is cut short"
+                f"{header.vertices - vertices_left:,} and {header.faces - faces_left:,} lines of them; it is cut "
+                "short, or not one to a line"
             )
             raise DataError(msg)
     points = np.concatenate(vertices) if vertices else np.empty((0, 3))

@@ -6,14 +6,13 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import (
     check_text_size,
     excerpt,
     line_blocks,
-    map_file,
+    open_content,
     parse_points,
 )
 from pointdistill.data.meshes.records import Floats, MeshLimits, RawMesh
@@ -98,11 +97,17 @@ def _binary_points(
     path: Path, start: int, header: dict[str, list[str]], counts: list[int], limits: MeshLimits
 ) -> Floats:
     row = _row(header, counts)
-    data = map_file(path, limits)
-    rows: NDArray[np.void] = np.frombuffer(data, row, (len(data) - start) // row.itemsize, start)
-    check_size("points", len(rows), limits.vertices)
+    content = open_content(path, limits)
+    count = (len(content) - start) // row.itemsize
+    check_size("points", count, limits.vertices)
+    points = np.empty((count, 3))
+    at = 0
     with np.errstate(invalid="ignore"):  # of a NaN that signals
-        return np.stack([rows[axis][:, 0] for axis in "xyz"], axis=1).astype(np.float64)
+        for rows in content.blocks(row, count, start):
+            for column, axis in enumerate("xyz"):
+                points[at : at + len(rows), column] = rows[axis][:, 0]
+            at += len(rows)
+    return points
 
 
 def _packed_points(
@@ -111,17 +116,17 @@ def _packed_points(
     """Two sizes, then the fields one after another, each for all points, compressed together."""
     row = _row(header, counts)
     points = int(header["POINTS"][0])
-    data = map_file(path, limits)
-    packed, size = struct.unpack_from("<II", data, start)
-    if size != points * row.itemsize or start + 8 + packed > len(data):
+    content = open_content(path, limits)
+    packed, size = struct.unpack("<II", content.read(start, start + 8))
+    if size != points * row.itemsize or start + 8 + packed > len(content):
         msg = (
             f"{points:,} points of {row.itemsize} bytes are promised, {size:,} bytes packed as {packed:,} follow "
-            f"with {len(data) - start - 8:,} in the file; it is damaged or cut short"
+            f"with {len(content) - start - 8:,} in the file; it is damaged or cut short"
         )
         raise DataError(msg)
     check_size("bytes once unpacked", size, limits.file_bytes)
     check_size("compressed bytes", packed, limits.document_bytes)  # 25 seconds' worth
-    columns = unpack_lzf(bytes(data[start + 8 : start + 8 + packed]), size)
+    columns = unpack_lzf(bytes(content.read(start + 8, start + 8 + packed)), size)
     assert row.fields is not None  # it has x, y and z
     coordinates = []
     for axis in "xyz":

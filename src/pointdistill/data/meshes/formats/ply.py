@@ -1,23 +1,25 @@
 """Stanford PLY, text and binary of either byte order, with or without faces.
 
-In binary files, rows of fixed size are one view and ragged rows are read one by one; text has one line per row.
+In binary files, rows of fixed size are read in blocks and ragged rows one by one; text has one line per row.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import (
+    Span,
     check_text_size,
-    map_file,
+    open_content,
     parse_indices,
     parse_points,
     parse_polygons,
@@ -62,6 +64,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     if vertex is None:
         msg = f"no vertex element, found {header.names}; it is not a mesh or a point cloud"
         raise DataError(msg)
+    vertex.lower_axes()
     if missing := [axis for axis in _AXES if axis not in vertex.scalar_names]:
         msg = f"the vertices have no {', '.join(missing)}; export them with x, y and z"
         raise DataError(msg)
@@ -135,7 +138,7 @@ def _read_binary(
     Raises:
         DataError: if the data end before the header's counts are reached.
     """
-    data = map_file(path, limits)
+    content = open_content(path, limits)
     offset = header.data_start
     vertices = np.empty((0, 3))
     faces: _Polygons = {}
@@ -143,60 +146,61 @@ def _read_binary(
         if not element.count or not element.properties:
             continue
         list_name = index_names.get(element.name)
-        table, end = (_rows if element.list_names else _table)(
-            data, offset, element, header.byte_order
-        )
+        is_vertex = element.name == "vertex"
+        row = _row_like_first(content, offset, element, header.byte_order)
+        end = offset + element.count * row.itemsize
+        if not element.list_names:
+            _check_end(content, end, element)
+        names = _AXES if is_vertex else () if list_name is None else (list_name,)
+        if list_name is not None and end <= len(content):
+            check_size("corners", element.count * math.prod(row[list_name].shape), 3 * limits.faces)
+        table = _uniform_rows(content, offset, element, row, names) if end <= len(content) else None
         if table is None:
             polygons, points, offset = _ragged_rows(
-                data, offset, element, header.byte_order, list_name, 3 * limits.faces
+                content, offset, element, header.byte_order, list_name, 3 * limits.faces
             )
-            vertices = points if element.name == "vertex" else vertices
+            vertices = points if is_vertex else vertices
         else:
             offset = end
-            if element.name == "vertex":
-                vertices = np.stack([table[axis] for axis in "xyz"], axis=1).astype(np.float64)
+            if is_vertex:
+                vertices = table
             elif list_name is not None:
-                check_size("corners", table[list_name].size, 3 * limits.faces)
-                items = table[list_name].astype(np.int64)
-                polygons = items.reshape(-1), np.full(len(items), items.shape[1], np.int64)
+                polygons = table.reshape(-1), np.full(len(table), table.shape[1], np.int64)
         if list_name is not None:
             faces[element.name] = polygons
     return vertices, faces
 
 
-def _table(
-    data: memoryview, offset: int, element: Element, order: str
-) -> tuple[NDArray[np.void] | None, int]:
-    """All rows of an element without lists."""
-    dtype = np.dtype(
-        {
-            "names": [f"{item.name}" for item in element.properties],
-            "formats": [order + item.item_type for item in element.properties],
-        }
-    )
-    _check_end(data, offset + element.count * dtype.itemsize, element)
-    table = np.frombuffer(data, dtype, element.count, offset)
-    return table, offset + table.nbytes
+def _uniform_rows(
+    content: Span, offset: int, element: Element, row: np.dtype[np.void], names: tuple[str, ...]
+) -> NDArray[Any] | None:
+    """Some columns of an element if every row has the layout of the first; else None.
+
+    Returns:
+        (rows, 3) float64 of the vertices' axes, or (rows, items) int64 of a list of indices.
+    """
+    counts = [name for name in row.names or () if "#" in name]
+    width = sum(math.prod(row[name].shape) for name in names)
+    dtype = np.float64 if names == _AXES else np.int64
+    values: NDArray[Any] = np.empty((element.count, width), dtype)
+    if not (names or counts):
+        return values
+    first, at = None, 0
+    for rows in content.blocks(row, element.count, offset):
+        first = [rows[name][0] for name in counts] if first is None else first
+        if any((rows[name] != count).any() for name, count in zip(counts, first, strict=True)):
+            return None
+        block = values[at : at + len(rows)]
+        if names == _AXES:
+            for column, axis in enumerate(_AXES):
+                block[:, column] = rows[axis]
+        elif names:
+            block[:] = rows[names[0]]
+        at += len(rows)
+    return values
 
 
-def _rows(
-    data: memoryview, offset: int, element: Element, order: str
-) -> tuple[NDArray[np.void] | None, int]:
-    """All rows of an element with lists, if every row has the layout of the first; else None."""
-    row = _row_like_first(data, offset, element, order)
-    if offset + element.count * row.itemsize <= len(data):
-        table = np.frombuffer(data, row, element.count, offset)
-        uniform = all(
-            (table[name] == table[name][0]).all() for name in row.names or () if "#" in name
-        )
-        if uniform:
-            return table, offset + table.nbytes
-    return None, offset
-
-
-def _row_like_first(
-    data: memoryview, offset: int, element: Element, order: str
-) -> np.dtype[np.void]:
+def _row_like_first(data: Span, offset: int, element: Element, order: str) -> np.dtype[np.void]:
     """The layout of the first row; the count of the list ``name`` is the field ``#name``."""
     fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = []
     for item in element.properties:
@@ -206,7 +210,8 @@ def _row_like_first(
         else:
             count_type = np.dtype(order + item.count_type)
             _check_end(data, offset + count_type.itemsize, element)
-            count = _count(np.frombuffer(data, count_type, 1, offset)[0].item(), element)
+            stored = np.frombuffer(data.read(offset, offset + count_type.itemsize), count_type)
+            count = _count(stored[0].item(), element)
             offset += count_type.itemsize + count * np.dtype(item.item_type).itemsize
             _check_end(data, offset, element)
             fields.append((f"#{item.name}", count_type.str))
@@ -215,7 +220,7 @@ def _row_like_first(
 
 
 def _ragged_rows(
-    data: memoryview, offset: int, element: Element, order: str, list_name: str | None, most: int
+    content: Span, start: int, element: Element, order: str, list_name: str | None, most: int
 ) -> tuple[tuple[Indices, Indices], Floats, int]:
     """Rows with lists, one by one, at a microsecond each; only lists of several sizes come here.
 
@@ -236,6 +241,7 @@ def _ragged_rows(
         for item in element.properties
     ]
     corners, sizes, values = array("q"), array("q"), array("d")
+    data, offset = content.read(start), 0
     for _ in range(element.count):
         for is_selected, count_type, item_type in layout:
             if count_type is None:
@@ -260,7 +266,7 @@ def _ragged_rows(
     named = [item.name for item in element.properties if item.name in axes]
     points = points[:, [named.index(axis) for axis in axes]] if axes else points
     polygons = np.array(corners, dtype=np.int64), np.array(sizes, dtype=np.int64)
-    return polygons, points, offset
+    return polygons, points, start + offset
 
 
 def _count(value: float, element: Element) -> int:
@@ -271,7 +277,7 @@ def _count(value: float, element: Element) -> int:
     return count
 
 
-def _check_end(data: memoryview, end: int, element: Element) -> None:
+def _check_end(data: Span | memoryview, end: int, element: Element) -> None:
     if end > len(data):
         msg = (
             f"the header promises {element.count:,} of {element.name!r}, the file ends before the last; "
@@ -322,7 +328,7 @@ class _Lines:
             if self._rows is None:
                 msg = (
                     f"the header promises {element.count:,} of {element.name!r}, the file has "
-                    f"{element.count - left:,}; it is cut short"
+                    f"{element.count - left:,} lines of them; it is cut short, or not one to a line"
                 )
                 raise DataError(msg)
             rows, self._rows = self._rows.lines(slice(left)), self._rows.lines(slice(left, None))

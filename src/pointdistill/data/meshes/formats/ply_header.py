@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ _TYPES = {
     "double": "f8",
     "float64": "f8",
 }
-_FIRST_LINE = re.compile(rb"ply[ \t]*(\r\n|\n\r(?=[^\n])|\n|\r)")
+_FIRST_LINE = re.compile(rb"(?:\xef\xbb\xbf)?ply[ \t]*(\r\n|\n\r(?=[^\n])|\n|\r)")
 _LAST_LINE = re.compile(rb"[\r\n][ \t]*end_header[ \t]*(?=[\r\n])")
 _FORMS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
@@ -62,6 +62,14 @@ class Element:
     def property_names(self) -> str:
         """The names of all properties, for messages."""
         return ", ".join(item.name for item in self.properties) or "none"
+
+    def lower_axes(self) -> None:
+        """Call X, Y and Z by x, y and z, unless those are there too."""
+        if {"X", "Y", "Z"} <= {*self.scalar_names} and not {"x", "y", "z"} & {*self.scalar_names}:
+            self.properties = [
+                replace(item, name=item.name.lower() if item.name in ("X", "Y", "Z") else item.name)
+                for item in self.properties
+            ]
 
     @property
     def scalar_names(self) -> list[str]:

@@ -96,7 +96,11 @@ def _read_array(path: Path, limits: MeshLimits) -> RawMesh:
     try:
         if path.suffix.lower() == ".npz":
             return _from_archive(path, limits)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as stream:
+            shape, dtype = _check_claim(stream, path.stat().st_size)
+            _check_form(shape, dtype)
+            stream.seek(0)
+            array = np.lib.format.read_array(stream, allow_pickle=False)
         return RawMesh(points=[_first_three_columns(array, limits)], nan_is_missing=True)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         msg = (
@@ -143,17 +147,21 @@ def _member(file: zipfile.ZipFile, member: zipfile.ZipInfo, limits: MeshLimits) 
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _check_claim(stream: IO[bytes], size: int) -> None:
-    """Refuse an array whose header claims more bytes than its member holds, before memory is allocated."""
+def _check_claim(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape and type of an array, whose header may not claim more bytes than its file or member holds."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     else:
         shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    if dtype.hasobject:
+        msg = "its values are pickled objects, which are never opened"
+        raise ValueError(msg)
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > size:
-        msg = f"an array of shape {shape} claims {claimed:,} bytes, the member has {size:,}; it is cut short"
+        msg = f"an array of shape {shape} claims {claimed:,} bytes, {size:,} are there; it is cut short"
         raise DataError(msg)
+    return shape, dtype
 
 
 def _first_three_columns(array: NDArray[Any], limits: MeshLimits) -> NDArray[np.float64]:
@@ -162,21 +170,25 @@ def _first_three_columns(array: NDArray[Any], limits: MeshLimits) -> NDArray[np.
     Raises:
         DataError: if it has another shape or type, or columns before x, y and z.
     """
-    shape = array.shape
-    if array.ndim == 2 and shape[0] == 3 and shape[1] > 3:
-        msg = f"an array of shape {shape} has a column for each point, accepted are rows (n, 3); save array.T"
-        raise DataError(msg)
-    fits = array.ndim == 2 and 3 <= shape[1] <= MOST_COLUMNS
-    if not fits or array.dtype.kind not in "fiu" or array.dtype.itemsize == 1:
-        msg = (
-            f"expected numbers of shape (n, 3 to {MOST_COLUMNS}), got {array.dtype} of shape {shape}; "
-            "this is not surely a cloud, save x, y and z alone as (n, 3)"
-        )
-        raise DataError(msg)
+    _check_form(array.shape, array.dtype)
     check_size("points", len(array), limits.vertices)
     head = np.array(array[:SAMPLE], np.float64)
     check_columns(head, [bool((column == np.round(column)).all()) for column in head.T])
     return np.array(array[:, :3], dtype=np.float64)
+
+
+def _check_form(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse an array that is not (n, 3 and more) numbers."""
+    if len(shape) == 2 and shape[0] == 3 and shape[1] > 3:
+        msg = f"an array of shape {shape} has a column for each point, accepted are rows (n, 3); save array.T"
+        raise DataError(msg)
+    fits = len(shape) == 2 and 3 <= shape[1] <= MOST_COLUMNS
+    if not fits or dtype.kind not in "fiu" or dtype.itemsize == 1:
+        msg = (
+            f"expected numbers of shape (n, 3 to {MOST_COLUMNS}), got {dtype} of shape {shape}; "
+            "this is not surely a cloud, save x, y and z alone as (n, 3)"
+        )
+        raise DataError(msg)
 
 
 def _read_columns(path: Path, limits: MeshLimits) -> RawMesh:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import (
+    Span,
     check_text_size,
     excerpt,
-    map_file,
+    open_content,
     parse_points,
     token_blocks,
 )
@@ -72,7 +73,16 @@ def _is_text(start: bytes) -> bool:
 
 def _read_binary(path: Path, facets: int, limits: MeshLimits) -> RawMesh:
     check_size("triangles", facets, limits.faces)
-    return RawMesh([_part(np.frombuffer(map_file(path, limits), _FACET, facets, _HEADER))])
+    return RawMesh([_solid(open_content(path, limits), facets, _HEADER)])
+
+
+def _solid(content: Span, facets: int, start: int) -> Part:
+    corners = np.empty((facets, 3, 3))
+    at = 0
+    for rows in content.blocks(_FACET, facets, start):
+        corners[at : at + len(rows)] = rows["corners"]
+        at += len(rows)
+    return Part(corners.reshape(-1, 3), np.arange(3 * facets))
 
 
 def _part(facets: NDArray[np.void]) -> Part:
@@ -84,7 +94,8 @@ def _read_longer(path: Path, facets: int, limits: MeshLimits) -> RawMesh:
     """A binary file that goes on after its triangles: with the attributes that they announce, with further solids,
     or with what cannot be a triangle (padding, or a remark shorter than one)."""
     check_size("triangles", facets, limits.faces)
-    data = map_file(path, limits)
+    content = open_content(path, limits)
+    data = content.read()
     starts = _starts_between_payloads(data, facets)
     if starts is not None:
         codes = np.frombuffer(data, np.uint8)
@@ -166,7 +177,10 @@ def _read_text(path: Path, limits: MeshLimits) -> RawMesh:
         complete = _is_complete(tokens.lines(slice(after, None)), complete and not after)
     all_ends = np.concatenate(ends) if ends else np.empty(0, np.int64)
     if not complete or (seen and seen != all_ends[-1:].sum()):
-        msg = f"the file ends inside a solid, after {len(all_ends):,} facets; it is cut short"
+        msg = (
+            f"the file ends inside a solid, after {len(all_ends):,} facets; it is cut short, or has several "
+            "statements on one line"
+        )
         raise DataError(msg)
     if not seen:
         msg = "0 facets in the file; export it again"
