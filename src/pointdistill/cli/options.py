@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "no", "bf16")
+COMPILE = ("auto", "on", "off")
 """As in the engine; repeated here so that a wrong value is refused before torch loads, and compared by a test."""
 
 
@@ -109,6 +110,14 @@ PrecisionOption = Annotated[
     typer.Option(
         help="auto (a resumed run: as before; a new one: bf16 on a GPU), no, or bf16.",
         callback=_one_of("precision", PRECISIONS),
+    ),
+]
+CompileOption = Annotated[
+    str,
+    typer.Option(
+        "--compile",
+        help="Fuse the step's operations by torch.compile: auto (on a GPU), on, or off.",
+        callback=_one_of("compile", COMPILE),
     ),
 ]
 KeepOption = Annotated[int, typer.Option(min=1, help="How many of the newest checkpoints to keep.")]

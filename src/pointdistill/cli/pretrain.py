@@ -18,6 +18,7 @@ from pointdistill.cli.console import (
 )
 from pointdistill.cli.options import (
     BatchSizeOption,
+    CompileOption,
     ConfigOption,
     DataOption,
     DeviceOption,
@@ -218,6 +219,7 @@ def pretrain(
     ] = "none",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    compile_step: CompileOption = "auto",
 ) -> None:
     """Pretrain an encoder on a corpus, without labels. Ctrl-C saves; --resume continues."""
     overrides = run_overrides(
@@ -249,6 +251,7 @@ def pretrain(
             device=device,
             precision=precision,
             sharding=sharding,
+            compile=compile_step,
             save_every=save_every,
             keep=keep,
             track=tuple(track or ()),

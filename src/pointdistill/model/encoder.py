@@ -163,7 +163,7 @@ class Encoder(nn.Module):
         *,
         packed: bool,
     ) -> list[tuple[Tensor | None, Tensor]]:
-        """``encode`` of several passes, with stochastic depth that is already drawn; packed or one after another."""
+        """``encode`` of several passes, whose stochastic depth is already drawn; packed or one after another."""
         groups = [self.with_cls(tokens) for tokens in passes]
         encoded = self.transformer.forward_drawn(groups, draws, packed=packed)
         return [self._split_cls(features) for features in encoded]

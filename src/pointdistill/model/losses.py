@@ -50,8 +50,8 @@ def patch_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy, in nats, of each predicted patch against the teacher's distribution for that patch.
 
-    The log-probabilities and the targets of all rows, each (R, Q), are never in memory as a whole: a compiler fuses
-    the loss into one operation, and without one it is computed in chunks.
+    The log-probabilities and the targets of all rows, each (R, Q), are never in memory as a whole: a compiler
+    fuses the loss into one operation, and without one it is computed in chunks.
 
     Args:
         student_logits: (R, Q), before softmax, with a row for every hidden patch of every mask.

@@ -1,7 +1,8 @@
 """Selects the smallest, the largest or a random few numbers of each row, with the same result on any device.
 
-Ties are resolved in the same way everywhere. On a CPU NumPy is used, which is several times as fast as torch, and on
-a GPU the kernels of ``kernels``; while a graph is traced on a CPU, only torch's own operations are. Sizes: any leading axes, N numbers per row.
+Ties are resolved in the same way everywhere. On a CPU NumPy is used, which is several times as fast as torch, and
+on a GPU the kernels of ``kernels``; while a graph is traced on a CPU, only torch's own operations are. Sizes: any
+leading axes, N numbers per row.
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ def _is_compiled(numbers: Tensor) -> Tensor:
 
 def first_line(error: Exception) -> str:
     """What an error says, in one line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    lines = str(error).splitlines() or [type(error).__name__]
+    # PyTorch names the compiler in the first line, and in the second what it said.
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _say_not_compiled(reason: str) -> None:

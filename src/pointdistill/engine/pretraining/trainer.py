@@ -53,8 +53,8 @@ SHARDINGS = ("none", "fsdp")
 class RunOptions:
     """How a run is executed: options that change its numbers by no more than rounding.
 
-    ``device``, ``precision``, ``sharding`` and ``compile`` decide how numbers are rounded; the others do not change
-    a bit.
+    ``device``, ``precision``, ``sharding`` and ``compile`` decide how numbers are rounded; the others do not
+    change a bit.
 
     Raises:
         ConfigError: for a value that is not accepted.
