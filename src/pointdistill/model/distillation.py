@@ -200,43 +200,38 @@ class Student(Branch):
         """
         # Each view is embedded once, and its tokens are selected for every pass that uses them.
         tokens = self.encoder.embed(views.global_views.flatten())
-        rows = self._rows(views)
-        passes = {}
-        if SeenAs.LOCAL in rows and views.local_views is not None:
-            passes[SeenAs.LOCAL] = self.encoder.embed(views.local_views.flatten())
-        if SeenAs.WHOLE in rows:
-            stride = len(tokens.features) // rows[SeenAs.WHOLE]
-            passes[SeenAs.WHOLE] = Tokens(tokens.features[::stride], tokens.positions[::stride])
-        versions = None
-        if SeenAs.MASKED in rows and views.masks is not None:
-            masks_per_view = rows[SeenAs.MASKED] // len(tokens.features)
-            versions = Tokens(
-                tokens.features.repeat_interleave(masks_per_view, 0),
-                tokens.positions.repeat_interleave(masks_per_view, 0),
-            )
-            passes[SeenAs.MASKED] = self._masked(versions, views.masks)
+        versions = _repeated(tokens, views.masks)
+        passes = self._passes(tokens, versions, views)
         none = [(None, None)] * len(self.encoder.transformer.blocks)
-        encoded = dict(
-            zip(
-                passes,
-                self.encoder.encode_passes(
-                    list(passes.values()),
-                    [none if draws is None else draws[seen_as] for seen_as in passes],
-                    packed=self.packs_passes,
-                ),
-                strict=True,
-            )
+        encoded = self.encoder.encode_passes(
+            list(passes.values()),
+            [none if draws is None else draws[seen_as] for seen_as in passes],
+            packed=self.packs_passes,
         )
+        outputs = dict(zip(passes, encoded, strict=True))
         patch = None
-        if versions is not None and views.masks is not None:
-            patch = self._patch_predictions(versions, views, *encoded[SeenAs.MASKED])
+        if SeenAs.MASKED in outputs:
+            patch = self._patch_predictions(versions, views, *outputs[SeenAs.MASKED])
         shapes = len(views.global_views.centers)
         cls = {
             seen_as: features.unflatten(0, (shapes, -1))
-            for seen_as, (features, _) in encoded.items()
+            for seen_as, (features, _) in outputs.items()
             if features is not None
         }
         return Predictions(self._cls_predictions(cls), patch)
+
+    def _passes(self, tokens: Tokens, versions: Tokens, views: Views) -> dict[SeenAs, Tokens]:
+        """What the encoder sees in each pass; of the global ``tokens`` and their ``versions``, one per mask."""
+        passes = {}
+        for seen_as, rows in self._rows(views).items():
+            if seen_as is SeenAs.LOCAL and views.local_views is not None:
+                passes[seen_as] = self.encoder.embed(views.local_views.flatten())
+            elif seen_as is SeenAs.WHOLE:
+                stride = len(tokens.features) // rows
+                passes[seen_as] = Tokens(tokens.features[::stride], tokens.positions[::stride])
+            elif views.masks is not None:
+                passes[seen_as] = self._masked(versions, views.masks)
+        return passes
 
     def _masked(self, versions: Tokens, masks: Masks) -> Tokens:
         """What the encoder sees of the views under masks: the visible patches, or all with the mask token."""
@@ -286,6 +281,17 @@ class Student(Branch):
         )
         global_cls = [cls[seen_as] for seen_as in (SeenAs.WHOLE, SeenAs.MASKED) if seen_as in cls]
         return ClsPredictions(views, torch.cat(global_cls, dim=1))
+
+
+def _repeated(tokens: Tokens, masks: Masks | None) -> Tokens:
+    """The tokens (B · V, ...) of every global view once for each of its masks: (B · V · M, ...)."""
+    if masks is None:
+        return tokens
+    masks_per_view = len(masks.hidden_index) // len(tokens.features)
+    return Tokens(
+        tokens.features.repeat_interleave(masks_per_view, 0),
+        tokens.positions.repeat_interleave(masks_per_view, 0),
+    )
 
 
 def _target_index(masks: Masks, global_views: Patches) -> Tensor:

@@ -162,7 +162,9 @@ class TrainingStep:
         self.compiler = compiler or StepCompiler()
         self.compiler.module(state.student)
         self.compiler.module(state.teacher)
-        self.objective = self.compiler.function(objective)
+        self.compiled_objective = (
+            self.compiler.function(objective) if self.compiler.active else None
+        )
         self.state = state
         self.student = student
         self.accelerator = accelerator
@@ -217,7 +219,7 @@ class TrainingStep:
         gathered = None
         if predictions.cls is not None and self.accelerator.num_processes > 1:
             gathered = gather_rows(self.accelerator, predictions.cls.features)
-        losses = self.objective(
+        losses = (self.compiled_objective or objective)(
             predictions,
             targets,
             temperatures,
