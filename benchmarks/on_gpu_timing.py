@@ -36,17 +36,15 @@ from pointdistill.engine.config.config import PretrainConfig, Recompute
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.planning.trial import SyntheticCorpus
 from pointdistill.engine.pretraining import step as step_module
+from pointdistill.engine.pretraining.compiling import StepCompiler, compile_failure
 from pointdistill.engine.pretraining.loader import batches, read_batch
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.sharding import prepare_student
 from pointdistill.engine.pretraining.state import new_state, to_device
-from pointdistill.engine.pretraining.step import TrainingStep, make_views
+from pointdistill.engine.pretraining.step import TrainingStep, ViewMaker
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.runtime.devices import GIB, build_accelerator
 from pointdistill.model import losses, patches, selection
-from pointdistill.model.encoder import PatchEmbedding
-from pointdistill.model.heads import PredictorBlock, ProjectionHead
-from pointdistill.model.transformer import Block
 from pointdistill.reporter import StepRecord, TrainingReporter
 
 ATTENTION = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
@@ -121,7 +119,12 @@ class SyntheticStep:
     """The production step on synthetic shapes."""
 
     def __init__(
-        self, settings: Settings, size: str | None = None, *, drop_path: bool = True
+        self,
+        settings: Settings,
+        size: str | None = None,
+        *,
+        drop_path: bool = True,
+        compiler: StepCompiler | None = None,
     ) -> None:
         config = recipe(size or settings.size)
         encoder = config.encoder if drop_path else replace(config.encoder, drop_path=0.0)
@@ -131,14 +134,15 @@ class SyntheticStep:
         self.state = new_state(self.config)
         to_device(self.state, self.device)
         student = prepare_student(self.state, self.accelerator, RunOptions().sharding)
-        self.step = TrainingStep(self.state, student, self.accelerator)
+        self.step = TrainingStep(self.state, student, self.accelerator, compiler)
+        self.make_views = ViewMaker(self.config, self.device, self.step.compiler)
         self.rates = self.config.schedule.at(0, total=10_000, steps_per_epoch=400)
         shapes = SyntheticCorpus(self.config.batch_size, sizes(settings, 16_384, 512))
         self.batch = read_batch(shapes, range(len(shapes)), 0).to(self.device)
         self.loss = math.nan
 
     def views(self) -> None:
-        self.made = make_views(self.batch, self.config)
+        self.made = self.make_views(self.batch)
 
     def train(self) -> Tensor:
         return self.step(self.batch, self.made, self.rates).logged["loss"]
@@ -303,14 +307,12 @@ def base(settings: Settings) -> Found:
 
 
 def recompute(settings: Settings) -> Found:
-    """Speed and memory with the student's patch embedding kept and recomputed, and the patch loss in chunks."""
+    """Speed and memory with the student's patch embedding kept and recomputed, as plain PyTorch."""
     one, found = SyntheticStep(settings), {}
     embedding = one.state.student.encoder.patch_embedding
     for name, choice in (("kept", Recompute.OFF), ("recomputed", Recompute.ON)):
         embedding.recompute = choice.applies_on(one.device.type)
         found[name] = one.speed() | peak_gib(one.both, one.device)
-    with patch.object(losses, "_compiled", lambda *_: None):
-        found["recomputed, loss in chunks"] = one.speed() | peak_gib(one.both, one.device)
     return found
 
 
@@ -407,8 +409,9 @@ def operations(settings: Settings) -> Found:
 
 def compiled_loss(device: torch.device) -> Callable[..., Tensor]:
     """The loss as ``torch.compile`` fuses it on a GPU; on a CPU, where compiling takes a minute, as it is."""
-    fused = losses._compiled(losses.plain_cross_entropy, device) if device.type == "cuda" else None
-    return fused or losses.plain_cross_entropy
+    if device.type == "cpu" or compile_failure(device) is not None:
+        return losses.plain_cross_entropy
+    return torch.compile(losses.plain_cross_entropy, fullgraph=True, dynamic=False)
 
 
 def profiled(settings: Settings) -> Found:
@@ -477,20 +480,14 @@ def in_graphs(settings: Settings) -> Found:
 
 
 def compiled(settings: Settings) -> Found:
-    """Blocks, patch embedding and heads through ``torch.compile``."""
-    one, found = SyntheticStep(settings), {}
-    torch._dynamo.config.recompile_limit = 64
-    found["eager"] = one.speed(10)
-    before = one.both().item()
-    # On a CPU only captured: building kernels takes minutes there.
-    backend = "inductor" if on_gpu(settings) else "eager"
-    for branch in (one.state.student, one.state.teacher):
-        for module in branch.modules():
-            if isinstance(module, Block | PredictorBlock | PatchEmbedding | ProjectionHead):
-                module.compile(dynamic=False, backend=backend)
+    """Views and step through the compiler that training uses."""
+    plain = SyntheticStep(settings)
+    first = plain.both().item()
+    found: Found = {"plain": plain.speed(10)}
+    one = SyntheticStep(settings, compiler=StepCompiler(active=on_gpu(settings)))
     began = time.perf_counter()
-    after = one.both().item()
-    found |= {"compile_seconds": round(time.perf_counter() - began, 1), "losses": [before, after]}
+    found["first losses"] = [first, one.both().item()]
+    found["compile_seconds"] = round(time.perf_counter() - began, 1)
     note(settings, "compiled", found)
     found["compiled"] = one.speed(10) | peak_gib(one.both, one.device)
     return found

@@ -41,7 +41,7 @@ from pointdistill.engine.runtime.schedules import Rates
 from pointdistill.model import distillation
 from pointdistill.model.distillation import Views
 from pointdistill.model.encoder import PatchEmbedding
-from pointdistill.model.transformer import NORM_EPS, Attention, RMSNorm
+from pointdistill.model.transformer import NORM_EPS, Attention, Layout, RMSNorm
 
 POINTS = 16_384
 MOMENTUM = 0.995
@@ -55,8 +55,11 @@ def usual_embedding(self: PatchEmbedding, offsets: Tensor) -> Tensor:
     return self.stage_two(torch.cat([local, summary], -1)).amax(-2)
 
 
-def usual_attention(self: Attention, queries: Tensor, memory: Tensor | None = None) -> Tensor:
+def usual_attention(
+    self: Attention, queries: Tensor, memory: Tensor | None = None, *, layout: Layout | None = None
+) -> Tensor:
     """What ``nn.MultiheadAttention(batch_first=True, need_weights=False)`` calls."""
+    assert layout is None
     query = queries.transpose(0, 1)
     other = query if memory is None else memory.transpose(0, 1)
     mixed, _ = functional.multi_head_attention_forward(
@@ -177,6 +180,7 @@ def ladder(size: str, device: torch.device) -> list[Way]:
             state.optimizer = torch.optim.AdamW(state.student.parameters(), weight_decay=0.05)
         to_device(state, device)
         step = TrainingStep(state, prepare_student(state, accelerator, "none"), accelerator)
+        state.student.packs_passes = False  # the usual attention knows rows of one length only
         label = "the usual way" if done == 0 else f"+ our {parts[done - 1]}"
         ways.append(Way(label, tuple(parts[done:]), state, step))
     return ways

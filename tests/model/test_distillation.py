@@ -25,7 +25,7 @@ from pointdistill.model.heads import Predictor, ProjectionHead
 from pointdistill.model.initialize import initialize
 from pointdistill.model.masking import Masks
 from pointdistill.model.patches import Patches
-from pointdistill.model.transformer import StochasticDepth
+from pointdistill.model.transformer import Layout, StochasticDepth
 from tests.engine.conftest import micro_config
 
 CONFIG = micro_config()
@@ -209,16 +209,18 @@ def test_stochastic_depth_keeps_the_mean(rate: float) -> None:
     """Both ways, by subset and by factor: a branch that adds 1 adds 1 on average."""
 
     class One(nn.Module):
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        def forward(self, tokens: torch.Tensor, layout: Layout | None = None) -> torch.Tensor:
             return torch.ones_like(tokens)
 
-    depth = StochasticDepth(rate).train()
-    generator = torch.Generator().manual_seed(0)
-    rows = depth(torch.zeros(4000, 1, 1), One(), generator)
+    depth, device = StochasticDepth(rate).train(), torch.device("cpu")
+    draw = depth.draw(4000, torch.Generator().manual_seed(0), device)
+    rows = depth(torch.zeros(4000, 1, 1), One(), [draw])
     assert rows.mean().item() == pytest.approx(1.0, abs=0.03)
     passed = rows[rows > 0]
     torch.testing.assert_close(passed, torch.full_like(passed, 1 / (1 - rate)))
-    assert (depth.eval()(torch.zeros(2, 1, 1), One(), None) == 1).all()
+    depth.eval()
+    assert depth.draw(2, None, device) is None
+    assert (depth(torch.zeros(2, 1, 1), One(), [None]) == 1).all()
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.01, 0.5])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -91,36 +89,3 @@ def test_on_a_cpu_the_loss_is_the_one_in_chunks_to_the_bit() -> None:
     assert torch.equal(loss, chunked)
     ours, theirs = (torch.autograd.grad(each, logits)[0] for each in (loss, chunked))
     assert torch.equal(ours, theirs)
-
-
-def without_a_c_compiler(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
-    def fails(*_: Tensor) -> Tensor:
-        raise RuntimeError("Failed to find C compiler\nand much more")
-
-    return fails
-
-
-def switched_off(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
-    return function
-
-
-@pytest.mark.parametrize(
-    ("compiler", "reason"),
-    [
-        (without_a_c_compiler, "Failed to find C compiler"),
-        (switched_off, "torch.compile is switched off"),
-    ],
-)
-def test_without_a_compiler_one_line_says_that_the_loss_is_in_chunks(
-    compiler: Callable[..., Callable[..., Tensor]],
-    reason: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(torch, "compile", compiler)
-    losses._compiled.cache_clear()
-    for _ in range(2):
-        assert losses._compiled(plain_cross_entropy, torch.device("cpu")) is None
-    losses._compiled.cache_clear()
-    (line,) = caplog.messages
-    assert line == f"the patch loss is computed in chunks, which takes longer: {reason}"

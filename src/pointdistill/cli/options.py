@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "no", "bf16")
+COMPILE = ("auto", "on", "off")
 """As in the engine; repeated here so that a wrong value is refused before torch loads, and compared by a test."""
 
 
@@ -219,6 +220,15 @@ PrecisionOption = Annotated[
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document instead; messages go to stderr."),
+]
+CompileOption = Annotated[
+    str,
+    typer.Option(
+        "--compile",
+        help="Fuse the step's operations by torch.compile: auto (on a GPU), on, or off.",
+        callback=_one_of("compile", COMPILE),
+        autocompletion=complete_one_of(*COMPILE),
+    ),
 ]
 KeepOption = Annotated[int, typer.Option(min=1, help="How many of the newest checkpoints to keep.")]
 

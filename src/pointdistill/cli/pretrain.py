@@ -20,6 +20,7 @@ from pointdistill.cli.console import (
 from pointdistill.cli.help import did_you_mean
 from pointdistill.cli.options import (
     BatchSizeOption,
+    CompileOption,
     ConfigOption,
     DataOption,
     DeviceOption,
@@ -305,6 +306,7 @@ def pretrain(
     ] = "none",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    compile_step: CompileOption = "auto",
 ) -> None:
     """Pretrain an encoder on a corpus, without labels. Ctrl-C saves; --resume continues."""
     overrides = run_overrides(
@@ -344,6 +346,7 @@ def pretrain(
             device=device,
             precision=precision,
             sharding=sharding,
+            compile=compile_step,
             save_every=save_every,
             keep=keep,
             track=tuple(track or ()),

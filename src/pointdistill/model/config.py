@@ -9,8 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from pointdistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Mode(StrEnum):
@@ -43,11 +47,14 @@ class Initialization(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Temperatures:
-    """Temperatures of the softmax over prototypes; the teacher's are scheduled."""
+    """Temperatures of the softmax over prototypes; the teacher's are scheduled.
 
-    cls_teacher: float
-    patch_teacher: float
-    student: float = 0.1
+    Compiled code takes them as scalar tensors.
+    """
+
+    cls_teacher: float | Tensor
+    patch_teacher: float | Tensor
+    student: float | Tensor = 0.1
 
 
 KOLEO_WEIGHT = 0.01

@@ -7,7 +7,7 @@ Source: AsymDSD (arXiv 2506.21724); the numbers of a step are in docs/method.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -33,6 +33,7 @@ from pointdistill.model.losses import (
 )
 from pointdistill.model.masking import Masks
 from pointdistill.model.patches import Patches, gather_points
+from pointdistill.model.transformer import DepthDraws
 
 CENTER_MOMENTUM = 0.9
 
@@ -143,6 +144,9 @@ class Student(Branch):
     Without a predictor (an ablation) the mask token replaces every hidden patch in the encoder's own input.
     """
 
+    packs_passes = False
+    """Whether the encoder computes all passes together: fewer and larger operations, which a GPU needs."""
+
     def __init__(
         self,
         mode: Mode,
@@ -159,65 +163,100 @@ class Student(Branch):
         elif mode.has_patches:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
 
-    def forward(self, views: Views, generator: torch.Generator | None = None) -> Predictions:
-        """All passes of the student; this is the call that DDP and FSDP wrap."""
+    def draw_depth(
+        self, views: Views, generator: torch.Generator
+    ) -> dict[SeenAs, list[DepthDraws]]:
+        """Stochastic depth of every pass, which ``forward`` takes."""
+        # Drawn before the passes, since a compiled pass can hold no generator.
+        return {
+            seen_as: self.encoder.transformer.draw_depth(rows, generator)
+            for seen_as, rows in self._rows(views).items()
+        }
+
+    def _rows(self, views: Views) -> dict[SeenAs, int]:
+        """The passes of the encoder, and how many rows each has.
+
+        Their order must not change, since stochastic depth is drawn pass by pass from one generator.
+        """
+        shapes, global_count = views.global_views.centers.shape[:2]
+        rows = {}
+        if self.cls_head is not None:
+            if views.local_views is not None:
+                rows[SeenAs.LOCAL] = shapes * views.local_views.centers.shape[1]
+            # All global views in CLS mode, and the first one of each shape in dual mode.
+            rows[SeenAs.WHOLE] = shapes if self.patch_head is not None else shapes * global_count
+        if self.patch_head is not None and views.masks is not None:
+            rows[SeenAs.MASKED] = len(views.masks.hidden_index)
+        return rows
+
+    def forward(
+        self, views: Views, draws: Mapping[SeenAs, Sequence[DepthDraws]] | None = None
+    ) -> Predictions:
+        """All passes of the student; this is the call that DDP and FSDP wrap.
+
+        Args:
+            views: the views and masks.
+            draws: what ``draw_depth`` returned; None if the rate of stochastic depth is 0.
+        """
         # Each view is embedded once, and its tokens are selected for every pass that uses them.
         tokens = self.encoder.embed(views.global_views.flatten())
-        # The order of the three passes must not change: they draw stochastic depth from the same generator.
-        cls = self._unmasked_cls(tokens, views, generator)
+        versions = _repeated(tokens, views.masks)
+        passes = self._passes(tokens, versions, views)
+        none = [(None, None)] * len(self.encoder.transformer.blocks)
+        encoded = self.encoder.encode_passes(
+            list(passes.values()),
+            [none if draws is None else draws[seen_as] for seen_as in passes],
+            packed=self.packs_passes,
+        )
+        outputs = dict(zip(passes, encoded, strict=True))
         patch = None
-        if self.patch_head is not None and views.masks is not None:
-            masked, features = self._masked_pass(tokens, views.masks, generator)
-            patch = PatchPredictions(
-                self.patch_head(features).flatten(0, 1),
-                features.flatten(0, 1),
-                _target_index(views.masks, views.global_views),
-            )
-            if masked is not None:
-                cls[SeenAs.MASKED] = masked.unflatten(0, (len(views.global_views.centers), -1))
+        if SeenAs.MASKED in outputs:
+            patch = self._patch_predictions(versions, views, *outputs[SeenAs.MASKED])
+        shapes = len(views.global_views.centers)
+        cls = {
+            seen_as: features.unflatten(0, (shapes, -1))
+            for seen_as, (features, _) in outputs.items()
+            if features is not None
+        }
         return Predictions(self._cls_predictions(cls), patch)
 
-    def _unmasked_cls(
-        self, tokens: Tokens, views: Views, generator: torch.Generator | None
-    ) -> dict[SeenAs, Tensor]:
-        """CLS features (B, S, D) of the unmasked passes: local views, and whole global views; none in MPM mode.
-
-        The whole views are all global views in CLS mode, and the first one of each shape in dual mode.
-        """
-        if self.cls_head is None:
-            return {}
-        shapes, stride = len(views.global_views.centers), 1
+    def _passes(self, tokens: Tokens, versions: Tokens, views: Views) -> dict[SeenAs, Tokens]:
+        """What the encoder sees in each pass; of the global ``tokens`` and their ``versions``, one per mask."""
         passes = {}
-        if views.local_views is not None:
-            passes[SeenAs.LOCAL] = self.encoder.embed(views.local_views.flatten())
-        if self.patch_head is not None:
-            stride = len(tokens.features) // shapes
-        passes[SeenAs.WHOLE] = Tokens(tokens.features[::stride], tokens.positions[::stride])
-        features = {}
-        for seen_as, part in passes.items():
-            cls, _ = self.encoder.encode_tokens(part, generator)
-            if cls is not None:
-                features[seen_as] = cls.unflatten(0, (shapes, -1))
-        return features
+        for seen_as, rows in self._rows(views).items():
+            if seen_as is SeenAs.LOCAL and views.local_views is not None:
+                passes[seen_as] = self.encoder.embed(views.local_views.flatten())
+            elif seen_as is SeenAs.WHOLE:
+                stride = len(tokens.features) // rows
+                passes[seen_as] = Tokens(tokens.features[::stride], tokens.positions[::stride])
+            elif views.masks is not None:
+                passes[seen_as] = self._masked(versions, views.masks)
+        return passes
 
-    def _masked_pass(
-        self, tokens: Tokens, masks: Masks, generator: torch.Generator | None
-    ) -> tuple[Tensor | None, Tensor]:
-        """CLS features (B · V · M, D) of the visible tokens, and (B · V · M, H, D) of the hidden patches."""
-        masks_per_view = len(masks.hidden_index) // len(tokens.features)
-        versions = Tokens(
-            tokens.features.repeat_interleave(masks_per_view, 0),
-            tokens.positions.repeat_interleave(masks_per_view, 0),
-        )
+    def _masked(self, versions: Tokens, masks: Masks) -> Tokens:
+        """What the encoder sees of the views under masks: the visible patches, or all with the mask token."""
         if self.predictor is None:
-            cls, patches = self.encoder.encode_tokens(
-                self._with_mask_token(versions, masks), generator
-            )
-            return cls, gather_points(patches, masks.hidden_index)
-        cls, visible = self.encoder.encode_tokens(versions.select(masks.visible_index), generator)
-        memory = visible if cls is None else torch.cat([cls[:, None], visible], dim=1)
-        hidden_positions = gather_points(versions.positions, masks.hidden_index)
-        return cls, self.predictor(hidden_positions, memory)
+            return self._with_mask_token(versions, masks)
+        return versions.select(masks.visible_index)
+
+    def _patch_predictions(
+        self, versions: Tokens, views: Views, cls: Tensor | None, patches: Tensor
+    ) -> PatchPredictions:
+        """The predictions of hidden patches, from the encoder's output for the masked pass."""
+        masks, head = views.masks, self.patch_head
+        assert masks is not None
+        assert head is not None
+        if self.predictor is None:
+            features = gather_points(patches, masks.hidden_index)
+        else:
+            memory = patches if cls is None else torch.cat([cls[:, None], patches], dim=1)
+            hidden_positions = gather_points(versions.positions, masks.hidden_index)
+            features = self.predictor(hidden_positions, memory)
+        return PatchPredictions(
+            head(features).flatten(0, 1),
+            features.flatten(0, 1),
+            _target_index(masks, views.global_views),
+        )
 
     def _with_mask_token(self, versions: Tokens, masks: Masks) -> Tokens:
         """The tokens with the features of hidden patches replaced by the mask token; positions are unchanged."""
@@ -232,15 +271,27 @@ class Student(Branch):
         # Dual mode sees only view 0 whole, and compares it with the teacher's other views. CLS mode compares all
         # whole views with all of the teacher's, including the same view.
         first_target = 1 if SeenAs.MASKED in cls else 0
+        order = [s for s in (SeenAs.LOCAL, SeenAs.MASKED, SeenAs.WHOLE) if s in cls]
+        # All tokens at once: the head then normalises its prototypes once.
+        logits = self.cls_head(torch.cat([cls[seen_as] for seen_as in order], dim=1))
+        parts = logits.split([cls[seen_as].shape[1] for seen_as in order], dim=1)
         views = tuple(
-            ViewLogits(
-                seen_as, self.cls_head(cls[seen_as]), first_target if seen_as is SeenAs.WHOLE else 0
-            )
-            for seen_as in (SeenAs.LOCAL, SeenAs.MASKED, SeenAs.WHOLE)
-            if seen_as in cls
+            ViewLogits(seen_as, part, first_target if seen_as is SeenAs.WHOLE else 0)
+            for seen_as, part in zip(order, parts, strict=True)
         )
         global_cls = [cls[seen_as] for seen_as in (SeenAs.WHOLE, SeenAs.MASKED) if seen_as in cls]
         return ClsPredictions(views, torch.cat(global_cls, dim=1))
+
+
+def _repeated(tokens: Tokens, masks: Masks | None) -> Tokens:
+    """The tokens (B · V, ...) of every global view once for each of its masks: (B · V · M, ...)."""
+    if masks is None:
+        return tokens
+    masks_per_view = len(masks.hidden_index) // len(tokens.features)
+    return Tokens(
+        tokens.features.repeat_interleave(masks_per_view, 0),
+        tokens.positions.repeat_interleave(masks_per_view, 0),
+    )
 
 
 def _target_index(masks: Masks, global_views: Patches) -> Tensor:
@@ -300,7 +351,7 @@ def objective(
     temperatures: Temperatures,
     *,
     koleo_weight: float = KOLEO_WEIGHT,
-    gather: Callable[[Tensor], tuple[Tensor, int]] | None = None,
+    gathered: tuple[Tensor, int] | None = None,
 ) -> Losses:
     """The total loss of a step and its terms (section 5 of docs/method.md).
 
@@ -309,7 +360,8 @@ def objective(
         targets: the teacher's output, already centred.
         temperatures: the temperatures of this step.
         koleo_weight: weight of KoLeo in the total, which is a weighted mean; the other terms have weight 1.
-        gather: concatenates the rows of all processes, and returns the index of our first; None for one process.
+        gathered: the student's global CLS features of all processes, and the index of our first row among them;
+            None for one process.
     """
     terms: dict[str, Tensor] = {}
     if predictions.patch is not None:
@@ -321,7 +373,7 @@ def objective(
     if predictions.cls is not None:
         terms["cls"] = _cls_term(predictions.cls, targets, temperatures)
         features = predictions.cls.features
-        all_features, first = (None, 0) if gather is None else gather(features)
+        all_features, first = (None, 0) if gathered is None else gathered
         terms["koleo"] = koleo(features, all_features, first=first)
     weights = {name: koleo_weight if name == "koleo" else 1.0 for name in terms}
     # Stacked and summed, not added to 0.0: a number made on the host would be copied to the device, and waited

@@ -22,7 +22,7 @@ from pointdistill.model.patches import (
     patchify,
     to_unit_sphere,
 )
-from pointdistill.model.transformer import RMSNorm, Transformer
+from pointdistill.model.transformer import DepthDraws, RMSNorm, Transformer
 
 POSITION_HIDDEN = 128
 """Width of the position embedding's hidden layer, the same in every size."""
@@ -154,7 +154,22 @@ class Encoder(nn.Module):
             tokens: embedded patches, all of a view or only the visible ones.
             generator: source of stochastic depth; required in training unless its rate is 0.
         """
-        features = self.transformer(*self.with_cls(tokens), generator)
+        return self._split_cls(self.transformer(*self.with_cls(tokens), generator))
+
+    def encode_passes(
+        self,
+        passes: Sequence[Tokens],
+        draws: Sequence[Sequence[DepthDraws]],
+        *,
+        packed: bool,
+    ) -> list[tuple[Tensor | None, Tensor]]:
+        """``encode`` of several passes, whose stochastic depth is already drawn; packed or one after another."""
+        groups = [self.with_cls(tokens) for tokens in passes]
+        encoded = self.transformer.forward_drawn(groups, draws, packed=packed)
+        return [self._split_cls(features) for features in encoded]
+
+    def _split_cls(self, features: Tensor) -> tuple[Tensor | None, Tensor]:
+        """CLS features, or None, and patch features of a transformer's output."""
         if self.cls_token is None:
             return None, features
         return features[:, 0], features[:, 1:]

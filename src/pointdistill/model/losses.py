@@ -5,17 +5,12 @@ Sizes: B shapes, T targets and S predictions per shape, R rows, Q prototypes, D 
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-
-log = logging.getLogger("pointdistill")
 
 KOLEO_EPS = 1e-6
 SMOOTH_L1_BETA = 2.0
@@ -31,7 +26,7 @@ _CHUNK_ON_GPU = 2**24
 
 
 def view_cross_entropy(
-    student_logits: Tensor, teacher_probs: Tensor, *, student_temperature: float
+    student_logits: Tensor, teacher_probs: Tensor, *, student_temperature: float | Tensor
 ) -> Tensor:
     """Mean cross-entropy, in nats, of every prediction of a shape against every target of the same shape.
 
@@ -51,12 +46,12 @@ def patch_cross_entropy(
     teacher_probs: Tensor,
     target_index: Tensor,
     *,
-    student_temperature: float,
+    student_temperature: float | Tensor,
 ) -> Tensor:
     """Mean cross-entropy, in nats, of each predicted patch against the teacher's distribution for that patch.
 
-    The log-probabilities and the targets of all rows, each (R, Q), are never in memory as a whole: on a GPU with a
-    compiler the loss is one fused operation, and elsewhere it is computed in chunks.
+    The log-probabilities and the targets of all rows, each (R, Q), are never in memory as a whole: a compiler
+    fuses the loss into one operation, and without one it is computed in chunks.
 
     Args:
         student_logits: (R, Q), before softmax, with a row for every hidden patch of every mask.
@@ -64,15 +59,16 @@ def patch_cross_entropy(
         target_index: (R,) int64, the patch that each row predicts.
         student_temperature: positive; below 1 sharpens the prediction.
     """
-    if student_logits.device.type == "cuda":
-        fused = _compiled(plain_cross_entropy, student_logits.device)
-        if fused is not None:
-            return fused(student_logits, teacher_probs, target_index, student_temperature)
+    if torch.compiler.is_compiling():
+        return plain_cross_entropy(student_logits, teacher_probs, target_index, student_temperature)
     return chunked_cross_entropy(student_logits, teacher_probs, target_index, student_temperature)
 
 
 def plain_cross_entropy(
-    student_logits: Tensor, teacher_probs: Tensor, target_index: Tensor, student_temperature: float
+    student_logits: Tensor,
+    teacher_probs: Tensor,
+    target_index: Tensor,
+    student_temperature: float | Tensor,
 ) -> Tensor:
     """``patch_cross_entropy`` as one expression, which keeps several (R, Q) tensors unless it is compiled."""
     log_probs = (student_logits.float() / student_temperature).log_softmax(-1)
@@ -80,38 +76,16 @@ def plain_cross_entropy(
 
 
 def chunked_cross_entropy(
-    student_logits: Tensor, teacher_probs: Tensor, target_index: Tensor, student_temperature: float
+    student_logits: Tensor,
+    teacher_probs: Tensor,
+    target_index: Tensor,
+    student_temperature: float | Tensor,
 ) -> Tensor:
     """``patch_cross_entropy`` in chunks of rows, with a gradient written by hand; needs no compiler."""
     loss: Tensor = _IndexedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         student_logits, teacher_probs, target_index, student_temperature
     )
     return loss
-
-
-@functools.cache
-def _compiled(
-    function: Callable[..., Tensor], device: torch.device
-) -> Callable[..., Tensor] | None:
-    """``function`` as ``torch.compile`` fuses it; None, and one line to the log, without a working compiler."""
-    # Tried on an expression of its own: after a change of sizes the compiler would prepare the loss for all sizes,
-    # which is slower than for the one size that a run has.
-    try:
-        compiles = bool(torch.compile(_is_compiled, fullgraph=True)(torch.zeros(8, device=device)))
-        reason = "torch.compile is switched off"
-    except Exception as error:
-        # PyTorch has no common class for this: Triton, a C compiler or a header may be missing, or a cache folder
-        # not writable. Running out of memory is not among them, with eight numbers.
-        compiles, reason = False, next(iter(str(error).splitlines()), type(error).__name__)
-    if not compiles:
-        log.warning("the patch loss is computed in chunks, which takes longer: %s", reason)
-        return None
-    return torch.compile(function, fullgraph=True, dynamic=False)
-
-
-def _is_compiled(numbers: Tensor) -> Tensor:
-    """Whether this runs as compiled code; a kernel has to be built to know."""
-    return (numbers + float(torch.compiler.is_compiling())).all()
 
 
 def koleo(features: Tensor, all_features: Tensor | None = None, *, first: int = 0) -> Tensor:
@@ -159,7 +133,7 @@ class PosteriorStats(NamedTuple):
 
 
 @torch.no_grad()
-def posterior_stats(logits: Tensor, temperature: float) -> PosteriorStats:
+def posterior_stats(logits: Tensor, temperature: float | Tensor) -> PosteriorStats:
     """Marginal and mean posterior entropy of centred teacher logits (..., Q) at ``temperature``."""
     rows = logits.flatten(0, -2)
     marginal = rows.new_zeros(rows.shape[1], dtype=torch.float32)
@@ -179,7 +153,11 @@ class _IndexedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target_probs: Tensor, target_index: Tensor, temperature: float
+        ctx: Any,
+        logits: Tensor,
+        target_probs: Tensor,
+        target_index: Tensor,
+        temperature: float | Tensor,
     ) -> Tensor:
         normalizers = []
         total = torch.zeros((), device=logits.device)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pointdistill.model import kernels
 from pointdistill.model.selection import in_numpy, largest_index, smallest_indices
 
 
@@ -55,6 +56,8 @@ def farthest_points(points: Tensor, count: int, *, start: Tensor) -> Tensor:
     if count > size:
         msg = f"cannot choose {count} farthest points out of {size}"
         raise ValueError(msg)
+    if points.dtype == torch.float32 and kernels.usable(points, size):
+        return kernels.farthest_points(points, count, start)
     # Coordinates as three long rows, since operations on rows of three numbers would not vectorise.
     planes = points.transpose(1, 2).contiguous()
     # Reused by every step, to save an allocation in each.

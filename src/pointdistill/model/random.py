@@ -36,10 +36,10 @@ def _mix(value: Tensor) -> Tensor:
     return value ^ _shift_right(value, 31)
 
 
-def sample_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
+def sample_keys(*, seed: int, epoch: int | Tensor, index: Tensor) -> Tensor:
     """Keys (B,) int64, one per sample, from a run's seed, the epoch, and the indices of shapes (B,) int64."""
     key = torch.full_like(index, seed)
-    for part in (torch.full_like(index, epoch), index):
+    for part in (epoch, index):
         key = _mix(key + _GOLDEN) + part
     return _mix(key + _GOLDEN)
 
@@ -86,8 +86,7 @@ class KeyedRandom:
 
         An entry depends only on its own index along each axis, so a longer axis begins with the same numbers.
         """
-        stream = zlib.crc32(f"{self.stream}/{name}".encode())
-        mixed = _mix(self.keys + _signed(stream * _GOLDEN_LOW))
+        mixed = _mix(self.keys + stream_number(f"{self.stream}/{name}"))
         for size in shape:
             counter = torch.arange(1, size + 1, device=self.keys.device)
             mixed = _mix(mixed[..., None] + counter * _GOLDEN)
@@ -106,10 +105,11 @@ class KeyedRandom:
         return (fraction * high).to(torch.int64)
 
 
-def _signed(value: int) -> int:
-    """The int64 with the lowest 64 bits of a Python integer."""
-    return (value + 2**63) % 2**64 - 2**63
-
-
 # Knuth's multiplicative constant; spreads the 32-bit hashes of names over 64 bits.
 _GOLDEN_LOW = 2654435761
+
+
+def stream_number(name: str) -> int:
+    """An int64 that belongs to the name of a stream; a constant, as a compiler has to be told (crc32 is in C)."""
+    product = zlib.crc32(name.encode()) * _GOLDEN_LOW
+    return (product + 2**63) % 2**64 - 2**63  # its lowest 64 bits

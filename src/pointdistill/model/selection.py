@@ -1,7 +1,8 @@
 """Selects the smallest, the largest or a random few numbers of each row, with the same result on any device.
 
-Ties are resolved in the same way everywhere. On a CPU NumPy is used, which is several times as fast as torch;
-while a graph is traced, only torch's own operations are. Sizes: any leading axes, N numbers per row.
+Ties are resolved in the same way everywhere. On a CPU NumPy is used, which is several times as fast as torch, and
+on a GPU the kernels of ``kernels``; while a graph is traced on a CPU, only torch's own operations are. Sizes: any
+leading axes, N numbers per row.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pointdistill.model import kernels
 from pointdistill.model.random import random_order
 
 # The largest int32, which is sorted behind every other.
@@ -39,13 +41,26 @@ def draw_nearest(distance: Tensor, keep: Tensor, seeds: Tensor, count: int) -> T
         drawn = [_draw_row(row, k, *seed, count=available) for row, k, *seed in arguments]
         chosen = torch.from_numpy(np.stack(drawn)).view(*keep.shape, available)
     else:
-        last = distance.sort(-1).values.gather(-1, (keep - 1)[..., None])
+        last = kth_smallest(distance, keep)[..., None]
         place = torch.arange(distance.shape[-1], dtype=torch.int32, device=distance.device)
         low, high = _halves(seeds)
         order = random_order(place, low[..., None], high[..., None])
-        chosen = smallest_indices(order.masked_fill_(distance > last, _LAST), available)
+        chosen = smallest_indices(order.masked_fill_(_as_int32(distance) > last, _LAST), available)
     place = torch.arange(count, device=distance.device)
     return chosen.gather(-1, place % keep.clamp(max=available)[..., None])
+
+
+def kth_smallest(values: Tensor, rank: Tensor) -> Tensor:
+    """Each row's value of this rank (...), from 1 to N, as int32: the bits of floats, which have the same order.
+
+    Args:
+        values: (..., N) int32 or float32, not negative.
+        rank: (...) int64.
+    """
+    values = _as_int32(values)
+    if kernels.usable(values, values.shape[-1]):
+        return kernels.kth_smallest(values.flatten(0, -2), rank.flatten()).view(rank.shape)
+    return values.sort(-1).values.gather(-1, (rank - 1)[..., None]).squeeze(-1)
 
 
 def smallest_indices(values: Tensor, count: int) -> Tensor:
@@ -58,8 +73,11 @@ def smallest_indices(values: Tensor, count: int) -> Tensor:
     if in_numpy(values):
         rows = _as_int32(values).flatten(0, -2).numpy()
         return torch.from_numpy(_smallest_of_rows(rows, count)).view(*values.shape[:-1], count)
-    # topk breaks ties arbitrarily. With the index in the lower half of a key, no two keys are equal.
     values = _as_int32(values)
+    if kernels.usable(values, values.shape[-1]):
+        chosen = kernels.smallest_indices(values.flatten(0, -2), count)
+        return chosen.view(*values.shape[:-1], count)
+    # topk breaks ties arbitrarily. With the index in the lower half of a key, no two keys are equal.
     place = torch.arange(values.shape[-1], device=values.device)
     keys = (values.to(torch.int64) << 32) | place
     first = keys.topk(count, dim=-1, largest=False, sorted=False).values & 0xFFFFFFFF

@@ -1,10 +1,14 @@
 """Pre-norm transformer whose position embeddings are added before every block.
 
-Sizes: B rows, T tokens, S memory tokens, D width.
+Rows of different lengths can be packed: all tokens of all rows, one after another, with a layout that says which
+are a row. What is done token by token is then one operation; only attention is computed group by group.
+
+Sizes: B rows, T tokens, S memory tokens, D width, N packed tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +23,21 @@ DROP_SUBSET_FROM = 0.1
 """From this rate on, stochastic depth computes a branch only for the samples that keep it."""
 
 
+Layout = tuple[tuple[int, int], ...]
+"""Rows, and tokens in a row, of each group of packed tokens."""
+
+
+def pack(groups: Sequence[Tensor]) -> Tensor:
+    """(N, C) tokens of groups (B, T, C) that may differ in B and T."""
+    return torch.cat([group.flatten(0, 1) for group in groups])
+
+
+def unpack(packed: Tensor, layout: Layout) -> list[Tensor]:
+    """The groups (B, T, C) of packed tokens (N, C), as views."""
+    parts = packed.split([rows * tokens for rows, tokens in layout])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, layout, strict=True)]
+
+
 class RMSNorm(nn.RMSNorm):
     """PyTorch's RMSNorm with the model's eps, whose output has the dtype of its input."""
 
@@ -30,7 +49,8 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
-        if x.device.type == "cpu" and x.dtype == self.weight.dtype and torch.is_grad_enabled():
+        on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_cpu and x.dtype == self.weight.dtype and torch.is_grad_enabled():
             return rms_norm(x, self.weight, NORM_EPS)
         weight = self.weight.to(x.dtype)
         if not torch.is_autocast_enabled(x.device.type):
@@ -79,19 +99,31 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.project = nn.Linear(width, width, bias=False)
 
-    def forward(self, queries: Tensor, memory: Tensor | None = None) -> Tensor:
-        """(B, T, D) from (B, T, D) queries and, for cross-attention, (B, S, D) memory."""
-        if memory is None:
-            query, key, value = self.query_key_value(queries).chunk(3, dim=-1)
-        else:
+    def forward(
+        self, queries: Tensor, memory: Tensor | None = None, *, layout: Layout | None = None
+    ) -> Tensor:
+        """(B, T, D) from (B, T, D) queries and, for cross-attention, (B, S, D) memory.
+
+        With a ``layout``, self-attention in the rows of packed tokens: (N, D) from (N, D).
+        """
+        if memory is not None:
             width = queries.shape[-1]
             weight = self.query_key_value.weight
             query = functional.linear(queries, weight[:width])
             key, value = functional.linear(memory, weight[width:]).chunk(2, dim=-1)
+            return self.project(self._mixed(query, key, value))
+        projected = self.query_key_value(queries)
+        if layout is None:
+            return self.project(self._mixed(*projected.chunk(3, dim=-1)))
+        mixed = [self._mixed(*group.chunk(3, dim=-1)) for group in unpack(projected, layout)]
+        return self.project(pack(mixed))
+
+    def _mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The values (B, S, D), weighted for each query (B, T, D) and put side by side: (B, T, D)."""
         mixed = functional.scaled_dot_product_attention(
             self._split(query), self._split(key), self._split(value)
         )
-        return self.project(mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2).flatten(2)
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(B, T, D) to (B, heads, T, D / heads)."""
@@ -122,23 +154,62 @@ class StochasticDepth(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(
-        self, tokens: Tensor, branch: nn.Module, generator: torch.Generator | None
-    ) -> Tensor:
-        """``tokens`` + ``branch(tokens)``, (B, T, D); training requires a ``generator`` unless the rate is 0."""
+    def draw(
+        self, rows: int, generator: torch.Generator | None, device: torch.device
+    ) -> Tensor | None:
+        """For one branch: the samples that keep it, or a factor (B,) of each; None if none is skipped.
+
+        Training requires a ``generator`` unless the rate is 0.
+        """
         if not self.training or self.rate == 0.0:
-            return tokens + branch(tokens)
+            return None
         assert generator is not None, "stochastic depth in training needs a generator"
-        keep, rows = 1.0 - self.rate, len(tokens)
+        keep = 1.0 - self.rate
         if self.rate < DROP_SUBSET_FROM:
-            draw = torch.rand(rows, generator=generator, device=tokens.device)
-            scale = (draw < keep).to(tokens.dtype) / keep
-            return tokens + branch(tokens) * scale[:, None, None]
-        order = torch.randperm(rows, generator=generator, device=tokens.device)
-        subset = order[: max(1, round(keep * rows))]
-        # Not ``tokens[subset]``, whose gradient sorts the indices on a GPU, since any of them could occur twice.
-        update = branch(tokens.index_select(0, subset)) / keep
-        return tokens.index_add(0, subset, update.to(tokens.dtype))
+            draw = torch.rand(rows, generator=generator, device=device)
+            return (draw < keep).to(torch.float32) / keep
+        order = torch.randperm(rows, generator=generator, device=device)
+        return order[: max(1, round(keep * rows))]
+
+    def forward(
+        self,
+        tokens: Tensor,
+        branch: nn.Module,
+        draws: Sequence[Tensor | None],
+        layout: Layout | None = None,
+    ) -> Tensor:
+        """``tokens`` + ``branch(tokens)``, of the tokens' shape.
+
+        Args:
+            tokens: (B, T, D), or packed (N, D).
+            branch: called with tokens and their layout.
+            draws: what ``draw`` returned for each group of rows.
+            layout: the rows of packed tokens; None if they are not packed.
+        """
+        drawn = [draw for draw in draws if draw is not None]
+        if not drawn:
+            return tokens + branch(tokens, layout)
+        groups = [tokens] if layout is None else unpack(tokens, layout)
+        if self.rate < DROP_SUBSET_FROM:
+            factors = [
+                draw.to(tokens.dtype)[:, None, None].expand(-1, group.shape[1], 1)
+                for draw, group in zip(drawn, groups, strict=True)
+            ]
+            factor = factors[0] if layout is None else pack(factors)
+            return tokens + branch(tokens, layout) * factor
+        # Not ``group[draw]``, whose gradient sorts the indices on a GPU, since any of them could occur twice.
+        kept = [group.index_select(0, draw) for draw, group in zip(drawn, groups, strict=True)]
+        if layout is None:
+            updates = [branch(kept[0])]
+        else:
+            kept_layout = tuple((len(part), part.shape[1]) for part in kept)
+            updates = unpack(branch(pack(kept), kept_layout), kept_layout)
+        keep = 1.0 - self.rate
+        added = [
+            group.index_add(0, draw, (update / keep).to(tokens.dtype))
+            for group, draw, update in zip(groups, drawn, updates, strict=True)
+        ]
+        return added[0] if layout is None else pack(added)
 
 
 class SelfAttentionBranch(nn.Module):
@@ -149,9 +220,9 @@ class SelfAttentionBranch(nn.Module):
         self.norm = RMSNorm(width)
         self.attention = Attention(width, heads)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        return self.attention(self.norm(tokens))
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D), or packed (N, D) to (N, D)."""
+        return self.attention(self.norm(tokens), layout=layout)
 
 
 class MlpBranch(nn.Module):
@@ -162,9 +233,13 @@ class MlpBranch(nn.Module):
         self.norm = RMSNorm(width)
         self.mlp = Mlp(width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:  # noqa: ARG002
+        """(..., D) to (..., D); the layout does not matter, since every token is computed by itself."""
         return self.mlp(self.norm(tokens))
+
+
+DepthDraws = tuple[Tensor | None, Tensor | None]
+"""What stochastic depth drew for a group of rows in one block: for its attention, and for its MLP."""
 
 
 class Block(nn.Module):
@@ -176,10 +251,19 @@ class Block(nn.Module):
         self.mlp = MlpBranch(width)
         self.depth = StochasticDepth(drop_rate)
 
-    def forward(self, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        tokens = self.depth(tokens, self.attention, generator)
-        return self.depth(tokens, self.mlp, generator)
+    def draw_depth(
+        self, rows: int, generator: torch.Generator | None, device: torch.device
+    ) -> DepthDraws:
+        """Stochastic depth of a group of rows in both branches."""
+        return self.depth.draw(rows, generator, device), self.depth.draw(rows, generator, device)
+
+    def forward(
+        self, tokens: Tensor, draws: Sequence[DepthDraws], layout: Layout | None = None
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D), or packed (N, D) to (N, D); ``draws`` has an entry for each group of rows."""
+        of_attention, of_mlp = zip(*draws, strict=True)
+        tokens = self.depth(tokens, self.attention, of_attention, layout)
+        return self.depth(tokens, self.mlp, of_mlp, layout)
 
 
 class Transformer(nn.Module):
@@ -190,18 +274,54 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, drop_rate=rate) for rate in drop_rates)
         self.norm = RMSNorm(width)
 
+    def draw_depth(self, rows: int, generator: torch.Generator | None) -> list[DepthDraws]:
+        """Stochastic depth of a group of rows in every block."""
+        device = self.norm.weight.device
+        return [block.draw_depth(rows, generator, device) for block in self.blocks]  # type: ignore[operator]
+
     def hidden_states(
         self, tokens: Tensor, positions: Tensor, generator: torch.Generator | None = None
     ) -> list[Tensor]:
         """Each block's raw output, before the final norm: depth × (B, T, D)."""
-        states = []
-        for block in self.blocks:
-            tokens = block(tokens + positions, generator)
-            states.append(tokens)
-        return states
+        return self._states(tokens, positions, [self.draw_depth(len(tokens), generator)])
 
     def forward(
         self, tokens: Tensor, positions: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
         """(B, T, D) normed features from (B, T, D) tokens and (B, T, D) position embeddings."""
         return self.norm(self.hidden_states(tokens, positions, generator)[-1])
+
+    def forward_drawn(
+        self,
+        groups: Sequence[tuple[Tensor, Tensor]],
+        draws: Sequence[Sequence[DepthDraws]],
+        *,
+        packed: bool,
+    ) -> list[Tensor]:
+        """``forward`` of several groups, each with what ``draw_depth`` drew for it.
+
+        Packed, all groups go through a block together, which takes fewer and larger operations.
+        """
+        if not packed:
+            return [
+                self.norm(self._states(*group, [drawn])[-1])
+                for group, drawn in zip(groups, draws, strict=True)
+            ]
+        tokens, positions = zip(*groups, strict=True)
+        layout = tuple((len(group), group.shape[1]) for group in tokens)
+        states = self._states(pack(tokens), pack(positions), draws, layout)
+        return unpack(self.norm(states[-1]), layout)
+
+    def _states(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        draws: Sequence[Sequence[DepthDraws]],
+        layout: Layout | None = None,
+    ) -> list[Tensor]:
+        """Each block's raw output; ``draws`` are those of every group."""
+        states = []
+        for block, of_block in zip(self.blocks, zip(*draws, strict=True), strict=True):
+            tokens = block(tokens + positions, of_block, layout)
+            states.append(tokens)
+        return states

@@ -25,6 +25,7 @@ def prepare_student(state: TrainState, accelerator: Accelerator, sharding: str) 
     student.encoder.patch_embedding.recompute = state.config.checkpoint_patch_embedding.applies_on(
         accelerator.device.type
     )
+    student.packs_passes = accelerator.device.type == "cuda"
     if sharding == "fsdp":
         if processes == 1:
             msg = (

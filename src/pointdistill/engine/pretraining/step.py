@@ -6,8 +6,11 @@ Source: section 5 of docs/method.md. Sizes: Q prototypes.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +20,14 @@ from torch import Tensor, distributed, nn
 from torch.utils import _pytree as pytree
 
 from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.pretraining.compiling import StepCompiler, first_line
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.monitor import DeviceMetrics, StepOutcome
 from pointdistill.engine.pretraining.state import TrainState
+from pointdistill.engine.runtime.devices import out_of_memory
 from pointdistill.engine.runtime.optimizer import clip_gradients, guarded_step, update_average
 from pointdistill.engine.runtime.schedules import Rates
+from pointdistill.model.config import Temperatures
 from pointdistill.model.distillation import (
     CENTER_MOMENTUM,
     Head,
@@ -32,28 +38,70 @@ from pointdistill.model.distillation import (
 )
 from pointdistill.model.losses import PosteriorStats, posterior_stats
 from pointdistill.model.masking import Masks, draw_masks
-from pointdistill.model.random import KeyedRandom, sample_keys
+from pointdistill.model.random import KeyedRandom, sample_keys, stream_number
 from pointdistill.model.views import draw_views
+
+log = logging.getLogger("pointdistill")
 
 
 def make_views(batch: Batch, config: PretrainConfig) -> Views:
     """The views and masks of a batch: a function of points, configuration, and (seed, epoch, shape index)."""
+    return views_of(batch.points, batch.counts, batch.index, batch.epoch, config=config)
+
+
+def views_of(
+    points: Tensor, counts: Tensor, index: Tensor, epoch: int | Tensor, *, config: PretrainConfig
+) -> Views:
+    """``make_views`` of a batch's parts; compiled code needs the epoch as a tensor, since it changes."""
     # Each shape has a random stream of its own, so its views do not depend on the batch or the process it is in.
-    keys = sample_keys(seed=config.seed, epoch=batch.epoch, index=batch.index)
-    random = KeyedRandom(keys)
+    random = KeyedRandom(sample_keys(seed=config.seed, epoch=epoch, index=index))
     global_views, _ = draw_views(
-        batch.points, batch.counts, config.global_crop, random.child("global"), config.augment
+        points, counts, config.global_crop, random.child("global"), config.augment
     )
     local_views = masks = None
     if config.mode.has_cls and config.local_crop is not None:
         local_views, _ = draw_views(
-            batch.points, batch.counts, config.local_crop, random.child("local"), config.augment
+            points, counts, config.local_crop, random.child("local"), config.augment
         )
     if config.mode.has_patches:
         hidden = config.masking.hidden_patches(global_views.centers.shape[-2])
         mask = draw_masks(global_views.centers, config.masking, random)
         masks = Masks.from_bool(mask.flatten(0, -2), hidden)
     return Views(global_views, local_views, masks)
+
+
+class ViewMaker:
+    """Makes the views of batches, on a GPU by compiled code."""
+
+    def __init__(
+        self, config: PretrainConfig, device: torch.device, compiler: StepCompiler
+    ) -> None:
+        """Prepare to make the views of a configuration's batches on this device."""
+        self._plain = partial(views_of, config=config)
+        self._compiled: Callable[..., Views] | None = None
+        # On a CPU views are made by NumPy, which a compiler would replace by slower code.
+        if compiler.active and device.type == "cuda":
+            # A constant, although a compiler cannot see it.
+            torch._dynamo.assume_constant_result(stream_number)  # type: ignore[no-untyped-call]
+            self._compiled = compiler.function(self._plain)
+        self._size: torch.Size | None = None
+
+    def __call__(self, batch: Batch) -> Views:
+        """The views and masks of a batch."""
+        # Compiled for the first batch's size only. Where shapes differ in size so do batches, and kernels for each
+        # of them would take longer to make than they save.
+        self._size = self._size or batch.points.shape
+        shapes = (batch.points, batch.counts, batch.index)
+        if self._compiled is not None and batch.points.shape == self._size:
+            epoch = torch.full((), batch.epoch, device=batch.index.device)
+            try:
+                return self._compiled(*shapes, epoch)
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                self._compiled = None
+                log.warning("views are not compiled, which takes longer: %s", first_line(error))
+        return self._plain(*shapes, batch.epoch)
 
 
 class StopAndSaveFlags(NamedTuple):
@@ -96,14 +144,27 @@ class TrainingStep:
     bad step later than the device.
     """
 
-    def __init__(self, state: TrainState, student: nn.Module, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        student: nn.Module,
+        accelerator: Accelerator,
+        compiler: StepCompiler | None = None,
+    ) -> None:
         """Prepare to train.
 
         Args:
             state: what the steps update.
             student: the state's student as ``prepare_student`` returned it.
             accelerator: this process's device and its connection to the others.
+            compiler: compiles student, teacher and objective; None to run them as plain PyTorch.
         """
+        self.compiler = compiler or StepCompiler()
+        self.compiler.module(state.student)
+        self.compiler.module(state.teacher)
+        self.compiled_objective = (
+            self.compiler.function(objective) if self.compiler.active else None
+        )
         self.state = state
         self.student = student
         self.accelerator = accelerator
@@ -127,21 +188,12 @@ class TrainingStep:
             watch: also compute the entropies of the teacher's posteriors.
             stop_and_save_flags: whether this process wants to stop or save after the step.
         """
-        state, config = self.state, self.state.config
-        with self.accelerator.autocast():
-            targets, means = self._targets(views)
-            predictions = self.student(views, self._generator())
-        losses = objective(
-            predictions,
-            targets,
-            rates.temperatures,
-            koleo_weight=config.koleo_weight,
-            gather=gather_rows(self.accelerator),
-        )
-        # A process that could not read its shapes computes on placeholders all the same, because the others wait
-        # for it in every collective, the gradients' among them.
-        losses.total.backward()
-        norm = clip_gradients(self.student.parameters(), config.clip_norm)
+        state = self.state
+        with self.compiler.running():
+            losses, targets, means = self.compiler.first_time(
+                lambda: self._gradients(views, rates), undo=state.optimizer.zero_grad
+            )
+        norm = clip_gradients(self.student.parameters(), state.config.clip_norm)
 
         # Everything that the processes must agree on travels in one message, after the backward pass and before
         # anything is changed.
@@ -151,6 +203,33 @@ class TrainingStep:
         self._update(rates, message.logit_means)
         state.step += 1
         return self._metrics(batch, rates, message, norm)
+
+    def _gradients(
+        self, views: Views, rates: Rates
+    ) -> tuple[Losses, TeacherOutput, dict[Head, Tensor]]:
+        """Compute the losses and the student's gradients; also returns the teacher's output and mean logits."""
+        state, device = self.state, self.accelerator.device
+        with self.accelerator.autocast():
+            targets, means = self._targets(views)
+            draws = state.student.draw_depth(views, self._generator())
+            predictions = self.student(views, draws)
+        temperatures = Temperatures(
+            *(self.compiler.number(value, device) for value in astuple(rates.temperatures))
+        )
+        gathered = None
+        if predictions.cls is not None and self.accelerator.num_processes > 1:
+            gathered = gather_rows(self.accelerator, predictions.cls.features)
+        losses = (self.compiled_objective or objective)(
+            predictions,
+            targets,
+            temperatures,
+            koleo_weight=state.config.koleo_weight,
+            gathered=gathered,
+        )
+        # A process that could not read its shapes computes on placeholders all the same, because the others wait
+        # for it in every collective, the gradients' among them.
+        losses.total.backward()
+        return losses, targets, means
 
     def _targets(self, views: Views) -> tuple[TeacherOutput, dict[Head, Tensor]]:
         """The teacher's output with centred logits, and each head's mean raw logits (Q,) on this process."""
@@ -282,19 +361,10 @@ def mean_over_processes(accelerator: Accelerator, values: Sequence[Tensor]) -> l
     return [part.view(value.shape) for value, part in zip(values, parts, strict=True)]
 
 
-def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, int]] | None:
-    """A differentiable function that concatenates the rows of all processes; None for a single process.
-
-    It returns the rows of all processes, and the index of this process's first row among them.
-    """
-    if accelerator.num_processes == 1:
-        return None
-
-    def gather(value: Tensor) -> tuple[Tensor, int]:
-        all_rows: Tensor = _GatherRows.apply(value)  # type: ignore[no-untyped-call]
-        return all_rows, accelerator.process_index * len(value)
-
-    return gather
+def gather_rows(accelerator: Accelerator, value: Tensor) -> tuple[Tensor, int]:
+    """The rows of all processes, differentiably, and the index of this process's first row among them."""
+    all_rows: Tensor = _GatherRows.apply(value)  # type: ignore[no-untyped-call]
+    return all_rows, accelerator.process_index * len(value)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -18,6 +18,7 @@ from pointdistill.engine.pretraining.checkpoints import (
     take_snapshot,
     write_snapshot,
 )
+from pointdistill.engine.pretraining.compiling import COMPILE, step_compiler
 from pointdistill.engine.pretraining.loader import Batch, batches, made_ahead, on_device
 from pointdistill.engine.pretraining.monitor import (
     CollapseWatch,
@@ -36,7 +37,7 @@ from pointdistill.engine.pretraining.run_folder import (
 )
 from pointdistill.engine.pretraining.sharding import prepare_student
 from pointdistill.engine.pretraining.state import TrainState, list_checkpoints
-from pointdistill.engine.pretraining.step import StopAndSaveFlags, TrainingStep, make_views
+from pointdistill.engine.pretraining.step import StopAndSaveFlags, TrainingStep, ViewMaker
 from pointdistill.engine.runtime.devices import DEVICES, PRECISIONS
 from pointdistill.engine.runtime.schedules import Rates
 from pointdistill.errors import CheckpointError, ConfigError, DivergenceError
@@ -52,7 +53,8 @@ SHARDINGS = ("none", "fsdp")
 class RunOptions:
     """How a run is executed: options that change its numbers by no more than rounding.
 
-    ``device``, ``precision`` and ``sharding`` decide how numbers are rounded; the others do not change a bit.
+    ``device``, ``precision``, ``sharding`` and ``compile`` decide how numbers are rounded; the others do not
+    change a bit.
 
     Raises:
         ConfigError: for a value that is not accepted.
@@ -67,6 +69,10 @@ class RunOptions:
 
     sharding: str = "none"
     """``none``: every process holds the whole model (DDP). ``fsdp``: each holds a shard of it."""
+
+    compile: str = "auto"
+    """``on`` fuses the step's operations by ``torch.compile``, ``off`` does not; ``auto`` does on a GPU. Without a
+    working compiler the step is plain PyTorch, and one line says so."""
 
     save_every: int = 500
     """The most steps that a killed run can lose. Checkpoints are started a tenth earlier, so that they are usually
@@ -106,6 +112,7 @@ class RunOptions:
             ("device", DEVICES),
             ("precision", PRECISIONS),
             ("sharding", SHARDINGS),
+            ("compile", COMPILE),
         ):
             if getattr(self, name) not in accepted:
                 msg = f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}"
@@ -168,7 +175,8 @@ class Trainer:
         self.per_epoch = config.steps_per_epoch(len(corpus))
         self.last = min(self.total, options.stop_at or self.total)
         student = prepare_student(state, accelerator, options.sharding)
-        self.step = TrainingStep(state, student, accelerator)
+        compiler = step_compiler(options.compile, accelerator, sharding=options.sharding)
+        self.step = TrainingStep(state, student, accelerator, compiler)
         self.queue = MetricsQueue(steps_behind(accelerator.device))
         # The views of all processes, since the posteriors' statistics are averaged over processes.
         self.collapse = CollapseWatch(
@@ -239,8 +247,10 @@ class Trainer:
             pin=device.type == "cuda",
         )
 
+        views = ViewMaker(config, device, self.step.compiler)
+
         def make(batch: Batch) -> tuple[Batch, Views]:
-            return batch, make_views(batch, config)
+            return batch, views(batch)
 
         sent = on_device(source, device)
         # On a CPU a thread makes the next step's views while this step trains. On a GPU they are queued behind the

@@ -156,7 +156,6 @@ def export_onnx(source: Path | str, output: Path, *, points: int | None = None) 
         raise ConfigError(msg, settings=("points",))
     onnx_graph = _import_onnx_graph()
     model = onnx_graph.encoder_model(encoder, count)
-<<<<<<< HEAD
     described = (
         f"Encoder of 3-D shapes. Input: {count} raw points per cloud{_INPUT} "
         "Outputs: features of the whole cloud (cls), of its patches, and the patches' centres in the unit sphere."
@@ -164,10 +163,6 @@ def export_onnx(source: Path | str, output: Path, *, points: int | None = None) 
     facts = read_facts(stored)
     _describe(model, described, {name: facts.get(name) for name in _FACTS})
     with hold_output(output), write_aside(output / ONNX) as aside:
-=======
-    _describe(model, read_facts(stored), count)
-    with hold_output(output), write_aside(output / ONNX) as aside:
->>>>>>> faults
         aside.write_bytes(_serialize(model, stored))
         difference = check_onnx(aside, lambda clouds: _outputs(encoder(clouds)), count, encoder)
     patches, width = onnx_graph.patch_count(encoder, count), encoder.config.width

@@ -1,0 +1,193 @@
+"""Compiled code: no graph breaks, the same losses, and what happens where it cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.pretraining import compiling
+from pointdistill.engine.pretraining.compiling import (
+    StepCompiler,
+    compile_failure,
+    step_compiler,
+)
+from pointdistill.engine.pretraining.loader import Batch
+from pointdistill.engine.pretraining.sharding import prepare_student
+from pointdistill.engine.pretraining.state import new_state
+from pointdistill.engine.pretraining.step import TrainingStep, ViewMaker, make_views
+from pointdistill.engine.runtime.devices import build_accelerator
+from pointdistill.model.config import Mode
+from pointdistill.model.distillation import Views
+from tests.engine.conftest import micro_config
+
+CPU = torch.device("cpu")
+
+# PyTorch's own, while it looks at what a graph is given.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def captured_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Graphs are captured and run as they are: building kernels on a CPU takes minutes."""
+    monkeypatch.setitem(compiling._WHOLE, "backend", "eager")
+    yield
+    torch._dynamo.reset()
+
+
+def config_of(mode: Mode, drop_path: float) -> PretrainConfig:
+    config = micro_config(mode)
+    return replace(config, encoder=replace(config.encoder, drop_path=drop_path))
+
+
+def batch_of(config: PretrainConfig, points: int = 128) -> Batch:
+    shapes = config.batch_size
+    clouds = np.random.default_rng(0).normal(size=(shapes, points, 3)).astype(np.float32)
+    return Batch(torch.from_numpy(clouds), torch.full((shapes,), points), torch.arange(shapes), 0)
+
+
+def losses_of(
+    config: PretrainConfig, compiler: StepCompiler | None = None, *, packed: bool = False
+) -> list[float]:
+    """The losses of three steps."""
+    accelerator = build_accelerator("cpu", "no")
+    state = new_state(config)
+    student = prepare_student(state, accelerator, "none")
+    state.student.packs_passes = packed
+    step = TrainingStep(state, student, accelerator, compiler)
+    batch = batch_of(config)
+    views = make_views(batch, config)
+    losses = []
+    for number in range(3):
+        rates = config.schedule.at(number + 2, total=100, steps_per_epoch=4)
+        losses.append(step(batch, views, rates).logged["loss"].item())
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("mode", "drop_path", "packed"),
+    [(Mode.DUAL, 0.2, True), (Mode.CLS, 0.05, False), (Mode.MPM, 0.0, False)],
+)
+def test_a_step_is_three_whole_graphs_with_the_same_losses(
+    mode: Mode, drop_path: float, packed: bool
+) -> None:
+    """A graph break is an error, and so is compiling once more for a step's new rates."""
+    config = config_of(mode, drop_path)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        ours = losses_of(config, StepCompiler(active=True, retries=False), packed=packed)
+    assert ours == pytest.approx(losses_of(config), rel=1e-5)
+
+
+@pytest.mark.parametrize("drop_path", [0.05, 0.2])
+@pytest.mark.parametrize("mode", list(Mode))
+def test_packed_passes_have_the_losses_of_single_ones(mode: Mode, drop_path: float) -> None:
+    config = config_of(mode, drop_path)
+    assert losses_of(config, packed=True) == pytest.approx(losses_of(config), rel=1e-6)
+
+
+def test_views_are_one_graph_for_the_first_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = micro_config()
+    calls = []
+    function = StepCompiler.function
+
+    def noted(compiler: StepCompiler, inner: Callable[..., Views]) -> Callable[..., Views]:
+        compiled = function(compiler, inner)
+
+        def call(points: torch.Tensor, *rest: Any) -> Views:
+            calls.append(points.shape[1])
+            return compiled(points, *rest)
+
+        return call
+
+    monkeypatch.setattr(StepCompiler, "function", noted)
+    make = ViewMaker(config, torch.device("cuda"), StepCompiler(active=True))
+    for points, epoch in ((128, 0), (128, 7), (96, 0)):
+        batch = replace(batch_of(config, points), epoch=epoch)
+        ours, theirs = make(batch), make_views(batch, config)
+        assert ours.masks is not None
+        assert theirs.masks is not None
+        assert torch.equal(ours.masks.hidden_index, theirs.masks.hidden_index)
+        torch.testing.assert_close(ours.global_views.offsets, theirs.global_views.offsets)
+    assert calls == [128, 128]
+
+
+def our_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged, without PyTorch's own notes on compiling."""
+    return [record.getMessage() for record in caplog.records if record.name == "pointdistill"]
+
+
+def broken(*_: object) -> Callable[..., Any]:
+    raise RuntimeError("no kernel for this\nand much more")
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same bits, since the failed attempt left nothing behind."""
+    monkeypatch.setitem(compiling._WHOLE, "backend", broken)
+    config = config_of(Mode.DUAL, 0.2)
+    assert losses_of(config, StepCompiler(active=True)) == losses_of(config)
+    (line,) = our_lines(caplog)
+    assert line.startswith("the step is not compiled, which takes longer: ")
+    assert "no kernel for this" in line
+
+
+def test_views_that_cannot_be_compiled_are_made_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(compiling._WHOLE, "backend", broken)
+    config = micro_config()
+    batch = batch_of(config)
+    make = ViewMaker(config, torch.device("cuda"), StepCompiler(active=True))
+    for _ in range(2):
+        assert torch.equal(
+            make(batch).global_views.centers, make_views(batch, config).global_views.centers
+        )
+    (line,) = our_lines(caplog)
+    assert "no kernel for this" in line
+
+
+def without_a_c_compiler(function: Callable[..., Any], **_: object) -> Callable[..., Any]:
+    def fails(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler\nand much more")
+
+    return fails
+
+
+def switched_off(function: Callable[..., Any], **_: object) -> Callable[..., Any]:
+    return function
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        (without_a_c_compiler, "Failed to find C compiler"),
+        (switched_off, "torch.compile is switched off"),
+    ],
+)
+def test_without_a_compiler_one_line_says_that_the_step_is_not_compiled(
+    compiler: Callable[..., Any],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch, "compile", compiler)
+    assert compile_failure(CPU) == reason
+    accelerator: Any = SimpleNamespace(device=CPU, num_processes=1)
+    assert not step_compiler("on", accelerator).active
+    assert our_lines(caplog) == [f"the step is not compiled, which takes longer: {reason}"]
+
+
+@pytest.mark.parametrize("setting", ["auto", "off"])
+def test_on_a_cpu_nothing_is_compiled_unless_asked_for(
+    setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    accelerator: Any = SimpleNamespace(device=CPU, num_processes=1)
+    assert not step_compiler(setting, accelerator).active
+    assert our_lines(caplog) == []

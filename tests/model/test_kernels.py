@@ -1,0 +1,51 @@
+"""The Triton kernels against the reference, by Triton's interpreter, which needs no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+INPUTS = int(os.environ.get("POINTDISTILL_KERNEL_INPUTS", "8"))
+"""Random inputs of each kernel; the interpreter takes 20 ms for a row."""
+
+COMPARE = """
+import sys
+import torch
+from pointdistill.model import kernels, patches, selection
+
+torch.set_num_threads(1)
+for seed in range(int(sys.argv[1])):
+    generator = torch.Generator().manual_seed(seed)
+
+    def integer(low, high):
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    size = integer(1, 150)
+    count = integer(1, min(size, 20))
+    # Every other input lies on a coarse grid, where most distances and values are tied.
+    levels = integer(1, 6) if seed % 2 else 2**24
+    points = torch.randint(-levels, levels + 1, (2, size, 3), generator=generator) / levels
+    start = torch.randint(0, size, (2,), generator=generator)
+    ours = kernels.launch_farthest_points(points, count, start)
+    assert torch.equal(ours, patches.farthest_points(points, count, start=start)), seed
+
+    high = levels if seed % 2 else 2**31
+    values = torch.randint(0, high, (2, size), generator=generator, dtype=torch.int64).to(torch.int32)
+    ours = kernels.launch_smallest_indices(values, count)
+    assert torch.equal(ours, selection.smallest_indices(values, count)), seed
+    rank = torch.randint(1, size + 1, (2,), generator=generator)
+    ours = kernels.launch_kth_smallest(values, rank)
+    assert torch.equal(ours, selection.kth_smallest(values, rank)), seed
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+def test_kernels_choose_what_the_reference_chooses() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1"}  # read when Triton is imported
+    command = [sys.executable, "-c", COMPARE, str(INPUTS)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
