@@ -22,7 +22,7 @@ from pointdistill.cli.evaluate import evaluate
 from pointdistill.cli.finetune import finetune, predict
 from pointdistill.cli.prepare_data import prepare_data
 from pointdistill.cli.pretrain import plan, pretrain
-from pointdistill.cli.reconstruct import reconstruct
+from pointdistill.cli.reconstruct import reconstruct, report
 from pointdistill.cli.sample import sample
 from pointdistill.cli.weights import export, import_weights, push, weights
 from pointdistill.errors import PointDistillError
@@ -46,6 +46,7 @@ for command, summary in (
     (plan, "Estimate what a run costs here."),
     (pretrain, "Pretrain an encoder without labels."),
     (evaluate, "Evaluate an encoder on a benchmark."),
+    (report, "Show runs on a page."),
     (leaks, "Find test shapes in a corpus."),
     (finetune, "Train a classifier or a segmenter."),
     (predict, "Classify shapes, or label their parts."),
