@@ -444,15 +444,16 @@ def _report(
         encoder=trained,
     )
     about = [
-        "Test accuracy in percent of simple classifiers on frozen features. The initial weights are those of this "
-        "very run before its first step.",
-        _ABOUT_BUNDLED if bundled_is_here() else "",
         why_geometry_wins(results),
+        "Each group is a simple classifier on frozen features. The initial weights are those of this very run "
+        "before its first step.",
+        _ABOUT_BUNDLED if bundled_is_here() else "",
     ]
     searched = LabelledClouds(benchmark.test.points[:POOL], benchmark.test.labels[:POOL])
+    bars, tables = score_sections([reported], remark=" ".join(filter(None, about)))
     sections = [
-        *score_sections([reported], title="Results", text=" ".join(filter(None, about))),
-        Section(title="What to do next", commands=next_steps),
+        bars,
+        *([Section(title="What to do next", commands=next_steps)] if next_steps else []),
         *curve_sections([reported]),
         *feature_sections(
             [reported],
@@ -463,6 +464,7 @@ def _report(
             device=torch.device(config.device),
         ),
         _views(corpus, trained_for),
+        tables,
     ]
     write_report(
         path,
@@ -472,7 +474,5 @@ def _report(
         "before training and with simple geometric features. The benchmark is a stand-in made of simulated "
         "scans, not ScanObjectNN itself.",
         facts=facts,
-        sections=[
-            section for section in sections if section.title != "What to do next" or next_steps
-        ],
+        sections=sections,
     )

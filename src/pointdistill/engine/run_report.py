@@ -63,9 +63,7 @@ COLOURED_CLASSES, COLOURED_EACH = 6, 2
 PAGE_POINTS = 1024
 """Points of a cloud on the page."""
 
-_EVALUATED = "encoder of "
-"""How ``evaluate`` begins the name of a run's features."""
-
+_EVALUATED = "encoder of "  # how ``evaluate`` begins the name of a run's features
 _PROBE = "probe_accuracy"
 
 
@@ -124,7 +122,8 @@ def report(request: ReportRequest, *, reporter: Reporter = SILENT) -> Path:
     device = pick_device(request.device)
     runs = [_read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     encoders = [run.encoder for run in runs if run.encoder is not None]
-    sections = [*score_sections(runs), *curve_sections(runs), *_run_tables(runs)]
+    scores = score_sections(runs)
+    sections = [*scores[:1], *curve_sections(runs), *_run_tables(runs)]
     if encoders:
         reporter.progress(f"reading {request.probe}", 0)
         most = max(PAGE_POINTS, *(encoder.config.points for encoder in encoders))
@@ -138,6 +137,7 @@ def report(request: ReportRequest, *, reporter: Reporter = SILENT) -> Path:
             device=device,
             reporter=reporter,
         )
+    sections += scores[1:]
     if request.next_steps:
         sections.append(Section(title="What to do next", commands=request.next_steps))
     write_report(
@@ -235,29 +235,33 @@ def _named_results(runs: Sequence[ReportedRun]) -> list[Result]:
     return named
 
 
-def score_sections(
-    runs: Sequence[ReportedRun], *, title: str = "Scores", text: str = ""
-) -> list[Section]:
-    """The scores of the runs as bars and as tables; empty if there are none."""
+def score_sections(runs: Sequence[ReportedRun], *, remark: str = "") -> list[Section]:
+    """The scores of the runs as bars, with a remark below, and as tables; empty if there are none."""
     results = _named_results(runs)
     if not results:
         return []
     names = list(dict.fromkeys(result.features for result in results))
+    data = list(dict.fromkeys(_data(result) for result in results))
     groups: dict[str, list[Bar]] = {}
     for result in results:
-        split = f", {result.split}" if result.split else ""
-        title_of = f"{result.data_name}{split}: {result.label}, {result.metrics[0]}"
+        which = f"{_data(result)}: " if len(data) > 1 else ""
+        title_of = f"{which}{result.label}, {result.metrics[0]}"
         if math.isfinite(result.accuracy.mean):
             bar = Bar(result.features, result.accuracy.mean, names.index(result.features))
             groups.setdefault(title_of, []).append(bar)
     return [
         Section(
-            title=title,
-            text=text or "In percent; more is better. The longest bar of each group is bold.",
+            title="Scores",
+            text=f"On {' and '.join(data)}, in percent; more is better, the best of each group is bold.",
             bars=tuple(Bars(name, tuple(bars)) for name, bars in groups.items()),
-            tables=tuple(results_tables(results)),
-        )
+            remark=remark,
+        ),
+        Section(title="Scores as tables", tables=tuple(results_tables(results))),
     ]
+
+
+def _data(result: Result) -> str:
+    return f"{result.data_name}, {result.split}" if result.split else result.data_name
 
 
 def curve_sections(runs: Sequence[ReportedRun]) -> list[Section]:
@@ -398,7 +402,7 @@ def feature_sections(
             galleries=galleries,
         )
     ]
-    coloured = _coloured(len(classes), clouds)
+    coloured = _spread(clouds, classes=COLOURED_CLASSES, each=COLOURED_EACH)
     if len(coloured):
         sections.append(
             Section(
@@ -443,8 +447,7 @@ def _neighbour_galleries(
 
     galleries = []
     several = len(neighbours) > 1
-    queries = np.unique(np.linspace(0, len(clouds) - 1, QUERIES).round().astype(int))
-    for query in queries.tolist():
+    for query in _spread(clouds, classes=QUERIES, each=1).tolist():
         name = _class_name(classes, clouds.labels[query])
         rows = []
         for run, found in neighbours.items():
@@ -454,7 +457,7 @@ def _neighbour_galleries(
                 mark = Mark.RIGHT if right else Mark.WRONG
                 row.append(tile(number, _class_name(classes, clouds.labels[number]), mark))
             rows.append(tuple(row))
-        galleries.append(Gallery(name, tuple(rows)))
+        galleries.append(Gallery(name if several else "", tuple(rows)))
     return tuple(galleries)
 
 
@@ -462,13 +465,13 @@ def _class_name(classes: Sequence[str], label: int) -> str:
     return one_line(classes[label]) if 0 <= label < len(classes) else f"class {label}"
 
 
-def _coloured(classes: int, clouds: LabelledClouds) -> NDArray[np.int64]:
-    """Numbers of shapes to colour: of classes that are spread over all, the first ones."""
-    numbers = [np.flatnonzero(clouds.labels == label) for label in range(classes)]
-    enough = [found[:COLOURED_EACH] for found in numbers if len(found) >= COLOURED_EACH]
+def _spread(clouds: LabelledClouds, *, classes: int, each: int) -> NDArray[np.int64]:
+    """Numbers of shapes to show: the first ones of classes that are spread over all that have enough."""
+    numbers = [np.flatnonzero(clouds.labels == label) for label in np.unique(clouds.labels)]
+    enough = [found[:each] for found in numbers if len(found) >= each]
     if not enough:
         return np.empty(0, np.int64)
-    chosen = np.unique(np.linspace(0, len(enough) - 1, COLOURED_CLASSES).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(enough) - 1, classes).round().astype(int))
     return np.concatenate([enough[number] for number in chosen])
 
 
@@ -480,9 +483,9 @@ def _feature_tiles(
     device: torch.device,
 ) -> tuple[tuple[Tile, ...], ...]:
     """Rows of six shapes whose points have the colours of the features around them."""
-    count = min(encoder.config.points, clouds.points.shape[1])
-    rng = np.random.default_rng(np.random.SeedSequence((0, count)))
-    kept = rng.permutation(clouds.points.shape[1])[:count]
+    whole = clouds.points.shape[1]
+    kept = np.random.default_rng(np.random.SeedSequence((0, whole))).permutation(whole)
+    kept = kept[: max(PAGE_POINTS, encoder.config.points)]
     points = torch.from_numpy(clouds.points[numbers][:, kept])
     colors = feature_colors(encoder, points, device=device)
     tiles = [

@@ -44,8 +44,8 @@ th, td { padding: .45rem .8rem; text-align: left; white-space: nowrap;
 th { background: var(--card); font-weight: 600; }
 tr:last-child td { border-bottom: 0; }
 .notes { font-size: .85rem; margin: .6rem 0 0; padding-left: 1.1rem; }
-pre { overflow-x: auto; padding: .7rem 1rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: 8px; font-size: .85rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .7rem 1rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: 8px; font-size: .85rem; }
 figure { margin: 0; padding: 1rem; background: var(--card); border: 1px solid var(--line);
   border-radius: 8px; min-width: 0; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
@@ -119,7 +119,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Rows of at most six tiles under a heading; on a narrow screen a row takes two lines."""
+    """Rows of at most six tiles under a heading, if it has one; on a narrow screen a row takes two lines."""
 
     title: str
     rows: tuple[tuple[Tile, ...], ...]
@@ -153,6 +153,9 @@ class Section:
     """Names of the colours of the charts, in the order of their tones."""
 
     bars: tuple[Bars, ...] = ()
+    remark: str = ""
+    """A paragraph below the bars."""
+
     tables: tuple[Table, ...] = ()
     charts: tuple[Picture, ...] = ()
     """Side by side where there is room."""
@@ -216,6 +219,8 @@ def _section(section: Section) -> str:
         parts.append(f'<ul class="key">{"".join(names)}</ul>')
     if section.bars:
         parts.append(f'<div class="bars">{"".join(map(_bars, section.bars))}</div>')
+    if section.remark:
+        parts.append(f"<p>{escape(section.remark)}</p>")
     parts += [_table(table) for table in section.tables]
     if section.charts:
         charts = "".join(_figure(picture) for picture in section.charts)
@@ -260,7 +265,7 @@ def _gallery(gallery: Gallery) -> str:
         f'<div class="row">{"".join(_figure(tile.picture, tile) for tile in row)}</div>'
         for row in gallery.rows
     )
-    return f"<h3>{escape(gallery.title)}</h3>\n{rows}"
+    return f"<h3>{escape(gallery.title)}</h3>\n{rows}" if gallery.title else rows
 
 
 def _figure(picture: Picture, tile: Tile | None = None) -> str:

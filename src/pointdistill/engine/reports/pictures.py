@@ -107,8 +107,6 @@ def run_curves(
             color = LINES[number % len(LINES)]
             steps = np.array([row["step"] for row in rows if term in row])
             values = np.array([row[term] for row in rows if term in row], np.float64)
-            if not len(values):
-                continue
             if smooth:
                 axis.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
                 axis.plot(steps, _running_mean(values), color=color, linewidth=1.8)
@@ -146,12 +144,8 @@ def masked_tile(
 ) -> bytes:
     """Draw what a student sees of a view (blue) and what it must predict (orange), as `cloud_tile`.
 
-    Each point takes the colour of the patch whose centre is nearest to it.
-
-    Args:
-        points: (N, 3).
-        centers: (P, 3), in the same unit.
-        mask: (P,), true = masked.
+    Each point (N, 3) takes the colour of the patch whose centre (P, 3) is nearest to it; ``mask`` (P,) is true
+    where a patch is masked.
     """
     gaps = np.linalg.norm(points[:, None] - centers[None], axis=2)
     hidden = mask[gaps.argmin(axis=1)]
@@ -181,10 +175,7 @@ class SheetShape:
 def contact_sheet(shapes: Sequence[SheetShape], *, note: str, theme: Theme = LIGHT) -> bytes:
     """Draw shapes in rows of six, each with a bar of a round length and an arrow along z.
 
-    Args:
-        shapes: at least one.
-        note: a line below them, such as what unit the bars are in.
-        theme: colours.
+    ``note`` is a line below them, such as what unit the bars are in.
     """
     _require(shapes)
     columns = min(COLUMNS, len(shapes))
@@ -294,10 +285,8 @@ def filled_views(
                 sheet.cloud(points, colors, left=left, top=above, side=side, frame=frame)
                 if column >= 2:
                     value = view.distances[column - 2]
-                    text = f"{value:.2f}"
-                    bold = value == best
-                    at = (left + side / 2, above + side + 0.08)
-                    sheet.text(text, *at, bold=bold, soft=not bold, align="center")
+                    at, bold = (left + side / 2, above + side + 0.08), value == best
+                    sheet.text(f"{value:.2f}", *at, bold=bold, soft=not bold, align="center")
         foot = top + len(views) * line + 0.1
         sheet.text(note, _MARGIN, foot, soft=True, width=len(names))
         return _png(sheet.figure)
@@ -375,10 +364,9 @@ class _Sheet:
 
     def ground(self, left: float, top: float, width: float, height: float) -> None:
         """A card behind what is set apart."""
-        size = f"round,pad=0,rounding_size={0.08}"
-        card = FancyBboxPatch((left, top), width, height, boxstyle=size, linewidth=0, zorder=0)
-        card.set_facecolor(self.theme.card)
-        self.axis.add_patch(card)
+        size = "round,pad=0,rounding_size=0.08"
+        look = {"boxstyle": size, "linewidth": 0, "zorder": 0, "facecolor": self.theme.card}
+        self.axis.add_patch(FancyBboxPatch((left, top), width, height, **look))
 
     def legend(self, names: Mapping[str, str], left: float, top: float) -> None:
         """Names beside dots of their colours, in one line."""
@@ -458,11 +446,9 @@ class _Sheet:
         power = 10.0 ** math.floor(math.log10(longest))
         length = max(step * power for step in (1, 2, 5) if step * power <= longest)
         left = right - length / inch
-        ends = ([left, left, left, right, right, right], [-0.03, 0.03, 0.0, 0.0, -0.03, 0.03])
-        heights = [bottom + offset for offset in ends[1]]
-        self.axis.plot(ends[0], heights, color=self.theme.soft, linewidth=1.0)
-        middle = (left + right) / 2
-        self.text(f"{length:.12g}", middle, bottom - 0.1, soft=True, align="center")
+        heights = bottom + np.array([-0.03, 0.03, 0.0, 0.0, -0.03, 0.03])
+        self.axis.plot([left] * 3 + [right] * 3, heights, color=self.theme.soft, linewidth=1.0)
+        self.text(f"{length:.12g}", (left + right) / 2, bottom - 0.1, soft=True, align="center")
 
     def _bar(self, share: float, left: float, middle: float, width: float) -> None:
         """A share of 1 as a bar and as a number."""
