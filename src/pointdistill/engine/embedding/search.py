@@ -415,7 +415,9 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
     return tuple(neighbours)
 
 
-def draw_sheet(path: Path, results: Sequence[SearchResult], *, compared: str) -> list[str]:
+def draw_sheet(
+    path: Path, results: Sequence[SearchResult], *, compared: str = RAW.name
+) -> list[str]:
     """Draw queries and their neighbours as a PNG; returns the ids of neighbours that no longer exist.
 
     A single query's first 100 neighbours fill as many rows as they need. Of several queries each has a row, the

@@ -158,7 +158,7 @@ def feature_colors(
     """Colours of points by the features around them, the same for all clouds: (B, N, 3) RGB in [0, 1].
 
     The first three principal components of the patch features of all B clouds together, cut off at the 2nd and
-    98th percentile, and interpolated to the points. The encoder sees as many points as in pretraining, the first ones.
+    98th percentile, and interpolated to the points. The encoder sees the first points, as many as in pretraining.
 
     Args:
         encoder: in evaluation mode; moved to ``device``.

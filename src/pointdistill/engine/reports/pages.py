@@ -54,7 +54,6 @@ figcaption { font-size: .9rem; margin-top: .6rem; overflow-wrap: anywhere; }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
 .key { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: .75rem 0; padding: 0;
   list-style: none; font-size: .9rem; }
-.key i, .fill { background: var(--tone); }
 .key i { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px;
   margin-right: .4rem; }
 .row { display: grid; gap: .5rem; grid-template-columns: repeat(6, minmax(0, 1fr));
@@ -88,7 +87,9 @@ figcaption { font-size: .9rem; margin-top: .6rem; overflow-wrap: anywhere; }
 }
 """
 
-_TONES = "".join(f".tone{number} {{ --tone: {color}; }}\n" for number, color in enumerate(LINES))
+_TONES = "".join(
+    f".tone{number} {{ background: {color}; }}\n" for number, color in enumerate(LINES)
+)
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
