@@ -1,9 +1,9 @@
 """Every page and picture that the program makes, opened in a real browser at the width of a phone and of a desk.
 
 Not a part of plain ``pytest``, since a browser is needed: ``nox -s browser``, or
-``pytest -n 0 tests/pages_in_browser.py`` with the ``browser`` extra and Chromium installed (Debian: ``apt-get install
-chromium``). It is looked for under its usual names, or in the environment variable CHROMIUM. With the variable
-SCREENSHOTS the screenshots are kept in that folder, to be looked at.
+``pytest -n 0 tests/pages_in_browser.py`` with the ``browser`` extra and Chromium (on Debian the package chromium).
+It is looked for under its usual names, or in the environment variable CHROMIUM. With the variable SCREENSHOTS the
+screenshots are kept in that folder, to be looked at.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ SMALL_TEXT = """[...document.querySelectorAll("body *")]
 
 def shown(folder: Path, picture: Path) -> Path:
     """A page with a picture as wide as the window, as a viewer shows it."""
-    page = folder / f"{picture.stem}.html"
+    page = folder / f"shown-{picture.stem}.html"
     page.write_text(
         '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f'<title>picture</title><img alt="" style="max-width: 100%" src="{picture.resolve().as_uri()}">'

@@ -294,7 +294,7 @@ def test_nothing_to_draw_is_an_error() -> None:
     for draw in (contact_sheet, search_sheet):
         with pytest.raises(DataError, match="no clouds to draw"):
             draw([], note="")  # type: ignore[operator]
-    with pytest.raises(DataError, match="no views to draw"):
+    with pytest.raises(DataError, match="no clouds to draw"):
         filled_views([], titles=(), note="")
     with pytest.raises(DataError, match="loss is in none of the 1 rows"):
         run_curves([[{"step": 1, "learning_rate": 0.1}]], "loss")
@@ -311,3 +311,19 @@ def test_each_run_has_a_line_of_its_own_colour() -> None:
 
 def test_curves_accept_a_single_row_and_a_run_without_the_term() -> None:
     assert pixels(run_curves([[{"step": 1, "loss": 2.0}], []], "loss")).shape[2] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("chair.obj", ["chair.obj"]),
+        (
+            "furniture/chairs/of-the-1960s/chair.obj",
+            ["furniture/chairs/of-the-", "1960s/chair.obj"],
+        ),
+        ("x" * 30, ["x" * 27, "xxx"]),
+        ("a" * 40 + "b" * 40, ["a" * 26 + "…", "b" * 27]),
+    ],
+)
+def test_a_name_takes_at_most_two_lines(name: str, lines: list[str]) -> None:
+    assert pictures._wrapped(name) == lines

@@ -133,7 +133,7 @@ def report(request: ReportRequest, *, reporter: Reporter = SILENT) -> Path:
             labelled.voters,
             labelled.classes,
             inputs=None,
-            what=labelled.name,
+            what="the builtin library" if labelled.name == BUILTIN else labelled.name,
             device=device,
             reporter=reporter,
         )
@@ -396,7 +396,7 @@ def feature_sections(
     sections = [
         Section(
             title="What the features find alike",
-            text=f"Shapes of {what}, and to the right of each the shapes whose features are nearest by cosine. "
+            text=f"Labelled shapes of {what}, and beside each the shapes whose features are nearest by cosine. "
             f"No label was used to find them; the labels tell which are right. Of the {NEIGHBOURS} nearest, the "
             f"share of the query's class over all {len(clouds):,} shapes: {shares} (by chance {chance:.1f} %).",
             galleries=galleries,

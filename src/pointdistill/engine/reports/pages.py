@@ -51,7 +51,7 @@ figure { margin: 0; padding: 1rem; background: var(--card); border: 1px solid va
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 figcaption { font-size: .9rem; margin-top: .6rem; overflow-wrap: anywhere; }
 .charts { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); }
 .key { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: .75rem 0; padding: 0;
   list-style: none; font-size: .9rem; }
 .key i { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px;

@@ -160,7 +160,7 @@ class SheetShape:
     """(N, 3), z up."""
 
     name: str
-    """Shown in at most two lines; of a longer name the end, which usually tells shapes apart."""
+    """Shown in at most two lines."""
 
     title: str = ""
     """A line in bold above the name, such as a label."""
@@ -215,8 +215,7 @@ def search_sheet(rows: Sequence[SheetRow], *, note: str, theme: Theme = LIGHT) -
     gap = 0.3
     tops = np.cumsum([0, *(max(1, math.ceil(len(row.neighbours) / columns)) for row in rows)])
     with mpl.rc_context(_PLAIN):
-        width = 2 * _MARGIN + (1 + columns) * _CELL + gap
-        header, footer = 0.3, 0.25
+        width, header, footer = 2 * _MARGIN + (1 + columns) * _CELL + gap, 0.3, 0.25
         sheet = _Sheet(width, 2 * _MARGIN + header + float(tops[-1]) * height + footer, theme)
         first = _MARGIN + _CELL + gap
         sheet.text("query", _MARGIN + 0.08, _MARGIN + 0.08, bold=True)
@@ -261,9 +260,7 @@ def filled_views(
         note: what the distance is, in a line below.
         theme: colours.
     """
-    if not views:
-        msg = "no views to draw; expected at least one"
-        raise DataError(msg)
+    _require(views)
     names = ["seen", "true", *titles]
     side, line, top = _CELL, _CELL + 0.3, _MARGIN + 0.62
     with mpl.rc_context(_PLAIN):
@@ -296,7 +293,7 @@ _MARGIN, _CELL = 0.15, 1.75
 _STRIP = 0.34
 """Height of the strip below a cloud with the arrow and the bar."""
 
-_LETTERS = 27
+_LETTERS, _ENDS = 27, tuple(" /_-.")
 _LINE = 0.15
 
 
@@ -316,11 +313,15 @@ def _cell_height(shapes: Sequence[SheetShape]) -> float:
 
 
 def _wrapped(name: str) -> list[str]:
-    """A name in at most two lines; the start of a longer one is left out."""
+    """A name in at most two lines; the middle of a longer one is left out."""
     text = one_line(name)
     if len(text) > 2 * _LETTERS:
-        text = f"…{text[1 - 2 * _LETTERS :]}"
-    return textwrap.wrap(text, _LETTERS, drop_whitespace=False, break_on_hyphens=False) or [""]
+        return [f"{text[: _LETTERS - 1]}…", text[-_LETTERS:]]
+    ends = (
+        cut for cut in range(_LETTERS, len(text) - _LETTERS, -1) if text[cut - 1 : cut] in _ENDS
+    )
+    cut = len(text) if len(text) <= _LETTERS else next(ends, _LETTERS)
+    return [line for line in (text[:cut], text[cut:]) if line] or [""]
 
 
 class _Sheet:
