@@ -365,9 +365,9 @@ class _Sheet:
 
     def ground(self, left: float, top: float, width: float, height: float) -> None:
         """A card behind what is set apart."""
-        size = "round,pad=0,rounding_size=0.08"
-        look = {"boxstyle": size, "linewidth": 0, "zorder": 0, "facecolor": self.theme.card}
-        self.axis.add_patch(FancyBboxPatch((left, top), width, height, **look))
+        card = FancyBboxPatch((left, top), width, height, boxstyle="round,pad=0,rounding_size=0.08")
+        card.set(facecolor=self.theme.card, linewidth=0, zorder=0)
+        self.axis.add_patch(card)
 
     def legend(self, names: Mapping[str, str], left: float, top: float) -> None:
         """Names beside dots of their colours, in one line."""
