@@ -240,7 +240,8 @@ def score_sections(runs: Sequence[ReportedRun], *, remark: str = "") -> list[Sec
     results = _named_results(runs)
     if not results:
         return []
-    names = list(dict.fromkeys(result.features for result in results))
+    # A run's bars have the colour of its curves.
+    names = list(dict.fromkeys([*(r.name for r in runs), *(r.features for r in results)]))
     data = list(dict.fromkeys(_data(result) for result in results))
     groups: dict[str, list[Bar]] = {}
     for result in results:
@@ -270,8 +271,7 @@ def curve_sections(runs: Sequence[ReportedRun]) -> list[Section]:
     rows = [run.metrics for run in runs]
     logged = {term for run in rows for row in run for term in row}
     sections = []
-    losses = [term for term in LOSS_TERMS if term in logged]
-    if losses:
+    if losses := [term for term in LOSS_TERMS if term in logged]:
         charts = tuple(
             Picture("total loss" if term == "loss" else f"{term} loss", run_curves(rows, term))
             for term in losses
