@@ -8,15 +8,22 @@ screenshots are kept in that folder, to be looked at.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
+import pointdistill
 from pointdistill.data.corpus import open_corpus
 from pointdistill.engine.pretraining import online_probe
 from pointdistill.engine.reports.pictures import FilledView, filled_views
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "browser"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTHS = (360, 1280)
 CUBE = [f"v {x} {y} {z}\n" for x in (0, 1) for y in (0, 1) for z in (0, 1)]
@@ -169,3 +177,87 @@ def test_the_pictures_of_the_readme(browser: Browser, tmp_path: Path, scheme: st
     picture = PICTURES / f"shapes-{scheme}.png"
     assert picture.stat().st_size < 200_000
     look(browser, shown(tmp_path, picture), scheme=scheme)
+
+
+def write_stl(path: Path, triangles: NDArray[np.float32]) -> None:
+    """A binary STL file of triangles (F, 3, 3)."""
+    rows = np.zeros(
+        len(triangles), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("rest", "<u2")]
+    )
+    rows["corners"] = triangles
+    path.write_bytes(bytes(80) + np.uint32(len(triangles)).tobytes() + rows.tobytes())
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The browser example with onnxruntime-web beside it, on the loopback interface."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm, which brings onnxruntime-web, is not installed")
+    shutil.copytree(EXAMPLE, tmp_path / "site")
+    command = [npm, "install", "--no-save", "--silent", "onnxruntime-web"]
+    done = subprocess.run(command, cwd=tmp_path / "site", capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"onnxruntime-web cannot be had: {done.stderr.decode(errors='replace')[-200:]}")
+    handler = functools.partial(QuietHandler, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_browser_samples_and_encodes_as_python_does(
+    browser: Browser, served: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    words = (
+        "export",
+        str(model),
+        "--format",
+        "onnx",
+        "--points",
+        "1024",
+        "--encoder",
+        "procedural-mini",
+    )
+    assert typed(capsys)(*words)[0] == 0
+    rng = np.random.default_rng(0)
+    files = []
+    for number, faces in enumerate((12, 300, 2000)):
+        files.append(tmp_path / f"shape é {number} <b>.stl")
+        triangles = rng.normal(size=(faces, 1, 3)) + rng.normal(size=(faces, 3, 3)) / 3
+        write_stl(files[-1], triangles.astype(np.float32) * (number + 1))
+    for width in WIDTHS:
+        tab = browser.new_page(viewport={"width": width, "height": 800})
+        complaints: list[str] = []
+        tab.on("console", lambda line: complaints.append(line.text))  # noqa: B023
+        tab.on("pageerror", lambda error: complaints.append(str(error)))  # noqa: B023
+        tab.goto(served)
+        tab.set_input_files("#model", model / "model.onnx")
+        tab.set_input_files("#shapes", files)
+        tab.fill("#seed", "7")
+        tab.click("#run")
+        tab.wait_for_function(
+            "document.querySelectorAll('#nearest li').length == 2", timeout=120_000
+        )
+        assert complaints == []
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        encoded = tab.evaluate("window.encoded")
+        listed = tab.inner_text("#nearest")
+        tab.close()
+    assert "<b>.stl: " in listed
+    encoder = pointdistill.load_encoder("procedural-mini")
+    for path, shape in zip(files, encoded, strict=True):
+        points = pointdistill.sample_surface(path, 1024, seed=7)
+        assert np.abs(np.reshape(shape["points"], (-1, 3)) - points).max() < 1e-6
+        with torch.inference_mode():
+            output = encoder(torch.from_numpy(points)[None])
+        own = torch.cat([output.cls, output.patches.mean(dim=1)], dim=1)[0].numpy()
+        assert np.abs(np.array(shape["features"]) - own).max() < 1e-4
