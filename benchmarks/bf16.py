@@ -76,7 +76,7 @@ def features(encoder: Encoder, corpus: Corpus, *, bf16: bool) -> Tensor:
     found = []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         for row in rows:
-            cls, _ = encoder.encode(encoder.embed(row))
+            cls, _ = encoder.encode_tokens(encoder.embed(row))
             assert cls is not None
             found.append(cls.float())
     return torch.cat(found)

@@ -267,8 +267,8 @@ def test_a_notebooks_backend_for_pictures_does_not_matter() -> None:
         "import sys; sys.argv[1:] = ['--version']\n"
         "from pointdistill.__main__ import main\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
-        "from pointdistill.engine.reports.pictures import loss_curves\n"
-        "assert loss_curves([{'step': 1, 'loss': 2.0}]).startswith(b'\\x89PNG')"
+        "from pointdistill.engine.reports.pictures import run_curves\n"
+        "assert run_curves([[{'step': 1, 'loss': 2.0}]], 'loss').startswith(b'\\x89PNG')"
     )
     environment = os.environ | {"MPLBACKEND": "module://no_such_inline.backend"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

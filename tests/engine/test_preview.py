@@ -145,7 +145,7 @@ def test_the_sheet_draws_up_and_takes_any_name() -> None:
     dot = np.zeros((40, 3))
     image = pixels(contact_sheet([shape_of(dot, name="鎖$\n" + "x" * 90, label=r"$\frac$")]))
     corner = image[-image.shape[0] // 3 :, : image.shape[1] // 6]
-    assert has_color(corner, 0x7D, 0x85, 0x90)
+    assert has_color(corner, 0x59, 0x63, 0x6E)
 
 
 def test_the_script_reads_points_as_they_were_written() -> None:
@@ -189,7 +189,7 @@ def test_the_script_shows_turns_and_changes_shapes() -> None:
     assert isinstance(seen, dict)
     assert seen["shelf"] == [4, 2]
     assert (seen["first"], seen["second"]) == ("first", "<second>")
-    assert seen["texts"] == ["x", "y", "z, up"]
+    assert seen["texts"] == ["x 2", "y 4", "z, up 8"]
     assert seen["turned"] != seen["start"] == seen["back"]
     assert seen["pressed"] == ["false", "true"]
     # Far to near: the pole's foot, then its top, one above the other in the middle of 300 x 200.

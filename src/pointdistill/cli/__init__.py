@@ -39,7 +39,7 @@ from pointdistill.cli.help import (
 )
 from pointdistill.cli.prepare_data import prepare_data
 from pointdistill.cli.pretrain import plan, pretrain
-from pointdistill.cli.reconstruct import reconstruct
+from pointdistill.cli.reconstruct import reconstruct, report
 from pointdistill.cli.sample import sample
 from pointdistill.cli.weights import export, import_weights, push, weights
 from pointdistill.errors import PointDistillError
@@ -68,7 +68,6 @@ COMMANDS: dict[str, tuple[Entry, ...]] = {
         Entry(sample, "Sample surface points from meshes.", "sample chair.stl --output chair.ply"),
         Entry(inspect, "Summarise a corpus.", "inspect data/own"),
         Entry(verify, "Check a corpus for damage.", "verify data/own"),
-        Entry(preview, "Show shapes of a corpus.", "preview data/own --shapes 12"),
         Entry(
             duplicates,
             "Find shapes that a folder holds twice.",
@@ -115,6 +114,10 @@ COMMANDS: dict[str, tuple[Entry, ...]] = {
         ),
         Entry(search, "Find the shapes nearest to a file.", "search chair.stl meshes.npz"),
         Entry(predict, "Classify shapes, or label their parts.", "predict models/own chair.stl"),
+    ),
+    "Look": (
+        Entry(preview, "Show shapes of a corpus.", "preview data/own --shapes 12"),
+        Entry(report, "Show runs on a page.", "report runs/own"),
     ),
     "Share": (
         Entry(weights, "List the encoders known by name.", "weights"),

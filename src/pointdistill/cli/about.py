@@ -111,6 +111,21 @@ def show_version(
     """Self-supervised representations of 3-D shapes, from meshes and point clouds, with no labels."""
 
 
+_NEXT = (
+    (
+        "pointdistill embed my-meshes --up y --encoder procedural-mini",
+        "Features of every mesh and cloud in a folder of yours, with the encoder that comes with the program.",
+    ),
+    ("pointdistill search chair.obj", "The shapes nearest to a file, as a list and a picture."),
+    (
+        "pointdistill prepare-data folder --input my-meshes --up y && pointdistill pretrain --size tiny",
+        "Train an encoder of your own on them.",
+    ),
+    ("pointdistill report", "This page for a run of your own, or for several side by side."),
+)
+"""What the quickstart's page proposes: commands, and what they do."""
+
+
 def quickstart(
     folder: Annotated[
         Path, typer.Option(help="Folder for everything; the same command continues there.")
@@ -131,7 +146,7 @@ def quickstart(
 
     with stages_reporter() as reporter:
         config = QuickstartConfig(seed=seed, shapes=shapes, steps=steps)
-        result = quickstart(folder, config, reporter=reporter)
+        result = quickstart(folder, config, next_steps=_NEXT, reporter=reporter)
     if result.interrupted:
         echo(f"stopped; everything is saved in {folder}, and the same command continues from there")
         raise typer.Exit(130)

@@ -326,7 +326,7 @@ def search(
         for result in report.results:
             print_table(_table(opened.path, result))
     if report.results and (sheet is not None or not as_json):
-        for name in draw_sheet(picture, report.results):
+        for name in draw_sheet(picture, report.results, compared=report.compared):
             echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
         echo(f"picture: {picture}", err=as_json)
     for path, reason in report.failed:

@@ -1,4 +1,4 @@
-"""``pointdistill reconstruct``: hidden patches from frozen features."""
+"""``pointdistill report`` and ``reconstruct``: pages and pictures of what runs learned."""
 
 from __future__ import annotations
 
@@ -27,6 +27,57 @@ from pointdistill.data.files.workspace import (
 from pointdistill.errors import (
     DataError,
 )
+
+
+def report(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN…",
+            help="Run folders, at most six. Default: the last run made in this folder.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Page to write. Default: report.html in the run; in this folder for several runs.",
+        ),
+    ] = None,
+    probe: Annotated[
+        str,
+        typer.Option(
+            help="Labelled shapes to search and colour: builtin, a corpus with labels, or a benchmark's archive."
+        ),
+    ] = "builtin",
+    device: DeviceOption = "auto",
+) -> None:
+    """Write one page about runs: learning curves, online probe, scores, neighbours, features as colours.
+
+    Scores are those that `evaluate` left in the runs' folders. The page is one file
+    that loads nothing and can be sent around.
+    """
+    require_paths(runs or [])
+
+    from pointdistill.engine.run_report import ReportRequest
+    from pointdistill.engine.run_report import report as write
+
+    first = shlex.quote(str(runs[0])) if runs else "RUN"
+    next_steps = (
+        (
+            f"pointdistill evaluate scanobjectnn --encoder {first}",
+            "Scores for this page, measured once.",
+        ),
+        (f"pointdistill embed my-meshes --encoder {first}", "Features of your own shapes."),
+        (f"pointdistill export my-encoder --encoder {first}", "The encoder as a folder to share."),
+    )
+    request = ReportRequest(
+        runs=tuple(runs or ()), output=output, probe=probe, device=device, next_steps=next_steps
+    )
+    with console_reporter() as reporter:
+        page = write(request, reporter=reporter)
+    echo(f"page: {page}, open it in a browser")
 
 
 def reconstruct(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pointdistill.data.benchmark_standins import HARDNESS, ScanSizes, make_scanobjectnn_stand_in
-from pointdistill.data.benchmarks.records import Benchmark
+from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
 from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus_building import build_corpus
@@ -32,9 +32,7 @@ from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.results import Result, Spread, write_results
 from pointdistill.engine.evaluation.run import COPIES_ON_CPU, Evaluation
-from pointdistill.engine.evaluation.tables import results_table
 from pointdistill.engine.features import Score
-from pointdistill.engine.features.extract import extract_features, unit_features
 from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import train_classifier
 from pointdistill.engine.finetuning.recipes import RECIPES
@@ -43,8 +41,15 @@ from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import CHECKPOINTS, read_metrics, read_run_config
 from pointdistill.engine.pretraining.state import list_checkpoints, new_state
 from pointdistill.engine.pretraining.trainer import RunOptions
-from pointdistill.engine.reports.pages import Picture, Section, write_report
-from pointdistill.engine.reports.pictures import clouds, loss_curves, masked_patches, neighbour_rows
+from pointdistill.engine.reports.pages import Gallery, Picture, Section, Tile, write_report
+from pointdistill.engine.reports.pictures import cloud_tile, masked_tile
+from pointdistill.engine.run_report import (
+    PAGE_POINTS,
+    ReportedRun,
+    curve_sections,
+    feature_sections,
+    score_sections,
+)
 from pointdistill.engine.weights import BUNDLED, bundled_is_here
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.errors import CheckpointError, ConfigError
@@ -56,34 +61,14 @@ from pointdistill.reporter import SILENT, Reporter, TrainingReporter, plural
 from pointdistill.version import __version__
 
 SHAPES = 6
-"""Clouds per row of a picture; in a row of neighbours the first one is the query."""
+"""Shapes of the corpus that the page shows."""
 
 POOL = 1500
 """Number of test clouds to search for neighbours."""
 
 
-def learning_pictures(
-    encoder: Encoder, corpus: Corpus, benchmark: Benchmark, config: PretrainConfig
-) -> list[Section]:
-    """Sections of the report with the encoder's training data and with the neighbours that it finds."""
-    return [
-        Section(
-            "What it was trained on",
-            "Crops of random shape and size, rotated about the vertical axis and stretched. The student sees the "
-            "blue patches and predicts the orange ones.",
-            pictures=_views(corpus, config),
-        ),
-        Section(
-            "What it finds similar",
-            "Test scans of the benchmark, and the scans whose features are nearest by cosine. "
-            "No label was used to find them.",
-            pictures=(_neighbours(encoder, benchmark),),
-        ),
-    ]
-
-
-def _views(corpus: Corpus, config: PretrainConfig) -> tuple[Picture, ...]:
-    """Shapes of the corpus, each with one masked global view and one local view."""
+def _views(corpus: Corpus, config: PretrainConfig) -> Section:
+    """Shapes of the corpus, and of each one masked global view and one local view."""
     index = np.linspace(0, len(corpus) - 1, SHAPES).astype(np.int64)
     shapes = [corpus[int(number)] for number in index]
     names = [corpus.label_names[shape.label] if shape.label >= 0 else shape.id for shape in shapes]
@@ -93,37 +78,33 @@ def _views(corpus: Corpus, config: PretrainConfig) -> tuple[Picture, ...]:
         batch.points, batch.counts, config.global_crop, random.child("global"), config.augment
     )
     mask = draw_masks(patches.centers, config.masking, random)
-    views = [
-        (points[row, 0].numpy(), patches.centers[row, 0].numpy(), mask[row, 0, 0].numpy())
-        for row in range(SHAPES)
-    ]
-    pictures = [
-        Picture(
-            "Shapes of the corpus", clouds([shape.points[:2048] for shape in shapes], titles=names)
-        ),
-        Picture("A global view of each, with a mask", masked_patches(views, titles=names)),
-    ]
+    rows = {
+        "Shapes of the corpus": [cloud_tile(shape.points[:PAGE_POINTS]) for shape in shapes],
+        "A global view of each, with a mask": [
+            masked_tile(
+                points[row, 0].numpy(), patches.centers[row, 0].numpy(), mask[row, 0, 0].numpy()
+            )
+            for row in range(SHAPES)
+        ],
+    }
     if config.mode.has_cls and config.local_crop is not None:
         _, local = draw_views(
             batch.points, batch.counts, config.local_crop, random.child("local"), config.augment
         )
-        clouds_shown = [local[row, 0].numpy() for row in range(SHAPES)]
-        pictures.append(Picture("A local view of each", clouds(clouds_shown, titles=names)))
-    return tuple(pictures)
-
-
-def _neighbours(encoder: Encoder, benchmark: Benchmark) -> Picture:
-    """Queries spread over the test set, each with its nearest neighbours."""
-    points = benchmark.test.points[:POOL]
-    labels = benchmark.test.labels[:POOL]
-    inputs = protocol_input(benchmark.name, encoder.config)
-    features = unit_features(extract_features(encoder, points, inputs=inputs, seed=0), encoder)
-    queries = torch.linspace(0, len(points) - 1, 5).long()
-    cosine = features[queries] @ features.T
-    order = cosine.argsort(dim=1, descending=True)[:, :SHAPES]
-    names = [[benchmark.classes[int(labels[i])] for i in row] for row in order.tolist()]
-    rows = [[points[i] for i in row] for row in order.tolist()]
-    return Picture("Left: a scan. Beside it: its nearest scans", neighbour_rows(rows, titles=names))
+        rows["A local view of each"] = [cloud_tile(local[row, 0].numpy()) for row in range(SHAPES)]
+    galleries = tuple(
+        Gallery(
+            title,
+            (tuple(Tile(Picture(n, png)) for n, png in zip(names, pictures, strict=True)),),
+        )
+        for title, pictures in rows.items()
+    )
+    return Section(
+        title="What it was trained on",
+        text="Crops of random shape and size, rotated about the vertical axis and stretched. The student sees the "
+        "blue patches and predicts the orange ones.",
+        galleries=galleries,
+    )
 
 
 SPLIT = "OBJ-BG"
@@ -185,28 +166,38 @@ def quickstart(
     folder: Path,
     config: QuickstartConfig | None = None,
     *,
+    next_steps: tuple[tuple[str, str], ...] = (),
     processes: int | None = None,
     reporter: Reporter = SILENT,
 ) -> QuickstartResult:
     """Run every stage in ``folder``; results of an earlier call with the same settings are reused.
 
     Args:
-        folder: for everything.
+        folder: where everything is written.
         config: sizes.
+        next_steps: commands that the page proposes, each with what it does.
         processes: 1 for one stage after another, 2 for stages beside each other; None chooses by the cores. The
             numbers are the same.
-        reporter: hears about the stages of this process.
+        reporter: told of the stages of this process, and of their progress.
 
     Raises:
         ConfigError: if ``folder`` holds results of other settings.
     """
     with hold_output(folder, setting="folder"):
         several = (usable_cores() if processes is None else processes) > 1
-        return _all_stages(folder, config or QuickstartConfig(), _Stages(reporter), several=several)
+        stages = _Stages(reporter)
+        return _all_stages(
+            folder, config or QuickstartConfig(), stages, next_steps, several=several
+        )
 
 
 def _all_stages(
-    folder: Path, config: QuickstartConfig, stages: _Stages, *, several: bool
+    folder: Path,
+    config: QuickstartConfig,
+    stages: _Stages,
+    next_steps: tuple[tuple[str, str], ...],
+    *,
+    several: bool,
 ) -> QuickstartResult:
     begun = time.perf_counter()
     part = _Independent(folder, config)
@@ -240,7 +231,7 @@ def _all_stages(
     ]
     write_results(run / "results.json", results)
     stages.begin("report", "writing the report")
-    _report(report, config, corpus, benchmark, run, trained, results, stages)
+    _report(report, config, corpus, benchmark, run, trained, results, stages, next_steps)
     stages.end()
     spent = time.perf_counter() - begun
     return QuickstartResult(folder, run, report, results, stages.seconds, spent)
@@ -460,6 +451,43 @@ _ABOUT_BUNDLED = (
 )
 
 
+def headline(results: Sequence[Result]) -> str:
+    """What pretraining was worth, in a sentence."""
+    accuracy = {(r.features, r.protocol): r.accuracy.mean for r in results}
+    gained = gains(results)
+    mean = sum(gained.values()) / len(gained)
+    best = max(gained, key=lambda name: gained[name])
+    verb = "gained" if mean > 0 else "lost"
+    return (
+        f"Pretraining without a label {verb} {abs(mean):.1f} points of accuracy over the encoder's initial "
+        f"weights (mean of {len(gained)} probes; the most under {best}: from {accuracy[INITIAL, best]:.1f} to "
+        f"{accuracy[PRETRAINED, best]:.1f} %)."
+    )
+
+
+def why_geometry_wins(results: Sequence[Result]) -> str:
+    """Why hand-made features are ahead of the pretrained ones where they are; empty if they are nowhere."""
+    accuracy = {(r.features, r.protocol): r.accuracy.mean for r in results}
+    ahead = [name for name in PROTOCOLS if accuracy[GEOMETRY, name] > accuracy[PRETRAINED, name]]
+    if not ahead:
+        return ""
+    told = (
+        f"Hand-made geometric features are ahead under {_and(ahead)}: they measure proportions, heights and "
+        "distances of the whole cloud, which already tell these parametric shapes apart, while a tiny encoder had "
+        "minutes to learn what to look at."
+    )
+    hours = {r.protocol: r.accuracy.mean for r in results if r.features.startswith(BUNDLED)}
+    longer = [name for name in ahead if hours.get(name, 0.0) > accuracy[GEOMETRY, name]]
+    if longer:
+        figures = _and([f"{hours[name]:.1f} % under {name}" for name in longer])
+        told += f" The same method trained for hours ({BUNDLED}) is ahead of them: {figures}."
+    return told
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def _report(
     path: Path,
     config: QuickstartConfig,
@@ -469,8 +497,9 @@ def _report(
     trained: Encoder,
     results: list[Result],
     stages: _Stages,
+    next_steps: tuple[tuple[str, str], ...],
 ) -> None:
-    """Write the report: facts, results, loss curves, and pictures of views and neighbours."""
+    """Write the report: the page about a run, with the comparisons that were measured and the training data."""
     trained_for = config.pretraining()
     facts = {
         "encoder": f"tiny, {sum(p.numel() for p in trained.parameters()):,} parameters",
@@ -483,23 +512,40 @@ def _report(
         "seconds": ", ".join(f"{name} {spent:.0f}" for name, spent in stages.seconds.items()),
         "pointdistill": __version__,
     }
-    gallery = learning_pictures(trained, corpus, benchmark, trained_for)
+    reported = ReportedRun(
+        name=PRETRAINED,
+        described=read_run_config(run),
+        metrics=read_metrics(run),
+        results=results,
+        encoder=trained,
+    )
+    about = [
+        why_geometry_wins(results),
+        "Each group is a simple classifier on frozen features. The initial weights are those of this very run "
+        "before its first step.",
+        _ABOUT_BUNDLED if bundled_is_here() else "",
+    ]
+    searched = LabelledClouds(benchmark.test.points[:POOL], benchmark.test.labels[:POOL])
+    bars, tables = score_sections([reported], remark=" ".join(filter(None, about)))
     sections = [
-        Section(
-            "Results",
-            "Test accuracy in percent of simple classifiers on frozen features. The initial weights are those of "
-            "this very run before its first step. " + (_ABOUT_BUNDLED if bundled_is_here() else ""),
-            tables=(results_table(results),),
+        bars,
+        *([Section(title="What to do next", commands=next_steps)] if next_steps else []),
+        *curve_sections([reported]),
+        *feature_sections(
+            [reported],
+            searched,
+            benchmark.classes,
+            inputs=protocol_input(benchmark.name, trained.config),
+            what=f"the {benchmark.data_name}",
+            device=torch.device(config.device),
         ),
-        Section(
-            "Training",
-            pictures=(Picture("Loss terms over the steps", loss_curves(read_metrics(run))),),
-        ),
-        *gallery,
+        _views(corpus, trained_for),
+        tables,
     ]
     write_report(
         path,
         title="pointdistill quickstart",
+        headline=headline(results),
         lead="An encoder that was pretrained on this machine without labels, compared with the same encoder "
         "before training and with simple geometric features. The benchmark is a stand-in made of simulated "
         "scans, not ScanObjectNN itself.",

@@ -44,7 +44,12 @@ from pointdistill.engine.features.statistics import (
     measure,
     read_statistics,
 )
-from pointdistill.engine.reports.pictures import COLUMNS, clouds
+from pointdistill.engine.reports.pictures import (
+    MOST_NEIGHBOURS,
+    SheetRow,
+    SheetShape,
+    search_sheet,
+)
 from pointdistill.engine.runtime.devices import pick_device
 from pointdistill.engine.weights import PUBLISHED, is_name
 from pointdistill.engine.weights.encoders import (
@@ -52,7 +57,7 @@ from pointdistill.engine.weights.encoders import (
     locate_encoder,
     looks_like_repository,
 )
-from pointdistill.errors import CheckpointError, ConfigError, DataError, one_line
+from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter, plural
 
@@ -453,31 +458,47 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
     return tuple(neighbours)
 
 
-def draw_sheet(path: Path, results: Sequence[SearchResult]) -> list[str]:
+def draw_sheet(
+    path: Path, results: Sequence[SearchResult], *, compared: str = RAW.name
+) -> list[str]:
     """Draw queries and their neighbours as a PNG; returns the ids of neighbours that no longer exist.
 
-    A single query's neighbours fill as many rows as they need. Of several queries each has a row, the first 16 of
-    them and 10 neighbours each.
+    A single query's first 100 neighbours fill as many rows as they need. Of several queries each has a row, the
+    first 16 of them and 10 neighbours each.
+
+    Args:
+        path: the picture.
+        results: at least one.
+        compared: how features were compared, as in the report.
     """
-    several = len(results) > 1
-    columns = 1 + max(len(result.neighbours[:DRAWN_NEIGHBOURS]) for result in results)
-    shapes: list[Points] = []
-    titles: list[str] = []
+    most = DRAWN_NEIGHBOURS if len(results) > 1 else MOST_NEIGHBOURS
     gone: dict[str, None] = {}
+    rows, left_out = [], 0
     for result in results[:DRAWN_QUERIES]:
-        drawn = result.neighbours[:DRAWN_NEIGHBOURS] if several else result.neighbours
-        row, names = [result.query], [f"query: {_short(result.path.name)}"]
-        for rank, neighbour in enumerate(drawn, start=1):
+        drawn = []
+        left_out += len(result.neighbours[most:])
+        for rank, neighbour in enumerate(result.neighbours[:most], start=1):
             points = _read_neighbour(neighbour, result.settings)
             if points is None:
                 gone[neighbour.id] = None
                 continue
-            row.append(points)
-            names.append(f"{rank}: {_short(neighbour.id)}\n{neighbour.similarity:.3f}")
-        blank = columns - len(row) if several else 0
-        shapes += [points[:DRAWN_POINTS] for points in row] + [np.empty((0, 3), np.float32)] * blank
-        titles += names + [""] * blank
-    picture = clouds(shapes, titles=titles, columns=columns if several else COLUMNS)
+            drawn.append(
+                SheetShape(
+                    points=points[:DRAWN_POINTS],
+                    name=neighbour.id,
+                    title=str(rank),
+                    similarity=neighbour.similarity,
+                )
+            )
+        query = SheetShape(points=result.query[:DRAWN_POINTS], name=result.path.name)
+        rows.append(SheetRow(query, tuple(drawn)))
+    note = (
+        f"Similarity: cosine of {compared}. Each shape fills its cell; the line below it is that long in the unit "
+        "of its file. The arrow is z, up."
+    )
+    if left_out or len(results) > DRAWN_QUERIES:
+        note += f" Drawn: {len(rows):,} of {len(results):,} queries, at most {most} shapes each."
+    picture = search_sheet(rows, note=note)
     with _as_sheet(), write_aside(path) as aside:
         aside.write_bytes(picture)
     return list(gone)
@@ -503,9 +524,3 @@ def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> Points | No
     # If a corpus was rebuilt since, its row may hold another shape.
     same = neighbour.location.kind != "corpus" or neighbour.id.endswith(shape.name)
     return shape.points if same else None
-
-
-def _short(name: str, most: int = 24) -> str:
-    """The end of a long name, which usually tells shapes apart, as one line."""
-    name = one_line(name)
-    return name if len(name) <= most else f"…{name[1 - most :]}"

@@ -290,13 +290,28 @@ def find_results(
     return list(best.values())
 
 
+def results_in(folder: Path) -> list[Result]:
+    """The scores that ``evaluate`` left in a folder, one per setting; files that cannot be read are ignored."""
+    found: dict[object, Result] = {}
+    for file in _files_in(folder):
+        for result in _parse_rows(_read_rows(file)):
+            key = (result.features, result.fingerprint, setting_of(result))
+            if key not in found or len(found[key].seeds) < len(result.seeds):
+                found[key] = result
+    return list(found.values())
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("results.json"), *folder.glob("evaluation/*/results.json")])
+
+
 def _result_files(stored: Path, working: Path) -> Iterator[Path]:
     """Every ``results.json`` that may hold an encoder's scores."""
     run, last = run_folder_of(stored), last_run(folder=working)
     beside = stored if stored.is_dir() else stored.parent
     folders = [beside, *([] if run is None else [run]), working, *([] if last is None else [last])]
     for folder in dict.fromkeys(path.resolve() for path in folders):
-        yield from sorted([*folder.glob("results.json"), *folder.glob("evaluation/*/results.json")])
+        yield from _files_in(folder)
 
 
 def _read_rows(file: Path) -> Any:

@@ -17,6 +17,8 @@ from torch.nn.functional import normalize
 from pointdistill.engine.features.inputs import ProtocolInput, cloud_batches, random_start
 from pointdistill.engine.runtime.devices import Products, gpu_products, threads_for
 from pointdistill.errors import DataError
+from pointdistill.model.patches import to_unit_sphere
+from pointdistill.model.segmenter import interpolate
 
 if TYPE_CHECKING:
     from pointdistill.model.config import EncoderConfig
@@ -151,3 +153,39 @@ def pool_batches(
     finally:
         encoder.train(was_training)
     return features
+
+
+def feature_colors(
+    encoder: Encoder, points: Tensor, *, device: torch.device | str = "cpu"
+) -> NDArray[np.float32]:
+    """Colours of points by the features around them, the same for all clouds: (B, N, 3) RGB in [0, 1].
+
+    The first three principal components of the patch features of all B clouds together, cut off at the 2nd and
+    98th percentile, and interpolated to the points. The encoder sees the first points, as many as in pretraining.
+
+    Args:
+        encoder: in evaluation mode; moved to ``device``.
+        points: (B, N, 3) raw points in random order, z up.
+        device: where to compute.
+    """
+    seen = points[:, : encoder.config.points]
+    device = torch.device(device)
+    encoder.to(device)
+    with torch.inference_mode(), threads_for(encoder.config.width, device):
+        patches = min(encoder.config.patches, seen.shape[1])
+        output = encoder(seen.to(device), patches=patches)
+        features = output.patches.float().cpu()
+        flat = features.flatten(0, 1).double()
+        flat = flat - flat.mean(dim=0)
+        _, _, axes = torch.linalg.svd(flat, full_matrices=False)
+        axes = axes[:3]
+        # A component's sign is arbitrary: the side with the larger number is made the bright one.
+        largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+        values = (flat @ (axes * largest.sign()).T).float()
+        low, high = (values.quantile(share, dim=0) for share in (0.02, 0.98))
+        # Neither black nor white, which a page may have behind them.
+        values = 0.15 + 0.75 * ((values - low) / (high - low).clamp_min(1e-12)).clamp(0.0, 1.0)
+        shaped = values.unflatten(0, features.shape[:2])
+        colors = interpolate(shaped, output.centers.float().cpu(), to_unit_sphere(seen))
+        colors = interpolate(colors, seen, points)
+    return colors.clamp(0.0, 1.0).numpy()

@@ -7,6 +7,7 @@ Sizes: n clouds, N points per cloud.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ class LabelledSet:
     name: str
     voters: LabelledClouds
     tested: LabelledClouds
+    classes: tuple[str, ...] = ()
+    """Names of the labels; empty if they are not known."""
 
 
 def open_labelled_set(where: str, *, points: int) -> LabelledSet:
@@ -65,14 +68,15 @@ def open_labelled_set(where: str, *, points: int) -> LabelledSet:
     if where == BUILTIN:
         labelled = _split_half(BUILTIN, *_builtin_clouds(points))
     elif (Path(where) / MANIFEST_NAME).is_file():
-        labelled = _split_half(where, *_labelled_clouds(open_corpus(where), points))
+        corpus = open_corpus(where)
+        labelled = _split_half(where, *_labelled_clouds(corpus, points), corpus.label_names)
     else:
         benchmark = _benchmark(Path(where))
         voters, tested = (
             _subsample(side, most)
             for side, most in ((benchmark.train, VOTERS), (benchmark.test, TESTED))
         )
-        labelled = LabelledSet(benchmark.data_name, voters, tested)
+        labelled = LabelledSet(benchmark.data_name, voters, tested, benchmark.classes)
     if len(np.unique(labelled.voters.labels)) < 2 or len(labelled.voters) < NEIGHBOURS:
         msg = (
             f"{where}: a probe needs at least {NEIGHBOURS} labelled clouds of 2 classes to vote, got "
@@ -119,8 +123,10 @@ class RunProbe:
         }
 
 
-def _builtin_clouds(points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Builtin shapes, (n, N, 3), and their categories (n,)."""
+def _builtin_clouds(
+    points: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]:
+    """Builtin shapes, (n, N, 3), their categories (n,), and the names of the categories."""
     source = open_source("builtin", SourceRequest(shapes=BUILTIN_SHAPES))
     entries = source.entries()
     clouds = [
@@ -129,7 +135,8 @@ def _builtin_clouds(points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]
         ).points.astype(np.float32)
         for entry in entries
     ]
-    return np.stack(clouds), np.array([entry.label for entry in entries], np.int64)
+    labels = np.array([entry.label for entry in entries], np.int64)
+    return np.stack(clouds), labels, source.facts.labels
 
 
 def _labelled_clouds(corpus: Corpus, points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -145,14 +152,17 @@ def _labelled_clouds(corpus: Corpus, points: int) -> tuple[NDArray[np.float32], 
     return clouds, labels[chosen]
 
 
-def _split_half(name: str, points: NDArray[np.float32], labels: NDArray[np.int64]) -> LabelledSet:
+def _split_half(
+    name: str, points: NDArray[np.float32], labels: NDArray[np.int64], classes: Sequence[str]
+) -> LabelledSet:
     """Split each class in half, in a shuffled order: every second cloud votes, the others are tested."""
     order = np.random.default_rng(SEED).permutation(len(labels))
     # A stable sort by label keeps the shuffled order within each class, so taking every second one halves them
     # all.
     order = order[np.argsort(labels[order], kind="stable")]
     sides = [LabelledClouds(points[part], labels[part]) for part in (order[::2], order[1::2])]
-    return LabelledSet(name, _subsample(sides[0], VOTERS), _subsample(sides[1], TESTED))
+    voters, tested = _subsample(sides[0], VOTERS), _subsample(sides[1], TESTED)
+    return LabelledSet(name, voters, tested, tuple(classes))
 
 
 def _subsample(side: LabelledClouds, most: int) -> LabelledClouds:

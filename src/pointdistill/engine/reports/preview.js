@@ -59,8 +59,8 @@ function measure(points) {
   return { points, low, high, radius, colour };
 }
 
-/** The ground under a cloud and its axes, z through the middle and beyond the top. */
-function drawAxes(context, rows, cloud, toScreen, ink) {
+/** The ground under a cloud and its axes, each with the shape's length along it; z through the middle, beyond the top. */
+function drawAxes(context, rows, cloud, toScreen, ink, sides) {
   const floor = cloud.low[2];
   const reach = 1.1 * Math.max(cloud.high[0], cloud.high[1], -cloud.low[0], -cloud.low[1], 0.25 * cloud.radius);
   const at = (x, y, z) => toScreen(project(rows, x, y, z));
@@ -77,8 +77,8 @@ function drawAxes(context, rows, cloud, toScreen, ink) {
   line(corner(-1, 0), corner(1, 0));
   line(corner(0, -1), corner(0, 1));
   context.globalAlpha = 1;
-  context.fillText("x", ...corner(1.12, 0));
-  context.fillText("y", ...corner(0, 1.12));
+  context.fillText(`x ${sides[0]}`, ...corner(1.12, 0));
+  context.fillText(`y ${sides[1]}`, ...corner(0, 1.12));
   const foot = at(0, 0, floor);
   const tip = at(0, 0, cloud.high[2] + 0.3 * cloud.radius);
   context.lineWidth = 2;
@@ -88,7 +88,7 @@ function drawAxes(context, rows, cloud, toScreen, ink) {
     const [dx, dy] = [(6 * (tip[0] - foot[0])) / length, (6 * (tip[1] - foot[1])) / length];
     line([tip[0] - dx - dy, tip[1] - dy + dx], tip, [tip[0] - dx + dy, tip[1] - dy - dx]);
   }
-  context.fillText("z, up", tip[0] + 8, tip[1]);
+  context.fillText(`z, up ${sides[2]}`, tip[0] + 8, tip[1]);
 }
 
 /** Draw a cloud to fill a canvas, far points first and paler. */
@@ -101,7 +101,7 @@ function draw(canvas, cloud, look) {
   context.clearRect(0, 0, width, height);
   if (look.axes) {
     context.font = `${Math.round(13 * look.ratio)}px system-ui, sans-serif`;
-    drawAxes(context, rows, cloud, toScreen, look.ink);
+    drawAxes(context, rows, cloud, toScreen, look.ink, look.sides);
   }
   const count = cloud.colour.length;
   const seen = new Float32Array(3 * count);
@@ -223,6 +223,7 @@ function start() {
   const shelf = shapes.map((shape, number) => pictureButton(shape, clouds[number], ratio));
   const choose = (number) => {
     stage.cloud = clouds[number];
+    stage.look.sides = shapes[number].sides;
     document.getElementById("name").textContent = shapes[number].id;
     document.getElementById("facts").textContent = shapes[number].facts;
     shelf.forEach((button, k) => button.setAttribute("aria-pressed", String(k === number)));

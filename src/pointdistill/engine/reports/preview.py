@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pointdistill.data.corpus import Corpus
 from pointdistill.data.corpus.shard import Points, quantise
 from pointdistill.data.files.files import write_aside
-from pointdistill.engine.reports.pictures import clouds
+from pointdistill.engine.reports import pictures
 from pointdistill.reporter import plural
 
 POINTS_ON_SHEET = 2048
@@ -30,7 +30,7 @@ POINTS_ON_SHEET = 2048
 POINTS_ON_PAGE = 4096
 """Largest number of points of a shape on the page: 32 KiB each, few enough to redraw within a frame."""
 
-_NAME_LETTERS = 26
+_UNIT = "its source's own unit"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,11 +103,15 @@ def read_preview(
 
 
 def contact_sheet(shapes: Sequence[PreviewShape]) -> bytes:
-    """A PNG of all shapes in rows of six, each below its label and id, with an arrow along z."""
-    return clouds(
-        [shape.points[:POINTS_ON_SHEET] for shape in shapes],
-        titles=[_title(shape) for shape in shapes],
-        up_axis=True,
+    """A PNG of all shapes in rows of six, with their labels, ids, an arrow along z and a bar of a round length."""
+    return pictures.contact_sheet(
+        [
+            pictures.SheetShape(
+                points=shape.points[:POINTS_ON_SHEET], name=shape.id, title=shape.label
+            )
+            for shape in shapes
+        ],
+        note=f"Each shape fills its cell; the line below it is that long in {_UNIT}. The arrow is z, up.",
     )
 
 
@@ -131,7 +135,8 @@ def turning_page(name: str, shapes: Sequence[PreviewShape]) -> str:
 <main>
 <h1>{escape(title)}</h1>
 <p>Drag to turn, scroll to zoom, double-click to go back; the arrow keys, + and - do the same. \
-Colours are heights; the thick axis is z, which is up in every corpus.</p>
+Colours are heights; the thick axis is z, which is up in every corpus. Beside each axis is the shape's \
+length along it, in {_UNIT}.</p>
 <figure>
 <canvas id="stage" tabindex="0" role="img" aria-label="the chosen shape"></canvas>
 <figcaption><strong id="name"></strong><span id="facts"></span></figcaption>
@@ -146,32 +151,19 @@ Colours are heights; the thick axis is z, which is up in every corpus.</p>
 """
 
 
-def _entry(shape: PreviewShape) -> dict[str, str]:
+def _entry(shape: PreviewShape) -> dict[str, str | list[str]]:
     """A shape as the page's script reads it; its points are scaled to fill a cube around its centre."""
     steps = np.ascontiguousarray(quantise(shape.points).points, "<i2")
-    x, y, z = (f"{side:.4g}" for side in shape.sides)
+    sides = [f"{side:.4g}" for side in shape.sides]
     shown = "" if len(steps) == shape.whole else f" ({len(steps):,} shown)"
-    facts = [shape.source, shape.label, f"{shape.whole:,} points{shown}", f"{x} x {y} x {z}"]
+    facts = [shape.source, shape.label, f"{shape.whole:,} points{shown}", " x ".join(sides)]
     return {
         "id": shape.id,
         "label": shape.label,
         "facts": " · ".join(filter(None, facts)),
+        "sides": sides,
         "points": base64.b64encode(steps.tobytes()).decode("ascii"),
     }
-
-
-def _title(shape: PreviewShape) -> str:
-    lines = [_short(shape.label, keep_end=False)] if shape.label else []
-    return "\n".join([*lines, _short(shape.id, keep_end=True)])
-
-
-def _short(name: str, *, keep_end: bool) -> str:
-    """A name short enough to fit above its picture."""
-    text = "".join(letter if letter.isprintable() else " " for letter in name)
-    if len(text) > _NAME_LETTERS:
-        length = _NAME_LETTERS - 1
-        text = f"…{text[-length:]}" if keep_end else f"{text[:length]}…"
-    return text
 
 
 def _asset(name: str) -> str:
