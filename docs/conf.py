@@ -7,6 +7,7 @@ every command, as the program prints it) and ``public-names`` (every name of ``p
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -33,6 +34,7 @@ html_theme = "furo"
 html_title = f"pointdistill {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 exclude_patterns = ["_build"]
 
@@ -95,7 +97,13 @@ class PublicNames(SphinxDirective):
         return self.parse_text_to_nodes(StringList(lines, source="public-names"))
 
 
+def name_links_by_title(app: Sphinx, page: str, source: list[str]) -> None:  # noqa: ARG001
+    """A link that the pages name by its file, as `embedding.md`, shows the title of the page or section."""
+    source[0] = re.sub(r"\[[\w-]+\.md\]\((?=[\w-]+\.md)", "[](", source[0])
+
+
 def setup(app: Sphinx) -> None:
-    """Make the two directives known."""
+    """Make the two directives known, and the links."""
+    app.connect("source-read", name_links_by_title)
     app.add_directive("command-reference", CommandReference)
     app.add_directive("public-names", PublicNames)
