@@ -14,7 +14,7 @@ from pointdistill.errors import PointDistillError
 CLASSES = ("airplane", "bed", "chair", "lamp", "mug", "table")
 
 
-def main(folder: str = "my-shapes", count: str = "8") -> None:
+def main(folder: str = "my-shapes", count: str = "12") -> None:
     """Write ``count`` files of each class: ``my-shapes/chair/chair-0.obj`` and so on."""
     for name in CLASSES:
         place = Path(folder) / name
