@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import nox
@@ -96,6 +98,54 @@ def browser(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Check that the links, commands, options and modules in the pages exist."""
+    """The site, in build/site, with warnings as errors (``-- pictures`` draws its pictures again first)."""
+    session.install("-e", ".[docs]")
+    if "pictures" in session.posargs:
+        session.run("python", "docs/make_pictures.py")
+    session.run("sphinx-build", "--fail-on-warning", "--keep-going", "docs", "build/site")
+
+
+@nox.session(default=False)
+def notebooks(session: nox.Session) -> None:
+    """Every notebook of examples/, from its first cell to its last (``-- NAME`` for one of them)."""
+    session.install("-e", ".[notebooks,onnx]")
+    session.run("python", "tests/run_notebooks.py", *session.posargs)
+
+
+@nox.session(default=False)
+def documented_lines(session: nox.Session) -> None:
+    """Every command line of README, docs/ and the commands' help, on tiny data; the list is in build/."""
     session.install("-e", ".[test]")
-    session.run("pytest", "tests/test_docs.py")
+    session.run("python", "-m", "tests.documented_lines", *session.posargs)
+
+
+@nox.session(default=False, reuse_venv=False)
+@nox.parametrize("form", ["wheel", "sdist"])
+def dist(session: nox.Session, form: str) -> None:
+    """Build a wheel and an sdist, install each in an empty environment, and try it (``--force-python 3.13``)."""
+    folder = Path(session.create_tmp()).absolute()
+    for old in folder.glob("pointdistill-*"):
+        old.unlink()
+    session.install("build")
+    session.run("python", "-m", "build", f"--{form}", "--outdir", str(folder))
+    session.run("pip", "uninstall", "--yes", "build", "pyproject_hooks", "packaging")
+    (package,) = folder.glob("pointdistill-*")
+    session.install(str(package))
+    smoke = Path("tests/smoke.py").absolute()
+    session.chdir(folder)
+    session.run("python", str(smoke))
+
+
+@nox.session(default=False, reuse_venv=False)
+def minimums(session: nox.Session) -> None:
+    """The oldest versions of all dependencies that pyproject.toml allows, together; on Python 3.11."""
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [re.match(r"([\w-]+)>=([\w.]+)", line) for line in project["dependencies"]]
+    oldest = [f"{found[1]}=={found[2]}" for found in wanted if found]
+    if len(oldest) != len(project["dependencies"]):
+        session.error("a dependency without a lower bound")
+    session.install(*oldest)
+    session.install("--no-deps", ".")
+    smoke = Path("tests/smoke.py").absolute()
+    session.chdir(session.create_tmp())
+    session.run("python", str(smoke), "--without-quickstart")

@@ -1,0 +1,109 @@
+"""How Sphinx builds the site: ``nox -s docs``. The pages are Markdown and read on their own as well.
+
+Two directives fill pages from the program itself, so that they cannot go stale: ``command-reference`` (the help of
+every command, as the program prints it) and ``public-names`` (every name of ``pointdistill.__all__``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import typer
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+import pointdistill
+from pointdistill.cli import app as program
+
+project = "pointdistill"
+author = "the authors of pointdistill"
+version = release = pointdistill.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+html_theme = "furo"
+html_title = f"pointdistill {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+html_theme_options = {"navigation_with_keys": True}
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+# Lines in blocks marked `python` may be unfinished on purpose (`...`); nothing is highlighted by guessing.
+highlight_language = "text"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+# Docstrings quote names with single backticks, as the pages do.
+default_role = "code"
+
+HELP_WIDTH = "88"
+
+
+class CommandReference(SphinxDirective):
+    """A section for every command with its help, asked of the program in a process of its own."""
+
+    def run(self) -> list[nodes.Node]:
+        commands = typer.main.get_command(program).commands  # type: ignore[attr-defined]
+        sections: list[nodes.Node] = []
+        for name, command in commands.items():
+            if not command.hidden:
+                section = nodes.section(ids=[name])
+                section += nodes.title(text=name)
+                section += nodes.literal_block(text=help_of(name), language="text")
+                self.state.document.note_explicit_target(section)
+                sections.append(section)
+        return sections
+
+
+def help_of(command: str) -> str:
+    """What ``pointdistill COMMAND --help`` prints where it is not a terminal."""
+    environment = os.environ | {"COLUMNS": HELP_WIDTH, "NO_COLOR": "1", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pointdistill", command, "--help"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.replace("python -m pointdistill", "pointdistill").strip("\n")
+
+
+class PublicNames(SphinxDirective):
+    """Documents every public name, functions and classes with all that they have."""
+
+    def run(self) -> list[nodes.Node]:
+        lines: list[str] = []
+        for name in pointdistill.__all__:
+            found = getattr(pointdistill, name)
+            if isinstance(found, type):
+                lines += [f".. autoclass:: pointdistill.{name}", "   :members:", ""]
+            elif callable(found):
+                lines += [f".. autofunction:: pointdistill.{name}", ""]
+        return self.parse_text_to_nodes(StringList(lines, source="public-names"))
+
+
+def name_links_by_title(app: Sphinx, page: str, source: list[str]) -> None:  # noqa: ARG001
+    """A link that the pages name by its file, as `embedding.md`, shows the title of the page or section."""
+    source[0] = re.sub(r"\[[\w-]+\.md\]\((?=[\w-]+\.md)", "[](", source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Make the two directives known, and the links."""
+    app.connect("source-read", name_links_by_title)
+    app.add_directive("command-reference", CommandReference)
+    app.add_directive("public-names", PublicNames)
