@@ -30,8 +30,9 @@ from pointdistill.data.benchmarks.scanobjectnn import read_scanobjectnn
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.files.files import write_json
+from pointdistill.data.files.schema import to_plain
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.config.config import PretrainConfig, to_plain
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import find_recipe
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry
 from pointdistill.engine.evaluation.results import Result
