@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -153,7 +153,7 @@ CORPUS_COMMANDS = (
     ),
 )
 
-functions = {}
+functions: dict[str, Callable[..., None]] = {}
 """The function behind each command, by name; one of a group has the group's name before its own."""
 
 

@@ -222,7 +222,7 @@ class Student(Branch):
 
     def _passes(self, tokens: Tokens, versions: Tokens, views: Views) -> dict[SeenAs, Tokens]:
         """What the encoder sees in each pass; of the global ``tokens`` and their ``versions``, one per mask."""
-        passes = {}
+        passes: dict[SeenAs, Tokens] = {}
         for seen_as, rows in self._rows(views).items():
             if seen_as is SeenAs.LOCAL and views.local_views is not None:
                 passes[seen_as] = self.encoder.embed(views.local_views.flatten())

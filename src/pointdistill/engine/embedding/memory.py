@@ -41,8 +41,9 @@ from pointdistill.engine.embedding.embed import (
     check_paths_exist,
     embedding_info,
 )
+from pointdistill.engine.embedding.file import WorkFolder
 from pointdistill.engine.embedding.index import MemoryIndex
-from pointdistill.engine.embedding.loop import EmbeddingLoop, WorkFolder
+from pointdistill.engine.embedding.loop import EmbeddingLoop
 from pointdistill.errors import DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import Reporter

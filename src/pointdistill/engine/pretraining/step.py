@@ -82,7 +82,7 @@ class ViewMaker:
         # On a CPU views are made by NumPy, which a compiler would replace by slower code.
         if compiler.active and device.type == "cuda":
             # A constant, although a compiler cannot see it.
-            torch._dynamo.assume_constant_result(stream_number)  # type: ignore[no-untyped-call]
+            torch._dynamo.assume_constant_result(stream_number)
             self._compiled = compiler.function(self._plain)
         self._size: torch.Size | None = None
 

@@ -334,9 +334,9 @@ class Trainer:
             **metrics.logged,
             "learning_rate": rates.learning_rate,
             "teacher_momentum": rates.teacher_momentum,
-            "cls_temperature": temperatures.cls_teacher,
-            "patch_temperature": temperatures.patch_teacher,
-            "student_temperature": temperatures.student,
+            "cls_temperature": float(temperatures.cls_teacher),
+            "patch_temperature": float(temperatures.patch_teacher),
+            "student_temperature": float(temperatures.student),
             "shapes_per_second": round(speed, 2),
             "seconds": round(self.clock.spent, 3),
         }
