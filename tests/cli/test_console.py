@@ -190,6 +190,21 @@ def test_a_table_is_never_cut(
     assert lines[-2:] == ["a note", ""]
 
 
+def test_many_columns_are_not_squeezed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nine columns that need 133 characters, in a terminal of 120."""
+    names = tuple(f"a-column-{number:02}" for number in range(9))
+    row = (*(f"{number}-{'x' * 9}" for number in range(8)), "y" * 29)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for width, shown in (("120", f"  a-column-08: {'y' * 29}\n"), ("140", "y" * 29 + "\n")):
+        monkeypatch.setenv("COLUMNS", width)
+        print_table(Table("Many", names, (row,)), whole=True)
+        out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+        assert shown in out
+        assert all(cell in out for cell in row)
+
+
 def test_a_pipe_gets_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(TABLE)
     assert capsys.readouterr().out == (

@@ -285,8 +285,8 @@ def test_3mf_finds_other_parts_by_namespace_and_not_by_prefix(tmp_path: Path) ->
     ("kind", "said"),
     [
         ("other", "1 object of type other"),
-        ("support", "1 support objects"),
-        ("solidsupport", "1 support objects"),
+        ("support", "1 support object"),
+        ("solidsupport", "1 support object"),
     ],
 )
 def test_3mf_objects_that_are_no_part_of_the_shape_are_left_out_and_named(
@@ -329,10 +329,10 @@ def test_3mf_items_that_are_not_to_be_printed_are_left_out_and_named(tmp_path: P
 @pytest.mark.parametrize(
     ("subtype", "said"),
     [
-        ("negative_part", "1 negative parts"),
+        ("negative_part", "1 negative part"),
         ("modifier_part", "1 modifier"),
         ("support_blocker", "1 support blocker"),
-        ("support_enforcer", "1 support enforcers"),
+        ("support_enforcer", "1 support enforcer"),
     ],
 )
 def test_3mf_parts_that_bambu_studio_marks_are_left_out_and_named(

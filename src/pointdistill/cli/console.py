@@ -57,6 +57,9 @@ _LEAST_WIDTH = 80
 _LEAST_PROSE = 24
 """Fewest columns for a cell of several words that is wrapped in a narrow terminal."""
 
+_BETWEEN = 2
+"""Columns of a terminal between two columns of a table."""
+
 _REMARKS = ("next:", "note:", "corpus:", "encoder:", "similarity:")
 """How the lines begin that --quiet leaves out: what comes next, and which defaults were taken."""
 
@@ -443,26 +446,39 @@ def print_table(table: Table, *, right: Collection[str] = (), whole: bool = Fals
 def _draw(table: Table, right: Collection[str], console: Console, *, whole: bool) -> None:
     """Print the rows in columns, or each as lines of its own."""
     drawn = _rich_table(table, right)
-    prose = set() if whole else _prose(table)
-    for number, column in enumerate(drawn.columns):
-        column.no_wrap = number not in prose
-        column.min_width = _LEAST_PROSE if number in prose else None
     if whole:
         console.width = max(console.width, _LEAST_WIDTH)
-    if (
-        console.measure(drawn, options=console.options.update(max_width=10_000)).minimum
-        <= console.width
-    ):
+    widths = _column_widths(table, set() if whole else _prose(table), console.width)
+    if widths is None:
+        for row in table.rows:
+            echo()
+            echo(row[0])
+            for name, cell in zip(table.columns[1:], row[1:], strict=True):
+                if cell not in ("", "-"):
+                    echo(f"  {name}: {cell}")
+    else:
+        for column, width in zip(drawn.columns, widths, strict=True):
+            column.width, column.overflow = width, "fold"
         console.print(drawn, crop=False)
-        echo()
-        return
-    for row in table.rows:
-        echo()
-        echo(row[0])
-        for name, cell in zip(table.columns[1:], row[1:], strict=True):
-            if cell not in ("", "-"):
-                echo(f"  {name}: {cell}")
     echo()
+
+
+def _column_widths(table: Table, prose: set[int], room: int) -> list[int] | None:
+    """How wide each column is if only those of ``prose`` may be wrapped; None if they do not fit together."""
+    from rich.cells import cell_len
+
+    cells = zip(table.columns, *table.rows, strict=True)
+    widths = [max(cell_len(one_line(cell)) for cell in column) for column in cells]
+    left = room - _BETWEEN * (len(widths) - 1)
+    left -= sum(width for number, width in enumerate(widths) if number not in prose)
+    # The narrow ones get what they need, and the others share what is left.
+    for rank, number in enumerate(sorted(prose, key=lambda number: widths[number])):
+        share = left // (len(prose) - rank)
+        if share < min(_LEAST_PROSE, widths[number]):
+            return None
+        widths[number] = min(widths[number], share)
+        left -= widths[number]
+    return widths if left >= 0 else None
 
 
 def _prose(table: Table) -> set[int]:

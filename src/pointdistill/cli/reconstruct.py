@@ -105,7 +105,7 @@ def reconstruct(
     """
     require_paths([data], "data")
     require_encoder(encoder, "encoder")
-    if data is None and last_corpus() is None:
+    if data is None and encoder is None and last_corpus() is None:
         msg = "no corpus was made in this folder yet; run `pointdistill prepare-data`, or name one"
         raise DataError(msg, settings=("data",))
 
