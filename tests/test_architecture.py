@@ -161,7 +161,7 @@ def test_torch_is_not_loaded_by(module: str) -> None:
 
 PUBLIC = """
 import os, torch
-for name in ("load_encoder", "load_classifier", "load_segmenter"):
+for name in ("load_encoder", "load_classifier", "load_segmenter", "embed", "search", "Embedding"):
     child = os.fork()  # of a process that has loaded nothing of ours
     if child == 0:
         import pointdistill

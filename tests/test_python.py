@@ -113,6 +113,7 @@ def test_encoding_leaves_the_mode_of_the_encoder(shapes: Path) -> None:
         ([1, 2], r"^expected paths, arrays \(N, 3\) or meshes, got int 1$"),
         (7, r"^expected paths, arrays \(N, 3\) or meshes, got int 7$"),
         ([], r"^no shapes were given"),
+        ({}, r"^no shapes were given"),
     ],
 )
 def test_what_cannot_be_encoded_is_one_line(shapes: Path, given: object, line: str) -> None:

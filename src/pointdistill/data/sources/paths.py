@@ -297,7 +297,7 @@ def given_shapes(shapes: Any) -> list[Path | MemoryShape]:
     Raises:
         DataError: if there is none, or it is of another kind.
     """
-    if isinstance(shapes, Mapping):
+    if isinstance(shapes, Mapping) and shapes:
         return [MemoryShape(str(name), _array(value), True) for name, value in shapes.items()]
     items = [shapes] if _is_shape_or_path(shapes) else shapes
     if is_array(items) and np.ndim(_array(items)) == 3:

@@ -179,11 +179,11 @@ def segmenter_model(
         summary.insert(1, _cls_row(g, _final_norm(g, encoder, states[-1])))
     weight = segmenter.head.first_linear.weight
     width = config.point_widths[-1]
-    of_point, of_shape = weight.split([width, weight.shape[1] - width], dim=1)
-    shape = _product(g, "head.linears.0.shape", of_shape, g.add("Concat", *summary, axis=1))
+    point_weight, shape_weight = weight.split([width, weight.shape[1] - width], dim=1)
+    shape = _product(g, "head.linears.0.shape", shape_weight, g.add("Concat", *summary, axis=1))
     first = g.add(
         "Add",
-        _product(g, "head.linears.0.point", of_point, at_points),
+        _product(g, "head.linears.0.point", point_weight, at_points),
         g.add("Unsqueeze", shape, g.counts(1)),
     )
     head = _normed_mlp(g, "head", segmenter.head, first, after_first=True)
