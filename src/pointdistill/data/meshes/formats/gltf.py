@@ -187,7 +187,7 @@ def _draco_mesh(document: Document, primitive: Json, decoder: DracoDecoder) -> D
 
 def _corners(document: Document, primitive: Json, mode: int, vertices: int) -> Indices:
     if "indices" in primitive:
-        corners = document.array(primitive["indices"])[:, 0].astype(np.int64)
+        corners = document.array(primitive["indices"], np.int64)[:, 0]
     else:
         corners = np.arange(vertices)
     if mode == _STRIP:

@@ -38,6 +38,7 @@ _MOST_CHUNKS = 1000
 """Chunks of a GLB looked at. The two that are used come first."""
 
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+_FLOAT = 5126
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 
 
@@ -109,8 +110,8 @@ class Document:
             raise DataError(msg)
         return data.part(start, start + length)
 
-    def array(self, index: Any) -> NDArray[Any]:
-        """An accessor's values, (count, width), sparse ones applied; integers as they are stored.
+    def array(self, index: Any, dtype: type[Any] | None = None) -> NDArray[Any]:
+        """An accessor's values, (count, width), sparse ones applied; as stored, or converted to ``dtype``.
 
         Raises:
             DataError: if it reaches past its view or has more entries than the limits accept.
@@ -118,29 +119,31 @@ class Document:
         accessor = self.item("accessors", index)
         count, width = accessor["count"], _WIDTHS[accessor["type"]]
         check_size("accessor values", count * width, 3 * self.limits.vertices)
-        dtype = np.dtype(_COMPONENTS[accessor["componentType"]])
+        stored = np.dtype(_COMPONENTS[accessor["componentType"]])
+        kind = stored if dtype is None else np.dtype(dtype)
         if "bufferView" in accessor:
             stride = self.item("bufferViews", accessor["bufferView"]).get("byteStride")
             data = self.view(accessor["bufferView"])
             values = self._strided(
-                data, accessor.get("byteOffset", 0), stride, (count, width), dtype
+                data, accessor.get("byteOffset", 0), stride, (count, width), stored, kind
             )
         else:
-            self._charge(count * width * dtype.itemsize)
-            values = np.zeros((count, width), dtype)
+            self._charge(count * width * stored.itemsize)
+            values = np.zeros((count, width), kind)
         if "sparse" in accessor:
-            values = self._sparse(values, accessor["sparse"])
+            values = self._sparse(values, accessor["sparse"], stored)
         return values
 
     def floats(self, index: Any) -> Floats:
         """An accessor's values as numbers, (count, width); normalised integers in [-1, 1] or [0, 1]."""
+        accessor = self.item("accessors", index)
+        if not accessor.get("normalized") or accessor["componentType"] == _FLOAT:
+            return self.array(index, np.float64)
         values = self.array(index)
-        if not self.item("accessors", index).get("normalized") or values.dtype.kind == "f":
-            return values.astype(np.float64)
         scaled: Floats = np.maximum(values / np.iinfo(values.dtype).max, -1.0)
         return scaled
 
-    def _sparse(self, values: NDArray[Any], sparse: Json) -> NDArray[Any]:
+    def _sparse(self, values: NDArray[Any], sparse: Json, stored: np.dtype[Any]) -> NDArray[Any]:
         count, where, what = sparse["count"], sparse["indices"], sparse["values"]
         index_type = np.dtype(_COMPONENTS[where["componentType"]])
         data = self.view(where["bufferView"])
@@ -151,7 +154,7 @@ class Document:
         data = self.view(what["bufferView"])
         shape = (count, values.shape[1])
         changed = values.copy()
-        changed[rows] = self._strided(data, what.get("byteOffset", 0), None, shape, values.dtype)
+        changed[rows] = self._strided(data, what.get("byteOffset", 0), None, shape, stored)
         return changed
 
     def _strided(
@@ -161,8 +164,9 @@ class Document:
         stride: int | None,
         shape: tuple[int, int],
         dtype: np.dtype[Any],
+        kind: np.dtype[Any] | None = None,
     ) -> NDArray[Any]:
-        """A table whose rows start ``stride`` bytes apart."""
+        """A table whose rows start ``stride`` bytes apart; as it is stored, or of another ``kind``."""
         count, width = shape
         row = width * dtype.itemsize
         stride = stride or row
@@ -173,8 +177,17 @@ class Document:
                 "the file is damaged or cut short"
             )
             raise DataError(msg)
-        stored = self.read(data, offset, end)
-        table: NDArray[Any] = np.ndarray(shape, dtype, stored, strides=(stride, dtype.itemsize))
+        self._charge(end - offset)
+        table: NDArray[Any]
+        if kind is None or kind == dtype or stride != row or not count:
+            stored = data.read(offset, end)
+            table = np.ndarray(shape, dtype, stored, strides=(stride, dtype.itemsize))
+            return table if kind is None else table.astype(kind, copy=False)
+        # Converted block by block, which takes no second place in memory.
+        table, at = np.empty(shape, kind), 0
+        for rows in data.blocks(np.dtype([("row", dtype, (width,))]), count, offset):
+            table[at : at + len(rows)] = rows["row"]
+            at += len(rows)
         return table
 
     def _buffer(self, index: Any) -> Span:

@@ -174,7 +174,7 @@ def _first_three_columns(array: NDArray[Any], limits: MeshLimits) -> NDArray[np.
     check_size("points", len(array), limits.vertices)
     head = np.array(array[:SAMPLE], np.float64)
     check_columns(head, [bool((column == np.round(column)).all()) for column in head.T])
-    return np.array(array[:, :3], dtype=np.float64)
+    return np.ascontiguousarray(array[:, :3], dtype=np.float64)
 
 
 def _check_form(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

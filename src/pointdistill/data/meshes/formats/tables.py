@@ -20,7 +20,8 @@ from pointdistill.errors import DataError
 
 COMMENTS = (b"#", b"//", b"%")
 _DELIMITER_LINE = re.compile(rb'(?i)"?sep=(.)"?')
-_NUMBER = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+|[0-9]+,[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# Two runs of digits that may be one would be divided in every way: a cell of 200,000 digits took hours.
+_NUMBER = re.compile(rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[0-9]+,[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(rb"[+-]?[0-9]+")
 _LEADING_ZERO = re.compile(rb"[+-]?0[0-9]+")
 _INFINITE = re.compile(rb"(?i)[+-]?inf(?:inity)?")
@@ -38,10 +39,13 @@ MOST_COLUMNS = 11
 _MOST_SHOWN = 12
 """Names of columns in a message."""
 
+_LONGEST_NAME = 200
+"""Bytes of a name of x, y or z; a longer one is something else, and would take the patterns long."""
+
 _LARGEST = 1e8
 """Coordinates on the Earth in metres are smaller, seconds since 1970 are larger."""
 
-_UNIT_APART = re.compile(rb" +([\[(])")
+_UNIT_APART = re.compile(rb"(?<! ) +([\[(])")
 _UNIT = re.compile(r"(.*?)\s*[\[(]\s*([^\d\W][^\])]*)[\])]")
 _LENGTHS = frozenset(
     b"m mm cm dm km um nm ft us-ft in inch feet foot meter meters metre metres".decode().split()
@@ -220,6 +224,8 @@ def _named_columns(names: list[bytes]) -> tuple[int, int, int] | None:
     """
     groups: dict[tuple[int, str], list[tuple[int, int, str]]] = {}
     for column, raw in enumerate(names):
+        if len(raw) > _LONGEST_NAME:
+            continue
         name = raw.decode("utf-8", "replace").strip("\"' ").lstrip("#/%").strip().lower()
         match = _UNIT.fullmatch(name)
         name, unit = (match[1].strip(), match[2].strip()) if match else (name, "")
