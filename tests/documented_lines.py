@@ -106,7 +106,7 @@ SMALLER: tuple[tuple[str, str, str], ...] = (
     (r"\bprepare-data\b(?!.*--(points|plan))", "", " --points 256"),
     (r"\bprepare-data\b(?!.*--(workers|plan|cluster))", "", " --workers 0"),
     (r"\bprepare-data builtin\b(?!.*--shapes)", "", " --shapes 54"),
-    (r"--shapes \d{3,}", "--shapes 54", ""),
+    (r"(prepare-data builtin.*--shapes) \d{3,}", r"\1 54", ""),
     (r"\bquickstart$", "", " --shapes 64 --steps 2"),
 )
 """What is replaced in a line, by what, and what is put at its end."""
