@@ -83,6 +83,9 @@ def test_a_launcher_starts_several(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="a cluster does the work, but 2 processes were started"):
         embed(request(cluster="tcp://127.0.0.1:1"))
+    Path("out.npz").write_bytes(b"written by the first process already")
+    assert embed(request()).is_helper
+    Path("out.npz").unlink()
     monkeypatch.setattr(file_module, "_JOIN_SECONDS", 0.0)
     with pytest.raises(DataError, match="the first of the processes has not begun it within 0 s"):
         embed(request())

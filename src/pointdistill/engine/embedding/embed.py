@@ -185,18 +185,18 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
         reporter.say(line)
     folder = request.output.parent
     info = embedding_info(encoder, kind, settings, shapes, folder) | draws.plain()
-    stored = {"dtype": request.dtype}  # of the output alone: chunks are float32 always
-    if request.output.exists():
-        return _report_of_output(request.output, info | stored, total=len(shapes))
     vectors = draws.points if kind in ("patches", "points") else 1
     size = max(1, min(CHUNK_SHAPES, CHUNK_BYTES // (4 * info["width"] * vectors)))
     wanted, chunks = info | {"chunk": size}, -(-len(shapes) // size)
     maker = FeatureMaker(encoder, kind, device, points=draws.points, turns=draws.turns)
     if share is not None and share.rank > 0:
         helped = WorkFolder.join(request.output, wanted, chunks=chunks)
-        if helped is None:
+        if helped is None:  # all is done; the first process reports
             return EmbedReport(request.output, 0, len(shapes), is_helper=True)
         return _help(EmbeddingLoop(shapes, settings, helped, size), maker, request, share)
+    stored = {"dtype": request.dtype}  # of the output alone: chunks are float32 always
+    if request.output.exists():
+        return _report_of_output(request.output, info | stored, total=len(shapes))
     msg = f"{request.output}: another process is writing it; wait for that one, or choose another output file"
     with hold_file(request.output, DataError(msg, settings=("output",))):
         if request.output.exists():  # another process has just written it
