@@ -196,5 +196,12 @@ def test_wrong_input_of_the_tools_is_one_line(
     assert not Path("x").exists()
 
 
+def test_the_group_alone_lists_its_commands(run: Run) -> None:
+    code, out, err = run("corpus")
+    assert (code, err) == (0, "")
+    commands = [line.split()[0] for line in out.splitlines()[-4:]]
+    assert commands == ["merge", "subset", "split", "export"]
+
+
 def test_the_formats_that_help_names_are_those_there_are() -> None:
     assert [member.value for member in ExportFormat] == list(LAYOUTS)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo
+from pointdistill.cli.console import console_reporter, echo, echo_lines
 from pointdistill.cli.options import CorpusArgument, named_corpus
 from pointdistill.errors import ConfigError
 
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
 corpus_app = typer.Typer(
     name="corpus",
-    help="Merge, divide or export corpora. Licences and origins are kept; points are copied as they are stored.",
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=True,
+    invoke_without_command=True,
 )
 
 OutputOption = Annotated[
@@ -34,6 +33,13 @@ WorkersOption = Annotated[
     int | None,
     typer.Option(min=1, help="Processes; the bytes do not depend on it. Default: one per core."),
 ]
+
+
+@corpus_app.callback()
+def show_commands(context: typer.Context) -> None:
+    """Merge, divide or export corpora. Licences and origins are kept; points are copied as they are stored."""
+    if context.invoked_subcommand is None:
+        echo_lines(context.get_help())
 
 
 class ExportFormat(StrEnum):
