@@ -32,7 +32,7 @@ import typer
 
 from pointdistill.cli import app
 from pointdistill.engine.finetuning.request import TRAINING
-from pointdistill.engine.weights import PUBLISHED
+from pointdistill.engine.weights import CONFIG, PUBLISHED
 from tests.documented_world import ROOT, begin, build, provide
 from tests.engine.local_hub import local_hub
 from tests.warm import Warm, warm_process
@@ -106,6 +106,7 @@ SMALLER: tuple[tuple[str, str, str], ...] = (
     (r"\bprepare-data\b(?!.*--(points|plan))", "", " --points 256"),
     (r"\bprepare-data\b(?!.*--(workers|plan|cluster))", "", " --workers 0"),
     (r"\bprepare-data builtin\b(?!.*--shapes)", "", " --shapes 54"),
+    (r"--probe builtin\b", "--probe data/builtin", ""),
     (r"(prepare-data builtin.*--shapes) \d{3,}", r"\1 54", ""),
     (r"\bquickstart$", "", " --shapes 64 --steps 2"),
 )
@@ -245,7 +246,11 @@ class Page:
     def stop(self) -> None:
         for server in reversed(self.servers):
             server.terminate()
-            server.communicate(timeout=30)
+            try:
+                server.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
 
     def _python(self, line: Line) -> tuple[int, str]:
         for name in re.findall(r'"([^"\s]+)"', line.text):
@@ -365,9 +370,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_all(found: Sequence[Line], kept: Path | None) -> list[Outcome]:
     """The outcomes, printed as they come; the tiny data lie in ``kept``, or are removed in the end."""
-    outcomes = []
+    outcomes: list[Outcome] = []
     content = (ROOT / "tests" / "golden" / "official_tiny.ckpt").read_bytes()
     with (
+        # A helper process that is slow to end loses no outcome.
+        contextlib.suppress(subprocess.TimeoutExpired),
         tempfile.TemporaryDirectory() as temporary,
         warm_process(Path(temporary)) as warm,
         local_hub({one.file: content for one in PUBLISHED.values()}) as hub,
@@ -402,7 +409,8 @@ def _interrupt(warm: Warm, folder: Path, words: Sequence[str]) -> None:
     """Ctrl-C as soon as a training has written its first state."""
     began = time.monotonic()
     started = warm.start("pointdistill", *words, cwd=folder, env={"OMP_NUM_THREADS": "1"})
-    while not (folder / words[-1] / TRAINING).is_file() and time.monotonic() < began + SECONDS:
+    files = [folder / words[-1] / name for name in (TRAINING, CONFIG)]
+    while not all(file.is_file() for file in files) and time.monotonic() < began + SECONDS:
         time.sleep(0.05)
     started.send_signal(signal.SIGINT)
     if (code := started.wait().returncode) != 130:
