@@ -319,3 +319,17 @@ def test_export_does_not_write_among_other_files(saved: Path, tmp_path: Path) ->
     (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(DataError, match="exists and holds other files"):
         export_encoder(saved, tmp_path / "photos")
+
+
+def test_weights_are_not_mapped(saved: Path, tmp_path: Path) -> None:
+    """Where a mapped file becomes shorter, whoever reads it is ended by a signal."""
+    code = (
+        "import os, sys, torch; from pathlib import Path\n"
+        "from pointdistill.engine.weights.encoders import read_tensors\n"
+        "path = Path(sys.argv[1]); tensors = read_tensors(path); os.truncate(path, 10)\n"
+        "print(sum(float(tensor.double().sum()) for tensor in tensors.values()) == 0.0)"
+    )
+    save_file({"a": torch.zeros(100_000)}, tmp_path / "a.safetensors")
+    program = [sys.executable, "-c", code, tmp_path / "a.safetensors"]
+    done = subprocess.run(program, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pointdistill.data.files.files import LOCK_NAME, read_json, write_aside, write_json
@@ -277,7 +277,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: if it is missing or damaged.
     """
     with refusing_damage(path, advice=_AGAIN, error=CheckpointError):
-        return load_file(path)
+        # Not mapped: a file that becomes shorter meanwhile would end the process.
+        return load(path.read_bytes())
 
 
 def check_sizes(path: Path, build: Callable[[], Mapping[str, nn.Module]], *, least: int) -> None:
