@@ -62,7 +62,7 @@ def weights(
         echo(f"{name}: {folder}")
         echo(f"next: pointdistill embed YOUR_FILES --encoder {name}")
         return
-    print_table(_named_weights(), whole=True)
+    print_table(_named_weights())
     echo("next: pointdistill embed YOUR_FILES --encoder asymdsd-s")
 
 
