@@ -77,7 +77,7 @@ def weights(
     if as_json:
         print_json("weights", {"encoders": _weights_records()})
         return
-    print_table(_named_weights(), whole=True)
+    print_table(_named_weights())
     echo("next: pointdistill embed YOUR_FILES --encoder asymdsd-s")
 
 
