@@ -274,14 +274,12 @@ def filled_views(
             above = top + number * line
             frame = np.concatenate([view.seen, view.hidden, *view.guesses])
             best = min(view.distances, default=math.nan)
-            shown = (view.hidden[:0], view.hidden, *view.guesses)
-            for column, added in enumerate(shown):
+            for column, added in enumerate((view.hidden[:0], view.hidden, *view.guesses)):
                 left = _MARGIN + column * side
                 colors = np.array([_VISIBLE] * len(view.seen) + [_MASKED] * len(added))
                 points = np.concatenate([view.seen, added])
-                sheet.cloud(
-                    points, colors, left=left + 0.1, top=above, side=side - 0.2, frame=frame
-                )
+                place = {"left": left + 0.1, "top": above, "side": side - 0.2}
+                sheet.cloud(points, colors, **place, frame=frame)
                 if column >= 2:
                     value = view.distances[column - 2]
                     at, bold = (left + side / 2, above + side + 0.08), value == best
