@@ -321,8 +321,8 @@ def test_curves_accept_a_single_row_and_a_run_without_the_term() -> None:
             "furniture/chairs/of-the-1960s/chair.obj",
             ["furniture/chairs/of-the-", "1960s/chair.obj"],
         ),
-        ("x" * 30, ["x" * 27, "xxx"]),
-        ("a" * 40 + "b" * 40, ["a" * 26 + "…", "b" * 27]),
+        ("x" * 30, ["x" * 25, "xxxxx"]),
+        ("a" * 40 + "b" * 40, ["a" * 24 + "…", "b" * 25]),
     ],
 )
 def test_a_name_takes_at_most_two_lines(name: str, lines: list[str]) -> None:

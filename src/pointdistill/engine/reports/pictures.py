@@ -274,12 +274,12 @@ def filled_views(
             above = top + number * line
             frame = np.concatenate([view.seen, view.hidden, *view.guesses])
             best = min(view.distances, default=math.nan)
-            shown = (view.hidden[:0], view.hidden, *view.guesses)
-            for column, added in enumerate(shown):
+            for column, added in enumerate((view.hidden[:0], view.hidden, *view.guesses)):
                 left = _MARGIN + column * side
                 colors = np.array([_VISIBLE] * len(view.seen) + [_MASKED] * len(added))
                 points = np.concatenate([view.seen, added])
-                sheet.cloud(points, colors, left=left, top=above, side=side, frame=frame)
+                place = {"left": left + 0.1, "top": above, "side": side - 0.2}
+                sheet.cloud(points, colors, **place, frame=frame)
                 if column >= 2:
                     value = view.distances[column - 2]
                     at, bold = (left + side / 2, above + side + 0.08), value == best
@@ -293,7 +293,7 @@ _MARGIN, _CELL = 0.15, 1.75
 _STRIP = 0.34
 """Height of the strip below a cloud with the arrow and the bar."""
 
-_LETTERS, _ENDS = 27, tuple(" /_-.")
+_LETTERS, _ENDS = 25, tuple(" /_-.")
 _LINE = 0.15
 
 
@@ -349,7 +349,7 @@ class _Sheet:
         width: int | None = None,
     ) -> None:
         """Write a line, or lines that fit ``width`` cells."""
-        lines = [text] if width is None else textwrap.wrap(text, round(width * _LETTERS * 0.95))
+        lines = [text] if width is None else textwrap.wrap(text, round(width * _LETTERS * 1.03))
         for number, line in enumerate(lines):
             self.axis.text(
                 left,
