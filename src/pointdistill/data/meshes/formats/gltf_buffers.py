@@ -184,11 +184,11 @@ class Document:
             table = np.ndarray(shape, dtype, stored, strides=(stride, dtype.itemsize))
             return table if kind is None else table.astype(kind, copy=False)
         # Converted block by block, which takes no second place in memory.
-        table, at = np.empty(shape, kind), 0
-        for rows in data.blocks(np.dtype([("row", dtype, (width,))]), count, offset):
-            table[at : at + len(rows)] = rows["row"]
-            at += len(rows)
-        return table
+        flat, at = np.empty(count * width, kind), 0
+        for values in data.blocks(dtype, count * width, offset):
+            flat[at : at + len(values)] = values
+            at += len(values)
+        return flat.reshape(shape)
 
     def _buffer(self, index: Any) -> Span:
         if index not in self._loaded:
