@@ -363,7 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text("\n".join([*rows, summary, ""]), encoding="utf-8")
     for one in failed:
-        print(f"\n{row(one)}\n{one.said[-2000:]}")
+        # A launcher's own report buries what the program said.
+        errors = [said for said in one.said.splitlines() if said.startswith("error:")]
+        print("\n".join(["", row(one), *errors, one.said[-2000:]]))
     print(f"{summary}; the list is {given.output}")
     return int(bool(failed or stale))
 
