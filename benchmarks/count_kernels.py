@@ -163,6 +163,7 @@ def install_fake_gpu() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     from torch._dynamo.device_interface import CudaInterface
     from torch._inductor import config as inductor_config
+    from torch._inductor import scheduler
     from torch._inductor import utils as inductor_utils
     from torch._subclasses import fake_tensor
     from torch.cuda import graphs
@@ -186,6 +187,8 @@ def install_fake_gpu() -> None:
         interface.current_device = staticmethod(lambda: 0)
     CudaInterface.get_compute_capability = staticmethod(lambda *_: 90)
     inductor_utils.is_big_gpu = lambda *_: True
+    # Asked for before kernels are planned; none is built here.
+    scheduler.has_triton = lambda *_, **__: True
     inductor_config.fx_graph_cache = False
     # Chosen by the types of tensors, which are fake here.
     clip_grad._has_foreach_support = lambda *_: True
