@@ -27,7 +27,7 @@ from pointdistill.engine.config.recipes import find_recipe
 from pointdistill.engine.embedding.compute import choose_draws, read_settings
 from pointdistill.engine.evaluation.retrieval import embed_labelled, shape_score
 from pointdistill.engine.features.feature_extractors import geometric_features
-from pointdistill.engine.pretraining.state import new_state
+from pointdistill.engine.pretraining.checkpoints import new_state
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT

@@ -13,6 +13,7 @@ import torch
 
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining import compiling
+from pointdistill.engine.pretraining.checkpoints import new_state
 from pointdistill.engine.pretraining.compiling import (
     StepCompiler,
     compile_failure,
@@ -20,7 +21,6 @@ from pointdistill.engine.pretraining.compiling import (
 )
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import new_state
 from pointdistill.engine.pretraining.step import TrainingStep, ViewMaker, make_views
 from pointdistill.engine.runtime.devices import build_accelerator
 from pointdistill.model.config import Mode

@@ -23,10 +23,10 @@ from torch import nn
 
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining import step, trainer
+from pointdistill.engine.pretraining.checkpoints import list_checkpoints
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import CHECKPOINTS
-from pointdistill.engine.pretraining.state import list_checkpoints
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.runtime.optimizer import whole
 from pointdistill.errors import PointDistillError

@@ -36,10 +36,10 @@ from pointdistill.engine.features import Score
 from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import train_classifier
 from pointdistill.engine.finetuning.recipes import RECIPES
+from pointdistill.engine.pretraining.checkpoints import list_checkpoints, new_state
 from pointdistill.engine.pretraining.loader import read_batch
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import CHECKPOINTS, read_metrics, read_run_config
-from pointdistill.engine.pretraining.state import list_checkpoints, new_state
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.reports.pages import Gallery, Picture, Section, Tile, write_report
 from pointdistill.engine.reports.pictures import cloud_tile, masked_tile

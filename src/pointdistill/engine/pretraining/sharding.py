@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pointdistill.engine.pretraining.state import TrainState
+from pointdistill.engine.pretraining.checkpoints import TrainState
 from pointdistill.engine.runtime.optimizer import build_optimizer, named_moments, restore_moments
 from pointdistill.errors import ConfigError
 from pointdistill.model.heads import PredictorBlock

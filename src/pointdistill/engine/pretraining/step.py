@@ -20,10 +20,10 @@ from torch import Tensor, distributed, nn
 from torch.utils import _pytree as pytree
 
 from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.pretraining.checkpoints import TrainState
 from pointdistill.engine.pretraining.compiling import StepCompiler, first_line
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.monitor import DeviceMetrics, StepOutcome
-from pointdistill.engine.pretraining.state import TrainState
 from pointdistill.engine.runtime.devices import out_of_memory
 from pointdistill.engine.runtime.optimizer import clip_gradients, guarded_step, update_average
 from pointdistill.engine.runtime.schedules import Rates

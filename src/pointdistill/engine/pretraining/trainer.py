@@ -15,6 +15,8 @@ from pointdistill.data.files.schema import to_plain
 from pointdistill.engine.pretraining.checkpoints import (
     Saver,
     Snapshot,
+    TrainState,
+    list_checkpoints,
     take_snapshot,
     write_snapshot,
 )
@@ -36,7 +38,6 @@ from pointdistill.engine.pretraining.run_folder import (
     save_teacher,
 )
 from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import TrainState, list_checkpoints
 from pointdistill.engine.pretraining.step import StopAndSaveFlags, TrainingStep, ViewMaker
 from pointdistill.engine.runtime.devices import DEVICES, PRECISIONS
 from pointdistill.engine.runtime.schedules import Rates
