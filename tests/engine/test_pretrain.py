@@ -14,10 +14,10 @@ import torch
 
 from pointdistill.engine.config.config import Recompute
 from pointdistill.engine.pretraining.checkpoints import list_checkpoints, load_latest, new_state
+from pointdistill.engine.pretraining.execution import prepare_student
 from pointdistill.engine.pretraining.loader import epoch_order
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import RunEnvironment, begin_run
-from pointdistill.engine.pretraining.sharding import prepare_student
 from pointdistill.engine.runtime.devices import build_accelerator
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError

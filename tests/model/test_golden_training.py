@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining import step as step_module
 from pointdistill.engine.pretraining.checkpoints import TrainState, new_state, to_device
+from pointdistill.engine.pretraining.execution import prepare_student
 from pointdistill.engine.pretraining.loader import Batch
-from pointdistill.engine.pretraining.sharding import prepare_student
 from pointdistill.engine.pretraining.step import TrainingStep
 from pointdistill.engine.runtime.devices import build_accelerator
 from pointdistill.engine.runtime.optimizer import clip_gradients

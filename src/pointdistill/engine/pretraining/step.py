@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining.checkpoints import TrainState
-from pointdistill.engine.pretraining.compiling import StepCompiler, first_line
+from pointdistill.engine.pretraining.execution import StepCompiler, first_line
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.monitor import DeviceMetrics, StepOutcome
 from pointdistill.engine.runtime.devices import out_of_memory
