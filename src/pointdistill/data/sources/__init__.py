@@ -125,7 +125,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="s3dis",
-        module=f"{_HERE}.s3dis",
+        module=f"{_HERE}.indoor_scenes",
+        opener="open_s3dis",
         title="objects of S3DIS, indoor scans with 14 names",
         licence="research use, on its authors' form",
         up="z",
@@ -138,7 +139,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="sunrgbd",
-        module=f"{_HERE}.sunrgbd",
+        module=f"{_HERE}.indoor_scenes",
+        opener="open_sunrgbd",
         title="objects of SUN RGB-D's training images",
         licence="research use",
         up="z once Rtilt is applied",
