@@ -171,7 +171,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="omniobject3d",
-        module=f"{_HERE}.omniobject3d",
+        module=f"{_HERE}.scanned_objects",
+        opener="open_omniobject3d",
         title="OmniObject3D, scanned objects of 216 categories",
         licence="CC BY 4.0",
         up="y",
@@ -199,6 +200,7 @@ SOURCES: tuple[SourceInfo, ...] = (
     SourceInfo(
         name="google-scanned-objects",
         module=f"{_HERE}.scanned_objects",
+        opener="open_google_scanned_objects",
         title="Google Scanned Objects, scanned household goods",
         licence="CC BY 4.0",
         up="z",

@@ -1,21 +1,30 @@
-"""Google Scanned Objects (Downs et al., ICRA 2022): a folder of zips, one OBJ model each, z up.
+"""Objects scanned one by one: Google Scanned Objects and OmniObject3D.
 
-Ids: the name of the zip.
+Google Scanned Objects (Downs et al., ICRA 2022): a folder of zips, one OBJ model each, z up. Ids: the name of the
+zip.
+
+OmniObject3D (Wu et al., CVPR 2023): clouds of 16,384 points, one HDF5 file per category, y up. Ids: the file and
+the row in it, ``apple_10/00003``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pointdistill.data.corpus.manifest import SourceFacts
-from pointdistill.data.files.archive import open_archive, still_there
+from pointdistill.data.files.archive import MEMBER_LIMIT_BYTES, open_archive, still_there
+from pointdistill.data.files.hdf5 import open_hdf5
+from pointdistill.data.files.member import read_member_at
 from pointdistill.data.files.workspace import file_checksum
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import draw_up_to, read_member
+from pointdistill.data.meshes.sampling import to_z_up
 from pointdistill.data.sources.base import (
     Entry,
     SourceCloud,
@@ -25,10 +34,17 @@ from pointdistill.data.sources.base import (
     printable,
     source_facts,
 )
-from pointdistill.data.sources.members import joint_checksum
+from pointdistill.data.sources.members import (
+    Layout,
+    MemberSource,
+    Named,
+    decode_location,
+    joint_checksum,
+    open_members,
+)
 from pointdistill.errors import DataError
 
-_MESH = "meshes/model.obj"
+_GOOGLE_MESH = "meshes/model.obj"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +64,9 @@ class ScannedObjectsSource:
         with still_there(path):
             try:
                 with open_archive(path, absent=str(path), tolerate_unsafe=True) as archive:
-                    member = archive.find(_MESH)
+                    member = archive.find(_GOOGLE_MESH)
                     if member is None:
-                        archive.refuse(_MESH, "it is not in the zip")
+                        archive.refuse(_GOOGLE_MESH, "it is not in the zip")
                     shape = read_member(archive, member)
             except DataError as error:
                 raise DataError(str(error).replace(str(path), path.name)) from error
@@ -58,7 +74,7 @@ class ScannedObjectsSource:
         return SourceCloud(points, left_out=LeftOut.of(shape, entry.id))
 
 
-def open_source(request: SourceRequest, info: SourceInfo) -> ScannedObjectsSource:
+def open_google_scanned_objects(request: SourceRequest, info: SourceInfo) -> ScannedObjectsSource:
     """The source for a folder of zips; reads each once for its checksum.
 
     Raises:
@@ -84,3 +100,78 @@ def open_source(request: SourceRequest, info: SourceInfo) -> ScannedObjectsSourc
 
 def _zips(folder: Path) -> list[Path]:
     return sorted(zip_ for zip_ in folder.glob("*.zip") if not zip_.name.startswith("."))
+
+
+_DATASET = "data"
+_MOST_ROWS = MEMBER_LIMIT_BYTES // (16_384 * 3 * 4)
+
+
+class OmniObject3DSource(MemberSource):
+    """Rows of HDF5 members; a worker holds one member, 20 MB for the largest."""
+
+    _held: tuple[str, NDArray[np.floating]] | None = None
+
+    def entries(self) -> Sequence[Entry]:
+        """As many rows per member as its name says; no member is opened."""
+        entries: list[Entry] = []
+        for member in super().entries():
+            if not member.where:
+                entries.append(member)
+                continue
+            # A name that claims no rows or millions is refused when the first row is read.
+            rows = min(max(int(member.id.rpartition("_")[2]), 1), _MOST_ROWS)
+            entries += [replace(member, id=f"{member.id}/{row:05d}") for row in range(rows)]
+        return entries
+
+    def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
+        """One row's points; see `pointdistill.data.sources.base.Source`."""
+        if not entry.where:
+            return super().read(entry, count, rng=rng)
+        if self._held is None or self._held[0] != entry.where:
+            self._held = None  # first, so that two are never in memory
+            root, location = decode_location(entry.where)
+            self._held = (
+                entry.where,
+                _category_clouds(read_member_at(self._roots[root], location), location.name),
+            )
+        clouds = self._held[1]
+        row = int(entry.id.rpartition("/")[2])
+        return SourceCloud(to_z_up(clouds[row].astype(np.float64), self._up))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the member that this process holds."""
+        return super().__getstate__() | {"_held": None}
+
+
+def open_omniobject3d(request: SourceRequest, info: SourceInfo) -> MemberSource:
+    """The source for a zip of the 16,384-point files.
+
+    Raises:
+        DataError: if the archive is absent or damaged, or holds no such file.
+    """
+    layout = Layout(name=_omniobject3d_name, up="y", pattern="<category>_<n>.hdf5")
+    return open_members(request, info, layout, kind=OmniObject3DSource)
+
+
+def _omniobject3d_name(member: str) -> Named | None:
+    path = PurePosixPath(member)
+    category, _, number = path.stem.rpartition("_")
+    if path.suffix.lower() not in {".hdf5", ".h5"} or not category or not number.isdigit():
+        return None
+    return Named(path.stem, category)
+
+
+def _category_clouds(content: bytes, name: str) -> NDArray[np.floating]:
+    """(n, N, 3) points of a member, y up.
+
+    Raises:
+        DataError: if it is damaged, has another layout, or does not hold as many clouds as its name says.
+    """
+    stated = int(PurePosixPath(name).stem.rpartition("_")[2])
+    with open_hdf5(content, name, advice="fetch the archive again") as file:
+        dataset = file.dataset(_DATASET, "f")
+        shape = dataset.shape
+        if shape[:1] != (stated,) or len(shape) != 3 or shape[2] != 3:
+            msg = f"{name}: expected {_DATASET!r} of shape ({stated}, 16384, 3), got {shape}; fetch it again"
+            raise DataError(msg)
+        return dataset.read()
