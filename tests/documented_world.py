@@ -23,7 +23,7 @@ from pointdistill.data.benchmark_standins import (
     make_shapenetpart_stand_in,
 )
 from pointdistill.data.benchmark_standins.lvis import LvisSizes, make_lvis_stand_in
-from pointdistill.data.benchmark_standins.modelnet_fewshot import (
+from pointdistill.data.benchmark_standins.modelnet import (
     FewshotSizes,
     make_modelnet_fewshot_stand_in,
 )
