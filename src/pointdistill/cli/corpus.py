@@ -148,7 +148,7 @@ def preview(
     The page needs only a browser: no network, no other file.
     """
     from pointdistill.data.corpus import open_corpus
-    from pointdistill.data.corpus.choose import ShapeFilter, choose_shapes
+    from pointdistill.data.corpus.rows import ShapeFilter, choose_shapes
     from pointdistill.engine.reports.preview import write_preview
 
     folder = named_corpus(corpus)
