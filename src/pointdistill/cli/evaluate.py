@@ -26,8 +26,7 @@ from pointdistill.cli.options import (
     require_encoder,
     require_own_folder,
 )
-from pointdistill.data.benchmarks.registry import BENCHMARKS
-from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
+from pointdistill.data.benchmarks.registry import ALL_PROTOCOLS, BENCHMARKS
 
 if TYPE_CHECKING:
     from pointdistill.engine.evaluation.evaluate import Outcome

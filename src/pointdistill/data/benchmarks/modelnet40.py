@@ -26,7 +26,7 @@ from pointdistill.data.benchmarks.records import (
     read_labelled_hdf5,
     read_rows,
 )
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     BASE_MIXTURE,
     CLS_SMALL,
     MPM_SMALL,

@@ -23,7 +23,7 @@ from pointdistill.data.benchmarks.records import (
     is_stand_in,
     named_data,
 )
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     FROZEN,
     SMALL,
     BenchmarkInput,

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pointdistill.data.benchmarks.records import LabelledShapes, is_stand_in
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     CROSS_VALIDATED,
     RETRIEVAL,
     BenchmarkInput,

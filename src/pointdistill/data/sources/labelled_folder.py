@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds, LabelledShapes
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     CROSS_VALIDATED,
     RETRIEVAL,
     BenchmarkInput,

@@ -10,7 +10,7 @@ import torch
 
 from pointdistill.data.benchmarks.modelnet_fewshot import SPLITS
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.data.benchmarks.spec import FROZEN, PARTIAL, TRAINED
+from pointdistill.data.benchmarks.registry import FROZEN, PARTIAL, TRAINED
 from pointdistill.engine.evaluation.protocols import FrozenRun, trained_score, training_cost
 from pointdistill.engine.evaluation.results import WHOLE_METRICS, Result, combine
 from pointdistill.engine.evaluation.run import HEADS, Evaluation, EvaluationRun, side_sizes
@@ -48,7 +48,7 @@ def evaluate(
         evaluation: protocols, seeds and settings.
         name: what to call these features in the results.
         published_model: whose published figures to set beside ours, by its name in
-            ``pointdistill.data.benchmarks.spec``.
+            ``pointdistill.data.benchmarks.registry``.
         device: where encoders run and are trained; heads on frozen features are trained on the CPU.
         batch_size: clouds per forward pass of a frozen encoder.
         reporter: told after every batch of clouds, and after every epoch of training.

@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from pointdistill.data.benchmarks.registry import (
+    ALL_PROTOCOLS,
     BENCHMARKS,
+    FROZEN,
+    PARTIAL,
+    RETRIEVAL,
+    BenchmarkPaths,
+    BenchmarkSpec,
     Task,
     benchmark_spec,
     check_data_choice,
     choose_splits,
     find_benchmark,
     find_stand_in,
-)
-from pointdistill.data.benchmarks.spec import (
-    ALL_PROTOCOLS,
-    FROZEN,
-    PARTIAL,
-    RETRIEVAL,
-    BenchmarkPaths,
-    BenchmarkSpec,
 )
 from pointdistill.data.files.files import hold_output, short_name
 from pointdistill.data.meshes import check_axis
@@ -54,7 +52,7 @@ from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
-    from pointdistill.data.benchmarks.spec import Labelled
+    from pointdistill.data.benchmarks.registry import Labelled
 
 ALL = "all"
 """As a benchmark: every one whose data is here. As a protocol: all of a benchmark's protocols."""

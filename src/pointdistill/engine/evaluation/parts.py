@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import PartBenchmark, PartClouds
-from pointdistill.data.benchmarks.spec import PARTS
+from pointdistill.data.benchmarks.registry import PARTS
 from pointdistill.engine.evaluation.protocols import held_out_part
 from pointdistill.engine.evaluation.results import Result
 from pointdistill.engine.evaluation.run import EvaluationRun, side_sizes

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
 from pointdistill.data.benchmarks.registry import (
+    BenchmarkPaths,
     benchmark_spec,
     check_data_choice,
     choose_splits,
@@ -15,7 +16,6 @@ from pointdistill.data.benchmarks.registry import (
     find_stand_in,
     trainable_benchmarks,
 )
-from pointdistill.data.benchmarks.spec import BenchmarkPaths
 from pointdistill.data.files.files import LOCK_NAME
 from pointdistill.data.sources import source_info
 from pointdistill.data.sources.labelled_folder import read_labelled_folder
