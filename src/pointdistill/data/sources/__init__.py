@@ -52,6 +52,7 @@ SOURCES: tuple[SourceInfo, ...] = (
     SourceInfo(
         name="folder",
         module=f"{_HERE}.folder",
+        opener="open_folder",
         title="your own meshes and point clouds; sub-folders are the labels",
         licence="your own files",
         up="y in glTF and GLB, what the file states, else as given",

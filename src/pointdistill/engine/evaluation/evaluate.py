@@ -26,7 +26,7 @@ from pointdistill.data.benchmarks.registry import (
 )
 from pointdistill.data.files.files import hold_output, short_name
 from pointdistill.data.meshes import check_axis
-from pointdistill.data.sources.labelled_folder import OWN_FOLDER
+from pointdistill.data.sources.folder import OWN_FOLDER
 from pointdistill.engine.evaluation.classification import evaluate_classification, evaluate_folds
 from pointdistill.engine.evaluation.leak_check import LeakRequest, command_in_words, leak_warning
 from pointdistill.engine.evaluation.lvis import evaluate_draws

@@ -18,7 +18,7 @@ from pointdistill.data.benchmarks.registry import (
 )
 from pointdistill.data.files.files import LOCK_NAME
 from pointdistill.data.sources import source_info
-from pointdistill.data.sources.labelled_folder import read_labelled_folder
+from pointdistill.data.sources.folder import read_labelled_folder
 from pointdistill.data.synthetic_shapes import PART_NAMES
 from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe, recipe_for
 from pointdistill.engine.finetuning.segmentation import SegmenterRecipe
