@@ -18,8 +18,8 @@ from pointdistill.data.synthetic_shapes import (
     vehicles,
     vessels,
 )
-from pointdistill.data.synthetic_shapes.mesh import REGISTRY
 from pointdistill.data.synthetic_shapes.shape import (
+    REGISTRY,
     BuiltinShape,
     category_rng,
     face_areas,

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 
 from pointdistill.data.synthetic_shapes.furniture_parts import GRIPS, add_front, handle
-from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.synthetic_shapes.primitives import box, cylinder, lathe, rod, tube
+from pointdistill.data.synthetic_shapes.shape import Assembly, Draw, Mesh, category
 
 
 def faucet(draw: Draw, reach: float) -> list[Mesh]:

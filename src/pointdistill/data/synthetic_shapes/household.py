@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, category
 from pointdistill.data.synthetic_shapes.primitives import (
     arc,
     box,
@@ -18,6 +17,7 @@ from pointdistill.data.synthetic_shapes.primitives import (
     tube,
     vessel,
 )
+from pointdistill.data.synthetic_shapes.shape import Assembly, Draw, category
 from pointdistill.data.synthetic_shapes.vessels import bow
 
 

@@ -15,7 +15,6 @@ from pointdistill.data.synthetic_shapes.furniture_parts import (
     support,
     uneven_levels,
 )
-from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.synthetic_shapes.primitives import (
     arc,
     box,
@@ -26,6 +25,7 @@ from pointdistill.data.synthetic_shapes.primitives import (
     sheet,
     tube,
 )
+from pointdistill.data.synthetic_shapes.shape import Assembly, Draw, Mesh, category
 
 
 def seat(draw: Draw, width: float, depth: float, thickness: float, level: float) -> Mesh:
