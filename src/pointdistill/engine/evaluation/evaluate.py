@@ -27,10 +27,13 @@ from pointdistill.data.benchmarks.registry import (
 from pointdistill.data.files.files import hold_output, short_name
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.sources.folder import OWN_FOLDER
-from pointdistill.engine.evaluation.classification import evaluate_classification, evaluate_folds
+from pointdistill.engine.evaluation.classification import (
+    evaluate_classification,
+    evaluate_folds,
+    evaluate_parts,
+)
 from pointdistill.engine.evaluation.leak_check import LeakRequest, command_in_words, leak_warning
 from pointdistill.engine.evaluation.lvis import evaluate_draws
-from pointdistill.engine.evaluation.parts import evaluate_parts
 from pointdistill.engine.evaluation.results import Result, comparison_for
 from pointdistill.engine.evaluation.retrieval import evaluate_retrieval
 from pointdistill.engine.evaluation.run import (
