@@ -27,7 +27,7 @@ from pointdistill.cli.console import (
 from pointdistill.cli.corpus import duplicates, inspect, leaks, preview, verify
 from pointdistill.cli.corpus_tools import corpus_app, export_corpus, merge, split, subset
 from pointdistill.cli.embed import embed, search
-from pointdistill.cli.evaluate import evaluate
+from pointdistill.cli.evaluate import evaluate, reconstruct, report
 from pointdistill.cli.finetune import finetune, predict
 from pointdistill.cli.help import (
     PROGRAM,
@@ -39,7 +39,6 @@ from pointdistill.cli.help import (
 )
 from pointdistill.cli.prepare_data import prepare_data
 from pointdistill.cli.pretrain import plan, pretrain
-from pointdistill.cli.reconstruct import reconstruct, report
 from pointdistill.cli.sample import sample
 from pointdistill.cli.weights import export, import_weights, push, weights
 from pointdistill.errors import PointDistillError
