@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from pointdistill.cli.about import doctor, quickstart, recipes, show_version
+from pointdistill.cli.about import doctor, quickstart, show_version
 from pointdistill.cli.console import (
     name_options,
     print_error,
@@ -37,8 +37,9 @@ from pointdistill.cli.help import (
     usage_message,
     with_quiet,
 )
+from pointdistill.cli.plan import plan, recipes
 from pointdistill.cli.prepare_data import prepare_data
-from pointdistill.cli.pretrain import plan, pretrain
+from pointdistill.cli.pretrain import pretrain
 from pointdistill.cli.sample import sample
 from pointdistill.cli.weights import export, import_weights, push, weights
 from pointdistill.errors import PointDistillError
