@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pointdistill.data.synthetic_shapes import (
     architecture,
-    bathroom,
     electronics,
     household,
     seats_and_tables,
@@ -31,7 +30,6 @@ from pointdistill.data.synthetic_shapes.shape import (
 # Importing the themes fills the registry.
 _THEMES = (
     architecture,
-    bathroom,
     electronics,
     household,
     seats_and_tables,
