@@ -95,7 +95,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="scanobjectnn",
-        module=f"{_HERE}.scanobjectnn",
+        module=f"{_HERE}.scanned_objects",
+        opener="open_scanobjectnn",
         title="ScanObjectNN, 15 classes of objects cut from indoor scans",
         licence="research use, on its authors' form",
         up="y",
