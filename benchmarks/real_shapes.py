@@ -2,7 +2,9 @@
 
 Beside the encoder: the same network before its first step (three seeds, or as many as given), and hand-made
 geometry. All are read from the same draws as `embed` makes, and compared in the same spaces. Each row is on all
-models of the half and on its reporting half: the models whose id has an odd hash.
+models of the half and on its reporting half: the models whose id has an odd hash. ``--pooling`` adds the rows of
+the CLS token alone and of CLS token and mean; ``--checkpoints RUN`` measures the teachers of a run's checkpoints
+instead, and draws their figures over the steps.
 
 Run: ``python benchmarks/real_shapes.py psb_v1_train.zip [--encoder procedural-mini] [--recipe procedural-mini]``.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -26,13 +29,17 @@ from pointdistill.data.sources.paths import ShapeLocation, read_shape
 from pointdistill.engine.config.recipes import find_recipe
 from pointdistill.engine.embedding.compute import choose_draws, read_settings
 from pointdistill.engine.evaluation.retrieval import embed_labelled, shape_score
+from pointdistill.engine.features.extract import drop_maximum
 from pointdistill.engine.features.feature_extractors import geometric_features
-from pointdistill.engine.pretraining.checkpoints import new_state
+from pointdistill.engine.pretraining.checkpoints import list_checkpoints, load_state, new_state
+from pointdistill.engine.pretraining.run_folder import CHECKPOINTS
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT
 
 PROTOCOLS = ("retrieval", "knn", "svm", "logistic")
+COLUMNS = ("NN", "tier 1", "tier 2", "E", "DCG", "kNN", "SVM", "logistic")
+MOST_CHECKPOINTS = 8
 
 
 def reporting(shapes: LabelledShapes) -> NDArray[np.bool_]:
@@ -70,20 +77,59 @@ def geometry(shapes: LabelledShapes, like: Encoder, seed: int) -> Tensor:
     return torch.cat(rows)
 
 
+def figures(
+    features: Tensor, shapes: LabelledShapes, chosen: NDArray[np.bool_], seed: int
+) -> list[float]:
+    """The values of ``COLUMNS``, in percent, of some of the shapes."""
+    values = []
+    for protocol in PROTOCOLS:
+        rows = features[torch.from_numpy(chosen)]
+        score = shape_score(rows, shapes.labels[chosen], protocol, seed=seed)
+        values.append(score.accuracy)
+        if protocol == "retrieval":
+            values += [score.class_accuracy, *(value for _, value in score.further)]
+    return values
+
+
 def show(name: str, features: Tensor, shapes: LabelledShapes, seed: int) -> None:
     """Print the rows of one set of features."""
     odd = reporting(shapes)
     for part, chosen in (("all", np.ones_like(odd)), ("reporting half", odd)):
-        cells = []
-        for protocol in PROTOCOLS:
-            score = shape_score(
-                features[torch.from_numpy(chosen)], shapes.labels[chosen], protocol, seed=seed
-            )
-            values = [score.accuracy]
-            if protocol == "retrieval":
-                values += [score.class_accuracy, *(value for _, value in score.further)]
-            cells += [f"{value:.1f}" for value in values]
+        cells = [f"{value:.1f}" for value in figures(features, shapes, chosen, seed)]
         print("| " + " | ".join([name, part, *cells]) + " |", flush=True)
+
+
+def parts(features: Tensor, encoder: Encoder, *, pooling: bool) -> Iterator[tuple[str, Tensor]]:
+    """The pooled features, and if asked for, what they are made of, with a name for each."""
+    yield "", features
+    if pooling:
+        yield ", CLS token and mean", drop_maximum(features, encoder)
+        yield ", CLS token", features[:, : encoder.config.width]
+
+
+def learning_curve(run: Path, shapes: LabelledShapes, picture: Path) -> None:
+    """Print the figures of a run's checkpoints and of its initial weights, and draw four of them."""
+    from matplotlib.figure import Figure
+
+    kept = list_checkpoints(run / CHECKPOINTS)
+    places = np.unique(np.linspace(0, len(kept) - 1, min(len(kept), MOST_CHECKPOINTS)).round())
+    states = [load_state(kept[int(place)])[0] for place in places]
+    everything = np.ones(len(shapes), dtype=bool)
+    steps, rows = [], []
+    for state in (new_state(states[0].config), *states):
+        found = figures(encoder_features(shapes, state.teacher.encoder, 0), shapes, everything, 0)
+        steps.append(state.step)
+        rows.append(dict(zip(COLUMNS, found, strict=True)))
+        cells = [f"{value:.1f}" for value in found]
+        print("| " + " | ".join([f"step {state.step:,}", "all", *cells]) + " |", flush=True)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.add_subplot(xlabel="steps", ylabel="percent")
+    for name in ("NN", "DCG", "kNN", "logistic"):
+        axis.plot(steps, [row[name] for row in rows], marker="o", label=name)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(picture, dpi=120)
+    print(f"written: {picture}")
 
 
 def main() -> None:
@@ -92,18 +138,27 @@ def main() -> None:
     parser.add_argument("--encoder", default="procedural-mini")
     parser.add_argument("--recipe", default="procedural-mini")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pooling", action="store_true")
+    parser.add_argument("--checkpoints", type=Path, metavar="RUN")
+    parser.add_argument("--picture", type=Path, default=Path("learning-curve.png"))
     given = parser.parse_args()
     shapes = read_psb(given.archive, "train")
-    columns = ["features", "shapes", "NN", "tier 1", "tier 2", "E", "DCG", "kNN", "SVM", "logistic"]
-    print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
+    print("| " + " | ".join(["features", "shapes", *COLUMNS]) + " |")
+    print("| --- " * (2 + len(COLUMNS)) + "|")
+    if given.checkpoints is not None:
+        learning_curve(given.checkpoints, shapes, given.picture)
+        return
     encoder = load_encoder(given.encoder)
     for seed in range(given.seeds):
-        name = f"{given.encoder}, points and folds {seed}"
-        show(name, encoder_features(shapes, encoder, seed), shapes, seed)
+        whole = encoder_features(shapes, encoder, seed)
+        for part, features in parts(whole, encoder, pooling=given.pooling):
+            show(f"{given.encoder}, points and folds {seed}{part}", features, shapes, seed)
     config = find_recipe(given.recipe).config
     for seed in range(given.seeds):
         initial = new_state(replace(config, seed=seed)).teacher.encoder
-        show(f"initial weights {seed}", encoder_features(shapes, initial, seed), shapes, seed)
+        whole = encoder_features(shapes, initial, seed)
+        for part, features in parts(whole, initial, pooling=given.pooling):
+            show(f"initial weights {seed}{part}", features, shapes, seed)
     show("hand-made geometry", geometry(shapes, encoder, 0), shapes, 0)
 
 

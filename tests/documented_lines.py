@@ -102,6 +102,7 @@ SMALLER: tuple[tuple[str, str, str], ...] = (
     (r"^pointdistill plan\b(?!.*--(no-measure|size tiny|recipe tiny))", "", " --no-measure"),
     (r"\b(evaluate|finetune)\b(?!.*--(epochs|resume))", "", " --epochs 1"),
     (r"--epochs \d+", "--epochs 1", ""),
+    (r"\bevaluate\b(?!.*--encoder)", "", " --encoder runs/tiny-dual-1"),
     (r"\bevaluate\b(?!.*--seeds)", "", " --seeds 1 --augmented-copies 1"),
     (r"\bprepare-data\b(?!.*--(points|plan))", "", " --points 256"),
     (r"\bprepare-data\b(?!.*--(workers|plan|cluster))", "", " --workers 0"),
