@@ -184,6 +184,25 @@ def test_without_a_compiler_one_line_says_that_the_step_is_not_compiled(
     assert our_lines(caplog) == [f"the step is not compiled, which takes longer: {reason}"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "processes", "active"),
+    [("auto", 1, True), ("auto", 2, False), ("on", 2, True), ("off", 1, False)],
+)
+def test_on_gpus_several_processes_compile_only_if_told_to(
+    setting: str,
+    processes: int,
+    active: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A failure would end their run, while a single process goes on without a compiler."""
+    monkeypatch.setattr(compiling, "compile_failure", lambda _: None)
+    gpu = torch.device("cuda")
+    accelerator: Any = SimpleNamespace(device=gpu, num_processes=processes)
+    assert step_compiler(setting, accelerator).active == active
+    assert our_lines(caplog) == []
+
+
 @pytest.mark.parametrize("setting", ["auto", "off"])
 def test_on_a_cpu_nothing_is_compiled_unless_asked_for(
     setting: str, caplog: pytest.LogCaptureFixture

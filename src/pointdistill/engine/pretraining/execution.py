@@ -105,18 +105,20 @@ def step_compiler(
     """The compiler of a run; one that compiles nothing if the setting says so or there is no working compiler.
 
     Args:
-        setting: ``auto`` (on a GPU only), ``on`` or ``off``.
+        setting: ``auto`` (on a GPU, and for a single process only), ``on`` or ``off``.
         accelerator: the device, and whether there are other processes.
         sharding: FSDP gathers and frees weights block by block, which no whole graph can contain.
     """
-    device = accelerator.device
-    wanted = setting == "on" or (setting == "auto" and device.type == "cuda")
+    device, alone = accelerator.device, accelerator.num_processes == 1
+    # What fails in the first step can be computed again without a compiler, unless other processes wait in the
+    # middle of it. So several processes compile only if they are told to.
+    wanted = setting == "on" or (setting == "auto" and device.type == "cuda" and alone)
     reason = None
     if wanted:
         reason = "sharding is 'fsdp'" if sharding == "fsdp" else compile_failure(device)
     if reason is not None:
         _say_not_compiled(reason)
-    return StepCompiler(active=wanted and reason is None, retries=accelerator.num_processes == 1)
+    return StepCompiler(active=wanted and reason is None, retries=alone)
 
 
 def compile_failure(device: torch.device) -> str | None:
