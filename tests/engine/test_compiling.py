@@ -196,7 +196,7 @@ def test_on_gpus_several_processes_compile_only_if_told_to(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A failure would end their run, while a single process goes on without a compiler."""
-    monkeypatch.setattr(compiling, "compile_failure", lambda _: None)
+    monkeypatch.setattr(execution, "compile_failure", lambda _: None)
     gpu = torch.device("cuda")
     accelerator: Any = SimpleNamespace(device=gpu, num_processes=processes)
     assert step_compiler(setting, accelerator).active == active
