@@ -27,7 +27,6 @@ from pointdistill.cli.options import (
     require_paths,
 )
 from pointdistill.data.benchmarks.registry import BENCHMARKS
-from pointdistill.data.corpus.manifest import read_manifest
 from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.reporter import plural
 
@@ -71,6 +70,7 @@ def verify(corpus: CorpusArgument = None, as_json: JsonOption = False) -> None:
     the exit code is then 2.
     """
     from pointdistill.data.corpus.inspect import find_damage
+    from pointdistill.data.corpus.manifest import read_manifest
     from pointdistill.data.corpus_building.export import find_export_damage, is_export
 
     folder = named_corpus(corpus)
@@ -186,6 +186,8 @@ def require_leak_corpus(corpus: Path | None, encoder: Path | None) -> None:
         CheckpointError: if none was named and no run was made.
         DataError: if the named encoder is absent.
     """
+    from pointdistill.data.corpus.manifest import read_manifest
+
     if corpus is not None:
         read_manifest(corpus)
         return
