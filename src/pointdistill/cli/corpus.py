@@ -189,6 +189,8 @@ def require_leak_corpus(corpus: Path | None, encoder: Path | None) -> None:
     from pointdistill.data.corpus.manifest import read_manifest
 
     if corpus is not None:
+        from pointdistill.data.corpus.manifest import read_manifest
+
         read_manifest(corpus)
         return
     given_or_last_run(encoder, what="a corpus or an encoder", settings=("corpus", "encoder"))
