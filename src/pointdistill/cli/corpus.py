@@ -186,6 +186,8 @@ def require_leak_corpus(corpus: Path | None, encoder: Path | None) -> None:
         CheckpointError: if none was named and no run was made.
         DataError: if the named encoder is absent.
     """
+    from pointdistill.data.corpus.manifest import read_manifest
+
     if corpus is not None:
         from pointdistill.data.corpus.manifest import read_manifest
 
