@@ -10,12 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from PIL import Image
 
 import pointdistill
+from pointdistill.engine.features.extract import feature_colors
+from pointdistill.engine.reports.pictures import SheetShape, contact_sheet
 
 HERE = Path(__file__).parent.absolute()
 PICTURES = HERE / "pictures"
@@ -38,8 +39,9 @@ def main() -> None:
         keep(here / "preview.png", "preview.png")
         keep(here / "reconstruction" / "reconstruction.png", "reconstruction.png")
         files = [
-            here / "my-shapes" / name
-            for name in ("chair/chair-0.obj", "airplane/airplane-1.obj", "mug/mug-2.obj")
+            here / "my-shapes" / kind / f"{kind}-{number}.obj"
+            for kind in ("chair", "airplane", "mug")
+            for number in (0, 1)
         ]
         draw_patches(files, here / "patches.png")
         keep(here / "patches.png", "patches.png")
@@ -62,39 +64,20 @@ def keep(source: Path, name: str) -> None:
     picture = Image.alpha_composite(white, picture).convert("RGB")
     if picture.width > WIDTH:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)))
-    picture.quantize(128).save(PICTURES / name, optimize=True)
+    picture.quantize(128, dither=Image.Dither.NONE).save(PICTURES / name, optimize=True)
 
 
 def draw_patches(files: list[Path], output: Path) -> None:
     """Colour the points of each shape by the first three principal components of its patches' features."""
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    encoder = pointdistill.load_encoder("procedural-mini")
-    clouds = [pointdistill.sample_surface(file, 4096, seed=0, up="z") for file in files]
-    with torch.inference_mode():
-        points = torch.from_numpy(np.stack(clouds)).float()
-        out = encoder(points[:, : 2 * encoder.config.points])
-    features = out.patches.flatten(0, 1)
-    features = features - features.mean(dim=0)
-    _, _, axes = torch.linalg.svd(features, full_matrices=False)
-    colours = (features @ axes[:3].T).reshape(*out.patches.shape[:2], 3)
-    low, high = colours.amin(dim=(0, 1)), colours.amax(dim=(0, 1))
-    colours = (colours - low) / (high - low)
-    figure = plt.figure(figsize=(10, 3.6))
-    for place, (cloud, centers, colour) in enumerate(
-        zip(points, out.centers, colours, strict=True)
-    ):
-        middle = cloud - cloud.mean(dim=0)
-        unit = middle / middle.norm(dim=1).max()
-        nearest = torch.cdist(unit, centers).argmin(dim=1)
-        axis = figure.add_subplot(1, len(files), place + 1, projection="3d")
-        axis.scatter(*unit.T, c=colour[nearest].numpy(), s=3)
-        axis.set_aspect("equal")
-        axis.set_axis_off()
-        axis.view_init(20, -60)
-    figure.tight_layout()
-    figure.savefig(output, dpi=120)
+    clouds = [pointdistill.sample_surface(file, 2048, seed=0, up="z") for file in files]
+    points = np.stack(clouds).astype(np.float32)
+    colors = feature_colors(pointdistill.load_encoder("procedural-mini"), torch.from_numpy(points))
+    shapes = [
+        SheetShape(points=cloud, name=file.stem, colors=color)
+        for file, cloud, color in zip(files, points, colors, strict=True)
+    ]
+    note = "Colours: the first three principal components of the patch features of all shapes."
+    output.write_bytes(contact_sheet(shapes, note=note))
 
 
 main()
