@@ -1,11 +1,11 @@
 """What bf16 costs: the same run in float32 and in bf16, with more or less of it kept in float32.
 
-Every variant trains the same initial weights on the same views by the production step. ``bf16`` is how runs in
-bf16 compute, with the tokens between blocks in float32; ``tokens`` has these in bf16, too; ``logits`` is ``bf16``
-with the last layer of the heads in float32; ``both`` is ``tokens`` and ``logits`` together. ``packed`` is float32
-with the student's passes computed together, the same numbers but for the order of sums: what it differs by is no
-fault of a precision. Two numbers come out for each: how far its losses are from those of float32, and how far bf16
-features are from float32 features of the same weights, initial and trained.
+Every variant trains the same initial weights on the same views by the production step: ``float32``; ``bf16``, as
+autocast computes; ``residual``, bf16 with the tokens between blocks in float32; ``logits``, bf16 with the last
+layer of the heads in float32; ``both``. ``packed`` is float32 with the student's passes computed together, the
+same numbers but for the order of sums: what it differs by is no fault of a precision. Two numbers come out for
+each: how far its losses are from those of float32, and how far bf16 features are from float32 features of the
+same weights, initial and trained.
 
 Run: ``python benchmarks/bf16.py CORPUS [--size tiny] [--width 0] [--steps 100] [--batch 16]``
 """
@@ -33,32 +33,30 @@ from pointdistill.engine.pretraining.step import TrainingStep, make_views
 from pointdistill.engine.runtime.devices import build_accelerator, keep_freed_memory
 from pointdistill.model.encoder import Encoder, Tokens
 from pointdistill.model.heads import Prototypes
-from pointdistill.model.patches import Patches, patchify, to_unit_sphere
+from pointdistill.model.patches import patchify, to_unit_sphere
 
-VARIANTS = ("float32", "packed", "bf16", "tokens", "logits", "both")
+VARIANTS = ("float32", "packed", "bf16", "residual", "logits", "both")
 IN_FLOAT32 = ("float32", "packed")
 SHAPES = 64
 """Shapes whose features are compared."""
 
 
 @contextlib.contextmanager
-def computed(variant: str) -> Iterator[None]:
-    """Within the block these parts of the network are computed as in the variant."""
+def kept_in_float32(variant: str) -> Iterator[None]:
+    """Within the block these parts of the network stay in float32 under autocast."""
     embed, logits = Encoder.embed, Prototypes.forward
 
-    def embed_rounded(self: Encoder, patches: Patches) -> Tokens:
+    def embed_float(self: Encoder, patches: object) -> Tokens:
         tokens = embed(self, patches)
-        if not torch.is_autocast_enabled("cpu"):
-            return tokens
-        return Tokens(tokens.features.bfloat16(), tokens.positions.bfloat16())
+        return Tokens(tokens.features.float(), tokens.positions.float())
 
     def logits_float(self: Prototypes, unit: Tensor) -> Tensor:
         with torch.autocast(unit.device.type, enabled=False):
             return logits(self, unit.float())
 
     with contextlib.ExitStack() as stack:
-        if variant in ("tokens", "both"):
-            stack.enter_context(patch.object(Encoder, "embed", embed_rounded))
+        if variant in ("residual", "both"):
+            stack.enter_context(patch.object(Encoder, "embed", embed_float))
         if variant in ("logits", "both"):
             stack.enter_context(patch.object(Prototypes, "forward", logits_float))
         yield
@@ -102,7 +100,7 @@ def train(config: PretrainConfig, corpus: Corpus, variant: str) -> tuple[list[fl
     accelerator = build_accelerator("cpu", "no" if variant in IN_FLOAT32 else "bf16")
     state = new_state(config)
     lines, losses = [], []
-    with computed(variant):
+    with kept_in_float32(variant):
         step = TrainingStep(state, prepare_student(state, accelerator, "none"), accelerator)
         state.student.packs_passes = variant == "packed"
         total = config.steps or 0

@@ -9,7 +9,6 @@ from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import EncoderConfig
 from pointdistill.model.encoder import Encoder, PatchEmbedding
 from pointdistill.model.initialize import initialize
-from pointdistill.model.patches import Patches, patchify, to_unit_sphere
 from tests.engine.conftest import micro_config
 
 
@@ -21,13 +20,6 @@ def micro_encoder() -> Encoder:
 
 def clouds(rows: int, size: int) -> torch.Tensor:
     return torch.randn(rows, size, 3, generator=torch.Generator().manual_seed(1))
-
-
-def encoder_patches(encoder: Encoder) -> Patches:
-    config = encoder.config
-    start = torch.zeros(2, dtype=torch.int64)
-    points = to_unit_sphere(clouds(2, config.points))
-    return patchify(points, patches=config.patches, patch_points=config.patch_points, start=start)
 
 
 def test_output_shapes_and_default_number_of_patches() -> None:
@@ -47,17 +39,6 @@ def test_features_do_not_depend_on_place_size_order_or_batch() -> None:
     alone = torch.cat([encoder(points[i : i + 1]).cls for i in range(3)])
     for other in (moved, shuffled, alone):
         torch.testing.assert_close(other, expected, atol=1e-4, rtol=0)
-
-
-def test_in_bf16_the_tokens_between_blocks_stay_in_float32() -> None:
-    """What a block adds is rounded, but not what the blocks before it computed."""
-    encoder = micro_encoder()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        tokens = encoder.embed(encoder_patches(encoder))
-        states = encoder.transformer.hidden_states(*encoder.with_cls(tokens))
-        update = encoder.transformer.blocks[0].mlp(states[0])
-    assert {tokens.features.dtype, tokens.positions.dtype, states[0].dtype} == {torch.float32}
-    assert update.dtype == torch.bfloat16
 
 
 def test_a_dense_cloud_is_thinned_to_the_density_of_pretraining() -> None:

@@ -130,13 +130,9 @@ class Encoder(nn.Module):
         )
 
     def embed(self, patches: Patches) -> Tokens:
-        """Tokens of B rows of patches: (B, P, D) features and positions, in the dtype of the weights."""
-        # Under autocast the layers return bf16, of 8 bits. The blocks add to these tokens in the dtype that the
-        # tokens have: in bf16 every addition would round what all blocks before it computed.
-        dtype = self.transformer.norm.weight.dtype
+        """Tokens of B rows of patches: (B, P, D) features and positions."""
         return Tokens(
-            self.patch_embedding(patches.offsets).to(dtype),
-            self.position_embedding(patches.centers).to(dtype),
+            self.patch_embedding(patches.offsets), self.position_embedding(patches.centers)
         )
 
     def with_cls(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
