@@ -39,9 +39,9 @@ from pointdistill.engine.config.recipes import find_recipe
 from pointdistill.engine.evaluation.classification import evaluate
 from pointdistill.engine.evaluation.retrieval import shape_score
 from pointdistill.engine.evaluation.run import Evaluation
+from pointdistill.engine.pretraining.checkpoints import list_checkpoints, new_state
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import CHECKPOINTS
-from pointdistill.engine.pretraining.state import list_checkpoints, new_state
 from pointdistill.engine.quickstart import SPLIT, QuickstartConfig, stand_in_path
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.model.config import AugmentConfig, Initialization

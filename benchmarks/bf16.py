@@ -26,9 +26,9 @@ from torch import Tensor
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import recipe
+from pointdistill.engine.pretraining.checkpoints import new_state
+from pointdistill.engine.pretraining.execution import prepare_student
 from pointdistill.engine.pretraining.loader import batches
-from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import new_state
 from pointdistill.engine.pretraining.step import TrainingStep, make_views
 from pointdistill.engine.runtime.devices import build_accelerator, keep_freed_memory
 from pointdistill.model.encoder import Encoder, Tokens

@@ -491,9 +491,9 @@ def count(config: PretrainConfig, *, compiled: bool, points: int, recompute: boo
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from pointdistill.engine.pretraining import step as steps
-    from pointdistill.engine.pretraining.compiling import StepCompiler
+    from pointdistill.engine.pretraining.checkpoints import TrainState
+    from pointdistill.engine.pretraining.execution import StepCompiler
     from pointdistill.engine.pretraining.loader import Batch
-    from pointdistill.engine.pretraining.state import TrainState
     from pointdistill.engine.runtime.optimizer import build_optimizer
     from pointdistill.model import distillation, kernels, masking, patches, transformer
 

@@ -32,7 +32,7 @@ from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.embedding.compute import CPU_BATCH, FeatureMaker, inference_threads
-from pointdistill.engine.features import frozen_encoder
+from pointdistill.engine.features import extract
 from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.model.encoder import Encoder
 
@@ -168,7 +168,7 @@ def contributions(rounds: int, batch: int) -> None:
     """Print each part beside its plain version, in milliseconds per cloud on one thread."""
     torch.set_num_threads(1)
     encoder = random_encoder("small")
-    fast, model = frozen_encoder.frozen_copy(encoder), Baseline(encoder)
+    fast, model = extract.frozen_copy(encoder), Baseline(encoder)
     points = torch.randn(batch, 1024, 3, generator=torch.Generator().manual_seed(0))
     offsets, centers = cut(points, 64, 32)
     positions = encoder.position_embedding(centers)
@@ -197,11 +197,11 @@ def contributions(rounds: int, batch: int) -> None:
 
 def at_once(embedding: nn.Module, offsets: Tensor) -> Tensor:
     """The patch embedding of all patches together, as if the cache were unlimited."""
-    cached, frozen_encoder.CACHED_VALUES = frozen_encoder.CACHED_VALUES, sys.maxsize
+    cached, extract.CACHED_VALUES = extract.CACHED_VALUES, sys.maxsize
     try:
         return embedding(offsets)
     finally:
-        frozen_encoder.CACHED_VALUES = cached
+        extract.CACHED_VALUES = cached
 
 
 MEMORY = """

@@ -45,12 +45,14 @@ from pointdistill.data.leaks.candidates import (
     subsample,
 )
 from pointdistill.data.leaks.find import Match, likely, match_clouds
-from pointdistill.data.leaks.phase_matching import LIKELY, PhaseMatcher, pattern
 from pointdistill.data.leaks.registration import (
+    LIKELY,
     SAME_SURFACE,
+    PhaseMatcher,
     SurfaceSamples,
     align,
     nearest_distances,
+    pattern,
     surface_gap,
 )
 from pointdistill.data.sources import SourceRequest, open_source

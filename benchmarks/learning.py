@@ -40,9 +40,9 @@ from pointdistill.engine.evaluation.run import COPIES_ON_CPU, Evaluation
 from pointdistill.engine.features.inputs import protocol_input
 from pointdistill.engine.finetuning.classification import train_classifier
 from pointdistill.engine.finetuning.recipes import RECIPES
+from pointdistill.engine.pretraining.checkpoints import list_checkpoints, new_state
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import CHECKPOINTS
-from pointdistill.engine.pretraining.state import list_checkpoints, new_state
 from pointdistill.engine.quickstart import PROTOCOLS, SPLIT, QuickstartConfig, stand_in_path
 from pointdistill.engine.weights.encoders import load_encoder
 

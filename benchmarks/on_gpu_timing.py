@@ -36,11 +36,10 @@ from pointdistill.engine.config.config import PretrainConfig, Recompute
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.planning.trial import SyntheticCorpus
 from pointdistill.engine.pretraining import step as step_module
-from pointdistill.engine.pretraining.compiling import StepCompiler, compile_failure
+from pointdistill.engine.pretraining.checkpoints import new_state, to_device
+from pointdistill.engine.pretraining.execution import StepCompiler, compile_failure, prepare_student
 from pointdistill.engine.pretraining.loader import batches, read_batch
 from pointdistill.engine.pretraining.pretrain import pretrain
-from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import new_state, to_device
 from pointdistill.engine.pretraining.step import TrainingStep, ViewMaker
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.runtime.devices import GIB, build_accelerator

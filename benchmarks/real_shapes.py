@@ -6,7 +6,7 @@ models of the half and on its reporting half: the models whose id has an odd has
 the CLS token alone and of CLS token and mean; ``--checkpoints RUN`` measures the teachers of a run's checkpoints
 instead, and draws their figures over the steps.
 
-Run: ``python benchmarks/real_shapes.py psb_v1_train.zip [--encoder procedural-mini] [--recipe procedural-mini]``.
+Run: ``python benchmarks/real_shapes.py psb_v1_train.zip [--encoder procedural-mini …]``.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pointdistill.engine.embedding.compute import choose_draws, read_settings
 from pointdistill.engine.evaluation.retrieval import embed_labelled, shape_score
 from pointdistill.engine.features.extract import drop_maximum
 from pointdistill.engine.features.feature_extractors import geometric_features
+from pointdistill.engine.pretraining.checkpoints import list_checkpoints, load_state, new_state
 from pointdistill.engine.pretraining.run_folder import CHECKPOINTS
-from pointdistill.engine.pretraining.state import list_checkpoints, load_state, new_state
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT
@@ -102,7 +102,7 @@ def show(name: str, features: Tensor, shapes: LabelledShapes, seed: int) -> None
 def parts(features: Tensor, encoder: Encoder, *, pooling: bool) -> Iterator[tuple[str, Tensor]]:
     """The pooled features, and if asked for, what they are made of, with a name for each."""
     yield "", features
-    if pooling:
+    if pooling and encoder.config.cls_token:
         yield ", CLS token and mean", drop_maximum(features, encoder)
         yield ", CLS token", features[:, : encoder.config.width]
 
@@ -135,7 +135,7 @@ def learning_curve(run: Path, shapes: LabelledShapes, picture: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("archive", type=Path)
-    parser.add_argument("--encoder", default="procedural-mini")
+    parser.add_argument("--encoder", nargs="+", default=["procedural-mini"])
     parser.add_argument("--recipe", default="procedural-mini")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pooling", action="store_true")
@@ -148,11 +148,12 @@ def main() -> None:
     if given.checkpoints is not None:
         learning_curve(given.checkpoints, shapes, given.picture)
         return
-    encoder = load_encoder(given.encoder)
-    for seed in range(given.seeds):
-        whole = encoder_features(shapes, encoder, seed)
-        for part, features in parts(whole, encoder, pooling=given.pooling):
-            show(f"{given.encoder}, points and folds {seed}{part}", features, shapes, seed)
+    for name in given.encoder:
+        encoder = load_encoder(name)
+        for seed in range(given.seeds):
+            whole = encoder_features(shapes, encoder, seed)
+            for part, features in parts(whole, encoder, pooling=given.pooling):
+                show(f"{name}, points and folds {seed}{part}", features, shapes, seed)
     config = find_recipe(given.recipe).config
     for seed in range(given.seeds):
         initial = new_state(replace(config, seed=seed)).teacher.encoder

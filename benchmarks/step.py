@@ -32,9 +32,9 @@ from torch.nn import functional
 
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.pretraining import step as step_module
+from pointdistill.engine.pretraining.checkpoints import TrainState, new_state, to_device
+from pointdistill.engine.pretraining.execution import prepare_student
 from pointdistill.engine.pretraining.loader import Batch
-from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import TrainState, new_state, to_device
 from pointdistill.engine.pretraining.step import TrainingStep, make_views
 from pointdistill.engine.runtime.devices import build_accelerator, keep_freed_memory
 from pointdistill.engine.runtime.schedules import Rates

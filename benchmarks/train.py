@@ -31,11 +31,11 @@ from pointdistill.data.corpus_building.build import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import recipe
+from pointdistill.engine.pretraining.checkpoints import new_state, to_device
+from pointdistill.engine.pretraining.execution import prepare_student
 from pointdistill.engine.pretraining.launch import fit_batch
 from pointdistill.engine.pretraining.loader import Batch, read_batch
 from pointdistill.engine.pretraining.pretrain import pretrain
-from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import new_state, to_device
 from pointdistill.engine.pretraining.step import TrainingStep, make_views
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.runtime.devices import build_accelerator, pick_device, threads_for

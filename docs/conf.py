@@ -58,23 +58,30 @@ class CommandReference(SphinxDirective):
     """A section for every command with its help, asked of the program in a process of its own."""
 
     def run(self) -> list[nodes.Node]:
-        commands = typer.main.get_command(program).commands  # type: ignore[attr-defined]
         sections: list[nodes.Node] = []
-        for name, command in commands.items():
-            if not command.hidden:
-                section = nodes.section(ids=[name])
-                section += nodes.title(text=name)
-                section += nodes.literal_block(text=help_of(name), language="text")
-                self.state.document.note_explicit_target(section)
-                sections.append(section)
+        for name in all_commands():
+            section = nodes.section(ids=[name.replace(" ", "-")])
+            section += nodes.title(text=name)
+            section += nodes.literal_block(text=help_of(name), language="text")
+            self.state.document.note_explicit_target(section)
+            sections.append(section)
         return sections
+
+
+def all_commands() -> list[str]:
+    """Every command that is not hidden; those of a group follow it, as `corpus merge`."""
+    found: list[str] = []
+    for name, command in typer.main.get_command(program).commands.items():  # type: ignore[attr-defined]
+        if not command.hidden:
+            found += [name, *(f"{name} {one}" for one in getattr(command, "commands", {}))]
+    return found
 
 
 def help_of(command: str) -> str:
     """What ``pointdistill COMMAND --help`` prints where it is not a terminal."""
     environment = os.environ | {"COLUMNS": HELP_WIDTH, "NO_COLOR": "1", "TERM": "dumb"}
     done = subprocess.run(
-        [sys.executable, "-m", "pointdistill", command, "--help"],
+        [sys.executable, "-m", "pointdistill", *command.split(), "--help"],
         env=environment,
         capture_output=True,
         text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,13 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder 'shared' is not beside this checkout")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands do not say how far they are or how long they took, as they do where they take more than seconds."""
+    monkeypatch.setattr("pointdistill.cli.console.SECONDS_BEFORE_LINES", math.inf)
+    monkeypatch.setattr("pointdistill.cli.console.LONG_SECONDS", math.inf)
 
 
 @pytest.fixture

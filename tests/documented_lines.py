@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import queue
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -23,10 +26,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -68,6 +73,7 @@ NOT_RUN: tuple[tuple[str, str], ...] = (
         r"^#!/bin/bash",
         "a Slurm script: needs its srun; its other lines are those of the block above it",
     ),
+    (r"push_to_hub", "uploads with your token; tests/engine/test_push.py does it on this machine"),
     (r"evaluate BENCHMARK", "the form of the command, with a word for any benchmark"),
 )
 """Lines that are not run, as regular expressions, with the reason. The first that fits counts."""
@@ -82,6 +88,7 @@ SMALLER: tuple[tuple[str, str, str], ...] = (
     (r"tcp://HOST:8786", "tcp://127.0.0.1:8786", ""),
     (r"/shared/archives", "downloads", ""),
     (r"/shared/corpus", "data/on-a-cluster", ""),
+    (r"/shared/objaverse", "data/objaverse", ""),
     (r"finetune --resume --output models/\S+", "finetune --resume --output models/interrupted", ""),
     # Launchers: two processes on the CPU.
     (r"--nproc[-_]per[-_]node \d+", "--nproc-per-node 2", ""),
@@ -92,7 +99,11 @@ SMALLER: tuple[tuple[str, str, str], ...] = (
     ),
     (r"^dask scheduler\b", "dask scheduler --host 127.0.0.1", ""),
     # Small data and short trainings.
-    (r"\bpretrain\b(?=.* (small|base))(?!.*--(steps|resume))", "", " --steps 1 --batch-size 2"),
+    (
+        r"\bpretrain\b(?=.* (small|base))(?!.*--resume)",
+        "",
+        " --batch-size 2 --set encoder.depth=1 --set predictor.depth=1",
+    ),
     (r"\bpretrain\b(?!.*--(steps|resume))", "", " --steps 2"),
     (r"--steps \d+", "--steps 2", ""),
     (r"\bpretrain\b(?!.*--(resume|batch-size|config))", "", " --batch-size 4"),
@@ -102,11 +113,13 @@ SMALLER: tuple[tuple[str, str, str], ...] = (
     (r"^pointdistill plan\b(?!.*--(no-measure|size tiny|recipe tiny))", "", " --no-measure"),
     (r"\b(evaluate|finetune)\b(?!.*--(epochs|resume))", "", " --epochs 1"),
     (r"--epochs \d+", "--epochs 1", ""),
+    (r"--encoder runs/(small-shapenet|base-mixture)", "--encoder runs/tiny-dual-1", ""),
     (r"\bevaluate\b(?!.*--encoder)", "", " --encoder runs/tiny-dual-1"),
     (r"\bevaluate\b(?!.*--seeds)", "", " --seeds 1 --augmented-copies 1"),
     (r"\bprepare-data\b(?!.*--(points|plan))", "", " --points 256"),
     (r"\bprepare-data\b(?!.*--(workers|plan|cluster))", "", " --workers 0"),
     (r"\bprepare-data builtin\b(?!.*--shapes)", "", " --shapes 54"),
+    (r"(corpus subset .*--shapes) \d+", r"\1 4", ""),
     (r"--probe builtin\b", "--probe data/builtin", ""),
     (r"(prepare-data builtin.*--shapes) \d{3,}", r"\1 54", ""),
     (r"\bquickstart$", "", " --shapes 64 --steps 2"),
@@ -137,8 +150,8 @@ class Line:
     @property
     def reason(self) -> str:
         """Why it is not run; empty if it is."""
-        if self.python:
-            return "part of a file" if self.text.startswith(FRAGMENTS) else ""
+        if self.python and self.text.startswith(FRAGMENTS):
+            return "part of a file"
         found = [reason for pattern, reason in NOT_RUN if re.search(pattern, self.text)]
         return found[0] if found else ""
 
@@ -205,12 +218,21 @@ def lines_of(page: Path) -> Iterator[Line]:
 
 def lines_of_help() -> Iterator[Line]:
     """The worked examples that the commands' help shows: every line of it that begins with the program's name."""
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in commands():
         wide = {"max_content_width": 400, "terminal_width": 400}
         context = command.make_context(name, [], resilient_parsing=True, **wide)
         for number, row in enumerate(command.get_help(context).splitlines(), 1):
             if re.match(r"\s+(\$ )?pointdistill [a-z]", row):
                 yield Line(f"{name} --help", number, row.strip().removeprefix("$ "))
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """All commands by name; those of a group as `corpus merge`."""
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        group = getattr(command, "commands", {})
+        yield from ((f"{name} {one}", group[one]) for one in group)
+        if not group:
+            yield name, command
 
 
 def stale_entries(found: Sequence[Line]) -> list[str]:
@@ -220,8 +242,62 @@ def stale_entries(found: Sequence[Line]) -> list[str]:
     return [one for one in patterns if not any(re.search(one, text) for text in texts)]
 
 
+class Blocks:
+    """A page's blocks of Python, one after the other in one process, as a reader would type them."""
+
+    LOOP = """
+import json, sys, traceback
+names = {"__name__": "__main__"}
+for row in sys.stdin:
+    try:
+        exec(compile(json.loads(row), "block", "exec"), names)
+        print("\\0" + "passed", flush=True)
+    except BaseException:
+        traceback.print_exc(file=sys.stdout)
+        print("\\0" + "failed", flush=True)
+"""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", self.LOOP],
+            cwd=folder,
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, text: str) -> tuple[int, str]:
+        """0 or 1, and what it printed; a process that ended or took too long fails every later block too."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        alarm = threading.Timer(SECONDS, self._process.kill)
+        alarm.start()
+        said: list[str] = []
+        try:
+            self._process.stdin.write(json.dumps(text) + "\n")
+            self._process.stdin.flush()
+            for row in self._process.stdout:
+                if row.startswith("\0"):
+                    return int(row != "\0passed\n"), "".join(said)
+                said.append(row)
+        except BrokenPipeError:
+            pass
+        finally:
+            alarm.cancel()
+        return 1, "".join([*said, "the process of the page's blocks has ended"])
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
 class Page:
     """One page's folder, in which its lines run one after the other."""
+
+    ports = threading.Lock()
+    """Held by the page whose servers run: they listen where dask's do unless told otherwise."""
 
     def __init__(self, world: Path, folder: Path, warm: Warm, hub: str) -> None:
         self.world, self.folder, self.warm = world, folder, warm
@@ -235,7 +311,7 @@ class Page:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         self.servers: list[subprocess.Popen[str]] = []
-        self.python: list[str] = []
+        self.blocks: Blocks | None = None
         self.made: set[str] = set()
         begin(world, folder)
 
@@ -252,20 +328,22 @@ class Page:
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
+        if self.servers:
+            self.ports.release()
+        if self.blocks:
+            self.blocks.stop()
 
     def _python(self, line: Line) -> tuple[int, str]:
         for name in re.findall(r'"([^"\s]+)"', line.text):
             self._provide(name)
-        script = self.folder / "block.py"
-        script.write_text("\n".join([*self.python, line.text]), encoding="utf-8")
-        code, said = self._shell("python block.py")
-        if code == 0:
-            self.python.append(line.text)
-        return code, said
+        self.blocks = self.blocks or Blocks(self.folder, self.environment)
+        return self.blocks.run(line.text)
 
     def _command(self, text: str) -> tuple[int, str]:
         self._prepare(shlex.split(text, comments=True))
         if SERVERS.search(text):
+            if not self.servers:
+                self.ports.acquire()
             server = subprocess.Popen(
                 shlex.split(text),
                 cwd=self.folder,
@@ -342,6 +420,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--list", action="store_true", help="say what would run, and run nothing")
     parser.add_argument("--world", type=Path, help="make the tiny data here, or use what is here")
+    parser.add_argument(
+        "--processes", type=int, default=min(os.cpu_count() or 1, 4), help="pages at a time"
+    )
     given = parser.parse_args(arguments)
     found = [line for line in lines() if not given.page or line.page in given.page]
     stale = [] if given.page else stale_entries(found)
@@ -351,7 +432,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in found:
             print(f"{line.page}:{line.number}\t{line.reason or 'run'}\t{line.as_run}")
         return int(bool(stale))
-    outcomes = run_all(found, given.world)
+    began = time.monotonic()
+    outcomes = run_all(found, given.world, given.processes)
+    computed = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) / 60
     rows = [row(one) for one in outcomes] + [
         f"   -  {line.page}:{line.number}  {brief(line.text)}   (not run: {line.reason})"
         for line in found
@@ -359,7 +442,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     failed = [one for one in outcomes if one.code != 0]
     summary = (
-        f"{len(outcomes)} lines run, {len(failed)} failed, {len(found) - len(outcomes)} not run"
+        f"{len(outcomes)} lines run, {len(failed)} failed, {len(found) - len(outcomes)} not run,"
+        f" in {(time.monotonic() - began) / 60:.1f} minutes, {computed:.1f} of a core"
     )
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text("\n".join([*rows, summary, ""]), encoding="utf-8")
@@ -371,26 +455,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(failed or stale))
 
 
-def run_all(found: Sequence[Line], kept: Path | None) -> list[Outcome]:
-    """The outcomes, printed as they come; the tiny data lie in ``kept``, or are removed in the end."""
-    outcomes: list[Outcome] = []
+def run_all(found: Sequence[Line], kept: Path | None, processes: int) -> list[Outcome]:
+    """The outcomes in the order of the lines, printed as they come, several pages at a time.
+
+    Args:
+        found: the lines, page by page.
+        kept: where the tiny data lie or shall lie; without it they are removed in the end.
+        processes: pages at a time.
+    """
     content = (ROOT / "tests" / "golden" / "official_tiny.ckpt").read_bytes()
-    with (
+    with contextlib.ExitStack() as stack:
         # A helper process that is slow to end loses no outcome.
-        contextlib.suppress(subprocess.TimeoutExpired),
-        tempfile.TemporaryDirectory() as temporary,
-        warm_process(Path(temporary)) as warm,
-        local_hub({one.file: content for one in PUBLISHED.values()}) as hub,
-    ):
-        world = kept.absolute() if kept else Path(temporary) / "world"
+        stack.enter_context(contextlib.suppress(subprocess.TimeoutExpired))
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        hub = stack.enter_context(local_hub({one.file: content for one in PUBLISHED.values()}))
+        helpers: queue.SimpleQueue[Warm] = queue.SimpleQueue()
+        for _ in range(processes):
+            helpers.put(stack.enter_context(warm_process(temporary)))
+        world = kept.absolute() if kept else temporary / "world"
         if not world.exists():
+            warm = helpers.get()
             build(
                 world,
                 lambda *words: _type(warm, world, words),
                 lambda *words: _interrupt(warm, world, words),
             )
-        for page in dict.fromkeys(line.page for line in found):
-            place = Page(world, Path(temporary) / page.replace(" ", ""), warm, hub.address)
+            helpers.put(warm)
+
+        def run_page(page: str) -> list[Outcome]:
+            warm = helpers.get()
+            place = Page(world, temporary / page.replace(" ", ""), warm, hub.address)
+            outcomes: list[Outcome] = []
             try:
                 for line in found:
                     if line.page == page and not line.reason:
@@ -398,8 +493,14 @@ def run_all(found: Sequence[Line], kept: Path | None) -> list[Outcome]:
                         print(row(outcomes[-1]), flush=True)
             finally:
                 place.stop()
+                helpers.put(warm)
             shutil.rmtree(place.folder)
-    return outcomes
+            return outcomes
+
+        with ThreadPoolExecutor(processes) as pool:
+            pages = dict.fromkeys(line.page for line in found)
+            return [one for outcomes in pool.map(run_page, pages) for one in outcomes]
+    raise AssertionError("not reached")
 
 
 def _type(warm: Warm, folder: Path, words: Sequence[str]) -> None:

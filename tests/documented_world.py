@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trimesh
 
+import pointdistill
 from pointdistill.data.benchmark_standins import (
     HalfSizes,
     MeshSizes,
@@ -23,7 +24,7 @@ from pointdistill.data.benchmark_standins import (
     make_shapenetpart_stand_in,
 )
 from pointdistill.data.benchmark_standins.lvis import LvisSizes, make_lvis_stand_in
-from pointdistill.data.benchmark_standins.modelnet_fewshot import (
+from pointdistill.data.benchmark_standins.modelnet import (
     FewshotSizes,
     make_modelnet_fewshot_stand_in,
 )
@@ -55,10 +56,12 @@ def build(folder: Path, run: Run, interrupt: Run) -> None:
     _write_meshes(folder)
     _write_archives(folder)
     run("prepare-data", "builtin", "--shapes", "56", "--points", "600", "--workers", "0")
-    for name in ("mixture", "own", "procedural", "shapenet", "my-meshes"):
+    for name in ("mine", "own", "other", "procedural", "shapenet", "my-meshes"):
         shutil.copytree(folder / "data" / "builtin", folder / "data" / name)
+    run("prepare-data", "mixture", "--archives", "downloads", "--points", "600", "--workers", "0")
+    _write_names(folder / "data" / "mixture", folder / "names.txt")
     run("pretrain", *TINY_RUN, "--run", "runs/tiny-dual-1")
-    for name in ("a", "b", "own", "mine", "small-dual-1", "adapted"):
+    for name in ("a", "b", "own", "mine", "small-dual-1", "tiny-dual-2", "adapted"):
         shutil.copytree(folder / "runs" / "tiny-dual-1", folder / "runs" / name)
     # The quickstart makes a stand-in of 3,810 scans unless one is there: a tiny one, under the name it looks for.
     make_scanobjectnn_stand_in(
@@ -68,7 +71,8 @@ def build(folder: Path, run: Run, interrupt: Run) -> None:
         workers=1,
     )
     run("finetune", "--data", "my-shapes", "--epochs", "1", "--output", "models/my-shapes")
-    shutil.copytree(folder / "models" / "my-shapes", folder / "models" / "own")
+    for name in ("own", "mine"):
+        shutil.copytree(folder / "models" / "my-shapes", folder / "models" / name)
     interrupt("finetune", "--data", "my-shapes", "--epochs", "40", "--output", "models/interrupted")
     run("embed", "my-meshes", "--output", "my-meshes.npz")
     shutil.copy(folder / "my-meshes.npz", folder / "meshes.npz")
@@ -82,7 +86,7 @@ def build(folder: Path, run: Run, interrupt: Run) -> None:
 def begin(world: Path, folder: Path) -> None:
     """A page's own folder: the archives, and a corpus and a run that were made last, as the pages assume."""
     folder.mkdir(parents=True)
-    for name in ("data", "runs/tiny-dual-1", ".pointdistill", "examples"):
+    for name in ("data", "runs/tiny-dual-1", ".pointdistill", "examples", "my-meshes"):
         shutil.copytree(world / name, folder / name)
 
 
@@ -113,6 +117,7 @@ def _write_meshes(folder: Path) -> None:
     (folder / "new").mkdir()
     for target, mesh in (
         ("chair.obj", meshes["chair-1"]),
+        ("my-meshes/chair.off", meshes["chair-1"]),
         ("chair.stl", meshes["chair-1"]),
         ("lamp.glb", meshes["lamp-0"]),
         ("lamp.stl", meshes["lamp-0"]),
@@ -128,6 +133,12 @@ def _write_meshes(folder: Path) -> None:
 def _mesh(name: str, index: int) -> trimesh.Trimesh:
     shape = make_shape(name, rng=category_rng(seed=3, category=name, index=index))
     return trimesh.Trimesh(shape.vertices, shape.faces, process=False)
+
+
+def _write_names(corpus: Path, file: Path) -> None:
+    """Two ids of a corpus, as a list of a reader's own."""
+    ids = pointdistill.open_corpus(corpus).ids()[:2]
+    file.write_text("".join(f"{one}\n" for one in ids), encoding="utf-8")
 
 
 def _write_archives(folder: Path) -> None:

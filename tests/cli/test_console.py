@@ -83,6 +83,7 @@ def test_a_pipe_gets_the_progress_in_lines_at_most_one_a_minute(
 ) -> None:
     """A part takes 7 s: the first line comes after ten seconds, the next a minute later, the last at the end."""
     clock, file = [0.0], io.StringIO()
+    monkeypatch.setattr(console, "SECONDS_BEFORE_LINES", 10.0)
     monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(console, "_stderr", lambda: Console(file=file))
     with console_reporter() as reporter:

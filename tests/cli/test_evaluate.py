@@ -12,8 +12,7 @@ import torch
 from pointdistill.cli import main
 from pointdistill.cli.evaluate import BenchmarkName, ProtocolName
 from pointdistill.data.benchmark_standins import ScanSizes, make_scanobjectnn_stand_in
-from pointdistill.data.benchmarks.registry import BENCHMARKS
-from pointdistill.data.benchmarks.spec import ALL_PROTOCOLS
+from pointdistill.data.benchmarks.registry import ALL_PROTOCOLS, BENCHMARKS
 from pointdistill.data.files.workspace import remember_run, remember_stand_in
 from pointdistill.engine.weights.encoders import load_encoder, save_encoder
 from pointdistill.model.config import EncoderConfig

@@ -52,8 +52,7 @@ def document(run: Run, *words: str, code: int = 0) -> Any:
 
 def cells(out: str) -> list[list[str]]:
     """The rows of a command's tables."""
-    rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
-    return [row for row in rows if row[0] not in ("---",)]
+    return [line.split("\t") for line in out.splitlines() if "\t" in line]
 
 
 def test_every_command_that_reports_something_has_it() -> None:

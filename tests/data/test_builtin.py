@@ -19,7 +19,7 @@ from pointdistill.data.synthetic_shapes import (
     make_shape,
     sample_shape,
 )
-from pointdistill.data.synthetic_shapes.mesh import REGISTRY, Assembly, Draw
+from pointdistill.data.synthetic_shapes.shape import REGISTRY, Assembly, Draw
 from pointdistill.errors import ConfigError
 
 SCANOBJECTNN = (

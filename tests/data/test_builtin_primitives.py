@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pointdistill.data.synthetic_shapes import face_areas, mesh
-from pointdistill.data.synthetic_shapes.mesh import Mesh, join
+from pointdistill.data.synthetic_shapes import face_areas
 from pointdistill.data.synthetic_shapes.primitives import (
     arc,
     box,
@@ -21,6 +20,16 @@ from pointdistill.data.synthetic_shapes.primitives import (
     torus,
     tube,
     vessel,
+)
+from pointdistill.data.synthetic_shapes.shape import (
+    Mesh,
+    bend,
+    bulge,
+    join,
+    random_deformation,
+    shear,
+    taper,
+    twist,
 )
 
 
@@ -113,11 +122,11 @@ COLUMN = np.array([(x, y, z) for z in (0.0, 1.0, 2.0) for y in (-1.0, 1.0) for x
 @pytest.mark.parametrize(
     ("changed", "corner_at_floor", "corner_in_middle", "corner_at_top"),
     [
-        (mesh.taper(COLUMN, 0.1), (0.9, 0.9), (1.0, 1.0), (1.1, 1.1)),
-        (mesh.bulge(COLUMN, 0.1), (1.0, 1.0), (1.1, 1.1), (1.0, 1.0)),
-        (mesh.shear(COLUMN, 0.1, 0.0), (1.0, 1.0), (1.1, 1.0), (1.2, 1.0)),
-        (mesh.bend(COLUMN, 0.1, 2), (1.0, 1.2), (1.0, 1.0), (1.0, 1.2)),
-        (mesh.twist(COLUMN, np.pi / 2), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)),
+        (taper(COLUMN, 0.1), (0.9, 0.9), (1.0, 1.0), (1.1, 1.1)),
+        (bulge(COLUMN, 0.1), (1.0, 1.0), (1.1, 1.1), (1.0, 1.0)),
+        (shear(COLUMN, 0.1, 0.0), (1.0, 1.0), (1.1, 1.0), (1.2, 1.0)),
+        (bend(COLUMN, 0.1, 2), (1.0, 1.2), (1.0, 1.0), (1.0, 1.2)),
+        (twist(COLUMN, np.pi / 2), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)),
     ],
 )
 def test_deformations_of_a_column(
@@ -138,6 +147,6 @@ def test_random_deformations_stay_mild() -> None:
     """Proportions change by less than a factor of two and a half in either direction."""
     before = np.ptp(COLUMN, axis=0)
     for seed in range(200):
-        after = np.ptp(mesh.random_deformation(COLUMN, rng=np.random.default_rng(seed)), axis=0)
+        after = np.ptp(random_deformation(COLUMN, rng=np.random.default_rng(seed)), axis=0)
         ratio = after / before
         assert ratio.max() / ratio.min() < 2.5

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pointdistill.data.synthetic_shapes import BuiltinShape, face_areas, sample_shape
-from pointdistill.data.synthetic_shapes.mesh import Draw, Floats
 from pointdistill.data.synthetic_shapes.procedural import ARRANGEMENTS, PROCEDURAL, make_procedural
 from pointdistill.data.synthetic_shapes.procedural_parts import (
     MAKERS,
@@ -17,6 +16,7 @@ from pointdistill.data.synthetic_shapes.procedural_parts import (
     random_part,
     towards,
 )
+from pointdistill.data.synthetic_shapes.shape import Draw, Floats
 
 COUNT = 200
 

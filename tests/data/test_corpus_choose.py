@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pointdistill.data.corpus import Corpus, open_corpus, reader
-from pointdistill.data.corpus.choose import ShapeFilter, choose_shapes
+from pointdistill.data.corpus.rows import ShapeFilter, choose_shapes
 from pointdistill.errors import ConfigError, DataError
 from tests.data.test_corpus import some_rows, write_corpus
 

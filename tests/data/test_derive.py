@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pointdistill.data.corpus import open_corpus, rows, verify_corpus
-from pointdistill.data.corpus.choose import ShapeFilter
 from pointdistill.data.corpus.refused import read_refused
+from pointdistill.data.corpus.rows import ShapeFilter
 from pointdistill.data.corpus_building import copying, division
 from pointdistill.data.corpus_building.derive import merge_corpora, split_corpus, subset_corpus
 from pointdistill.data.files.files import sha256_of

@@ -50,17 +50,20 @@ def seen(folder: Path) -> Seen:
 def test_whichever_file_fills_the_disk_the_mixture_ends_in_one_line_and_goes_on(seen: Seen) -> None:
     """Each file that a new mixture, and one that grows, writes is once the one for which there is no room."""
     files = seen("every_writer")
-    source = ["lock", "plan.json", "piece.h5", "piece.json", "shard.h5", "shard.json"]
+    # The place that workers hold is made for the reading, and for the shard.
+    work = ["at-work", "piece.h5", "piece.json", "at-work", "shard.h5", "shard.json"]
+    source = ["lock", "plan.json", *work]
     assert files["new"] == [*source[:2], *source, *2 * ["refused.jsonl", "corpus.json"]]
     assert files["grown"] == [*source[:2], *source, "corpus.json", "refused.jsonl", "corpus.json"]
 
 
 def test_whichever_file_fills_the_disk_a_retry_ends_in_one_line_and_goes_on(seen: Seen) -> None:
     """The lock, the retry's own plan, what is kept and what is read again, and what the corpus will be."""
-    begun = ["lock", "base.json", "lock", "plan.json"]
-    pieces = 3 * ["piece.h5", "piece.json"]  # before the shape, after it, and the shape
+    begun, piece = ["lock", "base.json", "lock", "plan.json"], ["piece.h5", "piece.json"]
+    read = ["at-work", *piece, "at-work", "shard.h5", "shard.json"]
     decided = ["refused.jsonl", "corpus.json"]
-    assert seen("every_writer_of_a_retry") == [*begun, *pieces, "shard.h5", "shard.json", *decided]
+    # What is kept is before the shape and after it.
+    assert seen("every_writer_of_a_retry") == [*begun, *piece, *piece, *read, *decided]
 
 
 def test_a_disk_that_fills_up_under_two_workers_is_one_line_and_exit_code_2(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pointdistill.data.sources.labelled_folder import LabelledFolder, read_labelled_folder, repeated
+from pointdistill.data.sources.folder import LabelledFolder, read_labelled_folder, repeated
 from pointdistill.errors import ConfigError, DataError
 
 

@@ -32,11 +32,13 @@ from pointdistill.data.leaks.candidates import (
     waves,
 )
 from pointdistill.data.leaks.find import leaks_by_id, match_clouds
-from pointdistill.data.leaks.phase_matching import LIKELY, PhaseMatcher, pattern
 from pointdistill.data.leaks.registration import (
+    LIKELY,
     SAME_SURFACE,
+    PhaseMatcher,
     Similarity,
     SurfaceSamples,
+    pattern,
     surface_gap,
 )
 from pointdistill.data.sources import SourceRequest, open_source

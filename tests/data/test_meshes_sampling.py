@@ -130,7 +130,8 @@ def test_a_trimesh_cloud_and_what_is_no_mesh() -> None:
     points = sample_surface(trimesh.PointCloud(vertices), 50, seed=0)
     assert points == pytest.approx(vertices, abs=1e-6)
     with pytest.raises(
-        TypeError, match=r"expected a path, a trimesh\.Trimesh or a trimesh\.Scene, got list"
+        TypeError,
+        match=r"expected a path, an array \(N, 3\), a trimesh\.Trimesh or a trimesh\.Scene, got list",
     ):
         sample_surface([], 50, seed=0)
     with pytest.raises(DataError, match="the given Scene: nothing to sample"):

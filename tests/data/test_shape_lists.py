@@ -171,7 +171,7 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
     reasons = [shape.reason for shape in read_all(list_shapes(named)).values()]
     assert "2 vertices and no faces" in reasons[0]
     assert "No such file" in reasons[1]
-    assert "Python objects in dtype" in reasons[2]
+    assert "pickled objects, which are never opened" in reasons[2]
     assert "are not read" in reasons[3]
     assert not any("\n" in reason for reason in reasons)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from pointdistill.data.sources import SourceRequest, omniobject3d, open_source
+from pointdistill.data.sources import SourceRequest, open_source, scanned_objects
 from pointdistill.errors import DataError
 from tests.data.source_archives import (
     AS_IT_IS,
@@ -123,7 +123,7 @@ def test_listing_omniobject3d_opens_no_file(
     def forbidden(*_: object) -> None:
         raise AssertionError("a member was read")
 
-    monkeypatch.setattr(omniobject3d, "read_member_at", forbidden)
+    monkeypatch.setattr(scanned_objects, "read_member_at", forbidden)
     source = open_source("omniobject3d", SourceRequest(path=omniobject3d_zip))
     assert len(source.entries()) == 5
 

@@ -14,7 +14,7 @@ import scipy.io
 from PIL import Image
 
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.data.sources.sunrgbd import Box, depth_metres, inside_box, room_points
+from pointdistill.data.sources.indoor_scenes import Box, depth_metres, inside_box, room_points
 from pointdistill.errors import DataError
 from tests.data.source_archives import build, labels_of, refused, write_zip
 

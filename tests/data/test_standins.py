@@ -18,7 +18,7 @@ from pointdistill.data.benchmark_standins import (
     make_modelnet40_stand_in,
     make_scanobjectnn_stand_in,
 )
-from pointdistill.data.benchmark_standins.modelnet40 import STAND_IN_CLASSES, off_file
+from pointdistill.data.benchmark_standins.modelnet import STAND_IN_CLASSES, off_file
 from pointdistill.data.benchmark_standins.scanobjectnn import (
     BACKGROUND,
     OBJECT,

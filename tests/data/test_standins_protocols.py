@@ -20,7 +20,7 @@ from pointdistill.data.benchmark_standins import (
     make_shapenetpart_stand_in,
 )
 from pointdistill.data.benchmark_standins.lvis import CORPUS_FOLDER
-from pointdistill.data.benchmark_standins.modelnet40 import MADE_AS, STAND_IN_CLASSES
+from pointdistill.data.benchmark_standins.modelnet import MADE_AS, STAND_IN_CLASSES
 from pointdistill.data.benchmarks.lvis import ANNOTATION_NAME, draw_lvis, read_lvis
 from pointdistill.data.benchmarks.modelnet_fewshot import read_modelnet_fewshot
 from pointdistill.data.benchmarks.shapenetpart import CATEGORIES, CATEGORY_PARTS, read_shapenetpart

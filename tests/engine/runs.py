@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from pointdistill.engine.pretraining.checkpoints import TrainState, load_latest
 from pointdistill.engine.pretraining.run_folder import read_metrics
-from pointdistill.engine.pretraining.state import TrainState, load_latest
 from pointdistill.engine.pretraining.trainer import RunOptions
 
 

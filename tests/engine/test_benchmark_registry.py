@@ -14,20 +14,18 @@ import pytest
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
 from pointdistill.data.benchmarks.registry import (
     BENCHMARKS,
+    SMALL,
+    BenchmarkInput,
+    BenchmarkPaths,
     BenchmarkRow,
+    BenchmarkSpec,
     benchmark_spec,
     benchmark_specs,
     choose_splits,
     find_archive,
+    published_table,
     spec_titled,
     trainable_benchmarks,
-)
-from pointdistill.data.benchmarks.spec import (
-    SMALL,
-    BenchmarkInput,
-    BenchmarkPaths,
-    BenchmarkSpec,
-    published_table,
 )
 from pointdistill.data.corpus import open_corpus
 from pointdistill.data.sources import SOURCES, source_info

@@ -14,15 +14,15 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pointdistill.engine.config.config import PretrainConfig
-from pointdistill.engine.pretraining import compiling
-from pointdistill.engine.pretraining.compiling import (
+from pointdistill.engine.pretraining import execution
+from pointdistill.engine.pretraining.checkpoints import new_state
+from pointdistill.engine.pretraining.execution import (
     StepCompiler,
     compile_failure,
+    prepare_student,
     step_compiler,
 )
 from pointdistill.engine.pretraining.loader import Batch
-from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import new_state
 from pointdistill.engine.pretraining.step import TrainingStep, ViewMaker, make_views
 from pointdistill.engine.runtime.devices import build_accelerator
 from pointdistill.model.config import Mode
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:
 @pytest.fixture(autouse=True)
 def captured_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Graphs are captured and run as they are: building kernels on a CPU takes minutes."""
-    monkeypatch.setitem(compiling._WHOLE, "backend", "eager")
+    monkeypatch.setitem(execution._WHOLE, "backend", "eager")
     yield
     torch._dynamo.reset()
 
@@ -244,7 +244,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The same bits, since the failed attempt left nothing behind."""
-    monkeypatch.setitem(compiling._WHOLE, "backend", broken)
+    monkeypatch.setitem(execution._WHOLE, "backend", broken)
     config = config_of(Mode.DUAL, 0.2)
     assert losses_of(config, StepCompiler(active=True)) == losses_of(config)
     (line,) = our_lines(caplog)
@@ -255,7 +255,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_one_line_says_so(
 def test_views_that_cannot_be_compiled_are_made_as_they_are(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(compiling._WHOLE, "backend", broken)
+    monkeypatch.setitem(execution._WHOLE, "backend", broken)
     config = micro_config()
     batch = batch_of(config)
     make = ViewMaker(config, torch.device("cuda"), StepCompiler(active=True))
@@ -310,7 +310,7 @@ def test_on_gpus_several_processes_compile_only_if_told_to(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A failure would end their run, while a single process goes on without a compiler."""
-    monkeypatch.setattr(compiling, "compile_failure", lambda _: None)
+    monkeypatch.setattr(execution, "compile_failure", lambda _: None)
     gpu = torch.device("cuda")
     accelerator: Any = SimpleNamespace(device=gpu, num_processes=processes)
     assert step_compiler(setting, accelerator).active == active

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import RECIPES, recipe
+from pointdistill.engine.pretraining.checkpoints import new_state
 from pointdistill.engine.pretraining.cost import (
     checkpoint_gib,
     encoder_gib,
@@ -18,7 +19,6 @@ from pointdistill.engine.pretraining.cost import (
     step_flops,
     step_gib,
 )
-from pointdistill.engine.pretraining.state import new_state
 from pointdistill.engine.runtime.devices import GIB
 from pointdistill.model.config import CropConfig, Mode, Temperatures
 from pointdistill.model.distillation import Views, objective

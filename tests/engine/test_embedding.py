@@ -37,7 +37,7 @@ from pointdistill.engine.embedding.compute import (
 )
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
 from pointdistill.engine.embedding.index import open_index
-from pointdistill.engine.features.frozen_encoder import frozen_copy
+from pointdistill.engine.features.extract import frozen_copy
 from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.config import EncoderConfig

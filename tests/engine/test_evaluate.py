@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.data.benchmarks.spec import BASE_MIXTURE, MPM_SMALL, SMALL, SMALL_MIXTURE
+from pointdistill.data.benchmarks.registry import BASE_MIXTURE, MPM_SMALL, SMALL, SMALL_MIXTURE
 from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.engine.evaluation.classification import evaluate, evaluate_geometry, measure
 from pointdistill.engine.evaluation.results import (

@@ -22,7 +22,7 @@ from pointdistill.data.benchmark_standins import (
     make_scanobjectnn_stand_in,
 )
 from pointdistill.data.benchmark_standins.lvis import CORPUS_FOLDER, LvisSizes, make_lvis_stand_in
-from pointdistill.data.benchmark_standins.modelnet_fewshot import (
+from pointdistill.data.benchmark_standins.modelnet import (
     FewshotSizes,
     make_modelnet_fewshot_stand_in,
 )
@@ -217,7 +217,9 @@ def test_parts_are_kept_seed_by_seed(workplace: Path, monkeypatch: pytest.Monkey
     assert "| parts (1 of 300 epochs) |" in text
     assert "instance mIoU %" in text
     # All of it is kept: nothing is trained again.
-    monkeypatch.setattr("pointdistill.engine.evaluation.parts.train_segmenter", pytest.fail)
+    monkeypatch.setattr(
+        "pointdistill.engine.evaluation.classification.train_segmenter", pytest.fail
+    )
     assert measure(workplace, "shapenetpart", epochs=1, seeds=2).results == outcome.results
 
 

@@ -19,8 +19,8 @@ from pointdistill.data.corpus import open_corpus
 from pointdistill.data.corpus.shard import make_row
 from pointdistill.engine.pretraining import step as step_module
 from pointdistill.engine.pretraining import trainer as trainer_module
+from pointdistill.engine.pretraining.checkpoints import load_latest, new_state
 from pointdistill.engine.pretraining.pretrain import pretrain
-from pointdistill.engine.pretraining.state import load_latest, new_state
 from pointdistill.engine.pretraining.step import TrainingStep
 from pointdistill.engine.runtime.optimizer import build_optimizer, guarded_step, update_average
 from pointdistill.errors import CorpusError, DivergenceError

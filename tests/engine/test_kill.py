@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from pointdistill.engine.pretraining.checkpoints import is_whole, list_checkpoints
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import read_metrics
-from pointdistill.engine.pretraining.state import is_whole, list_checkpoints
 from pointdistill.engine.weights.encoders import load_encoder
 from tests.engine.runs import assert_same_bits, options, untimed
 from tests.engine.worker import shapes, shared_config

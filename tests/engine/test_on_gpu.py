@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pointdistill.engine.config.recipes import recipe
+from pointdistill.engine.pretraining.checkpoints import new_state, to_device
+from pointdistill.engine.pretraining.execution import prepare_student
 from pointdistill.engine.pretraining.loader import Batch
-from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import new_state, to_device
 from pointdistill.engine.pretraining.step import TrainingStep, make_views
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.runtime.devices import build_accelerator

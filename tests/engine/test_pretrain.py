@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from pointdistill.engine.config.config import Recompute
+from pointdistill.engine.pretraining.checkpoints import list_checkpoints, load_latest, new_state
+from pointdistill.engine.pretraining.execution import prepare_student
 from pointdistill.engine.pretraining.loader import epoch_order
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import RunEnvironment, begin_run
-from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import list_checkpoints, load_latest, new_state
 from pointdistill.engine.runtime.devices import build_accelerator
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.config import Mode
-from pointdistill.model.distillation import Predictions, Student, Views
+from pointdistill.model.distillation import SeenAs, Student, Views
+from pointdistill.model.transformer import DepthDraws
 from pointdistill.reporter import StepRecord
 from tests.engine.conftest import MemoryCorpus, micro_config
 from tests.engine.runs import assert_same_bits, losses, options, weights
@@ -52,14 +53,15 @@ def test_every_step_and_every_seed_draw_stochastic_depth_of_their_own(
     memory_corpus: MemoryCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
-    forward = Student.forward
+    draw_depth = Student.draw_depth
 
-    def noted(self: Student, views: Views, generator: torch.Generator | None = None) -> Predictions:
-        assert generator is not None
+    def noted(
+        self: Student, views: Views, generator: torch.Generator
+    ) -> dict[SeenAs, list[DepthDraws]]:
         drawn.append(generator.initial_seed())
-        return forward(self, views, generator)
+        return draw_depth(self, views, generator)
 
-    monkeypatch.setattr(Student, "forward", noted)
+    monkeypatch.setattr(Student, "draw_depth", noted)
     for seed in (0, 1):
         config = replace(micro_config(), seed=seed)
         pretrain(config, corpus=memory_corpus, run=tmp_path / str(seed), options=options(stop_at=2))

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.engine.pretraining.checkpoints import load_latest
 from pointdistill.engine.pretraining.loader import epoch_order
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import read_metrics, read_run_config
-from pointdistill.engine.pretraining.state import load_latest
 from tests.engine.runs import assert_equal, losses, options, tensors, weights
 from tests.engine.worker import shapes, shared_config
 from tests.warm import Program, Warm

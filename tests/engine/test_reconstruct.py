@@ -19,8 +19,8 @@ from pointdistill.data.files.files import hold_output
 from pointdistill.data.sources import SourceRequest
 from pointdistill.engine.config.recipes import SIZES
 from pointdistill.engine.pretraining.loader import read_batch
-from pointdistill.engine.reconstruction.decoder import PatchDecoder
-from pointdistill.engine.reconstruction.decoder_training import (
+from pointdistill.engine.reconstruction.decoder import (
+    PatchDecoder,
     ReconstructConfig,
     decoder_config,
     guess_by_copying,

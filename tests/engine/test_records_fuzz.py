@@ -37,9 +37,10 @@ from pointdistill.data.files import workspace
 from pointdistill.data.files.hdf5 import open_hdf5
 from pointdistill.data.files.schema import to_plain
 from pointdistill.engine.config.settings import RunOverrides
+from pointdistill.engine.embedding.comparison import nearest
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
 from pointdistill.engine.embedding.index import open_index
-from pointdistill.engine.embedding.search import _neighbours, nearest
+from pointdistill.engine.embedding.search import _neighbours
 from pointdistill.engine.evaluation.results import Spread
 from pointdistill.engine.evaluation.store import ScoreStore
 from pointdistill.engine.finetuning.models import load_model

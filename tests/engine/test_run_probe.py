@@ -13,11 +13,10 @@ from pointdistill.data.benchmarks.records import LabelledClouds
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.pretraining import online_probe as run_probe
-from pointdistill.engine.pretraining.checkpoints import take_snapshot
+from pointdistill.engine.pretraining.checkpoints import new_state, take_snapshot
 from pointdistill.engine.pretraining.online_probe import LabelledSet, RunProbe, open_labelled_set
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import read_metrics
-from pointdistill.engine.pretraining.state import new_state
 from pointdistill.errors import DataError
 from pointdistill.model.encoder import Encoder
 from tests.engine.conftest import MemoryCorpus, micro_config

@@ -18,7 +18,7 @@ from pointdistill.engine.features.extract import feature_colors
 from pointdistill.engine.pretraining import online_probe
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import read_metrics
-from pointdistill.engine.quickstart import (
+from pointdistill.engine.quickstart.page import (
     GEOMETRY,
     INITIAL,
     PRETRAINED,

@@ -21,18 +21,16 @@ from pointdistill.engine.pretraining import trainer
 from pointdistill.engine.pretraining.checkpoints import (
     Saver,
     Snapshot,
+    is_whole,
+    list_checkpoints,
+    load_latest,
+    new_state,
     take_snapshot,
     write_snapshot,
 )
 from pointdistill.engine.pretraining.monitor import DeviceMetrics
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import read_metrics
-from pointdistill.engine.pretraining.state import (
-    is_whole,
-    list_checkpoints,
-    load_latest,
-    new_state,
-)
 from pointdistill.engine.pretraining.step import TrainingStep
 from pointdistill.errors import CheckpointError
 from tests.engine.conftest import MemoryCorpus, micro_config

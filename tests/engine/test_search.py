@@ -18,17 +18,15 @@ import trimesh
 
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.engine.embedding import comparison as comparison_module
 from pointdistill.engine.embedding import index as index_module
-from pointdistill.engine.embedding import search as search_module
+from pointdistill.engine.embedding.comparison import RAW, Comparison, nearest
 from pointdistill.engine.embedding.embed import EmbedRequest, embed, measure_encoder
 from pointdistill.engine.embedding.file import stored_as
 from pointdistill.engine.embedding.index import Index, open_index
 from pointdistill.engine.embedding.search import (
-    RAW,
-    Comparison,
     draw_sheet,
     find_index,
-    nearest,
     search,
     search_all,
 )
@@ -221,7 +219,7 @@ def test_what_a_small_index_is_compared_with(folder: Path, monkeypatch: pytest.M
     assert found.results[0].neighbours[0].id == "high/5.obj"
     # A large index is compared over its own shapes; here 30 are made to count as large.
     assert search_all([query], many).compared == encoders + few.format(30)
-    monkeypatch.setattr(search_module, "ENOUGH_SHAPES", 30)
+    monkeypatch.setattr(comparison_module, "ENOUGH_SHAPES", 30)
     assert search_all([query], many).compared == own
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.pretraining.checkpoints import TrainState, load_state, new_state
 from pointdistill.engine.pretraining.pretrain import pretrain
-from pointdistill.engine.pretraining.state import TrainState, load_state, new_state
 from pointdistill.engine.runtime.schedules import ScheduleConfig
 from pointdistill.model.config import Mode
 from pointdistill.model.distillation import Student, Teacher

@@ -14,12 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pointdistill.engine.config.config import PretrainConfig
-from pointdistill.engine.pretraining import compiling
+from pointdistill.engine.pretraining import execution
 from pointdistill.engine.pretraining import step as step_module
-from pointdistill.engine.pretraining.compiling import StepCompiler
+from pointdistill.engine.pretraining.checkpoints import TrainState, new_state, to_device
+from pointdistill.engine.pretraining.execution import StepCompiler, prepare_student
 from pointdistill.engine.pretraining.loader import Batch
-from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import TrainState, new_state, to_device
 from pointdistill.engine.pretraining.step import TrainingStep
 from pointdistill.engine.runtime.devices import build_accelerator
 from pointdistill.engine.runtime.optimizer import clip_gradients
@@ -263,7 +262,7 @@ def test_a_compiled_step_has_the_same_numbers(
     name: str, golden_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Student, teacher and objective as whole graphs."""
-    monkeypatch.setitem(compiling._WHOLE, "backend", BACKEND or "eager")
+    monkeypatch.setitem(execution._WHOLE, "backend", BACKEND or "eager")
     compiled = GoldenStep(golden_dir, name, compiler=StepCompiler(active=True, retries=False))
     test_losses(compiled)
     test_gradients(compiled)

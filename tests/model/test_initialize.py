@@ -10,7 +10,7 @@ import torch
 from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import RECIPES, recipe
-from pointdistill.engine.pretraining.state import new_state
+from pointdistill.engine.pretraining.checkpoints import new_state
 from pointdistill.model.config import Initialization
 from pointdistill.model.distillation import Student
 from pointdistill.model.initialize import initialize

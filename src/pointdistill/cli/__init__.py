@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from pointdistill.cli.about import doctor, quickstart, recipes, show_version
+from pointdistill.cli.about import doctor, quickstart, show_version
 from pointdistill.cli.console import (
     name_options,
     print_error,
@@ -27,7 +27,7 @@ from pointdistill.cli.console import (
 from pointdistill.cli.corpus import duplicates, inspect, leaks, preview, verify
 from pointdistill.cli.corpus_tools import corpus_app, export_corpus, merge, split, subset
 from pointdistill.cli.embed import embed, search
-from pointdistill.cli.evaluate import evaluate
+from pointdistill.cli.evaluate import evaluate, reconstruct, report
 from pointdistill.cli.finetune import finetune, predict
 from pointdistill.cli.help import (
     PROGRAM,
@@ -37,9 +37,9 @@ from pointdistill.cli.help import (
     usage_message,
     with_quiet,
 )
+from pointdistill.cli.plan import plan, recipes
 from pointdistill.cli.prepare_data import prepare_data
-from pointdistill.cli.pretrain import plan, pretrain
-from pointdistill.cli.reconstruct import reconstruct, report
+from pointdistill.cli.pretrain import pretrain
 from pointdistill.cli.sample import sample
 from pointdistill.cli.weights import export, import_weights, push, weights
 from pointdistill.errors import PointDistillError

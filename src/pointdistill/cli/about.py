@@ -1,8 +1,7 @@
-"""Commands about the program itself: ``pointdistill quickstart``, ``doctor``, ``recipes`` and ``--version``."""
+"""Commands about the program itself: ``pointdistill quickstart``, ``doctor`` and ``--version``."""
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,16 +9,12 @@ import typer
 
 from pointdistill.cli.console import (
     echo,
-    echo_lines,
     print_json,
     print_report,
     print_table,
     stages_reporter,
 )
-from pointdistill.cli.options import (
-    JsonOption,
-    complete_recipe,
-)
+from pointdistill.cli.options import JsonOption
 from pointdistill.reporter import format_duration
 from pointdistill.version import __version__
 
@@ -36,62 +31,6 @@ def doctor(as_json: JsonOption = False) -> None:
         print_report(report)
     if report.problems:
         raise typer.Exit(1)
-
-
-def recipes(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            help="Print this recipe in full, as a file for --config.",
-            autocompletion=complete_recipe,
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List the named runs, or print one of them with every setting."""
-    from pointdistill.data.files.schema import to_plain
-    from pointdistill.engine.config.recipes import RECIPES, find_recipe
-    from pointdistill.engine.config.settings import as_toml
-    from pointdistill.engine.reports.tables import Table
-
-    if name is not None:
-        recipe = find_recipe(name)
-        if as_json:
-            known = {"name": name, "about": recipe.about, "config": to_plain(recipe.config)}
-            print_json("recipe", known)
-            return
-        for line in recipe.about.splitlines():
-            echo(f"# {line}".rstrip())
-        echo(f"# Run: pointdistill pretrain --recipe {shlex.quote(name)}")
-        echo("")
-        echo_lines(as_toml(recipe.config))
-        return
-    records = [
-        {
-            "name": recipe.name,
-            "mode": recipe.config.mode,
-            "steps": recipe.config.steps,
-            "epochs": None if recipe.config.steps else recipe.config.epochs,
-            "batch_size": recipe.config.batch_size,
-            "summary": recipe.summary,
-        }
-        for recipe in RECIPES.values()
-    ]
-    if as_json:
-        print_json("recipes", {"recipes": records})
-        return
-    rows = tuple(
-        (
-            str(record["name"]),
-            str(record["mode"]),
-            f"{record['steps']} steps" if record["steps"] else f"{record['epochs']} epochs",
-            str(record["batch_size"]),
-            str(record["summary"]),
-        )
-        for record in records
-    )
-    print_table(Table("Recipes", ("name", "mode", "length", "batch", "what it is"), rows))
-    echo("next: pointdistill recipes NAME   (one in full), or: pointdistill plan --recipe NAME")
 
 
 def _print_version(value: bool) -> None:

@@ -10,13 +10,8 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import (
-    fields,
-    is_dataclass,
-)
-from enum import (
-    Enum,
-)
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -53,12 +48,6 @@ SLOW_RUN_SECONDS = 3600.0
 
 _LEAST_WIDTH = 80
 """Fewest columns that a table is given whose cells are not to be wrapped."""
-
-_LEAST_PROSE = 24
-"""Fewest columns for a cell of several words that is wrapped in a narrow terminal."""
-
-_BETWEEN = 2
-"""Columns of a terminal between two columns of a table."""
 
 _REMARKS = ("next:", "note:", "corpus:", "encoder:", "similarity:")
 """How the lines begin that --quiet leaves out: what comes next, and which defaults were taken."""
@@ -448,7 +437,7 @@ def _draw(table: Table, right: Collection[str], console: Console, *, whole: bool
     drawn = _rich_table(table, right)
     if whole:
         console.width = max(console.width, _LEAST_WIDTH)
-    widths = _column_widths(table, set() if whole else _prose(table), console.width)
+    widths = table.column_widths(console.width, wrapped=not whole)
     if widths is None:
         for row in table.rows:
             echo()
@@ -461,33 +450,6 @@ def _draw(table: Table, right: Collection[str], console: Console, *, whole: bool
             column.width, column.overflow = width, "fold"
         console.print(drawn, crop=False)
     echo()
-
-
-def _column_widths(table: Table, prose: set[int], room: int) -> list[int] | None:
-    """How wide each column is if only those of ``prose`` may be wrapped; None if they do not fit together."""
-    from rich.cells import cell_len
-
-    cells = zip(table.columns, *table.rows, strict=True)
-    widths = [max(cell_len(one_line(cell)) for cell in column) for column in cells]
-    left = room - _BETWEEN * (len(widths) - 1)
-    left -= sum(width for number, width in enumerate(widths) if number not in prose)
-    # The narrow ones get what they need, and the others share what is left.
-    for rank, number in enumerate(sorted(prose, key=lambda number: widths[number])):
-        share = left // (len(prose) - rank)
-        if share < min(_LEAST_PROSE, widths[number]):
-            return None
-        widths[number] = min(widths[number], share)
-        left -= widths[number]
-    return widths if left >= 0 else None
-
-
-def _prose(table: Table) -> set[int]:
-    """Numbers of the columns whose cells are of several words, and long; never the first, which names the row."""
-    return {
-        number
-        for number in range(1, len(table.columns))
-        if any(" " in row[number] and len(row[number]) > _LEAST_PROSE for row in table.rows)
-    }
 
 
 def _rich_table(table: Table, right: Collection[str]) -> rich.table.Table:

@@ -27,7 +27,6 @@ from pointdistill.cli.options import (
     require_paths,
 )
 from pointdistill.data.benchmarks.registry import BENCHMARKS
-from pointdistill.data.corpus.manifest import read_manifest
 from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.reporter import plural
 
@@ -71,6 +70,7 @@ def verify(corpus: CorpusArgument = None, as_json: JsonOption = False) -> None:
     the exit code is then 2.
     """
     from pointdistill.data.corpus.inspect import find_damage
+    from pointdistill.data.corpus.manifest import read_manifest
     from pointdistill.data.corpus_building.export import find_export_damage, is_export
 
     folder = named_corpus(corpus)
@@ -148,7 +148,7 @@ def preview(
     The page needs only a browser: no network, no other file.
     """
     from pointdistill.data.corpus import open_corpus
-    from pointdistill.data.corpus.choose import ShapeFilter, choose_shapes
+    from pointdistill.data.corpus.rows import ShapeFilter, choose_shapes
     from pointdistill.engine.reports.preview import write_preview
 
     folder = named_corpus(corpus)
@@ -186,7 +186,11 @@ def require_leak_corpus(corpus: Path | None, encoder: Path | None) -> None:
         CheckpointError: if none was named and no run was made.
         DataError: if the named encoder is absent.
     """
+    from pointdistill.data.corpus.manifest import read_manifest
+
     if corpus is not None:
+        from pointdistill.data.corpus.manifest import read_manifest
+
         read_manifest(corpus)
         return
     given_or_last_run(encoder, what="a corpus or an encoder", settings=("corpus", "encoder"))

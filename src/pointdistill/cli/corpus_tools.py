@@ -87,7 +87,7 @@ def subset(
     workers: WorkersOption = None,
 ) -> None:
     """Make a corpus of some shapes of another: by source, by label, by name, or a random few."""
-    from pointdistill.data.corpus.choose import ShapeFilter
+    from pointdistill.data.corpus.rows import ShapeFilter
     from pointdistill.data.corpus_building.derive import read_names, subset_corpus
 
     folder = named_corpus(corpus)

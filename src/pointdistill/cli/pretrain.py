@@ -1,10 +1,10 @@
-"""``pointdistill plan`` and ``pretrain``: what a run will cost, and the run itself."""
+"""``pointdistill pretrain``: a run, what it warns of, and what it says at its end."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +12,6 @@ from pointdistill.cli.console import (
     TrainingConsole,
     console_reporter,
     echo,
-    name_options,
-    print_json,
     print_table,
     training_console,
 )
@@ -25,7 +23,6 @@ from pointdistill.cli.options import (
     DataOption,
     DeviceOption,
     EpochsOption,
-    JsonOption,
     KeepOption,
     ModeOption,
     PrecisionOption,
@@ -38,211 +35,21 @@ from pointdistill.cli.options import (
     require_encoder,
     require_paths,
     run_overrides,
-    to_argv,
 )
+from pointdistill.cli.plan import SLOW_SECONDS, tiny_command
 from pointdistill.data.files.workspace import last_corpus
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import format_duration, plural
 
 if TYPE_CHECKING:
     from pointdistill.engine.config.settings import RunOverrides
-    from pointdistill.engine.planning import Plan
     from pointdistill.engine.pretraining.adapting import Judgement
     from pointdistill.engine.pretraining.launch import PreparedRun
     from pointdistill.engine.pretraining.pretrain import RunResult
     from pointdistill.engine.pretraining.trainer import RunOptions
 
-GIGA, TERA = 1e9, 1e12
-
 SHARDINGS = ("none", "fsdp")
 """As in the engine; repeated here so that a wrong value is refused before torch loads."""
-
-SLOW_SECONDS = 6 * 3600.0
-"""A run that is expected to take longer than this on a CPU gets a warning before it starts."""
-
-
-def plan(
-    recipe: RecipeOption = None,
-    size: SizeOption = None,
-    mode: ModeOption = None,
-    config: ConfigOption = None,
-    changes: SetOption = None,
-    data: DataOption = None,
-    shapes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Plan without a corpus, for this many shapes."),
-    ] = None,
-    epochs: EpochsOption = None,
-    steps: StepsOption = None,
-    batch_size: BatchSizeOption = None,
-    keep: KeepOption = 2,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    no_measure: Annotated[
-        bool,
-        typer.Option(
-            "--no-measure", help="Run no steps, which saves a minute: estimate by formulas alone."
-        ),
-    ] = False,
-    gpu: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Estimate for a GPU that need not be here, such as rtx4090 or h100, from its data sheet.",
-        ),
-    ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="How many of them share the batch.")] = 1,
-    as_json: JsonOption = False,
-) -> None:
-    """Estimate what a run will cost on this device: memory, time, disk. Nothing is written."""
-    overrides = run_overrides(
-        recipe=recipe,
-        size=size,
-        mode=mode,
-        config=config,
-        changes=changes,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-    )
-    require_paths([data], "data")
-
-    from pointdistill.engine.planning import make_plan
-    from pointdistill.engine.pretraining.trainer import RunOptions
-
-    with console_reporter() as reporter:
-        result = make_plan(
-            overrides,
-            data=data,
-            shapes=shapes,
-            options=RunOptions(device=device, precision=precision, keep=keep),
-            measured=not no_measure,
-            gpu=gpu,
-            gpus=gpus,
-            reporter=reporter,
-        )
-        for remark in result.remarks:
-            reporter.say(remark)
-    argv = [*to_argv(overrides), *(["--data", str(data)] if data else [])]
-    argv += [] if keep == 2 else ["--keep", str(keep)]
-    argv += [] if device == "auto" else ["--device", device]
-    argv += [] if precision == "auto" else ["--precision", precision]
-    several = (
-        ["accelerate", "launch", "--multi_gpu", "--num_processes", str(gpus), "-m"]
-        if gpus > 1
-        else []
-    )
-    command = shlex.join([*several, "pointdistill", "pretrain", *argv])
-    problems = [name_options(problem, (setting,)) for problem, setting in result.problems]
-    if as_json:
-        print_json("plan", _plan_record(result) | {"problems": problems, "command": command})
-        return
-    for name, text in describe(result):
-        echo(f"{name:<11} {text}")
-    for problem in problems:
-        echo(f"problem: {problem}")
-    seconds = None if gpu else _cpu_seconds(result, device)
-    if seconds is not None and seconds >= SLOW_SECONDS:
-        echo(f"next: {_tiny(data)}   (minutes on this CPU; on a GPU: {command})")
-    else:
-        echo(f"next: {command}")
-
-
-def _plan_record(plan: Plan) -> dict[str, Any]:
-    """The plan with the unit in the name of each quantity; None for what was not measured."""
-    seconds = plan.step.seconds
-    return {
-        "run": plan.config.name,
-        "mode": plan.config.mode,
-        "parameters": plan.parameters,
-        "corpus": plan.corpus,
-        "shapes": plan.shapes,
-        "licences": [
-            {"source": name, "licence": licence, "shapes": shapes}
-            for name, licence, shapes in plan.licences
-        ],
-        "steps": plan.steps,
-        "batch_size": plan.config.batch_size,
-        "epochs": plan.steps * plan.config.batch_size / plan.shapes,
-        "device": plan.device,
-        "device_memory_gib": plan.memory_gib,
-        "memory_gib": plan.step.gib,
-        "fits": plan.step.fits,
-        "flops_per_step": plan.flops,
-        "seconds_per_step": seconds,
-        "seconds": None if seconds is None else plan.steps * seconds,
-        "disk_gib": plan.disk_gib,
-        "free_gib": plan.free_gib,
-        "basis": plan.step.basis,
-        "remarks": list(plan.remarks),
-    }
-
-
-def _cpu_seconds(plan: Plan, device: str) -> float | None:
-    """How long the planned run takes on a CPU, measured or by a rough estimate; None on a GPU."""
-    from pointdistill.engine.pretraining.cost import cpu_seconds
-    from pointdistill.engine.runtime.devices import pick_device
-
-    if pick_device(device).type != "cpu":
-        return None
-    if plan.step.seconds is not None:
-        return plan.steps * plan.step.seconds
-    return cpu_seconds(plan.config, plan.shapes)
-
-
-def describe(plan: Plan) -> list[tuple[str, str]]:
-    """Name and text of each line of the plan."""
-    config, count = plan.config, plan.parameters
-    epochs = plan.steps * config.batch_size / plan.shapes
-    lines = [
-        ("run", f"{config.name}, {config.mode} mode"),
-        (
-            "parameters",
-            f"{count.encoder / 1e6:.1f} M in the encoder, {count.student / 1e6:.1f} M trained, "
-            f"{count.teacher / 1e6:.1f} M in the teacher",
-        ),
-        ("corpus", f"{plan.corpus or 'none yet, synthetic'}: {plural(plan.shapes, 'shape')}"),
-    ]
-    lines += [
-        ("licence", f"{name}: {licence} ({plural(shapes, 'shape')})")
-        for name, licence, shapes in plan.licences
-    ]
-    return [
-        *lines,
-        ("steps", f"{plan.steps:,} of {plural(config.batch_size, 'shape')} ({epochs:.1f} epochs)"),
-        ("device", f"{plan.device}, {plan.memory_gib:.1f} GiB"),
-        ("memory", _memory(plan)),
-        ("time", _time(plan)),
-        ("disk", f"{plan.disk_gib:.2f} GiB at most for checkpoints, {plan.free_gib:.0f} GiB free"),
-        ("basis", plan.step.basis),
-    ]
-
-
-def _memory(plan: Plan) -> str:
-    if plan.step.gib is None:
-        return "not known: this system does not report the memory of a process"
-    return f"{plan.step.gib:.2f} GiB at its peak"
-
-
-def _time(plan: Plan) -> str:
-    """The expected time; without measured steps, the time at 10 TFLOP/s."""
-    large = plan.flops >= TERA
-    work = f"{plan.flops / (TERA if large else GIGA):.3g} {'TFLOP' if large else 'GFLOP'} per step"
-    if plan.step.seconds is None:
-        sustained = 10 * TERA
-        duration = format_duration(plan.steps * plan.flops / sustained)
-        return f"not measured; {work}: {duration} in all at a sustained 10 TFLOP/s"
-    speed = plan.config.batch_size / plan.step.seconds
-    if plan.step.seconds_at_most is not None:
-        longest = plan.steps * plan.step.seconds_at_most
-        return (
-            f"estimated {format_duration(plan.steps * plan.step.seconds)} to {format_duration(longest)} in all: "
-            f"{plan.step.seconds:.2g} to {plan.step.seconds_at_most:.2g} s per step, {work}"
-        )
-    return (
-        f"{format_duration(plan.steps * plan.step.seconds)} in all: {plan.step.seconds:.3g} s per step, "
-        f"{speed:.3g} shapes/s, {work}"
-    )
 
 
 def pretrain(
@@ -428,14 +235,8 @@ def _slow(prepared: PreparedRun, device: str) -> str | None:
         return None
     return (
         f"warning: on this CPU the run takes about {format_duration(seconds)}, by a rough estimate; "
-        f"`{_tiny(prepared.corpus.path)}` takes minutes"
+        f"`{tiny_command(prepared.corpus.path)}` takes minutes"
     )
-
-
-def _tiny(corpus: Path | None) -> str:
-    """The command of a run that fits a CPU."""
-    named = [] if corpus is None else ["--data", str(corpus)]
-    return shlex.join(["pointdistill", "pretrain", "--size", "tiny", *named])
 
 
 def _repeat_warnings(result: RunResult, prepared: PreparedRun) -> None:

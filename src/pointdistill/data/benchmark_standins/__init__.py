@@ -7,15 +7,13 @@ stand-in can be mistaken for one on the benchmark.
 from __future__ import annotations
 
 from pointdistill.data.benchmark_standins.lvis import LvisSizes, make_lvis_stand_in
-from pointdistill.data.benchmark_standins.modelnet40 import (
+from pointdistill.data.benchmark_standins.modelnet import (
+    FewshotSizes,
     HalfSizes,
     MeshSizes,
     make_modelnet40_stand_in,
-    make_psb_stand_in,
-)
-from pointdistill.data.benchmark_standins.modelnet_fewshot import (
-    FewshotSizes,
     make_modelnet_fewshot_stand_in,
+    make_psb_stand_in,
 )
 from pointdistill.data.benchmark_standins.scanobjectnn import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.benchmark_standins.scans import HARDNESS, Hardness

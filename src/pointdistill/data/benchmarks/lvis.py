@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     BASE_MIXTURE,
     SMALL_MIXTURE,
     BenchmarkInput,

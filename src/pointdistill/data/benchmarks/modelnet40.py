@@ -26,7 +26,7 @@ from pointdistill.data.benchmarks.records import (
     read_labelled_hdf5,
     read_rows,
 )
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     BASE_MIXTURE,
     CLS_SMALL,
     MPM_SMALL,
@@ -473,7 +473,7 @@ SPEC = BenchmarkSpec(
     archives=(ARCHIVE_NAME,),
     licence="academic use; models belong to their owners",
     read=_read,
-    stand_in_maker="pointdistill.data.benchmark_standins.modelnet40:make_modelnet40_stand_in",
+    stand_in_maker="pointdistill.data.benchmark_standins.modelnet:make_modelnet40_stand_in",
     input=BenchmarkInput(
         points=1024, patches=64, subsampling="farthest", rotate_z=False, scale=(0.6, 1.4)
     ),

@@ -23,7 +23,7 @@ from pointdistill.data.benchmarks.records import (
     is_stand_in,
     named_data,
 )
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     FROZEN,
     SMALL,
     BenchmarkInput,
@@ -283,7 +283,7 @@ SPEC = BenchmarkSpec(
     archives=(ARCHIVE_NAME,),
     licence="academic use; models belong to their owners",
     read=_read,
-    stand_in_maker="pointdistill.data.benchmark_standins.modelnet_fewshot:make_modelnet_fewshot_stand_in",
+    stand_in_maker="pointdistill.data.benchmark_standins.modelnet:make_modelnet_fewshot_stand_in",
     splits=tuple(SPLITS),
     input=BenchmarkInput(
         points=1024, patches=64, subsampling="farthest", rotate_z=False, scale=(0.6, 1.4)

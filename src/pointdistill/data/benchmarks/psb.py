@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pointdistill.data.benchmarks.records import LabelledShapes, is_stand_in
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     CROSS_VALIDATED,
     RETRIEVAL,
     BenchmarkInput,
@@ -234,7 +234,7 @@ SPEC = BenchmarkSpec(
     archives=(ARCHIVE_NAME, "psb_v1"),
     licence="research comparisons; the models are from the Web and carry no licence of their own",
     read=_read,
-    stand_in_maker="pointdistill.data.benchmark_standins.modelnet40:make_psb_stand_in",
+    stand_in_maker="pointdistill.data.benchmark_standins.modelnet:make_psb_stand_in",
     splits=(TRAIN, TEST),
     default_splits=(TRAIN,),
     # The benchmark prescribes no input: an encoder gets as many points and patches as in its pretraining.

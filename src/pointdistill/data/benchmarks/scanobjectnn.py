@@ -16,7 +16,7 @@ from pointdistill.data.benchmarks.records import (
     named_data,
     read_labelled_hdf5,
 )
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     BASE_MIXTURE,
     CLS_SMALL,
     MPM_SMALL,

@@ -24,7 +24,7 @@ from pointdistill.data.benchmarks.records import (
     named_data,
     read_rows,
 )
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     PARTS,
     SMALL,
     BenchmarkInput,

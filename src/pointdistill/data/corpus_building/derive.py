@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.corpus.choose import ShapeFilter, choose_shapes
 from pointdistill.data.corpus.manifest import REFUSED_NAME, Manifest, ShardRecord
 from pointdistill.data.corpus.reader import Corpus, open_columns, open_corpus
 from pointdistill.data.corpus.refused import RefusedShape, read_refused
-from pointdistill.data.corpus.rows import read_ids, read_labels
+from pointdistill.data.corpus.rows import ShapeFilter, choose_shapes, read_ids, read_labels
 from pointdistill.data.corpus_building.commit import BuildReport
 from pointdistill.data.corpus_building.copying import ChosenRows, NewSource, Part, write_corpus
 from pointdistill.errors import ConfigError, CorpusError

@@ -20,11 +20,13 @@ from pointdistill.data.leaks.candidates import (
     corpus_fingerprints,
     nearest_candidates,
 )
-from pointdistill.data.leaks.phase_matching import LIKELY, PhaseMatcher, pattern
 from pointdistill.data.leaks.registration import (
+    LIKELY,
     SAME_SURFACE,
+    PhaseMatcher,
     Similarity,
     SurfaceSamples,
+    pattern,
     surface_gap,
 )
 

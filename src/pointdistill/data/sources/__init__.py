@@ -52,6 +52,7 @@ SOURCES: tuple[SourceInfo, ...] = (
     SourceInfo(
         name="folder",
         module=f"{_HERE}.folder",
+        opener="open_folder",
         title="your own meshes and point clouds; sub-folders are the labels",
         licence="your own files",
         up="y in glTF and GLB, what the file states, else as given",
@@ -94,7 +95,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="scanobjectnn",
-        module=f"{_HERE}.scanobjectnn",
+        module=f"{_HERE}.scanned_objects",
+        opener="open_scanobjectnn",
         title="ScanObjectNN, 15 classes of objects cut from indoor scans",
         licence="research use, on its authors' form",
         up="y",
@@ -125,7 +127,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="s3dis",
-        module=f"{_HERE}.s3dis",
+        module=f"{_HERE}.indoor_scenes",
+        opener="open_s3dis",
         title="objects of S3DIS, indoor scans with 14 names",
         licence="research use, on its authors' form",
         up="z",
@@ -138,7 +141,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="sunrgbd",
-        module=f"{_HERE}.sunrgbd",
+        module=f"{_HERE}.indoor_scenes",
+        opener="open_sunrgbd",
         title="objects of SUN RGB-D's training images",
         licence="research use",
         up="z once Rtilt is applied",
@@ -169,7 +173,8 @@ SOURCES: tuple[SourceInfo, ...] = (
     ),
     SourceInfo(
         name="omniobject3d",
-        module=f"{_HERE}.omniobject3d",
+        module=f"{_HERE}.scanned_objects",
+        opener="open_omniobject3d",
         title="OmniObject3D, scanned objects of 216 categories",
         licence="CC BY 4.0",
         up="y",
@@ -197,6 +202,7 @@ SOURCES: tuple[SourceInfo, ...] = (
     SourceInfo(
         name="google-scanned-objects",
         module=f"{_HERE}.scanned_objects",
+        opener="open_google_scanned_objects",
         title="Google Scanned Objects, scanned household goods",
         licence="CC BY 4.0",
         up="z",

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from pointdistill.data.synthetic_shapes import (
     architecture,
-    bathroom,
     electronics,
     household,
-    seating,
+    seats_and_tables,
     storage,
-    tables,
     tools,
     vehicles,
     vessels,
 )
-from pointdistill.data.synthetic_shapes.mesh import REGISTRY
 from pointdistill.data.synthetic_shapes.shape import (
+    REGISTRY,
     BuiltinShape,
     category_rng,
     face_areas,
@@ -32,12 +30,10 @@ from pointdistill.data.synthetic_shapes.shape import (
 # Importing the themes fills the registry.
 _THEMES = (
     architecture,
-    bathroom,
     electronics,
     household,
-    seating,
+    seats_and_tables,
     storage,
-    tables,
     tools,
     vehicles,
     vessels,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.synthetic_shapes.primitives import (
     box,
     cylinder,
@@ -15,6 +14,7 @@ from pointdistill.data.synthetic_shapes.primitives import (
     sheet,
     tube,
 )
+from pointdistill.data.synthetic_shapes.shape import Assembly, Draw, Mesh, category
 
 
 @category("door", "leaf", "frame", "handle", "panel")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, Floats, Mesh, category
 from pointdistill.data.synthetic_shapes.primitives import (
     arc,
     box,
@@ -16,6 +15,7 @@ from pointdistill.data.synthetic_shapes.primitives import (
     skin,
     tube,
 )
+from pointdistill.data.synthetic_shapes.shape import Assembly, Draw, Floats, Mesh, category
 
 
 def _tube_screen(draw: Draw, width: float, height: float) -> list[Mesh]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, Mesh
 from pointdistill.data.synthetic_shapes.primitives import box, cylinder, ellipsoid, lathe, rod, tube
+from pointdistill.data.synthetic_shapes.shape import Assembly, Draw, Mesh
 
 Cell = tuple[float, float, float, float]  # x from, x to, z from, z to
 

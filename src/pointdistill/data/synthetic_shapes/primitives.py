@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pointdistill.data.synthetic_shapes.mesh import Faces, Floats, Mesh, Vector
+from pointdistill.data.synthetic_shapes.shape import Faces, Floats, Mesh, Vector
 
 ORIGIN: Vector = (0.0, 0.0, 0.0)
 _BOX_CUTS = 4  # cells along a box's longest side, so that a bent board is round

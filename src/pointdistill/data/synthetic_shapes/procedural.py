@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pointdistill.data.synthetic_shapes.mesh import Draw, Floats, Mesh, join
 from pointdistill.data.synthetic_shapes.primitives import rod, skin, surface, tube
 from pointdistill.data.synthetic_shapes.procedural_parts import (
     blade,
@@ -30,7 +29,15 @@ from pointdistill.data.synthetic_shapes.procedural_parts import (
     swept,
     towards,
 )
-from pointdistill.data.synthetic_shapes.shape import SMALLEST_FACE, BuiltinShape, face_areas
+from pointdistill.data.synthetic_shapes.shape import (
+    SMALLEST_FACE,
+    BuiltinShape,
+    Draw,
+    Floats,
+    Mesh,
+    face_areas,
+    join,
+)
 
 PROCEDURAL = "procedural"
 """Stands in the place of the category's name."""

@@ -12,17 +12,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pointdistill.data.synthetic_shapes.mesh import (
-    Draw,
-    Floats,
-    Mesh,
-    bend,
-    bulge,
-    join,
-    shear,
-    taper,
-    twist,
-)
 from pointdistill.data.synthetic_shapes.primitives import (
     box,
     cushion,
@@ -38,6 +27,17 @@ from pointdistill.data.synthetic_shapes.primitives import (
     torus,
     tube,
     vessel,
+)
+from pointdistill.data.synthetic_shapes.shape import (
+    Draw,
+    Floats,
+    Mesh,
+    bend,
+    bulge,
+    join,
+    shear,
+    taper,
+    twist,
 )
 
 _SMALLEST = 1e-9  # keeps lengths that are divided by away from 0

@@ -1,22 +1,208 @@
-"""Making one shape and drawing points from its surface."""
+"""What shapes are built from, making one shape, and drawing points from its surface.
+
+Meshes, random choices, labelled assemblies, mild deformations, and the registry of categories. World frame: x to
+the right, y to the back, z up, in metres; the front of an object faces -y.
+"""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.synthetic_shapes.mesh import (
-    REGISTRY,
-    Assembly,
-    Draw,
-    Faces,
-    Floats,
-    random_deformation,
-)
 from pointdistill.errors import ConfigError
+
+Vector = tuple[float, float, float]
+Floats = NDArray[np.float64]
+Faces = NDArray[np.int32]
+
+
+Choice = TypeVar("Choice")
+REGISTRY: dict[str, Category] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """An indexed triangle mesh; every change returns a new one.
+
+    Sizes: V vertices, F faces.
+    """
+
+    vertices: Floats  # (V, 3), metres
+    faces: Faces  # (F, 3), counter-clockwise seen from outside
+
+    def moved(self, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Mesh:
+        """Shifted by (x, y, z)."""
+        return Mesh(self.vertices + np.array((x, y, z)), self.faces)
+
+    def scaled(self, x: float = 1.0, y: float = 1.0, z: float = 1.0) -> Mesh:
+        """Stretched about the origin; the factors are positive."""
+        return Mesh(self.vertices * np.array((x, y, z)), self.faces)
+
+    def turned(self, axis: str, degrees: float, *, about: Vector = (0.0, 0.0, 0.0)) -> Mesh:
+        """Rotated by the right-hand rule about the line through ``about`` along ``axis`` (x, y or z)."""
+        angle = np.deg2rad(degrees)
+        cos, sin = np.cos(angle), np.sin(angle)
+        first, second = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
+        matrix = np.eye(3)
+        matrix[first, first] = matrix[second, second] = cos
+        matrix[first, second], matrix[second, first] = -sin, sin
+        center = np.array(about)
+        return Mesh((self.vertices - center) @ matrix.T + center, self.faces)
+
+    def mirrored(self) -> Mesh:
+        """Reflected in the plane x = 0, still facing outwards."""
+        return Mesh(self.vertices * np.array((-1.0, 1.0, 1.0)), self.faces[:, ::-1])
+
+
+def join(*meshes: Mesh) -> Mesh:
+    """Several meshes as one."""
+    counts = [0, *(len(mesh.vertices) for mesh in meshes[:-1])]
+    starts = np.cumsum(counts, dtype=np.int32)
+    return Mesh(
+        np.concatenate([mesh.vertices for mesh in meshes]),
+        np.concatenate([mesh.faces + start for mesh, start in zip(meshes, starts, strict=True)]),
+    )
+
+
+def _to_unit_range(values: Floats) -> Floats:
+    """Values scaled from their own range to [-1, 1]; all 0 if they do not vary."""
+    low, high = float(values.min()), float(values.max())
+    span = max(high - low, 1e-9)
+    return (values - (low + high) / 2.0) * (2.0 / span)
+
+
+def taper(vertices: Floats, amount: float) -> Floats:
+    """Widen towards the top by ``amount`` and narrow towards the floor by as much."""
+    factor = 1.0 + amount * _to_unit_range(vertices[:, 2])
+    return vertices * np.column_stack((factor, factor, np.ones_like(factor)))
+
+
+def bulge(vertices: Floats, amount: float) -> Floats:
+    """Widen at half height by ``amount``; the floor and the top keep their size."""
+    factor = 1.0 + amount * (1.0 - _to_unit_range(vertices[:, 2]) ** 2)
+    return vertices * np.column_stack((factor, factor, np.ones_like(factor)))
+
+
+def shear(vertices: Floats, amount: float, direction: float) -> Floats:
+    """Lean over: the top moves by ``amount`` of the height, towards the angle ``direction`` in radians."""
+    way = np.array((np.cos(direction), np.sin(direction), 0.0))
+    return vertices + amount * vertices[:, 2:] * way
+
+
+def bend(vertices: Floats, amount: float, axis: int) -> Floats:
+    """Curve along ``axis`` (0, 1 or 2) into a bow whose ends move sideways by ``amount`` of its length."""
+    length = float(np.ptp(vertices[:, axis]))
+    moved = vertices.copy()
+    moved[:, 0 if axis == 1 else 1] += amount * length * _to_unit_range(vertices[:, axis]) ** 2
+    return moved
+
+
+def twist(vertices: Floats, radians: float) -> Floats:
+    """Turn the top by ``radians`` and the floor by as much the other way."""
+    angle = radians * _to_unit_range(vertices[:, 2])
+    cos, sin = np.cos(angle), np.sin(angle)
+    x, y, z = vertices.T
+    return np.column_stack((cos * x - sin * y, sin * x + cos * y, z))
+
+
+def random_deformation(vertices: Floats, *, rng: np.random.Generator) -> Floats:
+    """Uneven scaling and up to two of the deformations above; the shape stays on the floor."""
+    spread = np.clip(rng.normal(0.0, 0.14, size=3), -0.3, 0.3)
+    result: Floats = vertices * np.exp(spread + rng.normal(0.0, 0.2))
+    for kind in rng.choice(5, size=rng.integers(0, 3), replace=False):
+        amount = rng.uniform(-0.13, 0.13)
+        if kind == 0:
+            result = taper(result, amount)
+        elif kind == 1:
+            result = bulge(result, amount)
+        elif kind == 2:
+            result = shear(result, amount, rng.uniform(0.0, 2.0 * np.pi))
+        elif kind == 3:
+            result = bend(result, 0.6 * amount, int(rng.integers(3)))
+        else:
+            result = twist(result, amount)
+    return result
+
+
+class Draw:
+    """Short names for the random choices that makers take."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def between(self, low: float, high: float) -> float:
+        """A number, uniform in [low, high)."""
+        return low + (high - low) * float(self.rng.random())
+
+    def count(self, low: int, high: int) -> int:
+        """A whole number from ``low`` to ``high``, both included."""
+        return int(self.rng.integers(low, high + 1))
+
+    def chance(self, probability: float) -> bool:
+        """True with the given probability."""
+        return float(self.rng.random()) < probability
+
+    def pick(self, options: Sequence[Choice]) -> Choice:
+        """One of ``options``, all equally likely."""
+        return options[int(self.rng.integers(len(options)))]
+
+
+class Assembly:
+    """The pieces of one shape, each under the name of its part.
+
+    Attributes:
+        pieces: the label of each piece, an index into the category's part names, and the piece.
+    """
+
+    def __init__(self, part_names: tuple[str, ...]) -> None:
+        self._index = {name: index for index, name in enumerate(part_names)}
+        self.pieces: list[tuple[int, Mesh]] = []
+
+    def add(self, part: str, *pieces: Mesh) -> None:
+        """Add pieces; ``part`` is one of the category's part names."""
+        index = self._index[part]
+        self.pieces.extend((index, piece) for piece in pieces)
+
+    def merged(self) -> tuple[Floats, Faces, NDArray[np.uint8]]:
+        """All pieces as vertices (V, 3), faces (F, 3) and the part of each face (F,)."""
+        starts = np.cumsum([0, *(len(piece.vertices) for _, piece in self.pieces)])
+        vertices = np.concatenate([piece.vertices for _, piece in self.pieces])
+        faces = np.concatenate(
+            [piece.faces + start for (_, piece), start in zip(self.pieces, starts, strict=False)]
+        ).astype(np.int32)
+        part = np.repeat(
+            np.array([index for index, _ in self.pieces], dtype=np.uint8),
+            [len(piece.faces) for _, piece in self.pieces],
+        )
+        return vertices, faces, part
+
+
+Maker = Callable[[Assembly, Draw], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """A named kind of object: its maker and the vocabulary of its parts."""
+
+    name: str
+    part_names: tuple[str, ...]
+    maker: Maker
+
+
+def category(name: str, *parts: str) -> Callable[[Maker], Maker]:
+    """Register the decorated maker under ``name``; ``parts`` is the vocabulary of its part labels."""
+
+    def register(maker: Maker) -> Maker:
+        REGISTRY[name] = Category(name, parts, maker)
+        return maker
+
+    return register
+
 
 SMALLEST_FACE = 1e-9
 """Area in units of the shape's diagonal squared; no sample would hit a smaller face."""

@@ -17,7 +17,6 @@ from pointdistill.data.synthetic_shapes.furniture_parts import (
     feet,
     uneven_levels,
 )
-from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, Mesh, category
 from pointdistill.data.synthetic_shapes.primitives import (
     arc,
     box,
@@ -29,6 +28,7 @@ from pointdistill.data.synthetic_shapes.primitives import (
     torus,
     vessel,
 )
+from pointdistill.data.synthetic_shapes.shape import Assembly, Draw, Mesh, category
 
 
 @category("cabinet", *CASE_PARTS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, Floats, Mesh, category
 from pointdistill.data.synthetic_shapes.primitives import box, cylinder, ellipsoid, rod, skin, tube
+from pointdistill.data.synthetic_shapes.shape import Assembly, Draw, Floats, Mesh, category
 
 
 def plate(outline: Floats, thick: float) -> Mesh:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, Floats, Mesh, Vector, category
 from pointdistill.data.synthetic_shapes.primitives import (
     arc,
     box,
@@ -21,6 +20,7 @@ from pointdistill.data.synthetic_shapes.primitives import (
     torus,
     tube,
 )
+from pointdistill.data.synthetic_shapes.shape import Assembly, Draw, Floats, Mesh, Vector, category
 
 
 def fin(root: ArrayLike, tip: ArrayLike, chord: float, tip_chord: float, thick: float) -> Mesh:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from pointdistill.data.synthetic_shapes.mesh import Assembly, Draw, Floats, Mesh, category
 from pointdistill.data.synthetic_shapes.primitives import (
     cylinder,
     ellipsoid,
@@ -14,6 +13,7 @@ from pointdistill.data.synthetic_shapes.primitives import (
     tube,
     vessel,
 )
+from pointdistill.data.synthetic_shapes.shape import Assembly, Draw, Floats, Mesh, category
 
 
 def bow(width: float, height: float, *, count: int = 12, power: float = 1.0) -> Floats:

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.sources.paths import ReadSettings
-from pointdistill.engine.features.extract import pool_tokens
-from pointdistill.engine.features.frozen_encoder import frozen_copy
+from pointdistill.engine.features.extract import frozen_copy, pool_tokens
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import to_unit_sphere

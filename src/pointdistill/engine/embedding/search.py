@@ -1,8 +1,8 @@
 """Finds the shapes of an embedding that are nearest to a file, and draws them.
 
-Similarity is the cosine of two vectors in the space that `Comparison` chooses.
+Similarity is the cosine of two vectors in the space that `comparison` chooses.
 
-Sizes: n shapes, F the length of a vector, b rows of a block, q queries, K numbers that are compared.
+Sizes: n shapes, N points of a query.
 """
 
 from __future__ import annotations
@@ -27,23 +27,16 @@ from pointdistill.data.sources.paths import (
     read_in_memory,
     read_shape,
 )
+from pointdistill.engine.embedding.comparison import RAW, choose_comparison, nearest
 from pointdistill.engine.embedding.compute import (
     FeatureMaker,
     check_kind,
-    feature_width,
     inference_threads,
     read_settings,
 )
 from pointdistill.engine.embedding.embed import LoadedEncoder, check_paths_exist, find_and_load
 from pointdistill.engine.embedding.file import SUFFIXES
 from pointdistill.engine.embedding.index import Index, MemoryIndex
-from pointdistill.engine.features.statistics import (
-    ENOUGH_SHAPES,
-    WHITENED_FROM,
-    FeatureStatistics,
-    measure,
-    read_statistics,
-)
 from pointdistill.engine.reports.pictures import (
     MOST_NEIGHBOURS,
     SheetRow,
@@ -52,14 +45,9 @@ from pointdistill.engine.reports.pictures import (
 )
 from pointdistill.engine.runtime.devices import pick_device
 from pointdistill.engine.weights import PUBLISHED, is_name
-from pointdistill.engine.weights.encoders import (
-    encoder_checksum,
-    locate_encoder,
-    looks_like_repository,
-)
+from pointdistill.engine.weights.encoders import encoder_checksum, looks_like_repository
 from pointdistill.errors import CheckpointError, ConfigError, DataError
-from pointdistill.model.encoder import Encoder
-from pointdistill.reporter import SILENT, Reporter, plural
+from pointdistill.reporter import SILENT, Reporter
 
 DRAWN_POINTS = 2048
 """Largest number of points of one shape in the picture."""
@@ -67,11 +55,7 @@ DRAWN_POINTS = 2048
 DRAWN_QUERIES, DRAWN_NEIGHBOURS = 16, 10
 """Most rows, and neighbours in a row, of the picture of several queries."""
 
-CENTRED_FROM = 4
-"""Fewest shapes whose mean is subtracted: with fewer, it is largely the one shape that is looked for."""
-
 Points = NDArray[np.float32]
-Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +100,6 @@ class SearchReport:
 
     compared: str
     """How features were compared, in a line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A space in which the cosine of two feature vectors says how similar two shapes are."""
-
-    transform: Callable[[Features], Features]
-    """Maps feature vectors (n, F) to that space, (n, K)."""
-
-    name: str
-    """In a few words."""
-
-
-RAW = Comparison(lambda features: features, "raw features")
 
 
 def find_index(path: Path | None) -> Path:
@@ -256,61 +226,6 @@ def _read_query(query: Path | MemoryShape, settings: ReadSettings) -> tuple[Path
     return query, read_shape(location, settings)
 
 
-def choose_comparison(
-    index: Index, encoder: Encoder, origin: Path | str | None, *, reporter: Reporter = SILENT
-) -> Comparison:
-    """The space in which an embedding's features are compared.
-
-    Statistics of the embedding's own shapes are used where there are enough of them, else those that came with the
-    encoder, else those of few shapes, else the mean alone.
-
-    Args:
-        index: an embedding with one vector per shape.
-        encoder: the encoder that made it.
-        origin: where that encoder is; None if it is only in memory, without statistics of its own.
-        reporter: receives a line if the encoder has statistics that do not fit.
-
-    Raises:
-        DataError: if statistics in the embedding are damaged, or its features have another length.
-    """
-    shapes, width = index.shapes(), feature_width(index.facts.features, encoder)
-    if shapes >= ENOUGH_SHAPES and (own := _own_statistics(index, width)):
-        return Comparison(
-            own.whitened, f"features whitened over the index's {plural(shapes, 'shape')}"
-        )
-    few = f"the index holds {shapes:,} shape{'' if shapes == 1 else 's'}"
-    statistics, problem = (
-        (None, "")
-        if origin is None
-        else read_statistics(
-            locate_encoder(origin),
-            encoder_sha256=index.facts.encoder_sha256,
-            features=index.facts.features,
-            points=index.facts.chosen_draws.points,
-            width=width,
-        )
-    )
-    if problem:
-        reporter.say(problem)
-    if statistics is not None:
-        of = f"over {plural(statistics.shapes, 'shape')}, as measured with the encoder"
-        return Comparison(statistics.whitened, f"features whitened {of}; {few}")
-    if shapes >= WHITENED_FROM and (own := _own_statistics(index, width)):
-        return Comparison(
-            own.whitened, f"features whitened over the index's {plural(shapes, 'shape')}"
-        )
-    rows = next(_finite_blocks(index, width), np.empty((0, width), np.float32))
-    if shapes < CENTRED_FROM or np.ptp(rows, axis=0).max() <= 1e-6 * np.abs(rows).max():
-        return Comparison(RAW.transform, f"{RAW.name}; {few}")
-    mean = rows.mean(axis=0)
-    return Comparison(lambda features: features - mean, f"features minus their mean; {few}")
-
-
-def _own_statistics(index: Index, width: int) -> FeatureStatistics | None:
-    """Those that the embedding holds; one of an earlier version holds none, and is measured here."""
-    return index.statistics(width) or measure(_finite_blocks(index, width), index.shapes())
-
-
 def _load_same_encoder(
     index: Index,
     encoder: LoadedEncoder | Path | str | None,
@@ -357,79 +272,6 @@ def _would_be_fetched(made_by: str, own: Path | str) -> bool:
     if is_name(made_by):
         return made_by in PUBLISHED and not PUBLISHED[made_by].is_here
     return looks_like_repository(made_by) and not made_by.startswith(".") and not Path(own).exists()
-
-
-def nearest(
-    index: Index, queries: Features, count: int, comparison: Comparison = RAW
-) -> list[list[tuple[int, float]]]:
-    """For each of ``queries`` (q, F), the ``count`` most similar rows of the embedding, with their cosines.
-
-    The most similar comes first; of rows with the same cosine, the lower one.
-
-    Raises:
-        DataError: if the embedding's vectors have another length.
-    """
-    units, _ = _unit_rows(comparison.transform(queries))
-    rows = [np.empty(0, np.int64) for _ in queries]
-    best = [np.empty(0, np.float32) for _ in queries]
-    first = 0
-    for block in _feature_blocks(index, queries.shape[1]):
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled, lengths = _unit_rows(comparison.transform(block))
-        # A feature that is not finite reaches the length of its row, whatever the comparison: no pass of its own.
-        _check_finite(index, lengths)
-        for k, cosine in enumerate(units @ scaled.T):
-            # Of equal rows the lower one is kept, so a full list takes only what is above its last. Few rows of a
-            # block are: they alone are sorted.
-            full = len(best[k]) == count
-            above = np.flatnonzero(cosine > best[k][-1]) if full else np.arange(len(cosine))
-            together = np.concatenate([best[k], cosine[above]])
-            order = np.argsort(-together, kind="stable")[:count]
-            rows[k] = np.concatenate([rows[k], first + above])[order]
-            best[k] = together[order]
-        first += len(block)
-    return [list(zip(r.tolist(), b.tolist(), strict=True)) for r, b in zip(rows, best, strict=True)]
-
-
-def _unit_rows(values: Features) -> tuple[Features, Features]:
-    """Rows scaled to length 1, and their lengths (n, 1); rows of zeros stay."""
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    scaled: Features = values / np.maximum(lengths, 1e-12)
-    return scaled, lengths
-
-
-def _finite_blocks(index: Index, width: int) -> Iterator[Features]:
-    """The features (b, F) of an embedding, none of which is infinite or not a number.
-
-    Raises:
-        DataError: if F is not ``width``, or a feature is not finite.
-    """
-    for block in _feature_blocks(index, width):
-        with np.errstate(over="ignore", invalid="ignore"):
-            _check_finite(index, np.linalg.norm(block, axis=1))
-        yield block
-
-
-def _check_finite(index: Index, lengths: Features) -> None:
-    """Raise DataError unless all lengths of feature vectors are finite."""
-    if not np.isfinite(lengths).all():
-        msg = f"{index.path}: features that are not finite; embed again"
-        raise DataError(msg)
-
-
-def _feature_blocks(index: Index, width: int) -> Iterator[Features]:
-    """The features (b, F) of an embedding, float32 however they are stored.
-
-    Raises:
-        DataError: if F is not ``width``.
-    """
-    for block in index.blocks("features"):
-        if block.ndim != 2 or block.shape[1] != width:
-            msg = (
-                f"{index.path}: features of shape {block.shape}, expected (n, {width}); embed again"
-            )
-            raise DataError(msg)
-        yield block.astype(np.float32, copy=False)
 
 
 def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neighbour, ...]:

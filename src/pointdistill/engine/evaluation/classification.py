@@ -1,4 +1,7 @@
-"""Classification of whole clouds: one result for every protocol and seed, or fold of few-shot."""
+"""Classification of whole clouds and of their points: one result for every protocol and seed, or fold of few-shot.
+
+Part segmentation (ShapeNetPart) is one training per seed.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,22 @@ from dataclasses import fields, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.modelnet_fewshot import SPLITS
-from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.data.benchmarks.spec import FROZEN, PARTIAL, TRAINED
-from pointdistill.engine.evaluation.protocols import FrozenRun, trained_score, training_cost
+from pointdistill.data.benchmarks.records import (
+    Benchmark,
+    LabelledClouds,
+    PartBenchmark,
+    PartClouds,
+)
+from pointdistill.data.benchmarks.registry import FROZEN, PARTIAL, PARTS, TRAINED
+from pointdistill.engine.evaluation.protocols import (
+    FrozenRun,
+    held_out_part,
+    trained_score,
+    training_cost,
+)
 from pointdistill.engine.evaluation.results import WHOLE_METRICS, Result, combine
 from pointdistill.engine.evaluation.run import HEADS, Evaluation, EvaluationRun, side_sizes
 from pointdistill.engine.features import HeadTraining, Score
@@ -22,7 +36,9 @@ from pointdistill.engine.features.feature_extractors import (
     GeometricFeatures,
 )
 from pointdistill.engine.features.inputs import ProtocolInput, protocol_input
+from pointdistill.engine.finetuning.epochs import EpochRecord
 from pointdistill.engine.finetuning.recipes import recipe_for
+from pointdistill.engine.finetuning.segmentation import SegmenterRecipe, train_segmenter
 from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
@@ -48,7 +64,7 @@ def evaluate(
         evaluation: protocols, seeds and settings.
         name: what to call these features in the results.
         published_model: whose published figures to set beside ours, by its name in
-            ``pointdistill.data.benchmarks.spec``.
+            ``pointdistill.data.benchmarks.registry``.
         device: where encoders run and are trained; heads on frozen features are trained on the CPU.
         batch_size: clouds per forward pass of a frozen encoder.
         reporter: told after every batch of clouds, and after every epoch of training.
@@ -291,3 +307,88 @@ def _fold_cost(split: str | None, like: Benchmark) -> float:
     """
     way, shot = SPLITS[split or ""]
     return way * (3 * shot + len(like.test) / len(like.classes))
+
+
+def evaluate_parts(run: EvaluationRun) -> list[Result]:
+    """One result for every seed of a run."""
+    (split,) = run.splits
+    benchmark = run.read(split)
+    assert isinstance(benchmark, PartBenchmark)
+    run.announce(benchmark)
+    found = []
+    for index, seed in enumerate(run.seeds):
+        template = run.template(
+            benchmark,
+            PARTS,
+            seed,
+            sizes=side_sizes(benchmark),
+            protocol_epochs=SegmenterRecipe().epochs,
+            metrics=("instance mIoU", "class mIoU"),
+        )
+        result = run.find(template)
+        if result is None:
+            with run.training_file(template) as file:
+                later = len(run.seeds) - index - 1
+                result = run.record(
+                    template, _train_segmenter(run, benchmark, seed, later=later, file=file)
+                )
+        found.append(result)
+    return found
+
+
+def _train_segmenter(
+    run: EvaluationRun,
+    benchmark: PartBenchmark,
+    seed: int,
+    *,
+    later: int,
+    file: TrainingFile | None,
+) -> Score:
+    """One training; its forecast covers the ``later`` ones too."""
+    extractor = run.extractor
+    assert isinstance(extractor, EncoderFeatures)
+    task = f"{benchmark.name}, seed {seed}: parts"
+    forecast = Forecast(run.reporter, task)
+    if run.epochs is None:
+        forecast.hint, forecast.settings = SHORTER
+
+    def report(record: EpochRecord) -> None:
+        forecast(record.epoch, record.epochs * (1 + later), latest=1)
+        run.reporter.progress(task, record.epoch, record.epochs)
+
+    train, held_out = benchmark.train, None
+    share = run.hold_out_of(PARTS)
+    if share is not None:
+        chosen = held_out_part(train.categories, share, seed=seed)
+        train, held_out = _chosen_clouds(train, ~chosen), _chosen_clouds(train, chosen)
+    score = train_segmenter(
+        extractor.encoder,
+        train,
+        benchmark.test,
+        category_parts=benchmark.category_parts,
+        recipe=SegmenterRecipe(),
+        inputs=extractor.inputs,
+        seed=seed,
+        epochs=run.epochs,
+        device=extractor.device,
+        report=report,
+        file=file,
+        held_out=held_out,
+    ).score
+    return Score(
+        accuracy=score.instance,
+        class_accuracy=score.category,
+        best_accuracy=score.best_instance,
+        selected_accuracy=score.selected_instance,
+    )
+
+
+def _chosen_clouds(clouds: PartClouds, chosen: NDArray[np.bool_]) -> PartClouds:
+    """Some of the clouds, by an (n,) mask."""
+    rows = np.flatnonzero(chosen)
+    return PartClouds(
+        points=tuple(clouds.points[row] for row in rows),
+        parts=tuple(clouds.parts[row] for row in rows),
+        categories=clouds.categories[rows],
+        ids=tuple(clouds.ids[row] for row in rows),
+    )

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from pointdistill.data.benchmarks.registry import (
+    ALL_PROTOCOLS,
     BENCHMARKS,
+    FROZEN,
+    PARTIAL,
+    RETRIEVAL,
+    BenchmarkPaths,
+    BenchmarkSpec,
     Task,
     benchmark_spec,
     check_data_choice,
@@ -18,21 +24,16 @@ from pointdistill.data.benchmarks.registry import (
     find_benchmark,
     find_stand_in,
 )
-from pointdistill.data.benchmarks.spec import (
-    ALL_PROTOCOLS,
-    FROZEN,
-    PARTIAL,
-    RETRIEVAL,
-    BenchmarkPaths,
-    BenchmarkSpec,
-)
 from pointdistill.data.files.files import hold_output, short_name
 from pointdistill.data.meshes import check_axis
-from pointdistill.data.sources.labelled_folder import OWN_FOLDER
-from pointdistill.engine.evaluation.classification import evaluate_classification, evaluate_folds
+from pointdistill.data.sources.folder import OWN_FOLDER
+from pointdistill.engine.evaluation.classification import (
+    evaluate_classification,
+    evaluate_folds,
+    evaluate_parts,
+)
 from pointdistill.engine.evaluation.leak_check import LeakRequest, command_in_words, leak_warning
 from pointdistill.engine.evaluation.lvis import evaluate_draws
-from pointdistill.engine.evaluation.parts import evaluate_parts
 from pointdistill.engine.evaluation.results import Result, comparison_for
 from pointdistill.engine.evaluation.retrieval import evaluate_retrieval
 from pointdistill.engine.evaluation.run import (
@@ -54,7 +55,7 @@ from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
-    from pointdistill.data.benchmarks.spec import Labelled
+    from pointdistill.data.benchmarks.registry import Labelled
 
 ALL = "all"
 """As a benchmark: every one whose data is here. As a protocol: all of a benchmark's protocols."""

@@ -16,13 +16,13 @@ from pointdistill.data.benchmarks.lvis import LvisShapes
 from pointdistill.data.benchmarks.records import LabelledShapes
 from pointdistill.data.benchmarks.registry import (
     BENCHMARKS,
+    BenchmarkPaths,
     benchmark_spec,
     check_data_choice,
     choose_splits,
     find_benchmark,
     find_stand_in,
 )
-from pointdistill.data.benchmarks.spec import BenchmarkPaths
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files.workspace import given_or_last_run
 from pointdistill.data.leaks import HeldOut, LeakReport, find_leaks
@@ -47,7 +47,7 @@ from pointdistill.errors import (
 from pointdistill.reporter import SILENT, Reporter, plural
 
 if TYPE_CHECKING:
-    from pointdistill.data.benchmarks.spec import Labelled
+    from pointdistill.data.benchmarks.registry import Labelled
 
 QUICK_CORPUS = 5000
 """Largest corpus whose fingerprints are computed for a warning: about five seconds of one core."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.data.benchmarks.spec import PARTIAL
+from pointdistill.data.benchmarks.registry import PARTIAL
 from pointdistill.engine.evaluation.run import HEADS, Evaluation
 from pointdistill.engine.features import (
     Head,

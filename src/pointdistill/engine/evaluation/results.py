@@ -8,8 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from pointdistill.data.benchmarks.registry import spec_titled
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     BASE_MIXTURE,
     CLS_SMALL,
     MPM_SMALL,
@@ -19,6 +18,7 @@ from pointdistill.data.benchmarks.spec import (
     SMALL,
     SMALL_MIXTURE,
     PublishedFigure,
+    spec_titled,
 )
 from pointdistill.data.files.files import write_json
 from pointdistill.data.files.schema import to_plain
@@ -319,7 +319,7 @@ def published_figure(
     """What the paper reports for a model under exactly this protocol, or None.
 
     Args:
-        model: a name from ``pointdistill.data.benchmarks.spec``, or None.
+        model: a name from ``pointdistill.data.benchmarks.registry``, or None.
         benchmark: by its name in results, such as ``ScanObjectNN``.
         split: such as ``PB-T50-RS`` or ``5w10s``; None if there is only one.
         protocol: ``linear``, ``svm``, ``knn``, ``finetune``, ``scratch`` or ``parts``. From scratch, the figure is

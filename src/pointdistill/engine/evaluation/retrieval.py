@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pointdistill.data.benchmarks.records import LabelledShapes
-from pointdistill.data.benchmarks.spec import CROSS_VALIDATED, RETRIEVAL
+from pointdistill.data.benchmarks.registry import CROSS_VALIDATED, RETRIEVAL
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.sources.paths import ShapeList, ShapeSource
 from pointdistill.engine.embedding.compute import Draws, FeatureMaker, choose_draws, read_settings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pointdistill.data.benchmarks.lvis import LvisShapes
 from pointdistill.data.benchmarks.records import Benchmark, LabelledShapes, PartBenchmark
-from pointdistill.data.benchmarks.spec import (
+from pointdistill.data.benchmarks.registry import (
     ALL_PROTOCOLS,
     FROZEN,
     PARTIAL,
@@ -36,7 +36,7 @@ from pointdistill.errors import ConfigError
 from pointdistill.reporter import SILENT, Reporter, plural
 
 if TYPE_CHECKING:
-    from pointdistill.data.benchmarks.spec import Labelled
+    from pointdistill.data.benchmarks.registry import Labelled
     from pointdistill.engine.evaluation.store import ScoreStore
 
 HEADS = ("linear", "mlp")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.benchmarks.spec import CLASSIFICATION, PARTIAL
+from pointdistill.data.benchmarks.registry import CLASSIFICATION, PARTIAL
 from pointdistill.data.files.files import read_json, write_aside, write_json
 from pointdistill.data.files.schema import from_plain, refusing_damage, short_repr, to_plain
 from pointdistill.data.files.workspace import last_run

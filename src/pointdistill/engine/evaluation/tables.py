@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.benchmarks.registry import spec_titled
-from pointdistill.data.benchmarks.spec import RETRIEVAL, PublishedDescriptor
+from pointdistill.data.benchmarks.registry import RETRIEVAL, PublishedDescriptor, spec_titled
 from pointdistill.engine.evaluation.results import WHOLE_METRICS, Result
 from pointdistill.engine.reports.tables import Table
 from pointdistill.reporter import plural

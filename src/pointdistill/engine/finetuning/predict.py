@@ -23,7 +23,7 @@ from pointdistill.data.meshes.sample import (
     plan_output,
 )
 from pointdistill.data.meshes.sampling import draw_in_place, to_float32
-from pointdistill.data.sources.labelled_folder import repeated
+from pointdistill.data.sources.folder import repeated
 from pointdistill.data.sources.paths import MemoryShape, given_shapes
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pointdistill.data.benchmarks.records import Benchmark, PartBenchmark
 from pointdistill.data.benchmarks.registry import (
+    BenchmarkPaths,
     benchmark_spec,
     check_data_choice,
     choose_splits,
@@ -15,10 +16,9 @@ from pointdistill.data.benchmarks.registry import (
     find_stand_in,
     trainable_benchmarks,
 )
-from pointdistill.data.benchmarks.spec import BenchmarkPaths
 from pointdistill.data.files.files import LOCK_NAME
 from pointdistill.data.sources import source_info
-from pointdistill.data.sources.labelled_folder import read_labelled_folder
+from pointdistill.data.sources.folder import read_labelled_folder
 from pointdistill.data.synthetic_shapes import PART_NAMES
 from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe, recipe_for
 from pointdistill.engine.finetuning.segmentation import SegmenterRecipe

@@ -17,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.records import Benchmark, LabelledClouds
-from pointdistill.data.benchmarks.registry import BENCHMARKS, benchmark_spec
-from pointdistill.data.benchmarks.spec import BenchmarkPaths
+from pointdistill.data.benchmarks.registry import BENCHMARKS, BenchmarkPaths, benchmark_spec
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.corpus.manifest import MANIFEST_NAME
 from pointdistill.data.corpus.shard import UNKNOWN_LABEL

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from pointdistill.data.files.files import check_folders_can_be_renamed, hold_folder
 from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.pretraining.checkpoints import to_device
 from pointdistill.engine.pretraining.monitor import check_trackers
 from pointdistill.engine.pretraining.online_probe import RunProbe, open_labelled_set
 from pointdistill.engine.pretraining.run_folder import (
@@ -26,7 +27,6 @@ from pointdistill.engine.pretraining.run_folder import (
     resume_run,
     warnings_of,
 )
-from pointdistill.engine.pretraining.state import to_device
 from pointdistill.engine.pretraining.step import make_views
 from pointdistill.engine.pretraining.trainer import RunOptions, Trainer
 from pointdistill.engine.runtime.devices import (

@@ -24,14 +24,14 @@ from pointdistill.data.files.schema import (
     to_plain,
 )
 from pointdistill.engine.config.config import RUN_FORMAT, PretrainConfig
-from pointdistill.engine.pretraining.loader import PointSource
-from pointdistill.engine.pretraining.state import (
+from pointdistill.engine.pretraining.checkpoints import (
     TrainState,
     list_checkpoints,
     load_latest,
     new_state,
     start_from,
 )
+from pointdistill.engine.pretraining.loader import PointSource
 from pointdistill.engine.weights import BUNDLED, BUNDLED_TERMS, given_or_default, name_of
 from pointdistill.engine.weights.encoders import (
     fingerprint,

@@ -20,16 +20,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pointdistill.engine.config.config import PretrainConfig
-from pointdistill.engine.pretraining.compiling import (
+from pointdistill.engine.pretraining.checkpoints import TrainState
+from pointdistill.engine.pretraining.execution import (
     Recorder,
     Recording,
     StepCompiler,
     first_line,
+    gather_rows,
+    mean_over_processes,
 )
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.monitor import DeviceMetrics, StepOutcome
-from pointdistill.engine.pretraining.sharding import gather_rows, mean_over_processes
-from pointdistill.engine.pretraining.state import TrainState
 from pointdistill.engine.runtime.devices import out_of_memory
 from pointdistill.engine.runtime.optimizer import clip_gradients, guarded_step, update_average
 from pointdistill.engine.runtime.schedules import Rates

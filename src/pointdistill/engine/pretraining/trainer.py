@@ -15,10 +15,12 @@ from pointdistill.data.files.schema import to_plain
 from pointdistill.engine.pretraining.checkpoints import (
     Saver,
     Snapshot,
+    TrainState,
+    list_checkpoints,
     take_snapshot,
     write_snapshot,
 )
-from pointdistill.engine.pretraining.compiling import COMPILE, step_compiler
+from pointdistill.engine.pretraining.execution import COMPILE, prepare_student, step_compiler
 from pointdistill.engine.pretraining.loader import Batch, batches, made_ahead, on_device
 from pointdistill.engine.pretraining.monitor import (
     CollapseWatch,
@@ -35,8 +37,6 @@ from pointdistill.engine.pretraining.run_folder import (
     TrainingCorpus,
     save_teacher,
 )
-from pointdistill.engine.pretraining.sharding import prepare_student
-from pointdistill.engine.pretraining.state import TrainState, list_checkpoints
 from pointdistill.engine.pretraining.step import StopAndSaveFlags, TrainingStep, ViewMaker
 from pointdistill.engine.runtime.devices import DEVICES, PRECISIONS
 from pointdistill.engine.runtime.schedules import Rates

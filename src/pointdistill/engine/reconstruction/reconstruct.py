@@ -30,11 +30,11 @@ from pointdistill.engine.pretraining.run_folder import (
     corpus_fingerprint,
     read_run_config,
 )
-from pointdistill.engine.reconstruction.decoder import chamfer_distance
-from pointdistill.engine.reconstruction.decoder_training import (
+from pointdistill.engine.reconstruction.decoder import (
     MaskedViews,
     ReconstructConfig,
     Split,
+    chamfer_distance,
     guess_by_copying,
     held_out_views,
     measure,

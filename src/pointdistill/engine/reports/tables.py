@@ -11,6 +11,12 @@ from pointdistill.engine.weights.licences import Terms, terms_of
 from pointdistill.errors import ConfigError, one_line
 from pointdistill.reporter import format_bytes, plural
 
+_LEAST_PROSE = 24
+"""Fewest columns for a cell of several words that is wrapped in a narrow terminal."""
+
+_BETWEEN = 2
+"""Columns of a terminal between two columns of a table."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -38,6 +44,37 @@ class Table:
         grid = "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in lines)
         notes = "\n".join(f"- {one_line(note)}" for note in self.notes)
         return "\n\n".join(filter(None, [f"**{one_line(self.title)}**", grid, notes])) + "\n"
+
+    def column_widths(self, room: int, *, wrapped: bool) -> list[int] | None:
+        """How wide each column is on a terminal; None if they do not fit beside each other.
+
+        Args:
+            room: columns of the terminal.
+            wrapped: whether cells of several words may be wrapped.
+        """
+        from rich.cells import cell_len
+
+        cells = zip(self.columns, *self.rows, strict=True)
+        widths = [max(cell_len(one_line(cell)) for cell in column) for column in cells]
+        prose = self._prose() if wrapped else set()
+        left = room - _BETWEEN * (len(widths) - 1)
+        left -= sum(width for number, width in enumerate(widths) if number not in prose)
+        # The narrow ones get what they need, and the others share what is left.
+        for rank, number in enumerate(sorted(prose, key=lambda number: widths[number])):
+            share = left // (len(prose) - rank)
+            if share < min(_LEAST_PROSE, widths[number]):
+                return None
+            widths[number] = min(widths[number], share)
+            left -= widths[number]
+        return widths if left >= 0 else None
+
+    def _prose(self) -> set[int]:
+        """Numbers of the columns with long cells of several words; never the first, which names the row."""
+        return {
+            number
+            for number in range(1, len(self.columns))
+            if any(" " in row[number] and len(row[number]) > _LEAST_PROSE for row in self.rows)
+        }
 
 
 def _escape(cell: str) -> str:

@@ -16,8 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from pointdistill.data.benchmarks.registry import benchmark_spec
-from pointdistill.data.benchmarks.spec import BASE_MIXTURE, CLS_SMALL, MPM_SMALL, SMALL
+from pointdistill.data.benchmarks.registry import (
+    BASE_MIXTURE,
+    CLS_SMALL,
+    MPM_SMALL,
+    SMALL,
+    benchmark_spec,
+)
 from pointdistill.data.files.download import fetch
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.files.schema import parse_json

@@ -1,7 +1,10 @@
-"""Objects of SUN RGB-D (Song et al., CVPR 2015): the points of a training image inside each annotated box, z up.
+"""Objects cut out of indoor scenes along their annotations: S3DIS and SUN RGB-D, both z up.
 
-Two MATLAB files say which images are for training, and give the boxes of each image. Ids are the image's folder
-and the number of the box: ``kv1/NYUdata/NYU0003/002``.
+S3DIS (Armeni et al., CVPR 2016): the points of every annotated object. Ids: ``Area_1/office_1/chair_3``.
+
+SUN RGB-D (Song et al., CVPR 2015): the points of a training image inside each annotated box. Two MATLAB files say
+which images are for training, and give the boxes of each image. Ids are the image's folder and the number of the
+box: ``kv1/NYUdata/NYU0003/002``.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +25,7 @@ from pointdistill.data.corpus.manifest import SourceFacts
 from pointdistill.data.files.archive import MemberLocation, open_archive
 from pointdistill.data.files.member import read_member_at
 from pointdistill.data.files.workspace import file_checksum
+from pointdistill.data.meshes.formats.content import parse_points
 from pointdistill.data.sources.base import (
     Entry,
     SourceCloud,
@@ -30,14 +35,66 @@ from pointdistill.data.sources.base import (
     printable,
     source_facts,
 )
-from pointdistill.data.sources.members import joint_checksum
+from pointdistill.data.sources.members import (
+    Layout,
+    MemberSource,
+    Named,
+    joint_checksum,
+    open_members,
+)
 from pointdistill.errors import DataError
-
-SPLIT_MEMBER = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
-_ROOT = "SUNRGBD/"
 
 FEWEST_POINTS = 2048
 """Objects with fewer points are refused."""
+
+_S3DIS_MEMBER = re.compile(r"(?:.*/)?(Area_\d+)/([^/]+)/Annotations/([^/]+)_(\d+)\.txt")
+
+
+class S3DISSource(MemberSource):
+    """Clouds of a few thousand to millions of rows ``x y z r g b``."""
+
+    def cloud(
+        self, content: bytes, name: str, count: int, *, rng: np.random.Generator
+    ) -> SourceCloud:
+        """A random subset of the rows; only these are parsed, because parsing is what takes time.
+
+        Only x, y and z of each row are read: one row in the archive has a control byte inside a colour.
+
+        Raises:
+            DataError: if there are fewer than 2,048 rows, or one does not begin with three numbers.
+        """
+        rows = [row for row in content.splitlines() if row and not row.isspace()]
+        if len(rows) < FEWEST_POINTS:
+            msg = f"{name}: {len(rows):,} points, objects with at least {FEWEST_POINTS:,} are kept"
+            raise DataError(msg)
+        if len(rows) > count:
+            chosen = np.sort(rng.choice(len(rows), size=count, replace=False, shuffle=False))
+            rows = [rows[k] for k in chosen]
+        return SourceCloud(parse_points(rows))
+
+
+def open_s3dis(request: SourceRequest, info: SourceInfo) -> MemberSource:
+    """The source for a ``Stanford3dDataset_v1.2.zip``.
+
+    Raises:
+        DataError: if the archive is absent or damaged, or holds no annotated object.
+    """
+    pattern = "Area_<k>/<room>/Annotations/<class>_<i>.txt"
+    layout = Layout(name=_s3dis_name, up="z", pattern=pattern)
+    settings = {"fewest_points": FEWEST_POINTS}
+    return open_members(request, info, layout, kind=S3DISSource, settings=settings)
+
+
+def _s3dis_name(member: str) -> Named | None:
+    match = _S3DIS_MEMBER.fullmatch(member)
+    if match is None:
+        return None
+    area, room, label, number = match.groups()
+    return Named(f"{area}/{room}/{label}_{number}", label)
+
+
+SPLIT_MEMBER = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
+_ROOT = "SUNRGBD/"
 
 FARTHEST_METRES = 8.0
 """Larger depths are clipped to this."""
@@ -186,7 +243,7 @@ class SunRGBDSource:
     """Boxes of the training images; a worker keeps the points of one image in memory, 5 MB."""
 
     def __init__(self, images: Path, meta: Path, toolbox: Path, facts: SourceFacts) -> None:
-        """Use `open_source`."""
+        """Use `open_sunrgbd`."""
         self.facts = facts
         self._images = images
         self._meta = meta
@@ -228,7 +285,7 @@ class SunRGBDSource:
         return self.__dict__ | {"_held": None}
 
 
-def open_source(request: SourceRequest, info: SourceInfo) -> SunRGBDSource:
+def open_sunrgbd(request: SourceRequest, info: SourceInfo) -> SunRGBDSource:
     """The source for the three files, named by their folder or by one of them.
 
     Raises:

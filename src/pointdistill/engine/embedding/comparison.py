@@ -1,0 +1,174 @@
+"""The space in which the features of an embedding are compared, and the rows that are most similar in it.
+
+Sizes: n shapes, F the length of a vector, b rows of a block, q queries, K numbers that are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointdistill.engine.embedding.compute import feature_width
+from pointdistill.engine.embedding.index import Index
+from pointdistill.engine.features.statistics import (
+    ENOUGH_SHAPES,
+    WHITENED_FROM,
+    FeatureStatistics,
+    measure,
+    read_statistics,
+)
+from pointdistill.engine.weights.encoders import locate_encoder
+from pointdistill.errors import DataError
+from pointdistill.model.encoder import Encoder
+from pointdistill.reporter import SILENT, Reporter, plural
+
+CENTRED_FROM = 4
+"""Fewest shapes whose mean is subtracted: with fewer, it is largely the one shape that is looked for."""
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A space in which the cosine of two feature vectors says how similar two shapes are."""
+
+    transform: Callable[[Features], Features]
+    """Maps feature vectors (n, F) to that space, (n, K)."""
+
+    name: str
+    """In a few words."""
+
+
+RAW = Comparison(lambda features: features, "raw features")
+
+
+def choose_comparison(
+    index: Index, encoder: Encoder, origin: Path | str | None, *, reporter: Reporter = SILENT
+) -> Comparison:
+    """The space in which an embedding's features are compared.
+
+    Statistics of the embedding's own shapes are used where there are enough of them, else those that came with the
+    encoder, else those of few shapes, else the mean alone.
+
+    Args:
+        index: an embedding with one vector per shape.
+        encoder: the encoder that made it.
+        origin: where that encoder is; None if it is only in memory, without statistics of its own.
+        reporter: receives a line if the encoder has statistics that do not fit.
+
+    Raises:
+        DataError: if statistics in the embedding are damaged, or its features have another length.
+    """
+    shapes, width = index.shapes(), feature_width(index.facts.features, encoder)
+    if shapes >= ENOUGH_SHAPES and (own := _own_statistics(index, width)):
+        return Comparison(
+            own.whitened, f"features whitened over the index's {plural(shapes, 'shape')}"
+        )
+    few = f"the index holds {shapes:,} shape{'' if shapes == 1 else 's'}"
+    statistics, problem = (
+        (None, "")
+        if origin is None
+        else read_statistics(
+            locate_encoder(origin),
+            encoder_sha256=index.facts.encoder_sha256,
+            features=index.facts.features,
+            points=index.facts.chosen_draws.points,
+            width=width,
+        )
+    )
+    if problem:
+        reporter.say(problem)
+    if statistics is not None:
+        of = f"over {plural(statistics.shapes, 'shape')}, as measured with the encoder"
+        return Comparison(statistics.whitened, f"features whitened {of}; {few}")
+    if shapes >= WHITENED_FROM and (own := _own_statistics(index, width)):
+        return Comparison(
+            own.whitened, f"features whitened over the index's {plural(shapes, 'shape')}"
+        )
+    rows = next(_finite_blocks(index, width), np.empty((0, width), np.float32))
+    if shapes < CENTRED_FROM or np.ptp(rows, axis=0).max() <= 1e-6 * np.abs(rows).max():
+        return Comparison(RAW.transform, f"{RAW.name}; {few}")
+    mean = rows.mean(axis=0)
+    return Comparison(lambda features: features - mean, f"features minus their mean; {few}")
+
+
+def _own_statistics(index: Index, width: int) -> FeatureStatistics | None:
+    """Those that the embedding holds; one of an earlier version holds none, and is measured here."""
+    return index.statistics(width) or measure(_finite_blocks(index, width), index.shapes())
+
+
+def nearest(
+    index: Index, queries: Features, count: int, comparison: Comparison = RAW
+) -> list[list[tuple[int, float]]]:
+    """For each of ``queries`` (q, F), the ``count`` most similar rows of the embedding, with their cosines.
+
+    The most similar comes first; of rows with the same cosine, the lower one.
+
+    Raises:
+        DataError: if the embedding's vectors have another length.
+    """
+    units, _ = _unit_rows(comparison.transform(queries))
+    rows = [np.empty(0, np.int64) for _ in queries]
+    best = [np.empty(0, np.float32) for _ in queries]
+    first = 0
+    for block in _feature_blocks(index, queries.shape[1]):
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled, lengths = _unit_rows(comparison.transform(block))
+        # A feature that is not finite reaches the length of its row, whatever the comparison: no pass of its own.
+        _check_finite(index, lengths)
+        for k, cosine in enumerate(units @ scaled.T):
+            # Of equal rows the lower one is kept, so a full list takes only what is above its last. Few rows of a
+            # block are: they alone are sorted.
+            full = len(best[k]) == count
+            above = np.flatnonzero(cosine > best[k][-1]) if full else np.arange(len(cosine))
+            together = np.concatenate([best[k], cosine[above]])
+            order = np.argsort(-together, kind="stable")[:count]
+            rows[k] = np.concatenate([rows[k], first + above])[order]
+            best[k] = together[order]
+        first += len(block)
+    return [list(zip(r.tolist(), b.tolist(), strict=True)) for r, b in zip(rows, best, strict=True)]
+
+
+def _unit_rows(values: Features) -> tuple[Features, Features]:
+    """Rows scaled to length 1, and their lengths (n, 1); rows of zeros stay."""
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    scaled: Features = values / np.maximum(lengths, 1e-12)
+    return scaled, lengths
+
+
+def _finite_blocks(index: Index, width: int) -> Iterator[Features]:
+    """The features (b, F) of an embedding, none of which is infinite or not a number.
+
+    Raises:
+        DataError: if F is not ``width``, or a feature is not finite.
+    """
+    for block in _feature_blocks(index, width):
+        with np.errstate(over="ignore", invalid="ignore"):
+            _check_finite(index, np.linalg.norm(block, axis=1))
+        yield block
+
+
+def _check_finite(index: Index, lengths: Features) -> None:
+    """Raise DataError unless all lengths of feature vectors are finite."""
+    if not np.isfinite(lengths).all():
+        msg = f"{index.path}: features that are not finite; embed again"
+        raise DataError(msg)
+
+
+def _feature_blocks(index: Index, width: int) -> Iterator[Features]:
+    """The features (b, F) of an embedding, float32 however they are stored.
+
+    Raises:
+        DataError: if F is not ``width``.
+    """
+    for block in index.blocks("features"):
+        if block.ndim != 2 or block.shape[1] != width:
+            msg = (
+                f"{index.path}: features of shape {block.shape}, expected (n, {width}); embed again"
+            )
+            raise DataError(msg)
+        yield block.astype(np.float32, copy=False)
