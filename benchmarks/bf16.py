@@ -2,8 +2,10 @@
 
 Every variant trains the same initial weights on the same views by the production step: ``float32``; ``bf16``, as
 autocast computes; ``residual``, bf16 with the tokens between blocks in float32; ``logits``, bf16 with the last
-layer of the heads in float32; ``both``. Two numbers come out for each: how far its losses are from those of
-float32, and how far bf16 features are from float32 features of the same weights, initial and trained.
+layer of the heads in float32; ``both``. ``packed`` is float32 with the student's passes computed together, the
+same numbers but for the order of sums: what it differs by is no fault of a precision. Two numbers come out for
+each: how far its losses are from those of float32, and how far bf16 features are from float32 features of the
+same weights, initial and trained.
 
 Run: ``python benchmarks/bf16.py CORPUS [--size tiny] [--width 0] [--steps 100] [--batch 16]``
 """
@@ -33,7 +35,8 @@ from pointdistill.model.encoder import Encoder, Tokens
 from pointdistill.model.heads import Prototypes
 from pointdistill.model.patches import patchify, to_unit_sphere
 
-VARIANTS = ("float32", "bf16", "residual", "logits", "both")
+VARIANTS = ("float32", "packed", "bf16", "residual", "logits", "both")
+IN_FLOAT32 = ("float32", "packed")
 SHAPES = 64
 """Shapes whose features are compared."""
 
@@ -94,14 +97,15 @@ def distance(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
 
 def train(config: PretrainConfig, corpus: Corpus, variant: str) -> tuple[list[float], list[str]]:
     """The losses of a run, and lines about its features."""
-    accelerator = build_accelerator("cpu", "no" if variant == "float32" else "bf16")
+    accelerator = build_accelerator("cpu", "no" if variant in IN_FLOAT32 else "bf16")
     state = new_state(config)
     lines, losses = [], []
     with kept_in_float32(variant):
         step = TrainingStep(state, prepare_student(state, accelerator, "none"), accelerator)
+        state.student.packs_passes = variant == "packed"
         total = config.steps or 0
         for number in range(total + 1):
-            if number in (0, total) and variant != "float32":
+            if number in (0, total) and variant not in IN_FLOAT32:
                 exact = features(state.teacher.encoder, corpus, bf16=False)
                 off = distance(features(state.teacher.encoder, corpus, bf16=True), exact)
                 lines.append(
@@ -116,7 +120,7 @@ def train(config: PretrainConfig, corpus: Corpus, variant: str) -> tuple[list[fl
                 first=number,
                 last=number + 1,
             )
-            batch = next(source)
+            batch = next(source).to(accelerator.device)
             rates = config.schedule.at(number, total=total, steps_per_epoch=total / 10)
             metrics = step(batch, make_views(batch, config), rates)
             losses.append(metrics.logged["loss"].item())

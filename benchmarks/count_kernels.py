@@ -210,6 +210,9 @@ class Ledger:
     parts: dict[str, Counted] = field(default_factory=lambda: collections.defaultdict(Counted))
     part: str = "plain"
     counting: bool = False
+    paused: bool = False
+    """Whether what runs is a compiler, whose tensors are its own and on no device."""
+
     live: int = 0
     peak: int = 0
     peak_at: str = ""
@@ -252,6 +255,8 @@ class CountOperations(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if LEDGER.paused:
+            return result
         outputs = tensors_in(result)
         for tensor in outputs:
             if tensor.device.type == "cuda":
@@ -324,7 +329,7 @@ class CompiledPart:
             )
 
         counting, LEDGER.counting = LEDGER.counting, False
-        CompiledPart.tracing = True
+        LEDGER.paused = CompiledPart.tracing = True
         try:
             run = aot_function(
                 flat,
@@ -335,7 +340,8 @@ class CompiledPart:
             )
             outputs = iter(run(weights, [leaves[i] for i in places]))
         finally:
-            CompiledPart.tracing, LEDGER.counting = False, counting
+            LEDGER.paused = CompiledPart.tracing = False
+            LEDGER.counting = counting
         spec, out = out_layout
         return pytree.tree_unflatten(
             [next(outputs) if isinstance(x, Tensor) else x for x in out], spec
@@ -348,18 +354,22 @@ class CompiledPart:
         def compile_graph(graph: Any, example: Any) -> Any:
             part, needed = self.name + suffix, 0
             if counting:
+                # A backward pass is compiled while the plain one around it is counted.
+                paused, LEDGER.paused = LEDGER.paused, True
                 needed = count_graph(graph, example, LEDGER.parts[part])
+                LEDGER.paused = paused
                 found = LEDGER.parts[part]
                 sys.stderr.write(f"{part}: {found.kernels} kernels, {found.bytes / 1e9:.2f} GB\n")
 
             def run(*inputs: Any) -> Any:
-                before, LEDGER.counting = LEDGER.counting, False
+                before = LEDGER.counting, LEDGER.paused
+                LEDGER.counting = LEDGER.paused = False
                 if counting:
                     LEDGER.reach(LEDGER.live + needed, part)
                 try:
                     return graph.forward(*inputs)
                 finally:
-                    LEDGER.counting = before
+                    LEDGER.counting, LEDGER.paused = before
 
             return make_boxed_func(run)
 

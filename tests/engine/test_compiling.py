@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining import execution
@@ -56,18 +58,37 @@ def losses_of(
     config: PretrainConfig, compiler: StepCompiler | None = None, *, packed: bool = False
 ) -> list[float]:
     """The losses of three steps."""
+    return taken(config, compiler, packed=packed)[0]
+
+
+def taken(
+    config: PretrainConfig,
+    compiler: StepCompiler | None = None,
+    *,
+    packed: bool = False,
+    steps: int = 3,
+    unreadable: int | None = None,
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The losses of steps on views and rates that change, and what student and teacher are afterwards."""
     accelerator = build_accelerator("cpu", "no")
     state = new_state(config)
     student = prepare_student(state, accelerator, "none")
     state.student.packs_passes = packed
     step = TrainingStep(state, student, accelerator, compiler)
-    batch = batch_of(config)
-    views = make_views(batch, config)
     losses = []
-    for number in range(3):
+    for number in range(steps):
+        batch = replace(batch_of(config), epoch=number)
+        if number == unreadable:
+            batch = replace(batch, read_error=OSError("no disk"))
         rates = config.schedule.at(number + 2, total=100, steps_per_epoch=4)
-        losses.append(step(batch, views, rates).logged["loss"].item())
-    return losses
+        metrics = step(batch, make_views(batch, config), rates, watch=number % 2 == 0)
+        losses.append(metrics.logged["loss"].item())
+    branches = (state.student, state.teacher)
+    return losses, {
+        f"{n}.{name}": value
+        for n, b in enumerate(branches)
+        for name, value in b.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -82,6 +103,99 @@ def test_a_step_is_three_whole_graphs_with_the_same_losses(
     with torch._dynamo.config.patch(error_on_recompile=True):
         ours = losses_of(config, StepCompiler(active=True, retries=False), packed=packed)
     assert ours == pytest.approx(losses_of(config), rel=1e-5)
+
+
+def place_of(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+class Tape(TorchDispatchMode):
+    """Records as a CUDA graph does: every operation with the tensors and numbers that it had, in their places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, ...]] = []
+        self.replays = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default, "the host reads a number"
+        result = func(*args, **(kwargs or {}))
+        if (
+            torch.Tag.inplace_view not in func.tags
+        ):  # a new shape, which the places kept here do not share
+            self.calls.append((func, *pytree.tree_map(place_of, (args, kwargs or {}, result))))
+        return result
+
+    def warm(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+    def record(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        with self:
+            return function(), self.replay
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        self.replays += 1
+        for func, args, kwargs, result in self.calls:
+            again = func(*args, **kwargs)
+            places, values = (pytree.tree_leaves(one) for one in (result, again))
+            for place, value in zip(places, values, strict=True):
+                if isinstance(place, torch.Tensor) and place.data_ptr() != value.data_ptr():
+                    place.copy_(value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "drop_path"), [(Mode.DUAL, 0.05), (Mode.DUAL, 0.2), (Mode.CLS, 0.2), (Mode.MPM, 0.0)]
+)
+def test_a_recorded_step_takes_later_steps_with_later_rates(mode: Mode, drop_path: float) -> None:
+    """Whatever a step reads from Python instead of its inputs would stay what it was when it was recorded."""
+    config, tape = config_of(mode, drop_path), Tape()
+    theirs, expected = taken(config, steps=7)
+    ours, found = taken(config, StepCompiler(recorder=tape), steps=7)
+    assert tape.replays == 1 + 4, "the check, and the steps from the fourth on"
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_recorded_step_is_called_off_where_shapes_could_not_be_read() -> None:
+    config = config_of(Mode.DUAL, 0.2)
+    _, after_five = taken(config, StepCompiler(recorder=Tape()), steps=5)
+    _, called_off = taken(config, StepCompiler(recorder=Tape()), steps=7, unreadable=5)
+    for name, value in after_five.items():
+        assert torch.equal(called_off[name], value), name
+
+
+class Wrong(Tape):
+    """Computes another norm than it recorded."""
+
+    def record(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        result = function()
+        return result, lambda: result.norm.mul_(1.1)
+
+
+class Unable(Tape):
+    def record(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        function()
+        raise RuntimeError("operation not permitted when stream is capturing\nand much more")
+
+
+@pytest.mark.parametrize(
+    ("recorder", "reason"),
+    [(Unable, "operation not permitted"), (Wrong, "recorded, they compute")],
+)
+def test_a_step_that_cannot_be_recorded_is_taken_as_before(
+    recorder: type[Tape], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same bits: neither the attempt nor the check changed anything."""
+    config = config_of(Mode.DUAL, 0.2)
+    ours, found = taken(config, StepCompiler(recorder=recorder()), steps=6)
+    theirs, expected = taken(config, steps=6)
+    assert ours == theirs
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    (line,) = our_lines(caplog)
+    assert line.startswith("the step's kernels are launched one by one, which takes longer: ")
+    assert reason in line
 
 
 @pytest.mark.parametrize("drop_path", [0.05, 0.2])

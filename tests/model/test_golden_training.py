@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.pretraining import execution
 from pointdistill.engine.pretraining import step as step_module
 from pointdistill.engine.pretraining.checkpoints import TrainState, new_state, to_device
-from pointdistill.engine.pretraining.execution import prepare_student
+from pointdistill.engine.pretraining.execution import StepCompiler, prepare_student
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.step import TrainingStep
 from pointdistill.engine.runtime.devices import build_accelerator
@@ -50,11 +52,21 @@ CASES = {
     "dual_deep_patch_embedding": Mode.DUAL,
 }
 
+BACKEND = os.environ.get("POINTDISTILL_GOLDEN_BACKEND")
+"""``aot_eager`` or ``inductor`` for all cases compiled, backward passes included, which takes minutes."""
+
 
 class GoldenStep:
     """A case's model, and what one call of the production step made of it."""
 
-    def __init__(self, folder: Path, name: str, device: str = "cpu", precision: str = "no") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        device: str = "cpu",
+        precision: str = "no",
+        compiler: StepCompiler | None = None,
+    ) -> None:
         self.mode = CASES[name]
         self.expected: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
         tensors = load_file(folder / f"{name}.safetensors")
@@ -82,11 +94,11 @@ class GoldenStep:
         to_device(self.state, accelerator.device)
         student = prepare_student(self.state, accelerator, "none")
         with pytest.MonkeyPatch.context() as monkeypatch:
-            self._look_inside(monkeypatch)
-            step = TrainingStep(self.state, student, accelerator)
+            self._look_inside(monkeypatch, compiled=compiler is not None)
+            step = TrainingStep(self.state, student, accelerator, compiler)
             self.metrics = step(_no_batch(), self.views, rates)
 
-    def _look_inside(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _look_inside(self, monkeypatch: pytest.MonkeyPatch, *, compiled: bool) -> None:
         """Note what goes into the objective, and the gradients before they are clipped; change nothing."""
 
         def noted_objective(
@@ -100,7 +112,8 @@ class GoldenStep:
             self.gradients = {n: p.grad.clone() for n, p in named if p.grad is not None}
             return clip_gradients(parameters, max_norm)
 
-        monkeypatch.setattr(step_module, "objective", noted_objective)
+        if not compiled:
+            monkeypatch.setattr(step_module, "objective", noted_objective)
         monkeypatch.setattr(step_module, "clip_gradients", noted_clip)
 
 
@@ -241,3 +254,17 @@ def test_state_after_the_update(step: GoldenStep) -> None:
         error = (ours[name] - value).norm() / value.norm()
         assert error < 1e-6, (name, float(error))
     assert step.state.step == 21
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("name", CASES if BACKEND else ["mpm"])
+def test_a_compiled_step_has_the_same_numbers(
+    name: str, golden_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Student, teacher and objective as whole graphs."""
+    monkeypatch.setitem(execution._WHOLE, "backend", BACKEND or "eager")
+    compiled = GoldenStep(golden_dir, name, compiler=StepCompiler(active=True, retries=False))
+    test_losses(compiled)
+    test_gradients(compiled)
+    test_state_after_the_update(compiled)
+    torch._dynamo.reset()

@@ -225,7 +225,7 @@ CompileOption = Annotated[
     str,
     typer.Option(
         "--compile",
-        help="Fuse the step's operations by torch.compile: auto (on a GPU), on, or off.",
+        help="Fuse the step's operations by torch.compile: auto (on one GPU), on, or off.",
         callback=_one_of("compile", COMPILE),
         autocompletion=complete_one_of(*COMPILE),
     ),

@@ -1,15 +1,20 @@
-"""How a step is executed: on one process or several (DDP, FSDP), compiled or as plain PyTorch."""
+"""How a step is executed: on one process or several (DDP, FSDP), compiled or as plain PyTorch.
+
+On a GPU the kernels of a compiled step can be recorded once and then launched together, as a CUDA graph.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pointdistill.engine.pretraining.checkpoints import TrainState
@@ -118,7 +123,12 @@ def step_compiler(
         reason = "sharding is 'fsdp'" if sharding == "fsdp" else compile_failure(device)
     if reason is not None:
         _say_not_compiled(reason)
-    return StepCompiler(active=wanted and reason is None, retries=alone)
+    active = wanted and reason is None
+    # DDP's messages cannot be recorded as the step's own kernels are.
+    records = active and alone and setting == "on" and device.type == "cuda"
+    return StepCompiler(
+        active=active, retries=alone, recorder=CudaRecorder(device) if records else None
+    )
 
 
 def compile_failure(device: torch.device) -> str | None:
@@ -151,14 +161,18 @@ def _say_not_compiled(reason: str) -> None:
 class StepCompiler:
     """Compiles the parts of a training step, and does without if the first step shows that they do not work."""
 
-    def __init__(self, *, active: bool = False, retries: bool = True) -> None:
+    def __init__(
+        self, *, active: bool = False, retries: bool = True, recorder: Recorder | None = None
+    ) -> None:
         """Prepare to compile.
 
         Args:
             active: whether to compile at all.
             retries: whether ``first_time`` may compute a second time. Processes that wait for each other may not.
+            recorder: records the kernels of a whole step; None to launch them one by one.
         """
         self.active = active
+        self.recorder = recorder
         self._retries = retries
         self._failed = False
 
@@ -188,7 +202,7 @@ class StepCompiler:
         except Exception as error:
             if not (self.active and self._retries) or out_of_memory(error):
                 raise
-            self.active, self._failed = False, True
+            self.active, self._failed, self.recorder = False, True, None
             undo()
             with self.running():
                 result = compute()
@@ -201,3 +215,120 @@ class StepCompiler:
         if self._failed:
             return torch.compiler.set_stance("force_eager")
         return contextlib.nullcontext()
+
+
+class Recorder(Protocol):
+    """Records what a function launches, for it to be launched again."""
+
+    def warm(self, function: Callable[[], Result]) -> Result:
+        """The result of the function, run as it will be when it is recorded."""
+        ...
+
+    def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+        """The function's result, whose numbers are not there yet, and what computes them when it is called.
+
+        Every tensor stays where it was, and every Python number what it was, when it was recorded.
+        """
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Prepare to record on this device."""
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    def warm(self, function: Callable[[], Result]) -> Result:
+        """Run on the stream on which to record, since libraries and autograd remember a stream."""
+        self._stream = self._stream or torch.cuda.Stream(self._device)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = function()
+        current.wait_stream(self._stream)
+        return result
+
+    def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+        """Record one graph; its memory belongs to it until the replay function is dropped."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (of the loader, of the writer of checkpoints) may go on with what a recording forbids.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            result = function()
+        return result, graph.replay
+
+
+class Recording:
+    """A function of tensors as it was recorded: new inputs are copied to where the recorded kernels read."""
+
+    def __init__(
+        self, function: Callable[[Any], Result], inputs: object, recorder: Recorder
+    ) -> None:
+        """Record ``function(inputs)``; it is not computed."""
+        self._inputs = copy.deepcopy(inputs)
+        self._outputs, self._replay = recorder.record(lambda: function(self._inputs))
+
+    def fits(self, inputs: object) -> bool:
+        """Whether inputs have the sizes of the recorded ones."""
+        return [t.shape for t in tensors_in(inputs)] == [t.shape for t in tensors_in(self._inputs)]
+
+    def __call__(self, inputs: object) -> Any:
+        """The outputs for other inputs of the same sizes; the next call overwrites them."""
+        for ours, theirs in zip(tensors_in(self._inputs), tensors_in(inputs), strict=True):
+            ours.copy_(theirs)
+        self._replay()
+        return self._outputs
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """All tensors of records, tuples, lists and dictionaries within each other, in a fixed order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif is_dataclass(value):
+        for one in fields(value):
+            yield from tensors_in(getattr(value, one.name))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for part in value:
+            yield from tensors_in(part)
+
+
+def mean_over_processes(accelerator: Accelerator, values: Sequence[Tensor]) -> list[Tensor]:
+    """The average of every tensor over all processes, in float32 and of the same shape, by a single all-reduce."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    flat = torch.cat([value.detach().float().reshape(-1) for value in values])
+    distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    parts = flat.split([value.numel() for value in values])
+    return [part.view(value.shape) for value, part in zip(values, parts, strict=True)]
+
+
+def gather_rows(accelerator: Accelerator, value: Tensor) -> tuple[Tensor, int]:
+    """The rows of all processes, differentiably, and the index of this process's first row among them."""
+    all_rows: Tensor = _GatherRows.apply(value)  # type: ignore[no-untyped-call]
+    return all_rows, accelerator.process_index * len(value)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather whose backward pass sums the gradients that every process's loss has for this process's rows."""
+
+    # ``distributed.all_gather`` has no gradient. Without one, KoLeo would move a shape away from a neighbour on
+    # another process, but the neighbour would feel nothing of it.
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.rows = len(value)
+        parts = [torch.empty_like(value) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        distributed.all_reduce(gradient)
+        first = distributed.get_rank() * ctx.rows
+        return gradient[first : first + ctx.rows]

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining.checkpoints import TrainState
-from pointdistill.engine.pretraining.execution import StepCompiler, first_line
+from pointdistill.engine.pretraining.execution import (
+    Recorder,
+    Recording,
+    StepCompiler,
+    first_line,
+    gather_rows,
+    mean_over_processes,
+)
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.monitor import DeviceMetrics, StepOutcome
 from pointdistill.engine.runtime.devices import out_of_memory
@@ -32,6 +39,7 @@ from pointdistill.model.distillation import (
     CENTER_MOMENTUM,
     Head,
     Losses,
+    SeenAs,
     TeacherOutput,
     Views,
     objective,
@@ -39,6 +47,7 @@ from pointdistill.model.distillation import (
 from pointdistill.model.losses import PosteriorStats, posterior_stats
 from pointdistill.model.masking import Masks, draw_masks
 from pointdistill.model.random import KeyedRandom, sample_keys, stream_number
+from pointdistill.model.transformer import DepthDraws
 from pointdistill.model.views import draw_views
 
 log = logging.getLogger("pointdistill")
@@ -135,6 +144,37 @@ class StepMessage(NamedTuple):
         return message
 
 
+class StepInputs(NamedTuple):
+    """All that differs from one step to the next, and that is not in the state.
+
+    Tensors, in a step whose kernels are recorded, since it reads what it is given then from where it is.
+    """
+
+    views: Views
+    draws: dict[SeenAs, list[DepthDraws]]
+    learning_rate: float | Tensor
+    teacher_share: float | Tensor  # 1 - momentum: of the student's weights in the teacher's
+    temperatures: Temperatures
+    unreadable: float | Tensor  # 1 if this process could not read its shapes
+
+
+class StepOutputs(NamedTuple):
+    """What a step computed; its changes are in the state."""
+
+    losses: Losses
+    targets: TeacherOutput
+    means: dict[Head, Tensor]
+    norm: Tensor
+
+
+RECORDED_FROM = 3
+"""Steps of a process before one is recorded: compilers and libraries prepare themselves in the first ones."""
+
+CLOSE_ENOUGH = 0.01
+"""How far, relatively, loss and gradient norm may be from those of the step as it was before it was recorded: bf16
+and sums in another order differ by less."""
+
+
 class TrainingStep:
     """Takes the steps of a run on one process, without ever making the host wait for the device.
 
@@ -169,6 +209,8 @@ class TrainingStep:
         self.student = student
         self.accelerator = accelerator
         self.all_finite = torch.ones((), device=accelerator.device)
+        self._recording: Recording | None = None
+        self._until_recorded = RECORDED_FROM
 
     def __call__(
         self,
@@ -188,48 +230,124 @@ class TrainingStep:
             watch: also compute the entropies of the teacher's posteriors.
             stop_and_save_flags: whether this process wants to stop or save after the step.
         """
-        state = self.state
-        with self.compiler.running():
-            losses, targets, means = self.compiler.first_time(
-                lambda: self._gradients(views, rates), undo=state.optimizer.zero_grad
-            )
-        norm = clip_gradients(self.student.parameters(), state.config.clip_norm)
-
+        outputs = self._replayed(batch, views, rates)
+        replayed = outputs is not None
+        if outputs is None:
+            inputs = self._inputs(batch, views, rates)
+            with self.compiler.running():
+                outputs = self.compiler.first_time(
+                    lambda: self._gradients(inputs), undo=self.state.optimizer.zero_grad
+                )
         # Everything that the processes must agree on travels in one message, after the backward pass and before
-        # anything is changed.
-        posteriors = _posteriors(targets, rates) if watch else {}
-        message = self._message(losses, means, posteriors, batch, stop_and_save_flags)
-        self._check(message, norm)
-        self._update(rates, message.logit_means)
-        state.step += 1
-        return self._metrics(batch, rates, message, norm)
+        # anything is changed. What is replayed belongs to a single process, and has changed the state already.
+        message = self._message(outputs, rates, watch, batch, stop_and_save_flags)
+        if not replayed:
+            self._apply(inputs, message.loss, message.logit_means, outputs.norm, message.unreadable)
+        self.state.step += 1
+        return self._metrics(batch, rates, message, outputs.norm)
 
-    def _gradients(
-        self, views: Views, rates: Rates
-    ) -> tuple[Losses, TeacherOutput, dict[Head, Tensor]]:
-        """Compute the losses and the student's gradients; also returns the teacher's output and mean logits."""
-        state, device = self.state, self.accelerator.device
-        with self.accelerator.autocast():
-            targets, means = self._targets(views)
-            draws = state.student.draw_depth(views, self._generator())
-            predictions = self.student(views, draws)
-        temperatures = Temperatures(
-            *(self.compiler.number(value, device) for value in astuple(rates.temperatures))
+    def _inputs(
+        self, batch: Batch, views: Views, rates: Rates, *, recorded: bool = False
+    ) -> StepInputs:
+        """The inputs of the next step; ``recorded`` if its kernels are, which read numbers on the device."""
+        device = self.accelerator.device
+
+        def number(value: float, *, compiled: bool = False) -> float | Tensor:
+            if recorded:
+                return torch.full((), value, device=device)
+            return self.compiler.number(value, device) if compiled else value
+
+        return StepInputs(
+            views,
+            self.state.student.draw_depth(views, self._generator()),
+            learning_rate=number(rates.learning_rate),
+            teacher_share=number(1.0 - rates.teacher_momentum),
+            temperatures=Temperatures(
+                *(number(value, compiled=True) for value in astuple(rates.temperatures))
+            ),
+            unreadable=number(float(batch.read_error is not None)),
         )
+
+    def _replayed(self, batch: Batch, views: Views, rates: Rates) -> StepOutputs | None:
+        """Take the step by its recorded kernels; None, with nothing done, if it has to be taken without."""
+        recorder = self.compiler.recorder
+        if recorder is None:
+            return None
+        if self._until_recorded or self._takes_first_centers():
+            self._until_recorded = max(0, self._until_recorded - 1)
+            return None
+        inputs = self._inputs(batch, views, rates, recorded=True)
+        if self._recording is None:
+            try:
+                self._recording = self._recorded(inputs, recorder)
+            except Exception as error:
+                # Running out of memory is a reason, too: a recording keeps for itself all that its step needs.
+                self.compiler.recorder = None
+                self.state.optimizer.zero_grad()
+                log.warning(
+                    "the step's kernels are launched one by one, which takes longer: %s",
+                    first_line(error),
+                )
+                return None
+        if not self._recording.fits(inputs):
+            return None
+        # Copies, since the next step's numbers take the place of these before a caller may have read them. Not of
+        # the targets, which are large and read at once.
+        outputs: StepOutputs = self._recording(inputs)
+        kept = pytree.tree_map(torch.clone, (outputs.losses.total, outputs.losses.terms))
+        means = {head: mean.clone() for head, mean in outputs.means.items()}
+        return outputs._replace(losses=Losses(*kept), means=means, norm=outputs.norm.clone())
+
+    def _recorded(self, inputs: StepInputs, recorder: Recorder) -> Recording:
+        """The recording of a step.
+
+        Raises:
+            ValueError: if it computes other numbers than the step itself.
+        """
+
+        def take(inputs: StepInputs) -> StepOutputs:
+            outputs = self._gradients(inputs)
+            self._apply(
+                inputs, outputs.losses.total, outputs.means, outputs.norm, inputs.unreadable
+            )
+            return outputs
+
+        # Both computations of the check are told that the shapes could not be read, so neither changes anything.
+        trial = inputs._replace(unreadable=torch.ones_like(self.all_finite))
+        before = self.all_finite.clone()
+        try:
+            expected = _key_numbers(recorder.warm(lambda: take(trial)))
+            recording = Recording(take, trial, recorder)
+            found = _key_numbers(recording(trial))
+        finally:
+            self.all_finite.copy_(before)
+        if not np.allclose(found, expected, rtol=CLOSE_ENOUGH, equal_nan=True):
+            msg = f"recorded, they compute {found} instead of {expected} (loss, gradient norm)"
+            raise ValueError(msg)
+        return recording
+
+    def _gradients(self, inputs: StepInputs) -> StepOutputs:
+        """Compute the losses and the student's gradients, clipped."""
+        state = self.state
+        with self.accelerator.autocast():
+            targets, means = self._targets(inputs.views)
+            predictions = self.student(inputs.views, inputs.draws)
         gathered = None
         if predictions.cls is not None and self.accelerator.num_processes > 1:
             gathered = gather_rows(self.accelerator, predictions.cls.features)
         losses = (self.compiled_objective or objective)(
             predictions,
             targets,
-            temperatures,
+            inputs.temperatures,
             koleo_weight=state.config.koleo_weight,
             gathered=gathered,
         )
         # A process that could not read its shapes computes on placeholders all the same, because the others wait
         # for it in every collective, the gradients' among them.
         losses.total.backward()
-        return losses, targets, means
+        terms = {name: value.detach() for name, value in losses.terms.items()}
+        norm = clip_gradients(self.student.parameters(), state.config.clip_norm)
+        return StepOutputs(Losses(losses.total.detach(), terms), targets, means, norm)
 
     def _targets(self, views: Views) -> tuple[TeacherOutput, dict[Head, Tensor]]:
         """The teacher's output with centred logits, and each head's mean raw logits (Q,) on this process."""
@@ -258,9 +376,9 @@ class TrainingStep:
 
     def _message(
         self,
-        losses: Losses,
-        means: dict[Head, Tensor],
-        posteriors: dict[Head, PosteriorStats],
+        outputs: StepOutputs,
+        rates: Rates,
+        watch: bool,
         batch: Batch,
         flags: StopAndSaveFlags,
     ) -> StepMessage:
@@ -270,31 +388,38 @@ class TrainingStep:
             return torch.full((), float(value), device=self.accelerator.device)
 
         return StepMessage(
-            loss=losses.total.detach(),
-            terms={name: value.detach() for name, value in losses.terms.items()},
-            logit_means=means,
-            posteriors=posteriors,
+            loss=outputs.losses.total,
+            terms=outputs.losses.terms,
+            logit_means=outputs.means,
+            posteriors=_posteriors(outputs.targets, rates) if watch else {},
             unreadable=flag(batch.read_error is not None),
             stop=flag(flags.stop),
             save=flag(flags.save),
         ).averaged(self.accelerator)
 
-    def _check(self, message: StepMessage, norm: Tensor) -> None:
-        """Set ``all_finite`` to 0 if this step must not be applied; the decision is the same on all processes."""
+    def _apply(
+        self,
+        inputs: StepInputs,
+        loss: Tensor,
+        means: Mapping[Head, Tensor],
+        norm: Tensor,
+        unreadable: float | Tensor,
+    ) -> None:
+        """Update student, teacher and centres, each only while ``all_finite`` is 1.
+
+        Sets that to 0 if this step must not be applied; the decision is the same on all processes.
+        """
         # The same everywhere, because it looks only at numbers that are averaged over processes: one process's NaN
         # makes the average NaN. The gradients' norm is of gradients that DDP or FSDP has averaged already.
-        finite = torch.isfinite(message.loss) & torch.isfinite(norm) & (message.unreadable == 0)
-        for mean in message.logit_means.values():
+        finite = torch.isfinite(loss) & torch.isfinite(norm) & (unreadable == 0)
+        for mean in means.values():
             # Those of visible patches reach no loss, but they do reach the centres.
             finite &= torch.isfinite(mean).all()
         self.all_finite.mul_(finite)
-
-    def _update(self, rates: Rates, means: Mapping[Head, Tensor]) -> None:
-        """Update student, teacher and centres, each only while ``all_finite`` is 1."""
         state, applied = self.state, self.all_finite
-        guarded_step(state.optimizer, rates.learning_rate, applied)
+        guarded_step(state.optimizer, inputs.learning_rate, applied)
         # After the optimiser, since the teacher averages the student's updated weights.
-        update_average(state.teacher, state.student, applied * (1.0 - rates.teacher_momentum))
+        update_average(state.teacher, state.student, applied * inputs.teacher_share)
         momentum = 0.0 if self._takes_first_centers() else CENTER_MOMENTUM
         for head, mean in means.items():
             center = state.teacher.centers[head]
@@ -324,6 +449,11 @@ class TrainingStep:
         )
 
 
+def _key_numbers(outputs: StepOutputs) -> tuple[float, float]:
+    """Loss and gradient norm, for which the host waits."""
+    return outputs.losses.total.item(), outputs.norm.item()
+
+
 def _posteriors(targets: TeacherOutput, rates: Rates) -> dict[Head, PosteriorStats]:
     temperatures = {
         Head.CLS: rates.temperatures.cls_teacher,
@@ -348,41 +478,3 @@ def entropies(posteriors: Mapping[Head, PosteriorStats]) -> dict[str, Tensor]:
         values[f"{head}_marginal_share"] = marginal / largest
         values[f"{head}_posterior_share"] = stats.posterior_entropy / largest
     return values
-
-
-def mean_over_processes(accelerator: Accelerator, values: Sequence[Tensor]) -> list[Tensor]:
-    """The average of every tensor over all processes, in float32 and of the same shape, by a single all-reduce."""
-    if accelerator.num_processes == 1:
-        return list(values)
-    flat = torch.cat([value.detach().float().reshape(-1) for value in values])
-    distributed.all_reduce(flat)
-    flat /= accelerator.num_processes
-    parts = flat.split([value.numel() for value in values])
-    return [part.view(value.shape) for value, part in zip(values, parts, strict=True)]
-
-
-def gather_rows(accelerator: Accelerator, value: Tensor) -> tuple[Tensor, int]:
-    """The rows of all processes, differentiably, and the index of this process's first row among them."""
-    all_rows: Tensor = _GatherRows.apply(value)  # type: ignore[no-untyped-call]
-    return all_rows, accelerator.process_index * len(value)
-
-
-class _GatherRows(torch.autograd.Function):
-    """All-gather whose backward pass sums the gradients that every process's loss has for this process's rows."""
-
-    # ``distributed.all_gather`` has no gradient. Without one, KoLeo would move a shape away from a neighbour on
-    # another process, but the neighbour would feel nothing of it.
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        ctx.rows = len(value)
-        parts = [torch.empty_like(value) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, value.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        distributed.all_reduce(gradient)
-        first = distributed.get_rank() * ctx.rows
-        return gradient[first : first + ctx.rows]

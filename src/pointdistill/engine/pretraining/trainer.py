@@ -71,8 +71,9 @@ class RunOptions:
     """``none``: every process holds the whole model (DDP). ``fsdp``: each holds a shard of it."""
 
     compile: str = "auto"
-    """``on`` fuses the step's operations by ``torch.compile``, ``off`` does not; ``auto`` does in a single process
-    on a GPU. Without a working compiler the step is plain PyTorch, and one line says so."""
+    """``auto`` fuses the step's operations by ``torch.compile`` in a single process on a GPU; ``on`` always does,
+    and in such a process records them as a CUDA graph; ``off`` does neither. Without a working compiler the step
+    is plain PyTorch, and one line says so."""
 
     save_every: int = 500
     """The most steps that a killed run can lose. Checkpoints are started a tenth earlier, so that they are usually

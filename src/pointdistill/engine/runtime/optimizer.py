@@ -37,15 +37,21 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     return whole(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
-def guarded_step(optimizer: torch.optim.AdamW, learning_rate: float, applied: Tensor) -> None:
+def guarded_step(
+    optimizer: torch.optim.AdamW, learning_rate: float | Tensor, applied: Tensor
+) -> None:
     """Take one step if ``applied``, a scalar on the device, is 1; if 0, no weight or moment changes.
 
-    Clears the gradients in either case.
+    Clears the gradients in either case. Can be recorded as a CUDA graph if the learning rate is a scalar on the
+    device; what is recorded reads it there.
     """
     # The fused kernel checks ``found_inf`` before it writes, as it does for a gradient scaler. So the decision
     # stays on the device, and the host never waits for it.
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+        group["capturable"] = isinstance(learning_rate, Tensor)
+    # PyTorch would warn of the steps that are taken before one is recorded.
+    optimizer._warned_capturable_if_run_uncaptured = True
     optimizer.found_inf = 1.0 - applied  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
