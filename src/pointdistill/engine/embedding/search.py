@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,7 @@ class SearchResult:
     """The query's file; the name of an array."""
 
     neighbours: tuple[Neighbour, ...]
-    query: Points
+    query: Points = field(repr=False)
     """(N, 3) the query's points, z up."""
 
     settings: ReadSettings
