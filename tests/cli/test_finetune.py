@@ -92,7 +92,7 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["finetune"], "your own shapes are a folder of data"),
+        (["finetune"], "--data is missing: a folder with one sub-folder"),
         (["finetune", "--data", "meshes", "--encoder", "nowhere"], "nowhere: no encoder here"),
         (["finetune", "modelnet40", "--encoder", "encoder"], "ModelNet40.zip"),
         (["finetune", "--resume"], "give --resume with --output alone"),
@@ -105,6 +105,18 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "seg", "a.obj", "--category", "x", "--output", "x.obj"], "not .obj"),
         (["predict", "cls", "a.obj", "--device", "tpu"], "tpu"),
         (["predict", "cls", "missing.obj"], "missing.obj"),
+        (
+            ["predict", "models/x", "a.obj"],
+            "can be reached (no connection to the Hub); check the name",
+        ),
+        (
+            ["predict", "sub/clx", "a.obj"],
+            "reached (no connection to the Hub); check the name, or the",
+        ),
+        (
+            ["predict", "./segg", "a.obj"],
+            "segg: no such file or folder; check its name; did you mean",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(

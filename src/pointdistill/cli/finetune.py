@@ -15,6 +15,7 @@ from pointdistill.cli.console import (
     echo,
     print_json,
     print_table,
+    say_refused,
 )
 from pointdistill.cli.options import (
     UP_AXES,
@@ -23,6 +24,7 @@ from pointdistill.cli.options import (
     JsonOption,
     check_up,
     complete_one_of,
+    did_you_mean_path,
     may_be_repository,
     require_benchmark,
     require_encoder,
@@ -282,7 +284,12 @@ def predict(
     from pointdistill.engine.runtime.devices import pick_device
 
     torch_device = pick_device(device)
-    loaded = load_model(model)
+    try:
+        loaded = load_model(model)
+    except CheckpointError as error:
+        near = "" if model.exists() else did_you_mean_path(model)
+        msg = f"{error}{near}"
+        raise CheckpointError(msg, settings=error.settings) from error
     if isinstance(loaded, TrainedClassifier):
         if category is not None:
             msg = f"{model} is a classifier; --category is for a segmenter, leave it out"
@@ -425,7 +432,7 @@ def _remark(
     if line := sum((file.left_out for file in done), start=LeftOut()).line():
         echo(line, err=True)
     for file in failed:
-        echo(f"error: {file.reason}", err=True)
+        say_refused(None, file.reason)
     if failed and len(failed) + len(done) > 1:
         echo(
             f"{len(failed):,} of {plural(len(failed) + len(done), 'file')} could not be used",
