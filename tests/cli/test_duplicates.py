@@ -63,8 +63,8 @@ def test_turned_and_scaled_copies_are_found_and_similar_shapes_are_not(run: Run)
     assert code == 2
     assert "3 of 7 shapes repeat another one; groups of the same shape: 2" in out
     assert "1\tbracket.obj\t" in out
-    assert "error: broken.ply: " in err
-    assert "error: old/empty.obj: " in err
+    assert "error: parts/broken.ply: " in err
+    assert "error: parts/old/empty.obj: " in err
     assert "2 of 9 files were not compared" in err
     stored = json.loads(Path("groups.json").read_text())
     assert [[d["id"] for d in group] for group in stored["groups"]] == [

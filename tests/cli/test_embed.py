@@ -55,7 +55,10 @@ def test_from_a_folder_to_an_embedding_and_a_search(folder: Path) -> None:
     assert again.stdout.startswith("all.npz: pooled features of 3 shapes, complete already")
     other = command(*named, "--seed", "1", cwd=folder)
     assert other.returncode == 2
-    assert "made of other seed; remove it, or choose another output file (--output)" in other.stderr
+    assert (
+        "another seed; have it replaced, or choose another output file (--overwrite, --output, --seed)"
+        in other.stderr
+    )
     assert np.load(folder / "all.npz")["ids"].tolist() == ["0.obj", "1.obj", "2.obj"]
     found = command("search", "meshes/1.obj", "--count", "2", cwd=folder)
     assert found.returncode == 0, found.stderr
@@ -179,7 +182,7 @@ def test_the_turns_of_an_embedding_are_recorded_and_used_for_the_query(run: Run)
     assert (code, "1\t1.obj\t1.0000" in out) == (0, True)
     code, _, err = run("embed", "meshes", "--encoder", "my encoder", "--turns", "4", "--draws", "2")
     assert code == 2
-    assert "made of other turns; remove it" in err
+    assert "another number of turns; have it replaced" in err
     code, _, err = run(
         "embed",
         "meshes",
@@ -227,8 +230,8 @@ def test_bad_files_end_with_exit_code_two_and_no_traceback(folder: Path) -> None
     (folder / "meshes" / "broken.ply").write_text("no mesh")
     done = command("embed", "meshes", "--encoder", "my encoder", "--up", "y", cwd=folder)
     assert done.returncode == 2
-    assert "error: broken.ply: " in done.stderr
-    assert "1 of 4 shapes was not embedded; all are listed in the output" in done.stderr
+    assert "error: meshes/broken.ply: " in done.stderr
+    assert "1 of 4 shapes was not embedded; all are listed in embedding.npz" in done.stderr
     assert "embedding.npz: pooled features of 3 shapes" in done.stdout
     assert "Traceback" not in done.stderr
 
@@ -245,4 +248,103 @@ def test_a_readme_among_meshes_is_left_out_and_listed(run: Run) -> None:
     Path("meshes/cloud.txt").write_text("0 0 0\n1 1\n")
     code, _, err = run("embed", "meshes", "-o", "more.npz", "--device", "cpu")
     assert code == 2
-    assert "error: cloud.txt: " in err
+    assert "error: meshes/cloud.txt: " in err
+
+
+def test_what_repairs_a_mesh_is_named_as_it_is_typed(run: Run) -> None:
+    """`sample` has the option itself; `embed` and `duplicates` say which command has it."""
+    text = trimesh.creation.box().export(file_type="obj")
+    Path("meshes/bad.obj").write_text(f"{text}\nv nan 0 0\nf 1 2 9\n")
+    other = "correct the file, or have `pointdistill sample FILE --repair --output NEW.ply` leave"
+    for command, place in (
+        (("embed", "meshes", "--encoder", "my encoder"), "meshes/bad.obj"),
+        (("embed", "meshes/bad.obj", "--encoder", "my encoder", "-o", "one.npz"), "meshes/bad.obj"),
+        (("duplicates", "meshes"), "meshes/bad.obj"),
+    ):
+        code, _, err = run(*command)
+        assert code == 2
+        assert f"error: {place}: " in err
+        assert other in err
+    code, _, err = run("sample", "meshes", "--output", "points")
+    assert code == 2
+    assert "error: meshes/bad.obj: " in err
+    assert "correct the file, or leave them out with --repair\n" in err
+    code, out, _ = run("sample", "meshes/bad.obj", "--repair", "--output", "new.ply")
+    assert (code, "dropped" in out) == (0, True)
+
+
+def test_a_file_that_is_missing_is_said_before_an_option_that_is(run: Run) -> None:
+    code, out, err = run("sample", "meshes/00.obj")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: meshes/00.obj: no such file or folder; check its name; did you mean 'meshes/0.obj'?\n"
+    )
+    assert "--output" in run("sample", "meshes/0.obj")[2]
+    # Beside one that is there, it is one of the files that cannot be used.
+    code, out, err = run("sample", "meshes/0.obj", "nope.stl", "--output", "points")
+    assert (code, "sampled 1 file" in out, "error: nope.stl: " in err) == (2, True, True)
+
+
+def test_a_folder_that_grew_is_embedded_again(run: Run) -> None:
+    """What differs is said in words, and --overwrite replaces the output; a stranger's file stays."""
+    kept = ("--encoder", "my encoder")
+    assert run("embed", "meshes", *kept)[0] == 0
+    trimesh.creation.box((1, 3, 5)).export("meshes/3.obj")
+    before = Path("embedding.npz").read_bytes()
+    code, _, err = run("embed", "meshes", *kept)
+    assert code == 2
+    assert "differs from what was asked for: the folder has 1 new file; have it replaced" in err
+    assert err.endswith("(--overwrite, --output)\n")
+    save_encoder(random_encoder(seed=1), Path("other"))
+    code, _, err = run("embed", "meshes", "--encoder", "other", "--up", "y")
+    assert "asked for: another encoder, another up axis, the folder has 1 new file;" in err
+    assert err.endswith("(--overwrite, --output, --up)\n")
+    assert Path("embedding.npz").read_bytes() == before
+    assert run("embed", "meshes", *kept, "--overwrite")[0] == 0
+    assert np.load("embedding.npz")["ids"].tolist() == [f"{number}.obj" for number in range(4)]
+    assert "complete already" in run("embed", "meshes", *kept, "--overwrite")[1]
+    Path("meshes/0.obj").unlink()
+    assert "asked for: the folder has 1 file less;" in run("embed", "meshes", *kept)[2]
+    assert "asked for: other inputs;" in run("embed", "meshes/1.obj", *kept)[2]
+    np.savez("embedding.npz", points=np.zeros((9, 3)))
+    before = Path("embedding.npz").read_bytes()
+    assert run("embed", "meshes", *kept, "--overwrite")[0] == 2
+    assert Path("embedding.npz").read_bytes() == before
+
+
+def test_an_index_that_is_older_than_its_folder_says_so(run: Run) -> None:
+    """By the names of the files; a readme and another index among them are no shapes."""
+    kept = ("--encoder", "my encoder", "--up", "z")
+    run("embed", "meshes", *kept, "--output", "meshes/all.npz")
+    run("embed", "meshes", *kept, "--output", "meshes/first.npz")
+    Path("meshes/readme.txt").write_text(
+        "Made in 2024.\nAsk me.\nOf 1 2 3 people.\n" + "Words.\n" * 3
+    )
+    search = ("search", "meshes/1.obj", "meshes/all.npz", "--json")
+    code, _, err = run(*search)
+    assert (code, "older" in err) == (0, False)
+    for number in (7, 8):
+        trimesh.creation.box().export(f"meshes/{number}.obj")
+        line = f"the index is older than the folder: {number - 6} file"
+        assert line in run(*search)[2]
+    # Of an index that was carried off, the folder is not here.
+    Path("other").mkdir()
+    Path("meshes/all.npz").rename("other/all.npz")
+    assert "older" not in run("search", "meshes/1.obj", "other/all.npz", "--json")[2]
+
+
+def test_an_embedding_that_is_gone_is_named_and_so_is_the_newest_other(run: Run) -> None:
+    kept = ("--encoder", "my encoder", "--up", "z")
+    for name in ("embedding.npz", "two.npz", "one.npz"):
+        run("embed", "meshes", *kept, "-o", name)
+    Path("one.npz").unlink()
+    code, _, err = run("search", "meshes/1.obj")
+    assert code == 2
+    assert err == (
+        "error: one.npz, the last embedding made in this folder, is gone; name two.npz, the newest other one, "
+        "or name the file where it is now (--index)\n"
+    )
+    assert "one.npz, made of meshes, is gone" in run("search", "meshes/1.obj", "meshes")[2]
+    Path("two.npz").unlink()
+    Path("embedding.npz").unlink()
+    assert "is gone; run `pointdistill embed` again or" in run("search", "meshes/1.obj")[2]

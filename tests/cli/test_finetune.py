@@ -9,12 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trimesh
 
 from pointdistill.cli import main
 from pointdistill.cli.finetune import TaskName
 from pointdistill.data.benchmarks.registry import trainable_benchmarks
+from pointdistill.data.meshes import read_mesh
+from pointdistill.data.meshes.sample import draw_up_to
+from pointdistill.data.sources import source_shape_rng
+from pointdistill.data.sources.folder import read_labelled_folder
 from pointdistill.engine.finetuning.request import FOLDER
 from tests.engine.labelled import saved_encoder
 from tests.engine.test_finetune import mesh_folder
@@ -92,7 +97,7 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["finetune"], "your own shapes are a folder of data"),
+        (["finetune"], "--data is missing: a folder with one sub-folder"),
         (["finetune", "--data", "meshes", "--encoder", "nowhere"], "nowhere: no encoder here"),
         (["finetune", "modelnet40", "--encoder", "encoder"], "ModelNet40.zip"),
         (["finetune", "--resume"], "give --resume with --output alone"),
@@ -105,6 +110,18 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "seg", "a.obj", "--category", "x", "--output", "x.obj"], "not .obj"),
         (["predict", "cls", "a.obj", "--device", "tpu"], "tpu"),
         (["predict", "cls", "missing.obj"], "missing.obj"),
+        (
+            ["predict", "models/x", "a.obj"],
+            "can be reached (no connection to the Hub); check the name",
+        ),
+        (
+            ["predict", "sub/clx", "a.obj"],
+            "reached (no connection to the Hub); check the name, or the",
+        ),
+        (
+            ["predict", "./segg", "a.obj"],
+            "segg: no such file or folder; check its name; did you mean",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
@@ -143,3 +160,52 @@ def test_ctrl_c_saves_and_resume_gives_the_same_bytes(here: Path) -> None:
     assert run("finetune", *own, "--output", "whole", "--device", "cpu") == 0
     whole, split = (here / name / "model.safetensors" for name in ("whole", "split"))
     assert whole.read_bytes() == split.read_bytes()
+
+
+def test_files_that_it_was_trained_on_do_not_count(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of four files of a class is held out; the folder is known by its name and its bytes."""
+    begin = ("finetune", "--data", "meshes", "--encoder", "encoder", "--device", "cpu")
+    assert run(*begin, "--epochs", "1") == 0
+    capsys.readouterr()
+    predict = ("predict", "models/meshes", "--device", "cpu", "--up", "z")
+
+    def said(*words: str) -> str:
+        run(*predict, *words)
+        return capsys.readouterr().out
+
+    assert "% of 2 files; 6 files that it was trained on left out\n" in said("meshes")
+    told = json.loads(said("meshes", "--json"))
+    assert (told["trained_on"], told["possibly_trained_on"]) == (6, 0)
+    held_out = {
+        row["file"] for row in told["files"] if row["file"] not in _trained_on(here / "meshes")
+    }
+    assert len(held_out) == 2
+    seen = [row["file"] for row in told["files"] if row["file"] not in held_out]
+    assert "% of 6 files; it was trained on 6 of them, so others may fare worse" in said(*seen)
+    assert said(*held_out).endswith("% of 2 files\npicture: meshes-confusion.png\n")
+    (here / "meshes").rename(here / "renamed")
+    assert "% of 8 files\n" in said("renamed")
+    # A folder of that name with one more file: what was held out of it then is no longer known.
+    (here / "renamed").rename(here / "meshes")
+    (here / "meshes" / "rod" / "new.ply").write_bytes((here / "meshes/rod/0.ply").read_bytes())
+    assert "% of 9 files; it may have been trained on 9 of them\n" in said("meshes")
+    # The next training takes a folder of its own.
+    assert run(*begin, "--epochs", "1") == 0
+    assert "next: pointdistill predict models/meshes-2 FILE…" in capsys.readouterr().out
+
+
+def _trained_on(folder: Path) -> set[str]:
+    """As the training itself reads it: the files whose clouds are among its training clouds."""
+    read = read_labelled_folder(folder, points=64, seed=0, workers=1).benchmark
+    alone = {}
+    for path in sorted(folder.rglob("*.ply")):
+        rng = source_shape_rng(seed=0, source="folder", shape_id=f"{path.parent.name}/{path.name}")
+        cloud = draw_up_to(read_mesh(path), 64, up="z", rng=rng)
+        alone[f"meshes/{path.parent.name}/{path.name}"] = cloud
+    return {
+        name
+        for name, cloud in alone.items()
+        if any(np.allclose(cloud, other) for other in read.train.points)
+    }

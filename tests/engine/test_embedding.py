@@ -406,10 +406,10 @@ def test_few_chunks_are_in_memory_at_a_time(folder: Path, monkeypatch: pytest.Mo
 def test_another_request_does_not_take_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embed(request())
     with pytest.raises(
-        DataError, match=r"out.npz: exists, made of other seed; remove it"
+        DataError, match=r"out.npz: exists, and differs .*: another seed; have it replaced"
     ) as caught:
         embed(request(seed=1))
-    assert caught.value.settings == ("output",)
+    assert caught.value.settings == ("overwrite", "output", "seed")
     Path("out.npz").write_bytes(b"something else")
     with pytest.raises(DataError, match="not readable as an embedding"):
         embed(request())
@@ -418,7 +418,9 @@ def test_another_request_does_not_take_over(folder: Path, monkeypatch: pytest.Mo
     embed(request("new.npz", seed=2))
     embed(request("new.npz"))  # a work folder without a finished chunk is in nobody's way
     Path(".new.npz.work/chunk-000000.npz").touch()
-    with pytest.raises(DataError, match="an unfinished embedding with other features, width"):
+    with pytest.raises(
+        DataError, match=r"an unfinished embedding, .*: another kind of features, another encoder"
+    ):
         embed(request("new.npz", features="cls"))
 
 

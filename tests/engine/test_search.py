@@ -89,6 +89,15 @@ def test_nearest_is_what_a_sort_of_everything_gives() -> None:
     assert [row for row, _ in both[1]] == [row for row, _ in found]
 
 
+def test_no_similarity_is_above_one() -> None:
+    """Rounding takes the cosine of a row with itself past 1."""
+    values = np.random.default_rng(3).normal(size=(400, 48)).astype(np.float32)
+    units = values / np.linalg.norm(values, axis=1, keepdims=True)
+    assert (units * units).sum(axis=1).max() > 1
+    found = nearest(Rows(values), values, 3)
+    assert max(similarity for row in found for _, similarity in row) <= 1
+
+
 def test_of_equal_rows_in_any_block_the_lower_ones_are_kept() -> None:
     values = np.array([[1, 0], [0, 1], [1, 1], [2, 0], [3, 0], [1, 1], [4, 0]], np.float32)
     (found,) = nearest(Rows(values), np.array([[1, 0]], np.float32), 3)
@@ -313,7 +322,9 @@ def test_half_the_space_finds_the_same(folder: Path, ending: str) -> None:
     one, other = (search(Path("low/2.obj"), index, count=3).neighbours for index in (whole, half))
     assert [n.id for n in one] == [n.id for n in other]
     assert [n.similarity for n in one] == pytest.approx([n.similarity for n in other], abs=2e-3)
-    with pytest.raises(DataError, match=rf"half\.{ending}: exists, made of other dtype"):
+    with pytest.raises(
+        DataError, match=rf"half\.{ending}: exists, .*: another type of stored features"
+    ):
         embedded(f"half.{ending}")
     with pytest.raises(ConfigError, match="dtype must be one of float32, float16, got 'int8'"):
         embedded(f"other.{ending}", dtype="int8")

@@ -52,6 +52,11 @@ _LEAST_WIDTH = 80
 _REMARKS = ("next:", "note:", "corpus:", "encoder:", "similarity:")
 """How the lines begin that --quiet leaves out: what comes next, and which defaults were taken."""
 
+_REPAIR = "have `pointdistill sample` repair it"
+"""How `data.meshes` advises to leave out what cannot be used, which names no option."""
+
+_SAMPLE = "have `pointdistill sample FILE --repair --output NEW.ply` leave them out"
+
 _state = {"quiet": False}
 
 
@@ -64,6 +69,18 @@ def echo(line: str = "", *, err: bool = False) -> None:
     """Print one line of a result, or with ``err`` a remark; what could steer a terminal becomes escapes."""
     if not (_state["quiet"] and line.startswith(_REMARKS)):
         typer.echo(one_line(line), err=err)
+
+
+def say_refused(shape: object, reason: str, *, repair: str = _SAMPLE) -> None:
+    """Print on stderr why a shape could not be used.
+
+    Args:
+        shape: its path, or its id and the path that it was found in; None if the reason names it.
+        reason: one line, without options.
+        repair: what leaves out the faces or points that cannot be used, in this command.
+    """
+    named = "" if shape is None else f"{shape}: "
+    echo(f"error: {named}{reason.replace(_REPAIR, repair)}", err=True)
 
 
 def say_duration(seconds: float) -> None:

@@ -16,6 +16,7 @@ from pointdistill.cli.console import (
     echo,
     print_json,
     print_table,
+    say_refused,
 )
 from pointdistill.cli.options import (
     UP_AXES,
@@ -326,7 +327,7 @@ def duplicates(
         echo(f"left out: {plural(len(prose), 'text file')} without points ({prose[0]})", err=True)
     refused = [shape for shape in report.refused if shape.id not in prose]
     for shape in refused[:MOST_SHOWN]:
-        echo(f"error: {shape.id}: {shape.cause}", err=True)
+        say_refused(f"{folder}/{shape.id}", shape.cause)
     if refused:
         total = report.shapes + len(refused)
         were = "was" if len(refused) == 1 else "were"

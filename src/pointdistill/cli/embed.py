@@ -18,6 +18,7 @@ from pointdistill.cli.console import (
     echo,
     print_json,
     print_table,
+    say_refused,
 )
 from pointdistill.cli.options import (
     UP_AXES,
@@ -30,6 +31,7 @@ from pointdistill.cli.options import (
     require_paths,
 )
 from pointdistill.data.files.workspace import (
+    check_not_lost,
     last_embedding,
 )
 from pointdistill.errors import (
@@ -119,6 +121,12 @@ def embed(
         int | None,
         typer.Option(help="Clouds per forward pass; it does not change the features.", min=1),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an output that was made of other files or settings."
+        ),
+    ] = False,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -154,6 +162,7 @@ def embed(
         dtype=dtype.value,
         up=up or "z",
         batch_size=batch_size,
+        overwrite=overwrite,
         cluster=cluster,
         device=device,
     )
@@ -162,7 +171,7 @@ def embed(
         report = run(request, reporter=reporter)
     if as_json:
         print_json("embed", _embed_record(report, features, time.perf_counter() - began))
-    _print(report, features, up, as_json=as_json)
+    _print(report, features, paths, up, as_json=as_json)
 
 
 def _embed_record(report: EmbedReport, features: FeatureName, seconds: float) -> dict[str, Any]:
@@ -180,8 +189,20 @@ def _embed_record(report: EmbedReport, features: FeatureName, seconds: float) ->
     }
 
 
+def _place(paths: list[Path], name: str) -> str:
+    """A shape of the inputs by its path: ids lack the folder if there is a single one."""
+    if len(paths) > 1 or (paths[0].name == name and not paths[0].is_dir()):
+        return name if len(paths) > 1 else str(paths[0])
+    return f"{paths[0]}/{name}"
+
+
 def _print(
-    report: EmbedReport, features: FeatureName, up: str | None, *, as_json: bool = False
+    report: EmbedReport,
+    features: FeatureName,
+    paths: list[Path],
+    up: str | None,
+    *,
+    as_json: bool = False,
 ) -> None:
     if report.is_helper:  # the first of the processes says it all
         raise typer.Exit(130 if report.interrupted else 0)
@@ -201,11 +222,11 @@ def _print(
     if line := report.left_out.line():
         echo(line, err=True)
     for name, reason in report.failed[:MOST_SHOWN]:
-        echo(f"error: {name}: {reason}", err=True)
+        say_refused(_place(paths, name), reason)
     if report.failed:
         were = "was" if len(report.failed) == 1 else "were"
         failed = f"{len(report.failed):,} of {plural(report.total, 'shape')} {were} not embedded"
-        echo(f"{failed}; all are listed in the output" if report.shapes else failed, err=True)
+        echo(f"{failed}; all are listed in {report.output}" if report.shapes else failed, err=True)
     if report.shapes and not as_json:
         state = ", complete already" if report.was_complete else ""
         echo(
@@ -276,6 +297,7 @@ def search(
         raise ConfigError(msg, settings=("sheet",))
     require_paths([*queries, index])
     if index is None and last_embedding() is None:
+        check_not_lost()
         msg = (
             "no embedding was made in this folder yet; run `pointdistill embed` first, or name the file that it "
             "wrote"
@@ -285,7 +307,12 @@ def search(
         require_encoder(encoder, "encoder")
 
     from pointdistill.engine.embedding.index import is_embedding, open_index
-    from pointdistill.engine.embedding.search import draw_sheet, find_index, search_all
+    from pointdistill.engine.embedding.search import (
+        draw_sheet,
+        find_index,
+        new_files,
+        search_all,
+    )
 
     for query in queries:
         if is_embedding(query):
@@ -296,6 +323,10 @@ def search(
         msg = f"{picture} is or leads to an input, which would be overwritten; name another sheet"
         raise ConfigError(msg, settings=("sheet",))
     opened = open_index(found)
+    if new := new_files(opened):
+        are = "is" if new == 1 else "are"
+        line = f"the index is older than the folder: {plural(new, 'file')} {are} not in it"
+        echo(f"{line}; `pointdistill embed … --overwrite` adds them", err=True)
     with console_reporter() as reporter:
         report = search_all(
             queries,
@@ -330,7 +361,7 @@ def search(
             echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
         echo(f"picture: {picture}", err=as_json)
     for path, reason in report.failed:
-        echo(f"error: {path}: {reason}", err=True)
+        say_refused(path, reason)
     if report.failed:
         raise typer.Exit(2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from enum import StrEnum
@@ -15,6 +16,7 @@ from pointdistill.cli.console import (
     echo,
     print_json,
     print_table,
+    say_refused,
 )
 from pointdistill.cli.options import (
     UP_AXES,
@@ -23,6 +25,7 @@ from pointdistill.cli.options import (
     JsonOption,
     check_up,
     complete_one_of,
+    did_you_mean_path,
     may_be_repository,
     require_benchmark,
     require_encoder,
@@ -40,7 +43,11 @@ if TYPE_CHECKING:
     from pointdistill.data.meshes import FailedFile
     from pointdistill.engine.finetuning.finetune import Finetuned
     from pointdistill.engine.finetuning.models import TrainedClassifier, TrainedSegmenter
-    from pointdistill.engine.finetuning.predict import ClassifiedFile, SegmentedFile
+    from pointdistill.engine.finetuning.predict import (
+        ClassifiedFile,
+        SegmentedFile,
+        TrainingFiles,
+    )
 
 
 class TaskName(StrEnum):
@@ -282,7 +289,12 @@ def predict(
     from pointdistill.engine.runtime.devices import pick_device
 
     torch_device = pick_device(device)
-    loaded = load_model(model)
+    try:
+        loaded = load_model(model)
+    except CheckpointError as error:
+        near = "" if model.exists() else did_you_mean_path(model)
+        msg = f"{error}{near}"
+        raise CheckpointError(msg, settings=error.settings) from error
     if isinstance(loaded, TrainedClassifier):
         if category is not None:
             msg = f"{model} is a classifier; --category is for a segmenter, leave it out"
@@ -307,20 +319,33 @@ def _classify(
     as_json: bool,
 ) -> bool:
     """Print the classes of the files; returns whether any file could not be used."""
-    from pointdistill.engine.finetuning.predict import classify_files, confusion_of_folders
+    from pointdistill.engine.finetuning.predict import (
+        TrainingFiles,
+        classify_files,
+        confusion_of_folders,
+        find_training_files,
+    )
     from pointdistill.engine.reports.tables import Table
 
     with console_reporter() as reporter:
         done, failed = classify_files(classifier, files, up=up, reporter=reporter)
     counts = confusion_of_folders(done, classifier.classes)
+    seen, remark = TrainingFiles(), ""
+    if counts is not None:
+        seen = find_training_files(classifier.training, done, failed)
+        others = [file for file in done if os.path.realpath(file.source) not in seen.known]
+        of_others = confusion_of_folders(others, classifier.classes)
+        counts = counts if of_others is None else of_others
+        remark = _trained_on(seen, left_out=of_others is not None)
     accuracy = None if counts is None else 100.0 * counts.trace() / counts.sum()
     if counts is None:
         picture = None
     elif picture is not None:
-        title = f"{counts.sum():,} files, by the names of their folders"
+        title = f"{counts.sum():,} files, by the names of their folders{remark}"
         _draw_confusion(picture, counts, classifier.classes, title)
     if as_json:
-        known = {"accuracy": accuracy, "picture": picture}
+        trained = {"trained_on": len(seen.known), "possibly_trained_on": seen.possible}
+        known = {"accuracy": accuracy, **trained, "picture": picture}
         records = [_class_row(file, classifier.classes) for file in done]
         _print_files("classifier", records, failed, known)
     elif done:
@@ -334,10 +359,22 @@ def _classify(
         )
         print_table(Table("Classes of the files", ("file", *places), rows), whole=True)
     if counts is not None and not as_json:
-        echo(f"accuracy by the names of the folders: {accuracy:.1f} % of {counts.sum():,} files")
+        files_counted = f"{accuracy:.1f} % of {counts.sum():,} files"
+        echo(f"accuracy by the names of the folders: {files_counted}{remark}")
         echo(f"picture: {picture}")
     _remark(done, failed, up or classifier.spec.input.up)
     return bool(failed)
+
+
+def _trained_on(seen: TrainingFiles, *, left_out: bool) -> str:
+    """How files that the model was trained on went into its accuracy; empty if there are none."""
+    if seen.known and left_out:
+        return f"; {plural(len(seen.known), 'file')} that it was trained on left out"
+    if seen.known:
+        return f"; it was trained on {len(seen.known):,} of them, so others may fare worse"
+    if seen.possible:
+        return f"; it may have been trained on {seen.possible:,} of them"
+    return ""
 
 
 def _segment(
@@ -425,7 +462,7 @@ def _remark(
     if line := sum((file.left_out for file in done), start=LeftOut()).line():
         echo(line, err=True)
     for file in failed:
-        echo(f"error: {file.reason}", err=True)
+        say_refused(None, file.reason)
     if failed and len(failed) + len(done) > 1:
         echo(
             f"{len(failed):,} of {plural(len(failed) + len(done), 'file')} could not be used",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Callable, Iterable
 from enum import StrEnum
@@ -65,6 +66,9 @@ def check_up(value: str | None) -> str | None:
         return None
     return _one_of("up", UP_AXES)(value.lower())
 
+
+_MOST_NAMES = 5000
+"""Most names in a folder to compare a misspelled one with: an error must come at once."""
 
 _MOST_RUNS = 200
 """Most folders to look at for the Tab key: it must answer at once, also beside a million files."""
@@ -302,8 +306,31 @@ def require_paths(paths: Iterable[Path | None], *settings: str) -> None:
     # The engine checks this too, but only after the seconds that it takes to load torch.
     for path in paths:
         if path is not None and not path.exists():
-            msg = f"{path}: no such file or folder; check its name"
+            msg = f"{path}: no such file or folder; check its name{did_you_mean_path(path)}"
             raise DataError(msg, settings=settings)
+
+
+def did_you_mean_path(path: Path) -> str:
+    """``; did you mean 'models/cars'?`` if a path that does not exist is nearly one that does, else nothing.
+
+    Its last name may be misspelled, or the folder before it.
+    """
+    parent = path.parent
+    if parent.is_dir():
+        places = [parent / name for name in _near_names(parent, path.name)]
+    else:
+        folders = _near_names(parent.parent, parent.name) if parent.parent.is_dir() else []
+        places = [parent.with_name(name) / path.name for name in folders]
+    found = next((place for place in places if place.exists()), None)
+    return "" if found is None else f"; did you mean {str(found)!r}?"
+
+
+def _near_names(folder: Path, name: str) -> list[str]:
+    try:
+        names = [entry.name for entry in itertools.islice(folder.iterdir(), _MOST_NAMES)]
+    except OSError:
+        return []
+    return difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.75)
 
 
 def require_benchmark(
@@ -340,11 +367,8 @@ def require_own_folder(data: Path | None) -> None:
         DataError: if it is absent.
     """
     if data is None:
-        msg = (
-            "your own shapes are a folder of data, with one sub-folder per class; they have neither official "
-            "splits nor a stand-in"
-        )
-        raise ConfigError(msg, settings=("data", "split", "stand_in"))
+        msg = "--data is missing: a folder with one sub-folder of meshes or clouds per class"
+        raise ConfigError(msg)
     require_paths([data], "data")
 
 

@@ -12,12 +12,14 @@ from pointdistill.cli.console import (
     console_reporter,
     echo,
     print_json,
+    say_refused,
 )
 from pointdistill.cli.options import (
     UP_AXES,
     JsonOption,
     check_up,
     complete_one_of,
+    require_paths,
 )
 from pointdistill.reporter import (
     plural,
@@ -27,9 +29,19 @@ if TYPE_CHECKING:
     from pointdistill.data.meshes import SampledFile, SampleReport
 
 
+def _some_exist(paths: list[Path]) -> list[Path]:
+    """The paths, if there is anything to sample among them; else the first is named, also without an output."""
+    if not any(path.exists() for path in paths):
+        require_paths(paths)
+    return paths
+
+
 def sample(
     files: Annotated[
-        list[Path], typer.Argument(help="Mesh or point files, and folders.", metavar="PATH…")
+        list[Path],
+        typer.Argument(
+            help="Mesh or point files, and folders.", metavar="PATH…", callback=_some_exist
+        ),
     ],
     output: Annotated[
         Path,
@@ -133,7 +145,7 @@ def _print(report: SampleReport, points: int, output: Path, *, as_json: bool) ->
             f"sampled {plural(len(report.sampled), 'file')}, {points:,} points each{note}: {output}"
         )
     for failed in report.failed:
-        echo(f"error: {failed.reason}", err=True)
+        say_refused(None, failed.reason, repair="leave them out with --repair")
     total = len(report.failed) + len(report.sampled)
     if report.failed and total > 1:
         were = "was" if len(report.failed) == 1 else "were"

@@ -34,6 +34,10 @@ _RUN = "run"
 _STAND_INS = "stand_ins"
 _EMBEDDING = "embedding"
 _EMBEDDINGS = "embeddings"
+_EARLIER_EMBEDDINGS = "earlier_embeddings"
+
+_MOST_EARLIER = 50
+"""Most embeddings to remember besides the last one."""
 
 _disabled: ContextVar[bool] = ContextVar("checksums disabled", default=False)
 
@@ -97,12 +101,15 @@ def last_stand_in(benchmark: str, *, folder: Path = Path()) -> Path | None:
 def remember_embedding(output: Path, inputs: Sequence[Path], *, folder: Path = Path()) -> None:
     """Note the embedding that was made last in ``folder``, and the inputs it was made from."""
     output_name = _portable_path(output, folder)
-    earlier = _read(folder).get(_EMBEDDINGS)
+    stored = _read(folder)
+    earlier = stored.get(_EMBEDDINGS)
+    others = [name for name in [stored.get(_EMBEDDING), *_earlier(stored)] if name != output_name]
     by_input = {str(path.resolve()): output_name for path in inputs}
     _remember(
         folder,
         {
             _EMBEDDING: output_name,
+            _EARLIER_EMBEDDINGS: [name for name in others if name][:_MOST_EARLIER],
             _EMBEDDINGS: (earlier if isinstance(earlier, dict) else {}) | by_input,
         },
     )
@@ -119,6 +126,48 @@ def last_embedding(source: Path | None = None, *, folder: Path = Path()) -> Path
         if isinstance(known, dict)
         else None
     )
+
+
+def lost_embedding(
+    source: Path | None = None, *, folder: Path = Path()
+) -> tuple[str, Path | None] | None:
+    """What `last_embedding` would have found if it were still there.
+
+    Returns:
+        Its path as it was noted, and the newest other embedding made in ``folder`` that still exists; None if none
+        was ever made, or it is there.
+    """
+    stored = _read(folder)
+    known = stored.get(_EMBEDDINGS)
+    by_source = known if isinstance(known, dict) else {}
+    noted = stored.get(_EMBEDDING) if source is None else by_source.get(str(source.resolve()))
+    if not isinstance(noted, str) or _existing_path(noted, folder) is not None:
+        return None
+    others = [stored.get(_EMBEDDING), *_earlier(stored), *reversed(by_source.values())]
+    found = (_existing_path(name, folder) for name in others)
+    return noted, next((path for path in found if path is not None), None)
+
+
+def check_not_lost(source: Path | None = None, *, folder: Path = Path()) -> None:
+    """Check that the embedding that `last_embedding` looks for was not deleted or moved.
+
+    Raises:
+        DataError: if it was; names it, and the newest other one.
+    """
+    lost = lost_embedding(source, folder=folder)
+    if lost is not None:
+        name, other = lost
+        made = "the last embedding made in this folder" if source is None else f"made of {source}"
+        advice = (
+            f"name {other}, the newest other one," if other else "run `pointdistill embed` again"
+        )
+        msg = f"{name}, {made}, is gone; {advice} or name the file where it is now"
+        raise DataError(msg, settings=("index",))
+
+
+def _earlier(stored: dict[str, Any]) -> list[Any]:
+    names = stored.get(_EARLIER_EMBEDDINGS)
+    return names if isinstance(names, list) else []
 
 
 def _stand_ins(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pointdistill.data.meshes.records import (
 from pointdistill.data.meshes.sampling import has_area
 from pointdistill.errors import DataError
 
-_REPAIR_HINT = "correct the file, or let `pointdistill sample` leave them out with repair on"
+_REPAIR_HINT = "correct the file, or have `pointdistill sample` repair it"
 
 
 def triangulate(

@@ -7,6 +7,7 @@ split into training and test.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -225,6 +226,43 @@ def read_labelled_folder(
         stand_in=False,
     )
     return LabelledFolder(benchmark, tuple(refused), len(entries) - len(labelled), left_out)
+
+
+def files_trained_on(
+    path: Path,
+    *,
+    seed: int,
+    held_out: float,
+    checksum: str,
+    shapes: int,
+    unusable: Collection[str] = (),
+) -> frozenset[str] | None:
+    """The files of a labelled folder that `read_labelled_folder` gives for training; reads each file's bytes once.
+
+    Args:
+        path: the folder.
+        seed: of the split.
+        held_out: share of every class kept for testing.
+        checksum: of the data of that training.
+        shapes: training and test shapes of it together.
+        unusable: real paths of files that cannot be used, which were no part of it.
+
+    Returns:
+        Their real paths; None if the folder is another one, or has changed since.
+    """
+    source = open_source("folder", SourceRequest(path=path))
+    places = {entry.id: os.path.realpath(path / entry.where) for entry in source.entries()}
+    usable = [
+        entry
+        for entry in sorted(source.entries(), key=lambda entry: entry.id)
+        if entry.label >= 0 and places[entry.id] not in unusable
+    ]
+    if source.facts.archive_sha256 != checksum or len(usable) != shapes:
+        return None
+    test = _held_out(usable, seed, held_out)
+    return frozenset(
+        places[entry.id] for entry, is_test in zip(usable, test, strict=True) if not is_test
+    )
 
 
 def list_labelled_folder(path: Path, *, up: str | None = None) -> LabelledShapes:

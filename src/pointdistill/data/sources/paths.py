@@ -182,6 +182,11 @@ class ShapeList:
         return whole.hexdigest()
 
 
+def shown_id(shape_id: str) -> str:
+    """An id as embeddings store it: bytes of a file name that are not valid UTF-8 are escaped."""
+    return shape_id.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def list_shapes(paths: Sequence[Path], *, leave_out: Path | None = None) -> ShapeList:
     """List the shapes in every path; a file that is missing or of an unknown format is refused when it is read.
 

@@ -130,7 +130,9 @@ def nearest(
             rows[k] = np.concatenate([rows[k], first + above])[order]
             best[k] = together[order]
         first += len(block)
-    return [list(zip(r.tolist(), b.tolist(), strict=True)) for r, b in zip(rows, best, strict=True)]
+    # Rounding takes a cosine past 1; it is cut only here, where it no longer decides the order.
+    cut = [np.clip(cosines, -1.0, 1.0) for cosines in best]
+    return [list(zip(r.tolist(), c.tolist(), strict=True)) for r, c in zip(rows, cut, strict=True)]
 
 
 def _unit_rows(values: Features) -> tuple[Features, Features]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from pointdistill.engine.embedding.compute import (
     read_settings,
 )
 from pointdistill.engine.embedding.file import (
+    DIFFERENCES,
     FORMAT,
     STORED_TYPES,
     VERSION,
@@ -33,7 +35,7 @@ from pointdistill.engine.embedding.file import (
     check_output,
     write_output,
 )
-from pointdistill.engine.embedding.index import open_index
+from pointdistill.engine.embedding.index import changed_inputs, open_index
 from pointdistill.engine.embedding.loop import ENCODER, EmbeddingLoop, EmbedJob, Share
 from pointdistill.engine.features.statistics import measure, write_statistics
 from pointdistill.engine.pretraining.run_folder import locate_and_say
@@ -106,6 +108,9 @@ class EmbedRequest:
     """Clouds per forward pass; affects only speed and memory. None chooses by the device."""
 
     device: str = "auto"
+
+    overwrite: bool = False
+    """Whether to replace an output, or an unfinished one, that was made of other files or settings."""
 
     workers: int | None = None
     """Processes that read files; 0 reads in this one, None chooses by the number of files."""
@@ -190,18 +195,21 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     wanted, chunks = info | {"chunk": size}, -(-len(shapes) // size)
     maker = FeatureMaker(encoder, kind, device, points=draws.points, turns=draws.turns)
     if share is not None and share.rank > 0:
-        helped = WorkFolder.join(request.output, wanted, chunks=chunks)
+        done = partial(_is_written, request, shapes, info | {"dtype": request.dtype})
+        helped = WorkFolder.join(
+            request.output, wanted, chunks=chunks, is_written=done if request.overwrite else None
+        )
         if helped is None:  # all is done; the first process reports
             return EmbedReport(request.output, 0, len(shapes), is_helper=True)
         return _help(EmbeddingLoop(shapes, settings, helped, size), maker, request, share)
     stored = {"dtype": request.dtype}  # of the output alone: chunks are float32 always
-    if request.output.exists():
-        return _report_of_output(request.output, info | stored, total=len(shapes))
+    if _is_written(request, shapes, info | stored):
+        return _report_of_output(request.output, total=len(shapes))
     msg = f"{request.output}: another process is writing it; wait for that one, or choose another output file"
     with hold_file(request.output, DataError(msg, settings=("output",))):
-        if request.output.exists():  # another process has just written it
-            return _report_of_output(request.output, info | stored, total=len(shapes))
-        work = WorkFolder(request.output, wanted, chunks=chunks)
+        if _is_written(request, shapes, info | stored):  # another process has just written it
+            return _report_of_output(request.output, total=len(shapes))
+        work = WorkFolder(request.output, wanted, chunks=chunks, overwrite=request.overwrite)
         loop = EmbeddingLoop(shapes, settings, work, size, reporter)
         if request.cluster is not None:
             stopped = _run_on_cluster(loop, maker, request)
@@ -425,19 +433,40 @@ def measure_encoder(
     return MeasuredStatistics(path, statistics.shapes, tuple(failed))
 
 
-def _report_of_output(output: Path, info: Mapping[str, Any], *, total: int) -> EmbedReport:
-    """The report of an output that exists already.
+def _is_written(request: EmbedRequest, shapes: ShapeList, info: Mapping[str, Any]) -> bool:
+    """Whether the output exists, and is what the request would write.
 
     Raises:
-        DataError: if it is not what the request would write.
+        DataError: if it is something else that is not to be replaced; says what differs.
     """
+    output = request.output
+    if not output.exists():
+        return False
+    index = open_index(output)
     # Earlier versions stored float32 and did not say so.
-    stored = {"dtype": "float32", **open_index(output).info}
+    stored = {"dtype": "float32", **index.info}
     # Earlier versions noted absolute paths, and "files" says whether the inputs are the same.
     different = [key for key in info if key != "inputs" and stored.get(key) != info[key]]
-    if different:
-        msg = f"{output}: exists, made of other {', '.join(different)}; remove it, or choose another output file"
-        raise DataError(msg, settings=("output",))
+    if different and not request.overwrite:
+        named = DIFFERENCES | (
+            {"files": changed_inputs(index, shapes)} if "files" in different else {}
+        )
+        words = dict.fromkeys(named.get(key, key) for key in different)
+        msg = (
+            f"{output}: exists, and differs from what was asked for: {', '.join(words)}; have it replaced, or "
+            "choose another output file"
+        )
+        raise DataError(msg, settings=("overwrite", "output", *(k for k in different if k in _SET)))
+    return not different
+
+
+_SET = ("features", "seed", "up", "points", "draws", "turns", "dtype")
+"""Entries of an embedding's record that are settings of the same name."""
+
+
+def _report_of_output(output: Path, *, total: int) -> EmbedReport:
+    """The report of an output that exists already."""
+    stored = open_index(output).info
     failed = tuple((name, reason) for name, reason in stored["failed"])
     return EmbedReport(
         output, stored["shapes"], total, failed, stored["assumed_up"], was_complete=True

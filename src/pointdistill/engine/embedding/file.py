@@ -66,6 +66,24 @@ BLOCK_BYTES = 8 * 2**20
 
 _REQUEST = "request.json"
 
+DIFFERENCES = {
+    "format": "another version of this program",
+    "version": "another version of this program",
+    "features": "another kind of features",
+    "width": "another encoder",
+    "encoder_sha256": "another encoder",
+    "seed": "another seed",
+    "up": "another up axis",
+    "inputs": "other inputs",
+    "files": "other files",
+    "points": "another number of points",
+    "draws": "another number of draws",
+    "turns": "another number of turns",
+    "dtype": "another type of stored features",
+    "chunk": "another version of this program",
+}
+"""What a difference in each entry of an embedding's record is, in words."""
+
 _JOIN_SECONDS = 300.0
 """How long a process waits for the first of those that a launcher started to begin."""
 
@@ -122,13 +140,16 @@ class Chunk:
 class WorkFolder:
     """The chunks of an embedding, in a hidden folder beside its output until that is written."""
 
-    def __init__(self, output: Path, request: Mapping[str, Any], *, chunks: int) -> None:
+    def __init__(
+        self, output: Path, request: Mapping[str, Any], *, chunks: int, overwrite: bool = False
+    ) -> None:
         """Create the folder, or continue with an existing one.
 
         Args:
             output: the file that the chunks will be joined into.
             request: everything that decides the content of the chunks.
             chunks: number of chunks in all.
+            overwrite: whether chunks of another request are replaced.
 
         Raises:
             DataError: if the folder holds finished chunks of another request.
@@ -137,22 +158,29 @@ class WorkFolder:
         earlier = self._request()
         if earlier == json.loads(json.dumps(request)):
             return  # not made anew even if it is empty: other processes may have begun in it
-        if earlier is None or not any(self.path.glob("chunk-*.npz")):
+        if overwrite or earlier is None or not any(self.path.glob("chunk-*.npz")):
             shutil.rmtree(self.path, ignore_errors=True)
             write_json(self.path / _REQUEST, request)
         else:
             earlier = earlier if isinstance(earlier, dict) else {}
             keys = sorted({*earlier, *request})
             different = [key for key in keys if earlier.get(key) != request.get(key)]
+            words = dict.fromkeys(DIFFERENCES.get(key, key) for key in different)
             msg = (
-                f"{self.path}: an unfinished embedding with other {', '.join(different)}; finish it with the "
-                "settings it was started with, remove the folder, or choose another output file"
+                f"{self.path}: an unfinished embedding, and differs from what was asked for: {', '.join(words)}; "
+                "finish it as it was started, have it replaced, or choose another output file"
             )
-            raise DataError(msg, settings=("output",))
+            raise DataError(msg, settings=("overwrite", "output"))
 
     @classmethod
     def join(
-        cls, output: Path, request: Mapping[str, Any], *, chunks: int, patience: float | None = None
+        cls,
+        output: Path,
+        request: Mapping[str, Any],
+        *,
+        chunks: int,
+        patience: float | None = None,
+        is_written: Callable[[], bool] | None = None,
     ) -> WorkFolder | None:
         """The folder that the first of several processes made for the same request, as soon as it is there.
 
@@ -161,6 +189,7 @@ class WorkFolder:
             request: of the embedding.
             chunks: number of chunks in all.
             patience: seconds to wait for it; None for a few minutes.
+            is_written: whether the output is there; None: whether there is any.
 
         Returns:
             None if the output has been written already.
@@ -173,7 +202,8 @@ class WorkFolder:
         wanted = json.loads(json.dumps(request))
         patience = _JOIN_SECONDS if patience is None else patience
         until = time.monotonic() + patience
-        while not output.exists():
+        is_written = is_written or output.exists
+        while not is_written():
             if work._request() == wanted:
                 return work
             if time.monotonic() > until:

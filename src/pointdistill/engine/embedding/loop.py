@@ -27,7 +27,14 @@ from numpy.typing import NDArray
 
 from pointdistill.data.corpus_building.pool import NO_STEP, Died, Done, Pool, open_pool
 from pointdistill.data.files.processes import usable_cores
-from pointdistill.data.sources.paths import ReadSettings, ReadShape, ReadTask, ShapeList, read_task
+from pointdistill.data.sources.paths import (
+    ReadSettings,
+    ReadShape,
+    ReadTask,
+    ShapeList,
+    read_task,
+    shown_id,
+)
 from pointdistill.engine.embedding.compute import (
     CPU_BATCH,
     GPU_BATCH,
@@ -364,8 +371,7 @@ class EmbeddingLoop:
 
     def _id(self, number: int, name: str) -> str:
         """A shape's id; bytes of a file name that are not valid UTF-8 are escaped."""
-        shape_id = self.shapes.shape_id(self.shapes[number][0], name)
-        return shape_id.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return shown_id(self.shapes.shape_id(self.shapes[number][0], name))
 
 
 def _from(first: int, started: Callable[[int], None], step: int) -> None:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import write_aside
-from pointdistill.data.files.workspace import last_embedding
-from pointdistill.data.meshes.read import files_in_folders
+from pointdistill.data.files.workspace import check_not_lost, last_embedding
+from pointdistill.data.meshes.formats.points import is_prose
+from pointdistill.data.meshes.read import files_in_folders, is_shape_name
 from pointdistill.data.sources.paths import (
     MemoryShape,
     ReadSettings,
@@ -26,6 +28,7 @@ from pointdistill.data.sources.paths import (
     ShapeLocation,
     read_in_memory,
     read_shape,
+    shown_id,
 )
 from pointdistill.engine.embedding.comparison import RAW, choose_comparison, nearest
 from pointdistill.engine.embedding.compute import (
@@ -36,7 +39,7 @@ from pointdistill.engine.embedding.compute import (
 )
 from pointdistill.engine.embedding.embed import LoadedEncoder, check_paths_exist, find_and_load
 from pointdistill.engine.embedding.file import SUFFIXES
-from pointdistill.engine.embedding.index import Index, MemoryIndex
+from pointdistill.engine.embedding.index import Index, MemoryIndex, is_embedding
 from pointdistill.engine.reports.pictures import (
     MOST_NEIGHBOURS,
     SheetRow,
@@ -78,7 +81,7 @@ class SearchResult:
     """The query's file; the name of an array."""
 
     neighbours: tuple[Neighbour, ...]
-    query: Points
+    query: Points = field(repr=False)
     """(N, 3) the query's points, z up."""
 
     settings: ReadSettings
@@ -113,12 +116,39 @@ def find_index(path: Path | None) -> Path:
     """
     if path is not None and path.is_file() and path.suffix.lower() in SUFFIXES:
         return path
-    index = last_embedding() if path is None else last_embedding(path)
+    index = last_embedding(path)
     if index is None:
+        check_not_lost(path)
         what = "no embedding was made in this folder" if path is None else f"{path}: not embedded"
         msg = f"{what} yet; run `pointdistill embed` first, or name the file that it wrote"
         raise DataError(msg)
     return index
+
+
+def new_files(index: Index) -> int:
+    """How many files lie in the folders that were embedded, as far as they are here, and are not in the embedding.
+
+    Files are compared by their names alone, so that one whose content has changed does not count.
+
+    Raises:
+        DataError: if the embedding is damaged.
+    """
+    inputs = index.facts.inputs
+    place = index.path.parent.resolve()
+    folders = [(one, Path(os.path.normpath(place / one.path))) for one in inputs]
+    folders = [(one, path) for one, path in folders if one.kind == "folder" and path.is_dir()]
+    if not folders:
+        return 0
+    known = {str(name) for block in index.blocks("ids") for name in block}
+    known |= {name for name, _ in index.facts.failed}
+    count = 0
+    for one, path in folders:
+        with open_archive(path, absent=f"{path}: no such folder; check its name") as archive:
+            names = [name for name in archive.names if is_shape_name(name)]
+        before = f"{one.given}/" if len(inputs) > 1 else ""
+        new = (path / name for name in names if shown_id(before + name) not in known)
+        count += sum(not is_prose(file) and not is_embedding(file) for file in new)
+    return count
 
 
 def search(

@@ -169,9 +169,13 @@ class PartPrediction:
 class TrainedClassifier:
     """A classifier with its class names and input specification; ``load_classifier`` returns one."""
 
-    def __init__(self, model: Classifier, spec: ClassifierSpec) -> None:
+    def __init__(
+        self, model: Classifier, spec: ClassifierSpec, training: Mapping[str, Any] | None = None
+    ) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.spec = spec
+        self.training = dict(training or {})
+        """Its record in ``config.json``: the data, the recipe, the seed."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -345,7 +349,7 @@ def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
         CheckpointError: as ``load_classifier``.
     """
     folder = model_folder(path)
-    spec, _ = read_description(folder)
+    spec, facts = read_description(folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
         msg = f"{folder}: the training of this model is not finished; resume it with `pointdistill finetune`"
@@ -355,7 +359,7 @@ def load_model(path: Path | str) -> TrainedClassifier | TrainedSegmenter:
     load_exactly(model, read_tensors(weights), weights)
     if isinstance(spec, ClassifierSpec):
         assert isinstance(model, Classifier)
-        return TrainedClassifier(model, spec)
+        return TrainedClassifier(model, spec, facts.get("training"))
     assert isinstance(model, Segmenter)
     return TrainedSegmenter(model, spec)
 

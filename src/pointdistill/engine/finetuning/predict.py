@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from pointdistill.data.meshes.sample import (
     plan_output,
 )
 from pointdistill.data.meshes.sampling import draw_in_place, to_float32
-from pointdistill.data.sources.folder import repeated
+from pointdistill.data.sources.folder import files_trained_on, repeated
 from pointdistill.data.sources.paths import MemoryShape, given_shapes
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
@@ -216,6 +216,70 @@ def confusion_of_folders(
         if label is not None:
             counts[number[label], number[file.probabilities[0][0]]] += 1
     return counts if np.count_nonzero(counts.sum(axis=1)) > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFiles:
+    """Which of some files a classifier was trained on."""
+
+    known: frozenset[str] = frozenset()
+    """Real paths of files that it was trained on."""
+
+    possible: int = 0
+    """Files in a folder called as the training data, which is another one or has changed since."""
+
+
+def find_training_files(
+    training: Mapping[str, Any], files: Sequence[ClassifiedFile], failed: Sequence[FailedFile]
+) -> TrainingFiles:
+    """Find which files a classifier was trained on, by the name, the checksum and the split of its data.
+
+    Only a user's own folder has files of its own; each file of such a folder is read once for the checksum.
+
+    Args:
+        training: `TrainedClassifier.training`.
+        files: that were classified.
+        failed: that could not be.
+    """
+    match training:
+        case {
+            "data": {
+                "benchmark": "folder",
+                "path": str(data),
+                "seed": int(seed),
+                "held_out": float(held_out),
+            },
+            "checksum": str(checksum),
+            "train_clouds": int(train),
+            "test_clouds": int(test),
+        } if 0 < held_out < 1:
+            pass
+        case _:
+            return TrainingFiles()
+    inside: dict[Path, list[str]] = {}
+    for file in files:
+        place = os.path.realpath(file.source)
+        folders = (*file.source.absolute().parents, *Path(place).parents)
+        root = next((one for one in folders if one.name == Path(data).name), None)
+        if root is not None:
+            inside.setdefault(root, []).append(place)
+    known: set[str] = set()
+    possible = 0
+    unusable = {os.path.realpath(file.source) for file in failed}
+    for root, places in inside.items():
+        trained = files_trained_on(
+            root,
+            seed=seed,
+            held_out=held_out,
+            checksum=checksum,
+            shapes=train + test,
+            unusable=unusable,
+        )
+        if trained is None:
+            possible += len(places)
+        else:
+            known |= trained.intersection(places)
+    return TrainingFiles(frozenset(known), possible)
 
 
 def folder_label(file: ClassifiedFile, classes: Sequence[str]) -> str | None:

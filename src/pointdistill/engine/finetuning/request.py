@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from pointdistill.data.synthetic_shapes import PART_NAMES
 from pointdistill.engine.finetuning.recipes import RECIPES, ClassifierRecipe, recipe_for
 from pointdistill.engine.finetuning.segmentation import SegmenterRecipe
 from pointdistill.engine.weights import given_or_default
+from pointdistill.engine.weights.encoders import WEIGHTS
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
@@ -274,12 +276,23 @@ def encoder_path(request: FinetuneRequest) -> Path | str:
 
 
 def default_output(request: FinetuneRequest) -> Path:
-    """A folder under ``models/``, named after the benchmark or the user's own folder."""
+    """A folder under ``models/``, named after the benchmark or the user's own folder.
+
+    Beside a finished model of that name it gets a number, from 2 on. A training that was interrupted is not passed
+    over, since it is to be resumed.
+    """
     if request.benchmark == FOLDER and request.data is not None:
-        return request.folder / "models" / request.data.resolve().name
-    split = f"-{request.split}" if request.split else ""
-    name = f"{request.benchmark}{split}{'-stand-in' if request.stand_in else ''}"
-    return request.folder / "models" / name
+        name = request.data.resolve().name
+    else:
+        split = f"-{request.split}" if request.split else ""
+        name = f"{request.benchmark}{split}{'-stand-in' if request.stand_in else ''}"
+    models = request.folder / "models"
+    numbered = (models / f"{name}-{number}" for number in itertools.count(2))
+    return next(
+        path
+        for path in itertools.chain([models / name], numbered)
+        if not (path / WEIGHTS).is_file() or (path / TRAINING).is_file()
+    )
 
 
 def check_free(output: Path) -> None:

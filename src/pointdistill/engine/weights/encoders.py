@@ -27,7 +27,7 @@ from pointdistill.data.files.schema import (
     short_repr,
     to_plain,
 )
-from pointdistill.data.files.web import LostError, RefusedError
+from pointdistill.data.files.web import LostError, RefusedError, UnreachableError
 from pointdistill.engine.weights import (
     BUNDLED,
     PUBLISHED,
@@ -422,6 +422,8 @@ def fetch_model(repository: str, *, reporter: Reporter = SILENT) -> Path:
             return fetch_repository(repository, _FETCHED, reporter)
     except (ConfigError, RefusedError) as error:
         raise _out_of_reach(repository, str(error)) from error
+    except UnreachableError:
+        reason = "no connection to the Hub"
     except (LostError, DataError) as error:
         reason = str(error)
     try:
