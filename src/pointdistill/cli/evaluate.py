@@ -17,6 +17,7 @@ from pointdistill.cli.options import (
     JsonOption,
     check_up,
     complete_one_of,
+    complete_run,
     require_benchmark,
     require_encoder,
     require_own_folder,
@@ -230,6 +231,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             metavar="RUN…",
+            autocompletion=complete_run,
             help="Run folders, at most six. Default: the last run made in this folder.",
         ),
     ] = None,
