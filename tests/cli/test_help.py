@@ -68,6 +68,18 @@ def test_limits_and_defaults_are_said_once() -> None:
     assert prepare["path"].label == "--input, --archive, --archives PATH"
     evaluate = {one.name: one for one in parameters_of(functions["evaluate"])}
     assert "one of scanobjectnn, modelnet40" in evaluate["benchmark"].help
+    assert evaluate["hold_out"].label == "--hold-out SHARE"
+    assert evaluate["output"].label == "--output, -o PATH"
+    finetune = {one.name: one for one in parameters_of(functions["finetune"])}
+    assert finetune["held_out"].label == "--held-out SHARE"
+    merge = {one.name: one for one in parameters_of(functions["corpus merge"])}
+    assert merge["corpora"].label == "CORPUS…"
+    split = {one.name: one for one in parameters_of(functions["corpus split"])}
+    assert split["shares"].label == "--shares NAME=SHARE,…"
+    pretrain = {one.spelled: one for one in parameters_of(functions["pretrain"])}
+    assert pretrain[("--compile",)].label == "--compile auto|on|off"
+    sample = {one.name: one for one in parameters_of(functions["sample"])}
+    assert sample["cloud_format"].label == "--format npy|ply|xyz|pcd"
     embed = {one.name: one for one in parameters_of(functions["embed"])}
     assert embed["features"].label == "--features cls|pooled|patches|points"
 
@@ -99,6 +111,14 @@ def test_limits_and_defaults_are_said_once() -> None:
         (
             "finetune --held-out much",
             "--held-out must be a number, got 'much'; see `pointdistill finetune --help`",
+        ),
+        (
+            "finetune --hold-out much",
+            "--held-out must be a number, got 'much'; see `pointdistill finetune --help`",
+        ),
+        (
+            "evaluate psb --held-out much",
+            "--hold-out must be a number, got 'much'; see `pointdistill evaluate --help`",
         ),
         ("pretrain --sice tiny", "there is no option --sice; did you mean '--size'?"),
         ("pretrain --epochs", "--epochs needs a value: N; see `pointdistill pretrain --help`"),

@@ -42,6 +42,8 @@ _METAVARS = {
     "recipe": "RECIPE",
     "device": "DEVICE",
     "precision": "auto|no|bf16",
+    "compile_step": "auto|on|off",
+    "shares": "NAME=SHARE,…",
     "sharding": "none|fsdp",
     "probe": "DATA",
     "track": "TRACKER",
@@ -57,11 +59,14 @@ _METAVARS = {
     "label": "LABEL",
     "source": "SOURCE",
     "category": "CATEGORY",
-    "cloud_format": "npy|ply|xyz",
+    "cloud_format": "npy|ply|xyz|pcd",
     "name": "NAME",
     "encoder": "ENCODER",
 }
 """What stands for the value of an argument or option, where neither itself nor its type says enough."""
+
+_ACCEPTED_TOO = {"hold_out": ("--held-out",), "held_out": ("--hold-out",)}
+"""Spellings of an option that are accepted, as another command has them, and not shown."""
 
 _Command = Callable[..., None]
 
@@ -101,9 +106,8 @@ class Parameter:
     @property
     def label(self) -> str:
         """The first column of help."""
-        return " ".join(
-            [*([", ".join(self.spelled)] if self.spelled else []), self.metavar]
-        ).strip()
+        spelled = [one for one in self.spelled if one not in _ACCEPTED_TOO.get(self.name, ())]
+        return " ".join([*([", ".join(spelled)] if spelled else []), self.metavar]).strip()
 
     @property
     def title(self) -> str:
@@ -258,6 +262,21 @@ class CommandHelp(TyperCommand):
         page.rows("Arguments", [(one.label, one.help) for one in arguments])
         rows = [(one.label, one.help) for one in options]
         page.rows("Options", [*rows, ("-h, --help", "Show this message and exit.")])
+        page.lines("Example", [self.epilog or ""])
+        page.finish()
+
+
+class GroupHelp(TyperGroup):
+    """A group of commands whose help is drawn here."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """What the group is for, its commands, and an example."""
+        page = _Page(formatter)
+        page.usage(f"{ctx.command_path} COMMAND [OPTIONS]")
+        page.text(inspect.cleandoc(self.help or ""))
+        commands = [(name, one.short_help or "") for name, one in self.commands.items()]
+        page.rows("Commands", commands)
+        page.rows("Options", [("-h, --help", "Show this message and exit.")])
         page.lines("Example", [self.epilog or ""])
         page.finish()
 
