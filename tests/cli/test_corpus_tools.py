@@ -45,7 +45,7 @@ def test_inspect_prints_counts_licences_and_refusals(run: Run) -> None:
     code, out, err = run("inspect", "mix")
     assert (code, err) == (0, "")
     assert "a\t7\t3\t2\t40, 43, 46" in out
-    assert "of these in quarantine\t1 (prepare-data can try them again)" in out
+    assert "refused\t3, of which prepare-data can try 1 again\n" in out
     assert "a\tCC BY-NC 4.0\tNO COMMERCIAL USE\ta test" in out
     assert "b\tCC BY 4.0\tany use\ta test" in out
     assert "- NOT FOR COMMERCIAL USE: a\n" in out
@@ -84,10 +84,13 @@ def test_many_labels_are_cut_in_the_table_and_whole_in_json(run: Run) -> None:
 def test_a_long_setting_is_cut_in_the_table_and_whole_in_json(run: Run) -> None:
     stored = json.loads(Path("mix/corpus.json").read_text())
     left_out = [f"shape{k:03d}" for k in range(100)]
-    first = stored["sources"][0] | {"settings": {"test": False, "left_out": left_out}}
+    settings = {"test": False, "made_with": {"seed": 0, "points": 1024}, "left_out": left_out}
+    first = stored["sources"][0] | {"settings": settings}
     edit(Path("mix"), {"sources": [first, stored["sources"][1]]})
     _, out, _ = run("inspect", "mix")
-    assert "a\t-\tnone\ttest=False, left_out=['shape000', 'shape001', " in out
+    row = "a\t-\tnone\ttest: no; made with: seed 0, points 1,024; left out: shape000, shape001, "
+    assert row in out
+    assert "refused\t0\n" in out
     assert "shape050" not in out
     _, out, _ = run("inspect", "mix", "--json")
     assert json.loads(out)["sources"][0]["settings"]["left_out"] == left_out
@@ -199,8 +202,13 @@ def test_wrong_input_of_the_tools_is_one_line(
 def test_the_group_alone_lists_its_commands(run: Run) -> None:
     code, out, err = run("corpus")
     assert (code, err) == (0, "")
-    commands = [line.split()[0] for line in out.splitlines()[-4:]]
+    lines = out.splitlines()
+    assert lines[0] == "Usage: pointdistill corpus COMMAND [OPTIONS]"
+    first = lines.index("Commands:") + 1
+    commands = [line.split()[0] for line in lines[first : first + 4]]
     assert commands == ["merge", "subset", "split", "export"]
+    assert lines[-2:] == ["Example:", "  pointdistill corpus split data/own -o parts"]
+    assert run("corpus", "--help") == (0, out, "")
 
 
 def test_the_formats_that_help_names_are_those_there_are() -> None:

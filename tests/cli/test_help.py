@@ -15,6 +15,7 @@ from pointdistill.cli import COMMANDS, PROGRAM, app, functions
 from pointdistill.cli.help import did_you_mean, parameters_of
 from pointdistill.data.sources import SOURCES
 from pointdistill.engine.config.recipes import RECIPES
+from pointdistill.engine.planning.cards import CARDS
 from pointdistill.engine.weights import PUBLISHED
 from tests.cli.typed import Run, typed
 
@@ -67,6 +68,18 @@ def test_limits_and_defaults_are_said_once() -> None:
     assert prepare["path"].label == "--input, --archive, --archives PATH"
     evaluate = {one.name: one for one in parameters_of(functions["evaluate"])}
     assert "one of scanobjectnn, modelnet40" in evaluate["benchmark"].help
+    assert evaluate["hold_out"].label == "--hold-out SHARE"
+    assert evaluate["output"].label == "--output, -o PATH"
+    finetune = {one.name: one for one in parameters_of(functions["finetune"])}
+    assert finetune["held_out"].label == "--held-out SHARE"
+    merge = {one.name: one for one in parameters_of(functions["corpus merge"])}
+    assert merge["corpora"].label == "CORPUS…"
+    split = {one.name: one for one in parameters_of(functions["corpus split"])}
+    assert split["shares"].label == "--shares NAME=SHARE,…"
+    pretrain = {one.spelled: one for one in parameters_of(functions["pretrain"])}
+    assert pretrain[("--compile",)].label == "--compile auto|on|off"
+    sample = {one.name: one for one in parameters_of(functions["sample"])}
+    assert sample["cloud_format"].label == "--format npy|ply|xyz|pcd"
     embed = {one.name: one for one in parameters_of(functions["embed"])}
     assert embed["features"].label == "--features cls|pooled|patches|points"
 
@@ -99,9 +112,29 @@ def test_limits_and_defaults_are_said_once() -> None:
             "finetune --held-out much",
             "--held-out must be a number, got 'much'; see `pointdistill finetune --help`",
         ),
+        (
+            "finetune --hold-out much",
+            "--held-out must be a number, got 'much'; see `pointdistill finetune --help`",
+        ),
+        (
+            "evaluate psb --held-out much",
+            "--hold-out must be a number, got 'much'; see `pointdistill evaluate --help`",
+        ),
         ("pretrain --sice tiny", "there is no option --sice; did you mean '--size'?"),
         ("pretrain --epochs", "--epochs needs a value: N; see `pointdistill pretrain --help`"),
         ("pretain", "there is no command 'pretain'; did you mean 'pretrain'?"),
+        ("corpus splt", "there is no command 'splt'; did you mean 'split'?"),
+        ("corpus nope", "there is no command 'nope'; see `pointdistill corpus --help`"),
+        (
+            "corpus merge a b -o c --jsn",
+            "there is no option --jsn; see `pointdistill corpus merge --help`",
+        ),
+        (
+            "corpus merge a b",
+            "--output is missing: folder to make. An interrupted command continues; see "
+            "`pointdistill corpus merge --help`",
+        ),
+        ("corpus --verzion", "there is no option --verzion; see `pointdistill corpus --help`"),
         ("frobnicate", "there is no command 'frobnicate'; see `pointdistill --help`"),
         (
             "embed",
@@ -170,6 +203,9 @@ def test_the_tab_key_offers_commands_options_and_names(tmp_path: Path) -> None:
     assert complete("pointdistill embed x --encoder ru", tmp_path) == ["runs/first"]
     assert complete("pointdistill pretrain --recipe tiny-c", tmp_path, "zsh")
     assert complete("pointdistill evaluate scan", tmp_path, "fish") == ["scanobjectnn"]
+    assert complete("pointdistill report ", tmp_path) == ["runs/first"]
+    assert complete("pointdistill search x --encoder ru", tmp_path) == ["runs/first"]
+    assert complete("pointdistill plan --gpu rtx409", tmp_path) == ["rtx4090"]
 
 
 def test_the_tab_key_s_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +215,7 @@ def test_the_tab_key_s_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "data/own").mkdir(parents=True)
     (tmp_path / "data/own/corpus.json").write_text("{}")
     assert options.complete_recipe("") == list(RECIPES)
+    assert [card.name for card in CARDS] == list(options.GPUS)
     assert set(options.complete_source("")) == {info.name for info in SOURCES} | {"mixture", "psb"}
     assert options.complete_encoder("asym") == [
         name for name in PUBLISHED if name.startswith("asym")

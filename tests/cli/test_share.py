@@ -75,7 +75,7 @@ def test_evaluated_exported_and_pushed(here: Path, capsys: pytest.CaptureFixture
     assert "| shapes of the corpus | 4000 |" in card
     assert "| content of the corpus | abc |" in card
     assert "| builtin | 4,000 | CC0-1.0 (made on the spot) | any use |" in card
-    assert "licence cc0-1.0, 1 result\n" in capsys.readouterr().out
+    assert "licence cc0-1.0, 1 result on the card\n" in capsys.readouterr().out
     assert push("runs/a") == card
     shutil.rmtree("runs")
     assert push("my-encoder") == card
@@ -170,6 +170,9 @@ def test_push_and_evaluate_quote_what_they_name(
     assert last_line(capsys) == (
         "next: read 'my card/README.md', then pointdistill push 'my encoder' me/shapes"
     )
+    assert run("push", "my encoder", "me/shapes", "--card-only", "my card") == 0
+    said = capsys.readouterr().out
+    assert "no results on the card; `pointdistill evaluate` measures some\n" in said
     measured = ("scanobjectnn", "--encoder", "my encoder", *MEASURE, "--device", "cpu")
     assert run("evaluate", *measured) == 0
     assert last_line(capsys) == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import re
 from pathlib import Path
@@ -227,9 +228,40 @@ def test_a_plan_by_arithmetic(
     assert lines["steps"] == "600 of 32 shapes (4.8 epochs)"
     assert lines["basis"] == "arithmetic for float32"
     assert lines["time"].startswith("not measured; 1.66 GFLOP per step")
-    assert lines["next:"] == ("pointdistill pretrain --recipe tiny-mpm --set seed=4 --device cpu")
+    assert lines["next:"] == (
+        "pointdistill pretrain --recipe tiny-mpm --set seed=4 --data YOUR_CORPUS --device cpu"
+    )
+    assert " GiB free" in lines["disk"]
     assert not list(tmp_path.iterdir())
     assert run("plan", "--no-measure", *arguments, "--keep", "9") == 0
     many = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert float(many["disk"].split()[0]) > 2 * float(lines["disk"].split()[0])
     assert "--keep 9" in many["next:"]
+
+
+def test_a_plan_for_a_gpu_elsewhere_names_no_corpus_and_no_disk_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    elsewhere = ["--shapes", "52470", "--gpu", "rtx4090"]
+    assert run("plan", "--recipe", "small-shapenet", *elsewhere) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["next:"] == (
+        "pointdistill pretrain --recipe small-shapenet --data YOUR_CORPUS   (on that machine)"
+    )
+    assert "free" not in lines["disk"]
+    assert run("plan", "--recipe", "adapt", "--json", *elsewhere) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["command"].endswith("--recipe adapt --data YOUR_CORPUS --init-from ENCODER")
+    assert record["free_gib"] is None
+
+
+def test_the_recipe_adapt_says_its_length_and_the_command_that_runs_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("recipes") == 0
+    assert "\nadapt\tdual\t20 epochs, at least 300 steps\t" in capsys.readouterr().out
+    assert run("recipes", "adapt") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "# Run: pointdistill pretrain --init-from ENCODER --data YOUR_FILES" in lines
+    assert "epochs = 20" in lines

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pointdistill.cli import main
+from pointdistill.cli.weights import _named_weights
 from pointdistill.data.benchmark_standins import ScanSizes, make_scanobjectnn_stand_in
 from pointdistill.data.files.workspace import remember_run, remember_stand_in
 from pointdistill.engine.weights import BUNDLED
@@ -50,17 +51,22 @@ def bundled(here: Path) -> None:
 def test_the_list(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("weights") == 0
     said = capsys.readouterr().out
-    assert "asymdsd-s\tsmall, dual\t230 MB\tShapeNetCore v2\tnon-commercial" in said
-    assert "90.53\t83.33\t82.34\t94.10\tno" in said
-    assert "93.72\t91.96\t-\t94.70\tno" in said
+    assert "asymdsd-s\tsmall, dual\t230 MB\tno\tShapeNetCore v2\n" in said
+    assert "- Licence of the data, ShapeNetCore v2: non-commercial" in said
+    assert "asymdsd-s\t90.53\t83.33\t82.34\t94.10\n" in said
+    assert "asymdsd-b\t93.72\t91.96\t-\t94.70\n" in said
     assert BUNDLED not in said
     assert str(here / "cache" / "encoders") in said
     save_encoder(make_encoder(), here / "bundled")
     save_encoder(make_encoder(), here / "cache" / "encoders" / "asymdsd-s")
     assert run("weights") == 0
     said = capsys.readouterr().out
-    assert "94.10\tyes" in said
-    assert f"{BUNDLED}\town\t-\tshapes made on the spot\tany use, also commercial" in said
+    assert "230 MB\tyes\t" in said
+    assert f"{BUNDLED}\town\t-\tyes\tshapes made on the spot\n" in said
+    assert "made on the spot: any use, also commercial." in said
+    assert str(here / "bundled") not in said
+    for table in _named_weights():
+        assert table.column_widths(80, wrapped=True) is not None
 
 
 @pytest.mark.parametrize(
@@ -166,7 +172,9 @@ def test_export_takes_the_bundled_encoder_last_and_replaces_nothing_unasked(
     bundled: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("export", "mine") == 0
-    assert f"encoder: {BUNDLED}, which comes with pointdistill" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert f"encoder: {BUNDLED}, which comes with pointdistill" in said.err
+    assert said.out.startswith(f"{BUNDLED} -> mine/model.safetensors, ")
     written = Path("mine/model.safetensors").stat().st_mtime_ns
     assert run("export", "mine", "--encoder", BUNDLED) == 2
     assert "mine/model.safetensors exists; name another folder" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pointdistill.cli.console import console_reporter, echo, echo_lines
+from pointdistill.cli.help import PROGRAM, GroupHelp
 from pointdistill.cli.options import CorpusArgument, named_corpus
 from pointdistill.errors import ConfigError
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 corpus_app = typer.Typer(
     name="corpus",
+    cls=GroupHelp,
+    epilog=f"{PROGRAM} corpus split data/own -o parts",
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     invoke_without_command=True,
@@ -52,7 +55,9 @@ class ExportFormat(StrEnum):
 
 
 def merge(
-    corpora: Annotated[list[Path], typer.Argument(help="Two or more corpus folders.")],
+    corpora: Annotated[
+        list[Path], typer.Argument(help="Two or more corpus folders.", metavar="CORPUS…")
+    ],
     output: OutputOption,
     workers: WorkersOption = None,
 ) -> None:

@@ -26,6 +26,7 @@ from pointdistill.cli.options import (
     EncoderOption,
     JsonOption,
     check_up,
+    complete_encoder,
     complete_one_of,
     require_encoder,
     require_paths,
@@ -264,7 +265,10 @@ def search(
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="The encoder that made the index, if it has moved since."),
+        typer.Option(
+            help="The encoder that made the index, if it has moved since.",
+            autocompletion=complete_encoder,
+        ),
     ] = None,
     up: Annotated[
         str | None,

@@ -17,6 +17,7 @@ from pointdistill.cli.options import (
     JsonOption,
     check_up,
     complete_one_of,
+    complete_run,
     require_benchmark,
     require_encoder,
     require_own_folder,
@@ -118,6 +119,8 @@ def evaluate(
     hold_out: Annotated[
         float | None,
         typer.Option(
+            "--hold-out",
+            "--held-out",
             metavar="SHARE",
             help="Share of the training split, such as 0.1, that is not trained on but selects the epoch; every "
             "output says so. Default: none.",
@@ -133,7 +136,9 @@ def evaluate(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder that results are added to; by default inside the run."),
+        typer.Option(
+            "--output", "-o", help="Folder that results are added to; by default inside the run."
+        ),
     ] = None,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
@@ -230,6 +235,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             metavar="RUN…",
+            autocompletion=complete_run,
             help="Run folders, at most six. Default: the last run made in this folder.",
         ),
     ] = None,
@@ -290,7 +296,11 @@ def reconstruct(
     ] = 1,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for results.json and the picture; by default inside the run."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for results.json and the picture; by default inside the run.",
+        ),
     ] = None,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",

@@ -102,7 +102,11 @@ def finetune(
     ] = 0,
     held_out: Annotated[
         float | None,
-        typer.Option(help="Share of each class of a folder held out for testing. Default: 0.2."),
+        typer.Option(
+            "--held-out",
+            "--hold-out",
+            help="Share of each class of a folder held out for testing. Default: 0.2.",
+        ),
     ] = None,
     up: Annotated[
         str | None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import itertools
 import re
 import shutil
 import sys
@@ -41,6 +42,8 @@ _METAVARS = {
     "recipe": "RECIPE",
     "device": "DEVICE",
     "precision": "auto|no|bf16",
+    "compile_step": "auto|on|off",
+    "shares": "NAME=SHARE,…",
     "sharding": "none|fsdp",
     "probe": "DATA",
     "track": "TRACKER",
@@ -56,11 +59,14 @@ _METAVARS = {
     "label": "LABEL",
     "source": "SOURCE",
     "category": "CATEGORY",
-    "cloud_format": "npy|ply|xyz",
+    "cloud_format": "npy|ply|xyz|pcd",
     "name": "NAME",
     "encoder": "ENCODER",
 }
 """What stands for the value of an argument or option, where neither itself nor its type says enough."""
+
+_ACCEPTED_TOO = {"hold_out": ("--held-out",), "held_out": ("--hold-out",)}
+"""Spellings of an option that are accepted, as another command has them, and not shown."""
 
 _Command = Callable[..., None]
 
@@ -100,9 +106,8 @@ class Parameter:
     @property
     def label(self) -> str:
         """The first column of help."""
-        return " ".join(
-            [*([", ".join(self.spelled)] if self.spelled else []), self.metavar]
-        ).strip()
+        spelled = [one for one in self.spelled if one not in _ACCEPTED_TOO.get(self.name, ())]
+        return " ".join([*([", ".join(spelled)] if spelled else []), self.metavar]).strip()
 
     @property
     def title(self) -> str:
@@ -261,6 +266,21 @@ class CommandHelp(TyperCommand):
         page.finish()
 
 
+class GroupHelp(TyperGroup):
+    """A group of commands whose help is drawn here."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """What the group is for, its commands, and an example."""
+        page = _Page(formatter)
+        page.usage(f"{ctx.command_path} COMMAND [OPTIONS]")
+        page.text(inspect.cleandoc(self.help or ""))
+        commands = [(name, one.short_help or "") for name, one in self.commands.items()]
+        page.rows("Commands", commands)
+        page.rows("Options", [("-h, --help", "Show this message and exit.")])
+        page.lines("Example", [self.epilog or ""])
+        page.finish()
+
+
 class ProgramHelp(TyperGroup):
     """The program, whose commands are listed by what one wants."""
 
@@ -375,35 +395,42 @@ def usage_message(
         functions: the function behind each command, by name.
     """
     context = getattr(error, "ctx", None)
-    name = getattr(context, "info_name", None)
-    function = functions.get(name or "")
-    if function is None:  # a missing value is reported without its command
-        name = next((one for one in arguments if one in functions), None)
-        function = functions.get(name or "") if hasattr(error, "option_name") else None
-    path = f"{PROGRAM} {name}" if function is not None else PROGRAM
+    name = getattr(context, "command_path", "").removeprefix(PROGRAM).strip()
+    # A missing value is reported without its command.
+    if not name and hasattr(error, "option_name"):
+        words = (*arguments, *map(" ".join, itertools.pairwise(arguments)))
+        name = next((one for one in words if one in functions), "")
+    function = functions.get(name)
     parameters = parameters_of(function) if function is not None else []
-    message = _described(error, arguments, parameters, functions)
+    message = _described(error, arguments, parameters, _commands_of(name, functions))
+    path = f"{PROGRAM} {name}".strip()
     return message if message.endswith("?") else f"{message}; see `{path} --help`"
+
+
+def _commands_of(group: str, functions: dict[str, _Command]) -> list[str]:
+    """The commands of a group, or of the program itself if ``group`` is empty."""
+    before = f"{group} " if group else ""
+    inside = (name.removeprefix(before) for name in functions if name.startswith(before))
+    return list(dict.fromkeys(name.split()[0] for name in inside))
 
 
 def _described(
     error: Exception,
     arguments: Sequence[str],
     parameters: list[Parameter],
-    functions: dict[str, _Command],
+    commands: Sequence[str],
 ) -> str:
     typed = str(getattr(error, "message", error))
     option = getattr(error, "option_name", None)
     name = getattr(getattr(error, "param", None), "name", None)
     parameter = next((one for one in parameters if name == one.name or option in one.spelled), None)
     if type(error).__name__ == "NoSuchOption":
-        known = [spelled for one in parameters for spelled in one.spelled] or [
-            "--version",
-            "--help",
-        ]
+        is_program = getattr(getattr(error, "ctx", None), "command_path", PROGRAM) == PROGRAM
+        known = [spelled for one in parameters for spelled in one.spelled]
+        known += ["--help", *(["--version"] if is_program else [])]
         return f"there is no option {option}{did_you_mean(str(option), known)}"
     if match := re.search(r"No such command '(.*?)'", typed):
-        return f"there is no command {match[1]!r}{did_you_mean(match[1], list(functions))}"
+        return f"there is no command {match[1]!r}{did_you_mean(match[1], commands)}"
     if match := re.search(r"unexpected extra argument.*? \((.*)\)", typed):
         return f"there is no place for {match[1]!r}; a name that has spaces needs quotes"
     if parameter is None:

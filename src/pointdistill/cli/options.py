@@ -24,6 +24,30 @@ COMPILE = ("auto", "on", "off")
 """As in the engine; repeated here so that a wrong value is refused before torch loads, and compared by a test."""
 
 
+GPUS = (
+    "rtx3060",
+    "rtx3090",
+    "rtx4060ti",
+    "rtx4070",
+    "rtx4080",
+    "rtx4090",
+    "rtx5080",
+    "rtx5090",
+    "a10",
+    "a40",
+    "rtxa6000",
+    "rtx6000ada",
+    "l4",
+    "l40s",
+    "a100-40gb",
+    "a100",
+    "h100-pcie",
+    "h100",
+    "h200",
+    "b200",
+)
+"""GPUs that a plan knows, for the Tab key, which must answer before torch loads; compared by a test."""
+
 UP_AXES = ("z", "y", "x", "-z", "-y", "-x")
 """As in ``data.meshes``, for the same reason."""
 
@@ -140,6 +164,9 @@ def complete_one_of(*accepted: str) -> Callable[[str], list[str]]:
 
     return complete
 
+
+complete_gpu = complete_one_of(*GPUS)
+"""Names of GPUs."""
 
 CorpusArgument = Annotated[
     Path | None,

@@ -30,6 +30,7 @@ from pointdistill.cli.options import (
     SetOption,
     SizeOption,
     StepsOption,
+    complete_gpu,
     complete_recipe,
     require_paths,
     run_overrides,
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from pointdistill.engine.planning import Plan
 
 GIGA, TERA = 1e9, 1e12
+
+YOUR_CORPUS = "YOUR_CORPUS"
+"""Stands for a corpus that the program does not know, in a command to run."""
 
 SLOW_SECONDS = 6 * 3600.0
 """A run that is expected to take longer than this on a CPU gets a warning before it starts."""
@@ -58,7 +62,7 @@ def recipes(
 ) -> None:
     """List the named runs, or print one of them with every setting."""
     from pointdistill.data.files.schema import to_plain
-    from pointdistill.engine.config.recipes import RECIPES, find_recipe
+    from pointdistill.engine.config.recipes import ADAPT, RECIPES, find_recipe
     from pointdistill.engine.config.settings import as_toml
     from pointdistill.engine.reports.tables import Table
 
@@ -70,7 +74,12 @@ def recipes(
             return
         for line in recipe.about.splitlines():
             echo(f"# {line}".rstrip())
-        echo(f"# Run: pointdistill pretrain --recipe {shlex.quote(name)}")
+        own = (
+            "--init-from ENCODER --data YOUR_FILES"
+            if name == ADAPT
+            else f"--recipe {shlex.quote(name)}"
+        )
+        echo(f"# Run: pointdistill pretrain {own}")
         echo("")
         echo_lines(as_toml(recipe.config))
         return
@@ -92,7 +101,7 @@ def recipes(
         (
             str(record["name"]),
             str(record["mode"]),
-            f"{record['steps']} steps" if record["steps"] else f"{record['epochs']} epochs",
+            _length(record),
             str(record["batch_size"]),
             str(record["summary"]),
         )
@@ -100,6 +109,15 @@ def recipes(
     )
     print_table(Table("Recipes", ("name", "mode", "length", "batch", "what it is"), rows))
     echo("next: pointdistill recipes NAME   (one in full), or: pointdistill plan --recipe NAME")
+
+
+def _length(record: dict[str, Any]) -> str:
+    """How long a recipe's run is; that of ``adapt`` depends on the shapes."""
+    from pointdistill.engine.config.recipes import ADAPT, ADAPT_EPOCHS, ADAPT_LEAST_STEPS
+
+    if record["name"] == ADAPT:
+        return f"{ADAPT_EPOCHS} epochs, at least {ADAPT_LEAST_STEPS} steps"
+    return f"{record['steps']} steps" if record["steps"] else f"{record['epochs']} epochs"
 
 
 def plan(
@@ -129,6 +147,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="NAME",
+            autocompletion=complete_gpu,
             help="Estimate for a GPU that need not be here, such as rtx4090 or h100, from its data sheet.",
         ),
     ] = None,
@@ -148,6 +167,7 @@ def plan(
     )
     require_paths([data], "data")
 
+    from pointdistill.engine.config.recipes import ADAPT
     from pointdistill.engine.planning import make_plan
     from pointdistill.engine.pretraining.trainer import RunOptions
 
@@ -164,7 +184,10 @@ def plan(
         )
         for remark in result.remarks:
             reporter.say(remark)
-    argv = [*to_argv(overrides), *(["--data", str(data)] if data else [])]
+    # A run of so many shapes, or on a GPU elsewhere, is not one on the last corpus made here.
+    corpus = Path(YOUR_CORPUS) if data is None and (gpu or shapes is not None) else data
+    argv = [*to_argv(overrides), *(["--data", str(corpus)] if corpus else [])]
+    argv += ["--init-from", "ENCODER"] if recipe == ADAPT else []
     argv += [] if keep == 2 else ["--keep", str(keep)]
     argv += [] if device == "auto" else ["--device", device]
     argv += [] if precision == "auto" else ["--precision", precision]
@@ -184,9 +207,9 @@ def plan(
         echo(f"problem: {problem}")
     seconds = None if gpu else _cpu_seconds(result, device)
     if seconds is not None and seconds >= SLOW_SECONDS:
-        echo(f"next: {tiny_command(data)}   (minutes on this CPU; on a GPU: {command})")
+        echo(f"next: {tiny_command(corpus)}   (minutes on this CPU; on a GPU: {command})")
     else:
-        echo(f"next: {command}")
+        echo(f"next: {command}{'   (on that machine)' if gpu else ''}")
 
 
 def _record(plan: Plan) -> dict[str, Any]:
@@ -248,13 +271,14 @@ def _describe(plan: Plan) -> list[tuple[str, str]]:
         ("licence", f"{name}: {licence} ({plural(shapes, 'shape')})")
         for name, licence, shapes in plan.licences
     ]
+    free = "" if plan.free_gib is None else f", {plan.free_gib:.0f} GiB free"
     return [
         *lines,
         ("steps", f"{plan.steps:,} of {plural(config.batch_size, 'shape')} ({epochs:.1f} epochs)"),
         ("device", f"{plan.device}, {plan.memory_gib:.1f} GiB"),
         ("memory", _memory(plan)),
         ("time", _time(plan)),
-        ("disk", f"{plan.disk_gib:.2f} GiB at most for checkpoints, {plan.free_gib:.0f} GiB free"),
+        ("disk", f"{plan.disk_gib:.2f} GiB at most for checkpoints{free}"),
         ("basis", plan.step.basis),
     ]
 

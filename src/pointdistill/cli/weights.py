@@ -71,13 +71,14 @@ def weights(
         if as_json:
             print_json("weights", {"name": name, "folder": folder})
             return
-        echo(f"{name}: {folder}")
+        echo(f"{name}: {'comes with the program' if name == BUNDLED else folder}")
         echo(f"next: pointdistill embed YOUR_FILES --encoder {name}")
         return
     if as_json:
         print_json("weights", {"encoders": _weights_records()})
         return
-    print_table(_named_weights())
+    for table in _named_weights():
+        print_table(table)
     echo("next: pointdistill embed YOUR_FILES --encoder asymdsd-s")
 
 
@@ -111,37 +112,48 @@ def _weights_records() -> list[dict[str, Any]]:
     return [*published, *([bundled] if bundled_is_here() else [])]
 
 
-def _named_weights() -> Table:
-    """The same as a table."""
+def _named_weights() -> tuple[Table, Table]:
+    """The same as tables that fit a terminal of 80 columns: what there is, and the paper's figures."""
     from pointdistill.engine.reports.tables import Table
     from pointdistill.engine.weights import (
         BUNDLED,
-        BUNDLED_FOLDER,
         REPOSITORY,
         bundled_is_here,
         cache_folder,
     )
 
-    columns = ("name", "model", "download", "trained on", "licence of the data", *_FIGURES, "here")
+    records = _weights_records()
+
     rows = tuple(
         (
             one["name"],
             one["model"],
             f"{one['megabytes']} MB" if one["megabytes"] else "-",
-            one["trained_on"],
-            one["licence"],
-            *("-" if score is None else f"{score:.2f}" for score in one["accuracy"].values()),
             "yes" if one["is_here"] else "no",
+            one["trained_on"],
         )
-        for one in _weights_records()
+        for one in records
     )
+    licences = {one["trained_on"]: one["licence"] for one in records}
     notes = (
         f"Published by the method's authors in {REPOSITORY} on the Hugging Face Hub: see there for the terms of "
         f"the weights themselves. Downloaded once, into {cache_folder() / 'encoders'}.",
-        "Accuracy in % as the paper reports it (arXiv 2506.21724): ScanObjectNN PB-T50-RS, and ModelNet40.",
-        *([f"{BUNDLED} comes with this program ({BUNDLED_FOLDER})."] if bundled_is_here() else []),
+        *([f"{BUNDLED} comes with this program."] if bundled_is_here() else []),
+        *(f"Licence of the data, {name}: {licence}." for name, licence in licences.items()),
     )
-    return Table("Encoders by name", columns, rows, notes)
+    scores = tuple(
+        (
+            one["name"],
+            *("-" if score is None else f"{score:.2f}" for score in one["accuracy"].values()),
+        )
+        for one in records
+        if any(score is not None for score in one["accuracy"].values())
+    )
+    about = "Accuracy in % as the paper reports it (arXiv 2506.21724): ScanObjectNN PB-T50-RS, and ModelNet40."
+    return (
+        Table("Encoders by name", ("name", "model", "download", "here", "trained on"), rows, notes),
+        Table("Published accuracy", ("name", *_FIGURES), scores, (about,)),
+    )
 
 
 _FIGURES = {
@@ -246,8 +258,15 @@ def export(
     if as_json:
         print_json("export", _export_record(folder, sorted(output.iterdir())))
         return
-    echo(f"{folder} -> {output}/model.safetensors, {output}/config.json")
+    echo(f"{_shown(folder)} -> {output}/model.safetensors, {output}/config.json")
     echo(f"next: in Python, pointdistill.load_encoder({str(output)!r})")
+
+
+def _shown(stored: Path) -> str:
+    """The name of a known encoder, and the path of any other."""
+    from pointdistill.engine.weights import name_of
+
+    return name_of(stored) or str(stored)
 
 
 def _export_record(
@@ -282,13 +301,13 @@ def _describe_onnx(exported: OnnxExport, *, as_json: bool) -> None:
     if as_json:
         print_json("export", _export_record(exported.source, [exported.path], exported))
         return
-    echo(f"{exported.source} -> {exported.path}")
+    echo(f"{_shown(exported.source)} -> {exported.path}")
     echo(exported.signature)
     if exported.difference is None:
         echo("not checked: onnxruntime is not installed; pip install 'pointdistill[onnx]'")
     else:
         echo(f"checked in onnxruntime: at most {exported.difference:.1g} from the {exported.kind}")
-    echo(f"next: in any language, open {exported.path} with onnxruntime; see docs/weights.md")
+    echo(f"next: in any language, open {exported.path} with onnxruntime")
 
 
 def push(
@@ -322,8 +341,12 @@ def push(
     licence = prepared.licence.identifier + (
         f" ({prepared.licence.name})" if prepared.licence.name else ""
     )
-    count = f"{prepared.results} result{'' if prepared.results == 1 else 's'}"
-    echo(f"{prepared.source} -> {prepared.folder}: licence {licence}, {count}")
+    count = f"{plural(prepared.results, 'result')} on the card"
+    if not prepared.results:
+        count = "no results on the card" + (
+            "; `pointdistill evaluate` measures some" if prepared.is_encoder else ""
+        )
+    echo(f"{_shown(prepared.source)} -> {prepared.folder}: licence {licence}, {count}")
     if prepared.non_commercial:
         echo(f"no commercial use: it was trained on {', '.join(prepared.non_commercial)}")
     if card_only is not None:

@@ -411,6 +411,7 @@ def adapt(encoder: EncoderConfig, mode: Mode, *, shapes: int) -> PretrainConfig:
             # The teacher averages over some 1 / (1 - momentum) steps, which must be a small part of the run.
             first_momentum=min(schedule.first_momentum, max(0.98, 1.0 - 10.0 / total)),
         ),
+        epochs=ADAPT_EPOCHS,
         steps=total,
         batch_size=batch,
         centers_from_first_batch=True,

@@ -163,8 +163,8 @@ class Plan:
     disk_gib: float
     """The most disk space that the run needs: checkpoints, another one being written, and the encoder."""
 
-    free_gib: float
-    """Free space on the disk that the run would be written to."""
+    free_gib: float | None
+    """Free space on the disk that the run would be written to; None for a GPU that is elsewhere."""
 
     @property
     def steps(self) -> int:
@@ -187,7 +187,7 @@ class Plan:
                 "choose a smaller batch"
             )
             problems.append((line, "batch_size"))
-        if self.disk_gib > self.free_gib:
+        if self.free_gib is not None and self.disk_gib > self.free_gib:
             line = (
                 f"the checkpoints need {self.disk_gib:.1f} GiB and {self.free_gib:.1f} GiB are free here; "
                 "free some, or put the run on another disk"
@@ -269,7 +269,7 @@ def make_plan(
         memory_gib=memory,
         step=step,
         disk_gib=(options.keep + 1) * checkpoint_gib(config) + encoder_gib(config),
-        free_gib=shutil.disk_usage(Path.cwd()).free / GIB,
+        free_gib=shutil.disk_usage(Path.cwd()).free / GIB if card is None else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -141,14 +142,11 @@ def _cause_json(cause: RefusedCause) -> dict[str, Any]:
 
 def _whole(summary: CorpusSummary) -> Table:
     manifest = summary.manifest
-    quarantined = sum(
-        cause.shapes for cause in summary.causes if cause.retryable_failure is not None
-    )
+    retryable = sum(cause.shapes for cause in summary.causes if cause.retryable_failure is not None)
+    again = f", of which prepare-data can try {retryable:,} again" if retryable else ""
     rows = {
         "shapes": f"{manifest.shapes:,}, of {manifest.points:,} points where the source has them",
-        "refused": f"{sum(source.refused for source in manifest.sources):,}",
-        "of these in quarantine": f"{quarantined:,}"
-        + (" (prepare-data can try them again)" * (quarantined > 0)),
+        "refused": f"{sum(source.refused for source in manifest.sources):,}{again}",
         "on disk": f"{format_bytes(sum(s.bytes for s in manifest.shards))} in "
         + plural(len(manifest.shards), "shard"),
         "seed": str(manifest.seed),
@@ -219,7 +217,9 @@ def _archives(summary: CorpusSummary) -> Table:
     rows, notes = [], []
     for source in summary.sources:
         record = source.record
-        settings = ", ".join(f"{name}={_brief(value)}" for name, value in record.settings.items())
+        settings = "; ".join(
+            f"{name.replace('_', ' ')}: {_brief(value)}" for name, value in record.settings.items()
+        )
         rows.append((record.name, record.archive or "-", record.turned, settings or "-"))
         if record.archive_sha256 is not None:
             notes.append(f"{record.archive}: {record.archive_sha256}")
@@ -229,8 +229,20 @@ def _archives(summary: CorpusSummary) -> Table:
 
 def _brief(value: object) -> str:
     """A setting for a table cell, shortened, since a list of names can be of any length."""
-    text = str(value)
+    text = _in_words(value)
     return text if len(text) <= _SETTING_LETTERS else f"{text[: _SETTING_LETTERS - 1]}…"
+
+
+def _in_words(value: object) -> str:
+    """A plain value without the marks of a programming language."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, Mapping):
+        pairs = (f"{str(k).replace('_', ' ')} {_in_words(v)}" for k, v in value.items())
+        return ", ".join(pairs) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _terms(licence: str) -> str:
