@@ -479,8 +479,7 @@ def _all() -> list[Recipe]:
     recipes.append(Recipe(ADAPT, adapt(small().encoder, Mode.DUAL, shapes=10_000), about))
     for size in ("small", "tiny"):
         for ablation in ABLATIONS:
-            name = f"{size}-{ablation.__name__.replace('_', '-')}"
-            recipes.append(_named(ablation, name, size))
+            recipes.append(_named(ablation, f"{size}-{ablation.__name__.replace('_', '-')}", size))
     return recipes
 
 
