@@ -55,11 +55,12 @@ def build(folder: Path, run: Run, interrupt: Run) -> None:
     folder.mkdir(parents=True)
     _write_meshes(folder)
     _write_archives(folder)
+    run("prepare-data", "mixture", "--archives", "downloads", "--points", "600", "--workers", "0")
+    _write_names(folder / "data" / "mixture", folder / "names.txt")
+    # The corpus made last is the one that lines without `--data` use.
     run("prepare-data", "builtin", "--shapes", "56", "--points", "600", "--workers", "0")
     for name in ("mine", "own", "other", "procedural", "shapenet", "my-meshes"):
         shutil.copytree(folder / "data" / "builtin", folder / "data" / name)
-    run("prepare-data", "mixture", "--archives", "downloads", "--points", "600", "--workers", "0")
-    _write_names(folder / "data" / "mixture", folder / "names.txt")
     run("pretrain", *TINY_RUN, "--run", "runs/tiny-dual-1")
     for name in ("a", "b", "own", "mine", "small-dual-1", "tiny-dual-2", "adapted"):
         shutil.copytree(folder / "runs" / "tiny-dual-1", folder / "runs" / name)

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 import pointdistill
+from pointdistill.data.benchmark_standins import ScanSizes, make_scanobjectnn_stand_in
+from pointdistill.engine.quickstart import QuickstartConfig, stand_in_path
 
 
 def main(*options: str) -> None:
@@ -38,6 +40,13 @@ def main(*options: str) -> None:
         corpus = pointdistill.open_corpus(here / "data" / "boxes")
         assert len(corpus) == 20
         if "--without-quickstart" not in options:
+            # Unless there is one, it makes a stand-in of 3,810 scans, for minutes: a tiny one.
+            make_scanobjectnn_stand_in(
+                stand_in_path(here / "quickstart", QuickstartConfig()),
+                splits=["OBJ-BG"],
+                sizes=ScanSizes(train=4, test=2, copies=1),
+                workers=1,
+            )
             run(here, "quickstart", "--shapes", "64", "--steps", "2", "--folder", "quickstart")
             assert "<html" in (here / "quickstart" / "report.html").read_text(encoding="utf-8")
         said = run(here, "--version").strip()
