@@ -62,7 +62,7 @@ def test_from_a_folder_to_an_embedding_and_a_search(folder: Path) -> None:
     assert np.load(folder / "all.npz")["ids"].tolist() == ["0.obj", "1.obj", "2.obj"]
     found = command("search", "meshes/1.obj", "--count", "2", cwd=folder)
     assert found.returncode == 0, found.stderr
-    assert "1\t1.obj\t1.0000" in found.stdout
+    assert "1.obj is the query itself (1.0000), and not counted" in found.stdout
     assert found.stdout.count("\t") > 5
     (folder / "my encoder").rename(folder / "moved")
     gone = command("search", "meshes/1.obj", cwd=folder)
@@ -88,20 +88,22 @@ def test_several_queries_in_one_call(run: Run) -> None:
     assert "note: queries do not state their up axis" in err
     tables = out.split("Nearest to ")[1:]
     assert [table.split()[0] for table in tables] == list(queries)
-    assert "1\t0.obj\t1.0000" in tables[0]
-    assert "1\t2.obj\t1.0000" in tables[1]
+    assert "0.obj is the query itself (1.0000), and not counted" in tables[0]
+    assert "2.obj is the query itself (1.0000), and not counted" in tables[1]
     assert out.endswith("picture: neighbours.png\n")
     with Image.open("neighbours.png") as picture:
-        # Two rows of four cells: a query and its three neighbours.
-        assert picture.width > 1.1 * picture.height
+        # Two rows of three cells: a query and its two neighbours.
+        assert picture.width > 0.8 * picture.height
     # A folder or archive that was embedded here names the index too, and so does an option.
     by_folder = run("search", *queries, "meshes", "--up", "z", "--json")
     by_option = run("search", *queries, "--index", "all.npz", "--up", "z", "--json")
     assert by_folder == by_option
     found = json.loads(by_folder[1])
     assert [q["query"] for q in found["queries"]] == list(queries)
-    assert [q["neighbours"][0]["id"] for q in found["queries"]] == ["0.obj", "2.obj"]
-    assert found["queries"][0]["neighbours"][0]["similarity"] == pytest.approx(1)
+    assert [q["own"]["id"] for q in found["queries"]] == ["0.obj", "2.obj"]
+    assert found["queries"][0]["own"]["similarity"] == pytest.approx(1)
+    assert [len(q["neighbours"]) for q in found["queries"]] == [2, 2]
+    assert found["queries"][0]["neighbours"][0]["similarity"] < 1
 
 
 def test_a_picture_does_not_replace_what_it_was_made_of(run: Run) -> None:
@@ -142,7 +144,7 @@ def test_a_query_that_cannot_be_read_does_not_keep_the_others(run: Run) -> None:
     Path("broken.ply").write_text("no mesh")
     code, out, err = run("search", "broken.ply", "meshes/1.obj", "--sheet", "found.png")
     assert code == 2
-    assert "1\t1.obj\t1.0000" in out
+    assert "1.obj is the query itself (1.0000), and not counted" in out
     assert "error: broken.ply: " in err
     assert Path("found.png").is_file()
     code, out, err = run("search", "broken.ply")
@@ -163,7 +165,7 @@ def test_exported_statistics_serve_small_embeddings(run: Run) -> None:
     code, out, err = run("search", "meshes/1.obj")
     assert code == 0
     assert "cosine of features whitened over 12 shapes, as measured with the encoder" in err
-    assert "1\t1.obj\t1.0000" in out
+    assert "1.obj is the query itself (1.0000), and not counted" in out
     # A copy keeps them, and an encoder without them takes them from nobody.
     run("export", "copy", "--encoder", "encoder")
     assert Path("copy/feature_statistics.safetensors").is_file()
@@ -179,7 +181,7 @@ def test_the_turns_of_an_embedding_are_recorded_and_used_for_the_query(run: Run)
     info = json.loads(str(np.load("embedding.npz")["info"]))
     assert (info["turns"], info["draws"]) == (3, 2)
     code, out, _ = run("search", "meshes/1.obj")
-    assert (code, "1\t1.obj\t1.0000" in out) == (0, True)
+    assert (code, "1.obj is the query itself (1.0000), and not counted" in out) == (0, True)
     code, _, err = run("embed", "meshes", "--encoder", "my encoder", "--turns", "4", "--draws", "2")
     assert code == 2
     assert "another number of turns; have it replaced" in err
@@ -348,3 +350,19 @@ def test_an_embedding_that_is_gone_is_named_and_so_is_the_newest_other(run: Run)
     Path("two.npz").unlink()
     Path("embedding.npz").unlink()
     assert "is gone; run `pointdistill embed` again or" in run("search", "meshes/1.obj")[2]
+
+
+def test_a_query_of_the_index_does_not_count(run: Run) -> None:
+    """Known by its path, or else by its bytes; a copy beside it is a neighbour like any other."""
+    Path("meshes/copy.obj").write_bytes(Path("meshes/1.obj").read_bytes())
+    Path("mine.obj").write_bytes(Path("meshes/2.obj").read_bytes())
+    trimesh.creation.box((1, 1, 9)).export("other.obj")
+    assert run("embed", "meshes", "--encoder", "my encoder", "--up", "z")[0] == 0
+    queries = ("meshes/1.obj", "mine.obj", "other.obj")
+    code, out, _ = run("search", *queries, "--index", "embedding.npz", "--count", "2", "--json")
+    assert code == 0
+    first, second, third = json.loads(out)["queries"]
+    assert (first["own"]["id"], first["neighbours"][0]["id"]) == ("1.obj", "copy.obj")
+    assert (second["own"]["id"], third["own"]) == ("2.obj", None)
+    assert [len(query["neighbours"]) for query in (first, second, third)] == [2, 2, 2]
+    assert "2.obj" not in [one["id"] for one in second["neighbours"]]

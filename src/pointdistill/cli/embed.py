@@ -288,6 +288,7 @@ def search(
 ) -> None:
     """Find the shapes of an embedding most similar to one or several files, by cosine similarity of features.
 
+    The query's own file in the index, by its path or its bytes, is not counted.
     A copy under another name has a similarity just below 1: the points that are sampled depend on the file's name.
 
     Queries that cannot be read are listed and the others are answered; the exit code
@@ -339,6 +340,7 @@ def search(
             encoder=encoder,
             up=up,
             device=device,
+            others_only=True,
             may_fetch=_ask,
             reporter=reporter,
         )
@@ -396,7 +398,14 @@ def _table(index: Path, result: SearchResult) -> Table:
         (str(rank), neighbour.id, f"{neighbour.similarity:.4f}")
         for rank, neighbour in enumerate(result.neighbours, start=1)
     )
-    return Table(f"Nearest to {result.path} in {index}", ("rank", "shape", "similarity"), rows)
+    own = result.own
+    note = (
+        ""
+        if own is None
+        else f"{own.id} is the query itself ({own.similarity:.4f}), and not counted"
+    )
+    title = f"Nearest to {result.path} in {index}"
+    return Table(title, ("rank", "shape", "similarity"), rows, (note,) if note else ())
 
 
 def _search_record(index: Path, report: SearchReport) -> dict[str, Any]:
@@ -406,6 +415,9 @@ def _search_record(index: Path, report: SearchReport) -> dict[str, Any]:
         "queries": [
             {
                 "query": str(result.path),
+                "own": None
+                if result.own is None
+                else {"id": result.own.id, "similarity": result.own.similarity},
                 "neighbours": [
                     {"id": neighbour.id, "similarity": neighbour.similarity}
                     for neighbour in result.neighbours

@@ -348,7 +348,11 @@ def _classify(
         title = f"{counts.sum():,} files, by the names of their folders{remark}"
         _draw_confusion(picture, counts, classifier.classes, title)
     if as_json:
-        trained = {"trained_on": len(seen.known), "possibly_trained_on": seen.possible}
+        none = counts is None  # then nothing was looked for
+        trained = {
+            "trained_on": None if none else len(seen.known),
+            "possibly_trained_on": None if none else seen.possible,
+        }
         known = {"accuracy": accuracy, **trained, "picture": picture}
         records = [_class_row(file, classifier.classes) for file in done]
         _print_files("classifier", records, failed, known)

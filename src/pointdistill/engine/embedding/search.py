@@ -7,10 +7,11 @@ Sizes: n shapes, N points of a query.
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,9 @@ class SearchResult:
 
     assumed_up: bool
     """Whether the query's up axis was assumed."""
+
+    own: Neighbour | None = None
+    """The query's own file in the embedding, where it is not to be among the neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +195,7 @@ def search_all(
     encoder: LoadedEncoder | Path | str | None = None,
     up: str | None = None,
     device: str = "auto",
+    others_only: bool = False,
     may_fetch: Callable[[str], bool] = lambda _: False,
     reporter: Reporter = SILENT,
 ) -> SearchReport:
@@ -206,6 +211,7 @@ def search_all(
         encoder: the encoder that made the embedding, if it has moved since; None if it has not.
         up: up axis of queries that do not state their own; None for that of the embedding's files.
         device: where to compute the queries' features; an encoder in memory stays where it is.
+        others_only: whether a query's own file in the embedding is kept apart and does not count.
         may_fetch: asked whether the encoder that the embedding itself names may be downloaded from the Hub: the
             embedding may be a stranger's.
         reporter: receives a line with the encoder, and why statistics that lie beside it are not used.
@@ -238,15 +244,42 @@ def search_all(
         waiting = [threads.submit([points]) for _, _, points in read]
         features = [future.result()[0].features for future in waiting]
     comparison = choose_comparison(index, network, origin, reporter=reporter)
-    ranked = nearest(index, np.stack(features), count, comparison) if features else []
+    most = count + 1 if others_only else count
+    ranked = nearest(index, np.stack(features), most, comparison) if features else []
+    results = [
+        SearchResult(path, _neighbours(index, rows), points, settings, shape.assumed_up)
+        for (path, shape, points), rows in zip(read, ranked, strict=True)
+    ]
+    if others_only:
+        results = [_without_own(result, count) for result in results]
     return SearchReport(
-        results=tuple(
-            SearchResult(path, _neighbours(index, rows), points, settings, shape.assumed_up)
-            for (path, shape, points), rows in zip(read, ranked, strict=True)
-        ),
+        results=tuple(results),
         failed=tuple((path, shape.reason) for path, shape in shapes if shape.points is None),
         compared=comparison.name,
     )
+
+
+def _without_own(result: SearchResult, count: int) -> SearchResult:
+    """The result with the ``count`` nearest of other files; the same path, or else the same bytes, is its own."""
+    files = {
+        number: Path(at.path) if at.kind == "file" else Path(at.path, at.name)
+        for number, neighbour in enumerate(result.neighbours)
+        if (at := neighbour.location) is not None and at.kind in ("file", "folder")
+    }
+    place = os.path.realpath(result.path)
+    same = [n for n, file in files.items() if os.path.realpath(file) == place]
+    if not same and result.path.is_file():
+        same = [n for n, file in files.items() if _same_bytes(file, result.path)]
+    others = tuple(one for n, one in enumerate(result.neighbours) if n not in same[:1])
+    own = result.neighbours[same[0]] if same else None
+    return replace(result, neighbours=others[:count], own=own)
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    try:
+        return one.is_file() and filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _read_query(query: Path | MemoryShape, settings: ReadSettings) -> tuple[Path, ReadShape]:
