@@ -13,7 +13,9 @@ import trimesh
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.leaks import duplicates as duplicates_module
 from pointdistill.data.leaks.candidates import FILE_NAME, Fingerprints
+from pointdistill.data.meshes.read import FORMATS, UNREAD_SUFFIXES
 from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.data.sources.paths import list_shapes
 from tests.cli.typed import Run, typed
 
 NOTE = "note: z is taken as the up axis of files that state none; --up sets another\n"
@@ -111,6 +113,40 @@ def test_a_folder_without_duplicates_and_paths_that_are_refused(run: Run) -> Non
     code, _, err = run("duplicates", "parts", "--up", "w")
     assert code == 2
     assert err.startswith("error: up must be one of")
+
+
+def test_text_files_and_formats_that_are_not_read_are_told_alike(run: Run) -> None:
+    """By `duplicates`, `sample`, `embed` and `prepare-data`; neither changes the exit code."""
+    folder = Path("cad")
+    folder.mkdir()
+    bracket().export(folder / "a.obj")
+    bracket(2.3).export(folder / "b.obj")
+    (folder / "notes.txt").write_text("The bracket is the old one.\n")
+    (folder / "parts.csv").write_text("name,material\nbracket,steel\nrod,brass\n")
+    for name in ("part.SLDPRT", "drawing.dwg", "c.dwg", ".hidden.dwg"):
+        (folder / name).write_bytes(b"native")
+    unread = "not read: 2 .dwg, 1 .sldprt; export them as STEP or STL\n"
+    named = "left out: 2 text files without points ({0}notes.txt, {0}parts.csv)\n"
+    code, out, err = run("duplicates", "cad")
+    assert (code, out) == (0, "cad: no duplicates among 2 shapes\n")
+    assert err == NOTE + named.format("") + unread
+    code, out, err = run("sample", "cad", "-o", "sampled", "--points", "64")
+    assert (code, err) == (0, named.format("cad/") + unread)
+    assert sorted(path.name for path in Path("sampled").iterdir()) == ["a.npy", "b.npy"]
+    words = ("folder", "--input", "cad", "--points", "64", "--workers", "0")
+    code, out, err = run("prepare-data", *words)
+    assert (code, "is complete: 2 shapes of folder" in out) == (0, True)
+    assert err.startswith(named.format("") + unread)
+    assert "refused" not in err
+    shapes = list_shapes([folder])
+    assert "".join(f"{line}\n" for line in shapes.not_shapes()) == named.format("cad/") + unread
+    assert len(shapes) == 2
+    assert not UNREAD_SUFFIXES & FORMATS.keys()
+    for path in folder.glob("*.obj"):
+        path.unlink()
+    for words in (("sample", "cad", "-o", "s"), ("duplicates", "cad"), ("embed", "cad")):
+        code, _, err = run(*words)
+        assert (code, err.endswith(f"are read; {unread}")) == (2, True), err
 
 
 def test_every_member_of_a_large_group_is_linked_to_an_earlier_one(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pointdistill.data.corpus import open_corpus
+from pointdistill.data.corpus_building import prepare
 from pointdistill.data.files.workspace import last_corpus
 from pointdistill.data.sources import SOURCES
 from tests.cli.typed import Run, typed
@@ -29,6 +30,22 @@ def test_it_makes_builtin_shapes_and_says_what_comes_next(run: Run) -> None:
     assert len(open_corpus("data/builtin")) == 20
     code, out, _ = run("--shapes", "20", "--points", "64")
     assert (code, "was complete already" in out) == (0, True)
+
+
+def test_without_an_argument_it_says_what_is_made_where_and_how_to_choose(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "prepare_corpus", stop)
+    code, out, err = run()
+    assert (code, out) == (130, "")
+    assert err.splitlines()[0] == (
+        "note: making 10,000 builtin shapes in data/builtin; --shapes makes fewer, "
+        "`pointdistill prepare-data folder --input YOUR_FILES` takes your own"
+    )
+    assert "making" not in run("--shapes", "8")[2]
 
 
 def test_a_share_of_builtin_shapes_can_be_procedural(run: Run) -> None:

@@ -289,7 +289,6 @@ def duplicates(
         find_duplicates_in,
         write_report,
     )
-    from pointdistill.data.meshes.formats.points import is_prose
 
     if output is not None:
         check_report_path(output)
@@ -322,10 +321,7 @@ def duplicates(
     if output is not None:
         write_report(output, report)
         echo(f"written: {output}", err=as_json)
-    prose = [shape.id for shape in report.refused if is_prose(folder / shape.id)]
-    if prose:
-        echo(f"left out: {plural(len(prose), 'text file')} without points ({prose[0]})", err=True)
-    refused = [shape for shape in report.refused if shape.id not in prose]
+    refused = report.refused
     for shape in refused[:MOST_SHOWN]:
         say_refused(f"{folder}/{shape.id}", shape.cause)
     if refused:

@@ -398,8 +398,8 @@ def usage_message(
     name = getattr(context, "command_path", "").removeprefix(PROGRAM).strip()
     # A missing value is reported without its command.
     if not name and hasattr(error, "option_name"):
-        words = (*arguments, *map(" ".join, itertools.pairwise(arguments)))
-        name = next((one for one in words if one in functions), "")
+        possible = (*arguments, *map(" ".join, itertools.pairwise(arguments)))
+        name = next((one for one in possible if one in functions), "")
     function = functions.get(name)
     parameters = parameters_of(function) if function is not None else []
     message = _described(error, arguments, parameters, _commands_of(name, functions))

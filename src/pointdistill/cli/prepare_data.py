@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pointdistill.data.corpus_building import BuildReport, BuildSettings, ShapeLimits
     from pointdistill.data.corpus_building.source_status import MixtureRequest
 
+_BUILTIN = "builtin"
 _FOLDER = "folder"
 _MIXTURE = "mixture"
 _PSB = "psb"
@@ -46,7 +47,7 @@ def prepare_data(
             "psb is a benchmark, and can only be fetched.",
             autocompletion=complete_source,
         ),
-    ] = "builtin",
+    ] = _BUILTIN,
     path: Annotated[
         Path | None,
         typer.Option(
@@ -166,8 +167,9 @@ def prepare_data(
     given up before they were read can be tried again with --retry.
     """
     from pointdistill.data.corpus_building import BuildSettings
-    from pointdistill.data.corpus_building.prepare import prepare_corpus
+    from pointdistill.data.corpus_building.prepare import DATA_FOLDER, prepare_corpus
     from pointdistill.data.sources import SourceRequest
+    from pointdistill.data.sources.builtin import DEFAULT_SHAPES
 
     if source == _PSB:
         build_options = {
@@ -237,6 +239,12 @@ def prepare_data(
     request = SourceRequest(
         path=path, shapes=shapes, procedural=procedural, up=up_axis, include_test=include_test
     )
+    if source == _BUILTIN and shapes is None:
+        echo(
+            f"note: making {DEFAULT_SHAPES:,} builtin shapes in {output or DATA_FOLDER / source}; --shapes makes "
+            "fewer, `pointdistill prepare-data folder --input YOUR_FILES` takes your own",
+            err=True,
+        )
     try:
         with console_reporter() as reporter:
             prepared = prepare_corpus(

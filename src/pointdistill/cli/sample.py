@@ -144,6 +144,8 @@ def _print(report: SampleReport, points: int, output: Path, *, as_json: bool) ->
         echo(
             f"sampled {plural(len(report.sampled), 'file')}, {points:,} points each{note}: {output}"
         )
+    for line in report.remarks:
+        echo(line, err=True)
     for failed in report.failed:
         say_refused(None, failed.reason, repair="leave them out with --repair")
     total = len(report.failed) + len(report.sampled)

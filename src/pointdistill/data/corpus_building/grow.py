@@ -214,7 +214,8 @@ def _compare(
         same=same,
         new=tuple(sorted(ids - held)),
         changed=tuple(sorted((ids & held) - same)),
-        gone=tuple(sorted(held - ids)),
+        # A refused file that is still there may be no shape by a later rule, as a readme; nothing is lost.
+        gone=tuple(sorted(held - ids - (refused.keys() & new.keys()))),
     )
 
 

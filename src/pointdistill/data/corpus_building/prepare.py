@@ -12,6 +12,7 @@ from pointdistill.data.corpus_building.grow import grow_corpus
 from pointdistill.data.corpus_building.retry import retry_corpus
 from pointdistill.data.files.workspace import remember_corpus
 from pointdistill.data.sources import SourceRequest, open_source, source_info
+from pointdistill.data.sources.base import ListedFiles
 from pointdistill.reporter import SILENT, Reporter, plural
 
 DATA_FOLDER = Path("data")
@@ -52,6 +53,8 @@ def prepare_corpus(
     """
     settings = settings or BuildSettings()
     opened = open_source(source, request)
+    for line in opened.remarks if isinstance(opened, ListedFiles) else ():
+        reporter.say(line)
     facts = opened.facts
     corpus = output or DATA_FOLDER / _default_name(facts)
     report = grow_corpus(

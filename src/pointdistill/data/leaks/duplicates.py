@@ -33,6 +33,7 @@ from pointdistill.data.leaks.candidates import (
 )
 from pointdistill.data.leaks.find import Match, first_matches
 from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.data.sources.base import ListedFiles
 from pointdistill.errors import ConfigError
 from pointdistill.reporter import SILENT, Reporter
 
@@ -113,6 +114,8 @@ def find_duplicates_in(
         groups = find_duplicates(corpus, workers=workers, reporter=reporter)
         return DuplicateReport(len(corpus), groups, ())
     source = open_source("folder", SourceRequest(path=path, up=up.lower() if up else None))
+    for line in source.remarks if isinstance(source, ListedFiles) else ():
+        reporter.say(line)
     files = len(source.entries())
     # The points go to disk, 24 KiB a shape: comparing shapes needs them again, and memory may not hold them.
     with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:

@@ -6,7 +6,8 @@ import errno
 import importlib
 import os
 import stat
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, cast
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.meshes.checks import assemble, transform
+from pointdistill.data.meshes.formats.points import is_prose
 from pointdistill.data.meshes.records import Floats, MeshLimits, Part, PointSet, RawMesh, Surface
 from pointdistill.errors import DataError
+from pointdistill.reporter import plural
 
 _PACKAGE = "pointdistill.data.meshes.formats"
 _LFS_MARK = b"version https://git-lfs.github.com/spec/"
@@ -56,6 +59,15 @@ MESH_SUFFIXES = frozenset(
 )
 """Endings of files that can hold a surface; the others hold only points."""
 
+_UNREAD = (
+    "sldprt sldasm slddrw dwg dxf dgn ipt iam prt catpart catproduct cgr jt x_t x_b sat sab iges igs brep fcstd "
+    "f3d 3dm 3ds fbx blend max c4d skp lwo wrl vrml x3d usd usda usdc usdz abc rvt rfa ifc vtp"
+)
+UNREAD_SUFFIXES = frozenset(f".{ending}" for ending in _UNREAD.split())
+"""Endings of files that hold shapes too, in formats that are not read: a line says so of folders with them."""
+
+_MOST_PROSE = 5
+"""Most text files to name in a line."""
 
 Given = TypeVar("Given")
 Number = TypeVar("Number", np.float64, np.int64)
@@ -150,11 +162,15 @@ def _check_file(path: Path) -> None:
 
 
 def files_in_folders(
-    given: Iterable[Given], *, leave_out: Path | None = None
+    given: Iterable[Given],
+    *,
+    leave_out: Path | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> list[Given | Path]:
     """Every item, with a folder replaced by all mesh and point files below it, in the order of their names.
 
-    Hidden files and folders are left out, and so is ``leave_out``, the output of the caller.
+    Hidden files and folders are left out, and so is ``leave_out``, the output of the caller. With ``say``, text
+    files without points are left out too; it receives a line about them, and one about formats that are not read.
 
     Raises:
         DataError: if a folder holds no such file.
@@ -165,14 +181,51 @@ def files_in_folders(
             found.append(item)
             continue
         with open_archive(item, absent=f"{item}: no such folder; check its name") as folder:
-            files = [item / name for name in folder.names if is_shape_name(name)]
+            names = list(folder.names)
+        files = [item / name for name in names if is_shape_name(name)]
+        prose = [file for file in files if is_prose(file)] if say is not None else []
+        files = [file for file in files if file not in set(prose)]
         if leave_out is not None:
             output = os.path.realpath(leave_out)
             files = [file for file in files if not _is_in(os.path.realpath(file), output)]
         if not files:
-            raise DataError(no_shape_in(item))
+            raise DataError(no_shape_in(item, names))
         found += files
+        if say is not None:
+            for line in not_shapes([str(file) for file in prose], names):
+                say(line)
     return found
+
+
+def not_shapes(prose: Sequence[str], names: Iterable[str]) -> list[str]:
+    """What of a folder is not read, in lines.
+
+    Args:
+        prose: text files without points.
+        names: all files; those of `UNREAD_SUFFIXES` are counted.
+    """
+    lines = []
+    if prose:
+        more = f" and {len(prose) - _MOST_PROSE:,} more" if len(prose) > _MOST_PROSE else ""
+        shown = ", ".join(prose[:_MOST_PROSE])
+        lines.append(f"left out: {plural(len(prose), 'text file')} without points ({shown}{more})")
+    endings = Counter(unread_suffixes(names))
+    if endings:
+        counts = ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
+        them = "it" if endings.total() == 1 else "them"
+        lines.append(f"not read: {counts}; export {them} as STEP or STL")
+    return lines
+
+
+def unread_suffixes(names: Iterable[str]) -> list[str]:
+    """The ending of each file that holds a shape in a format that is not read; hidden files do not count."""
+    paths = (PurePosixPath(name) for name in names)
+    return [
+        path.suffix.lower()
+        for path in paths
+        if path.suffix.lower() in UNREAD_SUFFIXES
+        and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    ]
 
 
 def _is_in(path: str, place: str) -> bool:
@@ -185,10 +238,11 @@ def is_shape_name(name: str) -> bool:
     return path.suffix.lower() in FORMATS and not any(part.startswith(".") for part in path.parts)
 
 
-def no_shape_in(path: Path) -> str:
-    """The message for a folder or archive without a mesh or point file."""
+def no_shape_in(path: Path, names: Iterable[str] = ()) -> str:
+    """The message for a folder or archive without a mesh or point file, but with files of these names."""
     endings = ", ".join(ending[1:] for ending in FORMATS)
-    return f"{path}: holds no mesh or point cloud; files that end in {endings} are read"
+    unread = "".join(f"; {line}" for line in not_shapes((), names))
+    return f"{path}: holds no mesh or point cloud; files that end in {endings} are read{unread}"
 
 
 def printable_line(message: str) -> str:

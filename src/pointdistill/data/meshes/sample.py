@@ -390,6 +390,8 @@ class SampleReport:
 
     sampled: tuple[SampledFile, ...]
     failed: tuple[FailedFile, ...]
+    remarks: tuple[str, ...] = ()
+    """What of folders is no shape, or of a format that is not read, in lines."""
 
 
 def sample_files(
@@ -436,7 +438,8 @@ def sample_files(
         raise ConfigError(msg)
     named_rng(seed)
     named = [Path(path) for path in paths]
-    sources = _distinct(files_in_folders(named, leave_out=Path(output)))
+    remarks: list[str] = []
+    sources = _distinct(files_in_folders(named, leave_out=Path(output), say=remarks.append))
     if not sources:
         msg = "no file to sample; name at least one mesh or point cloud"
         raise ConfigError(msg)
@@ -456,6 +459,7 @@ def sample_files(
     return SampleReport(
         tuple(result for result in results if isinstance(result, SampledFile)),
         tuple(result for result in results if isinstance(result, FailedFile)),
+        tuple(remarks),
     )
 
 

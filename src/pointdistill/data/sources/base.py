@@ -94,6 +94,10 @@ class ListedFiles(Protocol):
     def listing(self) -> str:
         """What ``sha256sum`` prints of its files, sorted by name; its SHA-256 is ``archive_sha256``."""
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What of the folder is no shape, or of a format that is not read, in lines."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRequest:

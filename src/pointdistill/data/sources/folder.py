@@ -29,7 +29,8 @@ from pointdistill.data.corpus.shard import UNKNOWN_LABEL
 from pointdistill.data.files.archive import still_there, walk
 from pointdistill.data.files.files import sha256_of
 from pointdistill.data.files.processes import ordered_map
-from pointdistill.data.meshes.read import FORMATS
+from pointdistill.data.meshes.formats.points import is_prose
+from pointdistill.data.meshes.read import FORMATS, UNREAD_SUFFIXES, no_shape_in, not_shapes
 from pointdistill.data.meshes.records import Axis, LeftOut
 from pointdistill.data.meshes.sample import draw_up_to, read_named
 from pointdistill.data.meshes.sampling import check_axis
@@ -62,6 +63,12 @@ class FolderSource:
     listing: str = field(default="", repr=False)
     """What ``sha256sum`` prints of its files, sorted by name."""
 
+    prose: frozenset[str] = frozenset()
+    """Text files without points, which are no shapes."""
+
+    remarks: tuple[str, ...] = ()
+    """What of the folder is no shape, or of a format that is not read, in lines."""
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the list, which a worker does not need and which may be long."""
         return self.__dict__ | {"listing": ""}
@@ -76,6 +83,7 @@ class FolderSource:
                 where="" if _is_broken_link(self.path / name) else name,
             )
             for name in _files(self.path, FORMATS)
+            if name not in self.prose
         ]
 
     def read(self, entry: Entry, count: int, *, rng: np.random.Generator) -> SourceCloud:
@@ -91,7 +99,7 @@ class FolderSource:
 
 
 def open_folder(request: SourceRequest, info: SourceInfo) -> FolderSource:
-    """The source for a folder; reads every file once for its checksum.
+    """The source for a folder; reads every file once for its checksum. Text files without points are left out.
 
     Raises:
         ConfigError: if ``up`` is no axis.
@@ -102,11 +110,12 @@ def open_folder(request: SourceRequest, info: SourceInfo) -> FolderSource:
         msg = f"{path}: is a file; give the folder that holds it"
         raise DataError(msg)
     up = check_axis(request.up or ASSUMED_UP)
-    names = list(_files(path, FORMATS))
+    everything = list(_files(path, {*FORMATS, *UNREAD_SUFFIXES}))
+    prose = [name for name in everything if is_prose(path / name)]
+    names = [name for name in everything if Path(name).suffix.lower() in FORMATS]
+    names = [name for name in names if name not in set(prose)]
     if not names:
-        endings = ", ".join(ending[1:] for ending in FORMATS)
-        msg = f"{path}: holds no mesh or point cloud; files that end in {endings} are read"
-        raise DataError(msg)
+        raise DataError(no_shape_in(path, everything))
     listing = _listing(path)
     facts = SourceFacts(
         name=info.name,
@@ -118,7 +127,8 @@ def open_folder(request: SourceRequest, info: SourceInfo) -> FolderSource:
         archive_sha256=hashlib.sha256(listing.encode()).hexdigest(),
         settings={"up": up},
     )
-    return FolderSource(facts, path.resolve(), up, listing)
+    remarks = tuple(not_shapes([printable(name) for name in prose], everything))
+    return FolderSource(facts, path.resolve(), up, listing, frozenset(prose), remarks)
 
 
 def _files(path: Path, endings: Collection[str]) -> Iterator[str]:

@@ -29,14 +29,17 @@ from pointdistill.data.files.packed_tars import PACKED_TARS
 from pointdistill.data.files.schema import short_repr
 from pointdistill.data.meshes import Axis, PointSet, Surface, draw, named_rng
 from pointdistill.data.meshes.formats.points import is_prose
-from pointdistill.data.meshes.read import from_object, is_array, is_shape_name, no_shape_in
+from pointdistill.data.meshes.read import (
+    from_object,
+    is_array,
+    is_shape_name,
+    no_shape_in,
+    not_shapes,
+    unread_suffixes,
+)
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import read_named
 from pointdistill.errors import DataError
-from pointdistill.reporter import plural
-
-_MOST_PROSE = 5
-"""Most text files to name in a line."""
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", *PACKED_TARS)
 
@@ -61,6 +64,9 @@ class ShapeSource:
 
     prose: tuple[str, ...] = ()
     """Names of text files in a folder that hold no points, such as a readme, and so are no shapes."""
+
+    unread: tuple[str, ...] = ()
+    """Names of its files in formats that are not read, see `UNREAD_SUFFIXES`."""
 
     stamp: str = ""
     """Changes when the shapes change: a corpus's checksum, or the sizes and times of files."""
@@ -157,14 +163,10 @@ class ShapeList:
         name = "" if source.names is None else source.names[row]
         return number, ShapeLocation(source.kind, source.path, name, row)
 
-    def prose_line(self) -> str:
-        """Which text files in folders are no shapes; empty if there is none."""
-        names = [f"{source.named}/{name}" for source in self.sources for name in source.prose]
-        more = f" and {len(names) - _MOST_PROSE:,} more" if len(names) > _MOST_PROSE else ""
-        files = plural(len(names), "text file")
-        return f"left out: {files} without points ({', '.join(names[:_MOST_PROSE])}{more})" * bool(
-            names
-        )
+    def not_shapes(self) -> list[str]:
+        """What of folders and archives is not read: text files without points, and other formats."""
+        prose = [f"{source.named}/{name}" for source in self.sources for name in source.prose]
+        return not_shapes(prose, [name for source in self.sources for name in source.unread])
 
     def shape_id(self, number: int, name: str) -> str:
         """Id of a shape of source ``number``: its name there, preceded by the source if there are several."""
@@ -222,18 +224,21 @@ def _source(path: Path, named: str, leave_out: Path | None) -> ShapeSource:
         return ShapeSource("file", whole, named, (path.name,), stamp=_stamp([path]))
     absent = f"{path}: no such file or folder; check its name"
     with open_archive(path, absent=absent) as archive:
-        names = tuple(name for name in archive.names if is_shape_name(name))
+        everything = tuple(archive.names)
+    names = tuple(name for name in everything if is_shape_name(name))
+    unread = tuple(name for name in everything if unread_suffixes([name]))
     if path.is_dir() and leave_out is not None:
         output = leave_out.resolve()
         names = tuple(name for name in names if Path(whole, name) != output)
     prose = tuple(name for name in names if path.is_dir() and is_prose(path / name))
     names = tuple(name for name in names if name not in set(prose))
     if not names:
-        raise DataError(no_shape_in(path))
+        raise DataError(no_shape_in(path, everything))
     if path.is_dir():
         stamp = _stamp([path / name for name in names])
-        return ShapeSource("folder", whole, named, names, len(names), prose, stamp)
-    return ShapeSource("archive", whole, named, names, len(names), stamp=_stamp([path]))
+        return ShapeSource("folder", whole, named, names, len(names), prose, unread, stamp)
+    stamp = _stamp([path])
+    return ShapeSource("archive", whole, named, names, len(names), unread=unread, stamp=stamp)
 
 
 def _stamp(files: Sequence[Path]) -> str:

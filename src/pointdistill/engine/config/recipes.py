@@ -377,8 +377,7 @@ def adapt(encoder: EncoderConfig, mode: Mode, *, shapes: int) -> PretrainConfig:
     has four of them.
 
     The settings printed here are those for the small encoder and 10,000 shapes.
-    Cost: see ``pointdistill plan``, and docs/adapting.md.
-    Source: our own.
+    Cost: see ``pointdistill plan``, and docs/adapting.md. Source: our own.
     """
     # The nearest by its ratio: 96 is as far from 64 as from 144.
     base = min(

@@ -186,7 +186,7 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     named_rng(request.seed)  # a seed that is not accepted is refused before anything is read
     settings = read_settings(encoder, draws, seed=request.seed, up=request.up)
     shapes = list_shapes(request.paths, leave_out=request.output)
-    if line := shapes.prose_line():
+    for line in shapes.not_shapes():
         reporter.say(line)
     folder = request.output.parent
     info = embedding_info(encoder, kind, settings, shapes, folder) | draws.plain()

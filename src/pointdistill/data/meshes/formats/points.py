@@ -66,7 +66,8 @@ def is_prose(path: Path) -> bool:
     It is prose if fewer than a fifth of its first lines have three numbers. What is neither is left to the reader,
     which says what is wrong with it.
     """
-    if path.suffix.lower() not in _PERHAPS_PROSE:
+    # A pipe has no end; it is refused when it is read.
+    if path.suffix.lower() not in _PERHAPS_PROSE or not path.is_file():
         return False
     try:
         with path.open("rb") as file:
