@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -211,3 +213,10 @@ def test_a_pipe_gets_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == (
         f"Names\nname\tmode\twhat it is\na-name-to-be-copied\tdual\t{LONG}\nb\tcls\tshort\n- a note\n\n"
     )
+
+
+def test_json_has_no_number_that_json_has_not(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"a": np.float32("nan"), "b": np.array([1.0, np.inf]), "c": np.int64(3)}
+    console.print_json("test", record)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["a"], told["b"], told["c"]) == (None, [1.0, None], 3)

@@ -14,6 +14,7 @@ import trimesh
 from PIL import Image
 
 from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.meshes.formats.points import is_prose
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.weights.encoders import save_encoder
 from tests.cli.typed import Run, typed
@@ -366,3 +367,14 @@ def test_a_query_of_the_index_does_not_count(run: Run) -> None:
     assert (second["own"]["id"], third["own"]) == ("2.obj", None)
     assert [len(query["neighbours"]) for query in (first, second, third)] == [2, 2, 2]
     assert "2.obj" not in [one["id"] for one in second["neighbours"]]
+
+
+@pytest.mark.parametrize(
+    "row", ['"0.{0}","0.{1}","1.0"', "{0}. {1}. 3.", "[0.{0}, 0.{1}, 1]", "0.{0}D+00 0.{1}D+00 1.0D0"]
+)
+def test_rows_of_numbers_in_any_dress_are_no_prose(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "cloud.txt"
+    path.write_text("".join(row.format(k % 7, k % 5) + "\n" for k in range(100)))
+    assert not is_prose(path)
+    path.write_text("These parts were scanned in 2019,\nat 3 places, by 12 people.\n")
+    assert is_prose(path)

@@ -252,3 +252,20 @@ def test_a_block_holds_no_more_points_than_allowed(both: Path) -> None:
     blocks = list(rows.read_rows(both, shard, source, np.arange(7), most_points=90))
     assert [len(block) for block in blocks] == [2, 2, 2, 1], "40 + 41, 42 + 43, 44 + 45, 46"
     assert all(block.part is not None for block in blocks)
+
+
+@pytest.mark.parametrize("name", ["{0}/victim/a", "../../victim/a", "..", ".hidden", "", "a\\b", "a\nb"])
+def test_a_strangers_source_cannot_lead_out_of_the_folder(
+    name: str, tmp_path: Path, both: Path
+) -> None:
+    write_corpus(tmp_path / "victim", [("a", some_rows("a", 3))])
+    before = digest(tmp_path / "victim")
+    evil = name.format(tmp_path)
+    stored = json.loads((both / "corpus.json").read_text())
+    for record in [*stored["sources"], *stored["shards"]]:
+        key = "name" if "name" in record else "source"
+        record[key] = evil if record[key] == "a" else record[key]
+    edit(both, {"sources": stored["sources"], "shards": stored["shards"]})
+    with pytest.raises(CorpusError, match="source name"):
+        subset_corpus(both, tmp_path / "out" / "few", choice=ShapeFilter(), workers=1)
+    assert digest(tmp_path / "victim") == before

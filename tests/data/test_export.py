@@ -25,7 +25,7 @@ from pointdistill.data.corpus_building.export import (
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.errors import ConfigError, CorpusError, DataError
 from tests.data.test_build import digest
-from tests.data.test_corpus import some_rows, write_corpus
+from tests.data.test_corpus import edit, some_rows, write_corpus
 from tests.data.test_corpus_verify import flip_byte, place_of
 
 
@@ -227,3 +227,19 @@ def test_a_shape_with_a_hostile_name_stays_in_the_export(tmp_path: Path) -> None
         "in/out/a/a.ply",
         "in/out/a/a%2Eply/b.ply",
     }
+
+
+def test_names_that_the_export_or_windows_needs_are_quoted() -> None:
+    assert safe_name("SHA256SUMS") == "%53HA256SUMS"
+    assert safe_name("export.json") == "%65xport.json"
+    assert safe_name("con.1") == "%63on.1"
+    assert safe_name("console") == "console"
+
+
+def test_an_export_of_other_licences_is_another_one(tmp_path: Path, corpus: Corpus) -> None:
+    export_corpus(corpus.path, tmp_path / "out", layout="ply", workers=1)
+    stored = json.loads((corpus.path / "corpus.json").read_text())
+    stored["sources"][0]["licence"] = "CC BY-NC 4.0"
+    edit(corpus.path, {"sources": stored["sources"]})
+    with pytest.raises(DataError, match="is another thing"):
+        export_corpus(corpus.path, tmp_path / "out", layout="ply", workers=1)

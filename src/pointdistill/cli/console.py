@@ -109,7 +109,8 @@ def print_json(command: str, record: Mapping[str, Any]) -> None:
             has no other word for.
     """
     named = {"format": f"pointdistill-{command}", "version": JSON_VERSION}
-    echo_lines(json.dumps(_plain(named | dict(record)), indent=1, ensure_ascii=False))
+    plain = _plain(named | dict(record))
+    echo_lines(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
@@ -123,7 +124,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-    return value.item() if hasattr(value, "item") else str(value)
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def name_options(message: str, settings: tuple[str, ...]) -> str:

@@ -179,7 +179,8 @@ def _shares(text: str) -> dict[str, float]:
     for item in text.split(","):
         name, sign, share = (word.strip() for word in item.partition("="))
         try:
-            if not sign or name in shares:
+            # Names of folders, which some file systems do not tell apart by case.
+            if not sign or name.casefold() in {known.casefold() for known in shares}:
                 raise ValueError
             shares[name] = float(share)
         except ValueError:

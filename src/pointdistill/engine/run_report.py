@@ -147,7 +147,7 @@ def report(request: ReportRequest, *, reporter: Reporter = SILENT) -> Path:
         lead="What was trained, how it went, what was measured, and which shapes the features find alike. "
         "The page is one file that loads nothing.",
         facts={"pointdistill": __version__}
-        | {run.name: str(folder.resolve()) for run, folder in zip(runs, folders, strict=True)},
+        | {run.name: str(folder) for run, folder in zip(runs, folders, strict=True)},
         sections=sections,
     )
     return output
@@ -309,7 +309,7 @@ def _run_tables(runs: Sequence[ReportedRun]) -> list[Section]:
 def _facts(run: ReportedRun) -> dict[str, str]:
     """Facts of a run by name; those that are not known are dashes."""
     config, corpus = run.described.get("config", {}), run.described.get("corpus", {})
-    begun = run.described.get("begun_on") or {}
+    begun = run.described.get("begun_on")
     last = run.metrics[-1] if run.metrics else {}
     total = config.get("steps") or (f"{config['epochs']} epochs" if config.get("epochs") else "-")
     numbers = run.encoder.parameters() if run.encoder is not None else ()
@@ -326,7 +326,7 @@ def _facts(run: ReportedRun) -> dict[str, str]:
         "corpus": one_line(Path(str(corpus.get("path", "-"))).name),
         "encoder": f"{parameters:,} parameters" if parameters else "not saved yet",
         "time": format_duration(last["seconds"]) if "seconds" in last else "-",
-        "device": one_line(str(begun.get("device", "-"))),
+        "device": one_line(str(begun.get("device", "-"))) if isinstance(begun, Mapping) else "-",
         "seed": str(config.get("seed", "-")),
     }
 

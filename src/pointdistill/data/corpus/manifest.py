@@ -28,6 +28,9 @@ BUILDING_NAME = ".building"
 COMMERCIAL_ONLY = "commercial_only"
 """Setting of a source that is in a corpus because its licence allows commercial use of all of its shapes."""
 
+LONGEST_SOURCE = 100
+"""Characters of a source's name, after which its shards are called."""
+
 FORMAT = "pointdistill corpus"
 VERSION = 1
 FRAME = "right-handed, z up"
@@ -165,8 +168,27 @@ def _check(manifest: Manifest) -> None:
     if manifest.seed < 0 or manifest.points < 1 or least < 0 or len(set(names)) < len(names):
         msg = "a count or the seed is negative, or a source is listed twice"
         raise CorpusError(msg)
+    for name in names:
+        check_source_name(name)
     for shard in manifest.shards:
         check_record(shard)
+
+
+def check_source_name(name: str) -> None:
+    """Raise unless a source's name can be part of a file's name: shards and folders are called after it.
+
+    Raises:
+        CorpusError: naming it; a stranger's cannot lead out of the folder that is written.
+    """
+    if not name or name.startswith(".") or len(name) > LONGEST_SOURCE or set(name) & set("/\\"):
+        msg = (
+            f"source name {name[:80]!r} is no file name; expected up to {LONGEST_SOURCE} characters, no / or \\, "
+            "and no dot before them"
+        )
+        raise CorpusError(msg)
+    if not name.isprintable():
+        msg = f"source name {name[:80]!r} holds control characters"
+        raise CorpusError(msg)
 
 
 def check_record(shard: ShardRecord) -> None:

@@ -40,7 +40,7 @@ from pointdistill.data.files.files import (
     write_json,
 )
 from pointdistill.data.files.processes import ordered_map
-from pointdistill.data.files.schema import refusing_damage
+from pointdistill.data.files.schema import refusing_damage, to_plain
 from pointdistill.errors import ConfigError, DataError, one_line
 from pointdistill.reporter import SILENT, Reporter
 
@@ -55,6 +55,10 @@ BLOCK_POINTS = 2**20
 _MARKS = ".finished"
 _PLAN = ".plan.json"
 _SAFE = frozenset(string.ascii_letters + string.digits + "-_.+=@ ()")
+_OWN = {name.split(".")[0].upper() for name in (EXPORT_NAME, SUMS_NAME, LICENCES_NAME)}
+_DEVICES = {f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10)}
+_RESERVED = _OWN | _DEVICES | {"CON", "PRN", "AUX", "NUL"}
+"""What a name may not begin with: files of the export itself, and what Windows keeps for devices."""
 _MOST_NAME = 200  # characters of one part of a path; file systems take 255 bytes
 
 
@@ -128,7 +132,11 @@ def export_corpus(
         _parquet()
     opened = open_corpus(corpus)
     manifest = opened.manifest
-    plan = {"content": manifest.content, "layout": layout, "shards": len(manifest.shards)}
+    origins = json.dumps(to_plain(manifest.sources), sort_keys=True).encode()
+    plan = {
+        **{"content": manifest.content, "layout": layout, "shards": len(manifest.shards)},
+        "sources": hashlib.sha256(origins).hexdigest(),
+    }
     if output.exists():
         return _finished(output, plan)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -381,10 +389,15 @@ def ply_path(shape_id: str) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A name that every file system takes and that leads nowhere else; different names stay different."""
+    """A name that every file system takes and that leads nowhere else.
+
+    Different names stay different, where upper and lower case are told apart.
+    """
     quoted = [c if c in _SAFE else "".join(f"%{b:02X}" for b in c.encode()) for c in name] or ["%"]
     for end in (0, -1):  # a dot or a blank there hides a file, leads elsewhere, or is dropped
         quoted[end] = {".": "%2E", " ": "%20"}.get(quoted[end], quoted[end])
+    if "".join(quoted).split(".")[0].upper() in _RESERVED:
+        quoted[0] = f"%{ord(quoted[0][0]):02X}"
     whole = "".join(quoted)
     if len(whole) > _MOST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]

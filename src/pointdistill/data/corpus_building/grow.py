@@ -199,14 +199,16 @@ def _compare(
     new = _checksums(source.listing)
     ids = {entry.id for entry in entries}
     touched = {n for n in old.keys() | new.keys() if old.get(n) != new.get(n)}
-    companions = [PurePosixPath(n) for n in touched - ids - places.keys() - refused.keys()]
+    # Any file can be a glTF's buffer, one with a shape's ending too.
+    companions = [PurePosixPath(n) for n in touched]
 
     def is_same(shape: str) -> bool:
         if shape not in new or old.get(shape) != new[shape]:
             return False
         beside = shape.lower().endswith(_WITH_COMPANIONS)
         folder = PurePosixPath(shape).parent
-        return not (beside and any(c.is_relative_to(folder) for c in companions))
+        own = PurePosixPath(shape)
+        return not (beside and any(c.is_relative_to(folder) for c in companions if c != own))
 
     held = places.keys() | refused.keys()
     same = frozenset(shape for shape in ids & held if is_same(shape))

@@ -23,6 +23,7 @@ from pointdistill.data.corpus.manifest import (
     MANIFEST_NAME,
     ShardRecord,
     check_record,
+    check_source_name,
 )
 from pointdistill.data.corpus.refused import with_field_names
 from pointdistill.data.corpus_building.division import Span
@@ -268,7 +269,12 @@ def retry_is_begun(corpus: Path) -> bool:
 
 
 def shard_name(source: str, number: int) -> str:
-    """File name of a source's shard."""
+    """File name of a source's shard.
+
+    Raises:
+        CorpusError: if the source's name would lead out of the corpus folder.
+    """
+    check_source_name(source)
     return f"{source}-{number:05d}.h5"
 
 

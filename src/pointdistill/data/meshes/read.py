@@ -319,6 +319,9 @@ def _rows_of_three(values: Any, name: str, dtype: type[Number]) -> NDArray[Numbe
     Raises:
         DataError: if they have another shape, as the corners of quads would.
     """
+    if (kind := np.asarray(values).dtype).kind not in "fiub":
+        msg = f"its {name} are {kind}, accepted are real numbers"
+        raise DataError(msg)
     rows: NDArray[Number] = np.asarray(values, dtype=dtype)
     if not rows.size:
         return rows.reshape(0, 3)

@@ -88,7 +88,7 @@ def run_curves(
 
     Args:
         runs: per run its logged rows, with ``step`` and terms, as in ``metrics.jsonl``.
-        term: which key to draw; rows without it are left out.
+        term: which key to draw; rows without it are left out, and values that no axis can have.
         of: the unit of the values, written at the axis.
         smooth: draw the values pale and a running mean above them; otherwise the values, with a dot each.
 
@@ -105,8 +105,9 @@ def run_curves(
         axis.patch.set_alpha(0.0)
         for number, rows in enumerate(runs):
             color = LINES[number % len(LINES)]
-            steps = np.array([row["step"] for row in rows if term in row])
-            values = np.array([row[term] for row in rows if term in row], np.float64)
+            drawn = [row for row in rows if abs(row.get(term, np.inf)) < 1e30]
+            steps = np.array([row["step"] for row in drawn])
+            values = np.array([row[term] for row in drawn], np.float64)
             if smooth:
                 axis.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
                 axis.plot(steps, _running_mean(values), color=color, linewidth=1.8)
@@ -118,8 +119,7 @@ def run_curves(
         axis.tick_params(colors=_INK, labelsize=9)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for spine in axis.spines.values():
-            spine.set_color(_INK)
-            spine.set_alpha(0.4)
+            spine.set(color=_INK, alpha=0.4)
         return _png(figure)
 
 

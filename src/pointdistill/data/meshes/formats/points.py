@@ -40,7 +40,9 @@ _ARRAY_SUFFIXES = (".npy", ".npz")
 _COMMENT_LINES = re.compile(rb"(?m)^[ \t]*(?:#|//|%)[^\n]*")
 _PERHAPS_PROSE = (".txt", ".csv")
 _HEAD_BYTES = 1 << 16
-_NUMBER = re.compile(rb"(?<![^\s,;|])[+-]?\d*[.,]?\d+(?:[eE][+-]?\d+)?(?![^\s,;|])")
+_NUMBER = re.compile(
+    rb"(?<![^\s,;|\"'(\[{])[+-]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eEdD][+-]?\d+)?(?![^\s,;|\"')\]}])"
+)
 _LONGEST_PREAMBLE = 1 << 24
 _NAMES = ("points", "xyz", "pos", "coord", "coords", "vertices")
 _VERTICES = ("vertices", "verts", "v", "points")
