@@ -92,7 +92,7 @@ def test_one_run_has_its_curves_probe_scores_neighbours_and_colours(runs: list[P
     words = words_of(page)
     name = runs[0].name
     metrics = [row["probe_accuracy"] for row in read_metrics(runs[0]) if "probe_accuracy" in row]
-    went = f"{name}: the online probe went from {metrics[0]:.1f} to {metrics[-1]:.1f} %."
+    went = f"The online probe went from {metrics[0]:.1f} to {metrics[-1]:.1f} %."
     for expected in (
         went,
         "total loss",
@@ -109,6 +109,8 @@ def test_one_run_has_its_curves_probe_scores_neighbours_and_colours(runs: list[P
     ):
         assert expected in words, expected
     assert "Settings that differ" not in words
+    assert "Not evaluated" not in words
+    assert "the mean over a fortieth of them to each side, at least one." in words
     # 5 rows of a query and 5 neighbours, 2 rows of 6 in colours, and the curves.
     curves = words.count(" loss ") + 1
     assert page.read_text().count("data:image/png;base64,") == 30 + 12 + curves
@@ -126,6 +128,7 @@ def test_two_runs_stand_side_by_side(
     assert out == "page: report.html, open it in a browser\n"
     words = words_of(Path("report.html"))
     assert "is ahead in the online probe" in words
+    assert re.search(r"the best of each group is bold\. Not evaluated on .*: other\.", words)
     assert re.search(r"Settings that differ\s+setting .* seed 0 1 ", words)
     last = [read_metrics(run)[-1]["probe_accuracy"] for run in runs]
     for run, accuracy in zip(runs, last, strict=True):
@@ -156,7 +159,7 @@ def test_a_run_without_a_checkpoint_has_a_page_too(runs: list[Path], tmp_path: P
     described = json.loads((runs[0] / "config.json").read_text())
     (started / "config.json").write_text(json.dumps(described))
     words = words_of(report(ReportRequest(runs=(started,))))
-    assert "not a step was logged yet" in words
+    assert "Not a step was logged yet" in words
     assert "not saved yet" in words
 
 

@@ -196,27 +196,20 @@ def _read_run(folder: Path, name: str) -> ReportedRun:
 def _headline(runs: Sequence[ReportedRun]) -> str:
     """The last probe or loss of one run; of several, which is ahead, with the figures of all."""
     probes = [[row[_PROBE] for row in run.metrics if _PROBE in row] for run in runs]
-    losses = [[row["loss"] for row in run.metrics if "loss" in row] for run in runs]
     if len(runs) == 1:
+        losses = [row["loss"] for row in runs[0].metrics if "loss" in row]
         if probes[0]:
-            return (
-                f"{runs[0].name}: the online probe went from {probes[0][0]:.1f} to "
-                f"{probes[0][-1]:.1f} %."
-            )
-        if losses[0]:
-            return (
-                f"{runs[0].name}: the loss went from {losses[0][0]:.2f} to {losses[0][-1]:.2f} in "
-                f"{runs[0].metrics[-1]['step']:,} steps."
-            )
-        return f"{runs[0].name}: not a step was logged yet."
+            return f"The online probe went from {probes[0][0]:.1f} to {probes[0][-1]:.1f} %."
+        if losses:
+            step = runs[0].metrics[-1]["step"]
+            return f"The loss went from {losses[0]:.2f} to {losses[-1]:.2f} in {step:,} steps."
+        return "Not a step was logged yet."
     if all(probes):
         last = [values[-1] for values in probes]
-        best = runs[last.index(max(last))].name
-        figures = ", ".join(
-            f"{run.name} {value:.1f} %" for run, value in zip(runs, last, strict=True)
-        )
+        best, pairs = runs[last.index(max(last))].name, zip(runs, last, strict=True)
+        figures = ", ".join(f"{run.name} {value:.1f} %" for run, value in pairs)
         return f"{best} is ahead in the online probe: {figures}."
-    return f"{len(runs)} runs side by side: {', '.join(run.name for run in runs)}."
+    return f"{len(runs)} runs side by side."
 
 
 def _named_results(runs: Sequence[ReportedRun]) -> list[Result]:
@@ -245,20 +238,27 @@ def score_sections(runs: Sequence[ReportedRun], *, remark: str = "") -> list[Sec
     data = list(dict.fromkeys(_data(result) for result in results))
     groups: dict[str, list[Bar]] = {}
     for result in results:
-        which = f"{_data(result)}: " if len(data) > 1 else ""
-        title_of = f"{which}{result.label}, {result.metrics[0]}"
+        title_of = f"{_data(result)}: " * (len(data) > 1) + f"{result.label}, {result.metrics[0]}"
         if math.isfinite(result.accuracy.mean):
             bar = Bar(result.features, result.accuracy.mean, names.index(result.features))
             groups.setdefault(title_of, []).append(bar)
     return [
         Section(
             title="Scores",
-            text=f"On {' and '.join(data)}, in percent; more is better, the best of each group is bold.",
+            text=f"On {' and '.join(data)}, in percent; more is better, the best of each group is bold."
+            + "".join(_not_evaluated(runs, results, name) for name in data if len(runs) > 1),
             bars=tuple(Bars(name, tuple(bars)) for name, bars in groups.items()),
             remark=remark,
         ),
         Section(title="Scores as tables", tables=tuple(results_tables(results))),
     ]
+
+
+def _not_evaluated(runs: Sequence[ReportedRun], results: Sequence[Result], data: str) -> str:
+    """Which runs' own encoders have no score on ``data``, in a sentence."""
+    measured = {result.features for result in results if _data(result) == data}
+    lacking = [run.name for run in runs if run.name not in measured]
+    return f" Not evaluated on {data}: {', '.join(lacking)}." if lacking else ""
 
 
 def _data(result: Result) -> str:
@@ -276,7 +276,7 @@ def curve_sections(runs: Sequence[ReportedRun]) -> list[Section]:
             Picture("total loss" if term == "loss" else f"{term} loss", run_curves(rows, term))
             for term in losses
         )
-        text = "Each logged step is pale; the line is the mean over a fortieth of the run to each side."
+        text = "Logged steps are pale; the line is the mean over a fortieth of them to each side, at least one."
         sections.append(Section(title="Learning curves", text=text, key=key, charts=charts))
     if _PROBE in logged:
         chart = Picture("accuracy in percent", run_curves(rows, _PROBE, of="%", smooth=False))

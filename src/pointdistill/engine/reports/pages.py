@@ -36,6 +36,12 @@ dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .25r
   border-radius: 8px; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
+/* A shade at an edge behind which a table goes on; what moves with the table hides it at the table's own ends. */
+.scroll { background:
+  linear-gradient(to right, var(--page) 40%, transparent) left / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, var(--page) 40%, transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to right, var(--soft), transparent) left / .8rem 100% no-repeat,
+  linear-gradient(to left, var(--soft), transparent) right / .8rem 100% no-repeat; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem;
   font-variant-numeric: tabular-nums; }
@@ -81,6 +87,7 @@ figcaption { font-size: .9rem; margin-top: .6rem; overflow-wrap: anywhere; }
   h1 { font-size: 1.4rem; }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dd { margin-bottom: .5rem; }
+  th, td { white-space: normal; padding: .4rem .5rem; }
   .row { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .bar { grid-template-columns: minmax(0, 1fr) 3.5rem; }
   .bar span:first-child { grid-column: 1 / 3; }
