@@ -370,7 +370,8 @@ def test_a_query_of_the_index_does_not_count(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", ['"0.{0}","0.{1}","1.0"', "{0}. {1}. 3.", "[0.{0}, 0.{1}, 1]", "0.{0}D+00 0.{1}D+00 1.0D0"]
+    "row",
+    ['"0.{0}","0.{1}","1.0"', "{0}. {1}. 3.", "[0.{0}, 0.{1}, 1]", "0.{0}D+00 0.{1}D+00 1.0D0"],
 )
 def test_rows_of_numbers_in_any_dress_are_no_prose(tmp_path: Path, row: str) -> None:
     path = tmp_path / "cloud.txt"

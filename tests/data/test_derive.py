@@ -254,7 +254,9 @@ def test_a_block_holds_no_more_points_than_allowed(both: Path) -> None:
     assert all(block.part is not None for block in blocks)
 
 
-@pytest.mark.parametrize("name", ["{0}/victim/a", "../../victim/a", "..", ".hidden", "", "a\\b", "a\nb"])
+@pytest.mark.parametrize(
+    "name", ["{0}/victim/a", "../../victim/a", "..", ".hidden", "", "a\\b", "a\nb"]
+)
 def test_a_strangers_source_cannot_lead_out_of_the_folder(
     name: str, tmp_path: Path, both: Path
 ) -> None:

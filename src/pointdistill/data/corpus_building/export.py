@@ -40,7 +40,7 @@ from pointdistill.data.files.files import (
     write_json,
 )
 from pointdistill.data.files.processes import ordered_map
-from pointdistill.data.files.schema import refusing_damage, to_plain
+from pointdistill.data.files.schema import refusing_damage
 from pointdistill.errors import ConfigError, DataError, one_line
 from pointdistill.reporter import SILENT, Reporter
 
@@ -132,11 +132,10 @@ def export_corpus(
         _parquet()
     opened = open_corpus(corpus)
     manifest = opened.manifest
-    origins = json.dumps(to_plain(manifest.sources), sort_keys=True).encode()
-    plan = {
-        **{"content": manifest.content, "layout": layout, "shards": len(manifest.shards)},
-        "sources": hashlib.sha256(origins).hexdigest(),
-    }
+    # As JSON has them: a tuple comes back as a list.
+    origins = json.loads(json.dumps([asdict(source) for source in manifest.sources]))
+    plan = {"content": manifest.content, "layout": layout, "shards": len(manifest.shards)}
+    plan["sources"] = origins
     if output.exists():
         return _finished(output, plan)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +169,6 @@ def export_corpus(
                 "files": files,
                 "sums_sha256": sha256_of(folder / SUMS_NAME),
                 "label_names": list(opened.label_names),
-                "sources": [asdict(source) for source in manifest.sources],
             },
         )
         shutil.rmtree(folder / _MARKS)
