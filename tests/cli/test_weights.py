@@ -117,7 +117,7 @@ def test_a_name_downloads_once_for_all_commands(
     index = json.loads(str(np.load("embedding.npz")["info"]))
     assert index["encoder"] == "asymdsd-s"
     assert run("search", "meshes/ball/0.ply", *device) == 0
-    assert "1\t0.ply\t1.0000" in capsys.readouterr().out
+    assert "0.ply is the query itself (1.0000)" in capsys.readouterr().out
     assert run("export", "mine", "--encoder", "asymdsd-s", "--half") == 0
     small, whole = (f / "model.safetensors" for f in (Path("mine"), folder))
     assert small.stat().st_size < 0.6 * whole.stat().st_size
@@ -130,7 +130,7 @@ def test_features_without_a_run(
     assert SAID in capsys.readouterr().err.splitlines()
     assert run("search", "meshes/ball/0.ply", "--device", "cpu") == 0
     said = capsys.readouterr()
-    assert "1\tball/0.ply\t1.0000" in said.out
+    assert "ball/0.ply is the query itself (1.0000)" in said.out
     assert f"encoder: {BUNDLED}, which comes with pointdistill" in said.err
     # Another installation has it elsewhere: the index names it, and not its place.
     (here / "bundled").rename(here / "moved")

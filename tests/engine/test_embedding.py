@@ -570,6 +570,7 @@ def test_batches_on_a_gpu_overlap_and_keep_their_rows(kind: FeatureKind) -> None
     assert len(set(cuda.waits)) == GPU_THREADS
     for batch, shapes in zip(clouds, found, strict=True):
         for expected, shape in zip(plain(list(batch)), shapes, strict=True):
-            np.testing.assert_array_equal(shape.features, expected.features)
+            # Not to the bit: products of another batch size, on several threads, are added in another order.
+            np.testing.assert_allclose(shape.features, expected.features, rtol=1e-4, atol=1e-5)
             if expected.positions is not None:
                 np.testing.assert_array_equal(shape.positions, expected.positions)
