@@ -1,6 +1,7 @@
 """Probes that are fitted once: nearest neighbours, logistic regression and SVM; and the records of all probes.
 
-Every probe takes labelled features, ``Samples``, and returns a ``Score``.
+Every probe takes labelled features, ``Samples``, and returns a ``Score``. scikit-learn is loaded by those that fit
+with it, since embedding and search import this module and would wait for it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -211,6 +206,11 @@ def logistic_probe(train: Samples, test: Samples) -> Score:
         train: at least two classes.
         test: features of the same width.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     regression = LogisticRegression(C=INVERSE_PENALTY, max_iter=_MOST_ITERATIONS)
     pipeline = make_pipeline(StandardScaler(), regression)
     check_classes(train)
@@ -243,6 +243,9 @@ def svm_probe(train: Samples, test: Samples, *, seed: int) -> Score:
 
 def svm_scores(train: Samples, tests: Sequence[Samples], *, seed: int) -> list[Score]:
     """Fit the SVM of ``svm_probe`` once, and score it on several sets."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
     machine = LinearSVC(random_state=seed)
     check_classes(train)
     with warnings.catch_warnings(record=True) as caught:
@@ -272,6 +275,8 @@ def cross_validate(
     Returns:
         Accuracies averaged over the folds, every note once, and the sum of the confusion matrices.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     labels = samples.labels.numpy()
     scores = [
