@@ -1,10 +1,10 @@
 # pointdistill on a host with NVIDIA GPUs and the NVIDIA container toolkit:
 #
 #   docker build --tag pointdistill .
-#   docker run --rm --gpus all --ipc host --volume "$PWD:/work" pointdistill pretrain --size small
+#   docker run --rm --gpus all --ipc host --volume "$PWD:/data" pointdistill pretrain --size small
 #
 # The wheel of torch brings its own CUDA libraries, so that the plain Python image is enough; only the driver is the
-# host's. Results are written to /work, as the calling user if it is run with --user "$(id -u):$(id -g)".
+# host's. Results are written to /data, as the calling user if it is run with --user "$(id -u):$(id -g)".
 
 FROM python:3.12-slim
 
@@ -25,7 +25,7 @@ COPY src src
 RUN pip install --no-deps .
 
 # Caches of weights, kernels and figures, wherever the calling user has no home.
-ENV HOME=/work POINTDISTILL_CACHE=/work/.cache/pointdistill
-WORKDIR /work
+ENV HOME=/data POINTDISTILL_CACHE=/data/.cache/pointdistill
+WORKDIR /data
 ENTRYPOINT ["pointdistill"]
 CMD ["--help"]

@@ -69,7 +69,9 @@ class ModeName(StrEnum):
     MPM = "mpm"
 
 
-def _one_of(name: str, accepted: tuple[str, ...]) -> Callable[[str], str]:
+def one_of(name: str, accepted: tuple[str, ...]) -> Callable[[str], str]:
+    """A check of an option's value, which names the setting, what is accepted, and the nearest of it."""
+
     def check(value: str) -> str:
         if value not in accepted:
             near = did_you_mean(value, accepted)
@@ -88,7 +90,7 @@ def check_up(value: str | None) -> str | None:
     """
     if value is None:
         return None
-    return _one_of("up", UP_AXES)(value.lower())
+    return one_of("up", UP_AXES)(value.lower())
 
 
 _MOST_NAMES = 5000
@@ -124,10 +126,14 @@ def complete_run(incomplete: str) -> list[str]:
     """Folders of runs: the last one made here, those under runs/, and those below what was typed."""
     from pointdistill.data.files.workspace import last_run
 
-    last = last_run()
+    return _folders_that_begin(incomplete, last_run(), Path("runs"), "config.json")
+
+
+def _folders_that_begin(incomplete: str, last: Path | None, usual: Path, holds: str) -> list[str]:
+    """Folders with a file of a name: the last one made, those in the usual place, those below what was typed."""
     parent = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
-    folders = [*([last] if last else []), *_subfolders(Path("runs")), *_subfolders(parent)]
-    found = [str(folder) for folder in folders if (folder / "config.json").is_file()]
+    folders = [*([last] if last else []), *_subfolders(usual), *_subfolders(parent)]
+    found = [str(folder) for folder in folders if (folder / holds).is_file()]
     return [name for name in dict.fromkeys(found) if name.startswith(incomplete)]
 
 
@@ -149,11 +155,7 @@ def complete_corpus(incomplete: str) -> list[str]:
     """Folders of corpora: the last one made here, those under data/, and those below what was typed."""
     from pointdistill.data.files.workspace import last_corpus
 
-    last = last_corpus()
-    parent = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
-    folders = [*([last] if last else []), *_subfolders(Path("data")), *_subfolders(parent)]
-    found = [str(folder) for folder in folders if (folder / "corpus.json").is_file()]
-    return [name for name in dict.fromkeys(found) if name.startswith(incomplete)]
+    return _folders_that_begin(incomplete, last_corpus(), Path("data"), "corpus.json")
 
 
 def complete_one_of(*accepted: str) -> Callable[[str], list[str]]:
@@ -236,7 +238,7 @@ DeviceOption = Annotated[
     str,
     typer.Option(
         help="auto, cpu or cuda.",
-        callback=_one_of("device", DEVICES),
+        callback=one_of("device", DEVICES),
         autocompletion=complete_one_of(*DEVICES),
     ),
 ]
@@ -244,7 +246,7 @@ PrecisionOption = Annotated[
     str,
     typer.Option(
         help="auto (a resumed run: as before; a new one: bf16 on a GPU), no, or bf16.",
-        callback=_one_of("precision", PRECISIONS),
+        callback=one_of("precision", PRECISIONS),
         autocompletion=complete_one_of(*PRECISIONS),
     ),
 ]
@@ -257,7 +259,7 @@ CompileOption = Annotated[
     typer.Option(
         "--compile",
         help="Fuse the step's operations by torch.compile: auto (on one GPU), on, or off.",
-        callback=_one_of("compile", COMPILE),
+        callback=one_of("compile", COMPILE),
         autocompletion=complete_one_of(*COMPILE),
     ),
 ]

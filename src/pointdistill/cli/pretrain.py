@@ -15,7 +15,6 @@ from pointdistill.cli.console import (
     print_table,
     training_console,
 )
-from pointdistill.cli.help import did_you_mean
 from pointdistill.cli.options import (
     BatchSizeOption,
     CompileOption,
@@ -32,6 +31,7 @@ from pointdistill.cli.options import (
     StepsOption,
     complete_encoder,
     complete_run,
+    one_of,
     require_encoder,
     require_paths,
     run_overrides,
@@ -109,7 +109,10 @@ def pretrain(
     ] = None,
     sharding: Annotated[
         str,
-        typer.Option(help="none: each process holds the model; fsdp: each holds a part of it."),
+        typer.Option(
+            help="none: each process holds the model; fsdp: each holds a part of it.",
+            callback=one_of("sharding", SHARDINGS),
+        ),
     ] = "none",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -128,10 +131,6 @@ def pretrain(
         seed=seed,
     )
     require_paths([data], "data")
-    if sharding not in SHARDINGS:
-        near = did_you_mean(sharding, SHARDINGS)
-        msg = f"sharding must be one of {', '.join(SHARDINGS)}, got {sharding!r}{near}"
-        raise ConfigError(msg, settings=("sharding",))
     fresh = not resume and init_from is None and recipe != "adapt"
     if data is None and fresh and last_corpus() is None:
         msg = "no corpus was made in this folder yet; run `pointdistill prepare-data`, or name one"
