@@ -100,6 +100,14 @@ ABLATIONS = {
     "authors-init": Ablation(
         "the authors' initial weights", lambda c: replace(c, initialization=Initialization.AUTHORS)
     ),
+    "tilted": Ablation(
+        "a third of the views rotated about any axis",
+        lambda c: replace(c, augment=replace(c.augment, tilt_share=1 / 3)),
+    ),
+    "densities": Ablation(
+        "views keep a quarter to all of their points",
+        lambda c: replace(c, augment=replace(c.augment, density_low=0.25)),
+    ),
     "no-koleo": Ablation("KoLeo's weight 0", lambda c: replace(c, koleo_weight=0.0)),
     "koleo": Ablation("KoLeo's weight 0.1 instead of 0.01", lambda c: replace(c, koleo_weight=0.1)),
     "prototypes": Ablation(

@@ -195,6 +195,8 @@ def test_epochs_decide_over_steps_that_were_said_before(tmp_path: Path) -> None:
             r"augment.scale_low and .scale_high must satisfy 0 < low <= high, got 5",
         ),
         ("augment.scale_low=0", r"must satisfy 0 < low <= high, got 0.0 and 1.2"),
+        ("augment.tilt_share=1.5", "augment.tilt_share must be from 0 to 1, got 1.5"),
+        ("augment.density_low=0", "augment.density_low must be above 0 and at most 1, got 0.0"),
         ("augment.scale_high=-1", r"must satisfy 0 < low <= high, got 0.8 and -1.0"),
         ("schedule.warmup_epochs=-1", "schedule.warmup_epochs must not be negative"),
         ("name=../elsewhere", "name must be"),

@@ -109,6 +109,39 @@ def test_augmentation_turns_about_z_and_scales_each_axis() -> None:
     assert ratio.mean().item() == pytest.approx(1.0, abs=0.02)
 
 
+def test_a_share_of_the_crops_is_tilted() -> None:
+    """The others are what they are without tilts; a tilted z axis points anywhere on the sphere."""
+    views = torch.tensor([0.0, 0.0, 1.0]).expand(1, 4000, 2, 3)
+    same = {"scale_low": 1.0, "scale_high": 1.0}
+    tilted = augment_points(views, AugmentConfig(tilt_share=0.25, **same), keyed([0]))[0, :, 0]
+    upright = (tilted[:, 2] - 1.0).abs() < 1e-6
+    assert upright.float().mean().item() == pytest.approx(0.75, abs=0.03)
+    assert tilted[~upright].mean(0).abs().max() < 0.06
+    assert (tilted[~upright].square().mean(0) - 1 / 3).abs().max() < 0.04
+    torch.testing.assert_close(tilted.norm(dim=-1), torch.ones(4000))
+    plain = augment_points(clouds(1, 9)[:, None], AugmentConfig(), keyed([0]))
+    assert plain.equal(
+        augment_points(clouds(1, 9)[:, None], AugmentConfig(tilt_share=1e-9), keyed([0]))
+    )
+
+
+def test_thinned_crops_repeat_a_random_part_of_their_points() -> None:
+    """Between a quarter and all of 40 points stay, from anywhere in the order; nothing new appears."""
+    augment = AugmentConfig(rotate_z=False, scale_low=1.0, scale_high=1.0, density_low=0.25)
+    views = torch.arange(40.0)[:, None].expand(1, 300, 40, 3)
+    thinned = augment_points(views, augment, keyed([0]))[0, :, :, 0]
+    kept = torch.tensor([len(row.unique()) for row in thinned])
+    assert (kept.min(), kept.max()) == (11, 40)
+    assert kept.float().mean().item() == pytest.approx(0.5 + 0.625 * 40, abs=2.0)
+    assert thinned.unique().equal(torch.arange(40.0))
+    # As often as another: each point stays in a share of the views, whatever its place.
+    present = torch.stack([(thinned == place).any(1).float().mean() for place in range(40)])
+    assert present.max() - present.min() < 0.2
+    # Every point that stays is there once or more, and no more often than the others by two.
+    counts = torch.stack([(thinned[0] == value).sum() for value in thinned[0].unique()])
+    assert counts.max() - counts.min() <= 1
+
+
 def test_views_are_normalised() -> None:
     _, views = draw_views(clouds(2, 100), torch.tensor([100, 100]), CROP, keyed([0, 1]))
     assert views.mean(-2).abs().max() < 1e-5

@@ -281,7 +281,19 @@ class AugmentConfig:
     scale_high: float = 1.2
     """Each axis is scaled by its own factor, uniform between the two."""
 
+    tilt_share: float = 0.0
+    """Share of the crops that are rotated about any axis (SO(3), uniform) instead; not in the paper."""
+
+    density_low: float = 1.0
+    """A crop keeps a share of its points, uniform between this and 1, and repeats them; not in the paper."""
+
     def __post_init__(self) -> None:
+        if not 0.0 <= self.tilt_share <= 1.0:
+            msg = f"augment.tilt_share must be from 0 to 1, got {self.tilt_share!r}"
+            raise ConfigError(msg)
+        if not 0.0 < self.density_low <= 1.0:
+            msg = f"augment.density_low must be above 0 and at most 1, got {self.density_low!r}"
+            raise ConfigError(msg)
         if not 0.0 < self.scale_low <= self.scale_high < math.inf:
             msg = (
                 "augment.scale_low and .scale_high must satisfy 0 < low <= high, "

@@ -123,12 +123,29 @@ def random_rotations(uniform: Tensor) -> Tensor:
 
 
 def augment_points(views: Tensor, augment: AugmentConfig, random: KeyedRandom) -> Tensor:
-    """Rotate each crop (B, C, n, 3) about z by its own angle, then scale each axis by its own factor."""
-    crops = views.shape[1]
+    """Rotate each crop (B, C, n, 3) about z by its own angle, then scale each axis by its own factor.
+
+    With the settings of ``augment`` that are not the paper's, some crops are rotated about any axis instead, and
+    crops lose points and repeat others.
+    """
+    crops, count = views.shape[1:3]
+    stored = views
     if augment.rotate_z:
         angle = random.uniform("angle", (crops,), high=2.0 * torch.pi)
         cos, sin = angle.cos()[..., None], angle.sin()[..., None]
         x, y, z = views.unbind(-1)
         views = torch.stack([cos * x - sin * y, sin * x + cos * y, z], dim=-1)
+    if augment.tilt_share > 0.0:
+        rotations = random_rotations(random.uniform("tilt", (crops, 3)))
+        tilted = random.uniform("tilted", (crops,)) < augment.tilt_share
+        views = torch.where(tilted[..., None, None], stored @ rotations.mT, views)
+    if augment.density_low < 1.0:
+        share = random.uniform("density", (crops,), low=augment.density_low)
+        kept = (share * count).ceil().to(torch.int64)[..., None]
+        # The points of a crop are in the order of the stored ones, which need not be random.
+        order = random.bits("thinned", (crops, count)).argsort(-1)
+        place = torch.arange(count, device=views.device)
+        views = gather_points(views.flatten(0, 1), order.gather(-1, place % kept).flatten(0, 1))
+        views = views.unflatten(0, stored.shape[:2])
     scale = random.uniform("scale", (crops, 1, 3), low=augment.scale_low, high=augment.scale_high)
     return views * scale
