@@ -126,8 +126,8 @@ def test_limits_and_defaults_are_said_once() -> None:
         ("corpus splt", "there is no command 'splt'; did you mean 'split'?"),
         ("corpus nope", "there is no command 'nope'; see `pointdistill corpus --help`"),
         (
-            "corpus merge a b -o c --jsn",
-            "there is no option --jsn; see `pointdistill corpus merge --help`",
+            "corpus merge a b -o c --format",
+            "there is no option --format; see `pointdistill corpus merge --help`",
         ),
         (
             "corpus merge a b",
