@@ -40,8 +40,8 @@ _COMPARED_SURFACES = 16  # likely candidates whose surfaces are compared with a 
 SAME_SIZE = 0.04
 """Two shapes are of one size if the logarithm of their scale is at most this: 4 %."""
 
-# Samples of 4,096 points tell the scale to about 1 %, but that of a rod fifty times as long as thick with a standard
-# deviation of 0.9 %.
+# Samples of 4,096 points tell the scale to about 1 %, but that of a rod fifty times as long as thick with a
+# standard deviation of 0.9 %.
 
 _NEAR_SIZE = 0.1
 """The same for clouds that are not registered yet, whose sizes differ by chance as well."""
