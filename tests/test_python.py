@@ -127,13 +127,19 @@ def test_what_cannot_be_encoded_is_one_line(shapes: Path, given: object, line: s
 def test_an_embedding_in_memory_is_searched_like_the_file(shapes: Path) -> None:
     embed_files(EmbedRequest(paths=[shapes], output=Path("index.npz"), encoder="encoder"))
     query = shapes / "clouds" / "1.npy"
-    expected = search_all([query], open_index(Path("index.npz")), count=4)
+    expected = search_all([query], open_index(Path("index.npz")), count=3, others_only=True)
     found = pointdistill.embed(shapes, encoder="encoder")
     for index in (found, "index.npz"):
-        report = pointdistill.search(index, query, count=4)
+        report = pointdistill.search(index, query, count=3)
         assert report.compared == expected.compared
         near, known = report.results[0].neighbours, expected.results[0].neighbours
         assert [(one.id, one.location) for one in near] == [(one.id, one.location) for one in known]
+        own, same = report.results[0].own, expected.results[0].own
+        assert own is not None
+        assert same is not None
+        assert (own.id, own.location) == (same.id, same.location)
+        assert own.id == "clouds/1.npy"
+        assert own.id not in [one.id for one in near]
         ours, theirs = ([one.similarity for one in found] for found in (near, known))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     clouds = {"a": np.load(query), "b": np.load(shapes / "clouds" / "2.npy")}

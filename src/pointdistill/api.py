@@ -290,9 +290,10 @@ def search(
         reporter: receives which encoder is used.
 
     Returns:
-        A report: ``results``, one for each query that could be read, with its ``path`` and its ``neighbours``
-        (each has ``id`` and ``similarity``, the cosine; the most similar comes first); ``failed``, the others with
-        the reason; and ``compared``, the space of the cosine.
+        A report: ``results``, one for each query that could be read, with its ``path``, its ``neighbours`` (each
+        has ``id`` and ``similarity``, the cosine; the most similar comes first), and ``own``, the query's own file
+        in the index, which does not count as a neighbour; ``failed``, the others with the reason; and
+        ``compared``, the space of the cosine.
 
     Raises:
         DataError: if there is no index, a query is missing, or none can be used.
@@ -321,6 +322,7 @@ def search(
             encoder=loaded,
             up=up,
             device="auto" if network is not None else device,
+            others_only=True,
             reporter=reporter,
         )
     if not report.results:

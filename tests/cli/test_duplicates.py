@@ -76,6 +76,36 @@ def test_turned_and_scaled_copies_are_found_and_similar_shapes_are_not(run: Run)
     assert [d["gap"] for group in stored["groups"] for d in group[:1]] == [None, None]
     assert all(0.8 < d["gap"] < 1.12 for group in stored["groups"] for d in group[1:])
     assert [shape["id"] for shape in stored["refused"]] == ["broken.ply", "old/empty.obj"]
+    scales = [d["scale"] for group in stored["groups"] for d in group]
+    assert scales == [
+        *(None, pytest.approx(40.0, rel=0.02), pytest.approx(0.01, rel=0.02)),
+        *(None, pytest.approx(0.5, rel=0.02)),
+    ]
+
+
+def test_copies_in_another_size_are_kept_apart_if_asked(run: Run) -> None:
+    """Three sizes, each twice: one group of six, or three of two. Sizes that differ by 6 % are not the same."""
+    folder = Path("screws")
+    folder.mkdir()
+    for number, scale in enumerate((1.0, 2.0, 1.06, 2.0, 1.0, 1.06)):
+        moved(bracket(), 60.0 * number, scale).export(folder / f"{number}.stl")
+    code, out, _ = run("duplicates", "screws")
+    assert code == 0
+    assert "5 of 6 shapes repeat another one; groups of the same shape: 1" in out
+    rows = [line.split("\t") for line in out.splitlines() if "\t" in line][1:]
+    assert [row[1] for row in rows] == [f"{number}.stl" for number in range(6)]
+    assert rows[0][3] == ""
+    shown = [float(row[3]) for row in rows[1:]]
+    assert shown == pytest.approx([2.0, 1.06, 2.0, 1.0, 1.06], rel=0.02)
+    code, out, _ = run("duplicates", "screws", "--same-size", "--json")
+    assert code == 0
+    groups = json.loads(out)["groups"]
+    assert [[d["id"] for d in group] for group in groups] == [
+        ["0.stl", "4.stl"],
+        ["1.stl", "3.stl"],
+        ["2.stl", "5.stl"],
+    ]
+    assert all(d["scale"] == pytest.approx(1.0, rel=0.02) for g in groups for d in g[1:])
 
 
 def test_a_corpus_keeps_its_fingerprints_and_a_table_can_be_read(run: Run) -> None:
@@ -88,7 +118,7 @@ def test_a_corpus_keeps_its_fingerprints_and_a_table_can_be_read(run: Run) -> No
     assert Path("corpus", FILE_NAME).is_file()
     with Path("groups.csv").open(newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["group", "shape", "gap"]
+    assert rows[0] == ["group", "shape", "gap", "scale"]
     assert [row[:2] for row in rows[1:]] == [
         ["1", "bracket.obj"],
         ["1", "old/part-7.stl"],

@@ -247,6 +247,10 @@ def test_a_readme_among_meshes_is_left_out_and_listed(run: Run) -> None:
     assert code == 0
     assert "left out: 1 text file without points (meshes/readme.txt)" in err
     assert "some.npz: pooled features of 3 shapes" in out
+    code, out, err = run("search", "meshes", "some.npz", "--device", "cpu")
+    assert code == 0
+    assert err.count("left out: 1 text file without points (meshes/readme.txt)\n") == 1
+    assert out.count("Nearest to ") == 3
     # A table that is cut short is no prose, and is still refused.
     Path("meshes/cloud.txt").write_text("0 0 0\n1 1\n")
     code, _, err = run("embed", "meshes", "-o", "more.npz", "--device", "cpu")

@@ -50,12 +50,16 @@ def test_from_a_folder_to_names(here: Path, capsys: pytest.CaptureFixture[str]) 
     Path("meshes/rod/2.ply").unlink()
     with Path("meshes/rod/2.obj").open("a") as file:
         file.write("\nf 1 2\nf 2 3\n")
+    Path("meshes/labels.csv").write_text("name,class\nball,round\nrod,long\n")
+    Path("meshes/rod/README.txt").write_text("Made in 2024.\nAsk me.\n")
     begin = ("finetune", "--data", "meshes", "--encoder", "encoder", "--device", "cpu")
     assert run(*begin, "--epochs", "60") == 0
     said = capsys.readouterr()
     assert "test accuracy" in said.out
     assert "chosen on the test shapes: a bound, not a result" in said.out
     assert "next: pointdistill predict models/meshes FILE…" in said.out
+    prose = "left out: 2 text files without points (labels.csv, rod/README.txt)\n"
+    assert said.err.count(prose) == 1
     assert "recipe few-shot, 60 epochs instead of the recipe's 150, on cpu" in said.err
     assert "left out of 1 file: 2 faces of one or two corners (rod/2.obj)" in said.err
     files = ["meshes/ball/0.ply", "meshes/rod/1.ply", "meshes/rod/2.obj", "missing.obj"]
@@ -72,6 +76,26 @@ def test_from_a_folder_to_names(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert row["file"] == files[0]
     assert row["class"] == max(row["probabilities"], key=row["probabilities"].get) == "ball"
     assert sum(row["probabilities"].values()) == pytest.approx(1.0)
+    # The same files beside shapes that are classified or evaluated, where their names have the folder.
+    assert run("predict", "models/meshes", "meshes", "--device", "cpu") == 0
+    said = capsys.readouterr()
+    assert (
+        "left out: 2 text files without points (meshes/labels.csv, meshes/rod/README.txt)"
+        in said.err
+    )
+    assert "README" not in said.out
+    judged = (
+        "--data",
+        "meshes",
+        "--encoder",
+        "encoder",
+        "--protocol",
+        "retrieval",
+        "--device",
+        "cpu",
+    )
+    assert run("evaluate", "folder", *judged) == 0
+    assert capsys.readouterr().err.count(prose) == 1
 
 
 def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,12 +107,15 @@ def test_parts_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "parts: out" in said
     assert (here / "out" / "0.ply").read_bytes().startswith(b"ply\n")
     whole = ("predict", "seg", "meshes/ball", "--category", "chair", "--device", "cpu")
+    Path("meshes/ball/a.txt").write_text("Balls of four sizes.\n")
     assert run(*whole, "--output", "meshes/ball/out") == 0
+    first = capsys.readouterr()
+    prose = "left out: 1 text file without points (meshes/ball/a.txt)\n"
+    assert first.err.count(prose) == 1
     parts = sorted(path.name for path in (here / "meshes" / "ball" / "out").iterdir())
-    assert parts == sorted(f"{path.stem}.ply" for path in (here / "meshes" / "ball").glob("*.*"))
-    shown = capsys.readouterr().out
+    assert parts == sorted(f"{path.stem}.ply" for path in (here / "meshes" / "ball").glob("*.ply"))
     assert run(*whole, "--output", "meshes/ball/out") == 0  # what was written is no input
-    assert capsys.readouterr().out == shown
+    assert capsys.readouterr().out == first.out
     assert run(*asked, "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)["files"]
     assert sum(row["parts"].values()) == pytest.approx(1.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -126,8 +128,8 @@ def test_limits_and_defaults_are_said_once() -> None:
         ("corpus splt", "there is no command 'splt'; did you mean 'split'?"),
         ("corpus nope", "there is no command 'nope'; see `pointdistill corpus --help`"),
         (
-            "corpus merge a b -o c --jsn",
-            "there is no option --jsn; see `pointdistill corpus merge --help`",
+            "corpus merge a b -o c --format",
+            "there is no option --format; see `pointdistill corpus merge --help`",
         ),
         (
             "corpus merge a b",
@@ -225,11 +227,12 @@ def test_the_tab_key_s_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert options.complete_run("nowhere/x") == []
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_bash_takes_the_script(tmp_path: Path) -> None:
-    """The script that --show-completion prints is loaded by a real bash, which completes with it."""
+def completed_by(shell: str, tmp_path: Path) -> str:
+    """A shell's answer to the Tab key after "recipes tiny-cls-no-", with the script that the program prints."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
     shown = subprocess.run(
-        [sys.executable, "-m", "pointdistill", "--show-completion", "bash"],
+        [sys.executable, "-m", "pointdistill", "--show-completion", shell],
         env=os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
         capture_output=True,
         text=True,
@@ -239,16 +242,51 @@ def test_bash_takes_the_script(tmp_path: Path) -> None:
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pointdistill "$@"\n')
     program.chmod(0o755)
     (tmp_path / "script").write_text(shown)
-    bash = (
-        "source ./script; COMP_WORDS=(pointdistill recipes tiny-c); COMP_CWORD=2; "
-        "_pointdistill_completion pointdistill; echo ${COMPREPLY[@]}"
-    )
+    found = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    if shell == "zsh":
+        return _typed_in_zsh(tmp_path, found)
+    asked = {
+        "bash": "source ./script; COMP_WORDS=(pointdistill recipes tiny-cls-no-); COMP_CWORD=2; "
+        "_pointdistill_completion pointdistill; echo ${COMPREPLY[@]}",
+        "fish": 'source ./script; complete -C "pointdistill recipes tiny-cls-no-"',
+    }
+    words = [shell, "-c", asked[shell]]
     done = subprocess.run(
-        ["bash", "-c", bash],
-        cwd=tmp_path,
-        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=True,
+        words, cwd=tmp_path, env=found, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == [name for name in RECIPES if name.startswith("tiny-c")]
+    return done.stdout
+
+
+def _typed_in_zsh(folder: Path, environment: dict[str, str]) -> str:
+    """What a zsh with its completion system shows on a terminal; it completes nothing without one."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(folder)
+        os.execvpe("zsh", ["zsh", "-f", "-i"], environment | {"TERM": "xterm"})
+    shown = ""
+    try:
+        os.write(
+            terminal, b"autoload -U compinit && compinit -u -D && . ./script && echo rea''dy\n"
+        )
+        for awaited, keys in (
+            ("ready", b"pointdistill recipes tiny-cls-no-\t"),
+            ("tiny-cls-no-local-crops", b""),
+        ):
+            while awaited not in shown and select.select([terminal], [], [], 30)[0]:
+                shown += os.read(terminal, 1 << 12).decode(errors="replace")
+            os.write(terminal, keys)
+    finally:
+        os.close(terminal)  # hangs up, which ends the shell
+        os.waitpid(child, 0)
+    return shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_take_the_script(shell: str, tmp_path: Path) -> None:
+    """Real shells load it and complete with it; those that are not on this machine are skipped."""
+    names = [name for name in RECIPES if name.startswith("tiny-cls-no-")]
+    shown = completed_by(shell, tmp_path)
+    if shell == "zsh":
+        assert all(name in shown for name in names)
+    else:
+        assert sorted(shown.split()) == sorted(names)

@@ -56,14 +56,11 @@ def cells(out: str) -> list[list[str]]:
 
 
 def test_every_command_that_reports_something_has_it() -> None:
-    with_json = {name for name, options in surface().items() if "as_json" in options}
-    assert with_json >= {
-        *("inspect", "verify", "preview", "recipes", "plan", "evaluate", "leaks", "finetune"),
-        *("predict", "embed", "search", "duplicates", "sample", "reconstruct", "weights"),
-        *("doctor", "export", "prepare-data"),
-    }
+    commands = surface()
+    del commands[""]  # the program's own name, which prints its help
+    assert [name for name, options in commands.items() if "as_json" not in options] == []
     text = PAGE.read_text(encoding="utf-8")
-    assert [name for name in with_json if f"`{name}`" not in text] == []
+    assert [name for name in commands if f"`{name}`" not in text] == []
 
 
 def test_inspect_and_verify(run: Run) -> None:
@@ -216,6 +213,81 @@ def test_prepare_data(run: Run) -> None:
     assert f"{told['corpus']} was complete already: {told['kept']} shapes" in out
     assert (told["refused"], told["retryable"]) == (1, {})
     assert told["causes"][0]["example_id"] == "bad.stl"
+
+
+def test_corpora_of_corpora(run: Run) -> None:
+    write_corpus(Path("more"), [("b", some_rows("b", 5)[3:])])
+    for command, words, shapes in (
+        ("merge", ("mix", "more", "--output", "both"), [9]),
+        ("subset", ("mix", "--output", "few", "--source", "a", "--shapes", "2"), [2]),
+        ("split", ("mix", "--output", "parts", "--shares", "train=0.5,test=0.5"), [4, 3]),
+    ):
+        _, out, _ = run("corpus", command, *words, "--workers", "1")
+        told = document(run, "corpus", command, *words)
+        assert told["command"] == command
+        lines = [
+            f"{one['corpus']} is complete: {one['shapes']} shapes "
+            f"({', '.join(f'{name} {kept}' for name, kept in one['sources'].items())})"
+            for one in told["corpora"]
+        ]
+        assert out.splitlines()[:-1] == lines
+        assert sorted((one["shapes"] for one in told["corpora"]), reverse=True) == shapes
+        assert all(one["was_complete"] for one in told["corpora"]), "the second call found them"
+        assert all(
+            one["content"] == json.loads(Path(one["corpus"], "corpus.json").read_text())["content"]
+            for one in told["corpora"]
+        )
+    assert [one["part"] for one in told["corpora"]] == ["train", "test"]
+    told = document(run, "corpus", "export", "mix", "--output", "arrays", "--workers", "1")
+    _, out, _ = run("corpus", "export", "mix", "--output", "arrays")
+    assert f"arrays was complete already: {told['shapes']} shapes in {told['files']} file" in out
+    assert (told["output"], told["layout"], told["shapes"]) == ("arrays", "npz", 7)
+
+
+def test_pretrain_and_report(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pointdistill.engine.pretraining.monitor.COLLAPSED_BELOW", 2.0)
+    monkeypatch.setattr("pointdistill.engine.pretraining.monitor.IN_A_ROW", 1)
+    monkeypatch.setattr("pointdistill.engine.pretraining.online_probe.BUILTIN_SHAPES", 108)
+    assert run("prepare-data", "--shapes", "8", "--points", "300", "--workers", "0")[0] == 0
+    asked = ("pretrain", "--recipe", "tiny-mpm", "--batch-size", "4", "--steps", "1")
+    told = document(run, *asked, "--device", "cpu", "--set", "encoder.depth=1", "--run", "one")
+    assert (told["run"], told["encoder"], told["finished"]) == ("one", "one/encoder", True)
+    assert (told["step"], told["steps"], told["judgement"]) == (1, 1, None)
+    assert told["corpus"] == "data/builtin"
+    (row,) = (json.loads(line) for line in Path("one/metrics.jsonl").read_text().splitlines())
+    assert told["loss"] == pytest.approx(row["loss"])
+    # Every step counts as collapsed here; a call that has nothing to do says so again, and to a reader too.
+    code, out, err = run("pretrain", "--resume")
+    assert (code, "1 step done; the teacher's encoder is in one/encoder" in out) == (0, True)
+    (warned,) = told["warnings"]
+    remedy = "pointdistill pretrain --config one/config.json --data "
+    assert warned["remedy"].startswith(f"{remedy}data/builtin --set ")
+    assert f"warning: {warned['warning']}\nremedy: {remedy}" in err
+    told = document(run, "report", "--device", "cpu")
+    assert (told["runs"], told["probe"]) == (["one"], "builtin")
+    assert "<html" in Path(told["page"]).read_text(encoding="utf-8")
+
+
+def test_push_and_import_weights(run: Run, golden_dir: Path) -> None:
+    checkpoint = str(golden_dir / "official_tiny.ckpt")
+    asked = ("import-weights", checkpoint, "--output", "theirs")
+    _, out, _ = run(*asked)
+    told = document(run, *asked)
+    assert (
+        f"{told['checkpoint']}: {told['branch']}, mode {told['mode']}, {told['parameters']:,} parameters, "
+        f"width {told['width']}, depth {told['depth']}, {told['heads']} heads ({told['heads_from']})"
+    ) in out
+    stored = json.loads(Path(told["output"], "config.json").read_text())["encoder"]
+    assert (stored["width"], stored["depth"]) == (told["width"], told["depth"])
+    asked = ("push", "encoder", "jane/shapes", "--card-only", "card")
+    _, out, _ = run(*asked)
+    told = document(run, *asked)
+    licence = (
+        f"{told['licence']} ({told['licence_name']})" if told["licence_name"] else told["licence"]
+    )
+    assert f"encoder -> {told['folder']}: licence {licence}, no results on the card" in out
+    assert (told["results"], told["address"], told["kind"]) == (0, None, "encoder")
+    assert told["load"] in Path(told["card"]).read_text(encoding="utf-8")
 
 
 def test_what_json_has_no_word_for_is_null(capsys: pytest.CaptureFixture[str]) -> None:

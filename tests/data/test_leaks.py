@@ -272,7 +272,7 @@ def test_clouds_are_compared_on_one_thread(corpus: Corpus, monkeypatch: pytest.M
         return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
     seen: list[set[int]] = []
-    monkeypatch.setattr(find, "_first_match", lambda *_: seen.append(threads()))
+    monkeypatch.setattr(find, "_first_match", lambda *_, **__: seen.append(threads()))
     with threadpool_limits(2, user_api="blas"):
         match_clouds([resampled(4)], corpus, workers=1)
         assert (seen, threads()) == ([{1}], {2})

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pointdistill.data.benchmark_standins import ScanSizes
 from pointdistill.data.files.files import hold_output
+from pointdistill.data.files.schema import to_plain
 from pointdistill.data.files.workspace import last_corpus, last_run
+from pointdistill.engine import quickstart as engine
 from pointdistill.engine.quickstart import (
     GEOMETRY,
     INITIAL,
@@ -25,6 +28,8 @@ from pointdistill.engine.quickstart import (
 )
 from pointdistill.engine.weights import BUNDLED, bundled_is_here
 from pointdistill.errors import ConfigError, DataError
+from tests.cli.test_json import document
+from tests.cli.typed import typed
 from tests.recorder import Recorder
 
 TOY = QuickstartConfig(
@@ -45,7 +50,9 @@ def test_a_second_one_in_the_same_folder_is_refused(folder: Path) -> None:
     assert caught.value.settings == ("folder",)
 
 
-def test_the_whole_way_and_again_with_the_same_numbers(folder: Path) -> None:
+def test_the_whole_way_and_again_with_the_same_numbers(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recorder = Recorder()
     first = quickstart(folder, TOY, processes=1, reporter=recorder)
     steps = [(done, total) for _, done, total, note in recorder.tasks if note.startswith("loss")]
@@ -57,8 +64,23 @@ def test_the_whole_way_and_again_with_the_same_numbers(folder: Path) -> None:
     assert measured == frozen | {(SUPERVISED, "scratch")}
     assert all(result.stand_in for result in first.results)
     assert gains(first.results).keys() == set(PROTOCOLS)
-    again = quickstart(folder, TOY, processes=1)
-    assert again.results == first.results
+    # The second time as it is typed, with the same sizes.
+    toy = partial(
+        QuickstartConfig,
+        points=TOY.points,
+        sizes=TOY.sizes,
+        supervised_epochs=TOY.supervised_epochs,
+    )
+    words = ("--folder", str(folder), "--shapes", str(TOY.shapes), "--steps", str(TOY.steps))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "QuickstartConfig", toy)
+        patch.setattr(engine, "usable_cores", lambda: 1)
+        again = document(typed(capsys), "quickstart", *words)
+    assert again["results"] == to_plain(first.results)
+    assert again["gains"] == gains(first.results)
+    assert Path(again["report"]) == first.report
+    assert again["finished"]
+    assert again["total_seconds"] >= again["seconds"]["corpus"]
     fresh = quickstart(folder.parent / "elsewhere", TOY, processes=2)
     assert fresh.results == first.results, "stages beside each other give the same numbers"
     assert first.seconds.keys() <= fresh.seconds.keys()

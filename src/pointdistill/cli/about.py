@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from pointdistill.cli.console import (
 from pointdistill.cli.options import JsonOption
 from pointdistill.reporter import format_duration
 from pointdistill.version import __version__
+
+if TYPE_CHECKING:
+    from pointdistill.engine.quickstart import QuickstartResult
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -78,6 +81,7 @@ def quickstart(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps; by default the tiny recipe's.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """A demonstration in minutes: make shapes, pretrain a tiny encoder, compare it with its initial weights."""
     from pointdistill.engine.evaluation.tables import results_table
@@ -86,11 +90,33 @@ def quickstart(
     with stages_reporter() as reporter:
         config = QuickstartConfig(seed=seed, shapes=shapes, steps=steps)
         result = quickstart(folder, config, next_steps=_NEXT, reporter=reporter)
+    if as_json:
+        print_json("quickstart", _record(result))
     if result.interrupted:
-        echo(f"stopped; everything is saved in {folder}, and the same command continues from there")
+        echo(
+            f"stopped; everything is saved in {folder}, and the same command continues from there",
+            err=as_json,
+        )
         raise typer.Exit(130)
+    if as_json:
+        return
     print_table(results_table(result.results))
     added = ", ".join(f"{name} {gain:+.1f}" for name, gain in gains(result.results).items())
     echo(f"accuracy gained over the initial weights by pretraining: {added} points")
     echo(f"{format_duration(result.total_seconds)}; report with pictures: {result.report}")
     echo("next: pointdistill prepare-data   (or: prepare-data folder --input YOUR_MESHES)")
+
+
+def _record(result: QuickstartResult) -> dict[str, Any]:
+    from pointdistill.engine.quickstart import gains
+
+    return {
+        "folder": result.folder,
+        "run": result.run,
+        "report": None if result.interrupted else result.report,
+        "finished": not result.interrupted,
+        "results": result.results,
+        "gains": gains(result.results) if result.results else {},
+        "seconds": result.seconds,
+        "total_seconds": result.total_seconds,
+    }

@@ -272,6 +272,12 @@ def duplicates(
             autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
+    same_size: Annotated[
+        bool,
+        typer.Option(
+            "--same-size", help="Take copies whose size differs by more than 4 % for other shapes."
+        ),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes. Default: one per core.")
     ] = None,
@@ -279,8 +285,11 @@ def duplicates(
 ) -> None:
     """Find shapes that a folder holds several times: the same surface, whatever its mesh, scale, place and turn.
 
-    Turns about the up axis are recognised. Files that cannot be used are listed and the
-    others are compared; the exit code is then 2.
+    Turns about the up axis are recognised. A copy of twice the size, or in other units,
+    is found too, and its scale is shown; --same-size leaves those out.
+
+    Files that cannot be used are listed and the others are compared; the exit code is
+    then 2.
     """
     require_paths([folder])
 
@@ -298,7 +307,9 @@ def duplicates(
         )
     try:
         with console_reporter() as reporter:
-            report = find_duplicates_in(folder, up=up, workers=workers, reporter=reporter)
+            report = find_duplicates_in(
+                folder, up=up, same_size=same_size, workers=workers, reporter=reporter
+            )
     except KeyboardInterrupt:
         echo(
             "stopped, nothing was written; a corpus of the folder can be searched too, "
@@ -335,11 +346,17 @@ def _duplicates_table(folder: Path, report: DuplicateReport) -> Table:
     from pointdistill.engine.reports.tables import Table
 
     rows = tuple(
-        (str(number), duplicate.id, "" if duplicate.gap is None else f"{duplicate.gap:.2f}")
+        (
+            str(number),
+            duplicate.id,
+            "" if duplicate.gap is None else f"{duplicate.gap:.2f}",
+            "" if duplicate.scale is None else f"{duplicate.scale:.3g}",
+        )
         for number, group in enumerate(report.groups[:MOST_SHOWN], start=1)
         for duplicate in group
     )
     more = len(report.groups) - MOST_SHOWN
     gap = "gap: how far two surfaces are apart; about 1 for two samples of one surface"
-    notes = (gap, *([f"{more:,} more groups; --output writes all"] if more > 0 else []))
-    return Table(f"Duplicates in {folder}", ("group", "shape", "gap"), rows, notes)
+    scale = "scale: how many times as large as the first of its group, in the units of the files"
+    notes = (gap, scale, *([f"{more:,} more groups; --output writes all"] if more > 0 else []))
+    return Table(f"Duplicates in {folder}", ("group", "shape", "gap", "scale"), rows, notes)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pointdistill.cli.console import console_reporter, echo, echo_lines
+from pointdistill.cli.console import console_reporter, echo, echo_lines, print_json
 from pointdistill.cli.help import PROGRAM, GroupHelp
-from pointdistill.cli.options import CorpusArgument, named_corpus
+from pointdistill.cli.options import CorpusArgument, JsonOption, named_corpus
 from pointdistill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def merge(
         list[Path], typer.Argument(help="Two or more corpus folders.", metavar="CORPUS…")
     ],
     output: OutputOption,
+    as_json: JsonOption = False,
     workers: WorkersOption = None,
 ) -> None:
     """Join corpora to one.
@@ -70,7 +71,7 @@ def merge(
 
     with _work() as reporter:
         report = merge_corpora(corpora, output, workers=workers, reporter=reporter)
-    _print_report(report)
+    _report_one("merge", report, as_json=as_json)
 
 
 def subset(
@@ -89,6 +90,7 @@ def subset(
         int | None, typer.Option(help="So many of them, drawn by --seed. Default: all.", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same shapes.", min=0)] = 0,
+    as_json: JsonOption = False,
     workers: WorkersOption = None,
 ) -> None:
     """Make a corpus of some shapes of another: by source, by label, by name, or a random few."""
@@ -111,7 +113,7 @@ def subset(
             workers=workers,
             reporter=reporter,
         )
-    _print_report(report)
+    _report_one("subset", report, as_json=as_json)
 
 
 def split(
@@ -121,6 +123,7 @@ def split(
         str, typer.Option(help="Name and share of each part; the shares add up to 1.")
     ] = "train=0.8,test=0.2",
     seed: Annotated[int, typer.Option(help="Same seed, same parts.", min=0)] = 0,
+    as_json: JsonOption = False,
     workers: WorkersOption = None,
 ) -> None:
     """Divide a corpus into parts, each a corpus in a folder of its name; every label is divided alike."""
@@ -131,9 +134,7 @@ def split(
         reports = split_corpus(
             folder, output, shares=_shares(shares), seed=seed, workers=workers, reporter=reporter
         )
-    for report in reports.values():
-        _print_state(report)
-    _print_next(next(iter(reports.values())))
+    _report("split", reports, as_json=as_json)
 
 
 def export_corpus(
@@ -142,6 +143,7 @@ def export_corpus(
     layout: Annotated[
         ExportFormat, typer.Option("--format", help="How the shapes are written.")
     ] = ExportFormat.NPZ,
+    as_json: JsonOption = False,
     workers: WorkersOption = None,
 ) -> None:
     """Write a corpus for other programs, with its licences and a checksum of every file.
@@ -156,6 +158,11 @@ def export_corpus(
         report = write(folder, output, layout=layout.value, workers=workers, reporter=reporter)
     if report.resumed:
         echo(f"went on from {_count(report.resumed, 'shape')} already there", err=True)
+    if as_json:
+        made: dict[str, Any] = {"output": report.path, "layout": layout, "shapes": report.shapes}
+        made |= {"files": report.files, "resumed": report.resumed}
+        print_json("corpus-export", made | {"was_complete": report.was_complete})
+        return
     state = "was complete already" if report.was_complete else "is complete"
     files = _count(report.files, "file")
     echo(f"{report.path} {state}: {_count(report.shapes, 'shape')} in {files}")
@@ -189,28 +196,48 @@ def _shares(text: str) -> dict[str, float]:
     return shares
 
 
-def _print_report(report: BuildReport) -> None:
+def _report_one(command: str, report: BuildReport, *, as_json: bool) -> None:
+    """Report the one corpus that a command made, which is then the last one made in this folder."""
     from pointdistill.data.files.workspace import remember_corpus
 
     remember_corpus(report.path)
-    _print_state(report)
-    _print_next(report)
+    _report(command, {"": report}, as_json=as_json)
 
 
-def _print_state(report: BuildReport) -> None:
+def _report(command: str, reports: Mapping[str, BuildReport], *, as_json: bool) -> None:
+    """Report the corpora that a command made, each under the name of its part."""
     from pointdistill.data.corpus.manifest import read_manifest
 
-    if report.resumed:
-        echo(f"went on from {_count(report.resumed, 'shape')} already there", err=True)
-    state = "was complete already" if report.was_complete else "is complete"
-    sources = read_manifest(report.path).sources
-    listed = ", ".join(f"{source.name} {source.kept:,}" for source in sources[:8])
+    records: list[dict[str, Any]] = []
+    for part, report in reports.items():
+        if report.resumed:
+            echo(f"went on from {_count(report.resumed, 'shape')} already there", err=True)
+        manifest = read_manifest(report.path)
+        records.append(
+            {
+                "corpus": report.path,
+                "part": part or None,
+                "shapes": report.kept,
+                "sources": {source.name: source.kept for source in manifest.sources},
+                "content": manifest.content,
+                "resumed": report.resumed,
+                "was_complete": report.was_complete,
+            }
+        )
+        if not as_json:
+            _print_state(records[-1])
+    if as_json:
+        print_json("corpora", {"command": command, "corpora": records})
+    else:
+        echo(f"next: {shlex.join(['pointdistill', 'verify', str(records[0]['corpus'])])}")
+
+
+def _print_state(made: Mapping[str, Any]) -> None:
+    state = "was complete already" if made["was_complete"] else "is complete"
+    sources = made["sources"]
+    listed = ", ".join(f"{name} {kept:,}" for name, kept in list(sources.items())[:8])
     more = f" and {len(sources) - 8:,} more" if len(sources) > 8 else ""
-    echo(f"{report.path} {state}: {_count(report.kept, 'shape')} ({listed}{more})")
-
-
-def _print_next(report: BuildReport) -> None:
-    echo(f"next: {shlex.join(['pointdistill', 'verify', str(report.path)])}")
+    echo(f"{made['corpus']} {state}: {_count(made['shapes'], 'shape')} ({listed}{more})")
 
 
 def _count(number: int, what: str) -> str:

@@ -24,7 +24,7 @@ from pointdistill.cli.options import (
     require_paths,
 )
 from pointdistill.data.benchmarks.registry import ALL_PROTOCOLS, BENCHMARKS
-from pointdistill.data.files.workspace import last_corpus
+from pointdistill.data.files.workspace import given_or_last_run, last_corpus
 from pointdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -253,6 +253,7 @@ def report(
             help="Labelled shapes to search and colour: builtin, a corpus with labels, or a benchmark's archive."
         ),
     ] = "builtin",
+    as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Write one page about runs: learning curves, online probe, scores, neighbours, features as colours.
@@ -261,6 +262,7 @@ def report(
     that loads nothing and can be sent around.
     """
     require_paths(runs or [])
+    chosen = runs or [Path(given_or_last_run(None, what="a run", settings=()))]
 
     from pointdistill.engine.run_report import ReportRequest
     from pointdistill.engine.run_report import report as write
@@ -275,10 +277,13 @@ def report(
         (f"pointdistill export my-encoder --encoder {first}", "The encoder as a folder to share."),
     )
     request = ReportRequest(
-        runs=tuple(runs or ()), output=output, probe=probe, device=device, next_steps=next_steps
+        runs=tuple(chosen), output=output, probe=probe, device=device, next_steps=next_steps
     )
     with console_reporter() as reporter:
         page = write(request, reporter=reporter)
+    if as_json:
+        print_json("report", {"page": page, "runs": chosen, "probe": probe})
+        return
     echo(f"page: {page}, open it in a browser")
 
 

@@ -398,9 +398,9 @@ def _segment(
     from pointdistill.engine.finetuning.predict import plan_parts, segment_files, write_parts
     from pointdistill.engine.reports.tables import Table
 
-    files = files_in_folders(files, leave_out=output)
-    destination = plan_parts(files, output) if output is not None else None
     with console_reporter() as reporter:
+        files = files_in_folders(files, leave_out=output, say=reporter.say)
+        destination = plan_parts(files, output) if output is not None else None
         done, failed = segment_files(
             segmenter,
             files,

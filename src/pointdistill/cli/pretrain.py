@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from pointdistill.cli.console import (
     TrainingConsole,
     console_reporter,
     echo,
+    print_json,
     print_table,
     training_console,
 )
@@ -22,6 +24,7 @@ from pointdistill.cli.options import (
     DataOption,
     DeviceOption,
     EpochsOption,
+    JsonOption,
     KeepOption,
     ModeOption,
     PrecisionOption,
@@ -114,6 +117,7 @@ def pretrain(
             callback=one_of("sharding", SHARDINGS),
         ),
     ] = "none",
+    as_json: JsonOption = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     compile_step: CompileOption = "auto",
@@ -159,6 +163,7 @@ def pretrain(
             probe=probe,
             probe_every=probe_every,
         ),
+        as_json=as_json,
     )
 
 
@@ -170,6 +175,7 @@ def _pretrain(
     resume: bool,
     init_from: str | None,
     options: RunOptions,
+    as_json: bool,
 ) -> None:
     """Start or resume a run, show progress, and print the next command; exits with code 130 if interrupted."""
     from pointdistill.engine.pretraining.adapting import is_folder_of_files, read_judgement
@@ -205,15 +211,23 @@ def _pretrain(
         result = _train(prepared, options, reporter)
     if not is_main_process():
         raise typer.Exit(130 if result.interrupted else 0)
+    warnings = list(_with_remedies(result, prepared))
+    for line, remedy in warnings:
+        echo(f"warning: {line}", err=True)
+        if remedy is not None:
+            echo(f"remedy: {remedy}", err=True)
+    judgement = read_judgement(result.run)
+    if as_json:
+        print_json("pretrain", _record(result, prepared, warnings, judgement))
+        if result.interrupted:
+            raise typer.Exit(130)
+        return
     if result.interrupted:
         echo(
             f"stopped after step {result.step} of {result.total}; everything is saved in {result.run}"
         )
-        _repeat_warnings(result, prepared)
         echo(f"next: pointdistill pretrain --resume --run {shlex.quote(str(result.run))}")
         raise typer.Exit(130)
-    _repeat_warnings(result, prepared)
-    judgement = read_judgement(result.run)
     if judgement is not None:
         _print_judgement(judgement, result.run)
     echo(f"{plural(result.total, 'step')} done; the teacher's encoder is in {result.run}/encoder")
@@ -238,20 +252,45 @@ def _slow(prepared: PreparedRun, device: str) -> str | None:
     )
 
 
-def _repeat_warnings(result: RunResult, prepared: PreparedRun) -> None:
-    """Print once more what the run warned of, which has scrolled away, with the command of another attempt."""
+def _record(
+    result: RunResult,
+    prepared: PreparedRun,
+    warnings: Sequence[tuple[str, str | None]],
+    judgement: Judgement | None,
+) -> dict[str, Any]:
+    """The run as it is now; of the judgement what its table shows, not every shape's neighbours."""
+    from pointdistill.engine.pretraining.run_folder import ENCODER
+
+    shown = ("shapes", "neighbours", "classes", "folds", "before", "after", "unchanged")
+    return {
+        "run": result.run,
+        "encoder": result.run / ENCODER,
+        "corpus": prepared.corpus.path,
+        "finished": not result.interrupted,
+        "step": result.step,
+        "steps": result.total,
+        "loss": result.loss,
+        "warnings": [{"warning": line, "remedy": remedy} for line, remedy in warnings],
+        "judgement": None
+        if judgement is None
+        else {name: getattr(judgement, name) for name in shown},
+    }
+
+
+def _with_remedies(result: RunResult, prepared: PreparedRun) -> Iterator[tuple[str, str | None]]:
+    """What the run warned of, which has scrolled away, each with the command of another attempt."""
     from pointdistill.engine.pretraining.monitor import change_after
     from pointdistill.engine.pretraining.run_folder import RUN_CONFIG
 
     for line in result.warnings:
-        echo(f"warning: {line}", err=True)
         change = change_after(line, prepared.config)
         if change is None:
+            yield line, None
             continue
         command = ["pointdistill", "pretrain", "--config", str(result.run / RUN_CONFIG)]
         command += ["--data", str(prepared.corpus.path), "--set", f"{change[0]}={change[1]:g}"]
         command += [] if prepared.init_from is None else ["--init-from", str(prepared.init_from)]
-        echo(f"remedy: {shlex.join(command)}", err=True)
+        yield line, shlex.join(command)
 
 
 def _print_judgement(judgement: Judgement, run: Path) -> None:

@@ -30,6 +30,7 @@ from pointdistill.reporter import plural
 if TYPE_CHECKING:
     from pointdistill.engine.reports.tables import Table
     from pointdistill.engine.sharing.export import OnnxExport
+    from pointdistill.engine.sharing.push import PreparedUpload
 
 
 class FormatName(StrEnum):
@@ -327,6 +328,7 @@ def push(
     private: Annotated[
         bool, typer.Option("--private", help="If the repository is new, make it private.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Upload weights to the Hugging Face Hub with a model card: recipe, results, licences. Needs your token."""
     if "/" in repository:  # any other name is refused first, by the engine
@@ -338,6 +340,12 @@ def push(
     prepared = prepare(source, repository, card_only or Path("hub", repository))
     if prepared.is_encoder:
         echo(encoder_line(prepared.source), err=True)
+    if as_json:
+        address = None
+        if card_only is None:
+            address = upload(prepared.folder, repository, private=private)
+        print_json("push", _push_record(prepared, repository, address))
+        return
     licence = prepared.licence.identifier + (
         f" ({prepared.licence.name})" if prepared.licence.name else ""
     )
@@ -357,6 +365,24 @@ def push(
     echo(f"next: anywhere, in Python: {prepared.load}")
 
 
+def _push_record(prepared: PreparedUpload, repository: str, address: str | None) -> dict[str, Any]:
+    from pointdistill.engine.sharing.push import CARD
+
+    return {
+        "source": prepared.source,
+        "kind": "encoder" if prepared.is_encoder else "model",
+        "folder": prepared.folder,
+        "card": prepared.folder / CARD,
+        "licence": prepared.licence.identifier,
+        "licence_name": prepared.licence.name or None,
+        "non_commercial": prepared.non_commercial,
+        "results": prepared.results,
+        "repository": repository,
+        "address": address,
+        "load": prepared.load,
+    }
+
+
 def import_weights(
     checkpoint: Annotated[Path, typer.Argument(help="A published .ckpt file of the method.")],
     output: Annotated[Path, typer.Option(help="Folder to write; made if absent.")],
@@ -370,6 +396,7 @@ def import_weights(
             help="Attention heads, for a width that is not the paper's. Default: as the file says.",
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn a published checkpoint into an encoder folder; no code in it is run."""
     require_paths([checkpoint])
@@ -378,6 +405,12 @@ def import_weights(
 
     imported = run(checkpoint, output, branch=branch.value, heads=heads)
     config = imported.encoder.config
+    if as_json:
+        record: dict[str, Any] = {"checkpoint": checkpoint, "output": output}
+        record |= {name: getattr(imported, name) for name in _IMPORTED}
+        record |= {name: getattr(config, name) for name in ("width", "depth", "heads")}
+        print_json("import-weights", record)
+        return
     trained = f"mode {imported.mode}" if imported.mode else "mode not known"
     echo(
         f"{checkpoint}: {imported.branch}, {trained}, {imported.parameters:,} parameters, width {config.width}, "
@@ -388,3 +421,7 @@ def import_weights(
         "the file does not say which shapes it was trained on; ask its publisher for their licences"
     )
     echo(f"next: pointdistill evaluate scanobjectnn --encoder {shlex.quote(str(output))}")
+
+
+_IMPORTED = ("branch", "mode", "parameters", "heads_from", "epoch", "step")
+"""What the JSON document tells of an imported encoder beside its sizes."""

@@ -11,7 +11,6 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,6 +53,8 @@ def lay_out_file(
         source: stored as an attribute of the file.
         label_names: (k,) UTF-8, stored whole as the dataset ``label_names``.
     """
+    import h5py
+
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     memory = _SparseFile()
@@ -83,6 +84,8 @@ def lay_out_file(
 
 def utf8_text(count: int) -> np.dtype[np.generic]:
     """The type of UTF-8 text of ``count`` bytes, at least 1; HDF5 takes plain bytes for ASCII."""
+    import h5py
+
     text: np.dtype[np.generic] = h5py.string_dtype("utf-8", max(count, 1))
     return text
 

@@ -7,6 +7,7 @@ So a dataset is looked at with the calls that read its header alone, and read on
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 import zlib
@@ -14,14 +15,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.files.schema import refusing_damage
 from pointdistill.errors import DataError, PointDistillError
+
+if TYPE_CHECKING:
+    import h5py
+else:
+
+    class _Library:
+        """h5py, loaded when something of it is first used: most commands that import this room read no HDF5."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(importlib.import_module("h5py"), name)
+
+    h5py = _Library()
 
 NUMBERS = "fiu"
 """Kinds of the numeric types, as NumPy names them."""
@@ -44,16 +56,16 @@ _FILTERS = {_GZIP: "gzip", _SHUFFLE: "shuffle", _FLETCHER32: "fletcher32"}
 
 _CHECKSUM_BYTES = 4  # of fletcher32
 
-_KINDS = {h5py.h5t.INTEGER: "iu", h5py.h5t.FLOAT: "f", h5py.h5t.STRING: "S"}
+_KINDS = ("INTEGER", "FLOAT", "STRING")
 _CLASSES = {
-    h5py.h5t.COMPOUND: "compound values",
-    h5py.h5t.ENUM: "named numbers",
-    h5py.h5t.OPAQUE: "opaque bytes",
-    h5py.h5t.REFERENCE: "references",
-    h5py.h5t.VLEN: "values of varying length",
-    h5py.h5t.ARRAY: "arrays",
-    h5py.h5t.BITFIELD: "bit fields",
-    h5py.h5t.TIME: "times",
+    "COMPOUND": "compound values",
+    "ENUM": "named numbers",
+    "OPAQUE": "opaque bytes",
+    "REFERENCE": "references",
+    "VLEN": "values of varying length",
+    "ARRAY": "arrays",
+    "BITFIELD": "bit fields",
+    "TIME": "times",
 }
 
 
@@ -126,7 +138,7 @@ class InertFile:
             return None
         stored = h5py.h5a.open(root, name.encode())
         scalar = stored.get_space().get_simple_extent_type() == h5py.h5s.SCALAR
-        if not scalar or stored.get_type().get_class() not in _KINDS:
+        if not scalar or _class_of(stored.get_type()) not in _KINDS:
             return None
         value = self._file.attrs[name]
         return value.item() if isinstance(value, np.generic) else value
@@ -211,9 +223,9 @@ def _check_place(name: str, layout: Any) -> None:
 
 
 def _checked_type(name: str, stored: Any, kinds: str) -> np.dtype[np.generic]:
-    kind = stored.get_class()
+    kind = _class_of(stored)
     named = _CLASSES.get(kind)
-    if kind not in _KINDS or (kind == h5py.h5t.STRING and stored.is_variable_str()):
+    if kind not in _KINDS or (kind == "STRING" and stored.is_variable_str()):
         _refuse(name, f"holds {named or 'values of varying length'}, not {_described(kinds)}")
     if not 0 < stored.get_size() <= _SMALL_BYTES:
         _refuse(name, f"has values of {stored.get_size():,} bytes")
@@ -222,6 +234,12 @@ def _checked_type(name: str, stored: Any, kinds: str) -> np.dtype[np.generic]:
     if dtype.kind not in kinds or dtype.hasobject:
         _refuse(name, f"holds values of type {dtype}, not {_described(kinds)}")
     return dtype
+
+
+def _class_of(stored: Any) -> str:
+    """HDF5's name for the class of a type, of those above; empty for others."""
+    kind = stored.get_class()
+    return next((one for one in (*_KINDS, *_CLASSES) if getattr(h5py.h5t, one) == kind), "")
 
 
 def _described(kinds: str) -> str:

@@ -23,6 +23,7 @@ from pointdistill.data.corpus.refused import RefusedShape, read_refused
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.files.processes import ordered_map
+from pointdistill.data.files.schema import to_plain
 from pointdistill.data.leaks.candidates import (
     MOST,
     POINTS,
@@ -58,6 +59,9 @@ class Duplicate:
     """How far its surface is from that of an earlier member, as `surface_gap` measures it: about 1 for two samples
     of one surface. None for the first member."""
 
+    scale: float | None
+    """How many times as large as the first member it is, each in the unit of its file. None for the first."""
+
 
 @dataclass(frozen=True, slots=True)
 class DuplicateReport:
@@ -76,7 +80,7 @@ class DuplicateReport:
         """For JSON."""
         return {
             "shapes": self.shapes,
-            "groups": [[{"id": d.id, "gap": d.gap} for d in group] for group in self.groups],
+            "groups": [[to_plain(d) for d in group] for group in self.groups],
             "refused": [{"id": shape.id, "reason": shape.cause} for shape in self.refused],
         }
 
@@ -88,12 +92,14 @@ class _Task:
     corpus: Corpus
     shapes: tuple[int, ...]
     candidates: tuple[NDArray[np.int64], ...]
+    same_size: bool
 
 
 def find_duplicates_in(
     path: Path,
     *,
     up: str | None = None,
+    same_size: bool = False,
     workers: int | None = None,
     reporter: Reporter = SILENT,
 ) -> DuplicateReport:
@@ -102,6 +108,7 @@ def find_duplicates_in(
     Args:
         path: a folder of mesh and point files, or a corpus, which keeps its fingerprints for the next call.
         up: up axis of files that do not state their own; None for z. Turned copies are found about this axis.
+        same_size: whether copies in another size are other shapes; else they are found too.
         workers: number of processes; 1 means this one, None every usable core, or this one for few shapes.
         reporter: receives progress.
 
@@ -111,7 +118,7 @@ def find_duplicates_in(
     """
     if (path / MANIFEST_NAME).is_file():
         corpus = open_corpus(path)
-        groups = find_duplicates(corpus, workers=workers, reporter=reporter)
+        groups = find_duplicates(corpus, same_size=same_size, workers=workers, reporter=reporter)
         return DuplicateReport(len(corpus), groups, ())
     source = open_source("folder", SourceRequest(path=path, up=up.lower() if up else None))
     for line in source.remarks if isinstance(source, ListedFiles) else ():
@@ -128,14 +135,18 @@ def find_duplicates_in(
             reporter=reporter,
         )
         corpus = open_corpus(built.path)
-        groups = find_duplicates(corpus, workers=workers, reporter=reporter)
+        groups = find_duplicates(corpus, same_size=same_size, workers=workers, reporter=reporter)
         listed = built.path / REFUSED_NAME
         refused = tuple(read_refused(listed)) if built.refused else ()
         return DuplicateReport(len(corpus), groups, refused)
 
 
 def find_duplicates(
-    corpus: Corpus, *, workers: int | None = None, reporter: Reporter = SILENT
+    corpus: Corpus,
+    *,
+    same_size: bool = False,
+    workers: int | None = None,
+    reporter: Reporter = SILENT,
 ) -> tuple[tuple[Duplicate, ...], ...]:
     """The groups of shapes of a corpus that are the same; see `find_duplicates_in`."""
     if workers is None and len(corpus) <= FEW_SHAPES:
@@ -148,24 +159,29 @@ def find_duplicates(
     earlier = _earlier_candidates(corpus, prints, progress("looking for candidates"))
     shapes = sorted(earlier)
     tasks = [
-        _Task(corpus, tuple(block), tuple(earlier[shape] for shape in block))
+        _Task(corpus, tuple(block), tuple(earlier[shape] for shape in block), same_size)
         for block in (shapes[first : first + _BLOCK] for first in range(0, len(shapes), _BLOCK))
     ]
     first_of = list(range(len(corpus)))  # the first member of each shape's group
     gaps: dict[int, float] = {}
+    scales: dict[int, float] = {}
     done = 0
     for task, matches in zip(tasks, ordered_map(_compare, tasks, workers=workers), strict=True):
         for shape, match in zip(task.shapes, matches, strict=True):
             if match is not None:
                 first_of[shape] = first_of[match.corpus_index]
                 gaps[shape] = match.gap
+                scales[shape] = match.scale * scales.get(match.corpus_index, 1.0)
         done += len(task.shapes)
         reporter.progress("comparing surfaces", done, len(shapes))
     members: dict[int, list[int]] = {}
     for shape in gaps:
         members.setdefault(first_of[shape], []).append(shape)
     return tuple(
-        tuple(Duplicate(_name(corpus, k), gaps.get(k)) for k in (first, *members[first]))
+        tuple(
+            Duplicate(_name(corpus, k), gaps.get(k), scales.get(k))
+            for k in (first, *members[first])
+        )
         for first in sorted(members)
     )
 
@@ -188,7 +204,7 @@ def _earlier_candidates(
 
 def _compare(task: _Task) -> list[Match | None]:
     clouds = [task.corpus.points(index) for index in task.shapes]
-    return first_matches(clouds, task.candidates, task.corpus)
+    return first_matches(clouds, task.candidates, task.corpus, same_size=task.same_size)
 
 
 def _name(corpus: Corpus, index: int) -> str:
@@ -208,15 +224,21 @@ def check_report_path(path: Path) -> None:
 
 
 def write_report(path: Path, report: DuplicateReport) -> None:
-    """Write the groups as a table of ``group,shape,gap`` (.csv), or everything as JSON (.json)."""
+    """Write the groups as a table of ``group,shape,gap,scale`` (.csv), or everything as JSON (.json)."""
     check_report_path(path)
     with write_aside(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         if path.suffix.lower() == ".csv":
             table = csv.writer(file)
-            table.writerow(("group", "shape", "gap"))
+            table.writerow(("group", "shape", "gap", "scale"))
             for number, group in enumerate(report.groups, start=1):
                 table.writerows(
-                    (number, d.id, "" if d.gap is None else f"{d.gap:.3f}") for d in group
+                    (
+                        number,
+                        d.id,
+                        "" if d.gap is None else f"{d.gap:.3f}",
+                        "" if d.scale is None else f"{d.scale:.4g}",
+                    )
+                    for d in group
                 )
             return
         json.dump(report.plain(), file, indent=1, ensure_ascii=False)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import TypeAlias
 
 import numpy as np
@@ -211,6 +212,14 @@ class SurfaceSamples:
     def __init__(self, points: NDArray[np.floating]) -> None:
         """Of (n, 3) points, n at least 32, z up."""
         self._points = centred(subsample(points, _DENSEST))
+        self._given = points
+
+    @cached_property
+    def size(self) -> float:
+        """Root mean square distance of the cloud's points from their mean, in the unit they came in."""
+        points = subsample(self._given, _DENSEST).astype(np.float64)
+        rms = np.sqrt(np.square(points - points.mean(axis=0)).sum(axis=1).mean())
+        return max(float(rms), np.finfo(np.float64).tiny)  # sizes are divided; points may coincide
 
     @cached_property
     def tree(self) -> KDTree:
@@ -246,14 +255,23 @@ def surface_gap(test: SurfaceSamples, other: SurfaceSamples, poses: Sequence[Sim
     Returns:
         The gap; infinite if the clouds are plainly different.
     """
+    return surface_match(test, other, poses)[0]
+
+
+def surface_match(
+    test: SurfaceSamples, other: SurfaceSamples, poses: Sequence[Similarity]
+) -> tuple[float, float]:
+    """The gap, as `surface_gap` measures it, and how many times as large as ``other`` the cloud ``test`` is."""
     few = subsample(test.probes, _FIRST_PROBES)
     candidates = [pose for pose in poses if _nearest_ratio(pose.apply(few), other) <= _ASTRAY]
     best, pose = _best(candidates, test, other)
     if SAME_SURFACE < best <= _NEARLY:
         # An almost round shape looks the same at every angle until it is examined closely.
         turns = starting_turns(pose.apply(subsample(test.probes, _POSE_PROBES)), other.tree)
-        best = min(best, _best([pose.then(turn) for turn in turns], test, other)[0])
-    return best
+        best, pose = min(
+            (best, pose), _best([pose.then(turn) for turn in turns], test, other), key=itemgetter(0)
+        )
+    return best, test.size / (other.size * np.cbrt(np.linalg.det(pose.matrix)))
 
 
 def _best(

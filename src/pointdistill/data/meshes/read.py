@@ -164,13 +164,13 @@ def _check_file(path: Path) -> None:
 def files_in_folders(
     given: Iterable[Given],
     *,
+    say: Callable[[str], object],
     leave_out: Path | None = None,
-    say: Callable[[str], object] | None = None,
 ) -> list[Given | Path]:
     """Every item, with a folder replaced by all mesh and point files below it, in the order of their names.
 
-    Hidden files and folders are left out, and so is ``leave_out``, the output of the caller. With ``say``, text
-    files without points are left out too; it receives a line about them, and one about formats that are not read.
+    Hidden files and folders are left out, and so are text files without points, and ``leave_out``, the output of
+    the caller. ``say`` receives a line about the text files, and one about formats that are not read.
 
     Raises:
         DataError: if a folder holds no such file.
@@ -183,7 +183,7 @@ def files_in_folders(
         with open_archive(item, absent=f"{item}: no such folder; check its name") as folder:
             names = list(folder.names)
         files = [item / name for name in names if is_shape_name(name)]
-        prose = [file for file in files if is_prose(file)] if say is not None else []
+        prose = [file for file in files if is_prose(file)]
         files = [file for file in files if file not in set(prose)]
         if leave_out is not None:
             output = os.path.realpath(leave_out)
@@ -191,9 +191,8 @@ def files_in_folders(
         if not files:
             raise DataError(no_shape_in(item, names))
         found += files
-        if say is not None:
-            for line in not_shapes([str(file) for file in prose], names):
-                say(line)
+        for line in not_shapes([str(file) for file in prose], names):
+            say(line)
     return found
 
 

@@ -176,6 +176,9 @@ class LabelledFolder:
     left_out: LeftOut = field(default_factory=LeftOut)
     """What the files hold besides their shapes."""
 
+    remarks: tuple[str, ...] = ()
+    """What of the folder is no shape, or of a format that is not read, in lines."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Task:
@@ -217,7 +220,7 @@ def read_labelled_folder(
     if not 0.0 < held_out < 1.0:
         msg = f"the share held out for testing must lie between 0 and 1, got {held_out}"
         raise ConfigError(msg)
-    source = open_source("folder", SourceRequest(path=path, up=up))
+    source = _open(path, up)
     entries = sorted(source.entries(), key=lambda entry: entry.id)
     labelled = [entry for entry in entries if entry.label >= 0]
     usable, clouds, refused, left_out = _read(source, labelled, points, seed, workers, progress)
@@ -235,7 +238,8 @@ def read_labelled_folder(
         checksum=source.facts.archive_sha256 or "",
         stand_in=False,
     )
-    return LabelledFolder(benchmark, tuple(refused), len(entries) - len(labelled), left_out)
+    unlabelled = len(entries) - len(labelled)
+    return LabelledFolder(benchmark, tuple(refused), unlabelled, left_out, source.remarks)
 
 
 def files_trained_on(
@@ -260,7 +264,7 @@ def files_trained_on(
     Returns:
         Their real paths; None if the folder is another one, or has changed since.
     """
-    source = open_source("folder", SourceRequest(path=path))
+    source = _open(path, None)
     places = {entry.id: os.path.realpath(path / entry.where) for entry in source.entries()}
     usable = [
         entry
@@ -288,7 +292,7 @@ def list_labelled_folder(path: Path, *, up: str | None = None) -> LabelledShapes
         ConfigError: if ``up`` is no axis.
         DataError: if there is no such folder, or fewer than two sub-folders with files in it.
     """
-    source = open_source("folder", SourceRequest(path=path, up=up))
+    source = _open(path, up)
     entries = sorted(source.entries(), key=lambda entry: entry.id)
     labelled = [entry for entry in entries if entry.label >= 0]
     left_out = len(entries) - len(labelled)
@@ -306,8 +310,14 @@ def list_labelled_folder(path: Path, *, up: str | None = None) -> LabelledShapes
         form=f"mesh and point files, {up or 'z'} up unless they say otherwise",
         checksum=source.facts.archive_sha256 or "",
         stand_in=False,
-        remarks=(remark,) if left_out else (),
+        remarks=(*source.remarks, *((remark,) if left_out else ())),
     )
+
+
+def _open(path: Path, up: str | None) -> FolderSource:
+    source = open_source(NAME, SourceRequest(path=path, up=up))
+    assert isinstance(source, FolderSource)
+    return source
 
 
 def repeated(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:

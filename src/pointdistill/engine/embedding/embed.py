@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.corpus_building.dask_driver import open_cluster
 from pointdistill.data.files.files import hold_file, path_from
 from pointdistill.data.files.workspace import remember_embedding
 from pointdistill.data.meshes.records import LeftOut
@@ -264,6 +263,8 @@ def _help(
 
 def _run_on_cluster(loop: EmbeddingLoop, maker: FeatureMaker, request: EmbedRequest) -> bool:
     """Have a cluster compute what is missing; returns whether a signal stopped it."""
+    from pointdistill.data.corpus_building.dask_driver import open_cluster
+
     assert request.cluster is not None
 
     def stop() -> None:

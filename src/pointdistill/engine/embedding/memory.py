@@ -148,6 +148,8 @@ def embed_in_memory(
     named_rng(seed)  # a seed that is not accepted is refused before anything is read
     settings = read_settings(network, chosen, seed=seed, up=up)
     listed = list_shapes(paths) if paths else ShapeList([])
+    for line in listed.not_shapes():
+        reporter.say(line)
     maker = FeatureMaker(network, kind, device, points=chosen.points, turns=chosen.turns)
     found = _Found(listed)
     found.add_files(settings, maker, batch_size, workers, reporter)

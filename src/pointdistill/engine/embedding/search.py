@@ -214,7 +214,8 @@ def search_all(
         others_only: whether a query's own file in the embedding is kept apart and does not count.
         may_fetch: asked whether the encoder that the embedding itself names may be downloaded from the Hub: the
             embedding may be a stranger's.
-        reporter: receives a line with the encoder, and why statistics that lie beside it are not used.
+        reporter: receives a line with the encoder, what of folders is not read, and why statistics that lie
+            beside the encoder are not used.
 
     Raises:
         CheckpointError: if the encoder is gone, or is not the one that made the embedding.
@@ -238,7 +239,7 @@ def search_all(
     in_memory = isinstance(encoder, LoadedEncoder)
     where = next(network.parameters()).device if in_memory else pick_device(device)
     maker = FeatureMaker(network, kind, where, points=draws.points, turns=draws.turns)
-    shapes = [_read_query(query, settings) for query in files_in_folders(queries)]
+    shapes = [_read_query(query, settings) for query in files_in_folders(queries, say=reporter.say)]
     read = [(path, shape, shape.points) for path, shape in shapes if shape.points is not None]
     with inference_threads(maker) as threads:
         waiting = [threads.submit([points]) for _, _, points in read]

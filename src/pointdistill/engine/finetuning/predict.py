@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -140,7 +139,7 @@ def classify_files(
         classifier: already on the device to use.
         paths: meshes and clouds, and folders of them; a file named twice is read once.
         up: up axis of files that do not state their own; by default that of the training data.
-        reporter: receives progress after every file.
+        reporter: receives progress after every file, and what of folders is not read.
 
     Returns:
         The files that were classified, and those that could not be read, each with the reason.
@@ -159,8 +158,8 @@ def classify_files(
             done.extend(_classified(batch, classifier(torch.from_numpy(clouds))))
             batch.clear()
 
-    report = partial(reporter.progress, "classifying")
-    for file in _read_files(paths, spec.cloud_points, _choose_axis(up, spec.axis), report):
+    axis = _choose_axis(up, spec.axis)
+    for file in _read_files(paths, spec.cloud_points, axis, "classifying", reporter):
         if isinstance(file, FailedFile):
             failed.append(file)
             continue
@@ -178,7 +177,7 @@ def classify(classifier: TrainedClassifier, shapes: Any, *, up: str | None) -> C
         DataError: if a path is missing, or no shape can be used at all.
         ConfigError: if ``up`` is no axis.
     """
-    given = files_in_folders(given_shapes(shapes))
+    given = files_in_folders(given_shapes(shapes), say=SILENT.say)
     for item in given:
         if isinstance(item, Path) and not item.exists():
             msg = f"{item}: no such file or folder; check its name"
@@ -304,7 +303,7 @@ def segment_files(
             number, and folders of them; a file named twice is read once.
         category: category of all files; may be left out if the segmenter knows only one.
         up: up axis of files that do not state their own; by default that of the training data.
-        reporter: receives progress after every file.
+        reporter: receives progress after every file, and what of folders is not read.
 
     Returns:
         The files that were segmented, and those that could not be read, each with the reason.
@@ -321,10 +320,8 @@ def segment_files(
     done: list[SegmentedFile] = []
     failed: list[FailedFile] = []
     least = segmenter.spec.encoder.patch_points
-    report = partial(reporter.progress, "segmenting")
-    for file in _read_files(
-        paths, PART_POINTS, _choose_axis(up, segmenter.spec.input.axis), report
-    ):
+    axis = _choose_axis(up, segmenter.spec.input.axis)
+    for file in _read_files(paths, PART_POINTS, axis, "segmenting", reporter):
         if isinstance(file, FailedFile):
             failed.append(file)
             continue
@@ -423,7 +420,8 @@ def _read_files(
     paths: Iterable[Input],
     count: int,
     up: Axis,
-    report: Callable[[int, int], None],
+    task: str,
+    reporter: Reporter,
 ) -> Iterator[_FilePoints | FailedFile]:
     """The points of each file, at most ``count``, or the reason why it cannot be read.
 
@@ -432,7 +430,7 @@ def _read_files(
         DataError: if a folder holds none.
     """
     given = [path if isinstance(path, MemoryShape) else Path(path) for path in paths]
-    sources = _distinct(files_in_folders(given))
+    sources = _distinct(files_in_folders(given, say=reporter.say))
     if not sources:
         msg = "no files were named; name at least one mesh or point cloud"
         raise ConfigError(msg)
@@ -456,7 +454,7 @@ def _read_files(
             # Nobody can state an up axis in an array, so that the given one is no assumption.
             assumed = declared is None and not in_memory
             yield _FilePoints(path, points, declared or up, assumed, left_out)
-        report(done, len(sources))
+        reporter.progress(task, done, len(sources))
 
 
 def _classified(

@@ -170,6 +170,8 @@ def read_data(choice: DataChoice, *, reporter: Reporter = SILENT) -> Benchmark |
         up=choice.up,
         progress=partial(reporter.progress, "reading your files"),
     )
+    for line in labelled.remarks:
+        reporter.say(line)
     for line in labelled.refused:
         reporter.say(f"left out: {line}")
     if line := labelled.left_out.line():

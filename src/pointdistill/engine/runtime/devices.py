@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from torch import distributed
 
 from pointdistill.data.files import processes as memory
 from pointdistill.errors import ConfigError
+
+# Accelerate takes a sixth of the time that torch takes to load, and only a training needs it.
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger("pointdistill")
 
@@ -91,6 +92,9 @@ def build_accelerator(
     Raises:
         ConfigError: for a device or precision that does not exist or is not available.
     """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     if precision not in PRECISIONS:
         msg = f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
         raise ConfigError(msg)
@@ -177,6 +181,8 @@ def _check_launcher(accelerator: Accelerator) -> None:
     Raises:
         ConfigError: naming the launcher's choice.
     """
+    from accelerate.utils import DistributedType
+
     # Accelerate's own plugins would wrap the student, and know nothing of the teacher.
     plain = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
     if accelerator.distributed_type not in plain:
