@@ -14,6 +14,7 @@ import sys
 import typer
 from docutils import nodes
 from docutils.statemachine import StringList
+from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -34,6 +35,7 @@ html_theme = "furo"
 html_title = f"pointdistill {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 exclude_patterns = ["_build"]
@@ -52,6 +54,10 @@ python_use_unqualified_type_names = True
 default_role = "code"
 
 HELP_WIDTH = "88"
+LONGEST_NAME = 20
+"""Characters of code that fit into a line even in a table on a phone."""
+WIDEST_FOR_A_PHONE = 800
+"""Pixels; the sheets that commands write are wider."""
 
 
 class CommandReference(SphinxDirective):
@@ -109,8 +115,28 @@ def name_links_by_title(app: Sphinx, page: str, source: list[str]) -> None:  # n
     source[0] = re.sub(r"\[[\w-]+\.md\]\((?=[\w-]+\.md)", "[](", source[0])
 
 
+def keep_together(app: Sphinx, doctree: nodes.document) -> None:  # noqa: ARG001
+    """No line ends inside `90.1 ± 0.4` or inside a short name such as `--commercial-only`."""
+    for text in list(doctree.findall(nodes.Text)):
+        if " ± " in text and not isinstance(text.parent, (nodes.literal, nodes.literal_block)):
+            text.parent.replace(text, nodes.Text(text.replace(" ± ", "\u00a0±\u00a0")))
+    for name in doctree.findall(nodes.literal):
+        if len(name.astext()) <= LONGEST_NAME:
+            name["classes"].append("short")
+
+
+def mark_wide_pictures(app: Sphinx, doctree: nodes.document) -> None:
+    """Pictures whose captions cannot be read at the width of a phone; the style sheet lets them scroll."""
+    for image in doctree.findall(nodes.image):
+        with Image.open(app.srcdir / image["uri"]) as picture:
+            if picture.width > WIDEST_FOR_A_PHONE:
+                image["classes"].append("wide")
+
+
 def setup(app: Sphinx) -> None:
-    """Make the two directives known, and the links."""
+    """Make the two directives known, the links, what stays on one line, and wide pictures."""
     app.connect("source-read", name_links_by_title)
+    app.connect("doctree-read", keep_together)
+    app.connect("doctree-read", mark_wide_pictures)
     app.add_directive("command-reference", CommandReference)
     app.add_directive("public-names", PublicNames)

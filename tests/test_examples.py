@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
 import runpy
 import shutil
 import subprocess
@@ -10,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import pointdistill
+from tests.cli.typed import typed
 from tests.engine.labelled import saved_encoder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -77,16 +82,22 @@ def random_stl_files(folder: Path) -> list[Path]:
     return files
 
 
-def test_the_c_plus_plus_program_samples_the_same_points(tmp_path: Path) -> None:
-    """Compiled against a stub of ONNX Runtime, so that the points are compared and no model is run."""
+def compiled_encoder(folder: Path, *flags: str) -> Path:
+    """The C++ example as a program."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++, which compiles the example, is not installed")
-    program = tmp_path / "encode"
-    stub = Path(__file__).with_name("onnxruntime_stub")
-    flags = ("-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
+    program = folder / "encode"
+    strict = ("-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
     source = str(EXAMPLES / "cpp" / "encode.cpp")
-    subprocess.run([compiler, *flags, f"-I{stub}", source, "-o", str(program)], check=True)
+    subprocess.run([compiler, *strict, source, *flags, "-o", str(program)], check=True)
+    return program
+
+
+def test_the_c_plus_plus_program_samples_the_same_points(tmp_path: Path) -> None:
+    """Compiled against a stub of ONNX Runtime, so that the points are compared wherever there is a compiler."""
+    stub = Path(__file__).with_name("onnxruntime_stub")
+    program = compiled_encoder(tmp_path, f"-I{stub}")
     for path in random_stl_files(tmp_path):
         done = subprocess.run([program, "-", "500", "7", path], capture_output=True, check=True)
         rows = [line.split() for line in done.stdout.decode().splitlines()]
@@ -97,9 +108,81 @@ def test_the_c_plus_plus_program_samples_the_same_points(tmp_path: Path) -> None
         (["-", "5", "0", str(tmp_path / "bad.stl")], "not a binary STL file"),
         (["-", "5", "0", str(tmp_path / "none.stl")], "cannot be read; check its name"),
         (["model.onnx", "5", "0", "a.stl"], "compiled without ONNX Runtime"),
+        (["-", "0", "0", "a.stl"], "POINTS must be a whole number from 1 to 10000000, not '0'"),
+        (["-", "5", "4294967296", "a.stl"], "SEED must be a whole number from 0 to 4294967295"),
     ):
-        refused = subprocess.run([program, *words], capture_output=True, text=True, check=False)
-        assert refused.returncode == 2
-        assert refused.stderr.startswith("error: ")
-        assert line in refused.stderr
-        assert refused.stderr.count("\n") == 1
+        assert line in refused_in_one_line(program, *words)
+
+
+def refused_in_one_line(program: Path, *words: str, library: str = "") -> str:
+    environment = os.environ | {"LD_LIBRARY_PATH": library}
+    refused = subprocess.run(
+        [program, *words], capture_output=True, text=True, check=False, env=environment
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ")
+    assert refused.stderr.count("\n") == 1
+    return refused.stderr
+
+
+def onnxruntime_headers() -> Path | None:
+    """The folder of ONNX Runtime's C++ headers: below $ORT, or where Debian and its own archive put them."""
+    places = [Path(os.environ["ORT"], "include")] if os.environ.get("ORT") else []
+    places += [Path("/usr/include"), Path("/usr/local/include")]
+    folders = [folder for place in places for folder in (place, place / "onnxruntime")]
+    return next(
+        (folder for folder in folders if (folder / "onnxruntime_cxx_api.h").is_file()), None
+    )
+
+
+def onnxruntime_library() -> Path:
+    """ONNX Runtime's library: below $ORT, or else the one in the Python package."""
+    pattern = "libonnxruntime.so*"
+    found = sorted(Path(os.environ["ORT"], "lib").glob(pattern)) if os.environ.get("ORT") else []
+    package = importlib.util.find_spec("onnxruntime")
+    if package is not None and package.submodule_search_locations:
+        found += sorted(Path(package.submodule_search_locations[0], "capi").glob(pattern))
+    if not found:
+        pytest.skip("the library of ONNX Runtime was not found; name its folder in ORT")
+    return found[0]
+
+
+def test_the_c_plus_plus_program_encodes_as_python_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With ONNX Runtime's headers: in $ORT/include, or of Debian's package libonnxruntime-dev."""
+    headers = onnxruntime_headers()
+    if headers is None:
+        pytest.skip("no C++ headers of ONNX Runtime here; name the folder above include in ORT")
+    # The names that the linker and the loader ask for.
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (tmp_path / name).symlink_to(onnxruntime_library())
+    folder = str(tmp_path)
+    program = compiled_encoder(tmp_path, "-isystem", str(headers), f"-L{folder}", "-lonnxruntime")
+    model = tmp_path / "model"
+    words = ("--format", "onnx", "--points", "1024", "--encoder", "procedural-mini")
+    assert typed(capsys)("export", str(model), *words)[0] == 0
+    files = random_stl_files(tmp_path)
+    environment = os.environ | {"LD_LIBRARY_PATH": folder}
+    run = functools.partial(
+        subprocess.run, capture_output=True, text=True, check=True, env=environment
+    )
+    given = (str(model / "model.onnx"), "1024", "7", *map(str, files))
+    rows = run([program, "--features", *given]).stdout.splitlines()
+    encoder = pointdistill.load_encoder("procedural-mini")
+    own = []
+    for path, row in zip(files, rows, strict=True):
+        points = torch.from_numpy(pointdistill.sample_surface(path, 1024, seed=7))
+        with torch.inference_mode():
+            output = encoder(points[None])
+        own.append(torch.cat([output.cls, output.patches.mean(dim=1)], dim=1)[0].numpy())
+        assert np.abs(np.array(row.split(), np.float32) - own[-1]).max() < 1e-4
+    unit = np.stack([row / np.linalg.norm(row) for row in own])
+    cosines = unit @ unit.T - 3 * np.eye(3)
+    for k, line in enumerate(run([program, *given]).stdout.splitlines()):
+        said, _, cosine = line.partition(" (cosine ")
+        assert said == f"{files[k]}: nearest is {files[cosines[k].argmax()]}"
+        assert float(cosine[:-1]) == pytest.approx(cosines[k].max(), abs=1e-3)
+    # The model takes 1,024 points.
+    wrong = refused_in_one_line(program, given[0], "1000", *given[2:], library=folder)
+    assert "Expected: 1024" in wrong

@@ -3,12 +3,14 @@
 //
 // Run: encode MODEL.onnx POINTS SEED A.stl B.stl ...
 // With - in place of the model, the sampled points are printed: x y z, one point a line.
+// With --features before the model, the features are printed: 2 D numbers (D without a CLS token), one file a line.
 // Sizes: N points, F triangles, D the encoder's width.
 
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -18,6 +20,7 @@
 #include <iterator>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
 namespace {
@@ -173,7 +176,7 @@ std::vector<float> sample_file(const std::string& path, std::size_t count, Word 
   return sample(read_stl(path), count, random);
 }
 
-// One vector for a cloud, of length 1: the CLS token, if there is one, and the mean over the patches.
+// One vector for a cloud: the CLS token, if there is one, and the mean over the patches.
 std::vector<double> encode(Ort::Session& session, std::vector<float>& points) {
   const std::array<std::int64_t, 3> shape{1, static_cast<std::int64_t>(points.size() / 3), 3};
   const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
@@ -201,13 +204,12 @@ std::vector<double> encode(Ort::Session& session, std::vector<float>& points) {
     }
   }
   features.insert(features.end(), mean.begin(), mean.end());
-  double length = 0.0;
-  for (const double value : features) length += value * value;
-  for (double& value : features) value /= std::sqrt(length);
   return features;
 }
 
-void compare(const char* model, std::size_t count, Word seed, const std::vector<std::string>& files) {
+// A vector for each file.
+std::vector<std::vector<double>> encode_files(const char* model, std::size_t count, Word seed,
+                                              const std::vector<std::string>& files) {
   const Ort::Env env(ORT_LOGGING_LEVEL_WARNING, "encode");
   const Ort::SessionOptions options;
   Ort::Session session(env, model, options);
@@ -215,6 +217,23 @@ void compare(const char* model, std::size_t count, Word seed, const std::vector<
   for (const auto& file : files) {
     auto points = sample_file(file, count, seed);
     all.push_back(encode(session, points));
+  }
+  return all;
+}
+
+void print_features(const std::vector<std::vector<double>>& all) {
+  for (const auto& features : all) {
+    for (std::size_t k = 0; k < features.size(); ++k) std::printf(k == 0 ? "%.9g" : " %.9g", features[k]);
+    std::printf("\n");
+  }
+}
+
+// Prints which file is nearest to which, by the cosine of their vectors.
+void compare(std::vector<std::vector<double>> all, const std::vector<std::string>& files) {
+  for (auto& features : all) {
+    double length = 0.0;
+    for (const double value : features) length += value * value;
+    for (double& value : features) value /= std::sqrt(length);
   }
   for (std::size_t k = 0; k < files.size(); ++k) {
     std::size_t nearest = k;
@@ -228,19 +247,34 @@ void compare(const char* model, std::size_t count, Word seed, const std::vector<
   }
 }
 
+// A whole number from ``least`` to ``most``, of a word of the command line.
+std::uint64_t number(const char* word, const char* what, std::uint64_t least, std::uint64_t most) {
+  std::uint64_t value = 0;
+  const char* end = word + std::strlen(word);
+  const auto read = std::from_chars(word, end, value);
+  if (read.ec != std::errc{} || read.ptr != end || value < least || value > most) {
+    throw std::runtime_error(std::string(what) + " must be a whole number from " + std::to_string(least) + " to " +
+                             std::to_string(most) + ", not '" + word + "'");
+  }
+  return value;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
+  const bool print = count > 1 && std::strcmp(words[1], "--features") == 0;
+  if (print) --count, ++words;
   if (count < 5) {
-    std::fprintf(stderr, "encode MODEL.onnx POINTS SEED FILE.stl...\n");
+    std::fprintf(stderr, "encode [--features] MODEL.onnx POINTS SEED FILE.stl...\n");
     return 2;
   }
   try {
     const std::vector<std::string> files(words + 4, words + count);
-    const auto points = static_cast<std::size_t>(std::stoul(words[2]));
-    const auto seed = static_cast<Word>(std::stoul(words[3]));
+    const auto points = static_cast<std::size_t>(number(words[2], "POINTS", 1, 10'000'000));
+    const auto seed = static_cast<Word>(number(words[3], "SEED", 0, 0xffffffffU));
     if (std::strcmp(words[1], "-") != 0) {
-      compare(words[1], points, seed, files);
+      const auto all = encode_files(words[1], points, seed, files);
+      print ? print_features(all) : compare(all, files);
       return 0;
     }
     for (const auto& file : files) {
@@ -250,7 +284,10 @@ int main(int count, char** words) {
       }
     }
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
+    // ONNX Runtime explains itself in several lines.
+    std::string line = error.what();
+    std::replace(line.begin(), line.end(), '\n', ' ');
+    std::fprintf(stderr, "error: %s\n", line.c_str());
     return 2;
   }
   return 0;

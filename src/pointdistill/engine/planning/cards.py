@@ -5,12 +5,18 @@ at a share of the bandwidth, one after the other; the shares are what well-writt
 derived from the operations that were counted (docs/results.md, "What counting foretells of a GPU"). A real run
 also waits for its host and for data, so its time is stated as a range.
 
-Rates are for dense matrices with sums in float32, without sparsity, from the maker's data sheets and white papers:
-"NVIDIA Ampere GA102" (RTX 3060, 3090, A6000), "NVIDIA Ada GPU Architecture" (RTX 4060 Ti to 4090, 6000 Ada),
-"NVIDIA RTX Blackwell GPU Architecture" (RTX 5080, 5090), the data sheets of A10, A40, L4, L40S, A100, H100, H200,
-and of HGX B200. Where a white paper lists only larger cards of its kind (RTX 3060, 4060 Ti, 4070), rates of tensor
-cores are in their proportion to the float32 rate. Consumer cards do half as many products with sums in float32 as
-with sums in float16, which is the figure that is often quoted.
+Rates are for dense matrices with sums in float32, without sparsity, from the maker's data sheets and white
+papers: "NVIDIA Ampere GA102" (RTX 3060, 3090, A6000), "NVIDIA Ada GPU Architecture" 2.02, appendix A (RTX 4060
+Ti to 4090, 6000 Ada), "NVIDIA RTX Blackwell GPU Architecture" (RTX 5080, 5090), the data sheets of A10, A40,
+L4, L40S, A100, H100, H200, and of HGX B200. Data sheets that give a rate with sparsity give twice the figure
+here. Where a white paper lists only larger cards of its kind (RTX 3060, 4060 Ti, 4070), rates of tensor cores
+are in their proportion to the float32 rate, which is twice the number of cores times the boost clock. Consumer
+cards do half as many products with sums in float32 as with sums in float16, which is the figure that is often
+quoted.
+
+Memory is what the driver reports (``nvidia-smi``), which on cards with GDDR6 that keep error-correcting codes
+in it by default (A10, A40, L4, L40S) is a sixteenth less than the data sheet says: 22.5 of 24 GiB, 45 of 48
+GiB.
 """
 
 from __future__ import annotations
@@ -40,7 +46,7 @@ took 2.1 times (RTX 4090) and 3.2 to 3.8 times (two on an A100, whose memory is 
 for data and evaluating, and are of other code than this."""
 
 USABLE = 0.97
-"""Share of the memory on the data sheet that is left beside the driver's and torch's own part."""
+"""Share of the memory that is left beside the driver's and torch's own part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,8 @@ class Card:
     name: str
     title: str
     memory_gib: float
+    """What the driver reports; error-correcting codes kept in the memory itself are taken off."""
+
     bf16: float
     """TFLOP/s of dense products of bf16 numbers with sums in float32."""
 
@@ -83,30 +91,30 @@ class Card:
     """GB/s of its memory."""
 
     link: float
-    """GB/s to another card, in one direction: NVLink where there is one, else PCIe."""
+    """GB/s to another card, in one direction: NVLink of SXM cards, else PCIe (bridges are sold apart)."""
 
 
 CARDS = (
     Card("rtx3060", "GeForce RTX 3060", 12, 25.5, 12.7, 12.7, 360, 32),
-    Card("rtx3090", "GeForce RTX 3090", 24, 71, 35.6, 35.6, 936, 32),
-    Card("rtx4060ti", "GeForce RTX 4060 Ti, 16 GB", 16, 44, 22, 22, 288, 16),
-    Card("rtx4070", "GeForce RTX 4070", 12, 58, 29, 29, 504, 32),
+    Card("rtx3090", "GeForce RTX 3090", 24, 71.2, 35.6, 35.6, 936, 32),
+    Card("rtx4060ti", "GeForce RTX 4060 Ti, 16 GB", 16, 44.1, 22.1, 22.1, 288, 16),
+    Card("rtx4070", "GeForce RTX 4070", 12, 58.3, 29.1, 29.1, 504, 32),
     Card("rtx4080", "GeForce RTX 4080", 16, 97.5, 48.7, 48.7, 717, 32),
     Card("rtx4090", "GeForce RTX 4090", 24, 165.2, 82.6, 82.6, 1008, 32),
     Card("rtx5080", "GeForce RTX 5080", 16, 112.6, 56.3, 56.3, 960, 64),
-    Card("rtx5090", "GeForce RTX 5090", 32, 209.5, 104.8, 104.8, 1792, 64),
-    Card("a10", "A10", 24, 125, 62.5, 31.2, 600, 32),
-    Card("a40", "A40", 48, 149.7, 74.8, 37.4, 696, 32),
+    Card("rtx5090", "GeForce RTX 5090", 31.8, 209.5, 104.8, 104.8, 1792, 64),
+    Card("a10", "A10", 22.5, 125, 62.5, 31.2, 600, 32),
+    Card("a40", "A40", 45, 149.7, 74.8, 37.4, 696, 32),
     Card("rtxa6000", "RTX A6000", 48, 154.8, 77.4, 38.7, 768, 32),
     Card("rtx6000ada", "RTX 6000 Ada", 48, 364.2, 182.1, 91.1, 960, 32),
-    Card("l4", "L4", 24, 121, 60, 30.3, 300, 32),
-    Card("l40s", "L40S", 48, 362, 183, 91.6, 864, 32),
+    Card("l4", "L4", 22.5, 121, 60, 30.3, 300, 32),
+    Card("l40s", "L40S", 45, 362, 183, 91.6, 864, 32),
     Card("a100-40gb", "A100 SXM, 40 GB", 40, 312, 156, 19.5, 1555, 300),
     Card("a100", "A100 SXM, 80 GB", 80, 312, 156, 19.5, 2039, 300),
-    Card("h100-pcie", "H100 PCIe", 80, 756, 378, 51, 2000, 64),
-    Card("h100", "H100 SXM", 80, 989, 494, 67, 3350, 450),
-    Card("h200", "H200 SXM", 141, 989, 494, 67, 4800, 450),
-    Card("b200", "B200 SXM (HGX)", 180, 2250, 1125, 75, 7700, 900),
+    Card("h100-pcie", "H100 PCIe", 79.6, 756, 378, 51, 2000, 64),
+    Card("h100", "H100 SXM", 79.6, 989, 494, 67, 3350, 450),
+    Card("h200", "H200 SXM", 140.4, 989, 494, 67, 4800, 450),
+    Card("b200", "B200 SXM (HGX)", 179, 2250, 1100, 75, 7700, 900),
 )
 
 
