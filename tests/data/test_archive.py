@@ -301,3 +301,45 @@ def test_a_full_disk_is_named_with_what_to_do(
         open_archive(path, absent="absent"),
     ):
         pass
+
+
+def test_a_folder_is_not_removed_between_its_making_and_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process looks for what is abandoned at the moment at which the lock is there and not held."""
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv(packed_tars.UNPACKED_VARIABLE, raising=False)
+    hold, looks = fcntl.flock, []
+
+    def look_and_hold(file: int, operation: int) -> None:
+        if not looks:
+            looks.append(operation)
+            packed_tars.remove_abandoned.cache_clear()
+            packed_tars.remove_abandoned()
+        hold(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", look_and_hold)
+    plain = packed_tars.plain_tar(packed(tmp_path / "a.tgz", b"content"))
+    assert looks
+    assert plain.read_bytes() == b"content"
+    packed_tars.shutil.rmtree(plain.parent)
+
+
+def test_a_disk_without_locks_keeps_what_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv(packed_tars.UNPACKED_VARIABLE, raising=False)
+
+    def no_locks(_file: int, _operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    plain = packed_tars.plain_tar(packed(tmp_path / "a.tgz", b"content"))
+    os.utime(plain.parent, (0, 0))
+    packed_tars.remove_abandoned.cache_clear()
+    packed_tars.remove_abandoned()
+    assert plain.exists()
+    packed_tars.shutil.rmtree(plain.parent)

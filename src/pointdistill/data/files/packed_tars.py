@@ -41,7 +41,7 @@ _LEAST_REFUSED = 2**26  # bytes that any may unpack to: small files of few value
 _SECONDS_BEFORE_PROGRESS, _SECONDS_BETWEEN_PROGRESS = 5.0, 60.0
 
 _PREFIX = "pointdistill-unpacked-"
-_LOCK_NAME = "lock"
+_LOCK_NAME, _NEW_LOCK_NAME = "lock", "lock.new"
 _DAY_SECONDS = 86_400
 
 
@@ -111,8 +111,11 @@ def _unpacking_folder() -> Path:
     if not known.is_dir():
         known = Path(tempfile.mkdtemp(prefix=_PREFIX))
         os.environ[UNPACKED_VARIABLE] = str(known)
-        with suppress(OSError):  # without locks nobody can tell, and nobody removes it
-            _hold(known, os.O_CREAT | os.O_EXCL)
+        with suppress(OSError, ImportError):  # without locks nobody can tell, and nobody removes it
+            _hold(known / _NEW_LOCK_NAME, os.O_CREAT | os.O_EXCL)
+        with suppress(OSError):
+            # It gets its name once it is held: whoever finds a lock that nobody holds removes the folder.
+            (known / _NEW_LOCK_NAME).rename(known / _LOCK_NAME)
         atexit.register(shutil.rmtree, known, ignore_errors=True)
     return known
 
@@ -142,7 +145,7 @@ def _remove_if_abandoned(folder: Path) -> None:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         return
     try:
-        lock = _hold(folder)
+        lock = _hold(folder / _LOCK_NAME)
     except FileNotFoundError:
         if time.time() - status.st_mtime > _DAY_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
@@ -153,15 +156,15 @@ def _remove_if_abandoned(folder: Path) -> None:
         os.close(lock)
 
 
-def _hold(folder: Path, create: int = 0) -> int:
-    """The open lock of a folder, held until it is closed or this process ends.
+def _hold(path: Path, create: int = 0) -> int:
+    """An open lock file, held until it is closed or this process ends.
 
     Raises:
         OSError: if there is none, another process holds it, or the file system has no locks.
     """
     import fcntl
 
-    lock = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | create, 0o600)
+    lock = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | create, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
