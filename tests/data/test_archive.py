@@ -23,8 +23,10 @@ from pointdistill.data.files import packed_tars
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import sha256_of
 from pointdistill.data.files.member import read_member_at
+from pointdistill.data.meshes import sample_files
 from pointdistill.data.sources import SourceRequest, open_source, source_info
 from pointdistill.data.sources.base import find_archives
+from pointdistill.data.sources.paths import ReadSettings, ShapeLocation, list_shapes, read_shape
 from pointdistill.errors import DataError
 
 NAMES = (
@@ -343,3 +345,56 @@ def test_a_disk_without_locks_keeps_what_is_unpacked(
     packed_tars.remove_abandoned()
     assert plain.exists()
     packed_tars.shutil.rmtree(plain.parent)
+
+
+def test_a_second_name_of_a_file_in_a_tar_counts_and_other_links_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tar keeps a file of two names once, with a hard link to it; soft links and what is not there stay out."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("chair/a.xyz")
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"1 2 3"))
+        for name, kind, target in (
+            ("lamp/same.xyz", tarfile.LNKTYPE, "chair/a.xyz"),
+            ("lamp/passwd.xyz", tarfile.LNKTYPE, "/etc/passwd"),
+            ("lamp/soft.xyz", tarfile.SYMTYPE, "../chair/a.xyz"),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            tar.addfile(link)
+    with open_archive(path, absent="absent") as archive:
+        assert archive.names == ("chair/a.xyz", "lamp/same.xyz")
+        assert archive.read("lamp/same.xyz") == b"1 2 3"
+        place = archive.locate("lamp/same.xyz")
+        assert (place.size, place.offset) == (5, archive.locate("chair/a.xyz").offset)
+    assert "a.tar: holds 2 links that are not followed (lamp/passwd.xyz); unpack" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_what_is_no_file_in_a_folder_is_listed_and_not_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.random.default_rng(0).random((90, 3)))
+    (folder / "broken.npy").symlink_to("gone.npy")
+    (folder / "itself.npy").symlink_to("itself.npy")
+    (folder / "zero.npy").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.npy")
+    wrong = ["broken.npy", "itself.npy", "pipe.npy", "zero.npy"]
+    with open_archive(folder, absent="absent") as archive:
+        assert archive.names == ("a.npy",)
+        assert list(archive.irregular) == wrong
+    report = sample_files([folder], points=20, seed=0, output=tmp_path / "out")
+    assert [file.source.name for file in report.failed] == wrong
+    (place,) = list_shapes([folder]).sources
+    assert place.names == ("a.npy", *wrong)
+    read = [
+        read_shape(ShapeLocation("folder", place.path, name, 0), ReadSettings(points=40, seed=0))
+        for name in place.names
+    ]
+    assert [shape.reason for shape in read] == [
+        "",
+        *["is a broken link; put the file there that it stands for"] * 2,
+        *["is a device or a pipe, not a file; save its content to a file"] * 2,
+    ]

@@ -224,7 +224,8 @@ def _source(path: Path, named: str, leave_out: Path | None) -> ShapeSource:
         return ShapeSource("file", whole, named, (path.name,), stamp=_stamp([path]))
     absent = f"{path}: no such file or folder; check its name"
     with open_archive(path, absent=absent) as archive:
-        everything = tuple(archive.names)
+        # What cannot be read is refused one by one, and not missing without a word.
+        everything = tuple(sorted((*archive.names, *archive.irregular)))
     names = tuple(name for name in everything if is_shape_name(name))
     unread = tuple(name for name in everything if unread_suffixes([name]))
     if path.is_dir() and leave_out is not None:
