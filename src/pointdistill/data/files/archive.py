@@ -156,8 +156,8 @@ class _TarArchive(Archive):
     def __init__(self, path: Path, file: tarfile.TarFile) -> None:
         self.path = path
         self._file = file
-        # If a name occurs twice the last one counts, as in tar itself. Of a file that had two names on the disk, the
-        # second is a hard link to the first; other links are not followed.
+        # If a name occurs twice the last one counts, as in tar itself. A file of two names on the disk is here
+        # once, and its second name is a hard link; other links are not followed.
         self._members: dict[str, tarfile.TarInfo] = {}
         links = list[str]()
         for member in file.getmembers():
