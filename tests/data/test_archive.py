@@ -398,3 +398,28 @@ def test_what_is_no_file_in_a_folder_is_listed_and_not_missing(tmp_path: Path) -
         *["is a broken link; put the file there that it stands for"] * 2,
         *["is a device or a pipe, not a file; save its content to a file"] * 2,
     ]
+
+
+def test_a_member_that_a_killed_process_unpacked_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed by SIGKILL, as a machine without memory does it, while it reads a member."""
+    script = (
+        "import os, signal; from pathlib import Path\n"
+        "from pointdistill.data.meshes import sample\n"
+        "sample.read_named = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sample.read_content(b'1 2 3', 'a.xyz')\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False
+    )
+    assert killed.returncode == -9
+    assert [path.name for path in tmp_path.rglob("member.xyz")]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    packed_tars.remove_abandoned.cache_clear()
+    with packed_tars.temporary_folder() as folder:
+        packed_tars.remove_abandoned.cache_clear()
+        packed_tars.remove_abandoned()
+        assert [path.name for path in tmp_path.iterdir()] == [folder.parent.name]
+        assert not any(folder.iterdir())
+    assert not any(tmp_path.iterdir())

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -25,7 +24,7 @@ from pointdistill.data.corpus.manifest import MANIFEST_NAME
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import path_from, short_name
 from pointdistill.data.files.member import HeldArchive, file_state, hold_archive, unpack
-from pointdistill.data.files.packed_tars import PACKED_TARS
+from pointdistill.data.files.packed_tars import PACKED_TARS, temporary_folder
 from pointdistill.data.files.schema import short_repr
 from pointdistill.data.meshes import Axis, PointSet, Surface, draw, named_rng
 from pointdistill.data.meshes.formats.points import is_prose
@@ -438,7 +437,7 @@ def _read(location: ShapeLocation, archive: HeldArchive | None) -> Surface | Poi
     path = Path(location.path)
     if archive is None:
         return read_named(path if location.kind == "file" else path / location.name, location.name)
-    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+    with temporary_folder() as folder:
         return read_named(unpack(archive, location.name, Path(folder)), location.name)
 
 
