@@ -136,8 +136,8 @@ def folder_aside(path: Path) -> Iterator[Path]:
         msg = f"{path} exists already; choose another name or remove it first"
         raise DataError(msg)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name[:_NAMED]}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
+    # A random name, as for files: another process of this id, on another host, may be writing in this folder.
+    aside = path.with_name(f".{path.name[:_NAMED]}.{secrets.token_hex(8)}.part")
     aside.mkdir()
     try:
         yield aside
@@ -246,9 +246,12 @@ def hold_output(folder: Path, *, setting: str = "output") -> AbstractContextMana
 def hold_file(path: Path, busy: PointDistillError) -> Iterator[None]:
     """Keep other processes out that would make the same file; the lock lies beside it, hidden, and is removed.
 
+    A link and the file that it leads to are the same.
+
     Raises:
         PointDistillError: ``busy``, if another process is making it.
     """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     lock = path.with_name(f".{path.name.removeprefix('.')}.lock")
     with hold_lock(lock, busy, lambda: lock.parent.mkdir(parents=True, exist_ok=True)):
         try:
