@@ -9,7 +9,6 @@ Sizes: n shapes, B clouds, N points of a cloud, F the length of a feature vector
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pointdistill.data.files.packed_tars import temporary_folder
 from pointdistill.engine.weights import encoders
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import EncoderConfig
@@ -163,7 +163,7 @@ class Encoder(Network):
         from pointdistill.engine.sharing.push import prepare, upload
 
         encoders.check_repository(repository)
-        with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+        with temporary_folder() as folder:
             saved = self.save_pretrained(Path(folder, "encoder"))
             prepared = prepare(saved, repository, Path(folder, "upload"))
             return upload(prepared.folder, repository, private=private, stays=False)

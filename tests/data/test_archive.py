@@ -23,8 +23,10 @@ from pointdistill.data.files import packed_tars
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import sha256_of
 from pointdistill.data.files.member import read_member_at
+from pointdistill.data.meshes import sample_files
 from pointdistill.data.sources import SourceRequest, open_source, source_info
 from pointdistill.data.sources.base import find_archives
+from pointdistill.data.sources.paths import ReadSettings, ShapeLocation, list_shapes, read_shape
 from pointdistill.errors import DataError
 
 NAMES = (
@@ -301,3 +303,123 @@ def test_a_full_disk_is_named_with_what_to_do(
         open_archive(path, absent="absent"),
     ):
         pass
+
+
+def test_a_folder_is_not_removed_between_its_making_and_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process looks for what is abandoned at the moment at which the lock is there and not held."""
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv(packed_tars.UNPACKED_VARIABLE, raising=False)
+    hold, looks = fcntl.flock, []
+
+    def look_and_hold(file: int, operation: int) -> None:
+        if not looks:
+            looks.append(operation)
+            packed_tars.remove_abandoned.cache_clear()
+            packed_tars.remove_abandoned()
+        hold(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", look_and_hold)
+    plain = packed_tars.plain_tar(packed(tmp_path / "a.tgz", b"content"))
+    assert looks
+    assert plain.read_bytes() == b"content"
+    packed_tars.shutil.rmtree(plain.parent)
+
+
+def test_a_disk_without_locks_keeps_what_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv(packed_tars.UNPACKED_VARIABLE, raising=False)
+
+    def no_locks(_file: int, _operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    plain = packed_tars.plain_tar(packed(tmp_path / "a.tgz", b"content"))
+    os.utime(plain.parent, (0, 0))
+    packed_tars.remove_abandoned.cache_clear()
+    packed_tars.remove_abandoned()
+    assert plain.exists()
+    packed_tars.shutil.rmtree(plain.parent)
+
+
+def test_a_second_name_of_a_file_in_a_tar_counts_and_other_links_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tar keeps a file of two names once, with a hard link to it; soft links and what is not there stay out."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("chair/a.xyz")
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"1 2 3"))
+        for name, kind, target in (
+            ("lamp/same.xyz", tarfile.LNKTYPE, "chair/a.xyz"),
+            ("lamp/passwd.xyz", tarfile.LNKTYPE, "/etc/passwd"),
+            ("lamp/soft.xyz", tarfile.SYMTYPE, "../chair/a.xyz"),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            tar.addfile(link)
+    with open_archive(path, absent="absent") as archive:
+        assert archive.names == ("chair/a.xyz", "lamp/same.xyz")
+        assert archive.read("lamp/same.xyz") == b"1 2 3"
+        place = archive.locate("lamp/same.xyz")
+        assert (place.size, place.offset) == (5, archive.locate("chair/a.xyz").offset)
+    assert "a.tar: holds 2 links that are not followed (lamp/passwd.xyz); unpack" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_what_is_no_file_in_a_folder_is_listed_and_not_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.random.default_rng(0).random((90, 3)))
+    (folder / "broken.npy").symlink_to("gone.npy")
+    (folder / "itself.npy").symlink_to("itself.npy")
+    (folder / "zero.npy").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.npy")
+    wrong = ["broken.npy", "itself.npy", "pipe.npy", "zero.npy"]
+    with open_archive(folder, absent="absent") as archive:
+        assert archive.names == ("a.npy",)
+        assert list(archive.irregular) == wrong
+    report = sample_files([folder], points=20, seed=0, output=tmp_path / "out")
+    assert [file.source.name for file in report.failed] == wrong
+    (place,) = list_shapes([folder]).sources
+    assert place.names == ("a.npy", *wrong)
+    read = [
+        read_shape(ShapeLocation("folder", place.path, name, 0), ReadSettings(points=40, seed=0))
+        for name in place.names
+    ]
+    assert [shape.reason for shape in read] == [
+        "",
+        *["is a broken link; put the file there that it stands for"] * 2,
+        *["is a device or a pipe, not a file; save its content to a file"] * 2,
+    ]
+
+
+def test_a_member_that_a_killed_process_unpacked_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed by SIGKILL, as a machine without memory does it, while it reads a member."""
+    script = (
+        "import os, signal; from pathlib import Path\n"
+        "from pointdistill.data.meshes import sample\n"
+        "sample.read_named = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sample.read_content(b'1 2 3', 'a.xyz')\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False
+    )
+    assert killed.returncode == -9
+    assert [path.name for path in tmp_path.rglob("member.xyz")]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    packed_tars.remove_abandoned.cache_clear()
+    with packed_tars.temporary_folder() as folder:
+        packed_tars.remove_abandoned.cache_clear()
+        packed_tars.remove_abandoned()
+        assert [path.name for path in tmp_path.iterdir()] == [folder.parent.name]
+        assert not any(folder.iterdir())
+    assert not any(tmp_path.iterdir())

@@ -20,8 +20,8 @@ from pointdistill.data.corpus_building.export import (
     export_corpus,
     find_export_damage,
     ply_path,
-    safe_name,
 )
+from pointdistill.data.files.files import safe_name
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.errors import ConfigError, CorpusError, DataError
 from tests.data.test_build import digest
@@ -229,9 +229,69 @@ def test_a_shape_with_a_hostile_name_stays_in_the_export(tmp_path: Path) -> None
     }
 
 
+def test_names_that_differ_by_upper_case_alone_are_two_files_everywhere(tmp_path: Path) -> None:
+    cloud = np.random.default_rng(0).normal(size=(40, 3))
+    first = [make_row(name, cloud) for name in ("Chair/1", "b")]
+    write_corpus(tmp_path / "c", [("a", first), ("a", [make_row("chair/1", cloud)])])
+    report = export_corpus(tmp_path / "c", tmp_path / "out", layout="ply", workers=1)
+    files = [p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.rglob("*.ply")]
+    assert report.files == len({name.lower() for name in files}) == 3
+    assert "a/b.ply" in files, "other names stay as they are"
+    assert not list(find_export_damage(tmp_path / "out"))
+
+
+def test_a_shard_is_marked_after_its_files_are_on_the_disk(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of power in between leaves no mark of files that are empty."""
+    seen: list[tuple[int, int]] = []
+    out = tmp_path / ".out.unfinished"
+
+    def sync(*_: object) -> None:
+        seen.append((len(list(out.rglob("*.ply"))), len(list(out.glob(".finished/0*")))))
+
+    monkeypatch.setattr(export.os, "sync", sync, raising=False)
+    export_corpus(corpus.path, tmp_path / "out", layout="ply", workers=1)
+    assert seen[:3] == [(4, 0), (7, 1), (12, 2)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_no_link_leads_an_export_to_the_files_of_others(tmp_path: Path, corpus: Corpus) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / "folder").mkdir(parents=True)
+    (theirs / "file").write_text("kept")
+    (tmp_path / ".out.unfinished").symlink_to(theirs)
+    with pytest.raises(DataError, match="is a link in place of a folder for unfinished work"):
+        export_corpus(corpus.path, tmp_path / "out", layout="ply", workers=1)
+    assert sorted(path.name for path in theirs.iterdir()) == ["file", "folder"]
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    export_corpus(corpus.path, tmp_path / "link", layout="npz", workers=1)
+    assert not list(find_export_damage(tmp_path / "absent"))
+    (tmp_path / "broken").symlink_to(tmp_path / "gone" / "too")
+    with pytest.raises(DataError, match="broken: is a broken link; choose another output"):
+        export_corpus(corpus.path, tmp_path / "broken", layout="npz", workers=1)
+
+
+def test_only_files_of_an_export_are_read_to_verify_it(tmp_path: Path, corpus: Corpus) -> None:
+    """Whoever made the export wrote the names; none of them is another file of this machine."""
+    out, secret = tmp_path / "out", tmp_path / "secret"
+    export_corpus(corpus.path, out, layout="npz", workers=1)
+    secret.write_text("not for others")
+    (out / "link").symlink_to(secret)
+    names = ["../secret", str(secret), "link"]
+    sums = "".join(f"{hashlib.sha256(secret.read_bytes()).hexdigest()}  {name}\n" for name in names)
+    (out / "SHA256SUMS").write_text(sums)
+    about = json.loads((out / "export.json").read_text())
+    about["sums_sha256"] = hashlib.sha256(sums.encode()).hexdigest()
+    (out / "export.json").write_text(json.dumps(about))
+    assert list(find_export_damage(out)) == [
+        f"{name}: is in another folder, and is not read" for name in names
+    ]
+
+
 def test_names_that_the_export_or_windows_needs_are_quoted() -> None:
-    assert safe_name("SHA256SUMS") == "%53HA256SUMS"
-    assert safe_name("export.json") == "%65xport.json"
+    assert ply_path("SHA256SUMS/a") == "%53HA256SUMS/a.ply"
+    assert ply_path("export.json/a") == "%65xport.json/a.ply"
     assert safe_name("con.1") == "%63on.1"
     assert safe_name("console") == "console"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,3 +131,29 @@ def test_the_longest_names_can_be_written(tmp_path: Path, name: str) -> None:
     with files.folder_aside(tmp_path / ("b" * 255)):
         pass
     assert (tmp_path / ("b" * 255)).is_dir()
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="links need rights there, and there are no locks"
+)
+def test_a_link_and_its_file_have_one_lock(tmp_path: Path) -> None:
+    link = tmp_path / "other" / "link.npz"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "file.npz")
+    with (
+        files.hold_file(tmp_path / "file.npz", DataError("first")),
+        pytest.raises(DataError, match="second"),
+        files.hold_file(link, DataError("second")),
+    ):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["other", "link.npz"]
+
+
+def test_a_process_of_the_same_id_on_another_host_keeps_its_folder(tmp_path: Path) -> None:
+    """Both write a folder beside the same one, on a disk that they share."""
+    mine, theirs = tmp_path / ("a" * 40 + "1"), tmp_path / ("a" * 40 + "2")
+    with files.folder_aside(mine) as first:
+        (first / "file").write_text("mine")
+        with files.folder_aside(theirs) as second:
+            (second / "file").write_text("theirs")
+    assert [(path / "file").read_text() for path in (mine, theirs)] == ["mine", "theirs"]

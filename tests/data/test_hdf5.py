@@ -198,13 +198,16 @@ def test_a_named_type_of_plain_numbers_is_read(tmp_path: Path) -> None:
 def test_an_attribute_is_a_number_or_a_text_or_nothing(tmp_path: Path) -> None:
     def make(file: h5py.File, _: Path) -> None:
         file["data"] = POINTS
-        file.attrs["number"], file.attrs["text"], file.attrs["list"] = 3, "é", [1, 2]
+        file.attrs["number"], file.attrs["varying"], file.attrs["list"] = 3, "é", [1, 2]
+        file.attrs.create("text", "é".encode(), dtype=h5py.string_dtype("utf-8", 2))
+        file.attrs["plain"] = np.bytes_("abc")
         file.attrs.create("reference", file["data"].ref, dtype=h5py.ref_dtype)
         file.attrs["empty"] = h5py.Empty("f4")
 
     with open_hdf5(written(tmp_path / "a.h5", make), "a.h5") as file:
-        names = ("number", "text", "list", "reference", "empty", "absent")
-        assert [file.attribute(name) for name in names] == [3, "é", None, None, None, None]
+        assert [file.attribute(name) for name in ("number", "text", "plain")] == [3, "é", "abc"]
+        others = ("varying", "list", "reference", "empty", "absent")
+        assert [file.attribute(name) for name in others] == [None] * 5
 
 
 def test_many_claimed_chunks_at_one_place(tmp_path: Path) -> None:
@@ -264,3 +267,32 @@ def test_a_shard_that_points_elsewhere_is_refused(tmp_path: Path) -> None:
         file.truncate(size)
     with pytest.raises(CorpusError, match=shard.name):
         open_corpus(folder)[0]
+
+
+@pytest.mark.parametrize("userblock", [0, 512])
+def test_an_index_of_chunks_that_leads_back_to_itself(tmp_path: Path, userblock: int) -> None:
+    """HDF5 follows it until its stack is full, which ends the process; one of several levels is read."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="earliest", userblock_size=userblock) as file:
+        file.create_dataset("data", data=np.arange(300), chunks=(1,))
+        file.create_dataset("others", data=np.zeros((90, 2)), chunks=(1, 1))
+    content = path.read_bytes()
+    for source in (path, content):
+        with open_hdf5(source, path) as file:
+            assert file.dataset("data").read().tolist() == list(range(300))
+            assert not file.dataset("others").read().any()
+    places = [at for at in range(len(content)) if content.startswith(b"TREE\1", at)]
+    (top, *_) = (place for place in places if content[place + 5])
+    leaf = next(place for place in places if not content[place + 5])
+    for place, target in ((top, top), (leaf, leaf), (leaf, top)):
+        damaged = bytearray(content)
+        damaged[place + 5] = 1
+        child = place + 24 + 24  # after the addresses of the neighbours and the first key
+        damaged[child : child + 8] = (target - userblock).to_bytes(8, "little")
+        path.write_bytes(damaged)
+        for source in (path, bytes(damaged)):
+            with (
+                pytest.raises(DataError, match="'data' has an index that leads back to itself"),
+                open_hdf5(source, "a.h5") as file,
+            ):
+                file.dataset("data").read()

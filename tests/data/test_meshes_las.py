@@ -135,3 +135,19 @@ def test_an_array_that_claims_more_than_its_member_holds(tmp_path: Path) -> None
     (tmp_path / "huge.npy").write_bytes(header.getvalue() + b"\0" * 1200)
     with pytest.raises(DataError, match="claims 13,194,139,533,312 bytes"):
         read_mesh(tmp_path / "huge.npy")
+
+
+@pytest.mark.parametrize("minor", [2, 4])
+def test_a_count_smaller_than_the_points_is_noticed(minor: int, tmp_path: Path) -> None:
+    """What is no multiple of a point, or begins where the header says that records do, is something else."""
+    path = tmp_path / "scan.las"
+    path.write_bytes(las(minor=minor, points=30))
+    with pytest.raises(DataError, match="promises 30 points, but more follows the last"):
+        read_mesh(path)
+    path.write_bytes(las(minor=minor) + b"of another program")
+    assert len(read_mesh(path).points) == 40  # type: ignore[union-attr]
+    if minor == 4:
+        whole = bytearray(las(minor=4, points=30))
+        struct.pack_into("<Q", whole, 235, 375 + 30 * 20)
+        path.write_bytes(whole)
+        assert len(read_mesh(path).points) == 30  # type: ignore[union-attr]

@@ -342,3 +342,72 @@ def test_a_ply_whose_surface_is_not_found_is_no_cloud(tmp_path: Path) -> None:
             read_mesh(path)
     path.write_bytes(ply_text(faces="1 0\n0\n", _faces="element range_grid 2\n" + INDICES))
     assert isinstance(read_mesh(path), PointSet)
+
+
+OFF_BOX = rows(BOX) + rows([4, *quad] for quad in QUADS)
+PCD = (
+    "FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH {0}\nHEIGHT 1\nPOINTS {0}\nDATA {1}\n"
+)
+TWICE = ply_head(LITTLE, faces="").replace("end_header", f"element vertex 8\n{XYZ}end_header")
+LONGER = {
+    "faces.ply": ply_text(faces=rows([4, *quad] for quad in (*QUADS, QUADS[0]))),
+    "twice.ply": ply_text() * 2,
+    "bytes.ply": ply_head(LITTLE).encode() + ply_binary() * 2,
+    "points.ply": ply_head(LITTLE, faces="").encode() + BOX.astype("<f4").tobytes() * 2,
+    "faces.off": f"OFF\n8 4 0\n{OFF_BOX}".encode(),
+    "points.off": f"OFF\n4 0 0\n{rows(BOX)}".encode(),
+    "twice.off": f"OFF\n8 6 0\n{OFF_BOX}".encode() * 2,
+    "text.pcd": (PCD.format(4, "ascii") + rows(BOX)).encode(),
+    "bytes.pcd": PCD.format(4, "binary").encode() + BOX.astype("<f4").tobytes(),
+}
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_what_follows_a_count_that_is_too_small_is_not_lost(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(LONGER[name])
+    with pytest.raises(DataError, match=r"promises .*, but more follows the last; the count is"):
+        read_mesh(path)
+
+
+def test_a_remark_or_padding_after_the_last_row_is_no_more(tmp_path: Path) -> None:
+    for name, content in {
+        "remark.ply": ply_text() + b"\n\nthe end\n",
+        "padding.ply": ply_head(LITTLE).encode() + ply_binary() + bytes(512),
+        "remark.off": f"OFF\n8 6 0\n{OFF_BOX}\n# 1 2 3\nthe end\n".encode(),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        check_box(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.ply", TWICE.encode() + BOX.astype("<f4").tobytes() * 2, "2 elements have the name 'vertex'"),
+        ("a.ply", ply_text(_vertex=XYZ + "property float x\n"), "2 properties of 'vertex' have the name 'x'"),
+        ("a.ply", ply_text(vertices=[[7, *row] for row in BOX.tolist()]), "a row of 'vertex' is '7 0.0 0.0 0.0'"),
+        ("a.pcd", PCD.replace("x y", "x x").format(8, "ascii").encode() + rows(BOX).encode(), "no y"),
+        (
+            "a.pcd",
+            b"FIELDS x y z x\nSIZE 4 4 4 4\nTYPE F F F F\nPOINTS 8\nDATA ascii\n"
+            + rows([*row, 5] for row in BOX).encode(),
+            "several x among x, y, z, x",
+        ),
+        ("a.obj", rows(["v", *row] for row in BOX).encode() + b"f 1 2 3\ncall b.obj\n", "in another file"),
+    ],
+)  # fmt: skip
+def test_no_column_is_chosen_among_two_and_nothing_elsewhere_is_passed_over(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_mesh(tmp_path / name)
+
+
+def test_faces_in_a_further_element_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.ply"
+    faces = rows([4, *quad] for quad in QUADS) + "3 0 1 2\n"
+    path.write_bytes(
+        ply_text(faces=faces, _faces=f"element face 6\n{INDICES}element patch 1\n{INDICES}")
+    )
+    assert dict(read_surface(path).left_out) == {"elements of faces that are not read": 1}

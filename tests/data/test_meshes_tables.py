@@ -68,6 +68,9 @@ CLOUDS = {
     "comma_names_tabs.csv": "z,x,y\n" + rows(SWAPPED, "\t"),
     "comma_names_counted.txt": "Z;X;Y\n40\n" + rows(SWAPPED),
     "comma_names_decimal_commas.txt": "x,y,z\n" + rows(COMMAS),
+    "paraview_grid.csv": '"Structured Coordinates:0","Structured Coordinates:1","Structured Coordinates:2",'
+    '"Points:0","Points:1","Points:2"\n' + rows(([n % 3, 0, 1, *p] for n, p in enumerate(TEXTS)), ","),
+    "microns.csv": "X [\u00b5m],Y [\u00b5m],Z [\u00b5m]\n" + rows(TEXTS, ","),
     "trailing.csv": "x,y,z\n" + rows(([*p, ""] for p in TEXTS), ","),
 }  # fmt: skip
 
@@ -102,6 +105,15 @@ REFUSED = {
     ),
     "clock.txt": (rows([1700000000 + n * n, *p] for n, p in enumerate(TEXTS)), "seems to be a time"),
     "labels.txt": (rows([n * n % 7, *p] for n, p in enumerate(TEXTS)), "be a number or a label"),
+    "label_floats.txt": (rows([f"{n * n % 7:.3e}", *p] for n, p in enumerate(TEXTS)), "be a number or a label"),
+    "label_and_two.txt": (rows([n * n % 7, *p[:2]] for n, p in enumerate(TEXTS)), "be a number or a label"),
+    "shuffled_ids.txt": (rows([7 * n % 41, *p[:2]] for n, p in enumerate(TEXTS)), "be a number or a label"),
+    "ids_and_a_gap.txt": (rows([["nan", *TEXTS[0]], *COUNTED]), "to be a number of the row"),
+    "atoms.xyz": ("40\n\n" + rows([6, *p] for p in TEXTS), "be a number or a label"),
+    "thousands.csv": ("x;y;z\n" + rows(([f"{n}.097", 5, 900] for n in range(1, 40)), ";"), "may be thousands"),
+    "thousands.txt": (rows([f"{n * 97:,}", 15, 900 + n] for n in range(40)), "may be thousands or fractions"),
+    "named_decimal_commas.csv": ("x,y,z,i,j,k\n" + rows([["1,012", "3,045", "1,017"]] * 9, ","), "decimal marks"),
+    "faces.txt": (rows(TEXTS), "holds faces as its name says"),
     "colours.txt": (rows([3, 200, 7 * n % 9, *p] for n, p in enumerate(TEXTS)), "to be a colour"),
     "features.txt": (rows(np.random.default_rng(1).normal(size=(40, 16))), "16 columns"),
     "two.csv": (rows(POINTS[:, :2], ","), "expected at least 3 numbers a row"),
@@ -215,6 +227,36 @@ def test_an_archive_with_vertices_and_faces_is_a_mesh(tmp_path: Path) -> None:
     assert isinstance(surface, Surface)
     assert len(surface.faces) == 12
     assert surface_area(surface) == pytest.approx(22)
+
+
+def test_numbers_that_are_whole_by_chance_do_not_hide_a_cloud(tmp_path: Path) -> None:
+    """A plane, the lines of a scanner, a column of whole numbers behind, whole and other decimals."""
+    plane = [["0.0", *p[1:], "1.5"] for p in TEXTS]
+    lines = [[n // 8, *p[1:]] for n, p in enumerate(TEXTS)]
+    behind = [[*p, n * n % 7] for n, p in enumerate(TEXTS)]
+    fractions = [[f"{n / 8:.3f}", 0, f"{1 + n / 16:.4f}"] for n in range(40)]
+    for name, table in enumerate([plane, lines, behind, fractions]):
+        path = tmp_path / f"{name}.xyz"
+        path.write_text(rows(table))
+        assert len(read_mesh(path).points) == 40  # type: ignore[union-attr]
+
+
+def test_what_lies_beside_the_points_in_their_form_is_no_cloud(tmp_path: Path) -> None:
+    for name in ("normal.npy", "Normals.npy", "color.npy", "faces.npy", "labels.txt"):
+        path = tmp_path / name
+        np.save(path, POINTS) if path.suffix == ".npy" else path.write_text(rows(TEXTS))
+        with pytest.raises(DataError, match="as its name says, and not surely points; rename it"):
+            read_mesh(path)
+    (tmp_path / "labels.csv").write_text("x,y,z\n" + rows(TEXTS, ","))
+    assert isinstance(read_mesh(tmp_path / "labels.csv"), PointSet)
+
+
+def test_a_second_array_in_a_file_is_not_lost(tmp_path: Path) -> None:
+    with (tmp_path / "two.npy").open("wb") as file:
+        np.save(file, POINTS)
+        np.save(file, POINTS)
+    with pytest.raises(DataError, match=r"promises an array of shape .40, 3., but more follows"):
+        read_mesh(tmp_path / "two.npy")
 
 
 def test_whole_numbers_on_a_curve_are_a_cloud(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import io
 import json
 import os
 import shutil
-import string
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,15 +26,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.corpus.manifest import FRAME, ShardRecord, SourceRecord
-from pointdistill.data.corpus.reader import open_corpus
+from pointdistill.data.corpus.reader import Corpus, open_corpus
 from pointdistill.data.corpus.rows import read_rows
 from pointdistill.data.corpus.shard import RowBlock, restore
 from pointdistill.data.corpus_building.build import room_needed
+from pointdistill.data.files.archive import leads_outside
 from pointdistill.data.files.files import (
     LOCK_NAME,
+    check_own_folder,
+    check_replaceable,
     flush,
     hold_folder,
     read_json,
+    safe_name,
     sha256_of,
     write_aside,
     write_json,
@@ -54,12 +58,8 @@ BLOCK_POINTS = 2**20
 
 _MARKS = ".finished"
 _PLAN = ".plan.json"
-_SAFE = frozenset(string.ascii_letters + string.digits + "-_.+=@ ()")
-_OWN = {name.split(".")[0].upper() for name in (EXPORT_NAME, SUMS_NAME, LICENCES_NAME)}
-_DEVICES = {f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10)}
-_RESERVED = _OWN | _DEVICES | {"CON", "PRN", "AUX", "NUL"}
-"""What a name may not begin with: files of the export itself, and what Windows keeps for devices."""
-_MOST_NAME = 200  # characters of one part of a path; file systems take 255 bytes
+_OWN = frozenset(name.split(".")[0].upper() for name in (EXPORT_NAME, SUMS_NAME, LICENCES_NAME))
+"""What a name may not begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,8 @@ class _Unit:
     labels: tuple[str, ...]
     """All labels of the corpus; a class is an index into them."""
 
+    clashes: frozenset[str]  # paths in lower case that several shapes would have
+
     def blocks(self) -> Iterator[RowBlock]:
         """Its shapes, a block at a time."""
         rows = np.arange(self.shard.shapes)
@@ -100,7 +102,7 @@ class _Unit:
 
     def file(self, ending: str) -> str:
         """The name of its one file."""
-        return f"{safe_name(self.source.name)}-{self.number:05d}.{ending}"
+        return f"{safe_name(self.source.name, _OWN)}-{self.number:05d}.{ending}"
 
 
 def export_corpus(
@@ -138,12 +140,13 @@ def export_corpus(
     plan["sources"] = origins
     if output.exists():
         return _finished(output, plan)
+    output = check_replaceable(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = output.with_name(f".{output.name}.unfinished")
-    busy = DataError(
-        f"{output}: another process is writing it; wait for it, or choose another output"
-    )
-    with room_needed(output), hold_folder(folder, busy):
+    msg = f"{output}: another process is writing it; wait for it, or choose another output"
+    check_own_folder(folder)
+    clashes = _clashes(opened) if layout == "ply" else frozenset[str]()
+    with room_needed(output), hold_folder(folder, DataError(msg)):
         _begin(folder, plan)
         sources = {source.name: source for source in manifest.sources}
         units, first = [], 0
@@ -151,7 +154,7 @@ def export_corpus(
             units.append(
                 _Unit(
                     *(corpus, folder, layout, number, first),
-                    *(shard, sources[shard.source], opened.label_names),
+                    *(shard, sources[shard.source], opened.label_names, clashes),
                 )
             )
             first += shard.shapes
@@ -203,7 +206,9 @@ def find_export_damage(
         for number, line in enumerate(lines, start=1):
             checksum, _, name = line.rstrip("\n").partition("  ")
             path = folder / name
-            if not path.is_file():
+            if leads_outside(name) or not path.resolve().is_relative_to(folder.resolve()):
+                yield f"{name}: is in another folder, and is not read"
+            elif not path.is_file():
                 yield f"{name}: missing"
             elif sha256_of(path) != checksum:
                 yield f"{name}: changed since it was written"
@@ -271,8 +276,15 @@ def _write_units(
 def _write_unit(unit: _Unit) -> None:
     """Write the files of one shard, and then their checksums, which marks it as finished."""
     with write_aside(_mark(unit.folder, unit.number)) as aside, aside.open("wb") as marks:
-        for name in LAYOUTS[unit.layout](unit):
+        names = list(LAYOUTS[unit.layout](unit))
+        for name in names:
             marks.write(f"{sha256_of(unit.folder / name)}  {name}\n".encode())
+        # A mark that outlives a loss of power is believed, so what it is of comes before it.
+        if len(names) > 1 and hasattr(os, "sync"):
+            os.sync()  # once, and not for each of thousands of files
+        else:
+            for name in names:
+                flush(unit.folder / name)
 
 
 def _write_sums(folder: Path, units: int) -> int:
@@ -353,7 +365,7 @@ def _write_ply(unit: _Unit) -> Iterator[str]:
     """A file for each shape, below the folder of its source, at the path that its id is."""
     for block in unit.blocks():
         for shape_id, points, _, part in _clouds(block):
-            name = f"{safe_name(unit.source.name)}/{ply_path(shape_id)}"
+            name = _ply_name(unit.source.name, shape_id, unit.clashes)
             path = unit.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(ply(points, part))
@@ -374,33 +386,30 @@ def ply(points: NDArray[np.float32], part: NDArray[np.uint8] | None) -> bytes:
     return "\n".join([*head, *properties, "end_header\n"]).encode() + vertices.tobytes()
 
 
+def _ply_name(source: str, shape_id: str, clashes: frozenset[str] = frozenset()) -> str:
+    """The path of a shape's file; with a checksum in it where others differ from it in nothing but upper case."""
+    name = f"{safe_name(source, _OWN)}/{ply_path(shape_id)}"
+    digest = hashlib.sha256(f"{source}/{shape_id}".encode()).hexdigest()[:16]
+    return f"{name.removesuffix('.ply')}%{digest}.ply" if name.lower() in clashes else name
+
+
+def _clashes(corpus: Corpus) -> frozenset[str]:
+    """Paths in lower case that several shapes would have on systems that do not tell it from upper case."""
+    sources = (shard.source for shard in corpus.manifest.shards for _ in range(shard.shapes))
+    paths = Counter(_ply_name(*one).lower() for one in zip(sources, corpus.ids(), strict=True))
+    return frozenset(path for path, times in paths.items() if times > 1)
+
+
 def ply_path(shape_id: str) -> str:
     """The path of a shape's file: its id, whose parts are folders, with anything unusual as in a URL.
 
     Different ids give different paths: a folder never has the ending of the files.
     """
-    *folders, last = (safe_name(name) for name in shape_id.split("/"))
+    *folders, last = (safe_name(name, _OWN) for name in shape_id.split("/"))
     above = [
         f"{name[:-4]}%2E{name[-3:]}" if name.lower().endswith(".ply") else name for name in folders
     ]
     return "/".join([*above, f"{last}.ply"])
-
-
-def safe_name(name: str) -> str:
-    """A name that every file system takes and that leads nowhere else.
-
-    Different names stay different, where upper and lower case are told apart.
-    """
-    quoted = [c if c in _SAFE else "".join(f"%{b:02X}" for b in c.encode()) for c in name] or ["%"]
-    for end in (0, -1):  # a dot or a blank there hides a file, leads elsewhere, or is dropped
-        quoted[end] = {".": "%2E", " ": "%20"}.get(quoted[end], quoted[end])
-    if "".join(quoted).split(".")[0].upper() in _RESERVED:
-        quoted[0] = f"%{ord(quoted[0][0]):02X}"
-    whole = "".join(quoted)
-    if len(whole) > _MOST_NAME:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        whole = f"{whole[: _MOST_NAME - 17]}%{digest}"
-    return whole
 
 
 def _write_webdataset(unit: _Unit) -> Iterator[str]:

@@ -27,7 +27,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from pointdistill.data.corpus_building.limits import ShapeLimits, guard_process
-from pointdistill.data.files.packed_tars import UNPACKED_VARIABLE
+from pointdistill.data.files.packed_tars import UNPACKED_VARIABLE, temporary_folder
 from pointdistill.data.files.processes import GIB, end_with_parent, interrupts_held
 from pointdistill.errors import DataError
 
@@ -292,13 +292,14 @@ class Worker(Generic[Task]):
         self.connection, theirs = context.Pipe()
         # The worker's own place for temporary files, so that what it leaves when it is killed can be removed. If
         # none can be made, the worker's first task says so.
-        self._folder: str | None = None
+        self._place = contextlib.ExitStack()
+        folder: str | None = None
         with contextlib.suppress(OSError):
-            self._folder = tempfile.mkdtemp(prefix="pointdistill-worker-")
+            folder = str(self._place.enter_context(temporary_folder()))
         self.process: BaseProcess = context.Process(
             target=_serve,
             # The server of forks may have started before anything was unpacked, so it has another environment.
-            args=(theirs, job, allowed_bytes, self._folder, os.environ.get(UNPACKED_VARIABLE)),
+            args=(theirs, job, allowed_bytes, folder, os.environ.get(UNPACKED_VARIABLE)),
             daemon=True,
         )
         with interrupts_held():
@@ -339,8 +340,7 @@ class Worker(Generic[Task]):
         self.process.kill()
         self.process.join(_JOIN_SECONDS)
         self.connection.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._place.close()
 
 
 def start_context() -> Any:

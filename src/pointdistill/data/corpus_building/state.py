@@ -28,6 +28,7 @@ from pointdistill.data.corpus.manifest import (
 from pointdistill.data.corpus.refused import with_field_names
 from pointdistill.data.corpus_building.division import Span
 from pointdistill.data.files.files import (
+    check_own_folder,
     hold_lock,
     read_json,
     read_record,
@@ -161,6 +162,7 @@ def locked(corpus: Path) -> Iterator[None]:
         CorpusError: if another process holds the lock, or the folder cannot be made.
     """
     folder = corpus / BUILDING_NAME
+    check_own_folder(folder)
     busy = CorpusError(
         f"{corpus}: another process is building this corpus; wait for it or choose another"
     )

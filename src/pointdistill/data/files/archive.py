@@ -26,6 +26,7 @@ from typing import NoReturn
 from pointdistill.data.files.packed_tars import PACKED_TARS, plain_tar, remove_abandoned
 from pointdistill.data.files.workspace import file_checksum
 from pointdistill.errors import DataError, one_line
+from pointdistill.reporter import plural
 
 log = logging.getLogger("pointdistill")
 
@@ -71,6 +72,9 @@ class Archive(ABC):
 
     unsafe: tuple[str, ...] = ()
     """Names that lead outside the archive; such members are not read."""
+
+    irregular: tuple[str, ...] = ()
+    """Names in a folder that are no regular files: broken links, pipes and devices; not among ``names``."""
 
     def find(self, suffix: str) -> str | None:
         """The member whose path ends in ``suffix``, whatever folder it is in; None if absent.
@@ -152,8 +156,19 @@ class _TarArchive(Archive):
     def __init__(self, path: Path, file: tarfile.TarFile) -> None:
         self.path = path
         self._file = file
-        # If a name occurs twice the last one counts, as in tar itself. Links are not followed.
-        self._members = {member.name: member for member in file.getmembers() if member.isreg()}
+        # If a name occurs twice the last one counts, as in tar itself. A file of two names on the disk is here
+        # once, and its second name is a hard link; other links are not followed.
+        self._members: dict[str, tarfile.TarInfo] = {}
+        links = list[str]()
+        for member in file.getmembers():
+            kept = self._members.get(member.linkname) if member.islnk() else member
+            if kept is not None and kept.isreg():
+                self._members[member.name] = kept
+            elif member.islnk() or member.issym():
+                links.append(member.name)
+        if links:
+            what = f"holds {plural(len(links), 'link')} that {'is' if len(links) == 1 else 'are'} not followed"
+            _say_unused(path, f"{what} ({links[0]}); unpack it and give the folder")
         self._check_end()
         self.names, self.unsafe = _sort_names(self._members)
 
@@ -186,10 +201,11 @@ class _TarArchive(Archive):
 class _FolderArchive(Archive):
     def __init__(self, path: Path) -> None:
         self.path = path
-        paths = (Path(below, file) for below, _, files in walk(path) for file in files)
-        self.names, self.unsafe = _sort_names(
-            file.relative_to(path).as_posix() for file in paths if file.is_file()
-        )
+        paths = [Path(below, file) for below, _, files in walk(path) for file in files]
+        regular = {file for file in paths if file.is_file()}
+        self.names, self.unsafe = _sort_names(f.relative_to(path).as_posix() for f in regular)
+        others = (f.relative_to(path).as_posix() for f in paths if f not in regular)
+        self.irregular = _sort_names(others)[0]
 
     def read(self, name: str) -> bytes:
         with still_there(self.path / name):
@@ -235,7 +251,7 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         links: list[Path] = []
         for start in starts:
             if start != folder and not _is_new(start, walked):
-                _say_unused(start, "leads to a folder whose files are read already")
+                _say_unused(start, "a link that leads to a folder whose files are read already")
                 continue
             for below, subfolders, files in os.walk(start, onerror=check):
                 subfolders.sort()
@@ -243,7 +259,7 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
                 for name in files:
                     # Only a name without an ending may have been meant as a folder; a broken file is the reader's.
                     if "." not in name and _is_broken_link(Path(below, name)):
-                        why = "is broken; put there what it stands for, or remove it"
+                        why = "a link that is broken; put there what it stands for, or remove it"
                         _say_unused(Path(below, name), why)
                 here = [Path(below, name) for name in subfolders]
                 linked = {path for path in here if path.is_symlink()}
@@ -277,9 +293,9 @@ def _is_new(folder: Path, walked: set[tuple[int, int] | str]) -> bool:
 
 
 @functools.cache
-def _say_unused(link: Path, why: str) -> None:
-    """Say it once, however often the folder is walked."""
-    log.warning("%s: a link that %s", one_line(str(link)), why)
+def _say_unused(path: Path, why: str) -> None:
+    """Say it once, however often a folder is walked or an archive is opened."""
+    log.warning("%s: %s", one_line(str(path)), one_line(why))
 
 
 @contextmanager

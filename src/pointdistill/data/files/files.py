@@ -12,9 +12,10 @@ import os
 import secrets
 import shutil
 import stat
+import string
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +37,14 @@ LOCK_NAME = ".lock"
 
 _POLL_SECONDS = 0.02
 
+_SAFE = frozenset(string.ascii_letters + string.digits + "-_.+=@ ()")
+_DEVICES = frozenset(
+    ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)))
+)
+"""What Windows keeps for devices."""
+
+_MOST_NAME = 200  # characters of one part of a path; file systems take 255 bytes
+
 _NAMED = 32
 """Characters of a name that a temporary name repeats, so that it is never too long where the final one is not."""
 
@@ -51,7 +60,7 @@ def write_aside(path: Path) -> Iterator[Path]:
     Raises:
         DataError: if ``path`` is or leads to anything but a regular file, such as a folder, a device or a pipe.
     """
-    path = _regular(path)
+    path = check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A random name, because processes on two hosts may share a process id and this folder. The suffix stays last:
     # numpy and h5py choose the format, or append an ending, by it.
@@ -66,7 +75,7 @@ def write_aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def _regular(path: Path) -> Path:
+def check_replaceable(path: Path) -> Path:
     """The file that ``path`` leads to, which may be absent.
 
     Raises:
@@ -84,6 +93,38 @@ def _regular(path: Path) -> Path:
     return target
 
 
+def check_own_folder(folder: Path) -> None:
+    """Refuse a link in place of a folder that the program makes, and clears, for its work.
+
+    Raises:
+        DataError: if ``folder`` is one; a folder from elsewhere may hold such a link.
+    """
+    if folder.is_symlink():
+        msg = f"{folder}: is a link in place of a folder for unfinished work; remove it, and run the same again"
+        raise DataError(msg)
+
+
+def safe_name(name: str, reserved: Set[str] = frozenset()) -> str:
+    """A name that every file system takes and that leads nowhere else.
+
+    Different names stay different, where upper and lower case are told apart.
+
+    Args:
+        name: any text.
+        reserved: what it may not begin with, in upper case, besides what Windows keeps for devices.
+    """
+    quoted = [c if c in _SAFE else "".join(f"%{b:02X}" for b in c.encode()) for c in name] or ["%"]
+    for end in (0, -1):  # a dot or a blank there hides a file, leads elsewhere, or is dropped
+        quoted[end] = {".": "%2E", " ": "%20"}.get(quoted[end], quoted[end])
+    if "".join(quoted).split(".")[0].upper() in reserved | _DEVICES:
+        quoted[0] = f"%{ord(quoted[0][0]):02X}"
+    whole = "".join(quoted)
+    if len(whole) > _MOST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        whole = f"{whole[: _MOST_NAME - 17]}%{digest}"
+    return whole
+
+
 @contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside ``path``; rename it to ``path`` if the block succeeds.
@@ -95,8 +136,8 @@ def folder_aside(path: Path) -> Iterator[Path]:
         msg = f"{path} exists already; choose another name or remove it first"
         raise DataError(msg)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name[:_NAMED]}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
+    # A random name, as for files: another process of this id, on another host, may be writing in this folder.
+    aside = path.with_name(f".{path.name[:_NAMED]}.{secrets.token_hex(8)}.part")
     aside.mkdir()
     try:
         yield aside
@@ -205,9 +246,12 @@ def hold_output(folder: Path, *, setting: str = "output") -> AbstractContextMana
 def hold_file(path: Path, busy: PointDistillError) -> Iterator[None]:
     """Keep other processes out that would make the same file; the lock lies beside it, hidden, and is removed.
 
+    A link and the file that it leads to are the same.
+
     Raises:
         PointDistillError: ``busy``, if another process is making it.
     """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     lock = path.with_name(f".{path.name.removeprefix('.')}.lock")
     with hold_lock(lock, busy, lambda: lock.parent.mkdir(parents=True, exist_ok=True)):
         try:

@@ -7,15 +7,17 @@ So a dataset is looked at with the calls that read its header alone, and read on
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import math
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +58,13 @@ _FILTERS = {_GZIP: "gzip", _SHUFFLE: "shuffle", _FLETCHER32: "fletcher32"}
 
 _CHECKSUM_BYTES = 4  # of fletcher32
 
+_Part: TypeAlias = Callable[[int, int], bytes]
+_NODE = re.compile(rb"TREE\x01(.)", re.DOTALL)
+"""The first bytes of a node of an index of chunks, the last of them its level."""
+
+_NODE_BYTES = 8  # before the addresses of its neighbours
+_BLOCK_BYTES = 2**24
+
 _KINDS = ("INTEGER", "FLOAT", "STRING")
 _CLASSES = {
     "COMPOUND": "compound values",
@@ -95,10 +104,11 @@ class InertDataset:
 class InertFile:
     """The datasets and attributes at the top of an open file, by name."""
 
-    def __init__(self, file: Any, size: int) -> None:
-        """Use `open_hdf5`; ``size`` is that of the file in bytes."""
+    def __init__(self, file: Any, size: int, part: _Part) -> None:
+        """Use `open_hdf5`; ``size`` is that of the file in bytes, ``part`` reads some of them."""
         self._file = file
         self._size = size
+        self._part = part
 
     def __contains__(self, name: str) -> bool:
         """Whether there is anything of this name."""
@@ -125,6 +135,8 @@ class InertFile:
         layout = stored.get_create_plist()
         # The layout comes before the size: asking a virtual dataset for its size may open the files that it names.
         _check_place(name, layout)
+        if layout.get_layout() == h5py.h5d.CHUNKED:
+            self._check_index(name, len(layout.get_chunk()))
         dtype = _checked_type(name, stored.get_type(), kinds)
         shape = _checked_shape(name, stored.get_space())
         self._check_storage(name, stored, layout, shape, dtype)
@@ -132,16 +144,58 @@ class InertFile:
         return InertDataset(name, shape, dtype, offset, h5py.Dataset(stored))
 
     def attribute(self, name: str) -> int | float | str | None:
-        """A single number or text that is attached to the file; None if there is none, or it is anything else."""
+        """A single number or text of a fixed length that is attached to the file; None if there is anything else.
+
+        Text of any length is kept elsewhere in the file, and a damaged one lets HDF5 look for its end for ever.
+        """
         root = h5py.h5o.open(self._file.id, b"/")
         if not h5py.h5a.exists(root, name.encode()):
             return None
         stored = h5py.h5a.open(root, name.encode())
-        scalar = stored.get_space().get_simple_extent_type() == h5py.h5s.SCALAR
-        if not scalar or _class_of(stored.get_type()) not in _KINDS:
+        kind = stored.get_type()
+        if stored.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
+            return None
+        if _class_of(kind) not in _KINDS or kind.get_size() > _SMALL_BYTES:
+            return None
+        if _class_of(kind) == "STRING" and kind.is_variable_str():
             return None
         value = self._file.attrs[name]
-        return value.item() if isinstance(value, np.generic) else value
+        plain = value.item() if isinstance(value, np.generic) else value
+        return plain.decode("utf-8", "replace") if isinstance(plain, bytes) else plain
+
+    def _check_index(self, name: str, rank: int) -> None:
+        """Raise if an index of chunks leads back to itself: HDF5 would follow it until the process ends.
+
+        Where it begins cannot be asked for, so all bytes that HDF5 may take for a node of one are looked at.
+        Layout: HDF5 File Format Specification 3.0, "Version 1 B-trees".
+
+        Args:
+            name: of the dataset.
+            rank: number of dimensions of its chunks.
+        """
+        created = self._file.id.get_create_plist()
+        base, address = created.get_userblock(), created.get_sizes()[0]
+        key, first = 8 + 8 * (rank + 1), _NODE_BYTES + 2 * address
+        levels = dict[int, int]()
+        for start in range(0, self._size, _BLOCK_BYTES):
+            block = self._part(start, start + _BLOCK_BYTES + _NODE_BYTES - 1)
+            for node in _NODE.finditer(block):
+                levels[start + node.start()] = node[1][0]
+                if len(levels) > _MOST_CHUNKS:
+                    _refuse(name, f"may have an index of more than {_MOST_CHUNKS:,} nodes")
+        known = set[int]()
+        for place, level in levels.items():
+            used = int.from_bytes(
+                self._part(place + _NODE_BYTES - 2, place + _NODE_BYTES), "little"
+            )
+            for number in range(used if level else 0):
+                at = place + first + number * (key + address) + key
+                below = base + int.from_bytes(self._part(at, at + address), "little")
+                if below not in levels:  # where HDF5 stops
+                    break
+                if levels[below] >= level or below in known:
+                    _refuse(name, "has an index that leads back to itself")
+                known.add(below)
 
     def _check_storage(
         self,
@@ -196,7 +250,16 @@ def open_hdf5(
             size = len(source)
             opened = h5py.File(io.BytesIO(source), "r")
         with opened as file:
-            yield InertFile(file, size)
+            yield InertFile(file, size, functools.partial(_part_of, source))
+
+
+def _part_of(source: Path | bytes, start: int, stop: int) -> bytes:
+    """Bytes ``start`` to ``stop``, at most as many as there are."""
+    if isinstance(source, bytes):
+        return source[start:stop]
+    with source.open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
 
 
 def _refuse(name: str, what: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Tars that are compressed as a whole: each becomes a plain tar in a temporary folder, once for all processes.
+"""Temporary folders; tars that are compressed as a whole become plain ones in one of them, once for all processes.
 
 The process that makes the folder removes it at its end. One that is killed cannot; what it left behind is removed
 by the next process of the same user that opens an archive. A lock, which ends with the process, tells which of the
@@ -20,7 +20,8 @@ import stat
 import tempfile
 import time
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pointdistill.errors import DataError, one_line
@@ -41,7 +42,7 @@ _LEAST_REFUSED = 2**26  # bytes that any may unpack to: small files of few value
 _SECONDS_BEFORE_PROGRESS, _SECONDS_BETWEEN_PROGRESS = 5.0, 60.0
 
 _PREFIX = "pointdistill-unpacked-"
-_LOCK_NAME = "lock"
+_LOCK_NAME, _NEW_LOCK_NAME, _CONTENT_NAME = "lock", "lock.new", "content"
 _DAY_SECONDS = 86_400
 
 
@@ -109,12 +110,40 @@ def _unpacking_folder() -> Path:
     """Where this process, or one above it, unpacks; the one that made it removes it when it ends."""
     known = Path(os.environ.get(UNPACKED_VARIABLE) or os.devnull)
     if not known.is_dir():
-        known = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        known, _ = _locked_folder()
         os.environ[UNPACKED_VARIABLE] = str(known)
-        with suppress(OSError):  # without locks nobody can tell, and nobody removes it
-            _hold(known, os.O_CREAT | os.O_EXCL)
         atexit.register(shutil.rmtree, known, ignore_errors=True)
     return known
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """An empty folder for the block, such as for a member of an archive.
+
+    What a killed process leaves in it is removed by the next one of the same user, as an unpacked tar is.
+    """
+    remove_abandoned()
+    place, lock = _locked_folder()
+    try:
+        inside = place / _CONTENT_NAME
+        inside.mkdir()
+        yield inside
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_folder() -> tuple[Path, int | None]:
+    """A new folder, and its open lock, which this process holds; None without locks: then nobody removes it."""
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    lock = None
+    with suppress(OSError, ImportError):
+        lock = _hold(folder / _NEW_LOCK_NAME, os.O_CREAT | os.O_EXCL)
+    with suppress(OSError):
+        # It gets its name once it is held: whoever finds a lock that nobody holds removes the folder.
+        (folder / _NEW_LOCK_NAME).rename(folder / _LOCK_NAME)
+    return folder, lock
 
 
 @functools.cache
@@ -142,7 +171,7 @@ def _remove_if_abandoned(folder: Path) -> None:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         return
     try:
-        lock = _hold(folder)
+        lock = _hold(folder / _LOCK_NAME)
     except FileNotFoundError:
         if time.time() - status.st_mtime > _DAY_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
@@ -153,15 +182,15 @@ def _remove_if_abandoned(folder: Path) -> None:
         os.close(lock)
 
 
-def _hold(folder: Path, create: int = 0) -> int:
-    """The open lock of a folder, held until it is closed or this process ends.
+def _hold(path: Path, create: int = 0) -> int:
+    """An open lock file, held until it is closed or this process ends.
 
     Raises:
         OSError: if there is none, another process holds it, or the file system has no locks.
     """
     import fcntl
 
-    lock = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | create, 0o600)
+    lock = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | create, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

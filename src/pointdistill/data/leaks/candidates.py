@@ -270,7 +270,7 @@ def _save(corpus: Corpus, parts: list[Fingerprints]) -> Fingerprints:
         h5py.File(aside, "w", locking=False) as file,
     ):
         file.attrs["version"] = VERSION
-        file.attrs["corpus"] = corpus.content
+        file.attrs["corpus"] = np.bytes_(corpus.content)
         file["values"] = whole.values
         file["points"] = whole.points
     return whole

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pointdistill.data.corpus.manifest import MANIFEST_NAME, REFUSED_NAME
 from pointdistill.data.corpus.refused import RefusedShape, read_refused
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.packed_tars import temporary_folder
 from pointdistill.data.files.processes import ordered_map
 from pointdistill.data.files.schema import to_plain
 from pointdistill.data.leaks.candidates import (
@@ -125,7 +125,7 @@ def find_duplicates_in(
         reporter.say(line)
     files = len(source.entries())
     # The points go to disk, 24 KiB a shape: comparing shapes needs them again, and memory may not hold them.
-    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+    with temporary_folder() as folder:
         alone = workers == 1 or (workers is None and files <= FEW_SHAPES)
         built = build_corpus(
             source,

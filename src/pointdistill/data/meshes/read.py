@@ -135,7 +135,10 @@ def _reader(path: Path) -> _Reader:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse folders, devices, empty files, and the pointer that Git LFS leaves in place of a file."""
+    """Refuse folders, devices, broken links, empty files, and what Git LFS leaves in place of a file."""
+    if path.is_symlink() and not path.exists():
+        msg = "is a broken link; put the file there that it stands for"
+        raise DataError(msg)
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         msg = "is a folder; name the files in it"
@@ -181,7 +184,8 @@ def files_in_folders(
             found.append(item)
             continue
         with open_archive(item, absent=f"{item}: no such folder; check its name") as folder:
-            names = list(folder.names)
+            # What cannot be read is refused one by one, and not missing without a word.
+            names = sorted((*folder.names, *folder.irregular))
         files = [item / name for name in names if is_shape_name(name)]
         prose = [file for file in files if is_prose(file)]
         files = [file for file in files if file not in set(prose)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import warnings
 import zipfile
 from collections import Counter
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.archive import Archive
 from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.packed_tars import temporary_folder
 from pointdistill.data.meshes.read import (
     FORMATS,
     files_in_folders,
@@ -155,7 +155,7 @@ def read_member(archive: Archive, name: str) -> Surface | PointSet:
 
 def read_content(content: bytes, name: str) -> Surface | PointSet:
     """The mesh or cloud in the content of a file that is called ``name``; see `read_member`."""
-    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+    with temporary_folder() as folder:
         # The member's own name could lead anywhere, and the reader needs only its suffix.
         path = Path(folder, "member").with_suffix(PurePosixPath(name).suffix)
         try:

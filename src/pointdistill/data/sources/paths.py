@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -25,7 +24,7 @@ from pointdistill.data.corpus.manifest import MANIFEST_NAME
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import path_from, short_name
 from pointdistill.data.files.member import HeldArchive, file_state, hold_archive, unpack
-from pointdistill.data.files.packed_tars import PACKED_TARS
+from pointdistill.data.files.packed_tars import PACKED_TARS, temporary_folder
 from pointdistill.data.files.schema import short_repr
 from pointdistill.data.meshes import Axis, PointSet, Surface, draw, named_rng
 from pointdistill.data.meshes.formats.points import is_prose
@@ -224,7 +223,8 @@ def _source(path: Path, named: str, leave_out: Path | None) -> ShapeSource:
         return ShapeSource("file", whole, named, (path.name,), stamp=_stamp([path]))
     absent = f"{path}: no such file or folder; check its name"
     with open_archive(path, absent=absent) as archive:
-        everything = tuple(archive.names)
+        # What cannot be read is refused one by one, and not missing without a word.
+        everything = tuple(sorted((*archive.names, *archive.irregular)))
     names = tuple(name for name in everything if is_shape_name(name))
     unread = tuple(name for name in everything if unread_suffixes([name]))
     if path.is_dir() and leave_out is not None:
@@ -437,7 +437,7 @@ def _read(location: ShapeLocation, archive: HeldArchive | None) -> Surface | Poi
     path = Path(location.path)
     if archive is None:
         return read_named(path if location.kind == "file" else path / location.name, location.name)
-    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+    with temporary_folder() as folder:
         return read_named(unpack(archive, location.name, Path(folder)), location.name)
 
 

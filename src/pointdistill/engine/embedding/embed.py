@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.data.files.files import hold_file, path_from
+from pointdistill.data.files.files import check_replaceable, hold_file, path_from
 from pointdistill.data.files.workspace import remember_embedding
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import named_rng
@@ -441,9 +441,13 @@ def _is_written(request: EmbedRequest, shapes: ShapeList, info: Mapping[str, Any
         DataError: if it is something else that is not to be replaced; says what differs.
     """
     output = request.output
-    if not output.exists():
+    if not check_replaceable(output).exists():
         return False
-    index = open_index(output)
+    try:
+        index = open_index(output)
+    except DataError as error:
+        msg = f"{error}; or choose another output file, or remove this one"
+        raise DataError(msg, settings=("output",)) from error
     # Earlier versions stored float32 and did not say so.
     stored = {"dtype": "float32", **index.info}
     # Earlier versions noted absolute paths, and "files" says whether the inputs are the same.

@@ -6,7 +6,6 @@ Sizes: n shapes, F the length of a feature vector, m vectors of all shapes, D th
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pointdistill.data.files.packed_tars import temporary_folder
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import named_rng
 from pointdistill.data.sources.paths import (
@@ -186,7 +186,7 @@ class _Found:
 
         if not len(self.listed):
             return
-        with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+        with temporary_folder() as folder:
             chunks = -(-len(self.listed) // CHUNK_SHAPES)
             work = WorkFolder(Path(folder, "embedding.npz"), {}, chunks=chunks)
             loop = EmbeddingLoop(self.listed, settings, work, CHUNK_SHAPES, reporter)

@@ -355,7 +355,7 @@ def remove_unfinished_run_files(run: Path) -> None:
     """Remove the temporary files and folders of a killed process."""
     for folder in (run, run / CHECKPOINTS, run / ENCODER):
         for path in folder.glob(LEFT_OVER):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()

@@ -41,6 +41,7 @@ _COMMENT = re.compile(rb"#(?<!\.#)[^\n]*|#(?![A-Z])[^\n]*")
 """A comment, but not the rest of a number that C programs on Windows spell 1.#INF."""
 
 _WINDOWS_NUMBERS = re.compile(rb"([+-]?)1\.#(?:(INF|J)|IND|QNAN|SNAN|R)[0-9]*")
+_BEGIN_A_NUMBER = [bytes([code]) for code in b"+-.0123456789"]
 _SIGN_ALONE = re.compile(rb"[+-](?![0-9])")
 
 
@@ -384,6 +385,43 @@ def excerpt(row: bytes) -> str:
     text = row[:60].decode("ascii", "backslashreplace")
     text = "".join(character if character.isprintable() else "?" for character in text)
     return f"'{text}…'" if len(row) > 60 else f"'{text}'"
+
+
+def check_rest(rest: bytes | memoryview, row: int, promised: str) -> None:
+    """Refuse a file that goes on after what its header promises: counts that are too small lose the other rows.
+
+    Args:
+        rest: what follows, or its beginning; zeros are padding.
+        row: bytes of a row at least; fewer are a remark, or no more than an end of a line.
+        promised: what the header promises, for the message.
+
+    Raises:
+        DataError: if another row may follow.
+    """
+    if len(rest) >= row and np.frombuffer(rest, np.uint8).any():
+        msg = (
+            f"the header promises {promised}, but more follows the last; the count is wrong or the file is "
+            "damaged, export it again"
+        )
+        raise DataError(msg)
+
+
+def check_more_rows(rows: Tokens | None, promised: str, *, again: bytes) -> None:
+    """The same for text: another row of numbers is more, or a second file, but not a remark.
+
+    Args:
+        rows: the lines that follow.
+        promised: what the header promises, for the message.
+        again: how the first word of such a file ends, in capitals.
+
+    Raises:
+        DataError: if they begin so.
+    """
+    if rows is None or not len(rows):
+        return
+    word = rows.line(0).split()[0]
+    if word[:1] in _BEGIN_A_NUMBER or word.upper().endswith(again):
+        check_rest(word, 1, promised)
 
 
 def check_text_size(path: Path, accepted: int) -> int:

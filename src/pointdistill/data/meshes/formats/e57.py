@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.files.packed_tars import temporary_folder
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import excerpt
 from pointdistill.data.meshes.formats.step_convert import limit_process
@@ -66,7 +66,7 @@ def read_apart(
         DataError: if the process ends early, or writes no points; from a TimeoutError if it took too long.
         MemoryError: if it asks for more than it may have.
     """
-    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+    with temporary_folder() as folder:
         target = Path(folder, "points")
         arguments = [path.absolute(), target, limits.vertices, _MOST_SECONDS, _MOST_MEMORY_BYTES]
         try:

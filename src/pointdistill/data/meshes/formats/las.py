@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
-from pointdistill.data.meshes.formats.content import excerpt, open_content
+from pointdistill.data.meshes.formats.content import Span, check_rest, excerpt, open_content
 from pointdistill.data.meshes.formats.e57 import read_apart
 from pointdistill.data.meshes.formats.step_convert import limit_process
 from pointdistill.data.meshes.records import Floats, MeshLimits, RawMesh
@@ -30,6 +30,7 @@ _COMPRESSED = 0xC0
 """Bits of the format number that LAZ sets."""
 
 _CHUNK_POINTS = 1_000_000
+_RECORDS_LOOKED_AT = 1000
 _RECORD_HEADER = 54
 """Bytes that a variable-length record takes at least."""
 
@@ -67,6 +68,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     if available < header.points:
         msg = f"the header promises {header.points:,} points, the file has {available:,}; it is cut short"
         raise DataError(msg)
+    _check_rest(data, content, header)
     row = np.dtype(
         {"names": ["xyz"], "formats": ["3<i4"], "offsets": [0], "itemsize": header.record}
     )
@@ -108,6 +110,25 @@ def _header(data: memoryview, file_bytes: int) -> _Header:
         )
         raise DataError(msg)
     return _Header(first, record, points, compressed, scale, offset)
+
+
+def _check_rest(data: memoryview, content: Span, header: _Header) -> None:
+    """Refuse a file in which further points follow those that its header promises.
+
+    Waveforms and records may follow the points, and say where they begin; other programs' own data are seldom as
+    long as points are.
+
+    Raises:
+        DataError: if the bytes between are as many as points have.
+    """
+    end, others = header.first + header.points * header.record, [len(content)]
+    for minor, at in ((3, 227), (4, 235)):
+        if data[25] >= minor and len(data) >= at + 8 <= header.first:
+            others.append(struct.unpack_from("<Q", data, at)[0])
+    stop = min(other for other in others if other >= end)
+    if not (stop - end) % header.record:
+        rest = content.read(end, min(stop, end + header.record * _RECORDS_LOOKED_AT))
+        check_rest(rest, header.record, f"{header.points:,} points")
 
 
 def _check_records(data: memoryview, file_bytes: int) -> None:

@@ -23,6 +23,8 @@ from pointdistill.data.meshes.records import Floats, Indices, MeshLimits, Part, 
 from pointdistill.errors import DataError
 
 _FREE_FORM = (b"surf", b"curv", b"bsp", b"bzp", b"cdc", b"cdp")
+_ELSEWHERE = b"call"
+"""The statement that stands for the content of another file, which is not opened."""
 
 
 def read(path: Path, limits: MeshLimits) -> RawMesh:
@@ -79,12 +81,15 @@ def _rare_statements(tokens: Tokens, among: NDArray[np.bool_]) -> Tokens:
 
 
 def _check_free_form(tokens: Tokens) -> None:
-    """Refuse surfaces and curves whose vertices are control points and no part of the shape."""
+    """Refuse surfaces and curves whose vertices are control points and no part of the shape, and other files."""
     for statement in _FREE_FORM:
         if tokens.lines_that_begin(statement).any():
             name = statement.decode()
             msg = f"the shape has free-form geometry ({name}), which is not read; export it as triangles"
             raise DataError(msg)
+    if tokens.lines_that_begin(_ELSEWHERE).any():
+        msg = "a part of the shape is in another file (call), which is not read; export it as one file"
+        raise DataError(msg)
 
 
 def _named_points(vertices: Floats, indices: list[Indices]) -> Floats:

@@ -12,6 +12,7 @@ import numpy as np
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import (
+    check_more_rows,
     check_text_size,
     excerpt,
     parse_indices,
@@ -79,6 +80,7 @@ def _body(header: _Header, rows: Tokens, blocks: Iterator[Tokens]) -> RawMesh:
     corners: list[Indices] = []
     sizes: list[Indices] = []
     vertices_left, faces_left = header.vertices, header.faces
+    one_to_a_line = True
     while True:
         vertex_rows, rows = rows.lines(slice(vertices_left)), rows.lines(slice(vertices_left, None))
         if len(vertex_rows):
@@ -91,11 +93,16 @@ def _body(header: _Header, rows: Tokens, blocks: Iterator[Tokens]) -> RawMesh:
                 block_corners, block_sizes = parse_polygons(face_rows)
             except DataError:
                 face_rows, unfinished = _whole_faces(rows, faces_left)
+                one_to_a_line = False
                 block_corners, block_sizes = parse_polygons(face_rows)
             corners.append(block_corners)
             sizes.append(block_sizes)
             faces_left -= len(face_rows)
         if not (vertices_left or faces_left):
+            if one_to_a_line:
+                rest = rows.lines(slice(len(face_rows), None))
+                promised = f"{header.vertices:,} vertices and {header.faces:,} faces"
+                check_more_rows(rest if len(rest) else next(blocks, None), promised, again=b"OFF")
             break
         rows = next(blocks, _NOTHING)
         if unfinished:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import (
+    check_rest,
     check_text_size,
     excerpt,
     line_blocks,
@@ -39,6 +40,9 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     if missing := [axis for axis in "xyz" if axis not in names]:
         msg = f"the points have no {', '.join(missing)}, found {', '.join(names)}"
         raise DataError(msg)
+    if twice := [axis for axis in "xyz" if names.count(axis) > 1]:
+        msg = f"the points have several {', '.join(twice)} among {', '.join(names)}; leave one of each"
+        raise DataError(msg)
     stated = int(header["POINTS"][0])
     check_size("points", stated, limits.vertices)
     form = header["DATA"][0]
@@ -58,6 +62,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
             f"the header promises {stated:,} points, the file has {len(points):,}; it is cut short"
         )
         raise DataError(msg)
+    check_rest(points[stated:].tobytes(), 1, f"{stated:,} points")
     return RawMesh(points=[points[:stated]], nan_is_missing=True)
 
 

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import (
     Span,
+    check_more_rows,
+    check_rest,
     check_text_size,
+    excerpt,
     open_content,
     parse_indices,
     parse_points,
@@ -46,6 +49,7 @@ _FACE_ELEMENTS = (
 )
 _STRIPS = ("tristrips", "tristrip")
 _NO_SURFACE = ("vertex", "edge", "edges", "line", "lines", "polyline", "polylines", "range_grid")
+_REST_BYTES = 1 << 20
 _RESTART = -1
 """The index in a strip after which another strip begins."""
 
@@ -69,7 +73,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
         msg = f"the vertices have no {', '.join(missing)}; export them with x, y and z"
         raise DataError(msg)
     check_size("vertices", vertex.count, limits.vertices)
-    index_names = _index_names(header)
+    index_names, unknown = _index_names(header)
     check_size(
         "faces", sum(e.count for e in header.elements if e.name in index_names), limits.faces
     )
@@ -81,12 +85,13 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
         [
             Part(vertices, *(_cut_strips(*polygons) if name in _STRIPS else polygons))
             for name, polygons in faces.items()
-        ]
+        ],
+        left_out={"elements of faces that are not read": unknown} if unknown else {},
     )
 
 
-def _index_names(header: Header) -> dict[str, str]:
-    """For each element that holds faces or strips, the list with their indices; empty for a file without.
+def _index_names(header: Header) -> tuple[dict[str, str], int]:
+    """For each element that holds faces or strips, the list with their indices; and how many are not read.
 
     Raises:
         DataError: if the faces have no such list, or only an element has one that is not known to hold faces.
@@ -112,7 +117,7 @@ def _index_names(header: Header) -> dict[str, str]:
             "that has a list vertex_indices"
         )
         raise DataError(msg)
-    return found
+    return found, len(unknown)
 
 
 def _cut_strips(corners: Indices, sizes: Indices) -> tuple[Indices, Indices]:
@@ -168,7 +173,13 @@ def _read_binary(
                 polygons = table.reshape(-1), np.full(len(table), table.shape[1], np.int64)
         if list_name is not None:
             faces[element.name] = polygons
+    rest = content.read(offset, offset + _REST_BYTES)
+    check_rest(rest, header.elements[-1].usual_bytes, _promised(header))
     return vertices, faces
+
+
+def _promised(header: Header) -> str:
+    return ", ".join(f"{element.count:,} of {element.name!r}" for element in header.elements)
 
 
 def _uniform_rows(
@@ -309,6 +320,7 @@ def _read_text(
         if list_name is not None:
             corners, sizes = zip(*blocks, strict=True)
             faces[element.name] = np.concatenate(corners), np.concatenate(sizes)
+    check_more_rows(lines.rest(), _promised(header), again=b"PLY")
     return np.concatenate([np.empty((0, 3)), *vertices]), faces
 
 
@@ -333,7 +345,18 @@ class _Lines:
                 raise DataError(msg)
             rows, self._rows = self._rows.lines(slice(left)), self._rows.lines(slice(left, None))
             left -= len(rows)
+            if not element.list_names and (rows.counts != len(element.properties)).any():
+                row = rows.line(int(np.argmax(rows.counts != len(element.properties))))
+                msg = (
+                    f"a row of {element.name!r} is {excerpt(row)}, the header names {len(element.properties)} "
+                    f"properties: {element.property_names}; export it again"
+                )
+                raise DataError(msg)
             yield rows
+
+    def rest(self) -> Tokens | None:
+        """Rows after all elements; None if there are none."""
+        return self._rows or next(self._blocks, None)
 
 
 def _points(rows: Tokens, element: Element) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -57,6 +58,14 @@ class Element:
     name: str
     count: int
     properties: list[Property] = field(default_factory=list)
+
+    @property
+    def usual_bytes(self) -> int:
+        """Bytes of a row in a binary file whose lists are triangles; at least 1."""
+        sizes = (
+            3 * np.dtype(item.item_type).itemsize for item in self.properties if item.count_type
+        )
+        return sum(item.least_bytes for item in self.properties) + sum(sizes) or 1
 
     @property
     def property_names(self) -> str:
@@ -147,6 +156,14 @@ def _parse(text: bytes) -> tuple[str, list[Element]]:
                 elements[-1].properties.append(Property(name, _TYPES[item_type]))
             case _:
                 _unknown_type(line)
+    for kind, names in (
+        ("elements", [element.name for element in elements]),
+        *((f"properties of {e.name!r}", [item.name for item in e.properties]) for e in elements),
+    ):
+        name, times = next(iter(Counter(names).most_common(1)), ("", 0))
+        if times > 1:
+            msg = f"{times:,} {kind} have the name {excerpt(name.encode())}; the file is damaged, export it again"
+            raise DataError(msg)
     if not form:
         msg = f"the header names no format, accepted are {', '.join(_FORMS)}; export the file again"
         raise DataError(msg)

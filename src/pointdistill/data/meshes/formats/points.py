@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import (
+    check_rest,
     check_text_size,
     excerpt,
     parse_points,
@@ -60,6 +61,8 @@ _NO_POINTS = (
     "rgb",
     "depth",
 )
+_NO_CLOUD = frozenset((*_NO_POINTS, *_FACES[:3], "color", "colour", "label", "labels"))
+"""Names of files that programs write beside the points of a shape, in the same form."""
 
 
 def is_prose(path: Path) -> bool:
@@ -104,12 +107,29 @@ def _read_array(path: Path, limits: MeshLimits) -> RawMesh:
             _check_form(shape, dtype)
             stream.seek(0)
             array = np.lib.format.read_array(stream, allow_pickle=False)
+            if shape[1] == 3:
+                _check_name(path)
+            check_rest(stream.read(1), 1, f"an array of shape {shape}")
         return RawMesh(points=[_first_three_columns(array, limits)], nan_is_missing=True)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         msg = (
             f"expected a numpy array ({error}); the file is damaged, cut short or of another format"
         )
         raise DataError(msg) from error
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a file of three columns without names that is called by something other than points.
+
+    Raises:
+        DataError: naming it.
+    """
+    if path.stem.lower() in _NO_CLOUD:
+        msg = (
+            f"holds {path.stem.lower()} as its name says, and not surely points; rename it, or name the columns "
+            "of a table x, y and z"
+        )
+        raise DataError(msg)
 
 
 def _from_archive(path: Path, limits: MeshLimits) -> RawMesh:
@@ -175,8 +195,7 @@ def _first_three_columns(array: NDArray[Any], limits: MeshLimits) -> NDArray[np.
     """
     _check_form(array.shape, array.dtype)
     check_size("points", len(array), limits.vertices)
-    head = np.array(array[:SAMPLE], np.float64)
-    check_columns(head, [bool((column == np.round(column)).all()) for column in head.T])
+    check_columns(np.array(array[:SAMPLE], np.float64))
     return np.ascontiguousarray(array[:, :3], dtype=np.float64)
 
 
@@ -214,6 +233,8 @@ def _read_columns(path: Path, limits: MeshLimits) -> RawMesh:
             if (planned := plan(head)) is None:
                 continue
             table, text = planned
+            if not table.named and table.width == 3:
+                _check_name(path)
         if any(mark in text for mark in COMMENTS):
             text = _COMMENT_LINES.sub(b"", text)
         if len(rows := _rows(text, table)):

@@ -13,13 +13,13 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final, NoReturn
 
 import numpy as np
 
+from pointdistill.data.files.packed_tars import temporary_folder
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats import gltf
 from pointdistill.data.meshes.formats.content import excerpt
@@ -57,7 +57,7 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
     if importlib.util.find_spec("cascadio") is None:
         msg = "STEP needs cascadio; pip install 'pointdistill[step]', or export the model as GLB or OBJ"
         raise DataError(msg)
-    with tempfile.TemporaryDirectory(prefix="pointdistill-") as folder:
+    with temporary_folder() as folder:
         converted = Path(folder, "converted.glb")
         _convert(path, converted, limits)
         raw = gltf.read(converted, limits)

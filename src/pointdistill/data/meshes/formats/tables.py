@@ -24,6 +24,7 @@ _DELIMITER_LINE = re.compile(rb'(?i)"?sep=(.)"?')
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[0-9]+,[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(rb"[+-]?[0-9]+")
 _LEADING_ZERO = re.compile(rb"[+-]?0[0-9]+")
+_THOUSANDS = re.compile(rb"[+-]?[1-9][0-9]{0,2}[.,][0-9]{3}")
 _INFINITE = re.compile(rb"(?i)[+-]?inf(?:inity)?")
 _MISSING = frozenset(
     (b"", b"nan", b"-nan", b"+nan", b"na", b"n/a", b"<na>", b"null", b"none", b"-")
@@ -49,7 +50,7 @@ _UNIT_APART = re.compile(rb"(?<! ) +([\[(])")
 _UNIT = re.compile(r"(.*?)\s*[\[(]\s*([^\d\W][^\])]*)[\])]")
 _LENGTHS = frozenset(
     b"m mm cm dm km um nm ft us-ft in inch feet foot meter meters metre metres".decode().split()
-)
+) | {"\u00b5m", "\u03bcm"}
 _PLACES = "points?|pts?|positions?|pos|coords?|coordinates?|vertex|vertices|loc|location|xyz|field"
 _AXES = "(?:(?P<a0>x)|(?P<a1>y)|(?P<a2>z))"
 _NAMES_OF_AXES = tuple(
@@ -87,6 +88,7 @@ class Table:
     width: int
     ragged: bool  # the last named column is a list, so rows have this width or more
     stated: int | None  # rows that a first line promises
+    named: bool  # a first row or a comment says which columns are x, y and z
 
 
 def plan(head: bytes) -> tuple[Table, bytes] | None:
@@ -139,7 +141,8 @@ def plan(head: bytes) -> tuple[Table, bytes] | None:
     ragged = names is not None and any(name.endswith(b"[]") for name in names[-2:])
     if ragged and names is not None:
         width = 1 + max(columns)
-    table = Table(delimiter, comma, columns, width, ragged, stated)
+    _check_marks(cells, columns, delimiter, comma=comma)
+    table = Table(delimiter, comma, columns, width, ragged, stated, names is not None)
     return table, b"\n".join(lines[at:])
 
 
@@ -213,7 +216,8 @@ def _numbered(header: list[bytes], rows: list[bytes]) -> bool:
     """Whether a first row numbers the columns from 0, maybe after an index without a name, as pandas does."""
     names = header[1:] if header[0] == b"" else header
     whole = all(name == b"%d" % k for k, name in enumerate(names)) and len(names) >= 3
-    return whole and bool(rows) and all(b"." in row for row in rows)
+    indexed = header[0] == b""
+    return whole and bool(rows) and (indexed or all(b"." in row for row in rows))
 
 
 def _named_columns(names: list[bytes]) -> tuple[int, int, int] | None:
@@ -246,6 +250,8 @@ def _named_columns(names: list[bytes]) -> tuple[int, int, int] | None:
     if not complete:
         return None
     best = [key for key in complete if key[0] == complete[0][0]]
+    # ParaView writes other triples of arrays beside the places, which it calls so.
+    best = [key for key in best if key[1] == "points"] or best
     found = sorted(groups[best[0]])
     if len(best) > 1 or len(found) > 3:
         msg = f"several columns are x, y or z among {_listed(names)}; leave one of each"
@@ -325,34 +331,61 @@ def _check_bare(cells: list[list[bytes]], rows: list[bytes], delimiter: bytes) -
             f"name the columns in a first row (x, y, z), accepted without are 3 to {MOST_COLUMNS} numbers"
         )
         raise DataError(msg)
-    if delimiter == b"," and not any(b"." in cell for row in fit for cell in row):
-        zeros = [row for row in fit if any(_LEADING_ZERO.fullmatch(cell) for cell in row)]
-        if zeros:
-            msg = f"commas seem to be decimal marks and separators in {excerpt(b','.join(zeros[0]))}; use points"
-            raise DataError(msg)
-    whole = [all(_WHOLE.fullmatch(row[k]) for row in fit) for k in range(width)]
     comma = delimiter != b","
     numbers = [
         [number(cell.replace(b",", b".") if comma else cell, comma=False) for cell in row]
         for row in fit
     ]
     values = np.array([[np.nan if v is None else v for v in row] for row in numbers], np.float64)
-    check_columns(values, whole)
+    spelled = [all(_WHOLE.fullmatch(row[k]) for row in fit) for k in range(width)]
+    check_columns(values, first_is_whole=spelled[0] and not any(spelled[1:4]))
 
 
-def check_columns(values: Floats, whole: list[bool]) -> None:
+def _check_marks(
+    cells: list[list[bytes]], columns: tuple[int, int, int], delimiter: bytes, *, comma: bool
+) -> None:
+    """Refuse x, y and z in which a comma or a point is not surely a decimal mark.
+
+    Raises:
+        DataError: with the first row that is against it.
+    """
+    rows = [[row[k] for k in columns] for row in cells if len(row) > max(columns)]
+    if delimiter == b"," and not any(b"." in cell for row in rows for cell in row):
+        for row in rows:
+            if any(map(_LEADING_ZERO.fullmatch, row)):
+                msg = f"commas seem to be decimal marks and separators in {excerpt(b','.join(row))}; use points"
+                raise DataError(msg)
+    mark = b"," if comma else b"."
+    marked = [row for row in rows if any(mark in cell for cell in row)]
+    if (
+        all(_THOUSANDS.fullmatch(cell) for row in marked for cell in row if mark in cell)
+        and any(cell.strip(b"+-0") and _WHOLE.fullmatch(cell) for row in rows for cell in row)
+        and marked
+    ):
+        msg = (
+            f"{excerpt(b' '.join(marked[0]))} may be thousands or fractions: every mark has three digits behind "
+            "it, and other numbers have none; write the numbers without marks of thousands"
+        )
+        raise DataError(msg)
+
+
+def check_columns(values: Floats, *, first_is_whole: bool = False) -> None:
     """Refuse columns without names where others than x, y and z come first.
 
     Args:
-        values: (N, C) the first rows.
-        whole: for each column, whether its numbers are written without a fraction.
+        values: (N, C) the first rows; those with a missing x, y or z do not count.
+        first_is_whole: the first column alone is written without fractions.
 
     Raises:
         DataError: naming what comes first.
     """
+    values = values[np.isfinite(values[:, :3]).all(axis=1)]
     width = values.shape[1]
     if len(values) < 8:
         return
+    whole = [bool((column == np.round(column)).all()) for column in values.T]
+    kinds = len(np.unique(values[:, 0]))
+    in_order = bool((np.diff(values[:, 0]) >= 0).all())  # as the lines of a scanner are
     what = ""
     in_steps = all(_is_even(column) for column in values.T[1:3])
     if _counts(values[:, 0]) and not in_steps and not (width == 3 and all(whole)):
@@ -361,7 +394,12 @@ def check_columns(values: Floats, whole: list[bool]) -> None:
         what = "a time or a number of the row"
     elif (np.abs(values[:, 0]) > _LARGEST).all():
         what = "a time"
-    elif width > 3 and whole[0] and not any(whole[1:4]):
+    elif (
+        whole[0]
+        and not any(whole[1:4])
+        and (kinds > 1 or first_is_whole)
+        and (width > 3 or not in_order)
+    ):
         what = "a number or a label"
     elif width > 5 and all(whole[:3]) and not any(whole[3:6]):
         colours = bool(((values[:, :3] >= 0) & (values[:, :3] <= 255)).all())
