@@ -128,6 +128,12 @@ def last_embedding(source: Path | None = None, *, folder: Path = Path()) -> Path
     )
 
 
+def embedded_inputs(*, folder: Path = Path()) -> frozenset[Path]:
+    """Every path, resolved, of which an embedding was made in ``folder``."""
+    known = _read(folder).get(_EMBEDDINGS)
+    return frozenset(map(Path, known)) if isinstance(known, dict) else frozenset()
+
+
 def lost_embedding(
     source: Path | None = None, *, folder: Path = Path()
 ) -> tuple[str, Path | None] | None:
