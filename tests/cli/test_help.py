@@ -252,3 +252,13 @@ def test_bash_takes_the_script(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.split() == [name for name in RECIPES if name.startswith("tiny-c")]
+
+
+@pytest.mark.parametrize("columns", ["1", "7"])
+def test_help_fits_no_terminal_of_a_few_columns_and_is_printed(
+    columns: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    code, out, _ = run("embed", "--help")
+    assert code == 0
+    assert "--output" in out

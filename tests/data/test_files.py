@@ -130,3 +130,13 @@ def test_the_longest_names_can_be_written(tmp_path: Path, name: str) -> None:
     with files.folder_aside(tmp_path / ("b" * 255)):
         pass
     assert (tmp_path / ("b" * 255)).is_dir()
+
+
+def test_names_that_are_not_utf8_are_written_in_records(tmp_path: Path) -> None:
+    """For every reader as visible text; for what only this program reads, as they are."""
+    name = os.fsdecode(b"caf\xe9/\xff")
+    files.write_json(tmp_path / "a.json", {name: [name]})
+    shown = r"caf\udce9/\udcff"
+    assert files.read_json(tmp_path / "a.json") == {shown: [shown]}
+    files.write_json(tmp_path / "b.json", {name: [name]}, any_text=True)
+    assert files.read_json(tmp_path / "b.json", any_text=True) == {name: [name]}

@@ -199,12 +199,18 @@ def holds_encoder(folder: Path) -> bool:
 
 
 def cache_folder() -> Path:
-    """Folder of downloads: ``POINTDISTILL_CACHE``, else ``pointdistill`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Folder of downloads: ``POINTDISTILL_CACHE``, else ``pointdistill`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+
+    A user without a home folder, as in a container that runs under any number, has it in the working folder.
+    """
     if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))  # noqa: PTH111  Path raises where there is no such user
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # A relative path is to be ignored by the standard that defines the variable.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "pointdistill"
+    if base.is_absolute():
+        return base / "pointdistill"
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111
+    return home / ".cache" / "pointdistill" if home.is_absolute() else Path(".pointdistill/cache")
 
 
 HUB_SECONDS = 10.0
