@@ -289,3 +289,20 @@ def test_a_notebooks_backend_for_pictures_does_not_matter() -> None:
     )
     environment = os.environ | {"MPLBACKEND": "module://no_such_inline.backend"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_a_current_folder_that_was_removed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The libraries of torch would end the program in words of their own."""
+
+    def getcwd() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", getcwd)
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: the current folder was removed; change into one that exists\n"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -383,3 +384,17 @@ def test_rows_of_numbers_in_any_dress_are_no_prose(tmp_path: Path, row: str) -> 
     assert not is_prose(path)
     path.write_text("These parts were scanned in 2019,\nat 3 places, by 12 people.\n")
     assert is_prose(path)
+
+
+def test_a_folder_whose_name_is_not_utf8(run: Run) -> None:
+    folder = Path(os.fsdecode(b"caf\xe9"))
+    try:
+        Path("meshes").rename(folder)
+    except OSError:
+        pytest.skip("this file system has names of Unicode only")
+    kept = ("--encoder", "my encoder", "--up", "z")
+    assert run("embed", str(folder), *kept, "-o", "odd.npz")[0] == 0
+    assert "complete already" in run("embed", str(folder), *kept, "-o", "odd.npz")[1]
+    code, out, _ = run("search", str(folder / "0.obj"), str(folder), "--json")
+    assert code == 0
+    assert json.loads(out)["queries"][0]["own"]["id"] == "0.obj"

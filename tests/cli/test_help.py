@@ -290,3 +290,13 @@ def test_shells_take_the_script(shell: str, tmp_path: Path) -> None:
         assert all(name in shown for name in names)
     else:
         assert sorted(shown.split()) == sorted(names)
+
+
+@pytest.mark.parametrize("columns", ["1", "7"])
+def test_help_fits_no_terminal_of_a_few_columns_and_is_printed(
+    columns: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    code, out, _ = run("embed", "--help")
+    assert code == 0
+    assert "--output" in out

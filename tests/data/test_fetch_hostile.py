@@ -256,13 +256,35 @@ def test_a_file_that_is_compressed_on_its_way_is_refused(coding: str, tmp_path: 
         assert fetch(f"{url}.gz", tmp_path / "a.gz", sleep=no_sleep).bytes == 3
 
 
+def test_a_second_coding_counts_too(tmp_path: Path) -> None:
+    codings = b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\n"
+    line = refusal(sends(OK + codings + b"Content-Length: 3\r\n\r\nabc"), tmp_path)
+    assert "comes compressed (identity, gzip)" in line
+
+
+def test_a_length_beside_pieces_is_not_believed(tmp_path: Path) -> None:
+    """The first four bytes of six would be taken for the whole file."""
+    head = OK + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = sends(head, b"6\r\nwhole!\r\n0\r\n\r\n")
+    assert "does not say how long" in refusal(answer, tmp_path)
+    with answering(answer) as (url, _):
+        fetch(url, tmp_path / "b.zip", check=lambda _: "", sleep=no_sleep)
+    assert (tmp_path / "b.zip").read_bytes() == b"whole!"
+
+
+def test_the_most_bytes_hold_where_no_length_is_stated(tmp_path: Path) -> None:
+    line = refusal(endless(OK + b"\r\n"), tmp_path, check=lambda _: "", most_bytes=1 << 16)
+    assert "sends more than 65,536 bytes without stating a length" in line
+
+
 @pytest.mark.parametrize("length", [b"-1", b"-5", b"-FFFFFFFF"])
 def test_a_piece_of_negative_length(
     length: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python's reader takes such a piece for one without an end, whatever number of bytes is asked for."""
     head = OK + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n" + length + b"\r\n"
-    assert "no answer in 6 attempts" in refusal(endless(head), tmp_path)
+    line = refusal(endless(head), tmp_path, check=lambda _: "")
+    assert "no answer in 6 attempts" in line
     monkeypatch.setattr("pointdistill.data.corpus_building.mixture_fetch._MOST_PAGE_BYTES", 1000)
     with answering(endless(head)) as (url, _), pytest.raises(DataError, match=r"no answer in 6"):
         list_models(url, sleep=no_sleep)

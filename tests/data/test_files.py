@@ -157,3 +157,13 @@ def test_a_process_of_the_same_id_on_another_host_keeps_its_folder(tmp_path: Pat
         with files.folder_aside(theirs) as second:
             (second / "file").write_text("theirs")
     assert [(path / "file").read_text() for path in (mine, theirs)] == ["mine", "theirs"]
+
+
+def test_names_that_are_not_utf8_are_written_in_records(tmp_path: Path) -> None:
+    """For every reader as visible text; for what only this program reads, as they are."""
+    name = os.fsdecode(b"caf\xe9/\xff")
+    files.write_json(tmp_path / "a.json", {name: [name]})
+    shown = r"caf\udce9/\udcff"
+    assert files.read_json(tmp_path / "a.json") == {shown: [shown]}
+    files.write_json(tmp_path / "b.json", {name: [name]}, any_text=True)
+    assert files.read_json(tmp_path / "b.json", any_text=True) == {name: [name]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +78,22 @@ def test_where_nothing_can_be_written_nothing_is_remembered(tmp_path: Path) -> N
     (tmp_path / ".pointdistill").touch()
     workspace.remember_corpus(tmp_path, folder=tmp_path)
     assert workspace.last_corpus(folder=tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["folder", "broken link"])
+def test_what_stands_in_the_place_of_the_note_is_left_alone(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / workspace.WORKSPACE_NAME
+    place.parent.mkdir()
+    place.mkdir() if kind == "folder" else place.symlink_to(tmp_path / "gone" / "file")
+    workspace.remember_corpus(tmp_path / "corpus", folder=tmp_path)
+    assert workspace.last_corpus(folder=tmp_path) is None
+
+
+def test_names_that_are_not_utf8_are_remembered(tmp_path: Path) -> None:
+    corpus = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        corpus.mkdir()
+    except OSError:
+        pytest.skip("this file system has names of Unicode only")
+    workspace.remember_corpus(corpus, folder=tmp_path)
+    assert workspace.last_corpus(folder=tmp_path) == corpus

@@ -294,6 +294,17 @@ def test_the_cache_is_where_the_environment_says(
     assert cache_folder() == Path("~/.cache/pointdistill").expanduser()
 
 
+def test_a_user_without_a_home_has_the_cache_in_the_working_folder(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POINTDISTILL_CACHE", "~no such user/here")
+    assert cache_folder() == Path("~no such user/here")
+    monkeypatch.delenv("POINTDISTILL_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where nothing is known
+    assert cache_folder() == Path(".pointdistill/cache")
+
+
 def test_a_run_begins_with_published_weights(
     hub: LocalHub, memory_corpus: MemoryCorpus, tmp_path: Path
 ) -> None:

@@ -23,10 +23,12 @@ from pointdistill.engine.embedding import index as index_module
 from pointdistill.engine.embedding.comparison import RAW, Comparison, nearest
 from pointdistill.engine.embedding.embed import EmbedRequest, embed, measure_encoder
 from pointdistill.engine.embedding.file import stored_as
-from pointdistill.engine.embedding.index import Index, open_index
+from pointdistill.engine.embedding.index import EmbeddedInput, Index, open_index
 from pointdistill.engine.embedding.search import (
+    _neighbours,
     draw_sheet,
     find_index,
+    new_files,
     search,
     search_all,
 )
@@ -526,6 +528,48 @@ def test_a_header_that_lies_is_refused_before_anything_is_read(
     path = lying(embedded().path, column, **header)
     with pytest.raises(DataError, match=rf"lying\.npz: .*{message}"):
         open_index(path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("code", [0x7FFFFFFF, 0x110000, 0xD800, 0])
+def test_ids_that_are_no_text_are_one_line(folder: Path, code: int, compression: int) -> None:
+    """NumPy takes any number for a character; such a name, or one with a zero byte, is no part of a path."""
+    path = embedded().path
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    ids = np.load(path)["ids"]
+    codes = ids.view(np.uint32).reshape(len(ids), -1).copy()
+    codes[:, 1] = code
+    stream = io.BytesIO()
+    np.save(stream, codes.view(ids.dtype).reshape(-1))
+    out = path.with_name("odd.npz")
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        for name, content in (members | {"ids.npy": stream.getvalue()}).items():
+            archive.writestr(name, content)
+    index = open_index(out)
+    with pytest.raises(DataError, match=r"odd\.npz: damaged"):
+        _neighbours(index, [(0, 1.0), (3, 0.5)])
+    if code:
+        with pytest.raises(DataError, match="ids holds text that is no Unicode"):
+            list(index.blocks("ids"))
+
+
+def test_only_folders_that_were_embedded_here_are_looked_into(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's embedding may name the whole disk, and each of its folders many times."""
+    index = embedded()
+    inputs = tuple(
+        EmbeddedInput(kind="folder", path=path, given=str(number))
+        for number, path in enumerate([str(tmp_path), "/"] * 100)
+    )
+    index.__dict__["facts"] = replace(index.facts, inputs=inputs)
+
+    def walk(path: Path, **_: object) -> None:
+        pytest.fail(f"{path} was looked into")
+
+    monkeypatch.setattr("pointdistill.engine.embedding.search.open_archive", walk)
+    assert new_files(index) == 0
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf"])

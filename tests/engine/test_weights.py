@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,14 +21,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pointdistill.data.files.files import hold_output
+from pointdistill.data.files.files import hold_file, hold_output
 from pointdistill.engine.sharing.export import export_encoder
+from pointdistill.engine.sharing.push import upload
 from pointdistill.engine.weights.encoders import load_encoder, read_facts, save_encoder
-from pointdistill.errors import CheckpointError, DataError
+from pointdistill.errors import CheckpointError, DataError, PointDistillError
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from tests.data.local_server import serving
 from tests.engine.conftest import micro_config
+from tests.engine.recorder import Recorder
 
 
 @pytest.fixture
@@ -219,6 +223,57 @@ def test_a_hub_that_lies_is_one_line(
     assert str(caught.value).startswith("jane/shapes: neither a folder here nor a Hub repository")
     assert str(caught.value).isprintable()
     assert not list((tmp_path / "hub").rglob("*.json"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_damaged_download_does_not_stay_in_the_cache(
+    hub: type[Repository], name: str, tmp_path: Path
+) -> None:
+    """It would be found there, and refused, for ever."""
+    whole = hub.files[name]
+    hub.files[name] = whole[:-5]
+    with pytest.raises(CheckpointError, match=rf"{name}: damaged .*; fetch it again from"):
+        load_encoder("jane/shapes")
+    hub.files[name] = whole
+    assert load_encoder("jane/shapes").config == micro_config().encoder
+    assert {path.name for path in (tmp_path / "hub").rglob("*.*") if path.is_file()} == {*hub.files}
+
+
+def test_a_file_that_another_process_downloads_is_waited_for(
+    hub: type[Repository], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever comes second waits, and finds one sound file."""
+    kept = tmp_path / "hub" / "models--jane--shapes" / "snapshots" / hub.commit
+    kept.mkdir(parents=True)
+    busy = ExitStack()
+    part = kept / ".model.safetensors.part"
+    busy.enter_context(hold_file(part, DataError("it is held already")))
+    waited = []
+
+    def until_it_is_there(seconds: float) -> None:
+        waited.append(seconds)
+        (kept / "model.safetensors").write_bytes(hub.files["model.safetensors"])
+        busy.close()
+
+    monkeypatch.setattr("pointdistill.engine.weights.time.sleep", until_it_is_there)
+    said = Recorder()
+    assert load_encoder("jane/shapes", reporter=said).config == micro_config().encoder
+    assert len(waited) == 1
+    assert said.said == ["jane/shapes: another process is downloading it; waiting for it"]
+    assert not [path for path, _ in hub.asked if path == "/model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:99999", "http://[", "ftp://x", "", "http://a b", "http://\u202ex"]
+)
+def test_an_address_of_the_hub_that_is_none_is_one_line(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.chdir(tmp_path)
+    for call in (load_encoder, partial(upload, tmp_path, private=True)):
+        with pytest.raises(PointDistillError, match=r"HF_ENDPOINT is .*, no address of a Hub"):
+            call("jane/shapes")
 
 
 def test_a_file_alone_is_an_encoder(saved: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -197,6 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     began = time.monotonic()
     set_quiet(False)
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        # The libraries of torch end the program themselves, in words that say nothing of it.
+        print_error("error: the current folder was removed; change into one that exists")
+        sys.exit(2)
     try:
         with warnings_as_lines(), stopped_in_order():
             code = command(args=argv or ["--help"], prog_name=PROGRAM, standalone_mode=False)

@@ -28,6 +28,9 @@ from pointdistill.cli.console import draw, set_quiet
 
 PROGRAM = "pointdistill"
 
+_NARROWEST = 40
+"""Fewest columns of help: names and what they mean need room beside each other, whatever a terminal claims."""
+
 _WIDEST = 100
 """Most columns of help: longer lines are hard to read."""
 
@@ -310,7 +313,7 @@ class _Page:
 
     def __init__(self, formatter: Any) -> None:
         self._write = formatter.write
-        self._width = min(shutil.get_terminal_size().columns, _WIDEST)
+        self._width = max(_NARROWEST, min(shutil.get_terminal_size().columns, _WIDEST))
         self._drawn = sys.stdout.isatty()
 
     def usage(self, line: str) -> None:

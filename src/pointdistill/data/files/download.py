@@ -64,6 +64,10 @@ class DamagedError(DataError):
     """A downloaded file does not have the expected checksum, or fails its check."""
 
 
+class BusyError(DataError):
+    """Another process is fetching the same file."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Version:
     """What the server said about the version of the file that a part belongs to."""
@@ -142,15 +146,15 @@ def fetch(
 
     Raises:
         DataError: if the server does not state the length, does not answer in several attempts, or takes longer
-            than an hour and the time of a very slow line; if the disk has no room for the file; or if another
-            process is fetching the same file.
+            than an hour and the time of a very slow line; or if the disk has no room for the file.
+        BusyError: if another process is fetching the same file.
         RefusedError: if the server refuses.
         DamagedError: if the file does not have the checksum, or fails the check.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(path.with_name(f".{path.name}.part"))
     timing = _Timing(url, clock, clock(), dict(headers or {}), most_bytes)
-    busy = DataError(f"{path}: another process is fetching it; wait for that one")
+    busy = BusyError(f"{path}: another process is fetching it; wait for that one")
     with _room_for(path, part), hold_file(part.path, busy):
         promised = with_retries(
             url,
@@ -307,7 +311,10 @@ def _append(
     timing: _Timing,
 ) -> None:
     """Append the body up to ``total``, or to its end where the total is not known."""
-    done, most = part.bytes, total or _MOST_UNSTATED_BYTES
+    done, most = (
+        part.bytes,
+        total or min(_MOST_UNSTATED_BYTES, timing.most_bytes or _MOST_UNSTATED_BYTES),
+    )
     with part.path.open("ab") as file, answer.connections.ended_after(timing.left(total)):
         while done < most:
             block = answer.block(min(_BLOCK_BYTES, most - done))
@@ -336,7 +343,9 @@ def _range(url: str, headers: email.message.Message) -> tuple[int, int]:
 
 def _length(url: str, headers: email.message.Message, *, any_length: bool) -> int:
     """Length of the whole file; 0 if the server does not say and need not."""
-    length = headers.get("Content-Length", "")
+    # Of a body in pieces a length says nothing: it was meant for something else, or is a lie.
+    in_pieces = "Transfer-Encoding" in headers
+    length = "" if in_pieces else str(headers.get("Content-Length", ""))
     if not length and any_length:
         return 0
     if not COUNT.fullmatch(length):

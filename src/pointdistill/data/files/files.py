@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -342,20 +343,31 @@ def _has_name(file: IO[str], path: Path) -> bool:
         return False
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with a final newline, whole or not at all."""
+def write_json(path: Path, value: Any, *, any_text: bool = False) -> None:
+    r"""Write ``value`` as indented JSON with a final newline, whole or not at all.
+
+    Args:
+        path: the file.
+        value: plain values. Bytes of file names that are not UTF-8, which are halves of surrogate pairs in text,
+            are written as the six characters \udcff, so that every reader takes the file.
+        any_text: write them so that `read_json` with ``any_text`` returns the same text, for files that nothing
+            else reads.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    if not any_text:
+        text = re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):04x}", text)
     with write_aside(path) as aside:
-        aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def read_json(path: Path, *, most: int = MOST_RECORD_BYTES) -> Any:
-    """The value in a JSON file of at most ``most`` bytes.
+def read_json(path: Path, *, most: int = MOST_RECORD_BYTES, any_text: bool = False) -> Any:
+    """The value in a JSON file of at most ``most`` bytes; ``any_text`` as for `parse_json`.
 
     Raises:
         DataError: if the file is missing or is not JSON.
     """
     try:
-        return parse_json(read_bounded(path, most), most=most)
+        return parse_json(read_bounded(path, most), most=most, any_text=any_text)
     except FileNotFoundError as error:
         msg = f"{path}: no such file"
         raise DataError(msg) from error

@@ -133,7 +133,8 @@ def _check_kind(url: str, response: http.client.HTTPResponse) -> None:
     if response.headers.get_content_type() == "text/html":
         msg = f"{url}: answered with a web page in place of the file; fetch it by hand"
         raise RefusedError(msg)
-    coding = str(response.headers.get("Content-Encoding", "")).strip().lower()
+    codings = response.headers.get_all("Content-Encoding") or [""]
+    coding = ", ".join(str(one) for one in codings).strip().lower()
     # Some servers state the compression of a file that is compressed itself.
     if coding not in ("", "identity") and not urllib.parse.urlsplit(url).path.endswith(".gz"):
         msg = f"{url}: comes compressed ({one_line(coding[:20])}), which was not asked for; fetch it by hand"

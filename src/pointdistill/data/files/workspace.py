@@ -128,6 +128,12 @@ def last_embedding(source: Path | None = None, *, folder: Path = Path()) -> Path
     )
 
 
+def embedded_inputs(*, folder: Path = Path()) -> frozenset[Path]:
+    """Every path, resolved, of which an embedding was made in ``folder``."""
+    known = _read(folder).get(_EMBEDDINGS)
+    return frozenset(map(Path, known)) if isinstance(known, dict) else frozenset()
+
+
 def lost_embedding(
     source: Path | None = None, *, folder: Path = Path()
 ) -> tuple[str, Path | None] | None:
@@ -177,15 +183,16 @@ def _stand_ins(folder: Path) -> dict[str, Any]:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        stored = read_json(folder / WORKSPACE_NAME)
+        stored = read_json(folder / WORKSPACE_NAME, any_text=True)
     except DataError:
         return {}
     return stored if isinstance(stored, dict) else {}
 
 
 def _remember(folder: Path, entries: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):
-        write_json(folder / WORKSPACE_NAME, _read(folder) | entries)
+    # DataError: a folder, a pipe or a broken link has the file's name.
+    with contextlib.suppress(OSError, DataError):
+        write_json(folder / WORKSPACE_NAME, _read(folder) | entries, any_text=True)
 
 
 def _portable_path(path: Path, folder: Path) -> str:
@@ -237,17 +244,15 @@ def _checksum_of(path: Path, state: tuple[int, ...]) -> str:
     settled = time.time() - max(state[1:3]) / 1e9 > _SETTLED_SECONDS
     checksum = sha256_of(path)
     if settled and _state(path) == state:
-        # UnicodeEncodeError: the file has a name that is not UTF-8.
-        with contextlib.suppress(OSError, UnicodeEncodeError):
-            write_json(
-                CHECKSUMS_NAME, _cached() | {str(path): {"state": state, "sha256": checksum}}
-            )
+        noted = _cached() | {str(path): {"state": state, "sha256": checksum}}
+        with contextlib.suppress(OSError, DataError):
+            write_json(CHECKSUMS_NAME, noted, any_text=True)
     return checksum
 
 
 def _cached() -> dict[str, Any]:
     try:
-        stored = read_json(CHECKSUMS_NAME)
+        stored = read_json(CHECKSUMS_NAME, any_text=True)
     except DataError:
         return {}
     return stored if isinstance(stored, dict) else {}

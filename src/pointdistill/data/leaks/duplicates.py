@@ -226,7 +226,12 @@ def check_report_path(path: Path) -> None:
 def write_report(path: Path, report: DuplicateReport) -> None:
     """Write the groups as a table of ``group,shape,gap,scale`` (.csv), or everything as JSON (.json)."""
     check_report_path(path)
-    with write_aside(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+    # Bytes of names that are not UTF-8 become escapes, as JSON has them.
+    escaping = "backslashreplace"
+    with (
+        write_aside(path) as aside,
+        aside.open("w", encoding="utf-8", errors=escaping, newline="") as file,
+    ):
         if path.suffix.lower() == ".csv":
             table = csv.writer(file)
             table.writerow(("group", "shape", "gap", "scale"))

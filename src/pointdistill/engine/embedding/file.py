@@ -160,7 +160,7 @@ class WorkFolder:
             return  # not made anew even if it is empty: other processes may have begun in it
         if overwrite or earlier is None or not any(self.path.glob("chunk-*.npz")):
             shutil.rmtree(self.path, ignore_errors=True)
-            write_json(self.path / _REQUEST, request)
+            write_json(self.path / _REQUEST, request, any_text=True)
         else:
             earlier = earlier if isinstance(earlier, dict) else {}
             keys = sorted({*earlier, *request})
@@ -222,7 +222,7 @@ class WorkFolder:
     def _request(self) -> Any:
         """The request of the folder; None if there is none."""
         try:
-            return read_json(self.path / _REQUEST)
+            return read_json(self.path / _REQUEST, any_text=True)
         except DataError:
             return None
 

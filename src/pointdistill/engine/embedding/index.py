@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import struct
+import sys
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -236,10 +237,23 @@ class MemoryIndex(Index):
         return {}
 
 
+def _check_characters(column: str, content: bytes) -> None:
+    """Raise DataError for what is no Unicode; NumPy itself takes any number for a character."""
+    codes = np.frombuffer(content, "<u4")
+    if (codes > sys.maxunicode).any() or (codes >> 11 == 0x1B).any():  # surrogates: D800 to DFFF
+        msg = f"{column} holds text that is no Unicode"
+        raise DataError(msg)
+
+
 def _checked(value: Any) -> Any:
-    """A value; text must be Unicode, since it will be printed."""
+    """A value; text must be Unicode without zero bytes, since it will be printed, and may be part of a path."""
     if isinstance(value, str):
-        value.encode("utf-8")
+        value.encode("utf-8").decode(
+            "utf-8"
+        )  # one way alone does not notice all that is no Unicode
+        if "\0" in value:
+            msg = "a name with a zero byte"
+            raise DataError(msg)
     return value
 
 
@@ -324,6 +338,8 @@ class _NpzIndex(Index):
                     raise DataError(msg)
                 if stored is not None and first + rows == shape[0]:
                     stored.check()
+                if dtype.kind == "U":
+                    _check_characters(column, content)
                 yield np.frombuffer(content, dtype).reshape(rows, *shape[1:])
 
     def pick(self, column: str, rows: Sequence[int]) -> list[Any]:
@@ -338,7 +354,8 @@ class _NpzIndex(Index):
                 return super().pick(column, rows)
             row_bytes = dtype.itemsize * math.prod(shape[1:])
             contents = [stored.at(row * row_bytes, row_bytes) for row in rows]
-            return [np.frombuffer(one, dtype).reshape(1, *shape[1:])[0] for one in contents]
+            values = (np.frombuffer(one, dtype).reshape(1, *shape[1:])[0] for one in contents)
+            return [_checked(value) for value in values]
 
     def _stored(self, archive: zipfile.ZipFile, column: str, begins: int) -> _StoredMember | None:
         """A column as bytes of the file, ``begins`` bytes into its member; None if it is compressed."""

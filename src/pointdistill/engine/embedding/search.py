@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import write_aside
-from pointdistill.data.files.workspace import check_not_lost, last_embedding
+from pointdistill.data.files.workspace import check_not_lost, embedded_inputs, last_embedding
 from pointdistill.data.meshes.formats.points import is_prose
 from pointdistill.data.meshes.read import files_in_folders, is_shape_name
 from pointdistill.data.sources.paths import (
@@ -132,24 +132,30 @@ def find_index(path: Path | None) -> Path:
 def new_files(index: Index) -> int:
     """How many files lie in the folders that were embedded, as far as they are here, and are not in the embedding.
 
-    Files are compared by their names alone, so that one whose content has changed does not count.
+    Files are compared by their names alone, so that one whose content has changed does not count. Only folders
+    that were embedded here are looked into: a stranger's embedding may name any, such as the whole disk.
 
     Raises:
         DataError: if the embedding is damaged.
     """
     inputs = index.facts.inputs
     place = index.path.parent.resolve()
-    folders = [(one, Path(os.path.normpath(place / one.path))) for one in inputs]
-    folders = [(one, path) for one, path in folders if one.kind == "folder" and path.is_dir()]
+    named = {
+        (one.given, Path(os.path.normpath(place / one.path)))
+        for one in inputs
+        if one.kind == "folder"
+    }
+    here = embedded_inputs()
+    folders = [(given, path) for given, path in named if path.is_dir() and path.resolve() in here]
     if not folders:
         return 0
     known = {str(name) for block in index.blocks("ids") for name in block}
     known |= {name for name, _ in index.facts.failed}
     count = 0
-    for one, path in folders:
+    for given, path in folders:
         with open_archive(path, absent=f"{path}: no such folder; check its name") as archive:
             names = [name for name in archive.names if is_shape_name(name)]
-        before = f"{one.given}/" if len(inputs) > 1 else ""
+        before = f"{given}/" if len(inputs) > 1 else ""
         new = (path / name for name in names if shown_id(before + name) not in known)
         count += sum(not is_prose(file) and not is_embedding(file) for file in new)
     return count

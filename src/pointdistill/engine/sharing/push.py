@@ -19,7 +19,7 @@ from pointdistill.engine.evaluation.store import find_results
 from pointdistill.engine.pretraining.run_folder import training_record
 from pointdistill.engine.sharing.export import copy_statistics
 from pointdistill.engine.sharing.model_card import KINDS, load_line, model_card
-from pointdistill.engine.weights import is_name
+from pointdistill.engine.weights import check_hub_address, is_name
 from pointdistill.engine.weights.encoders import (
     CONFIG,
     FORMAT,
@@ -125,6 +125,7 @@ def upload(folder: Path, repository: str, *, private: bool, stays: bool = True) 
     Raises:
         CheckpointError: if there is no token or no network, or the Hub refuses; the folder is not changed.
     """
+    check_hub_address()
     from huggingface_hub import HfApi, get_token
 
     ready = f". {folder} is ready and stays; the same command tries again" if stays else ""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +25,12 @@ from pointdistill.data.benchmarks.registry import (
     SMALL,
     benchmark_spec,
 )
-from pointdistill.data.files.download import fetch
+from pointdistill.data.files.download import BusyError, fetch
 from pointdistill.data.files.files import write_aside
-from pointdistill.data.files.schema import parse_json
+from pointdistill.data.files.schema import parse_json, short_repr
 from pointdistill.data.files.web import RefusedError, open_web, web_errors
 from pointdistill.data.files.workspace import given_or_last_run, last_run
-from pointdistill.errors import CheckpointError
+from pointdistill.errors import CheckpointError, ConfigError
 from pointdistill.reporter import Reporter
 
 WEIGHTS: Final = "model.safetensors"
@@ -197,12 +199,18 @@ def holds_encoder(folder: Path) -> bool:
 
 
 def cache_folder() -> Path:
-    """Folder of downloads: ``POINTDISTILL_CACHE``, else ``pointdistill`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Folder of downloads: ``POINTDISTILL_CACHE``, else ``pointdistill`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+
+    A user without a home folder, as in a container that runs under any number, has it in the working folder.
+    """
     if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))  # noqa: PTH111  Path raises where there is no such user
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # A relative path is to be ignored by the standard that defines the variable.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "pointdistill"
+    if base.is_absolute():
+        return base / "pointdistill"
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111
+    return home / ".cache" / "pointdistill" if home.is_absolute() else Path(".pointdistill/cache")
 
 
 HUB_SECONDS = 10.0
@@ -210,14 +218,24 @@ HUB_SECONDS = 10.0
 
 
 _LONGEST_LIST = 1 << 22  # bytes; the Hub's description of a repository takes a few thousand
+_POLL_SECONDS = 0.5
 
 
-def fetch_repository(repository: str, files: Mapping[str, int], reporter: Reporter) -> Path:
+def fetch_repository(
+    repository: str,
+    files: Mapping[str, int],
+    check: Callable[[str, Path], str],
+    reporter: Reporter,
+) -> Path:
     """The folder of a repository in the cache of the Hub's own client; what it lacks is downloaded.
+
+    A file that another process is downloading is waited for.
 
     Args:
         repository: ``owner/name``.
         files: names of the files to download, those of them that there are, and the most bytes of each.
+        check: called with the name of a file and where it is, before it gets its place: what is damaged would stay
+            there for all later calls. Returns what is wrong with it, or an empty string.
         reporter: told the progress.
 
     Raises:
@@ -245,17 +263,35 @@ def fetch_repository(repository: str, files: Mapping[str, int], reporter: Report
     cached = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
     folder = cached / "snapshots" / commit
     for name, most in files.items():
-        if name in names and not (folder / name).exists():
-            fetch(
+        if name in names:
+            get = partial(
+                fetch,
                 f"{hub}/{repository}/resolve/{commit}/{name}",
                 folder / name,
                 headers=headers,
                 most_bytes=most,
+                check=partial(check, name),
                 progress=partial(_progress, reporter, f"downloading {name}"),
             )
+            _fetch_or_wait(get, folder / name, repository, reporter)
     with write_aside(cached / "refs" / "main") as aside:
         aside.write_text(commit)
     return folder
+
+
+def _fetch_or_wait(
+    get: Callable[[], object], file: Path, repository: str, reporter: Reporter
+) -> None:
+    """Download a file that is not there; if another process does, wait for that one."""
+    waited = False
+    while not file.exists():
+        try:
+            get()
+        except BusyError:
+            if not waited:
+                reporter.say(f"{repository}: another process is downloading it; waiting for it")
+            waited = True
+            time.sleep(_POLL_SECONDS)
 
 
 def _progress(reporter: Reporter, task: str, done: int, total: int | None) -> None:
@@ -267,6 +303,27 @@ def hub_address() -> str:
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
+
+
+def check_hub_address() -> None:
+    """Check the address of the Hub, before its client is loaded: of some of them that cannot be.
+
+    Raises:
+        ConfigError: if ``HF_ENDPOINT`` names something else than a server on the web.
+    """
+    address = hub_address()
+    try:
+        parts = urllib.parse.urlsplit(address)
+        _ = parts.port  # raises where it is no number, or too large
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        valid = False
+    if not valid or not (address.isascii() and address.isprintable()) or " " in address:
+        msg = (
+            f"HF_ENDPOINT is {short_repr(address)}, no address of a Hub; expected one such as "
+            "https://huggingface.co, or unset it"
+        )
+        raise ConfigError(msg)
 
 
 def hub_is_off() -> bool:

@@ -23,6 +23,7 @@ from pointdistill.data.files.schema import (
     MOST_RECORD_BYTES,
     from_plain,
     parse_json,
+    read_bounded,
     refusing_damage,
     short_repr,
     to_plain,
@@ -32,6 +33,7 @@ from pointdistill.engine.weights import (
     BUNDLED,
     PUBLISHED,
     bundled_folder,
+    check_hub_address,
     fetch_repository,
     holds_encoder,
     hub_is_off,
@@ -413,23 +415,38 @@ def fetch_model(repository: str, *, reporter: Reporter = SILENT) -> Path:
     Raises:
         CheckpointError: if it cannot be downloaded; says why.
     """
-    from huggingface_hub import snapshot_download
-
     reason = ""
     try:
         check_repository(repository)
+        check_hub_address()
         if not hub_is_off():
-            return fetch_repository(repository, _FETCHED, reporter)
+            return fetch_repository(repository, _FETCHED, _wrong_with, reporter)
     except (ConfigError, RefusedError) as error:
         raise _out_of_reach(repository, str(error)) from error
     except UnreachableError:
         reason = "no connection to the Hub"
     except (LostError, DataError) as error:
         reason = str(error)
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(repository, local_files_only=True))
     except hub_errors() as error:
         raise _out_of_reach(repository, reason or reason_of(error)) from error
+
+
+def _wrong_with(name: str, path: Path) -> str:
+    """What is wrong with a downloaded file of a repository; empty if it is what its name says."""
+    try:
+        with refusing_damage(name):
+            if name == CONFIG:
+                parse_json(read_bounded(path))
+            else:
+                with safe_open(path, "pt"):  # compares the length of the file with its header
+                    pass
+    except DataError as error:
+        return str(error).removeprefix(f"{name}: ")
+    return ""
 
 
 def _out_of_reach(repository: str, reason: str) -> CheckpointError:

@@ -22,6 +22,7 @@ from pointdistill.engine.weights import (
     HUB_SECONDS,
     REPOSITORY,
     PublishedWeights,
+    check_hub_address,
     hub_address,
     hub_is_off,
 )
@@ -218,9 +219,10 @@ def _listed_checksum(weights: PublishedWeights) -> str:
         if hub_is_off():
             msg = "HF_HUB_OFFLINE forbids a download"
             raise LostError(msg)
+        check_hub_address()
         with web_errors(url), open_web(url, timeout_seconds=HUB_SECONDS) as response:
             listed = parse_json(response.read(_LONGEST_LIST))
-    except (LostError, DataError, ValueError) as error:
+    except (LostError, ConfigError, DataError, ValueError) as error:
         reason = f"the Hub cannot be reached ({error})" if isinstance(error, LostError) else error
         msg = (
             f"{weights.name}: not in the cache ({weights.folder}), and {reason}; where there is a network, "
