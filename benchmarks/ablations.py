@@ -95,6 +95,14 @@ ABLATIONS = {
     "scale": Ablation(
         "axes scaled by 0.8 to 1.2, as published", lambda c: replace(c, augment=AugmentConfig())
     ),
+    "wider-scale": Ablation(
+        "axes scaled by 0.25 to 1.75",
+        lambda c: replace(c, augment=replace(c.augment, scale_low=0.25, scale_high=1.75)),
+    ),
+    "widest-scale": Ablation(
+        "axes scaled by 0.1 to 1.9",
+        lambda c: replace(c, augment=replace(c.augment, scale_low=0.1, scale_high=1.9)),
+    ),
     "categories": Ablation("no procedural shapes", procedural=0.0),
     "procedural": Ablation("procedural shapes alone", procedural=1.0),
     "authors-init": Ablation(

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.psb import read_psb
-from pointdistill.engine.embedding.embed import EmbedRequest, embed, measure_encoder
+from pointdistill.engine.embedding.embed import EmbedRequest, embed
+from pointdistill.engine.embedding.memory import measure_encoder
 from pointdistill.engine.evaluation.retrieval import retrieval_figures
 from pointdistill.engine.features.statistics import FeatureStatistics, measure, read_statistics
 from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder

@@ -21,9 +21,10 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding import comparison as comparison_module
 from pointdistill.engine.embedding import index as index_module
 from pointdistill.engine.embedding.comparison import RAW, Comparison, nearest
-from pointdistill.engine.embedding.embed import EmbedRequest, embed, measure_encoder
+from pointdistill.engine.embedding.embed import EmbedRequest, embed
 from pointdistill.engine.embedding.file import stored_as
 from pointdistill.engine.embedding.index import EmbeddedInput, Index, open_index
+from pointdistill.engine.embedding.memory import measure_encoder
 from pointdistill.engine.embedding.search import (
     _neighbours,
     draw_sheet,

@@ -283,7 +283,7 @@ def _export_record(
 
 def _measure(folder: Path, corpus: Path, *, as_json: bool) -> None:
     """Measure an exported encoder's feature statistics, and say on how many shapes."""
-    from pointdistill.engine.embedding.embed import measure_encoder
+    from pointdistill.engine.embedding.memory import measure_encoder
 
     with console_reporter() as reporter:
         measured = measure_encoder(folder, corpus, reporter=reporter)

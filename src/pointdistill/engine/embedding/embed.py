@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pointdistill.data.files.files import check_replaceable, hold_file, path_from
 from pointdistill.data.files.workspace import remember_embedding
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.data.meshes.sample import named_rng
-from pointdistill.data.sources.paths import ReadSettings, ShapeList, list_shapes, read_shape
+from pointdistill.data.sources.paths import (
+    ReadSettings,
+    ShapeList,
+    list_shapes,
+    shown_id,
+)
 from pointdistill.engine.embedding.compute import (
     FeatureKind,
     FeatureMaker,
     check_kind,
     choose_draws,
     feature_width,
-    inference_threads,
     read_settings,
 )
 from pointdistill.engine.embedding.file import (
@@ -34,15 +36,13 @@ from pointdistill.engine.embedding.file import (
     check_output,
     write_output,
 )
-from pointdistill.engine.embedding.index import changed_inputs, open_index
+from pointdistill.engine.embedding.index import Index, open_index
 from pointdistill.engine.embedding.loop import ENCODER, EmbeddingLoop, EmbedJob, Share
-from pointdistill.engine.features.statistics import measure, write_statistics
 from pointdistill.engine.pretraining.run_folder import locate_and_say
 from pointdistill.engine.runtime.devices import (
     check_launch_variables,
     interruptible,
     local_process_count,
-    pick_device,
     process_count,
     process_device,
     process_rank,
@@ -51,23 +51,17 @@ from pointdistill.engine.weights import given_or_default, is_name
 from pointdistill.engine.weights.encoders import (
     encoder_checksum,
     load_encoder,
-    locate_encoder,
     save_encoder,
 )
-from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.encoder import Encoder
-from pointdistill.reporter import SILENT, Reporter
+from pointdistill.reporter import SILENT, Reporter, plural
 
 CHUNK_SHAPES = 256
 """Largest number of shapes in a chunk, which is the most that a kill can cost."""
 
 CHUNK_BYTES = 64 * 2**20
 """Largest size of a chunk's features in bytes."""
-
-MEASURED_SHAPES = 2048
-"""Most shapes that an encoder's own statistics are measured on; 900 do as well as the shapes of an index."""
-
-MEASURED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -354,86 +348,6 @@ def find_and_load(
     return LoadedEncoder(load_encoder(stored), Path(source) if is_path else str(source))
 
 
-@dataclass(frozen=True, slots=True)
-class MeasuredStatistics:
-    """The outcome of `measure_encoder`."""
-
-    path: Path
-    shapes: int
-    """Shapes that were measured."""
-
-    failed: tuple[tuple[str, str], ...]
-    """Id and reason of every shape that was refused."""
-
-
-def measure_encoder(
-    folder: Path | str,
-    shapes: Path,
-    *,
-    points: int | None = None,
-    draws: int | None = None,
-    turns: int | None = None,
-    up: str = "z",
-    device: str = "auto",
-    reporter: Reporter = SILENT,
-) -> MeasuredStatistics:
-    """Measure the mean and the principal axes of an encoder's pooled features, and keep them in its folder.
-
-    `search` compares with them in an embedding of few shapes.
-
-    Args:
-        folder: of the encoder, as for ``load_encoder``.
-        shapes: a corpus, a folder, an archive or a file, of which at most 2,048 evenly spread shapes are measured.
-        points: as for `EmbedRequest`, like ``draws``, ``turns``, ``up`` and ``device``.
-        draws: at each angle.
-        turns: angles about z.
-        up: up axis of files that do not state their own.
-        device: where to compute.
-        reporter: receives progress.
-
-    Raises:
-        CheckpointError: if there is no encoder, or only its weights file without a folder.
-        DataError: if the shapes are missing, or fewer than two different ones can be used.
-    """
-    check_paths_exist([shapes])
-    stored = locate_encoder(folder)
-    if not stored.is_dir():
-        msg = f"{stored}: a weights file alone; export the encoder to a folder first, which keeps its statistics"
-        raise CheckpointError(msg, settings=("encoder",))
-    encoder = load_encoder(stored)
-    kind: FeatureKind = "pooled"
-    chosen = choose_draws(encoder, kind, points=points, draws=draws, turns=turns)
-    settings = read_settings(encoder, chosen, seed=0, up=up)
-    maker = FeatureMaker(
-        encoder, kind, pick_device(device), points=chosen.points, turns=chosen.turns
-    )
-    listed = list_shapes([shapes])
-    numbers = range(0, len(listed), -(-len(listed) // MEASURED_SHAPES))
-    features: list[NDArray[np.float32]] = []
-    failed: list[tuple[str, str]] = []
-    with inference_threads(maker) as threads:
-        for first in range(0, len(numbers), MEASURED_AT_ONCE):
-            part = numbers[first : first + MEASURED_AT_ONCE]
-            read = [read_shape(listed[number][1], settings) for number in part]
-            failed += [(shape.name, shape.reason) for shape in read if shape.points is None]
-            clouds = [shape.points for shape in read if shape.points is not None]
-            waiting = [threads.submit([points]) for points in clouds]
-            features += [future.result()[0].features for future in waiting]
-            done = min(first + MEASURED_AT_ONCE, len(numbers))
-            reporter.progress("measuring features", done, len(numbers))
-    statistics = measure([np.stack(features)], len(features)) if len(features) > 1 else None
-    if statistics is None:
-        msg = f"{shapes}: {len(features)} usable shapes, all alike; statistics need many different ones"
-        raise DataError(msg)
-    made_with = {
-        "encoder_sha256": encoder_checksum(encoder),
-        "features": kind,
-        **{name: str(value) for name, value in chosen.plain().items()},
-    }
-    path = write_statistics(stored, statistics, made_with=made_with)
-    return MeasuredStatistics(path, statistics.shapes, tuple(failed))
-
-
 def _is_written(request: EmbedRequest, shapes: ShapeList, info: Mapping[str, Any]) -> bool:
     """Whether the output exists, and is what the request would write.
 
@@ -454,7 +368,7 @@ def _is_written(request: EmbedRequest, shapes: ShapeList, info: Mapping[str, Any
     different = [key for key in info if key != "inputs" and stored.get(key) != info[key]]
     if different and not request.overwrite:
         named = DIFFERENCES | (
-            {"files": changed_inputs(index, shapes)} if "files" in different else {}
+            {"files": _changed_inputs(index, shapes)} if "files" in different else {}
         )
         words = dict.fromkeys(named.get(key, key) for key in different)
         msg = (
@@ -467,6 +381,27 @@ def _is_written(request: EmbedRequest, shapes: ShapeList, info: Mapping[str, Any
 
 _SET = ("features", "seed", "up", "points", "draws", "turns", "dtype")
 """Entries of an embedding's record that are settings of the same name."""
+
+
+def _changed_inputs(index: Index, shapes: ShapeList) -> str:
+    """How the shapes that were embedded differ from ``shapes`` of now, in words."""
+    folder = index.path.parent.resolve()
+    embedded = {os.path.normpath(folder / one.path) for one in index.facts.inputs}
+    if embedded != {source.path for source in shapes.sources}:
+        return "other inputs"
+    if any(source.names is None for source in shapes.sources):
+        return "a corpus that has changed"
+    before = {name for block in index.blocks("ids") for name in block.tolist()}
+    before |= {name for name, _ in index.facts.failed}
+    now = {
+        shown_id(shapes.shape_id(number, name))
+        for number, source in enumerate(shapes.sources)
+        for name in source.names or ()
+    }
+    new, gone = len(now - before), len(before - now)
+    where = f"the {shapes.sources[0].kind} has" if len(shapes.sources) == 1 else "the inputs have"
+    parts = [plural(new, "new file")] * bool(new) + [f"{plural(gone, 'file')} less"] * bool(gone)
+    return f"{where} {' and '.join(parts) or 'changed'}"
 
 
 def _report_of_output(output: Path, *, total: int) -> EmbedReport:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import functools
 import math
-import os
 import struct
 import sys
 import zipfile
@@ -36,7 +35,7 @@ from pointdistill.data.files.schema import (
     short_repr,
 )
 from pointdistill.data.meshes.records import Axis
-from pointdistill.data.sources.paths import PathKind, ShapeList, shown_id
+from pointdistill.data.sources.paths import PathKind
 from pointdistill.engine.embedding.compute import Draws, FeatureKind
 from pointdistill.engine.embedding.file import (
     BLOCK_BYTES,
@@ -56,7 +55,6 @@ from pointdistill.engine.features.statistics import (
 )
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import MOST_POINTS
-from pointdistill.reporter import plural
 
 _ADVICE = "it is not readable as an embedding, embed again"
 _LOCAL_HEADER = struct.Struct(
@@ -283,27 +281,6 @@ def is_embedding(path: Path) -> bool:
     except (DataError, ConfigError):
         return False
     return True
-
-
-def changed_inputs(index: Index, shapes: ShapeList) -> str:
-    """How the shapes that were embedded differ from ``shapes`` of now, in words."""
-    folder = index.path.parent.resolve()
-    embedded = {os.path.normpath(folder / one.path) for one in index.facts.inputs}
-    if embedded != {source.path for source in shapes.sources}:
-        return "other inputs"
-    if any(source.names is None for source in shapes.sources):
-        return "a corpus that has changed"
-    before = {name for block in index.blocks("ids") for name in block.tolist()}
-    before |= {name for name, _ in index.facts.failed}
-    now = {
-        shown_id(shapes.shape_id(number, name))
-        for number, source in enumerate(shapes.sources)
-        for name in source.names or ()
-    }
-    new, gone = len(now - before), len(before - now)
-    where = f"the {shapes.sources[0].kind} has" if len(shapes.sources) == 1 else "the inputs have"
-    parts = [plural(new, "new file")] * bool(new) + [f"{plural(gone, 'file')} less"] * bool(gone)
-    return f"{where} {' and '.join(parts) or 'changed'}"
 
 
 class _NpzIndex(Index):

@@ -1,5 +1,7 @@
 """Embeds shapes into memory: those of files by the loop of ``embed``, and clouds and meshes that a program holds.
 
+The statistics of an encoder are measured on shapes that are embedded so.
+
 Sizes: n shapes, F the length of a feature vector, m vectors of all shapes, D the encoder's width.
 """
 
@@ -23,6 +25,7 @@ from pointdistill.data.sources.paths import (
     ShapeList,
     list_shapes,
     read_in_memory,
+    read_shape,
 )
 from pointdistill.engine.embedding.compute import (
     CPU_BATCH,
@@ -44,9 +47,17 @@ from pointdistill.engine.embedding.embed import (
 from pointdistill.engine.embedding.file import WorkFolder
 from pointdistill.engine.embedding.index import MemoryIndex
 from pointdistill.engine.embedding.loop import EmbeddingLoop
-from pointdistill.errors import DataError
+from pointdistill.engine.features.statistics import measure, write_statistics
+from pointdistill.engine.runtime.devices import pick_device
+from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder
+from pointdistill.errors import CheckpointError, DataError
 from pointdistill.model.encoder import Encoder
-from pointdistill.reporter import Reporter
+from pointdistill.reporter import SILENT, Reporter
+
+MEASURED_SHAPES = 2048
+"""Most shapes that an encoder's own statistics are measured on; 900 do as well as the shapes of an index."""
+
+MEASURED_AT_ONCE = 16
 
 _COLUMNS = ("ids", "sources", "rows", "features", "counts", "positions")
 
@@ -258,3 +269,83 @@ class _Found:
             rows=np.array([row for _, _, row, _ in shapes], np.int64),
             made_with=made_with,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredStatistics:
+    """The outcome of `measure_encoder`."""
+
+    path: Path
+    shapes: int
+    """Shapes that were measured."""
+
+    failed: tuple[tuple[str, str], ...]
+    """Id and reason of every shape that was refused."""
+
+
+def measure_encoder(
+    folder: Path | str,
+    shapes: Path,
+    *,
+    points: int | None = None,
+    draws: int | None = None,
+    turns: int | None = None,
+    up: str = "z",
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> MeasuredStatistics:
+    """Measure the mean and the principal axes of an encoder's pooled features, and keep them in its folder.
+
+    `search` compares with them in an embedding of few shapes.
+
+    Args:
+        folder: of the encoder, as for ``load_encoder``.
+        shapes: a corpus, a folder, an archive or a file, of which at most 2,048 evenly spread shapes are measured.
+        points: as for `EmbedRequest`, like ``draws``, ``turns``, ``up`` and ``device``.
+        draws: at each angle.
+        turns: angles about z.
+        up: up axis of files that do not state their own.
+        device: where to compute.
+        reporter: receives progress.
+
+    Raises:
+        CheckpointError: if there is no encoder, or only its weights file without a folder.
+        DataError: if the shapes are missing, or fewer than two different ones can be used.
+    """
+    check_paths_exist([shapes])
+    stored = locate_encoder(folder)
+    if not stored.is_dir():
+        msg = f"{stored}: a weights file alone; export the encoder to a folder first, which keeps its statistics"
+        raise CheckpointError(msg, settings=("encoder",))
+    encoder = load_encoder(stored)
+    kind: FeatureKind = "pooled"
+    chosen = choose_draws(encoder, kind, points=points, draws=draws, turns=turns)
+    settings = read_settings(encoder, chosen, seed=0, up=up)
+    maker = FeatureMaker(
+        encoder, kind, pick_device(device), points=chosen.points, turns=chosen.turns
+    )
+    listed = list_shapes([shapes])
+    numbers = range(0, len(listed), -(-len(listed) // MEASURED_SHAPES))
+    features: list[NDArray[np.float32]] = []
+    failed: list[tuple[str, str]] = []
+    with inference_threads(maker) as threads:
+        for first in range(0, len(numbers), MEASURED_AT_ONCE):
+            part = numbers[first : first + MEASURED_AT_ONCE]
+            read = [read_shape(listed[number][1], settings) for number in part]
+            failed += [(shape.name, shape.reason) for shape in read if shape.points is None]
+            clouds = [shape.points for shape in read if shape.points is not None]
+            waiting = [threads.submit([points]) for points in clouds]
+            features += [future.result()[0].features for future in waiting]
+            done = min(first + MEASURED_AT_ONCE, len(numbers))
+            reporter.progress("measuring features", done, len(numbers))
+    statistics = measure([np.stack(features)], len(features)) if len(features) > 1 else None
+    if statistics is None:
+        msg = f"{shapes}: {len(features)} usable shapes, all alike; statistics need many different ones"
+        raise DataError(msg)
+    made_with = {
+        "encoder_sha256": encoder_checksum(encoder),
+        "features": kind,
+        **{name: str(value) for name, value in chosen.plain().items()},
+    }
+    path = write_statistics(stored, statistics, made_with=made_with)
+    return MeasuredStatistics(path, statistics.shapes, tuple(failed))
