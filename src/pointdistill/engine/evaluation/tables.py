@@ -151,6 +151,10 @@ def _notes(results: Sequence[Result]) -> list[str]:
             f"{results[0].metrics[0]} is that of the last epoch. The best epoch is chosen on the test split: "
             "a bound, not a result."
         )
+    if results[0].metrics == ("OA", "mAcc"):
+        notes.append(
+            "OA: share of all test clouds that is right; mAcc: mean of the classes' shares."
+        )
     if any(result.selected_accuracy is not None for result in results):
         notes.append(
             "Selected: the test score after the epoch that was best on the held-out part of the training split, "
