@@ -208,6 +208,24 @@ def test_many_columns_are_not_squeezed(
         assert all(cell in out for cell in row)
 
 
+def test_headings_and_notes_are_broken_between_words_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns whose headings alone would not fit beside each other do so; what may be copied stays in one line."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    row = ("a-name-to-be-copied", "linear (4 augmented copies)", "256 / 16", "13.33")
+    columns = ("features", "protocol", "points / patches of a view", "best epoch of all %")
+    note = "To know it, run `pointdistill evaluate scanobjectnn --stand-in` once more."
+    print_table(Table("Some", columns, (row,), (note,)))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert any(line.startswith("a-name-to-be-copied  linear (4") for line in lines)
+    assert "  256 / 16  " in "\n".join(lines)
+    command = "`pointdistill evaluate scanobjectnn --stand-in`"
+    assert lines[-3:-1] == ["To know it, run", f"{command} once more."]
+
+
 def test_a_pipe_gets_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(TABLE)
     assert capsys.readouterr().out == (

@@ -76,6 +76,16 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "loss 4.250 (patch 4.000 cls 4.500)" in file.getvalue()
 
 
+def test_a_narrow_terminal_keeps_steps_and_times_whole() -> None:
+    file = io.StringIO()
+    with training_console(Console(file=file, force_terminal=True, width=80)) as reporter:
+        reporter.step(record(20_003, total=20_100))
+    shown = file.getvalue()
+    assert "20003/20100" in shown
+    assert "loss 4.250 64 shapes/s" in shown
+    assert "…" not in shown
+
+
 def test_a_slow_run_says_its_cost_once() -> None:
     file = io.StringIO()
     with training_console(Console(file=file)) as reporter:

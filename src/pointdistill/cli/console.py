@@ -49,6 +49,9 @@ SLOW_RUN_SECONDS = 3600.0
 _LEAST_WIDTH = 80
 """Fewest columns that a table is given whose cells are not to be wrapped."""
 
+_WIDE = 110
+"""Columns from which a bar of progress has room for all that there is to say."""
+
 _REMARKS = ("next:", "note:", "corpus:", "encoder:", "similarity:")
 """How the lines begin that --quiet leaves out: what comes next, and which defaults were taken."""
 
@@ -228,7 +231,9 @@ class TrainingConsole(ConsoleReporter, TrainingReporter):
         """Show the step; after the first few, also forecast the duration of a slow run."""
         terms = " ".join(f"{name} {value:.3f}" for name, value in record.terms.items())
         speed = format_speed(record.shapes_per_second)
-        note = f"loss {record.loss:.3f} ({terms}) {speed} shapes/s"
+        # On a narrow terminal the steps and times would be cut for the terms.
+        is_narrow = self.console.is_terminal and self.console.width < _WIDE
+        note = f"loss {record.loss:.3f} {'' if is_narrow else f'({terms}) '}{speed} shapes/s"
         if _state["quiet"]:
             return
         if self.console.is_terminal:
@@ -376,7 +381,7 @@ def _bar(console: Console, *, transient: bool) -> Progress:
 
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=20 if console.width >= _WIDE else 10),
         Amount(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
@@ -444,8 +449,9 @@ def print_table(table: Table, *, right: Collection[str] = (), whole: bool = Fals
     else:
         for row in (table.columns, *table.rows):
             typer.echo("\t".join(map(one_line, row)))
-    for note in table.notes:
-        echo(note if console.is_terminal else f"- {note}")
+    notes = table.note_lines(console.width) if console.is_terminal else None
+    for line in notes or [f"- {note}" for note in table.notes]:
+        echo(line)
     if table.notes or not console.is_terminal:
         echo()
 

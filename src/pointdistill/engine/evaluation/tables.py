@@ -65,7 +65,7 @@ def results_table(results: Sequence[Result]) -> Table:
         columns.remove(_BEST)
     if all(result.selected_accuracy is None for result in results):
         columns.remove(_SELECTED)
-    if all(_is_whole(result) and result.published is None for result in results):
+    if all((r.stand_in or _is_whole(r)) and r.published is None for r in results):
         columns.remove(_PUBLISHED)
     return Table(
         title=f"{_what(results[0])} on " + (data[0] if len(data) == 1 else results[0].data_name),
@@ -150,6 +150,10 @@ def _notes(results: Sequence[Result]) -> list[str]:
         notes.append(
             f"{results[0].metrics[0]} is that of the last epoch. The best epoch is chosen on the test split: "
             "a bound, not a result."
+        )
+    if results[0].metrics == ("OA", "mAcc"):
+        notes.append(
+            "OA: share of all test clouds that is right; mAcc: mean of the classes' shares."
         )
     if any(result.selected_accuracy is not None for result in results):
         notes.append(

@@ -177,7 +177,7 @@ def _all_stages(
         if beside is None:
             rest = _measure_rest(config, benchmark, stages)
         else:
-            stages.begin("waiting", f"measuring: {INITIAL}, {GEOMETRY} and training with labels")
+            stages.begin("waiting", "measuring what it is compared with")
             rest, seconds = beside.result()
             stages.end()
             stages.seconds.update(seconds)
@@ -292,7 +292,7 @@ def stand_in_path(folder: Path, config: QuickstartConfig) -> Path:
 def _stand_in(folder: Path, config: QuickstartConfig, stages: _Stages) -> Benchmark:
     path = stand_in_path(folder, config)
     if not path.exists():
-        stages.begin("stand-in", "making the ScanObjectNN stand-in (scans of builtin shapes)")
+        stages.begin("stand-in", "making the ScanObjectNN stand-in")
         make_scanobjectnn_stand_in(
             path, splits=[SPLIT], sizes=config.sizes, progress=partial(stages.progress, "")
         )
@@ -308,10 +308,7 @@ def _config_of(run: Path) -> PretrainConfig:
 def _pretrain(run: Path, corpus: Corpus, config: QuickstartConfig, stages: _Stages) -> bool:
     """Train, or resume; return whether the run is complete."""
     pretrain_config = config.pretraining()
-    stages.begin(
-        "pretraining",
-        f"pretraining the tiny encoder for {pretrain_config.steps:,} steps, no labels",
-    )
+    stages.begin("pretraining", "pretraining, no labels")
     resume = bool(list_checkpoints(run / CHECKPOINTS))
     # Compared as records: a run from before a setting existed has that setting's default.
     if resume and _config_of(run) != pretrain_config:

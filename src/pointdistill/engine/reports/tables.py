@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +17,10 @@ from pointdistill.reporter import format_bytes, plural
 _LEAST_PROSE = 24
 """Fewest columns for a cell of several words that is wrapped in a narrow terminal."""
 
+_LEAST_WORDS = 12
+"""The same where the headings are broken at their spaces too, so that the columns fit beside each other at all."""
+
+_COMMAND = re.compile("`[^`]*`")
 _BETWEEN = 2
 """Columns of a terminal between two columns of a table."""
 
@@ -51,19 +57,37 @@ class Table:
 
         Args:
             room: columns of the terminal.
-            wrapped: whether cells of several words may be wrapped.
+            wrapped: whether cells of several words, and if need be headings, may be wrapped.
         """
+        if not wrapped:
+            return self._fit(room, self.columns, set(), 0)
+        broken = [max(heading.split() or [""], key=len) for heading in self.columns]
+        return self._fit(room, self.columns, self._prose(), _LEAST_PROSE) or self._fit(
+            room, broken, self._prose(), _LEAST_WORDS
+        )
+
+    def note_lines(self, width: int) -> list[str]:
+        """The notes in lines, broken between words, but not within `a command`, which may be copied."""
+        lines: list[str] = []
+        for note in self.notes:
+            kept = _COMMAND.sub(lambda found: found[0].replace(" ", "\0"), one_line(note))
+            lines += textwrap.wrap(kept, width, break_long_words=False, break_on_hyphens=False)
+        return [line.replace("\0", " ") for line in lines]
+
+    def _fit(
+        self, room: int, headings: Sequence[str], prose: set[int], least: int
+    ) -> list[int] | None:
+        """The widths with these headings, where the columns ``prose`` may have only ``least``."""
         from rich.cells import cell_len
 
-        cells = zip(self.columns, *self.rows, strict=True)
+        cells = zip(headings, *self.rows, strict=True)
         widths = [max(cell_len(one_line(cell)) for cell in column) for column in cells]
-        prose = self._prose() if wrapped else set()
         left = room - _BETWEEN * (len(widths) - 1)
         left -= sum(width for number, width in enumerate(widths) if number not in prose)
         # The narrow ones get what they need, and the others share what is left.
         for rank, number in enumerate(sorted(prose, key=lambda number: widths[number])):
             share = left // (len(prose) - rank)
-            if share < min(_LEAST_PROSE, widths[number]):
+            if share < min(least, widths[number]):
                 return None
             widths[number] = min(widths[number], share)
             left -= widths[number]

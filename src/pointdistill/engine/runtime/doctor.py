@@ -24,6 +24,7 @@ from pointdistill.engine.runtime.devices import (
     launch_variables,
 )
 from pointdistill.errors import ConfigError, DataError
+from pointdistill.reporter import plural
 from pointdistill.version import __version__
 
 LOW_DISK_GIB = 2.0
@@ -87,7 +88,8 @@ def _packages(problems: list[str]) -> list[tuple[str, str]]:
 
 
 def _devices(remarks: list[str]) -> list[tuple[str, str]]:
-    facts = [("cpu", f"{usable_cores()} cores, torch uses {torch.get_num_threads()} threads")]
+    threads = plural(torch.get_num_threads(), "thread")
+    facts = [("cpu", f"{plural(usable_cores(), 'core')}, torch uses {threads}")]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(number)
