@@ -132,7 +132,8 @@ def find_index(path: Path | None) -> Path:
 def new_files(index: Index) -> int:
     """How many files lie in the folders that were embedded, as far as they are here, and are not in the embedding.
 
-    Files are compared by their names alone, so that one whose content has changed does not count.
+    Files are compared by their names alone, so that one whose content has changed does not count. The embedding
+    may come from elsewhere: a folder that it names is listed only if a file is there that it has embedded.
 
     Raises:
         DataError: if the embedding is damaged.
@@ -147,12 +148,22 @@ def new_files(index: Index) -> int:
     known |= {name for name, _ in index.facts.failed}
     count = 0
     for one, path in folders:
+        before = f"{one.given}/" if len(inputs) > 1 else ""
+        mine = (name.removeprefix(before) for name in known if name.startswith(before))
+        if not any(is_shape_name(name) and _is_there(path / name) for name in mine):
+            continue
         with open_archive(path, absent=f"{path}: no such folder; check its name") as archive:
             names = [name for name in archive.names if is_shape_name(name)]
-        before = f"{one.given}/" if len(inputs) > 1 else ""
         new = (path / name for name in names if shown_id(before + name) not in known)
         count += sum(not is_prose(file) and not is_embedding(file) for file in new)
     return count
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def search(
