@@ -10,7 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from pointdistill.data.corpus_building.state import remove_idle_build
 from pointdistill.data.files import files
+from pointdistill.engine.pretraining.run_folder import remove_unfinished_run_files
 from pointdistill.errors import DataError
 
 
@@ -167,3 +169,19 @@ def test_names_that_are_not_utf8_are_written_in_records(tmp_path: Path) -> None:
     assert files.read_json(tmp_path / "a.json") == {shown: [shown]}
     files.write_json(tmp_path / "b.json", {name: [name]}, any_text=True)
     assert files.read_json(tmp_path / "b.json", any_text=True) == {name: [name]}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_nothing_is_deleted_behind_a_link_among_unfinished_work(tmp_path: Path) -> None:
+    """A corpus or a run from elsewhere may hold links under the names of folders that are cleared."""
+    corpus, theirs = tmp_path / "corpus", tmp_path / "theirs"
+    (theirs / "folder").mkdir(parents=True)
+    (theirs / "file").touch()
+    corpus.mkdir()
+    (corpus / ".building").symlink_to(theirs)
+    with pytest.raises(DataError, match=r"\.building: is a link in place of a folder"):
+        remove_idle_build(corpus)
+    (corpus / ".step.part").symlink_to(theirs)
+    remove_unfinished_run_files(corpus)
+    assert not (corpus / ".step.part").is_symlink()
+    assert sorted(path.name for path in theirs.iterdir()) == ["file", "folder"]

@@ -330,3 +330,16 @@ def test_thinning_leaves_intact_checkpoints_of_later_steps(tmp_path: Path) -> No
         write_snapshot(snapshot(step), tmp_path, keep=3)
     write_snapshot(snapshot(10), tmp_path, keep=1)
     assert [path.name[-2:] for path in list_checkpoints(tmp_path)] == ["10", "12"]
+
+
+def test_of_a_linked_checkpoint_only_the_link_is_removed(tmp_path: Path) -> None:
+    """Such as one of another run, or a name that a folder from elsewhere holds."""
+    others, folder = tmp_path / "others", tmp_path / "run"
+    kept = write_snapshot(snapshot(1), others, keep=2)
+    folder.mkdir()
+    (folder / kept.name).symlink_to(kept)
+    (folder / "step-99999999").symlink_to(tmp_path)
+    for step in (2, 3):
+        write_snapshot(snapshot(step), folder, keep=2)
+    assert [path.name for path in list_checkpoints(folder)] == ["step-00000002", "step-00000003"]
+    assert is_whole(kept)

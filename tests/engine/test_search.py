@@ -20,6 +20,7 @@ from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding import comparison as comparison_module
 from pointdistill.engine.embedding import index as index_module
+from pointdistill.engine.embedding import search as searching
 from pointdistill.engine.embedding.comparison import RAW, Comparison, nearest
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
 from pointdistill.engine.embedding.file import stored_as
@@ -447,6 +448,29 @@ def test_an_embedding_of_an_earlier_version_has_absolute_paths(
     found = search(Path("low/1.obj"), index, count=5)
     assert draw_sheet(Path("sheet.png"), [found]) == []
     assert embedded().info == index.info, "it is still the same embedding"
+
+
+def test_a_strangers_embedding_has_no_folder_listed_but_the_one_it_is_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[Path] = []
+    real = searching.open_archive
+
+    def listing(path: Path, *, absent: str) -> Any:
+        listed.append(path)
+        return real(path, absent=absent)
+
+    monkeypatch.setattr(searching, "open_archive", listing)
+    index = embedded()
+    Path("low/new.obj").write_bytes(Path("low/1.obj").read_bytes())
+    assert searching.new_files(index) == 1
+    assert listed == [folder / "low", folder / "high"]
+    for elsewhere in ("/", ".."):
+        for entry in index.info["inputs"]:
+            entry["path"] = elsewhere
+        vars(index).pop("facts")
+        assert searching.new_files(index) == 0
+    assert len(listed) == 2
 
 
 def test_a_strangers_embedding_fetches_nothing_unasked(

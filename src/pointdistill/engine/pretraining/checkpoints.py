@@ -280,7 +280,7 @@ def write_snapshot(snapshot: Snapshot, folder: Path, *, keep: int) -> Path:
         if is_whole(path):
             # Runs are deterministic: the same step of the same run has the same content.
             return path
-        shutil.rmtree(path)
+        _remove(path)
     # ``folder_aside`` calls fsync on every file and on the folder before it renames: without that, a power failure
     # could leave the new name on disk and no content under it. A kill leaves only a temporary folder behind, which
     # the next start of the run removes.
@@ -301,8 +301,16 @@ def write_snapshot(snapshot: Snapshot, folder: Path, *, keep: int) -> Path:
     # Of later steps only the damaged ones go: the run was not resumed from those.
     damaged = [later for later in saved[end:] if not is_whole(later)]
     for unwanted in (*damaged, *saved[: max(0, end - keep)]):
-        shutil.rmtree(unwanted)
+        _remove(unwanted)
     return path
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; of a link to one elsewhere only the link."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+    else:
+        shutil.rmtree(checkpoint)
 
 
 class Saver:
