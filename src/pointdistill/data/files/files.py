@@ -37,6 +37,9 @@ LOCK_NAME = ".lock"
 
 _POLL_SECONDS = 0.02
 
+_FULL_BYTES = 1 << 16
+"""A disk with less is full: a write is refused where its next blocks do not fit."""
+
 _NAMED = 32
 """Characters of a name that a temporary name repeats, so that it is never too long where the final one is not."""
 
@@ -63,8 +66,19 @@ def write_aside(path: Path) -> Iterator[Path]:
         flush(aside)
         aside.replace(path)
         flush(path.parent)
+    except OSError as error:
+        if _is_without_place(error, path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _is_without_place(error: OSError, path: Path) -> bool:
+    """Whether an error is a full disk that says not where: a copy names its source, NumPy how much it wrote."""
+    if error.errno is None:
+        return shutil.disk_usage(path.parent).free < _FULL_BYTES
+    return error.errno == errno.ENOSPC and (error.filename is None or error.filename2 is not None)
 
 
 def _regular(path: Path) -> Path:
