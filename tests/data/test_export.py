@@ -21,7 +21,7 @@ from pointdistill.data.corpus_building.export import (
     find_export_damage,
     ply_path,
 )
-from pointdistill.data.files.files import safe_name
+from pointdistill.data.files.archive import safe_name
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.errors import ConfigError, CorpusError, DataError
 from tests.data.test_build import digest

@@ -161,6 +161,35 @@ def test_a_process_of_the_same_id_on_another_host_keeps_its_folder(tmp_path: Pat
     assert [(path / "file").read_text() for path in (mine, theirs)] == ["mine", "theirs"]
 
 
+@pytest.mark.parametrize(
+    ("error", "free"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 10**9),
+        (OSError(errno.ENOSPC, "No space left on device", "source", None, "copy"), 10**9),
+        (OSError("60000 requested and 4064 written"), 4096),  # in NumPy's words
+    ],
+)
+def test_a_full_disk_is_named_by_the_file_that_it_has_no_room_for(
+    error: OSError, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match="No space left") as caught, files.write_aside(tmp_path / "a"):
+        raise error
+    assert caught.value.filename == str(tmp_path / "a")
+    assert files.disk_is_full(caught.value)
+
+
+def test_other_errors_of_a_write_stay_as_they_are(tmp_path: Path) -> None:
+    for error in (
+        OSError(errno.EIO, "Input/output error"),
+        OSError("3 requested and 1 written"),
+        OSError(errno.ENOSPC, "No space left on device", "/elsewhere/b"),
+    ):
+        with pytest.raises(OSError) as caught, files.write_aside(tmp_path / "a"):  # noqa: PT011
+            raise error
+        assert caught.value is error
+
+
 def test_names_that_are_not_utf8_are_written_in_records(tmp_path: Path) -> None:
     """For every reader as visible text; for what only this program reads, as they are."""
     name = os.fsdecode(b"caf\xe9/\xff")

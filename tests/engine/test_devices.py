@@ -113,3 +113,18 @@ def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
         found.append(devices.process_device("auto"))
     assert found == [torch.device("cuda", number) for number in (0, 1, 0)]
     assert devices.process_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["abc", "-1", "9" * 5000, "1.5"])
+def test_what_is_no_number_of_a_launcher_is_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(one, raising=False)
+    assert (devices.process_count(), devices.process_rank()) == (1, 0)
+    assert devices.local_process_count() == 1
+    monkeypatch.setenv(name, value)
+    read = {"WORLD_SIZE": devices.process_count, "RANK": devices.process_rank}
+    with pytest.raises(ConfigError, match=f"{name}={value}, which is no number"):
+        read.get(name, devices.local_process_count)()

@@ -30,7 +30,7 @@ from pointdistill.data.corpus.reader import Corpus, open_corpus
 from pointdistill.data.corpus.rows import read_rows
 from pointdistill.data.corpus.shard import RowBlock, restore
 from pointdistill.data.corpus_building.build import room_needed
-from pointdistill.data.files.archive import leads_outside
+from pointdistill.data.files.archive import leads_outside, safe_name
 from pointdistill.data.files.files import (
     LOCK_NAME,
     check_own_folder,
@@ -38,7 +38,6 @@ from pointdistill.data.files.files import (
     flush,
     hold_folder,
     read_json,
-    safe_name,
     sha256_of,
     write_aside,
     write_json,

@@ -13,11 +13,13 @@ import hashlib
 import logging
 import lzma
 import os
+import string
 import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,6 +31,14 @@ from pointdistill.errors import DataError, one_line
 from pointdistill.reporter import plural
 
 log = logging.getLogger("pointdistill")
+
+_SAFE = frozenset(string.ascii_letters + string.digits + "-_.+=@ ()")
+_DEVICES = frozenset(
+    ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)))
+)
+"""What Windows keeps for devices."""
+
+_MOST_NAME = 200  # characters of one part of a path; file systems take 255 bytes
 
 MEMBER_LIMIT_BYTES = 1 << 30
 """Largest member that is read; the largest real one (ScanObjectNN PB-T50-RS) has some 0.4 GiB."""
@@ -372,6 +382,27 @@ def leads_outside(name: str) -> bool:
     """Whether a member's name is empty, or could on any system lead out of the folder that it is unpacked to."""
     path = PurePosixPath(name.replace("\\", "/"))
     return not path.parts or ".." in path.parts or path.is_absolute()
+
+
+def safe_name(name: str, reserved: AbstractSet[str] = frozenset()) -> str:
+    """A name that every file system takes and that leads nowhere else.
+
+    Different names stay different, where upper and lower case are told apart.
+
+    Args:
+        name: any text.
+        reserved: what it may not begin with, in upper case, besides what Windows keeps for devices.
+    """
+    quoted = [c if c in _SAFE else "".join(f"%{b:02X}" for b in c.encode()) for c in name] or ["%"]
+    for end in (0, -1):  # a dot or a blank there hides a file, leads elsewhere, or is dropped
+        quoted[end] = {".": "%2E", " ": "%20"}.get(quoted[end], quoted[end])
+    if "".join(quoted).split(".")[0].upper() in reserved | _DEVICES:
+        quoted[0] = f"%{ord(quoted[0][0]):02X}"
+    whole = "".join(quoted)
+    if len(whole) > _MOST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        whole = f"{whole[: _MOST_NAME - 17]}%{digest}"
+    return whole
 
 
 def _sort_names(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

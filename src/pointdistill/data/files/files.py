@@ -13,10 +13,9 @@ import re
 import secrets
 import shutil
 import stat
-import string
 import threading
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -38,13 +37,8 @@ LOCK_NAME = ".lock"
 
 _POLL_SECONDS = 0.02
 
-_SAFE = frozenset(string.ascii_letters + string.digits + "-_.+=@ ()")
-_DEVICES = frozenset(
-    ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)))
-)
-"""What Windows keeps for devices."""
-
-_MOST_NAME = 200  # characters of one part of a path; file systems take 255 bytes
+_FULL_BYTES = 1 << 16
+"""A disk with less is full: a write is refused where its next blocks do not fit."""
 
 _NAMED = 32
 """Characters of a name that a temporary name repeats, so that it is never too long where the final one is not."""
@@ -72,8 +66,19 @@ def write_aside(path: Path) -> Iterator[Path]:
         flush(aside)
         aside.replace(path)
         flush(path.parent)
+    except OSError as error:
+        if _is_without_place(error, path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _is_without_place(error: OSError, path: Path) -> bool:
+    """Whether an error is a full disk that says not where: a copy names its source, NumPy how much it wrote."""
+    if error.errno is None:
+        return shutil.disk_usage(path.parent).free < _FULL_BYTES
+    return error.errno == errno.ENOSPC and (error.filename is None or error.filename2 is not None)
 
 
 def check_replaceable(path: Path) -> Path:
@@ -103,27 +108,6 @@ def check_own_folder(folder: Path) -> None:
     if folder.is_symlink():
         msg = f"{folder}: is a link in place of a folder for unfinished work; remove it, and run the same again"
         raise DataError(msg)
-
-
-def safe_name(name: str, reserved: Set[str] = frozenset()) -> str:
-    """A name that every file system takes and that leads nowhere else.
-
-    Different names stay different, where upper and lower case are told apart.
-
-    Args:
-        name: any text.
-        reserved: what it may not begin with, in upper case, besides what Windows keeps for devices.
-    """
-    quoted = [c if c in _SAFE else "".join(f"%{b:02X}" for b in c.encode()) for c in name] or ["%"]
-    for end in (0, -1):  # a dot or a blank there hides a file, leads elsewhere, or is dropped
-        quoted[end] = {".": "%2E", " ": "%20"}.get(quoted[end], quoted[end])
-    if "".join(quoted).split(".")[0].upper() in reserved | _DEVICES:
-        quoted[0] = f"%{ord(quoted[0][0]):02X}"
-    whole = "".join(quoted)
-    if len(whole) > _MOST_NAME:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        whole = f"{whole[: _MOST_NAME - 17]}%{digest}"
-    return whole
 
 
 @contextmanager

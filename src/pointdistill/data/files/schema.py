@@ -222,6 +222,17 @@ def _check_unicode(value: Any) -> None:
         raise ValueError(msg) from error
 
 
+def check_text(text: str) -> str:
+    """The same text; raises ValueError if it is no Unicode, or has zero bytes, which no path may have."""
+    text.encode("utf-8").decode(
+        "utf-8"
+    )  # NumPy's numbers beyond Unicode show on the way back alone
+    if "\0" in text:
+        msg = "text with a zero byte"
+        raise ValueError(msg)
+    return text
+
+
 def to_plain(value: Any) -> Any:
     """A record as dictionaries, lists and plain values that JSON can represent."""
     if is_dataclass(value) and not isinstance(value, type):

@@ -12,7 +12,6 @@ import base64
 import functools
 import math
 import struct
-import sys
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from pointdistill.data.files.files import read_exactly
 from pointdistill.data.files.schema import (
     MOST_RECORD_BYTES,
+    check_text,
     from_plain,
     parse_json,
     read_at_most,
@@ -57,9 +57,8 @@ from pointdistill.errors import ConfigError, DataError
 from pointdistill.model.config import MOST_POINTS
 
 _ADVICE = "it is not readable as an embedding, embed again"
-_LOCAL_HEADER = struct.Struct(
-    "<26xHH"
-)  # of a zip's member; ends with the lengths of its name and extra field
+# Of a zip's member; ends with the lengths of its name and extra field.
+_LOCAL_HEADER = struct.Struct("<26xHH")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,24 +234,9 @@ class MemoryIndex(Index):
         return {}
 
 
-def _check_characters(column: str, content: bytes) -> None:
-    """Raise DataError for what is no Unicode; NumPy itself takes any number for a character."""
-    codes = np.frombuffer(content, "<u4")
-    if (codes > sys.maxunicode).any() or (codes >> 11 == 0x1B).any():  # surrogates: D800 to DFFF
-        msg = f"{column} holds text that is no Unicode"
-        raise DataError(msg)
-
-
 def _checked(value: Any) -> Any:
-    """A value; text must be Unicode without zero bytes, since it will be printed, and may be part of a path."""
-    if isinstance(value, str):
-        value.encode("utf-8").decode(
-            "utf-8"
-        )  # one way alone does not notice all that is no Unicode
-        if "\0" in value:
-            msg = "a name with a zero byte"
-            raise DataError(msg)
-    return value
+    """A value; text is checked, since it will be printed, and may be part of a path."""
+    return check_text(value) if isinstance(value, str) else value
 
 
 def open_index(path: Path) -> Index:
@@ -316,7 +300,7 @@ class _NpzIndex(Index):
                 if stored is not None and first + rows == shape[0]:
                     stored.check()
                 if dtype.kind == "U":
-                    _check_characters(column, content)
+                    content.decode("utf-32-le")  # NumPy takes any number for a character
                 yield np.frombuffer(content, dtype).reshape(rows, *shape[1:])
 
     def pick(self, column: str, rows: Sequence[int]) -> list[Any]:

@@ -285,19 +285,31 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _number(name: str, default: int) -> int:
+    """A number that a launcher sets.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    text = os.environ.get(name) or str(default)
+    if not (text.isdecimal() and len(text) < 10):
+        raise _left_over(launch_variables() | {name: text}, "which is no number of a launcher")
+    return int(text)
+
+
 def process_count() -> int:
     """Number of processes that a launcher started together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
 def process_rank() -> int:
     """Number of this process among those that a launcher started together."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def local_process_count() -> int:
     """Number of these processes that run on this machine; of all, where the launcher does not say."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", process_count()))
+    return _number("LOCAL_WORLD_SIZE", process_count())
 
 
 def process_device(name: str) -> torch.device:
@@ -310,7 +322,7 @@ def process_device(name: str) -> torch.device:
     if device.type != "cuda" or process_count() == 1:
         return device
     # More processes than GPUs share them: that is slower, and still right.
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cuda", _number("LOCAL_RANK", 0) % torch.cuda.device_count())
 
 
 @contextmanager
