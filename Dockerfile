@@ -10,6 +10,7 @@ FROM python:3.12-slim
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 # The compiler is for torch.compile (the patch loss), which builds its kernels where it runs.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
@@ -18,6 +19,7 @@ RUN apt-get update \
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY src/pointdistill/version.py src/pointdistill/version.py
+# hadolint ignore=DL3013
 RUN mkdir -p src/pointdistill && touch src/pointdistill/__init__.py \
     && pip install '.[onnx,parquet,step]' && pip uninstall --yes pointdistill
 
@@ -25,7 +27,7 @@ COPY src src
 RUN pip install --no-deps .
 
 # Caches of weights, kernels and figures, wherever the calling user has no home.
-ENV HOME=/data POINTDISTILL_CACHE=/data/.cache/pointdistill
+ENV HOME=/data POINTDISTILL_CACHE=/data/.cache/pointdistill TORCHINDUCTOR_CACHE_DIR=/data/.cache/torchinductor
 WORKDIR /data
 ENTRYPOINT ["pointdistill"]
 CMD ["--help"]

@@ -92,7 +92,7 @@ def bundled(session: nox.Session) -> None:
 @nox.session(default=False)
 def browser(session: nox.Session) -> None:
     """Open every page and picture in a real Chromium, at 360 and 1,280 pixels; skipped where there is none."""
-    session.install("-e", ".[test,browser]")
+    session.install("-e", ".[test,browser,docs]")
     session.run("pytest", "-n", "0", "tests/pages_in_browser.py", *session.posargs)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -192,6 +193,31 @@ def test_the_pictures_of_the_readme_are_those_of_their_script(
         assert ours.shape == again.shape
         assert np.abs(ours.mean() - again.mean()) < 3
         look(browser, shown(tmp_path, picture), scheme=scheme)
+
+
+@pytest.mark.timeout(900)
+def test_the_site(browser: Browser, tmp_path: Path) -> None:
+    """The pages that are read first; on a phone their sheets scroll, and commands are copied as written."""
+    pytest.importorskip("furo", reason="the docs extra, which builds the site, is not installed")
+    pages = PICTURES.parent
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", str(pages), "site"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    for name in ("index", "tour", "gallery", "faq", "comparison", "results"):
+        look(browser, tmp_path / "site" / f"{name}.html")
+    tab = browser.new_page(viewport={"width": WIDTHS[0], "height": 800})
+    tab.goto((tmp_path / "site" / "tour.html").as_uri())
+    widths = tab.evaluate("[...document.querySelectorAll('img.wide')].map((i) => i.width)")
+    assert len(widths) == 3
+    assert min(widths) > 600
+    copied = tab.evaluate(
+        """[...document.querySelectorAll(".highlight-console pre")].map((block) => {
+          getSelection().selectAllChildren(block);
+          return getSelection().toString().trim();
+        })"""
+    )
+    written = re.findall(r"```console\n(.*?)\n```", (pages / "tour.md").read_text(), re.DOTALL)
+    assert copied == written
+    tab.close()
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""A Hub on this machine with the method's published checkpoints, as far as a download by name asks for it."""
+"""A Hub on this machine: the method's published checkpoints, and as much as an upload asks for."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.server
 import json
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.data.local_server import serving
 
@@ -22,10 +24,52 @@ def nothing() -> None:
 
 
 @dataclass
+class Uploads:
+    """What reached a Hub: the last repository that was made, its files, the requests and their token."""
+
+    asked: list[str] = field(default_factory=list)
+    created: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    token: str = ""
+
+    @property
+    def repository(self) -> str:
+        return f"{self.created['organization']}/{self.created['name']}" if self.created else ""
+
+    def about(self) -> dict[str, Any]:
+        return {"id": self.repository, "sha": "0" * 40, "siblings": []}
+
+    def answer(
+        self, address: str, path: str, body: bytes, token: str
+    ) -> tuple[dict[str, Any], int]:
+        """What is answered to a POST, and the status."""
+        self.asked.append(path)
+        self.token = token
+        if path == "/api/repos/create":
+            self.created = json.loads(body)
+            return {"url": f"{address}/{self.repository}"}, 200
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}, 200
+        if path.endswith("/preupload/main"):
+            names = [file["path"] for file in json.loads(body)["files"]]
+            regular = {"uploadMode": "regular", "shouldIgnore": False}
+            return {"files": [{"path": name} | regular for name in names]}, 200
+        if path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.files[line["value"]["path"]] = content
+            commit = f"{address}/{self.repository}/commit/1"
+            return {"commitUrl": commit, "commitOid": "1" * 40}, 200
+        return {"error": f"not here: {path}"}, 404
+
+
+@dataclass
 class LocalHub:
     """Its files, what is said of them, and what was requested."""
 
     files: dict[str, bytes]
+    uploads: Uploads = field(default_factory=Uploads)
     checksums: dict[str, str] = field(default_factory=dict)
     """SHA-256 to state in place of the true ones."""
 
@@ -84,11 +128,20 @@ def local_hub(files: dict[str, bytes]) -> Iterator[LocalHub]:
                 self.end_headers()
             elif self.path == f"/storage/{name}":
                 self._send(hub.files[name])
+            elif hub.uploads.created and f"/{hub.uploads.repository}" in self.path:
+                self._answer(json.dumps(hub.uploads.about()).encode(), "application/json")
             else:
                 self.send_error(404)
 
-        def _answer(self, body: bytes, kind: str) -> None:
-            self.send_response(200)
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            token, path = self.headers.get("Authorization", ""), self.path.partition("?")[0]
+            with lock:
+                value, status = hub.uploads.answer(hub.address, path, body, token)
+            self._answer(json.dumps(value).encode(), "application/json", status)
+
+        def _answer(self, body: bytes, kind: str, status: int = 200) -> None:
+            self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

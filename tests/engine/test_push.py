@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import threading
@@ -44,6 +43,7 @@ from pointdistill.model.config import AugmentConfig
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from tests.engine.conftest import micro_config
+from tests.engine.local_hub import Uploads
 
 OPEN = {"name": "builtin", "licence": "CC0-1.0 (made on the spot)", "shapes": 4000}
 BY = {"name": "OmniObject3D", "licence": "CC BY 4.0", "shapes": 5911}
@@ -340,10 +340,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: list[str] = []
-        self.created: dict[str, Any] = {}
-        self.files: dict[str, bytes] = {}
-        self.token = ""
+        self.uploads = Uploads()
 
     @property
     def address(self) -> str:
@@ -354,32 +351,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
-        self._answer({"id": "jane/shapes", "sha": "0" * 40, "siblings": []})
+        self._answer(self.server.uploads.about())
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        hub, path = self.server, self.path.partition("?")[0]
-        hub.asked.append(path)
-        hub.token = self.headers.get("Authorization", "")
-        if path == "/api/repos/create":
-            hub.created = json.loads(body)
-            self._answer({"url": f"{hub.address}/jane/shapes"})
-        elif path == "/api/validate-yaml":
-            self._answer({"errors": [], "warnings": []})
-        elif path.endswith("/preupload/main"):
-            names = [file["path"] for file in json.loads(body)["files"]]
-            regular = {"uploadMode": "regular", "shouldIgnore": False}
-            self._answer({"files": [{"path": name} | regular for name in names]})
-        elif path.endswith("/commit/main"):
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    content = base64.b64decode(line["value"]["content"])
-                    hub.files[line["value"]["path"]] = content
-            self._answer(
-                {"commitUrl": f"{hub.address}/jane/shapes/commit/1", "commitOid": "1" * 40}
-            )
-        else:
-            self._answer({"error": f"not here: {path}"}, status=404)
+        token, path = self.headers.get("Authorization", ""), self.path.partition("?")[0]
+        self._answer(*self.server.uploads.answer(self.server.address, path, body, token))
 
     def _answer(self, value: dict[str, Any], status: int = 200) -> None:
         data = json.dumps(value).encode()
@@ -425,11 +402,16 @@ def point_client_at(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 def test_what_reaches_the_hub(hub: Hub, run: Path, tmp_path: Path, private: bool) -> None:
     made = prepare(run, "jane/shapes", tmp_path / "card")
     assert upload(made.folder, "jane/shapes", private=private) == f"{hub.address}/jane/shapes"
-    assert hub.created["name"] == "shapes"
-    assert hub.created["organization"] == "jane"
-    assert bool(hub.created.get("private") or hub.created.get("visibility") == "private") == private
-    assert hub.token == "Bearer hf_of_jane"
-    assert hub.files == {entry.name: entry.read_bytes() for entry in made.folder.iterdir()}
+    assert hub.uploads.created["name"] == "shapes"
+    assert hub.uploads.created["organization"] == "jane"
+    assert (
+        bool(
+            hub.uploads.created.get("private") or hub.uploads.created.get("visibility") == "private"
+        )
+        == private
+    )
+    assert hub.uploads.token == "Bearer hf_of_jane"
+    assert hub.uploads.files == {entry.name: entry.read_bytes() for entry in made.folder.iterdir()}
 
 
 class _Endless(_Handler):
@@ -462,7 +444,7 @@ def test_without_a_token_the_folder_stays(
         CheckpointError, match=r"no Hugging Face token .*set HF_TOKEN\. .*is ready and"
     ):
         upload(made.folder, "jane/shapes", private=False)
-    assert hub.asked == []
+    assert hub.uploads.asked == []
     assert (made.folder / "README.md").is_file()
 
 
