@@ -69,6 +69,18 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def kernels(session: nox.Session) -> None:
+    """The Triton kernels against the reference on 1,000 random inputs, by Triton's interpreter; minutes."""
+    session.install("-e", ".[test]", "triton")
+    session.run(
+        "pytest",
+        "tests/model/test_kernels.py",
+        "--timeout=0",
+        env={"POINTDISTILL_KERNEL_INPUTS": session.posargs[0] if session.posargs else "1000"},
+    )
+
+
+@nox.session(default=False)
 def bundled(session: nox.Session) -> None:
     """Train the encoder that comes with the program again: corpus, run, statistics; two hours, resumable."""
     session.install("-e", ".")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -117,6 +118,9 @@ KERNELS = {
     "_foreach_norm": 2,
 }
 
+FOREACH_ARGUMENTS = 250
+"""Tensors that one of Inductor's kernels for lists of tensors takes at most."""
+
 # Operations that launch nothing, although their results are not always views.
 FREE = {
     "empty",
@@ -208,6 +212,11 @@ class Ledger:
     """What was counted so far, by part, and the memory that is alive."""
 
     parts: dict[str, Counted] = field(default_factory=lambda: collections.defaultdict(Counted))
+    kinds: dict[tuple[str, str], Counted] = field(
+        default_factory=lambda: collections.defaultdict(Counted)
+    )
+    """The same by part and by what was computed."""
+
     part: str = "plain"
     counting: bool = False
     paused: bool = False
@@ -278,9 +287,9 @@ class CountOperations(torch.utils._python_dispatch.TorchDispatchMode):
         count = KERNELS.get(name, 1)
         if name.startswith(("_foreach", "_fused_adam")):
             count = -(-len(args[0]) // 30) + moved // (4 * 65536 * 320 * 4)
-        part = LEDGER.parts[LEDGER.part]
-        part.kernels += count
-        part.bytes += moved
+        for found in (LEDGER.parts[LEDGER.part], LEDGER.kinds[LEDGER.part, name]):
+            found.kernels += count
+            found.bytes += moved
         return result
 
 
@@ -292,9 +301,11 @@ class CompiledPart:
     """A function or module as ``torch.compile`` would run it: its graphs are counted, and then interpreted."""
 
     tracing = False
+    checkpoints = 0
 
     def __init__(self, name: str, function: Callable[..., Any], module: nn.Module | None) -> None:
         self.name, self.function, self.module = name, function, module
+        self.options: dict[str, Any] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from torch._functorch.aot_autograd import aot_function
@@ -337,6 +348,7 @@ class CompiledPart:
                 bw_compiler=self.counter(", backward", counting),
                 partition_fn=partition,
                 decompositions=select_decomp_table(),
+                keep_inference_input_mutations=True,
             )
             outputs = iter(run(weights, [leaves[i] for i in places]))
         finally:
@@ -350,13 +362,15 @@ class CompiledPart:
     def counter(self, suffix: str, counting: bool) -> Callable[..., Any]:
         """A compiler that counts a graph, and then interprets it."""
         from functorch.compile import make_boxed_func
+        from torch._inductor import config as inductor_config
 
         def compile_graph(graph: Any, example: Any) -> Any:
             part, needed = self.name + suffix, 0
             if counting:
                 # A backward pass is compiled while the plain one around it is counted.
                 paused, LEDGER.paused = LEDGER.paused, True
-                needed = count_graph(graph, example, LEDGER.parts[part])
+                with inductor_config.patch(self.options):
+                    needed = count_graph(graph, example, part)
                 LEDGER.paused = paused
                 found = LEDGER.parts[part]
                 sys.stderr.write(f"{part}: {found.kernels} kernels, {found.bytes / 1e9:.2f} GB\n")
@@ -376,10 +390,10 @@ class CompiledPart:
         return compile_graph
 
 
-def count_graph(graph: Any, example: Any, part: Counted) -> int:
+def count_graph(graph: Any, example: Any, part: str) -> int:
     """Add what Inductor would launch for a graph; returns the bytes that it needs beyond its inputs."""
     from torch._dynamo.utils import detect_fake_mode
-    from torch._inductor import memory, scheduler
+    from torch._inductor import ir, memory, scheduler
     from torch._inductor.graph import GraphLowering
     from torch._inductor.virtualized import V
 
@@ -404,16 +418,16 @@ def count_graph(graph: Any, example: Any, part: Counted) -> int:
             lowered._update_scheduler()
             plan = lowered.scheduler
             for node in plan.nodes:
-                if isinstance(node, scheduler.NopKernelSchedulerNode):
+                # One of several results of a library call is read from a tuple, without a launch.
+                if isinstance(node, scheduler.NopKernelSchedulerNode) or isinstance(
+                    node.node, ir.MultiOutput
+                ):
                     continue
-                part.bytes += node.get_read_write_buffers_sizes()
-                if isinstance(node, scheduler.ExternKernelSchedulerNode):
-                    operation = getattr(node.node, "op_overload", None)
-                    name = operation._schema.name.split("::")[1] if operation is not None else ""
-                    part.kernels += KERNELS.get(name, 1)
-                    part.library += 1
-                else:
-                    part.kernels += 1
+                kind, kernels, library = described(node)
+                for found in (LEDGER.parts[part], LEDGER.kinds[part, kind]):
+                    found.bytes += node.get_read_write_buffers_sizes()
+                    found.kernels += kernels
+                    found.library += library
             inputs = memory.OrderedSet(lowered.graph_inputs.keys())
             outputs = memory.OrderedSet(lowered.get_output_names())
             freeable = memory.get_freeable_input_buf(plan.nodes, inputs)
@@ -426,6 +440,57 @@ def count_graph(graph: Any, example: Any, part: Counted) -> int:
     return max(0, highest - held)
 
 
+def described(node: Any) -> tuple[str, int, int]:
+    """What a planned node computes, the kernels that it launches, and how many of them a library has."""
+    from torch._inductor import scheduler
+
+    if isinstance(node, scheduler.ExternKernelSchedulerNode):
+        operation = getattr(node.node, "op_overload", None)
+        if operation is None:
+            return type(node.node).__name__, 1, 1
+        name = operation._schema.name.split("::")[1]
+        return name, KERNELS.get(name, 1), 1
+    parts = node.get_nodes()
+    names = sorted({str(o.target) for part in parts for o in part.node.get_origins()})
+    kernels = 1
+    if isinstance(node, scheduler.ForeachKernelSchedulerNode):
+        arguments = sum(len(part.read_writes.reads | part.read_writes.writes) for part in parts)
+        kernels = -(-arguments // FOREACH_ARGUMENTS)
+    sizes = max((tuple(map(int, part.node.get_size())) for part in parts), key=math.prod)
+    return (
+        f"{sizes} " + " ".join(n.removeprefix("aten.").partition(".")[0] for n in names),
+        kernels,
+        0,
+    )
+
+
+def checkpointed(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """``checkpoint``; within a graph it marks what is to be computed again, as ``torch.compile`` has it marked."""
+    from torch.fx import traceback
+    from torch.utils.checkpoint import (
+        CheckpointPolicy,
+        checkpoint,
+        create_selective_checkpoint_contexts,
+    )
+
+    if not CompiledPart.tracing:
+        return checkpoint(function, *args, **options)
+
+    def again(*_: Any, **__: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    def marks() -> Any:
+        contexts: Any = create_selective_checkpoint_contexts(again)
+        CompiledPart.checkpoints += 1
+        contexts[0].ac_graph_id = CompiledPart.checkpoints
+        return contexts
+
+    # Without the marks the graph's common subexpressions are merged, and nothing is computed again.
+    options |= {"context_fn": marks, "early_stop": False}
+    with traceback.preserve_node_meta():
+        return checkpoint(function, *args, **options)
+
+
 @contextlib.contextmanager
 def counted_compiler() -> Iterator[None]:
     """Within the block ``torch.compile`` counts instead of compiling."""
@@ -434,8 +499,9 @@ def counted_compiler() -> Iterator[None]:
         inner = getattr(function, "func", function)
         return CompiledPart(inner.__name__.removesuffix("_of"), function, None)
 
-    def compile_module(module: nn.Module, **_: Any) -> None:
+    def compile_module(module: nn.Module, **given: Any) -> None:
         part = CompiledPart(type(module).__name__.lower(), module._call_impl, module)
+        part.options = given.get("options", {})
         module._compiled_call_impl = part
 
     torch.compile, nn.Module.compile = compile_function, compile_module
@@ -486,7 +552,9 @@ torch.library.register_fake(
 )
 
 
-def count(config: PretrainConfig, *, compiled: bool, points: int, recompute: bool) -> None:
+def count(
+    config: PretrainConfig, *, compiled: bool, points: int, recompute: bool, kinds: int
+) -> None:
     """Count a step that is not the first, since moments exist from the second on; print the table."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -494,8 +562,9 @@ def count(config: PretrainConfig, *, compiled: bool, points: int, recompute: boo
     from pointdistill.engine.pretraining.checkpoints import TrainState
     from pointdistill.engine.pretraining.execution import StepCompiler
     from pointdistill.engine.pretraining.loader import Batch
+    from pointdistill.engine.pretraining.view_maker import ViewMaker
     from pointdistill.engine.runtime.optimizer import build_optimizer
-    from pointdistill.model import distillation, kernels, masking, patches, transformer
+    from pointdistill.model import distillation, encoder, kernels, masking, patches, transformer
 
     for record in (
         patches.Patches,
@@ -520,6 +589,7 @@ def count(config: PretrainConfig, *, compiled: bool, points: int, recompute: boo
         gelu=torch.nn.functional.gelu,
         scaled_dot_product_attention=attend,
     )
+    encoder.checkpoint = checkpointed
     kernels.triton = kernels.triton or (object() if compiled else None)
     # A generator of a fake device cannot be made; what is drawn has no numbers anyway.
     draw_order, draw_uniform = torch.randperm, torch.rand
@@ -550,7 +620,7 @@ def count(config: PretrainConfig, *, compiled: bool, points: int, recompute: boo
         optimizer = build_optimizer(student, learning_rate=5e-4, weight_decay=0.05)
         state = TrainState(config, student, teacher, optimizer)
         take = steps.TrainingStep(state, student, accelerator, compiler)
-        make_views = steps.ViewMaker(config, device, compiler)
+        make_views = ViewMaker(config, device, compiler)
         shapes = Batch(
             torch.empty(batch, points, 3, device=device),
             torch.empty(batch, dtype=torch.int64, device=device),
@@ -568,7 +638,7 @@ def count(config: PretrainConfig, *, compiled: bool, points: int, recompute: boo
         views = in_part(make_views, "views, plain")(shapes)
         in_part(take, "step, plain")(shapes, views, rates)
     kind = "compiled" if compiled else "plain"
-    report(f"{config.name}, {config.encoder.depth} blocks, batch {batch}, {kind}")
+    report(f"{config.name}, {config.encoder.depth} blocks, batch {batch}, {kind}", kinds)
 
 
 def in_part(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -597,7 +667,7 @@ def on_fake_gpu(module: Any) -> Any:
     return module
 
 
-def report(title: str) -> None:
+def report(title: str, kinds: int) -> None:
     lines = [
         f"{title}, torch {torch.__version__}",
         f"{'part':24} {'kernels':>8} {'library':>8} {'GB':>8}",
@@ -609,6 +679,11 @@ def report(title: str) -> None:
         total.library += part.library
         total.bytes += part.bytes
     lines.append(f"{'total':24} {total.kernels:8} {total.library:8} {total.bytes / 1e9:8.2f}")
+    largest = sorted(LEDGER.kinds.items(), key=lambda kind: (-kind[1].kernels, -kind[1].bytes))
+    for (part, name), found in largest[:kinds]:
+        lines.append(
+            f"{part:24} {found.kernels:8} {found.library:8} {found.bytes / 1e9:8.2f}  {name[:160]}"
+        )
     lines.append(f"peak {LEDGER.peak / GIB:.2f} GiB, in {LEDGER.peak_at}")
     sys.stdout.write("\n".join(lines) + "\n")
 
@@ -629,6 +704,12 @@ def main() -> None:
         "--depth", type=int, default=0, help="blocks of the encoder, if not the size's"
     )
     parser.add_argument("--predictor-depth", type=int, default=0, help="the same of the predictor")
+    parser.add_argument(
+        "--kinds",
+        type=int,
+        default=0,
+        help="also list so many kinds of kernels, the most frequent first",
+    )
     given = parser.parse_args()
     install_fake_gpu()
 
@@ -646,6 +727,7 @@ def main() -> None:
         compiled=given.compile == "on",
         points=given.points,
         recompute=given.recompute,
+        kinds=given.kinds,
     )
 
 

@@ -40,8 +40,9 @@ from pointdistill.engine.pretraining.checkpoints import new_state, to_device
 from pointdistill.engine.pretraining.execution import StepCompiler, compile_failure, prepare_student
 from pointdistill.engine.pretraining.loader import batches, read_batch
 from pointdistill.engine.pretraining.pretrain import pretrain
-from pointdistill.engine.pretraining.step import TrainingStep, ViewMaker
+from pointdistill.engine.pretraining.step import TrainingStep
 from pointdistill.engine.pretraining.trainer import RunOptions
+from pointdistill.engine.pretraining.view_maker import ViewMaker
 from pointdistill.engine.runtime.devices import GIB, build_accelerator
 from pointdistill.model import losses, patches, selection
 from pointdistill.reporter import StepRecord, TrainingReporter

@@ -13,18 +13,23 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.config.config import PretrainConfig, Recompute
 from pointdistill.engine.pretraining import execution
 from pointdistill.engine.pretraining.checkpoints import new_state
 from pointdistill.engine.pretraining.execution import (
+    Recorder,
     StepCompiler,
     compile_failure,
     prepare_student,
     step_compiler,
+    tensors_in,
 )
 from pointdistill.engine.pretraining.loader import Batch
-from pointdistill.engine.pretraining.step import TrainingStep, ViewMaker, make_views
+from pointdistill.engine.pretraining.step import TrainingStep, make_views
+from pointdistill.engine.pretraining.view_maker import ViewMaker
 from pointdistill.engine.runtime.devices import build_accelerator
+from pointdistill.model import patches, selection
+from pointdistill.model import views as views_module
 from pointdistill.model.config import Mode
 from pointdistill.model.distillation import Views
 from tests.engine.conftest import micro_config
@@ -95,11 +100,16 @@ def taken(
     ("mode", "drop_path", "packed"),
     [(Mode.DUAL, 0.2, True), (Mode.CLS, 0.05, False), (Mode.MPM, 0.0, False)],
 )
-def test_a_step_is_three_whole_graphs_with_the_same_losses(
+def test_a_step_is_whole_graphs_with_the_same_losses(
     mode: Mode, drop_path: float, packed: bool
 ) -> None:
-    """A graph break is an error, and so is compiling once more for a step's new rates."""
+    """A graph break is an error, and so is compiling once more for a step's new rates.
+
+    The packed case also computes what is between the patch embedding's linear layers again.
+    """
     config = config_of(mode, drop_path)
+    if packed:
+        config = replace(config, checkpoint_patch_embedding=Recompute.ON)
     with torch._dynamo.config.patch(error_on_recompile=True):
         ours = losses_of(config, StepCompiler(active=True, retries=False), packed=packed)
     assert ours == pytest.approx(losses_of(config), rel=1e-5)
@@ -203,6 +213,53 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_before(
 def test_packed_passes_have_the_losses_of_single_ones(mode: Mode, drop_path: float) -> None:
     config = config_of(mode, drop_path)
     assert losses_of(config, packed=True) == pytest.approx(losses_of(config), rel=1e-6)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views of tensor operations alone, as a GPU's are, which can be recorded."""
+    for module in (views_module, patches, selection):
+        monkeypatch.setattr(module, "in_numpy", lambda _: False)
+
+
+def made(recorder: Recorder | None, config: PretrainConfig, sizes: list[int]) -> list[list[Any]]:
+    """The numbers of all views of batches of these sizes, each of another epoch and with other points."""
+    make = ViewMaker(config, torch.device("cuda"), StepCompiler(recorder=recorder))
+    views = []
+    for epoch, points in enumerate(sizes):
+        batch = batch_of(config, points)
+        batch = replace(
+            batch, epoch=epoch, points=batch.points * (1 + epoch), index=batch.index + epoch
+        )
+        views.append([tensor.tolist() for tensor in tensors_in(make(batch))])
+    return views
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_recorded_views_are_those_of_every_later_batch() -> None:
+    """The same bits; a batch of another size is made without the recording."""
+    config, tape, sizes = micro_config(), Tape(), [128, 128, 128, 128, 128, 96, 128]
+    assert made(tape, config, sizes) == made(None, config, sizes)
+    assert tape.replays == 1 + 3, "the check, and the batches of the first size from the fourth on"
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(
+    ("recorder", "reason"),
+    [(Unable, "operation not permitted"), (Tape, "recorded, they make other views")],
+)
+def test_views_that_cannot_be_recorded_are_made_as_before(
+    recorder: type[Tape],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(Tape, "replay", lambda tape: tape.calls[-1][-1].add_(1))
+    config, sizes = micro_config(), [128] * 5
+    assert made(recorder(), config, sizes) == made(None, config, sizes)
+    (line,) = our_lines(caplog)
+    assert line.startswith("the views' kernels are launched one by one, which takes longer: ")
+    assert reason in line
 
 
 def test_views_are_one_graph_for_the_first_size_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,9 +87,9 @@ def test_a_teacher_begins_with_the_students_own_bits() -> None:
 def test_a_centre_is_subtracted_from_the_logits_of_its_own_head() -> None:
     logits = {Head.CLS: torch.tensor([[3.0, 1.0]]), Head.PATCH: torch.tensor([[5.0, 5.0]])}
     centers = {Head.CLS: torch.tensor([1.0, 2.0]), Head.PATCH: torch.tensor([5.0, 0.0])}
-    centered = TeacherOutput(logits, torch.zeros(1)).centered(centers)
-    assert centered.logits[Head.CLS].tolist() == [[2.0, -1.0]]
-    assert centered.logits[Head.PATCH].tolist() == [[0.0, 5.0]]
+    output = TeacherOutput(logits, torch.zeros(1), centers)
+    assert output.centered_logits(Head.CLS).tolist() == [[2.0, -1.0]]
+    assert output.centered_logits(Head.PATCH).tolist() == [[0.0, 5.0]]
 
 
 def test_teacher_stays_in_evaluation_mode_and_gets_no_gradient() -> None:

@@ -223,10 +223,10 @@ def _logits(step: GoldenStep) -> dict[str, Tensor]:
     if cls is not None:
         logits = {view.seen_as: view.logits for view in cls.views}
         result["cls_preds"] = logits.get(SeenAs.MASKED, logits[SeenAs.WHOLE])
-        result["cls_targets"] = step.targets.logits[Head.CLS]
+        result["cls_targets"] = step.targets.centered_logits(Head.CLS)
     if patch is not None:
         result["patch_preds"] = patch.logits
-        targets = step.targets.logits[Head.PATCH].flatten(0, 1)
+        targets = step.targets.centered_logits(Head.PATCH).flatten(0, 1)
         result["patch_targets"] = targets[patch.target_index]
     return result
 

@@ -76,16 +76,20 @@ class TeacherOutput(NamedTuple):
     logits: dict[Head, Tensor]
     """(B, V, Q) of the CLS head, (B · V, P, Q) of the patch head, for those heads that the mode has.
 
-    In float32. Raw as the teacher computes them; less their head's centre in what `centered` returns, which is
-    what the objective takes."""
+    Raw, and in the dtype that the teacher computes them in."""
 
     patch_features: Tensor
     """(B · V, P, D), after the final norm."""
 
-    def centered(self, centers: Mapping[Head, Tensor]) -> TeacherOutput:
-        """The same output with each head's centre (Q,) subtracted from its logits."""
-        logits = {head: values - centers[head] for head, values in self.logits.items()}
-        return self._replace(logits=logits)
+    centers: dict[Head, Tensor] | None = None
+    """(Q,) each head's centre, which is subtracted from its logits wherever they are read; None for none."""
+
+    def centered_logits(self, head: Head) -> Tensor:
+        """The logits of a head less its centre, in float32."""
+        # Not kept: they are twice as large as the raw ones of bf16, and whoever compiles this subtracts while
+        # reading.
+        logits = self.logits[head].float()
+        return logits if self.centers is None else logits - self.centers[head]
 
 
 class ViewLogits(NamedTuple):
@@ -332,9 +336,9 @@ class Teacher(Branch):
         cls, patches = self.encoder.encode_tokens(self.encoder.embed(global_views.flatten()))
         logits = {}
         if self.cls_head is not None and cls is not None:
-            logits[Head.CLS] = self.cls_head(cls).float().unflatten(0, (shapes, -1))
+            logits[Head.CLS] = self.cls_head(cls).unflatten(0, (shapes, -1))
         if self.patch_head is not None:
-            logits[Head.PATCH] = self.patch_head(patches).float()
+            logits[Head.PATCH] = self.patch_head(patches)
         return TeacherOutput(logits, patches)
 
     @torch.no_grad()
@@ -357,7 +361,7 @@ def objective(
 
     Args:
         predictions: the student's predictions, which decide which terms there are.
-        targets: the teacher's output, already centred.
+        targets: the teacher's output, with the centres of its logits.
         temperatures: the temperatures of this step.
         koleo_weight: weight of KoLeo in the total, which is a weighted mean; the other terms have weight 1.
         gathered: the student's global CLS features of all processes, and the index of our first row among them;
@@ -386,7 +390,7 @@ def _patch_term(
     patch: PatchPredictions, targets: TeacherOutput, temperatures: Temperatures
 ) -> Tensor:
     """Cross-entropy of every hidden patch of every mask against the teacher's posterior of the same patch."""
-    probs = (targets.logits[Head.PATCH] / temperatures.patch_teacher).softmax(-1)
+    probs = (targets.centered_logits(Head.PATCH) / temperatures.patch_teacher).softmax(-1)
     return patch_cross_entropy(
         patch.logits,
         probs.flatten(0, 1),
@@ -397,7 +401,7 @@ def _patch_term(
 
 def _cls_term(cls: ClsPredictions, targets: TeacherOutput, temperatures: Temperatures) -> Tensor:
     """Mean of the cross-entropies of local, masked and whole views, with the same weight for each kind."""
-    probs = (targets.logits[Head.CLS] / temperatures.cls_teacher).softmax(-1)
+    probs = (targets.centered_logits(Head.CLS) / temperatures.cls_teacher).softmax(-1)
     terms = [
         view_cross_entropy(
             view.logits, probs[:, view.first_target :], student_temperature=temperatures.student

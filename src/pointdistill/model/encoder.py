@@ -6,8 +6,9 @@ Sizes: B clouds, N points, P patches, K points per patch, D width. Source: AsymD
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,11 @@ class PatchEmbedding(nn.Module):
     """
 
     recompute = False
-    """Keep only the offsets for the backward pass, which then computes the rest again."""
+    """Keep less for the backward pass, which then computes it again.
+
+    Plain PyTorch keeps the offsets only. Compiled code keeps the results of the linear layers, and computes what
+    is between them again while it reads these: about as little memory at its peak, and no matrix product twice.
+    """
 
     def __init__(
         self, width: int, *, stage_one: Sequence[int], stage_two: Sequence[int], bias: bool
@@ -75,18 +80,15 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, offsets: Tensor) -> Tensor:
         """(B, P, D) from (B, P, K, 3)."""
-        if not (self.recompute and torch.is_grad_enabled()):
-            return self._embed(offsets)
-        # No layer draws random numbers. Keeping the generators' states all the same would make the host wait for
-        # the device.
-        embedded: Tensor = checkpoint(
-            self._embed, offsets, use_reentrant=False, preserve_rng_state=False
-        )
-        return embedded
+        if torch.compiler.is_compiling() and torch.is_grad_enabled():
+            return self._embed(offsets, again=self.recompute)
+        return _again(self._embed, offsets) if self.recompute else self._embed(offsets)
 
-    def _embed(self, offsets: Tensor) -> Tensor:
-        local = self.stage_one(offsets)
-        summary = local.amax(-2)
+    def _embed(self, offsets: Tensor, *, again: bool = False) -> Tensor:
+        """The embedding; ``again`` if what lies between linear layers is not kept for the backward pass."""
+        shape = offsets.shape[:-1]
+        local = _through(list(self.stage_one), offsets.flatten(0, -2), again).unflatten(0, shape)
+        summary = patch_maximum(local)
         # A linear layer over [x, max] is the sum of one over x and one over max. The latter is computed once per
         # patch instead of once per point, and the (B, P, K, 2 · hidden) concatenation is never made.
         mix = self.stage_two[0]
@@ -94,9 +96,73 @@ class PatchEmbedding(nn.Module):
         point_weight, patch_weight = mix.weight.chunk(2, dim=1)
         mixed = nn.functional.linear(local, point_weight)
         mixed = mixed + nn.functional.linear(summary, patch_weight, mix.bias).unsqueeze(-2)
-        for layer in list(self.stage_two)[1:]:
-            mixed = layer(mixed)
-        return mixed.amax(-2)
+        layers = list(self.stage_two)[1:]
+        return patch_maximum(_through(layers, mixed.flatten(0, -2), again).unflatten(0, shape))
+
+
+def _again(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """``function(value)``, which is computed again in the backward pass instead of being kept for it."""
+    if not torch.is_grad_enabled():
+        return function(value)
+    # No layer draws random numbers. Keeping the generators' states all the same would make the host wait for the
+    # device.
+    result: Tensor = checkpoint(function, value, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def _through(layers: Sequence[nn.Module], value: Tensor, again: bool) -> Tensor:
+    """``value`` (N, C) after the layers; if ``again``, those between two linear ones are not kept."""
+    between: tuple[nn.Module, ...] = ()
+    for layer in layers:
+        if again and not isinstance(layer, nn.Linear):
+            between = (*between, layer)
+            continue
+        if between:
+            value, between = _again(_in_order(between), value), ()
+        value = layer(value)
+    return value
+
+
+def _in_order(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """A function that calls one layer after another."""
+
+    def call(value: Tensor) -> Tensor:
+        for layer in layers:
+            value = layer(value)
+        return value
+
+    return call
+
+
+def patch_maximum(values: Tensor) -> Tensor:
+    """Maximum (B, P, C) of the points' values (B, P, K, C) of each patch."""
+    if torch.compiler.is_compiling() and torch.is_grad_enabled():
+        largest: Tensor = _FusableMaximum.apply(values)  # type: ignore[no-untyped-call]
+        return largest
+    return values.amax(-2)
+
+
+class _FusableMaximum(torch.autograd.Function):
+    """Maximum over the points, for a compiler: its gradient needs the index of the largest point alone.
+
+    PyTorch's shares the gradient among all points of that value. It reads the values twice more for it, and keeps
+    a mask of their size. Equal points of a patch are computed alike, so to the weights it is the same which of
+    them has the gradient. Of points that only bf16's rounding made equal, one has it instead of each a part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        largest, index = values.max(-2)
+        ctx.points = values.shape[-2]
+        ctx.save_for_backward(index.to(torch.int16))
+        return largest
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (index,) = ctx.saved_tensors
+        point = torch.arange(ctx.points, device=index.device, dtype=index.dtype)
+        chosen = point[:, None] == index.unsqueeze(-2)
+        return torch.where(chosen, gradient.unsqueeze(-2), 0.0)
 
 
 def _mlp(widths: Sequence[int], *, bias: bool) -> nn.Sequential:

@@ -49,8 +49,10 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
-        on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if on_cpu and x.dtype == self.weight.dtype and torch.is_grad_enabled():
+        if torch.compiler.is_compiling() and torch.is_grad_enabled():
+            fused: Tensor = _FusableRmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+            return fused
+        if x.device.type == "cpu" and x.dtype == self.weight.dtype and torch.is_grad_enabled():
             return rms_norm(x, self.weight, NORM_EPS)
         weight = self.weight.to(x.dtype)
         if not torch.is_autocast_enabled(x.device.type):
@@ -88,6 +90,28 @@ class _RmsNorm(torch.autograd.Function):
         grad_x = (gradient * weight).mul_(scale)
         grad_x.addcmul_(x, along * scale.pow(3), value=-1.0 / x.shape[-1])
         return grad_x, scale.flatten() @ product, None
+
+
+class _FusableRmsNorm(torch.autograd.Function):
+    """RMSNorm for a compiler: computed in float32, while what is kept of it has the dtype of the input."""
+
+    # PyTorch's own begins its gradient with a copy in float32, which both of its sums read, and which a compiler
+    # therefore writes. Here tensors of the two dtypes are multiplied instead.
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = (x.float().square().mean(-1, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale * weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        # No product with the gradient is used twice, or the compiler would write that product, in float32.
+        normed = x * scale
+        along = (normed * weight * gradient).mean(-1, keepdim=True)
+        grad_x = ((gradient * weight - normed * along) * scale).to(x.dtype)
+        return grad_x, (gradient * normed).flatten(0, -2).sum(0), None
 
 
 class Attention(nn.Module):

@@ -104,6 +104,19 @@ _WHOLE: dict[str, Any] = {"fullgraph": True, "dynamic": False}
 """One graph for a whole part, made for the sizes of a run alone, which do not change."""
 
 
+def _options() -> dict[str, Any]:
+    """How Inductor is to fuse the operations of a module."""
+    from torch._inductor import config
+
+    # At most so many operations are computed again by each of their readers. The gradients of a norm and the GELU
+    # after it have more than PyTorch's limit of 30, so they would be split between the two, and be written in
+    # float32. Only for modules: the long chains of integers that views are drawn by would be multiplied.
+    limit = "realize_opcount_threshold"
+    if "backend" in _WHOLE or not hasattr(config, limit):
+        return {}
+    return {"options": {limit: 48}}
+
+
 def step_compiler(
     setting: str, accelerator: Accelerator, *, sharding: str = "none"
 ) -> StepCompiler:
@@ -179,7 +192,7 @@ class StepCompiler:
     def module(self, module: nn.Module) -> None:
         """Compile calls of a module, in place: what wraps it, such as DDP, then calls compiled code."""
         if self.active:
-            module.compile(**_WHOLE)
+            module.compile(**_WHOLE, **_options())
 
     def function(self, function: Callable[..., Result]) -> Callable[..., Result]:
         """The function, compiled."""
@@ -194,11 +207,12 @@ class StepCompiler:
     def first_time(self, compute: Callable[[], Result], undo: Callable[[], None]) -> Result:
         """The result of ``compute``; if it fails, ``undo``, and the result as plain PyTorch computes it.
 
-        A compiler can fail on a whole step although it compiled a sum. Nothing is lost: a step changes weights
-        only after all that is compiled has run.
+        A compiler can fail on a whole step although it compiled a sum. Nothing is lost: it fails before any of
+        what it compiles has changed anything.
         """
         try:
-            return compute()
+            with self.running():
+                return compute()
         except Exception as error:
             if not (self.active and self._retries) or out_of_memory(error):
                 raise

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import astuple
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +30,12 @@ from pointdistill.engine.pretraining.execution import (
 )
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.monitor import DeviceMetrics, StepOutcome
-from pointdistill.engine.runtime.devices import out_of_memory
-from pointdistill.engine.runtime.optimizer import clip_gradients, guarded_step, update_average
+from pointdistill.engine.runtime.optimizer import (
+    clip_gradients,
+    guarded_step,
+    move_towards,
+    update_average,
+)
 from pointdistill.engine.runtime.schedules import Rates
 from pointdistill.model.config import Temperatures
 from pointdistill.model.distillation import (
@@ -46,7 +49,7 @@ from pointdistill.model.distillation import (
 )
 from pointdistill.model.losses import PosteriorStats, posterior_stats
 from pointdistill.model.masking import Masks, draw_masks
-from pointdistill.model.random import KeyedRandom, sample_keys, stream_number
+from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.transformer import DepthDraws
 from pointdistill.model.views import draw_views
 
@@ -79,38 +82,8 @@ def views_of(
     return Views(global_views, local_views, masks)
 
 
-class ViewMaker:
-    """Makes the views of batches, on a GPU by compiled code."""
-
-    def __init__(
-        self, config: PretrainConfig, device: torch.device, compiler: StepCompiler
-    ) -> None:
-        """Prepare to make the views of a configuration's batches on this device."""
-        self._plain = partial(views_of, config=config)
-        self._compiled: Callable[..., Views] | None = None
-        # On a CPU views are made by NumPy, which a compiler would replace by slower code.
-        if compiler.active and device.type == "cuda":
-            # A constant, although a compiler cannot see it.
-            torch._dynamo.assume_constant_result(stream_number)
-            self._compiled = compiler.function(self._plain)
-        self._size: torch.Size | None = None
-
-    def __call__(self, batch: Batch) -> Views:
-        """The views and masks of a batch."""
-        # Compiled for the first batch's size only. Where shapes differ in size so do batches, and kernels for each
-        # of them would take longer to make than they save.
-        self._size = self._size or batch.points.shape
-        shapes = (batch.points, batch.counts, batch.index)
-        if self._compiled is not None and batch.points.shape == self._size:
-            epoch = torch.full((), batch.epoch, device=batch.index.device)
-            try:
-                return self._compiled(*shapes, epoch)
-            except Exception as error:
-                if out_of_memory(error):
-                    raise
-                self._compiled = None
-                log.warning("views are not compiled, which takes longer: %s", first_line(error))
-        return self._plain(*shapes, batch.epoch)
+RECORDED_FROM = 3
+"""Calls in a process before one is recorded: compilers and libraries prepare themselves in the first ones."""
 
 
 class StopAndSaveFlags(NamedTuple):
@@ -167,9 +140,6 @@ class StepOutputs(NamedTuple):
     norm: Tensor
 
 
-RECORDED_FROM = 3
-"""Steps of a process before one is recorded: compilers and libraries prepare themselves in the first ones."""
-
 CLOSE_ENOUGH = 0.01
 """How far, relatively, loss and gradient norm may be from those of the step as it was before it was recorded: bf16
 and sums in another order differ by less."""
@@ -205,6 +175,7 @@ class TrainingStep:
         self.compiled_objective = (
             self.compiler.function(objective) if self.compiler.active else None
         )
+        self._move = self.compiler.function(move_towards)
         self.state = state
         self.student = student
         self.accelerator = accelerator
@@ -234,10 +205,9 @@ class TrainingStep:
         replayed = outputs is not None
         if outputs is None:
             inputs = self._inputs(batch, views, rates)
-            with self.compiler.running():
-                outputs = self.compiler.first_time(
-                    lambda: self._gradients(inputs), undo=self.state.optimizer.zero_grad
-                )
+            outputs = self.compiler.first_time(
+                lambda: self._gradients(inputs), undo=self.state.optimizer.zero_grad
+            )
         # Everything that the processes must agree on travels in one message, after the backward pass and before
         # anything is changed. What is replayed belongs to a single process, and has changed the state already.
         message = self._message(outputs, rates, watch, batch, stop_and_save_flags)
@@ -350,18 +320,20 @@ class TrainingStep:
         return StepOutputs(Losses(losses.total.detach(), terms), targets, means, norm)
 
     def _targets(self, views: Views) -> tuple[TeacherOutput, dict[Head, Tensor]]:
-        """The teacher's output with centred logits, and each head's mean raw logits (Q,) on this process."""
+        """The teacher's output with its centres, and each head's mean raw logits (Q,) on this process."""
         # Targets are centred on the moving average that the steps before left, not on this step's own mean. Only
         # the first step of a run with ``centers_from_first_batch`` has no such average yet, and uses its own
-        # batch's mean over all processes. This is a method of its own so that the raw logits are freed on return,
-        # before the student's passes need the memory.
+        # batch's mean over all processes.
         raw = self.state.teacher(views.global_views)
-        means = {head: logits.mean((0, 1)) for head, logits in raw.logits.items()}
-        centers = self.state.teacher.centers
+        means = {
+            head: logits.mean((0, 1), dtype=torch.float32) for head, logits in raw.logits.items()
+        }
+        # Copies, since a recorded step moves the centres before the posteriors are looked at.
+        centers = {head: self.state.teacher.centers[head].clone() for head in means}
         if self._takes_first_centers():
             averaged = mean_over_processes(self.accelerator, list(means.values()))
             centers = dict(zip(means, averaged, strict=True))
-        return raw.centered(centers), means
+        return raw._replace(centers=centers), means
 
     def _takes_first_centers(self) -> bool:
         return self.state.config.centers_from_first_batch and self.state.step == 0
@@ -419,7 +391,11 @@ class TrainingStep:
         state, applied = self.state, self.all_finite
         guarded_step(state.optimizer, inputs.learning_rate, applied)
         # After the optimiser, since the teacher averages the student's updated weights.
-        update_average(state.teacher, state.student, applied * inputs.teacher_share)
+        share = applied * inputs.teacher_share
+        self.compiler.first_time(
+            lambda: update_average(state.teacher, state.student, share, move=self._move),
+            undo=lambda: None,
+        )
         momentum = 0.0 if self._takes_first_centers() else CENTER_MOMENTUM
         for head, mean in means.items():
             center = state.teacher.centers[head]
@@ -460,7 +436,8 @@ def _posteriors(targets: TeacherOutput, rates: Rates) -> dict[Head, PosteriorSta
         Head.PATCH: rates.temperatures.patch_teacher,
     }
     return {
-        head: posterior_stats(logits, temperatures[head]) for head, logits in targets.logits.items()
+        head: posterior_stats(targets.centered_logits(head), temperatures[head])
+        for head in targets.logits
     }
 
 

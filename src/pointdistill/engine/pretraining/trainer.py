@@ -37,7 +37,8 @@ from pointdistill.engine.pretraining.run_folder import (
     TrainingCorpus,
     save_teacher,
 )
-from pointdistill.engine.pretraining.step import StopAndSaveFlags, TrainingStep, ViewMaker
+from pointdistill.engine.pretraining.step import StopAndSaveFlags, TrainingStep
+from pointdistill.engine.pretraining.view_maker import ViewMaker
 from pointdistill.engine.runtime.devices import DEVICES, PRECISIONS
 from pointdistill.engine.runtime.schedules import Rates
 from pointdistill.errors import CheckpointError, ConfigError, DivergenceError

@@ -7,7 +7,7 @@ Source: section 6 of docs/method.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -57,20 +57,32 @@ def guarded_step(
     optimizer.zero_grad(set_to_none=True)
 
 
+def move_towards(ours: list[Tensor], theirs: list[Tensor], share: Tensor) -> None:
+    """ours ← ours + share · (theirs − ours), with a scalar ``share`` on the device."""
+    # A single lerp would need its weight as a Python number, but this one is known to the device only.
+    difference = torch._foreach_sub(theirs, ours)
+    torch._foreach_mul_(difference, share)
+    torch._foreach_add_(ours, difference)
+
+
 @torch.no_grad()
-def update_average(average: nn.Module, module: nn.Module, share: Tensor) -> None:
+def update_average(
+    average: nn.Module,
+    module: nn.Module,
+    share: Tensor,
+    *,
+    move: Callable[[list[Tensor], list[Tensor], Tensor], None] = move_towards,
+) -> None:
     """average ← average + share · (module − average), over the parameters that ``average`` has.
 
     Args:
         average: the moving average, such as a teacher.
         module: the module it follows, such as a student; has at least the parameters of ``average``.
         share: scalar on the device: 1 − momentum, or 0 to leave ``average`` unchanged to the bit.
+        move: ``move_towards`` or compiled code of it, which reads and writes everything once.
     """
     ours, theirs = local_parameters(average), local_parameters(module)
-    # A single lerp would need its weight as a Python number, but this one is known to the device only.
-    difference = torch._foreach_sub([theirs[name] for name in ours], list(ours.values()))
-    torch._foreach_mul_(difference, share)
-    torch._foreach_add_(list(ours.values()), difference)
+    move(list(ours.values()), [theirs[name] for name in ours], share)
 
 
 def local_parameters(module: nn.Module) -> dict[str, Tensor]:
