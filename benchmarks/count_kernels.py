@@ -24,6 +24,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -560,9 +561,8 @@ def count(
 
     from pointdistill.engine.pretraining import step as steps
     from pointdistill.engine.pretraining.checkpoints import TrainState
-    from pointdistill.engine.pretraining.execution import StepCompiler
+    from pointdistill.engine.pretraining.execution import StepCompiler, ViewMaker
     from pointdistill.engine.pretraining.loader import Batch
-    from pointdistill.engine.pretraining.view_maker import ViewMaker
     from pointdistill.engine.runtime.optimizer import build_optimizer
     from pointdistill.model import distillation, encoder, kernels, masking, patches, transformer
 
@@ -620,7 +620,7 @@ def count(
         optimizer = build_optimizer(student, learning_rate=5e-4, weight_decay=0.05)
         state = TrainState(config, student, teacher, optimizer)
         take = steps.TrainingStep(state, student, accelerator, compiler)
-        make_views = ViewMaker(config, device, compiler)
+        make_views = ViewMaker(partial(steps.views_of, config=config), device, compiler)
         shapes = Batch(
             torch.empty(batch, points, 3, device=device),
             torch.empty(batch, dtype=torch.int64, device=device),

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -37,12 +38,16 @@ from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.planning.trial import SyntheticCorpus
 from pointdistill.engine.pretraining import step as step_module
 from pointdistill.engine.pretraining.checkpoints import new_state, to_device
-from pointdistill.engine.pretraining.execution import StepCompiler, compile_failure, prepare_student
+from pointdistill.engine.pretraining.execution import (
+    StepCompiler,
+    ViewMaker,
+    compile_failure,
+    prepare_student,
+)
 from pointdistill.engine.pretraining.loader import batches, read_batch
 from pointdistill.engine.pretraining.pretrain import pretrain
-from pointdistill.engine.pretraining.step import TrainingStep
+from pointdistill.engine.pretraining.step import TrainingStep, views_of
 from pointdistill.engine.pretraining.trainer import RunOptions
-from pointdistill.engine.pretraining.view_maker import ViewMaker
 from pointdistill.engine.runtime.devices import GIB, build_accelerator
 from pointdistill.model import losses, patches, selection
 from pointdistill.reporter import StepRecord, TrainingReporter
@@ -135,7 +140,9 @@ class SyntheticStep:
         to_device(self.state, self.device)
         student = prepare_student(self.state, self.accelerator, RunOptions().sharding)
         self.step = TrainingStep(self.state, student, self.accelerator, compiler)
-        self.make_views = ViewMaker(self.config, self.device, self.step.compiler)
+        self.make_views = ViewMaker(
+            partial(views_of, config=self.config), self.device, self.step.compiler
+        )
         self.rates = self.config.schedule.at(0, total=10_000, steps_per_epoch=400)
         shapes = SyntheticCorpus(self.config.batch_size, sizes(settings, 16_384, 512))
         self.batch = read_batch(shapes, range(len(shapes)), 0).to(self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,14 +20,14 @@ from pointdistill.engine.pretraining.checkpoints import new_state
 from pointdistill.engine.pretraining.execution import (
     Recorder,
     StepCompiler,
+    ViewMaker,
     compile_failure,
     prepare_student,
     step_compiler,
     tensors_in,
 )
 from pointdistill.engine.pretraining.loader import Batch
-from pointdistill.engine.pretraining.step import TrainingStep, make_views
-from pointdistill.engine.pretraining.view_maker import ViewMaker
+from pointdistill.engine.pretraining.step import TrainingStep, make_views, views_of
 from pointdistill.engine.runtime.devices import build_accelerator
 from pointdistill.model import patches, selection
 from pointdistill.model import views as views_module
@@ -224,7 +225,9 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made(recorder: Recorder | None, config: PretrainConfig, sizes: list[int]) -> list[list[Any]]:
     """The numbers of all views of batches of these sizes, each of another epoch and with other points."""
-    make = ViewMaker(config, torch.device("cuda"), StepCompiler(recorder=recorder))
+    make = ViewMaker(
+        partial(views_of, config=config), torch.device("cuda"), StepCompiler(recorder=recorder)
+    )
     views = []
     for epoch, points in enumerate(sizes):
         batch = batch_of(config, points)
@@ -277,7 +280,9 @@ def test_views_are_one_graph_for_the_first_size_only(monkeypatch: pytest.MonkeyP
         return call
 
     monkeypatch.setattr(StepCompiler, "function", noted)
-    make = ViewMaker(config, torch.device("cuda"), StepCompiler(active=True))
+    make = ViewMaker(
+        partial(views_of, config=config), torch.device("cuda"), StepCompiler(active=True)
+    )
     for points, epoch in ((128, 0), (128, 7), (96, 0)):
         batch = replace(batch_of(config, points), epoch=epoch)
         ours, theirs = make(batch), make_views(batch, config)
@@ -315,7 +320,9 @@ def test_views_that_cannot_be_compiled_are_made_as_they_are(
     monkeypatch.setitem(execution._WHOLE, "backend", broken)
     config = micro_config()
     batch = batch_of(config)
-    make = ViewMaker(config, torch.device("cuda"), StepCompiler(active=True))
+    make = ViewMaker(
+        partial(views_of, config=config), torch.device("cuda"), StepCompiler(active=True)
+    )
     for _ in range(2):
         assert torch.equal(
             make(batch).global_views.centers, make_views(batch, config).global_views.centers

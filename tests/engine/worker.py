@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pointdistill.engine.config.config import PretrainConfig
-from pointdistill.engine.pretraining import step
+from pointdistill.engine.pretraining import execution, step
 from pointdistill.engine.pretraining.checkpoints import list_checkpoints
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.pretrain import pretrain
@@ -57,15 +57,15 @@ def shapes(poison: int | None = None, how: str = "nan") -> MemoryCorpus:
 def note_shapes(path: Path) -> None:
     """Write down which shapes this process is given."""
     seen: list[list[int]] = []
-    views_of = step.ViewMaker.__call__
+    views_of = execution.ViewMaker.__call__
 
-    def noting(maker: step.ViewMaker, batch: Batch) -> Views:
+    def noting(maker: execution.ViewMaker, batch: Batch) -> Views:
         seen.append(batch.index.tolist())
         world = int(os.environ.get("WORLD_SIZE", "1"))
         path.write_text(json.dumps({"processes": world, "shapes": seen}))
         return views_of(maker, batch)
 
-    step.ViewMaker.__call__ = noting  # type: ignore[method-assign]
+    execution.ViewMaker.__call__ = noting  # type: ignore[method-assign]
 
 
 def keep_gradients(path: Path, rank: int) -> None:

@@ -18,11 +18,17 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pointdistill.engine.pretraining.checkpoints import TrainState
+from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.runtime.devices import out_of_memory
 from pointdistill.engine.runtime.optimizer import build_optimizer, named_moments, restore_moments
 from pointdistill.errors import ConfigError
+from pointdistill.model.distillation import Views
 from pointdistill.model.heads import PredictorBlock
+from pointdistill.model.random import stream_number
 from pointdistill.model.transformer import Block
+
+RECORDED_FROM = 3
+"""Calls in a process before one is recorded: compilers and libraries prepare themselves in the first ones."""
 
 
 def prepare_student(state: TrainState, accelerator: Accelerator, sharding: str) -> nn.Module:
@@ -346,3 +352,92 @@ class _GatherRows(torch.autograd.Function):
         distributed.all_reduce(gradient)
         first = distributed.get_rank() * ctx.rows
         return gradient[first : first + ctx.rows]
+
+
+class ViewMaker:
+    """Makes the views of batches, on a GPU by compiled code, whose kernels can be recorded.
+
+    Recorded views are in the same place for every batch, so a batch's must have been read when the next are made.
+    """
+
+    def __init__(
+        self, plain: Callable[..., Views], device: torch.device, compiler: StepCompiler
+    ) -> None:
+        """Prepare to make views on this device.
+
+        Args:
+            plain: makes the views of a batch's points, counts, indices and epoch.
+            device: of the batches.
+            compiler: the step's.
+        """
+        self._plain = plain
+        self._compiled: Callable[..., Views] | None = None
+        # On a CPU views are made by NumPy, which a compiler would replace by slower code.
+        if compiler.active and device.type == "cuda":
+            # A constant, although a compiler cannot see it.
+            torch._dynamo.assume_constant_result(stream_number)
+            self._compiled = compiler.function(self._plain)
+        self._size: torch.Size | None = None
+        self._recorder = compiler.recorder
+        self._recording: Recording | None = None
+        self._until_recorded = RECORDED_FROM
+
+    def __call__(self, batch: Batch) -> Views:
+        """The views and masks of a batch."""
+        # Compiled and recorded for the first batch's size only. Where shapes differ in size so do batches, and
+        # kernels for each of them would take longer to make than they save.
+        self._size = self._size or batch.points.shape
+        shapes = (batch.points, batch.counts, batch.index)
+        prepared = self._compiled is not None or self._recorder is not None
+        if not prepared or batch.points.shape != self._size:
+            return self._plain(*shapes, batch.epoch)
+        epoch = torch.full((), batch.epoch, device=batch.index.device)
+        views = self._replayed((*shapes, epoch))
+        return self._made((*shapes, epoch)) if views is None else views
+
+    def _made(self, inputs: tuple[Tensor, ...]) -> Views:
+        """The views of a batch's points, counts, indices and epoch, compiled if that works."""
+        if self._compiled is not None:
+            try:
+                return self._compiled(*inputs)
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                self._compiled = None
+                log.warning("views are not compiled, which takes longer: %s", first_line(error))
+        return self._plain(*inputs)
+
+    def _replayed(self, inputs: tuple[Tensor, ...]) -> Views | None:
+        """The views by their recorded kernels; None if they have to be made without."""
+        if self._recorder is None:
+            return None
+        if self._until_recorded:
+            self._until_recorded -= 1
+            return None
+        try:
+            if self._recording is None:
+                self._recording = self._recorded(inputs, self._recorder)
+        except Exception as error:
+            # Running out of memory is a reason, too: a recording keeps for itself all that its kernels need.
+            self._recorder = None
+            log.warning(
+                "the views' kernels are launched one by one, which takes longer: %s",
+                first_line(error),
+            )
+            return None
+        views: Views = self._recording(inputs)
+        return views
+
+    def _recorded(self, inputs: tuple[Tensor, ...], recorder: Recorder) -> Recording:
+        """The recording of views.
+
+        Raises:
+            ValueError: if it makes other views than these of the same batch.
+        """
+        expected = recorder.warm(lambda: self._made(inputs))
+        recording = Recording(self._made, inputs, recorder)
+        pairs = zip(tensors_in(recording(inputs)), tensors_in(expected), strict=True)
+        if not all(torch.equal(found, wanted) for found, wanted in pairs):
+            msg = "recorded, they make other views"
+            raise ValueError(msg)
+        return recording

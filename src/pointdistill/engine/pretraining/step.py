@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining.checkpoints import TrainState
 from pointdistill.engine.pretraining.execution import (
+    RECORDED_FROM,
     Recorder,
     Recording,
     StepCompiler,
@@ -80,10 +81,6 @@ def views_of(
         mask = draw_masks(global_views.centers, config.masking, random)
         masks = Masks.from_bool(mask.flatten(0, -2), hidden)
     return Views(global_views, local_views, masks)
-
-
-RECORDED_FROM = 3
-"""Calls in a process before one is recorded: compilers and libraries prepare themselves in the first ones."""
 
 
 class StopAndSaveFlags(NamedTuple):

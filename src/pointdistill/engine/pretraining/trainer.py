@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -20,7 +21,12 @@ from pointdistill.engine.pretraining.checkpoints import (
     take_snapshot,
     write_snapshot,
 )
-from pointdistill.engine.pretraining.execution import COMPILE, prepare_student, step_compiler
+from pointdistill.engine.pretraining.execution import (
+    COMPILE,
+    ViewMaker,
+    prepare_student,
+    step_compiler,
+)
 from pointdistill.engine.pretraining.loader import Batch, batches, made_ahead, on_device
 from pointdistill.engine.pretraining.monitor import (
     CollapseWatch,
@@ -37,8 +43,7 @@ from pointdistill.engine.pretraining.run_folder import (
     TrainingCorpus,
     save_teacher,
 )
-from pointdistill.engine.pretraining.step import StopAndSaveFlags, TrainingStep
-from pointdistill.engine.pretraining.view_maker import ViewMaker
+from pointdistill.engine.pretraining.step import StopAndSaveFlags, TrainingStep, views_of
 from pointdistill.engine.runtime.devices import DEVICES, PRECISIONS
 from pointdistill.engine.runtime.schedules import Rates
 from pointdistill.errors import CheckpointError, ConfigError, DivergenceError
@@ -249,7 +254,7 @@ class Trainer:
             pin=device.type == "cuda",
         )
 
-        views = ViewMaker(config, device, self.step.compiler)
+        views = ViewMaker(partial(views_of, config=config), device, self.step.compiler)
 
         def make(batch: Batch) -> tuple[Batch, Views]:
             return batch, views(batch)
