@@ -190,10 +190,10 @@ def test_an_encoder_is_pushed_with_its_card(
 ) -> None:
     encoder = pointdistill.load_encoder("encoder")
     assert encoder.push_to_hub("jane/shapes", private=True) == f"{hub.address}/jane/shapes"
-    assert sorted(hub.files) == ["README.md", "config.json", "model.safetensors"]
-    assert b"made up" in hub.files["README.md"]
+    assert sorted(hub.uploads.files) == ["README.md", "config.json", "model.safetensors"]
+    assert b"made up" in hub.uploads.files["README.md"]
     Path("down").mkdir()
-    for name, content in hub.files.items():
+    for name, content in hub.uploads.files.items():
         Path("down", name).write_bytes(content)
     assert torch.equal(
         next(pointdistill.load_encoder("down").parameters()), next(encoder.parameters())

@@ -101,8 +101,8 @@ def test_a_plan_reads_nothing(read: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-def test_a_name_that_is_not_utf8_is_read_each_time(read: list[Path], tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_remembered_too(read: list[Path], tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"\xe9.zip")
     path.write_bytes(b"12345")
     assert file_checksum(path) == file_checksum(path) == hashlib.sha256(b"12345").hexdigest()
-    assert len(read) == 2
+    assert len(read) == 1

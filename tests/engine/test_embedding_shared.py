@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pointdistill.data.corpus_building import dask_driver
 from pointdistill.data.corpus_building.pool import NO_STEP, Died, Done
 from pointdistill.engine.embedding import embed as embed_module
 from pointdistill.engine.embedding import file as file_module
@@ -191,7 +192,7 @@ def on_one_worker(monkeypatch: pytest.MonkeyPatch, *fates: str) -> Any:
         assert job.inputs == (Path("clouds").resolve(),)
         return OneWorker(job, list(fates))
 
-    monkeypatch.setattr(embed_module, "open_cluster", opened)
+    monkeypatch.setattr(dask_driver, "open_cluster", opened)
     return embed(request(cluster="tcp://127.0.0.1:1"))
 
 
