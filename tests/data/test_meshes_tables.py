@@ -240,7 +240,8 @@ def test_numbers_that_are_whole_by_chance_do_not_hide_a_cloud(tmp_path: Path) ->
     heights = [f"{120 + n * n % 17 / 8:.3f}" for n in range(40)]
     metres = [[500_000 + n % 5, 4_100_000 + n // 5, height] for n, height in enumerate(heights)]
     pixels = [[n % 5, n // 5, height] for n, height in enumerate(heights)]
-    tables = [plane, lines, behind, fractions, down, to_and_fro, metres, pixels]
+    centred = [[n * 7 % 5 - 2, *p[1:], 0.5] for n, p in enumerate(TEXTS)]
+    tables = [plane, lines, behind, fractions, down, to_and_fro, metres, pixels, centred]
     for name, table in enumerate(tables):
         path = tmp_path / f"{name}.xyz"
         path.write_text(rows(table))

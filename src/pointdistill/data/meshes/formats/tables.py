@@ -416,6 +416,7 @@ def check_columns(values: Floats, *, first_is_whole: bool = False) -> None:
         what = "a time"
     elif (
         whole[0]
+        and values[:, 0].min() >= -1  # which is noise, or no label
         and not any(whole[1:4])
         and (kinds > 1 or first_is_whole)
         and (width > 3 or not in_lines)
