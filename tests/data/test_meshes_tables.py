@@ -266,6 +266,16 @@ def test_a_second_array_in_a_file_is_not_lost(tmp_path: Path) -> None:
         read_mesh(tmp_path / "two.npy")
 
 
+def test_whole_numbers_padded_with_zeros_are_a_cloud(tmp_path: Path) -> None:
+    """Three fields leave no room for a decimal comma."""
+    (tmp_path / "a.csv").write_text(
+        "x,y,z\n" + rows(([f"{n * k:05}" for k in (3, 5, 7)] for n in range(40)), ",")
+    )
+    cloud = read_mesh(tmp_path / "a.csv")
+    assert isinstance(cloud, PointSet)
+    assert cloud.points[2].tolist() == [6, 10, 14]
+
+
 def test_whole_numbers_on_a_curve_are_a_cloud(tmp_path: Path) -> None:
     (tmp_path / "a.xyz").write_text(rows([n, n * n, 1] for n in range(40)))
     cloud = read_mesh(tmp_path / "a.xyz")

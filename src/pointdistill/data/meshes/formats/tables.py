@@ -350,7 +350,9 @@ def _check_marks(
         DataError: with the first row that is against it.
     """
     rows = [[row[k] for k in columns] for row in cells if len(row) > max(columns)]
-    if delimiter == b"," and not any(b"." in cell for row in rows for cell in row):
+    # Three numbers of which one has a decimal comma are four fields at least.
+    is_divided = delimiter == b"," and max(map(len, cells), default=0) > 3
+    if is_divided and not any(b"." in cell for row in rows for cell in row):
         for row in rows:
             if any(map(_LEADING_ZERO.fullmatch, row)):
                 msg = f"commas seem to be decimal marks and separators in {excerpt(b','.join(row))}; use points"
