@@ -369,7 +369,10 @@ def test_a_second_name_of_a_file_in_a_tar_counts_and_other_links_are_named(
         assert archive.read("lamp/same.xyz") == b"1 2 3"
         place = archive.locate("lamp/same.xyz")
         assert (place.size, place.offset) == (5, archive.locate("chair/a.xyz").offset)
-    assert "a.tar: holds 2 links that are not followed (lamp/passwd.xyz); unpack" in caplog.text
+    with open_archive(Path(os.path.relpath(path)), absent="absent"):
+        pass
+    (said,) = caplog.messages
+    assert said.startswith(f"{path}: holds 2 links that are not followed (lamp/passwd.xyz); unpack")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")

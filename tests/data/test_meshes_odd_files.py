@@ -16,6 +16,7 @@ from pointdistill.data.meshes import (
     sample_surface,
     surface_area,
 )
+from pointdistill.data.meshes.records import counted
 from pointdistill.errors import DataError
 from tests.data.meshes.box import BOX, QUADS, TRIANGLES, check_box, read_surface, rows
 
@@ -370,7 +371,33 @@ def test_what_follows_a_count_that_is_too_small_is_not_lost(name: str, tmp_path:
         read_mesh(path)
 
 
+def test_a_cloud_with_one_point_too_few_counted_is_read_and_this_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.ply"
+    head = ply_head("ascii", faces="element face 0\n" + INDICES)
+    path.write_text(head + rows(BOX) + "1 2 3\n")
+    cloud = read_mesh(path)
+    assert isinstance(cloud, PointSet)
+    assert len(cloud.points) == 8
+    kind = "rows of vertices after the last that the header counts"
+    assert cloud.left_out == {kind: 1}
+    assert counted(cloud.left_out) == "1 row of vertices after the last that the header counts"
+    path.write_text(head + rows(BOX) + "1 2 3\n" * 2)
+    with pytest.raises(DataError, match="but more follows the last"):
+        read_mesh(path)
+
+
+def test_properties_that_are_not_read_may_have_one_name(tmp_path: Path) -> None:
+    """Some programs write a quality of their own and one of the user's."""
+    path = tmp_path / "a.ply"
+    vertex = XYZ + 2 * "property float quality\n"
+    path.write_bytes(ply_text(vertices=[[*row, 5, 6] for row in BOX.tolist()], _vertex=vertex))
+    check_box(path)
+
+
 def test_a_remark_or_padding_after_the_last_row_is_no_more(tmp_path: Path) -> None:
+    points = ply_head(LITTLE, faces="element face 0\n").encode() + BOX.astype("<f4").tobytes()
+    (tmp_path / "points.ply").write_bytes(points + b"\r\n")
+    assert isinstance(read_mesh(tmp_path / "points.ply"), PointSet)
     for name, content in {
         "remark.ply": ply_text() + b"\n\nthe end\n",
         "padding.ply": ply_head(LITTLE).encode() + ply_binary() + bytes(512),

@@ -110,7 +110,7 @@ REFUSED = {
     "shuffled_ids.txt": (rows([7 * n % 41, *p[:2]] for n, p in enumerate(TEXTS)), "be a number or a label"),
     "ids_and_a_gap.txt": (rows([["nan", *TEXTS[0]], *COUNTED]), "to be a number of the row"),
     "atoms.xyz": ("40\n\n" + rows([6, *p] for p in TEXTS), "be a number or a label"),
-    "thousands.csv": ("x;y;z\n" + rows(([f"{n}.097", 5, 900] for n in range(1, 40)), ";"), "may be thousands"),
+    "thousands.csv": ("x;y;z\n" + rows(([n, 5, 900] for n in (7, "1.097", 9)), ";"), "may be thousands"),
     "thousands.txt": (rows([f"{n * 97:,}", 15, 900 + n] for n in range(40)), "may be thousands or fractions"),
     "named_decimal_commas.csv": ("x,y,z,i,j,k\n" + rows([["1,012", "3,045", "1,017"]] * 9, ","), "decimal marks"),
     "faces.txt": (rows(TEXTS), "holds faces as its name says"),
@@ -230,12 +230,19 @@ def test_an_archive_with_vertices_and_faces_is_a_mesh(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_whole_by_chance_do_not_hide_a_cloud(tmp_path: Path) -> None:
-    """A plane, the lines of a scanner, a column of whole numbers behind, whole and other decimals."""
+    """A plane, lines of a scanner and slices of a volume, a column of whole numbers behind, grids of heights."""
     plane = [["0.0", *p[1:], "1.5"] for p in TEXTS]
     lines = [[n // 8, *p[1:]] for n, p in enumerate(TEXTS)]
     behind = [[*p, n * n % 7] for n, p in enumerate(TEXTS)]
     fractions = [[f"{n / 8:.3f}", 0, f"{1 + n / 16:.4f}"] for n in range(40)]
-    for name, table in enumerate([plane, lines, behind, fractions]):
+    down = [[-(n // 8), *p[1:]] for n, p in enumerate(TEXTS)]
+    to_and_fro = [[abs(n // 4 - 5), *p[1:]] for n, p in enumerate(TEXTS)]
+    heights = [f"{120 + n * n % 17 / 8:.3f}" for n in range(40)]
+    metres = [[500_000 + n % 5, 4_100_000 + n // 5, height] for n, height in enumerate(heights)]
+    pixels = [[n % 5, n // 5, height] for n, height in enumerate(heights)]
+    centred = [[n * 7 % 5 - 2, *p[1:], 0.5] for n, p in enumerate(TEXTS)]
+    tables = [plane, lines, behind, fractions, down, to_and_fro, metres, pixels, centred]
+    for name, table in enumerate(tables):
         path = tmp_path / f"{name}.xyz"
         path.write_text(rows(table))
         assert len(read_mesh(path).points) == 40  # type: ignore[union-attr]
@@ -257,6 +264,16 @@ def test_a_second_array_in_a_file_is_not_lost(tmp_path: Path) -> None:
         np.save(file, POINTS)
     with pytest.raises(DataError, match=r"promises an array of shape .40, 3., but more follows"):
         read_mesh(tmp_path / "two.npy")
+
+
+def test_whole_numbers_padded_with_zeros_are_a_cloud(tmp_path: Path) -> None:
+    """Three fields leave no room for a decimal comma."""
+    (tmp_path / "a.csv").write_text(
+        "x,y,z\n" + rows(([f"{n * k:05}" for k in (3, 5, 7)] for n in range(40)), ",")
+    )
+    cloud = read_mesh(tmp_path / "a.csv")
+    assert isinstance(cloud, PointSet)
+    assert cloud.points[2].tolist() == [6, 10, 14]
 
 
 def test_whole_numbers_on_a_curve_are_a_cloud(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def _again(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
 
 
 def _through(layers: Sequence[nn.Module], value: Tensor, again: bool) -> Tensor:
-    """``value`` (N, C) after the layers; if ``again``, those between two linear ones are not kept."""
+    """``value`` (N, C) after the layers; if ``again``, what those computed that are not linear is not kept."""
     between: tuple[nn.Module, ...] = ()
     for layer in layers:
         if again and not isinstance(layer, nn.Linear):
@@ -120,7 +120,7 @@ def _through(layers: Sequence[nn.Module], value: Tensor, again: bool) -> Tensor:
         if between:
             value, between = _again(_in_order(between), value), ()
         value = layer(value)
-    return value
+    return _again(_in_order(between), value) if between else value
 
 
 def _in_order(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:

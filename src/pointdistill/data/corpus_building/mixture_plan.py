@@ -26,6 +26,7 @@ from pointdistill.data.corpus_building.source_status import (
 )
 from pointdistill.data.corpus_building.state import BuildFolder
 from pointdistill.data.files.files import disk_is_full
+from pointdistill.data.files.packed_tars import temporary_folder
 from pointdistill.data.files.workspace import without_checksums
 from pointdistill.data.sources.base import Entry, Source, SourceCloud
 from pointdistill.errors import DataError
@@ -224,8 +225,8 @@ def _measure(
     places = np.unique(np.linspace(0, len(entries) - 1, SAMPLE).astype(int))
     sample = _Sample(source, [entries[k] for k in places])
     clock = _Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder, "sample")
+    with temporary_folder() as folder:
+        corpus = folder / "sample"
         one_process = replace(settings, workers=1, cluster=None)
         build_source(sample, corpus, one_process, reporter=clock)
         manifest = read_manifest(corpus)

@@ -8,7 +8,6 @@ every kind of damage ends as a one-line error that names the file and what to do
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import logging
 import lzma
@@ -302,10 +301,15 @@ def _is_new(folder: Path, walked: set[tuple[int, int] | str]) -> bool:
     return True
 
 
-@functools.cache
+_said: set[tuple[str, str]] = set()
+
+
 def _say_unused(path: Path, why: str) -> None:
-    """Say it once, however often a folder is walked or an archive is opened."""
-    log.warning("%s: %s", one_line(str(path)), one_line(why))
+    """Say it once, however often a folder is walked or an archive is opened, and by whatever path."""
+    known = (os.path.realpath(path.parent) + os.sep + path.name, why)
+    if known not in _said:
+        _said.add(known)
+        log.warning("%s: %s", one_line(str(path)), one_line(why))
 
 
 @contextmanager

@@ -311,10 +311,8 @@ def _append(
     timing: _Timing,
 ) -> None:
     """Append the body up to ``total``, or to its end where the total is not known."""
-    done, most = (
-        part.bytes,
-        total or min(_MOST_UNSTATED_BYTES, timing.most_bytes or _MOST_UNSTATED_BYTES),
-    )
+    done = part.bytes
+    most = total or min(_MOST_UNSTATED_BYTES, timing.most_bytes or _MOST_UNSTATED_BYTES)
     with part.path.open("ab") as file, answer.connections.ended_after(timing.left(total)):
         while done < most:
             block = answer.block(min(_BLOCK_BYTES, most - done))

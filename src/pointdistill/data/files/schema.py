@@ -224,9 +224,8 @@ def _check_unicode(value: Any) -> None:
 
 def check_text(text: str) -> str:
     """The same text; raises ValueError if it is no Unicode, or has zero bytes, which no path may have."""
-    text.encode("utf-8").decode(
-        "utf-8"
-    )  # NumPy's numbers beyond Unicode show on the way back alone
+    # NumPy takes any number for a character, and what is beyond Unicode shows on the way back alone.
+    text.encode("utf-8").decode("utf-8")
     if "\0" in text:
         msg = "text with a zero byte"
         raise ValueError(msg)

@@ -14,7 +14,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from pointdistill.data.corpus import open_corpus
+from pointdistill.data.files.packed_tars import temporary_folder
 from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining.pretrain import pretrain
@@ -102,11 +102,11 @@ def measure_steps(trial: Trial) -> Measurement:
         "corpus": None if trial.corpus is None else str(trial.corpus),
     }
     # The folder is made here and not by the trial, which may be killed before it could remove it.
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         done = subprocess.run(
             # Without -P a random.py in the folder would be loaded instead of Python's.
             [sys.executable, "-P", "-m", "pointdistill.engine.planning.trial"],
-            input=json.dumps(settings | {"run": str(Path(folder, "run"))}),
+            input=json.dumps(settings | {"run": str(folder / "run")}),
             capture_output=True,
             text=True,
             check=False,

@@ -391,14 +391,14 @@ def check_rest(rest: bytes | memoryview, row: int, promised: str) -> None:
     """Refuse a file that goes on after what its header promises: counts that are too small lose the other rows.
 
     Args:
-        rest: what follows, or its beginning; zeros are padding.
-        row: bytes of a row at least; fewer are a remark, or no more than an end of a line.
+        rest: what follows, or its beginning; zeros are padding, and ends of lines no row.
+        row: bytes of a row at least; fewer are a remark.
         promised: what the header promises, for the message.
 
     Raises:
         DataError: if another row may follow.
     """
-    if len(rest) >= row and np.frombuffer(rest, np.uint8).any():
+    if len(rest) >= row and bytes(rest).strip(b"\0\r\n"):
         msg = (
             f"the header promises {promised}, but more follows the last; the count is wrong or the file is "
             "damaged, export it again"

@@ -30,6 +30,7 @@ from pointdistill.data.meshes.formats.content import (
 )
 from pointdistill.data.meshes.formats.fast_numbers import Tokens
 from pointdistill.data.meshes.formats.ply_header import Element, Header, read_header
+from pointdistill.data.meshes.formats.tables import number
 from pointdistill.data.meshes.records import Floats, Indices, MeshLimits, Part, RawMesh
 from pointdistill.errors import DataError
 
@@ -50,6 +51,7 @@ _FACE_ELEMENTS = (
 _STRIPS = ("tristrips", "tristrip")
 _NO_SURFACE = ("vertex", "edge", "edges", "line", "lines", "polyline", "polylines", "range_grid")
 _REST_BYTES = 1 << 20
+_UNCOUNTED = "rows of vertices after the last that the header counts"
 _RESTART = -1
 """The index in a strip after which another strip begins."""
 
@@ -78,9 +80,9 @@ def read(path: Path, limits: MeshLimits) -> RawMesh:
         "faces", sum(e.count for e in header.elements if e.name in index_names), limits.faces
     )
     read_data = _read_text if header.form == "ascii" else _read_binary
-    vertices, faces = read_data(path, header, index_names, limits)
+    vertices, faces, uncounted = read_data(path, header, index_names, limits)
     if not index_names:
-        return RawMesh(points=[vertices])
+        return RawMesh(points=[vertices], left_out={_UNCOUNTED: uncounted} if uncounted else {})
     return RawMesh(
         [
             Part(vertices, *(_cut_strips(*polygons) if name in _STRIPS else polygons))
@@ -137,8 +139,13 @@ def _cut_strips(corners: Indices, sizes: Indices) -> tuple[Indices, Indices]:
 
 def _read_binary(
     path: Path, header: Header, index_names: dict[str, str], limits: MeshLimits
-) -> tuple[Floats, _Polygons]:
-    """Vertices (V, 3) of a binary PLY file, and for each element of faces their corners (C,) and sizes (F,).
+) -> tuple[Floats, _Polygons, int]:
+    """Read the data of a binary PLY file.
+
+    Returns:
+        vertices: (V, 3).
+        faces: for each element of faces their corners (C,) and sizes (F,).
+        uncounted: 0, as `_read_text` has it.
 
     Raises:
         DataError: if the data end before the header's counts are reached.
@@ -175,7 +182,7 @@ def _read_binary(
             faces[element.name] = polygons
     rest = content.read(offset, offset + _REST_BYTES)
     check_rest(rest, header.elements[-1].usual_bytes, _promised(header))
-    return vertices, faces
+    return vertices, faces, 0
 
 
 def _promised(header: Header) -> str:
@@ -299,8 +306,13 @@ def _check_end(data: Span | memoryview, end: int, element: Element) -> None:
 
 def _read_text(
     path: Path, header: Header, index_names: dict[str, str], limits: MeshLimits
-) -> tuple[Floats, _Polygons]:
-    """Vertices (V, 3) of a text PLY file, and for each element of faces their corners (C,) and sizes (F,).
+) -> tuple[Floats, _Polygons, int]:
+    """Read the data of a text PLY file.
+
+    Returns:
+        vertices: (V, 3).
+        faces: for each element of faces their corners (C,) and sizes (F,).
+        uncounted: rows of a cloud after the last that the header counts, at most 1.
 
     Raises:
         DataError: if there are fewer rows than the header promises, or one cannot be read.
@@ -320,8 +332,25 @@ def _read_text(
         if list_name is not None:
             corners, sizes = zip(*blocks, strict=True)
             faces[element.name] = np.concatenate(corners), np.concatenate(sizes)
-    check_more_rows(lines.rest(), _promised(header), again=b"PLY")
-    return np.concatenate([np.empty((0, 3)), *vertices]), faces
+    rest = lines.rest()
+    # Some programs count one point too few. To leave it out, and say so, costs a cloud less than to refuse it.
+    if _is_one_point(rest, header) and lines.rest() is None:
+        return np.concatenate(vertices), faces, 1
+    check_more_rows(rest, _promised(header), again=b"PLY")
+    return np.concatenate([np.empty((0, 3)), *vertices]), faces, 0
+
+
+def _is_one_point(rest: Tokens | None, header: Header) -> bool:
+    """Whether a row as those of the vertices follows a cloud."""
+    filled = [element for element in header.elements if element.count]
+    return (
+        rest is not None
+        and len(rest) == 1
+        and [element.name for element in filled] == ["vertex"]
+        and not filled[0].list_names
+        and rest.counts[0] == len(filled[0].properties)
+        and all(number(word, comma=False) is not None for word in rest.line(0).split())
+    )
 
 
 class _Lines:
@@ -355,8 +384,9 @@ class _Lines:
             yield rows
 
     def rest(self) -> Tokens | None:
-        """Rows after all elements; None if there are none."""
-        return self._rows or next(self._blocks, None)
+        """Further rows, a block at a time, of which there may be several; None if there are none."""
+        rows, self._rows = self._rows, None
+        return rows or next(self._blocks, None)
 
 
 def _points(rows: Tokens, element: Element) -> Floats:

@@ -35,6 +35,7 @@ _TYPES = {
 _FIRST_LINE = re.compile(rb"(?:\xef\xbb\xbf)?ply[ \t]*(\r\n|\n\r(?=[^\n])|\n|\r)")
 _LAST_LINE = re.compile(rb"[\r\n][ \t]*end_header[ \t]*(?=[\r\n])")
 _FORMS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+_READ = ("x", "y", "z", "X", "Y", "Z", "vertex_indices", "vertex_index")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +157,26 @@ def _parse(text: bytes) -> tuple[str, list[Element]]:
                 elements[-1].properties.append(Property(name, _TYPES[item_type]))
             case _:
                 _unknown_type(line)
-    for kind, names in (
-        ("elements", [element.name for element in elements]),
-        *((f"properties of {e.name!r}", [item.name for item in e.properties]) for e in elements),
-    ):
-        name, times = next(iter(Counter(names).most_common(1)), ("", 0))
-        if times > 1:
-            msg = f"{times:,} {kind} have the name {excerpt(name.encode())}; the file is damaged, export it again"
-            raise DataError(msg)
+    _refuse_twice("elements", [element.name for element in elements])
+    for element in elements:
+        names = [item.name for item in element.properties]
+        _refuse_twice(f"properties of {element.name!r}", [name for name in names if name in _READ])
+        # Of others, which are not read, only their sizes count, but binary rows need names that differ.
+        element.properties = [
+            replace(item, name=f"{item.name} ({place})") if item.name in names[:place] else item
+            for place, item in enumerate(element.properties)
+        ]
     if not form:
         msg = f"the header names no format, accepted are {', '.join(_FORMS)}; export the file again"
         raise DataError(msg)
     return form, elements
+
+
+def _refuse_twice(kind: str, names: list[str]) -> None:
+    name, times = next(iter(Counter(names).most_common(1)), ("", 0))
+    if times > 1:
+        msg = f"{times:,} {kind} have the name {excerpt(name.encode())}; the file is damaged, export it again"
+        raise DataError(msg)
 
 
 def _unknown_type(line: str) -> Property:

@@ -350,23 +350,41 @@ def _check_marks(
         DataError: with the first row that is against it.
     """
     rows = [[row[k] for k in columns] for row in cells if len(row) > max(columns)]
-    if delimiter == b"," and not any(b"." in cell for row in rows for cell in row):
+    # Three numbers of which one has a decimal comma are four fields at least.
+    is_divided = delimiter == b"," and max(map(len, cells), default=0) > 3
+    if is_divided and not any(b"." in cell for row in rows for cell in row):
         for row in rows:
             if any(map(_LEADING_ZERO.fullmatch, row)):
                 msg = f"commas seem to be decimal marks and separators in {excerpt(b','.join(row))}; use points"
                 raise DataError(msg)
     mark = b"," if comma else b"."
-    marked = [row for row in rows if any(mark in cell for cell in row)]
-    if (
-        all(_THOUSANDS.fullmatch(cell) for row in marked for cell in row if mark in cell)
-        and any(cell.strip(b"+-0") and _WHOLE.fullmatch(cell) for row in rows for cell in row)
-        and marked
-    ):
+    if rows and _perhaps_thousands(rows, mark):
+        first = next(row for row in rows if any(mark in cell for cell in row))
         msg = (
-            f"{excerpt(b' '.join(marked[0]))} may be thousands or fractions: every mark has three digits behind "
-            "it, and other numbers have none; write the numbers without marks of thousands"
+            f"{excerpt(b' '.join(first))} may be thousands or fractions: every mark has three digits behind it, "
+            "and other numbers of a column have none; write the numbers without marks of thousands"
         )
         raise DataError(msg)
+
+
+def _perhaps_thousands(rows: list[list[bytes]], mark: bytes) -> bool:
+    """Whether marks may divide thousands: in a column with them, smaller numbers have none.
+
+    A column with three digits behind a mark in every row is one of fractions, such as the heights of a grid; so
+    are all of a file in which a number above 999 has no mark.
+    """
+    marked = [cell for row in rows for cell in row if mark in cell]
+    whole = [[bool(cell.strip(b"+-0") and _WHOLE.fullmatch(cell)) for cell in row] for row in rows]
+    if not all(map(_THOUSANDS.fullmatch, marked)):
+        return False
+    if any(
+        found and len(cell.lstrip(b"+-")) > 3
+        for row, of_row in zip(rows, whole, strict=True)
+        for cell, found in zip(row, of_row, strict=True)
+    ):
+        return False
+    columns = zip(zip(*rows, strict=True), zip(*whole, strict=True), strict=True)
+    return any(any(found) and any(mark in cell for cell in column) for column, found in columns)
 
 
 def check_columns(values: Floats, *, first_is_whole: bool = False) -> None:
@@ -385,7 +403,11 @@ def check_columns(values: Floats, *, first_is_whole: bool = False) -> None:
         return
     whole = [bool((column == np.round(column)).all()) for column in values.T]
     kinds = len(np.unique(values[:, 0]))
-    in_order = bool((np.diff(values[:, 0]) >= 0).all())  # as the lines of a scanner are
+    # Lines of a scanner and slices of a volume come one after another, up, down, or to and fro.
+    steps = np.diff(values[:, 0])
+    in_lines = bool(
+        (steps >= 0).all() or (steps <= 0).all() or 2 * (steps == 0).sum() >= len(values)
+    )
     what = ""
     in_steps = all(_is_even(column) for column in values.T[1:3])
     if _counts(values[:, 0]) and not in_steps and not (width == 3 and all(whole)):
@@ -396,9 +418,10 @@ def check_columns(values: Floats, *, first_is_whole: bool = False) -> None:
         what = "a time"
     elif (
         whole[0]
+        and values[:, 0].min() >= -1  # which is noise, or no label
         and not any(whole[1:4])
         and (kinds > 1 or first_is_whole)
-        and (width > 3 or not in_order)
+        and (width > 3 or not in_lines)
     ):
         what = "a number or a label"
     elif width > 5 and all(whole[:3]) and not any(whole[3:6]):
