@@ -15,8 +15,7 @@ from pointdistill.data.corpus import open_corpus
 from pointdistill.data.corpus_building import BuildSettings, ShapeLimits
 from pointdistill.data.corpus_building.source_status import mixture_sources
 from pointdistill.data.files.workspace import last_corpus
-from pointdistill.engine.pretraining.run_folder import licence_ledger
-from pointdistill.engine.weights.licences import Terms, read_ledger, terms_of
+from pointdistill.engine.weights.licences import Terms, licence_ledger, read_ledger, terms_of
 from tests.cli.typed import Run, typed
 from tests.data.mixture_archives import write_archives
 
@@ -138,7 +137,7 @@ def test_a_corpus_for_commercial_use_leaves_out_every_other_source_and_says_why(
     assert "3d-future" not in err, "it is not there"
     (source,) = open_corpus("data/mixture").sources
     assert (source.name, source.settings["commercial_only"]) == ("google-scanned-objects", True)
-    ledger = licence_ledger(open_corpus("data/mixture"))
+    ledger = licence_ledger(open_corpus("data/mixture").sources)
     assert [entry["commercial_only"] for entry in ledger] == [True]
     assert read_ledger(ledger)[0].commercial_only
     code, out, _ = run(*words)

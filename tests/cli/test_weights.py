@@ -20,7 +20,7 @@ from tests.engine.test_finetune import mesh_folder
 from tests.engine.test_push import point_client_at
 
 SAID = (
-    f"encoder: {BUNDLED}, which comes with pointdistill (trained on made shapes only, MIT); "
+    f"encoder: {BUNDLED}, which comes with pointdistill (trained on made shapes only, free for any use); "
     "another can be chosen (--encoder)"
 )
 

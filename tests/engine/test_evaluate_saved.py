@@ -19,6 +19,7 @@ from pointdistill.data.benchmarks.registry import benchmark_spec
 from pointdistill.data.files.files import hold_output
 from pointdistill.data.files.workspace import remember_run
 from pointdistill.engine.evaluation.evaluate import EvaluationRequest, Outcome, evaluate_saved
+from pointdistill.engine.pretraining.run_folder import locate_and_say
 from pointdistill.engine.weights.encoders import fingerprint, load_encoder, save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.config import EncoderConfig
@@ -84,6 +85,24 @@ def test_last_run_is_taken_and_named(measure: Measure, run: Path, stand_in: Path
     assert said[0] == f"encoder: {run}/encoder, the teacher of the last run in this folder"
     assert {result.features for result in outcome.results} == {"encoder of runs/tiny"}
     assert outcome.outputs[0] == run / "evaluation" / "scanobjectnn"
+
+
+@pytest.mark.parametrize(("steps", "said_so"), [(600, True), (7500, False)])
+def test_a_short_run_taken_by_default_names_the_better_encoder(
+    run: Path, steps: int, said_so: bool
+) -> None:
+    training = {"name": "tiny", "mode": "dual", "step": steps, "batch_size": 32}
+    save_encoder(load_encoder(run), run / "encoder", training=training)
+    recorder = Recorder()
+    locate_and_say(run, by_default=True, reporter=recorder)
+    better = "knows real ones better"
+    assert [line.endswith(better) for line in recorder.said] == [False] + [True] * said_so
+    if said_so:
+        assert recorder.said[1].startswith("it has seen 19,200 shapes; procedural-mini, which")
+        assert recorder.settings == ("encoder",)
+    chosen = Recorder()
+    locate_and_say(run, by_default=False, reporter=chosen)
+    assert len(chosen.said) == 1
 
 
 def test_results_of_every_split_are_written(measure: Measure, run: Path, stand_in: Path) -> None:

@@ -354,7 +354,7 @@ def test_the_bundled_encoder_is_the_last_choice(bundled: Path, tmp_path: Path) -
     told = Recorder()
     assert choose_encoder(None, reporter=told) == bundled
     assert told.said == [
-        f"encoder: {BUNDLED}, which comes with pointdistill (trained on made shapes only, MIT); "
+        f"encoder: {BUNDLED}, which comes with pointdistill (trained on made shapes only, free for any use); "
         "another can be chosen"
     ]
     assert told.settings == ("encoder",)

@@ -133,7 +133,7 @@ def test_two_runs_stand_side_by_side(
     last = [read_metrics(run)[-1]["probe_accuracy"] for run in runs]
     for run, accuracy in zip(runs, last, strict=True):
         assert f"{run.name} {accuracy:.1f} %" in words
-    assert f"pointdistill evaluate scanobjectnn --encoder '{runs[0]}'" in words
+    assert f"pointdistill evaluate scanobjectnn --stand-in --encoder '{runs[0]}'" in words
 
 
 def test_what_cannot_be_shown_is_said(runs: list[Path], tmp_path: Path) -> None:

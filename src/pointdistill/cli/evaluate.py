@@ -267,10 +267,10 @@ def report(
     from pointdistill.engine.run_report import ReportRequest
     from pointdistill.engine.run_report import report as write
 
-    first = shlex.quote(str(runs[0])) if runs else "RUN"
+    first = shlex.quote(str(chosen[0]))
     next_steps = (
         (
-            f"pointdistill evaluate scanobjectnn --encoder {first}",
+            f"pointdistill evaluate scanobjectnn --stand-in --encoder {first}",
             "Scores for this page, measured once.",
         ),
         (f"pointdistill embed my-meshes --encoder {first}", "Features of your own shapes."),

@@ -290,13 +290,11 @@ def _memory(plan: Plan) -> str:
 
 
 def _time(plan: Plan) -> str:
-    """The expected time; without measured steps, the time at 10 TFLOP/s."""
+    """The expected time; without measured steps, the work of all of them."""
     large = plan.flops >= TERA
     work = f"{plan.flops / (TERA if large else GIGA):.3g} {'TFLOP' if large else 'GFLOP'} per step"
     if plan.step.seconds is None:
-        sustained = 10 * TERA
-        duration = format_duration(plan.steps * plan.flops / sustained)
-        return f"not measured; {work}: {duration} in all at a sustained 10 TFLOP/s"
+        return f"not measured; {work}, {plan.steps * plan.flops / TERA:,.3g} TFLOP in all"
     speed = plan.config.batch_size / plan.step.seconds
     if plan.step.seconds_at_most is not None:
         longest = plan.steps * plan.step.seconds_at_most

@@ -9,7 +9,7 @@ Sizes: n shapes, F features, C classes, q queries.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -193,7 +193,14 @@ def comparable(features: Tensor, like: Tensor | None = None) -> Tensor:
     return standardised(features, like)
 
 
-def shape_score(features: Tensor, labels: NDArray[np.int64], protocol: str, *, seed: int) -> Score:
+def shape_score(
+    features: Tensor,
+    labels: NDArray[np.int64],
+    protocol: str,
+    *,
+    seed: int,
+    tested: Callable[[int], object] = lambda _: None,
+) -> Score:
     """One protocol on features of any kind.
 
     Args:
@@ -202,6 +209,7 @@ def shape_score(features: Tensor, labels: NDArray[np.int64], protocol: str, *, s
         protocol: ``retrieval``, or one of ``knn``, ``svm`` and ``logistic`` by stratified five-fold
             cross-validation over the classes of ten and more shapes.
         seed: of the folds.
+        tested: called after each fold with the number of folds so far.
 
     Raises:
         DataError: if there are too few shapes, or features are not finite.
@@ -218,7 +226,8 @@ def shape_score(features: Tensor, labels: NDArray[np.int64], protocol: str, *, s
         raise DataError(msg)
     numbers = torch.from_numpy(np.searchsorted(names, labels[chosen]))
     probe = partial(_probe_in_training_space, protocol=protocol, seed=seed)
-    return cross_validate(probe, Samples(features[chosen], numbers), folds=FOLDS, seed=seed)
+    samples = Samples(features[chosen], numbers)
+    return cross_validate(probe, samples, folds=FOLDS, seed=seed, tested=tested)
 
 
 def large_classes(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -376,9 +385,13 @@ def _measure(run: EvaluationRun, shapes: LabelledShapes) -> list[Result]:
         embedded = _embed(run, shapes, seed) if missing else None
         for protocol in missing:
             assert embedded is not None
-            run.reporter.progress(f"{shapes.name}, seed {seed}: {protocol}", 0)
+            task = f"{shapes.name}, seed {seed}: {protocol}"
+            folds = partial(
+                run.reporter.progress, task, total=None if protocol == RETRIEVAL else FOLDS
+            )
+            folds(0)
             labels = shapes.labels[embedded.rows]
-            score = shape_score(embedded.features, labels, protocol, seed=seed)
+            score = shape_score(embedded.features, labels, protocol, seed=seed, tested=folds)
             if embedded.refused:
                 left_out = (
                     f"{len(embedded.refused):,} of {plural(len(shapes), 'shape')} could not be read"

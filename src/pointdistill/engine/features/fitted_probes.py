@@ -262,7 +262,12 @@ def svm_scores(train: Samples, tests: Sequence[Samples], *, seed: int) -> list[S
 
 
 def cross_validate(
-    probe: Callable[[Samples, Samples], Score], samples: Samples, *, folds: int, seed: int
+    probe: Callable[[Samples, Samples], Score],
+    samples: Samples,
+    *,
+    folds: int,
+    seed: int,
+    tested: Callable[[int], object] = lambda _: None,
 ) -> Score:
     """Test a probe on each fold in turn, fitted on the others; folds have equal shares of every class.
 
@@ -271,6 +276,7 @@ def cross_validate(
         samples: at least two classes, with at least ``folds`` clouds each.
         folds: number of folds, at least 2.
         seed: of the division; the same for the same labels.
+        tested: called after each fold with the number of folds so far.
 
     Returns:
         Accuracies averaged over the folds, every note once, and the sum of the confusion matrices.
@@ -279,13 +285,11 @@ def cross_validate(
 
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     labels = samples.labels.numpy()
-    scores = [
-        probe(
-            Samples(samples.features[train], samples.labels[train]),
-            Samples(samples.features[test], samples.labels[test]),
-        )
-        for train, test in split.split(labels, labels)
-    ]
+    scores: list[Score] = []
+    for train, test in split.split(labels, labels):
+        known = Samples(samples.features[train], samples.labels[train])
+        scores.append(probe(known, Samples(samples.features[test], samples.labels[test])))
+        tested(len(scores))
     # Every fold has all classes, so either all matrices were kept or none.
     matrices = [np.array(score.confusion) for score in scores if score.confusion is not None]
     return Score(

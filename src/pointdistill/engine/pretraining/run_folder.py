@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 
-from pointdistill.data.corpus.manifest import COMMERCIAL_ONLY
 from pointdistill.data.files.files import LOCK_NAME, read_json, write_aside, write_json
 from pointdistill.data.files.schema import (
     bounded_lines,
@@ -41,6 +40,7 @@ from pointdistill.engine.weights.encoders import (
     save_encoder,
     weights_file,
 )
+from pointdistill.engine.weights.licences import licence_ledger
 from pointdistill.errors import CheckpointError, ConfigError, DataError, PointDistillError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
@@ -64,6 +64,10 @@ WARNINGS = "warnings"
 
 LEFT_OVER = ".*.part*"
 """Pattern of temporary files and folders, which ``data.files.files`` renames when they are complete."""
+
+
+FEW_VIEWS = 100_000
+"""Shapes in batches; fewer teach less of real shapes than the bundled encoder knows (docs/results.md)."""
 
 
 class TrainingCorpus(PointSource, Protocol):
@@ -151,7 +155,7 @@ def begin_run(
             "shapes": len(corpus),
             "fingerprint": corpus_fingerprint(corpus),
         },
-        "sources": [*_sources_of(weights), *licence_ledger(corpus)],
+        "sources": [*_sources_of(weights), *licence_ledger(corpus.sources)],
         "init_from": None if init_from is None else str(init_from),
         "config": to_plain(config),
     }
@@ -361,18 +365,6 @@ def remove_unfinished_run_files(run: Path) -> None:
                 path.unlink()
 
 
-def licence_ledger(corpus: TrainingCorpus) -> list[dict[str, Any]]:
-    """Name, licence and number of shapes of each source of a corpus; and whether its licence was a condition."""
-    ledger = []
-    for source in corpus.sources:
-        entry = {"name": source.name, "licence": source.licence, "shapes": source.kept}
-        # Corpora in memory have no settings.
-        if getattr(source, "settings", {}).get(COMMERCIAL_ONLY) is True:
-            entry[COMMERCIAL_ONLY] = True
-        ledger.append(entry)
-    return ledger
-
-
 def corpus_fingerprint(corpus: TrainingCorpus) -> str:
     """Identifies a corpus by the checksum of its content, or by its size if it has no manifest."""
     manifest = getattr(corpus, "manifest", None)
@@ -396,7 +388,10 @@ def training_record(stored: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     recorded = facts.get("training")
     training = dict(recorded) if isinstance(recorded, Mapping) else {}
     run = run_folder_of(stored)
-    run_config = None if run is None else _read(run / RUN_CONFIG)
+    run_config: Any = None
+    if run is not None:
+        with suppress(DataError):
+            run_config = read_json(run / RUN_CONFIG)
     corpus = run_config.get("corpus") if isinstance(run_config, Mapping) else None
     if isinstance(run_config, Mapping) and isinstance(corpus, Mapping):
         training["corpus"] = {k: corpus[k] for k in ("shapes", "fingerprint") if k in corpus}
@@ -418,13 +413,6 @@ def _total_steps(config: Any, shapes: Any) -> int | None:
     if isinstance(steps, int):
         return steps
     return epochs * (shapes // batch_size) if isinstance(epochs, int) else None
-
-
-def _read(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except DataError:
-        return None
 
 
 def choose_encoder(
@@ -460,6 +448,9 @@ def locate_and_say(source: Path | str, *, by_default: bool, reporter: Reporter =
     else:
         remark = ", the teacher of the last run in this folder" if by_default else ""
         reporter.say(encoder_line(stored, remark))
+        if by_default and (seen := _views_seen(stored)) is not None and seen < FEW_VIEWS:
+            line = f"it has seen {seen:,} shapes; {BUNDLED}, which comes with pointdistill, knows real ones better"
+            reporter.say(line, "encoder")
     return stored
 
 
@@ -483,6 +474,16 @@ def encoder_line(stored: Path, remark: str = "") -> str:
     state = "" if steps is None else f", unfinished: step {steps[0]:,} of {steps[1]:,}"
     state += "".join(f"; warning of its training: {line}" for line in warnings_of(training)[:1])
     return f"encoder: {stored}{remark}{state}"
+
+
+def _views_seen(stored: Path) -> int | None:
+    """Shapes of all batches that an encoder was trained on; None if that is not recorded."""
+    with suppress(CheckpointError):
+        training = training_record(stored, read_facts(stored))
+        step, batch_size = training.get("step"), training.get("batch_size")
+        if isinstance(step, int) and isinstance(batch_size, int):
+            return step * batch_size
+    return None
 
 
 def unfinished_steps(training: Any) -> tuple[int, int] | None:

@@ -46,7 +46,7 @@ BUNDLED = "procedural-mini"
 """Name of the encoder that comes with the program."""
 
 BUNDLED_FOLDER = Path(__file__).with_name("bundled")
-BUNDLED_TERMS = "trained on made shapes only, MIT"
+BUNDLED_TERMS = "trained on made shapes only, free for any use"
 
 _SHAPENET = {
     "name": "ShapeNetCore v2",

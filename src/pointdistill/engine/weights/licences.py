@@ -112,3 +112,15 @@ def card_licence(sources: Iterable[SourceTerms]) -> CardLicence:
     if any(source.terms is Terms.NON_COMMERCIAL for source in ledger):
         return CardLicence("other", "non-commercial")
     return CardLicence("other", "unknown")
+
+
+def licence_ledger(sources: Iterable[Any]) -> list[dict[str, Any]]:
+    """Name, licence and number of shapes of each source of a corpus; and whether its licence was a condition."""
+    ledger = []
+    for source in sources:
+        entry = {"name": source.name, "licence": source.licence, "shapes": source.kept}
+        # Corpora in memory have no settings.
+        if getattr(source, "settings", {}).get(COMMERCIAL_ONLY) is True:
+            entry[COMMERCIAL_ONLY] = True
+        ledger.append(entry)
+    return ledger
