@@ -204,7 +204,7 @@ class Counted:
     """Kernels and bytes of one part."""
 
     kernels: int = 0
-    library: int = 0
+    library_calls: int = 0
     bytes: float = 0.0
 
 
@@ -428,7 +428,7 @@ def count_graph(graph: Any, example: Any, part: str) -> int:
                 for found in (LEDGER.parts[part], LEDGER.kinds[part, kind]):
                     found.bytes += node.get_read_write_buffers_sizes()
                     found.kernels += kernels
-                    found.library += library
+                    found.library_calls += library
             inputs = memory.OrderedSet(lowered.graph_inputs.keys())
             outputs = memory.OrderedSet(lowered.get_output_names())
             freeable = memory.get_freeable_input_buf(plan.nodes, inputs)
@@ -674,15 +674,15 @@ def report(title: str, kinds: int) -> None:
     ]
     total = Counted()
     for name, part in LEDGER.parts.items():
-        lines.append(f"{name:24} {part.kernels:8} {part.library:8} {part.bytes / 1e9:8.2f}")
+        lines.append(f"{name:24} {part.kernels:8} {part.library_calls:8} {part.bytes / 1e9:8.2f}")
         total.kernels += part.kernels
-        total.library += part.library
+        total.library_calls += part.library_calls
         total.bytes += part.bytes
-    lines.append(f"{'total':24} {total.kernels:8} {total.library:8} {total.bytes / 1e9:8.2f}")
+    lines.append(f"{'total':24} {total.kernels:8} {total.library_calls:8} {total.bytes / 1e9:8.2f}")
     largest = sorted(LEDGER.kinds.items(), key=lambda kind: (-kind[1].kernels, -kind[1].bytes))
     for (part, name), found in largest[:kinds]:
         lines.append(
-            f"{part:24} {found.kernels:8} {found.library:8} {found.bytes / 1e9:8.2f}  {name[:160]}"
+            f"{part:24} {found.kernels:8} {found.library_calls:8} {found.bytes / 1e9:8.2f}  {name[:160]}"
         )
     lines.append(f"peak {LEDGER.peak / GIB:.2f} GiB, in {LEDGER.peak_at}")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -65,7 +65,6 @@ WARNINGS = "warnings"
 LEFT_OVER = ".*.part*"
 """Pattern of temporary files and folders, which ``data.files.files`` renames when they are complete."""
 
-
 FEW_VIEWS = 100_000
 """Shapes in batches; fewer teach less of real shapes than the bundled encoder knows (docs/results.md)."""
 
@@ -466,24 +465,25 @@ def encoder_line(stored: Path, remark: str = "") -> str:
         return f"encoder: {BUNDLED}, which comes with pointdistill ({BUNDLED_TERMS})"
     if name is not None:
         return f"encoder: {name} ({stored}){remark}"
-    try:
-        training = training_record(stored, read_facts(stored))
-    except CheckpointError:
-        training = {}
+    training = _training_of(stored)
     steps = unfinished_steps(training)
     state = "" if steps is None else f", unfinished: step {steps[0]:,} of {steps[1]:,}"
     state += "".join(f"; warning of its training: {line}" for line in warnings_of(training)[:1])
     return f"encoder: {stored}{remark}{state}"
 
 
+def _training_of(stored: Path) -> dict[str, Any]:
+    """How an encoder was trained, empty if its files have errors, which are reported on loading."""
+    with suppress(CheckpointError):
+        return training_record(stored, read_facts(stored))
+    return {}
+
+
 def _views_seen(stored: Path) -> int | None:
     """Shapes of all batches that an encoder was trained on; None if that is not recorded."""
-    with suppress(CheckpointError):
-        training = training_record(stored, read_facts(stored))
-        step, batch_size = training.get("step"), training.get("batch_size")
-        if isinstance(step, int) and isinstance(batch_size, int):
-            return step * batch_size
-    return None
+    training = _training_of(stored)
+    step, batch_size = training.get("step"), training.get("batch_size")
+    return step * batch_size if isinstance(step, int) and isinstance(batch_size, int) else None
 
 
 def unfinished_steps(training: Any) -> tuple[int, int] | None:
