@@ -42,6 +42,7 @@ from pointdistill.engine.evaluation.run import Evaluation
 from pointdistill.engine.pretraining.checkpoints import list_checkpoints, new_state
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.run_folder import CHECKPOINTS
+from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.quickstart import SPLIT, QuickstartConfig, stand_in_path
 from pointdistill.engine.weights.encoders import load_encoder
 from pointdistill.model.config import AugmentConfig, Initialization
@@ -145,9 +146,10 @@ def spread(values: list[float]) -> str:
 class Bench:
     """The two data sets, corpora by their share of procedural shapes, and the figures so far."""
 
-    def __init__(self, archive: Path, folder: Path, steps: int) -> None:
+    def __init__(self, archive: Path, folder: Path, steps: int, options: RunOptions) -> None:
         self.folder = folder
         self.steps = steps
+        self.options = options
         self.shapes: LabelledShapes = read_psb(archive, "train")
         self.reporting = reporting(self.shapes)
         sizes = QuickstartConfig()
@@ -182,7 +184,7 @@ class Bench:
         corpus = self.folder / f"corpus-{ablation.procedural}"
         built = build_corpus(source, corpus, points=POINTS, seed=7).path
         begun = bool(list_checkpoints(run / CHECKPOINTS))
-        pretrain(config, corpus=open_corpus(built), run=run, resume=begun)
+        pretrain(config, corpus=open_corpus(built), run=run, resume=begun, options=self.options)
         return load_encoder(run)
 
     def measured(self, encoder: Encoder, seed: int) -> Scores:
@@ -210,10 +212,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", choices=("off", "on"), default="off")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     given.folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(given.archive, given.folder, given.steps)
+    bench = Bench(given.archive, given.folder, given.steps, RunOptions(compile=given.compile))
     # Seed by seed, so that an interrupted series has complete comparisons.
     found: dict[str, list[Scores]] = {name: [] for name in given.names}
     for seed in given.seeds:

@@ -140,11 +140,11 @@ def new_files(index: Index) -> int:
     """
     inputs = index.facts.inputs
     place = index.path.parent.resolve()
-    named = {
+    named = dict.fromkeys(
         (one.given, Path(os.path.normpath(place / one.path)))
         for one in inputs
         if one.kind == "folder"
-    }
+    )
     here = embedded_inputs()
     folders = [(given, path) for given, path in named if path.is_dir() and path.resolve() in here]
     if not folders:
