@@ -2,9 +2,9 @@
 
 Beside the encoder: the same network before its first step (three seeds, or as many as given), and hand-made
 geometry. All are read from the same draws as `embed` makes, and compared in the same spaces. Each row is on all
-models of the half and on its reporting half: the models whose id has an odd hash. ``--pooling`` adds the rows of
-the CLS token alone and of CLS token and mean; ``--checkpoints RUN`` measures the teachers of a run's checkpoints
-instead, and draws their figures over the steps.
+models of the half and on its reporting half: the models whose id has an odd hash. ``--features`` names the kinds
+of features to measure; ``--checkpoints RUN`` measures the teachers of a run's checkpoints instead, and draws their
+figures over the steps.
 
 Run: ``python benchmarks/real_shapes.py psb_v1_train.zip [--encoder procedural-mini …]``.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -27,9 +26,14 @@ from pointdistill.data.benchmarks.psb import read_psb
 from pointdistill.data.benchmarks.records import LabelledShapes
 from pointdistill.data.sources.paths import ShapeLocation, read_shape
 from pointdistill.engine.config.recipes import find_recipe
-from pointdistill.engine.embedding.compute import choose_draws, read_settings
+from pointdistill.engine.embedding.compute import (
+    DEFAULT_KIND,
+    PER_SHAPE,
+    FeatureKind,
+    choose_draws,
+    read_settings,
+)
 from pointdistill.engine.evaluation.retrieval import embed_labelled, shape_score
-from pointdistill.engine.features.extract import drop_maximum
 from pointdistill.engine.features.feature_extractors import geometric_features
 from pointdistill.engine.pretraining.checkpoints import list_checkpoints, load_state, new_state
 from pointdistill.engine.pretraining.run_folder import CHECKPOINTS
@@ -48,7 +52,9 @@ def reporting(shapes: LabelledShapes) -> NDArray[np.bool_]:
     return np.array([hashlib.sha256(name.encode()).digest()[-1] % 2 == 1 for name in names])
 
 
-def encoder_features(shapes: LabelledShapes, encoder: Encoder, seed: int) -> Tensor:
+def encoder_features(
+    shapes: LabelledShapes, encoder: Encoder, seed: int, kind: FeatureKind = DEFAULT_KIND
+) -> Tensor:
     """As `embed` gives them."""
     with tempfile.TemporaryDirectory() as folder:
         embedded = embed_labelled(
@@ -58,6 +64,7 @@ def encoder_features(shapes: LabelledShapes, encoder: Encoder, seed: int) -> Ten
             device=torch.device("cpu"),
             output=Path(folder, "features.npz"),
             reporter=SILENT,
+            kind=kind,
         )
     assert len(embedded.rows) == len(shapes), embedded.refused
     return embedded.features
@@ -65,7 +72,7 @@ def encoder_features(shapes: LabelledShapes, encoder: Encoder, seed: int) -> Ten
 
 def geometry(shapes: LabelledShapes, like: Encoder, seed: int) -> Tensor:
     """Hand-made features of the points that an encoder's draws have together."""
-    draws = choose_draws(like, "pooled", points=None, draws=None, turns=None)
+    draws = choose_draws(like, DEFAULT_KIND, points=None, draws=None, turns=None)
     settings = read_settings(like, draws, seed=seed, up=shapes.up)
     rows = []
     for number, member in enumerate(shapes.members):
@@ -99,14 +106,6 @@ def show(name: str, features: Tensor, shapes: LabelledShapes, seed: int) -> None
         print("| " + " | ".join([name, part, *cells]) + " |", flush=True)
 
 
-def parts(features: Tensor, encoder: Encoder, *, pooling: bool) -> Iterator[tuple[str, Tensor]]:
-    """The pooled features, and if asked for, what they are made of, with a name for each."""
-    yield "", features
-    if pooling and encoder.config.cls_token:
-        yield ", CLS token and mean", drop_maximum(features, encoder)
-        yield ", CLS token", features[:, : encoder.config.width]
-
-
 def learning_curve(run: Path, shapes: LabelledShapes, picture: Path) -> None:
     """Print the figures of a run's checkpoints and of its initial weights, and draw four of them."""
     from matplotlib.figure import Figure
@@ -138,7 +137,7 @@ def main() -> None:
     parser.add_argument("--encoder", nargs="+", default=["procedural-mini"])
     parser.add_argument("--recipe", default="procedural-mini")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pooling", action="store_true")
+    parser.add_argument("--features", nargs="+", choices=PER_SHAPE, default=[DEFAULT_KIND])
     parser.add_argument("--checkpoints", type=Path, metavar="RUN")
     parser.add_argument("--picture", type=Path, default=Path("learning-curve.png"))
     given = parser.parse_args()
@@ -151,15 +150,15 @@ def main() -> None:
     for name in given.encoder:
         encoder = load_encoder(name)
         for seed in range(given.seeds):
-            whole = encoder_features(shapes, encoder, seed)
-            for part, features in parts(whole, encoder, pooling=given.pooling):
-                show(f"{name}, points and folds {seed}{part}", features, shapes, seed)
+            for kind in given.features:
+                features = encoder_features(shapes, encoder, seed, kind)
+                show(f"{name}, points and folds {seed}, {kind}", features, shapes, seed)
     config = find_recipe(given.recipe).config
     for seed in range(given.seeds):
         initial = new_state(replace(config, seed=seed)).teacher.encoder
-        whole = encoder_features(shapes, initial, seed)
-        for part, features in parts(whole, initial, pooling=given.pooling):
-            show(f"initial weights {seed}{part}", features, shapes, seed)
+        for kind in given.features:
+            features = encoder_features(shapes, initial, seed, kind)
+            show(f"initial weights {seed}, {kind}", features, shapes, seed)
     show("hand-made geometry", geometry(shapes, encoder, 0), shapes, 0)
 
 

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from pointdistill.data.benchmarks.psb import read_psb
+from pointdistill.engine.embedding.compute import DEFAULT_KIND
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
 from pointdistill.engine.embedding.memory import measure_encoder
 from pointdistill.engine.evaluation.retrieval import retrieval_figures
@@ -136,7 +137,7 @@ def main() -> None:
         encoders, _ = read_statistics(
             stored,
             encoder_sha256=checksum,
-            features="pooled",
+            features=DEFAULT_KIND,
             points=points or load_encoder(stored).config.points,
             width=features.shape[1],
         )

@@ -60,7 +60,7 @@ def test_a_folder_has_the_features_of_the_command(
     assert (len(found), found.assumed_up, found.left_out.line()) == (4, 4, "")
 
 
-@pytest.mark.parametrize("kind", ["pooled", "cls", "patches", "points"])
+@pytest.mark.parametrize("kind", ["moments", "pooled", "cls", "patches", "points"])
 def test_an_array_has_the_features_of_the_file_with_its_name(shapes: Path, kind: str) -> None:
     files = [shapes / "clouds" / f"{number}.npy" for number in range(3)]
     encoder = pointdistill.load_encoder("encoder")
@@ -69,7 +69,7 @@ def test_an_array_has_the_features_of_the_file_with_its_name(shapes: Path, kind:
     found = pointdistill.embed(arrays, encoder=encoder, features=kind)
     assert found.names == tuple(arrays)
     np.testing.assert_allclose(found.features, expected.features, atol=1e-6)
-    assert (found.offsets is None) == (kind in ("pooled", "cls"))
+    assert (found.offsets is None) == (kind in ("moments", "pooled", "cls"))
     if found.offsets is not None and expected.offsets is not None:
         assert (found.offsets == expected.offsets).all()
         assert found.positions is not None
@@ -82,7 +82,7 @@ def test_an_array_without_a_name_has_the_same_features_anywhere(shapes: Path) ->
     encoder = pointdistill.load_encoder("encoder")
     first, second = (np.load(shapes / "clouds" / f"{number}.npy") for number in (1, 2))
     alone = encoder.encode(first)
-    assert alone.shape == (1, 3 * encoder.config.width)
+    assert alone.shape == (1, 4 * encoder.config.width)
     tensor = torch.from_numpy(second).requires_grad_()
     rows = encoder.encode([tensor, shapes / "chair.off", first, "my-meshes/chair.off"])
     np.testing.assert_allclose(rows[2], alone[0], atol=1e-6)
@@ -120,7 +120,9 @@ def test_what_cannot_be_encoded_is_one_line(shapes: Path, given: object, line: s
     encoder = pointdistill.load_encoder("encoder")
     with pytest.raises(DataError, match=line):
         encoder.encode(given)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"^features must be pooled or cls, got 'points'"):
+    with pytest.raises(
+        ConfigError, match=r"^features must be moments, pooled or cls, got 'points'"
+    ):
         encoder.encode(shapes / "chair.off", features="points")
 
 
@@ -286,7 +288,7 @@ def test_the_page_runs_as_written(shapes: Path, monkeypatch: pytest.MonkeyPatch)
     for block in blocks:
         if "push_to_hub" not in block:
             exec(compile(block, "docs/python.md", "exec"), names)
-    assert names["features"].shape == (2, 288)
+    assert names["features"].shape == (2, 384)
     assert len(names["answers"].labels) == 5
     trained = json.loads(Path("continued/config.json").read_text())
     assert "changed" in trained["training"]

@@ -66,7 +66,7 @@ class Encoder(Network):
         self,
         shapes: Shapes,
         *,
-        features: str = "pooled",
+        features: str = "moments",
         points: int | None = None,
         draws: int | None = None,
         turns: int | None = None,
@@ -79,8 +79,8 @@ class Encoder(Network):
 
         Args:
             shapes: as for ``embed``, like all other arguments.
-            features: ``pooled`` (CLS, mean and maximum of the patches) or ``cls``; ``embed`` has ``patches`` and
-                ``points`` too.
+            features: ``moments`` (CLS, mean, deviation and skew of the patches), ``pooled`` (CLS, mean, maximum)
+                or ``cls``; ``embed`` has ``patches`` and ``points`` too.
             points: points of each draw.
             draws: draws at each angle that are averaged.
             turns: angles about z.
@@ -93,8 +93,11 @@ class Encoder(Network):
             DataError: for the first shape that cannot be used; ``embed`` lists such shapes instead.
             ConfigError: for a setting that is not accepted.
         """
-        if features not in ("pooled", "cls"):
-            msg = f"features must be pooled or cls, got {features!r}; embed() gives one vector per patch or point"
+        if features not in ("moments", "pooled", "cls"):
+            msg = (
+                f"features must be moments, pooled or cls, got {features!r}; embed() gives one vector per patch "
+                "or point"
+            )
             raise ConfigError(msg, settings=("features",))
         found = embed(
             shapes,
@@ -206,7 +209,7 @@ def embed(
     shapes: Shapes,
     *,
     encoder: Network | Path | str | None = None,
-    features: str = "pooled",
+    features: str = "moments",
     points: int | None = None,
     draws: int | None = None,
     turns: int | None = None,
@@ -223,7 +226,7 @@ def embed(
         shapes: a file, folder, archive or corpus; an array (N, 3), or (B, N, 3); a sequence of these; or a mapping
             from names to arrays, which then have the features of files with these names.
         encoder: from ``load_encoder``, or what that accepts; None for its default.
-        features: ``pooled``, ``cls``, ``patches`` or ``points``.
+        features: ``moments``, ``pooled``, ``cls``, ``patches`` or ``points``.
         points: points of each draw; None for the number used in pretraining.
         draws: draws at each angle that are averaged; None chooses by the points of a draw.
         turns: angles about z that the draws are turned to; None: at most 8.

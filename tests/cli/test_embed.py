@@ -50,11 +50,11 @@ def test_from_a_folder_to_an_embedding_and_a_search(folder: Path) -> None:
         in done.stderr
     )
     assert done.stdout.splitlines() == [
-        "all.npz: pooled features of 3 shapes",
+        "all.npz: moments features of 3 shapes",
         "next: pointdistill search FILE all.npz",
     ]
     again = command(*named, cwd=folder)
-    assert again.stdout.startswith("all.npz: pooled features of 3 shapes, complete already")
+    assert again.stdout.startswith("all.npz: moments features of 3 shapes, complete already")
     other = command(*named, "--seed", "1", cwd=folder)
     assert other.returncode == 2
     assert (
@@ -200,7 +200,9 @@ def test_the_turns_of_an_embedding_are_recorded_and_used_for_the_query(run: Run)
         "p.npz",
     )
     assert code == 2
-    assert "error: points features are of one draw, got turns 2; only cls and pooled" in err
+    assert (
+        "error: points features are of one draw, got turns 2; only features of a whole shape" in err
+    )
     assert err.endswith("(--turns)\n")
 
 
@@ -236,7 +238,7 @@ def test_bad_files_end_with_exit_code_two_and_no_traceback(folder: Path) -> None
     assert done.returncode == 2
     assert "error: meshes/broken.ply: " in done.stderr
     assert "1 of 4 shapes was not embedded; all are listed in embedding.npz" in done.stderr
-    assert "embedding.npz: pooled features of 3 shapes" in done.stdout
+    assert "embedding.npz: moments features of 3 shapes" in done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -247,7 +249,7 @@ def test_a_readme_among_meshes_is_left_out_and_listed(run: Run) -> None:
     code, out, err = run("embed", "meshes", "-o", "some.npz", "--device", "cpu")
     assert code == 0
     assert "left out: 1 text file without points (meshes/readme.txt)" in err
-    assert "some.npz: pooled features of 3 shapes" in out
+    assert "some.npz: moments features of 3 shapes" in out
     code, out, err = run("search", "meshes", "some.npz", "--device", "cpu")
     assert code == 0
     assert err.count("left out: 1 text file without points (meshes/readme.txt)\n") == 1

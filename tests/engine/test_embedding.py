@@ -139,7 +139,7 @@ def test_features_are_the_encoders_own(folder: Path) -> None:
             np.testing.assert_allclose(row, expected.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["pooled", "points"])
+@pytest.mark.parametrize("kind", ["moments", "pooled", "points"])
 def test_neither_batch_nor_neighbours_matter(folder: Path, kind: str) -> None:
     expected = features(features=kind)
     for size in (1, 3, 64):
@@ -211,7 +211,7 @@ def test_features_averaged_over_turns_do_not_depend_on_how_a_shape_stands(folder
     changed = {}
     for turns in (1, 4):
         maker = FeatureMaker(
-            random_encoder(), "pooled", torch.device("cpu"), points=48, turns=turns
+            random_encoder(), "moments", torch.device("cpu"), points=48, turns=turns
         )
         plain, turned = maker([cloud, about_z(cloud, 90)])
         changed[turns] = np.abs(plain.features - turned.features).max()
@@ -481,9 +481,12 @@ def test_settings_that_are_not_accepted(folder: Path) -> None:
     cases = [
         (
             {"features": "cls", "encoder": "mpm"},
-            "this encoder has no CLS token .mode mpm., .*; use pooled",
+            "this encoder has no CLS token .mode mpm., .*; use moments",
         ),
-        ({"features": "all"}, "features must be one of cls, pooled, patches, points, got 'all'"),
+        (
+            {"features": "all"},
+            "features must be one of moments, pooled, cls, patches, points, got 'all'",
+        ),
         ({"draws": 0}, "draws must be at least 1, got 0"),
         ({"draws": 2, "features": "points"}, "points features are of one draw, got draws 2"),
         ({"turns": 4, "features": "patches"}, "patches features are of one draw, got turns 4"),
@@ -496,7 +499,7 @@ def test_settings_that_are_not_accepted(folder: Path) -> None:
     for changes, message in cases:
         with pytest.raises(ConfigError, match=message):
             embed(request(**changes))
-    assert features("mpm.npz", encoder="mpm").shape == (len(COUNTS), 2 * MICRO.width)
+    assert features("mpm.npz", encoder="mpm").shape == (len(COUNTS), 3 * MICRO.width)
 
 
 def test_the_checksum_is_of_the_weights_not_of_the_file(folder: Path) -> None:
@@ -549,7 +552,7 @@ class StandInCuda:
         return False
 
 
-@pytest.mark.parametrize("kind", ["pooled", "patches", "points"])
+@pytest.mark.parametrize("kind", ["moments", "pooled", "patches", "points"])
 def test_batches_on_a_gpu_overlap_and_keep_their_rows(kind: FeatureKind) -> None:
     """On a stand-in: two batches are under way at once, of sizes that share memory, with the features of a CPU."""
     cpu = torch.device("cpu")

@@ -11,7 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointdistill.engine.features.extract import extract_features, pool_tokens, unit_features
+from pointdistill.engine.features.extract import (
+    extract_features,
+    pool_moments,
+    pool_tokens,
+    unit_features,
+)
 from pointdistill.engine.features.feature_extractors import (
     GEOMETRY_WIDTH,
     EncoderFeatures,
@@ -121,6 +126,19 @@ def test_pooled_tokens() -> None:
     pooled = pool_tokens(EncoderOutput(None, patches, torch.zeros(1, 2, 3)))
     assert pooled.tolist() == [[4.0, 5.0]]
     assert unit_features(pooled, encoder).tolist() == [[1.0]]
+
+
+def test_moments() -> None:
+    """Four patches, D = 2: one feature is 0, 0, 0, 4 (mean 1, variance 3, third moment 6), the other always 7."""
+    patches = torch.tensor([[[0.0, 7.0], [0.0, 7.0], [0.0, 7.0], [4.0, 7.0]]])
+    cls = torch.tensor([[3.0, 5.0]])
+    moments = [1.0, 7.0, math.sqrt(3), 0.0, 2.0, 0.0]
+    found = pool_moments(EncoderOutput(cls, patches, torch.zeros(1, 4, 3)))
+    assert found[0].tolist() == pytest.approx([3.0, 5.0, *moments])
+    found = pool_moments(EncoderOutput(None, -patches, torch.zeros(1, 4, 3)))
+    assert found[0].tolist() == pytest.approx([-1.0, -7.0, math.sqrt(3), 0.0, -2.0, 0.0])
+    found = pool_moments(EncoderOutput(None, patches[:, 3:], torch.zeros(1, 1, 3)))
+    assert found.tolist() == [[4.0, 7.0, 0.0, 0.0, 0.0, 0.0]], "a single patch"
 
 
 @pytest.mark.parametrize(("cls_token", "whole", "unit"), [(True, 48, 32), (False, 32, 16)])

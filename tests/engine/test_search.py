@@ -243,7 +243,7 @@ def test_statistics_that_do_not_fit_are_left_out_with_a_line(folder: Path) -> No
     path = Path("encoder/feature_statistics.safetensors")
     shutil.copy(path, "other")
     for index, reason in (
-        (embedded("cls.npz", features="cls"), "is not used: its features are pooled, not cls"),
+        (embedded("cls.npz", features="cls"), "is not used: its features are moments, not cls"),
         (embedded("sparse.npz", points=20), "is not used: its points are 45, not 20"),
         (embedded("other.npz", encoder="other"), "is not used: it was measured on another encoder"),
     ):
@@ -506,7 +506,7 @@ def test_what_cannot_be_searched_is_one_line(folder: Path) -> None:
         search(Path("low/1.obj"), index, count=0)
     with pytest.raises(DataError, match=r"^absent.obj: no such file or folder"):
         search(Path("absent.obj"), index, encoder="absent")
-    with pytest.raises(DataError, match="search needs one: embed the shapes with pooled features"):
+    with pytest.raises(DataError, match="search needs one: embed the shapes with moments features"):
         search(Path("low/1.obj"), embedded("patches.npz", features="patches"))
     np.savez("plain.npz", features=np.ones((2, 3)))
     with pytest.raises(DataError, match=r"plain\.npz: not an embedding"):

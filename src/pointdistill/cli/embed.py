@@ -59,8 +59,9 @@ OUTPUT_SUFFIXES = (".npz", ".parquet")
 class FeatureName(StrEnum):
     """Kinds of features; repeated here so that ``--help`` does not load torch."""
 
-    CLS = "cls"
+    MOMENTS = "moments"
     POOLED = "pooled"
+    CLS = "cls"
     PATCHES = "patches"
     POINTS = "points"
 
@@ -84,9 +85,10 @@ def embed(
     features: Annotated[
         FeatureName,
         typer.Option(
-            help="One vector per shape (cls, or pooled: CLS, mean and max), per patch, or per point."
+            help="One vector per shape (moments: CLS, and mean, deviation and skew of the patches; pooled: CLS, "
+            "mean and max; or cls), per patch, or per point."
         ),
-    ] = FeatureName.POOLED,
+    ] = FeatureName.MOMENTS,
     points: Annotated[
         int | None,
         typer.Option(help="Points sampled from each shape. Default: as in pretraining.", min=1),

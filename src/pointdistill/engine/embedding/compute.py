@@ -21,14 +21,20 @@ from torch import Tensor
 
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.sources.paths import ReadSettings
-from pointdistill.engine.features.extract import frozen_copy, pool_tokens
+from pointdistill.engine.features.extract import frozen_copy, pool_moments, pool_tokens
 from pointdistill.errors import ConfigError
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.patches import to_unit_sphere
 from pointdistill.model.segmenter import interpolate
 
-FeatureKind: TypeAlias = Literal["cls", "pooled", "patches", "points"]
-"""The CLS token; CLS, mean and maximum over the patches concatenated; one vector per patch; one per point."""
+FeatureKind: TypeAlias = Literal["moments", "pooled", "cls", "patches", "points"]
+"""One vector per shape (CLS, mean, deviation and skew over the patches; CLS, mean and maximum; CLS alone), one per
+patch, or one per point."""
+
+DEFAULT_KIND: FeatureKind = "moments"
+
+PER_SHAPE: tuple[FeatureKind, ...] = ("moments", "pooled", "cls")
+"""Kinds with one vector per shape, which are averaged over draws."""
 
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
@@ -74,14 +80,17 @@ def check_kind(kind: str, encoder: Encoder) -> FeatureKind:
         msg = f"features must be one of {', '.join(KINDS)}, got {kind!r}"
         raise ConfigError(msg, settings=("features",))
     if kind == "cls" and not encoder.config.cls_token:
-        msg = "this encoder has no CLS token (mode mpm), so there are no 'cls' features; use pooled"
+        msg = (
+            "this encoder has no CLS token (mode mpm), so there are no 'cls' features; use moments"
+        )
         raise ConfigError(msg, settings=("features",))
     return kind
 
 
 def feature_width(kind: FeatureKind, encoder: Encoder) -> int:
-    """Length of one vector of a kind: D, or 3D for pooled (2D without a CLS token)."""
-    parts = (3 if encoder.config.cls_token else 2) if kind == "pooled" else 1
+    """Length of one vector of a kind: D, 4D for moments, or 3D for pooled; D less without a CLS token."""
+    over_patches = {"moments": 3, "pooled": 2}.get(kind)
+    parts = 1 if over_patches is None else over_patches + encoder.config.cls_token
     return parts * encoder.config.width
 
 
@@ -120,13 +129,16 @@ def choose_draws(
     if points is not None and points < fewest:
         msg = f"points must be at least {fewest} for this encoder (one patch), got {points}"
         raise ConfigError(msg, settings=("points",))
-    averaged = kind in ("cls", "pooled")
+    averaged = kind in PER_SHAPE
     for name, value in (("draws", draws), ("turns", turns)):
         if value is not None and value < 1:
             msg = f"{name} must be at least 1, got {value}"
             raise ConfigError(msg, settings=(name,))
         if not averaged and value not in (None, 1):
-            msg = f"{kind} features are of one draw, got {name} {value}; only cls and pooled features are averaged"
+            msg = (
+                f"{kind} features are of one draw, got {name} {value}; only features of a whole shape "
+                f"({', '.join(PER_SHAPE)}) are averaged"
+            )
             raise ConfigError(msg, settings=(name,))
     size = points or encoder.config.points
     together = SPARSE_POINTS if size < SPARSE_BELOW else DENSE_POINTS
@@ -229,8 +241,8 @@ class FeatureMaker:
             encoder: any encoder.
             kind: already checked against the encoder.
             device: where to compute.
-            points: points per draw; a larger cloud is divided into draws, whose cls or pooled features are
-                averaged.
+            points: points per draw; a larger cloud is divided into draws, whose features are averaged if
+                they are of the whole shape.
             turns: angles about z, equally spaced from 0 on. Draws take them in turn, and there are as many draws
                 for each. Only 1 for patches and points.
         """
@@ -257,7 +269,7 @@ class FeatureMaker:
         way: DeviceWay = self._ways.own
         with torch.inference_mode(), way.used():
             points = way.upload(clouds)
-            if self.kind in ("cls", "pooled"):
+            if self.kind in PER_SHAPE:
                 (rows,) = way.download(self._shape_features(points))
                 return [ShapeFeatures(row, None) for row in rows]
             output = self.encoder(points)
@@ -291,9 +303,10 @@ class FeatureMaker:
 
     def _pooled(self, clouds: Tensor) -> Tensor:
         output = self.encoder(clouds)
-        features = output.cls if self.kind == "cls" else pool_tokens(output)
-        assert features is not None, "the kind was checked against the encoder"
-        return features
+        if self.kind == "cls":
+            assert output.cls is not None, "the kind was checked against the encoder"
+            return output.cls
+        return pool_moments(output) if self.kind == "moments" else pool_tokens(output)
 
 
 def _turned(draws: Tensor, turns: int) -> Tensor:

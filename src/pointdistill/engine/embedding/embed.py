@@ -20,6 +20,7 @@ from pointdistill.data.sources.paths import (
     shown_id,
 )
 from pointdistill.engine.embedding.compute import (
+    DEFAULT_KIND,
     FeatureKind,
     FeatureMaker,
     check_kind,
@@ -77,14 +78,14 @@ class EmbedRequest:
     encoder: Path | str | None = None
     """As for ``load_encoder``; None for the last run's in this folder, or else the program's own encoder."""
 
-    features: str = "pooled"
-    """cls, pooled, patches or points."""
+    features: str = DEFAULT_KIND
+    """moments, pooled, cls, patches or points."""
 
     points: int | None = None
     """Points per draw; None for the number used in pretraining."""
 
     draws: int | None = None
-    """Draws at each angle that cls and pooled features are averaged over; None chooses by the points per draw."""
+    """Draws at each angle that features of a whole shape are averaged over; None chooses by the points of each."""
 
     turns: int | None = None
     """Angles about z that the draws are turned to, equally spaced; None: at most 8, fewer for dense draws."""

@@ -36,7 +36,7 @@ from pointdistill.data.files.schema import (
 )
 from pointdistill.data.meshes.records import Axis
 from pointdistill.data.sources.paths import PathKind
-from pointdistill.engine.embedding.compute import Draws, FeatureKind
+from pointdistill.engine.embedding.compute import PER_SHAPE, Draws, FeatureKind
 from pointdistill.engine.embedding.file import (
     BLOCK_BYTES,
     FORMAT,
@@ -178,7 +178,7 @@ class Index(ABC):
             DataError: if there cannot be so many.
         """
         known = COLUMNS[column]
-        one_each = known.per_shape or self.facts.features in ("cls", "pooled")
+        one_each = known.per_shape or self.facts.features in PER_SHAPE
         if one_each and rows != self.facts.shapes + known.extra:
             msg = f"{column} has {rows:,} rows for {self.facts.shapes:,} shapes"
             raise DataError(msg)
@@ -436,7 +436,7 @@ class _ParquetIndex(Index):
                 raise DataError(msg)
             types = {field.name: field.type for field in file.schema_arrow}
             vector = arrow.list_(getattr(arrow, self.facts.dtype)(), self.facts.width)
-            several = self.facts.features not in ("cls", "pooled")
+            several = self.facts.features not in PER_SHAPE
             expected = {
                 "id": arrow.string(),
                 "source": arrow.int32(),

@@ -29,6 +29,7 @@ from pointdistill.data.sources.paths import (
 )
 from pointdistill.engine.embedding.compute import (
     CPU_BATCH,
+    DEFAULT_KIND,
     Draws,
     FeatureKind,
     FeatureMaker,
@@ -294,7 +295,7 @@ def measure_encoder(
     device: str = "auto",
     reporter: Reporter = SILENT,
 ) -> MeasuredStatistics:
-    """Measure the mean and the principal axes of an encoder's pooled features, and keep them in its folder.
+    """Measure the mean and the principal axes of an encoder's default features, and keep them in its folder.
 
     `search` compares with them in an embedding of few shapes.
 
@@ -318,7 +319,7 @@ def measure_encoder(
         msg = f"{stored}: a weights file alone; export the encoder to a folder first, which keeps its statistics"
         raise CheckpointError(msg, settings=("encoder",))
     encoder = load_encoder(stored)
-    kind: FeatureKind = "pooled"
+    kind = DEFAULT_KIND
     chosen = choose_draws(encoder, kind, points=points, draws=draws, turns=turns)
     settings = read_settings(encoder, chosen, seed=0, up=up)
     maker = FeatureMaker(

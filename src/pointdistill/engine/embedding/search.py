@@ -33,6 +33,7 @@ from pointdistill.data.sources.paths import (
 )
 from pointdistill.engine.embedding.comparison import RAW, choose_comparison, nearest
 from pointdistill.engine.embedding.compute import (
+    PER_SHAPE,
     FeatureMaker,
     check_kind,
     inference_threads,
@@ -212,7 +213,7 @@ def search_all(
 
     Args:
         queries: mesh or cloud files, folders of them, and shapes in memory.
-        index: an embedding with one vector per shape (cls or pooled).
+        index: an embedding with one vector per shape.
         count: number of shapes to find, at least 1.
         encoder: the encoder that made the embedding, if it has moved since; None if it has not.
         up: up axis of queries that do not state their own; None for that of the embedding's files.
@@ -232,10 +233,10 @@ def search_all(
     if count < 1:
         msg = f"the count must be at least 1, got {count}"
         raise ConfigError(msg, settings=("count",))
-    if index.facts.features not in ("cls", "pooled"):
+    if index.facts.features not in PER_SHAPE:
         msg = (
             f"{index.path}: holds {index.facts.features} features, several vectors per shape; "
-            "search needs one: embed the shapes with pooled features"
+            "search needs one: embed the shapes with moments features"
         )
         raise DataError(msg)
     network, origin = _load_same_encoder(index, encoder, may_fetch, reporter)

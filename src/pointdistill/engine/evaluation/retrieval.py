@@ -24,7 +24,14 @@ from pointdistill.data.benchmarks.records import LabelledShapes
 from pointdistill.data.benchmarks.registry import CROSS_VALIDATED, RETRIEVAL
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.sources.paths import ShapeList, ShapeSource
-from pointdistill.engine.embedding.compute import Draws, FeatureMaker, choose_draws, read_settings
+from pointdistill.engine.embedding.compute import (
+    DEFAULT_KIND,
+    Draws,
+    FeatureKind,
+    FeatureMaker,
+    choose_draws,
+    read_settings,
+)
 from pointdistill.engine.embedding.embed import CHUNK_SHAPES
 from pointdistill.engine.embedding.file import WorkFolder
 from pointdistill.engine.embedding.loop import EmbeddingLoop
@@ -59,7 +66,7 @@ E_CUTOFF = 32
 
 _BLOCK_VALUES = 2**24  # similarities at a time: 128 MiB
 _DECIMALS = 9  # of a similarity: below that is the rounding of sums, which differs between machines
-_FEATURES_VERSION = 1  # raised when the same settings would give other features
+_FEATURES_VERSION = 2  # raised when the same settings would give other features
 _MOST_NAMED = 5
 
 
@@ -272,10 +279,11 @@ def embed_labelled(
     device: torch.device,
     output: Path,
     reporter: Reporter,
+    kind: FeatureKind = DEFAULT_KIND,
 ) -> ShapeFeatures:
     """Features of every shape as ``embed`` writes them by default for the same seed and up axis.
 
-    These are pooled tokens, averaged over several draws if a draw has few points. They are stored in ``output``,
+    They are averaged over several draws if a draw has few points, stored in ``output``,
     and read from it next time.
 
     Raises:
@@ -292,7 +300,7 @@ def embed_labelled(
     chunks = -(-len(shapes) // CHUNK_SHAPES)
     work = WorkFolder(output, {"features": output.name}, chunks=chunks)
     loop = EmbeddingLoop(ShapeList([source]), settings, work, CHUNK_SHAPES, _Forecasting(reporter))
-    maker = FeatureMaker(encoder, "pooled", device, points=draws.points, turns=draws.turns)
+    maker = FeatureMaker(encoder, kind, device, points=draws.points, turns=draws.turns)
     with interruptible(reporter.on_signal) as stopped:
         loop.run(maker, batch_size=None, workers=None, stopped=stopped)
         if stopped() and loop.missing():
@@ -318,7 +326,7 @@ def embed_labelled(
 
 def _default_draws(encoder: Encoder) -> Draws:
     """Those of ``embed`` where a user chooses none."""
-    return choose_draws(encoder, "pooled", points=None, draws=None, turns=None)
+    return choose_draws(encoder, DEFAULT_KIND, points=None, draws=None, turns=None)
 
 
 def _stored(path: Path) -> ShapeFeatures:
