@@ -83,7 +83,8 @@ def test_limits_and_defaults_are_said_once() -> None:
     sample = {one.name: one for one in parameters_of(functions["sample"])}
     assert sample["cloud_format"].label == "--format npy|ply|xyz|pcd"
     embed = {one.name: one for one in parameters_of(functions["embed"])}
-    assert embed["features"].label == "--features moments|pooled|cls|patches|points"
+    assert embed["features"].label == "--features NAME"
+    assert embed["dtype"].label == "--dtype float32|float16"
 
 
 @pytest.mark.parametrize(

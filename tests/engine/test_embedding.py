@@ -41,7 +41,7 @@ from pointdistill.engine.features.extract import frozen_copy
 from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.model.config import EncoderConfig
-from pointdistill.model.encoder import Encoder
+from pointdistill.model.encoder import Encoder, EncoderOutput
 from pointdistill.reporter import Reporter
 
 MICRO = EncoderConfig(
@@ -109,6 +109,19 @@ def features(output: str = "out.npz", **changes: Any) -> NDArray[np.float32]:
     return found
 
 
+def vectors_of(out: EncoderOutput, kind: str = "moments") -> NDArray[np.float32]:
+    """What `embed` is to give for each cloud of an encoder's output, computed by NumPy in double precision."""
+    assert out.cls is not None
+    patches = out.patches.double().numpy()
+    parts = [out.cls.double().numpy(), patches.mean(1)]
+    if kind == "pooled":
+        parts += [patches.max(1)]
+    else:
+        central = patches - patches.mean(1, keepdims=True)
+        parts += [patches.std(1), (central**3).mean(1) / patches.var(1)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
 @pytest.mark.parametrize("cls_token", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_frozen_copy_is_the_same_function(cls_token: bool, bias: bool) -> None:
@@ -127,16 +140,16 @@ def test_a_frozen_copy_is_the_same_function(cls_token: bool, bias: bool) -> None
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
 
-def test_features_are_the_encoders_own(folder: Path) -> None:
-    found = features()
+@pytest.mark.parametrize("kind", ["moments", "pooled"])
+def test_features_are_the_encoders_own(folder: Path, kind: str) -> None:
+    found = features(features=kind)
     encoder = load_encoder("encoder")
     for row, file in zip(found, sorted(Path("clouds").iterdir()), strict=True):
         cloud = np.load(file)
         if len(cloud) <= 100:
             with torch.inference_mode():
                 out = encoder(torch.from_numpy(cloud)[None])
-            expected = torch.cat([out.cls[0], out.patches[0].mean(0), out.patches[0].amax(0)])
-            np.testing.assert_allclose(row, expected.numpy(), atol=1e-5)
+            np.testing.assert_allclose(row, vectors_of(out, kind)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["moments", "pooled", "points"])
@@ -166,8 +179,7 @@ def test_draws_are_averaged_as_far_as_the_points_go(folder: Path) -> None:
         rows = cloud[order].reshape(draws, 16, 3)
         with torch.inference_mode():
             out = encoder(torch.from_numpy(rows))
-        each = torch.cat([out.cls, out.patches.mean(1), out.patches.amax(1)], 1)
-        np.testing.assert_allclose(found[number], each.mean(0).numpy(), atol=1e-5)
+        np.testing.assert_allclose(found[number], vectors_of(out).mean(0), atol=1e-5)
     # An encoder of fewer than 1,024 points averages by itself, of as many as have 8,192 together.
     embed(request("default.npz", points=None, draws=None, turns=None))
     info = open_index(Path("default.npz")).info
@@ -189,8 +201,7 @@ def test_draws_are_turned_to_equally_spaced_angles(folder: Path) -> None:
     def expected(clouds: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         with torch.inference_mode():
             out = encoder(torch.from_numpy(np.stack(clouds)))
-        rows = torch.cat([out.cls, out.patches.mean(1), out.patches.amax(1)], 1)
-        return rows.mean(0).numpy()
+        return vectors_of(out).mean(0)
 
     one = np.load("clouds/00.npy")
     one = one[named_rng(0, "00.npy").permutation(len(one))]

@@ -176,7 +176,7 @@ def test_an_index_of_many_shapes_compares_in_its_own_space(folder: Path, ending:
     (found,) = search_all([many / "07.npy"], index).results
     assert (found.neighbours[0].id, len(found.neighbours)) == ("07.npy", 10)
     # With the formula that docs/embedding.md gives.
-    stored = index.statistics_arrays(36)
+    stored = index.statistics_arrays(48)
     features = np.concatenate(list(index.blocks("features")))
     ridge = 0.3 * stored["feature_mean_variance"]
     places = (features - stored["feature_mean"]) @ stored["feature_axes"].T
@@ -199,6 +199,15 @@ def clouds_of_boxes(folder: Path, count: int) -> Path:
     return many
 
 
+@pytest.mark.parametrize(("kind", "width"), [("moments", 48), ("pooled", 36), ("cls", 12)])
+def test_every_kind_of_a_whole_shape_is_searched(folder: Path, kind: str, width: int) -> None:
+    index = embedded(f"{kind}.npz", paths=[clouds_of_boxes(folder, 30)], features=kind)
+    assert next(index.blocks("features")).shape == (30, width)
+    found = search_all([folder / "many-30/07.npy"], index)
+    assert found.compared == "features whitened over the index's 30 shapes"
+    assert found.results[0].neighbours[0].id == "07.npy"
+
+
 def test_an_embedding_of_an_earlier_version_is_measured_when_it_is_searched(folder: Path) -> None:
     many = clouds_of_boxes(folder, 30)
     index = embedded("new.npz", paths=[many], turns=1)
@@ -210,7 +219,7 @@ def test_an_embedding_of_an_earlier_version_is_measured_when_it_is_searched(fold
     new, old = (search_all([many / "07.npy"], open_index(Path(f"{n}.npz"))) for n in ("new", "old"))
     assert new.compared == old.compared == "features whitened over the index's 30 shapes"
     assert [n.id for n in new.results[0].neighbours] == [n.id for n in old.results[0].neighbours]
-    assert index.statistics(36) is not None
+    assert index.statistics(48) is not None
 
 
 def test_what_a_small_index_is_compared_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,16 +280,16 @@ def test_damaged_statistics_are_one_line(folder: Path) -> None:
         whole = {name: stored[name] for name in stored.files}
     broken = {
         "feature_mean holds values that are not finite": {
-            "feature_mean": np.full(36, np.nan, np.float32)
+            "feature_mean": np.full(48, np.nan, np.float32)
         },
-        r"feature_mean is float32 \(35,\), expected float32 \(36,\)": {
+        r"feature_mean is float32 \(47,\), expected float32 \(48,\)": {
             "feature_mean": whole["feature_mean"][1:]
         },
         "feature_variances holds values that are not positive": {
             "feature_variances": -whole["feature_variances"]
         },
-        r"feature_axes is an array of float32, shape \(99, 36\)": {
-            "feature_axes": np.ones((99, 36), np.float32)
+        r"feature_axes is an array of float32, shape \(99, 48\)": {
+            "feature_axes": np.ones((99, 48), np.float32)
         },
     }
     for message, arrays in broken.items():
@@ -372,7 +381,7 @@ def test_an_index_that_is_cut_short_or_changed_meanwhile_is_one_line(
     next(blocks)
     with index.path.open("r+b") as file:
         file.truncate(place + 500)
-    with pytest.raises(DataError, match=r"out\.npz: .*features ends 5 rows early"):
+    with pytest.raises(DataError, match=r"out\.npz: .*features ends 6 rows early"):
         list(blocks)
 
 

@@ -235,7 +235,7 @@ def _print(
         echo(
             f"{report.output}: {features.value} features of {plural(report.shapes, 'shape')}{state}"
         )
-        if features in (FeatureName.CLS, FeatureName.POOLED):
+        if features not in (FeatureName.PATCHES, FeatureName.POINTS):
             echo(f"next: pointdistill search FILE {shlex.quote(str(report.output))}")
     if report.failed:
         raise typer.Exit(2)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 64
 """Clouds per forward pass; affects speed and memory, but not the features."""
 
-SMALLEST_VARIANCE = 1e-6
+SMALLEST_VARIANCE = 1e-9
 """Added to a variance that something is divided by."""
 
 
