@@ -14,6 +14,7 @@ from pointdistill.data.corpus import open_corpus, verify_corpus
 from pointdistill.data.corpus.inspect import find_damage
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.errors import CorpusError
 from tests.data.test_corpus import edit, some_rows, write_corpus
 
 DOCS = Path(__file__).parents[2] / "docs" / "corpus-format.md"
@@ -170,6 +171,17 @@ def test_a_manifest_that_lost_a_shard_is_noticed(tmp_path: Path) -> None:
     stored = json.loads((folder / "corpus.json").read_text())
     edit(folder, {"shards": stored["shards"][:1], "shapes": 3})
     assert verify_corpus(folder) == ("corpus.json: counts 9 shapes of a, its shards hold 3",)
+
+
+@pytest.mark.parametrize("shapes", [2**62, 8, -1, "nine", None])
+def test_a_manifest_that_says_another_number_than_its_shards_is_refused(
+    tmp_path: Path, shapes: object
+) -> None:
+    folder = tmp_path / "corpus"
+    write_corpus(folder, [("a", some_rows("a", 9))])
+    edit(folder, {"shapes": shapes})
+    with pytest.raises(CorpusError, match=r"corpus\.json.* says .* shapes, and its shards 9"):
+        verify_corpus(folder)
 
 
 def test_damage_is_told_as_soon_as_it_is_found(tmp_path: Path) -> None:

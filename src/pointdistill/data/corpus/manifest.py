@@ -156,6 +156,10 @@ def read_manifest(folder: Path) -> Manifest:
             raise CorpusError(msg)
         manifest = from_plain(Manifest, stored, partial=True)
         _check(manifest)
+        stated = stored.get("shapes", manifest.shapes)
+        if stated != manifest.shapes:
+            msg = f"says {short_repr(stated)} shapes, and its shards {manifest.shapes}"
+            raise CorpusError(msg)
         return manifest
 
 
