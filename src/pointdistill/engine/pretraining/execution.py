@@ -40,9 +40,7 @@ def prepare_student(state: TrainState, accelerator: Accelerator, sharding: str) 
         ConfigError: for ``fsdp`` on a single process.
     """
     student, processes = state.student, accelerator.num_processes
-    student.encoder.patch_embedding.recompute = state.config.checkpoint_patch_embedding.applies_on(
-        accelerator.device.type
-    )
+    student.keep_less(state.config.checkpoint_patch_embedding.applies_on(accelerator.device.type))
     student.packs_passes = accelerator.device.type == "cuda"
     if sharding == "fsdp":
         if processes == 1:

@@ -309,6 +309,9 @@ class TrainingStep:
             koleo_weight=state.config.koleo_weight,
             gathered=gathered,
         )
+        # The logits are the largest tensors of a step. Their gradients take their place only if nothing else holds
+        # them during the backward pass.
+        del predictions, gathered
         # A process that could not read its shapes computes on placeholders all the same, because the others wait
         # for it in every collective, the gradients' among them.
         losses.total.backward()
