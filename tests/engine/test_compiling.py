@@ -107,7 +107,7 @@ def taken(
     [(Mode.DUAL, 0.2, True), (Mode.CLS, 0.05, False), (Mode.MPM, 0.0, False)],
 )
 def test_a_step_is_whole_graphs_with_the_same_losses(
-    mode: Mode, drop_path: float, packed: bool
+    mode: Mode, drop_path: float, packed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A graph break is an error, and so is compiling once more for a step's new rates.
 
@@ -119,6 +119,7 @@ def test_a_step_is_whole_graphs_with_the_same_losses(
     with torch._dynamo.config.patch(error_on_recompile=True):
         ours = losses_of(config, StepCompiler(active=True, retries=False), packed=packed)
     assert ours == pytest.approx(losses_of(config), rel=1e-5)
+    assert our_lines(caplog) == [], "the teacher's average is compiled, too"
 
 
 def test_recomputed_heads_and_predictor_keep_only_what_their_gelus_read(
@@ -384,6 +385,32 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_one_line_says_so(
     assert losses_of(config, StepCompiler(active=True)) == losses_of(config)
     (line,) = our_lines(caplog)
     assert line.startswith("the step is not compiled, which takes longer: ")
+    assert "no kernel for this" in line
+
+
+def test_an_average_that_cannot_be_compiled_is_computed_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of the step stays compiled."""
+    compiled = []
+
+    def all_but_lists(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        if any("_foreach" in str(node.target) for node in graph.graph.nodes):
+            return broken()
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setitem(execution._WHOLE, "backend", all_but_lists)
+    config, compiler = micro_config(), StepCompiler(active=True)
+    ours, found = taken(config, compiler)
+    theirs, expected = taken(config)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert compiler.active
+    assert len(compiled) == 3, "teacher, student and objective"
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    (line,) = our_lines(caplog)
+    assert line.startswith("the teacher's average is not compiled, which takes longer: ")
     assert "no kernel for this" in line
 
 
