@@ -318,6 +318,7 @@ class CompiledPart:
         weights = {} if self.module is None else dict(self.module.named_parameters())
         leaves, layout = pytree.tree_flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        inputs = [leaves[i] for i in places]
         out_layout: list[Any] = []
 
         def flat(weights: dict[str, Tensor], inputs: list[Tensor]) -> list[Any]:
@@ -351,10 +352,13 @@ class CompiledPart:
                 decompositions=select_decomp_table(),
                 keep_inference_input_mutations=True,
             )
-            outputs = iter(run(weights, [leaves[i] for i in places]))
+            # Traced with other tensors of the same kind, since graphs never let go of those they were made with.
+            run(weights, [like(one) for one in inputs])
         finally:
             LEDGER.paused = CompiledPart.tracing = False
             LEDGER.counting = counting
+            leaves.clear()
+        outputs = iter(run(weights, inputs))
         spec, out = out_layout
         return pytree.tree_unflatten(
             [next(outputs) if isinstance(x, Tensor) else x for x in out], spec
@@ -377,6 +381,8 @@ class CompiledPart:
                 sys.stderr.write(f"{part}: {found.kernels} kernels, {found.bytes / 1e9:.2f} GB\n")
 
             def run(*inputs: Any) -> Any:
+                if CompiledPart.tracing:
+                    return graph.forward(*inputs)
                 before = LEDGER.counting, LEDGER.paused
                 LEDGER.counting = LEDGER.paused = False
                 if counting:
@@ -389,6 +395,14 @@ class CompiledPart:
             return make_boxed_func(run)
 
         return compile_graph
+
+
+def like(tensor: Tensor) -> Tensor:
+    """A tensor of the same kind, in another place."""
+    empty = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
+    return empty.requires_grad_(tensor.requires_grad)
 
 
 def count_graph(graph: Any, example: Any, part: str) -> int:
@@ -418,6 +432,7 @@ def count_graph(graph: Any, example: Any, part: str) -> int:
             lowered.run(*example)
             lowered._update_scheduler()
             plan = lowered.scheduler
+            in_registers: set[str] = set()
             for node in plan.nodes:
                 # One of several results of a library call is read from a tuple, without a launch.
                 if isinstance(node, scheduler.NopKernelSchedulerNode) or isinstance(
@@ -425,8 +440,12 @@ def count_graph(graph: Any, example: Any, part: str) -> int:
                 ):
                     continue
                 kind, kernels, library = described(node)
+                own, written = own_buffers(plan, node)
+                in_registers |= own - written
+                moved = node.get_read_write_buffers_sizes()
+                moved += 2 * sum(allocated(plan.name_to_buf[name]) for name in written)
                 for found in (LEDGER.parts[part], LEDGER.kinds[part, kind]):
-                    found.bytes += node.get_read_write_buffers_sizes()
+                    found.bytes += moved
                     found.kernels += kernels
                     found.library_calls += library
             inputs = memory.OrderedSet(lowered.graph_inputs.keys())
@@ -436,9 +455,51 @@ def count_graph(graph: Any, example: Any, part: str) -> int:
             memory.assign_memory_planning_info_for_scheduler_nodes(
                 plan.nodes, plan.name_to_fused_node, plan.name_to_buf, freeable
             )
+            for name in in_registers:
+                sizes = plan.name_to_buf[name].mpi_buffer
+                sizes.size_alloc = sizes.size_free = 0
             highest, _ = memory.estimate_peak_memory(plan.nodes, freeable, outputs)
             held = sum(buffer.mpi_buffer.size_free for buffer in freeable.values())
     return max(0, highest - held)
+
+
+def own_buffers(plan: Any, node: Any) -> tuple[set[str], set[str]]:
+    """Buffers that nothing reads but the kernel that computes them, and those of them that it writes all the same.
+
+    A row that is too long for registers is read in several loops. What one of them computed and a later one needs
+    is written and read again.
+    """
+    from torch._inductor import scheduler
+    from torch._inductor.codegen import simd_kernel_features
+    from torch._inductor.virtualized import V
+
+    parts = node.get_nodes()
+    if not all(isinstance(part, scheduler.SchedulerNode) for part in parts):
+        return set(), set()
+    names = {part.get_name() for part in parts}
+    own = {
+        buffer.get_name()
+        for part in parts
+        for buffer in part.get_outputs()
+        if plan.can_buffer_be_removed_through_fusion(buffer.get_name(), names)
+    }
+    # Lists of tensors, and sums along rows beside sums along columns, are kernels that have no such loops.
+    if not own or type(node) is not scheduler.FusedSchedulerNode:
+        return own, set()
+    _, (rows, columns) = max(parts, key=lambda part: int(part.is_reduction())).group
+    backend = plan.get_backend(node.get_device()).choose_node_backend(parts[0])
+    order = backend.generate_node_schedule(parts, rows, columns)
+    features = simd_kernel_features.SIMDKernelFeatures(order, rows, columns)
+    if not features.is_reduction() or V.choices.should_use_persistent_reduction(features, False):
+        return own, set()
+    loops = simd_kernel_features.MemoryEstimator(features, (rows, columns))
+    return own, own & set(loops.must_keep_buffers)
+
+
+def allocated(buffer: Any) -> int:
+    """Bytes of a planned buffer."""
+    size = math.prod(map(int, buffer.node.get_size()))
+    return size * buffer.node.get_dtype().itemsize
 
 
 def described(node: Any) -> tuple[str, int, int]:
@@ -564,7 +625,7 @@ def count(
     from pointdistill.engine.pretraining.execution import StepCompiler, ViewMaker
     from pointdistill.engine.pretraining.loader import Batch
     from pointdistill.engine.runtime.optimizer import build_optimizer
-    from pointdistill.model import distillation, encoder, kernels, masking, patches, transformer
+    from pointdistill.model import distillation, kernels, masking, patches, transformer
 
     for record in (
         patches.Patches,
@@ -589,7 +650,7 @@ def count(
         gelu=torch.nn.functional.gelu,
         scaled_dot_product_attention=attend,
     )
-    encoder.checkpoint = checkpointed
+    transformer.checkpoint = checkpointed
     kernels.triton = kernels.triton or (object() if compiled else None)
     # A generator of a fake device cannot be made; what is drawn has no numbers anyway.
     draw_order, draw_uniform = torch.randperm, torch.rand
@@ -616,7 +677,7 @@ def count(
         )
         teacher = on_fake_gpu(distillation.Teacher(config.mode, config.encoder, config.head))
         student.packs_passes = compiled
-        student.encoder.patch_embedding.recompute = recompute
+        student.keep_less(recompute)
         optimizer = build_optimizer(student, learning_rate=5e-4, weight_decay=0.05)
         state = TrainState(config, student, teacher, optimizer)
         take = steps.TrainingStep(state, student, accelerator, compiler)
@@ -698,7 +759,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=16384)
     parser.add_argument("--compile", choices=("on", "off"), default="on")
     parser.add_argument(
-        "--recompute", action="store_true", help="recompute the student's patch embedding"
+        "--recompute", action="store_true", help="recompute what a GPU does by default"
     )
     parser.add_argument(
         "--depth", type=int, default=0, help="blocks of the encoder, if not the size's"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -11,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -102,11 +107,11 @@ def taken(
     [(Mode.DUAL, 0.2, True), (Mode.CLS, 0.05, False), (Mode.MPM, 0.0, False)],
 )
 def test_a_step_is_whole_graphs_with_the_same_losses(
-    mode: Mode, drop_path: float, packed: bool
+    mode: Mode, drop_path: float, packed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A graph break is an error, and so is compiling once more for a step's new rates.
 
-    The packed case also computes what is between the patch embedding's linear layers again.
+    The packed case also computes again what the patch embedding, the heads and the predictor do not keep.
     """
     config = config_of(mode, drop_path)
     if packed:
@@ -114,6 +119,76 @@ def test_a_step_is_whole_graphs_with_the_same_losses(
     with torch._dynamo.config.patch(error_on_recompile=True):
         ours = losses_of(config, StepCompiler(active=True, retries=False), packed=packed)
     assert ours == pytest.approx(losses_of(config), rel=1e-5)
+    assert our_lines(caplog) == [], "the teacher's average is compiled, too"
+
+
+def test_recomputed_heads_and_predictor_keep_only_what_their_gelus_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of each hidden layer one tensor, not two; gradients are those of the plain student."""
+    kept: list[tuple[int, ...]] = []
+
+    def backward(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        kept.extend(tuple(one.shape) for one in inputs if isinstance(one, torch.Tensor))
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=lambda graph, _: make_boxed_func(graph.forward),
+        bw_compiler=backward,
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    monkeypatch.setitem(execution._WHOLE, "backend", backend)
+    config = micro_config(Mode.MPM)
+    assert config.predictor is not None
+    config = replace(
+        config,
+        encoder=replace(config.encoder, depth=1),
+        predictor=replace(config.predictor, depth=1),
+        head=replace(config.head, hidden=37),
+        checkpoint_patch_embedding=Recompute.ON,
+    )
+    batch = batch_of(config)
+    views = make_views(batch, config)
+    gradients = []
+    for compiled in (False, True):
+        state = new_state(config)
+        student = prepare_student(state, build_accelerator("cpu", "no"), "none")
+        StepCompiler(active=compiled).module(student)
+        student(views).patch.logits.square().sum().backward()
+        gradients.append({name: one.grad for name, one in student.named_parameters()})
+    for name, wanted in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], wanted, rtol=1e-4, atol=1e-6, msg=name)
+    assert views.masks is not None
+    rows = len(views.masks.hidden_index) * views.masks.hidden_index.shape[1]
+    for width, layers in ((37, 2), (4 * config.predictor.width, 1)):
+        sizes = [size for size in kept if size[-1] == width]
+        assert sum(math.prod(size) == rows * width for size in sizes) == layers, (width, kept)
+
+
+@pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
+def test_logits_are_gone_when_the_students_backward_pass_begins(
+    backend: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of hidden patches and their gradient are the largest tensors of a step."""
+    monkeypatch.setitem(execution._WHOLE, "backend", backend)
+    config, accelerator = micro_config(), build_accelerator("cpu", "no")
+    state = new_state(config)
+    student = prepare_student(state, accelerator, "none")
+    compiler = StepCompiler(active=backend is not None, retries=False)
+    step = TrainingStep(state, student, accelerator, compiler)
+    logits: list[weakref.ref[Any]] = []
+    gone: list[bool] = []
+
+    def note(_: object, __: object, predictions: Any) -> None:
+        logits.append(weakref.ref(predictions.patch.logits.untyped_storage()))
+
+    student.register_forward_hook(note)
+    # The last gradient of the plain pass; of the compiled one all come at once.
+    first = state.student.encoder.patch_embedding.stage_one[0]
+    first.get_parameter("weight").register_hook(lambda _: gone.append(logits[0]() is None))
+    batch = batch_of(config)
+    step(batch, make_views(batch, config), config.schedule.at(2, total=9, steps_per_epoch=4))
+    assert gone == [True]
 
 
 def place_of(value: Any) -> Any:
@@ -311,6 +386,32 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_one_line_says_so(
     assert losses_of(config, StepCompiler(active=True)) == losses_of(config)
     (line,) = our_lines(caplog)
     assert line.startswith("the step is not compiled, which takes longer: ")
+    assert "no kernel for this" in line
+
+
+def test_an_average_that_cannot_be_compiled_is_computed_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of the step stays compiled."""
+    compiled = []
+
+    def all_but_lists(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        if any("_foreach" in str(node.target) for node in graph.graph.nodes):
+            return broken()
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setitem(execution._WHOLE, "backend", all_but_lists)
+    config, compiler = micro_config(), StepCompiler(active=True)
+    ours, found = taken(config, compiler)
+    theirs, expected = taken(config)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert compiler.active
+    assert len(compiled) == 3, "teacher, student and objective"
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    (line,) = our_lines(caplog)
+    assert line.startswith("the teacher's average is not compiled, which takes longer: ")
     assert "no kernel for this" in line
 
 

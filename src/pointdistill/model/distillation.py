@@ -33,7 +33,7 @@ from pointdistill.model.losses import (
 )
 from pointdistill.model.masking import Masks
 from pointdistill.model.patches import Patches, gather_points
-from pointdistill.model.transformer import DepthDraws
+from pointdistill.model.transformer import DepthDraws, Mlp
 
 CENTER_MOMENTUM = 0.9
 
@@ -166,6 +166,18 @@ class Student(Branch):
             self.predictor = Predictor(encoder.width, predictor)
         elif mode.has_patches:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
+
+    def keep_less(self, less: bool) -> None:
+        """Whether parts of the student compute again in the backward pass what they else keep for it.
+
+        The patch embedding does so, and in compiled code also the MLPs of heads and predictor.
+        """
+        self.encoder.patch_embedding.recompute = less
+        for name, part in self.named_modules():
+            if isinstance(part, ProjectionHead) or (
+                isinstance(part, Mlp) and name.startswith("predictor.")
+            ):
+                part.recompute = less
 
     def draw_depth(
         self, views: Views, generator: torch.Generator

@@ -6,13 +6,12 @@ Sizes: B clouds, N points, P patches, K points per patch, D width. Source: AsymD
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pointdistill.errors import DataError
 from pointdistill.model.config import EncoderConfig
@@ -23,7 +22,13 @@ from pointdistill.model.patches import (
     patchify,
     to_unit_sphere,
 )
-from pointdistill.model.transformer import DepthDraws, RMSNorm, Transformer
+from pointdistill.model.transformer import (
+    DepthDraws,
+    RMSNorm,
+    Transformer,
+    computed_again,
+    through,
+)
 
 POSITION_HIDDEN = 128
 """Width of the position embedding's hidden layer, the same in every size."""
@@ -82,12 +87,12 @@ class PatchEmbedding(nn.Module):
         """(B, P, D) from (B, P, K, 3)."""
         if torch.compiler.is_compiling() and torch.is_grad_enabled():
             return self._embed(offsets, again=self.recompute)
-        return _again(self._embed, offsets) if self.recompute else self._embed(offsets)
+        return computed_again(self._embed, offsets) if self.recompute else self._embed(offsets)
 
     def _embed(self, offsets: Tensor, *, again: bool = False) -> Tensor:
         """The embedding; ``again`` if what lies between linear layers is not kept for the backward pass."""
         shape = offsets.shape[:-1]
-        local = _through(list(self.stage_one), offsets.flatten(0, -2), again).unflatten(0, shape)
+        local = through(list(self.stage_one), offsets.flatten(0, -2), again).unflatten(0, shape)
         summary = patch_maximum(local)
         # A linear layer over [x, max] is the sum of one over x and one over max. The latter is computed once per
         # patch instead of once per point, and the (B, P, K, 2 · hidden) concatenation is never made.
@@ -97,41 +102,7 @@ class PatchEmbedding(nn.Module):
         mixed = nn.functional.linear(local, point_weight)
         mixed = mixed + nn.functional.linear(summary, patch_weight, mix.bias).unsqueeze(-2)
         layers = list(self.stage_two)[1:]
-        return patch_maximum(_through(layers, mixed.flatten(0, -2), again).unflatten(0, shape))
-
-
-def _again(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    """``function(value)``, which is computed again in the backward pass instead of being kept for it."""
-    if not torch.is_grad_enabled():
-        return function(value)
-    # No layer draws random numbers. Keeping the generators' states all the same would make the host wait for the
-    # device.
-    result: Tensor = checkpoint(function, value, use_reentrant=False, preserve_rng_state=False)
-    return result
-
-
-def _through(layers: Sequence[nn.Module], value: Tensor, again: bool) -> Tensor:
-    """``value`` (N, C) after the layers; if ``again``, what those computed that are not linear is not kept."""
-    between: tuple[nn.Module, ...] = ()
-    for layer in layers:
-        if again and not isinstance(layer, nn.Linear):
-            between = (*between, layer)
-            continue
-        if between:
-            value, between = _again(_in_order(between), value), ()
-        value = layer(value)
-    return _again(_in_order(between), value) if between else value
-
-
-def _in_order(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """A function that calls one layer after another."""
-
-    def call(value: Tensor) -> Tensor:
-        for layer in layers:
-            value = layer(value)
-        return value
-
-    return call
+        return patch_maximum(through(layers, mixed.flatten(0, -2), again).unflatten(0, shape))
 
 
 def patch_maximum(values: Tensor) -> Tensor:

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pointdistill.model.config import HeadConfig, PredictorConfig
-from pointdistill.model.transformer import Attention, MlpBranch, RMSNorm, SelfAttentionBranch
+from pointdistill.model.transformer import (
+    Attention,
+    MlpBranch,
+    RMSNorm,
+    SelfAttentionBranch,
+    through,
+)
 
 NORMALIZE_EPS = 1e-6
 
@@ -40,6 +46,9 @@ class Prototypes(nn.Module):
 class ProjectionHead(nn.Module):
     """MLP D → hidden → hidden → bottleneck, L2 normalisation, prototypes."""
 
+    recompute = False
+    """As in ``Mlp``: whether compiled code computes the GELUs again in the backward pass."""
+
     def __init__(self, width: int, config: HeadConfig) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
@@ -53,7 +62,9 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., Q) logits, before any temperature, of (..., D) features."""
-        return self.prototypes(functional.normalize(self.mlp(features), dim=-1, eps=NORMALIZE_EPS))
+        again = self.recompute and torch.compiler.is_compiling()
+        reduced = through(list(self.mlp), features, again)
+        return self.prototypes(functional.normalize(reduced, dim=-1, eps=NORMALIZE_EPS))
 
 
 class PredictorBlock(nn.Module):

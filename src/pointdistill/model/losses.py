@@ -70,9 +70,11 @@ def plain_cross_entropy(
     target_index: Tensor,
     student_temperature: float | Tensor,
 ) -> Tensor:
-    """``patch_cross_entropy`` as one expression, which keeps several (R, Q) tensors unless it is compiled."""
-    log_probs = (student_logits.float() / student_temperature).log_softmax(-1)
-    return -(teacher_probs[target_index] * log_probs).sum(-1).mean()
+    """``patch_cross_entropy`` as one expression, which makes several (R, Q) tensors unless it is compiled."""
+    loss: Tensor = _FusableCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        student_logits.float() / student_temperature, teacher_probs, target_index
+    )
+    return loss
 
 
 def chunked_cross_entropy(
@@ -144,6 +146,26 @@ def posterior_stats(logits: Tensor, temperature: float | Tensor) -> PosteriorSta
         marginal += probs.sum(0)
         entropy -= (probs * log_probs).sum()
     return PosteriorStats(marginal / len(rows), entropy / len(rows))
+
+
+class _FusableCrossEntropy(torch.autograd.Function):
+    """Cross-entropy for a compiler, whose gradient is computed number by number, without a sum over a row.
+
+    Autograd's sums the targets of a row first. A kernel that reads a long row in two loops then writes all that it
+    has summed, in float32, to read it again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scaled: Tensor, target_probs: Tensor, target_index: Tensor) -> Tensor:
+        normalizers = scaled.logsumexp(-1, keepdim=True)
+        ctx.save_for_backward(scaled, target_probs, target_index, normalizers)
+        return (target_probs[target_index] * (normalizers - scaled)).sum(-1).mean()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        scaled, target_probs, target_index, normalizers = ctx.saved_tensors
+        excess = (scaled - normalizers).exp() - target_probs[target_index]
+        return excess * (gradient / len(scaled)), None, None
 
 
 class _IndexedCrossEntropy(torch.autograd.Function):

@@ -8,13 +8,14 @@ Sizes: B rows, T tokens, S memory tokens, D width, N packed tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-5
 """Eps of every RMSNorm in the model; PyTorch's default differs."""
@@ -36,6 +37,40 @@ def unpack(packed: Tensor, layout: Layout) -> list[Tensor]:
     """The groups (B, T, C) of packed tokens (N, C), as views."""
     parts = packed.split([rows * tokens for rows, tokens in layout])
     return [part.unflatten(0, shape) for part, shape in zip(parts, layout, strict=True)]
+
+
+def computed_again(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """``function(value)``, which is computed again in the backward pass instead of being kept for it."""
+    if not torch.is_grad_enabled():
+        return function(value)
+    # No layer draws random numbers. Keeping the generators' states all the same would make the host wait for the
+    # device.
+    result: Tensor = checkpoint(function, value, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def through(layers: Sequence[nn.Module], value: Tensor, again: bool) -> Tensor:
+    """``value`` (N, C) after the layers; if ``again``, what those computed that are not linear is not kept."""
+    between: tuple[nn.Module, ...] = ()
+    for layer in layers:
+        if again and not isinstance(layer, nn.Linear):
+            between = (*between, layer)
+            continue
+        if between:
+            value, between = computed_again(_in_order(between), value), ()
+        value = layer(value)
+    return computed_again(_in_order(between), value) if between else value
+
+
+def _in_order(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """A function that calls one layer after another."""
+
+    def call(value: Tensor) -> Tensor:
+        for layer in layers:
+            value = layer(value)
+        return value
+
+    return call
 
 
 class RMSNorm(nn.RMSNorm):
@@ -157,6 +192,9 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers without biases around an exact GELU."""
 
+    recompute = False
+    """Whether compiled code computes the GELU again in the backward pass, while it reads what was before it."""
+
     def __init__(self, width: int, *, ratio: int = 4) -> None:
         super().__init__()
         self.expand = nn.Linear(width, ratio * width, bias=False)
@@ -164,7 +202,14 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        return self.contract(functional.gelu(self.expand(tokens)))
+        expanded = self.expand(tokens)
+        # Plain PyTorch would keep the GELU all the same, as the second layer's input.
+        again = self.recompute and torch.compiler.is_compiling()
+        return self.contract(computed_again(_gelu, expanded) if again else _gelu(expanded))
+
+
+def _gelu(values: Tensor) -> Tensor:
+    return functional.gelu(values)
 
 
 class StochasticDepth(nn.Module):

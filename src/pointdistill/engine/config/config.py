@@ -93,8 +93,8 @@ class PretrainConfig:
     of small, base and large set it to ``authors``."""
 
     checkpoint_patch_embedding: Recompute = Recompute.AUTO
-    """Keep none of the student's patch embedding for the backward pass, which takes less memory and more time. It
-    does not change the model or its losses."""
+    """Keep none of the student's patch embedding for the backward pass, and in compiled code less of the MLPs of
+    predictor and heads, which takes less memory and more time. It does not change the model or its losses."""
 
     seed: int = 0
 

@@ -40,9 +40,7 @@ def prepare_student(state: TrainState, accelerator: Accelerator, sharding: str) 
         ConfigError: for ``fsdp`` on a single process.
     """
     student, processes = state.student, accelerator.num_processes
-    student.encoder.patch_embedding.recompute = state.config.checkpoint_patch_embedding.applies_on(
-        accelerator.device.type
-    )
+    student.keep_less(state.config.checkpoint_patch_embedding.applies_on(accelerator.device.type))
     student.packs_passes = accelerator.device.type == "cuda"
     if sharding == "fsdp":
         if processes == 1:
@@ -237,6 +235,34 @@ class StepCompiler:
         return contextlib.nullcontext()
 
 
+class CompiledOrPlain:
+    """A function, compiled; from the first call on in which that fails, as plain PyTorch, and one line says so."""
+
+    # A compiler fails before any of what it compiles has changed anything.
+
+    def __init__(
+        self, plain: Callable[..., Any], compiled: Callable[..., Any] | None, what: str
+    ) -> None:
+        """Prepare to call; ``what`` begins the line: what is not compiled."""
+        self._plain = plain
+        self._compiled = compiled
+        self._what = what
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The result for these inputs."""
+        if self._compiled is not None:
+            try:
+                return self._compiled(*inputs)
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                self._compiled = None
+                log.warning(
+                    "%s not compiled, which takes longer: %s", self._what, first_line(error)
+                )
+        return self._plain(*inputs)
+
+
 class Recorder(Protocol):
     """Records what a function launches, for it to be launched again."""
 
@@ -299,6 +325,56 @@ class Recording:
             ours.copy_(theirs)
         self._replay()
         return self._outputs
+
+
+class Replay:
+    """Calls of a function by its recorded kernels, which are recorded in one of the first calls."""
+
+    def __init__(self, recorder: Recorder | None, whose: str) -> None:
+        """Prepare to record.
+
+        Args:
+            recorder: records the kernels; None to record nothing.
+            whose: kernels they are, for the line that says that they cannot be recorded.
+        """
+        self._recorder = recorder
+        self._whose = whose
+        self._recording: Recording | None = None
+        self._until_recorded = RECORDED_FROM
+
+    def __call__(
+        self,
+        inputs: Callable[[], object],
+        record: Callable[[Any, Recorder], Recording],
+        undo: Callable[[], None] = lambda: None,
+    ) -> Any:
+        """The outputs, which the next call overwrites; None if the function has to be called without a recording.
+
+        Args:
+            inputs: makes the inputs, if the kernels are recorded or about to be.
+            record: the recording of a function with such inputs, by a recorder.
+            undo: what a failed recording left behind.
+        """
+        if self._recorder is None:
+            return None
+        if self._until_recorded:
+            self._until_recorded -= 1
+            return None
+        given = inputs()
+        if self._recording is None:
+            try:
+                self._recording = record(given, self._recorder)
+            except Exception as error:
+                # Running out of memory is a reason, too: a recording keeps for itself all that its kernels need.
+                self._recorder = None
+                undo()
+                log.warning(
+                    "the %s kernels are launched one by one, which takes longer: %s",
+                    self._whose,
+                    first_line(error),
+                )
+                return None
+        return self._recording(given) if self._recording.fits(given) else None
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
@@ -370,17 +446,17 @@ class ViewMaker:
             device: of the batches.
             compiler: the step's.
         """
-        self._plain = plain
-        self._compiled: Callable[..., Views] | None = None
+        compiled = None
         # On a CPU views are made by NumPy, which a compiler would replace by slower code.
         if compiler.active and device.type == "cuda":
             # A constant, although a compiler cannot see it.
             torch._dynamo.assume_constant_result(stream_number)
-            self._compiled = compiler.function(self._plain)
+            compiled = compiler.function(plain)
+        self._plain = plain
+        self._make = CompiledOrPlain(plain, compiled, "views are")
         self._size: torch.Size | None = None
-        self._recorder = compiler.recorder
-        self._recording: Recording | None = None
-        self._until_recorded = RECORDED_FROM
+        self._replay = Replay(compiler.recorder, "views'")
+        self._prepared = compiled is not None or compiler.recorder is not None
 
     def __call__(self, batch: Batch) -> Views:
         """The views and masks of a batch."""
@@ -388,44 +464,15 @@ class ViewMaker:
         # kernels for each of them would take longer to make than they save.
         self._size = self._size or batch.points.shape
         shapes = (batch.points, batch.counts, batch.index)
-        prepared = self._compiled is not None or self._recorder is not None
-        if not prepared or batch.points.shape != self._size:
+        if not self._prepared or batch.points.shape != self._size:
             return self._plain(*shapes, batch.epoch)
-        epoch = torch.full((), batch.epoch, device=batch.index.device)
-        views = self._replayed((*shapes, epoch))
-        return self._made((*shapes, epoch)) if views is None else views
+        inputs = (*shapes, torch.full((), batch.epoch, device=batch.index.device))
+        views: Views | None = self._replay(lambda: inputs, self._recorded)
+        return self._made(inputs) if views is None else views
 
     def _made(self, inputs: tuple[Tensor, ...]) -> Views:
-        """The views of a batch's points, counts, indices and epoch, compiled if that works."""
-        if self._compiled is not None:
-            try:
-                return self._compiled(*inputs)
-            except Exception as error:
-                if out_of_memory(error):
-                    raise
-                self._compiled = None
-                log.warning("views are not compiled, which takes longer: %s", first_line(error))
-        return self._plain(*inputs)
-
-    def _replayed(self, inputs: tuple[Tensor, ...]) -> Views | None:
-        """The views by their recorded kernels; None if they have to be made without."""
-        if self._recorder is None:
-            return None
-        if self._until_recorded:
-            self._until_recorded -= 1
-            return None
-        try:
-            if self._recording is None:
-                self._recording = self._recorded(inputs, self._recorder)
-        except Exception as error:
-            # Running out of memory is a reason, too: a recording keeps for itself all that its kernels need.
-            self._recorder = None
-            log.warning(
-                "the views' kernels are launched one by one, which takes longer: %s",
-                first_line(error),
-            )
-            return None
-        views: Views = self._recording(inputs)
+        """The views of a batch's points, counts, indices and epoch."""
+        views: Views = self._make(*inputs)
         return views
 
     def _recorded(self, inputs: tuple[Tensor, ...], recorder: Recorder) -> Recording:

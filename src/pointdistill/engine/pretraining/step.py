@@ -6,7 +6,6 @@ Source: section 5 of docs/method.md. Sizes: Q prototypes.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import astuple
@@ -21,11 +20,11 @@ from torch.utils import _pytree as pytree
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining.checkpoints import TrainState
 from pointdistill.engine.pretraining.execution import (
-    RECORDED_FROM,
+    CompiledOrPlain,
     Recorder,
     Recording,
+    Replay,
     StepCompiler,
-    first_line,
     gather_rows,
     mean_over_processes,
 )
@@ -53,8 +52,6 @@ from pointdistill.model.masking import Masks, draw_masks
 from pointdistill.model.random import KeyedRandom, sample_keys
 from pointdistill.model.transformer import DepthDraws
 from pointdistill.model.views import draw_views
-
-log = logging.getLogger("pointdistill")
 
 
 def make_views(batch: Batch, config: PretrainConfig) -> Views:
@@ -172,13 +169,16 @@ class TrainingStep:
         self.compiled_objective = (
             self.compiler.function(objective) if self.compiler.active else None
         )
-        self._move = self.compiler.function(move_towards)
+        self._move = CompiledOrPlain(
+            move_towards,
+            self.compiler.function(move_towards) if self.compiler.active else None,
+            "the teacher's average is",
+        )
         self.state = state
         self.student = student
         self.accelerator = accelerator
         self.all_finite = torch.ones((), device=accelerator.device)
-        self._recording: Recording | None = None
-        self._until_recorded = RECORDED_FROM
+        self._replay = Replay(self.compiler.recorder, "step's")
 
     def __call__(
         self,
@@ -237,30 +237,18 @@ class TrainingStep:
 
     def _replayed(self, batch: Batch, views: Views, rates: Rates) -> StepOutputs | None:
         """Take the step by its recorded kernels; None, with nothing done, if it has to be taken without."""
-        recorder = self.compiler.recorder
-        if recorder is None:
+        if self.compiler.recorder is None:
             return None
-        if self._until_recorded or self._takes_first_centers():
-            self._until_recorded = max(0, self._until_recorded - 1)
-            return None
-        inputs = self._inputs(batch, views, rates, recorded=True)
-        if self._recording is None:
-            try:
-                self._recording = self._recorded(inputs, recorder)
-            except Exception as error:
-                # Running out of memory is a reason, too: a recording keeps for itself all that its step needs.
-                self.compiler.recorder = None
-                self.state.optimizer.zero_grad()
-                log.warning(
-                    "the step's kernels are launched one by one, which takes longer: %s",
-                    first_line(error),
-                )
-                return None
-        if not self._recording.fits(inputs):
+        # The step that takes the first centres is a run's first, which is never recorded.
+        outputs: StepOutputs | None = self._replay(
+            lambda: self._inputs(batch, views, rates, recorded=True),
+            self._recorded,
+            undo=self.state.optimizer.zero_grad,
+        )
+        if outputs is None:
             return None
         # Copies, since the next step's numbers take the place of these before a caller may have read them. Not of
         # the targets, which are large and read at once.
-        outputs: StepOutputs = self._recording(inputs)
         kept = pytree.tree_map(torch.clone, (outputs.losses.total, outputs.losses.terms))
         means = {head: mean.clone() for head, mean in outputs.means.items()}
         return outputs._replace(losses=Losses(*kept), means=means, norm=outputs.norm.clone())
@@ -309,6 +297,9 @@ class TrainingStep:
             koleo_weight=state.config.koleo_weight,
             gathered=gathered,
         )
+        # The logits are the largest tensors of a step. Their gradients take their place only if nothing else holds
+        # them during the backward pass.
+        del predictions, gathered
         # A process that could not read its shapes computes on placeholders all the same, because the others wait
         # for it in every collective, the gradients' among them.
         losses.total.backward()
@@ -389,10 +380,8 @@ class TrainingStep:
         guarded_step(state.optimizer, inputs.learning_rate, applied)
         # After the optimiser, since the teacher averages the student's updated weights.
         share = applied * inputs.teacher_share
-        self.compiler.first_time(
-            lambda: update_average(state.teacher, state.student, share, move=self._move),
-            undo=lambda: None,
-        )
+        with self.compiler.running():
+            update_average(state.teacher, state.student, share, move=self._move)
         momentum = 0.0 if self._takes_first_centers() else CENTER_MOMENTUM
         for head, mean in means.items():
             center = state.teacher.centers[head]
