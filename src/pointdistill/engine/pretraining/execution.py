@@ -137,6 +137,8 @@ def step_compiler(
     wanted = setting == "on" or (setting == "auto" and device.type == "cuda" and alone)
     reason = None
     if wanted:
+        # What earlier runs of this process compiled would count against Dynamo's limit, past which it gives up.
+        torch.compiler.reset()
         reason = "sharding is 'fsdp'" if sharding == "fsdp" else compile_failure(device)
     if reason is not None:
         _say_not_compiled(reason)
