@@ -36,6 +36,7 @@ from pointdistill.data.files.schema import to_plain
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import find_recipe
+from pointdistill.engine.embedding.compute import DEFAULT_KIND, PER_SHAPE, FeatureKind
 from pointdistill.engine.evaluation.classification import evaluate
 from pointdistill.engine.evaluation.retrieval import shape_score
 from pointdistill.engine.evaluation.run import Evaluation
@@ -146,10 +147,13 @@ def spread(values: list[float]) -> str:
 class Bench:
     """The two data sets, corpora by their share of procedural shapes, and the figures so far."""
 
-    def __init__(self, archive: Path, folder: Path, steps: int, options: RunOptions) -> None:
+    def __init__(
+        self, archive: Path, folder: Path, steps: int, options: RunOptions, kind: FeatureKind
+    ) -> None:
         self.folder = folder
         self.steps = steps
         self.options = options
+        self.kind = kind
         self.shapes: LabelledShapes = read_psb(archive, "train")
         self.reporting = reporting(self.shapes)
         sizes = QuickstartConfig()
@@ -166,7 +170,7 @@ class Bench:
         )
         steps = round(ablation.steps * self.steps)
         config = ablation.change(replace(base, seed=seed, steps=steps or self.steps))
-        settings = [to_plain(config), ablation.procedural, steps, SHAPES, POINTS]
+        settings = [to_plain(config), ablation.procedural, steps, SHAPES, POINTS, self.kind]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         path = self.folder / f"{name}-seed{seed}-{digest}.json"
         if not path.exists():
@@ -188,7 +192,7 @@ class Bench:
         return load_encoder(run)
 
     def measured(self, encoder: Encoder, seed: int) -> Scores:
-        features = encoder_features(self.shapes, encoder, seed)
+        features = encoder_features(self.shapes, encoder, seed, self.kind)
         scores: Scores = {}
         for half, chosen in (("chosen", ~self.reporting), ("reported", self.reporting)):
             rows, labels = features[torch.from_numpy(chosen)], self.shapes.labels[chosen]
@@ -213,10 +217,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", choices=("off", "on"), default="off")
+    parser.add_argument("--features", choices=PER_SHAPE, default=DEFAULT_KIND)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     given.folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(given.archive, given.folder, given.steps, RunOptions(compile=given.compile))
+    bench = Bench(
+        given.archive, given.folder, given.steps, RunOptions(compile=given.compile), given.features
+    )
     # Seed by seed, so that an interrupted series has complete comparisons.
     found: dict[str, list[Scores]] = {name: [] for name in given.names}
     for seed in given.seeds:

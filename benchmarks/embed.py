@@ -33,7 +33,6 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.embedding.compute import (
     CPU_BATCH,
-    DEFAULT_KIND,
     FeatureMaker,
     inference_threads,
 )
@@ -145,7 +144,7 @@ def speed(count: int, rounds: int, batch: int) -> None:
     rng = np.random.default_rng(0)
     encoder = random_encoder("small")
     clouds = [rng.normal(size=(1024, 3)).astype(np.float32) for _ in range(count)]
-    maker = FeatureMaker(encoder, DEFAULT_KIND, torch.device("cpu"), points=1024)
+    maker = FeatureMaker(encoder, "pooled", torch.device("cpu"), points=1024)
     model = Baseline(encoder)
     one, other = ours(maker, clouds[:batch], batch), plain(model, clouds[:batch], batch)
     print(f"{platform.machine()}, {THREADS} threads, torch {torch.__version__}")

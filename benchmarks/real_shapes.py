@@ -106,7 +106,7 @@ def show(name: str, features: Tensor, shapes: LabelledShapes, seed: int) -> None
         print("| " + " | ".join([name, part, *cells]) + " |", flush=True)
 
 
-def learning_curve(run: Path, shapes: LabelledShapes, picture: Path) -> None:
+def learning_curve(run: Path, shapes: LabelledShapes, picture: Path, kind: FeatureKind) -> None:
     """Print the figures of a run's checkpoints and of its initial weights, and draw four of them."""
     from matplotlib.figure import Figure
 
@@ -116,7 +116,8 @@ def learning_curve(run: Path, shapes: LabelledShapes, picture: Path) -> None:
     everything = np.ones(len(shapes), dtype=bool)
     steps, rows = [], []
     for state in (new_state(states[0].config), *states):
-        found = figures(encoder_features(shapes, state.teacher.encoder, 0), shapes, everything, 0)
+        features = encoder_features(shapes, state.teacher.encoder, 0, kind)
+        found = figures(features, shapes, everything, 0)
         steps.append(state.step)
         rows.append(dict(zip(COLUMNS, found, strict=True)))
         cells = [f"{value:.1f}" for value in found]
@@ -145,7 +146,7 @@ def main() -> None:
     print("| " + " | ".join(["features", "shapes", *COLUMNS]) + " |")
     print("| --- " * (2 + len(COLUMNS)) + "|")
     if given.checkpoints is not None:
-        learning_curve(given.checkpoints, shapes, given.picture)
+        learning_curve(given.checkpoints, shapes, given.picture, given.features[0])
         return
     for name in given.encoder:
         encoder = load_encoder(name)

@@ -153,6 +153,9 @@ class _FusableCrossEntropy(torch.autograd.Function):
 
     Autograd's sums the targets of a row first. A kernel that reads a long row in two loops then writes all that it
     has summed, in float32, to read it again.
+
+    It takes (R, Q) logits, (T, Q) probabilities and (R,) rows of these. The gradient is right only if each row of
+    probabilities has the sum 1, as a softmax's has.
     """
 
     @staticmethod

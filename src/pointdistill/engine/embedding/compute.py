@@ -298,10 +298,10 @@ class FeatureMaker:
         if self.turns > 1:
             points = _turned(to_unit_sphere(points), self.turns)
         parts = points.flatten(0, 1).split(MOST_DRAWS)
-        features = torch.cat([self._pooled(part) for part in parts])
+        features = torch.cat([self._vectors(part) for part in parts])
         return features.unflatten(0, (-1, draws)).mean(dim=1) if draws > 1 else features
 
-    def _pooled(self, clouds: Tensor) -> Tensor:
+    def _vectors(self, clouds: Tensor) -> Tensor:
         output = self.encoder(clouds)
         if self.kind == "cls":
             assert output.cls is not None, "the kind was checked against the encoder"

@@ -366,7 +366,8 @@ def _is_written(request: EmbedRequest, shapes: ShapeList, info: Mapping[str, Any
     # Earlier versions stored float32 and did not say so.
     stored = {"dtype": "float32", **index.info}
     # Earlier versions noted absolute paths, and "files" says whether the inputs are the same.
-    different = [key for key in info if key != "inputs" and stored.get(key) != info[key]]
+    apart = ("inputs", "width")  # the width follows from encoder and features
+    different = [key for key in info if key not in apart and stored.get(key) != info[key]]
     if different and not request.overwrite:
         named = DIFFERENCES | (
             {"files": _changed_inputs(index, shapes)} if "files" in different else {}

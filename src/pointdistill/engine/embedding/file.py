@@ -70,7 +70,6 @@ DIFFERENCES = {
     "format": "another version of this program",
     "version": "another version of this program",
     "features": "another kind of features",
-    "width": "another encoder",
     "encoder_sha256": "another encoder",
     "seed": "another seed",
     "up": "another up axis",
@@ -163,7 +162,7 @@ class WorkFolder:
             write_json(self.path / _REQUEST, request, any_text=True)
         else:
             earlier = earlier if isinstance(earlier, dict) else {}
-            keys = sorted({*earlier, *request})
+            keys = sorted({*earlier, *request} - {"width"})  # it follows from the others
             different = [key for key in keys if earlier.get(key) != request.get(key)]
             words = dict.fromkeys(DIFFERENCES.get(key, key) for key in different)
             msg = (

@@ -281,10 +281,10 @@ def embed_labelled(
     reporter: Reporter,
     kind: FeatureKind = DEFAULT_KIND,
 ) -> ShapeFeatures:
-    """Features of every shape as ``embed`` writes them by default for the same seed and up axis.
+    """Features of every shape as ``embed`` writes them for the same seed and up axis, by default or of another kind.
 
-    They are averaged over several draws if a draw has few points, stored in ``output``,
-    and read from it next time.
+    They are averaged over several draws if a draw has few points. They are stored in ``output``, and read from it next
+    time.
 
     Raises:
         DataError: if the archive cannot be read, or no shape in it.
@@ -373,14 +373,14 @@ def evaluate_retrieval(run: EvaluationRun) -> list[Result]:
 
 
 def _with_draws(run: EvaluationRun, shapes: LabelledShapes) -> LabelledShapes:
-    """The same; its form says what a vector is the mean of."""
+    """The same; its form says which features a vector holds, and what it is the mean of."""
     extractor = run.extractor
     assert isinstance(extractor, EncoderFeatures)
     draws = _default_draws(extractor.encoder)
     how = f"{draws.points:,} points"
     if draws.count > 1:
         how = f"{draws.count} draws of {how} at {draws.turns} angles"
-    return replace(shapes, form=f"{shapes.form}; {how} from each shape")
+    return replace(shapes, form=f"{shapes.form}; {DEFAULT_KIND} of {how} from each shape")
 
 
 def _measure(run: EvaluationRun, shapes: LabelledShapes) -> list[Result]:

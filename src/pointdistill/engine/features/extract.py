@@ -61,6 +61,9 @@ def pool_moments(output: EncoderOutput) -> Tensor:
     features. With them real shapes are told apart better than with the maximum, see docs/results.md. A mean
     and a deviation side by side are the statistics pooling of Snyder et al. (Interspeech 2017).
 
+    Args:
+        output: in float32; half precision has no room for a third moment.
+
     Returns:
         (B, 4D), or (B, 3D) for an encoder without a CLS token.
     """

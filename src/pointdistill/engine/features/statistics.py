@@ -1,7 +1,7 @@
 """Mean and principal axes of features, and the space in which features of different shapes are compared.
 
-Features of an encoder point in nearly one direction: the cosine of any two shapes is above 0.97, because what all
-shapes share is larger than what tells them apart. Here the mean is subtracted, and each principal axis is divided
+Features of an encoder point in nearly one direction, because what all shapes share is larger than what tells them
+apart. Here the mean is subtracted, and each principal axis is divided
 by its standard deviation, so that no few axes decide alone. A ridge keeps axes that hold little but noise from
 counting as much as the others. docs/results.md has the measurement.
 
@@ -227,7 +227,8 @@ def read_statistics(
             if made_with.get(name) != wanted:
                 return (
                     None,
-                    f"{path} is not used: its {name} are {made_with.get(name)}, not {wanted}",
+                    f"{path} is not used: its {name} are {made_with.get(name)}, not {wanted}; `pointdistill "
+                    "export --corpus` measures them for the default",
                 )
         arrays = {name: value.numpy() for name, value in read_tensors(path).items()}
         return statistics_from(arrays, width=width, path=path), ""

@@ -126,6 +126,8 @@ def step_compiler(
 ) -> StepCompiler:
     """The compiler of a run; one that compiles nothing if the setting says so or there is no working compiler.
 
+    Whatever this process compiled before is compiled again when it is called next.
+
     Args:
         setting: ``auto`` (on a GPU, and for a single process only), ``on`` or ``off``.
         accelerator: the device, and whether there are other processes.
@@ -136,10 +138,12 @@ def step_compiler(
     # middle of it. So several processes compile only if they are told to.
     wanted = setting == "on" or (setting == "auto" and device.type == "cuda" and alone)
     reason = None
-    if wanted:
+    if wanted and sharding == "fsdp":
+        reason = "sharding is 'fsdp'"
+    elif wanted:
         # What earlier runs of this process compiled would count against Dynamo's limit, past which it gives up.
         torch.compiler.reset()
-        reason = "sharding is 'fsdp'" if sharding == "fsdp" else compile_failure(device)
+        reason = compile_failure(device)
     if reason is not None:
         _say_not_compiled(reason)
     active = wanted and reason is None

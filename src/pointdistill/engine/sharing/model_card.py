@@ -174,7 +174,7 @@ def _code(kind: ModelKind, repository: str, described: Mapping[str, Any]) -> str
     return (
         f"```python\nimport pointdistill\nimport torch\n\n"
         f"{load_line(described, repository)}\n"
-        'points = pointdistill.sample_surface("chair.obj", 1024, seed=0, up="y")  # up in the file\n'
+        'points = pointdistill.sample_surface("chair.obj", 1024, seed=0, up="y")  # y is up in the file\n'
         f"{use}\n```\n\n"
         "Any unit and place within float32, z up. Weights are safetensors; nothing in this repository is run when "
         "it is loaded."
