@@ -368,16 +368,14 @@ def test_views_are_one_graph_for_the_first_size_only(monkeypatch: pytest.MonkeyP
     assert calls == [128, 128]
 
 
-def test_many_runs_in_one_process_are_all_compiled(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_many_runs_in_one_process_are_all_compiled(caplog: pytest.LogCaptureFixture) -> None:
     """Each compiles the same functions for other shapes."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     config = config_of(Mode.CLS, 0.0)
-    for batch_size in (2, 3, 4, 5):
-        compiler = step_compiler("on", build_accelerator("cpu", "no"))
-        losses_of(replace(config, batch_size=batch_size), compiler)
-        assert compiler.active
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for batch_size in (2, 3, 4, 5):
+            compiler = step_compiler("on", build_accelerator("cpu", "no"))
+            losses_of(replace(config, batch_size=batch_size), compiler)
+            assert compiler.active
     assert our_lines(caplog) == []
 
 

@@ -430,7 +430,7 @@ def test_another_request_does_not_take_over(folder: Path, monkeypatch: pytest.Mo
     embed(request("new.npz"))  # a work folder without a finished chunk is in nobody's way
     Path(".new.npz.work/chunk-000000.npz").touch()
     with pytest.raises(
-        DataError, match=r"an unfinished embedding, .*: another kind of features, another encoder"
+        DataError, match=r"an unfinished embedding, .*: another kind of features; finish it"
     ):
         embed(request("new.npz", features="cls"))
 

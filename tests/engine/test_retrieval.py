@@ -236,7 +236,7 @@ def test_a_half_is_measured_and_stored_once(
     assert (ranked.split, ranked.test_clouds, ranked.seeds) == ("train", 20, (0, 1))
     assert [figure.name for figure in ranked.further] == ["second tier", "E", "DCG"]
     assert ranked.accuracy.mean >= 50.0
-    assert "168 draws of 48 points at 8 angles from each shape" in ranked.form
+    assert "moments of 168 draws of 48 points at 8 angles from each shape" in ranked.form
     assert any("20 shapes of 2 classes" in line for line in reporter.said)
     text = (workplace / "out" / "results.md").read_text()
     assert "| LFD (light fields), published | test | retrieval | 65.7 | 38.0 | 48.7 |" in text
@@ -246,6 +246,21 @@ def test_a_half_is_measured_and_stored_once(
     monkeypatch.setattr(retrieval, "embed_labelled", pytest.fail)
     again = measure(workplace, protocols=("knn", "retrieval"), **settings)
     assert [r.each for r in again.results] == [r.each for r in outcome.results]
+
+
+def test_scores_of_another_kind_of_features_are_a_row_of_their_own(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an earlier version left them, in the same folder."""
+    settings = {"stand_in": True, "output": workplace / "out", "protocols": ("retrieval",)}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(retrieval, "DEFAULT_KIND", "pooled")
+        measure(workplace, **settings, seeds=1)
+    (result,) = measure(workplace, **settings, seeds=2).results
+    assert result.seeds == (0, 1)
+    rows = json.loads((workplace / "out" / "results.json").read_text())["results"]
+    found = [(len(row["seeds"]), "moments of" in row["form"]) for row in rows]
+    assert sorted(found) == [(1, False), (2, True)], rows
 
 
 def test_the_test_half_by_its_name(workplace: Path) -> None:

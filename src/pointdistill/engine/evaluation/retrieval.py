@@ -281,10 +281,10 @@ def embed_labelled(
     reporter: Reporter,
     kind: FeatureKind = DEFAULT_KIND,
 ) -> ShapeFeatures:
-    """Features of every shape as ``embed`` writes them for the same seed and up axis, by default or of another kind.
+    """Features of every shape as ``embed`` writes them for the same seed and up axis.
 
-    They are averaged over several draws if a draw has few points. They are stored in ``output``, and read from it next
-    time.
+    They are averaged over several draws if a draw has few points. They are stored in ``output``, and read from it
+    next time, whatever their kind.
 
     Raises:
         DataError: if the archive cannot be read, or no shape in it.
