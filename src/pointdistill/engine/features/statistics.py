@@ -227,8 +227,8 @@ def read_statistics(
             if made_with.get(name) != wanted:
                 return (
                     None,
-                    f"{path} is not used: its {name} are {made_with.get(name)}, not {wanted}; `pointdistill "
-                    "export --corpus` measures them for the default",
+                    f"{path} is not used: its {name} are {made_with.get(name)}, not {wanted}; "
+                    "measure this encoder again",
                 )
         arrays = {name: value.numpy() for name, value in read_tensors(path).items()}
         return statistics_from(arrays, width=width, path=path), ""
