@@ -93,7 +93,9 @@ class Encoder(Network):
             DataError: for the first shape that cannot be used; ``embed`` lists such shapes instead.
             ConfigError: for a setting that is not accepted.
         """
-        if features not in ("moments", "pooled", "cls"):
+        from pointdistill.engine.embedding.compute import PER_SHAPE
+
+        if features not in PER_SHAPE:
             msg = (
                 f"features must be moments, pooled or cls, got {features!r}; embed() gives one vector per patch "
                 "or point"

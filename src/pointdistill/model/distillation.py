@@ -173,10 +173,11 @@ class Student(Branch):
         The patch embedding does so, and in compiled code also the MLPs of heads and predictor.
         """
         self.encoder.patch_embedding.recompute = less
-        for name, part in self.named_modules():
-            if isinstance(part, ProjectionHead) or (
-                isinstance(part, Mlp) and name.startswith("predictor.")
-            ):
+        for part in self.modules():
+            if isinstance(part, ProjectionHead):
+                part.recompute = less
+        for part in self.predictor.modules() if self.predictor is not None else ():
+            if isinstance(part, Mlp):
                 part.recompute = less
 
     def draw_depth(

@@ -33,6 +33,7 @@ from pointdistill.data.sources.paths import (
 )
 from pointdistill.engine.embedding.comparison import RAW, choose_comparison, nearest
 from pointdistill.engine.embedding.compute import (
+    DEFAULT_KIND,
     PER_SHAPE,
     FeatureMaker,
     check_kind,
@@ -236,7 +237,7 @@ def search_all(
     if index.facts.features not in PER_SHAPE:
         msg = (
             f"{index.path}: holds {index.facts.features} features, several vectors per shape; "
-            "search needs one: embed the shapes with moments features"
+            f"search needs one: embed the shapes with {DEFAULT_KIND} features"
         )
         raise DataError(msg)
     network, origin = _load_same_encoder(index, encoder, may_fetch, reporter)

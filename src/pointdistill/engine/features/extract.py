@@ -58,8 +58,8 @@ def pool_moments(output: EncoderOutput) -> Tensor:
     """One feature vector for each of B clouds: CLS token, mean, deviation and skew over the patches, side by side.
 
     The deviation is the standard one, and the skew the third central moment over the variance, in the unit of the
-    features. With them real shapes are told apart better than with the maximum, see docs/results.md. A mean
-    and a deviation side by side are the statistics pooling of Snyder et al. (Interspeech 2017).
+    features. With them real shapes are told apart better than with the maximum, see docs/results.md. A mean and a
+    deviation side by side are the statistics pooling of Snyder et al. (Interspeech 2017).
 
     Args:
         output: in float32; half precision has no room for a third moment.

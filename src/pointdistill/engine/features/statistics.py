@@ -1,9 +1,9 @@
 """Mean and principal axes of features, and the space in which features of different shapes are compared.
 
-Features of an encoder point in nearly one direction, because what all shapes share is larger than what tells them
-apart. Here the mean is subtracted, and each principal axis is divided
-by its standard deviation, so that no few axes decide alone. A ridge keeps axes that hold little but noise from
-counting as much as the others. docs/results.md has the measurement.
+Features of an encoder point in nearly one direction, because what all shapes share is larger than what tells
+them apart. Here the mean is subtracted, and each principal axis is divided by its standard deviation, so that
+no few axes decide alone. A ridge keeps axes that hold little but noise from counting as much as the others.
+docs/results.md has the measurement.
 
 Sizes: n shapes, F the length of a feature vector, K principal axes.
 """
