@@ -165,6 +165,7 @@ class _FusableCrossEntropy(torch.autograd.Function):
         return (target_probs[target_index] * (normalizers - scaled)).sum(-1).mean()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         scaled, target_probs, target_index, normalizers = ctx.saved_tensors
         excess = (scaled - normalizers).exp() - target_probs[target_index]

@@ -140,6 +140,7 @@ class _FusableRmsNorm(torch.autograd.Function):
         return (x * scale * weight).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         # No product with the gradient is used twice, or the compiler would write that product, in float32.
