@@ -163,6 +163,17 @@ def test_a_kill_before_the_conversion_costs_no_second_download(
     assert hub.ranges == []
 
 
+def test_a_damaged_checkpoint_left_in_the_cache_is_downloaded_again(
+    hub: LocalHub, cache: Path, golden_dir: Path
+) -> None:
+    SMALL.folder.mkdir(parents=True)
+    content = hub.files[SMALL.file]
+    (SMALL.folder / SMALL.file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    features_agree(load_encoder("asymdsd-s"), golden_dir)
+    assert hub.ranges == [""]
+    assert left_in(cache) == ["config.json", "model.safetensors"]
+
+
 def test_a_damaged_download_is_refused_and_removed(hub: LocalHub, cache: Path) -> None:
     """The list of files and the file do not agree."""
     hub.checksums[SMALL.file] = "a" * 64
