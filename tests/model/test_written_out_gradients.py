@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from pointdistill.model import losses
+from pointdistill.model.encoder import patch_maximum
 from pointdistill.model.losses import (
     chunked_cross_entropy,
     patch_cross_entropy,
     plain_cross_entropy,
 )
-from pointdistill.model.transformer import rms_norm
+from pointdistill.model.transformer import RMSNorm, rms_norm
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -34,6 +35,36 @@ def test_rms_norm_has_autograds_gradients() -> None:
     wanted = torch.autograd.grad(plain, (x, weight), upstream)
     found = torch.autograd.grad(lean, (x, weight), upstream)
     torch.testing.assert_close(found, wanted)
+
+
+def test_rms_norm_that_is_compiled_has_autograds_gradients() -> None:
+    norm = RMSNorm(7).double()
+    norm.weight.data = draw(7, seed=1)
+    x, upstream = draw(2, 3, 7).requires_grad_(), draw(2, 3, 7, seed=2)
+    plain = torch.nn.functional.rms_norm(x, (7,), norm.weight, norm.eps)
+    compiled = torch.compile(norm, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=1e-6)  # summed in float32
+    wanted = torch.autograd.grad(plain, (x, norm.weight), upstream)
+    found = torch.autograd.grad(compiled, (x, norm.weight), upstream)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_maximum_that_is_compiled_has_autograds_gradient() -> None:
+    values, upstream = draw(2, 3, 5, 4).requires_grad_(), draw(2, 3, 4, seed=1)
+    plain = values.amax(-2)
+    compiled = torch.compile(patch_maximum, backend="aot_eager", fullgraph=True)(values)
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=0)
+    wanted = torch.autograd.grad(plain, values, upstream)
+    found = torch.autograd.grad(compiled, values, upstream)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_of_equal_points_one_has_the_gradient_of_a_compiled_maximum() -> None:
+    values = torch.zeros(1, 1, 3, 2, requires_grad=True)
+    torch.compile(patch_maximum, backend="aot_eager", fullgraph=True)(values).sum().backward()
+    assert values.grad is not None
+    assert values.grad.sum(-2).tolist() == [[[1.0, 1.0]]]
+    assert values.grad.unique().tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("chunk", [5, 10, 2**18], ids=["a row", "two rows", "all at once"])
