@@ -18,6 +18,7 @@ from pointdistill.data.benchmark_standins import HalfSizes, make_psb_stand_in
 from pointdistill.data.benchmarks.psb import read_psb
 from pointdistill.data.files.workspace import remember_stand_in
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
+from pointdistill.engine.embedding.memory import measure_encoder
 from pointdistill.engine.evaluation import retrieval
 from pointdistill.engine.evaluation.evaluate import EvaluationRequest, Outcome, evaluate_saved
 from pointdistill.engine.evaluation.leak_check import held_out_of
@@ -25,9 +26,9 @@ from pointdistill.engine.evaluation.retrieval import (
     comparable,
     retrieval_figures,
     shape_score,
-    standardised,
 )
 from pointdistill.engine.features import Samples, nearest_neighbour_probe
+from pointdistill.engine.features.statistics import FeatureStatistics, standardiser
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import Reporter
 from tests.engine.labelled import saved_encoder
@@ -128,13 +129,32 @@ def test_a_class_that_is_everything_has_no_rank_left() -> None:
 
 def test_standardised_features() -> None:
     """Mean 0 and deviation 1 each; a constant one, whatever its value, is 0 and not noise."""
-    features = torch.tensor([[1.0, 0.1, -5e6], [3.0, 0.1, 5e6], [5.0, 0.1, 0.0]])
+    features = np.array([[1.0, 0.1, -5e6], [3.0, 0.1, 5e6], [5.0, 0.1, 0.0]], np.float32)
+    standardised = standardiser(features)
     scaled = standardised(features)
-    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(3).double())
-    torch.testing.assert_close(
-        scaled.std(dim=0, correction=0), torch.tensor([1.0, 0.0, 1.0]).double()
+    np.testing.assert_allclose(scaled.mean(axis=0), 0.0, atol=1e-9)
+    np.testing.assert_allclose(scaled.std(axis=0), [1.0, 0.0, 1.0])
+    assert standardised(features[:1])[0, 1] == 0.0
+
+
+@pytest.mark.parametrize("protocol", ["retrieval", "knn"])
+def test_statistics_of_the_encoder_decide_how_shapes_are_compared(protocol: str) -> None:
+    """Features of which two tell classes apart, and many, that vary as much, do not: the axes know which."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2).repeat_interleave(30)
+    features = torch.randn(60, 200, generator=generator)
+    features[:, :2] += 3.0 * labels[:, None]
+    variances = np.where(np.arange(200) < 2, 1.0, 1e4).astype(np.float32)
+    statistics = FeatureStatistics(
+        mean=np.zeros(200, np.float32),
+        axes=np.eye(200, dtype=np.float32),
+        variances=variances,
+        mean_variance=1e-3,
+        shapes=900,
     )
-    assert standardised(features[:1], features).tolist()[0][1] == 0.0
+    alone = shape_score(features, labels.numpy(), protocol, seed=0)
+    with_axes = shape_score(features, labels.numpy(), protocol, seed=0, statistics=statistics)
+    assert with_axes.accuracy > alone.accuracy + 10.0
 
 
 def test_cross_validation_tests_each_large_class() -> None:
@@ -208,6 +228,19 @@ def measure(folder: Path, reporter: Reporter | None = None, **changes: object) -
     }
     request = EvaluationRequest(**(settings | changes))  # type: ignore[arg-type]
     return evaluate_saved(request, reporter or Lines())
+
+
+def test_an_encoder_is_measured_with_the_statistics_that_came_with_it(
+    workplace: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    settings = {"stand_in": True, "protocols": ("retrieval",), "output": workplace / "out"}
+    alone = measure(workplace, **settings).results
+    assert "compared by the set's own axes or deviations" in alone[0].form
+    measure_encoder(workplace / "encoder", archive, up="y")
+    with_axes = measure(workplace, **settings).results
+    assert "compared by axes of 26 shapes that came with the encoder" in with_axes[0].form
+    assert with_axes[0].accuracy != alone[0].accuracy
 
 
 def test_features_are_those_that_embed_writes(

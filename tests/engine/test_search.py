@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
+from safetensors.torch import load_file
 
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.sources import SourceRequest, open_source
-from pointdistill.engine.embedding import comparison as comparison_module
 from pointdistill.engine.embedding import index as index_module
 from pointdistill.engine.embedding import search as searching
-from pointdistill.engine.embedding.comparison import RAW, Comparison, nearest
+from pointdistill.engine.embedding.comparison import nearest
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
 from pointdistill.engine.embedding.file import stored_as
 from pointdistill.engine.embedding.index import EmbeddedInput, Index, open_index
@@ -35,7 +35,7 @@ from pointdistill.engine.embedding.search import (
     search_all,
 )
 from pointdistill.engine.features import statistics as statistics_module
-from pointdistill.engine.features.statistics import measure
+from pointdistill.engine.features.statistics import RAW, Comparison, measure
 from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.reporter import Reporter
@@ -171,7 +171,7 @@ def test_of_very_many_shapes_every_nth_is_measured(monkeypatch: pytest.MonkeyPat
 def test_an_index_of_many_shapes_compares_in_its_own_space(folder: Path, ending: str) -> None:
     if ending == "parquet":
         pytest.importorskip("pyarrow")
-    many = clouds_of_boxes(folder, 30)
+    many = clouds_of_boxes(folder, 100)
     index = embedded(f"many.{ending}", paths=[many])
     (found,) = search_all([many / "07.npy"], index).results
     assert (found.neighbours[0].id, len(found.neighbours)) == ("07.npy", 10)
@@ -204,12 +204,13 @@ def test_every_kind_of_a_whole_shape_is_searched(folder: Path, kind: str, width:
     index = embedded(f"{kind}.npz", paths=[clouds_of_boxes(folder, 30)], features=kind)
     assert next(index.blocks("features")).shape == (30, width)
     found = search_all([folder / "many-30/07.npy"], index)
-    assert found.compared == "features whitened over the index's 30 shapes"
+    how = "whitened" if 2 * width <= 30 else "standardised"
+    assert found.compared == f"features {how} over the index's 30 shapes"
     assert found.results[0].neighbours[0].id == "07.npy"
 
 
 def test_an_embedding_of_an_earlier_version_is_measured_when_it_is_searched(folder: Path) -> None:
-    many = clouds_of_boxes(folder, 30)
+    many = clouds_of_boxes(folder, 100)
     index = embedded("new.npz", paths=[many], turns=1)
     with np.load("new.npz") as stored:
         kept = {name: stored[name] for name in stored.files if not name.startswith("feature_")}
@@ -217,32 +218,66 @@ def test_an_embedding_of_an_earlier_version_is_measured_when_it_is_searched(fold
     del info["turns"]
     np.savez("old.npz", **kept | {"info": np.array(json.dumps(info))})
     new, old = (search_all([many / "07.npy"], open_index(Path(f"{n}.npz"))) for n in ("new", "old"))
-    assert new.compared == old.compared == "features whitened over the index's 30 shapes"
+    assert new.compared == old.compared == "features whitened over the index's 100 shapes"
     assert [n.id for n in new.results[0].neighbours] == [n.id for n in old.results[0].neighbours]
     assert index.statistics(48) is not None
 
 
-def test_what_a_small_index_is_compared_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The encoder's statistics if it has some that fit, else its own of 20 shapes and more, the mean, nothing."""
+def test_what_an_index_is_compared_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder's axes if it has some that fit; else own ones, or deviations, or nothing."""
     eight = embedded("eight.npz")
     three = embedded("three.npz", paths=sorted(Path("high").iterdir())[:3])
     many = embedded("many.npz", paths=[clouds_of_boxes(folder, 30)])
     query = Path("high/5.obj")
-    own = "features whitened over the index's 30 shapes"
     few = "; the index holds {} shapes"
-    assert search_all([query], many).compared == own
-    assert search_all([query], eight).compared == "features minus their mean" + few.format(8)
+    own = "features {} over the index's {} shapes"
+    assert search_all([query], many).compared == own.format("standardised", 30)
+    assert search_all([query], eight).compared == own.format("standardised", 8)
     assert search_all([query], three).compared == "raw features" + few.format(3)
+    with monkeypatch.context() as fewer:
+        fewer.setattr(statistics_module, "OWN_AXES_FROM", 0.5)
+        assert search_all([query], many).compared == own.format("whitened", 30)
     measured = measure_encoder("encoder", Path("many-30"), points=45, draws=1, turns=1)
     assert (measured.path, measured.shapes) == (Path("encoder/feature_statistics.safetensors"), 30)
     found = search_all([query], three)
     encoders = "features whitened over 30 shapes, as measured with the encoder"
     assert found.compared == encoders + few.format(3)
     assert found.results[0].neighbours[0].id == "high/5.obj"
-    # A large index is compared over its own shapes; here 30 are made to count as large.
     assert search_all([query], many).compared == encoders + few.format(30)
-    monkeypatch.setattr(comparison_module, "ENOUGH_SHAPES", 30)
-    assert search_all([query], many).compared == own
+    monkeypatch.setattr(statistics_module, "OWN_MEAN_FROM", 30)
+    assert search_all([query], many).compared == encoders + ", about the index's mean"
+
+
+def test_the_encoders_axes_about_the_mean_of_the_index(folder: Path) -> None:
+    """With the formula that docs/embedding.md gives."""
+    index = embedded("sixty.npz", paths=[clouds_of_boxes(folder, 60)])
+    (folder / "others").mkdir()
+    measure_encoder("encoder", clouds_of_boxes(folder / "others", 40), points=45, draws=1, turns=1)
+    (found,) = search_all([folder / "many-60/07.npy"], index).results
+    axes = {n: v.numpy() for n, v in load_file("encoder/feature_statistics.safetensors").items()}
+    features = np.concatenate(list(index.blocks("features")))
+    ridge = 0.3 * axes["feature_mean_variance"]
+    places = (features - features.mean(axis=0)) @ axes["feature_axes"].T
+    places /= np.sqrt(axes["feature_variances"] + ridge)
+    places /= np.linalg.norm(places, axis=1, keepdims=True)
+    cosine = dict(
+        zip(np.concatenate(list(index.blocks("ids"))).tolist(), places @ places[7], strict=True)
+    )
+    for neighbour in found.neighbours:
+        assert neighbour.similarity == pytest.approx(cosine[neighbour.id], abs=1e-4)
+
+
+def test_features_of_few_shapes_are_standardised_one_by_one(folder: Path) -> None:
+    index = embedded("eight.npz")
+    (found,) = search_all([Path("high/5.obj")], index, count=8).results
+    features = np.concatenate(list(index.blocks("features"))).astype(np.float64)
+    places = (features - features.mean(axis=0)) / features.std(axis=0)
+    places /= np.linalg.norm(places, axis=1, keepdims=True)
+    ids = np.concatenate(list(index.blocks("ids"))).tolist()
+    own = places[ids.index("high/5.obj")]
+    cosine = dict(zip(ids, places @ own, strict=True))
+    for neighbour in found.neighbours:
+        assert neighbour.similarity == pytest.approx(cosine[neighbour.id], abs=1e-4)
 
 
 def test_statistics_that_do_not_fit_are_left_out_with_a_line(folder: Path) -> None:
@@ -257,11 +292,11 @@ def test_statistics_that_do_not_fit_are_left_out_with_a_line(folder: Path) -> No
         (embedded("other.npz", encoder="other"), "is not used: it was measured on another encoder"),
     ):
         compared = search_all([query], index, reporter=said).compared
-        assert compared == "features minus their mean; the index holds 8 shapes"
+        assert compared == "features standardised over the index's 8 shapes"
         assert reason in said.lines[-1]
     index = embedded("whole.npz")
     path.write_bytes(path.read_bytes()[:200])
-    assert search_all([query], index, reporter=said).compared.startswith("features minus")
+    assert search_all([query], index, reporter=said).compared.startswith("features standardised")
     assert "damaged (" in said.lines[-1]
 
 
@@ -274,7 +309,7 @@ class Lines(Reporter):
 
 
 def test_damaged_statistics_are_one_line(folder: Path) -> None:
-    many = clouds_of_boxes(folder, 30)
+    many = clouds_of_boxes(folder, 100)
     embedded("whole.npz", paths=[many])
     with np.load("whole.npz") as stored:
         whole = {name: stored[name] for name in stored.files}

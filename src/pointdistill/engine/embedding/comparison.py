@@ -5,8 +5,7 @@ Sizes: n shapes, F the length of a vector, b rows of a block, q queries, K numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,44 +14,25 @@ from numpy.typing import NDArray
 from pointdistill.engine.embedding.compute import feature_width
 from pointdistill.engine.embedding.index import Index
 from pointdistill.engine.features.statistics import (
-    ENOUGH_SHAPES,
-    WHITENED_FROM,
+    RAW,
+    Comparison,
     FeatureStatistics,
+    choose_space,
     measure,
     read_statistics,
 )
 from pointdistill.engine.weights.encoders import locate_encoder
 from pointdistill.errors import DataError
 from pointdistill.model.encoder import Encoder
-from pointdistill.reporter import SILENT, Reporter, plural
-
-CENTRED_FROM = 4
-"""Fewest shapes whose mean is subtracted: with fewer, it is largely the one shape that is looked for."""
+from pointdistill.reporter import SILENT, Reporter
 
 Features = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A space in which the cosine of two feature vectors says how similar two shapes are."""
-
-    transform: Callable[[Features], Features]
-    """Maps feature vectors (n, F) to that space, (n, K)."""
-
-    name: str
-    """In a few words."""
-
-
-RAW = Comparison(lambda features: features, "raw features")
 
 
 def choose_comparison(
     index: Index, encoder: Encoder, origin: Path | str | None, *, reporter: Reporter = SILENT
 ) -> Comparison:
-    """The space in which an embedding's features are compared.
-
-    Statistics of the embedding's own shapes are used where there are enough of them, else those that came with the
-    encoder, else those of few shapes, else the mean alone.
+    """The space in which an embedding's features are compared, see `choose_space`.
 
     Args:
         index: an embedding with one vector per shape.
@@ -63,12 +43,7 @@ def choose_comparison(
     Raises:
         DataError: if statistics in the embedding are damaged, or its features have another length.
     """
-    shapes, width = index.shapes(), feature_width(index.facts.features, encoder)
-    if shapes >= ENOUGH_SHAPES and (own := _own_statistics(index, width)):
-        return Comparison(
-            own.whitened, f"features whitened over the index's {plural(shapes, 'shape')}"
-        )
-    few = f"the index holds {shapes:,} shape{'' if shapes == 1 else 's'}"
+    width = feature_width(index.facts.features, encoder)
     statistics, problem = (
         (None, "")
         if origin is None
@@ -82,18 +57,16 @@ def choose_comparison(
     )
     if problem:
         reporter.say(problem)
-    if statistics is not None:
-        of = f"over {plural(statistics.shapes, 'shape')}, as measured with the encoder"
-        return Comparison(statistics.whitened, f"features whitened {of}; {few}")
-    if shapes >= WHITENED_FROM and (own := _own_statistics(index, width)):
-        return Comparison(
-            own.whitened, f"features whitened over the index's {plural(shapes, 'shape')}"
-        )
-    rows = next(_finite_blocks(index, width), np.empty((0, width), np.float32))
-    if shapes < CENTRED_FROM or np.ptp(rows, axis=0).max() <= 1e-6 * np.abs(rows).max():
-        return Comparison(RAW.transform, f"{RAW.name}; {few}")
-    mean = rows.mean(axis=0)
-    return Comparison(lambda features: features - mean, f"features minus their mean; {few}")
+    return choose_space(
+        statistics,
+        index.shapes(),
+        width,
+        own=lambda: _own_statistics(index, width),
+        rows=lambda: np.concatenate(
+            [np.empty((0, width), np.float32), *_finite_blocks(index, width)]
+        ),
+        called="index",
+    )
 
 
 def _own_statistics(index: Index, width: int) -> FeatureStatistics | None:

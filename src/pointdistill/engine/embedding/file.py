@@ -30,7 +30,7 @@ from pointdistill.data.files.schema import from_plain, parse_json, refusing_dama
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.engine.embedding.compute import ShapeFeatures
 from pointdistill.engine.features.statistics import (
-    WHITENED_FROM,
+    OWN_MEAN_FROM,
     measure,
 )
 from pointdistill.errors import ConfigError, DataError
@@ -348,7 +348,7 @@ def write_output(work: WorkFolder, output: Path, info: Mapping[str, Any], *, wid
 def _statistics(work: WorkFolder) -> dict[str, NDArray[Any]]:
     """The arrays of the statistics of all chunks' features; none if there are too few shapes."""
     shapes = sum(len(chunk["ids"]) for chunk in work.columns("ids"))
-    if shapes < WHITENED_FROM:
+    if shapes < OWN_MEAN_FROM:
         return {}
     blocks = (chunk["features"] for chunk in work.columns("features") if "features" in chunk)
     statistics = measure(blocks, shapes)

@@ -31,7 +31,7 @@ from pointdistill.data.sources.paths import (
     read_shape,
     shown_id,
 )
-from pointdistill.engine.embedding.comparison import RAW, choose_comparison, nearest
+from pointdistill.engine.embedding.comparison import choose_comparison, nearest
 from pointdistill.engine.embedding.compute import (
     DEFAULT_KIND,
     PER_SHAPE,
@@ -43,6 +43,7 @@ from pointdistill.engine.embedding.compute import (
 from pointdistill.engine.embedding.embed import LoadedEncoder, check_paths_exist, find_and_load
 from pointdistill.engine.embedding.file import SUFFIXES
 from pointdistill.engine.embedding.index import Index, MemoryIndex, is_embedding
+from pointdistill.engine.features.statistics import RAW
 from pointdistill.engine.reports.pictures import (
     MOST_NEIGHBOURS,
     SheetRow,

@@ -46,7 +46,11 @@ from pointdistill.engine.features import (
     svm_probe,
 )
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
-from pointdistill.engine.features.statistics import WHITENED_FROM, measure
+from pointdistill.engine.features.statistics import (
+    FeatureStatistics,
+    space_among,
+    standardiser,
+)
 from pointdistill.engine.runtime.devices import interruptible
 from pointdistill.errors import DataError
 from pointdistill.model.encoder import Encoder
@@ -166,38 +170,21 @@ def _of_queries(hits: Tensor, discount: Tensor) -> Tensor:
     return torch.stack([hits[:, 0], *tiers, e_measure, gain], dim=1)
 
 
-def standardised(features: Tensor, like: Tensor | None = None) -> Tensor:
-    """(n, F) float64: each feature less its mean, divided by its standard deviation; a constant one becomes 0.
-
-    Args:
-        features: (n, F).
-        like: (m, F), whose means and deviations are used; those of ``features`` by default.
-    """
-    like = (features if like is None else like).double()
-    scale = like.std(dim=0, correction=0)
-    # A constant feature has rounding errors for a deviation.
-    constant = scale <= 1e-7 * like.abs().amax(dim=0)
-    return ((features.double() - like.mean(dim=0)) / scale.where(~constant, 1.0)).masked_fill(
-        constant, 0.0
-    )
-
-
-def comparable(features: Tensor, like: Tensor | None = None) -> Tensor:
-    """Features in the space in which ``search`` compares them by angle: whitened, or of few shapes standardised.
+def comparable(
+    features: Tensor, like: Tensor | None = None, statistics: FeatureStatistics | None = None
+) -> Tensor:
+    """Features in the space in which ``search`` compares them by angle.
 
     Args:
         features: (n, F) float32.
-        like: (m, F) float32, whose mean and axes are used; those of ``features`` by default.
+        like: (m, F) float32, the shapes that are known; ``features`` by default.
+        statistics: those that came with the encoder.
 
     Returns:
         (n, K), K at most F.
     """
-    like = features if like is None else like
-    if len(like) >= WHITENED_FROM:
-        statistics = measure([like.numpy()], len(like))
-        if statistics is not None:
-            return torch.from_numpy(statistics.whitened(features.numpy()))
-    return standardised(features, like)
+    space = space_among((features if like is None else like).numpy(), statistics)
+    return torch.from_numpy(space.transform(features.numpy()))
 
 
 def shape_score(
@@ -206,6 +193,7 @@ def shape_score(
     protocol: str,
     *,
     seed: int,
+    statistics: FeatureStatistics | None = None,
     tested: Callable[[int], object] = lambda _: None,
 ) -> Score:
     """One protocol on features of any kind.
@@ -216,6 +204,7 @@ def shape_score(
         protocol: ``retrieval``, or one of ``knn``, ``svm`` and ``logistic`` by stratified five-fold
             cross-validation over the classes of ten and more shapes.
         seed: of the folds.
+        statistics: those that came with the encoder; they decide how features are compared by angle.
         tested: called after each fold with the number of folds so far.
 
     Raises:
@@ -223,7 +212,7 @@ def shape_score(
     """
     Samples(features, torch.from_numpy(labels))  # checks them
     if protocol == RETRIEVAL:
-        return retrieval_figures(comparable(features), labels).score
+        return retrieval_figures(comparable(features, None, statistics), labels).score
     chosen, names = large_classes(labels)
     if len(names) < 2:
         msg = (
@@ -232,7 +221,7 @@ def shape_score(
         )
         raise DataError(msg)
     numbers = torch.from_numpy(np.searchsorted(names, labels[chosen]))
-    probe = partial(_probe_in_training_space, protocol=protocol, seed=seed)
+    probe = partial(_probe_in_training_space, protocol=protocol, statistics=statistics, seed=seed)
     samples = Samples(features[chosen], numbers)
     return cross_validate(probe, samples, folds=FOLDS, seed=seed, tested=tested)
 
@@ -243,10 +232,18 @@ def large_classes(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray
     return np.flatnonzero(np.isin(labels, names)), names
 
 
-def _probe_in_training_space(train: Samples, test: Samples, *, protocol: str, seed: int) -> Score:
-    """Probe features in the space of the training shapes: the mean and axes of test shapes are not known."""
-    space = comparable if protocol == "knn" else standardised
-    scaled = [space(part.features, train.features).float() for part in (train, test)]
+def _probe_in_training_space(
+    train: Samples,
+    test: Samples,
+    *,
+    protocol: str,
+    statistics: FeatureStatistics | None,
+    seed: int,
+) -> Score:
+    """Probe features in the space of the training shapes: nothing of the test shapes is known."""
+    like = train.features.numpy()
+    space = space_among(like, statistics).transform if protocol == "knn" else standardiser(like)
+    scaled = [torch.from_numpy(space(part.features.numpy())).float() for part in (train, test)]
     if protocol != "logistic":
         scaled = [normalize(features, dim=1) for features in scaled]
     known, held_out = Samples(scaled[0], train.labels), Samples(scaled[1], test.labels)
@@ -380,7 +377,11 @@ def _with_draws(run: EvaluationRun, shapes: LabelledShapes) -> LabelledShapes:
     how = f"{draws.points:,} points"
     if draws.count > 1:
         how = f"{draws.count} draws of {how} at {draws.turns} angles"
-    return replace(shapes, form=f"{shapes.form}; {DEFAULT_KIND} of {how} from each shape")
+    made = f"{DEFAULT_KIND} of {how} from each shape"
+    axes = "the set's own axes or deviations"
+    if run.statistics is not None:
+        axes = f"axes of {plural(run.statistics.shapes, 'shape')} that came with the encoder"
+    return replace(shapes, form=f"{shapes.form}; {made}, compared by {axes}")
 
 
 def _measure(run: EvaluationRun, shapes: LabelledShapes) -> list[Result]:
@@ -399,7 +400,8 @@ def _measure(run: EvaluationRun, shapes: LabelledShapes) -> list[Result]:
             )
             folds(0)
             labels = shapes.labels[embedded.rows]
-            score = shape_score(embedded.features, labels, protocol, seed=seed, tested=folds)
+            measured = partial(shape_score, statistics=run.statistics, tested=folds)
+            score = measured(embedded.features, labels, protocol, seed=seed)
             if embedded.refused:
                 left_out = (
                     f"{len(embedded.refused):,} of {plural(len(shapes), 'shape')} could not be read"

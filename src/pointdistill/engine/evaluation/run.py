@@ -30,6 +30,7 @@ from pointdistill.engine.evaluation.results import (
 from pointdistill.engine.features import HeadTraining, Score
 from pointdistill.engine.features.feature_extractors import FeatureExtractor
 from pointdistill.engine.features.inputs import CUTS, KEPT_SHARES
+from pointdistill.engine.features.statistics import FeatureStatistics
 from pointdistill.engine.finetuning.training_file import TrainingFile
 from pointdistill.engine.runtime.devices import interruptible
 from pointdistill.errors import ConfigError
@@ -150,6 +151,9 @@ class EvaluationRun(Evaluation):
 
     fingerprint: str = ""
     """Identifies the encoder's weights; empty if scores are not stored."""
+
+    statistics: FeatureStatistics | None = None
+    """Of default features, as they came with the encoder; None if it has none."""
 
     published_model: str | None = None
     """The model whose published figures are set beside the results."""

@@ -202,15 +202,16 @@ def _how_ranked(results: Sequence[Result]) -> list[str]:
     notes = []
     if any(result.protocol == RETRIEVAL for result in whole):
         notes.append(
-            "Retrieval: every shape is a query, and all others are ranked by the cosine of features standardised "
-            "over the set; means over the queries. Shapes of classes of one or two are ranked, but are no "
+            "Retrieval: every shape is a query, and all others are ranked by the cosine, in the space that "
+            "`search` compares in; means over the queries. Shapes of classes of one or two are ranked, but are no "
             "queries. E is that of the first 32."
         )
     folded = dict.fromkeys(result.protocol for result in whole if result.protocol != RETRIEVAL)
     if folded:
         notes.append(
             f"{', '.join(folded)}: stratified five-fold cross-validation over the classes of ten and more "
-            "shapes, features standardised by the training folds; means over the folds."
+            "shapes, features standardised by the training folds, or for knn compared as `search` does; means "
+            "over the folds."
         )
     sources = dict.fromkeys(other.source for other in _descriptors(results))
     if sources:

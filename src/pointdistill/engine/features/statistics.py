@@ -2,16 +2,17 @@
 
 Features of an encoder point in nearly one direction, because what all shapes share is larger than what tells
 them apart. Here the mean is subtracted, and each principal axis is divided by its standard deviation, so that
-no few axes decide alone. A ridge keeps axes that hold little but noise from counting as much as the others.
-docs/results.md has the measurement.
+no few axes decide alone. A ridge keeps axes that hold little but noise from counting as much as the others. The
+axes are those of many other shapes, measured with the encoder, where there are such: they describe the encoder
+and not the few shapes that are compared. docs/results.md has the measurement.
 
 Sizes: n shapes, F the length of a feature vector, K principal axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from safetensors import safe_open
 from pointdistill.data.files.schema import refusing_damage
 from pointdistill.engine.weights.encoders import STATISTICS, read_tensors, write_tensors
 from pointdistill.errors import CheckpointError, DataError
+from pointdistill.reporter import plural
 
 RIDGE = 0.3
 """Share of the mean variance that is added to the variance of each axis; chosen on the training half of the
@@ -34,12 +36,15 @@ NEGLIGIBLE = 1e-3
 MOST_SHAPES = 16_384
 """Most shapes that statistics are computed from, evenly spread over all."""
 
-ENOUGH_SHAPES = 200
-"""Fewest shapes whose own statistics are as good as those of 900 other shapes, measured with the same encoder;
-also in narrow collections (aircraft alone), see docs/results.md."""
+OWN_MEAN_FROM = 50
+"""Fewest shapes whose own mean is better than that of the shapes that an encoder's statistics were measured on."""
 
-WHITENED_FROM = 20
-"""Fewest shapes whose own axes are better than no axes, if the encoder has no statistics."""
+OWN_AXES_FROM = 2
+"""Fewest shapes for each feature whose own axes are better than features standardised one by one. Vectors of fewer
+shapes than features are nearly at right angles once they are whitened, whatever the shapes."""
+
+STANDARDISED_FROM = 4
+"""Fewest shapes that say anything about a mean: that of fewer is largely the one shape that is looked for."""
 
 Floats = NDArray[np.float32]
 
@@ -69,6 +74,10 @@ class FeatureStatistics:
         # Scaled axes, so that the rows are passed over once.
         return (features - self.mean) @ (self.axes * scales[:, None]).T
 
+    def about(self, mean: Floats) -> FeatureStatistics:
+        """The same axes about another mean (F,)."""
+        return replace(self, mean=mean)
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """As they are stored; `statistics_from` reads them."""
         return {
@@ -78,6 +87,89 @@ class FeatureStatistics:
             "feature_mean_variance": np.array([self.mean_variance], np.float32),
             "feature_shapes": np.array([self.shapes], np.int64),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A space in which the cosine of two feature vectors says how similar two shapes are."""
+
+    transform: Callable[[Floats], Floats]
+    """Maps feature vectors (n, F) to that space, (n, K)."""
+
+    name: str
+    """In a few words."""
+
+
+RAW = Comparison(lambda features: features, "raw features")
+
+
+def choose_space(
+    encoders: FeatureStatistics | None,
+    shapes: int,
+    width: int,
+    *,
+    own: Callable[[], FeatureStatistics | None],
+    rows: Callable[[], Floats],
+    called: str,
+) -> Comparison:
+    """The space in which the features of some shapes are compared.
+
+    The encoder's axes, about the shapes' own mean where there are enough of them. For an encoder without
+    statistics: the shapes' own axes where there are enough for these, else each feature standardised.
+
+    Args:
+        encoders: statistics that came with the encoder, of these features; None if there are none.
+        shapes: n.
+        width: F.
+        own: measures the statistics of the shapes; None if all are equal.
+        rows: reads their features, (n, F); only called where n is below 2 F.
+        called: what the shapes are together, such as ``index``, for the name.
+    """
+    few = f"the {called} holds {plural(shapes, 'shape')}"
+    if encoders is not None:
+        of = f"features whitened over {plural(encoders.shapes, 'shape')}, as measured with the encoder"
+        if shapes >= OWN_MEAN_FROM and (measured := own()):
+            return Comparison(
+                encoders.about(measured.mean).whitened, f"{of}, about the {called}'s mean"
+            )
+        return Comparison(encoders.whitened, f"{of}; {few}")
+    whose = f"over the {called}'s {plural(shapes, 'shape')}"
+    raw = Comparison(RAW.transform, f"{RAW.name}; {few}")
+    if shapes >= OWN_AXES_FROM * width:
+        measured = own()
+        return (
+            raw if measured is None else Comparison(measured.whitened, f"features whitened {whose}")
+        )
+    like = rows()
+    if shapes < STANDARDISED_FROM or np.ptp(like, axis=0).max() <= 1e-6 * np.abs(like).max():
+        return raw
+    scaled = standardiser(like)
+    return Comparison(
+        lambda features: scaled(features).astype(np.float32), f"features standardised {whose}"
+    )
+
+
+def space_among(known: Floats, encoders: FeatureStatistics | None) -> Comparison:
+    """`choose_space` for a set whose features (n, F) are in memory."""
+    return choose_space(
+        encoders,
+        *known.shape,
+        own=lambda: measure([known], len(known)),
+        rows=lambda: known,
+        called="set",
+    )
+
+
+def standardiser(like: Floats) -> Callable[[Floats], NDArray[np.float64]]:
+    """A function that puts features (n, F) about the mean of ``like`` (m, F), in units of its deviation.
+
+    A feature that is constant in ``like`` becomes 0.
+    """
+    mean, deviation = like.mean(axis=0, dtype=np.float64), like.std(axis=0, dtype=np.float64)
+    # A constant feature has rounding errors for a deviation.
+    constant = deviation <= 1e-7 * np.abs(like).max(axis=0)
+    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, deviation))
+    return lambda features: (features - mean) * scale
 
 
 ARRAYS = (
