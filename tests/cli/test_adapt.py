@@ -111,6 +111,11 @@ def test_a_folder_of_files_is_made_a_corpus_and_judged_on_its_labels(
     begun = facts["training"]["continued_from"]
     assert begun["fingerprint"] == fingerprint(load_encoder(here / "weights"))
     assert begun["training"]["name"] == "mine"
+    # What it has seen is not these few shapes alone.
+    assert run("embed", "mine", "--draws", "1", "--turns", "1", "--device", "cpu") == 0
+    err = capsys.readouterr().err
+    assert "encoder: runs/adapt-dual-1/encoder, the teacher of the last run" in err
+    assert "it has seen" not in err
 
 
 def test_a_corpus_without_labels_is_judged_by_neighbours_also_after_an_interruption(

@@ -480,10 +480,10 @@ def _training_of(stored: Path) -> dict[str, Any]:
 
 
 def _views_seen(stored: Path) -> int | None:
-    """Shapes of all batches that an encoder was trained on; None if that is not recorded."""
-    training = _training_of(stored)
-    step, batch_size = training.get("step"), training.get("batch_size")
-    return step * batch_size if isinstance(step, int) and isinstance(batch_size, int) else None
+    """Shapes of all batches of a training from new weights; None if it went on from others, or is not recorded."""
+    step, size, begun = map(_training_of(stored).get, ("step", "batch_size", CONTINUED))
+    fresh = begun is None and isinstance(step, int) and isinstance(size, int)
+    return int(step * size) if fresh else None
 
 
 def unfinished_steps(training: Any) -> tuple[int, int] | None:
