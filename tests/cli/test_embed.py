@@ -130,6 +130,15 @@ def test_an_error_names_options_that_the_command_has(run: Run) -> None:
     assert err.strip().endswith("(--output)")
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that even root cannot write to")
+def test_a_sheet_that_cannot_be_written_is_named_after_the_answers(run: Run) -> None:
+    run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
+    code, out, err = run("search", "meshes/0.obj", "all.npz", "--sheet", "/proc/found.png")
+    assert (code, "Nearest to meshes/0.obj" in out) == (2, True)
+    message = "error: /proc/found.png: cannot be written (No such file or directory)"
+    assert err.splitlines()[-1] == f"{message}; name another sheet (--sheet)"
+
+
 def test_an_index_among_the_queries_is_refused_and_a_cloud_of_that_ending_is_not(run: Run) -> None:
     run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
     code, out, err = run("search", "all.npz", "meshes/1.obj")

@@ -372,7 +372,7 @@ def search(
         try:
             gone = draw_sheet(picture, report.results, compared=report.compared)
         except OSError as error:
-            msg = f"{picture}: the picture cannot be written ({error.strerror}); name another sheet"
+            msg = f"{picture}: cannot be written ({error.strerror}); name another sheet"
             raise DataError(msg, settings=("sheet",)) from error
         for name in gone:
             echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
