@@ -130,7 +130,9 @@ def test_an_error_names_options_that_the_command_has(run: Run) -> None:
     assert err.strip().endswith("(--output)")
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that even root cannot write to")
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="a folder that even root cannot write to"
+)
 def test_a_sheet_that_cannot_be_written_is_named_after_the_answers(run: Run) -> None:
     run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
     code, out, err = run("search", "meshes/0.obj", "all.npz", "--sheet", "/proc/found.png")
@@ -162,7 +164,15 @@ def test_a_query_that_cannot_be_read_does_not_keep_the_others(run: Run) -> None:
     assert (code, out) == (2, "")
     assert "error: broken.ply: " in err
     # One that is not there is listed too, unless there is no other, or it may be what was to be searched.
-    asked = ("search", "meshes/1.obj", "meshes/00.obj", "broken.ply", "--index", "all.npz", "--json")
+    asked = (
+        "search",
+        "meshes/1.obj",
+        "meshes/00.obj",
+        "broken.ply",
+        "--index",
+        "all.npz",
+        "--json",
+    )
     code, out, err = run(*asked)
     assert code == 2
     absent = "no such file or folder; check its name"

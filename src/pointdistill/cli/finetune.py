@@ -463,10 +463,9 @@ def _remark(
 
     assumed = sum(file.assumed_up for file in done)
     if assumed and up is not None:
-        echo(
-            f"note: {up} was taken as the up axis of {plural(assumed, 'file')} without a stated one; --up sets another",
-            err=True,
-        )
+        files = plural(assumed, "file")
+        line = f"{up} was taken as the up axis of {files} without a stated one; --up sets another"
+        echo(f"note: {line}", err=True)
     if line := sum((file.left_out for file in done), start=LeftOut()).line():
         echo(line, err=True)
     for file in failed:
