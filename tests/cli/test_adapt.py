@@ -89,7 +89,8 @@ def test_a_folder_of_files_is_made_a_corpus_and_judged_on_its_labels(
     out, err = capsys.readouterr()
     assert "encoder: weights" in err
     assert "run: runs/adapt-dual-1\n" in err
-    assert "corpus: runs/adapt-dual-1-corpus, made of 12 files in mine; files that state no" in err
+    assert "corpus: runs/adapt-dual-1-corpus, made of 12 files in mine\n" in err
+    assert "note: files that state no up axis were taken as z up (--up)\n" in err
     assert "changed from adapt: steps = 3 (recipe: 300)" in err
     assert "warning: 12 shapes are few: each is seen 1 times" in err
     assert "first loss: about 5.52 expected, 4.4 to 6.9 is healthy" in err
@@ -111,6 +112,11 @@ def test_a_folder_of_files_is_made_a_corpus_and_judged_on_its_labels(
     begun = facts["training"]["continued_from"]
     assert begun["fingerprint"] == fingerprint(load_encoder(here / "weights"))
     assert begun["training"]["name"] == "mine"
+    # What it has seen is not these few shapes alone.
+    assert run("embed", "mine", "--draws", "1", "--turns", "1", "--device", "cpu") == 0
+    err = capsys.readouterr().err
+    assert "encoder: runs/adapt-dual-1/encoder, the teacher of the last run" in err
+    assert "it has seen" not in err
 
 
 def test_a_corpus_without_labels_is_judged_by_neighbours_also_after_an_interruption(
@@ -134,6 +140,46 @@ def test_a_corpus_without_labels_is_judged_by_neighbours_also_after_an_interrupt
     assert len(list_checkpoints(Path("r/checkpoints"))) >= 1
 
 
+def test_files_with_another_up_axis_are_turned(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was y is z; the axes keep their order, since shapes are turned and not mirrored."""
+    points = np.random.default_rng(0).uniform(-1.0, 1.0, (200, 3)) * (1.0, 5.0, 2.0)
+    Path("mine").mkdir()
+    for number in range(8):
+        np.savetxt(f"mine/{number}.xyz", points)
+    words = ("--init-from", "weights", "--data", "mine", "--up", "y", "--steps", "1")
+    assert run("pretrain", *words, "--run", "r", "--device", "cpu") == 0
+    err = capsys.readouterr().err
+    assert "corpus: r-corpus, made of 8 files in mine\n" in err
+    assert "up axis" not in err
+    made = open_corpus(Path("r-corpus")).points(0)
+    assert np.ptp(made, axis=0) == pytest.approx(np.ptp(points, axis=0)[[2, 0, 1]], rel=1e-3)
+    assert run("pretrain", "--resume", "--run", "r", "--up", "y") == 2
+    assert "--up is for a new run of a folder of files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("files", [3, 9, 12], ids=["few", "few that can be read", "no batch"])
+def test_a_refused_start_leaves_nothing_new(
+    here: Path, files: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_clouds(here / "mine", classes=1, each=files)
+    if files == 9:
+        for broken in ("3", "5"):
+            Path(f"mine/class0/{broken}.xyz").write_text("0 0 0\n1 1\n")
+    before = sorted(here.rglob("*"))
+    words = ("--init-from", "weights", "--data", "mine", "--device", "cpu")
+    assert run("pretrain", *words, "--batch-size", "13") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    few = {3: "3 shapes are", 9: "7 shapes are"}.get(files)
+    if few:
+        assert line.startswith(f"error: mine: {few} too few to adapt to")
+        assert (" beside 2 that cannot be used (class0/3.xyz: " in line) == (files == 9)
+    else:
+        assert "batch" in line
+    assert sorted(here.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -141,6 +187,8 @@ def test_a_corpus_without_labels_is_judged_by_neighbours_also_after_an_interrupt
         (("--init-from", "weights", "--data", "few"), "4 shapes are too few to adapt to; 8 are"),
         (("--init-from", "weights", "--data", "empty"), "empty: holds no mesh or point cloud"),
         (("--init-from", "weights", "--recipe", "tiny", "--data", "few"), "not a corpus"),
+        (("--data", "few", "--up", "y"), "an up axis is for a folder of files and weights to"),
+        (("--init-from", "weights", "--up", "y"), "up already (--up, --init-from, --data)"),
     ],
 )
 def test_what_cannot_be_continued_is_one_line(
@@ -149,8 +197,10 @@ def test_what_cannot_be_continued_is_one_line(
     (here / "empty").mkdir()
     if "few" in words:
         write_clouds(here / "few", classes=1, each=4)
+    before = sorted(here.rglob("*"))
     assert run("pretrain", *words) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(here.rglob("*")) == before
 
 
 def test_the_recipe_fits_the_weights_and_the_number_of_shapes() -> None:

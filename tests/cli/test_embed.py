@@ -130,6 +130,17 @@ def test_an_error_names_options_that_the_command_has(run: Run) -> None:
     assert err.strip().endswith("(--output)")
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="a folder that even root cannot write to"
+)
+def test_a_sheet_that_cannot_be_written_is_named_after_the_answers(run: Run) -> None:
+    run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
+    code, out, err = run("search", "meshes/0.obj", "all.npz", "--sheet", "/proc/found.png")
+    assert (code, "Nearest to meshes/0.obj" in out) == (2, True)
+    message = "error: /proc/found.png: cannot be written (No such file or directory)"
+    assert err.splitlines()[-1] == f"{message}; name another sheet (--sheet)"
+
+
 def test_an_index_among_the_queries_is_refused_and_a_cloud_of_that_ending_is_not(run: Run) -> None:
     run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
     code, out, err = run("search", "all.npz", "meshes/1.obj")
@@ -152,8 +163,31 @@ def test_a_query_that_cannot_be_read_does_not_keep_the_others(run: Run) -> None:
     code, out, err = run("search", "broken.ply")
     assert (code, out) == (2, "")
     assert "error: broken.ply: " in err
-    code, _, err = run("search", "meshes/1.obj", "absent.obj")
-    assert (code, err) == (2, "error: absent.obj: no such file or folder; check its name\n")
+    # One that is not there is listed too, unless there is no other, or it may be what was to be searched.
+    asked = (
+        "search",
+        "meshes/1.obj",
+        "meshes/00.obj",
+        "broken.ply",
+        "--index",
+        "all.npz",
+        "--json",
+    )
+    code, out, err = run(*asked)
+    assert code == 2
+    absent = "no such file or folder; check its name"
+    near = f"{absent}; did you mean 'meshes/0.obj'?"
+    assert f"error: meshes/00.obj: {near}\n" in err
+    told = json.loads(out)
+    assert [query["query"] for query in told["queries"]] == ["meshes/1.obj"]
+    assert [query["query"] for query in told["failed"]] == ["broken.ply", "meshes/00.obj"]
+    assert told["failed"][1]["reason"] == near
+    code, out, err = run("search", "a.obj", "b.obj", "all.npz")
+    assert (code, out, err) == (2, "", f"error: a.obj: {absent}\n")
+    for index in (("mesh",), ("--index", "mesh")):
+        code, out, err = run("search", "meshes/1.obj", *index)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: mesh: no such file or folder")
 
 
 def test_exported_statistics_serve_small_embeddings(run: Run) -> None:
@@ -237,7 +271,7 @@ def test_bad_files_end_with_exit_code_two_and_no_traceback(folder: Path) -> None
     done = command("embed", "meshes", "--encoder", "my encoder", "--up", "y", cwd=folder)
     assert done.returncode == 2
     assert "error: meshes/broken.ply: " in done.stderr
-    assert "1 of 4 shapes was not embedded; all are listed in embedding.npz" in done.stderr
+    assert "1 of 4 shapes was not embedded; embedding.npz lists it\n" in done.stderr
     assert "embedding.npz: moments features of 3 shapes" in done.stdout
     assert "Traceback" not in done.stderr
 

@@ -70,12 +70,16 @@ def test_from_a_folder_to_names(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert "error: missing.obj: cannot be read" in said.err
     assert "left out of 1 file: 2 faces of one or two corners (meshes/rod/2.obj)" in said.err
     assert "1 of 4 files could not be used" in said.err
-    assert "3 of 3 files state no up axis; z was assumed" in said.err
+    assert "note: z was taken as the up axis of 3 files without a stated one; --up sets" in said.err
     assert run("predict", "models/meshes", files[0], "--json", "--device", "cpu") == 0
-    (row,) = json.loads(capsys.readouterr().out)["files"]
+    said = capsys.readouterr()
+    assert "note: z was taken as the up axis of 1 file without a stated one; --up sets" in said.err
+    (row,) = json.loads(said.out)["files"]
     assert row["file"] == files[0]
     assert row["class"] == max(row["probabilities"], key=row["probabilities"].get) == "ball"
     assert sum(row["probabilities"].values()) == pytest.approx(1.0)
+    assert run("predict", "models/meshes", files[0], "--up", "y", "--device", "cpu") == 0
+    assert "up axis" not in capsys.readouterr().err
     # The same files beside shapes that are classified or evaluated, where their names have the folder.
     assert run("predict", "models/meshes", "meshes", "--device", "cpu") == 0
     said = capsys.readouterr()

@@ -62,7 +62,7 @@ def test_the_list(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("weights") == 0
     said = capsys.readouterr().out
     assert "230 MB\tyes\t" in said
-    assert f"{BUNDLED}\town\t-\tyes\tshapes made on the spot\n" in said
+    assert f"{BUNDLED}\tmini, dual\t-\tyes\tshapes made on the spot\n" in said
     assert "made on the spot: any use, also commercial." in said
     assert str(here / "bundled") not in said
     for table in _named_weights():

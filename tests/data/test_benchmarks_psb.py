@@ -215,6 +215,22 @@ def test_it_is_fetched_once_and_resumed(
     assert out == f"next: pointdistill evaluate psb --data {path}\n"
 
 
+def test_without_a_network_no_folder_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pointdistill.data.files.web._FIRST_PAUSE_SECONDS", 0.0)
+    nobody = replace(psb.SPEC, address="http://127.0.0.1:9/psb_v1.zip")
+    monkeypatch.setattr(psb, "SPEC", nobody)
+    Path("old").mkdir()
+    for folder in ((), ("--archive", "new/folder"), ("--archive", "old/new")):
+        with pytest.raises(SystemExit) as stop:
+            main(["prepare-data", "psb", "--fetch", *folder])
+        assert stop.value.code == 2
+        assert nobody.address in capsys.readouterr().err.splitlines()[-1]
+        assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

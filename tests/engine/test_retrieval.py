@@ -14,6 +14,7 @@ import pytest
 import torch
 from sklearn.model_selection import StratifiedKFold
 
+from pointdistill.cli import main
 from pointdistill.data.benchmark_standins import HalfSizes, make_psb_stand_in
 from pointdistill.data.benchmarks.psb import read_psb
 from pointdistill.data.files.workspace import remember_stand_in
@@ -339,6 +340,32 @@ def test_a_user_s_own_folder(workplace: Path, own_folder: Path) -> None:
     # The same files as in the archive, so the same vectors and figures.
     of_archive = measure(workplace, stand_in=True, protocols=("retrieval",))
     assert figures["retrieval"].accuracy == of_archive.results[0].accuracy
+
+
+def test_the_command_that_comes_next_can_be_typed(
+    workplace: Path,
+    own_folder: Path,
+    archive: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It keeps the axis of one's own files, and names no benchmark whose archive is not here."""
+    monkeypatch.chdir(workplace)
+    for words, following in (
+        (
+            ("folder", "--data", own_folder.name, "--up", "-y"),
+            "finetune --data mine --up -y --encoder encoder",
+        ),
+        (("psb", "--data", str(archive)), "embed YOUR_FILES --encoder encoder"),
+    ):
+        protocol = ("--protocol", "retrieval", "--seeds", "1", "--device", "cpu")
+        with pytest.raises(SystemExit) as stop:
+            main(["evaluate", *words, *protocol, "--encoder", "encoder"])
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"next: pointdistill {following}"
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune", "--data", "mine", "--up", "-y", "--encoder", "none"])
+    assert "none: no encoder here" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_measured(workplace: Path, own_folder: Path) -> None:

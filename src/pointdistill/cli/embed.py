@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -227,9 +228,9 @@ def _print(
     for name, reason in report.failed[:MOST_SHOWN]:
         say_refused(_place(paths, name), reason)
     if report.failed:
-        were = "was" if len(report.failed) == 1 else "were"
+        were, them = ("was", "it") if len(report.failed) == 1 else ("were", "them")
         failed = f"{len(report.failed):,} of {plural(report.total, 'shape')} {were} not embedded"
-        echo(f"{failed}; all are listed in {report.output}" if report.shapes else failed, err=True)
+        echo(f"{failed}; {report.output} lists {them}" if report.shapes else failed, err=True)
     if report.shapes and not as_json:
         state = ", complete already" if report.was_complete else ""
         echo(
@@ -302,7 +303,7 @@ def search(
     if picture.suffix.lower() != ".png":
         msg = f"the sheet must end in .png, got {str(picture)!r}"
         raise ConfigError(msg, settings=("sheet",))
-    require_paths([*queries, index])
+    queries, missing = _split_missing(queries, index)
     if index is None and last_embedding() is None:
         check_not_lost()
         msg = (
@@ -346,6 +347,7 @@ def search(
             may_fetch=_ask,
             reporter=reporter,
         )
+    report = replace(report, failed=(*report.failed, *missing))
     echo(f"similarity: cosine of {report.compared}", err=True)
     assumed = [str(result.path) for result in report.results if result.assumed_up]
     if assumed and up is None:
@@ -364,12 +366,17 @@ def search(
     else:
         for result in report.results:
             print_table(_table(opened.path, result))
-    if report.results and (sheet is not None or not as_json):
-        for name in draw_sheet(picture, report.results, compared=report.compared):
-            echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
-        echo(f"picture: {picture}", err=as_json)
     for path, reason in report.failed:
         say_refused(path, reason)
+    if report.results and (sheet is not None or not as_json):
+        try:
+            gone = draw_sheet(picture, report.results, compared=report.compared)
+        except OSError as error:
+            msg = f"{picture}: cannot be written ({error.strerror}); name another sheet"
+            raise DataError(msg, settings=("sheet",)) from error
+        for name in gone:
+            echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
+        echo(f"picture: {picture}", err=as_json)
     if report.failed:
         raise typer.Exit(2)
 
@@ -391,6 +398,31 @@ def _queries_and_index(paths: list[Path], index: Path | None) -> tuple[list[Path
     ):
         return paths[:-1], last
     return paths, index
+
+
+def _split_missing(
+    queries: list[Path], index: Path | None
+) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The queries that there are, and each other one with a line that says so.
+
+    Raises:
+        DataError: if there is none at all, or no index of this name.
+    """
+    from pointdistill.data.meshes.read import is_shape_name
+
+    require_paths([index])
+    if index is None and not is_shape_name(queries[-1].name):
+        require_paths(queries[-1:])  # rather a misspelled folder to search in than a query
+    missing: list[tuple[Path, str]] = []
+    for query in queries:
+        try:
+            require_paths([query])
+        except DataError as error:
+            missing.append((query, str(error).removeprefix(f"{query}: ")))
+    if len(missing) == len(queries):
+        require_paths(queries)
+    gone = {path for path, _ in missing}
+    return [query for query in queries if query not in gone], missing
 
 
 def _table(index: Path, result: SearchResult) -> Table:

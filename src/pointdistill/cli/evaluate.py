@@ -190,7 +190,7 @@ def evaluate(
         print_json("evaluate", _record(outcome))
         return
     _print(outcome)
-    echo(f"next: {_next(benchmark, encoder, stand_in, data)}")
+    echo(f"next: {_next(benchmark, encoder, stand_in, data, up)}")
 
 
 def leaks_command(request: LeakRequest) -> str:
@@ -199,15 +199,24 @@ def leaks_command(request: LeakRequest) -> str:
     return f"`{shlex.join(command)}{' --stand-in' if request.stand_in else ''}`"
 
 
-def _next(measured: BenchmarkName, encoder: str | None, stand_in: bool, data: Path | None) -> str:
-    """The command that comes next, with the options that it shares with this one."""
+def _next(
+    measured: BenchmarkName, encoder: str | None, stand_in: bool, data: Path | None, up: str | None
+) -> str:
+    """The command that comes next, with the options that it shares with this one, on data that is here."""
     named = f" --encoder {shlex.quote(encoder)}" if encoder is not None else ""
     if measured == "folder":
-        return f"pointdistill finetune --data {shlex.quote(str(data))}{named}"
+        axis = f" --up {up}" if up is not None else ""
+        return f"pointdistill finetune --data {shlex.quote(str(data))}{axis}{named}"
     if measured in ("modelnet40", "all"):
         return f"pointdistill export my-encoder{named}"
     other = "modelnet40" if measured == "scanobjectnn" else "scanobjectnn"
-    return f"pointdistill evaluate {other}{named}{' --stand-in' if stand_in else ''}"
+    if stand_in:
+        return f"pointdistill evaluate {other}{named} --stand-in"
+    try:
+        require_benchmark(other)
+    except DataError:
+        return f"pointdistill embed YOUR_FILES{named}"
+    return f"pointdistill evaluate {other}{named}"
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:

@@ -370,7 +370,7 @@ def _classify(
         files_counted = f"{accuracy:.1f} % of {counts.sum():,} files"
         echo(f"accuracy by the names of the folders: {files_counted}{remark}")
         echo(f"picture: {picture}")
-    _remark(done, failed, up or classifier.spec.input.up)
+    _remark(done, failed, None if up else classifier.spec.input.up)
     return bool(failed)
 
 
@@ -418,7 +418,7 @@ def _segment(
             (str(file.source), f"{len(file.points):,}", _shares(file, names)) for file in done
         )
         print_table(Table("Parts of the files", ("file", "points", "parts"), rows), whole=True)
-    _remark(done, failed, up or segmenter.spec.input.up)
+    _remark(done, failed, None if up else segmenter.spec.input.up)
     if output is not None and done:
         echo(f"parts: {output}", err=as_json)
     return bool(failed)
@@ -456,17 +456,16 @@ def _print_files(
 
 
 def _remark(
-    done: Sequence[ClassifiedFile | SegmentedFile], failed: Sequence[FailedFile], up: str
+    done: Sequence[ClassifiedFile | SegmentedFile], failed: Sequence[FailedFile], up: str | None
 ) -> None:
-    """Print which up axis was assumed, what was left out, and which files could not be used."""
+    """Print which up axis was assumed, None for one that was given; what was left out, and what cannot be used."""
     from pointdistill.data.meshes.records import LeftOut
 
     assumed = sum(file.assumed_up for file in done)
-    if assumed:
-        echo(
-            f"{assumed:,} of {plural(len(done), 'file')} state no up axis; {up} was assumed, --up sets another",
-            err=True,
-        )
+    if assumed and up is not None:
+        files = plural(assumed, "file")
+        line = f"{up} was taken as the up axis of {files} without a stated one; --up sets another"
+        echo(f"note: {line}", err=True)
     if line := sum((file.left_out for file in done), start=LeftOut()).line():
         echo(line, err=True)
     for file in failed:

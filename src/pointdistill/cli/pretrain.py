@@ -18,6 +18,7 @@ from pointdistill.cli.console import (
     training_console,
 )
 from pointdistill.cli.options import (
+    UP_AXES,
     BatchSizeOption,
     CompileOption,
     ConfigOption,
@@ -32,7 +33,9 @@ from pointdistill.cli.options import (
     SetOption,
     SizeOption,
     StepsOption,
+    check_up,
     complete_encoder,
+    complete_one_of,
     complete_run,
     one_of,
     require_encoder,
@@ -84,6 +87,15 @@ def pretrain(
             autocompletion=complete_encoder,
             help="Start from these weights: run, encoder, owner/name on the Hub, or a name of `weights`. The "
             "recipe is then adapt by default, and --data may be a folder of meshes.",
+        ),
+    ] = None,
+    up: Annotated[
+        str | None,
+        typer.Option(
+            help="With --init-from and a folder of meshes: up axis (x, y, z, -x, -y, -z) of those that do not "
+            "state one. Default: z.",
+            callback=check_up,
+            autocompletion=complete_one_of(*UP_AXES),
         ),
     ] = None,
     epochs: EpochsOption = None,
@@ -152,6 +164,7 @@ def pretrain(
         run=run,
         resume=resume,
         init_from=init_from,
+        up=up,
         options=RunOptions(
             device=device,
             precision=precision,
@@ -174,17 +187,21 @@ def _pretrain(
     run: Path | None,
     resume: bool,
     init_from: str | None,
+    up: str | None,
     options: RunOptions,
     as_json: bool,
 ) -> None:
     """Start or resume a run, show progress, and print the next command; exits with code 130 if interrupted."""
-    from pointdistill.engine.pretraining.adapting import is_folder_of_files, read_judgement
+    from pointdistill.engine.pretraining.adapting import read_judgement
     from pointdistill.engine.pretraining.launch import announce, prepare_resumed_run, prepare_run
     from pointdistill.engine.runtime.devices import is_main_process
 
     if resume:
         if init_from is not None:
             msg = "--init-from starts a new run and --resume continues one; give one of them"
+            raise ConfigError(msg)
+        if up is not None:
+            msg = "--up is for a new run of a folder of files; a run is resumed with the corpus that it has"
             raise ConfigError(msg)
         prepared = prepare_resumed_run(overrides, data=data, run=run)
     else:
@@ -194,18 +211,13 @@ def _pretrain(
                 data=data,
                 run=run,
                 init_from=init_from,
+                up=up,
                 device=options.device,
                 reporter=building,
             )
     with training_console(quiet=not is_main_process()) as reporter:
         for line in announce(prepared):
             reporter.say(line)
-        if init_from is not None and data is not None and is_folder_of_files(data):
-            folder = shlex.quote(str(data))
-            reporter.say(
-                f"note: if up is y in these files, stop, run `pointdistill prepare-data folder --input {folder} "
-                "--up y --output data/up-y`, and train with --data data/up-y"
-            )
         if slow := _slow(prepared, options.device):
             reporter.show_line(slow, style="yellow")
         result = _train(prepared, options, reporter)

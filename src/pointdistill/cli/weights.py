@@ -103,7 +103,7 @@ def _weights_records() -> list[dict[str, Any]]:
     ]
     bundled = {
         "name": BUNDLED,
-        "model": "own",
+        "model": "mini, dual",
         "megabytes": None,
         "trained_on": "shapes made on the spot",
         "licence": "any use, also commercial",

@@ -14,7 +14,7 @@ import shutil
 import time
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -151,11 +151,10 @@ def fetch(
         RefusedError: if the server refuses.
         DamagedError: if the file does not have the checksum, or fails the check.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(path.with_name(f".{path.name}.part"))
     timing = _Timing(url, clock, clock(), dict(headers or {}), most_bytes)
     busy = BusyError(f"{path}: another process is fetching it; wait for that one")
-    with _room_for(path, part), hold_file(part.path, busy):
+    with _folder_for(path), _room_for(path, part), hold_file(part.path, busy):
         promised = with_retries(
             url,
             lambda: _receive(timing, part, progress, any_length=check is not None),
@@ -290,6 +289,20 @@ def _check_room(part: _Part, total: int) -> None:
             f"room and run the same again"
         )
         raise DataError(msg)
+
+
+@contextmanager
+def _folder_for(path: Path) -> Iterator[None]:
+    """Make the folder of a file; where nothing came, folders that are new are removed again."""
+    new = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # one that is not empty
+            for folder in new:
+                folder.rmdir()
+        raise
 
 
 @contextmanager

@@ -69,6 +69,8 @@ def write_aside(path: Path) -> Iterator[Path]:
     except OSError as error:
         if _is_without_place(error, path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if error.filename == str(aside):  # a name that the user has never seen
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         aside.unlink(missing_ok=True)

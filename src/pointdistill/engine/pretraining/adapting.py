@@ -27,7 +27,9 @@ from pointdistill.data.corpus_building.build import build_source
 from pointdistill.data.files.files import read_record, write_json
 from pointdistill.data.files.schema import to_plain
 from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.data.sources.base import Source
 from pointdistill.engine.config.config import PretrainConfig
+from pointdistill.engine.config.recipes import FEWEST_SHAPES
 from pointdistill.engine.features import (
     Samples,
     Score,
@@ -92,12 +94,12 @@ def is_folder_of_files(data: Path) -> bool:
     return data.is_dir() and not any((data / n).exists() for n in (MANIFEST_NAME, BUILDING_NAME))
 
 
-def corpus_of_folder(data: Path, run: Path, reporter: Reporter) -> tuple[Corpus, str]:
-    """The corpus of a user's own folder, built beside the run, and a line that says so.
+def open_own_folder(data: Path, up: str | None) -> Source:
+    """A user's own folder as the source of a corpus; ``up`` is that of files that state none, z by default.
 
     Raises:
-        ConfigError: with several processes, which would all build it.
-        DataError: if the folder holds no mesh or cloud that can be used.
+        ConfigError: with several processes, which would all build the corpus; or for too few files.
+        DataError: if the folder holds no mesh or cloud.
     """
     if process_count() > 1:
         msg = (
@@ -105,15 +107,51 @@ def corpus_of_folder(data: Path, run: Path, reporter: Reporter) -> tuple[Corpus,
             "first with `pointdistill prepare-data folder`, and name the corpus"
         )
         raise ConfigError(msg, settings=("data",))
-    source = open_source("folder", SourceRequest(path=data))
-    beside = run.with_name(f"{run.name}-corpus")
-    report = build_source(source, beside, BuildSettings(), reporter=reporter)
+    source = open_source("folder", SourceRequest(path=data, up=up))
+    check_enough(len(source.entries()), data)
+    return source
+
+
+def corpus_of_folder(
+    source: Source, data: Path, run: Path, reporter: Reporter
+) -> tuple[Corpus, str]:
+    """The corpus of the source that `open_own_folder` gave, built beside the run, and a line that says so.
+
+    Raises:
+        ConfigError: if too few of its files can be used.
+        DataError: if none can be used, or the disk is full.
+    """
+    report = build_source(source, corpus_beside(run), BuildSettings(), reporter=reporter)
+    first = next((f"{cause.example_id}: {cause.example}" for cause in report.causes), "")
+    beside = f" beside {report.refused:,} that cannot be used ({first})" if report.refused else ""
+    check_enough(report.kept, data, beside)
     left_out = f", {report.refused:,} refused (see refused.jsonl there)" if report.refused else ""
-    line = (
-        f"corpus: {report.path}, made of {plural(report.kept, 'file')} in {data}{left_out}; files that "
-        "state no up axis were taken as z up"
-    )
+    line = f"corpus: {report.path}, made of {plural(report.kept, 'file')} in {data}{left_out}"
     return open_corpus(report.path), line
+
+
+def corpus_beside(run: Path) -> Path:
+    """Where the corpus of a user's own folder is made."""
+    return run.with_name(f"{run.name}-corpus")
+
+
+def check_enough(shapes: int, data: Path, beside: str = "") -> None:
+    """Refuse to adapt to fewer shapes than an encoder can be adapted to.
+
+    Args:
+        shapes: how many there are.
+        data: the corpus or folder that they are in.
+        beside: a clause about what else is there.
+
+    Raises:
+        ConfigError: if there are too few.
+    """
+    if shapes < FEWEST_SHAPES:
+        msg = (
+            f"{data}: {plural(shapes, 'shape is', 'shapes are')} too few to adapt to{beside}; "
+            f"{FEWEST_SHAPES} are the least, and hundreds are better"
+        )
+        raise ConfigError(msg, settings=("data",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pointdistill.data.corpus import Corpus, open_corpus
+from pointdistill.data.files.files import disk_is_full
 from pointdistill.data.files.schema import from_plain, refusing_damage
 from pointdistill.data.files.workspace import last_corpus, last_run, remember_run
 from pointdistill.engine.config.config import PretrainConfig
-from pointdistill.engine.config.recipes import ADAPT, FEWEST_SHAPES, SIZES, adapt
+from pointdistill.engine.config.recipes import ADAPT, SIZES, adapt
 from pointdistill.engine.config.settings import ResolvedConfig, RunOverrides, resolve_config
 from pointdistill.engine.pretraining.adapting import (
     HEALTHY,
     Judge,
     Judgement,
+    check_enough,
+    corpus_beside,
     corpus_of_folder,
     expected_first_loss,
     is_folder_of_files,
     is_healthy,
     mode_of_weights,
+    open_own_folder,
     read_judgement,
     write_judgement,
 )
@@ -41,7 +47,13 @@ from pointdistill.engine.runtime.devices import (
     process_count,
 )
 from pointdistill.engine.weights.encoders import load_encoder, locate_encoder
-from pointdistill.errors import CheckpointError, ConfigError, DataError
+from pointdistill.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    DataError,
+    PointDistillError,
+)
 from pointdistill.reporter import (
     SILENT,
     SILENT_TRAINING,
@@ -56,6 +68,9 @@ LEAST_SHARE = 0.1
 
 FEW_SHAPES = 64
 """A run that continues from weights on fewer shapes than these causes a warning."""
+
+RUNS = Path("runs")
+"""Folder of the runs whose folder is not named."""
 
 MEMORY_SHARE = 0.4
 """Share of the machine's memory that a step on a CPU may take if the user gave no batch size."""
@@ -80,25 +95,31 @@ def prepare_run(
     data: Path | None,
     run: Path | None = None,
     init_from: Path | str | None = None,
+    up: str | None = None,
     device: str = "auto",
     reporter: Reporter = SILENT,
 ) -> PreparedRun:
     """Prepare a new run with these overrides; each choice made for the user gets a remark.
 
     With weights to start from, the recipe is ``adapt`` unless another is named, and ``data`` may be a folder of
-    meshes: its corpus is built beside the run, while ``reporter`` hears about it.
+    meshes: its corpus is built beside the run, while ``reporter`` hears about it. ``up`` is the up axis of its
+    files that state none, z by default. If the run is refused, nothing new is left.
 
     Raises:
         ConfigError: for a setting that is not accepted, a batch that cannot be divided among the processes,
-            several processes without a ``run`` folder given, too few shapes to adapt to, or ``adapt`` without
-            weights.
+            several processes without a ``run`` folder given, too few shapes to adapt to, ``adapt`` without
+            weights, or an up axis without a folder of meshes.
         CheckpointError: if there are no weights at ``init_from``.
         DataError: if there is no corpus to train on.
     """
     pick_device(device)  # refuses a missing device before anything else takes time
+    if up is not None and (init_from is None or data is None or not is_folder_of_files(data)):
+        msg = "an up axis is for a folder of files and weights to continue from; in a corpus z is up already"
+        raise ConfigError(msg, settings=("up", "init_from", "data"))
     if init_from is not None:
+        weights = locate_encoder(init_from)
         return _prepare_continued(
-            overrides, data, run, locate_encoder(init_from), device=device, reporter=reporter
+            overrides, data, run, weights, up=up, device=device, reporter=reporter
         )
     settings = resolve_config(overrides)
     if settings.recipe == ADAPT:
@@ -142,6 +163,7 @@ def _prepare_continued(
     run: Path | None,
     weights: Path,
     *,
+    up: str | None,
     device: str,
     reporter: Reporter,
 ) -> PreparedRun:
@@ -154,34 +176,62 @@ def _prepare_continued(
         settings = resolve_config(overrides)
         return _prepare(settings, corpus, run, weights, device=device, remarks=remarks)
     remarks = [encoder_line(weights)]
-    if data is not None and is_folder_of_files(data):
-        # Before the corpus, which is put beside it.
-        if run is None:
-            run = _new_run(likely)
-            remarks.append(f"run: {run}")
-        corpus, made = corpus_of_folder(data, run, reporter)
-        remarks.append(made)
-    else:
+
+    def prepare(corpus: Corpus, run: Path | None) -> PreparedRun:
+        settings = resolve_config(overrides, continued=adapt(encoder, mode, shapes=len(corpus)))
+        prepared = _prepare(settings, corpus, run, weights, device=device, remarks=remarks)
+        return replace(prepared, remarks=(*prepared.remarks, *_about_first_loss(prepared.config)))
+
+    if data is None or not is_folder_of_files(data):
         corpus, found = find_corpus(data)
         remarks += [found] if found else []
-    if len(corpus) < FEWEST_SHAPES:
-        msg = (
-            f"{corpus.path}: {plural(len(corpus), 'shape is', 'shapes are')} too few to adapt to; "
-            f"{FEWEST_SHAPES} are the least, and hundreds are better"
-        )
-        raise ConfigError(msg, settings=("data",))
-    settings = resolve_config(overrides, continued=adapt(encoder, mode, shapes=len(corpus)))
-    prepared = _prepare(settings, corpus, run, weights, device=device, remarks=remarks)
-    expected = expected_first_loss(prepared.config)
+        check_enough(len(corpus), data or corpus.path)
+        return prepare(corpus, run)
+    source = open_own_folder(data, up)
+    with _made_or_none(run, likely) as chosen:
+        remarks += [] if run else [f"run: {chosen}"]
+        corpus, made = corpus_of_folder(source, data, chosen, reporter)
+        remarks.append(made)
+        if up is None:
+            reporter.say("note: files that state no up axis were taken as z up", "up")
+        return prepare(corpus, chosen)
+
+
+@contextmanager
+def _made_or_none(run: Path | None, config: PretrainConfig) -> Iterator[Path]:
+    """Yield the folder of a run, a new one unless it is given; if the run is refused, nothing new is left.
+
+    What was made of a corpus stays if the disk was full, and so does a corpus that was there.
+    """
+    no_runs_yet = not RUNS.exists()
+    chosen = run or _new_run(config)
+    corpus = corpus_beside(chosen)
+    was_there = corpus.exists()
+    try:
+        yield chosen
+    except PointDistillError as error:
+        # A CorpusError is about what is in the folder already, such as another process's work.
+        if not (was_there or isinstance(error, CorpusError) or disk_is_full(error)):
+            shutil.rmtree(corpus, ignore_errors=True)
+        with suppress(OSError):
+            if run is None:
+                chosen.rmdir()
+            if no_runs_yet:
+                RUNS.rmdir()
+        raise
+
+
+def _about_first_loss(config: PretrainConfig) -> list[str]:
+    """Which first loss to expect, in a line; nothing where none is known."""
+    expected = expected_first_loss(config)
     if expected is None:
-        return prepared
+        return []
     low, high = (factor * expected for factor in HEALTHY)
-    about_loss = (
+    return [
         f"first loss: about {expected:.2f} expected, {low:.1f} to {high:.1f} is healthy: the heads are new and "
-        f"guess evenly among {prepared.config.head.prototypes:,} prototypes, whatever the weights know; it should "
+        f"guess evenly among {config.head.prototypes:,} prototypes, whatever the weights know; it should "
         "fall from there"
-    )
-    return replace(prepared, remarks=(*prepared.remarks, about_loss))
+    ]
 
 
 def find_corpus(data: Path | None) -> tuple[Corpus, str | None]:
@@ -413,9 +463,9 @@ def _next_run(config: PretrainConfig) -> Path:
     """Make the first free ``runs/<name>-<mode>-<number>``; without the mode if the name contains it already."""
     named = str(config.mode) in config.name.split("-")
     name = config.name if named else f"{config.name}-{config.mode}"
-    Path("runs").mkdir(exist_ok=True)
+    RUNS.mkdir(exist_ok=True)
     for number in itertools.count(1):
-        path = Path("runs") / f"{name}-{number}"
+        path = RUNS / f"{name}-{number}"
         # Made in the same instant as it is found to be free, so that two runs begun together do not share it.
         with suppress(FileExistsError):
             path.mkdir()

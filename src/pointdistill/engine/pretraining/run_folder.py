@@ -480,18 +480,16 @@ def _training_of(stored: Path) -> dict[str, Any]:
 
 
 def _views_seen(stored: Path) -> int | None:
-    """Shapes of all batches that an encoder was trained on; None if that is not recorded."""
+    """Shapes of all batches of a training from new weights; None if it went on from others, or is not recorded."""
     training = _training_of(stored)
     step, batch_size = training.get("step"), training.get("batch_size")
-    return step * batch_size if isinstance(step, int) and isinstance(batch_size, int) else None
+    if CONTINUED in training or not isinstance(step, int) or not isinstance(batch_size, int):
+        return None
+    return step * batch_size
 
 
 def unfinished_steps(training: Any) -> tuple[int, int] | None:
-    """Steps taken and steps of the whole run; None if the run is finished or either number is unknown.
-
-    Args:
-        training: the result of ``training_record``.
-    """
+    """Steps taken and steps of the whole run in a `training_record`; None if it is finished or one is unknown."""
     if not isinstance(training, Mapping):
         return None
     step, total = training.get("step"), training.get("total_steps")
