@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -408,6 +409,15 @@ def test_a_query_of_the_index_does_not_count(run: Run) -> None:
     assert (second["own"]["id"], third["own"]) == ("2.obj", None)
     assert [len(query["neighbours"]) for query in (first, second, third)] == [2, 2, 2]
     assert "2.obj" not in [one["id"] for one in second["neighbours"]]
+    with zipfile.ZipFile("all.zip", "w") as archive:
+        for path in sorted(Path("meshes").glob("?.obj")):
+            archive.write(path, path.name)
+    zipped = ("embed", "all.zip", "--encoder", "my encoder", "--up", "z", "-o", "zipped.npz")
+    assert run(*zipped)[0] == 0
+    out = run("search", "mine.obj", "--index", "zipped.npz", "--json")[1]
+    assert json.loads(out)["queries"][0]["own"]["id"] == "2.obj"
+    out = run("search", "other.obj", "--index", "zipped.npz", "--json")[1]
+    assert json.loads(out)["queries"][0]["own"] is None
 
 
 @pytest.mark.parametrize(

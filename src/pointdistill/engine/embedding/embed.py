@@ -20,6 +20,7 @@ from pointdistill.data.sources.paths import (
     shown_id,
 )
 from pointdistill.engine.embedding.compute import (
+    CPU_BATCH,
     DEFAULT_KIND,
     FeatureKind,
     FeatureMaker,
@@ -59,7 +60,10 @@ from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter, plural
 
 CHUNK_SHAPES = 256
-"""Largest number of shapes in a chunk, which is the most that a kill can cost."""
+"""Largest number of shapes in a chunk, which is the most that a kill or Ctrl-C can cost."""
+
+CHUNK_CLOUDS = 1024
+"""Largest number of draws in a chunk, of shapes with several each: seconds on a CPU."""
 
 CHUNK_BYTES = 64 * 2**20
 """Largest size of a chunk's features in bytes."""
@@ -185,7 +189,8 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     folder = request.output.parent
     info = embedding_info(encoder, kind, settings, shapes, folder) | draws.plain()
     vectors = draws.points if kind in ("patches", "points") else 1
-    size = max(1, min(CHUNK_SHAPES, CHUNK_BYTES // (4 * info["width"] * vectors)))
+    most = min(CHUNK_SHAPES, CHUNK_BYTES // (4 * info["width"] * vectors))
+    size = max(1, min(most, max(CHUNK_CLOUDS // draws.count, CPU_BATCH)))
     wanted, chunks = info | {"chunk": size}, -(-len(shapes) // size)
     maker = FeatureMaker(encoder, kind, device, points=draws.points, turns=draws.turns)
     if share is not None and share.rank > 0:

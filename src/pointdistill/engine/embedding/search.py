@@ -272,23 +272,35 @@ def search_all(
 def _without_own(result: SearchResult, count: int) -> SearchResult:
     """The result with the ``count`` nearest of other files; the same path, or else the same bytes, is its own."""
     files = {
-        number: Path(at.path) if at.kind == "file" else Path(at.path, at.name)
+        number: at
         for number, neighbour in enumerate(result.neighbours)
-        if (at := neighbour.location) is not None and at.kind in ("file", "folder")
+        if (at := neighbour.location) is not None and at.kind in ("file", "folder", "archive")
     }
     place = os.path.realpath(result.path)
-    same = [n for n, file in files.items() if os.path.realpath(file) == place]
+    same = [n for n, at in files.items() if (p := _path_of(at)) and os.path.realpath(p) == place]
     if not same and result.path.is_file():
-        same = [n for n, file in files.items() if _same_bytes(file, result.path)]
+        same = [n for n, at in files.items() if _same_bytes(at, result.path)]
     others = tuple(one for n, one in enumerate(result.neighbours) if n not in same[:1])
     own = result.neighbours[same[0]] if same else None
     return replace(result, neighbours=others[:count], own=own)
 
 
-def _same_bytes(one: Path, other: Path) -> bool:
+def _path_of(at: ShapeLocation) -> Path | None:
+    """The file of a shape; None if it is inside an archive."""
+    if at.kind == "archive":
+        return None
+    return Path(at.path) if at.kind == "file" else Path(at.path, at.name)
+
+
+def _same_bytes(at: ShapeLocation, query: Path) -> bool:
     try:
-        return one.is_file() and filecmp.cmp(one, other, shallow=False)
-    except OSError:
+        if (path := _path_of(at)) is not None:
+            return path.is_file() and filecmp.cmp(path, query, shallow=False)
+        if Path(at.name).suffix.lower() != query.suffix.lower():
+            return False
+        with open_archive(Path(at.path), absent=f"{at.path}: no such archive") as archive:
+            return archive.read(at.name) == query.read_bytes()
+    except (OSError, DataError):
         return False
 
 
