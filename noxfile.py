@@ -87,14 +87,14 @@ def bundled(session: nox.Session) -> None:
     corpus, measured, run = "data/procedural-mini", "data/procedural", "runs/procedural-mini"
     shapes = ("pointdistill", "prepare-data", "builtin", "--points", "2048")
     session.run(
-        *(*shapes, "--procedural", "0.5", "--shapes", "20000", "--seed", "7", "--output", corpus)
+        *(*shapes, "--procedural", "0.5", "--shapes", "40000", "--seed", "7", "--output", corpus)
     )
     session.run(
         *(*shapes, "--procedural", "1", "--shapes", "1000", "--seed", "8", "--output", measured)
     )
     resume = ["--resume"] if Path(run, "checkpoints").is_dir() else []
     start = ["--recipe", "procedural-mini", "--data", corpus] if not resume else []
-    session.run("pointdistill", "pretrain", *start, "--run", run, *resume)
+    session.run("pointdistill", "pretrain", *start, "--run", run, "--compile", "on", *resume)
     folder = "src/pointdistill/engine/weights/bundled"
     session.run(
         *("pointdistill", "export", folder, "--encoder", run, "--half", "--corpus", measured)

@@ -206,8 +206,8 @@ def export(
     corpus: Annotated[
         Path | None,
         typer.Option(
-            help="safetensors: measure feature statistics on the shapes of this corpus or folder, for `search` in "
-            "embeddings of few shapes."
+            help="safetensors: measure feature statistics on the shapes of this corpus or folder, which `search` "
+            "compares by."
         ),
     ] = None,
     overwrite: Annotated[

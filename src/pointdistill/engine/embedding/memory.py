@@ -297,7 +297,7 @@ def measure_encoder(
 ) -> MeasuredStatistics:
     """Measure the mean and the principal axes of an encoder's default features, and keep them in its folder.
 
-    `search` compares with them in an embedding of few shapes.
+    `search` and ``evaluate`` compare by their axes.
 
     Args:
         folder: of the encoder, as for ``load_encoder``.

@@ -400,8 +400,8 @@ def _measure(run: EvaluationRun, shapes: LabelledShapes) -> list[Result]:
             )
             folds(0)
             labels = shapes.labels[embedded.rows]
-            measured = partial(shape_score, statistics=run.statistics, tested=folds)
-            score = measured(embedded.features, labels, protocol, seed=seed)
+            probe = partial(shape_score, statistics=run.statistics, tested=folds)
+            score = probe(embedded.features, labels, protocol, seed=seed)
             if embedded.refused:
                 left_out = (
                     f"{len(embedded.refused):,} of {plural(len(shapes), 'shape')} could not be read"
