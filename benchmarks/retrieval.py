@@ -1,10 +1,11 @@
-"""How features are best compared, from which draws, and from how many shapes on an index describes itself.
+"""How features are best compared, from which draws, and what that depends on the number of shapes.
 
 On a half of the Princeton Shape Benchmark, leave-one-out with the base classification. Explore on the training
 half only, as the benchmark's rules say.
 
 Run: ``python benchmarks/retrieval.py psb_v1_train.zip ENCODER SHAPES``. ENCODER is a run or an encoder folder,
 and SHAPES a corpus of other shapes, on which the encoder's statistics are measured (and written into its folder).
+``--default-draws`` leaves out all other draws.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ Features = NDArray[np.float32]
 Place = Callable[[Features], Features]
 
 DRAWS = ((1, 8, None), (8, 1, None), (4, 2, None), (8, 2, None), (1, 32, None), (8, 4, None))
+DEFAULT_DRAWS = (8, 2, None)
 DENSE_DRAWS = ((1, 1, 1024), (2, 1, 1024), (4, 1, 1024), (8, 1, 1024))
 """Angles, draws at each, points of a draw; None for the encoder's own."""
 
-INDEX_SIZES = (4, 8, 20, 50, 120, 200, 400)
+INDEX_SIZES = (4, 8, 20, 60, 120, 200, 400)
 REPEATS = 20
+SHAPES_A_CLASS = 10
 
 
 def figures(features: Features, labels: NDArray[np.int64]) -> str:
@@ -75,15 +78,27 @@ def places(features: Features, encoders: FeatureStatistics | None) -> dict[str, 
         "raw": lambda rows: rows,
         "mean subtracted": lambda rows: rows - mean,
         "standardised": lambda rows: (rows - mean) / deviation,
-        "own whitening": own.whitened,
-    } | ({"the encoder's": encoders.whitened} if encoders else {})
+        "own axes": own.whitened,
+    } | (
+        {
+            "the encoder's axes and mean": encoders.whitened,
+            "the encoder's axes": encoders.about(mean).whitened,
+        }
+        if encoders
+        else {}
+    )
 
 
 def small_indexes(
     features: Features, labels: NDArray[np.int64], encoders: FeatureStatistics | None
 ) -> None:
-    """Print the rate of right nearest neighbours in random parts of the set, for each space."""
+    """For indexes of several sizes, how often the nearest shape is of a query's class, for each space.
+
+    First for shapes drawn at random, and the others as queries. Then leave-one-out among ten shapes each of some
+    classes, with the first tier.
+    """
     rng = np.random.default_rng(0)
+    large = np.flatnonzero(np.bincount(labels) >= SHAPES_A_CLASS)
     for size in INDEX_SIZES:
         rates: dict[str, list[float]] = {}
         for _ in range(REPEATS):
@@ -95,7 +110,20 @@ def small_indexes(
                 right = labels[inside[nearest]] == labels[queries]
                 rates.setdefault(name, []).append(100 * float(right.mean()))
         row = ", ".join(f"{name} {np.mean(values):.1f}" for name, values in rates.items())
-        print(f"index of {size}: {row}", flush=True)
+        print(f"index of {size}, other queries: {row}", flush=True)
+        if not 2 <= size // SHAPES_A_CLASS <= len(large):
+            continue
+        tiers: dict[str, list[tuple[float, float]]] = {}
+        for _ in range(REPEATS):
+            chosen = rng.choice(large, size // SHAPES_A_CLASS, replace=False)
+            members = [np.flatnonzero(labels == one) for one in chosen]
+            inside = np.concatenate([rng.choice(m, SHAPES_A_CLASS, replace=False) for m in members])
+            for name, place in places(features[inside], encoders).items():
+                found = retrieval_figures(torch.from_numpy(place(features[inside])), labels[inside])
+                tiers.setdefault(name, []).append((found.nearest, found.first_tier))
+        means = {name: np.mean(values, axis=0) for name, values in tiers.items()}
+        row = ", ".join(f"{name} {nn:.1f} / {tier:.1f}" for name, (nn, tier) in means.items())
+        print(f"index of {size}, leave-one-out, NN / first tier: {row}", flush=True)
 
 
 def main() -> None:
@@ -104,6 +132,7 @@ def main() -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("encoder")
     parser.add_argument("shapes", type=Path)
+    parser.add_argument("--default-draws", action="store_true")
     arguments = parser.parse_args()
     shapes = read_psb(arguments.archive, "train")
     labels_of = dict(zip(map(posixpath.basename, shapes.members), shapes.labels, strict=True))
@@ -112,7 +141,7 @@ def main() -> None:
         encoder_checksum(load_encoder(arguments.encoder)),
     )
     measure_encoder(arguments.encoder, arguments.shapes)
-    for turns, draws, points in DRAWS + DENSE_DRAWS:
+    for turns, draws, points in [DEFAULT_DRAWS] if arguments.default_draws else DRAWS + DENSE_DRAWS:
         began = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, "features.npz")
@@ -147,7 +176,7 @@ def main() -> None:
         )
         size = f" of {points} points" if points else ""
         print(f"{turns} angles, {draws} draws{size}, {seconds:.0f} s: {row}", flush=True)
-        if (turns, draws, points) == DRAWS[-1]:
+        if (turns, draws, points) == DEFAULT_DRAWS:
             small_indexes(features, labels, encoders)
 
 
