@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -494,6 +495,14 @@ def test_rows_of_different_data_or_seeds_are_told_apart() -> None:
     assert ("data" in table.columns, "repeats" in table.columns) == (True, True)
     assert table.rows[1][table.columns.index("data")] == "cdcdcdcd"
     assert table.rows[1][table.columns.index("repeats")] == "2 seeds"
+
+
+def test_rows_of_one_archive_read_in_two_forms_are_told_apart_and_explained() -> None:
+    table = results_table([make_result(form="meshes, z up"), make_result(form="meshes, y up")])
+    column = table.columns.index("data")
+    assert [row[column].split(", ")[1] for row in table.rows] == ["form 1", "form 2"]
+    for form in ("Form 1: ScanObjectNN.*z up", "Form 2: ScanObjectNN.*y up"):
+        assert any(re.match(form, note) for note in table.notes)
 
 
 def test_copies_are_a_deviation_in_the_row_and_under_the_table() -> None:

@@ -51,13 +51,14 @@ def results_table(results: Sequence[Result]) -> Table:
     """
     data = sorted({f"{r.data_name}, {r.split}" if r.split else r.data_name for r in results})
     further = list(dict.fromkeys(figure.name for r in results for figure in r.further))
-    cells = [_row(result, further) for result in results]
+    forms = _several_forms(results)
+    cells = [_row(result, further, forms) for result in results]
     shared = {key: cells[0][key] for key in _SHARED if len({row[key] for row in cells}) == 1}
     others = _descriptors(results)
     if others:
         shared = {key: cell for key, cell in shared.items() if key not in _OWN}
         cells += [_descriptor_row(other, _split_of(results), list(cells[0])) for other in others]
-    if not _several_archives(results):
+    if not forms and not _several_archives(results):
         shared["data"] = ""
     columns = [key for key in cells[0] if key not in shared]
     shared_notes = [f"{key.capitalize()}: {shared[key]}." for key in _NOTED if key in shared]
@@ -120,8 +121,17 @@ def _several_archives(results: Sequence[Result]) -> bool:
     return len({(r.data_name, r.split, r.checksum) for r in results}) > len(named)
 
 
-def _row(result: Result, further: Sequence[str]) -> dict[str, str]:
-    """The cells of one result by their columns."""
+def _several_forms(results: Sequence[Result]) -> tuple[str, ...]:
+    """The forms that data of the same archive were read in, if one was read in several: with two up axes, say."""
+    archives = {(r.data_name, r.split, r.checksum) for r in results}
+    if len({(r.data_name, r.split, r.checksum, r.form) for r in results}) == len(archives):
+        return ()
+    return tuple(dict.fromkeys(result.form for result in results))
+
+
+def _row(result: Result, further: Sequence[str], forms: Sequence[str]) -> dict[str, str]:
+    """The cells of one result by their columns; ``forms`` are numbered as in the notes."""
+    form = f", form {forms.index(result.form) + 1}" if forms else ""
     patches = "" if result.patches is None else f" / {result.patches}"
     values = {figure.name: str(figure.value) for figure in result.further}
     best, selected = result.best_epoch_accuracy, result.selected_accuracy
@@ -129,7 +139,7 @@ def _row(result: Result, further: Sequence[str]) -> dict[str, str]:
     return {
         "features": result.features,
         "split": result.split or NOTHING,
-        "data": result.checksum[:8],
+        "data": f"{result.checksum[:8]}{form}",
         "protocol": result.label,
         "points / patches": f"{result.points}{patches}",
         "repeats": f"{len(result.seeds)} {result.repeated_over}",
@@ -193,7 +203,12 @@ def _notes(results: Sequence[Result]) -> list[str]:
             "its figures are not comparable with published ones."
         )
     warned = [f"{r.features}, {r.protocol}: {note}." for r in results for note in r.notes]
-    return [*notes, *dict.fromkeys(warned), *dict.fromkeys(map(_data, results))]
+    forms = _several_forms(results)
+    data = (
+        f"Form {forms.index(result.form) + 1}: {_data(result)}" if forms else _data(result)
+        for result in results
+    )
+    return [*notes, *dict.fromkeys(warned), *dict.fromkeys(data)]
 
 
 def _how_ranked(results: Sequence[Result]) -> list[str]:
