@@ -80,6 +80,21 @@ def test_a_member_larger_than_any_real_one_is_not_unpacked(
         archive.read("good/a.txt")
 
 
+@pytest.mark.parametrize(("encoding", "read_as"), [("utf-8", "é.off"), ("cp437", "é.off")])
+def test_names_of_a_zip_without_a_flag_are_utf8_or_else_those_of_dos(
+    tmp_path: Path, encoding: str, read_as: str
+) -> None:
+    """As `zip` on Linux writes them, and as old programs of Windows did."""
+    path = tmp_path / "named.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("XX.off" if encoding == "utf-8" else "X.off", b"OFF\n0 0 0\n")
+    placeholder = b"XX.off" if encoding == "utf-8" else b"X.off"
+    path.write_bytes(path.read_bytes().replace(placeholder, "é.off".encode(encoding)))
+    with open_archive(path, absent="absent") as archive:
+        assert archive.names == (read_as,)
+        assert archive.read(read_as).startswith(b"OFF")
+
+
 def test_a_pipe_in_place_of_an_archive_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.zip")
     with (

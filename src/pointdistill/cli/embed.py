@@ -292,7 +292,8 @@ def search(
     """Find the shapes of an embedding most similar to one or several files, by cosine similarity of features.
 
     The query's own file in the index, by its path or its bytes, is not counted.
-    A copy under another name has a similarity just below 1: the points that are sampled depend on the file's name.
+    A copy under another name has a similarity below 1, often 0.95: the points that
+    are sampled depend on the file's name.
 
     Queries that cannot be read are listed and the others are answered; the exit code
     is then 2.

@@ -371,7 +371,12 @@ def open_archive(path: Path, *, absent: str, tolerate_unsafe: bool = False) -> I
 def _open_file(path: Path, resources: ExitStack) -> Archive:
     if _looks_like_tar(path):
         return _TarArchive(path, resources.enter_context(tarfile.open(plain_tar(path), "r:")))
-    return _ZipArchive(path, resources.enter_context(zipfile.ZipFile(path)))
+    try:
+        # `zip` on Linux writes names in UTF-8, and no flag that says so.
+        file = zipfile.ZipFile(path, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        file = zipfile.ZipFile(path)
+    return _ZipArchive(path, resources.enter_context(file))
 
 
 def _looks_like_tar(path: Path) -> bool:
