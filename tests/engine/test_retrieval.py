@@ -237,11 +237,17 @@ def test_an_encoder_is_measured_with_the_statistics_that_came_with_it(
     monkeypatch.chdir(workplace)
     settings = {"stand_in": True, "protocols": ("retrieval",), "output": workplace / "out"}
     alone = measure(workplace, **settings).results
-    assert "compared by the set's own axes or deviations" in alone[0].form
+    assert alone[0].compared == "the set's own axes or deviations"
     measure_encoder(workplace / "encoder", archive, up="y")
-    with_axes = measure(workplace, **settings).results
-    assert "compared by axes of 26 shapes that came with the encoder" in with_axes[0].form
+    with_axes = [r for r in measure(workplace, **settings).results if r != alone[0]]
+    assert with_axes[0].compared.startswith("axes of 26 shapes that came with the encoder (")
     assert with_axes[0].accuracy != alone[0].accuracy
+    # Measured again with as many others, the statistics are others, and so are the figures.
+    measure_encoder(workplace / "encoder", archive, up="x")
+    again = [r for r in measure(workplace, **settings).results if r not in (alone[0], *with_axes)]
+    assert [r.protocol for r in again] == ["retrieval"]
+    noted = (workplace / "out" / "results.md").read_text()
+    assert f"retrieval: compared by {again[0].compared}." in noted
 
 
 def test_features_are_those_that_embed_writes(

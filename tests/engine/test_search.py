@@ -18,6 +18,7 @@ import trimesh
 from safetensors.torch import load_file
 
 from pointdistill.data.corpus_building import build_corpus
+from pointdistill.data.files.archive import _ZipArchive
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.embedding import index as index_module
 from pointdistill.engine.embedding import search as searching
@@ -35,7 +36,7 @@ from pointdistill.engine.embedding.search import (
     search_all,
 )
 from pointdistill.engine.features import statistics as statistics_module
-from pointdistill.engine.features.statistics import RAW, Comparison, measure
+from pointdistill.engine.features.statistics import RAW, Comparison, measure, space_among
 from pointdistill.engine.weights.encoders import save_encoder
 from pointdistill.errors import CheckpointError, ConfigError, DataError
 from pointdistill.reporter import Reporter
@@ -263,6 +264,7 @@ def test_the_encoders_axes_about_the_mean_of_the_index(folder: Path) -> None:
     cosine = dict(
         zip(np.concatenate(list(index.blocks("ids"))).tolist(), places @ places[7], strict=True)
     )
+    assert len(found.neighbours) == 10
     for neighbour in found.neighbours:
         assert neighbour.similarity == pytest.approx(cosine[neighbour.id], abs=1e-4)
 
@@ -276,8 +278,87 @@ def test_features_of_few_shapes_are_standardised_one_by_one(folder: Path) -> Non
     ids = np.concatenate(list(index.blocks("ids"))).tolist()
     own = places[ids.index("high/5.obj")]
     cosine = dict(zip(ids, places @ own, strict=True))
+    assert len(found.neighbours) == 8
     for neighbour in found.neighbours:
         assert neighbour.similarity == pytest.approx(cosine[neighbour.id], abs=1e-4)
+
+
+def of_width(width: int, shapes: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(0).normal(size=(shapes, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "encoders", "name"),
+    [
+        (3, False, "raw features; the set holds 3 shapes"),
+        (4, False, "features standardised over the set's 4 shapes"),
+        (11, False, "features standardised over the set's 11 shapes"),
+        (12, False, "features whitened over the set's 12 shapes"),
+        (
+            1,
+            True,
+            "features whitened over 90 shapes, as measured with the encoder; the set holds 1 shape",
+        ),
+        (
+            49,
+            True,
+            "features whitened over 90 shapes, as measured with the encoder; the set holds 49 shapes",
+        ),
+        (
+            50,
+            True,
+            "features whitened over 90 shapes, as measured with the encoder, about the set's mean",
+        ),
+    ],
+)
+def test_how_many_shapes_are_needed_for_which_space(shapes: int, encoders: bool, name: str) -> None:
+    statistics = measure([of_width(6, 90)], 90) if encoders else None
+    assert space_among(of_width(6, shapes), statistics).name == name
+
+
+def test_shapes_that_are_all_alike_are_not_put_about_their_mean() -> None:
+    alike = np.ones((60, 6), np.float32)
+    assert space_among(alike, None).name == "raw features; the set holds 60 shapes"
+    space = space_among(alike, measure([of_width(6, 90)], 90))
+    assert space.name.endswith("; all shapes of the set are alike")
+    assert np.linalg.norm(space.transform(alike)[0]) > 0.1
+
+
+def test_what_is_constant_but_for_rounding_has_no_deviation() -> None:
+    features = of_width(6, 10)
+    features[:, 0] = 1.0 + 3e-7 * np.sign(features[:, 0])
+    assert np.ptp(space_among(features, None).transform(features)[:, 0]) == 0.0
+
+
+def test_an_archive_that_an_index_names_is_read_for_a_member_of_the_querys_size_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member that is gone, a folder in the archive's place and another size are other shapes, and no error."""
+    with zipfile.ZipFile("all.zip", "w") as archive:
+        for path in sorted(Path("high").iterdir()):
+            archive.write(path, path.name)
+    index = embedded("zipped.npz", paths=[Path("all.zip")])
+    query = Path("high/5.obj")
+
+    def own() -> str | None:
+        found = search_all([query], index, others_only=True).results[0].own
+        return found and found.id
+
+    assert own() == "5.obj"
+    read: list[str] = []
+    kept = _ZipArchive.read
+    monkeypatch.setattr(
+        _ZipArchive, "read", lambda self, name: (read.append(name), kept(self, name))[1]
+    )
+    query.write_text(query.read_text() + "# longer\n")
+    assert (own(), read) == (None, [])
+    with zipfile.ZipFile("all.zip", "w") as archive:
+        archive.writestr("another.obj", query.read_text())
+    assert (own(), read) == (None, [])
+    Path("all.zip").unlink()
+    Path("all.zip").mkdir()
+    os.mkfifo("all.zip/5.obj")
+    assert own() is None
 
 
 def test_statistics_that_do_not_fit_are_left_out_with_a_line(folder: Path) -> None:

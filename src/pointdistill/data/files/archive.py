@@ -147,7 +147,14 @@ class _ZipArchive(Archive):
         try:
             return self._no_pointer(name, self._file.read(name))
         # RuntimeError: it needs a password. NotImplementedError: Python does not know the compression.
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            lzma.LZMAError,
+            EOFError,
+            OSError,
+            RuntimeError,
+        ) as error:
             self.refuse(name, error)
 
     def locate(self, name: str) -> MemberLocation:

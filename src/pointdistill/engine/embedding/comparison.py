@@ -18,6 +18,7 @@ from pointdistill.engine.features.statistics import (
     Comparison,
     FeatureStatistics,
     choose_space,
+    mean_of,
     measure,
     read_statistics,
 )
@@ -61,12 +62,19 @@ def choose_comparison(
         statistics,
         index.shapes(),
         width,
+        mean=lambda: _own_mean(index, width),
         own=lambda: _own_statistics(index, width),
         rows=lambda: np.concatenate(
             [np.empty((0, width), np.float32), *_finite_blocks(index, width)]
         ),
         called="index",
     )
+
+
+def _own_mean(index: Index, width: int) -> Features | None:
+    """That of the features; None if all are equal, of which an embedding holds no statistics."""
+    stored = index.statistics(width)
+    return mean_of(_finite_blocks(index, width)) if stored is None else stored.mean
 
 
 def _own_statistics(index: Index, width: int) -> FeatureStatistics | None:

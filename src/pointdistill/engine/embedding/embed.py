@@ -63,7 +63,7 @@ CHUNK_SHAPES = 256
 """Largest number of shapes in a chunk, which is the most that a kill or Ctrl-C can cost."""
 
 CHUNK_CLOUDS = 1024
-"""Largest number of draws in a chunk, of shapes with several each: seconds on a CPU."""
+"""Largest number of draws in a chunk of more than a batch, of shapes with several each: seconds on a CPU."""
 
 CHUNK_BYTES = 64 * 2**20
 """Largest size of a chunk's features in bytes."""

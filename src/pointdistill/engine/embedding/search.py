@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from pointdistill.data.files.archive import open_archive
 from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.member import hold_archive
+from pointdistill.data.files.packed_tars import PACKED_TARS
 from pointdistill.data.files.workspace import check_not_lost, embedded_inputs, last_embedding
 from pointdistill.data.meshes.formats.points import is_prose
 from pointdistill.data.meshes.read import files_in_folders, is_shape_name
@@ -298,8 +300,15 @@ def _same_bytes(at: ShapeLocation, query: Path) -> bool:
             return path.is_file() and filecmp.cmp(path, query, shallow=False)
         if Path(at.name).suffix.lower() != query.suffix.lower():
             return False
-        with open_archive(Path(at.path), absent=f"{at.path}: no such archive") as archive:
-            return archive.read(at.name) == query.read_bytes()
+        # A stranger's embedding may name anything: only a member of the query's size is read, and no tar unpacked.
+        place = Path(at.path)
+        if not place.is_file() or place.name.lower().endswith(PACKED_TARS):
+            return False
+        held = hold_archive(place)
+        if at.name not in held.names:
+            return False
+        size = held.archive.locate(at.name).size
+        return size == query.stat().st_size and held.archive.read(at.name) == query.read_bytes()
     except (OSError, DataError):
         return False
 

@@ -170,6 +170,9 @@ class Result:
     selected_accuracy: Spread | None = None
     """The first main figure after the epoch that was best on the held-out clouds."""
 
+    compared: str = ""
+    """How features were compared by angle, where that depends on more than the encoder's weights."""
+
     rules: int = 1
     """Version of the protocol's rules, see ``RULES``; results from before this field existed have the first."""
 
@@ -244,6 +247,7 @@ def setting_of(result: Result) -> tuple[Hashable, ...]:
     left_out |= {"features"} if result.fingerprint else set()
     # Left out where it says nothing, so that a score stored before the field existed is found.
     left_out |= {"rules"} if result.rules == 1 else set()
+    left_out |= set() if result.compared else {"compared"}
     left_out |= {"hold_out"} if result.hold_out is None else set()
     return tuple(getattr(result, item.name) for item in fields(Result) if item.name not in left_out)
 

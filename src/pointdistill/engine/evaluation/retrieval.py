@@ -173,15 +173,12 @@ def _of_queries(hits: Tensor, discount: Tensor) -> Tensor:
 def comparable(
     features: Tensor, like: Tensor | None = None, statistics: FeatureStatistics | None = None
 ) -> Tensor:
-    """Features in the space in which ``search`` compares them by angle.
+    """Features, (n, K) with K at most F, in the space in which ``search`` compares them by angle.
 
     Args:
         features: (n, F) float32.
         like: (m, F) float32, the shapes that are known; ``features`` by default.
         statistics: those that came with the encoder.
-
-    Returns:
-        (n, K), K at most F.
     """
     space = space_among((features if like is None else like).numpy(), statistics)
     return torch.from_numpy(space.transform(features.numpy()))
@@ -377,11 +374,7 @@ def _with_draws(run: EvaluationRun, shapes: LabelledShapes) -> LabelledShapes:
     how = f"{draws.points:,} points"
     if draws.count > 1:
         how = f"{draws.count} draws of {how} at {draws.turns} angles"
-    made = f"{DEFAULT_KIND} of {how} from each shape"
-    axes = "the set's own axes or deviations"
-    if run.statistics is not None:
-        axes = f"axes of {plural(run.statistics.shapes, 'shape')} that came with the encoder"
-    return replace(shapes, form=f"{shapes.form}; {made}, compared by {axes}")
+    return replace(shapes, form=f"{shapes.form}; {DEFAULT_KIND} of {how} from each shape")
 
 
 def _measure(run: EvaluationRun, shapes: LabelledShapes) -> list[Result]:
@@ -450,9 +443,18 @@ def _template(run: EvaluationRun, shapes: LabelledShapes, protocol: str, seed: i
     """The result of one protocol and seed, complete but for the figures."""
     size = len(shapes) if protocol == RETRIEVAL else len(large_classes(shapes.labels)[0])
     metrics = RETRIEVAL_METRICS if protocol == RETRIEVAL else ("OA", "mAcc")
-    return run.template(
+    template = run.template(
         shapes, protocol, seed, sizes=(0, size), protocol_epochs=None, metrics=metrics
     )
+    by_angle = protocol in (RETRIEVAL, "knn")
+    return replace(template, compared=_compared(run.statistics) if by_angle else "")
+
+
+def _compared(statistics: FeatureStatistics | None) -> str:
+    if statistics is None:
+        return "the set's own axes or deviations"
+    shapes = plural(statistics.shapes, "shape")
+    return f"axes of {shapes} that came with the encoder ({statistics.checksum[:8]})"
 
 
 def _names(shapes: LabelledShapes, labels: NDArray[np.int64]) -> tuple[str, ...]:

@@ -228,6 +228,9 @@ def _how_ranked(results: Sequence[Result]) -> list[str]:
             "shapes, features standardised by the training folds, or for knn compared as `search` does; means "
             "over the folds."
         )
+    for how in dict.fromkeys(result.compared for result in whole if result.compared):
+        by_angle = dict.fromkeys(r.protocol for r in whole if r.compared == how)
+        notes.append(f"{', '.join(by_angle)}: compared by {how}.")
     sources = dict.fromkeys(other.source for other in _descriptors(results))
     if sources:
         notes.append(

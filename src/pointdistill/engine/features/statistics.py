@@ -11,6 +11,7 @@ Sizes: n shapes, F the length of a feature vector, K principal axes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,9 @@ shapes than features are nearly at right angles once they are whitened, whatever
 STANDARDISED_FROM = 4
 """Fewest shapes that say anything about a mean: that of fewer is largely the one shape that is looked for."""
 
+ALIKE = 1e-6
+"""Features that differ by less than this share of the largest are equal but for rounding."""
+
 Floats = NDArray[np.float32]
 
 
@@ -78,6 +82,11 @@ class FeatureStatistics:
         """The same axes about another mean (F,)."""
         return replace(self, mean=mean)
 
+    @property
+    def checksum(self) -> str:
+        """Hexadecimal SHA-256 of the axes and variances."""
+        return hashlib.sha256(self.axes.tobytes() + self.variances.tobytes()).hexdigest()
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """As they are stored; `statistics_from` reads them."""
         return {
@@ -108,6 +117,7 @@ def choose_space(
     shapes: int,
     width: int,
     *,
+    mean: Callable[[], Floats | None],
     own: Callable[[], FeatureStatistics | None],
     rows: Callable[[], Floats],
     called: str,
@@ -121,6 +131,7 @@ def choose_space(
         encoders: statistics that came with the encoder, of these features; None if there are none.
         shapes: n.
         width: F.
+        mean: computes the mean of the shapes' features; None if all are equal.
         own: measures the statistics of the shapes; None if all are equal.
         rows: reads their features, (n, F); only called where n is below 2 F.
         called: what the shapes are together, such as ``index``, for the name.
@@ -128,11 +139,12 @@ def choose_space(
     few = f"the {called} holds {plural(shapes, 'shape')}"
     if encoders is not None:
         of = f"features whitened over {plural(encoders.shapes, 'shape')}, as measured with the encoder"
-        if shapes >= OWN_MEAN_FROM and (measured := own()):
-            return Comparison(
-                encoders.about(measured.mean).whitened, f"{of}, about the {called}'s mean"
-            )
-        return Comparison(encoders.whitened, f"{of}; {few}")
+        if shapes < OWN_MEAN_FROM:
+            return Comparison(encoders.whitened, f"{of}; {few}")
+        middle = mean()
+        if middle is None:
+            return Comparison(encoders.whitened, f"{of}; all shapes of the {called} are alike")
+        return Comparison(encoders.about(middle).whitened, f"{of}, about the {called}'s mean")
     whose = f"over the {called}'s {plural(shapes, 'shape')}"
     raw = Comparison(RAW.transform, f"{RAW.name}; {few}")
     if shapes >= OWN_AXES_FROM * width:
@@ -141,7 +153,7 @@ def choose_space(
             raw if measured is None else Comparison(measured.whitened, f"features whitened {whose}")
         )
     like = rows()
-    if shapes < STANDARDISED_FROM or np.ptp(like, axis=0).max() <= 1e-6 * np.abs(like).max():
+    if shapes < STANDARDISED_FROM or mean_of([like]) is None:
         return raw
     scaled = standardiser(like)
     return Comparison(
@@ -154,10 +166,27 @@ def space_among(known: Floats, encoders: FeatureStatistics | None) -> Comparison
     return choose_space(
         encoders,
         *known.shape,
+        mean=lambda: mean_of([known]),
         own=lambda: measure([known], len(known)),
         rows=lambda: known,
         called="set",
     )
+
+
+def mean_of(blocks: Iterable[Floats]) -> Floats | None:
+    """The mean (F,) of feature vectors, (b, F) each block; None if there are none, or all are equal."""
+    count = 0
+    for block in blocks:
+        if not count and len(block):
+            total = np.zeros(block.shape[1])
+            low = high = block[0]
+        if len(block):
+            count += len(block)
+            total += block.sum(axis=0, dtype=np.float64)
+            low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
+    if not count or (high - low).max() <= ALIKE * max(np.abs(low).max(), np.abs(high).max()):
+        return None
+    return (total / count).astype(np.float32)
 
 
 def standardiser(like: Floats) -> Callable[[Floats], NDArray[np.float64]]:
@@ -166,8 +195,8 @@ def standardiser(like: Floats) -> Callable[[Floats], NDArray[np.float64]]:
     A feature that is constant in ``like`` becomes 0.
     """
     mean, deviation = like.mean(axis=0, dtype=np.float64), like.std(axis=0, dtype=np.float64)
-    # A constant feature has rounding errors for a deviation.
-    constant = deviation <= 1e-7 * np.abs(like).max(axis=0)
+    # A constant feature has rounding errors for a deviation; features of one shape agree to 1e-5.
+    constant = deviation <= 1e-5 * np.abs(like).max(axis=0)
     scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, deviation))
     return lambda features: (features - mean) * scale
 

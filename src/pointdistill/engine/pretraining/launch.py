@@ -466,8 +466,10 @@ def _next_run(config: PretrainConfig) -> Path:
     RUNS.mkdir(exist_ok=True)
     for number in itertools.count(1):
         path = RUNS / f"{name}-{number}"
+        if corpus_beside(path).exists():  # left by a run that was removed; it is of other shapes
+            continue
         # Made in the same instant as it is found to be free, so that two runs begun together do not share it.
         with suppress(FileExistsError):
-            path.mkdir()
+            path.mkdir(parents=True)  # another process may just have removed an empty `runs`
             break
     return path
