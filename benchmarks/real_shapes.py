@@ -28,22 +28,21 @@ from pointdistill.data.benchmarks.psb import read_psb
 from pointdistill.data.benchmarks.records import LabelledShapes
 from pointdistill.data.sources.paths import ShapeLocation, read_shape
 from pointdistill.engine.config.recipes import find_recipe
+from pointdistill.engine.embedding.comparison import default_statistics
 from pointdistill.engine.embedding.compute import (
     DEFAULT_KIND,
     PER_SHAPE,
     FeatureKind,
-    choose_draws,
-    feature_width,
+    default_draws,
     read_settings,
 )
 from pointdistill.engine.embedding.memory import measure_encoder
 from pointdistill.engine.evaluation.retrieval import embed_labelled, shape_score
 from pointdistill.engine.features.feature_extractors import geometric_features
-from pointdistill.engine.features.statistics import FeatureStatistics, read_statistics
+from pointdistill.engine.features.statistics import FeatureStatistics
 from pointdistill.engine.pretraining.checkpoints import list_checkpoints, load_state, new_state
 from pointdistill.engine.pretraining.run_folder import CHECKPOINTS
 from pointdistill.engine.weights.encoders import (
-    encoder_checksum,
     load_encoder,
     locate_encoder,
     save_encoder,
@@ -82,7 +81,7 @@ def encoder_features(
 
 def geometry(shapes: LabelledShapes, like: Encoder, seed: int) -> Tensor:
     """Hand-made features of the points that an encoder's draws have together."""
-    draws = choose_draws(like, DEFAULT_KIND, points=None, draws=None, turns=None)
+    draws = default_draws(like)
     settings = read_settings(like, draws, seed=seed, up=shapes.up)
     rows = []
     for number, member in enumerate(shapes.members):
@@ -94,18 +93,6 @@ def geometry(shapes: LabelledShapes, like: Encoder, seed: int) -> Tensor:
     return torch.cat(rows)
 
 
-def axes_of(stored: Path, encoder: Encoder) -> FeatureStatistics | None:
-    """The statistics that lie in an encoder's folder, of its default features."""
-    statistics, _ = read_statistics(
-        stored,
-        encoder_sha256=encoder_checksum(encoder),
-        features=DEFAULT_KIND,
-        points=choose_draws(encoder, DEFAULT_KIND, points=None, draws=None, turns=None).points,
-        width=feature_width(DEFAULT_KIND, encoder),
-    )
-    return statistics
-
-
 def measured_axes(encoder: Encoder, corpus: Path | None) -> FeatureStatistics | None:
     """The statistics of an encoder that has none, measured on a corpus."""
     if corpus is None:
@@ -114,7 +101,7 @@ def measured_axes(encoder: Encoder, corpus: Path | None) -> FeatureStatistics | 
         stored = Path(folder, "encoder")
         save_encoder(encoder, stored)
         measure_encoder(stored, corpus, device="cpu")
-        return axes_of(stored, encoder)
+        return default_statistics(stored, encoder)[0]
 
 
 def deviations(features: Tensor) -> FeatureStatistics:
@@ -212,7 +199,7 @@ def main() -> None:
         return
     for name in given.encoder:
         encoder = load_encoder(name)
-        axes = axes_of(locate_encoder(name), encoder)
+        axes, _ = default_statistics(locate_encoder(name), encoder)
         for seed in range(given.seeds):
             for kind in given.features:
                 features = encoder_features(shapes, encoder, seed, kind)

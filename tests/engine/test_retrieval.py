@@ -24,12 +24,11 @@ from pointdistill.engine.evaluation import retrieval
 from pointdistill.engine.evaluation.evaluate import EvaluationRequest, Outcome, evaluate_saved
 from pointdistill.engine.evaluation.leak_check import held_out_of
 from pointdistill.engine.evaluation.retrieval import (
-    comparable,
     retrieval_figures,
     shape_score,
 )
 from pointdistill.engine.features import Samples, nearest_neighbour_probe
-from pointdistill.engine.features.statistics import FeatureStatistics, standardiser
+from pointdistill.engine.features.statistics import FeatureStatistics, space_among, standardiser
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import Reporter
 from tests.engine.labelled import saved_encoder
@@ -185,8 +184,10 @@ def test_no_fold_knows_the_mean_and_axes_of_its_test_shapes() -> None:
         accuracies = []
         for train, test in StratifiedKFold(5, shuffle=True, random_state=4).split(labels, labels):
             like = features if leaking else features[train]
+            space = space_among(like.numpy(), None)
             known, asked = (
-                Samples(comparable(features[part], like), labels[part]) for part in (train, test)
+                Samples(torch.from_numpy(space.transform(features[part].numpy())), labels[part])
+                for part in (train, test)
             )
             accuracies.append(nearest_neighbour_probe(known, asked).accuracy)
         return float(np.mean(accuracies))

@@ -48,6 +48,16 @@ POINTER_START = b"version https://git-lfs"
 _ENCRYPTED = 1  # a zip member's flag
 _GZIP_START = b"\x1f\x8b"
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,  # it needs a password, or Python does not know the compression
+)
+"""What reading a member of a zip raises."""
+
 _PAGE_STARTS = (b"<!doctype html", b"<html")
 
 
@@ -146,15 +156,7 @@ class _ZipArchive(Archive):
         self._check_size(name, self._file.getinfo(name).file_size)
         try:
             return self._no_pointer(name, self._file.read(name))
-        # RuntimeError: it needs a password. NotImplementedError: Python does not know the compression.
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            lzma.LZMAError,
-            EOFError,
-            OSError,
-            RuntimeError,
-        ) as error:
+        except _UNREADABLE as error:
             self.refuse(name, error)
 
     def locate(self, name: str) -> MemberLocation:
@@ -464,14 +466,6 @@ def zip_damage(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:
+    except (*_UNREADABLE, ValueError) as error:
         return f"is no whole zip ({type(error).__name__})"
     return f"its member {broken!a} is damaged" if broken else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pointdistill.engine.embedding.compute import feature_width
+from pointdistill.engine.embedding.compute import DEFAULT_KIND, default_draws, feature_width
 from pointdistill.engine.embedding.index import Index
 from pointdistill.engine.features.statistics import (
     RAW,
@@ -22,7 +22,7 @@ from pointdistill.engine.features.statistics import (
     measure,
     read_statistics,
 )
-from pointdistill.engine.weights.encoders import locate_encoder
+from pointdistill.engine.weights.encoders import encoder_checksum, locate_encoder
 from pointdistill.errors import DataError
 from pointdistill.model.encoder import Encoder
 from pointdistill.reporter import SILENT, Reporter
@@ -68,6 +68,22 @@ def choose_comparison(
             [np.empty((0, width), np.float32), *_finite_blocks(index, width)]
         ),
         called="index",
+    )
+
+
+def default_statistics(stored: Path, encoder: Encoder) -> tuple[FeatureStatistics | None, str]:
+    """`read_statistics` of the features that ``embed`` writes by default.
+
+    Args:
+        stored: the encoder's folder, or its weights file.
+        encoder: as it was loaded from there.
+    """
+    return read_statistics(
+        stored,
+        encoder_sha256=encoder_checksum(encoder),
+        features=DEFAULT_KIND,
+        points=default_draws(encoder).points,
+        width=feature_width(DEFAULT_KIND, encoder),
     )
 
 

@@ -147,6 +147,11 @@ def choose_draws(
     return Draws(size, draws or max(1, count // turns), turns)
 
 
+def default_draws(encoder: Encoder) -> Draws:
+    """Those of features of the default kind, where a user chooses none."""
+    return choose_draws(encoder, DEFAULT_KIND, points=None, draws=None, turns=None)
+
+
 def read_settings(encoder: Encoder, draws: Draws, *, seed: int, up: str) -> ReadSettings:
     """How shapes are read for these draws of their points.
 

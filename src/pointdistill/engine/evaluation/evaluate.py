@@ -27,7 +27,7 @@ from pointdistill.data.benchmarks.registry import (
 from pointdistill.data.files.files import hold_output, short_name
 from pointdistill.data.meshes import check_axis
 from pointdistill.data.sources.folder import OWN_FOLDER
-from pointdistill.engine.embedding.compute import DEFAULT_KIND, choose_draws, feature_width
+from pointdistill.engine.embedding.comparison import default_statistics
 from pointdistill.engine.evaluation.classification import (
     evaluate_classification,
     evaluate_folds,
@@ -48,11 +48,11 @@ from pointdistill.engine.evaluation.run import (
 from pointdistill.engine.evaluation.store import ScoreStore
 from pointdistill.engine.features.feature_extractors import EncoderFeatures
 from pointdistill.engine.features.inputs import embedding_input, protocol_input
-from pointdistill.engine.features.statistics import FeatureStatistics, read_statistics
+from pointdistill.engine.features.statistics import FeatureStatistics
 from pointdistill.engine.pretraining.run_folder import choose_encoder, run_folder_of
 from pointdistill.engine.runtime.devices import pick_device
 from pointdistill.engine.weights import name_of
-from pointdistill.engine.weights.encoders import encoder_checksum, fingerprint, load_encoder
+from pointdistill.engine.weights.encoders import fingerprint, load_encoder
 from pointdistill.errors import ConfigError, DataError
 from pointdistill.reporter import SILENT, Reporter
 
@@ -453,14 +453,7 @@ class _Evaluator:
 
     def _statistics(self) -> FeatureStatistics | None:
         """Those that came with the encoder, of the features that ``embed`` writes by default."""
-        draws = choose_draws(self._encoder, DEFAULT_KIND, points=None, draws=None, turns=None)
-        statistics, problem = read_statistics(
-            self._folder,
-            encoder_sha256=encoder_checksum(self._encoder),
-            features=DEFAULT_KIND,
-            points=draws.points,
-            width=feature_width(DEFAULT_KIND, self._encoder),
-        )
+        statistics, problem = default_statistics(self._folder, self._encoder)
         if problem:
             self._reporter.say(problem)
         return statistics

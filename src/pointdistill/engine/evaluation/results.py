@@ -247,7 +247,7 @@ def setting_of(result: Result) -> tuple[Hashable, ...]:
     left_out |= {"features"} if result.fingerprint else set()
     # Left out where it says nothing, so that a score stored before the field existed is found.
     left_out |= {"rules"} if result.rules == 1 else set()
-    left_out |= set() if result.compared else {"compared"}
+    left_out |= {"compared"} if not result.compared else set()
     left_out |= {"hold_out"} if result.hold_out is None else set()
     return tuple(getattr(result, item.name) for item in fields(Result) if item.name not in left_out)
 

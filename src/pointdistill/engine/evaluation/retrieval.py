@@ -26,10 +26,9 @@ from pointdistill.data.files.files import write_aside
 from pointdistill.data.sources.paths import ShapeList, ShapeSource
 from pointdistill.engine.embedding.compute import (
     DEFAULT_KIND,
-    Draws,
     FeatureKind,
     FeatureMaker,
-    choose_draws,
+    default_draws,
     read_settings,
 )
 from pointdistill.engine.embedding.embed import CHUNK_SHAPES
@@ -170,20 +169,6 @@ def _of_queries(hits: Tensor, discount: Tensor) -> Tensor:
     return torch.stack([hits[:, 0], *tiers, e_measure, gain], dim=1)
 
 
-def comparable(
-    features: Tensor, like: Tensor | None = None, statistics: FeatureStatistics | None = None
-) -> Tensor:
-    """Features, (n, K) with K at most F, in the space in which ``search`` compares them by angle.
-
-    Args:
-        features: (n, F) float32.
-        like: (m, F) float32, the shapes that are known; ``features`` by default.
-        statistics: those that came with the encoder.
-    """
-    space = space_among((features if like is None else like).numpy(), statistics)
-    return torch.from_numpy(space.transform(features.numpy()))
-
-
 def shape_score(
     features: Tensor,
     labels: NDArray[np.int64],
@@ -209,7 +194,9 @@ def shape_score(
     """
     Samples(features, torch.from_numpy(labels))  # checks them
     if protocol == RETRIEVAL:
-        return retrieval_figures(comparable(features, None, statistics), labels).score
+        rows = features.numpy()
+        compared = space_among(rows, statistics).transform(rows)
+        return retrieval_figures(torch.from_numpy(compared), labels).score
     chosen, names = large_classes(labels)
     if len(names) < 2:
         msg = (
@@ -286,7 +273,7 @@ def embed_labelled(
     """
     if output.exists():
         return _stored(output)
-    draws = _default_draws(encoder)
+    draws = default_draws(encoder)
     settings = read_settings(encoder, draws, seed=seed, up=shapes.up)
     path = shapes.path.resolve()
     names = shapes.members
@@ -316,11 +303,6 @@ def embed_labelled(
         )
     work.remove()
     return _stored(output)
-
-
-def _default_draws(encoder: Encoder) -> Draws:
-    """Those of ``embed`` where a user chooses none."""
-    return choose_draws(encoder, DEFAULT_KIND, points=None, draws=None, turns=None)
 
 
 def _stored(path: Path) -> ShapeFeatures:
@@ -370,7 +352,7 @@ def _with_draws(run: EvaluationRun, shapes: LabelledShapes) -> LabelledShapes:
     """The same; its form says which features a vector holds, and what it is the mean of."""
     extractor = run.extractor
     assert isinstance(extractor, EncoderFeatures)
-    draws = _default_draws(extractor.encoder)
+    draws = default_draws(extractor.encoder)
     how = f"{draws.points:,} points"
     if draws.count > 1:
         how = f"{draws.count} draws of {how} at {draws.turns} angles"
@@ -393,8 +375,14 @@ def _measure(run: EvaluationRun, shapes: LabelledShapes) -> list[Result]:
             )
             folds(0)
             labels = shapes.labels[embedded.rows]
-            probe = partial(shape_score, statistics=run.statistics, tested=folds)
-            score = probe(embedded.features, labels, protocol, seed=seed)
+            score = shape_score(
+                embedded.features,
+                labels,
+                protocol,
+                seed=seed,
+                statistics=run.statistics,
+                tested=folds,
+            )
             if embedded.refused:
                 left_out = (
                     f"{len(embedded.refused):,} of {plural(len(shapes), 'shape')} could not be read"
@@ -451,6 +439,7 @@ def _template(run: EvaluationRun, shapes: LabelledShapes, protocol: str, seed: i
 
 
 def _compared(statistics: FeatureStatistics | None) -> str:
+    """For the record: by which axes; other statistics of the same encoder give other figures."""
     if statistics is None:
         return "the set's own axes or deviations"
     shapes = plural(statistics.shapes, "shape")
@@ -469,7 +458,7 @@ def _embed(run: EvaluationRun, shapes: LabelledShapes, seed: int) -> ShapeFeatur
     assert run.store is not None
     named = "\0".join(shapes.members)
     config = extractor.encoder.config
-    draws = _default_draws(extractor.encoder)
+    draws = default_draws(extractor.encoder)
     what = (
         *(_FEATURES_VERSION, run.fingerprint, shapes.checksum, shapes.up, seed, named),
         *draws.plain().values(),

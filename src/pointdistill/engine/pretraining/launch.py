@@ -463,13 +463,12 @@ def _next_run(config: PretrainConfig) -> Path:
     """Make the first free ``runs/<name>-<mode>-<number>``; without the mode if the name contains it already."""
     named = str(config.mode) in config.name.split("-")
     name = config.name if named else f"{config.name}-{config.mode}"
-    RUNS.mkdir(exist_ok=True)
     for number in itertools.count(1):
         path = RUNS / f"{name}-{number}"
         if corpus_beside(path).exists():  # left by a run that was removed; it is of other shapes
             continue
         # Made in the same instant as it is found to be free, so that two runs begun together do not share it.
         with suppress(FileExistsError):
-            path.mkdir(parents=True)  # another process may just have removed an empty `runs`
+            path.mkdir(parents=True)
             break
     return path
