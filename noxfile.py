@@ -70,7 +70,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def kernels(session: nox.Session) -> None:
-    """The Triton kernels against the reference on 1,000 random inputs, by Triton's interpreter; minutes."""
+    """Compile the Triton kernels, and interpret them beside the reference on 1,000 random inputs; minutes."""
     session.install("-e", ".[test]", "triton")
     session.run(
         "pytest",

@@ -1,4 +1,4 @@
-"""The Triton kernels against the reference, by Triton's interpreter, which needs no GPU."""
+"""The Triton kernels, interpreted beside the reference, and compiled for a GPU; neither needs one."""
 
 from __future__ import annotations
 
@@ -48,4 +48,57 @@ def test_kernels_choose_what_the_reference_chooses() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}  # read when Triton is imported
     command = [sys.executable, "-c", COMPARE, str(INPUTS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+COMPILE = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from pointdistill.model import kernels
+
+
+class NoDevice:
+    # What Triton asks the driver of a GPU for before it compiles.
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+class Compiled:
+    # Compiles the call of a kernel instead of launching it.
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def compile(*arguments, **options):
+            built = self.kernel.warmup(*arguments, grid=grid, **options)
+            assert "fma.rn" not in built.asm["ptx"], self.kernel
+            assert built.metadata.shared < 2**15, built.metadata
+            assert len(built.asm["cubin"]) > 1000
+
+        return compile
+
+
+driver.set_active(NoDevice())
+for name in ("_farthest", "_kth_of_rows", "_smallest_of_rows"):
+    setattr(kernels, name, Compiled(getattr(kernels, name)))
+for size in (200, 2048, 16384, kernels.MOST_VALUES):
+    rows, one = torch.zeros(2, size, dtype=torch.int32), torch.ones(2, dtype=torch.int64)
+    kernels.launch_farthest_points(torch.zeros(2, size, 3), 64, one)
+    kernels.launch_kth_smallest(rows, one)
+    kernels.launch_smallest_indices(rows, 32)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+def test_kernels_compile_for_a_hopper_gpu_without_fused_multiply_add() -> None:
+    # A fused multiply-add rounds once where a CPU rounds twice, and would decide ties differently.
+    command = [sys.executable, "-c", COMPILE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -33,6 +33,7 @@ from pointdistill.data.benchmarks.scanobjectnn import CLASSES, NAME, SPLITS
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.files.processes import ordered_map
 from pointdistill.data.synthetic_shapes import make_shape, sample_shape
+from pointdistill.data.synthetic_shapes.shape import lengths
 from pointdistill.errors import ConfigError
 
 POINTS = 2048
@@ -258,7 +259,8 @@ def _perturbed_box(scene: Scene, *, rng: np.random.Generator) -> tuple[Flags, Fl
 
 def _inside(points: Points, half: Points) -> Flags:
     """Which points (n, 3) lie in the box about the origin with the half-sides ``half``."""
-    return np.asarray((np.abs(points) <= half).all(axis=1))
+    x, y, z = (np.abs(points) <= half).T
+    return np.asarray(x & y & z)
 
 
 def _fit_cloud(
@@ -275,7 +277,7 @@ def _fit_cloud(
     mask = np.repeat(np.array([OBJECT, BACKGROUND], dtype=np.int32), [len(drawn), len(background)])
     order = rng.permutation(len(points))
     points = points[order] - points.mean(axis=0)
-    points /= np.linalg.norm(points, axis=1).max()
+    points /= lengths(points).max()
     noisy = points + hardness.jitter * rng.normal(size=points.shape)
     return Cloud(noisy.astype(np.float32), mask[order])
 

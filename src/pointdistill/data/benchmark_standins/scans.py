@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.synthetic_shapes.shape import bounds, cross, lengths
+
 Points = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Range = tuple[float, float]
@@ -113,8 +115,9 @@ def pose(points: Points, hardness: Hardness, *, rng: np.random.Generator) -> Poi
     heading = rotation_about_z(rng.uniform(0.0, 2.0 * np.pi))
     tilt = _tilt(np.radians(rng.uniform(0.0, hardness.tilt_degrees)), rng.uniform(0.0, 2.0 * np.pi))
     turned = points @ (tilt @ heading).T
-    turned -= (turned.min(axis=0) + turned.max(axis=0)) / 2.0
-    return turned / np.linalg.norm(turned, axis=1).max()
+    low, high = bounds(turned)
+    turned -= (low + high) / 2.0
+    return turned / lengths(turned).max()
 
 
 def look_at_room(
@@ -132,7 +135,7 @@ def look_at_room(
         hardness: cameras and occluders.
         rng: source of randomness.
     """
-    low, high = object_points.min(axis=0), object_points.max(axis=0)
+    low, high = bounds(object_points)
     azimuth = rng.uniform(0.0, 2.0 * np.pi)
     background = _background(low, high, neighbour, azimuth, hardness, rng=rng)
     everything = np.concatenate([object_points, background])
@@ -167,9 +170,8 @@ def front_points(image: Points, depth: Points) -> Flags:
     np.minimum.at(by_cell, cell, depth)  # with one index, which NumPy has a fast loop for
     beside = np.minimum(np.minimum(front[:-2], front[1:-1]), front[2:])
     around = np.minimum(np.minimum(beside[:, :-2], beside[:, 1:-1]), beside[:, 2:])
-    limit = np.minimum(
-        by_cell[cell] + _DEPTH_TOLERANCE, around[column - 1, row - 1] + _GAP_TOLERANCE
-    )
+    inner = cell - 2 * column - front.shape[1] + 1  # the same cell in an image without the border
+    limit = np.minimum(by_cell.take(cell) + _DEPTH_TOLERANCE, around.take(inner) + _GAP_TOLERANCE)
     return np.asarray(depth <= limit)
 
 
@@ -199,12 +201,12 @@ def _project(
         ]
     )
     right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
-    up = np.cross(backward, right)
+    up = cross(backward, right)
     # Nothing comes closer than a tenth of the way: parts of a room may reach the camera or lie
     # behind it.
     depth = np.maximum(distance - points @ backward, 0.1 * distance)
-    image = np.stack([points @ right, points @ up], axis=1) * (distance / depth)[:, None]
-    return image, depth
+    image = np.stack([points @ right, points @ up]) * (distance / depth)
+    return image.T, depth
 
 
 def _behind_occluder(

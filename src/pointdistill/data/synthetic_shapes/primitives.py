@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pointdistill.data.synthetic_shapes.shape import Faces, Floats, Mesh, Vector
+from pointdistill.data.synthetic_shapes.shape import Faces, Floats, Mesh, Vector, cross, lengths
 
 ORIGIN: Vector = (0.0, 0.0, 0.0)
 _BOX_CUTS = 4  # cells along a box's longest side, so that a bent board is round
@@ -179,7 +179,7 @@ def box(size: Vector, at: Vector = ORIGIN, *, edge: float = 0.0) -> Mesh:
     if edge > 0.0:
         core = np.clip(vertices, edge - half, half - edge)
         offset = vertices - core
-        vertices = core + offset * (edge / np.linalg.norm(offset, axis=1, keepdims=True))
+        vertices = core + offset * (edge / lengths(offset)[:, None])
     return Mesh(vertices + np.array(at) + np.array((0.0, 0.0, half[2])), faces)
 
 
@@ -220,12 +220,12 @@ def tube(
     around_path = np.concatenate((points[-1:], points, points[:1])) if closed else points
     tangent = np.gradient(around_path, axis=0)
     tangent = tangent[1:-1] if closed else tangent
-    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    tangent /= lengths(tangent)[:, None]
     # The axis that the path turns towards least keeps the frame from flipping on the way.
     reference = np.eye(3)[np.abs(tangent).max(axis=0).argmin()]
-    side = np.cross(reference, tangent)
-    side /= np.linalg.norm(side, axis=1, keepdims=True)
-    normal = np.cross(tangent, side) * flatten
+    side = cross(reference, tangent)
+    side /= lengths(side)[:, None]
+    normal = cross(tangent, side) * flatten
     section = ring(around, power)
     reach = np.broadcast_to(np.asarray(radius, dtype=np.float64), (len(points),))[:, None, None]
     offset = section[None, :, :1] * side[:, None] + section[None, :, 1:] * normal[:, None]
@@ -290,7 +290,7 @@ def sheet(grid: ArrayLike, thickness: float) -> Mesh:
         thickness: the back lies this far behind, along the normals.
     """
     front = np.asarray(grid, dtype=np.float64)
-    normal = np.cross(np.gradient(front, axis=1), np.gradient(front, axis=0))
+    normal = cross(np.gradient(front, axis=1), np.gradient(front, axis=0))
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
     vertices = np.concatenate((front, front - thickness * normal)).reshape(-1, 3)
     return Mesh(vertices, _sheet_faces(front.shape[0], front.shape[1]))

@@ -248,7 +248,7 @@ def make_shape(category: str, *, rng: np.random.Generator) -> BuiltinShape:
     kind.maker(assembly, Draw(rng))
     vertices, faces, part = assembly.merged()
     vertices = random_deformation(vertices, rng=rng)
-    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    low, high = bounds(vertices)
     middle = (low + high) / 2.0
     vertices -= np.array((middle[0], middle[1], low[2]))
     area = face_areas(vertices, faces)
@@ -258,12 +258,30 @@ def make_shape(category: str, *, rng: np.random.Generator) -> BuiltinShape:
     )
 
 
+def bounds(points: Floats) -> tuple[Floats, Floats]:
+    """The lowest and the highest corner, (3,) each, of the box around points (N, 3)."""
+    # NumPy takes the minimum along rows many times faster than down three columns.
+    axes = np.ascontiguousarray(points.T)
+    return axes.min(axis=1), axes.max(axis=1)
+
+
+def cross(first: Floats, second: Floats) -> Floats:
+    """The cross products of vectors (..., 3), as ``np.cross`` has them, in a fraction of its time."""
+    ax, ay, az = first[..., 0], first[..., 1], first[..., 2]
+    bx, by, bz = second[..., 0], second[..., 1], second[..., 2]
+    return np.stack((ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx), axis=-1)
+
+
+def lengths(vectors: Floats) -> Floats:
+    """(N,) lengths of vectors (N, 3)."""
+    x, y, z = vectors.T
+    return np.asarray(np.sqrt(x * x + y * y + z * z))
+
+
 def face_areas(vertices: Floats, faces: Faces) -> Floats:
     """(F,) areas of the triangles, in the square of the vertices' unit."""
-    corner = vertices[faces]
-    normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-    areas: Floats = 0.5 * np.sqrt(np.einsum("ij,ij->i", normal, normal))
-    return areas
+    origin, second, third = (vertices.take(corner, axis=0) for corner in faces.T)
+    return 0.5 * lengths(cross(second - origin, third - origin))
 
 
 def sample_shape(
@@ -298,14 +316,22 @@ def sample_faces(
     if count < 1:
         msg = f"a sample needs at least 1 point, got {count}"
         raise ConfigError(msg)
-    corner = shape.vertices[shape.faces].astype(np.float32)  # (F, 3, 3)
     reach = np.cumsum(face_areas(shape.vertices, shape.faces))
-    face = np.searchsorted(reach, rng.random(count) * reach[-1], side="right")
+    target = rng.random(count) * reach[-1]
+    # A search in ascending order finds what it needs in the cache.
+    order = np.argsort(target)
+    face = np.empty(count, dtype=np.intp)
+    face[order] = np.searchsorted(reach, target.take(order), side="right")
     face = np.minimum(face, len(reach) - 1)
     weight = rng.random((count, 2), dtype=np.float32)
     # A point beyond the diagonal of the parallelogram is reflected into the triangle.
-    beyond = weight.sum(axis=1) > 1.0
-    weight[beyond] = 1.0 - weight[beyond]
-    first, second = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
-    points = corner[face, 0] + weight[:, :1] * first[face] + weight[:, 1:] * second[face]
+    beyond = weight[:, :1] + weight[:, 1:] > 1.0
+    weight = np.where(beyond, 1.0 - weight, weight)
+    vertices = shape.vertices.astype(np.float32)
+    origin, first, second = (vertices.take(corner, axis=0) for corner in shape.faces.T)
+    first -= origin
+    second -= origin
+    points = origin.take(face, axis=0)
+    points += weight[:, :1] * first.take(face, axis=0)
+    points += weight[:, 1:] * second.take(face, axis=0)
     return points, face

@@ -183,8 +183,8 @@ def subsample(points: Tensor, count: int, how: Subsampling, random: KeyedRandom)
     if size <= count:
         return points
     if how == "uniform":
-        # With 64 random bits per point ties practically never occur, so any sort gives the same subset.
-        index = random.bits("subset", (size,)).argsort(dim=1)[:, :count]
+        # With 64 random bits per point ties practically never occur, so any selection gives the same subset.
+        index = random.bits("subset", (size,)).topk(count, dim=1, largest=False).indices
     else:
         start = random.integers("start", torch.full((len(points),), size, device=points.device))
         index = farthest_points(points, count, start=start)
