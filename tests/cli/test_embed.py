@@ -296,6 +296,42 @@ def test_a_readme_among_meshes_is_left_out_and_listed(run: Run) -> None:
     assert "error: meshes/cloud.txt: " in err
 
 
+@pytest.mark.parametrize("name", ["all.zip", "all.tar", "all.tgz"])
+def test_text_in_an_archive_is_read_as_in_a_folder(run: Run, name: str) -> None:
+    """Rows of points are a shape, words are left out and listed, and what is neither is refused."""
+    np.savetxt("meshes/cloud.txt", np.random.default_rng(0).normal(size=(64, 3)))
+    Path("meshes/readme.txt").write_text("Made in 2024.\nAsk me.\n" + "Words.\n" * 3)
+    pack(Path("meshes"), Path(name))
+    code, out, err = run("embed", name, "-o", "packed.npz", "--device", "cpu")
+    assert code == 0
+    assert f"left out: 1 text file without points ({name}/readme.txt)\n" in err
+    assert "packed.npz: moments features of 4 shapes" in out
+    _, _, err = run("embed", "meshes", "-o", "plain.npz", "--device", "cpu")
+    with np.load("plain.npz") as plain, np.load("packed.npz") as packed:
+        assert packed["ids"].tolist() == plain["ids"].tolist()
+        np.testing.assert_array_equal(packed["features"], plain["features"])
+    Path("meshes/short.txt").write_text("0 0 0\n1 1\n")
+    Path("meshes/pointer.txt").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
+    pack(Path("meshes"), Path(name))
+    code, _, err = run("embed", name, "-o", "more.npz", "--device", "cpu")
+    assert code == 2
+    assert f"error: {name}/short.txt: " in err
+    assert "pointer.txt is a Git-LFS pointer in place of the file; run `git lfs pull`" in err
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Make a zip or tar of the files in a folder."""
+    files = sorted(folder.iterdir())
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+            for file in files:
+                packed.write(file, file.name)
+        return
+    with tarfile.open(archive, "w:gz" if archive.suffix == ".tgz" else "w") as tar:
+        for file in files:
+            tar.add(file, file.name)
+
+
 def test_what_repairs_a_mesh_is_named_as_it_is_typed(run: Run) -> None:
     """`sample` has the option itself; `embed` and `duplicates` say which command has it."""
     text = trimesh.creation.box().export(file_type="obj")

@@ -19,7 +19,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
@@ -119,6 +119,10 @@ class Archive(ABC):
         """
 
     @abstractmethod
+    def head(self, name: str, count: int) -> bytes:
+        """The first ``count`` bytes of one member; none of one that cannot be read, which `read` refuses."""
+
+    @abstractmethod
     def locate(self, name: str) -> MemberLocation:
         """Where one member is."""
 
@@ -158,6 +162,11 @@ class _ZipArchive(Archive):
             return self._no_pointer(name, self._file.read(name))
         except _UNREADABLE as error:
             self.refuse(name, error)
+
+    def head(self, name: str, count: int) -> bytes:
+        with suppress(*_UNREADABLE), self._file.open(name) as stream:
+            return stream.read(count)
+        return b""
 
     def locate(self, name: str) -> MemberLocation:
         info = self._file.getinfo(name)
@@ -200,6 +209,13 @@ class _TarArchive(Archive):
         except (tarfile.TarError, EOFError, OSError) as error:
             self.refuse(name, error)
 
+    def head(self, name: str, count: int) -> bytes:
+        with suppress(tarfile.TarError, EOFError, OSError):
+            stream = self._file.extractfile(self._members[name])
+            assert stream is not None  # it never is for a regular file
+            return stream.read(count)
+        return b""
+
     def locate(self, name: str) -> MemberLocation:
         member = self._members[name]
         return MemberLocation(name, member.offset_data, member.size, member.size)
@@ -232,6 +248,11 @@ class _FolderArchive(Archive):
                 return self._no_pointer(name, (self.path / name).read_bytes())
             except OSError as error:
                 self.refuse(name, error)
+
+    def head(self, name: str, count: int) -> bytes:
+        with suppress(OSError), (self.path / name).open("rb") as file:
+            return file.read(count)
+        return b""
 
     def locate(self, name: str) -> MemberLocation:
         with still_there(self.path / name):

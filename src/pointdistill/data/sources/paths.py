@@ -27,7 +27,7 @@ from pointdistill.data.files.member import HeldArchive, file_state, hold_archive
 from pointdistill.data.files.packed_tars import PACKED_TARS, temporary_folder
 from pointdistill.data.files.schema import short_repr
 from pointdistill.data.meshes import Axis, PointSet, Surface, draw, named_rng
-from pointdistill.data.meshes.formats.points import is_prose
+from pointdistill.data.meshes.formats.points import is_prose_member
 from pointdistill.data.meshes.read import (
     from_object,
     is_array,
@@ -62,7 +62,7 @@ class ShapeSource:
     count: int = 1
 
     prose: tuple[str, ...] = ()
-    """Names of text files in a folder that hold no points, such as a readme, and so are no shapes."""
+    """Names of text files in a folder or archive without points, such as a readme, which are no shapes."""
 
     unread: tuple[str, ...] = ()
     """Names of its files in formats that are not read, see `UNREAD_SUFFIXES`."""
@@ -225,20 +225,22 @@ def _source(path: Path, named: str, leave_out: Path | None) -> ShapeSource:
     with open_archive(path, absent=absent) as archive:
         # What cannot be read is refused one by one, and not missing without a word.
         everything = tuple(sorted((*archive.names, *archive.irregular)))
-    names = tuple(name for name in everything if is_shape_name(name))
+        names = tuple(name for name in everything if is_shape_name(name))
+        regular = (name for name in archive.names if is_shape_name(name))
+        prose = tuple(name for name in regular if is_prose_member(archive, name))
     unread = tuple(name for name in everything if unread_suffixes([name]))
     if path.is_dir() and leave_out is not None:
         output = leave_out.resolve()
         names = tuple(name for name in names if Path(whole, name) != output)
-    prose = tuple(name for name in names if path.is_dir() and is_prose(path / name))
-    names = tuple(name for name in names if name not in set(prose))
+    words = frozenset(prose)
+    names = tuple(name for name in names if name not in words)
     if not names:
         raise DataError(no_shape_in(path, everything))
     if path.is_dir():
         stamp = _stamp([path / name for name in names])
         return ShapeSource("folder", whole, named, names, len(names), prose, unread, stamp)
     stamp = _stamp([path])
-    return ShapeSource("archive", whole, named, names, len(names), unread=unread, stamp=stamp)
+    return ShapeSource("archive", whole, named, names, len(names), prose, unread, stamp)
 
 
 def _stamp(files: Sequence[Path]) -> str:

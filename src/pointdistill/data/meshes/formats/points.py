@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pointdistill.data.files.archive import POINTER_START, Archive
 from pointdistill.data.meshes.checks import check_size
 from pointdistill.data.meshes.formats.content import (
     check_rest,
@@ -76,11 +77,21 @@ def is_prose(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+            return _is_of_words(file.read(_HEAD_BYTES))
     except OSError:
         return False
+
+
+def is_prose_member(archive: Archive, name: str) -> bool:
+    """`is_prose` of a member of an archive; only its beginning is unpacked."""
+    if PurePosixPath(name).suffix.lower() not in _PERHAPS_PROSE:
+        return False
+    return _is_of_words(archive.head(name, _HEAD_BYTES))
+
+
+def _is_of_words(head: bytes) -> bool:
     lines = [line for line in _COMMENT_LINES.sub(b"", head).split(b"\n") if line.strip()]
-    if not lines or b"\0" in head:
+    if not lines or b"\0" in head or head.startswith(POINTER_START):
         return False
     rows = sum(len(_NUMBER.findall(line)) >= 3 for line in lines)
     return 5 * rows < len(lines)
