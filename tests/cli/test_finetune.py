@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import trimesh
+from matplotlib.figure import Figure
 
 from pointdistill.cli import main
 from pointdistill.cli.finetune import TaskName
@@ -20,6 +22,7 @@ from pointdistill.data.meshes import read_mesh
 from pointdistill.data.meshes.sample import draw_up_to
 from pointdistill.data.sources import source_shape_rng
 from pointdistill.data.sources.folder import read_labelled_folder
+from pointdistill.engine.evaluation.tables import confusion_chart
 from pointdistill.engine.finetuning.request import FOLDER
 from tests.engine.labelled import saved_encoder
 from tests.engine.test_finetune import mesh_folder
@@ -225,6 +228,29 @@ def test_files_that_it_was_trained_on_do_not_count(
     # The next training takes a folder of its own.
     assert run(*begin, "--epochs", "1") == 0
     assert "next: pointdistill predict models/meshes-2 FILE…" in capsys.readouterr().out
+
+
+def test_confusions_are_drawn_with_the_number_of_shapes_of_each_class(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of 100 % of one shape looks like one of 100 % of a thousand, but for its number."""
+    drawn: list[list[str]] = []
+    save = Figure.savefig
+
+    def spy(figure: Figure, *places: Any, **settings: Any) -> None:
+        save(figure, *places, **settings)
+        drawn.append([label.get_text() for label in figure.axes[0].get_yticklabels()])
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    begin = ("finetune", "--data", "meshes", "--encoder", "encoder", "--device", "cpu")
+    assert run(*begin, "--epochs", "1") == 0
+    (here / "meshes").rename(here / "others")
+    (here / "others" / "rod" / "0.ply").unlink()
+    assert run("predict", "models/meshes", "others", "--device", "cpu", "--up", "z") == 0
+    assert drawn == [["ball (1)", "rod (1)"], ["ball (4)", "rod (3)"]]
+    counts = [np.array([[1199, 1], [2, 3]]), np.array([[1200, 0], [2, 2]])]
+    confusion_chart(counts, ["ball", "rod"], title="two seeds")
+    assert drawn[-1] == ["ball (1,200)", "rod (4 to 5)"]
 
 
 def _trained_on(folder: Path) -> set[str]:

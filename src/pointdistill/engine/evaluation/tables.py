@@ -274,7 +274,7 @@ def confusion_chart(
 ) -> bytes:
     """Draw the confusion matrix in percent of each true class, and beside it the accuracy of every class.
 
-    Classes without a test cloud are left out.
+    Each row has the number of its test clouds. Classes without any are left out.
 
     Args:
         counts: one (C, C) array per seed, test clouds by true (row) and predicted (column) class.
@@ -288,11 +288,14 @@ def confusion_chart(
 
     here = np.flatnonzero(np.sum(counts, axis=0).sum(axis=1))
     names = [classes[int(index)] for index in here]
-    shares = [100.0 * c[np.ix_(here, here)] / c[here].sum(axis=1, keepdims=True) for c in counts]
+    totals = np.array([c[here].sum(axis=1) for c in counts])
+    shares = [
+        100.0 * c[np.ix_(here, here)] / n[:, None] for c, n in zip(counts, totals, strict=True)
+    ]
     size = max(4.5, 0.24 * len(names) + 1.8)
     figure = Figure(figsize=(size + 3.2, size), dpi=_DPI, layout="constrained")
     matrix, bars = figure.subplots(1, 2, width_ratios=(size, 2.2), sharey=True)
-    _draw_matrix(matrix, np.mean(shares, axis=0), names)
+    _draw_matrix(matrix, np.mean(shares, axis=0), names, totals)
     _draw_accuracies(bars, np.array([np.diag(share) for share in shares]))
     figure.suptitle(title, fontsize=9)
     buffer = io.BytesIO()
@@ -301,8 +304,10 @@ def confusion_chart(
     return buffer.getvalue()
 
 
-def _draw_matrix(axis: Axes, share: NDArray[np.float64], names: Sequence[str]) -> None:
-    """Shares in percent as shades, with a number from 1.5 percent on."""
+def _draw_matrix(
+    axis: Axes, share: NDArray[np.float64], names: Sequence[str], totals: NDArray[np.int64]
+) -> None:
+    """Shares in percent as shades, with a number from 1.5 percent on; ``totals`` is (seeds, C) test clouds."""
     axis.imshow(share, cmap="Blues", vmin=0.0, vmax=100.0, aspect="auto")
     for row, column in zip(*np.nonzero(share >= 1.5), strict=True):
         value = share[row, column]
@@ -312,9 +317,13 @@ def _draw_matrix(axis: Axes, share: NDArray[np.float64], names: Sequence[str]) -
         text.set_in_layout(False)
     places = range(len(names))
     axis.set_xticks(places, names, rotation=90, fontsize=7)
-    axis.set_yticks(places, names, fontsize=7)
+    spans = zip(names, totals.min(axis=0), totals.max(axis=0), strict=True)
+    rows = [
+        f"{n} ({low:,})" if low == high else f"{n} ({low:,} to {high:,})" for n, low, high in spans
+    ]
+    axis.set_yticks(places, rows, fontsize=7)
     axis.set_xlabel("predicted, % of the true class", fontsize=8)
-    axis.set_ylabel("true", fontsize=8)
+    axis.set_ylabel("true class (number of shapes)", fontsize=8)
     axis.tick_params(length=0)
     axis.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axis.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
