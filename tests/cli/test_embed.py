@@ -18,6 +18,7 @@ from PIL import Image
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.meshes.formats.points import is_prose
 from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.engine.reports.pictures import SheetRow
 from pointdistill.engine.weights.encoders import save_encoder
 from tests.cli.typed import Run, typed
 from tests.engine.test_embedding import random_encoder
@@ -71,7 +72,7 @@ def test_from_a_folder_to_an_embedding_and_a_search(folder: Path) -> None:
     gone = command("search", "meshes/1.obj", cwd=folder)
     assert gone.returncode == 2
     assert "name its new path, or embed again (--encoder)" in gone.stderr
-    assert (folder / "1-neighbours.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "meshes__1-neighbours.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.fixture
@@ -107,6 +108,29 @@ def test_several_queries_in_one_call(run: Run) -> None:
     assert found["queries"][0]["own"]["similarity"] == pytest.approx(1)
     assert [len(q["neighbours"]) for q in found["queries"]] == [2, 2]
     assert found["queries"][0]["neighbours"][0]["similarity"] < 1
+
+
+def test_queries_of_one_name_are_told_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a picture of its own; in one picture, the rows of those called alike have their folders."""
+    run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
+    for number in range(2):
+        Path(f"{number}").mkdir()
+        Path(f"meshes/{number}.obj").rename(f"{number}/chair.obj")
+    pictures = [run("search", f"{n}/chair.obj", "all.npz")[1].split()[-1] for n in (0, 1)]
+    assert pictures == ["0__chair-neighbours.png", "1__chair-neighbours.png"]
+    assert Path(pictures[0]).read_bytes() != Path(pictures[1]).read_bytes()
+    whole = str(Path("1/chair.obj").resolve())
+    with monkeypatch.context() as inside:
+        inside.chdir("0")
+        for query, picture in (("../1/chair.obj", "1__chair"), (whole, "1__chair")):
+            assert f"picture: {picture}-neighbours.png\n" in run("search", query, "../all.npz")[1]
+    rows: list[SheetRow] = []
+    monkeypatch.setattr(
+        "pointdistill.engine.embedding.search.search_sheet",
+        lambda drawn, **_: rows.extend(drawn) or b"",
+    )
+    run("search", "0/chair.obj", "1/chair.obj", "meshes/2.obj", "all.npz")
+    assert [row.query.name for row in rows] == ["0/chair.obj", "1/chair.obj", "2.obj"]
 
 
 def test_a_picture_does_not_replace_what_it_was_made_of(run: Run) -> None:

@@ -32,6 +32,7 @@ from pointdistill.cli.options import (
     require_encoder,
     require_paths,
 )
+from pointdistill.data.files.files import short_name
 from pointdistill.data.files.workspace import (
     check_not_lost,
     last_embedding,
@@ -245,6 +246,9 @@ def _print(
 INDEX_SUFFIXES = (".npz", ".parquet", ".zip", ".tar", ".tgz", ".tar.gz")
 """Endings of a last path that names what is searched, as a folder does, and not another query."""
 
+_LONGEST_NAME = 200
+"""Bytes of a picture's name before its ending; file systems take 255."""
+
 
 def search(
     paths: Annotated[
@@ -263,7 +267,8 @@ def search(
     sheet: Annotated[
         Path | None,
         typer.Option(
-            help="Picture to write. Default: the query's name and -neighbours.png; neighbours.png for several."
+            help="Picture to write. Default: the query's name, with its folders, and -neighbours.png; "
+            "neighbours.png for several."
         ),
     ] = None,
     encoder: Annotated[
@@ -299,8 +304,7 @@ def search(
     is then 2.
     """
     queries, index = _queries_and_index(paths, index)
-    one = f"{queries[0].stem}-neighbours.png"
-    picture = sheet or Path(one if len(queries) == 1 else "neighbours.png")
+    picture = sheet or _default_sheet(queries)
     if picture.suffix.lower() != ".png":
         msg = f"the sheet must end in .png, got {str(picture)!r}"
         raise ConfigError(msg, settings=("sheet",))
@@ -380,6 +384,18 @@ def search(
         echo(f"picture: {picture}", err=as_json)
     if report.failed:
         raise typer.Exit(2)
+
+
+def _default_sheet(queries: list[Path]) -> Path:
+    """The picture's name: with the query's folders, since files of many folders may be called alike."""
+    if len(queries) > 1:
+        return Path("neighbours.png")
+    query = short_name(queries[0])
+    parts = [part for part in (*query.parent.parts, query.stem) if part.strip("./\\:")]
+    name = "__".join(parts)
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = parts[-1]
+    return Path(f"{name}-neighbours.png" if name else "neighbours.png")
 
 
 def _ask(name: str) -> bool:

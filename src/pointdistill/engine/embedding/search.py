@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointdistill.data.files.archive import open_archive
-from pointdistill.data.files.files import write_aside
+from pointdistill.data.files.files import short_name, write_aside
 from pointdistill.data.files.member import hold_archive
 from pointdistill.data.files.packed_tars import PACKED_TARS
 from pointdistill.data.files.workspace import check_not_lost, embedded_inputs, last_embedding
@@ -410,6 +411,7 @@ def draw_sheet(
     most = DRAWN_NEIGHBOURS if len(results) > 1 else MOST_NEIGHBOURS
     gone: dict[str, None] = {}
     rows, left_out = [], 0
+    names = Counter(result.path.name for result in results[:DRAWN_QUERIES])
     for result in results[:DRAWN_QUERIES]:
         drawn = []
         left_out += len(result.neighbours[most:])
@@ -426,7 +428,8 @@ def draw_sheet(
                     similarity=neighbour.similarity,
                 )
             )
-        query = SheetShape(points=result.query[:DRAWN_POINTS], name=result.path.name)
+        path_or_name = short_name(result.path) if names[result.path.name] > 1 else result.path.name
+        query = SheetShape(points=result.query[:DRAWN_POINTS], name=str(path_or_name))
         rows.append(SheetRow(query, tuple(drawn)))
     note = (
         f"Similarity: cosine of {compared}. Each shape fills its cell; the line below it is that long in the unit "
