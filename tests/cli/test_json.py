@@ -192,7 +192,7 @@ def test_finetune_predict_and_evaluate(run: Run) -> None:
 def test_sample_preview_and_export(run: Run) -> None:
     asked = ("sample", "meshes", "none.obj", "--points", "50", "--output", "clouds")
     told = document(run, *asked, code=2)
-    _, out, err = run(*asked)
+    _, out, err = run(*asked, "--overwrite")
     assert f"sampled {len(told['files'])} files, 50 points each" in out
     assert f"error: {told['failed'][0]['reason']}" in err
     assert all(np.load(one["output"]).shape == (50, 3) for one in told["files"])

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from pointdistill.data.meshes import PointSet, read_mesh, sample_files, sample_surface
 from pointdistill.data.meshes.records import LeftOut
 from pointdistill.errors import ConfigError, DataError
+from tests.cli.typed import typed
 
 FIXTURES = Path(__file__).parent / "meshes"
 GOOD = [FIXTURES / name for name in ("nested.glb", "blue_cube.dae", "cake.gltf", "multibody.stl")]
@@ -53,8 +54,8 @@ def test_a_folder_stands_for_every_shape_below_it(tmp_path: Path) -> None:
         faces = "OFF\n4 2 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2\n3 0 1 3\n"
         path.write_text(rows if path.suffix == ".xyz" else faces)
     folder = tmp_path / "in"
-    for _ in range(2):  # the second time, the first output lies in the folder
-        report = sample_files([folder], points=32, seed=0, output=folder / "out")
+    for again in (False, True):  # the second time, the first output lies in the folder
+        report = sample_files([folder], points=32, seed=0, output=folder / "out", overwrite=again)
         assert [file.source for file in report.sampled] == [
             folder / "a.off",
             folder / "deep" / "a.off",
@@ -228,6 +229,28 @@ def test_the_command_exits_0_and_says_what_repair_dropped(tmp_path: Path) -> Non
     assert isinstance(cloud, PointSet)
     # The triangle stands on edge in the plane z = 500, with x and y up to 1000 and 500: zxy.
     assert np.ptp(cloud.points, axis=0) == pytest.approx((0, 1000, 500), rel=0.3)
+
+
+@pytest.mark.parametrize("output", ["out", "out.npz"])
+def test_the_command_replaces_output_only_if_it_is_asked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    """Refused before anything is read or written, also if only some of the files are there."""
+    place = tmp_path / output
+    files = [str(path) for path in GOOD]
+    sample = typed(capsys, "sample", "--points", "64", "--output", str(place))
+    assert sample(*files[:2])[0] == 0
+    written = sorted(place.iterdir()) if place.is_dir() else [place]
+    before = {path: path.read_bytes() for path in written}
+    code, out, err = sample(*files, "--seed", "1")
+    assert (code, out) == (2, "")
+    whose = f"{place / GOOD[0].stem}.npy and 1 more exist" if output == "out" else f"{place} exists"
+    advice = "have what is there replaced, or name another output (--overwrite, --output)"
+    assert err.strip() == f"error: {whose}; {advice}"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.np?")} == before
+    code, out, _ = sample(*files, "--seed", "1", "--overwrite")
+    assert (code, f"sampled {len(files)} files" in out) == (0, True)
+    assert all(path.read_bytes() != content for path, content in before.items())
 
 
 def test_what_was_left_out_of_many_files_is_one_line() -> None:

@@ -79,6 +79,9 @@ def sample(
             "--repair", help="Drop faces and points that cannot be used, and say how many."
         ),
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace output that is there already.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn meshes into surface points, uniform by area over the whole scene.
@@ -101,6 +104,7 @@ def sample(
             cloud_format=cloud_format,
             up=up,
             repair=repair,
+            overwrite=overwrite,
             progress=partial(reporter.progress, "sampling"),
         )
     if as_json:

@@ -257,6 +257,21 @@ def _check_places(sources: Sequence[Path], destination: Destination, *, single: 
             raise ConfigError(msg)
 
 
+def _check_new(sources: Sequence[Path], destination: Destination) -> None:
+    """Check that no output is there already.
+
+    Raises:
+        ConfigError: if one is; names the first.
+    """
+    paths = dict.fromkeys(destination.path(source) for source in sources)
+    existing = [path for path in paths if path.exists()]
+    if existing:
+        more = f" and {len(existing) - 1:,} more" if existing[1:] else ""
+        exist = "exist" if more else "exists"
+        msg = f"{existing[0]}{more} {exist}; have what is there replaced, or name another output"
+        raise ConfigError(msg, settings=("overwrite", "output"))
+
+
 def _names(sources: Sequence[Path]) -> dict[Path, str]:
     """The shortest name that tells each input apart: its stem, its file name, or that with folders before it."""
     parts = {source: source.absolute().parts for source in sources}
@@ -403,6 +418,7 @@ def sample_files(
     cloud_format: str | None = None,
     up: str | None = None,
     repair: bool = False,
+    overwrite: bool = False,
     limits: MeshLimits | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SampleReport:
@@ -410,7 +426,7 @@ def sample_files(
 
     Points so far from the origin that float32 would distort the shape, as in georeferenced scans, are float64.
     A file's points depend only on the seed and its name: not on the other files, nor on their order. A path given
-    twice is sampled once. Existing output is replaced.
+    twice is sampled once.
 
     Args:
         paths: the inputs: files, and folders with everything below them.
@@ -422,6 +438,7 @@ def sample_files(
         cloud_format: "npy" (default), "ply", "xyz" or "pcd" for the files in a folder.
         up: the axis that points up in the files, to turn it to z; None keeps each file's frame.
         repair: leave out faces and points that cannot be used instead of refusing the file.
+        overwrite: replace output that is there already.
         limits: largest file and scene that are accepted.
         progress: called after each file with the number done and the total.
 
@@ -429,7 +446,7 @@ def sample_files(
         What was sampled, and every refused file with its cause.
 
     Raises:
-        ConfigError: if an argument is not accepted, or the inputs do not fit the output.
+        ConfigError: if an argument is not accepted, the inputs do not fit the output, or it is there already.
         DataError: if the output cannot be written.
     """
     axis = None if up is None else check_axis(up)
@@ -443,8 +460,11 @@ def sample_files(
     if not sources:
         msg = "no file to sample; name at least one mesh or point cloud"
         raise ConfigError(msg)
+    destination = plan_output(sources, Path(output), cloud_format)
+    if not overwrite:
+        _check_new(sources, destination)
     results: list[SampledFile | FailedFile] = []
-    with open_writer(plan_output(sources, Path(output), cloud_format)) as writer:
+    with open_writer(destination) as writer:
         for done, source in enumerate(sources, start=1):
             try:
                 shape = read_mesh(source, repair=repair, limits=limits)
