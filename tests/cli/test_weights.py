@@ -168,6 +168,30 @@ def test_a_run_of_this_folder_comes_first(
     assert "encoder: runs/a/encoder" in capsys.readouterr().err
 
 
+def test_a_last_run_that_is_gone_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the program's own encoder takes its place, a line says both; where nothing does, the error says so."""
+    gone = "runs/a, the last run made in this folder, is gone"
+    remember_run(Path("runs/a"))
+    for words in (("embed", "meshes"), ("report",), ("pretrain", "--resume")):
+        assert run(*words) == 2
+        assert capsys.readouterr().err.startswith(f"error: {gone}; ")
+    run("doctor")
+    assert "runs/a, which is gone" in capsys.readouterr().out
+    save_encoder(make_encoder(), here / "bundled", half=True)
+    finetune = ("finetune", "--data", "meshes", "--epochs", "1", "--device", "cpu")
+    for words in (
+        ("embed", "meshes/ball", "--device", "cpu"),
+        ("export", "mine"),
+        (*finetune, "--output", "one"),
+        (*finetune, "--output", "two", "--from-scratch"),
+    ):
+        assert run(*words) == 0
+        said = capsys.readouterr().err
+        assert said.count(f"{gone}; {BUNDLED} is taken in its place (--encoder)\n") == 1
+    assert run("export", "other", "--encoder", BUNDLED) == 0
+    assert "gone" not in capsys.readouterr().err
+
+
 def test_export_takes_the_bundled_encoder_last_and_replaces_nothing_unasked(
     bundled: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

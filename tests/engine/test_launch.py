@@ -196,7 +196,9 @@ def test_resume_without_a_run() -> None:
 
 def test_a_run_that_was_deleted_is_no_last_run() -> None:
     remember_run(Path("runs/gone"))
-    with pytest.raises(CheckpointError, match="no run was made in this folder yet"):
+    with pytest.raises(
+        CheckpointError, match="runs/gone, the last run made in this folder, is gone"
+    ):
         prepare_resumed_run(RunOverrides(), data=None, run=None)
 
 

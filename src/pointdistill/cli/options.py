@@ -415,10 +415,10 @@ def require_encoder(encoder: Path | str | None, *settings: str) -> None:
     from pointdistill.engine.weights import bundled_is_here, is_name, suggestion
 
     if encoder is None:
-        from pointdistill.data.files.workspace import last_run
+        from pointdistill.data.files.workspace import last_run, why_no_run
 
         if last_run() is None and not bundled_is_here():
-            msg = "no run was made in this folder yet; run `pointdistill pretrain`, or name an encoder"
+            msg = f"{why_no_run()}; run `pointdistill pretrain`, or name an encoder"
             raise CheckpointError(msg, settings=settings)
         return
     if is_name(encoder):

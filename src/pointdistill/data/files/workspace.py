@@ -62,6 +62,23 @@ def last_run(*, folder: Path = Path()) -> Path | None:
     return _existing_path(_read(folder).get(_RUN), folder)
 
 
+def lost_run(*, folder: Path = Path()) -> str | None:
+    """The run that `last_run` would have found if it were still there, as it was noted; else None."""
+    noted = _read(folder).get(_RUN)
+    is_lost = isinstance(noted, str) and noted and _existing_path(noted, folder) is None
+    return noted if is_lost else None
+
+
+def why_no_run(*, folder: Path = Path()) -> str:
+    """Why `last_run` finds none, for a message."""
+    lost = lost_run(folder=folder)
+    return (
+        f"{lost}, the last run made in this folder, is gone"
+        if lost
+        else "no run was made in this folder yet"
+    )
+
+
 def given_or_last_run(
     encoder: Path | str | None,
     *,
@@ -78,11 +95,11 @@ def given_or_last_run(
         settings: parameters that name it.
 
     Raises:
-        CheckpointError: if nothing was named and no run was made.
+        CheckpointError: if nothing was named and no run was made, or the last one is gone.
     """
     source = encoder or last_run(folder=folder)
     if source is None:
-        msg = f"no run was made in this folder yet; run `pointdistill pretrain`, or name {what}"
+        msg = f"{why_no_run(folder=folder)}; run `pointdistill pretrain`, or name {what}"
         raise CheckpointError(msg, settings=settings)
     return source
 

@@ -348,7 +348,7 @@ def find_and_load(
     """
     if isinstance(encoder, LoadedEncoder):
         return encoder
-    source = given_or_default(encoder)
+    source = given_or_default(encoder, reporter=reporter)
     stored = locate_and_say(source, by_default=encoder is None, reporter=reporter)
     is_path = not is_name(source) and Path(source).exists()
     return LoadedEncoder(load_encoder(stored), Path(source) if is_path else str(source))

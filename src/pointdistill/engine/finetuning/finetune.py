@@ -108,7 +108,7 @@ def finetune(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Finetu
     """
     pick_device(request.device)
     if request.from_scratch:
-        stored = locate_encoder(encoder_path(request), reporter=reporter)
+        stored = locate_encoder(encoder_path(request, reporter=reporter), reporter=reporter)
         reporter.say(f"encoder: {stored}, with new random weights")
     else:
         stored = choose_encoder(request.encoder, folder=request.folder, reporter=reporter)

@@ -268,13 +268,13 @@ def head_only(recipe: ClassifierRecipe) -> ClassifierRecipe:
     )
 
 
-def encoder_path(request: FinetuneRequest) -> Path | str:
+def encoder_path(request: FinetuneRequest, *, reporter: Reporter = SILENT) -> Path | str:
     """The requested encoder, else the last run, else the encoder that comes with the program.
 
     Raises:
         CheckpointError: if there is none of them.
     """
-    return given_or_default(request.encoder, folder=request.folder)
+    return given_or_default(request.encoder, folder=request.folder, reporter=reporter)
 
 
 def default_output(request: FinetuneRequest) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pointdistill.data.corpus import Corpus, open_corpus
 from pointdistill.data.files.files import disk_is_full
 from pointdistill.data.files.schema import from_plain, refusing_damage
-from pointdistill.data.files.workspace import last_corpus, last_run, remember_run
+from pointdistill.data.files.workspace import last_corpus, last_run, remember_run, why_no_run
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import ADAPT, SIZES, adapt
 from pointdistill.engine.config.settings import ResolvedConfig, RunOverrides, resolve_config
@@ -266,7 +266,7 @@ def prepare_resumed_run(
     if run is None:
         run = last_run()
         if run is None:
-            msg = "no run was made in this folder yet; name one, or start a new one"
+            msg = f"{why_no_run()}; name one, or start a new one"
             raise CheckpointError(msg, settings=("run", "resume"))
         remarks.append(f"run: {run} (the last one made in this folder)")
     described = read_run_config(run)

@@ -431,7 +431,7 @@ def choose_encoder(
     Raises:
         CheckpointError: if there is none.
     """
-    source = given_or_default(encoder, folder=folder)
+    source = given_or_default(encoder, folder=folder, reporter=reporter)
     return locate_and_say(source, by_default=encoder is None, reporter=reporter)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from pointdistill.data.files.files import check_folders_can_be_renamed
 from pointdistill.data.files.processes import usable_cores
-from pointdistill.data.files.workspace import last_corpus, last_run
+from pointdistill.data.files.workspace import last_corpus, last_run, lost_run
 from pointdistill.engine.runtime.devices import (
     bf16_failure,
     check_launch_variables,
@@ -61,7 +61,8 @@ def examine() -> Report:
     facts.append(
         ("last corpus", str(corpus) if corpus else "none yet: `pointdistill prepare-data`")
     )
-    facts.append(("last run", str(run) if run else "none yet: `pointdistill pretrain`"))
+    none = f"{lost}, which is gone" if (lost := lost_run()) else "none yet: `pointdistill pretrain`"
+    facts.append(("last run", str(run or none)))
     return Report(facts, problems, remarks)
 
 

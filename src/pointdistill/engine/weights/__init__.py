@@ -29,9 +29,9 @@ from pointdistill.data.files.download import BusyError, fetch
 from pointdistill.data.files.files import write_aside
 from pointdistill.data.files.schema import parse_json, short_repr
 from pointdistill.data.files.web import RefusedError, open_web, web_errors
-from pointdistill.data.files.workspace import given_or_last_run, last_run
+from pointdistill.data.files.workspace import given_or_last_run, last_run, lost_run, why_no_run
 from pointdistill.errors import CheckpointError, ConfigError
-from pointdistill.reporter import Reporter
+from pointdistill.reporter import SILENT, Reporter
 
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
@@ -182,13 +182,22 @@ def bundled_folder() -> Path:
     raise CheckpointError(msg)
 
 
-def given_or_default(encoder: Path | str | None, *, folder: Path = Path()) -> Path | str:
+def given_or_default(
+    encoder: Path | str | None, *, folder: Path = Path(), reporter: Reporter = SILENT
+) -> Path | str:
     """What a user named; else the last run made in ``folder``; else the encoder that comes with the program.
+
+    Args:
+        encoder: what was named; None for nothing.
+        folder: where the last run is looked for.
+        reporter: receives a line if the last run is gone, so that another encoder takes its place.
 
     Raises:
         CheckpointError: if there is none of them.
     """
     if encoder is None and last_run(folder=folder) is None and bundled_is_here():
+        if lost_run(folder=folder):
+            reporter.say(f"{why_no_run(folder=folder)}; {BUNDLED} is taken in its place", "encoder")
         return BUNDLED
     return given_or_last_run(encoder, folder=folder)
 
