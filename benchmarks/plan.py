@@ -53,7 +53,8 @@ def real_run(size: str, mode: str, batch: int, corpus: Path, run: Path) -> Taken
     """A complete run in this process, measured."""
     steps = STEPS[size]
     asked = RunOverrides(size=size, mode=mode, batch_size=batch, steps=steps)
-    prepared = prepare_run(asked, data=corpus, run=run)
+    with prepare_run(asked, data=corpus, run=run) as prepared:
+        pass
     times: list[float] = []
 
     class Times(TrainingReporter):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.files.workspace import last_run
 from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.recipes import RECIPES, adapt, recipe
+from pointdistill.engine.pretraining import adapting
 from pointdistill.engine.pretraining.adapting import (
     Judge,
     expected_first_loss,
@@ -27,10 +29,12 @@ from pointdistill.engine.pretraining.adapting import (
     two_draws,
 )
 from pointdistill.engine.pretraining.checkpoints import list_checkpoints
+from pointdistill.engine.runtime import devices
 from pointdistill.engine.weights.encoders import fingerprint, load_encoder, save_encoder
 from pointdistill.model.config import EncoderConfig, Mode
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
+from tests.warm import Warm
 
 CONFIG = EncoderConfig(
     width=16,
@@ -159,25 +163,133 @@ def test_files_with_another_up_axis_are_turned(
     assert "--up is for a new run of a folder of files" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("files", [3, 9, 12], ids=["few", "few that can be read", "no batch"])
-def test_a_refused_start_leaves_nothing_new(
-    here: Path, files: int, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("folder", [(), ("--run", "new/parents/r")], ids=["runs", "new parents"])
+@pytest.mark.parametrize(
+    ("broken", "asked", "message"),
+    [
+        (
+            (3, 5),
+            (),
+            "mine: 7 shapes are too few to adapt to beside 2 that cannot be used (class0/3",
+        ),
+        ((3,), ("--batch-size", "9"), "holds 8 shapes, fewer than one batch of 9"),
+        ((), ("--precision", "bf16"), "precision 'bf16' does not work on this CPU (no units)"),
+    ],
+    ids=["few that can be read", "no batch", "no bf16"],
+)
+def test_a_start_refused_after_its_corpus_was_built_leaves_nothing_new(
+    here: Path,
+    broken: tuple[int, ...],
+    asked: tuple[str, ...],
+    message: str,
+    folder: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write_clouds(here / "mine", classes=1, each=files)
-    if files == 9:
-        for broken in ("3", "5"):
-            Path(f"mine/class0/{broken}.xyz").write_text("0 0 0\n1 1\n")
+    monkeypatch.setattr(devices, "bf16_failure", lambda: "no units")
+    write_clouds(here / "mine", classes=1, each=9)
+    for number in broken:
+        Path(f"mine/class0/{number}.xyz").write_text("0 0 0\n1 1\n")
     before = sorted(here.rglob("*"))
     words = ("--init-from", "weights", "--data", "mine", "--device", "cpu")
-    assert run("pretrain", *words, "--batch-size", "13") == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    few = {3: "3 shapes are", 9: "7 shapes are"}.get(files)
-    if few:
-        assert line.startswith(f"error: mine: {few} too few to adapt to")
-        assert (" beside 2 that cannot be used (class0/3.xyz: " in line) == (files == 9)
-    else:
-        assert "batch" in line
+    assert run("pretrain", *words, *asked, *folder) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("--batch-size", "0"), "--batch-size must be a whole number of at least 1, got '0'"),
+        (("--batch-size", "13"), "holds 12 shapes, fewer than one batch of 13; use a larger"),
+        (("--set", "masking.ratio=7"), "masking.ratio must lie strictly between 0 and 1, got 7.0"),
+        (("--track", "tensorbord"), "no tracker 'tensorbord'; did you mean 'tensorboard'?"),
+        (("--probe", "nowhere.zip"), "nowhere.zip: no such file; a probe takes builtin, a corpus"),
+        (("--sharding", "fsdp"), "sharding 'fsdp' splits a model over several processes, but"),
+        (("--run", "mine"), "mine is not empty and holds no run; choose a new folder (--run)"),
+        (("--run", "weights/config.json"), "is not empty and holds no run; choose a new folder"),
+    ],
+)
+def test_what_is_refused_is_refused_before_a_corpus_is_built(
+    here: Path,
+    asked: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("pointdistill.engine.pretraining.adapting.build_source")
+    write_clouds(here / "mine", classes=2, each=6)
+    before = sorted(here.rglob("*"))
+    words = ("--init-from", "weights", "--data", "mine", "--device", "cpu")
+    assert run("pretrain", *words, *asked) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_folder_that_was_there_stays_after_a_refusal(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may have been made with permissions of its own."""
+    write_clouds(here / "mine", classes=2, each=6)
+    Path("r").mkdir()
+    words = ("--init-from", "weights", "--data", "mine", "--batch-size", "13", "--run", "r")
+    assert run("pretrain", *words, "--device", "cpu") == 2
+    assert list(Path("r").iterdir()) == []
+
+
+def test_of_two_begun_in_one_folder_one_is_refused_before_it_makes_anything(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes while the first builds its corpus, and again while it judges the weights."""
+    pytest.importorskip("fcntl")
+    write_clouds(here / "mine", classes=2, each=6)
+    words = ("--init-from", "weights", "--data", "mine", "--steps", "2", "--device", "cpu")
+    refused: list[str] = []
+
+    def second() -> None:
+        before = sorted(here.rglob("*"))
+        assert run("pretrain", *words, "--run", "r") == 2
+        refused.append(capsys.readouterr().err.splitlines()[-1])
+        assert sorted(here.rglob("*")) == before
+
+    build, begin = adapting.build_source, Judge.begin
+
+    def build_and_meet(*given: Any, **named: Any) -> Any:
+        second()
+        return build(*given, **named)
+
+    def judge_and_meet(self: Judge, encoder: Encoder) -> Any:
+        second()
+        return begin(self, encoder)
+
+    monkeypatch.setattr(adapting, "build_source", build_and_meet)
+    monkeypatch.setattr(Judge, "begin", judge_and_meet)
+    assert run("pretrain", *words, "--run", "r") == 0
+    busy = "error: r: another process is training this run; wait for it, or choose another folder"
+    assert refused == [f"{busy} (--run)"] * 2
+    assert len(open_corpus(Path("r-corpus"))) == 12
+    assert not Path("r/.lock").exists()
+
+
+@pytest.mark.slow
+def test_of_two_processes_begun_in_one_folder_one_trains_and_the_other_is_refused(
+    here: Path, warm: Warm
+) -> None:
+    pytest.importorskip("fcntl")
+    write_clouds(here / "mine", classes=2, each=6)
+    words = ("pretrain", "--init-from", "weights", "--data", "mine", "--steps", "2")
+    words += ("--device", "cpu", "--run", "new/r")
+    both = [warm.start("pointdistill", *words, cwd=here) for _ in range(2)]
+    ended = sorted((one.wait() for one in both), key=lambda one: one.returncode)
+    assert [one.returncode for one in ended] == [0, 2], ended
+    # On a slow machine the first may be done before the second begins.
+    last = ended[1].stderr.splitlines()[-1]
+    assert "another process is training this run" in last or "holds a run already" in last
+    left = sorted(path.name for path in Path("new").iterdir())
+    assert left == ["r", "r-corpus"]
+    judged = read_judgement(Path("new/r"))
+    assert judged is not None
+    assert judged.after is not None
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,16 @@ def test_a_lock_keeps_a_second_one_out_and_leaves_nothing(tmp_path: Path) -> Non
     assert [path.name for path in folder.iterdir()] == ["result"]
 
 
+def test_of_the_folders_made_for_a_lock_none_is_left_and_those_that_were_there_stay(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "there" / "new" / "here", tmp_path / "there"):
+        with pytest.raises(DataError), files.hold_folder(folder, DataError("taken")):
+            raise DataError("refused")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
 @pytest.mark.parametrize("kind", ["pipe", "pipe that is read", "link", "folder"])
 def test_what_is_no_lock_file_is_neither_waited_for_nor_followed(kind: str, tmp_path: Path) -> None:
     """A folder from elsewhere may hold anything under the lock's name."""

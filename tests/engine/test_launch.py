@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(size: str = "tiny", *, data: Path | None = None, **asked: Any) -> launch.PreparedRun:
     given = {} if "recipe" in asked else {"size": size}
-    return prepare_run(RunOverrides(**given, **asked), data=data, device="cpu")
+    with prepare_run(RunOverrides(**given, **asked), data=data, device="cpu") as prepared:
+        return prepared
 
 
 def test_without_data_the_last_corpus_is_taken_and_named(corpus: Path) -> None:
@@ -117,11 +119,15 @@ def test_a_batch_of_our_choice_is_one_that_the_processes_can_share(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setattr(launch, "memory_gib", lambda: 1000.0)
-    found = prepare_run(RunOverrides(size=size), data=corpus, run=Path("run"), device="cpu")
+    with prepare_run(RunOverrides(size=size), data=corpus, run=Path("run"), device="cpu") as found:
+        pass
     assert found.config.batch_size == batch
     assert said in found.remarks
     monkeypatch.setattr(launch, "memory_gib", lambda: 20.0)
-    fitted = prepare_run(RunOverrides(size="small"), data=corpus, run=Path("run"), device="cpu")
+    with prepare_run(
+        RunOverrides(size="small"), data=corpus, run=Path("run"), device="cpu"
+    ) as fitted:
+        pass
     assert fitted.config.batch_size < 56
     assert fitted.config.batch_size % processes == 0
 
@@ -140,8 +146,9 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     asked = RunOverrides(size="tiny", batch_size=batch)
-    with pytest.raises(ConfigError, match=said):
-        prepare_run(asked, data=corpus, run=Path("run"), device="cpu")
+    preparing = prepare_run(asked, data=corpus, run=Path("run"), device="cpu")
+    with pytest.raises(ConfigError, match=said), preparing:
+        pass
     assert not Path("run").exists()
 
 
@@ -164,9 +171,10 @@ def test_a_run_too_small_to_teach_anything_is_warned_of_once(
 
 
 def test_resume_takes_the_last_run_with_its_own_configuration(corpus: Path) -> None:
-    first = start(data=corpus, steps=2, batch_size=8, seed=3)
-    assert announce(first)[-1].startswith("tiny, dual mode, seed 3: 2 steps of 8 of 60")
-    execute(first, RunOptions(device="cpu", stop_at=1))
+    asked = RunOverrides(size="tiny", steps=2, batch_size=8, seed=3)
+    with prepare_run(asked, data=corpus, device="cpu") as first:
+        assert announce(first)[-1].startswith("tiny, dual mode, seed 3: 2 steps of 8 of 60")
+        execute(first, RunOptions(device="cpu", stop_at=1))
     again = prepare_resumed_run(RunOverrides(), data=None, run=None)
     assert (again.run.resolve(), again.config) == (first.run.resolve(), first.config)
     assert again.resume
@@ -203,6 +211,10 @@ def test_a_run_that_was_deleted_is_no_last_run() -> None:
 
 
 def test_runs_prepared_together_have_a_folder_each(corpus: Path) -> None:
-    found = [start(data=corpus).run for _ in range(3)]
+    asked = RunOverrides(size="tiny")
+    with ExitStack() as held:
+        together = [prepare_run(asked, data=corpus, device="cpu") for _ in range(3)]
+        found = [held.enter_context(one).run for one in together]
+        assert all(run.is_dir() for run in found)
     assert found == [Path("runs", f"tiny-dual-{k}") for k in (1, 2, 3)]
-    assert all(run.is_dir() for run in found)
+    assert not Path("runs").exists(), "none was begun"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -194,6 +195,7 @@ def _pretrain(
     """Start or resume a run, show progress, and print the next command; exits with code 130 if interrupted."""
     from pointdistill.engine.pretraining.adapting import read_judgement
     from pointdistill.engine.pretraining.launch import announce, prepare_resumed_run, prepare_run
+    from pointdistill.engine.pretraining.pretrain import check_options, hold_run
     from pointdistill.engine.runtime.devices import is_main_process
 
     if resume:
@@ -203,24 +205,29 @@ def _pretrain(
         if up is not None:
             msg = "--up is for a new run of a folder of files; a run is resumed with the corpus that it has"
             raise ConfigError(msg)
-        prepared = prepare_resumed_run(overrides, data=data, run=run)
-    else:
-        with console_reporter() as building:
-            prepared = prepare_run(
-                overrides,
-                data=data,
-                run=run,
-                init_from=init_from,
-                up=up,
-                device=options.device,
-                reporter=building,
-            )
-    with training_console(quiet=not is_main_process()) as reporter:
-        for line in announce(prepared):
-            reporter.say(line)
-        if slow := _slow(prepared, options.device):
-            reporter.show_line(slow, style="yellow")
-        result = _train(prepared, options, reporter)
+    check_options(options)  # before a corpus is built
+    with ExitStack() as held:
+        if resume:
+            prepared = prepare_resumed_run(overrides, data=data, run=run)
+            held.enter_context(hold_run(prepared.run))
+        else:
+            with console_reporter() as building:
+                start = prepare_run(
+                    overrides,
+                    data=data,
+                    run=run,
+                    init_from=init_from,
+                    up=up,
+                    device=options.device,
+                    reporter=building,
+                )
+                prepared = held.enter_context(start)
+        with training_console(quiet=not is_main_process()) as reporter:
+            for line in announce(prepared):
+                reporter.say(line)
+            if slow := _slow(prepared, options.device):
+                reporter.show_line(slow, style="yellow")
+            result = _train(prepared, options, reporter)
     if not is_main_process():
         raise typer.Exit(130 if result.interrupted else 0)
     warnings = list(_with_remedies(result, prepared))

@@ -198,9 +198,10 @@ def hold_lock(
 
 @contextmanager
 def hold_folder(folder: Path, busy: PointDistillError) -> Iterator[None]:
-    """Keep other processes out of a folder that one at a time may write to; it is made, and removed if left empty.
+    """Keep other processes out of a folder that one at a time may write to.
 
-    Does nothing where a file, or a folder that may not be written to, is in the way: the work itself reports that.
+    It is made, with the folders above it; those that were made are removed again if they are left empty. Does
+    nothing where a file, or a folder that may not be written to, is in the way: the work itself reports that.
 
     Raises:
         PointDistillError: ``busy``, if another process works in the folder.
@@ -208,14 +209,16 @@ def hold_folder(folder: Path, busy: PointDistillError) -> Iterator[None]:
     if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
         yield
         return
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     with hold_lock(folder / LOCK_NAME, busy, lambda: folder.mkdir(parents=True, exist_ok=True)):
         try:
             yield
         finally:
             # Within the lock: a process that has the file open notices that, and makes a new one.
             (folder / LOCK_NAME).unlink(missing_ok=True)
-            with suppress(OSError):  # where it is not empty
-                folder.rmdir()
+            with suppress(OSError):  # where one is not empty
+                for place in made:
+                    place.rmdir()
 
 
 def hold_output(folder: Path, *, setting: str = "output") -> AbstractContextManager[None]:

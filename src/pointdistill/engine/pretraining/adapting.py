@@ -132,6 +132,7 @@ def corpus_of_folder(
 
 def corpus_beside(run: Path) -> Path:
     """Where the corpus of a user's own folder is made."""
+    run = run if run.name else run.absolute()  # the current folder
     return run.with_name(f"{run.name}-corpus")
 
 

@@ -21,7 +21,6 @@ from pointdistill.engine.pretraining.checkpoints import TrainState
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.runtime.devices import out_of_memory
 from pointdistill.engine.runtime.optimizer import build_optimizer, named_moments, restore_moments
-from pointdistill.errors import ConfigError
 from pointdistill.model.distillation import Views
 from pointdistill.model.heads import PredictorBlock
 from pointdistill.model.random import stream_number
@@ -35,20 +34,11 @@ def prepare_student(state: TrainState, accelerator: Accelerator, sharding: str) 
     """The state's student, ready to be called on every process; with ``fsdp`` the state itself is sharded.
 
     The state must be identical on all processes, and already on its device.
-
-    Raises:
-        ConfigError: for ``fsdp`` on a single process.
     """
     student, processes = state.student, accelerator.num_processes
     student.keep_less(state.config.checkpoint_patch_embedding.applies_on(accelerator.device.type))
     student.packs_passes = accelerator.device.type == "cuda"
     if sharding == "fsdp":
-        if processes == 1:
-            msg = (
-                "sharding 'fsdp' splits a model over several processes, but there is only one; "
-                "start several with torchrun, or leave it out"
-            )
-            raise ConfigError(msg)
         _shard(state, accelerator)
         return student
     if processes == 1:

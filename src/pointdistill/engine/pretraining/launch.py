@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pointdistill.data.corpus import Corpus, open_corpus
@@ -32,10 +33,11 @@ from pointdistill.engine.pretraining.adapting import (
     write_judgement,
 )
 from pointdistill.engine.pretraining.cost import largest_batch, step_gib
-from pointdistill.engine.pretraining.pretrain import RunResult, pretrain
+from pointdistill.engine.pretraining.pretrain import RunResult, hold_run, pretrain
 from pointdistill.engine.pretraining.run_folder import (
     ENCODER,
     RUN_CONFIG,
+    check_free,
     encoder_line,
     read_run_config,
 )
@@ -89,6 +91,7 @@ class PreparedRun:
     """One line for each choice that was made for the user."""
 
 
+@contextmanager
 def prepare_run(
     overrides: RunOverrides,
     *,
@@ -98,17 +101,18 @@ def prepare_run(
     up: str | None = None,
     device: str = "auto",
     reporter: Reporter = SILENT,
-) -> PreparedRun:
+) -> Iterator[PreparedRun]:
     """Prepare a new run with these overrides; each choice made for the user gets a remark.
 
     With weights to start from, the recipe is ``adapt`` unless another is named, and ``data`` may be a folder of
     meshes: its corpus is built beside the run, while ``reporter`` hears about it. ``up`` is the up axis of its
-    files that state none, z by default. If the run is refused, nothing new is left.
+    files that state none, z by default. Other processes are kept out of the run's folder until the block ends. If
+    the run is refused, here or in the block, nothing new is left.
 
     Raises:
-        ConfigError: for a setting that is not accepted, a batch that cannot be divided among the processes,
-            several processes without a ``run`` folder given, too few shapes to adapt to, ``adapt`` without
-            weights, or an up axis without a folder of meshes.
+        ConfigError: for a setting that is not accepted, a ``run`` folder that is not free, a batch that cannot be
+            divided among the processes, several processes without a ``run`` folder given, too few shapes to adapt
+            to, ``adapt`` without weights, or an up axis without a folder of meshes.
         CheckpointError: if there are no weights at ``init_from``.
         DataError: if there is no corpus to train on.
     """
@@ -116,109 +120,84 @@ def prepare_run(
     if up is not None and (init_from is None or data is None or not is_folder_of_files(data)):
         msg = "an up axis is for a folder of files and weights to continue from; in a corpus z is up already"
         raise ConfigError(msg, settings=("up", "init_from", "data"))
+    weights = adapted = None
     if init_from is not None:
         weights = locate_encoder(init_from)
-        return _prepare_continued(
-            overrides, data, run, weights, up=up, device=device, reporter=reporter
-        )
-    settings = resolve_config(overrides)
-    if settings.recipe == ADAPT:
+        adapted = partial(adapt, load_encoder(weights).config, mode_of_weights(weights))
+
+    def resolve(shapes: int) -> ResolvedConfig:
+        return resolve_config(overrides, continued=adapted(shapes=shapes) if adapted else None)
+
+    likely = resolve(1)
+    adapts = likely.recipe == ADAPT
+    if adapts and weights is None:
         msg = (
             f"the recipe {ADAPT} continues from weights; name an encoder, or choose another recipe"
         )
         raise ConfigError(msg, settings=("init_from",))
-    remarks = []
-    corpus, corpus_remark = find_corpus(data)
-    if corpus_remark:
-        remarks.append(corpus_remark)
-    return _prepare(settings, corpus, run, None, device=device, remarks=remarks)
-
-
-def _prepare(
-    settings: ResolvedConfig,
-    corpus: Corpus,
-    run: Path | None,
-    init_from: Path | None,
-    *,
-    device: str,
-    remarks: list[str],
-) -> PreparedRun:
-    """Fit a configuration to the corpus and the machine, and choose the run's folder."""
-    config = settings.config
-    if not settings.batch_size_chosen:
-        config, batch_remarks = fit_batch(config, len(corpus), device, processes=process_count())
-        remarks += batch_remarks
-    config.check_batch(len(corpus), process_count())
-    if run is None:
-        run = _new_run(config)
-        remarks.append(f"run: {run}")
-    remarks += settings.remarks()
-    remarks += undertraining_warning(config, len(corpus))
-    return PreparedRun(config, corpus, run, False, init_from, tuple(remarks))
-
-
-def _prepare_continued(
-    overrides: RunOverrides,
-    data: Path | None,
-    run: Path | None,
-    weights: Path,
-    *,
-    up: str | None,
-    device: str,
-    reporter: Reporter,
-) -> PreparedRun:
-    """Prepare a run that begins with an encoder's weights, in the recipe ``adapt`` unless another is named."""
-    encoder, mode = load_encoder(weights).config, mode_of_weights(weights)
-    likely = adapt(encoder, mode, shapes=1)
-    if resolve_config(overrides, continued=likely).recipe != ADAPT:
-        corpus, corpus_remark = find_corpus(data)
-        remarks = [corpus_remark] if corpus_remark else []
-        settings = resolve_config(overrides)
-        return _prepare(settings, corpus, run, weights, device=device, remarks=remarks)
-    remarks = [encoder_line(weights)]
-
-    def prepare(corpus: Corpus, run: Path | None) -> PreparedRun:
-        settings = resolve_config(overrides, continued=adapt(encoder, mode, shapes=len(corpus)))
-        prepared = _prepare(settings, corpus, run, weights, device=device, remarks=remarks)
-        return replace(prepared, remarks=(*prepared.remarks, *_about_first_loss(prepared.config)))
-
-    if data is None or not is_folder_of_files(data):
-        corpus, found = find_corpus(data)
-        remarks += [found] if found else []
-        check_enough(len(corpus), data or corpus.path)
-        return prepare(corpus, run)
-    source = open_own_folder(data, up)
-    with _made_or_none(run, likely) as chosen:
+    source = None
+    if adapts and data is not None and is_folder_of_files(data):
+        source = open_own_folder(data, up)
+        files = len(source.entries())
+        if likely.batch_size_chosen:  # before hours of reading them
+            resolve(files).config.check_batch(files, process_count())
+    with _claimed(run, likely.config) as chosen:
+        remarks = [encoder_line(weights)] if adapts and weights is not None else []
         remarks += [] if run else [f"run: {chosen}"]
-        corpus, made = corpus_of_folder(source, data, chosen, reporter)
-        remarks.append(made)
-        if up is None:
+        corpus, found = (
+            find_corpus(data)
+            if source is None or data is None
+            else corpus_of_folder(source, data, chosen, reporter)
+        )
+        remarks += [found] if found else []
+        if source is not None and up is None:
             reporter.say("note: files that state no up axis were taken as z up", "up")
-        return prepare(corpus, chosen)
+        if adapts:
+            check_enough(len(corpus), data or corpus.path)
+        settings = resolve(len(corpus))
+        config, fitted = _fitted(settings, len(corpus), device)
+        remarks += [*fitted, *settings.remarks(), *undertraining_warning(config, len(corpus))]
+        remarks += _about_first_loss(config) if adapts else []
+        yield PreparedRun(config, corpus, chosen, False, weights, tuple(remarks))
+
+
+def _fitted(settings: ResolvedConfig, shapes: int, device: str) -> tuple[PretrainConfig, list[str]]:
+    """The configuration with a batch that fits corpus and machine, unless the user chose it; with remarks."""
+    config, remarks = settings.config, list[str]()
+    if not settings.batch_size_chosen:
+        config, remarks = fit_batch(config, shapes, device, processes=process_count())
+    config.check_batch(shapes, process_count())
+    return config, remarks
 
 
 @contextmanager
-def _made_or_none(run: Path | None, config: PretrainConfig) -> Iterator[Path]:
-    """Yield the folder of a run, a new one unless it is given; if the run is refused, nothing new is left.
+def _claimed(run: Path | None, config: PretrainConfig) -> Iterator[Path]:
+    """Yield the folder of a run, a new one unless it is given, and keep other processes out of it.
 
-    What was made of a corpus stays if the disk was full, and so does a corpus that was there.
+    If the run is refused before it has begun, nothing new is left. What was made of a corpus stays if the disk was
+    full, and so does a corpus that was there.
     """
     no_runs_yet = not RUNS.exists()
     chosen = run or _new_run(config)
-    corpus = corpus_beside(chosen)
-    was_there = corpus.exists()
     try:
-        yield chosen
-    except PointDistillError as error:
-        # A CorpusError is about what is in the folder already, such as another process's work.
-        if not (was_there or isinstance(error, CorpusError) or disk_is_full(error)):
-            shutil.rmtree(corpus, ignore_errors=True)
-        with suppress(OSError):
+        with hold_run(chosen):
+            check_free(chosen)
+            corpus = corpus_beside(chosen)
+            was_there = corpus.exists()
+            try:
+                yield chosen
+            except (PointDistillError, OSError) as error:
+                # A CorpusError is about what is in the folder already, such as another process's work.
+                is_needed = isinstance(error, CorpusError) or disk_is_full(error)
+                if not (was_there or is_needed or (chosen / RUN_CONFIG).exists()):
+                    shutil.rmtree(corpus, ignore_errors=True)
+                raise
+    finally:
+        with suppress(OSError):  # where one is not empty
             if run is None:
                 chosen.rmdir()
-            if no_runs_yet:
-                RUNS.rmdir()
-        raise
+                if no_runs_yet:
+                    RUNS.rmdir()
 
 
 def _about_first_loss(config: PretrainConfig) -> list[str]:
@@ -281,7 +260,7 @@ def execute(
     options: RunOptions,
     reporter: TrainingReporter = SILENT_TRAINING,
 ) -> RunResult:
-    """Train a prepared run; one that continues from weights is judged before and after."""
+    """Train a prepared run, which the caller holds; one that continues from weights is judged before and after."""
     first = _FirstStep(prepared, reporter)
     judge = None
     if is_main_process() and _is_judged(prepared):
@@ -300,6 +279,7 @@ def execute(
         init_from=prepared.init_from,
         options=options,
         reporter=first,
+        held=True,
     )
     if judge is not None and not result.interrupted:
         begun = read_judgement(prepared.run)

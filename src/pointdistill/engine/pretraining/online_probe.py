@@ -64,6 +64,7 @@ def open_labelled_set(where: str, *, points: int) -> LabelledSet:
     Raises:
         DataError: if it is none of these, or has too few labelled clouds.
     """
+    check_labelled_set(where)
     if where == BUILTIN:
         labelled = _split_half(BUILTIN, *_builtin_clouds(points))
     elif (Path(where) / MANIFEST_NAME).is_file():
@@ -83,6 +84,17 @@ def open_labelled_set(where: str, *, points: int) -> LabelledSet:
         )
         raise DataError(msg)
     return labelled
+
+
+def check_labelled_set(where: str) -> None:
+    """Check that a labelled set is there, without opening it.
+
+    Raises:
+        DataError: if it is not.
+    """
+    if where != BUILTIN and not Path(where).exists():
+        msg = f"{where}: no such file; a probe takes builtin, a corpus with labels, or a benchmark's archive"
+        raise DataError(msg)
 
 
 class RunProbe:
@@ -176,11 +188,8 @@ def _benchmark(path: Path) -> Benchmark:
     """The first split of a classification benchmark that an archive contains.
 
     Raises:
-        DataError: if there is no such file, or it is no benchmark's archive.
+        DataError: if it is no benchmark's archive.
     """
-    if not path.exists():
-        msg = f"{path}: no such file; a probe takes builtin, a corpus with labels, or a benchmark's archive"
-        raise DataError(msg)
     specs = [
         benchmark_spec(name) for name, row in BENCHMARKS.items() if row.task == "classification"
     ]

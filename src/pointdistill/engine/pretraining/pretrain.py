@@ -16,7 +16,11 @@ from pointdistill.data.files.schema import from_plain, to_plain
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.pretraining.checkpoints import to_device
 from pointdistill.engine.pretraining.monitor import check_trackers
-from pointdistill.engine.pretraining.online_probe import RunProbe, open_labelled_set
+from pointdistill.engine.pretraining.online_probe import (
+    RunProbe,
+    check_labelled_set,
+    open_labelled_set,
+)
 from pointdistill.engine.pretraining.run_folder import (
     ENCODER,
     TRACKING,
@@ -34,6 +38,7 @@ from pointdistill.engine.runtime.devices import (
     interruptible,
     is_main_process,
     pick_device,
+    process_count,
     threads_for,
 )
 from pointdistill.engine.weights.encoders import read_facts
@@ -68,6 +73,7 @@ def pretrain(
     init_from: Path | str | None = None,
     options: RunOptions | None = None,
     reporter: TrainingReporter = SILENT_TRAINING,
+    held: bool = False,
 ) -> RunResult:
     """Train a student and its teacher, and save ``run/encoder`` and everything needed to continue.
 
@@ -84,6 +90,7 @@ def pretrain(
         init_from: the encoder with the student's initial weights, as for ``load_encoder``.
         options: how the run is executed.
         reporter: receives every step, on a GPU one step late; and a signal at once, before the step is finished.
+        held: whether the caller keeps other processes out of ``run`` already, by `hold_run`.
 
     Raises:
         ConfigError: if ``run`` holds another run, another process is training it, the corpus is too small for a
@@ -95,9 +102,9 @@ def pretrain(
         DivergenceError: if a loss or gradient is not finite; names the last good checkpoint.
     """
     options = options or RunOptions()
-    check_trackers(options.track)
+    check_options(options)
     recorded = read_run_environment(run) if resume else None
-    with _held(run):
+    with nullcontext() if held else hold_run(run):
         if run.is_dir() and is_main_process():
             # Before hours of training, not at the first checkpoint.
             check_folders_can_be_renamed(run)
@@ -113,7 +120,25 @@ def pretrain(
         )
 
 
-def _held(run: Path) -> AbstractContextManager[None]:
+def check_options(options: RunOptions) -> None:
+    """Check all of the options that can be checked at once, without a corpus and a model.
+
+    Raises:
+        ConfigError: for a tracker that there is not, or a model to be split in a single process.
+        DataError: if the probe's labelled set is not there.
+    """
+    check_trackers(options.track)
+    if options.sharding == "fsdp" and process_count() == 1:
+        msg = (
+            "sharding 'fsdp' splits a model over several processes, but there is only one; start several with "
+            "torchrun, or leave it out"
+        )
+        raise ConfigError(msg)
+    if options.probe is not None:
+        check_labelled_set(options.probe)
+
+
+def hold_run(run: Path) -> AbstractContextManager[None]:
     """Keep other processes out of a run, except those that were started together with this one."""
     busy = ConfigError(
         f"{run}: another process is training this run; wait for it, or choose another folder",

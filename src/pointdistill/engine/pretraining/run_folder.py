@@ -126,12 +126,7 @@ def begin_run(
         ConfigError: if ``run`` is not empty, the corpus does not fill a batch, or the batch cannot be divided
             among the processes.
     """
-    if list_checkpoints(run / CHECKPOINTS):
-        msg = f"{run} holds a run already; resume it, or choose another folder"
-        raise ConfigError(msg, settings=("resume", "run"))
-    if run.exists() and not _is_free(run):
-        msg = f"{run} is not empty and holds no run; choose a new folder"
-        raise ConfigError(msg, settings=("run",))
+    check_free(run)
     config.check_batch(len(corpus), processes)
     state = new_state(config)
     weights = None if init_from is None else locate_encoder(init_from)
@@ -260,18 +255,23 @@ class RunCorpus:
     shapes: int = 0
 
 
-def _is_free(run: Path) -> bool:
-    """Whether a new run may use a folder: it is empty, or its run was killed before the first checkpoint."""
-    if not run.is_dir():
-        return False
-    names = [entry.name for entry in run.iterdir()]
+def check_free(run: Path) -> None:
+    """Check that a new run may use a folder: it is absent or empty, or its run was killed before a checkpoint.
+
+    Raises:
+        ConfigError: if not.
+    """
+    if list_checkpoints(run / CHECKPOINTS):
+        msg = f"{run} holds a run already; resume it, or choose another folder"
+        raise ConfigError(msg, settings=("resume", "run"))
+    names = [entry.name for entry in run.iterdir()] if run.is_dir() else [run.name] * run.exists()
     if all(name == LOCK_NAME or fnmatch(name, LEFT_OVER) for name in names):
-        return True
+        return
     try:
         read_run_config(run)
-    except (CheckpointError, DataError):
-        return False
-    return True
+    except (CheckpointError, DataError) as error:
+        msg = f"{run} is not empty and holds no run; choose a new folder"
+        raise ConfigError(msg, settings=("run",)) from error
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
