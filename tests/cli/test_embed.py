@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -18,6 +19,8 @@ from PIL import Image
 from pointdistill.data.corpus_building import build_corpus
 from pointdistill.data.meshes.formats.points import is_prose
 from pointdistill.data.sources import SourceRequest, open_source
+from pointdistill.data.sources.paths import ReadSettings, ReadShape, ShapeLocation
+from pointdistill.engine.embedding import search as search_module
 from pointdistill.engine.reports.pictures import SheetRow
 from pointdistill.engine.weights.encoders import save_encoder
 from tests.cli.typed import Run, typed
@@ -164,6 +167,30 @@ def test_a_sheet_that_cannot_be_written_is_named_after_the_answers(run: Run) -> 
     assert (code, "Nearest to meshes/0.obj" in out) == (2, True)
     message = "error: /proc/found.png: cannot be written (No such file or directory)"
     assert err.splitlines()[-1] == f"{message}; name another sheet (--sheet)"
+
+
+def test_a_neighbour_that_cannot_be_read_is_named_and_the_others_are_drawn(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sheet can be written; what cannot be read is the file of a shape, or the disk that it is on."""
+    run("embed", "meshes", "--encoder", "my encoder", "-o", "all.npz")
+    Path("meshes/2.obj").write_text("v 0 0\n")
+    read = search_module.read_shape
+
+    def from_a_bad_disk(location: ShapeLocation, settings: ReadSettings) -> ReadShape:
+        if location.name == "1.obj":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "meshes/1.obj")
+        return read(location, settings)
+
+    monkeypatch.setattr(search_module, "read_shape", from_a_bad_disk)
+    code, _, err = run("search", "meshes/0.obj", "all.npz", "--sheet", "found.png")
+    assert code == 0
+    said = sorted(line for line in err.splitlines() if line.startswith("note: not drawn: "))
+    cause = "meshes/1.obj: cannot be read (Input/output error)"
+    assert said[0] == f"note: not drawn: 1.obj: {cause}"
+    assert said[1].startswith("note: not drawn: 2.obj: ")
+    assert "cannot be written" not in err
+    assert Path("found.png").is_file()
 
 
 def test_an_index_among_the_queries_is_refused_and_a_cloud_of_that_ending_is_not(run: Run) -> None:

@@ -425,8 +425,9 @@ def test_a_file_finds_itself(folder: Path, ending: str) -> None:
     assert len({n.id for n in found.neighbours}) == 3
     Path("high/6.obj").unlink()
     everything = search(Path("low/1.obj"), index, count=8)
-    gone = draw_sheet(Path("sheet.png"), [everything])
-    assert gone == ["high/6.obj"]
+    not_drawn = draw_sheet(Path("sheet.png"), [everything])
+    assert list(not_drawn) == ["high/6.obj"]
+    assert "no such file" in not_drawn["high/6.obj"].lower()
     assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -508,12 +509,14 @@ def test_a_corpus_is_found_by_its_folder_and_drawn_by_its_rows(folder: Path) -> 
     assert find_index(Path("corpus")) == find_index(None) == Path("corpus.npz")
     found = search(Path("low/1.obj"), open_index(find_index(Path("corpus"))), count=6)
     assert sorted(n.id for n in found.neighbours)[0] == "bed/000000"
-    assert draw_sheet(Path("sheet.png"), [found]) == []
+    assert draw_sheet(Path("sheet.png"), [found]) == {}
     # Another corpus at its place: its rows hold other shapes.
     shutil.rmtree("corpus")
     source = open_source("builtin", SourceRequest(shapes=6, categories=["lamp"]))
     build_corpus(source, folder / "corpus", points=100, workers=0)
-    assert len(draw_sheet(Path("sheet.png"), [found])) == 6
+    not_drawn = draw_sheet(Path("sheet.png"), [found])
+    assert len(not_drawn) == 6
+    assert set(not_drawn.values()) == {"is no longer where it was embedded from"}
 
 
 def test_only_the_encoder_that_made_it_may_ask(folder: Path) -> None:
@@ -536,7 +539,7 @@ def test_names_with_signs_of_formulas_and_of_terminals_are_drawn(folder: Path) -
         Path(f"low/{number}.obj").rename(Path("low", f"{name}.obj"))
     query = Path("low/$x^$.obj")
     found = search(query, embedded(), count=8)
-    assert draw_sheet(Path("sheet.png"), [found]) == []
+    assert draw_sheet(Path("sheet.png"), [found]) == {}
     assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -557,7 +560,7 @@ def test_an_embedding_names_no_folder_of_this_machine_and_may_be_moved(folder: P
     os.chdir(moved)
     found = search(moved / "low/1.obj", open_index(moved / "out/a.npz"), count=5)
     assert found.neighbours[0].id == "low/1.obj"
-    assert draw_sheet(Path("sheet.png"), [found]) == []
+    assert draw_sheet(Path("sheet.png"), [found]) == {}
 
 
 def test_an_embedding_of_an_earlier_version_has_absolute_paths(
@@ -571,7 +574,7 @@ def test_an_embedding_of_an_earlier_version_has_absolute_paths(
         index = embedded()
     assert index.info["encoder"] == str(folder / "encoder")
     found = search(Path("low/1.obj"), index, count=5)
-    assert draw_sheet(Path("sheet.png"), [found]) == []
+    assert draw_sheet(Path("sheet.png"), [found]) == {}
     assert embedded().info == index.info, "it is still the same embedding"
 
 

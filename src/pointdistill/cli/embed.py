@@ -374,13 +374,9 @@ def search(
     for path, reason in report.failed:
         say_refused(path, reason)
     if report.results and (sheet is not None or not as_json):
-        try:
-            gone = draw_sheet(picture, report.results, compared=report.compared)
-        except OSError as error:
-            msg = f"{picture}: cannot be written ({error.strerror}); name another sheet"
-            raise DataError(msg, settings=("sheet",)) from error
-        for name in gone:
-            echo(f"note: {name} is no longer where it was embedded from; not drawn", err=True)
+        not_drawn = draw_sheet(picture, report.results, compared=report.compared)
+        for name, reason in not_drawn.items():
+            echo(f"note: not drawn: {name}: {reason}", err=True)
         echo(f"picture: {picture}", err=as_json)
     if report.failed:
         raise typer.Exit(2)

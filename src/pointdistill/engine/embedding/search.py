@@ -397,8 +397,8 @@ def _neighbours(index: Index, ranked: Sequence[tuple[int, float]]) -> tuple[Neig
 
 def draw_sheet(
     path: Path, results: Sequence[SearchResult], *, compared: str = RAW.name
-) -> list[str]:
-    """Draw queries and their neighbours as a PNG; returns the ids of neighbours that no longer exist.
+) -> dict[str, str]:
+    """Draw queries and their neighbours as a PNG; returns by id why each other neighbour is not drawn.
 
     A single query's first 100 neighbours fill as many rows as they need. Of several queries each has a row, the
     first 16 of them and 10 neighbours each.
@@ -407,22 +407,25 @@ def draw_sheet(
         path: the picture.
         results: at least one.
         compared: how features were compared, as in the report.
+
+    Raises:
+        DataError: if the picture cannot be written.
     """
     most = DRAWN_NEIGHBOURS if len(results) > 1 else MOST_NEIGHBOURS
-    gone: dict[str, None] = {}
+    not_drawn: dict[str, str] = {}
     rows, left_out = [], 0
     names = Counter(result.path.name for result in results[:DRAWN_QUERIES])
     for result in results[:DRAWN_QUERIES]:
         drawn = []
         left_out += len(result.neighbours[most:])
         for rank, neighbour in enumerate(result.neighbours[:most], start=1):
-            points = _read_neighbour(neighbour, result.settings)
-            if points is None:
-                gone[neighbour.id] = None
+            shape = _read_neighbour(neighbour, result.settings)
+            if shape.points is None:
+                not_drawn[neighbour.id] = shape.reason
                 continue
             drawn.append(
                 SheetShape(
-                    points=points[:DRAWN_POINTS],
+                    points=shape.points[:DRAWN_POINTS],
                     name=neighbour.id,
                     title=str(rank),
                     similarity=neighbour.similarity,
@@ -438,28 +441,38 @@ def draw_sheet(
     if left_out or len(results) > DRAWN_QUERIES:
         note += f" Drawn: {len(rows):,} of {len(results):,} queries, at most {most} shapes each."
     picture = search_sheet(rows, note=note)
-    with _as_sheet(), write_aside(path) as aside:
+    with _written(path), write_aside(path) as aside:
         aside.write_bytes(picture)
-    return list(gone)
+    return not_drawn
 
 
 @contextmanager
-def _as_sheet() -> Iterator[None]:
+def _written(path: Path) -> Iterator[None]:
     """Name the sheet as the setting where its path cannot be written to."""
     try:
         yield
+    except OSError as error:
+        msg = f"{path}: cannot be written ({error.strerror}); name another sheet"
+        raise DataError(msg, settings=("sheet",)) from error
     except DataError as error:
         raise DataError(str(error), settings=("sheet",)) from error
 
 
-def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> Points | None:
-    """The points of a neighbour; None if it is no longer where it was."""
-    if neighbour.location is None:
-        return None
+def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> ReadShape:
+    """The points of a neighbour, or the reason why it has none."""
+    reason = "is no longer where it was embedded from"
+    location = neighbour.location
+    if location is None:
+        return ReadShape(neighbour.id, reason=reason)
     try:
-        shape = read_shape(neighbour.location, settings)
-    except (DataError, IndexError, OSError):
-        return None
-    # If a corpus was rebuilt since, its row may hold another shape.
-    same = neighbour.location.kind != "corpus" or neighbour.id.endswith(shape.name)
-    return shape.points if same else None
+        shape = read_shape(location, settings)
+        # If a corpus was rebuilt since, its row may hold another shape.
+        if location.kind != "corpus" or neighbour.id.endswith(shape.name):
+            return shape
+    except IndexError:  # a corpus of fewer shapes
+        pass
+    except DataError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"{error.filename or location.path}: cannot be read ({error.strerror})"
+    return ReadShape(neighbour.id, reason=reason)
