@@ -30,12 +30,14 @@ from pointdistill.engine.embedding import embed as embed_module
 from pointdistill.engine.embedding import loop
 from pointdistill.engine.embedding.compute import (
     GPU_THREADS,
+    MOST_DRAWS,
     FeatureKind,
     FeatureMaker,
     GpuWay,
     inference_threads,
 )
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
+from pointdistill.engine.embedding.file import Chunk, WorkFolder
 from pointdistill.engine.embedding.index import open_index
 from pointdistill.engine.features.extract import frozen_copy
 from pointdistill.engine.weights.encoders import save_encoder
@@ -390,6 +392,40 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_file(folder: Path) -> None:
     assert 0 < left < len(COUNTS)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     np.testing.assert_allclose(np.load("out.npz")["features"], features("whole.npz"), atol=1e-5)
+
+
+def test_the_size_of_a_chunk_changes_no_byte_and_no_batch_is_larger_than_a_forward_pass_may_be(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 64 draws a shape, 1,024 draws are 16 shapes, which is a batch on a CPU; a batch goes in two passes."""
+    passes: list[int] = []
+    chunks: list[int] = []
+    compute, save = FeatureMaker._vectors, WorkFolder.save
+
+    def counted(maker: FeatureMaker, clouds: torch.Tensor) -> torch.Tensor:
+        passes.append(len(clouds))
+        return compute(maker, clouds)
+
+    def noted(work: WorkFolder, number: int, chunk: Chunk) -> None:
+        chunks.append(chunk.size)
+        save(work, number, chunk)
+
+    monkeypatch.setattr(FeatureMaker, "_vectors", counted)
+    monkeypatch.setattr(WorkFolder, "save", noted)
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        np.save(folder / "clouds" / f"{number:02d}.npy", rng.normal(size=(4000, 3)))
+    written = []
+    for draws, expected in ((1024, [16, 16, 8]), (1, [16, 16, 8]), (2048, [32, 8]), (4096, [40])):
+        monkeypatch.setattr(embed_module, "CHUNK_CLOUDS", draws)
+        embed(request(f"{draws}.npz", points=48, draws=8, turns=8, workers=0))
+        assert chunks == expected
+        # 40 shapes of 64 draws: whatever the chunk, two batches of 16 and one of 8.
+        assert passes == [MOST_DRAWS] * 5
+        written.append(Path(f"{draws}.npz").read_bytes())
+        chunks.clear()
+        passes.clear()
+    assert set(written) == {written[0]}
 
 
 def test_few_chunks_are_in_memory_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from pointdistill.data.benchmark_standins import HalfSizes, make_psb_stand_in
 from pointdistill.data.benchmarks.psb import read_psb
 from pointdistill.data.files.workspace import remember_stand_in
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
+from pointdistill.engine.embedding.file import Chunk, WorkFolder
 from pointdistill.engine.embedding.memory import measure_encoder
 from pointdistill.engine.evaluation import retrieval
 from pointdistill.engine.evaluation.evaluate import EvaluationRequest, Outcome, evaluate_saved
@@ -254,8 +255,18 @@ def test_an_encoder_is_measured_with_the_statistics_that_came_with_it(
 def test_features_are_those_that_embed_writes(
     workplace: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also in chunks of the same size, which is what a kill or Ctrl-C costs."""
     monkeypatch.chdir(workplace)
+    chunks: list[int] = []
+    save = WorkFolder.save
+
+    def noted(work: WorkFolder, number: int, chunk: Chunk) -> None:
+        chunks.append(chunk.size)
+        save(work, number, chunk)
+
+    monkeypatch.setattr(WorkFolder, "save", noted)
     measure(workplace, stand_in=True, protocols=("retrieval",), output=workplace / "out")
+    assert chunks == [16, 4]
     (stored,) = (workplace / "out" / "features").glob("*.npz")
     output = workplace / "all.npz"
     embed(EmbedRequest(paths=[archive], output=output, encoder=workplace / "encoder", up="y"))

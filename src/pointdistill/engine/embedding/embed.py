@@ -22,6 +22,7 @@ from pointdistill.data.sources.paths import (
 from pointdistill.engine.embedding.compute import (
     CPU_BATCH,
     DEFAULT_KIND,
+    Draws,
     FeatureKind,
     FeatureMaker,
     check_kind,
@@ -189,8 +190,7 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
     folder = request.output.parent
     info = embedding_info(encoder, kind, settings, shapes, folder) | draws.plain()
     vectors = draws.points if kind in ("patches", "points") else 1
-    most = min(CHUNK_SHAPES, CHUNK_BYTES // (4 * info["width"] * vectors))
-    size = max(1, min(most, max(CHUNK_CLOUDS // draws.count, CPU_BATCH)))
+    size = shapes_in_chunk(draws, info["width"] * vectors)
     wanted, chunks = info | {"chunk": size}, -(-len(shapes) // size)
     maker = FeatureMaker(encoder, kind, device, points=draws.points, turns=draws.turns)
     if share is not None and share.rank > 0:
@@ -218,6 +218,17 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
             return EmbedReport(request.output, len(shapes) - missing, len(shapes), interrupted=True)
         made_by = path_from(folder, origin) if isinstance(origin, Path) else origin
         return _finish(loop, request.output, info | stored | {"encoder": made_by})
+
+
+def shapes_in_chunk(draws: Draws, features: int) -> int:
+    """Number of shapes in a chunk.
+
+    Args:
+        draws: of each shape.
+        features: numbers that are kept of each shape.
+    """
+    most = min(CHUNK_SHAPES, CHUNK_BYTES // (4 * features))
+    return max(1, min(most, max(CHUNK_CLOUDS // draws.count, CPU_BATCH)))
 
 
 def _share(request: EmbedRequest) -> Share | None:

@@ -29,9 +29,10 @@ from pointdistill.engine.embedding.compute import (
     FeatureKind,
     FeatureMaker,
     default_draws,
+    feature_width,
     read_settings,
 )
-from pointdistill.engine.embedding.embed import CHUNK_SHAPES
+from pointdistill.engine.embedding.embed import shapes_in_chunk
 from pointdistill.engine.embedding.file import WorkFolder
 from pointdistill.engine.embedding.loop import EmbeddingLoop
 from pointdistill.engine.evaluation.results import Result
@@ -278,9 +279,11 @@ def embed_labelled(
     path = shapes.path.resolve()
     names = shapes.members
     source = ShapeSource(shapes.kind, str(path), shapes.path.as_posix(), names, len(names))
-    chunks = -(-len(shapes) // CHUNK_SHAPES)
-    work = WorkFolder(output, {"features": output.name}, chunks=chunks)
-    loop = EmbeddingLoop(ShapeList([source]), settings, work, CHUNK_SHAPES, _Forecasting(reporter))
+    size = shapes_in_chunk(draws, feature_width(kind, encoder))
+    # Its name says all that decides the features, so another request is of a version with other chunks.
+    wanted, chunks = {"features": output.name, "chunk": size}, -(-len(shapes) // size)
+    work = WorkFolder(output, wanted, chunks=chunks, overwrite=True)
+    loop = EmbeddingLoop(ShapeList([source]), settings, work, size, _Forecasting(reporter))
     maker = FeatureMaker(encoder, kind, device, points=draws.points, turns=draws.turns)
     with interruptible(reporter.on_signal) as stopped:
         loop.run(maker, batch_size=None, workers=None, stopped=stopped)
