@@ -26,7 +26,13 @@ from pointdistill.engine.embedding.compute import DEFAULT_KIND
 from pointdistill.engine.embedding.embed import EmbedRequest, embed
 from pointdistill.engine.embedding.memory import measure_encoder
 from pointdistill.engine.evaluation.retrieval import retrieval_figures
-from pointdistill.engine.features.statistics import FeatureStatistics, measure, read_statistics
+from pointdistill.engine.features.statistics import (
+    RAW,
+    FeatureStatistics,
+    measure,
+    read_statistics,
+    standardiser,
+)
 from pointdistill.engine.weights.encoders import encoder_checksum, load_encoder, locate_encoder
 
 Features = NDArray[np.float32]
@@ -71,13 +77,13 @@ def cosines(rows: Features, others: Features) -> NDArray[np.float32]:
 
 def places(features: Features, encoders: FeatureStatistics | None) -> dict[str, Place]:
     """The spaces to compare features in, by name; the statistics are those of ``features``."""
-    mean, deviation = features.mean(axis=0), features.std(axis=0)
     own = measure([features], len(features))
     assert own is not None, "the features are not all equal"
+    mean, scaled = own.mean, standardiser(features)
     return {
-        "raw": lambda rows: rows,
+        "raw": RAW.transform,
         "mean subtracted": lambda rows: rows - mean,
-        "standardised": lambda rows: (rows - mean) / deviation,
+        "standardised": lambda rows: scaled(rows).astype(np.float32),
         "own axes": own.whitened,
     } | (
         {
