@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -68,6 +69,9 @@ def test_from_a_folder_of_meshes_to_an_encoder(succeed: Succeed, tmp_path: Path)
     said = succeed("pretrain", *TINY, "--steps", "2")
     assert "(the last one made in this folder)" in said
     assert "next: pointdistill embed YOUR_FILES" in said
+    (measuring,) = (line for line in said.splitlines() if line.startswith("next, for `search`: "))
+    succeed(*shlex.split(measuring.partition("pointdistill ")[2].partition("   (")[0]))
+    assert (tmp_path / "my-encoder" / "feature_statistics.safetensors").is_file()
     succeed("export", "out")
     assert load_encoder(tmp_path / "out").config.width == 64
 
