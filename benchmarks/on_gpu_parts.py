@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,15 +26,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from on_gpu import ROOT, Settings
 from on_gpu_timing import (
     Found,
     base,
+    build,
     compiled,
     error_of,
-    in_graphs,
     machine,
     note,
     on_gpu,
@@ -45,9 +48,18 @@ from on_gpu_timing import (
     stages,
     timed,
     train,
+    train_base,
+    train_recorded,
 )
+from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import recipe
-from pointdistill.engine.embedding.compute import DEFAULT_KIND, FeatureMaker
+from pointdistill.engine.embedding.compute import (
+    DEFAULT_KIND,
+    GPU_BATCH,
+    FeatureMaker,
+    InferenceThreads,
+    inference_threads,
+)
 from pointdistill.engine.planning.trial import SyntheticCorpus
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.pretrain import pretrain
@@ -57,6 +69,7 @@ from pointdistill.model import selection
 from pointdistill.model.encoder import Encoder
 from pointdistill.model.initialize import initialize
 from pointdistill.model.random import KeyedRandom, sample_keys
+from pointdistill.reporter import StepRecord, TrainingReporter
 
 
 def corpus(settings: Settings) -> Found:
@@ -149,28 +162,71 @@ def same_bits(settings: Settings) -> Found:
 
 def gpu_tests(settings: Settings) -> Found:
     """The tests that need a GPU, which skip on a CPU, and beside a GPU those of the model."""
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/engine/test_on_gpu.py"]
-    words += ["tests/model"] if on_gpu(settings) else []
-    return command([sys.executable, *words])
+    # Only the plugins that the project's settings name: others that happen to be installed raise warnings, which
+    # are errors here. pytest-benchmark, for one, ends the whole session where tests run beside each other.
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "2"}
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "xdist", "-p", "timeout"]
+    pytest += ["-p", "no:cacheprovider"]
+    found = {"on the GPU": command([*pytest, "tests/engine/test_on_gpu.py"], env=environment)}
+    if on_gpu(settings):
+        note(settings, "gpu_tests", found)
+        found["of the model"] = command([*pytest, "tests/model"], env=environment)
+    return found
 
 
 def resume(settings: Settings) -> Found:
-    """Whether a run on this device is repeated, and continued, to the bit."""
+    """Whether a run here is repeated to the bit, and continued so after SIGKILL; plain, then compiled."""
     batch, steps = sizes(settings, 32, 2), sizes(settings, 40, 4)
     config = replace(recipe("tiny"), batch_size=batch, steps=steps)
     data = SyntheticCorpus(4 * batch, sizes(settings, 2048, 512))
     found: Found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, stops in (("once", [None]), ("again", [None]), ("in two", [steps // 2, None])):
-            run = Path(folder, name)
-            for stop in stops:
-                options = RunOptions(device=settings.device, stop_at=stop)
-                pretrain(config, corpus=data, run=run, resume=run.exists(), options=options)
-            weights = (run / "encoder" / "model.safetensors").read_bytes()
-            found[name] = hashlib.sha256(weights).hexdigest()[:12]
-    found["repeated"] = found["once"] == found["again"]
-    found["resumed"] = found["once"] == found["in two"]
+    for name, compiling in (("plain", "off"), ("compiled", "auto")):
+        options = RunOptions(
+            device=settings.device, compile=compiling, save_every=steps // 4, save_minutes=1e9
+        )
+        found[name] = repeated_and_resumed(config, data, options, kill_at=3 * steps // 4)
+        note(settings, "resume", found)
+        if not on_gpu(settings):
+            break
     return found
+
+
+def repeated_and_resumed(
+    config: PretrainConfig, data: SyntheticCorpus, options: RunOptions, *, kill_at: int
+) -> Found:
+    """The beginnings of the checksums of three runs' encoders, the third of which is killed at a step."""
+    found: Found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("once", "again", "killed"):
+            run = Path(folder, name)
+            if name == "killed":
+                # A process of its own, which cannot be a fork: this one has used the GPU.
+                arguments = (config, data, run, options, kill_at)
+                doomed = multiprocessing.get_context("spawn").Process(
+                    target=run_until_killed, args=arguments
+                )
+                doomed.start()
+                doomed.join()
+                found["killed"] = doomed.exitcode == -signal.SIGKILL
+            pretrain(config, corpus=data, run=run, resume=run.exists(), options=options)
+            weights = (run / "encoder" / "model.safetensors").read_bytes()
+            found[f"weights, {name}"] = hashlib.sha256(weights).hexdigest()[:12]
+    found["repeated"] = found["weights, once"] == found["weights, again"]
+    found["resumed"] = found["weights, once"] == found["weights, killed"]
+    return found
+
+
+def run_until_killed(
+    config: PretrainConfig, data: SyntheticCorpus, run: Path, options: RunOptions, kill_at: int
+) -> None:
+    """Train, and end this process as a lost machine would when a step is reported."""
+
+    class Kills(TrainingReporter):
+        def step(self, record: StepRecord) -> None:
+            if record.step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    pretrain(config, corpus=data, run=run, options=options, reporter=Kills())
 
 
 def precision(settings: Settings) -> Found:
@@ -181,7 +237,8 @@ def precision(settings: Settings) -> Found:
     config = replace(config, schedule=replace(config.schedule, warmup_epochs=1.0))
     runs, found = {}, {}
     for name, kind in (("bf16", "bf16"), ("float32", "no")):
-        marks = run_losses(config, data, settings, precision=kind)
+        # Plain, since each would wait minutes for kernels of its own.
+        marks = run_losses(config, data, settings, precision=kind, compile="off")
         runs[name] = [record.loss for _, record in marks]
         numbers = [n for _, r in marks for n in (r.loss, r.gradient_norm, *r.terms.values())]
         found[name] = {
@@ -204,7 +261,11 @@ def embed(settings: Settings) -> Found:
     maker, found = FeatureMaker(encoder, DEFAULT_KIND, device, points=config.points), {}
     for size in {min(size, count) for size in (64, 256, 1024)}:
         spent = timed(lambda size=size: maker(list(clouds[:size])), device, 5)["in_a_row_ms"]
-        found[f"clouds per second, {size} a batch"] = round(1e3 * size / spent, 1)
+        found[f"clouds per second, {size} a batch, one after another"] = round(
+            1e3 * size / spent, 1
+        )
+    found["clouds per second, as embed computes them"] = overlapped(maker, clouds, device)
+    note(settings, "embed", found)
     points = torch.from_numpy(clouds[:256]).to(device)
 
     @torch.inference_mode()
@@ -227,6 +288,24 @@ def embed(settings: Settings) -> Found:
     return found
 
 
+def overlapped(maker: FeatureMaker, clouds: NDArray[np.float32], device: torch.device) -> float:
+    """Clouds a second in batches of the default size, of which two are under way at a time."""
+    size = min(GPU_BATCH, len(clouds))
+    rounds = 8 if device.type == "cuda" else 1
+    batches = [list(clouds[i : i + size]) for i in range(0, len(clouds), size)] * rounds
+
+    def compute(threads: InferenceThreads, batches: list[Any]) -> None:
+        for waiting in [threads.submit(batch) for batch in batches]:
+            waiting.result()
+
+    with inference_threads(maker) as threads:
+        compute(threads, batches[:4])  # each thread prepares its memory
+        began = time.perf_counter()
+        compute(threads, batches)
+        spent = time.perf_counter() - began
+    return round(size * len(batches) / spent, 1)
+
+
 def command(words: list[str], **more: Any) -> Found:
     """Run a command; its time limit is that of the part."""
     began = time.perf_counter()
@@ -235,7 +314,7 @@ def command(words: list[str], **more: Any) -> Found:
     )
     print("$", *words, "\n", done.stdout[-6000:], flush=True)
     found: Found = {"seconds": round(time.perf_counter() - began, 1)}
-    found |= {"exit_code": done.returncode, "end": done.stdout.strip()[-700:]}
+    found |= {"exit_code": done.returncode, "end": done.stdout.strip()[-2500:]}
     return found | ({"error": f"exit code {done.returncode}"} if done.returncode else {})
 
 
@@ -245,12 +324,11 @@ def commands(settings: Settings) -> Found:
     open_or_make_corpus(settings)
     device, trained = ["--device", settings.device], ["--encoder", "run"]
     steps = ["--steps", str(sizes(settings, 60, 2)), "--batch-size", str(sizes(settings, 64, 2))]
-    plan = ["--size", settings.size, "--shapes", str(sizes(settings, 52_470, 64))]
     lines = [
         ["doctor"],
-        ["pretrain", *size, "--data", data, *device, *steps, "--run", "run"],
+        # Not compiled, which would take most of the time; the part "resume" does it.
+        ["pretrain", *size, "--data", data, *device, *steps, "--run", "run", "--compile", "off"],
         ["embed", data, *trained, *device, "--output", "features.npz"],
-        ["plan", *plan, *(device if on_gpu(settings) else ["--no-measure"])],
     ]
     if on_gpu(settings):
         labelled = ["scanobjectnn", "--stand-in", *trained, "--split", "OBJ-BG", *device]
@@ -271,13 +349,21 @@ def commands(settings: Settings) -> Found:
     return found
 
 
+def plan(settings: Settings) -> Found:
+    """What is planned for a run of the part "train", whose memory and time of a step stand beside it."""
+    words = ["plan", "--size", settings.size, "--shapes", str(sizes(settings, 52_470, 64))]
+    words += ["--device", settings.device] if on_gpu(settings) else ["--no-measure"]
+    with tempfile.TemporaryDirectory() as folder:
+        return command([sys.executable, "-P", "-m", "pointdistill", *words], cwd=folder)
+
+
 def benchmark(name: str, settings: Settings, *words: str) -> Found:
     return command([sys.executable, f"benchmarks/{name}.py", "--device", settings.device, *words])
 
 
 def benchmark_train(settings: Settings) -> Found:
     open_or_make_corpus(settings)
-    batch, steps = str(sizes(settings, 128, 2)), str(sizes(settings, 40, 6))
+    batch, steps = str(sizes(settings, 128, 2)), str(sizes(settings, 80, 6))
     words = ("--batch", batch, "--steps", steps, "--corpus", settings.corpus)
     return benchmark("train", settings, "--size", settings.size, *words)
 
@@ -294,14 +380,13 @@ def benchmark_step(settings: Settings) -> Found:
 
 
 FUNCTIONS: dict[str, Callable[[Settings], Found]] = {
-    "graph": in_graphs,
     "profile": profiled,
 } | {
     function.__name__: function
     for function in (
         *(corpus, golden_float32, golden_bf16, same_bits, gpu_tests, resume),
-        *(machine, stages, train, recompute, operations, base),
-        *(precision, commands, compiled, embed),
+        *(build, machine, train, train_recorded, train_base, stages, recompute, operations, base),
+        *(precision, commands, plan, compiled, embed),
         *(benchmark_train, benchmark_views, benchmark_step),
     )
 }

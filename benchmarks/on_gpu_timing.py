@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import os
 import platform
@@ -39,6 +40,8 @@ from pointdistill.engine.planning.trial import SyntheticCorpus
 from pointdistill.engine.pretraining import step as step_module
 from pointdistill.engine.pretraining.checkpoints import new_state, to_device
 from pointdistill.engine.pretraining.execution import (
+    RECORDED_FROM,
+    CudaRecorder,
     StepCompiler,
     ViewMaker,
     compile_failure,
@@ -46,11 +49,15 @@ from pointdistill.engine.pretraining.execution import (
 )
 from pointdistill.engine.pretraining.loader import batches, read_batch
 from pointdistill.engine.pretraining.pretrain import pretrain
-from pointdistill.engine.pretraining.step import TrainingStep, views_of
+from pointdistill.engine.pretraining.step import TrainingStep, make_views, views_of
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.runtime.devices import GIB, build_accelerator
+from pointdistill.errors import CorpusError
 from pointdistill.model import losses, patches, selection
 from pointdistill.reporter import StepRecord, TrainingReporter
+
+WAIT_FOR_CORPUS = 60.0
+"""Seconds that a part waits for the corpus that another makes."""
 
 ATTENTION = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 Found = dict[str, Any]
@@ -231,8 +238,16 @@ def open_or_make_corpus(settings: Settings) -> Any:
     path = Path(settings.corpus)
     source = open_source("builtin", SourceRequest(shapes=sizes(settings, 1024, 16)))
     workers = None if on_gpu(settings) else 0
-    build_corpus(source, path, points=sizes(settings, 16_384, 1024), workers=workers)
-    return open_corpus(path)
+    ends = time.monotonic() + WAIT_FOR_CORPUS
+    while True:
+        try:
+            build_corpus(source, path, points=sizes(settings, 16_384, 1024), workers=workers)
+        except CorpusError:  # another part is making it
+            if time.monotonic() > ends:
+                raise
+            time.sleep(0.5)
+        else:
+            return open_corpus(path)
 
 
 # Timings.
@@ -344,26 +359,72 @@ def run_losses(config: PretrainConfig, data: Any, settings: Settings, **options:
     return marks
 
 
-def train(settings: Settings) -> Found:
+class Lines(logging.Handler):
+    """The program's warnings, such as that a step cannot be compiled."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def build(settings: Settings) -> Found:
+    """The kernels of a training step, made for the parts that follow; and how long a run waits for them."""
+    batch = sizes(settings, 128, 2)
+    config = replace(recipe(settings.size), batch_size=batch, steps=5)
+    data = SyntheticCorpus(4 * batch, sizes(settings, 16_384, 512))
+    return waited(settings, config, data)[0]
+
+
+def waited(
+    settings: Settings, config: PretrainConfig, data: Any, **options: Any
+) -> tuple[Found, list[tuple[float, StepRecord]]]:
+    """How long a run took to its first steps, and what it warned of; and its steps."""
+    log, lines, began = logging.getLogger("pointdistill"), Lines(), time.perf_counter()
+    log.addHandler(lines)
+    try:
+        marks = run_losses(config, data, settings, **options)
+    finally:
+        log.removeHandler(lines)
+    first = [round(at - began, 1) for at, _ in marks[:5]]
+    return {"seconds until the first steps": first, "warnings": lines.lines}, marks
+
+
+def train(settings: Settings, size: str | None = None, **options: Any) -> Found:
     """The real program, from a corpus on disk to its last checkpoint; and the loader alone."""
     data = open_or_make_corpus(settings)
     batch, steps = sizes(settings, 128, 2), sizes(settings, 80, 4)
-    config = replace(recipe(settings.size), batch_size=batch, steps=steps)
-    marks = run_losses(config, data, settings)[steps // 4 :]
+    config = replace(recipe(size or settings.size), batch_size=batch, steps=steps)
+    found, marks = waited(settings, config, data, **options)
+    marks = marks[steps // 4 :]
     gaps = [after[0] - before[0] for before, after in itertools.pairwise(marks)]
-    found: Found = {
+    found |= {
         "shapes_per_second": round(batch * len(gaps) / sum(gaps), 1),
+        "steps": len(gaps),
         "step_ms": round(1e3 * statistics.median(gaps), 2),
         "slowest_step_ms": round(1e3 * max(gaps), 1),
         "losses": [round(record.loss, 4) for _, record in (marks[0], marks[-1])],
     }
     if on_gpu(settings):
         found["allocated_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
+        found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 2)
     began = time.perf_counter()
     read = batches(data, batch_size=batch, seed=0, first=0, last=6, pin=on_gpu(settings))
     shapes = sum(len(one.counts) for one in read)
     found["loader_alone_shapes_per_second"] = round(shapes / (time.perf_counter() - began), 1)
     return found
+
+
+def train_recorded(settings: Settings) -> Found:
+    """The same with ``--compile on``: step and views are CUDA graphs, or a warning says why they are not."""
+    return train(settings, compile="on" if on_gpu(settings) else "auto")
+
+
+def train_base(settings: Settings) -> Found:
+    """The same for the base size; the kernels are not there yet, so its first step takes minutes."""
+    return train(settings, "base" if on_gpu(settings) else "tiny")
 
 
 def operations(settings: Settings) -> Found:
@@ -422,10 +483,12 @@ def compiled_loss(device: torch.device) -> Callable[..., Tensor]:
 
 
 def profiled(settings: Settings) -> Found:
-    """Kernels of views and step, from PyTorch's profiler."""
-    one, found, gpu = SyntheticStep(settings), {}, on_gpu(settings)
+    """Kernels of views and step as training runs them, from PyTorch's profiler."""
+    gpu, found = on_gpu(settings), {}
+    one = SyntheticStep(settings, compiler=StepCompiler(active=gpu))
     rounds = sizes(settings, 3, 1)
-    one.both()
+    for _ in range(rounds):
+        one.both()
     own = "self_device_time_total" if gpu else "self_cpu_time_total"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     for name, what in (("views", one.views), ("step", one.train)):
@@ -435,8 +498,16 @@ def profiled(settings: Settings) -> Found:
                 what()
             synchronize(one.device)
         events = seen.key_averages()
-        # On a GPU only the kernels: an operation's own row has the time of its kernels once more.
-        rows = [e for e in events if not gpu or "CUDA" in str(e.device_type)]
+        # On a GPU only the kernels: an operation's own row has the time of its kernels once more, and so has that
+        # of a compiled graph.
+        rows = [
+            event
+            for event in events
+            if not gpu
+            or (
+                "CUDA" in str(event.device_type) and not getattr(event, "is_user_annotation", False)
+            )
+        ]
         rows.sort(key=lambda e: -getattr(e, own))
         found[name] = {
             "kernels": sum(e.count for e in rows) // rounds,
@@ -448,56 +519,40 @@ def profiled(settings: Settings) -> Found:
         }
         table = events.table(sort_by=own, row_limit=40, max_name_column_width=90)
         Path(settings.output, f"profile-{name}.txt").write_text(table)
-    return found
-
-
-def captured(one: SyntheticStep, what: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A call as a CUDA graph, with fixed rates: for its time alone."""
-    for group in one.state.optimizer.param_groups:
-        group["capturable"] = True
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            what()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        what()
-    return graph
-
-
-def in_graphs(settings: Settings) -> Found:
-    """Views and step replayed from CUDA graphs: what launching costs."""
-    if not on_gpu(settings):
-        return {"skipped": "CUDA graphs need a GPU"}
-    # Stochastic depth seeds a generator in every step, which a graph cannot hold.
-    one, found = SyntheticStep(settings, drop_path=False), {}
-    one.both()
-    found["eager"] = one.speed()
-    with patch.object(TrainingStep, "_generator", lambda _: None):
-        for name, what in (("views", one.views), ("views and step", one.both)):
-            try:
-                found[name] = timed(captured(one, what).replay, one.device, 20)
-            except Exception as error:
-                found[name] = error_of(error)
-                break
+        note(settings, "profile", found)
     return found
 
 
 def compiled(settings: Settings) -> Found:
-    """Views and step through the compiler that training uses."""
+    """Views and step through the compiler that training uses, and as the CUDA graphs of ``--compile on``."""
+    device = torch.device(settings.device)
     plain = SyntheticStep(settings)
     first = plain.both().item()
     found: Found = {"plain": plain.speed(10)}
-    one = SyntheticStep(settings, compiler=StepCompiler(active=on_gpu(settings)))
-    began = time.perf_counter()
-    found["first losses"] = [first, one.both().item()]
-    found["compile_seconds"] = round(time.perf_counter() - began, 1)
-    note(settings, "compiled", found)
-    found["compiled"] = one.speed(10) | peak_gib(one.both, one.device)
+    del plain  # whose memory would count
+    ways: dict[str, Callable[[], StepCompiler]] = {
+        "compiled": lambda: StepCompiler(active=on_gpu(settings))
+    }
+    if on_gpu(settings):
+        ways["recorded"] = lambda: StepCompiler(active=True, recorder=CudaRecorder(device))
+    for name, compiler in ways.items():
+        one, began = SyntheticStep(settings, compiler=compiler()), time.perf_counter()
+        losses_of_both = [first, one.both().item()]
+        found[name] = {"first loss, plain and so": losses_of_both}
+        found[name]["seconds of the first step"] = round(time.perf_counter() - began, 1)
+        note(settings, "compiled", found)
+        for _ in range(sizes(settings, 2 * RECORDED_FROM, 1)):
+            one.both()
+        found[name] |= one.speed() | {"memory": peak_gib(one.both, device)}
+        found[name]["views"] = timed(one.views, device)
+        found[name]["step"] = timed(one.train, device)
+        found[name]["share of equal centres"] = equal_centers(one)
+        note(settings, "compiled", found)
     return found
 
 
-# Whole programs.
+def equal_centers(one: SyntheticStep) -> float:
+    """Share of the centres of global views that are, to the bit, those of views that are not compiled."""
+    one.views()
+    wanted = make_views(one.batch, one.config).global_views.centers
+    return (one.made.global_views.centers == wanted).all(-1).float().mean().item()

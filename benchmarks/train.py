@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -32,11 +33,11 @@ from pointdistill.data.sources import SourceRequest, open_source
 from pointdistill.engine.config.config import PretrainConfig
 from pointdistill.engine.config.recipes import recipe
 from pointdistill.engine.pretraining.checkpoints import new_state, to_device
-from pointdistill.engine.pretraining.execution import prepare_student
+from pointdistill.engine.pretraining.execution import ViewMaker, prepare_student, step_compiler
 from pointdistill.engine.pretraining.launch import fit_batch
 from pointdistill.engine.pretraining.loader import Batch, read_batch
 from pointdistill.engine.pretraining.pretrain import pretrain
-from pointdistill.engine.pretraining.step import TrainingStep, make_views
+from pointdistill.engine.pretraining.step import TrainingStep, views_of
 from pointdistill.engine.pretraining.trainer import RunOptions
 from pointdistill.engine.runtime.devices import build_accelerator, pick_device, threads_for
 from pointdistill.model.config import Mode
@@ -46,14 +47,26 @@ WARM = 0.2
 """Share of the steps that is not timed."""
 
 KINDS = {
-    "matrix products": ("gemm", "mm", "matmul", "linear", "cutlass", "nvjet", "cublas"),
+    "fused by the compiler": ("triton_",),
     "attention": ("flash", "fmha", "attention", "sdpa"),
+    "matrix products": (
+        "gemm",
+        "::mm",
+        "addmm",
+        "bmm",
+        "matmul",
+        "linear",
+        "cutlass",
+        "nvjet",
+        "cublas",
+    ),
     "optimiser, teacher": ("adam", "foreach", "multi_tensor", "lerp"),
     "norms, softmax, reductions": ("norm", "softmax", "reduce", "sum", "mean", "amax", "max"),
     "sorting, selecting, gathering": ("sort", "topk", "gather", "scatter", "index", "radix", "cat"),
     "copies": ("copy", "memcpy", "memset", "fill"),
 }
-"""Kernels by a part of their name; the first that fits. Everything else is elementwise work."""
+"""Kernels by a part of their name; the first that fits, so that attention's, whose names contain ``cutlass``, and
+fused ones, which are named after what they fuse, come first. Everything else is elementwise work."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -92,7 +105,10 @@ class OneStep:
         self.state = new_state(config)
         to_device(self.state, self.device)
         student = prepare_student(self.state, self.accelerator, RunOptions().sharding)
-        self.step = TrainingStep(self.state, student, self.accelerator)
+        # As training does it, so on a GPU compiled.
+        compiler = step_compiler(RunOptions().compile, self.accelerator)
+        self.step = TrainingStep(self.state, student, self.accelerator, compiler)
+        self.make_views = ViewMaker(partial(views_of, config=config), self.device, compiler)
         self.rates = config.schedule.at(0, total=1000, steps_per_epoch=100)
         self.batch = self.read()
 
@@ -101,7 +117,7 @@ class OneStep:
         return read_batch(self.opened, rows, 0).to(self.device)
 
     def views(self) -> None:
-        self.made = make_views(self.batch, self.config)
+        self.made = self.make_views(self.batch)
 
     def train(self) -> None:
         self.step(self.batch, self.made, self.rates)
@@ -117,8 +133,13 @@ class OneStep:
         return statistics.median(found[2:])
 
     def flops(self) -> float:
-        # The counter misses fused attention on a CPU; the plain form computes the same products.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        # The counter misses fused attention on a CPU; the plain form computes the same products. It misses
+        # compiled code everywhere.
+        with (
+            torch.compiler.set_stance("force_eager"),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
             self.train()
         return float(counter.get_total_flops())
 
@@ -132,6 +153,8 @@ class OneStep:
             synchronize(self.device)
         spent: dict[str, float] = {}
         for event in found.key_averages():
+            if getattr(event, "is_user_annotation", False):
+                continue  # of a compiled graph, whose kernels have their own rows
             taken = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             name = event.key.lower()
             kind = next((k for k, parts in KINDS.items() if any(p in name for p in parts)), None)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from pointdistill.errors import CorpusError
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -110,7 +112,17 @@ def test_every_part_is_a_function(script: ModuleType, parts: ModuleType) -> None
 
 
 def test_parts_run_at_the_smallest_size(parts: ModuleType, settings: Any, results: Path) -> None:
-    for name in ("same_bits", "machine", "stages", "recompute", "operations", "graph", "embed"):
+    names = (
+        "same_bits",
+        "machine",
+        "stages",
+        "recompute",
+        "operations",
+        "compiled",
+        "embed",
+        "build",
+    )
+    for name in names:
         assert parts.run_part(name, settings), name
     found = {file.stem: json.loads(file.read_text()) for file in results.glob("*.json")}
     assert all(value in (True, 1.0) for value in found["same_bits"].values())
@@ -120,6 +132,46 @@ def test_parts_run_at_the_smallest_size(parts: ModuleType, settings: Any, result
         *("clip", "message", "optimiser", "moving average"),
     ]
     assert max(found["operations"]["patch loss, relative difference"]) < 1e-5
+    assert found["compiled"]["compiled"]["share of equal centres"] == 1.0
+    assert found["embed"]["clouds per second, as embed computes them"] > 0.0
+    assert len(found["build"]["seconds until the first steps"]) == 5
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_to_the_bit(parts: ModuleType, settings: Any) -> None:
+    found = parts.resume(settings)["plain"]
+    assert found["killed"]
+    assert found["repeated"]
+    assert found["resumed"]
+
+
+def test_parts_that_need_the_corpus_wait_for_it(
+    parts: ModuleType, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They begin while another part still makes it."""
+    import on_gpu_timing
+
+    build, calls = on_gpu_timing.build_corpus, []
+
+    def busy_at_first(*given: Any, **named: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            raise CorpusError("another process is building this corpus")
+        return build(*given, **named)
+
+    monkeypatch.setattr(on_gpu_timing, "build_corpus", busy_at_first)
+    assert len(parts.open_or_make_corpus(settings)) == 16
+    assert len(calls) == 2
+    monkeypatch.setattr(on_gpu_timing, "WAIT_FOR_CORPUS", -1.0)
+    calls.clear()
+    with pytest.raises(CorpusError, match="another process"):
+        parts.open_or_make_corpus(settings)
+
+
+def test_tests_run_with_the_plugins_of_the_project_alone(parts: ModuleType, settings: Any) -> None:
+    found = parts.gpu_tests(settings)["on the GPU"]
+    assert found["exit_code"] == 0, found["end"]
+    assert "skipped" in found["end"]
 
 
 def test_an_error_stands_beside_what_a_part_had_found(
