@@ -137,7 +137,10 @@ class _FusableRmsNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = (x.float().square().mean(-1, keepdim=True) + eps).rsqrt()
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale * weight).to(x.dtype)
+        normed = x * scale * weight
+        # A cast to the dtype that it has would return the tensor itself, and for that the compiler of PyTorch 2.11
+        # makes a gradient of zeros.
+        return normed if normed.dtype == x.dtype else normed.to(x.dtype)
 
     @staticmethod
     @once_differentiable
