@@ -59,6 +59,7 @@ PARTS = (
     Part("corpus", 90, alone=False),
     Part("golden_float32", 75, alone=False),
     Part("golden_bf16", 75, alone=False),
+    Part("golden_compiled", 200, alone=False),
     Part("same_bits", 60, alone=False),
     Part("gpu_tests", 120, alone=False),
     Part("resume", 160, alone=False),

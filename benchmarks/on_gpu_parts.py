@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ from pointdistill.engine.embedding.compute import (
     inference_threads,
 )
 from pointdistill.engine.planning.trial import SyntheticCorpus
+from pointdistill.engine.pretraining import execution
+from pointdistill.engine.pretraining.execution import StepCompiler
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.pretrain import pretrain
 from pointdistill.engine.pretraining.step import make_views
@@ -79,15 +81,16 @@ def corpus(settings: Settings) -> Found:
     return {"shapes": shapes, "seconds": round(time.perf_counter() - began, 1)}
 
 
-def golden(settings: Settings, precision: str) -> Found:
+def golden(settings: Settings, precision: str, cases: Sequence[str] = (), **options: Any) -> Found:
     """The golden steps of the tests on the device: largest relative errors of losses and gradients."""
     sys.path.insert(0, str(ROOT))
     from tests.model.test_golden_training import CASES, GoldenStep
 
     exact, found = precision == "no", dict[str, Found]()
-    for name in CASES:
+    for name in cases or CASES:
         try:
-            step = GoldenStep(ROOT / "tests" / "golden", name, settings.device, precision)
+            folder = ROOT / "tests" / "golden"
+            step = GoldenStep(folder, name, settings.device, precision, **options)
             ours = {f"{term}_loss": step.metrics.logged[term] for term in step.metrics.terms}
             ours["loss"] = step.metrics.logged["loss"]
             worst = max(
@@ -118,6 +121,19 @@ def golden_float32(settings: Settings) -> Found:
 
 def golden_bf16(settings: Settings) -> Found:
     return golden(settings, "bf16")
+
+
+def golden_compiled(settings: Settings) -> Found:
+    """The first of them as compiled code, in which the gradients too are other code."""
+    if not on_gpu(settings):  # where building the kernels takes minutes
+        execution._WHOLE["backend"] = "aot_eager"
+    found: Found = {}
+    for precision in ("no", "bf16"):
+        compiler = StepCompiler(active=True, retries=False)
+        found[precision] = golden(settings, precision, ["dual"], compiler=compiler)
+        note(settings, "golden_compiled", found)
+        torch.compiler.reset()
+    return found
 
 
 def same_bits(settings: Settings) -> Found:
@@ -384,7 +400,7 @@ FUNCTIONS: dict[str, Callable[[Settings], Found]] = {
 } | {
     function.__name__: function
     for function in (
-        *(corpus, golden_float32, golden_bf16, same_bits, gpu_tests, resume),
+        *(corpus, golden_float32, golden_bf16, golden_compiled, same_bits, gpu_tests, resume),
         *(build, machine, train, train_recorded, train_base, stages, recompute, operations, base),
         *(precision, commands, plan, compiled, embed),
         *(benchmark_train, benchmark_views, benchmark_step),

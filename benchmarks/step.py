@@ -97,7 +97,7 @@ def usual_loss(
 
 
 @torch.no_grad()
-def usual_average(average: nn.Module, module: nn.Module, share: Tensor) -> None:
+def usual_average(average: nn.Module, module: nn.Module, share: Tensor, **_: object) -> None:
     theirs = dict(module.named_parameters())
     for name, ours in average.named_parameters():
         ours.add_((theirs[name] - ours) * share)

@@ -199,3 +199,16 @@ def test_the_script_runs_a_part_in_a_process_of_its_own(script: ModuleType, tmp_
     assert "error" not in done.stdout
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["machine"]["launch_us"] > 0.0
+
+
+def test_the_usual_step_and_ours_have_the_same_losses(script: ModuleType) -> None:
+    """``benchmarks/step.py``, which one of the parts runs."""
+    import step
+
+    shapes = [step.np.random.default_rng(0).normal(size=(512, 3)).astype("f4") for _ in range(2)]
+    clouds = step.torch.from_numpy(step.np.stack(shapes))
+    counts, index = step.torch.full((2,), 512), step.torch.arange(2)
+    batch = step.Batch(clouds, counts, index, 0)
+    ways = step.ladder("tiny", step.torch.device("cpu"))
+    step.run_rounds(ways, batch, step.make_views(batch, step.recipe("tiny")), 1)
+    step.check_losses(ways)
