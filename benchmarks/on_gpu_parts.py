@@ -350,11 +350,12 @@ def commands(settings: Settings) -> Found:
         labelled = ["scanobjectnn", "--stand-in", *trained, "--split", "OBJ-BG", *device]
         parts = ["shapenetpart", "--stand-in", *trained, *device]
         probes = ["--protocol", "knn", "--protocol", "linear", "--seeds", "1"]
+        # The longest last.
         lines += [
-            ["evaluate", *labelled, *probes, "--epochs", "2"],
+            ["reconstruct", *trained, "--data", data, "--steps", "20", *device],
             ["finetune", *labelled, "--epochs", "2", "--output", "classifier"],
             ["finetune", *parts, "--epochs", "1", "--output", "segmenter"],
-            ["reconstruct", *trained, "--data", data, "--steps", "20", *device],
+            ["evaluate", *labelled, *probes, "--epochs", "2"],
         ]
     found: Found = {}
     with tempfile.TemporaryDirectory() as folder:
