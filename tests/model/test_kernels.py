@@ -1,4 +1,4 @@
-"""The Triton kernels, interpreted beside the reference, and compiled for a GPU; neither needs one."""
+"""The Triton kernels: interpreted beside the reference, compiled for a GPU without one, and when they are used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import importlib.util
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
+
+from pointdistill.model import kernels
 
 INPUTS = int(os.environ.get("POINTDISTILL_KERNEL_INPUTS", "8"))
 """Random inputs of each kernel; the interpreter takes 20 ms for a row."""
@@ -102,3 +106,39 @@ def test_kernels_compile_for_a_hopper_gpu_without_fused_multiply_add() -> None:
     command = [sys.executable, "-c", COMPILE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_where_triton_builds_nothing_the_reference_is_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in an image that has PyTorch for a GPU, but no C compiler; one line says so, once."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nand much more")
+
+    monkeypatch.setattr(kernels, "triton", object())
+    monkeypatch.setattr(kernels, "launch_kth_smallest", broken)
+    kernels.can_be_built.cache_clear()
+    try:
+        tried = [kernels.can_be_built(torch.device("cpu")) for _ in range(2)]
+    finally:
+        kernels.can_be_built.cache_clear()
+    assert tried == [False, False]
+    (line,) = caplog.messages
+    assert line.startswith("views and patches are made without Triton, which takes longer: ")
+    assert line.endswith(": Failed to find C compiler.")
+
+
+def test_a_gpu_uses_the_kernels_where_they_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu:
+        device = torch.device("cuda")
+
+    values: Any = OnGpu()
+    monkeypatch.setattr(kernels, "triton", object())
+    for works in (True, False):
+        monkeypatch.setattr(kernels, "can_be_built", lambda _, works=works: works)
+        assert kernels.usable(values, 1024) == works
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert kernels.usable(values, 1024), "the compiler has shown that Triton works"
+    assert not kernels.usable(values, kernels.MOST_VALUES + 1)
+    assert not kernels.usable(torch.zeros(2), 2)

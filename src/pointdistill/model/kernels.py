@@ -9,6 +9,8 @@ Sizes: B clouds, R rows, N points or values, P chosen points.
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,9 +28,30 @@ MOST_VALUES = 2**15
 _LAST = 2**31 - 1
 
 
+log = logging.getLogger("pointdistill")
+
+
 def usable(values: Tensor, row: int) -> bool:
     """Whether the kernels can be used for rows of this length, on the device of these values."""
-    return triton is not None and values.device.type == "cuda" and row <= MOST_VALUES
+    if triton is None or values.device.type != "cuda" or row > MOST_VALUES:
+        return False
+    # Whatever is compiled for a GPU is built by Triton, too.
+    return torch.compiler.is_compiling() or can_be_built(values.device)
+
+
+@cache
+def can_be_built(device: torch.device) -> bool:
+    """Whether Triton works, found by launching a kernel; if it does not, one line says so."""
+    # It needs a C compiler and Python's headers, which images for running programs leave out, and a GPU that is
+    # not too old.
+    try:
+        ones = torch.ones(1, 1, dtype=torch.int32, device=device)
+        launch_kth_smallest(ones, torch.ones(1, dtype=torch.int64, device=device))
+    except Exception as error:  # Triton has no common class for this
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        log.warning("views and patches are made without Triton, which takes longer: %s", reason)
+        return False
+    return True
 
 
 def _jit(function: Any) -> Any:
