@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -282,6 +283,59 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_before(
     (line,) = our_lines(caplog)
     assert line.startswith("the step's kernels are launched one by one, which takes longer: ")
     assert reason in line
+
+
+@pytest.mark.parametrize("ends", ["as it should", "with an error of its own"])
+def test_a_failed_recording_leaves_stream_and_memory_as_they_were(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own clean-up stops where the end of a recording is an error; the reason is what failed first."""
+    done: list[object] = []
+
+    class Stream:
+        device_index = 0
+
+    @contextlib.contextmanager
+    def on_stream(_: object) -> Iterator[None]:
+        done.append("on the stream")
+        try:
+            yield
+        finally:
+            done.append("off the stream")
+
+    @contextlib.contextmanager
+    def graph(_: object, *, pool: object, **__: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if ends == "with an error of its own":
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    def end(device: int, pool: object) -> None:
+        if ends == "as it should":
+            raise RuntimeError("not currently recording to this pool")
+        done.append(("ended", device, pool))
+
+    def release(device: int, pool: object) -> None:
+        done.append(("released", device, pool))
+
+    def fails() -> None:
+        raise ValueError("cannot copy between CPU and CUDA tensors")
+
+    for name, stand_in in (
+        ("CUDAGraph", object),
+        ("graph_pool_handle", lambda: "a pool"),
+        ("Stream", lambda _: Stream()),
+        ("stream", on_stream),
+        ("graph", graph),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
+    with pytest.raises(ValueError, match="cannot copy"):
+        execution.CudaRecorder(torch.device("cuda")).record(fails)
+    freed = [("ended", 0, "a pool"), ("released", 0, "a pool")]
+    assert done == ["on the stream", "off the stream", *(freed if "own" in ends else [])]
 
 
 @pytest.mark.parametrize("drop_path", [0.05, 0.2])

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pointdistill.engine.pretraining.checkpoints import TrainState
@@ -293,11 +293,34 @@ class CudaRecorder:
         return result
 
     def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-        """Record one graph; its memory belongs to it until the replay function is dropped."""
-        graph = torch.cuda.CUDAGraph()
-        # Other threads (of the loader, of the writer of checkpoints) may go on with what a recording forbids.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            result = function()
+        """Record one graph; its memory belongs to it until the replay function is dropped.
+
+        Raises:
+            Exception: that of the function; else the recording's own.
+        """
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        stream = self._stream or torch.cuda.Stream(self._device)
+        cause = None
+        # ``graph`` alone would stay on its stream if the recording fails. Other threads (of the loader, of the
+        # writer of checkpoints) may go on with what a recording forbids.
+        on_stream = torch.cuda.stream(stream)
+        recording = torch.cuda.graph(
+            graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+        )
+        try:
+            with on_stream, recording:
+                try:
+                    result = function()
+                except Exception as error:
+                    cause = error
+                    raise
+        except Exception as error:
+            # Up to PyTorch 2.11 the allocator goes on as if it recorded, and never frees what two streams used. If
+            # it knows that the recording has ended, it says so.
+            with contextlib.suppress(RuntimeError, AttributeError):
+                torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+                torch._C._cuda_releasePool(stream.device_index, pool)
+            raise (cause or error) from None
         return result, graph.replay
 
 
@@ -386,44 +409,6 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for part in value:
             yield from tensors_in(part)
-
-
-def mean_over_processes(accelerator: Accelerator, values: Sequence[Tensor]) -> list[Tensor]:
-    """The average of every tensor over all processes, in float32 and of the same shape, by a single all-reduce."""
-    if accelerator.num_processes == 1:
-        return list(values)
-    flat = torch.cat([value.detach().float().reshape(-1) for value in values])
-    distributed.all_reduce(flat)
-    flat /= accelerator.num_processes
-    parts = flat.split([value.numel() for value in values])
-    return [part.view(value.shape) for value, part in zip(values, parts, strict=True)]
-
-
-def gather_rows(accelerator: Accelerator, value: Tensor) -> tuple[Tensor, int]:
-    """The rows of all processes, differentiably, and the index of this process's first row among them."""
-    all_rows: Tensor = _GatherRows.apply(value)  # type: ignore[no-untyped-call]
-    return all_rows, accelerator.process_index * len(value)
-
-
-class _GatherRows(torch.autograd.Function):
-    """All-gather whose backward pass sums the gradients that every process's loss has for this process's rows."""
-
-    # ``distributed.all_gather`` has no gradient. Without one, KoLeo would move a shape away from a neighbour on
-    # another process, but the neighbour would feel nothing of it.
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        ctx.rows = len(value)
-        parts = [torch.empty_like(value) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, value.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        distributed.all_reduce(gradient)
-        first = distributed.get_rank() * ctx.rows
-        return gradient[first : first + ctx.rows]
 
 
 class ViewMaker:

@@ -25,11 +25,10 @@ from pointdistill.engine.pretraining.execution import (
     Recording,
     Replay,
     StepCompiler,
-    gather_rows,
-    mean_over_processes,
 )
 from pointdistill.engine.pretraining.loader import Batch
 from pointdistill.engine.pretraining.monitor import DeviceMetrics, StepOutcome
+from pointdistill.engine.runtime.devices import gather_rows, mean_over_processes
 from pointdistill.engine.runtime.optimizer import (
     clip_gradients,
     guarded_step,

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from pointdistill.data.files import processes as memory
 from pointdistill.errors import ConfigError
@@ -389,3 +389,41 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def mean_over_processes(accelerator: Accelerator, values: Sequence[Tensor]) -> list[Tensor]:
+    """The average of every tensor over all processes, in float32 and of the same shape, by a single all-reduce."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    flat = torch.cat([value.detach().float().reshape(-1) for value in values])
+    distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    parts = flat.split([value.numel() for value in values])
+    return [part.view(value.shape) for value, part in zip(values, parts, strict=True)]
+
+
+def gather_rows(accelerator: Accelerator, value: Tensor) -> tuple[Tensor, int]:
+    """The rows of all processes, differentiably, and the index of this process's first row among them."""
+    all_rows: Tensor = _GatherRows.apply(value)  # type: ignore[no-untyped-call]
+    return all_rows, accelerator.process_index * len(value)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather whose backward pass sums the gradients that every process's loss has for this process's rows."""
+
+    # ``distributed.all_gather`` has no gradient. Without one, KoLeo would move a shape away from a neighbour on
+    # another process, but the neighbour would feel nothing of it.
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.rows = len(value)
+        parts = [torch.empty_like(value) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        distributed.all_reduce(gradient)
+        first = distributed.get_rank() * ctx.rows
+        return gradient[first : first + ctx.rows]
