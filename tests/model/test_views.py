@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pointdistill.model.config import AugmentConfig, CropConfig
-from pointdistill.model.random import KeyedRandom, sample_keys
+from pointdistill.model.random import _GOLDEN, KeyedRandom, _mix, sample_keys, stream_number
 from pointdistill.model.views import (
     augment_points,
     box_distance,
@@ -25,6 +26,25 @@ def keyed(indices: list[int], epoch: int = 0) -> KeyedRandom:
 
 def clouds(rows: int, size: int) -> torch.Tensor:
     return torch.randn(rows, size, 3, generator=torch.Generator().manual_seed(0))
+
+
+def test_bits_are_the_hash_of_a_counter_on_each_axis() -> None:
+    keys = sample_keys(seed=2**63 - 1, epoch=5, index=torch.arange(8))
+    mixed = _mix(keys + stream_number("/a"))
+    for size in (3, 50):
+        mixed = _mix(mixed[..., None] + torch.arange(1, size + 1) * _GOLDEN)
+    assert torch.equal(KeyedRandom(keys).bits("a", (3, 50)), mixed)
+
+
+def test_no_product_of_counters_alone_needs_64_bits() -> None:
+    """PyTorch's compiler takes it for an index of 32 bits, which Triton refuses: no views would be compiled."""
+    draw = make_fx(lambda keys: KeyedRandom(keys).bits("a", (3, 50)))
+    nodes = draw(torch.arange(8)).graph.nodes
+    counters = {node for node in nodes if node.target is torch.ops.aten.arange.start}
+    products = [node for node in nodes if node.target is torch.ops.aten.mul.Tensor]
+    assert len(counters) == 2
+    assert len(products) > 6
+    assert not any(counters.intersection(node.all_input_nodes) for node in products)
 
 
 def test_views_of_a_shape_do_not_depend_on_its_batch() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 # 0x9E3779B97F4A7C15, the odd integer nearest 2**64 / golden ratio, as int64.
 _GOLDEN = -7046029254386353131
+_GOLDEN_INVERSE = -1018231460777725123  # their product is 1, modulo 2**64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _MIX_32 = (-1640531535, -2048144789, -1028477387)  # odd, as int32; the last two are MurmurHash3's
@@ -89,7 +90,9 @@ class KeyedRandom:
         mixed = _mix(self.keys + stream_number(f"{self.stream}/{name}"))
         for size in shape:
             counter = torch.arange(1, size + 1, device=self.keys.device)
-            mixed = _mix(mixed[..., None] + counter * _GOLDEN)
+            # That is ``mixed`` + ``counter`` · _GOLDEN. But a product of counters alone is an index to PyTorch's
+            # compiler, which would compute it in 32 bits, and Triton refuses that.
+            mixed = _mix((mixed[..., None] * _GOLDEN_INVERSE + counter) * _GOLDEN)
         return mixed
 
     def uniform(
