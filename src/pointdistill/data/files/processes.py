@@ -155,6 +155,10 @@ class Beside(Generic[Result]):
         return value
 
 
+_BESIDE = 10
+"""How much lower the priority of work beside is: what the caller does meanwhile is the longer way to the end."""
+
+
 @contextlib.contextmanager
 def work_beside(
     function: Callable[[Task, Callable[[], None]], Result], task: Task
@@ -184,6 +188,8 @@ def _do_beside(
     connection: Connection, function: Callable[[Any, Callable[[], None]], Any], task: Any
 ) -> None:
     end_with_parent()
+    if hasattr(os, "nice"):
+        os.nice(_BESIDE)
     try:
         result = function(task, lambda: connection.send((None, None)))
     except Exception as error:
