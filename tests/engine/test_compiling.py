@@ -24,7 +24,10 @@ from pointdistill.engine.config.config import PretrainConfig, Recompute
 from pointdistill.engine.pretraining import execution
 from pointdistill.engine.pretraining.checkpoints import new_state
 from pointdistill.engine.pretraining.execution import (
+    RECORDED_FROM,
     Recorder,
+    Recording,
+    Replay,
     StepCompiler,
     ViewMaker,
     compile_failure,
@@ -58,6 +61,12 @@ def captured_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def config_of(mode: Mode, drop_path: float) -> PretrainConfig:
     config = micro_config(mode)
     return replace(config, encoder=replace(config.encoder, drop_path=drop_path))
+
+
+def with_rising_temperatures(config: PretrainConfig) -> PretrainConfig:
+    """Another temperature in every step, as in the first epochs of the paper's runs."""
+    rising = replace(config.schedule, final_cls_temperature=0.06, temperature_epochs=10.0)
+    return replace(config, schedule=rising)
 
 
 def batch_of(config: PretrainConfig, points: int = 128) -> Batch:
@@ -114,7 +123,7 @@ def test_a_step_is_whole_graphs_with_the_same_losses(
 
     The packed case also computes again what the patch embedding, the heads and the predictor do not keep.
     """
-    config = config_of(mode, drop_path)
+    config = with_rising_temperatures(config_of(mode, drop_path))
     if packed:
         config = replace(config, checkpoint_patch_embedding=Recompute.ON)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -242,7 +251,16 @@ def test_a_recorded_step_takes_later_steps_with_later_rates(mode: Mode, drop_pat
     assert tape.replays == 1 + 4, "the check, and the steps from the fourth on"
     assert ours == pytest.approx(theirs, rel=1e-5)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_a_recorded_step_takes_later_temperatures() -> None:
+    config = with_rising_temperatures(config_of(Mode.DUAL, 0.2))
+    theirs, _ = taken(config, steps=6)
+    ours, _ = taken(config, StepCompiler(recorder=Tape()), steps=6)
+    assert ours == pytest.approx(theirs, rel=1e-4), "the temperature of before moves a loss by 0.02"
 
 
 def test_a_recorded_step_is_called_off_where_shapes_could_not_be_read() -> None:
@@ -251,6 +269,19 @@ def test_a_recorded_step_is_called_off_where_shapes_could_not_be_read() -> None:
     _, called_off = taken(config, StepCompiler(recorder=Tape()), steps=7, unreadable=5)
     for name, value in after_five.items():
         assert torch.equal(called_off[name], value), name
+
+
+def test_inputs_of_another_size_are_not_given_to_recorded_kernels() -> None:
+    replay = Replay(Tape(), "step's")
+
+    def doubled(given: torch.Tensor) -> Any:
+        return replay(lambda: given, lambda first, by: Recording(lambda x: 2 * x, first, by))
+
+    early = [doubled(torch.ones(2)) for _ in range(RECORDED_FROM)]
+    assert early == [None] * RECORDED_FROM
+    assert doubled(torch.tensor([3.0, 4.0])).tolist() == [6.0, 8.0]
+    assert doubled(torch.ones(1)) is None, "one number would be copied to both places"
+    assert doubled(torch.tensor([5.0, 6.0])).tolist() == [10.0, 12.0]
 
 
 class Wrong(Tape):
@@ -474,7 +505,9 @@ def test_an_average_that_cannot_be_compiled_is_computed_as_it_is(
     assert compiler.active
     assert len(compiled) == 3, "teacher, student and objective"
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
     (line,) = our_lines(caplog)
     assert line.startswith("the teacher's average is not compiled, which takes longer: ")
     assert "no kernel for this" in line
