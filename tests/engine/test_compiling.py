@@ -42,6 +42,7 @@ from pointdistill.model import patches, selection
 from pointdistill.model import views as views_module
 from pointdistill.model.config import Mode
 from pointdistill.model.distillation import Views
+from pointdistill.model.transformer import Block
 from tests.engine.conftest import micro_config
 
 CPU = torch.device("cpu")
@@ -373,7 +374,18 @@ def test_a_failed_recording_leaves_stream_and_memory_as_they_were(
 @pytest.mark.parametrize("mode", list(Mode))
 def test_packed_passes_have_the_losses_of_single_ones(mode: Mode, drop_path: float) -> None:
     config = config_of(mode, drop_path)
-    assert losses_of(config, packed=True) == pytest.approx(losses_of(config), rel=1e-6)
+    ranks: list[int] = []
+    forward = Block.forward
+
+    def counted(block: Block, tokens: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
+        ranks.append(tokens.dim())
+        return forward(block, tokens, *more, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Block, "forward", counted)
+        packed = losses_of(config, packed=True)
+    assert 2 in ranks, "the tokens of all passes, one after another"
+    assert packed == pytest.approx(losses_of(config), rel=1e-6)
 
 
 @pytest.fixture

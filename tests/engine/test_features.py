@@ -178,6 +178,8 @@ def test_uniform_subsets_are_distinct_points_of_the_cloud() -> None:
     points = torch.arange(50.0)[None, :, None].expand(40, 50, 3)
     chosen = subsample(points, 20, "uniform", random_of(40))[..., 0]
     assert all(len(set(row)) == 20 for row in chosen.tolist())
+    in_random_order = random_of(40).bits("subset", (50,)).argsort(dim=1)
+    assert torch.equal(chosen.long(), in_random_order[:, :20]), "figures depend on the very points"
     # 800 draws out of 50 points: every point is met, near 16 times each.
     counts = torch.bincount(chosen.flatten().long(), minlength=50)
     assert counts.min() >= 6
