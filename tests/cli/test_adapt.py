@@ -237,6 +237,24 @@ def test_a_folder_that_was_there_stays_after_a_refusal(
     assert list(Path("r").iterdir()) == []
 
 
+def test_a_folder_that_checkpoints_cannot_use_is_refused_before_a_corpus_is_built(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a mount of a bucket, which renames files alone."""
+
+    def refuses(self: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.delattr("pointdistill.engine.pretraining.adapting.build_source")
+    write_clouds(here / "mine", classes=2, each=6)
+    before = sorted(here.rglob("*"))
+    monkeypatch.setattr(Path, "rename", refuses)
+    words = ("--init-from", "weights", "--data", "mine", "--device", "cpu", "--run", "r")
+    assert run("pretrain", *words) == 2
+    assert "r: folders cannot be renamed there (Permission denied)" in capsys.readouterr().err
+    assert sorted(here.rglob("*")) == before
+
+
 def test_of_two_begun_in_one_folder_one_is_refused_before_it_makes_anything(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

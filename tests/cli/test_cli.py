@@ -24,6 +24,7 @@ from pointdistill.engine.runtime import devices
 from pointdistill.engine.runtime import doctor as engine_doctor
 from pointdistill.errors import DataError
 from pointdistill.model.config import Mode
+from tests.cli.typed import typed
 
 
 def run(*arguments: str) -> int:
@@ -306,3 +307,16 @@ def test_a_current_folder_that_was_removed_is_said(
     assert capsys.readouterr().err == (
         "error: the current folder was removed; change into one that exists\n"
     )
+
+
+def test_ctrl_c_in_any_stage_of_quickstart_says_that_it_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pointdistill.engine.quickstart.build_corpus", interrupt)
+    code, _, err = typed(capsys)("quickstart", "--folder", str(tmp_path / "q"), "--shapes", "64")
+    assert code == 130
+    assert "stopped; everything is saved in " in err
+    assert "the same command continues from there" in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -125,8 +126,13 @@ def test_queries_of_one_name_are_told_apart(run: Run, monkeypatch: pytest.Monkey
     whole = str(Path("1/chair.obj").resolve())
     with monkeypatch.context() as inside:
         inside.chdir("0")
-        for query, picture in (("../1/chair.obj", "1__chair"), (whole, "1__chair")):
+        for query, picture in (("../1/chair.obj", "up__1__chair"), (whole, "1__chair")):
             assert f"picture: {picture}-neighbours.png\n" in run("search", query, "../all.npz")[1]
+    long = "x" * 240
+    shutil.copy(whole, f"{long}.obj")
+    picture = run("search", f"{long}.obj", "all.npz")[1].split()[-1]
+    assert picture.startswith("x" * 200 + "-")
+    assert Path(picture).exists()
     rows: list[SheetRow] = []
     monkeypatch.setattr(
         "pointdistill.engine.embedding.search.search_sheet",
@@ -531,3 +537,28 @@ def test_a_folder_whose_name_is_not_utf8(run: Run) -> None:
     code, out, _ = run("search", str(folder / "0.obj"), str(folder), "--json")
     assert code == 0
     assert json.loads(out)["queries"][0]["own"]["id"] == "0.obj"
+
+
+def test_neighbours_are_drawn_with_the_up_axis_of_the_embedding(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A query with another one is turned by itself alone."""
+    run("embed", "meshes", "--encoder", "my encoder", "--up", "z", "-o", "all.npz")
+    read: list[tuple[str, str | None]] = []
+    original = search_module.read_shape
+
+    def noted(location: ShapeLocation, settings: ReadSettings) -> ReadShape:
+        read.append((Path(location.path).name, settings.up))
+        return original(location, settings)
+
+    monkeypatch.setattr(search_module, "read_shape", noted)
+    assert run("search", "meshes/0.obj", "all.npz", "--up", "y")[0] == 0
+    assert read[0][1] == "y"
+    assert [up for _, up in read[1:]] == ["z", "z"]
+
+
+def test_a_complete_embedding_is_the_last_one_again(run: Run) -> None:
+    kept = ("--encoder", "my encoder", "--up", "z")
+    for output in ("a.npz", "b.npz", "a.npz"):
+        assert run("embed", "meshes", *kept, "-o", output)[0] == 0
+    assert "in a.npz" in run("search", "meshes/0.obj")[1]

@@ -441,3 +441,27 @@ def test_a_member_that_a_killed_process_unpacked_is_removed_by_the_next(
         assert [path.name for path in tmp_path.iterdir()] == [folder.parent.name]
         assert not any(folder.iterdir())
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("method", "read"), [(zipfile.ZIP_DEFLATED, 8), (zipfile.ZIP_BZIP2, 0), (zipfile.ZIP_LZMA, 0)]
+)
+def test_only_the_beginning_of_a_member_is_unpacked(
+    method: int, read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bzip2 and LZMA would unpack the whole block, of which a few bytes may hold gigabytes."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("a.txt", bytes(2**24))
+    unpacked: list[int] = []
+    update = zipfile.ZipExtFile._read1  # type: ignore[attr-defined]
+
+    def counted(stream: object, count: int) -> bytes:
+        data: bytes = update(stream, count)
+        unpacked.append(len(data))
+        return data
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "_read1", counted)
+    with open_archive(path, absent="none") as archive:
+        assert archive.head("a.txt", 8) == bytes(read)
+    assert sum(unpacked) < 2**14

@@ -68,6 +68,10 @@ _NEXT = (
 """What the quickstart's page proposes: commands, and what they do."""
 
 
+def _stopped(folder: Path) -> str:
+    return f"stopped; everything is saved in {folder}, and the same command continues from there"
+
+
 def quickstart(
     folder: Annotated[
         Path, typer.Option(help="Folder for everything; the same command continues there.")
@@ -89,14 +93,15 @@ def quickstart(
 
     with stages_reporter() as reporter:
         config = QuickstartConfig(seed=seed, shapes=shapes, steps=steps)
-        result = quickstart(folder, config, next_steps=_NEXT, reporter=reporter)
+        try:
+            result = quickstart(folder, config, next_steps=_NEXT, reporter=reporter)
+        except KeyboardInterrupt:
+            reporter.say(_stopped(folder))
+            raise
     if as_json:
         print_json("quickstart", _record(result))
     if result.interrupted:
-        echo(
-            f"stopped; everything is saved in {folder}, and the same command continues from there",
-            err=as_json,
-        )
+        echo(_stopped(folder), err=as_json)
         raise typer.Exit(130)
     if as_json:
         return

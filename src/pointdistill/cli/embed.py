@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import sys
@@ -386,12 +387,13 @@ def _default_sheet(queries: list[Path]) -> Path:
     """The picture's name: with the query's folders, since files of many folders may be called alike."""
     if len(queries) > 1:
         return Path("neighbours.png")
-    query = short_name(queries[0])
-    parts = [part for part in (*query.parent.parts, query.stem) if part.strip("./\\:")]
-    name = "__".join(parts)
-    if len(os.fsencode(name)) > _LONGEST_NAME:
-        name = parts[-1]
-    return Path(f"{name}-neighbours.png" if name else "neighbours.png")
+    query = short_name(Path(os.path.normpath(queries[0])))
+    name = "__".join("up" if part == ".." else part for part in (*query.parent.parts, query.stem))
+    encoded = os.fsencode(name)
+    if len(encoded) > _LONGEST_NAME:
+        digest = hashlib.sha256(encoded).hexdigest()[:8]
+        name = f"{encoded[:_LONGEST_NAME].decode(errors='ignore')}-{digest}"
+    return Path(f"{name}-neighbours.png")
 
 
 def _ask(name: str) -> bool:

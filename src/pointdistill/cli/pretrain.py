@@ -253,9 +253,10 @@ def _pretrain(
     echo(
         "next: pointdistill embed YOUR_FILES   (or: pointdistill evaluate scanobjectnn --stand-in)"
     )
-    export = ["pointdistill", "export", "my-encoder", "--encoder", str(result.run)]
+    name = f"{result.run.resolve().name}-encoder"
+    export = ["pointdistill", "export", name, "--encoder", str(result.run)]
     measuring = shlex.join([*export, "--corpus", str(prepared.corpus.path)])
-    echo(f"next, for `search`: {measuring}   (measures its features; then --encoder my-encoder)")
+    echo(f"next, for `search`: {measuring}   (measures its features; then --encoder {name})")
 
 
 def _slow(prepared: PreparedRun, device: str) -> str | None:

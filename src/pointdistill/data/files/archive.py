@@ -120,7 +120,7 @@ class Archive(ABC):
 
     @abstractmethod
     def head(self, name: str, count: int) -> bytes:
-        """The first ``count`` bytes of one member; none of one that cannot be read, which `read` refuses."""
+        """The first ``count`` bytes of one member; none of one that cannot be read in part."""
 
     @abstractmethod
     def locate(self, name: str) -> MemberLocation:
@@ -164,8 +164,10 @@ class _ZipArchive(Archive):
             self.refuse(name, error)
 
     def head(self, name: str, count: int) -> bytes:
-        with suppress(*_UNREADABLE), self._file.open(name) as stream:
-            return stream.read(count)
+        # Of other methods `zipfile` unpacks all that a block of the file holds, which can be gigabytes.
+        if self._file.getinfo(name).compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            with suppress(*_UNREADABLE), self._file.open(name) as stream:
+                return stream.read(count)
         return b""
 
     def locate(self, name: str) -> MemberLocation:

@@ -145,7 +145,7 @@ def check_folders_can_be_renamed(folder: Path) -> None:
         DataError: if it does not work there.
     """
     tried = folder / f".try.{secrets.token_hex(8)}.part"
-    renamed = tried.with_suffix(".done")
+    renamed = tried.with_suffix(".done.part")
     try:
         tried.mkdir()
         (tried / "file").touch()

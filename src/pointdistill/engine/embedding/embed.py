@@ -203,11 +203,11 @@ def embed(request: EmbedRequest, *, reporter: Reporter = SILENT) -> EmbedReport:
         return _help(EmbeddingLoop(shapes, settings, helped, size), maker, request, share)
     stored = {"dtype": request.dtype}  # of the output alone: chunks are float32 always
     if _is_written(request, shapes, info | stored):
-        return _report_of_output(request.output, total=len(shapes))
+        return _report_of_output(request.output, shapes)
     msg = f"{request.output}: another process is writing it; wait for that one, or choose another output file"
     with hold_file(request.output, DataError(msg, settings=("output",))):
         if _is_written(request, shapes, info | stored):  # another process has just written it
-            return _report_of_output(request.output, total=len(shapes))
+            return _report_of_output(request.output, shapes)
         work = WorkFolder(request.output, wanted, chunks=chunks, overwrite=request.overwrite)
         loop = EmbeddingLoop(shapes, settings, work, size, reporter)
         if request.cluster is not None:
@@ -422,12 +422,13 @@ def _changed_inputs(index: Index, shapes: ShapeList) -> str:
     return f"{where} {' and '.join(parts) or 'changed'}"
 
 
-def _report_of_output(output: Path, *, total: int) -> EmbedReport:
-    """The report of an output that exists already."""
+def _report_of_output(output: Path, shapes: ShapeList) -> EmbedReport:
+    """The report of an output that exists already, which becomes the last one."""
     stored = open_index(output).info
+    remember_embedding(output, [Path(source.path) for source in shapes.sources])
     failed = tuple((name, reason) for name, reason in stored["failed"])
     return EmbedReport(
-        output, stored["shapes"], total, failed, stored["assumed_up"], was_complete=True
+        output, stored["shapes"], len(shapes), failed, stored["assumed_up"], was_complete=True
     )
 
 

@@ -23,6 +23,7 @@ from pointdistill.data.files.files import short_name, write_aside
 from pointdistill.data.files.member import hold_archive
 from pointdistill.data.files.packed_tars import PACKED_TARS
 from pointdistill.data.files.workspace import check_not_lost, embedded_inputs, last_embedding
+from pointdistill.data.meshes import Axis
 from pointdistill.data.meshes.formats.points import is_prose
 from pointdistill.data.meshes.read import files_in_folders, is_shape_name
 from pointdistill.data.sources.paths import (
@@ -92,7 +93,10 @@ class SearchResult:
     """(N, 3) the query's points, z up."""
 
     settings: ReadSettings
-    """How the query was read: in the same way as the embedding's shapes."""
+    """How the query was read: as the embedding's shapes, but for an up axis of its own."""
+
+    index_up: Axis
+    """The up axis by which the embedding's shapes are read."""
 
     assumed_up: bool
     """Whether the query's up axis was assumed."""
@@ -260,7 +264,9 @@ def search_all(
     most = count + 1 if others_only else count
     ranked = nearest(index, np.stack(features), most, comparison) if features else []
     results = [
-        SearchResult(path, _neighbours(index, rows), points, settings, shape.assumed_up)
+        SearchResult(
+            path, _neighbours(index, rows), points, settings, index.facts.up, shape.assumed_up
+        )
         for (path, shape, points), rows in zip(read, ranked, strict=True)
     ]
     if others_only:
@@ -419,7 +425,7 @@ def draw_sheet(
         drawn = []
         left_out += len(result.neighbours[most:])
         for rank, neighbour in enumerate(result.neighbours[:most], start=1):
-            shape = _read_neighbour(neighbour, result.settings)
+            shape = _read_neighbour(neighbour, replace(result.settings, up=result.index_up))
             if shape.points is None:
                 not_drawn[neighbour.id] = shape.reason
                 continue
@@ -452,7 +458,7 @@ def _written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        msg = f"{path}: cannot be written ({error.strerror}); name another sheet"
+        msg = f"{path}: cannot be written ({error.strerror or error}); name another sheet"
         raise DataError(msg, settings=("sheet",)) from error
     except DataError as error:
         raise DataError(str(error), settings=("sheet",)) from error
@@ -474,5 +480,5 @@ def _read_neighbour(neighbour: Neighbour, settings: ReadSettings) -> ReadShape:
     except DataError as error:
         reason = str(error)
     except OSError as error:
-        reason = f"{error.filename or location.path}: cannot be read ({error.strerror})"
+        reason = f"{error.filename or location.path}: cannot be read ({error.strerror or error})"
     return ReadShape(neighbour.id, reason=reason)

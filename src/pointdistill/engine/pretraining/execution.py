@@ -317,7 +317,7 @@ class CudaRecorder:
         except Exception as error:
             # Up to PyTorch 2.11 the allocator goes on as if it recorded, and never frees what two streams used. If
             # it knows that the recording has ended, it says so.
-            with contextlib.suppress(RuntimeError, AttributeError):
+            with contextlib.suppress(RuntimeError, AttributeError, TypeError):
                 torch._C._cuda_endAllocateToPool(stream.device_index, pool)
                 torch._C._cuda_releasePool(stream.device_index, pool)
             raise (cause or error) from None

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from pointdistill.data.corpus import Corpus, open_corpus
-from pointdistill.data.files.files import disk_is_full
+from pointdistill.data.files.files import check_folders_can_be_renamed, disk_is_full
 from pointdistill.data.files.schema import from_plain, refusing_damage
 from pointdistill.data.files.workspace import last_corpus, last_run, remember_run, why_no_run
 from pointdistill.engine.config.config import PretrainConfig
@@ -182,6 +182,8 @@ def _claimed(run: Path | None, config: PretrainConfig) -> Iterator[Path]:
     try:
         with hold_run(chosen):
             check_free(chosen)
+            if chosen.is_dir() and is_main_process():
+                check_folders_can_be_renamed(chosen)  # before a corpus is built
             corpus = corpus_beside(chosen)
             was_there = corpus.exists()
             try:
@@ -418,9 +420,9 @@ def fit_batch(
         if step_gib(config) > allowed:
             fitting = shareable(largest_batch(config, allowed))
             remarks.append(
-                f"batch: {fitting} instead of the recipe's {config.batch_size}, whose step would take about "
+                f"batch: {fitting} instead of {config.batch_size}, whose step would take about "
                 f"{step_gib(config):.0f} GiB of this CPU's memory; results will differ from the paper's "
-                f"(a batch size given by you is not changed, not even {config.batch_size})"
+                f"(a batch size given by you is not changed)"
             )
             config = replace(config, batch_size=fitting)
     return config, remarks
