@@ -71,7 +71,7 @@ def test_from_a_folder_of_meshes_to_an_encoder(succeed: Succeed, tmp_path: Path)
     assert "next: pointdistill embed YOUR_FILES" in said
     (measuring,) = (line for line in said.splitlines() if line.startswith("next, for `search`: "))
     succeed(*shlex.split(measuring.partition("pointdistill ")[2].partition("   (")[0]))
-    assert (tmp_path / "my-encoder" / "feature_statistics.safetensors").is_file()
+    assert (tmp_path / "tiny-dual-1-encoder" / "feature_statistics.safetensors").is_file()
     succeed("export", "out")
     assert load_encoder(tmp_path / "out").config.width == 64
 
