@@ -35,6 +35,7 @@ from pointdistill.data.synthetic_shapes.shape import (
     Draw,
     Floats,
     Mesh,
+    bounds,
     face_areas,
     join,
 )
@@ -92,7 +93,7 @@ def _finished(mesh: Mesh, draw: Draw) -> Mesh | None:
         return None
     faces = mesh.faces[used]
     corners = vertices[faces.ravel()]
-    low, high = corners.min(axis=0), corners.max(axis=0)
+    low, high = bounds(corners)
     size = np.sort(high - low)
     if size[1] < _THINNEST * size[2]:
         return None
@@ -189,7 +190,7 @@ def _stack(draw: Draw, depth: int) -> Mesh:
 def _raised(draw: Draw, depth: int) -> Mesh:
     """An item on supports below its corners, its sides or its middle, and perhaps another item on top."""
     top = _item(draw, depth).scaled(1.0, log_between(draw, 0.3, 1.0), log_between(draw, 0.03, 0.8))
-    low, high = top.vertices.min(axis=0), top.vertices.max(axis=0)
+    low, high = bounds(top.vertices)
     length = log_between(draw, 0.1, 1.5)
     limb = random_limb(draw)
     thick = log_between(draw, 0.12, 0.8)
@@ -348,7 +349,7 @@ def _limbed(draw: Draw, depth: int) -> Mesh:
         for step in range(draw.pick((1, 1, 1, 2, 3))):
             moved = piece.moved(*(place * (1.0, 1.0 - 0.6 * step, 1.0)))
             pieces += [moved, moved.mirrored()]
-    low, high = body.vertices.min(axis=0), body.vertices.max(axis=0)
+    low, high = bounds(body.vertices)
     for end in (low[1], high[1], draw.between(low[1], high[1])):
         if draw.chance(0.55):
             size = log_between(draw, 0.08, 0.6)

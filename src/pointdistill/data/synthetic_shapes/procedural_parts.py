@@ -33,6 +33,7 @@ from pointdistill.data.synthetic_shapes.shape import (
     Floats,
     Mesh,
     bend,
+    bounds,
     bulge,
     join,
     shear,
@@ -52,7 +53,7 @@ def log_between(draw: Draw, low: float, high: float) -> float:
 
 def fitted(mesh: Mesh) -> Mesh:
     """Centred on the origin, the longest side of its box 1."""
-    low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
+    low, high = bounds(mesh.vertices)
     longest = max(float((high - low).max()), _SMALLEST)
     return Mesh((mesh.vertices - (low + high) / 2.0) / longest, mesh.faces)
 

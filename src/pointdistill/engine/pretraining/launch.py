@@ -422,7 +422,7 @@ def fit_batch(
             remarks.append(
                 f"batch: {fitting} instead of {config.batch_size}, whose step would take about "
                 f"{step_gib(config):.0f} GiB of this CPU's memory; results will differ from the paper's "
-                f"(a batch size given by you is not changed)"
+                "(a batch size given by you is not changed)"
             )
             config = replace(config, batch_size=fitting)
     return config, remarks
